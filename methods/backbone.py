@@ -1,0 +1,85 @@
+"""What a method may know of a backbone: its geometry, its sites and where they live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import nn
+
+from methods.errors import UserError
+
+#: The linear maps of a transformer layer, in the order in which every stack of slices is built.
+PROJECTIONS = ("query", "key", "value", "output", "fc1", "fc2")
+
+#: Projections of one layer that read the same activation.
+SHARED_INPUT = ("query", "key", "value")
+
+
+class Site(NamedTuple):
+    """One projection of one layer."""
+
+    layer: int
+    projection: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.projection}"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """All that a parameter count needs. Heads split `hidden` evenly."""
+
+    hidden: int
+    heads: int
+    layers: int
+    mlp: int
+
+    def __post_init__(self) -> None:
+        for field in ("hidden", "heads", "layers", "mlp"):
+            if getattr(self, field) < 1:
+                raise UserError(f"geometry: {field} must be at least 1, got {getattr(self, field)}")
+        if self.hidden % self.heads:
+            raise UserError(f"geometry: hidden size {self.hidden} is not divisible by {self.heads} heads")
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden // self.heads
+
+    def shape(self, projection: str) -> tuple[int, int]:
+        """(out, in) of a projection's weight."""
+        if projection == "fc1":
+            return self.mlp, self.hidden
+        if projection == "fc2":
+            return self.hidden, self.mlp
+        return self.hidden, self.hidden
+
+    def __str__(self) -> str:
+        return f"d={self.hidden}, H={self.heads}, L={self.layers}, mlp={self.mlp}"
+
+
+class Backbone(Protocol):
+    """A frozen pretrained classifier: `module(**inputs)` returns logits of shape (batch, classes).
+
+    Every site is an `nn.Linear` of its own (fused projections are split on loading).
+    """
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def head(self) -> nn.Module:
+        """The task head, part of `module`, trained beside every adapter and never counted with it."""
+        ...
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The projections that every layer has, in the order of `PROJECTIONS`."""
+        ...
+
+    def path(self, site: Site) -> str:
+        """Dotted path of the site's linear layer inside `module`."""
+        ...
