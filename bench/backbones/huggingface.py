@@ -1,0 +1,352 @@
+"""ViT, DINOv2, BERT and RoBERTa by transformers, from a folder or the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.backbones.base import (
+    BackboneInfo,
+    Kind,
+    LoadedBackbone,
+    channels,
+    file_hash,
+    key_list,
+    pixel_size,
+    refuse_image_size,
+)
+from bench.backbones.hub import SMALL_FILES, WEIGHT_FILES, snapshot
+from bench.tasks.inputs import ImageInput, ModelInput, TextInput
+from methods.backbone import PROJECTIONS, Geometry
+from methods.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+def mean_of_tokens(encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean of the last states over the tokens that the mask keeps."""
+    states = encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    mask = attention_mask.unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def first_token(encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The last state of the first token."""
+    return encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+
+
+def class_token(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
+    """The class token after the final layer norm."""
+    return encoder(pixel_values=pixel_values).last_hidden_state[:, 0]
+
+
+class RobertaHead(nn.Module):
+    """RoBERTa's own: dropout, dense, tanh, dropout, projection. (batch, hidden) to (batch, classes)."""
+
+    def __init__(self, hidden: int, dropout: float, classes: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(hidden, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(features)))))
+
+
+def _linear_head(config: Any) -> Callable[[int], nn.Module]:
+    return partial(nn.Linear, config.hidden_size)
+
+
+def _roberta_head(config: Any) -> Callable[[int], nn.Module]:
+    dropout = config.classifier_dropout
+    return partial(
+        RobertaHead, config.hidden_size, config.hidden_dropout_prob if dropout is None else dropout
+    )
+
+
+def _layout(layer: str, *paths: str) -> Mapping[str, str]:
+    return {
+        projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(PROJECTIONS, paths, strict=True)
+    }
+
+
+_SELF = "attention.attention"
+_NEW = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2")
+_OLD = (f"{_SELF}.query", f"{_SELF}.key", f"{_SELF}.value", "attention.output.dense")
+_BERT = _layout(
+    "encoder.layer",
+    *("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+    *("intermediate.dense", "output.dense"),
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How transformers lays out one model type. `layouts`: transformers 5's attribute names, then 4's."""
+
+    model_class: str
+    layouts: tuple[Mapping[str, str], ...]
+    pool: Callable[..., Tensor]
+    make_head: Callable[[Any], Callable[[int], nn.Module]] = _linear_head
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+
+
+FAMILIES: dict[Kind, Family] = {
+    "vit": Family(
+        "ViTModel",
+        (_layout("layers", *_NEW), _layout("encoder.layer", *_OLD, "intermediate.dense", "output.dense")),
+        class_token,
+        arguments={"add_pooling_layer": False},
+        normalisation=(HALF, HALF),
+    ),
+    "dinov2": Family(
+        "Dinov2Model",
+        (_layout("encoder.layer", *_NEW), _layout("encoder.layer", *_OLD, "mlp.fc1", "mlp.fc2")),
+        class_token,
+        normalisation=(IMAGENET_MEAN, IMAGENET_STD),
+    ),
+    "bert": Family("BertModel", (_BERT,), mean_of_tokens, arguments={"add_pooling_layer": False}),
+    "roberta": Family(
+        "RobertaModel", (_BERT,), first_token, _roberta_head, arguments={"add_pooling_layer": False}
+    ),
+}
+
+#: Learned for masked images only; no forward of ours reads it.
+MAY_MISS = ("mask_token",)
+
+#: What checkpoints of ForXxx models hold beside the encoder: their heads and old buffers.
+MAY_EXCEED = (
+    *("pooler", "classifier", "distillation_classifier", "cls", "lm_head", "qa_outputs", "decoder"),
+    *("mask_token", "position_ids"),
+)
+
+
+@dataclass(frozen=True)
+class FolderBackbone:
+    """A `save_pretrained` folder, written by transformers 4 or 5."""
+
+    path: Path
+
+    def describe(self, image_size: int | None) -> BackboneInfo:
+        """Reads config, tokenizer and hash; see `BackboneEntry`. Raises UserError for a bad folder."""
+        folder = self.path.expanduser()
+        files = _checkpoint_files(folder)
+        return describe_folder(
+            folder,
+            name=f"local:{folder.resolve().name}",
+            weights_hash=f"sha256:{file_hash(*files)}",
+            description="a checkpoint folder of your own; you know its origin and licence",
+            image_size=image_size,
+        )
+
+    def load(self, image_size: int | None) -> LoadedBackbone:
+        """See `BackboneEntry`. Raises UserError if the weights are incomplete or do not fit."""
+        return load_folder(self.path.expanduser(), self.describe(image_size))
+
+
+@dataclass(frozen=True)
+class HubBackbone:
+    """A repository of the Hugging Face hub, at the commit that its revision names now."""
+
+    repository: str
+    revision: str | None = None
+
+    def describe(self, image_size: int | None) -> BackboneInfo:
+        """Downloads config and tokenizer; see `BackboneEntry`. Raises UserError as `snapshot` does."""
+        folder = snapshot(self.repository, self.revision, SMALL_FILES)
+        return describe_folder(
+            folder,
+            name=self.repository,
+            weights_hash=f"hub:{self.repository}@{folder.name}",
+            description=f"{self.repository} of the Hugging Face hub, commit {folder.name}; see its card",
+            image_size=image_size,
+        )
+
+    def load(self, image_size: int | None) -> LoadedBackbone:
+        """Downloads the weights; see `BackboneEntry`. Raises UserError as `load_folder` does too."""
+        commit = snapshot(self.repository, self.revision, SMALL_FILES).name
+        folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES)
+        return load_folder(folder, self.describe(image_size))
+
+
+def describe_folder(
+    folder: Path, *, name: str, weights_hash: str, description: str, image_size: int | None
+) -> BackboneInfo:
+    """Description of a checkpoint folder, read from its config. Raises UserError for a bad one."""
+    config = _config(folder)
+    kind: Kind = config.model_type
+    projections: tuple[str, ...] = PROJECTIONS
+    if kind == "dinov2":
+        mlp = int(config.hidden_size * config.mlp_ratio)
+        if config.use_swiglu_ffn:
+            # A gated MLP has no fc1: the adapters see attention only.
+            mlp = (int(mlp * 2 / 3) + 7) // 8 * 8
+            projections = PROJECTIONS[:4]
+    else:
+        mlp = config.intermediate_size
+    geometry = Geometry(config.hidden_size, config.num_attention_heads, config.num_hidden_layers, mlp)
+    return BackboneInfo(
+        name=name,
+        kind=kind,
+        geometry=geometry,
+        projections=projections,
+        input=_model_input(folder, config, name, image_size),
+        weights_hash=weights_hash,
+        description=description,
+    )
+
+
+def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
+    """Load a checkpoint folder as described by `info`.
+
+    Raises UserError, with the keys named, if an encoder weight is missing or one of the file's has no
+    place: transformers would leave what is missing random and only warn.
+    """
+    import transformers
+
+    family = FAMILIES[info.kind]
+    _checkpoint_files(folder)
+    model_class = getattr(transformers, family.model_class)
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            encoder, report = model_class.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                attn_implementation="sdpa",
+                **family.arguments,
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"backbone '{info.name}' in {folder} does not load: {error}") from error
+    _refuse(info.name, "lacks weights, which would stay random", report["missing_keys"], MAY_MISS)
+    _refuse(info.name, "has weights that no layer takes", report["unexpected_keys"], MAY_EXCEED)
+    # transformers 5 keeps a half-precision checkpoint's dtype, transformers 4 does not.
+    return wrap(info, encoder.float())
+
+
+def wrap(info: BackboneInfo, encoder: Any) -> LoadedBackbone:
+    """A transformers model as a backbone, its position embeddings at the described image size."""
+    family = FAMILIES[info.kind]
+    if isinstance(info.input, ImageInput):
+        _resize(encoder, info.input.size)
+    return LoadedBackbone(info, encoder, family.pool, family.make_head(encoder.config), family.layouts)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint folder. Raises UserError if it has none."""
+    from transformers import AutoTokenizer
+
+    # Without these transformers 5 makes an empty tokenizer, which turns every word into one unknown token.
+    if not _tokenizer_files(folder):
+        raise UserError(f"{folder} has no tokenizer: put its tokenizer.json or vocabulary there")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} has a tokenizer that does not load: {error}") from error
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
+    try:
+        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+        if model_type not in FAMILIES:
+            raise UserError(f"{folder} holds a '{model_type}' model; supported are {', '.join(FAMILIES)}")
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from error
+
+
+def _checkpoint_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; `local:` takes one written by save_pretrained")
+    weights = sorted(folder.glob("model*.safetensors"))
+    if not weights:
+        raise UserError(
+            f"{folder} has no model.safetensors (pickled weights are not read: load them once with "
+            f"transformers and write them with save_pretrained)"
+        )
+    return [folder / "config.json", *weights] if (folder / "config.json").is_file() else weights
+
+
+def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -> ModelInput:
+    normalisation = FAMILIES[config.model_type].normalisation
+    if normalisation is None:
+        refuse_image_size(name, image_size)
+        # RoBERTa numbers positions from its padding id + 1.
+        reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+        return TextInput(
+            tokenizer_hash=f"sha256:{file_hash(*_tokenizer_files(folder))}",
+            max_tokens=config.max_position_embeddings - reserved,
+            load_tokenizer=partial(load_tokenizer, folder),
+        )
+    size, patch = _side(config.image_size, name), _side(config.patch_size, name)
+    mean, std = normalisation
+    preprocessor = folder / "preprocessor_config.json"
+    if preprocessor.is_file():
+        settings = json.loads(preprocessor.read_text())
+        mean, std = settings.get("image_mean", mean), settings.get("image_std", std)
+    return ImageInput(pixel_size(name, size, image_size, patch), channels(mean), channels(std))
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    names = ("tokenizer.*", "vocab.*", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+    found = [file for name in names for file in sorted(folder.glob(name))]
+    vocabularies = [file for file in found if file.name.startswith(("tokenizer.", "vocab."))]
+    return found if vocabularies else []
+
+
+def _side(value: Any, name: str) -> int:
+    sides = set(value) if isinstance(value, list | tuple) else {value}
+    if len(sides) != 1:
+        raise UserError(f"backbone '{name}' takes images of {value}; only square ones are supported")
+    return sides.pop()
+
+
+def _resize(encoder: Any, size: int) -> None:
+    # Once on loading, by the model's own interpolation, so that no forward pays for it.
+    config, embeddings = encoder.config, encoder.embeddings
+    if size == _side(config.image_size, encoder.name_or_path):
+        return
+    patches = (size // _side(config.patch_size, encoder.name_or_path)) ** 2
+    tokens = torch.empty(1, patches + 1, config.hidden_size)
+    with torch.no_grad():
+        resized = embeddings.interpolate_pos_encoding(tokens, size, size)
+    embeddings.position_embeddings = nn.Parameter(resized.clone())
+    embeddings.image_size = embeddings.patch_embeddings.image_size = (size, size)
+    config.image_size = size
+
+
+def _refuse(name: str, what: str, keys: Any, allowed: tuple[str, ...]) -> None:
+    wrong = sorted(key for key in keys if not set(key.split(".")) & set(allowed))
+    if wrong:
+        raise UserError(f"backbone '{name}' {what}: {key_list(wrong)}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # Its report and progress bar say what `_refuse` says better.
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

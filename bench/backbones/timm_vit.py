@@ -1,0 +1,251 @@
+"""Vision transformers by timm. Their fused qkv is split on loading, so that every site is a Linear."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.backbones.base import BackboneInfo, LoadedBackbone, channels, file_hash, key_list, locate
+from bench.backbones.hub import SMALL_FILES, WEIGHT_FILES, snapshot
+from bench.tasks.inputs import ImageInput
+from methods.backbone import PROJECTIONS, Geometry
+from methods.errors import UserError
+
+_BLOCK = "blocks.{layer}"
+PATHS = {
+    "query": f"{_BLOCK}.attn.qkv.query",
+    "key": f"{_BLOCK}.attn.qkv.key",
+    "value": f"{_BLOCK}.attn.qkv.value",
+    "output": f"{_BLOCK}.attn.proj",
+    "fc1": f"{_BLOCK}.mlp.fc1",
+    "fc2": f"{_BLOCK}.mlp.fc2",
+}
+
+
+class SplitQKV(nn.Module):
+    """Query, key and value as three layers in the place of timm's fused one: same input, same output."""
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        weights = fused.weight.detach().chunk(3)
+        biases = (None,) * 3 if fused.bias is None else fused.bias.detach().chunk(3)
+        self.query, self.key, self.value = map(_linear, weights, biases)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
+
+
+def own_pooling(encoder: Any, *, pixel_values: Tensor) -> Tensor:
+    """Features as the model itself pools and norms them before its classifier."""
+    return encoder.forward_head(encoder.forward_features(pixel_values), pre_logits=True)
+
+
+@dataclass(frozen=True)
+class TimmBackbone:
+    """A timm model; its weights come from `weights` (safetensors) or the model's own hub repository."""
+
+    model: str
+    weights: Path | None = None
+
+    def describe(self, image_size: int | None) -> BackboneInfo:
+        """Builds the model without weights; see `BackboneEntry`.
+
+        Raises UserError for an unknown model (the nearest names), one that is no plain vision
+        transformer, a missing file, or a hub that cannot be reached.
+        """
+        return self._describe(_recipe(self.model), image_size)
+
+    def load(self, image_size: int | None) -> LoadedBackbone:
+        """See `BackboneEntry`. Raises UserError if the weights are incomplete or do not fit."""
+        recipe = _recipe(self.model)
+        info = self._describe(recipe, image_size)
+        with torch.random.fork_rng(devices=[]):
+            encoder = recipe.build()
+        _load_weights(encoder, recipe, self._weights_file(recipe), info.name)
+        assert isinstance(info.input, ImageInput)
+        _fit(encoder, info.name, info.input.size)
+        features = getattr(encoder, "head_hidden_size", None) or encoder.num_features
+        return LoadedBackbone(info, encoder, own_pooling, partial(nn.Linear, features), [PATHS])
+
+    def _describe(self, recipe: Recipe, image_size: int | None) -> BackboneInfo:
+        name = f"timm:{self.model}"
+        if self.weights is None:
+            repository, revision = recipe.hub(self.model)
+            commit = snapshot(repository, revision, SMALL_FILES).name
+            weights_hash = f"hub:{repository}@{commit}"
+        else:
+            weights_hash = f"{name}:sha256:{file_hash(self._weights_file(recipe))}"
+        with torch.device("meta"):
+            encoder = recipe.build()
+        native = _native_size(encoder, recipe)
+        size = native if image_size is None else image_size
+        geometry, projections = _fit(encoder, name, size)
+        licence = recipe.settings.get("license") or "licence not stated by timm"
+        info = BackboneInfo(
+            name=name,
+            kind="timm",
+            geometry=geometry,
+            projections=projections,
+            input=ImageInput(size, channels(recipe.settings["mean"]), channels(recipe.settings["std"])),
+            weights_hash=weights_hash,
+            description=f"timm {recipe.architecture}, {licence}"
+            + ("" if self.weights is None else "; weights from a file of your own"),
+        )
+        locate(info, encoder, [PATHS])
+        try:
+            with torch.no_grad():
+                own_pooling(encoder, pixel_values=torch.empty(1, 3, size, size, device="meta"))
+        except Exception as error:
+            # BEiT and EVA, for two, read the fused layer's weight instead of calling it.
+            raise UserError(
+                f"backbone '{name}' does not run at {size} pixels with its qkv split: {error}"
+            ) from error
+        return info
+
+    def _weights_file(self, recipe: Recipe) -> Path:
+        if self.weights is None:
+            repository, revision = recipe.hub(self.model)
+            commit = snapshot(repository, revision, SMALL_FILES).name
+            file = snapshot(repository, commit, SMALL_FILES + WEIGHT_FILES) / "model.safetensors"
+        else:
+            file = self.weights.expanduser()
+        if not file.is_file() or file.suffix != ".safetensors":
+            raise UserError(f"timm model '{self.model}': {file} is not a safetensors file that exists")
+        return file
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How timm builds one model: architecture, arguments and its pretraining's settings."""
+
+    architecture: str
+    arguments: dict[str, Any]
+    settings: dict[str, Any]
+
+    def build(self) -> Any:
+        """The model at its native size, without classifier and without pretrained weights."""
+        import timm
+
+        return timm.create_model(
+            self.architecture, pretrained=False, **{**self.arguments, "num_classes": 0}
+        ).eval()
+
+    def hub(self, model: str) -> tuple[str, str | None]:
+        """Repository and revision with the weights. Raises UserError if timm knows none."""
+        named = _hub_name(model)
+        repository = named[0] if named else self.settings.get("hf_hub_id")
+        if not repository:
+            raise UserError(
+                f"timm has no hub repository for '{model}': name a tag with weights, or a safetensors "
+                f"file as `local:`"
+            )
+        return repository, named[1] if named else None
+
+
+def _recipe(model: str) -> Recipe:
+    import timm
+
+    if named := _hub_name(model):
+        config = json.loads((snapshot(*named, SMALL_FILES) / "config.json").read_text())
+        if "architecture" not in config:
+            raise UserError(f"hub model {named[0]} is not a timm model: its config names no architecture")
+        # Older timm configs hold the settings at the top level.
+        settings = {**config, **config.get("pretrained_cfg", {})}
+        return Recipe(config["architecture"], config.get("model_args") or {}, settings)
+    if not timm.is_model(model):
+        near = get_close_matches(model, timm.list_models(), n=3)
+        raise UserError(f"timm has no model '{model}'" + (f"; near are {', '.join(near)}" if near else ""))
+    # The tag stays in the name, so that timm applies what its pretraining fixes, such as the image size.
+    return Recipe(model, {}, timm.get_pretrained_cfg(model).to_dict())
+
+
+def _hub_name(model: str) -> tuple[str, str | None] | None:
+    match = re.fullmatch(r"hf[_-]hub:([^@]+)(?:@(.+))?", model)
+    return (match[1], match[2]) if match else None
+
+
+def _native_size(encoder: Any, recipe: Recipe) -> int:
+    sides = getattr(getattr(encoder, "patch_embed", None), "img_size", None)
+    return int(sides[0] if sides else recipe.settings["input_size"][-1])
+
+
+def _load_weights(encoder: Any, recipe: Recipe, file: Path, name: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Tensor] = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"backbone '{name}': {file} is not a safetensors file: {error}") from error
+    # Some of timm's own files are in the layout of the model's authors; timm converts them with this.
+    convert = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
+    if convert is not None:
+        state = convert(state, encoder)
+    heads = recipe.settings.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{h}." for h in heads))}
+    expected = encoder.state_dict()
+    faults = [f"missing {key}" for key in expected if key not in state]
+    faults += [f"unexpected {key}" for key in state if key not in expected]
+    faults += [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    if faults:
+        raise UserError(f"backbone '{name}': {file} does not fit: {key_list(faults)}")
+    encoder.load_state_dict(state)
+    encoder.float()
+
+
+def _fit(encoder: Any, name: str, size: int) -> tuple[Geometry, tuple[str, ...]]:
+    """Split every qkv and set the image size. Raises UserError if the model is of another make."""
+    blocks = list(getattr(encoder, "blocks", None) or ())
+    if not blocks or not all(_has_fused_attention(block) for block in blocks):
+        raise UserError(
+            f"backbone '{name}' ({type(encoder).__name__}) is no plain vision transformer: its blocks "
+            f"have no `attn.qkv` of so many heads to split"
+        )
+    mlps = [(getattr(block.mlp, "fc1", None), getattr(block.mlp, "fc2", None)) for block in blocks]
+    # A gated MLP (SwiGLU) has no fc1 that alone feeds fc2: the adapters see attention only.
+    plain = all(
+        isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear) and fc1.out_features == fc2.in_features
+        for fc1, fc2 in mlps
+    )
+    attention = blocks[0].attn
+    hidden = attention.qkv.in_features
+    width = getattr(mlps[0][1], "in_features", hidden)
+    geometry = Geometry(hidden, attention.num_heads, len(blocks), width)
+    for block in blocks:
+        block.attn.qkv = SplitQKV(block.attn.qkv)
+    try:
+        if size != getattr(encoder.patch_embed, "img_size", (None,))[0]:
+            encoder.set_input_size(img_size=(size, size))
+    except (AttributeError, AssertionError, ValueError) as error:
+        raise UserError(f"backbone '{name}' does not take images of {size} pixels: {error}") from error
+    return geometry, PROJECTIONS if plain else PROJECTIONS[:4]
+
+
+def _has_fused_attention(block: Any) -> bool:
+    attention = getattr(block, "attn", None)
+    fused = isinstance(getattr(attention, "qkv", None), nn.Linear)
+    return fused and hasattr(attention, "num_heads") and hasattr(block, "mlp")
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    # Copies, so that the three share no storage with each other.
+    layer.weight = nn.Parameter(weight.clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.clone())
+    return layer

@@ -1,0 +1,229 @@
+"""The command line. Heavy imports happen inside the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from methods import Geometry
+
+app = typer.Typer(
+    name="tensorbench",
+    help="Compare tensor PEFT methods under matched parameter budgets.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+#: Off a terminal nothing limits the width, and rich would assume 80 columns.
+out = Console(width=None if sys.stdout.isatty() else 120)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+
+SuiteFile = Annotated[Path, typer.Argument(help="The suite, a YAML file.")]
+StoreUri = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow store: sqlite:///FILE, a server's http address or a database. "
+        "Default: sqlite:///mlflow.db in the working folder.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show a traceback with errors.")] = False,
+) -> None:
+    main.debug = debug  # type: ignore[attr-defined]
+
+
+@app.command()
+def run(
+    suite: SuiteFile,
+    store: StoreUri = None,
+    device: Device = "auto",
+    retry_failed: Annotated[bool, typer.Option(help="Run only the trials that failed.")] = False,
+) -> None:
+    """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept."""
+    from bench.display import RunDisplay, print_summary
+    from bench.execution.inline import execute, pending, prepare_all
+    from bench.plan import make_plan
+    from bench.suite import load_suite
+    from bench.tracking import DEFAULT_STORE, Store
+    from bench.trial import Resources
+    from reports.summary import summarise
+
+    chosen = _device(device)
+    plan = make_plan(load_suite(suite), chosen)
+    opened = Store.create(store or DEFAULT_STORE, plan.suite.name)
+    with opened.exclusive():
+        closed = opened.close_stale()
+        if closed:
+            out.print(f"Closed {closed} unfinished run(s) of a process that died; their trials run again.")
+        trials = pending(plan, opened, retry_failed=retry_failed)
+        out.print(
+            f"[bold]{plan.suite.name}[/bold]: {len(plan.trials)} trials, {len(trials)} to run on {chosen}"
+        )
+        if trials:
+            resources = Resources(chosen)
+            prepare_all(trials, resources)
+            with RunDisplay(out, plan, len(trials)) as display:
+                execute(plan, trials, opened, resources, display)
+        else:
+            opened.end_suite(opened.begin_suite(plan), "FINISHED")
+        summary = summarise(opened)
+    print_summary(out, summary)
+    if not summary.complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(suite: SuiteFile, device: Device = "auto", as_json: AsJson = False) -> None:
+    """Show what would run: resolved ranks, parameter counts, trial ids. Starts nothing."""
+    from bench.display import print_plan
+    from bench.plan import make_plan
+    from bench.suite import load_suite
+
+    made = make_plan(load_suite(suite), _device(device))
+    if as_json:
+        typer.echo(json.dumps(made.as_json(), indent=1))
+    else:
+        print_plan(out, made)
+
+
+@app.command()
+def methods(
+    hidden: Annotated[int, typer.Option(help="Hidden size.")] = 768,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 12,
+    layers: Annotated[int, typer.Option(help="Layers.")] = 12,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods, with their parameter counts on a geometry (ViT-B and RoBERTa-base by default)."""
+    from methods import Geometry
+    from methods.tenslora import VARIANTS
+
+    geometry = Geometry(hidden, heads, layers, 4 * hidden)
+    rows = [row for name, cls in _available_methods() for row in _method_rows(name, cls, geometry, VARIANTS)]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    table = Table(title=f"Methods at {geometry}")
+    for heading, justify in (
+        ("method", "left"),
+        ("options", "left"),
+        ("isorank 4", "right"),
+        ("isoparameters", "right"),
+        ("ranks there", "left"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell or "–") for cell in row.values()))
+    out.print(table)
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks."""
+    from bench.tasks import TASKS
+
+    table = Table(title="Tasks", show_lines=True)
+    for heading in ("task", "modality", "classes", "metric", "what it is"):
+        table.add_column(heading)
+    for name, task in TASKS.available():
+        classes = ", ".join(task.classes)
+        table.add_row(name, task.modality, classes, task.metric, task.description)
+    out.print(table)
+
+
+@app.command()
+def backbones() -> None:
+    """List the registered backbones. A suite can also name a hub model, a timm model or a local folder."""
+    from bench.backbones import BACKBONES
+
+    table = Table(title="Backbones", show_lines=True)
+    for heading in ("backbone", "kind", "input", "geometry", "what it is"):
+        table.add_column(heading)
+    for name, entry in BACKBONES.available():
+        info = entry.describe(None)
+        table.add_row(name, info.kind, info.input.modality, str(info.geometry), info.description)
+    out.print(table)
+
+
+def _available_methods() -> list[tuple[str, Any]]:
+    from methods import METHODS
+
+    return list(METHODS.available())
+
+
+def _method_rows(name: str, cls: Any, geometry: Geometry, variants: tuple[str, ...]) -> list[dict[str, Any]]:
+    from bench.plan import REFERENCE_RANK
+    from methods import create
+
+    budget = create("lora", rank=REFERENCE_RANK).count(geometry)
+    templates = [cls(variant=variant) for variant in variants] if name == "tenslora" else [cls()]
+    rows = []
+    for method in templates:
+        fitted = method.fit(geometry, budget)
+        rows.append(
+            {
+                "method": name,
+                "options": method.title,
+                "isorank_4": method.isorank(4).count(geometry),
+                "isoparameters": fitted.count(geometry),
+                "ranks": ",".join(map(str, fitted.size)),
+            }
+        )
+    return rows
+
+
+def _device(asked: str) -> str:
+    """The device to run on. Raises UserError for one that this machine lacks."""
+    import torch
+
+    from methods import UserError
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(asked)
+    except RuntimeError:
+        raise UserError(f"--device {asked}: accepted are auto, cpu, cuda and cuda:N") from None
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {asked}: this machine has no CUDA device; use --device cpu")
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {asked}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    if kind.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {asked}: accepted are auto, cpu, cuda and cuda:N")
+    return asked
+
+
+def main() -> None:
+    """Runs the program. What the user can mend is shown without a traceback, unless with --debug."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {message}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app()
+    except Exception as error:
+        from methods.errors import UserError
+
+        if not isinstance(error, UserError) or getattr(main, "debug", False):
+            raise
+        err.print("[bold red]error:[/bold red]", end=" ")
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped; start the same command again to go on")
+        sys.exit(130)

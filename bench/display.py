@@ -1,0 +1,179 @@
+"""What a run shows at the terminal: live progress, and the tables of plans and results."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bench.plan import Plan
+
+if TYPE_CHECKING:
+    from bench.execution.inline import Event
+    from reports.summary import Summary
+
+
+class RunDisplay:
+    """Live progress of a run; off a terminal, one line for each trial that ends."""
+
+    def __init__(self, console: Console, plan: Plan, trials: int) -> None:
+        self._console = console
+        self._names = {
+            id_: f"{row.method} {_join(row.ranks)} · {row.task} · seed {seed}"
+            for row in plan.rows
+            for seed, id_ in row.trials.items()
+        }
+        self._total = trials
+        self._done = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._all = self._progress.add_task("all trials", total=trials, detail=f"0/{trials}")
+        self._one = self._progress.add_task("", total=1, detail="")
+
+    def __enter__(self) -> RunDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        name = escape(self._names[event.trial.id])
+        if event.kind == "started":
+            self._progress.reset(self._one, description=name, total=1, detail="")
+        elif event.progress is not None:
+            progress = event.progress
+            detail = f"epoch {progress.epoch}"
+            if progress.losses:
+                detail += f" · loss {progress.losses[-1][1]:.3f}"
+            if progress.validation_metric is not None:
+                detail += f" · validation {progress.validation_metric:.4f}"
+            self._progress.update(self._one, total=progress.steps, completed=progress.step, detail=detail)
+            completed = self._done + progress.step / progress.steps
+            self._progress.update(self._all, completed=completed)
+        else:
+            self._done += 1
+            detail = f"{self._done}/{self._total}"
+            self._progress.update(self._all, completed=self._done, detail=detail)
+            self._console.print(_ended(name, event), highlight=False)
+
+
+def _ended(name: str, event: Event) -> str:
+    if event.outcome is None:
+        return f"[red]✗[/red] {name}: {escape(event.failure)}"
+    outcome = event.outcome
+    step = f", {outcome.trained.step_ms:.0f} ms a step" if outcome.trained.step_ms else ""
+    return (
+        f"[green]✓[/green] {name}: {event.trial.evaluate} {outcome.final.metric:.4f}, "
+        f"validation {outcome.trained.validation_metric:.4f} ({outcome.seconds:.0f} s{step})"
+    )
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """One table for each task and backbone."""
+    recipes = {trial.id: trial.recipe for trial in plan.trials}
+    console.print(
+        f"[bold]{plan.suite.name}[/bold]: {len(plan.trials)} trials, seeds {_join(plan.suite.seeds)}"
+    )
+    for task, backbone in dict.fromkeys((row.task, row.backbone) for row in plan.rows):
+        table = _Table(f"{task} · {backbone}", ("lr",))
+        for row in plan.rows:
+            if (row.task, row.backbone) == (task, backbone):
+                lr = recipes[next(iter(row.trials.values()))].lr
+                table.add(row.budget.label if row.budget else None, row.as_dict(), f"{lr:g}")
+        console.print(table.table)
+    shared = sum(len(row.trials) for row in plan.rows) - len(plan.trials)
+    if shared:
+        console.print(f"{shared} trial(s) stand in more than one row and run once.")
+    _print_missed(console, sum(row.within is False for row in plan.rows))
+
+
+def print_summary(console: Console, summary: Summary) -> None:
+    """One table for each task and backbone."""
+    lines = summary.table.astype(object).where(summary.table.notna(), None)
+    for (task, backbone), group in lines.groupby(["task", "backbone"], sort=False):
+        measured = group[group["finished"] > 0]
+        what = (
+            f"{measured['evaluated'].iloc[0]} {measured['metric'].iloc[0]}" if len(measured) else "no result"
+        )
+        table = _Table(
+            f"{task} · {backbone} · {what}, mean ± standard deviation over seeds",
+            ("score", "seeds", "ms/step"),
+        )
+        for line in group.to_dict("records"):
+            step = "–" if line["step_ms"] is None else f"{line['step_ms']:.0f}"
+            table.add(line["budget"], line, _score(line), _seeds(line), step)
+        console.print(table.table)
+    _print_missed(console, int(lines["within"].eq(False).sum()))
+    lost = int((lines["seeds"] - lines["finished"]).sum())
+    if lost:
+        console.print(
+            f"[red]{lost} result(s) failed or are missing; they are in no mean.[/red] "
+            "`--retry-failed` runs the failed ones again."
+        )
+    if summary.closing:
+        console.print(escape(summary.closing), highlight=False)
+
+
+class _Table:
+    """Rows of a plan or a summary, with a heading wherever the budget changes."""
+
+    def __init__(self, title: str, measured: tuple[str, ...]) -> None:
+        self.table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        self.table.add_column("method")
+        self.table.add_column("ranks", no_wrap=True)
+        for heading in ("params", "% LoRA", "budget", *measured):
+            self.table.add_column(heading, justify="right", no_wrap=True)
+        self._block: str | None = ""
+
+    def add(self, budget: str | None, row: dict[Any, Any], *measured: str) -> None:
+        if budget != self._block:
+            self.table.add_row(f"[bold]{budget or 'own size'}[/bold]")
+            self._block = budget
+        ranks = row["ranks"] if isinstance(row["ranks"], str) else _join(row["ranks"])
+        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.3f}" + " !" * (row["within"] is False)
+        self.table.add_row(
+            escape(row["method"]),
+            ranks or "–",
+            f"{row['parameters']:,}",
+            f"{row['percent_of_lora']:.2f}",
+            ratio,
+            *measured,
+        )
+
+
+def _print_missed(console: Console, rows: int) -> None:
+    if rows:
+        console.print(
+            f"[yellow]{rows} row(s) marked ! miss their budget by more than its tolerance.[/yellow]"
+        )
+
+
+def _score(line: dict[Any, Any]) -> str:
+    if not line["finished"]:
+        return "–"
+    spread = "" if line["sd"] is None else f" ± {line['sd']:.4f}"
+    return f"{line['mean']:.4f}{spread}"
+
+
+def _seeds(line: dict[Any, Any]) -> str:
+    count = f"{line['finished']}/{line['seeds']}"
+    return f"[red]{count} ({line['failures']})[/red]" if line["failed"] else count
+
+
+def _join(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))

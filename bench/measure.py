@@ -1,0 +1,127 @@
+"""Step time, peak memory, and where a number came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+#: Steps left out of the step time: the first ones allocate, compile and warm caches.
+WARMUP_STEPS = 5
+
+LIBRARIES = ("torch", "transformers", "timm", "peft", "tensorly", "tensorly-torch", "mlflow", "numpy")
+
+
+class StepTimer:
+    """Times steps as a context manager; on a GPU by events, so that no step waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[Any, Any]] = []
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def __enter__(self) -> None:
+        self._start = self._now()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._marks.append((self._start, self._now()))
+
+    def median_ms(self) -> float | None:
+        """Median over the steps after warmup, in milliseconds; None where there were none."""
+        marks = self._marks[WARMUP_STEPS:]
+        if not marks:
+            return None
+        if self._cuda:
+            torch.cuda.synchronize()
+            return statistics.median(start.elapsed_time(end) for start, end in marks)
+        return statistics.median((end - start) * 1e3 for start, end in marks)
+
+
+class PeakMemory:
+    """Peak memory since construction, in MiB: of the device on a GPU, of the process on a CPU.
+
+    None where the operating system does not let a process reset its own peak, since the predecessor's
+    would be reported instead.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._reset = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            # Linux: 5 resets the peak resident set size (VmHWM).
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._reset = False
+
+    def mib(self) -> float | None:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 2**20
+        if not self._reset:
+            return None
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+        return None
+
+
+@cache
+def provenance(device: str) -> dict[str, str]:
+    """Commit and dirtiness of the harness, library versions and hardware. Not part of a trial's id."""
+    gpu = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else ""
+    return {
+        "git_commit": _git("rev-parse", "HEAD") or "unknown",
+        "git_dirty": {"": "no", None: "unknown"}.get(_git("status", "--porcelain"), "yes"),
+        "harness": version("tensorpeft-bench"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "gpu": gpu,
+        **{f"version_{name}": version(name) for name in LIBRARIES},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """git's answer about the tree that this code runs from; None where it is not one."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor()
+    return platform.processor()

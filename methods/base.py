@@ -1,0 +1,132 @@
+"""The `Method` interface: a recipe with its hyper-parameters, before it meets a backbone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+
+from methods.adapter import Adapter
+from methods.backbone import Backbone, Geometry
+from methods.errors import UserError
+from methods.registry import Registry
+from methods.validation import Frozen, validate
+
+METHODS = Registry(
+    "method",
+    {
+        "tenslora": "methods.tenslora:TensLoRA",
+        "lora": "baselines.lora:LoRA",
+        "head_only": "baselines.head_only:HeadOnly",
+    },
+)
+
+
+def create(name: str, **options: Any) -> Method:
+    """A registered method by its name. Raises UserError for unknown names, fields and bad values."""
+    return validate(METHODS.get(name), options, f"method '{name}'")
+
+
+class Method(Frozen, ABC):
+    """A PEFT method. Fields are its hyper-parameters; constructing one does no work.
+
+    A method whose size is free (`ranks=None`, say) is a template: `isorank` and `fit` give it one.
+    """
+
+    #: The name under which the method is registered.
+    name: ClassVar[str]
+    #: Raised whenever the same options come to mean other numbers, so that old trials do not match.
+    version: ClassVar[int] = 1
+    #: Whether a rank or budget can set the size; head_only has none to set.
+    sizeable: ClassVar[bool] = True
+    #: Fields that `title` or `size` already show.
+    titled: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    @abstractmethod
+    def projections(self) -> tuple[str, ...]:
+        """The projections that get an update, in the order of the tensor's slices."""
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, ...] | None:
+        """The ranks, one for each mode; None while they are free. Empty where there is none to set."""
+
+    @abstractmethod
+    def count(self, geometry: Geometry) -> int:
+        """Adapter parameters in closed form, head excluded. Raises UserError while the size is free."""
+
+    @abstractmethod
+    def isorank(self, rank: int) -> Self:
+        """The same method with every rank equal to `rank`."""
+
+    @abstractmethod
+    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
+        """The same method, its count as near to `budget` as its ranks allow (ties to the smaller).
+
+        `uneven` lets the ranks of two modes that otherwise share one differ by one. Raises UserError
+        where even the smallest ranks exceed the budget.
+        """
+
+    @abstractmethod
+    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        """Builds the adapter and installs it; called by `attach`, which checks it."""
+
+    @property
+    def title(self) -> str:
+        """How the field calls the method, with the fields in `titled`."""
+        return self.name
+
+    @property
+    def label(self) -> str:
+        """How tables call the method: its title and every option that is not the default."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        options = [
+            f"{name}={value}"
+            for name, value in self
+            if name not in self.titled and self.identity()[name] != defaults[name]
+        ]
+        return f"{self.title} ({', '.join(options)})" if options else self.title
+
+    def identity(self) -> dict[str, Any]:
+        """All that can change the result of a trial: name, version and every hyper-parameter."""
+        return {"method": self.name, "version": self.version, **self.model_dump(mode="json")}
+
+    def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
+        """Raises UserError where a backbone lacks what the method adapts, or the size is still free."""
+        missing = [name for name in self.projections if name not in projections]
+        if missing:
+            raise UserError(
+                f"method '{self.name}' adapts {', '.join(missing)}, which the backbone lacks; "
+                f"it has {', '.join(projections)}"
+            )
+        self.count(geometry)
+
+    def attach(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        """Freezes the backbone (its head excepted) and puts a freshly started adapter on it.
+
+        `generator` is a CPU generator: the start is the same on every device. Raises UserError as
+        `check` does, and RuntimeError if the built adapter does not have `count` parameters.
+        """
+        self.check(backbone.geometry, backbone.projections)
+        adapter = self.put(backbone, generator)
+        if adapter.parameter_count != self.count(backbone.geometry):
+            adapter.detach()
+            raise RuntimeError(
+                f"{self.label}: the formula counts {self.count(backbone.geometry):,} parameters, "
+                f"the built adapter has {adapter.parameter_count:,}"
+            )
+        return adapter
+
+
+def from_identity(identity: Mapping[str, Any]) -> Method:
+    """The method behind `Method.identity`. Raises UserError where its version has moved on."""
+    options = {key: value for key, value in identity.items() if key not in ("method", "version")}
+    method = create(identity["method"], **options)
+    if method.version != identity["version"]:
+        raise UserError(
+            f"method '{method.name}' is at version {method.version}, the stored one is {identity['version']}"
+        )
+    return method

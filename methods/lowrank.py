@@ -1,0 +1,275 @@
+"""The shared machinery of every method whose update is a low-rank pair per site.
+
+A method states its parameters and how they contract to factors (`Parametrisation`); the rest, from
+injection to the forward, is here. Factors are contracted once per forward of the whole backbone, in
+float32 outside autocast, and no dense update is built.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.adapter import Adapter
+from methods.backbone import SHARED_INPUT, Backbone, Geometry, Site
+from methods.base import Method
+
+#: Where dropout sits: on the activation that enters `down`, or on the r-wide one that enters `up`.
+DropoutAt = Literal["input", "before_up"]
+
+
+@dataclass
+class Contracted:
+    """What a forward needs: `downs[i]` is (r, in); `ups[site]` is (out, r); `biases[site]` is (out,)."""
+
+    downs: list[Tensor]
+    ups: dict[Site, Tensor]
+    biases: dict[Site, Tensor] = field(default_factory=dict)
+
+
+class Parametrisation(nn.Module):
+    """A method's trained parameters and their contraction to factors."""
+
+    #: Which of the contracted `downs` each adapted site reads. Sites that share one compute it once.
+    down_of: dict[Site, int]
+    #: Sites (of an MLP, say) whose `down` applies to each of n equal slices of the input, the results
+    #: side by side.
+    input_slices: Mapping[Site, int] = MappingProxyType({})
+    #: Sites whose `up` applies to each of n equal slices of the narrow activation, likewise.
+    output_slices: Mapping[Site, int] = MappingProxyType({})
+
+    @abstractmethod
+    def contract(self) -> Contracted:
+        """The factors of all sites, differentiable, scale included."""
+
+
+class LowRankMethod(Method):
+    """A method whose update of every site is `up @ down`."""
+
+    #: Multiplies the update; not divided by any rank unless the method says so.
+    scale: float = 1.0
+    #: Dropout probability, at `dropout_at`.
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    dropout_at: ClassVar[DropoutAt] = "input"
+
+    @abstractmethod
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        """Builds and starts the parameters. The update they contract to is zero."""
+
+    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        parametrisation = self.parametrise(backbone.geometry, generator)
+        return LowRankAdapter(backbone, parametrisation, self.dropout, self.dropout_at)
+
+
+class LowRankAdapter(Adapter):
+    """Low-rank pairs on a backbone's sites, contracted by a hook before its forward, dropped after."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        parametrisation: Parametrisation,
+        dropout: float = 0.0,
+        dropout_at: DropoutAt = "input",
+    ) -> None:
+        super().__init__(backbone, parametrisation.down_of)
+        reference = next(backbone.module.parameters())
+        # Never below float32: the factors of a bfloat16 backbone would lose their small steps.
+        dtype = torch.promote_types(reference.dtype, torch.float32)
+        self.parametrisation = parametrisation.to(device=reference.device, dtype=dtype)
+        self._holding = False
+        with torch.no_grad():
+            widths = [down.shape[0] for down in self.contract().downs]
+        self._inputs: list[_SharedInput] = []
+        self._linears: dict[Site, AdaptedLinear] = {}
+        for sites in _by_input(parametrisation.down_of):
+            downs = tuple(dict.fromkeys(parametrisation.down_of[site] for site in sites))
+            shared = _SharedInput(
+                self,
+                downs,
+                readers=len(sites),
+                slices=parametrisation.input_slices.get(sites[0], 1),
+                dropout=dropout if dropout_at == "input" else 0.0,
+            )
+            self._inputs.append(shared)
+            for site in sites:
+                start = sum(widths[i] for i in downs[: downs.index(parametrisation.down_of[site])])
+                columns = slice(start, start + widths[parametrisation.down_of[site]])
+                self._linears[site] = AdaptedLinear(
+                    self.bases[site],
+                    shared,
+                    columns if len(downs) > 1 else None,
+                    slices=parametrisation.output_slices.get(site, 1),
+                    dropout=dropout if dropout_at == "before_up" else 0.0,
+                )
+                self.install(site, self._linears[site])
+        self._hooks = [
+            backbone.module.register_forward_pre_hook(lambda *_: self._refresh()),
+            backbone.module.register_forward_hook(lambda *_: self._drop(), always_call=True),
+        ]
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.parametrisation.named_parameters())
+
+    def contract(self) -> Contracted:
+        with torch.autocast(next(self.backbone.module.parameters()).device.type, enabled=False):
+            return self.parametrisation.contract()
+
+    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        contracted = self.contract()
+        method = self.parametrisation
+        return {
+            site: (
+                torch.block_diag(
+                    *[contracted.downs[method.down_of[site]]] * method.input_slices.get(site, 1)
+                ),
+                torch.block_diag(*[up] * method.output_slices.get(site, 1)),
+            )
+            for site, up in contracted.ups.items()
+        }
+
+    def biases(self) -> dict[Site, Tensor]:
+        return self.contract().biases
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        with torch.no_grad():
+            self._refresh()
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+            self._drop()
+
+    def detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._drop()
+        super().detach()
+
+    def _refresh(self) -> None:
+        if not self._holding and not self.merged:
+            self._distribute(self.contract())
+
+    def _distribute(self, contracted: Contracted) -> None:
+        joined: dict[tuple[int, ...], Tensor] = {}
+        for shared in self._inputs:
+            if shared.downs not in joined:
+                parts = [contracted.downs[i] for i in shared.downs]
+                joined[shared.downs] = parts[0] if len(parts) == 1 else torch.cat(parts)
+            shared.down = joined[shared.downs]
+        for site, linear in self._linears.items():
+            linear.up = contracted.ups[site]
+            linear.bias_update = contracted.biases.get(site)
+
+    def _drop(self) -> None:
+        for shared in self._inputs:
+            shared.forget()
+            if not self._holding:
+                shared.down = None
+        if not self._holding:
+            for linear in self._linears.values():
+                linear.up = linear.bias_update = None
+
+    def recontract(self) -> None:
+        """Factors for a layer that runs outside the backbone's forward.
+
+        Gradient checkpointing does so: it runs a layer again during backward. There only the values
+        matter, and the graph of the contraction must not be recorded a second time, or the recomputed
+        layer would save more tensors than the first one did.
+        """
+        if torch._C._current_graph_task_id() == -1:
+            raise RuntimeError("an adapted layer was called outside the forward of its backbone's module")
+        with torch.no_grad():
+            contracted = self.contract()
+        for factor in (*contracted.downs, *contracted.ups.values(), *contracted.biases.values()):
+            factor.requires_grad_()
+        self._distribute(contracted)
+        torch.autograd.Variable._execution_engine.queue_callback(self._drop)
+
+
+class AdaptedLinear(nn.Module):
+    """`base(x) + up(dropout(down(x)))`; the down projection is shared with the sites that read the same x."""
+
+    def __init__(self, base: nn.Linear, shared: _SharedInput, columns: slice | None, dropout: float) -> None:
+        super().__init__()
+        self.base = base
+        self.dropout = dropout
+        self.columns = columns
+        self.up: Tensor | None = None
+        self.bias_update: Tensor | None = None
+        # Held by the adapter, not by the module tree: its parameters are not this layer's.
+        self.shared = shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.up is None:
+            self.shared.adapter.recontract()
+        narrow = self.shared.project(x, self.training)
+        if self.columns is not None:
+            narrow = narrow[..., self.columns]
+        if self.dropout:
+            narrow = F.dropout(narrow, self.dropout, self.training)
+        assert self.up is not None
+        update = _sliced_linear(narrow, self.up, self.slices)
+        if self.bias_update is not None:
+            update = update + self.bias_update
+        return self.base(x) + update
+
+
+class _SharedInput:
+    """The sites of a layer that read one activation, and the joined down factors that they share."""
+
+    def __init__(
+        self, adapter: LowRankAdapter, downs: tuple[int, ...], *, readers: int, slices: int, dropout: float
+    ) -> None:
+        self.adapter = adapter
+        self.downs = downs
+        self.readers = readers
+        self.slices = slices
+        self.dropout = dropout
+        self.down: Tensor | None = None
+        self._input: Tensor | None = None
+        self._narrow: Tensor | None = None
+        self._left = 0
+
+    def project(self, x: Tensor, training: bool) -> Tensor:
+        """The joined down projection of x, computed by the first of the sites that reads this very x."""
+        if self._input is not x:
+            assert self.down is not None
+            dropped = F.dropout(x, self.dropout, training) if self.dropout else x
+            self._input, self._left = x, self.readers
+            self._narrow = _sliced_linear(dropped, self.down, self.slices)
+        narrow = self._narrow
+        assert narrow is not None
+        self._left -= 1
+        if not self._left:
+            self.forget()
+        return narrow
+
+    def forget(self) -> None:
+        self._input = self._narrow = None
+
+
+def _sliced_linear(x: Tensor, weight: Tensor, slices: int) -> Tensor:
+    """`weight` applied to each of the equal slices of x's last dimension, the results side by side."""
+    if slices == 1:
+        return F.linear(x, weight)
+    return F.linear(x.unflatten(-1, (slices, -1)), weight).flatten(-2)
+
+
+def _by_input(sites: dict[Site, int]) -> list[list[Site]]:
+    groups: dict[tuple[int, str], list[Site]] = {}
+    for site in sites:
+        source = "attention" if site.projection in SHARED_INPUT else site.projection
+        groups.setdefault((site.layer, source), []).append(site)
+    return list(groups.values())

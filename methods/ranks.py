@@ -1,0 +1,39 @@
+"""Ranks nearest to a parameter budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from methods.errors import UserError
+
+Candidate = TypeVar("Candidate")
+
+
+def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
+    """The rank in [low, high] whose count is nearest to the budget, the smaller count on a tie.
+
+    `count` must not decrease. O(log of the answer).
+    """
+    below, above = low, low
+    while count(above) < budget and (high is None or above < high):
+        below, above = above, above * 2 if high is None else min(above * 2, high)
+    while above - below > 1:
+        middle = (below + above) // 2
+        if count(middle) < budget:
+            below = middle
+        else:
+            above = middle
+    return nearest([below, above], count, budget)
+
+
+def nearest(candidates: Iterable[Candidate], count: Callable[[Candidate], int], budget: int) -> Candidate:
+    """The candidate whose count is nearest to the budget; the smaller count, then the first, on a tie."""
+    return min(candidates, key=lambda candidate: (abs(count(candidate) - budget), count(candidate)))
+
+
+def too_small(label: str, budget: int, smallest: int) -> UserError:
+    return UserError(
+        f"{label}: a budget of {budget:,} parameters is below the smallest possible, "
+        f"{smallest:,} with every rank 1"
+    )

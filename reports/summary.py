@@ -1,0 +1,82 @@
+"""The table of an experiment: every row of its plan with what its seeds gave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from bench.tracking import Store, latest
+
+COLUMNS = (
+    "task",
+    "backbone",
+    "method",
+    "budget",
+    "ranks",
+    "parameters",
+    "percent_of_lora",
+    "ratio",
+    "within",
+    "seeds",
+    "finished",
+    "failed",
+    "failures",
+    "metric",
+    "evaluated",
+    "mean",
+    "sd",
+    "step_ms",
+    "peak_mib",
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A row a line of the plan; `mean` and `sd` are over the finished seeds, whose number stands beside."""
+
+    experiment: str
+    closing: str
+    table: pd.DataFrame
+
+    @property
+    def complete(self) -> bool:
+        return bool((self.table["finished"] == self.table["seeds"]).all())
+
+
+def summarise(store: Store) -> Summary:
+    """Reads what tracking stored. A seed that failed or is missing is counted as such, never averaged."""
+    plan = store.plan()
+    if plan is None:
+        return Summary(store.experiment.name, "", pd.DataFrame(columns=list(COLUMNS)))
+    records = latest(store.records())
+    lines = []
+    for row in plan["rows"]:
+        found = [records[id_] for id_ in row["trials"].values() if id_ in records]
+        finished = [record for record in found if record.status == "FINISHED"]
+        failed = [record for record in found if record.status == "FAILED"]
+        scores = pd.Series([record.metrics["score"] for record in finished], dtype=float)
+        line: dict[str, Any] = {
+            "task": row["task"],
+            "backbone": row["backbone"],
+            "method": row["method"],
+            "budget": row["budget"],
+            "ranks": ",".join(map(str, row["ranks"])),
+            "parameters": row["parameters"],
+            "percent_of_lora": row["percent_of_lora"],
+            "ratio": row["ratio"],
+            "within": row["within"],
+            "seeds": len(row["trials"]),
+            "finished": len(finished),
+            "failed": len(failed),
+            "failures": ", ".join(sorted({record.tags["failure"] for record in failed})),
+            "metric": finished[0].tags["metric"] if finished else "",
+            "evaluated": finished[0].tags["evaluated"] if finished else "",
+            "mean": scores.mean(),
+            "sd": scores.std(ddof=1),
+            "step_ms": pd.Series([r.metrics.get("cost/step_ms") for r in finished], dtype=float).median(),
+            "peak_mib": pd.Series([r.metrics.get("cost/peak_mib") for r in finished], dtype=float).max(),
+        }
+        lines.append(line)
+    return Summary(store.experiment.name, plan["closing"], pd.DataFrame(lines, columns=list(COLUMNS)))

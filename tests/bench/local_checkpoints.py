@@ -1,0 +1,98 @@
+"""Tiny checkpoints with random weights, in the key names of transformers 4 and of 5, bare and prefixed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+TEXT = {"vocab_size": 50, "max_position_embeddings": 34, "pad_token_id": 1}
+SHAPE = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+MLP = {"intermediate_size": 24}
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("ViTModel", {**SHAPE, **MLP, "image_size": 32, "patch_size": 8, "hidden_dropout_prob": 0.1}),
+    "dinov2": ("Dinov2Model", {**SHAPE, "mlp_ratio": 2, "image_size": 32, "patch_size": 8}),
+    "bert": ("BertModel", {**SHAPE, **MLP, **TEXT}),
+    "roberta": ("RobertaModel", {**SHAPE, **MLP, **TEXT, "classifier_dropout": 0.25}),
+}
+
+#: transformers 5's attribute names to the ones that transformers 4 wrote into files, in order.
+OLD_NAMES = {
+    "vit": (
+        (r"^layers\.", "encoder.layer."),
+        (r"attention\.q_proj", "attention.attention.query"),
+        (r"attention\.k_proj", "attention.attention.key"),
+        (r"attention\.v_proj", "attention.attention.value"),
+        (r"attention\.o_proj", "attention.output.dense"),
+        (r"mlp\.fc1", "intermediate.dense"),
+        (r"mlp\.fc2", "output.dense"),
+    ),
+    "dinov2": (
+        (r"attention\.q_proj", "attention.attention.query"),
+        (r"attention\.k_proj", "attention.attention.key"),
+        (r"attention\.v_proj", "attention.attention.value"),
+        (r"attention\.o_proj", "attention.output.dense"),
+        (r"mlp\.gate_proj", "mlp.weights_in"),
+    ),
+    "bert": (),
+    "roberta": (),
+}
+
+
+def encoder(kind: str, seed: int = 1, **changes: Any) -> Any:
+    """A transformers model whose every weight is random, biases and norms too."""
+    name, config = KINDS[kind]
+    model_class = getattr(transformers, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pooler = {} if kind == "dinov2" else {"add_pooling_layer": False}
+        model = model_class(model_class.config_class(**{**config, **changes}), **pooler)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model.eval()
+
+
+def write(folder: Path, kind: str, model: Any, *, version: int = 5, prefix: bool = False) -> Path:
+    """Write `model` as a checkpoint folder, key by key, not by `save_pretrained`.
+
+    `prefix` makes it one of a ForXxx model, with a head and a pooler beside the encoder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if version == 4:
+            for pattern, replacement in OLD_NAMES[kind]:
+                name = re.sub(pattern, replacement, name)
+        state[f"{kind}.{name}" if prefix else name] = tensor.clone()
+    if prefix:
+        state["classifier.weight"] = torch.randn(3, 16)
+        state[f"{kind}.pooler.dense.weight"] = torch.randn(16, 16)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
+    return folder
+
+
+def edit(folder: Path, *, drop: str = "", add: dict[str, Tensor] | None = None) -> None:
+    """Drop the keys that contain `drop` from a checkpoint, and add some."""
+    file = folder / "model.safetensors"
+    state = {key: tensor for key, tensor in load_file(file).items() if not drop or drop not in key}
+    save_file({**state, **(add or {})}, file, metadata={"format": "pt"})
+
+
+def batch(kind: str, size: int = 32, seed: int = 0) -> dict[str, Tensor]:
+    """Two examples, the second text one padded."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind in ("vit", "dinov2", "timm"):
+        return {"pixel_values": torch.randn(2, 3, size, size, generator=generator)}
+    ids = torch.randint(3, 50, (2, 7), generator=generator)
+    mask = torch.ones_like(ids)
+    ids[1, 4:], mask[1, 4:] = 1, 0
+    return {"input_ids": ids, "attention_mask": mask}
