@@ -201,11 +201,14 @@ class LowRankAdapter(Adapter):
 class AdaptedLinear(nn.Module):
     """`base(x) + up(dropout(down(x)))`; the down projection is shared with the sites that read the same x."""
 
-    def __init__(self, base: nn.Linear, shared: _SharedInput, columns: slice | None, dropout: float) -> None:
+    def __init__(
+        self, base: nn.Linear, shared: _SharedInput, columns: slice | None, *, slices: int, dropout: float
+    ) -> None:
         super().__init__()
         self.base = base
-        self.dropout = dropout
         self.columns = columns
+        self.slices = slices
+        self.dropout = dropout
         self.up: Tensor | None = None
         self.bias_update: Tensor | None = None
         # Held by the adapter, not by the module tree: its parameters are not this layer's.
