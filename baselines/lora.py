@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PositiveInt
 
 from baselines.peft_adapter import PeftAdapter
-from methods.backbone import Backbone, Geometry
+from methods.backbone import TARGETS, Backbone, Geometry, Targets
 from methods.base import Method
 from methods.errors import UserError
 from methods.ranks import nearest_rank, too_small
@@ -28,10 +28,12 @@ class LoRA(Method):
     #: alpha / rank.
     scale: float = 1.0
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    #: `qkvo+mlp` is every linear layer.
+    targets: Targets = "qkv"
 
     @property
     def projections(self) -> tuple[str, ...]:
-        return ("query", "key", "value")
+        return TARGETS[self.targets]
 
     @property
     def size(self) -> tuple[int, ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import nn
 
@@ -11,6 +11,14 @@ from methods.errors import UserError
 
 #: The linear maps of a transformer layer, in the order in which every stack of slices is built.
 PROJECTIONS = ("query", "key", "value", "output", "fc1", "fc2")
+
+#: What a method can be asked to adapt, by the name that suites use.
+Targets = Literal["qkv", "qkvo", "qkvo+mlp"]
+TARGETS: dict[Targets, tuple[str, ...]] = {
+    "qkv": PROJECTIONS[:3],
+    "qkvo": PROJECTIONS[:4],
+    "qkvo+mlp": PROJECTIONS,
+}
 
 #: Projections of one layer that read the same activation.
 SHARED_INPUT = ("query", "key", "value")

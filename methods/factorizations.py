@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from itertools import pairwise
+from typing import Literal, Protocol, TypeVar
 
 import torch
-from tltorch import TuckerTensor
+from tltorch import CPTensor, TTTensor, TuckerTensor
 from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import Tensor, nn
 
@@ -31,6 +32,10 @@ def start(factor: Tensor, init: Init, generator: torch.Generator) -> None:
 class Factorization(Protocol):
     """One way to factorise a tensor. Stateless; the container holds the parameters."""
 
+    def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
+        """What the ranks belong to, in their order: modes, or what a factorisation has instead."""
+        ...
+
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int: ...
 
     def build(
@@ -45,7 +50,13 @@ class Factorization(Protocol):
 
 
 class Tucker:
-    """Core r1 × … × rN and a factor n × r for each mode (Tucker 1966). A rank may exceed its mode."""
+    """Core r1 × … × rN and a factor n × r for each mode (Tucker 1966). A rank may exceed its mode.
+
+    The core starts at zero.
+    """
+
+    def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
+        return tuple(modes)
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
         return sum(n * r for n, r in zip(shape, ranks, strict=True)) + math.prod(ranks)
@@ -70,7 +81,82 @@ class Tucker:
         return inputs.transpose(1, 2), rest.movedim(1, -1)
 
 
-FACTORIZATIONS: dict[str, Factorization] = {"tucker": Tucker()}
+class CP:
+    """A sum of R rank-one tensors, a factor n × R for each mode, weights fixed at one (Hitchcock 1927).
+
+    The input factor starts at zero, as TensLoRA's reference means it.
+    """
+
+    def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
+        return ("components",)
+
+    def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
+        return sum(shape) * ranks[0]
+
+    def build(
+        self, shape: Sequence[int], ranks: Sequence[int], init: Init, generator: torch.Generator
+    ) -> FactorizedTensor:
+        (rank,) = ranks
+        factors = [nn.Parameter(torch.zeros(n, rank)) for n in shape]
+        for factor in factors[1:]:
+            start(factor, init, generator)
+        return CPTensor(torch.ones(rank), factors, shape=tuple(shape), rank=rank)
+
+    def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:
+        factors = [_stack([tensor.factors[mode] for tensor in tensors]) for mode in range(tensors[0].order)]
+        rest = factors[1]
+        for factor in factors[2:]:
+            # (T, ..., 1, R) times (T, 1, ..., n, R).
+            rest = rest.unsqueeze(-2) * factor.unflatten(1, (1,) * (rest.dim() - 2) + (-1,))
+        return factors[0].transpose(1, 2), rest
+
+
+class TensorTrain:
+    """A chain of cores r₋ × n × r₊ (Oseledets 2011), the output mode last: input, layer, projection,
+    head, then head size or output.
+
+    The last core starts at zero; the others, as matrices (r₋·n, r₊), as `init` says.
+    """
+
+    def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
+        chain = _chain(modes)
+        return tuple(f"{left}-{right}" for left, right in pairwise(chain))
+
+    def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
+        return sum(left * n * right for left, n, right in _cores(shape, ranks))
+
+    def build(
+        self, shape: Sequence[int], ranks: Sequence[int], init: Init, generator: torch.Generator
+    ) -> FactorizedTensor:
+        cores = [nn.Parameter(torch.zeros(core)) for core in _cores(shape, ranks)]
+        for core in cores[:-1]:
+            start(core.detach().flatten(0, 1), init, generator)
+        return TTTensor(cores, shape=tuple(_chain(shape)), rank=(1, *ranks, 1))
+
+    def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:
+        first, *others = (
+            _stack([tensor.factors[mode] for tensor in tensors]) for mode in range(tensors[0].order)
+        )
+        rest = others[-1].squeeze(-1)
+        for core in reversed(others[:-1]):
+            product = core.flatten(1, 2) @ rest.flatten(2)
+            rest = product.unflatten(1, core.shape[1:3]).unflatten(-1, rest.shape[2:])
+        # From (T, r, layer, ..., output) to (T, output, ..., layer, r).
+        return first.squeeze(1).transpose(1, 2), rest.permute(0, *range(rest.dim() - 1, 0, -1))
+
+
+FACTORIZATIONS: dict[str, Factorization] = {"tucker": Tucker(), "cp": CP(), "tt": TensorTrain()}
+
+Item = TypeVar("Item")
+
+
+def _chain(modes: Sequence[Item]) -> list[Item]:
+    """Modes in the order of a tensor train: the input, then the others backwards."""
+    return [modes[0], *reversed(modes[1:])]
+
+
+def _cores(shape: Sequence[int], ranks: Sequence[int]) -> list[tuple[int, int, int]]:
+    return list(zip((1, *ranks), _chain(shape), (*ranks, 1), strict=True))
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
-from torch import nn
+from torch import Tensor, nn
 
-from methods.backbone import Geometry, Site
+from methods.backbone import TARGETS, Geometry, Site, Targets
 from methods.errors import UserError
 from methods.factorizations import FACTORIZATIONS, Init
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
@@ -27,13 +27,16 @@ VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
 #: The heuristic's bound on (rank of the d-sized mode) / (rank of the head-size mode).
 LARGEST_RATIO = 5
 
+#: fc1 and fc2 are this many (d, d) slices each.
+MLP_SLICES = 4
+
 CountRanks = Callable[[tuple[int, ...]], int]
 
 
 class TensLoRA(LowRankMethod):
     """One of the seven variants. y = W·x + b + scale · ΔW·x, ΔW a slice of a factorised tensor.
 
-    Starts with a zero core, so ΔW = 0 and the first step moves only the core.
+    One of the tensor's parts starts at zero (Tucker: the core), so ΔW = 0 and the first step moves only it.
     """
 
     name: ClassVar[str] = "tenslora"
@@ -41,27 +44,45 @@ class TensLoRA(LowRankMethod):
 
     #: What is stacked: heads (att), projections (qkv), layers (depth), or a combination.
     variant: Variant
-    #: One rank for each of `modes`, in their order. None: set by a budget.
+    #: Tucker: one rank for each of `modes`, in their order. CP: one. Tensor train: one for each bond.
+    #: None: set by a budget.
     ranks: tuple[PositiveInt, ...] | None = None
-    factorization: Literal["tucker"] = "tucker"
+    #: `cp` and `tt` (tensor train) are not in the paper's results.
+    factorization: Literal["tucker", "cp", "tt"] = "tucker"
+    #: The paper's are query, key and value. `qkvo+mlp` cuts fc1 and fc2 into four (d, d) slices each.
+    targets: Targets = "qkv"
     #: `aligned`: output channel = head · head size + j, the backbone's real heads. `interleaved`:
     #: j · heads + head, as the reference code unfolds it, so that a slice is spread over all heads.
     heads: Literal["aligned", "interleaved"] = "aligned"
-    #: How the factors start; the core is zero in every case.
+    #: How what does not start at zero starts.
     init: Init = Field("orthogonal")
 
     @model_validator(mode="after")
-    def _one_rank_for_each_mode(self) -> Self:
-        if self.ranks is not None and len(self.ranks) != len(self.modes):
+    def _options_fit_together(self) -> Self:
+        if self.targets == "qkvo+mlp" and "head" in self.modes:
             raise ValueError(
-                f"ranks: variant '{self.variant}' has {len(self.modes)} modes ({', '.join(self.modes)}), "
-                f"got {len(self.ranks)} ranks {self.ranks}"
+                f"targets: an MLP has no heads, so that variant '{self.variant}' cannot adapt it"
+            )
+        names = self.rank_names
+        if self.ranks is not None and len(self.ranks) != len(names):
+            raise ValueError(
+                f"ranks: variant '{self.variant}' as {self.factorization} takes {len(names)} "
+                f"({', '.join(names)}), got {len(self.ranks)}: {self.ranks}"
             )
         return self
 
     @property
     def projections(self) -> tuple[str, ...]:
-        return ("query", "key", "value")
+        return TARGETS[self.targets]
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """The projection of every (d, d) slice, in the order of the projection mode."""
+        return tuple(name for name in self.projections for _ in range(MLP_SLICES if "fc" in name else 1))
+
+    @property
+    def rank_names(self) -> tuple[str, ...]:
+        return FACTORIZATIONS[self.factorization].rank_names(self.modes)
 
     @property
     def size(self) -> tuple[int, ...] | None:
@@ -91,7 +112,7 @@ class TensLoRA(LowRankMethod):
             "output": geometry.hidden,
             "head_size": geometry.head_size,
             "head": geometry.heads,
-            "projection": len(self.projections),
+            "projection": len(self.slices),
             "layer": geometry.layers,
         }
 
@@ -106,17 +127,22 @@ class TensLoRA(LowRankMethod):
         return {axis: sizes[axis] for axis in ("layer", "projection") if axis not in self.modes}
 
     def count(self, geometry: Geometry) -> int:
-        """(number of tensors) · (Σ r·n + Π r) for Tucker."""
+        """(number of tensors) · (Σ r·n + Π r) for Tucker, R·Σ n for CP, Σ r₋·n·r₊ for tensor train.
+
+        Raises UserError for free ranks, and for MLP targets where the MLP is not four times as wide.
+        """
         if self.ranks is None:
             raise UserError(f"{self.label}: ranks are free; give them, or a budget")
         return self._count_with(geometry, self.ranks)
 
     def _count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
+        if "fc1" in self.projections and geometry.mlp != MLP_SLICES * geometry.hidden:
+            raise UserError(f"{self.title}: {self.targets} needs an MLP of {MLP_SLICES} × d, got {geometry}")
         tensors = math.prod(self.tensor_axes(geometry).values())
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 
     def isorank(self, rank: int) -> Self:
-        return self.model_copy(update={"ranks": (rank,) * len(self.modes)})
+        return self.model_copy(update={"ranks": (rank,) * len(self.rank_names)})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
         """The paper's heuristic: head, projection and layer modes keep their full rank, equal modes
@@ -125,18 +151,26 @@ class TensLoRA(LowRankMethod):
         Where heads are a mode, many rank pairs come near the budget and the very nearest can be
         degenerate; only those with 1 < r(input) / r(head_size) ≤ 5 count. Where the full small modes
         alone exceed the budget, they are capped as little as needed. `uneven` lets r(input) be one above
-        r(output).
+        r(output). CP and tensor trains have one rank throughout; `uneven` lets a train's first bonds be one
+        larger.
         """
         shape = self.shape(geometry)
 
         def count(ranks: tuple[int, ...]) -> int:
             return self._count_with(geometry, ranks)
 
-        smallest = count((1,) * len(shape))
+        bonds = len(self.rank_names)
+        smallest = count((1,) * bonds)
         if smallest > budget:
             raise too_small(self.label, budget, smallest)
+        if self.factorization != "tucker":
+            rank = nearest_rank(lambda r: count((r,) * bonds), budget)
+            even = [(rank,) * bonds]
+            steps = range(1, bonds) if uneven else ()
+            bent = [(r + 1,) * k + (r,) * (bonds - k) for r in (rank - 1, rank) if r for k in steps]
+            return self.model_copy(update={"ranks": nearest(even + bent, count, budget)})
         small = dict(zip(self.modes, shape, strict=True))
-        cap = max(geometry.heads, geometry.layers, len(self.projections))
+        cap = max(geometry.heads, geometry.layers, len(self.slices))
         while cap > 1 and count(self._expand(small, 1, 1, cap)) > budget:
             cap -= 1
         candidates = (
@@ -177,7 +211,7 @@ class TensLoRA(LowRankMethod):
 
 
 class _StackedTensors(Parametrisation):
-    """The tensors of one variant, and which slice of which is a site's update."""
+    """The tensors of one variant, and which slices of which are a site's update."""
 
     def __init__(self, method: TensLoRA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
@@ -189,25 +223,68 @@ class _StackedTensors(Parametrisation):
             self.factorization.build(method.shape(geometry), method.ranks, method.init, generator)
             for _ in product(*map(range, self.axes.values()))
         )
-        self.sites = [Site(layer, name) for layer in range(geometry.layers) for name in method.projections]
-        self.down_of = {site: self._tensor_of(site) for site in self.sites}
+        self.down_of = {}
+        #: Per site, the slices of the projection mode; per extra `down`, its site.
+        self._slices: dict[Site, range] = {}
+        self._own_down: list[Site] = []
+        self.input_slices = {}
+        for layer, name in product(range(geometry.layers), method.projections):
+            site = Site(layer, name)
+            first = method.slices.index(name)
+            self._slices[site] = range(first, first + method.slices.count(name))
+            tensors = self._tensors_of(site)
+            if self._transposed(site) or len(set(tensors)) > 1:
+                self.down_of[site] = len(self.tensors) + len(self._own_down)
+                self._own_down.append(site)
+            else:
+                self.down_of[site] = tensors[0]
+                if name == "fc2":
+                    self.input_slices[site] = MLP_SLICES
 
-    def _tensor_of(self, site: Site) -> int:
-        """The index of the site's tensor: row-major over what is not stacked."""
-        position = {"layer": site.layer, "projection": self.method.projections.index(site.projection)}
-        index = 0
-        for axis, size in self.axes.items():
-            index = index * size + position[axis]
-        return index
+    def _transposed(self, site: Site) -> bool:
+        """The heads of the output projection lie on its input, so there the d-sized mode is the output."""
+        return site.projection == "output" and "head" in self.method.modes
+
+    def _tensors_of(self, site: Site) -> list[int]:
+        """The tensor of each of the site's slices: row-major over what is not stacked."""
+        indices = []
+        for slice_ in self._slices[site]:
+            position = {"layer": site.layer, "projection": slice_}
+            index = 0
+            for axis, size in self.axes.items():
+                index = index * size + position[axis]
+            indices.append(index)
+        return indices
 
     def contract(self) -> Contracted:
         down, rest = self.factorization.contract(list(self.tensors))
         downs = list((down * self.method.scale).unbind())
+        slices = [layer.unbind() for layer in self._by_slice(rest).unbind()]
+        ups = {}
+        for site, chosen in self._slices.items():
+            parts = [slices[site.layer][i] for i in chosen]
+            own = [downs[i] for i in self._tensors_of(site)]
+            if self._transposed(site):
+                ups[site] = own[0].T
+                downs.append(parts[0].T)
+            elif site.projection == "fc2":
+                # Side by side on the input: each slice of the input has its own columns of `up`.
+                ups[site] = torch.cat(parts, 1)
+                if self.down_of[site] >= len(self.tensors):
+                    downs.append(torch.block_diag(*own))
+            elif self.down_of[site] >= len(self.tensors):
+                ups[site] = torch.block_diag(*parts)
+                downs.append(torch.cat(own))
+            else:
+                ups[site] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return Contracted(downs, ups)
+
+    def _by_slice(self, rest: Tensor) -> Tensor:
+        """What is left beside the input factor, as (layer, slice, out, r)."""
         names = [*self.axes, *self.method.modes[1:], "rank"]
         rest = rest.unflatten(0, tuple(self.axes.values())) if self.axes else rest.squeeze(0)
         out = [name for name in names if name in ("output", "head_size", "head")]
         if self.method.heads == "aligned":
             out.reverse()
         rest = rest.permute([names.index(name) for name in ("layer", "projection", *out, "rank")])
-        ups = rest.flatten(2, -2).flatten(0, 1).unbind()
-        return Contracted(downs, dict(zip(self.sites, ups, strict=True)))
+        return rest.flatten(2, -2)
