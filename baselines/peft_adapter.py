@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,25 @@ from torch import Tensor, nn
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Site
-from methods.errors import NotLowRank
+from methods.errors import NotLowRank, UserError
 
+#: peft's name for the one adapter that we put on a backbone.
 NAME = "default"
+
+
+def inject(module: nn.Module, config: Any) -> nn.Module:
+    """Puts peft's layers into `module` in place and returns the tuner, which may hold shared parameters."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    return PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](module, config, NAME)
 
 
 class PeftAdapter(Adapter):
     """Injects by peft, then treats the injected layers as ours.
 
     Merging is ours too: peft subtracts what it added, which does not restore the weights bit for bit.
+    `config` makes a peft configuration from the dotted paths of the adapted layers. Raises UserError for
+    a configuration that changes the backbone's own weights.
     """
 
     def __init__(
@@ -28,32 +38,56 @@ class PeftAdapter(Adapter):
         config: Callable[[list[str]], Any],
         generator: torch.Generator,
     ) -> None:
-        from peft import inject_adapter_in_model
-
         sites = [Site(layer, name) for layer in range(backbone.geometry.layers) for name in projections]
         super().__init__(backbone, sites)
-        frozen = {name for name, _ in backbone.module.named_parameters()}
+        before = {site: (base.weight.data, base.weight._version) for site, base in self.bases.items()}
         # peft starts its layers from the global generator: lend it ours, then give it back untouched.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            inject_adapter_in_model(config([backbone.path(site) for site in sites]), backbone.module, NAME)
+            self._tuner = inject(backbone.module, config([backbone.path(site) for site in sites]))
         for site in sites:
             self.install(site, backbone.module.get_submodule(backbone.path(site)))
         # Injection freezes everything that is not peft's, the head included.
         for parameter in backbone.head.parameters():
             parameter.requires_grad_(True)
+        head = {id(parameter) for parameter in backbone.head.parameters()}
         self._parameters = {
             name: parameter
-            for name, parameter in backbone.module.named_parameters()
-            if parameter.requires_grad and name not in frozen and "base_layer" not in name
+            for name, parameter in self._tuner.named_parameters()
+            if parameter.requires_grad and id(parameter) not in head
         }
+        for site, (weight, version) in before.items():
+            base = self.bases[site].weight
+            if base.data_ptr() != weight.data_ptr() or base._version != version:
+                self.bases[site].weight.data = weight
+                self.detach()
+                raise UserError("peft: this start changes the backbone's own weights, which stay frozen here")
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
 
+    @torch.no_grad()
     def delta(self, site: Site) -> Tensor:
-        layer: Any = self._adapted[site]
-        return layer.get_delta_weight(NAME)
+        """By probing the layer with the identity: exact for whatever peft layer is linear in its input.
+
+        Raises UserError for one that is not: no weight could stand for it.
+        """
+        weight, _ = self._probe(site)
+        return weight - self.bases[site].weight
+
+    def deltas(self) -> Iterator[tuple[Site, Tensor]]:
+        return ((site, self.delta(site)) for site in self.bases)
+
+    @torch.no_grad()
+    def biases(self) -> dict[Site, Tensor]:
+        """For layers that scale their output (IA3), the bias moves too."""
+        moved = {}
+        for site, base in self.bases.items():
+            if base.bias is not None:
+                _, bias = self._probe(site, with_weight=False)
+                if not torch.equal(bias, base.bias):
+                    moved[site] = bias - base.bias
+        return moved
 
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
         return {site: _lora_factors(layer) for site, layer in self._adapted.items()}
@@ -63,8 +97,25 @@ class PeftAdapter(Adapter):
         if hasattr(self.backbone.module, "peft_config"):
             del self.backbone.module.peft_config
 
+    def _probe(self, site: Site, *, with_weight: bool = True) -> tuple[Tensor, Tensor]:
+        """The layer's effective weight (out, in) and bias (out,), dropout off."""
+        layer, weight = self._adapted[site], self.bases[site].weight
+        training = layer.training
+        layer.eval()
+        inputs = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        bias = layer(inputs[:1] * 0)[0]
+        if with_weight:
+            weight = (layer(inputs) - bias).T
+            if not torch.allclose(layer(inputs[:1] * 2)[0], 2 * weight[:, 0] + bias, rtol=1e-3, atol=1e-5):
+                raise UserError(
+                    f"peft's {type(layer).__name__} at {site} is not linear, so it cannot be merged"
+                )
+        layer.train(training)
+        return weight, bias
+
 
 def _lora_factors(layer: Any) -> tuple[Tensor, Tensor]:
-    if not hasattr(layer, "lora_A") or layer.use_dora.get(NAME):
-        raise NotLowRank(f"{type(layer).__name__} of peft has no low-rank factors")
+    # Variants of LoRA (DoRA, say) keep its parameters but not its update.
+    if type(layer).__module__ != "peft.tuners.lora.layer" or NAME in layer.lora_variant:
+        raise NotLowRank(f"peft's {type(layer).__module__.split('.')[-2]} has no low-rank factors")
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight * layer.scaling[NAME]

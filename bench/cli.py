@@ -39,6 +39,14 @@ StoreUri = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method", help="Only this method, by name or title ('TensLoRA qkv_depth'); may be repeated."
+    ),
+]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; may be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
 
 
@@ -54,6 +62,9 @@ def run(
     suite: SuiteFile,
     store: StoreUri = None,
     device: Device = "auto",
+    task: Tasks = None,
+    method: Methods = None,
+    seed: Seeds = None,
     retry_failed: Annotated[bool, typer.Option(help="Run only the trials that failed.")] = False,
 ) -> None:
     """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept."""
@@ -66,7 +77,8 @@ def run(
     from reports.summary import summarise
 
     chosen = _device(device)
-    plan = make_plan(load_suite(suite), chosen)
+    whole = make_plan(load_suite(suite), chosen)
+    plan = whole.select(task or (), method or (), seed or ())
     opened = Store.create(store or DEFAULT_STORE, plan.suite.name)
     with opened.exclusive():
         closed = opened.close_stale()
@@ -80,27 +92,78 @@ def run(
             resources = Resources(chosen)
             prepare_all(trials, resources)
             with RunDisplay(out, plan, len(trials)) as display:
-                execute(plan, trials, opened, resources, display)
+                execute(whole, trials, opened, resources, display)
         else:
-            opened.end_suite(opened.begin_suite(plan), "FINISHED")
-        summary = summarise(opened)
+            opened.end_suite(opened.begin_suite(whole), "FINISHED")
+        summary = summarise(opened, plan.as_json())
     print_summary(out, summary)
     if not summary.complete:
         raise typer.Exit(1)
 
 
 @app.command()
-def plan(suite: SuiteFile, device: Device = "auto", as_json: AsJson = False) -> None:
+def plan(
+    suite: SuiteFile,
+    device: Device = "auto",
+    task: Tasks = None,
+    method: Methods = None,
+    seed: Seeds = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what would run: resolved ranks, parameter counts, trial ids. Starts nothing."""
     from bench.display import print_plan
     from bench.plan import make_plan
     from bench.suite import load_suite
 
-    made = make_plan(load_suite(suite), _device(device))
+    made = make_plan(load_suite(suite), _device(device)).select(task or (), method or (), seed or ())
     if as_json:
         typer.echo(json.dumps(made.as_json(), indent=1))
     else:
         print_plan(out, made)
+
+
+@app.command()
+def perf(
+    backbone: Annotated[
+        str, typer.Option(help="A shape (vit-base, vit-small, roberta-base) or a registered backbone.")
+    ] = "vit-base",
+    methods: Annotated[str, typer.Option(help="Names, separated by commas, or all.")] = "all",
+    rank_modes: Annotated[
+        str, typer.Option(help="isorank, isoparameters, or both.")
+    ] = "isorank,isoparameters",
+    batch: Annotated[int, typer.Option(min=1)] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; ratios are paired by round.")] = 15,
+    device: Device = "auto",
+    bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time a training step of every method, side by side in one process, with peak memory."""
+    from rich.progress import Progress
+
+    from bench.backbones import BACKBONES
+    from bench.perf import as_json as rows_as_json
+    from bench.perf import measure, table
+
+    chosen = _device(device)
+    name = backbone if backbone in BACKBONES else f"random-{backbone}"
+    with Progress(console=err, transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        rows = measure(
+            name,
+            methods.split(","),
+            rank_modes.split(","),
+            batch=batch,
+            rounds=rounds,
+            device=chosen,
+            bf16=bf16,
+            notify=lambda index, label: progress.update(
+                bar, description=f"round {index + 1}/{rounds} {label}"
+            ),
+        )
+    if as_json:
+        typer.echo(json.dumps(rows_as_json(rows), indent=1))
+    else:
+        out.print(table(rows, f"{name}, batch {batch}, {chosen}, {rounds} rounds"))
 
 
 @app.command()
@@ -224,6 +287,8 @@ def main() -> None:
         err.print("[bold red]error:[/bold red]", end=" ")
         err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; start the same command again to go on")
-        sys.exit(130)
+    except SystemExit as end:
+        # What typer makes of an interrupt.
+        if end.code == 130:
+            err.print("stopped; start the same command again to go on")
+        raise

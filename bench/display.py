@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ class RunDisplay:
     def __init__(self, console: Console, plan: Plan, trials: int) -> None:
         self._console = console
         self._names = {
-            id_: f"{row.method} {_join(row.ranks)} · {row.task} · seed {seed}"
+            id_: f"{row.method} {_join(row.ranks)}".rstrip() + f" · {row.task} · seed {seed}"
             for row in plan.rows
             for seed, id_ in row.trials.items()
         }
@@ -86,9 +87,8 @@ def _ended(name: str, event: Event) -> str:
 def print_plan(console: Console, plan: Plan) -> None:
     """One table for each task and backbone."""
     recipes = {trial.id: trial.recipe for trial in plan.trials}
-    console.print(
-        f"[bold]{plan.suite.name}[/bold]: {len(plan.trials)} trials, seeds {_join(plan.suite.seeds)}"
-    )
+    seeds = _join(sorted({trial.seed for trial in plan.trials}))
+    console.print(f"[bold]{plan.suite.name}[/bold]: {len(plan.trials)} trials, seeds {seeds}")
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row in plan.rows):
         table = _Table(f"{task} · {backbone}", ("lr",))
         for row in plan.rows:
@@ -175,5 +175,5 @@ def _seeds(line: dict[Any, Any]) -> str:
     return f"[red]{count} ({line['failures']})[/red]" if line["failed"] else count
 
 
-def _join(numbers: tuple[int, ...]) -> str:
+def _join(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))

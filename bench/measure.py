@@ -87,10 +87,13 @@ class PeakMemory:
 @cache
 def provenance(device: str) -> dict[str, str]:
     """Commit and dirtiness of the harness, library versions and hardware. Not part of a trial's id."""
+    # An environment inside somebody's repository is not that repository's commit.
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if tracked else (None, None)
     gpu = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else ""
     return {
-        "git_commit": _git("rev-parse", "HEAD") or "unknown",
-        "git_dirty": {"": "no", None: "unknown"}.get(_git("status", "--porcelain"), "yes"),
+        "git_commit": commit or "unknown",
+        "git_dirty": {"": "no", None: "unknown"}.get(changes, "yes"),
         "harness": version("tensorpeft-bench"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from functools import cache, cached_property
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.suite import Budget, MethodRow, Recipe, Suite, TaskRow
 from bench.tasks import TASKS, Task, data_key
 from bench.tasks.inputs import ImageInput
-from methods import Geometry, Method, UserError, create
+from methods import Geometry, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen
 
 #: Raised whenever the same trial would come out differently, whatever the reason in this harness.
@@ -44,9 +44,11 @@ class Trial(Frozen):
     def id(self) -> str:
         """A hash of everything that can change the result, and of nothing else."""
         content = self.model_dump(mode="json")
-        # The weights' hash says which backbone it is, however it was named, and `data` how large its
-        # images are; the recipe holds the training that the task's overrides led to.
-        del content["backbone"], content["task"]["training"]
+        # The weights' hash says which backbone it is, however it was named; `data` says which task, how
+        # many tokens at most and how large the images; the recipe holds what the task's overrides led to.
+        del content["backbone"]
+        for told in ("task", "max_tokens", "training"):
+            del content["task"][told]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -97,6 +99,35 @@ class Plan(Frozen):
     rows: tuple[Row, ...]
     trials: tuple[Trial, ...]
 
+    def select(self, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Plan:
+        """The part with these tasks, methods (by registered name or title) and seeds; no name selects all.
+
+        Raises UserError for one that the plan does not have.
+        """
+        registered = {trial.id: trial.method["method"] for trial in self.trials}
+
+        def names(row: Row) -> set[str]:
+            return {row.title, row.method, registered[next(iter(row.trials.values()))]}
+
+        for kind, asked, known in (
+            ("task of this suite", tasks, {row.task for row in self.rows}),
+            ("method of this suite", methods, set().union(*map(names, self.rows))),
+            ("seed of this suite", map(str, seeds), set(map(str, self.suite.seeds))),
+        ):
+            for name in asked:
+                if name not in known:
+                    raise UnknownNameError(kind, name, known)
+        rows = [
+            row.model_copy(
+                update={"trials": {s: id_ for s, id_ in row.trials.items() if not seeds or s in seeds}}
+            )
+            for row in self.rows
+            if (not tasks or row.task in tasks) and (not methods or names(row) & set(methods))
+        ]
+        wanted = {id_ for row in rows for id_ in row.trials.values()}
+        trials = [trial for trial in self.trials if trial.id in wanted]
+        return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials))
+
     def as_json(self) -> dict[str, Any]:
         return {
             "suite": self.suite.name,
@@ -118,7 +149,7 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
     # Every row's options are checked once, whether or not a pair of task and backbone reaches them.
     expanded = [(row, method) for row in suite.methods for method in row.methods()]
     for pair, (task_row, task, spec, info) in enumerate(_pairs(suite)):
-        data = data_key(task, info.input, task_row.max_tokens)
+        data = data_key(task, info.input, task_row.max_tokens) | {"data_hash": task.data_hash}
         if isinstance(info.input, ImageInput):
             data |= {"mean": info.input.mean, "std": info.input.std}
         reference = create("lora", rank=REFERENCE_RANK).count(info.geometry)
@@ -196,7 +227,6 @@ def _sized(
     return [(budget, _fitted(template, budget, geometry)) for budget in budgets]
 
 
-@cache
 def _fitted(template: Method, budget: Budget, geometry: Geometry) -> Method:
     if budget.isorank:
         return template.isorank(budget.isorank)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from bench.backbones import BackboneSpec
-from methods import Method, UserError, create
+from methods import METHODS, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen, validate
 
 
@@ -104,7 +104,7 @@ class MethodRow(Frozen):
 
     method: str
     options: dict[str, Any] = {}
-    each: dict[str, list[Any]] = {}
+    each: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     #: Replaces the suite's budgets for this row.
     budgets: tuple[Budget, ...] | None = None
     training: dict[str, Any] = {}
@@ -118,9 +118,25 @@ class MethodRow(Frozen):
         if not isinstance(row, dict):
             raise ValueError("a method is a name or a mapping with the field 'method'")
         options = {key: value for key, value in row.items() if key not in cls.model_fields}
+        if not options:
+            return row
+        if "options" in row:
+            raise ValueError(f"write {', '.join(map(str, options))} into 'options', or all beside 'method'")
         return {key: value for key, value in row.items() if key in cls.model_fields} | {"options": options}
 
+    @model_validator(mode="after")
+    def _one_value(self) -> Self:
+        if twice := sorted(set(self.options) & set(self.each)):
+            raise ValueError(f"{', '.join(twice)}: give one value, or several in 'each', not both")
+        return self
+
     def methods(self) -> Iterator[Method]:
+        """One method for every combination. Raises UserError for a field that neither it nor a row has."""
+        options = METHODS.get(self.method).model_fields
+        for key in (*self.options, *self.each):
+            if key not in options:
+                own = [field for field in type(self).model_fields if field != "options"]
+                raise UnknownNameError(f"field of method '{self.method}':", key, (*options, *own))
         for values in product(*self.each.values()):
             yield create(self.method, **self.options, **dict(zip(self.each, values, strict=True)))
 

@@ -20,6 +20,7 @@ import pandas as pd
 import psutil
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
+from sqlalchemy.exc import SQLAlchemyError
 
 # Nothing leaves the machine unless the user names a server.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -46,6 +47,25 @@ MOST_METRICS, MOST_PARAMS = 1000, 100
 
 SQLITE = "sqlite:///"
 
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+
+#: What MLflow raises where a store cannot be read or written: its own error, the database's, the disk's.
+BROKEN_STORE = (MlflowException, SQLAlchemyError, OSError)
+
+
+class StoreError(UserError):
+    """A result could not be stored. It says nothing about the trial."""
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    try:
+        yield
+    except BROKEN_STORE as error:
+        raise StoreError(
+            f"the store could not be written to: {error}; what it lacks runs again at the next start"
+        ) from error
+
 
 @dataclass(frozen=True)
 class Record:
@@ -60,6 +80,7 @@ class Record:
 
     @property
     def settled(self) -> bool:
+        """Whether the trial has a result, were it a failure; it does not run again unasked."""
         return self.status in ("FINISHED", "FAILED")
 
 
@@ -80,8 +101,14 @@ class Store:
             location = None
             if uri.startswith(SQLITE):
                 location = (_database(uri).parent / "mlartifacts" / name).absolute().as_uri()
-            experiment = client.get_experiment(client.create_experiment(name, artifact_location=location))
-        elif experiment.lifecycle_stage == "deleted":
+            try:
+                experiment = client.get_experiment(client.create_experiment(name, artifact_location=location))
+            except MlflowException as error:
+                # Of two first starts at once, the second finds the first one's experiment.
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise UserError(f"cannot create experiment '{name}' in {uri}: {error}") from error
+        if experiment.lifecycle_stage == "deleted":
             raise UserError(
                 f"experiment '{name}' was deleted in {uri}; restore it with "
                 f"'mlflow experiments restore -x {experiment.experiment_id}' or rename the suite"
@@ -161,6 +188,7 @@ class Store:
             self.client.set_terminated(run.info.run_id, "KILLED")
         return len(stale)
 
+    @_storing()
     def begin_suite(self, plan: Plan) -> str:
         """The run that holds the plan and that trial runs are nested under."""
         runs = self._search("suite")
@@ -177,9 +205,11 @@ class Store:
         self.client.set_tag(run_id, "mlflow.note.content", plan.suite.description)
         return run_id
 
+    @_storing()
     def end_suite(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         self.client.set_terminated(run_id, status)
 
+    @_storing()
     def begin_trial(
         self, trial: Trial, rows: list[Row], metric: str, suite_run: str, provenance: dict[str, str]
     ) -> TrialRun:
@@ -208,10 +238,14 @@ class Store:
             "mlflow.parentRunId": suite_run,
             **{f"provenance.{key}": value for key, value in provenance.items()},
         }
-        name = f"{row.method} {tags['ranks']} · {row.task} · seed {trial.seed}"
+        name = f"{row.method} {tags['ranks']}".rstrip() + f" · {row.task} · seed {trial.seed}"
         run = self.client.create_run(self.experiment.experiment_id, tags=tags, run_name=name)
         writer = TrialRun(self.client, run.info.run_id, metric)
-        writer.start(config, provenance)
+        try:
+            writer.start(config, provenance)
+        except BaseException:  # an interrupt, say: nobody else knows of this run yet
+            writer.kill()
+            raise
         return writer
 
     def _search(self, kind: str, status: str | None = None) -> list[Run]:
@@ -248,6 +282,7 @@ class TrialRun:
         resolved = {"trial": config, "provenance": provenance}
         self._client.log_text(self.run_id, json.dumps(resolved, indent=1), "config.json")
 
+    @_storing()
     def progress(self, progress: Progress) -> None:
         values: list[tuple[str, float, int]] = [("train/loss", loss, step) for step, loss in progress.losses]
         if progress.validation_metric is not None and progress.validation_loss is not None:
@@ -257,6 +292,7 @@ class TrialRun:
             ]
         self._metrics(values)
 
+    @_storing()
     def finish(self, outcome: Outcome) -> None:
         trained = outcome.trained
         values: dict[str, float | None] = {
@@ -281,6 +317,7 @@ class TrialRun:
             self._client.log_artifacts(self.run_id, folder)
         self._client.set_terminated(self.run_id, "FINISHED")
 
+    @_storing()
     def fail(self, reason: Failure, message: str, trace: str) -> None:
         self._client.log_batch(
             self.run_id, tags=[RunTag("failure", reason), RunTag("failure_message", message[:5000])]
@@ -288,6 +325,7 @@ class TrialRun:
         self._client.log_text(self.run_id, trace, "traceback.txt")
         self._client.set_terminated(self.run_id, "FAILED")
 
+    @_storing()
     def kill(self) -> None:
         self._client.set_terminated(self.run_id, "KILLED")
 
@@ -299,10 +337,15 @@ class TrialRun:
 
 
 def latest(records: Iterable[Record]) -> dict[str, Record]:
-    """One record a trial: the first FINISHED one, else the newest. A second FINISHED is a duplicate."""
+    """One record a trial, of records from old to new: the first FINISHED one, else the newest that is
+    settled, else the newest.
+
+    A second FINISHED is a duplicate, and a retry that was killed leaves the failure standing.
+    """
     chosen: dict[str, Record] = {}
     for record in records:
-        if record.trial_id not in chosen or chosen[record.trial_id].status != "FINISHED":
+        known = chosen.get(record.trial_id)
+        if known is None or (known.status != "FINISHED" and record.settled >= known.settled):
             chosen[record.trial_id] = record
     return chosen
 
@@ -329,9 +372,14 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _connect(uri: str, name: str, *, create: bool) -> tuple[MlflowClient, FileLock]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    scheme = urlparse(uri).scheme
+    # A database URI may name its driver: mysql+pymysql.
+    scheme = urlparse(uri).scheme.partition("+")[0]
     if uri.startswith(SQLITE):
         database = _database(uri)
+        if not database.name or database.name.startswith(":"):
+            raise UserError(
+                f"store '{uri}' would be lost with this process; name a file: sqlite:///mlflow.db"
+            )
         if not create and not database.exists():
             raise UserError(f"there is no store at {database}; run a suite first, or name it with --store")
         try:
@@ -342,7 +390,7 @@ def _connect(uri: str, name: str, *, create: bool) -> tuple[MlflowClient, FileLo
             with FileLock(lock_folder / "schema.lock", timeout=120):
                 client = MlflowClient(uri)
                 client.search_experiments(max_results=1)
-        except (OSError, MlflowException) as error:
+        except BROKEN_STORE as error:
             raise UserError(f"cannot use the store at {database}: {error}") from error
         return client, FileLock(lock_folder / f"{database.name}-{name}.lock")
     if scheme not in ("http", "https", "postgresql", "mysql", "mssql"):
@@ -350,10 +398,16 @@ def _connect(uri: str, name: str, *, create: bool) -> tuple[MlflowClient, FileLo
             f"store '{uri}' is not supported: use sqlite:///file.db, a server (http://…) or a database URI"
         )
     client = MlflowClient(uri)
+    # MLflow asks a silent server for four minutes: right for a result, not for a mistyped address.
+    patient = os.environ.get(RETRIES)
+    os.environ[RETRIES] = patient or "2"
     try:
         client.search_experiments(max_results=1)
     except MlflowException as error:
         raise UserError(f"the tracking server at {uri} does not answer: {error}") from error
+    finally:
+        if patient is None:
+            del os.environ[RETRIES]
     lock_folder = cache_dir() / "locks"
     lock_folder.mkdir(parents=True, exist_ok=True)
     safe = "".join(c if c.isalnum() else "_" for c in uri.split("@")[-1])

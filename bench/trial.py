@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ from bench.plan import Trial
 from bench.seeding import generator, stream_seed
 from bench.tasks import TASKS, PreparedData, prepare
 from bench.tasks.inputs import ModelInput
-from bench.training import Evaluation, Progress, Trained, evaluate, head_state, train
+from bench.training import Diverged, Evaluation, Progress, Trained, evaluate, head_state, train
 from methods import UserError, from_identity
 
 
@@ -59,13 +61,14 @@ class Resources:
             )
         return backbone
 
-    def check(self, spec: BackboneSpec) -> bool:
-        """Whether the backbone is as it was loaded; one that is not is loaded anew for the next trial."""
+    def check(self, spec: BackboneSpec) -> None:
+        """Drops a backbone that is not as it was loaded, with a warning: the next trial loads it anew."""
         backbone, fingerprint = self._backbones[spec]
-        clean = backbone.fingerprint() == fingerprint
-        if not clean:
+        if backbone.fingerprint() != fingerprint:
+            warnings.warn(
+                f"a trial left traces on backbone '{backbone.info.name}'; it is loaded anew", stacklevel=2
+            )
             del self._backbones[spec]
-        return clean
 
     def data(self, trial: Trial, model_input: ModelInput) -> PreparedData:
         row = trial.task
@@ -96,24 +99,29 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     backbone.reset(data.classes, generator(trial.seed, "head_start"))
     # Dropout draws from the global generators, on a GPU from the device's own.
     torch.manual_seed(stream_seed(trial.seed, "dropout"))
-    adapter = from_identity(trial.method).attach(backbone, generator(trial.seed, "adapter_start"))
     try:
-        trained = train(backbone, adapter, data, trial.recipe, metric, trial.seed, report)
-        split = data.test if trial.evaluate == "test" else data.validation
-        final = evaluate(backbone, adapter, split, trial.recipe, metric, data.classes)
-        return Outcome(
-            trained=trained,
-            final=final,
-            example_ids=split.ids.cpu(),
-            labels=split.labels.cpu(),
-            adapter_parameters=adapter.parameter_count,
-            head_parameters=sum(parameter.numel() for parameter in backbone.head.parameters()),
-            seconds=time.perf_counter() - started,
-            peak_mib=memory.mib(),
-            adapter=adapter.state(),
-            head=head_state(backbone),
-        )
+        adapter = from_identity(trial.method).attach(backbone, generator(trial.seed, "adapter_start"))
+        try:
+            trained = train(backbone, adapter, data, trial.recipe, metric, trial.seed, report)
+            split = data.test if trial.evaluate == "test" else data.validation
+            final = evaluate(backbone, adapter, split, trial.recipe, metric, data.classes)
+            if not math.isfinite(final.loss):
+                raise Diverged(trained.steps, final.loss)
+            return Outcome(
+                trained=trained,
+                final=final,
+                example_ids=split.ids.cpu(),
+                labels=split.labels.cpu(),
+                adapter_parameters=adapter.parameter_count,
+                head_parameters=sum(parameter.numel() for parameter in backbone.head.parameters()),
+                seconds=time.perf_counter() - started,
+                peak_mib=memory.mib(),
+                adapter=adapter.state(),
+                head=head_state(backbone),
+            )
+        finally:
+            adapter.detach()
     finally:
-        adapter.detach()
+        # Whatever failed, attaching and detaching included, the next trial gets a clean backbone.
         backbone.module.eval()
         resources.check(trial.backbone)

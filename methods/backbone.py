@@ -42,6 +42,8 @@ class Geometry:
     heads: int
     layers: int
     mlp: int
+    #: Parameters of the whole encoder, for full fine-tuning; None where nobody counted them.
+    encoder: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("hidden", "heads", "layers", "mlp"):

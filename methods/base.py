@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -20,6 +20,11 @@ METHODS = Registry(
         "tenslora": "methods.tenslora:TensLoRA",
         "lora": "baselines.lora:LoRA",
         "head_only": "baselines.head_only:HeadOnly",
+        "fact_tt": "baselines.fact:FacTTT",
+        "fact_tk": "baselines.fact:FacTTK",
+        "lotr": "baselines.lotr:LoTR",
+        "lorta": "baselines.lorta:LoRTA",
+        "cara": "baselines.cara:CaRA",
     },
 )
 
@@ -41,8 +46,18 @@ class Method(Frozen, ABC):
     version: ClassVar[int] = 1
     #: Whether a rank or budget can set the size; head_only has none to set.
     sizeable: ClassVar[bool] = True
+    #: Why the gradients are meant to differ from the forward's (DoRA takes a norm for a constant).
+    approximates_gradient: ClassVar[str] = ""
     #: Fields that `title` or `size` already show.
     titled: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def presets(cls) -> Sequence[Self]:
+        """Templates that together show every construction of the method, for the conformance checks.
+
+        The first is the base whose other options are varied. Override it where an option has no default.
+        """
+        return (cls(),)
 
     @property
     @abstractmethod
@@ -82,7 +97,10 @@ class Method(Frozen, ABC):
     @property
     def label(self) -> str:
         """How tables call the method: its title and every option that is not the default."""
-        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        defaults = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in type(self).model_fields.items()
+        }
         options = [
             f"{name}={value}"
             for name, value in self

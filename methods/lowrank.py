@@ -23,8 +23,9 @@ from methods.adapter import Adapter
 from methods.backbone import SHARED_INPUT, Backbone, Geometry, Site
 from methods.base import Method
 
-#: Where dropout sits: on the activation that enters `down`, or on the r-wide one that enters `up`.
-DropoutAt = Literal["input", "before_up"]
+#: Where dropout sits: on the activation that enters `down`, on the r-wide one that enters `up`, or on the
+#: entries of the update itself, which a training forward then builds (slow: a d×d matrix for each site).
+DropoutAt = Literal["input", "before_up", "update"]
 
 
 @dataclass
@@ -109,7 +110,8 @@ class LowRankAdapter(Adapter):
                     shared,
                     columns if len(downs) > 1 else None,
                     slices=parametrisation.output_slices.get(site, 1),
-                    dropout=dropout if dropout_at == "before_up" else 0.0,
+                    dropout=dropout if dropout_at != "input" else 0.0,
+                    drops_update=dropout_at == "update" and dropout > 0,
                 )
                 self.install(site, self._linears[site])
         self._hooks = [
@@ -129,10 +131,8 @@ class LowRankAdapter(Adapter):
         method = self.parametrisation
         return {
             site: (
-                torch.block_diag(
-                    *[contracted.downs[method.down_of[site]]] * method.input_slices.get(site, 1)
-                ),
-                torch.block_diag(*[up] * method.output_slices.get(site, 1)),
+                _unsliced(contracted.downs[method.down_of[site]], method.input_slices.get(site, 1)),
+                _unsliced(up, method.output_slices.get(site, 1)),
             )
             for site, up in contracted.ups.items()
         }
@@ -169,8 +169,9 @@ class LowRankAdapter(Adapter):
                 joined[shared.downs] = parts[0] if len(parts) == 1 else torch.cat(parts)
             shared.down = joined[shared.downs]
         for site, linear in self._linears.items():
-            linear.up = contracted.ups[site]
-            linear.bias_update = contracted.biases.get(site)
+            linear.up = _unregistered(contracted.ups[site])
+            bias = contracted.biases.get(site)
+            linear.bias_update = None if bias is None else _unregistered(bias)
 
     def _drop(self) -> None:
         for shared in self._inputs:
@@ -185,30 +186,67 @@ class LowRankAdapter(Adapter):
         """Factors for a layer that runs outside the backbone's forward.
 
         Gradient checkpointing does so: it runs a layer again during backward. There only the values
-        matter, and the graph of the contraction must not be recorded a second time, or the recomputed
-        layer would save more tensors than the first one did.
+        matter: gradients flow through the factors of the first run. Reentrant checkpointing sends them to
+        these instead, where they would be lost: that raises RuntimeError.
         """
         if torch._C._current_graph_task_id() == -1:
             raise RuntimeError("an adapted layer was called outside the forward of its backbone's module")
-        with torch.no_grad():
+        # Hooks of our own, so that the checkpoint does not take what the contraction saves for the layer's.
+        with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
             contracted = self.contract()
-        for factor in (*contracted.downs, *contracted.ups.values(), *contracted.biases.values()):
-            factor.requires_grad_()
-        self._distribute(contracted)
+        self._distribute(
+            Contracted(
+                [_value(down) for down in contracted.downs],
+                {site: _value(up) for site, up in contracted.ups.items()},
+                {site: _value(bias) for site, bias in contracted.biases.items()},
+            )
+        )
         torch.autograd.Variable._execution_engine.queue_callback(self._drop)
+
+
+def _unregistered(factor: Tensor) -> Tensor:
+    """A module takes any `nn.Parameter` that is assigned to it for one of its own, but not a view of it."""
+    return factor.view_as(factor) if isinstance(factor, nn.Parameter) else factor
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
+
+
+def _value(factor: Tensor) -> Tensor:
+    """A leaf with the factor's value: the recomputed layer must save what the first run saved."""
+    value = factor.detach()
+    if factor.requires_grad:
+        value.requires_grad_().register_hook(_refuse_gradient)
+    return value
+
+
+def _refuse_gradient(_: Tensor) -> None:
+    raise RuntimeError(
+        "reentrant gradient checkpointing would lose the adapter's gradients: use_reentrant=False"
+    )
 
 
 class AdaptedLinear(nn.Module):
     """`base(x) + up(dropout(down(x)))`; the down projection is shared with the sites that read the same x."""
 
     def __init__(
-        self, base: nn.Linear, shared: _SharedInput, columns: slice | None, *, slices: int, dropout: float
+        self,
+        base: nn.Linear,
+        shared: _SharedInput,
+        columns: slice | None,
+        *,
+        slices: int,
+        dropout: float,
+        drops_update: bool = False,
     ) -> None:
         super().__init__()
+        self.training = base.training
         self.base = base
         self.columns = columns
         self.slices = slices
         self.dropout = dropout
+        self.drops_update = drops_update
         self.up: Tensor | None = None
         self.bias_update: Tensor | None = None
         # Held by the adapter, not by the module tree: its parameters are not this layer's.
@@ -217,16 +255,28 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.up is None:
             self.shared.adapter.recontract()
+        update = self._update_by_entries(x) if self.drops_update and self.training else self._update(x)
+        if self.bias_update is not None:
+            update = update + self.bias_update
+        return self.base(x) + update
+
+    def _update(self, x: Tensor) -> Tensor:
         narrow = self.shared.project(x, self.training)
         if self.columns is not None:
             narrow = narrow[..., self.columns]
         if self.dropout:
             narrow = F.dropout(narrow, self.dropout, self.training)
         assert self.up is not None
-        update = _sliced_linear(narrow, self.up, self.slices)
-        if self.bias_update is not None:
-            update = update + self.bias_update
-        return self.base(x) + update
+        return _sliced_linear(narrow, self.up, self.slices)
+
+    def _update_by_entries(self, x: Tensor) -> Tensor:
+        down = self.shared.down
+        assert down is not None
+        assert self.up is not None
+        if self.columns is not None:
+            down = down[self.columns]
+        dense = _unsliced(self.up, self.slices) @ _unsliced(down, self.shared.slices)
+        return F.linear(x, F.dropout(dense, self.dropout, self.training))
 
 
 class _SharedInput:
@@ -268,6 +318,11 @@ def _sliced_linear(x: Tensor, weight: Tensor, slices: int) -> Tensor:
     if slices == 1:
         return F.linear(x, weight)
     return F.linear(x.unflatten(-1, (slices, -1)), weight).flatten(-2)
+
+
+def _unsliced(weight: Tensor, slices: int) -> Tensor:
+    """The matrix that `_sliced_linear` applies."""
+    return torch.block_diag(*[weight] * slices)
 
 
 def _by_input(sites: dict[Site, int]) -> list[list[Site]]:

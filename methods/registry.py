@@ -40,7 +40,8 @@ class Registry:
         """The target behind a name. Raises UnknownNameError, or UserError for a broken plug-in."""
         points = self._plugin_points().get(name, [])
         if len(points) + (name in self._targets) > 1:
-            owners = [point.value for point in points] + [self._targets[name]] * (name in self._targets)
+            owners = [point.value for point in points]
+            owners += [self._targets[name]] if name in self._targets else []
             raise UserError(f"{self.kind} '{name}' is registered more than once: {', '.join(owners)}")
         if name in self._targets:
             module, attribute = self._targets[name].split(":")

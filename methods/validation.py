@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,9 +14,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Frozen(BaseModel):
-    """Base of every configuration: immutable, and a field that is not known is an error."""
+    """Base of every configuration: immutable, numbers finite, and a field that is not known is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def validate(model: type[Model], values: Any, where: str) -> Model:
@@ -23,7 +24,15 @@ def validate(model: type[Model], values: Any, where: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem, model) for problem in error.errors()]
+        problems = error.errors()
+        # A list of which an item is wrong is to pydantic also too short: only the item is news.
+        told = [
+            problem
+            for problem in problems
+            if problem["type"] != "too_short"
+            or not any(_inside(other["loc"], problem["loc"]) for other in problems)
+        ]
+        lines = [_explain(problem, model) for problem in told]
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from error
 
 
@@ -31,7 +40,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
-        known = sorted(model.model_fields) if len(problem["loc"]) == 1 else []
+        known = _fields_beside(problem["loc"], model)
         near = get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         accepted = f"; accepted are {', '.join(known)}" if known else ""
@@ -44,3 +53,28 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         return f"field '{field}' is required"
     shown = f" (got {problem['input']!r})" if field else ""
     return f"{field}: {message}{shown}" if field else message
+
+
+def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:
+    return len(loc) > len(outer) and tuple(loc[: len(outer)]) == tuple(outer)
+
+
+def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
+    """The fields that are accepted where `loc` ends; none where the annotations do not tell."""
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        inner = next(_models(field.annotation), None) if field else None
+        if inner is None:
+            return []
+        model = inner
+    return sorted(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models inside an annotation such as `tuple[Budget, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)

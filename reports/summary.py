@@ -45,9 +45,12 @@ class Summary:
         return bool((self.table["finished"] == self.table["seeds"]).all())
 
 
-def summarise(store: Store) -> Summary:
-    """Reads what tracking stored. A seed that failed or is missing is counted as such, never averaged."""
-    plan = store.plan()
+def summarise(store: Store, plan: dict[str, Any] | None = None) -> Summary:
+    """Reads what tracking stored, for the stored plan or the given part of it (as `Plan.as_json`).
+
+    A seed that failed or is missing is counted as such, never averaged.
+    """
+    plan = plan or store.plan()
     if plan is None:
         return Summary(store.experiment.name, "", pd.DataFrame(columns=list(COLUMNS)))
     records = latest(store.records())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from bench.backbones.base import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
+from bench.backbones.base import BackboneInfo, Kind, LoadedBackbone, pixel_size, refuse_image_size
 from bench.tasks.inputs import ImageInput, ModelInput, TextInput
 from methods.backbone import PROJECTIONS, Geometry
 
@@ -19,6 +19,7 @@ BYTE_TOKENIZER = "byte-tokenizer-260-v1"
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _HALF = (0.5, 0.5, 0.5)
+_VISION: tuple[Kind, ...] = ("vit", "dinov2", "timm")
 
 
 def byte_tokenizer(max_tokens: int) -> Any:
@@ -50,13 +51,13 @@ def byte_tokenizer(max_tokens: int) -> Any:
 
 @dataclass(frozen=True)
 class RandomBackbone:
-    """A transformers model of some shape with random weights, the same at every load.
+    """A model of some kind and shape with random weights, the same at every load.
 
     Vision has `image_size` and `patch` in pixels, text `vocabulary` and `max_tokens`.
     """
 
     name: str
-    kind: Literal["vit", "bert", "roberta"]
+    kind: Kind
     geometry: Geometry
     image_size: int = 224
     patch: int = 16
@@ -77,11 +78,16 @@ class RandomBackbone:
 
     def load(self, image_size: int | None) -> LoadedBackbone:
         """See `BackboneEntry`. The global random state is left as it was."""
+        info = self.describe(image_size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            return self._timm(info) if self.kind == "timm" else self._transformers(info)
+
+    def _transformers(self, info: BackboneInfo) -> LoadedBackbone:
         import transformers
 
         from bench.backbones.huggingface import FAMILIES, wrap
 
-        info = self.describe(image_size)
         geometry, family = self.geometry, FAMILIES[self.kind]
         shape: dict[str, Any] = {
             "hidden_size": geometry.hidden,
@@ -89,7 +95,10 @@ class RandomBackbone:
             "num_hidden_layers": geometry.layers,
             "intermediate_size": geometry.mlp,
         }
-        if self.kind == "vit":
+        if self.kind == "dinov2":
+            shape |= {"mlp_ratio": geometry.mlp // geometry.hidden, "use_mask_token": False}
+            del shape["intermediate_size"]
+        if self.kind in _VISION:
             shape |= {"image_size": self.image_size, "patch_size": self.patch}
         else:
             positions = self.max_tokens + (2 if self.kind == "roberta" else 0)
@@ -99,19 +108,21 @@ class RandomBackbone:
                 "pad_token_id": _SPECIALS.index("<pad>"),
             }
         model_class = getattr(transformers, family.model_class)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            config = model_class.config_class(attn_implementation="sdpa", **shape)
-            encoder = model_class(config, **family.arguments)
-        return wrap(info, encoder)
+        config = model_class.config_class(attn_implementation="sdpa", **shape)
+        return wrap(info, model_class(config, **family.arguments))
+
+    def _timm(self, info: BackboneInfo) -> LoadedBackbone:
+        from bench.backbones.timm_vit import plain_vit
+
+        return plain_vit(info, self.image_size, self.patch)
 
     def _input(self, image_size: int | None) -> ModelInput:
-        if self.kind == "vit":
+        if self.kind in _VISION:
             return ImageInput(pixel_size(self.name, self.image_size, image_size, self.patch), _HALF, _HALF)
         refuse_image_size(self.name, image_size)
         return TextInput(BYTE_TOKENIZER, self.max_tokens, partial(byte_tokenizer, self.max_tokens))
 
     def _rest(self) -> str:
-        if self.kind == "vit":
+        if self.kind in _VISION:
             return f"image={self.image_size}, patch={self.patch}"
         return f"vocabulary={self.vocabulary}, tokens={self.max_tokens}"

@@ -49,6 +49,25 @@ def own_pooling(encoder: Any, *, pixel_values: Tensor) -> Tensor:
     return encoder.forward_head(encoder.forward_features(pixel_values), pre_logits=True)
 
 
+def plain_vit(info: BackboneInfo, size: int, patch: int) -> LoadedBackbone:
+    """timm's plain vision transformer in the described shape, freshly started."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    geometry = info.geometry
+    encoder = VisionTransformer(
+        img_size=size,
+        patch_size=patch,
+        embed_dim=geometry.hidden,
+        depth=geometry.layers,
+        num_heads=geometry.heads,
+        mlp_ratio=geometry.mlp / geometry.hidden,
+        num_classes=0,
+    )
+    assert isinstance(info.input, ImageInput)
+    _fit(encoder, info.name, info.input.size)
+    return LoadedBackbone(info, encoder, own_pooling, partial(nn.Linear, geometry.hidden), [PATHS])
+
+
 @dataclass(frozen=True)
 class TimmBackbone:
     """A timm model; its weights come from `weights` (safetensors) or the model's own hub repository."""

@@ -13,9 +13,12 @@ import torch
 from bench.measure import provenance
 from bench.plan import Plan, Trial
 from bench.tasks import TASKS
-from bench.tracking import Failure, Store, TrialRun, latest
+from bench.tracking import Failure, Store, StoreError, TrialRun, latest
 from bench.training import Diverged, Progress
 from bench.trial import Outcome, Resources, run_trial
+
+#: How libraries say so in a RuntimeError: torch on a CPU, cuBLAS.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,9 @@ def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Tri
     A failed trial has one, its failure; with `retry_failed` exactly those are pending.
     """
     known = latest(store.records())
-    status = {trial.id: known[trial.id].status if trial.id in known else None for trial in plan.trials}
     if retry_failed:
-        return [trial for trial in plan.trials if status[trial.id] == "FAILED"]
-    return [trial for trial in plan.trials if status[trial.id] not in ("FINISHED", "FAILED")]
+        return [trial for trial in plan.trials if trial.id in known and known[trial.id].status == "FAILED"]
+    return [trial for trial in plan.trials if trial.id not in known or not known[trial.id].settled]
 
 
 def prepare_all(trials: list[Trial], resources: Resources) -> None:
@@ -59,7 +61,6 @@ def execute(
         for trial in trials:
             metric = TASKS.get(trial.task.task).metric
             run = store.begin_trial(trial, rows[trial.id], metric, suite_run, origin)
-            notify(Event(trial, "started"))
             notify(_run(trial, run, resources, notify))
         ended = "FINISHED"
     finally:
@@ -73,6 +74,7 @@ def _run(trial: Trial, run: TrialRun, resources: Resources, notify: Callable[[Ev
 
     reason: Failure
     try:
+        notify(Event(trial, "started"))
         outcome = run_trial(trial, resources, report)
         run.finish(outcome)
         return Event(trial, "finished", outcome=outcome)
@@ -80,8 +82,10 @@ def _run(trial: Trial, run: TrialRun, resources: Resources, notify: Callable[[Ev
         reason, message, trace = "diverged", str(error), traceback.format_exc()
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason, message, trace = "out of memory", str(error), traceback.format_exc()
+    except StoreError:
+        raise
     except Exception as error:  # a trial may fail in any way; the others must go on
-        reason = "out of memory" if "can't allocate memory" in str(error) else "error"
+        reason = "out of memory" if any(said in str(error) for said in NO_MEMORY) else "error"
         message, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     except BaseException:
         run.kill()

@@ -1,0 +1,90 @@
+"""Full fine-tuning: the ceiling of every comparison, and no adapter at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from methods.adapter import Adapter
+from methods.backbone import Backbone, Geometry, Site
+from methods.base import Method
+from methods.errors import NotLowRank, UserError
+
+
+class FullFineTuning(Method):
+    """Trains every parameter of the encoder."""
+
+    name: ClassVar[str] = "full"
+    sizeable: ClassVar[bool] = False
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def title(self) -> str:
+        return "full fine-tuning"
+
+    def count(self, geometry: Geometry) -> int:
+        """The encoder's own count, embeddings and norms included."""
+        if geometry.encoder is None:
+            raise UserError(f"full fine-tuning: the encoder's parameters are not known for {geometry}")
+        return geometry.encoder
+
+    def isorank(self, rank: int) -> Self:
+        return self
+
+    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
+        return self
+
+    def put(self, backbone: Backbone, generator: torch.Generator) -> _Unfrozen:
+        return _Unfrozen(backbone)
+
+
+class _Unfrozen(Adapter):
+    """The backbone's own parameters, beside a pristine copy of each."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        sites = [
+            Site(layer, name) for layer in range(backbone.geometry.layers) for name in backbone.projections
+        ]
+        super().__init__(backbone, sites)
+        head = {id(parameter) for parameter in backbone.head.parameters()}
+        self._parameters = {
+            name: parameter
+            for name, parameter in backbone.module.named_parameters()
+            if id(parameter) not in head
+        }
+        self._pristine = {name: p.detach().clone() for name, p in self._parameters.items()}
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(True)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self._parameters)
+
+    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        raise NotLowRank("full fine-tuning has no low-rank factors")
+
+    def delta(self, site: Site) -> Tensor:
+        weight = f"{self.backbone.path(site)}.weight"
+        return (self._parameters[weight] - self._pristine[weight]).detach()
+
+    def deltas(self) -> Iterator[tuple[Site, Tensor]]:
+        return ((site, self.delta(site)) for site in self.bases)
+
+    def merge(self) -> None:
+        """Nothing to add: the trained weights are the backbone's."""
+
+    @torch.no_grad()
+    def detach(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(self._pristine[name])
+            parameter.grad = None
+        super().detach()

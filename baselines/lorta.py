@@ -1,0 +1,83 @@
+"""LoRTA (arXiv 2410.04060): all attention updates as one five-way CP tensor."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from tltorch import CPTensor
+from torch import nn
+
+from baselines.one_rank import OneRankMethod
+from methods.backbone import Geometry, Site
+from methods.lowrank import Contracted, Parametrisation
+
+
+class LoRTA(OneRankMethod):
+    """y = W·x + b + scale/rank · ΔW·x, ΔW a slice of a CP tensor (d, head size, heads, layers, 4).
+
+    The head-size factor starts at zero, the d-sized one uniform ±1/√rank, the others uniform ±√(6/rank)
+    (reference code). So steps shrink as the rank grows: with ViT-B's shape one Adam step at rate 5e-4
+    moves the query, key and value weights by a norm of 1.1e-1 at rank 4 and of 3.6e-6 at rank 256 (LoRA
+    r=4: 9.6e-2). At the budget of LoRA r=4 it hardly trains unless its own learning rate is tuned.
+    """
+
+    name: ClassVar[str] = "lorta"
+
+    #: alpha, divided by the rank. 1 in the reference code.
+    scale: float = 1.0
+    #: `reference`: the d-sized factor is the output, and the input is split over heads, which only the
+    #: output projection's input really is. `output_heads`: the other way round, which suits query, key
+    #: and value. Channel = head · head size + j in both.
+    orientation: Literal["reference", "output_heads"] = "reference"
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return ("query", "key", "value", "output")
+
+    @property
+    def title(self) -> str:
+        return "LoRTA"
+
+    def shape(self, geometry: Geometry) -> tuple[int, ...]:
+        """The size of every mode."""
+        sides = (geometry.hidden, geometry.head_size, geometry.heads)
+        return (*sides, geometry.layers, len(self.projections))
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """r · (d + h + H + L + 4)."""
+        return rank * sum(self.shape(geometry))
+
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        return _AttentionTensor(self, geometry, generator)
+
+
+class _AttentionTensor(Parametrisation):
+    def __init__(self, method: LoRTA, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__()
+        rank = method.rank
+        assert rank is not None
+        self.scale = method.scale / rank
+        self.split_input = method.orientation == "reference"
+        shape = method.shape(geometry)
+        factors = [torch.zeros(size, rank) for size in shape]
+        bounds = (1 / math.sqrt(rank), 0.0, *[math.sqrt(6 / rank)] * 3)
+        for factor, bound in zip(factors, bounds, strict=True):
+            if bound:
+                nn.init.uniform_(factor, -bound, bound, generator=generator)
+        # The method has no weights: theirs are a constant one, not trained.
+        self.tensor = CPTensor(
+            torch.ones(rank), [nn.Parameter(factor) for factor in factors], shape=shape, rank=rank
+        )
+        self.down_of = {
+            Site(layer, name): 0 for layer in range(geometry.layers) for name in method.projections
+        }
+
+    def contract(self) -> Contracted:
+        whole, channels, heads, layers, projections = self.tensor.factors
+        split = (heads.unsqueeze(1) * channels).flatten(0, 1)
+        down, up = (split, whole) if self.split_input else (whole, split)
+        slices = (layers.unsqueeze(1) * projections).flatten(0, 1) * self.scale
+        ups = (slices.unsqueeze(1) * up).unbind()
+        return Contracted([down.T], dict(zip(self.down_of, ups, strict=True)))

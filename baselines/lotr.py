@@ -1,0 +1,77 @@
+"""LoTR (arXiv 2402.01376): the query and value updates of all layers as one Tucker-2 tensor."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from tltorch import TTTensor
+from torch import nn
+
+from baselines.one_rank import OneRankMethod
+from methods.backbone import Geometry, Site
+from methods.lowrank import Contracted, Parametrisation
+
+
+class LoTR(OneRankMethod):
+    """y = W·x + b + scale/rank · left·M·right·x; left and right shared, M (r, r) for each matrix.
+
+    Left and right start N(0, 1), the middles at zero (reference code). No dropout, no bias there.
+    """
+
+    name: ClassVar[str] = "lotr"
+
+    #: Divided by the rank, as alpha is in LoRA. 1 in the reference code.
+    scale: float = 1.0
+    #: `joint`: query and value in one tensor (d, 2·L, d). `separate`: a tensor (d, L, d) for each.
+    tensors: Literal["joint", "separate"] = "joint"
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return ("query", "value")
+
+    @property
+    def title(self) -> str:
+        return "LoTR"
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """2·d·r for each tensor, and 2·L·r²."""
+        tensors = 1 if self.tensors == "joint" else 2
+        return 2 * tensors * geometry.hidden * rank + 2 * geometry.layers * rank**2
+
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        return _SharedEnds(self, geometry, generator)
+
+
+class _SharedEnds(Parametrisation):
+    """The tensors, each a tensor train: a Tucker-2 tensor of three modes is one, its core in the middle."""
+
+    def __init__(self, method: LoTR, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__()
+        assert method.rank is not None
+        self.scale = method.scale / method.rank
+        groups = [method.projections] if method.tensors == "joint" else [(p,) for p in method.projections]
+        self.sites = [
+            [Site(layer, name) for layer in range(geometry.layers) for name in group] for group in groups
+        ]
+        self.down_of = {site: index for index, sites in enumerate(self.sites) for site in sites}
+        self.tensors = nn.ModuleList(
+            _tensor(geometry.hidden, len(sites), method.rank, generator) for sites in self.sites
+        )
+
+    def contract(self) -> Contracted:
+        contracted = Contracted([], {})
+        for sites, tensor in zip(self.sites, self.tensors, strict=True):
+            right, middles, left = tensor.parameters()
+            ups = (left[..., 0].T * self.scale) @ middles.permute(1, 2, 0)
+            contracted.downs.append(right[0].T)
+            contracted.ups.update(zip(sites, ups.unbind(), strict=True))
+        return contracted
+
+
+def _tensor(hidden: int, matrices: int, rank: int, generator: torch.Generator) -> TTTensor:
+    right, left = torch.empty(1, hidden, rank), torch.empty(rank, hidden, 1)
+    for end in (right, left):
+        nn.init.normal_(end, generator=generator)
+    cores = [nn.Parameter(core) for core in (right, torch.zeros(rank, matrices, rank), left)]
+    return TTTensor(cores, shape=(hidden, matrices, hidden), rank=(1, rank, rank, 1))

@@ -1,0 +1,193 @@
+"""Any method of the `peft` package, by its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field, PositiveInt, field_validator, model_validator
+from torch import nn
+
+from baselines.peft_adapter import PeftAdapter, inject
+from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Site, Targets
+from methods.base import Method
+from methods.errors import UnknownNameError, UserError
+from methods.ranks import nearest_rank, too_small
+
+#: Names that the field uses for a LoRA with one of its switches on.
+SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DORA": ("LORA", {"use_dora": True}),
+    "RSLORA": ("LORA", {"use_rslora": True}),
+}
+
+#: What peft calls the size of an adapter, the first that a configuration has.
+SIZE_FIELDS = ("r", "n_frequency")
+
+#: Types that the shared loop would train wrongly, or that are no adapters of linear layers.
+REFUSED = {
+    "ADALORA": "it reallocates its ranks by a call after every step",
+    "ADAPTION_PROMPT": "it adds prompts",
+    "LN_TUNING": "it trains layer norms",
+    "OSF": "it trains the backbone's own weights in another basis",
+    "POLY": "its forward needs task ids",
+    "SHADOW": "it adds a second model",
+    "TRAINABLE_TOKENS": "it trains embeddings",
+}
+
+#: Ours to set, or outside what a comparison of adapters on the same sites can allow.
+RESERVED = {
+    "target_modules": "use targets",
+    "modules_to_save": "the head is trained beside every adapter",
+    "bias": "biases of the backbone stay frozen",
+    "layers_to_transform": "all layers are adapted",
+    "layers_pattern": "all layers are adapted",
+    "rank_pattern": "every site has the same rank",
+}
+
+
+class Peft(Method):
+    """`type` is a type of peft (VERA, LOHA, LOKR, IA3, …) or DORA or RSLORA; `config` holds its fields.
+
+    Parameters are counted by building the adapter on the meta device, since peft gives no formula.
+    """
+
+    name: ClassVar[str] = "peft"
+    titled: ClassVar[frozenset[str]] = frozenset({"type", "rank"})
+
+    type: str
+    #: peft's `r` (FourierFT: `n_frequency`). None: set by a budget, or the type has none.
+    rank: PositiveInt | None = None
+    #: Fields of peft's configuration class.
+    config: dict[str, Any] = Field(default_factory=dict)
+    targets: Targets = "qkv"
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        value = value.upper()
+        if value in REFUSED:
+            raise ValueError(f"peft's {value} does not fit here: {REFUSED[value]}")
+        if value not in _types():
+            raise ValueError(str(UnknownNameError("peft type", value, _types())))
+        return value
+
+    @model_validator(mode="after")
+    def _config_fits(self) -> Self:
+        fields = {field.name for field in dataclasses.fields(self._config_class)}
+        for name in self.config:
+            if name in RESERVED or name == self._size_field:
+                raise ValueError(f"config.{name} cannot be set: {RESERVED.get(name, 'use rank')}")
+            if name not in fields:
+                raise ValueError(str(UnknownNameError(f"field of peft's {self.type}", name, fields)))
+        if self.rank is not None and self._size_field is None:
+            raise ValueError(f"rank: peft's {self.type} has no rank to set")
+        return self
+
+    @property
+    def title(self) -> str:
+        return {"DORA": "DoRA", "VERA": "VeRA", "LOHA": "LoHa", "LOKR": "LoKr"}.get(self.type, self.type)
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return TARGETS[self.targets]
+
+    @property
+    def sizeable(self) -> bool:  # type: ignore[override]
+        return self._size_field is not None
+
+    @property
+    def size(self) -> tuple[int, ...] | None:
+        if self._size_field is None:
+            return ()
+        return None if self.rank is None else (self.rank,)
+
+    def count(self, geometry: Geometry) -> int:
+        if self.size is None:
+            raise UserError(f"{self.label}: rank is free; give it, or a budget")
+        return _count(self.model_dump_json(), geometry)
+
+    def isorank(self, rank: int) -> Self:
+        return self.model_copy(update={"rank": rank})
+
+    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
+        smallest = self.isorank(1).count(geometry)
+        if smallest > budget:
+            raise too_small(self.label, budget, smallest)
+        return self.isorank(nearest_rank(lambda rank: self.isorank(rank).count(geometry), budget))
+
+    def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
+        return PeftAdapter(backbone, self.projections, self.peft_config, generator)
+
+    def peft_config(self, targets: list[str]) -> Any:
+        """peft's configuration for the layers at these dotted paths. Raises UserError for bad values."""
+        size = {} if self._size_field is None else {self._size_field: self.rank}
+        _, switches = SHORTHANDS.get(self.type, ("", {}))
+        options = {"target_modules": targets, **switches, **size}
+        if self.type == "IA3":
+            # IA3 scales the input of fc2 and the output of everything else (arXiv 2205.05638, eq. 1).
+            names = self.projections * (len(targets) // len(self.projections))
+            options["feedforward_modules"] = [
+                path for path, name in zip(targets, names, strict=True) if name == "fc2"
+            ]
+        try:
+            return self._config_class(**options | self.config)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"peft's {self.type} refuses its configuration: {error}") from error
+
+    @property
+    def _config_class(self) -> Any:
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        kind, _ = SHORTHANDS.get(self.type, (self.type, {}))
+        return PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+
+    @property
+    def _size_field(self) -> str | None:
+        fields = {field.name for field in dataclasses.fields(self._config_class)}
+        return next((name for name in SIZE_FIELDS if name in fields), None)
+
+
+@cache
+def _types() -> tuple[str, ...]:
+    """The types that put layers on linear layers: no prompts, no prefixes."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+    fields = {
+        kind.value: {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+        for kind in PEFT_TYPE_TO_TUNER_MAPPING
+    }
+    return tuple(
+        sorted({kind for kind, names in fields.items() if "target_modules" in names} | {*SHORTHANDS})
+    )
+
+
+@cache
+def _count(method_json: str, geometry: Geometry) -> int:
+    method = Peft.model_validate_json(method_json)
+    paths = [str(Site(layer, name)) for layer in range(geometry.layers) for name in method.projections]
+    config = method.peft_config(paths)
+    try:
+        try:
+            with torch.device("meta"):
+                tuner = inject(_Skeleton(geometry), config)
+        except (NotImplementedError, RuntimeError):
+            # A few types look at values while they build; those need memory to look at.
+            tuner = inject(_Skeleton(geometry), config)
+    except Exception as error:  # whatever peft raises, the configuration is what the user can mend
+        raise UserError(f"peft cannot build {method.label} at {geometry}: {error}") from error
+    return sum(p.numel() for p in tuner.parameters() if p.requires_grad)
+
+
+class _Skeleton(nn.Module):
+    """The linear layers of a geometry, without the rest of a transformer."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        for layer in range(geometry.layers):
+            projections = nn.ModuleDict()
+            for name in PROJECTIONS:
+                out, in_ = geometry.shape(name)
+                projections[name] = nn.Linear(in_, out)
+            self.add_module(str(layer), projections)

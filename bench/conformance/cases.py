@@ -1,0 +1,184 @@
+"""Which checks are asked of which method on which backbone, and their results."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any, Literal, get_args, get_origin
+
+import torch
+
+from bench.backbones.base import Kind
+from bench.conformance.checks import CHECKS
+from bench.conformance.subject import BACKBONES, GEOMETRY, RANK, NotApplicable, Subject
+from methods.backbone import PROJECTIONS
+from methods.base import METHODS, Method
+from methods.errors import UserError
+
+Status = Literal["passed", "failed", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check of one method on one kind of backbone."""
+
+    method: Method
+    backbone: Kind
+    check: str
+
+    def __str__(self) -> str:
+        return f"{self.method.label}-{self.backbone}-{self.check}"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What came of a case. `message` says why it failed or does not apply, or remarks on a pass."""
+
+    method: str
+    preset: str
+    backbone: Kind
+    check: str
+    status: Status
+    message: str
+    seconds: float
+
+
+def conformance_cases(
+    method: str | type[Method] | Method | Iterable[Method],
+    *,
+    backbones: Sequence[Kind] = BACKBONES,
+    checks: Sequence[str] | None = None,
+    quick: bool = False,
+) -> list[Case]:
+    """The cases of a method: its presets on every backbone, pairs of its other options on BERT.
+
+    A `Method` object, or several, stands for itself: it is its only preset. `checks` picks by name
+    from `CHECKS`. `quick` leaves out the pairs of options and what takes seconds (compiling).
+    Raises UserError if the method's name is unknown or its plug-in fails to import.
+    """
+    varied: Sequence[Method] = ()
+    if isinstance(method, str | type):
+        kind: type[Method] = METHODS.get(method) if isinstance(method, str) else method
+        presets: Sequence[Method] = kind.presets()
+        varied = () if quick else variations(presets)
+    else:
+        presets = [method] if isinstance(method, Method) else list(method)
+    chosen = [
+        check
+        for check in CHECKS.values()
+        if (check.name in checks if checks is not None else check.default and not (quick and check.slow))
+    ]
+    if checks is not None and (unknown := set(checks) - set(CHECKS)):
+        raise UserError(f"unknown check {', '.join(sorted(unknown))}; known are {', '.join(CHECKS)}")
+    return [
+        Case(_sized(template), backbone, check.name)
+        for templates, kinds in ((presets, backbones), (varied, backbones[:1]))
+        for template in templates
+        for backbone in kinds
+        for check in chosen
+        if check.on_each or backbone == backbones[0]
+    ]
+
+
+def variations(presets: Sequence[Method]) -> list[Method]:
+    """Methods that together show every pair of option values, combined with the first preset's rest.
+
+    Options are the fields with a fixed set of values (Literal, bool).
+    Combinations that the method refuses are left out, and so are those that are presets already.
+    """
+    base = presets[0]
+    options = {name: values for name, field in type(base).model_fields.items() if (values := _values(field))}
+    built: dict[tuple[Any, ...], Method] = {}
+    for values in product(*options.values()):
+        fields = {**base.model_dump(), **dict(zip(options, values, strict=True))}
+        try:
+            method = type(base).model_validate(fields)
+            _sized(method).check(GEOMETRY, PROJECTIONS)
+        except (UserError, ValueError):
+            continue
+        # An option that means nothing here, and that the identity therefore fixes, would show no pair.
+        if all(method.identity()[name] == value for name, value in zip(options, values, strict=True)):
+            built[values] = method
+    uncovered = {pair for values in built for pair in _pairs(values)}
+    known = {_key(preset) for preset in presets}
+    for preset in presets:
+        shown = tuple(getattr(preset, name) for name in options)
+        uncovered -= set(_pairs(shown)) if shown in built else set()
+    found = []
+    while uncovered:
+        values = max(built, key=lambda values: sum(pair in uncovered for pair in _pairs(values)))
+        uncovered -= set(_pairs(values))
+        if _key(built[values]) not in known:
+            known.add(_key(built[values]))
+            found.append(built[values])
+    return found
+
+
+def _values(field: Any) -> tuple[Any, ...]:
+    if get_origin(field.annotation) is Literal:
+        return get_args(field.annotation)
+    return (False, True) if field.annotation is bool else ()
+
+
+def _pairs(values: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
+    indexed = tuple(enumerate(values))
+    return combinations(indexed, min(2, len(indexed)))
+
+
+def _key(method: Method) -> str:
+    return json.dumps(method.identity(), sort_keys=True)
+
+
+def _sized(template: Method) -> Method:
+    return template.isorank(RANK) if template.size is None else template
+
+
+def check_case(case: Case) -> str:
+    """Runs one case and returns its remark, if any.
+
+    Raises AssertionError where the method is wrong, or whatever it raised itself, and NotApplicable
+    where the check cannot be asked, on which pytest skips. torch's random state is left as it was.
+    """
+    threads = torch.get_num_threads()
+    # Tensors this small are many times slower on several threads when other processes run too.
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return CHECKS[case.check].run(Subject(case.method, case.backbone)) or ""
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_case(case: Case) -> CheckResult:
+    """Runs one case and says what came of it; raises nothing that the method raised."""
+    began = time.perf_counter()
+    status: Status = "passed"
+    try:
+        message = check_case(case)
+    except NotApplicable as reason:
+        status, message = "not applicable", str(reason)
+    except AssertionError as failure:
+        status, message = "failed", str(failure)
+    except Exception as error:
+        status, message = "failed", f"{type(error).__name__}: {error}"
+    seconds = time.perf_counter() - began
+    return CheckResult(
+        case.method.name, case.method.label, case.backbone, case.check, status, message, seconds
+    )
+
+
+def run_checks(
+    method: str | type[Method] | Method | Iterable[Method],
+    *,
+    backbones: Sequence[Kind] = BACKBONES,
+    checks: Sequence[str] | None = None,
+    quick: bool = False,
+) -> list[CheckResult]:
+    """Runs `conformance_cases` one by one."""
+    return [
+        run_case(case) for case in conformance_cases(method, backbones=backbones, checks=checks, quick=quick)
+    ]

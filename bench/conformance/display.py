@@ -1,0 +1,65 @@
+"""Results of the conformance checks at the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.conformance.cases import CheckResult
+
+_PASSED, _FAILED, _REFUSED = "[green]✓[/green]", "[bold red]✗[/bold red]", "[dim]–[/dim]"
+
+
+def print_checks(console: Console, results: Sequence[CheckResult]) -> None:
+    """A table of methods × checks over all backbones, then every failure and what did not apply."""
+    checks = list(dict.fromkeys(result.check for result in results))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
+    table.add_column("method", vertical="bottom", ratio=1, min_width=16)
+    for check in checks:
+        # One letter a line: thirty words do not fit beside each other.
+        table.add_column("\n".join(check.replace("_", " ")), vertical="bottom", width=1)
+    for preset in dict.fromkeys(result.preset for result in results):
+        own = [result for result in results if result.preset == preset]
+        table.add_row(escape(preset), *(_mark([r for r in own if r.check == check]) for check in checks))
+    console.print(table)
+    for result in results:
+        if result.status == "failed":
+            where = escape(f"{result.preset} on {result.backbone}, {result.check}")
+            console.print(f"{_FAILED} {where}: {escape(result.message)}", highlight=False)
+    for line in _refusals(results):
+        console.print(f"{_REFUSED} {escape(line)}", highlight=False)
+    counts = {status: sum(r.status == status for r in results) for status in ("passed", "failed")}
+    console.print(
+        f"{counts['passed']:,} passed, {counts['failed']:,} failed, "
+        f"{len(results) - sum(counts.values()):,} not applicable, on "
+        f"{', '.join(dict.fromkeys(result.backbone for result in results))} "
+        f"({sum(result.seconds for result in results):.0f} s)",
+        highlight=False,
+    )
+
+
+def _mark(results: Sequence[CheckResult]) -> str:
+    statuses = {result.status for result in results}
+    if "failed" in statuses:
+        return _FAILED
+    if "passed" in statuses:
+        return _PASSED
+    return _REFUSED if statuses else " "
+
+
+def _refusals(results: Sequence[CheckResult]) -> list[str]:
+    """One line for each check and reason, with the methods that it holds for."""
+    methods: dict[tuple[str, str], dict[str, None]] = {}
+    for result in results:
+        if result.status == "not applicable":
+            methods.setdefault((result.check, result.message), {})[result.preset] = None
+    lines = []
+    for (check, reason), presets in methods.items():
+        named = list(presets)
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        lines.append(f"{check} not applicable: {reason} ({', '.join(named[:3])}{more})")
+    return lines

@@ -1,0 +1,229 @@
+"""What the checks look at: a method on a private copy of a tiny random backbone."""
+
+from __future__ import annotations
+
+import copy
+import unittest
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.backbones.base import Kind, LoadedBackbone
+from bench.backbones.random_weights import RandomBackbone
+from methods.adapter import Adapter
+from methods.backbone import Geometry, Site
+from methods.base import Method
+from methods.errors import UserError
+
+#: Head size and number of heads, layers, projections all differ; the MLP can be cut into four squares.
+GEOMETRY = Geometry(hidden=24, heads=3, layers=2, mlp=96)
+
+#: One backbone for each kind. Options other than presets are varied on BERT only.
+BACKBONES: tuple[Kind, ...] = ("bert", "roberta", "vit", "dinov2", "timm")
+
+CLASSES = 3
+
+#: Above the number of heads, layers and projections, so that these ranks exceed their modes.
+RANK = 4
+
+Gradients = dict[str, Tensor | None]
+
+
+class CheckFailed(AssertionError):  # noqa: N818 - reads as the outcome that it is
+    """What the method does is not what the interface says."""
+
+
+class NotApplicable(unittest.SkipTest):
+    """The check cannot be asked of this method here; the message says why. pytest skips on it."""
+
+
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise CheckFailed(message)
+
+
+def expect_close(actual: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
+    """The largest difference, relative to the largest entry where that is above one."""
+    expect(actual.shape == wanted.shape, f"{what}: shape {tuple(actual.shape)}, not {tuple(wanted.shape)}")
+    actual, wanted = actual.detach(), wanted.detach()
+    expect(bool(torch.isfinite(actual).all()), f"{what}: not finite")
+    if actual.numel():
+        error = float((actual - wanted).abs().max() / wanted.abs().max().clamp(min=1))
+        expect(error <= tolerance, f"{what}: differs by {error:.1e}, more than {tolerance:.0e}")
+
+
+def expect_equal(actual: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Bit for bit."""
+    expect(list(actual) == list(wanted), f"{what}: names differ: {sorted(set(actual) ^ set(wanted))[:4]}")
+    for name, tensor in wanted.items():
+        expect(same_bits(actual[name], tensor), f"{what}: {name} differs")
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+@cache
+def _pristine(kind: Kind, geometry: Geometry) -> LoadedBackbone:
+    entry = RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
+    backbone = entry.load(None)
+    draws = torch.Generator().manual_seed(1)
+    # A fresh model has zero biases and nearly equal logits, which would hide mistakes.
+    with torch.no_grad():
+        for parameter in backbone.module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draws), alpha=0.1)
+    return backbone
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A sized method and the backbones to check it on."""
+
+    method: Method
+    kind: Kind
+
+    def backbone(self, dtype: torch.dtype = torch.float32, geometry: Geometry = GEOMETRY) -> LoadedBackbone:
+        """A copy of its own: nothing that a check does to it is seen by another."""
+        backbone = copy.deepcopy(_pristine(self.kind, geometry))
+        backbone.reset(CLASSES, torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            for parameter in backbone.head.parameters():
+                parameter.mul_(20)
+        backbone.module.to(dtype)
+        return backbone
+
+    def attach(self, backbone: LoadedBackbone, seed: int = 3, method: Method | None = None) -> Adapter:
+        method = method or self.method
+        try:
+            method.check(backbone.geometry, backbone.projections)
+        except UserError as error:
+            raise NotApplicable(f"refuses this backbone: {error}") from error
+        return method.attach(backbone, torch.Generator().manual_seed(seed))
+
+    def randomised(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        backbone: LoadedBackbone | None = None,
+        method: Method | None = None,
+    ) -> tuple[LoadedBackbone, Adapter]:
+        """An attached adapter whose parameters have left the start, so that its update is not zero."""
+        backbone = backbone or self.backbone(dtype)
+        adapter = self.attach(backbone, method=method)
+        scatter(adapter)
+        return backbone, adapter
+
+    @property
+    def geometry(self) -> Geometry:
+        """As the backbone itself says it: with the size of its encoder."""
+        return _pristine(self.kind, GEOMETRY).geometry
+
+    @property
+    def adapts(self) -> bool:
+        """Whether there is anything to train beside the head."""
+        return self.method.count(self.geometry) > 0
+
+    def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:
+        """Three examples; the last text one is padded."""
+        draws = torch.Generator().manual_seed(seed)
+        if self.kind in ("bert", "roberta"):
+            ids = torch.randint(4, 200, (3, 6), generator=draws)
+            mask = torch.ones_like(ids)
+            ids[2, 4:], mask[2, 4:] = 1, 0
+            return {"input_ids": ids, "attention_mask": mask}
+        return {"pixel_values": torch.randn(3, 3, 16, 16, generator=draws).to(dtype)}
+
+
+def scatter(adapter: Adapter, amount: float = 0.1, seed: int = 5) -> None:
+    """Moves every adapter parameter by normal noise."""
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter.named_parameters().values():
+            noise = torch.randn(parameter.shape, generator=draws, dtype=torch.float64)
+            parameter.add_(noise.to(parameter.dtype), alpha=amount)
+
+
+@torch.no_grad()
+def outputs(backbone: LoadedBackbone, batch: dict[str, Tensor]) -> Tensor:
+    """Logits in eval mode."""
+    backbone.module.eval()
+    return backbone.module(**batch)
+
+
+def loss(logits: Tensor) -> Tensor:
+    labels = torch.arange(len(logits), device=logits.device) % CLASSES
+    # Not so flat that a gradient could vanish in it.
+    return F.cross_entropy(logits.float() if logits.dtype == torch.bfloat16 else logits, labels)
+
+
+def trained(adapter: Adapter, backbone: LoadedBackbone) -> dict[str, nn.Parameter]:
+    """Adapter and head parameters, by name."""
+    head = {f"head.{name}": parameter for name, parameter in backbone.head.named_parameters()}
+    return {**adapter.named_parameters(), **head}
+
+
+def gradients(adapter: Adapter, backbone: LoadedBackbone, logits: Tensor) -> Gradients:
+    """Of the loss, for adapter and head; left in no `.grad`."""
+    parameters = trained(adapter, backbone)
+    loss(logits).backward()
+    found = {name: parameter.grad for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    return found
+
+
+def expect_same_gradients(actual: Gradients, wanted: Gradients, tolerance: float, what: str) -> None:
+    for name, gradient in wanted.items():
+        other = actual[name]
+        if gradient is None or other is None:
+            expect(
+                gradient is None and other is None, f"{what}: {name} has a gradient in one of the two only"
+            )
+        else:
+            expect_close(other, gradient, tolerance, f"{what}: gradient of {name}")
+
+
+def snapshot(backbone: LoadedBackbone) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers, the head's too."""
+    module = backbone.module
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
+
+
+def sites_of(method: Method) -> set[Site]:
+    return {Site(layer, name) for layer in range(GEOMETRY.layers) for name in method.projections}
+
+
+def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:
+    """Where modules and adapter hold tensors that are no parameter or buffer."""
+    lasting = {id(tensor) for tensor in (*backbone.module.parameters(), *backbone.module.buffers())}
+    lasting |= {id(parameter) for parameter in adapter.named_parameters().values()}
+    places: set[str] = set()
+    seen: set[int] = set()
+    left: list[tuple[str, Any]] = [("adapter", adapter), ("module", backbone.module)]
+    while left:
+        place, value = left.pop()
+        if id(value) in seen or id(value) in lasting:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            places.add(place)
+        else:
+            left.extend((f"{place}.{name}", child) for name, child in _children(value))
+    return places
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield from ((str(key), child) for key, child in value.items())
+    elif isinstance(value, list | tuple | set):
+        yield from ((str(index), child) for index, child in enumerate(value))
+    elif isinstance(value, nn.Module) or (hasattr(value, "__dict__") and not callable(value)):
+        yield from vars(value).items()

@@ -1,0 +1,170 @@
+"""Exports of stored trials."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.backbones import LoadedBackbone, load
+from bench.export.write import Exported, target_folder, write_export
+from bench.plan import Trial
+from bench.tasks import TASKS
+from bench.tracking import BROKEN_STORE, Record, _connect, latest
+from methods import UserError, from_identity
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+
+def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: bool = False) -> Exported:
+    """Writes what a finished trial trained into the folder `out`.
+
+    `run` is an MLflow run id or a trial id, or the beginning of one, in the store at that URI. Raises
+    UserError, and leaves `out` as it was, for a run that is unknown, ambiguous or not finished, a folder
+    with something in it (`force` replaces files of that name), a backbone or method that is not the
+    trial's any more, an update without the asked-for form, or an export that gives other logits.
+    """
+    target = target_folder(out, force)
+    client, _ = _connect(store, "export", create=False)
+    try:
+        record = _finished(_find(client, run))
+        trial, state = _artifacts(client, record)
+    except (*BROKEN_STORE, SafetensorError) as error:
+        raise UserError(f"run {run} cannot be read from {store}: {error}") from error
+    method, classes = from_identity(trial.method), TASKS.get(trial.task.task).classes
+    backbone = load(trial.backbone)
+    if backbone.info.weights_hash != trial.weights_hash:
+        raise UserError(
+            f"backbone '{backbone.info.name}' is not the one of the trial: that had weights "
+            f"{trial.weights_hash}, these are {backbone.info.weights_hash}"
+        )
+    backbone.reset(len(classes), torch.Generator())
+    adapter = method.attach(backbone, torch.Generator())
+    try:
+        adapter.load(_part(state, "adapter"))
+        _load_head(backbone, _part(state, "head"))
+        facts = {
+            "run": record.run_id,
+            "trial": record.trial_id,
+            "method": method.label,
+            "ranks": ", ".join(map(str, method.size or ())) or "–",
+            "adapter parameters": f"{adapter.parameter_count:,}",
+            "task": trial.task.task,
+            "score": f"{record.metrics['score']:.4f} ({record.tags['metric']}, {trial.evaluate} split)",
+            "seed": str(trial.seed),
+            "precision in training": trial.recipe.precision,
+        }
+        return write_export(
+            backbone, adapter, trial.backbone, target, classes, facts, merged=merged, force=force
+        )
+    finally:
+        adapter.detach()
+
+
+def _find(client: MlflowClient, run: str) -> Record:
+    """The trial whose run id or trial id begins with `run`. Raises UserError for none or several.
+
+    Of the runs of one trial, its id means the one that counts.
+    """
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    records = [_record(found) for found in _trial_runs(client, experiments)]
+    start = run.strip().lower()
+    by_run = [record for record in records if start and record.run_id.startswith(start)]
+    trials = latest(record for record in records if start and record.trial_id.startswith(start))
+    found = {record.run_id: record for record in (*by_run, *trials.values())}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise UserError(f"'{run}' is the beginning of several:\n{_listed(found.values())}")
+    if not records:
+        raise UserError(f"there is no run '{run}': the store holds no trial yet")
+    finished = [record for record in latest(records).values() if record.status == "FINISHED"]
+    near = sorted(finished, key=lambda record: -_alike(record, start))
+    raise UserError(f"there is no run or trial '{run}'; finished are, nearest first:\n{_listed(near)}")
+
+
+def _trial_runs(client: MlflowClient, experiments: list[str]) -> Iterator[Run]:
+    token = None
+    while experiments:
+        page = client.search_runs(
+            experiments,
+            "tags.kind = 'trial'",
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _record(run: Run) -> Record:
+    info, data = run.info, run.data
+    trial = data.tags["trial_id"]
+    return Record(info.run_id, trial, info.status, info.start_time, dict(data.tags), dict(data.metrics))
+
+
+def _alike(record: Record, start: str) -> float:
+    ids = (record.trial_id, record.run_id)
+    return max(SequenceMatcher(None, start, one[: len(start)]).ratio() for one in ids)
+
+
+def _listed(records: Iterable[Record], most: int = 6) -> str:
+    listed = list(records)
+    lines = [
+        f"  trial {r.trial_id}, run {r.run_id}: {r.tags['mlflow.runName']} ({r.status.lower()})"
+        for r in listed[:most]
+    ]
+    if len(listed) > most:
+        lines.append(f"  and {len(listed) - most} more")
+    return "\n".join(lines) or "  none"
+
+
+def _finished(record: Record) -> Record:
+    if record.status == "FINISHED":
+        return record
+    name = f"run {record.run_id} ({record.tags['mlflow.runName']})"
+    if record.status == "FAILED":
+        reason, message = record.tags.get("failure", "error"), record.tags.get("failure_message", "")
+        raise UserError(f"{name} failed, {reason}: {message}; there is nothing to export")
+    told = {"RUNNING": "is not finished yet", "KILLED": "was stopped before it finished"}
+    raise UserError(f"{name} {told.get(record.status, record.status.lower())}; run its suite again")
+
+
+def _artifacts(client: MlflowClient, record: Record) -> tuple[Trial, dict[str, Tensor]]:
+    with tempfile.TemporaryDirectory() as folder:
+        config = client.download_artifacts(record.run_id, "config.json", folder)
+        weights = client.download_artifacts(record.run_id, "adapter.safetensors", folder)
+        stored = json.loads(Path(config).read_text(encoding="utf-8"))
+        try:
+            trial = Trial.model_validate(stored["trial"])
+        except (KeyError, ValidationError) as error:
+            raise UserError(
+                f"run {record.run_id} was stored by another version of the harness: {error}"
+            ) from error
+        return trial, load_file(weights)
+
+
+def _part(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")
+    }
+
+
+def _load_head(backbone: LoadedBackbone, state: dict[str, Tensor]) -> None:
+    try:
+        backbone.head.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the stored head does not fit backbone '{backbone.info.name}': {error}") from error

@@ -1,0 +1,147 @@
+"""What the program answers: quickly, in words that help, with an exit code that says how it went."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.backbones import BACKBONES
+from bench.tasks import TASKS
+from bench.tracking import Store
+from methods.tenslora import VARIANTS
+
+from .toy_suites import DIGITS, MOVIES, write
+
+Call = Callable[..., Any]
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+
+
+def test_help_is_there_within_a_second_and_without_torch() -> None:
+    program = """
+import sys
+from bench.cli import main
+sys.argv = ["tensorbench", "--help"]
+try:
+    main()
+finally:
+    print(*sorted({"torch", "mlflow", "pandas", "pydantic"} & set(sys.modules)), file=sys.stderr)
+"""
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert done.stderr.split() == []
+    for command in ("run", "plan", "methods", "tasks", "backbones"):
+        assert re.search(rf"\b{command}\b", done.stdout)
+    # The quickest of three: others may be at work on the machine.
+    assert min(seconds) < 1
+
+
+def test_python_m_bench_is_the_same_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "run", "missing.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot read suite missing.yaml: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [1]}, "unknown field 'sedes'; did you mean 'seeds'"),
+        ({"methods": ["lroa"]}, "unknown method 'lroa': did you mean 'lora'"),
+        ({"tasks": [MOVIES]}, "no backbone is"),
+        ({"budgets": [{"parameters": 1}]}, "below the smallest possible"),
+        ({"tasks": [{**DIGITS, "train_size": 10**6}]}, "train_size must be from 1 to 1259"),
+    ],
+)
+def test_bad_input_ends_with_2_before_any_training_and_without_a_traceback(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    uri = new_store(tmp_path)
+    ended = call("run", write(tmp_path, **changes), "--store", uri)
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert message in ended.err
+    assert "Traceback" not in ended.err + ended.out
+    assert not (tmp_path / ".tensorbench").exists() or Store.create(uri, "toy").records() == []
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "sqlite:////proc/nowhere/mlflow.db"])
+def test_an_unusable_store_ends_with_2(call: Call, tmp_path: Path, uri: str) -> None:
+    ended = call("run", write(tmp_path), "--store", uri)
+    assert ended.code == 2
+    assert "store" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_deleted_experiment_ends_with_2(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path
+) -> None:
+    uri = new_store(tmp_path)
+    store = Store.create(uri, "toy")
+    store.client.delete_experiment(store.experiment.experiment_id)
+    ended = call("run", write(tmp_path), "--store", uri)
+    assert ended.code == 2
+    assert "was deleted in" in ended.err
+
+
+@no_cuda
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_device_that_the_machine_lacks_ends_with_2(call: Call, tmp_path: Path, command: str) -> None:
+    ended = call(command, write(tmp_path), "--device", "cuda")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "this machine has no CUDA device; use --device cpu" in ended.err
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", ""])
+def test_a_device_of_another_kind_ends_with_2(call: Call, tmp_path: Path, device: str) -> None:
+    ended = call("plan", write(tmp_path), "--device", device)
+    assert ended.code == 2
+    assert "accepted are auto, cpu, cuda and cuda:N" in ended.err
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--debug", "plan", "missing.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "cannot read suite missing.yaml" in done.stderr
+
+
+def test_a_plan_as_json_is_nothing_but_json(call: Call, tmp_path: Path) -> None:
+    ended = call("plan", write(tmp_path, seeds=[0, 1]), "--json")
+    read = json.loads(ended.out)
+    assert (read["suite"], len(read["rows"]), len(read["trials"])) == ("toy", 1, 2)
+    assert read["rows"][0]["trials"] == {str(trial["seed"]): trial["id"] for trial in read["trials"]}
+
+
+def test_a_plan_as_a_table_shows_counts_and_what_is_shared(call: Call, tmp_path: Path) -> None:
+    budgets = [{"isorank": 2}, {"isoparameters": 2}]
+    shown = call("plan", write(tmp_path, budgets=budgets, seeds=[0, 1])).out
+    assert "toy: 2 trials, seeds 0,1" in shown
+    assert "2 trial(s) stand in more than one row and run once." in shown
+    assert re.search(r"LoRA +2 +768 +50\.00 +1\.000 +0\.005", shown)
+
+
+def test_lists_name_all_that_there_is(call: Call) -> None:
+    for command, names in (("tasks", TASKS), ("backbones", BACKBONES)):
+        shown = call(command).out
+        assert all(name in shown for name in names)
+    rows = json.loads(call("methods", "--json").out)
+    named = {row["options"]: row for row in rows}
+    assert {f"TensLoRA {variant}" for variant in VARIANTS} <= set(named)
+    assert named["LoRA"]["isorank_4"] == 221184
+    assert named["TensLoRA qkv_depth"]["isorank_4"] == 6460

@@ -1,0 +1,553 @@
+"""A suite from its file to MLflow, on real models, data and stores; stopped in every way and resumed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+
+import bench.execution.inline
+from bench.backbones import load
+from bench.execution.inline import Event, execute, pending
+from bench.measure import LIBRARIES
+from bench.plan import Plan
+from bench.suite import load_suite
+from bench.tasks import TASKS, prepare
+from bench.tracking import Record, Store, StoreError, TrialRun, latest
+from bench.training import evaluate
+from bench.trial import Resources
+from methods import from_identity
+
+from .toy_suites import MOVIES, TEXT, VISION, plan, write
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+STEPS = 10
+METHODS: list[Any] = ["lora", "head_only", {"method": "tenslora", "variant": "att"}]
+
+
+@dataclass
+class Ran:
+    """A suite that ran, and where."""
+
+    folder: Path
+    suite: Path
+    uri: str
+    plan: Plan
+    ended: Any
+
+    @property
+    def store(self) -> Store:
+        return Store.existing(self.uri, "toy")
+
+    def artifact(self, record: Record, name: str) -> Path:
+        return Path(self.store.client.download_artifacts(record.run_id, name))
+
+
+def run(folder: Path, new_store: NewStore, call: Call, base: dict[str, Any], **changes: Any) -> Ran:
+    suite, uri = write(folder, base, **changes), new_store(folder)
+    return Ran(folder, suite, uri, plan(base, **changes), call("run", suite, "--store", uri))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: Call) -> Ran:
+    return run(
+        tmp_path_factory.mktemp("finished"),
+        new_store,
+        call,
+        TEXT,
+        methods=METHODS,
+        budgets=[{"isorank": 2}, {"isoparameters": 2}],
+        seeds=[0, 1],
+        training={"lr": 5e-3, "batch_size": 16, "steps": STEPS},
+        closing="The end.",
+    )
+
+
+def by_method(ran: Ran, method: str, seed: int = 0) -> Record:
+    return next(
+        record
+        for record in ran.store.records()
+        if record.tags["method"] == method and record.tags["seed"] == str(seed)
+    )
+
+
+# --- what is stored ---
+
+
+def test_every_trial_of_the_plan_finishes_and_lora_in_two_blocks_runs_once(finished: Ran) -> None:
+    assert finished.ended.code == 0
+    records = finished.store.records()
+    assert {record.status for record in records} == {"FINISHED"}
+    # LoRA r=2, head only, and the variant under either budget; two seeds.
+    assert len(records) == 8
+    assert sorted(record.trial_id for record in records) == sorted(trial.id for trial in finished.plan.trials)
+    budgets = json.loads(by_method(finished, "LoRA").tags["budgets"])
+    assert [entry["budget"] for entry in budgets] == ["isorank 2", "isoparameters 2"]
+    assert [entry["ratio"] for entry in budgets] == [None, 1.0]
+
+
+def test_the_terminal_shows_progress_and_a_table(finished: Ran) -> None:
+    out = finished.ended.out
+    assert "toy: 8 trials, 8 to run on cpu" in out
+    assert out.count("✓") == 8
+    assert "movie-sentiment · tiny-random-bert · test accuracy, mean ± standard deviation" in out
+    scores = [by_method(finished, "LoRA", seed).metrics["score"] for seed in (0, 1)]
+    mean, deviation = pd.Series(scores).mean(), pd.Series(scores).std()
+    assert f"{mean:.4f} ± {deviation:.4f}" in out
+    assert out.rstrip().endswith("The end.")
+    assert "head only · movie-sentiment" in out
+
+
+def test_metrics_of_steps_epochs_and_the_end_are_stored(finished: Ran) -> None:
+    record = by_method(finished, "TensLoRA att")
+    client = finished.store.client
+    losses = client.get_metric_history(record.run_id, "train/loss")
+    assert sorted(metric.step for metric in losses) == list(range(1, STEPS + 1))
+    epochs = -(-STEPS // (MOVIES["train_size"] // 16))
+    for key in ("validation/accuracy", "validation/loss"):
+        steps = sorted(metric.step for metric in client.get_metric_history(record.run_id, key))
+        assert steps == list(range(1, epochs + 1))
+    metrics = record.metrics
+    assert 0 <= metrics["score"] <= 1
+    assert metrics["score_loss"] > 0
+    assert metrics["cost/steps"] == STEPS
+    assert metrics["cost/step_ms"] > 0
+    assert metrics["cost/seconds"] > 0
+    assert metrics["cost/peak_mib"] > 1
+    validations = client.get_metric_history(record.run_id, "validation/accuracy")
+    best = max(validations, key=lambda m: (m.value, -m.step))
+    assert metrics["selected/epoch"] == best.step
+    assert metrics["selected/validation"] == best.value
+
+
+def test_parameter_counts_and_budget_are_stored(finished: Ran) -> None:
+    rows = {row.trials[seed]: row for row in finished.plan.rows for seed in row.trials}
+    for record in finished.store.records():
+        row = rows[record.trial_id]
+        assert record.metrics["parameters/adapter"] == row.parameters
+        assert record.metrics["parameters/head"] == 2 * 32 + 2
+        assert record.tags["ranks"] == ",".join(map(str, row.ranks))
+        assert record.tags["budget_missed"] == ("yes" if row.within is False else "no")
+    assert by_method(finished, "head only").tags["budget"] == "own"
+
+
+def test_the_resolved_configuration_is_stored_whole(finished: Ran) -> None:
+    record = by_method(finished, "LoRA")
+    trial = next(t for t in finished.plan.trials if t.id == record.trial_id)
+    config = json.loads(finished.artifact(record, "config.json").read_text())
+    assert type(trial).model_validate(config["trial"]).id == trial.id
+    params = finished.store.client.get_run(record.run_id).data.params
+    assert params["recipe.lr"] == "0.005"
+    assert params["recipe.head_lr"] == "0.005"
+    assert params["recipe.precision"] == "fp32"
+    assert params["method.rank"] == "2"
+    assert params["task.train_size"] == str(MOVIES["train_size"])
+    assert params["seed"] == "0"
+
+
+def test_provenance_is_stored(finished: Ran) -> None:
+    record = by_method(finished, "LoRA")
+    for name in (
+        "git_commit",
+        "git_dirty",
+        "cpu",
+        "python",
+        "harness",
+        *(f"version_{lib}" for lib in LIBRARIES),
+    ):
+        assert record.tags[f"provenance.{name}"], name
+    params = finished.store.client.get_run(record.run_id).data.params
+    assert params["data.data_hash"] == TASKS.get("movie-sentiment").data_hash
+    assert params["weights_hash"] == load("tiny-random-bert").info.weights_hash
+    assert {"trial", "provenance"} == set(json.loads(finished.artifact(record, "config.json").read_text()))
+
+
+@pytest.mark.parametrize("method", ["LoRA", "TensLoRA att", "head only"])
+def test_predictions_are_those_of_the_stored_adapter_and_give_the_score(finished: Ran, method: str) -> None:
+    record = by_method(finished, method, seed=1)
+    trial = next(t for t in finished.plan.trials if t.id == record.trial_id)
+    backbone = load(trial.backbone)
+    sizes = {key: value for key, value in MOVIES.items() if key != "task"}
+    data = prepare(TASKS.get("movie-sentiment"), backbone.info.input, **sizes)
+
+    frame = pd.read_parquet(finished.artifact(record, "predictions.parquet"))
+    assert frame["example"].tolist() == data.test.ids.tolist()
+    assert frame["label"].tolist() == data.test.labels.tolist()
+    assert len(frame) == MOVIES["test_size"]
+    assert (frame["label"] == frame["prediction"]).mean() == pytest.approx(record.metrics["score"])
+
+    tensors = load_file(finished.artifact(record, "adapter.safetensors"))
+    assert {name.partition(".")[0] for name in tensors} <= {"adapter", "head"}
+    parts: dict[str, dict[str, torch.Tensor]] = {"adapter": {}, "head": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    backbone.reset(data.classes, torch.Generator().manual_seed(99))
+    adapter = from_identity(trial.method).attach(backbone, torch.Generator().manual_seed(99))
+    adapter.load(parts["adapter"])
+    backbone.head.load_state_dict(parts["head"])
+    result = evaluate(backbone, adapter, data.test, trial.recipe, "accuracy", data.classes)
+    stored = torch.tensor(frame[["logit_0", "logit_1"]].to_numpy())
+    assert torch.allclose(result.logits, stored, atol=1e-6)
+
+
+# --- a second start ---
+
+
+def test_a_second_start_trains_nothing_and_is_quick(finished: Ran) -> None:
+    before = finished.store.records()
+    started = time.perf_counter()
+    again = start(finished).communicate()[0]
+    assert time.perf_counter() - started < 15
+    assert "toy: 8 trials, 0 to run on cpu" in again
+    assert "The end." in again
+    assert finished.store.records() == before
+
+
+def test_a_suite_that_grew_runs_only_what_is_new(finished: Ran) -> None:
+    made = load_suite(finished.suite)
+    grown = plan(
+        TEXT,
+        methods=METHODS,
+        budgets=[{"isoparameters": 2}],
+        seeds=[0, 5],
+        training=made.training.model_dump(exclude_unset=True),
+    )
+    assert [trial.seed for trial in pending(grown, finished.store)] == [5, 5, 5]
+
+
+# --- failures ---
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: Call) -> Ran:
+    return run(
+        tmp_path_factory.mktemp("failed"),
+        new_store,
+        call,
+        VISION,
+        methods=[{"method": "tenslora", "variant": "att", "training": {"lr": 1e30}}, "lora"],
+        training={"lr": 5e-3, "batch_size": 16, "steps": 3, "warmup": 0},
+    )
+
+
+def test_a_diverging_trial_is_stored_with_its_reason_and_the_others_go_on(failed: Ran) -> None:
+    assert failed.ended.code == 1
+    bad, good = by_method(failed, "TensLoRA att"), by_method(failed, "LoRA")
+    assert (bad.status, good.status) == ("FAILED", "FINISHED")
+    assert bad.tags["failure"] == "diverged"
+    assert "the loss is nan at step" in bad.tags["failure_message"]
+    assert "Diverged" in failed.artifact(bad, "traceback.txt").read_text()
+    assert "score" not in bad.metrics
+
+
+def test_the_terminal_shows_a_failure_in_line_and_table(failed: Ran) -> None:
+    assert "✗ TensLoRA att" in failed.ended.out
+    assert "diverged: the loss is nan at step" in failed.ended.out
+    assert "0/1 (diverged)" in failed.ended.out
+    assert "1 result(s) failed or are missing; they are in no mean." in failed.ended.out
+
+
+def test_a_failure_is_retried_only_on_request_and_nothing_else_with_it(failed: Ran, call: Call) -> None:
+    again = call("run", failed.suite, "--store", failed.uri)
+    assert (again.code, len(failed.store.records())) == (1, 2)
+    retried = call("run", failed.suite, "--store", failed.uri, "--retry-failed")
+    assert "2 trials, 1 to run" in retried.out
+    assert retried.code == 1
+    assert Counter(r.tags["method"] for r in failed.store.records()) == {"TensLoRA att": 2, "LoRA": 1}
+
+
+def executed(store: Store, made: Plan, trials: Any = None, resources: Resources | None = None) -> list[Event]:
+    events: list[Event] = []
+    execute(made, list(trials or made.trials), store, resources or Resources("cpu"), events.append)
+    return [event for event in events if event.kind in ("finished", "failed")]
+
+
+SHORT = {"batch_size": 16, "steps": 1}
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_store: NewStore) -> Store:
+    return Store.create(new_store(tmp_path), "toy")
+
+
+def allocate(*_: Any) -> Any:
+    return torch.empty(1 << 50)
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def raise_it(*_: Any) -> Any:
+        raise error
+
+    return raise_it
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (allocate, "out of memory"),
+        (raising(torch.OutOfMemoryError("CUDA out of memory")), "out of memory"),
+        (raising(MemoryError()), "out of memory"),
+        (raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")), "out of memory"),
+        (raising(ValueError("a [bug]")), "error"),
+    ],
+)
+def test_a_failure_is_named_and_the_next_trial_runs(
+    store: Store, monkeypatch: pytest.MonkeyPatch, broken: Any, reason: str
+) -> None:
+    made = plan(methods=["lora", "head_only"], training=SHORT)
+    real = bench.execution.inline.run_trial
+
+    def run_trial(trial: Any, *rest: Any) -> Any:
+        return broken() if trial.method["method"] == "lora" else real(trial, *rest)
+
+    monkeypatch.setattr(bench.execution.inline, "run_trial", run_trial)
+    events = executed(store, made)
+    assert [event.kind for event in events] == ["failed", "finished"]
+    assert events[0].failure.startswith(reason)
+    bad, good = store.records()
+    assert (bad.status, bad.tags["failure"], good.status) == ("FAILED", reason, "FINISHED")
+    if reason == "error":
+        assert bad.tags["failure_message"] == "ValueError: a [bug]"
+
+
+def test_finished_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("log_batch", "log_artifacts", "log_text", "set_terminated"):
+        real = getattr(MlflowClient, name)
+
+        def noted(
+            self: MlflowClient, run_id: str, *rest: Any, name: str = name, real: Any = real, **more: Any
+        ) -> Any:
+            calls.append(f"{name} {rest[0]}" if name == "set_terminated" else name)
+            return real(self, run_id, *rest, **more)
+
+        monkeypatch.setattr(MlflowClient, name, noted)
+    executed(store, plan(methods=["head_only"], training=SHORT))
+    # The last call closes the suite's run.
+    assert calls[-2:] == ["set_terminated FINISHED"] * 2
+    assert calls[-3] == "log_artifacts"
+
+
+def test_a_store_that_fills_up_ends_the_run_and_fails_no_trial(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(methods=["lora", "head_only"], training=SHORT)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifacts", full)
+        with pytest.raises(StoreError, match="No space left on device"):
+            executed(store, made)
+    assert [record.status for record in store.records()] == ["RUNNING"]
+    store.close_stale()
+    assert pending(made, store) == list(made.trials)
+
+
+def test_a_store_that_fails_while_a_trial_reports_fails_no_trial(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(methods=["lora"], training=SHORT)
+    real = MlflowClient.log_batch
+
+    def away(self: MlflowClient, run_id: str, *, metrics: Any = (), **more: Any) -> Any:
+        if metrics:
+            raise MlflowException("the server is away")
+        return real(self, run_id, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", away)
+    with pytest.raises(StoreError, match="the server is away"):
+        executed(store, made)
+    assert [record.status for record in store.records()] == ["RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [(bench.execution.inline, "run_trial"), (TrialRun, "start"), (TrialRun, "finish")],
+    ids=["in the trial", "before it", "after it"],
+)
+def test_an_interrupt_closes_the_running_trial_and_the_suite_and_goes_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch, where: Any, what: str
+) -> None:
+    made = plan(methods=["lora", "head_only"], training=SHORT)
+    monkeypatch.setattr(where, what, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        executed(store, made)
+    assert [record.status for record in store.records()] == ["KILLED"]
+    assert {run.info.status for run in store._search("suite")} == {"KILLED"}
+    assert len(pending(made, store)) == 2
+
+
+def test_a_killed_retry_is_retried_by_the_same_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(methods=["lora"], training=SHORT)
+    for error in (ValueError(), KeyboardInterrupt()):
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.execution.inline, "run_trial", raising(error))
+            if isinstance(error, KeyboardInterrupt):
+                with pytest.raises(KeyboardInterrupt):
+                    executed(store, made)
+            else:
+                executed(store, made)
+    assert [record.status for record in store.records()] == ["FAILED", "KILLED"]
+    assert pending(made, store) == []
+    assert pending(made, store, retry_failed=True) == list(made.trials)
+    executed(store, made)
+    assert pending(made, store, retry_failed=True) == []
+
+
+def test_a_trial_that_two_starts_finished_counts_once(store: Store) -> None:
+    made = plan(methods=["head_only"], training=SHORT)
+    executed(store, made)
+    executed(store, made)
+    first, second = store.records()
+    assert (first.trial_id, first.status) == (second.trial_id, second.status)
+    assert latest(store.records())[first.trial_id].run_id == first.run_id
+
+
+# --- killed and resumed, with real processes ---
+
+
+def start(ran: Ran) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", "run", str(ran.suite), "--store", ran.uri],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ran.folder,
+    )
+
+
+def count(ran: Ran, owner: int | None = None) -> Counter[str]:
+    """Trials by status, one process's or all; read past MLflow so as to look often."""
+    query = """
+        SELECT status, count(*) FROM runs
+        JOIN tags kind ON kind.run_uuid = runs.run_uuid AND kind.key = 'kind' AND kind.value = 'trial'
+        JOIN tags owner ON owner.run_uuid = runs.run_uuid AND owner.key = 'owner' AND owner.value LIKE ?
+        GROUP BY status
+    """
+    with closing(sqlite3.connect(ran.uri.removeprefix("sqlite:///"), timeout=30)) as database:
+        return Counter(dict(database.execute(query, [f"%:{owner}:%" if owner else "%"]).fetchall()))
+
+
+def await_trial(ran: Ran, process: subprocess.Popen[str], finished: int) -> None:
+    """Returns while a trial of the process runs, its first after so many have finished."""
+    deadline = time.monotonic() + 120
+    while not (count(ran, process.pid)["RUNNING"] and count(ran)["FINISHED"] >= finished):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def stop(ran: Ran, how: signal.Signals, finished: int) -> tuple[int, str, Counter[str]]:
+    """Starts the suite, signals it while a trial runs and so many have finished; its end and what it left."""
+    process = start(ran)
+    try:
+        await_trial(ran, process, finished)
+        process.send_signal(how)
+        out = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    return process.returncode, out, count(ran)
+
+
+@dataclass
+class Resumed:
+    """A suite whose start was killed, interrupted and terminated before it was let through."""
+
+    ran: Ran
+    second: Any
+    ends: dict[str, tuple[int, str, Counter[str]]] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: Call) -> Resumed:
+    folder = tmp_path_factory.mktemp("resumed")
+    changes: dict[str, Any] = {
+        "methods": METHODS,
+        "seeds": [0, 1],
+        # Long enough to be met while it runs.
+        "training": {"lr": 5e-3, "batch_size": 16, "steps": 150},
+    }
+    ran = Ran(folder, write(folder, **changes), new_store(folder), plan(**changes), None)
+    history = Resumed(ran, None)
+    history.ends["SIGKILL"] = stop(ran, signal.SIGKILL, 1)
+    history.ends["SIGINT"] = stop(ran, signal.SIGINT, 1)
+    history.ends["SIGTERM"] = stop(ran, signal.SIGTERM, 1)
+    last = start(ran)
+    try:
+        await_trial(ran, last, 1)
+        # Another start while this one runs.
+        history.second = call("run", ran.suite, "--store", ran.uri)
+        out = last.communicate(timeout=120)[0]
+    finally:
+        last.kill()
+    history.ends["last"] = last.returncode, out, count(ran)
+    return history
+
+
+def test_a_killed_process_leaves_its_trial_running_and_the_next_start_closes_it(resumed: Resumed) -> None:
+    code, _, left = resumed.ends["SIGKILL"]
+    assert code == -signal.SIGKILL
+    assert left["RUNNING"] == 1
+    _, out, left = resumed.ends["SIGINT"]
+    # The trial's run and the suite's.
+    assert "Closed 2 unfinished run(s) of a process that died" in out
+    assert left["RUNNING"] == 0
+
+
+@pytest.mark.parametrize(("how", "killed"), [("SIGINT", 2), ("SIGTERM", 3)])
+def test_an_interrupt_closes_the_running_trial_and_exits_130(resumed: Resumed, how: str, killed: int) -> None:
+    code, out, left = resumed.ends[how]
+    assert code == 130
+    assert left["KILLED"] == killed
+    assert left["RUNNING"] == 0
+    assert "stopped; start the same command again to go on" in out
+    assert "Traceback" not in out
+
+
+def test_a_second_start_at_once_is_refused_and_disturbs_nothing(resumed: Resumed) -> None:
+    assert resumed.second.code == 2
+    assert "suite 'toy' is already running on this store (process " in resumed.second.err
+    assert "Traceback" not in resumed.second.err
+
+
+def test_in_the_end_every_trial_has_finished_exactly_once(resumed: Resumed) -> None:
+    code, out, _ = resumed.ends["last"]
+    assert code == 0, out
+    records = resumed.ran.store.records()
+    done = Counter(record.trial_id for record in records if record.status == "FINISHED")
+    assert done == {trial.id: 1 for trial in resumed.ran.plan.trials}
+    assert Counter(record.status for record in records) == {"FINISHED": 6, "KILLED": 3}
+    assert pending(resumed.ran.plan, resumed.ran.store) == []
+
+
+def test_a_resumed_suite_has_the_results_of_one_that_was_never_stopped(
+    resumed: Resumed, tmp_path: Path, new_store: NewStore
+) -> None:
+    made, after = resumed.ran.plan, latest(resumed.ran.store.records())
+    straight = Store.create(new_store(tmp_path), "toy")
+    trial = made.trials[-1]
+    executed(straight, made, [trial])
+    (alone,) = straight.records()
+    for key in ("score", "score_loss", "selected/validation"):
+        assert alone.metrics[key] == after[trial.id].metrics[key]

@@ -1,0 +1,284 @@
+"""The store: one owner at a time, no trial counted twice, clear words where it cannot be used."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from bench import tracking
+from bench.plan import Plan
+from bench.tracking import Record, Store, StoreError, TrialRun, latest
+from bench.training import Progress
+from methods import UserError
+
+from .toy_suites import plan
+
+NewStore = Callable[[Path], str]
+
+
+@pytest.fixture
+def uri(tmp_path: Path, new_store: NewStore) -> str:
+    return new_store(tmp_path)
+
+
+@pytest.fixture
+def store(uri: str) -> Store:
+    return Store.create(uri, "toy")
+
+
+def begin(store: Store, made: Plan, index: int = 0) -> TrialRun:
+    trial = made.trials[index]
+    rows = [row for row in made.rows if trial.id in row.trials.values()]
+    return store.begin_trial(trial, rows, "accuracy", "no-suite-run", {})
+
+
+def statuses(store: Store) -> list[str]:
+    return [record.status for record in store.records()]
+
+
+# --- which record counts ---
+
+
+def chosen(*stati: str) -> int:
+    """The index of the record that counts, of one trial's from old to new."""
+    records = [Record(str(i), "t", status, i, {}, {}) for i, status in enumerate(stati)]
+    return int(latest(records)["t"].run_id)
+
+
+@pytest.mark.parametrize(
+    ("stati", "index"),
+    [
+        (("FINISHED", "FINISHED"), 0),
+        (("KILLED", "FINISHED", "FINISHED"), 1),
+        (("FAILED", "FINISHED"), 1),
+        (("FINISHED", "FAILED"), 0),
+        (("FINISHED", "KILLED"), 0),
+        (("FAILED", "FAILED"), 1),
+        (("KILLED", "RUNNING"), 1),
+        # A retry that was killed: the failure stands, so that the same command tries it again.
+        (("FAILED", "KILLED"), 0),
+        (("FAILED", "RUNNING"), 0),
+    ],
+)
+def test_one_record_counts(stati: tuple[str, ...], index: int) -> None:
+    assert chosen(*stati) == index
+
+
+def test_every_trial_has_its_record() -> None:
+    records = [Record(name, name, "FINISHED", 0, {}, {}) for name in "ab"]
+    assert set(latest(records)) == {"a", "b"}
+
+
+# --- one owner at a time ---
+
+
+def test_a_second_owner_is_refused_and_told_who_the_first_is(uri: str, store: Store) -> None:
+    with (
+        store.exclusive(),
+        pytest.raises(UserError, match=f"'toy' is already running on this store .process {os.getpid()} on"),
+        Store.create(uri, "toy").exclusive(),
+    ):
+        pass
+    with Store.create(uri, "toy").exclusive():
+        pass
+
+
+def test_suites_of_other_names_share_a_store(uri: str, store: Store) -> None:
+    with store.exclusive(), Store.create(uri, "other").exclusive():
+        pass
+
+
+HOLD = """
+import sys, time
+from bench.tracking import Store
+with Store.create(sys.argv[1], "toy").exclusive():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_another_process_is_refused_until_the_first_is_killed(uri: str, store: Store) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, uri], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {holder.pid} "), store.exclusive():
+            pass
+        holder.kill()
+        holder.wait()
+    with store.exclusive():
+        pass
+
+
+def test_two_first_starts_at_once_make_one_experiment(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The other one comes between our look and our creation.
+    real = MlflowClient.create_experiment
+
+    def late(self: MlflowClient, name: str, **options: Any) -> str:
+        real(self, name, **options)
+        return real(self, name, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_experiment", late)
+    assert Store.create(uri, "toy").experiment.name == "toy"
+
+
+# --- runs that a dead process left ---
+
+
+def test_what_a_dead_process_left_running_is_closed_as_killed(store: Store) -> None:
+    made = plan(methods=["lora", "head_only"])
+    suite_run = store.begin_suite(made)
+    begin(store, made)
+    begin(store, made, 1).fail("error", "it broke", "trace")
+    assert statuses(store) == ["RUNNING", "FAILED"]
+    assert store.close_stale() == 2
+    assert statuses(store) == ["KILLED", "FAILED"]
+    assert store.client.get_run(suite_run).info.status == "KILLED"
+    assert store.close_stale() == 0
+
+
+def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:
+    me = psutil.Process()
+    host, started = platform.node(), me.create_time()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert tracking._dead(f"{host}:{gone.pid}:{started}")
+    assert tracking._dead(f"{host}:{me.pid}:{started - 100}")
+    assert not tracking._dead(tracking._owner())
+    assert not tracking._dead(f"elsewhere:{gone.pid}:{started}")
+    assert not tracking._dead("")
+
+
+# --- what is stored ---
+
+
+def test_a_failure_is_stored_with_reason_message_and_traceback(store: Store) -> None:
+    begin(store, plan()).fail("out of memory", "so many bytes", "Traceback: here")
+    (record,) = store.records()
+    assert record.status == "FAILED"
+    assert record.settled
+    assert (record.tags["failure"], record.tags["failure_message"]) == ("out of memory", "so many bytes")
+    assert store.client.list_artifacts(record.run_id)
+    path = store.client.download_artifacts(record.run_id, "traceback.txt")
+    assert Path(path).read_text() == "Traceback: here"
+
+
+def test_a_missed_budget_is_stored(store: Store) -> None:
+    missed = plan(budgets=[{"parameters": 1000}])
+    met = plan(budgets=[{"parameters": 1152}])
+    begin(store, missed)
+    begin(store, met)
+    assert [r.tags["budget_missed"] for r in store.records()] == ["yes", "no"]
+    assert '"ratio": 1.152' in store.records()[0].tags["budgets"]
+
+
+def test_the_plan_of_the_latest_start_is_kept_in_one_run(store: Store) -> None:
+    assert store.plan() is None
+    first = store.begin_suite(plan())
+    store.end_suite(first, "KILLED")
+    made = plan(methods=["head_only"], closing="the end")
+    assert store.begin_suite(made) == first
+    assert store.client.get_run(first).info.status == "RUNNING"
+    read = store.plan()
+    assert read is not None
+    assert read["closing"] == "the end"
+    assert [row["trials"] for row in read["rows"]] == [{"0": made.trials[0].id}]
+
+
+def test_more_parameters_and_metrics_than_a_request_takes_are_stored(store: Store) -> None:
+    run = begin(store, plan())
+    run.start({f"key{i}": i for i in range(250)}, {})
+    run.progress(Progress(2500, 2500, 1, [(i, i / 2) for i in range(1, 2501)]))
+    history = store.client.get_metric_history(run.run_id, "train/loss")
+    assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [
+        (i, i / 2) for i in range(1, 2501)
+    ]
+    assert store.client.get_run(run.run_id).data.params["key249"] == "249"
+
+
+@pytest.mark.parametrize("error", [MlflowException("no"), OSError(28, "No space left on device")])
+def test_a_store_that_takes_nothing_more_is_told_from_a_failing_trial(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run = begin(store, plan())
+
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(MlflowClient, "log_batch", full)
+    with pytest.raises(StoreError, match=r"could not be written to: .*what it lacks runs again"):
+        run.fail("error", "x", "y")
+
+
+# --- stores that cannot be used ---
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("./mlruns", "store './mlruns' is not supported: use sqlite:///file.db"),
+        ("ftp://there", "is not supported"),
+        ("sqlite://", "is not supported"),
+        ("sqlite:///:memory:", "would be lost"),
+        ("sqlite:///", "would be lost"),
+        ("sqlite:///{file}/mlflow.db", "cannot use the store at .*"),
+        (
+            "sqlite:////proc/nowhere/mlflow.db",
+            "cannot use the store at /proc/nowhere/mlflow.db: .*No such file",
+        ),
+        ("sqlite:///{file}", "cannot use the store at .*not a database"),
+        ("http://127.0.0.1:9", "tracking server at http://127.0.0.1:9 does not answer"),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("this is no database" * 100)
+    with pytest.raises(UserError, match=message):
+        Store.create(uri.format(file=file), "toy")
+
+
+def test_patience_with_a_server_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(tracking.RETRIES, raising=False)
+    monkeypatch.setattr(MlflowClient, "search_experiments", lambda *_, **__: [])
+    tracking._connect("http://127.0.0.1:9", "toy", create=True)
+    assert tracking.RETRIES not in os.environ
+
+
+def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answering:
+        def __init__(self, uri: str) -> None:
+            self.uri = uri
+
+        def search_experiments(self, **_: object) -> list[object]:
+            return []
+
+    monkeypatch.setattr(tracking, "MlflowClient", Answering)
+    client: Any = tracking._connect("mysql+pymysql://user@host/base", "toy", create=True)[0]
+    assert client.uri == "mysql+pymysql://user@host/base"
+
+
+def test_a_deleted_experiment_is_not_written_to(uri: str, store: Store) -> None:
+    store.client.delete_experiment(store.experiment.experiment_id)
+    with pytest.raises(UserError, match=r"'toy' was deleted in .*mlflow experiments restore -x"):
+        Store.create(uri, "toy")
+
+
+def test_reading_needs_a_store_and_an_experiment_and_makes_neither(
+    uri: str, store: Store, tmp_path: Path
+) -> None:
+    missing = tmp_path / "other" / "mlflow.db"
+    with pytest.raises(UserError, match=r"there is no store at .*run a suite first"):
+        Store.existing(f"sqlite:///{missing}", "toy")
+    assert not missing.parent.exists()
+    with pytest.raises(UserError, match=r"no experiment 'toyy' in .*did you mean 'toy'"):
+        Store.existing(uri, "toyy")
+    assert Store.existing(uri, "toy").experiment.experiment_id == store.experiment.experiment_id

@@ -1,0 +1,94 @@
+"""What all tests share: one cache, one empty MLflow store to copy, the program called in this process."""
+
+from __future__ import annotations
+
+import os
+
+# Tiny models are fastest on one thread, and subprocesses inherit it. Before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import shutil
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SUITES = Path(__file__).parent.parent / "suites"
+
+
+class Ended(NamedTuple):
+    """How a call of the program ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Downloads from the user's cache, so that they happen once; what is prepared from them, anew."""
+    if os.environ.get("TENSORBENCH_CACHE"):
+        yield
+        return
+    from bench.assets import cache_dir
+
+    assets = cache_dir() / "assets"
+    assets.mkdir(exist_ok=True)
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "assets").symlink_to(assets)
+    os.environ["TENSORBENCH_CACHE"] = str(folder)
+    yield
+    del os.environ["TENSORBENCH_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's schema, which takes seconds to make."""
+    from bench.tracking import _connect
+
+    file = tmp_path_factory.mktemp("store") / "empty.db"
+    _connect(f"sqlite:///{file}", "none", create=True)
+    return file
+
+
+@pytest.fixture(scope="session")
+def new_store(empty_store: Path) -> Callable[[Path], str]:
+    """Puts a store of its own into a folder and returns its URI."""
+
+    def make(folder: Path) -> str:
+        shutil.copyfile(empty_store, folder / "mlflow.db")
+        return f"sqlite:///{folder / 'mlflow.db'}"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., Ended]:
+    """Calls the program in this process with arguments, as a shell would."""
+    import contextlib
+    import io
+    import sys
+
+    from bench import cli
+
+    def program(*arguments: object) -> Ended:
+        out, err = io.StringIO(), io.StringIO()
+        handler, show = signal.getsignal(signal.SIGTERM), warnings.showwarning
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["tensorbench", *map(str, arguments)])
+            patch.setattr(cli.main, "debug", False, raising=False)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    cli.main()
+                    code = 0
+                except SystemExit as end:
+                    code = int(end.code or 0)
+                finally:
+                    signal.signal(signal.SIGTERM, handler)
+                    warnings.showwarning = show
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    return program

@@ -1,0 +1,498 @@
+"""Every registered method passes the conformance checks, and the checks catch what they are for."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+import pytest
+import torch
+from pydantic import PositiveInt
+from rich.console import Console
+from torch import Tensor, nn
+
+from bench.conformance import (
+    BACKBONES,
+    CHECKS,
+    Case,
+    CheckResult,
+    check_case,
+    conformance_cases,
+    print_checks,
+    run_case,
+    run_checks,
+    variations,
+)
+from methods.adapter import Adapter
+from methods.backbone import Backbone, Geometry, Site
+from methods.base import METHODS, create
+from methods.errors import NotLowRank, UnknownNameError, UserError
+from methods.lowrank import Contracted, LowRankAdapter, LowRankMethod, Parametrisation
+from methods.ranks import nearest_rank, too_small
+
+CASES = [case for name in METHODS for case in conformance_cases(name)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_conformance(case: Case) -> None:
+    check_case(case)
+
+
+@pytest.mark.parametrize(
+    "method", [create("lora", rank=2), create("tenslora", variant="qkv_depth", ranks=(3, 3, 3, 3))], ids=str
+)
+def test_generated_code(method: Any) -> None:
+    (case,) = conformance_cases(method, backbones=["bert"], checks=["inductor"])
+    check_case(case)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_no_method_is_passed_over(name: str) -> None:
+    for case in (case for case in CASES if case.method.name == name and case.check == "start"):
+        assert run_case(case).status == "passed", run_case(case)
+
+
+# --- what cases there are ---
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_preset_meets_every_kind_of_backbone(name: str) -> None:
+    met = {(case.method.label, case.backbone) for case in CASES if case.method.name == name}
+    for preset in METHODS.get(name).presets():
+        sized = preset.isorank(4) if preset.size is None else preset
+        assert {(sized.label, kind) for kind in BACKBONES} <= met
+
+
+def test_every_pair_of_options_is_shown() -> None:
+    presets = METHODS.get("tenslora").presets()
+    shown = [*presets, *variations(presets)]
+    for variant in ("att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "att_qkv_depth"):
+        for field, values in {
+            "heads": ("aligned", "interleaved"),
+            "init": ("orthogonal", "normal", "kaiming_uniform"),
+            "factorization": ("tucker", "cp", "tt"),
+        }.items():
+            met = {getattr(m, field) for m in shown if m.variant == variant}
+            # Where heads are no mode their order changes nothing, and one of the two stands for both.
+            wanted = set(values) if field != "heads" or "att" in variant else set()
+            assert wanted <= met, (variant, field)
+    assert len({m.label for m in shown}) == len(shown)
+    # Each of 7 · 3 · 3 · 2 · 3 combinations would show the pairs too.
+    assert len(shown) < 40
+
+
+def test_cases_can_be_narrowed() -> None:
+    cases = conformance_cases("lora", backbones=["vit"], checks=["start", "merge"], quick=True)
+    assert [(case.backbone, case.check) for case in cases] == [("vit", "start"), ("vit", "merge")]
+    assert str(cases[0]) == "LoRA-vit-start"
+    assert not any(CHECKS[case.check].slow for case in conformance_cases("lora", quick=True))
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'tenslora'"):
+        conformance_cases("tenslroa")
+    with pytest.raises(UserError, match="unknown check strat; known are identity"):
+        conformance_cases("lora", checks=["strat"])
+
+
+def test_random_state_and_threads_are_left_alone() -> None:
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    results = run_checks(create("lora", rank=1), backbones=["vit"], checks=["seeds", "training", "dropout"])
+    assert [result.status for result in results] == ["passed"] * 3
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+# --- faults that the checks must catch ---
+
+
+class Pairs(LowRankMethod):
+    """A pair for each query and value: as small as a plug-in can be."""
+
+    name: ClassVar[str] = "pairs"
+    rank: PositiveInt | None = None
+    adapter: ClassVar[type[LowRankAdapter]] = LowRankAdapter
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return ("query", "value")
+
+    @property
+    def size(self) -> tuple[int, ...] | None:
+        return None if self.rank is None else (self.rank,)
+
+    def count(self, geometry: Geometry) -> int:
+        if self.rank is None:
+            raise UserError("pairs: rank is free")
+        return self.rank * geometry.layers * 4 * geometry.hidden
+
+    def isorank(self, rank: int) -> Self:
+        return self.model_copy(update={"rank": rank})
+
+    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
+        smallest = self.isorank(1).count(geometry)
+        if smallest > budget:
+            raise too_small(self.label, budget, smallest)
+        return self.isorank(nearest_rank(lambda rank: self.isorank(rank).count(geometry), budget))
+
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        return _Pairs(self, geometry, generator)
+
+    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        return self.adapter(
+            backbone, self.parametrise(backbone.geometry, generator), self.dropout, self.dropout_at
+        )
+
+
+class _Pairs(Parametrisation):
+    def __init__(self, method: Pairs, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__()
+        assert method.rank is not None
+        self.method = method
+        sites = [Site(layer, name) for layer in range(geometry.layers) for name in method.projections]
+        self.down_of = {site: index for index, site in enumerate(sites)}
+        shape = (method.rank, geometry.hidden)
+        self.downs = nn.ParameterList(torch.randn(shape, generator=generator) / 4 for _ in sites)
+        self.ups = nn.ParameterList(torch.zeros(shape[::-1]) for _ in sites)
+
+    def contract(self) -> Contracted:
+        return Contracted(
+            [down * self.method.scale for down in self.downs], dict(zip(self.down_of, self.ups, strict=True))
+        )
+
+
+class ForgetsItsRank(Pairs):
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "method": "another"}
+
+
+class CountsTooFew(Pairs):
+    def count(self, geometry: Geometry) -> int:
+        return super().count(geometry) - 1
+
+
+class IgnoresTheRank(Pairs):
+    def isorank(self, rank: int) -> Self:
+        return super().isorank(min(rank, 2))
+
+
+class StaysBelow(Pairs):
+    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
+        return self.isorank(max(budget // self.isorank(1).count(geometry), 1))
+
+
+class AcceptsAnyBackbone(Pairs):
+    def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
+        self.count(geometry)
+
+
+class StartsOff(Pairs):
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        pairs = _Pairs(self, geometry, generator)
+        with torch.no_grad():
+            pairs.ups[-1].fill_(1e-2)
+        return pairs
+
+
+class TrainsABias(Pairs):
+    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        adapter = super().put(backbone, generator)
+        bias = adapter.bases[Site(0, "query")].bias
+        assert bias is not None
+        bias.requires_grad_(True)
+        return adapter
+
+
+class HasADeadParameter(Pairs):
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        pairs = _Pairs(self, geometry, generator)
+        pairs.contract = (
+            lambda: Contracted(  # type: ignore[method-assign]
+                [pairs.downs[0].detach(), *pairs.downs[1:]], dict(zip(pairs.down_of, pairs.ups, strict=True))
+            )
+        )
+        return pairs
+
+
+class WrongDelta(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def delta(self, site: Site) -> Tensor:
+            return super().delta(site) * 1.001
+
+
+class RaisesAnotherError(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+            raise NotImplementedError
+
+        def delta(self, site: Site) -> Tensor:
+            contracted = self.contract()
+            return contracted.ups[site] @ contracted.downs[self.parametrisation.down_of[site]]
+
+        def deltas(self) -> Iterator[tuple[Site, Tensor]]:
+            return ((site, self.delta(site)) for site in self.bases)
+
+
+class MergesNearly(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def deltas(self) -> Iterator[tuple[Site, Tensor]]:
+            return ((site, delta * 1.01) for site, delta in super().deltas())
+
+
+class SubtractsToUnmerge(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def unmerge(self) -> None:
+            merged = {site: self.bases[site].weight.data - self.delta(site) for site in self._unmerged}
+            super().unmerge()
+            for site, weight in merged.items():
+                self.bases[site].weight.data = weight
+
+
+class LeavesAHook(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def detach(self) -> None:
+            self._hooks.pop()
+            super().detach()
+
+
+class LeavesItFrozen(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def detach(self) -> None:
+            self._required_grad = {}
+            super().detach()
+
+
+class KeepsFactors(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def _drop(self) -> None:
+            for shared in self._inputs:
+                shared.forget()
+
+
+class DropsOnSuccessOnly(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def __init__(self, backbone: Backbone, *arguments: Any) -> None:
+            super().__init__(backbone, *arguments)
+            self._hooks.pop().remove()
+            self._hooks.append(backbone.module.register_forward_hook(lambda *_: self._drop()))
+
+
+class HoldsForEver(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        @contextmanager
+        def hold(self) -> Iterator[None]:
+            with torch.no_grad():
+                self._refresh()
+            self._holding = True
+            yield
+
+
+class LoadsAnything(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        @torch.no_grad()
+        def load(self, state: Any) -> None:
+            for name, parameter in self.named_parameters().items():
+                if name in state and state[name].shape == parameter.shape:
+                    parameter.copy_(state[name])
+
+
+class SavesHalf(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def state(self) -> dict[str, Tensor]:
+            return {name: tensor for name, tensor in super().state().items() if "ups" in name}
+
+
+class DrawsGlobally(Pairs):
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        return _Pairs(self, geometry, torch.Generator().manual_seed(int(torch.randint(99, ()))))
+
+
+class IgnoresTheSeed(Pairs):
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        return _Pairs(self, geometry, torch.Generator().manual_seed(0))
+
+
+class _WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * 1.1
+
+
+class HasWrongGradients(Pairs):
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        pairs = _Pairs(self, geometry, generator)
+        pairs.contract = lambda: Contracted(  # type: ignore[method-assign]
+            [_WrongGradient.apply(down) for down in pairs.downs],
+            dict(zip(pairs.down_of, pairs.ups, strict=True)),
+        )
+        return pairs
+
+
+class KeepsBfloat16(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def __init__(self, backbone: Backbone, *arguments: Any) -> None:
+            super().__init__(backbone, *arguments)
+            if next(backbone.module.parameters()).dtype == torch.float32:
+                self.parametrisation.to(torch.bfloat16)
+
+
+class RecordsTheContractionAgain(Pairs):
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        pairs = _Pairs(self, geometry, generator)
+        pairs.contract = lambda: Contracted(  # type: ignore[method-assign]
+            [down.sin() for down in pairs.downs], dict(zip(pairs.down_of, pairs.ups, strict=True))
+        )
+        return pairs
+
+    class adapter(LowRankAdapter):  # noqa: N801
+        def recontract(self) -> None:
+            self._distribute(self.contract())
+            torch.autograd.Variable._execution_engine.queue_callback(self._drop)
+
+
+class NeverDrops(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def __init__(self, backbone: Backbone, parametrisation: Parametrisation, *_: Any) -> None:
+            super().__init__(backbone, parametrisation)
+
+
+class AlwaysDrops(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            for linear in self._linears.values():
+                linear.forward = self._always(linear.forward)  # type: ignore[method-assign]
+
+        def _always(self, forward: Any) -> Any:
+            probability = self._inputs[0].dropout
+
+            def dropping(x: Tensor) -> Tensor:
+                return nn.functional.dropout(forward(x), probability, True)
+
+            return dropping
+
+
+class IgnoresTheScale(Pairs):
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        return _Pairs(self.model_copy(update={"scale": 1.0}), geometry, generator)
+
+
+class DiffersWhenCompiled(Pairs):
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        pairs = _Pairs(self, geometry, generator)
+        pairs.contract = lambda: Contracted(  # type: ignore[method-assign]
+            [down * (1.5 if torch.compiler.is_compiling() else 1.0) for down in pairs.downs],
+            dict(zip(pairs.down_of, pairs.ups, strict=True)),
+        )
+        return pairs
+
+
+FAULTS = {
+    ForgetsItsRank: ("identity", "identity names 'another'"),
+    CountsTooFew: ("count", "the formula counts"),
+    IgnoresTheRank: ("isorank", r"isorank\(3\) has ranks \(2,\)"),
+    StaysBelow: ("fit", "but rank"),
+    AcceptsAnyBackbone: ("sites", "accepts a backbone without value"),
+    StartsOff: ("start", "outputs at the start: differs"),
+    TrainsABias: ("training", r"trains beside the adapter: .*query.*bias"),
+    HasADeadParameter: ("training", r"no gradient in the second step: \['downs.0'\]"),
+    WrongDelta: ("factors", "deltas.. of 0.query: differs"),
+    RaisesAnotherError: ("factors", "NotImplementedError"),
+    MergesNearly: ("merge", "merged outputs in torch.float32: differs"),
+    SubtractsToUnmerge: ("merge", "unmerged in torch.float32: .* differs"),
+    LeavesAHook: ("detach", "fingerprint differs after detach"),
+    LeavesItFrozen: ("detach", "requires_grad differs after detach"),
+    KeepsFactors: ("transients", "tensors kept after a forward"),
+    DropsOnSuccessOnly: ("interruption", "tensors kept after a forward that raised"),
+    HoldsForEver: ("hold", "tensors kept after hold"),
+    LoadsAnything: ("state", "a state with another name is not refused"),
+    SavesHalf: ("state", "does not hold each parameter once"),
+    DrawsGlobally: ("seeds", "moves the global random state of torch"),
+    IgnoresTheSeed: ("seeds", "another seed gives the same start"),
+    HasWrongGradients: ("gradcheck", "gradients are wrong"),
+    KeepsBfloat16: ("bfloat16", "is torch.bfloat16"),
+    RecordsTheContractionAgain: ("checkpointing", "CheckpointError"),
+    NeverDrops: ("dropout", "dropout does nothing in training mode"),
+    AlwaysDrops: ("dropout", "changes the outputs in eval mode"),
+    IgnoresTheScale: ("scale", "at twice the scale: differs"),
+    DiffersWhenCompiled: ("compiled", "compiled outputs, step 0: differs"),
+}
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_method_of_a_plug_in_passes(kind: Any) -> None:
+    results = run_checks(Pairs(rank=3), backbones=[kind])
+    assert {r.check: r.message for r in results if r.status == "failed"} == {}
+    assert {r.check: r.message for r in results if r.status == "not applicable"} == {
+        "identity": "Pairs is not registered as 'pairs'"
+    }
+
+
+@pytest.mark.parametrize(
+    ("faulty", "check", "message"),
+    [(m, *v) for m, v in FAULTS.items()],
+    ids=[faulty.__name__ for faulty in FAULTS],
+)
+def test_the_checks_catch(faulty: type[Pairs], check: str, message: str) -> None:
+    (result,) = run_checks(faulty(rank=3), backbones=["bert"], checks=[check])
+    assert result.status == "failed", result
+    assert re.search(message, result.message), result.message
+
+
+def test_every_check_is_seen_to_fail() -> None:
+    assert {check for check, _ in FAULTS.values()} == set(CHECKS) - {"inductor"}
+
+
+def test_a_method_without_low_rank_form_passes_if_it_says_so() -> None:
+    class Dense(Pairs):
+        class adapter(RaisesAnotherError.adapter):  # noqa: N801
+            def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+                raise NotLowRank("dense")
+
+    results = run_checks(Dense(rank=2), backbones=["bert"], checks=["factors", "merge", "start", "detach"])
+    assert [result.status for result in results] == ["passed"] * 4
+    assert "not low-rank: dense" in [result.message for result in results]
+
+
+def test_what_a_method_lacks_is_not_applicable_with_its_reason() -> None:
+    class NeedsSquareHeads(Pairs):
+        def count(self, geometry: Geometry) -> int:
+            if geometry.heads != geometry.head_size:
+                raise UserError("needs as many heads as channels in each")
+            return super().count(geometry)
+
+    results = run_checks(NeedsSquareHeads(rank=2), backbones=["vit"], checks=["count", "start", "merge"])
+    assert [result.status for result in results] == ["passed", "not applicable", "not applicable"]
+    assert results[0].message == "4 sizes, 12 refused"
+    assert results[1].message == "refuses this backbone: needs as many heads as channels in each"
+
+
+def test_the_table_shows_every_outcome() -> None:
+    results = [
+        CheckResult("a", "A", "bert", "start", "passed", "", 0.1),
+        CheckResult("a", "A", "vit", "start", "failed", "outputs [differ]", 0.1),
+        CheckResult("a", "A", "bert", "scale", "passed", "", 0.1),
+        CheckResult("b", "B", "bert", "scale", "not applicable", "has no scale", 0.1),
+    ]
+    console = Console(width=80, record=True)
+    print_checks(console, results)
+    text = console.export_text()
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()[:1] in ("A", "B")}
+    assert rows == {"A": ["✗", "✓"], "B": ["–"]}
+    assert "✗ A on vit, start: outputs [differ]" in text
+    assert "– scale not applicable: has no scale (B)" in text
+    assert "2 passed, 1 failed, 1 not applicable, on bert, vit" in text
+
+
+def test_checkpointing_brings_no_warning_to_the_user() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        (result,) = run_checks(create("lora", rank=1), backbones=["bert"], checks=["checkpointing"])
+    assert result.status == "passed", result.message

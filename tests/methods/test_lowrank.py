@@ -1,0 +1,292 @@
+"""The shared machinery: what is computed how often, what is built, and where it may be called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from methods import create
+from methods.backbone import Geometry, Site
+from methods.errors import UserError
+from methods.lowrank import AdaptedLinear, Contracted, LowRankAdapter, Parametrisation
+from methods.tenslora import VARIANTS
+
+from .toy import ToyBackbone, scatter
+
+GEOMETRY = Geometry(12, 3, 2, 48)
+
+
+def attached(geometry: Geometry = GEOMETRY, **options: Any) -> tuple[ToyBackbone, LowRankAdapter]:
+    backbone = ToyBackbone(geometry)
+    method = create("tenslora", **options).isorank(2)
+    adapter = method.attach(backbone, torch.Generator().manual_seed(0))
+    assert isinstance(adapter, LowRankAdapter)
+    scatter(adapter.named_parameters())
+    return backbone, adapter
+
+
+def gradients(backbone: ToyBackbone, adapter: LowRankAdapter) -> dict[str, Tensor | None]:
+    for parameter in adapter.named_parameters().values():
+        parameter.grad = None
+    backbone.module(backbone.inputs()).square().sum().backward()
+    return {name: parameter.grad for name, parameter in adapter.named_parameters().items()}
+
+
+@contextmanager
+def linear_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+    """The weight shapes of all linear maps that are applied inside."""
+    shapes: list[tuple[int, ...]] = []
+    apply = F.linear
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        shapes.append(tuple(weight.shape))
+        return apply(x, weight, bias)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "linear", counted)
+        yield shapes
+
+
+# --- how often ---
+
+
+@pytest.mark.parametrize(
+    ("options", "downs"),
+    [
+        # One tensor for the three projections: one down, rank wide. One for each: joined, 3 · rank wide.
+        ({"variant": "qkv_depth"}, {(2, 12): 2}),
+        ({"variant": "att_qkv"}, {(2, 12): 2}),
+        ({"variant": "depth"}, {(6, 12): 2}),
+        ({"variant": "att"}, {(6, 12): 2}),
+        # The output projection reads another activation.
+        ({"variant": "qkv_depth", "targets": "qkvo"}, {(2, 12): 4}),
+    ],
+)
+def test_sites_of_a_layer_share_their_down(
+    options: dict[str, Any], downs: dict[tuple[int, ...], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, adapter = attached(**options)
+    for train in (True, False):
+        backbone.module.train(train)
+        with linear_calls(monkeypatch) as shapes:
+            backbone.module(backbone.inputs())
+        narrow = [shape for shape in shapes if shape[0] in (2, 6)]
+        assert {shape: narrow.count(shape) for shape in narrow} == downs
+        # The backbone's own, six a layer and the head; one up for each site; and the downs.
+        assert len(shapes) == 2 * 6 + 1 + len(adapter.bases) + sum(downs.values())
+
+
+def contractions(adapter: LowRankAdapter) -> list[int]:
+    calls: list[int] = []
+    contract = adapter.parametrisation.contract
+
+    def counted() -> Contracted:
+        calls.append(1)
+        return contract()
+
+    adapter.parametrisation.contract = counted  # type: ignore[method-assign]
+    return calls
+
+
+def test_factors_are_contracted_once_a_forward() -> None:
+    backbone, adapter = attached(variant="att_qkv_depth")
+    calls = contractions(adapter)
+    gradients(backbone, adapter)
+    assert len(calls) == 1
+    with torch.no_grad():
+        backbone.module(backbone.inputs())
+    assert len(calls) == 2
+
+
+def test_inside_hold_they_are_contracted_once_for_all_forwards() -> None:
+    backbone, adapter = attached(variant="att_qkv_depth")
+    calls = contractions(adapter)
+    with torch.no_grad(), adapter.hold():
+        for _ in range(3):
+            backbone.module(backbone.inputs())
+    assert len(calls) == 1
+
+
+def test_a_recomputed_backward_contracts_once_more() -> None:
+    backbone, adapter = attached(Geometry(12, 3, 5, 48), variant="att_qkv_depth")
+    backbone.module.checkpoint = "non-reentrant"
+    calls = contractions(adapter)
+    gradients(backbone, adapter)
+    assert len(calls) == 2
+
+
+def test_a_merged_adapter_contracts_nothing() -> None:
+    backbone, adapter = attached(variant="qkv")
+    adapter.merge()
+    calls = contractions(adapter)
+    backbone.module(backbone.inputs())
+    assert calls == []
+
+
+# --- what is built ---
+
+
+class Largest(TorchDispatchMode):
+    """The most entries of a tensor that an operation made, views of what there was left out."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.known = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+#: d² = 16,384; the largest activation has 1 · 2 · 512 entries.
+WIDE = Geometry(128, 4, 2, 512)
+
+
+@pytest.mark.parametrize("factorization", ["tucker", "cp", "tt"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_builds_no_dense_update(variant: str, factorization: str) -> None:
+    backbone, adapter = attached(WIDE, variant=variant, factorization=factorization)
+    inputs = backbone.inputs(1, 2)
+    with Largest(backbone.module) as largest:
+        backbone.module.train()
+        backbone.module(inputs).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in adapter.named_parameters().values())
+    assert 0 < largest.numel < WIDE.hidden**2 / 2
+    with Largest(backbone.module) as largest:
+        adapter.delta(Site(0, "query"))
+    assert largest.numel >= WIDE.hidden**2
+
+
+# --- gradient checkpointing ---
+
+
+@pytest.mark.parametrize("variant", ["att", "qkv_depth"])
+def test_recomputed_gradients_are_the_same_and_leave_nothing(variant: str) -> None:
+    backbone, adapter = attached(variant=variant, targets="qkvo", dropout=0.3)
+    backbone.module.train()
+    results = []
+    for mode in ("", "non-reentrant"):
+        backbone.module.checkpoint = mode
+        torch.manual_seed(3)
+        results.append(gradients(backbone, adapter))
+    for name, gradient in results[0].items():
+        assert gradient is not None
+        assert gradient.any()
+        torch.testing.assert_close(results[1][name], gradient, rtol=1e-12, atol=1e-12)
+    layers = [module for module in backbone.module.modules() if isinstance(module, AdaptedLinear)]
+    assert len(layers) == 8
+    assert all(layer.up is None and layer.shared.down is None for layer in layers)
+
+
+def test_two_forwards_before_one_recomputed_backward() -> None:
+    backbone, adapter = attached(variant="att_qkv_depth")
+    single = gradients(backbone, adapter)
+    backbone.module.checkpoint = "non-reentrant"
+    for parameter in adapter.named_parameters().values():
+        parameter.grad = None
+    losses = [backbone.module(backbone.inputs()).square().sum() for _ in range(2)]
+    torch.stack(losses).sum().backward()
+    for name, parameter in adapter.named_parameters().items():
+        gradient = single[name]
+        assert gradient is not None
+        torch.testing.assert_close(parameter.grad, 2 * gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_reentrant_checkpointing_is_refused_rather_than_train_nothing() -> None:
+    backbone, _ = attached(variant="qkv_depth")
+    backbone.module.checkpoint = "reentrant"
+    inputs = backbone.inputs().requires_grad_()
+    with pytest.raises(RuntimeError, match="would lose the adapter's gradients: use_reentrant=False"):
+        backbone.module(inputs).square().sum().backward()
+
+
+class _HalfFrozen(Parametrisation):
+    """Down fixed, up trained, both handed out as they are, with a bias."""
+
+    def __init__(self, geometry: Geometry, sites: list[Site]) -> None:
+        super().__init__()
+        self.down_of = dict.fromkeys(sites, 0)
+        self.register_buffer("down", torch.randn(2, geometry.hidden, dtype=torch.float64))
+        self.up = nn.Parameter(torch.randn(geometry.hidden, 2, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.randn(geometry.hidden, dtype=torch.float64))
+
+    def contract(self) -> Contracted:
+        return Contracted(
+            [self.get_buffer("down")],
+            dict.fromkeys(self.down_of, self.up),
+            dict.fromkeys(self.down_of, self.bias),
+        )
+
+
+def test_factors_may_be_the_parameters_themselves() -> None:
+    backbone = ToyBackbone(GEOMETRY)
+    sites = [Site(layer, name) for layer in range(2) for name in ("query", "value")]
+    adapter = LowRankAdapter(backbone, _HalfFrozen(GEOMETRY, sites))
+    plain = gradients(backbone, adapter)
+    backbone.module.checkpoint = "non-reentrant"
+    recomputed = gradients(backbone, adapter)
+    # A hook left on a parameter would raise in the second backward.
+    again = gradients(backbone, adapter)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient)
+        torch.testing.assert_close(again[name], gradient)
+    seen: set[str] = set()
+    backbone.module.head.register_forward_pre_hook(
+        lambda *_: seen.update(name for name, _ in backbone.module.named_parameters())
+    )
+    backbone.module(backbone.inputs())
+    assert not any(name.endswith((".up", ".bias_update")) for name in seen)
+
+
+# --- where it may be called ---
+
+
+def test_a_layer_called_on_its_own_is_refused() -> None:
+    backbone, _ = attached(variant="qkv")
+    layer = backbone.module.get_submodule("layers.0.query")
+    with pytest.raises(RuntimeError, match="outside the forward of its backbone's module"):
+        layer(backbone.inputs())
+
+
+def test_an_adapted_backbone_takes_no_second_adapter() -> None:
+    backbone, _ = attached(variant="qkv")
+    with pytest.raises(UserError, match=r"site 0\.query is a AdaptedLinear, already adapted or not linear"):
+        create("tenslora", variant="depth").isorank(2).attach(backbone, torch.Generator())
+
+
+def test_a_count_that_is_not_the_parameters_takes_the_adapter_off_again() -> None:
+    backbone = ToyBackbone(GEOMETRY)
+    method = create("tenslora", variant="qkv").isorank(2)
+    real = type(method).count
+
+    class Wrong(type(method)):  # type: ignore[misc]
+        def count(self, geometry: Geometry) -> int:
+            return real(self, geometry) + 1
+
+    before = {name: type(module) for name, module in backbone.module.named_modules()}
+    with pytest.raises(RuntimeError, match="the formula counts"):
+        Wrong.model_validate(method.model_dump()).attach(backbone, torch.Generator())
+    assert {name: type(module) for name, module in backbone.module.named_modules()} == before
+    assert all(parameter.requires_grad for parameter in backbone.module.parameters())
+
+
+def test_factors_stay_in_float32_on_a_bfloat16_backbone() -> None:
+    backbone = ToyBackbone(GEOMETRY)
+    backbone.module.to(torch.bfloat16)
+    adapter = create("tenslora", variant="qkv").isorank(2).attach(backbone, torch.Generator())
+    assert {parameter.dtype for parameter in adapter.named_parameters().values()} == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert {factor.dtype for pair in adapter.factors().values() for factor in pair} == {torch.float32}
+        logits = backbone.module(backbone.inputs().to(torch.bfloat16))
+    assert torch.isfinite(logits).all()

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+
+from baselines.head_only import HeadOnly
+from baselines.lora import LoRA
+from methods import METHODS, create, from_identity, registry
+from methods.base import Method
+from methods.errors import UnknownNameError, UserError
+from methods.registry import Registry
+
+
+def plugged(monkeypatch: pytest.MonkeyPatch, **plugins: str | tuple[str, ...]) -> Registry:
+    """A registry with `lora` of ours and the given plug-ins, as entry points of installed packages."""
+    points = [
+        EntryPoint(name, value, "tensorbench.methods")
+        for name, values in plugins.items()
+        for value in ((values,) if isinstance(values, str) else values)
+    ]
+
+    def found(*, group: str) -> list[EntryPoint]:
+        return [point for point in points if point.group == group]
+
+    monkeypatch.setattr(registry, "entry_points", found)
+    return Registry("method", {"lora": "baselines.lora:LoRA"})
+
+
+def test_every_method_is_registered_under_its_own_name() -> None:
+    for name in METHODS:
+        target = METHODS.get(name)
+        assert issubclass(target, Method)
+        assert target.name == name
+
+
+def test_a_plug_in_stands_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = plugged(monkeypatch, mine="baselines.head_only:HeadOnly")
+    assert list(known) == ["lora", "mine"]
+    assert "mine" in known
+    assert known.get("mine") is HeadOnly
+    assert known.get("lora") is LoRA
+    assert dict(known.available()) == {"lora": LoRA, "mine": HeadOnly}
+
+
+def test_a_plug_in_of_another_kind_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugged(monkeypatch, mine="baselines.head_only:HeadOnly")
+    assert list(Registry("task", {})) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("no_such_module:Method", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("baselines.lora:Missing", "AttributeError: .*Missing"),
+    ],
+)
+def test_a_broken_plug_in_is_named_and_passed_over(
+    target: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = plugged(monkeypatch, broken=target, mine="baselines.head_only:HeadOnly")
+    message = f"the plug-in '{target}' that brings method 'broken' fails to import: {reason}"
+    with pytest.raises(UserError, match=message):
+        known.get("broken")
+    with pytest.warns(UserWarning, match=message):
+        assert dict(known.available()) == {"lora": LoRA, "mine": HeadOnly}
+
+
+def test_a_plug_in_that_raises_on_import_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raises_on_import.py").write_text("raise SyntaxError('half a file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = plugged(monkeypatch, broken="raises_on_import:Method")
+    with pytest.raises(UserError, match="'broken' fails to import: SyntaxError: half a file"):
+        known.get("broken")
+
+
+def test_a_name_of_ours_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = plugged(monkeypatch, lora="baselines.head_only:HeadOnly")
+    with pytest.raises(
+        UserError,
+        match=r"'lora' is registered more than once: baselines\.head_only:HeadOnly, baselines\.lora:LoRA",
+    ):
+        known.get("lora")
+    with pytest.warns(UserWarning, match="registered more than once"):
+        assert dict(known.available()) == {}
+
+
+def test_two_plug_ins_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = plugged(monkeypatch, mine=("baselines.head_only:HeadOnly", "baselines.lora:LoRA"))
+    with pytest.raises(UserError, match="method 'mine' is registered more than once"):
+        known.get("mine")
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="unknown method 'tensloar': did you mean 'tenslora'"):
+        create("tensloar")
+    with pytest.raises(UnknownNameError, match=r"unknown method 'xyz': known are .*head_only, .*lora"):
+        create("xyz")
+
+
+def test_ours_warn_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert {name for name, _ in METHODS.available()} == set(METHODS)
+
+
+def test_a_method_comes_back_from_its_identity_unless_its_version_moved_on() -> None:
+    method = create("lora", rank=3, scale=0.5)
+    identity = method.identity()
+    assert from_identity(identity) == method
+    with pytest.raises(UserError, match="'lora' is at version 1, the stored one is 0"):
+        from_identity({**identity, "version": 0})

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from methods import create
+from methods.adapter import Adapter
+from methods.backbone import Geometry, Site
+from methods.errors import UserError
+from methods.ranks import nearest, nearest_rank
+from methods.tenslora import VARIANTS, TensLoRA
+
+from .toy import ToyBackbone, scatter
+
+BASE = Geometry(768, 12, 12, 3072)
+LORA = 221_184
+
+#: More heads than channels in a head, fewer, and modes that are all different.
+GEOMETRIES = (Geometry(12, 4, 2, 48), Geometry(12, 2, 3, 48), Geometry(10, 5, 4, 40))
+
+SLICES = {
+    "qkv": ("query", "key", "value"),
+    "qkvo": ("query", "key", "value", "output"),
+    "qkvo+mlp": ("query", "key", "value", "output", *["fc1"] * 4, *["fc2"] * 4),
+}
+
+CONSTRUCTIONS = [
+    (variant, factorization, targets)
+    for variant, factorization, targets in product(VARIANTS, ("tucker", "cp", "tt"), SLICES)
+    if targets != "qkvo+mlp" or "att" not in variant
+]
+
+
+def started(method: TensLoRA, geometry: Geometry, seed: int = 0) -> Adapter:
+    return method.attach(ToyBackbone(geometry), torch.Generator().manual_seed(seed))
+
+
+def tensors(adapter: Any) -> list[Any]:
+    return list(adapter.parametrisation.tensors)
+
+
+def sized(variant: str, factorization: str = "tucker", **options: Any) -> TensLoRA:
+    """Ranks that all differ where there are several, larger than the smallest modes."""
+    method = create("tenslora", variant=variant, factorization=factorization, **options)
+    assert isinstance(method, TensLoRA)
+    ranks = (4, 5, 3, 6, 2)[: len(method.rank_names)]
+    return method.model_copy(update={"ranks": ranks})
+
+
+# --- the update of a site, against a slow dense oracle ---
+
+
+def by_library(container: Any, factorization: str) -> Tensor:
+    """The tensor as tensorly-torch rebuilds it, its modes in the method's order."""
+    full = container.to_tensor()
+    return full if factorization != "tt" else full.permute(0, *range(full.dim() - 1, 0, -1))
+
+
+def by_hand(container: Any, factorization: str) -> Tensor:
+    """The same by its definition, from the bare parameters."""
+    parameters = {name: p.detach() for name, p in container.named_parameters()}
+    core = parameters.pop("core", None)
+    factors = list(parameters.values())
+    modes, bonds = "abcde"[: len(factors)], "uvwxyz"
+    if factorization == "tucker":
+        assert core is not None
+        terms = [f"{mode}{bond}" for mode, bond in zip(modes, bonds, strict=False)]
+        return torch.einsum(f"{bonds[: len(modes)]},{','.join(terms)}->{modes}", core, *factors)
+    if factorization == "cp":
+        return torch.einsum(f"{','.join(mode + 'u' for mode in modes)}->{modes}", *factors)
+    # A chain over input, layer, projection, head, output: the modes after the first backwards.
+    terms = [bonds[k] + mode + bonds[k + 1] for k, mode in enumerate(modes)]
+    return torch.einsum(f"{','.join(terms)}->{modes[0] + modes[:0:-1]}", *factors)
+
+
+def dense(method: TensLoRA, full: list[Tensor], geometry: Geometry, site: Site) -> Tensor:
+    """ΔW of a site by its definition, entry by entry; `full` holds the rebuilt tensors."""
+    slices, stacked = SLICES[method.targets], method.variant.split("_")
+    matrices = []
+    for index in (i for i, name in enumerate(slices) if name == site.projection):
+        tensor = full[
+            0
+            + (site.layer * (1 if "qkv" in stacked else len(slices)) if "depth" not in stacked else 0)
+            + (index if "qkv" not in stacked else 0)
+        ]
+        tail = (*([index] if "qkv" in stacked else []), *([site.layer] if "depth" in stacked else []))
+        matrix = torch.zeros(geometry.hidden, geometry.hidden, dtype=torch.float64)
+        for row, column in product(range(geometry.hidden), repeat=2):
+            place: tuple[int, ...] = (row,)
+            if "att" in stacked and method.heads == "aligned":
+                place = (row % geometry.head_size, row // geometry.head_size)
+            elif "att" in stacked:
+                place = (row // geometry.heads, row % geometry.heads)
+            matrix[row, column] = tensor[(column, *place, *tail)]
+        # The output projection has its heads on its input.
+        matrices.append(matrix.T if site.projection == "output" and "att" in stacked else matrix)
+    return method.scale * torch.cat(matrices, 1 if site.projection == "fc2" else 0)
+
+
+@pytest.mark.parametrize("heads", ["aligned", "interleaved"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize(("variant", "factorization", "targets"), CONSTRUCTIONS)
+def test_every_update_is_the_slice_of_the_dense_tensor(
+    variant: str, factorization: str, targets: str, geometry: Geometry, heads: str
+) -> None:
+    method = sized(variant, factorization, targets=targets, heads=heads, scale=0.7)
+    adapter = started(method, geometry)
+    scatter(adapter.named_parameters())
+    library = [by_library(container, factorization).detach() for container in tensors(adapter)]
+    hand = [by_hand(container, factorization) for container in tensors(adapter)]
+    for one, other in zip(library, hand, strict=True):
+        assert one.shape == method.shape(geometry)
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    sites = [Site(layer, name) for layer in range(geometry.layers) for name in dict.fromkeys(SLICES[targets])]
+    assert list(adapter.bases) == sites
+    deltas = dict(adapter.deltas())
+    for site in sites:
+        wanted = dense(method, hand, geometry, site)
+        assert wanted.abs().max() > 0.1
+        torch.testing.assert_close(adapter.delta(site).detach(), wanted, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(deltas[site].detach(), wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "att" in v])
+def test_a_head_slice_touches_the_channels_of_its_head(variant: str) -> None:
+    geometry, head = Geometry(12, 3, 2, 48), 1
+    for heads, channels in (("aligned", {4, 5, 6, 7}), ("interleaved", {1, 4, 7, 10})):
+        adapter = started(sized(variant, heads=heads, targets="qkvo"), geometry)
+        scatter(adapter.named_parameters())
+        with torch.no_grad():
+            for container in tensors(adapter):
+                for other in {0, 1, 2} - {head}:
+                    container.factors[2][other] = 0
+        for site, delta in adapter.deltas():
+            touched = delta.abs().sum(0 if site.projection == "output" else 1).nonzero().flatten()
+            assert set(touched.tolist()) == channels, (heads, site)
+
+
+# --- start ---
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("factorization", "zero"), [("tucker", "core"), ("cp", "factor_0"), ("tt", "last")])
+def test_one_part_starts_at_zero_and_the_others_do_not(variant: str, factorization: str, zero: str) -> None:
+    adapter = started(sized(variant, factorization), GEOMETRIES[0])
+    for container in tensors(adapter):
+        parts = dict(container.named_parameters())
+        name = list(parts)[-1] if zero == "last" else next(key for key in parts if key.endswith(zero))
+        for key, part in parts.items():
+            assert bool(part.any()) == (key != name), key
+
+
+@pytest.mark.parametrize("factorization", ["tucker", "cp", "tt"])
+def test_start_kinds(factorization: str) -> None:
+    for init in ("orthogonal", "normal", "kaiming_uniform"):
+        method = create("tenslora", variant="qkv", factorization=factorization, init=init).isorank(50)
+        adapter = method.attach(ToyBackbone(Geometry(100, 4, 1, 400)), torch.Generator().manual_seed(0))
+        (container,) = tensors(adapter)
+        train = factorization == "tt"
+        factor = container.factors[0].detach()[0] if train else container.factors[1].detach()
+        assert factor.shape == (100, 50)
+        if init == "orthogonal":
+            identity = torch.eye(50, dtype=torch.float64)
+            torch.testing.assert_close(factor.T @ factor, identity, rtol=0, atol=1e-5)
+        elif init == "normal":
+            assert abs(float(factor.std()) - 1) < 0.03
+            assert abs(float(factor.mean())) < 0.03
+        else:
+            # torch's linear layers: uniform within 1 / √fan-in.
+            assert 0.98 / math.sqrt(50) < float(factor.abs().max()) <= 1 / math.sqrt(50)
+
+
+def test_a_wide_factor_starts_with_orthonormal_rows() -> None:
+    adapter = started(create("tenslora", variant="qkv", ranks=(4, 4, 7)), GEOMETRIES[0])
+    projection = tensors(adapter)[0].factors[2].detach()
+    assert projection.shape == (3, 7)
+    torch.testing.assert_close(
+        projection @ projection.T, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-6
+    )
+
+
+def test_no_two_tensors_start_alike() -> None:
+    adapter = started(sized("att"), GEOMETRIES[1])
+    firsts = [container.factors[0].detach() for container in tensors(adapter)]
+    assert len(firsts) == 9
+    assert not any(torch.equal(one, other) for i, one in enumerate(firsts) for other in firsts[:i])
+
+
+# --- counts ---
+
+
+@pytest.mark.parametrize(
+    ("variant", "count"),
+    [
+        ("att", 123_840),
+        ("qkv", 74_640),
+        ("depth", 18_768),
+        ("att_qkv", 43_728),
+        ("att_depth", 11_040),
+        ("qkv_depth", 6_460),
+        ("att_qkv_depth", 4_460),
+    ],
+)
+def test_isorank_counts_of_the_paper(variant: str, count: int) -> None:
+    for heads in ("aligned", "interleaved"):
+        assert create("tenslora", variant=variant, heads=heads).isorank(4).count(BASE) == count
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks", "count"),
+    [
+        # R · Σ n, and Σ r₋ · n · r₊ over input, layer, projection, head, head size.
+        ({"variant": "att_qkv_depth", "factorization": "cp"}, (4,), 4 * (768 + 64 + 12 + 3 + 12)),
+        (
+            {"variant": "att_qkv_depth", "factorization": "tt"},
+            (2, 3, 4, 5),
+            768 * 2 + 2 * 12 * 3 + 3 * 3 * 4 + 4 * 12 * 5 + 5 * 64,
+        ),
+        ({"variant": "depth", "factorization": "tt"}, (4, 4), 3 * (768 * 4 + 4 * 12 * 4 + 4 * 768)),
+        ({"variant": "qkv", "factorization": "cp"}, (7,), 12 * 7 * (768 + 768 + 3)),
+        # Projection modes of 4 and of 12, and one tensor for each of 4 and of 12 slices.
+        ({"variant": "qkv", "targets": "qkvo"}, (4, 4, 4), 12 * (4 * (768 * 2 + 4) + 64)),
+        ({"variant": "qkv_depth", "targets": "qkvo+mlp"}, (4, 4, 4, 4), 4 * (768 * 2 + 12 + 12) + 256),
+        ({"variant": "depth", "targets": "qkvo+mlp"}, (4, 4, 4), 12 * (4 * (768 * 2 + 12) + 64)),
+        ({"variant": "att", "targets": "qkvo"}, (4, 4, 4), 48 * (4 * (768 + 64 + 12) + 64)),
+    ],
+)
+def test_counts_beyond_the_paper(options: dict[str, Any], ranks: tuple[int, ...], count: int) -> None:
+    assert create("tenslora", **options, ranks=ranks).count(BASE) == count
+
+
+@pytest.mark.parametrize(("variant", "factorization", "targets"), CONSTRUCTIONS)
+def test_counts_equal_the_parameters(variant: str, factorization: str, targets: str) -> None:
+    for geometry in GEOMETRIES:
+        method = sized(variant, factorization, targets=targets)
+        adapter = started(method, geometry)
+        assert adapter.parameter_count == method.count(geometry)
+
+
+# --- budgets ---
+
+
+@pytest.mark.parametrize(
+    ("variant", "ranks", "count"),
+    [
+        ("att", (7, 4, 12), 220_032),
+        ("qkv", (12, 12, 3), 226_476),
+        ("depth", (37, 37, 12), 220_212),
+        ("att_qkv", (19, 5, 12, 3), 221_820),
+        ("att_depth", (38, 8, 12, 12), 221_280),
+        ("qkv_depth", (60, 60, 3, 12), 221_913),
+        ("att_qkv_depth", (37, 12, 12, 3, 12), 221_289),
+    ],
+)
+def test_isoparameter_ranks_of_the_heuristic(variant: str, ranks: tuple[int, ...], count: int) -> None:
+    fitted = create("tenslora", variant=variant).fit(BASE, LORA)
+    assert (fitted.size, fitted.count(BASE)) == (ranks, count)
+
+
+def test_input_and_output_may_differ_by_one_where_that_comes_nearer() -> None:
+    method = create("tenslora", variant="qkv")
+    assert method.fit(BASE, LORA, uneven=True).size in {(12, 11, 3), (11, 12, 3)}
+    exact = method.fit(BASE, 226_476, uneven=True)
+    assert exact.size == (12, 12, 3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("geometry", [Geometry(384, 6, 12, 1536), Geometry(96, 4, 5, 384)], ids=str)
+def test_no_ranks_that_the_rule_allows_come_nearer(variant: str, geometry: Geometry) -> None:
+    method = create("tenslora", variant=variant)
+    assert isinstance(method, TensLoRA)
+    shape = dict(zip(method.modes, method.shape(geometry), strict=True))
+    small = [size for mode, size in shape.items() if mode in ("head", "projection", "layer")]
+    unit = 2 * geometry.hidden * 3 * geometry.layers
+    for budget in (4 * unit, 5 * unit + 17, 9 * unit):
+        if "head" in shape:
+            pairs = [
+                (wide, narrow)
+                for narrow in range(1, geometry.head_size + 1)
+                for wide in range(narrow + 1, min(5 * narrow, geometry.hidden) + 1)
+            ]
+        else:
+            pairs = [(rank, rank) for rank in range(1, geometry.hidden + 1)]
+        counts = [method.model_copy(update={"ranks": (*pair, *small)}).count(geometry) for pair in pairs]
+        best = min((abs(count - budget), count) for count in counts)
+        fitted = method.fit(geometry, budget)
+        assert (abs(fitted.count(geometry) - budget), fitted.count(geometry)) == best
+        assert fitted.size is not None
+        wide, narrow, *rest = fitted.size
+        assert rest == small
+        assert (1 < wide / narrow <= 5) if "head" in shape else wide == narrow
+
+
+@pytest.mark.parametrize("factorization", ["cp", "tt"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_factorisations_share_one_rank(variant: str, factorization: str) -> None:
+    method = create("tenslora", variant=variant, factorization=factorization)
+    fitted = method.fit(BASE, LORA)
+    assert fitted.size is not None
+    (rank,) = set(fitted.size)
+    for other in (rank - 1, rank + 1):
+        assert abs(method.isorank(other).count(BASE) - LORA) >= abs(fitted.count(BASE) - LORA)
+
+
+@pytest.mark.parametrize(("variant", "factorization", "targets"), CONSTRUCTIONS)
+def test_small_budgets(variant: str, factorization: str, targets: str) -> None:
+    method = create("tenslora", variant=variant, factorization=factorization, targets=targets)
+    smallest = method.isorank(1).count(BASE)
+    with pytest.raises(UserError, match=f"budget of {smallest - 1:,} parameters is below the smallest"):
+        method.fit(BASE, smallest - 1)
+    for budget in (smallest, 2 * smallest):
+        fitted = method.fit(BASE, budget)
+        assert fitted.size is not None
+        assert min(fitted.size) >= 1
+        assert fitted.count(BASE) <= 2.5 * budget
+
+
+def test_a_tie_goes_to_the_smaller_count() -> None:
+    assert nearest([3, 1, 5], lambda rank: rank, 4) == 3
+    assert nearest([5, 3], lambda rank: rank, 4) == 3
+    assert nearest_rank(lambda rank: 2 * rank, 5) == 2
+    assert nearest_rank(lambda rank: 2 * rank, 5, low=3) == 3
+    assert nearest_rank(lambda rank: 2 * rank, 1000, high=7) == 7
+
+
+# --- messages ---
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"variant": "att_qkv", "ranks": (4, 4, 4)},
+            r"'att_qkv' as tucker takes 4 \(input, head_size, head, projection\), got 3: \(4, 4, 4\)",
+        ),
+        ({"variant": "qkv", "factorization": "cp", "ranks": (4, 4)}, r"as cp takes 1 \(components\), got 2"),
+        (
+            {"variant": "qkv_depth", "factorization": "tt", "ranks": (4,)},
+            r"as tt takes 3 \(input-layer, layer-projection, projection-output\), got 1",
+        ),
+        ({"variant": "qkv", "ranks": (4, 0, 4)}, r"ranks\.1: Input should be greater than 0 \(got 0\)"),
+        ({"variant": "qkv_dept"}, "did you mean 'qkv_depth'"),
+        ({"variant": "qkv", "factorization": "tuker"}, "did you mean 'tucker'"),
+        ({"variant": "qkv", "head": "aligned"}, "unknown field 'head'; did you mean 'heads'"),
+        ({}, "field 'variant' is required"),
+        ({"variant": "qkv", "dropout": 1.0}, "dropout: Input should be less than 1"),
+        ({"variant": "att", "targets": "qkvo+mlp"}, "an MLP has no heads"),
+    ],
+)
+def test_bad_options_are_refused_in_the_words_of_the_user(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create("tenslora", **options)
+
+
+def test_free_ranks_and_unfit_backbones_are_refused_before_anything_is_built() -> None:
+    backbone = ToyBackbone(GEOMETRIES[0])
+    with pytest.raises(UserError, match="ranks are free; give them, or a budget"):
+        create("tenslora", variant="qkv").attach(backbone, torch.Generator())
+    lacking = ToyBackbone(GEOMETRIES[0], projections=("query", "key"))
+    with pytest.raises(UserError, match="adapts value, which the backbone lacks; it has query, key"):
+        sized("qkv").attach(lacking, torch.Generator())
+    narrow = ToyBackbone(Geometry(12, 4, 2, 24))
+    with pytest.raises(UserError, match="needs an MLP of 4 × d"):
+        sized("qkv", targets="qkvo+mlp").attach(narrow, torch.Generator())
+    for untouched in (backbone, lacking, narrow):
+        assert all(parameter.requires_grad for parameter in untouched.module.parameters())
+
+
+def test_where_heads_are_no_mode_their_order_is_no_other_trial() -> None:
+    for variant in VARIANTS:
+        one, other = (sized(variant, heads=heads).identity() for heads in ("aligned", "interleaved"))
+        assert (one == other) == ("att" not in variant)

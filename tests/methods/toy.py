@@ -1,0 +1,78 @@
+"""A backbone of plain torch layers, of any geometry, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.backbone import PROJECTIONS, Geometry, Site
+
+CLASSES = 3
+
+
+class Layer(nn.Module):
+    def __init__(self, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = geometry.heads
+        for name in PROJECTIONS:
+            linear = nn.Linear(*reversed(geometry.shape(name)), dtype=torch.float64)
+            for parameter in linear.parameters():
+                draws = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.data = draws / math.sqrt(geometry.hidden)
+            self.add_module(name, linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            getattr(self, name)(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name in ("query", "key", "value")
+        )
+        x = x + self.output(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return x + self.fc2(F.gelu(self.fc1(x)))
+
+
+class Classifier(nn.Module):
+    def __init__(self, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(geometry, generator) for _ in range(geometry.layers))
+        self.head = nn.Linear(geometry.hidden, CLASSES, dtype=torch.float64)
+        self.checkpoint = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if self.checkpoint:
+                x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=self.checkpoint == "reentrant")
+            else:
+                x = layer(x)
+        return self.head(x.mean(1))
+
+
+class ToyBackbone:
+    """Implements `methods.backbone.Backbone`. `module(x)` takes (batch, tokens, hidden)."""
+
+    def __init__(self, geometry: Geometry, projections: tuple[str, ...] = PROJECTIONS) -> None:
+        self.geometry, self.projections = geometry, projections
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.module = Classifier(geometry, torch.Generator().manual_seed(0))
+
+    @property
+    def head(self) -> nn.Module:
+        return self.module.head
+
+    def path(self, site: Site) -> str:
+        return f"layers.{site.layer}.{site.projection}"
+
+    def inputs(self, batch: int = 2, tokens: int = 3) -> Tensor:
+        shape = (batch, tokens, self.geometry.hidden)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def scatter(parameters: dict[str, nn.Parameter], seed: int = 2) -> None:
+    """Standard normal values in every parameter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))

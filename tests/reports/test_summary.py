@@ -1,0 +1,140 @@
+"""Means and deviations are of the finished seeds, and what is not finished is shown and never averaged."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from bench.display import print_summary
+from bench.plan import make_plan
+from bench.suite import Suite
+from bench.tracking import Store
+from methods.validation import validate
+from reports.summary import COLUMNS, Summary, summarise
+
+SEEDS = (0, 1, 2)
+
+#: Per method and seed, oldest first: a score, a failure, or nothing; seeds left out never started.
+RESULTS: dict[str, dict[int, list[Any]]] = {
+    "LoRA": {0: [0.5], 1: [0.8], 2: [0.65]},
+    "head only": {0: ["diverged"], 1: [0.25], 2: [0.75]},
+    "TensLoRA att": {0: ["KILLED", 0.4, 0.9], 2: ["error"]},
+    "TensLoRA qkv": {0: [0.9]},
+    "TensLoRA depth": {0: ["out of memory"], 1: ["diverged"], 2: ["diverged"]},
+}
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Summary:
+    suite = {
+        "name": "toy",
+        "backbones": ["tiny-random-vit"],
+        "tasks": ["digits"],
+        "methods": [
+            "lora",
+            "head_only",
+            {"method": "tenslora", "each": {"variant": ["att", "qkv", "depth"]}},
+        ],
+        "budgets": [{"isoparameters": 2}],
+        "seeds": list(SEEDS),
+        "closing": "That is [all].",
+    }
+    plan = make_plan(validate(Suite, suite, "suite"))
+    store = Store.create(new_store(tmp_path_factory.mktemp("summary")), "toy")
+    store.end_suite(store.begin_suite(plan), "FINISHED")
+    trials = {trial.id: trial for trial in plan.trials}
+    for row in plan.rows:
+        for seed, outcomes in RESULTS[row.title].items():
+            for outcome in outcomes:
+                run = store.begin_trial(trials[row.trials[seed]], [row], "accuracy", "none", {})
+                if isinstance(outcome, float):
+                    for key, value in (
+                        ("score", outcome),
+                        ("cost/step_ms", 10.0 * (seed + 1) ** 2),
+                        ("cost/peak_mib", 100.0 + seed),
+                    ):
+                        store.client.log_metric(run.run_id, key, value)
+                    store.client.set_terminated(run.run_id, "FINISHED")
+                elif outcome == "KILLED":
+                    run.kill()
+                else:
+                    run.fail(outcome, "message", "trace")
+    return summarise(store)
+
+
+def line(summary: Summary, method: str) -> Any:
+    (found,) = summary.table[summary.table["method"] == method].to_dict("records")
+    return found
+
+
+def test_mean_deviation_and_costs_are_those_of_the_seeds(summary: Summary) -> None:
+    lora = line(summary, "LoRA")
+    assert lora["mean"] == pytest.approx(0.65)
+    # ((0.15)² + (0.15)² + 0) / (3 - 1) = 0.0225
+    assert lora["sd"] == pytest.approx(0.15)
+    assert (lora["step_ms"], lora["peak_mib"]) == (40, 102)
+    assert (lora["seeds"], lora["finished"], lora["failed"], lora["failures"]) == (3, 3, 0, "")
+    assert (lora["metric"], lora["evaluated"]) == ("accuracy", "test")
+    assert (lora["parameters"], lora["percent_of_lora"], lora["ratio"]) == (768, 50, 1)
+
+
+def test_a_failed_seed_is_shown_and_not_averaged(summary: Summary) -> None:
+    head = line(summary, "head only")
+    assert head["mean"] == pytest.approx(0.5)
+    assert head["sd"] == pytest.approx(0.5 / 2**0.5)
+    assert (head["finished"], head["failed"], head["failures"]) == (2, 1, "diverged")
+
+
+def test_a_trial_stored_twice_counts_once_by_its_first_result(summary: Summary) -> None:
+    att = line(summary, "TensLoRA att")
+    assert att["mean"] == 0.4
+    assert pd.isna(att["sd"])
+    assert (att["finished"], att["failed"], att["failures"]) == (1, 1, "error")
+
+
+def test_a_seed_that_never_ran_is_missing_not_failed(summary: Summary) -> None:
+    qkv = line(summary, "TensLoRA qkv")
+    assert (qkv["seeds"], qkv["finished"], qkv["failed"], qkv["mean"]) == (3, 1, 0, 0.9)
+
+
+def test_a_method_without_any_result_has_no_mean(summary: Summary) -> None:
+    depth = line(summary, "TensLoRA depth")
+    assert pd.isna(depth["mean"])
+    assert (depth["finished"], depth["failed"], depth["failures"]) == (0, 3, "diverged, out of memory")
+
+
+def test_it_is_complete_only_if_every_seed_of_every_row_is(summary: Summary) -> None:
+    assert not summary.complete
+    whole = summary.table[summary.table["method"] == "LoRA"]
+    assert Summary("toy", "", whole).complete
+
+
+def test_the_table_shows_scores_losses_and_the_closing_line(summary: Summary) -> None:
+    shown = io.StringIO()
+    print_summary(Console(file=shown, width=140), summary)
+    lines = {row.split("  ")[0].strip(): row for row in shown.getvalue().splitlines() if row.strip()}
+    assert "0.6500 ± 0.1500" in lines["LoRA"]
+    assert "3/3" in lines["LoRA"]
+    assert "50.00" in lines["LoRA"]
+    assert "40" in lines["LoRA"]
+    assert "2/3 (diverged)" in lines["head only"]
+    assert "0.4000" in lines["TensLoRA att"]
+    assert "±" not in lines["TensLoRA att"]
+    assert "1/3" in lines["TensLoRA qkv"]
+    assert "±" not in lines["TensLoRA depth"]
+    assert "0/3 (diverged, out of memory)" in lines["TensLoRA depth"]
+    assert "test accuracy, mean ± standard deviation over seeds" in shown.getvalue()
+    assert "8 result(s) failed or are missing; they are in no mean." in shown.getvalue()
+    assert "That is [all]." in shown.getvalue()
+
+
+def test_an_experiment_without_a_plan_is_empty(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    empty = summarise(Store.create(new_store(tmp_path), "toy"))
+    assert list(empty.table.columns) == list(COLUMNS)
+    assert len(empty.table) == 0
