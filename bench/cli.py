@@ -197,6 +197,39 @@ def methods(
 
 
 @app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="A registered method, or all.")],
+    quick: Annotated[bool, typer.Option(help="Only the presets, not the other options.")] = False,
+) -> None:
+    """Run the conformance checks on a method, a plug-in's too."""
+    from bench.conformance import print_checks, run_checks
+    from methods import METHODS
+
+    names = list(METHODS) if method == "all" else [method]
+    results = [result for name in names for result in run_checks(name, quick=quick)]
+    print_checks(out, results)
+    if any(result.status == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="An MLflow run id or a trial id, or the start of one.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
+    store: StoreUri = None,
+    merged: Annotated[bool, typer.Option(help="A plain model with the update in its weights.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a trained adapter as a PEFT LoRA checkpoint, or as a merged model."""
+    from bench.export import export_run
+    from bench.tracking import DEFAULT_STORE
+
+    done = export_run(store or DEFAULT_STORE, run, folder, merged=merged, force=force)
+    out.print(f"Wrote {', '.join(done.files)} to {done.folder}.")
+    out.print(f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.")
+
+
+@app.command()
 def tasks() -> None:
     """List the tasks."""
     from bench.tasks import TASKS

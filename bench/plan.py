@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.suite import Budget, MethodRow, Recipe, Suite, TaskRow
-from bench.tasks import TASKS, Task, data_key
+from bench.tasks import TASKS, Task, check_sizes, data_key
 from bench.tasks.inputs import ImageInput
 from methods import Geometry, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen
@@ -144,6 +144,7 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
     """
     rows: list[tuple[tuple[int, int], Row]] = []
     trials: dict[str, tuple[tuple[int, int], Trial]] = {}
+    lines: set[tuple[Budget | str | None, ...]] = set()
     # Block by block, as tables show them: what has its own size, then the suite's budgets in their order.
     blocks = {budget: index for index, budget in enumerate((None, *suite.budgets))}
     # Every row's options are checked once, whether or not a pair of task and backbone reaches them.
@@ -152,6 +153,7 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
         data = data_key(task, info.input, task_row.max_tokens) | {"data_hash": task.data_hash}
         if isinstance(info.input, ImageInput):
             data |= {"mean": info.input.mean, "std": info.input.std}
+        check_sizes(task, task_row.train_size, task_row.validation_size, task_row.test_size)
         reference = create("lora", rank=REFERENCE_RANK).count(info.geometry)
         for method_row, template in expanded:
             recipe = suite.recipe(task_row, method_row, device)
@@ -173,8 +175,13 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
                     # Seed by seed, so that a run stopped half-way has compared all methods on a seed.
                     trials.setdefault(trial.id, ((pair, position), trial))
                 count = method.count(info.geometry)
+                line = (budget, *ids.values())
+                if line in lines:
+                    continue  # the order of heads, say, of a variant that has none
+                lines.add(line)
+                overrides = ", ".join(f"{key}={getattr(recipe, key)}" for key in method_row.training)
                 row = Row(
-                    method=method.label,
+                    method=f"{method.label} [{overrides}]" if overrides else method.label,
                     title=method.title,
                     budget=budget,
                     backbone=info.name,

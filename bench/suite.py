@@ -40,9 +40,12 @@ class Recipe(Frozen):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _length_and_floor(self) -> Self:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give epochs or steps, not both")
+        for name, peak in (("lr", self.lr), ("head_lr", self.head_lr)):
+            if peak is not None and peak < self.lr_floor:
+                raise ValueError(f"{name} {peak:g} is below lr_floor {self.lr_floor:g}")
         return self
 
     def resolved(self, device: str) -> Recipe:
@@ -186,6 +189,18 @@ class Suite(Frozen):
         return validate(Recipe, merged, "training").resolved(device)
 
 
+class _NoRepeats(yaml.SafeLoader):
+    """YAML's safe loader, but a key that stands twice in a mapping is an error, not the last one's value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"'{twice[0]}' stands there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def load_suite(path: Path) -> Suite:
     """Reads and validates a suite. Raises UserError naming file, field, value and what is accepted."""
     try:
@@ -195,7 +210,7 @@ def load_suite(path: Path) -> Suite:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text") from error
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _NoRepeats)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

@@ -206,7 +206,7 @@ class Store:
         return run_id
 
     @_storing()
-    def end_suite(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    def end_suite(self, run_id: str, status: Literal["FINISHED", "KILLED"]) -> None:
         self.client.set_terminated(run_id, status)
 
     @_storing()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -152,14 +153,15 @@ def train(
     best: tuple[float, int, dict[str, Tensor], dict[str, Tensor]] | None = None
     step = epoch = 0
 
-    def flush() -> list[tuple[int, float]]:
-        values = torch.stack(losses).tolist() if losses else []
+    def report_losses() -> None:
+        """Reports the losses since the last report; those before a divergence too."""
+        values = torch.stack(losses).tolist()
         first = step - len(values) + 1
         losses.clear()
-        for offset, value in enumerate(values):
-            if not math.isfinite(value):
-                raise Diverged(first + offset, value)
-        return [(first + offset, value) for offset, value in enumerate(values)]
+        finite = list(takewhile(lambda entry: math.isfinite(entry[1]), enumerate(values, first)))
+        report(Progress(step, steps, epoch, finite))
+        if len(finite) < len(values):
+            raise Diverged(first + len(finite), values[len(finite)])
 
     while step < steps:
         epoch += 1
@@ -180,8 +182,9 @@ def train(
             if step == steps:
                 break
             if len(losses) == LOSS_EVERY:
-                report(Progress(step, steps, epoch, flush()))
-        report(Progress(step, steps, epoch, flush()))
+                report_losses()
+        if losses:
+            report_losses()
         result = evaluate(backbone, adapter, data.validation, recipe, metric, data.classes)
         if not math.isfinite(result.loss):
             raise Diverged(step, result.loss)

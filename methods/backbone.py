@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 from torch import nn
@@ -43,12 +43,12 @@ class Geometry:
     layers: int
     mlp: int
     #: Parameters of the whole encoder, for full fine-tuning; None where nobody counted them.
-    encoder: int | None = None
+    encoder: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for field in ("hidden", "heads", "layers", "mlp"):
-            if getattr(self, field) < 1:
-                raise UserError(f"geometry: {field} must be at least 1, got {getattr(self, field)}")
+        for name in ("hidden", "heads", "layers", "mlp"):
+            if getattr(self, name) < 1:
+                raise UserError(f"geometry: {name} must be at least 1, got {getattr(self, name)}")
         if self.hidden % self.heads:
             raise UserError(f"geometry: hidden size {self.hidden} is not divisible by {self.heads} heads")
 

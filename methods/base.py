@@ -20,6 +20,8 @@ METHODS = Registry(
         "tenslora": "methods.tenslora:TensLoRA",
         "lora": "baselines.lora:LoRA",
         "head_only": "baselines.head_only:HeadOnly",
+        "full": "baselines.full:FullFineTuning",
+        "peft": "baselines.peft_method:Peft",
         "fact_tt": "baselines.fact:FacTTT",
         "fact_tk": "baselines.fact:FacTTK",
         "lotr": "baselines.lotr:LoTR",
@@ -29,7 +31,7 @@ METHODS = Registry(
 )
 
 
-def create(name: str, **options: Any) -> Method:
+def create(name: str, /, **options: Any) -> Method:
     """A registered method by its name. Raises UserError for unknown names, fields and bad values."""
     return validate(METHODS.get(name), options, f"method '{name}'")
 

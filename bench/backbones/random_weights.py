@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bench.backbones.base import BackboneInfo, Kind, LoadedBackbone, pixel_size, refuse_image_size
+from bench.backbones.counting import with_encoder
 from bench.tasks.inputs import ImageInput, ModelInput, TextInput
 from methods.backbone import PROJECTIONS, Geometry
 
@@ -69,7 +70,7 @@ class RandomBackbone:
         return BackboneInfo(
             name=self.name,
             kind=self.kind,
-            geometry=self.geometry,
+            geometry=self._counted(image_size),
             projections=PROJECTIONS,
             input=self._input(image_size),
             weights_hash=f"random:{self.kind}:{self.geometry}, {self._rest()}, seed={SEED}",
@@ -121,6 +122,19 @@ class RandomBackbone:
             return ImageInput(pixel_size(self.name, self.image_size, image_size, self.patch), _HALF, _HALF)
         refuse_image_size(self.name, image_size)
         return TextInput(BYTE_TOKENIZER, self.max_tokens, partial(byte_tokenizer, self.max_tokens))
+
+    def _counted(self, image_size: int | None) -> Geometry:
+        wanted = self._input(image_size)
+        if isinstance(wanted, ImageInput):
+            return with_encoder(
+                self.geometry,
+                patches=(wanted.size // self.patch) ** 2,
+                patch=self.patch,
+                layer_scale=self.kind == "dinov2",
+                spare_tokens=1 if self.kind == "dinov2" else 0,
+            )
+        positions = self.max_tokens + (2 if self.kind == "roberta" else 0)
+        return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=positions)
 
     def _rest(self) -> str:
         if self.kind in _VISION:

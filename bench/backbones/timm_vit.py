@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -108,6 +108,7 @@ class TimmBackbone:
         native = _native_size(encoder, recipe)
         size = native if image_size is None else image_size
         geometry, projections = _fit(encoder, name, size)
+        geometry = replace(geometry, encoder=sum(parameter.numel() for parameter in encoder.parameters()))
         licence = recipe.settings.get("license") or "licence not stated by timm"
         info = BackboneInfo(
             name=name,

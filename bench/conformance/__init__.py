@@ -9,8 +9,8 @@ In the tests of a plug-in:
         check_case(case)
 
 A case is one check of one method on one tiny random backbone. The methods are the class's `presets`
-on every kind of backbone and every pair of its other options on BERT. What a check cannot ask of a
-method is skipped with its reason. At the terminal: `tensorbench check my_method`.
+on every kind of backbone, and every pair of its other options on BERT (without compiling). What a
+check cannot ask of a method is skipped with its reason. At the terminal: `tensorbench check my_method`.
 """
 
 from bench.conformance.cases import (

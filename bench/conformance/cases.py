@@ -56,7 +56,8 @@ def conformance_cases(
     """The cases of a method: its presets on every backbone, pairs of its other options on BERT.
 
     A `Method` object, or several, stands for itself: it is its only preset. `checks` picks by name
-    from `CHECKS`. `quick` leaves out the pairs of options and what takes seconds (compiling).
+    from `CHECKS`. What takes seconds (compiling) is asked of presets only, and `quick` leaves it out, and
+    the pairs of options too.
     Raises UserError if the method's name is unknown or its plug-in fails to import.
     """
     varied: Sequence[Method] = ()
@@ -79,7 +80,7 @@ def conformance_cases(
         for template in templates
         for backbone in kinds
         for check in chosen
-        if check.on_each or backbone == backbones[0]
+        if (check.on_each or backbone == backbones[0]) and not (check.slow and templates is varied)
     ]
 
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from bench.tasks.base import Examples, Metric, Task
-from bench.tasks.data import ImageSplit, PreparedData, Split, TextSplit, data_key, prepare, score
+from bench.tasks.data import (
+    ImageSplit,
+    PreparedData,
+    Split,
+    TextSplit,
+    check_sizes,
+    data_key,
+    prepare,
+    score,
+)
 from methods.registry import Registry
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "Split",
     "Task",
     "TextSplit",
+    "check_sizes",
     "data_key",
     "prepare",
     "score",

@@ -161,10 +161,8 @@ def prepare(
     its split, which are a fair sample; None takes all. Raises UserError for a size that the split does
     not have, for a modality that the backbone does not read, and when the data can't be had or stored.
     """
+    check_sizes(task, train_size, validation_size, test_size)
     sizes = dict(zip(SPLITS, (train_size, validation_size, test_size), strict=True))
-    if task.sizes:
-        for split, available in zip(SPLITS, task.sizes, strict=True):
-            _check_size(task, split, sizes[split], available)
     key = data_key(task, model_input, max_tokens)
     if isinstance(model_input, TextInput):
         build = partial(_build_text, task, model_input, key["max_tokens"])
@@ -173,6 +171,15 @@ def prepare(
     folder = prepared(task.name, key, build)
     train, validation, test = (_load(task, folder, split, sizes[split], model_input) for split in SPLITS)
     return PreparedData(train, validation, test, classes=len(task.classes))
+
+
+def check_sizes(
+    task: Task, train_size: int | None, validation_size: int | None, test_size: int | None
+) -> None:
+    """Raises UserError for a subset larger than its split, as far as the task states its splits' sizes."""
+    asked = (train_size, validation_size, test_size)
+    for split, wanted, available in zip(SPLITS, asked, task.sizes or (), strict=False):
+        _check_size(task, split, wanted, available)
 
 
 def score(metric: Metric, logits: Tensor, labels: Tensor, classes: int) -> float:

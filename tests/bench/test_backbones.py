@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -606,12 +605,6 @@ def test_an_onnx_file_of_another_model_is_refused(tmp_path: Path) -> None:
         indexed.convert_vit_s14(onnx_file(tmp_path, encoder("dinov2")), tmp_path)
 
 
-needs_assets = pytest.mark.skipif(
-    "TENSORBENCH_ASSETS" not in os.environ, reason="needs TENSORBENCH_ASSETS, a folder with the packages"
-)
-
-
-@needs_assets
 def test_the_real_vit_gives_what_its_onnx_file_gives() -> None:
     # Seen when the conversion agreed with onnxruntime to 1.5e-5 (at 224 pixels, states up to 8.7).
     backbone = load("vit-s14")
@@ -621,7 +614,6 @@ def test_the_real_vit_gives_what_its_onnx_file_gives() -> None:
     assert found.norm().item() == pytest.approx(50.6302, abs=1e-2)
 
 
-@needs_assets
 def test_the_real_minilm_reads_words() -> None:
     backbone = load("minilm-l6")
     text = backbone.info.input

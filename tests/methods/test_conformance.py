@@ -89,6 +89,8 @@ def test_cases_can_be_narrowed() -> None:
     assert [(case.backbone, case.check) for case in cases] == [("vit", "start"), ("vit", "merge")]
     assert str(cases[0]) == "LoRA-vit-start"
     assert not any(CHECKS[case.check].slow for case in conformance_cases("lora", quick=True))
+    compiled = {str(case) for case in conformance_cases("lora") if CHECKS[case.check].slow}
+    assert compiled == {f"LoRA-{kind}-compiled" for kind in BACKBONES}
 
 
 def test_unknown_names_are_refused() -> None:
