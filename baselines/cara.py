@@ -9,10 +9,10 @@ from pydantic import Field
 from tltorch import CPTensor
 from torch import Tensor, nn
 
-from baselines.one_rank import MLP_SLICES, OneRankMethod
 from methods.adapter import Adapter
-from methods.backbone import PROJECTIONS, SHARED_INPUT, Backbone, Geometry, Site
-from methods.lowrank import Contracted, DropoutAt, LowRankAdapter, Parametrisation
+from methods.backbone import MLP_SLICES, PROJECTIONS, SHARED_INPUT, Backbone, Geometry, Site
+from methods.lowrank import Contracted, DropoutAt, LowRankAdapter, LowRankMethod, Parametrisation
+from methods.one_rank import OneRank
 
 #: The projections that get a trained bias, one for all layers.
 BIASED = ("output", "fc1", "fc2")
@@ -20,7 +20,7 @@ BIASED = ("output", "fc1", "fc2")
 MLP_TENSOR_SLICES = (1, MLP_SLICES, MLP_SLICES)
 
 
-class CaRA(OneRankMethod):
+class CaRA(OneRank, LowRankMethod):
     """y = W·x + b + scale · (ΔW·x + c), ΔW a slice of a CP tensor with weights λ; not divided by the rank.
 
     Attention is a tensor (3·L, d, heads, head size), input second, output channel = head · head size + j.
@@ -32,7 +32,6 @@ class CaRA(OneRankMethod):
     """
 
     name: ClassVar[str] = "cara"
-    slices_mlp: ClassVar[bool] = True
     dropout_at: ClassVar[DropoutAt] = "before_up"
 
     #: At `dropout_on`. 0.1 in the reference code (its settings note 0.3 for DTD and some others).
@@ -66,6 +65,7 @@ class CaRA(OneRankMethod):
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """r · (3·L + d + H + h + 1) + r · (9·L + 2·d + 1) + 6·d, the last of them biases."""
+        geometry.check_mlp_slices(self.title)
         modes = sum(self.attention_shape(geometry)) + 1 + sum(self.mlp_shape(geometry)) + 1
         return rank * modes + sum(geometry.shape(name)[0] for name in BIASED)
 

@@ -11,15 +11,15 @@ from pydantic import Field
 from tltorch import TTTensor, TuckerTensor
 from torch import Tensor, nn
 
-from baselines.one_rank import MLP_SLICES, OneRankMethod
-from methods.backbone import PROJECTIONS, Geometry, Site
-from methods.lowrank import Contracted, DropoutAt, Parametrisation
+from methods.backbone import MLP_SLICES, PROJECTIONS, Geometry, Site
+from methods.lowrank import Contracted, DropoutAt, LowRankMethod, Parametrisation
+from methods.one_rank import OneRank
 
 #: query, key, value and output, then the slices of fc1 and of fc2.
 LAYER_SLICES = (4, MLP_SLICES, MLP_SLICES)
 
 
-class _FacT(OneRankMethod):
+class _FacT(OneRank, LowRankMethod):
     """y = W·x + b + scale · V·dropout(Σ·U·x), with U and V shared by the whole model.
 
     fc1's output and fc2's input are cut into four slices, so a layer has 12 of hidden × hidden, each
@@ -28,7 +28,6 @@ class _FacT(OneRankMethod):
     and 100 (8) for EuroSAT, TK 0.01 (16) for DTD and 100 (32) for EuroSAT.
     """
 
-    slices_mlp: ClassVar[bool] = True
     dropout_at: ClassVar[DropoutAt] = "before_up"
 
     #: On Σ·U·x, rank wide (fc1: 4 · rank). 0.1 in the reference code.
@@ -54,6 +53,7 @@ class FacTTT(_FacT):
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """2·d·r + 12·L·r²."""
+        geometry.check_mlp_slices(self.title)
         return 2 * geometry.hidden * rank + sum(LAYER_SLICES) * geometry.layers * rank**2
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
@@ -79,6 +79,7 @@ class FacTTK(_FacT):
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """2·d·r + 12·L·r + r³."""
+        geometry.check_mlp_slices(self.title)
         return (2 * geometry.hidden + sum(LAYER_SLICES) * geometry.layers) * rank + rank**3
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

@@ -9,12 +9,12 @@ import torch
 from tltorch import CPTensor
 from torch import nn
 
-from baselines.one_rank import OneRankMethod
 from methods.backbone import Geometry, Site
-from methods.lowrank import Contracted, Parametrisation
+from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.one_rank import OneRank
 
 
-class LoRTA(OneRankMethod):
+class LoRTA(OneRank, LowRankMethod):
     """y = W·x + b + scale/rank · ΔW·x, ΔW a slice of a CP tensor (d, head size, heads, layers, 4).
 
     The head-size factor starts at zero, the d-sized one uniform ±1/√rank, the others uniform ±√(6/rank)

@@ -8,12 +8,12 @@ import torch
 from tltorch import TTTensor
 from torch import nn
 
-from baselines.one_rank import OneRankMethod
 from methods.backbone import Geometry, Site
-from methods.lowrank import Contracted, Parametrisation
+from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.one_rank import OneRank
 
 
-class LoTR(OneRankMethod):
+class LoTR(OneRank, LowRankMethod):
     """y = W·x + b + scale/rank · left·M·right·x; left and right shared, M (r, r) for each matrix.
 
     Left and right start N(0, 1), the middles at zero (reference code). No dropout, no bias there.

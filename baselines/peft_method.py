@@ -12,9 +12,8 @@ from torch import nn
 
 from baselines.peft_adapter import PeftAdapter, inject
 from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Site, Targets
-from methods.base import Method
 from methods.errors import UnknownNameError, UserError
-from methods.ranks import nearest_rank, too_small
+from methods.one_rank import OneRank
 
 #: Names that the field uses for a LoRA with one of its switches on.
 SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,7 +46,7 @@ RESERVED = {
 }
 
 
-class Peft(Method):
+class Peft(OneRank):
     """`type` is a type of peft (VERA, LOHA, LOKR, IA3, …) or DORA or RSLORA; `config` holds its fields.
 
     Parameters are counted by building the adapter on the meta device, since peft gives no formula.
@@ -85,6 +84,10 @@ class Peft(Method):
             raise ValueError(f"rank: peft's {self.type} has no rank to set")
         return self
 
+    @classmethod
+    def presets(cls) -> tuple[Self, ...]:
+        return tuple(cls(type=kind) for kind in ("DORA", "VERA", "LOHA", "LOKR", "IA3"))
+
     @property
     def title(self) -> str:
         return {"DORA": "DoRA", "VERA": "VeRA", "LOHA": "LoHa", "LOKR": "LoKr"}.get(self.type, self.type)
@@ -104,18 +107,12 @@ class Peft(Method):
         return None if self.rank is None else (self.rank,)
 
     def count(self, geometry: Geometry) -> int:
-        if self.size is None:
-            raise UserError(f"{self.label}: rank is free; give it, or a budget")
-        return _count(self.model_dump_json(), geometry)
+        return super().count(geometry) if self.sizeable else self.count_at(geometry, 0)
 
-    def isorank(self, rank: int) -> Self:
-        return self.model_copy(update={"rank": rank})
-
-    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        smallest = self.isorank(1).count(geometry)
-        if smallest > budget:
-            raise too_small(self.label, budget, smallest)
-        return self.isorank(nearest_rank(lambda rank: self.isorank(rank).count(geometry), budget))
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """By building it; `rank` is nothing to a type that has none."""
+        method = self.isorank(rank) if self.sizeable else self
+        return _count(method.model_dump_json(), geometry)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
         return PeftAdapter(backbone, self.projections, self.peft_config, generator)

@@ -106,7 +106,9 @@ class Adapter(ABC):
             base = self.bases[site]
             base.weight.data = weight
             base.register_parameter("bias", bias)
-            self.backbone.module.set_submodule(self.backbone.path(site), self._adapted[site])
+            # The mode may have changed while the adapted layer was out of the tree.
+            adapted = self._adapted[site].train(base.training)
+            self.backbone.module.set_submodule(self.backbone.path(site), adapted)
         self._unmerged = {}
 
     def detach(self) -> None:

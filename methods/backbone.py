@@ -20,6 +20,9 @@ TARGETS: dict[Targets, tuple[str, ...]] = {
     "qkvo+mlp": PROJECTIONS,
 }
 
+#: Slices of shape (hidden, hidden) into which stacking methods cut fc1's output and fc2's input.
+MLP_SLICES = 4
+
 #: Projections of one layer that read the same activation.
 SHARED_INPUT = ("query", "key", "value")
 
@@ -55,6 +58,14 @@ class Geometry:
     @property
     def head_size(self) -> int:
         return self.hidden // self.heads
+
+    def check_mlp_slices(self, label: str) -> None:
+        """Raises UserError unless fc1 and fc2 are `MLP_SLICES` square slices each."""
+        if self.mlp != MLP_SLICES * self.hidden:
+            raise UserError(
+                f"{label} stacks fc1 and fc2 as {MLP_SLICES} slices of hidden × hidden each, so it needs an "
+                f"MLP of {MLP_SLICES} × hidden; this backbone has {self}"
+            )
 
     def shape(self, projection: str) -> tuple[int, int]:
         """(out, in) of a projection's weight."""

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from methods.backbone import TARGETS, Geometry, Site, Targets
+from methods.backbone import MLP_SLICES, TARGETS, Geometry, Site, Targets
 from methods.errors import UserError
 from methods.factorizations import FACTORIZATIONS, Init
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
@@ -26,9 +26,6 @@ VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
 
 #: The heuristic's bound on (rank of the d-sized mode) / (rank of the head-size mode).
 LARGEST_RATIO = 5
-
-#: fc1 and fc2 are this many (d, d) slices each.
-MLP_SLICES = 4
 
 CountRanks = Callable[[tuple[int, ...]], int]
 
@@ -56,6 +53,13 @@ class TensLoRA(LowRankMethod):
     heads: Literal["aligned", "interleaved"] = "aligned"
     #: How what does not start at zero starts.
     init: Init = Field("orthogonal")
+
+    @classmethod
+    def presets(cls) -> tuple[Self, ...]:
+        """Every factorisation of the variant that stacks everything."""
+        return tuple(
+            cls.model_validate({"variant": "att_qkv_depth", "factorization": name}) for name in FACTORIZATIONS
+        )
 
     @model_validator(mode="after")
     def _options_fit_together(self) -> Self:
@@ -136,8 +140,8 @@ class TensLoRA(LowRankMethod):
         return self._count_with(geometry, self.ranks)
 
     def _count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
-        if "fc1" in self.projections and geometry.mlp != MLP_SLICES * geometry.hidden:
-            raise UserError(f"{self.title}: {self.targets} needs an MLP of {MLP_SLICES} × d, got {geometry}")
+        if "fc1" in self.projections:
+            geometry.check_mlp_slices(self.title)
         tensors = math.prod(self.tensor_axes(geometry).values())
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 

@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from baselines.one_rank import OneRankMethod
 from methods import Geometry, Site
-from methods.lowrank import Contracted, Parametrisation
+from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.one_rank import OneRank
 
 
-class SharedDown(OneRankMethod):
+class SharedDown(OneRank, LowRankMethod):
     name = "shared_down"
 
     @property
