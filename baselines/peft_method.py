@@ -106,13 +106,18 @@ class Peft(OneRank):
             return ()
         return None if self.rank is None else (self.rank,)
 
+    def isorank(self, rank: int) -> Self:
+        return super().isorank(rank) if self.sizeable else self
+
+    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
+        return super().fit(geometry, budget, uneven=uneven) if self.sizeable else self
+
     def count(self, geometry: Geometry) -> int:
         return super().count(geometry) if self.sizeable else self.count_at(geometry, 0)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """By building it; `rank` is nothing to a type that has none."""
-        method = self.isorank(rank) if self.sizeable else self
-        return _count(method.model_dump_json(), geometry)
+        return _count(self.isorank(rank).model_dump_json(), geometry)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
         return PeftAdapter(backbone, self.projections, self.peft_config, generator)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from methods import Geometry
+    from methods import Geometry, Method
 
 app = typer.Typer(
     name="tensorbench",
@@ -174,25 +175,25 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List the methods, with their parameter counts on a geometry (ViT-B and RoBERTa-base by default)."""
-    from methods import Geometry
-    from methods.tenslora import VARIANTS
+    from methods import METHODS, Geometry
 
     geometry = Geometry(hidden, heads, layers, 4 * hidden)
-    rows = [row for name, cls in _available_methods() for row in _method_rows(name, cls, geometry, VARIANTS)]
+    rows = [
+        _method_row(name, template, geometry)
+        for name, cls in METHODS.available()
+        for template in cls.listed()
+    ]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    table = Table(title=f"Methods at {geometry}")
-    for heading, justify in (
-        ("method", "left"),
-        ("options", "left"),
-        ("isorank 4", "right"),
-        ("isoparameters", "right"),
-        ("ranks there", "left"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table = Table(title=f"Methods at {geometry}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    table.add_column("isorank 4", justify="right")
+    table.add_column("isoparameters 4", justify="right")
+    table.add_column("ranks there")
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell or "–") for cell in row.values()))
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell or "–" for cell in row.values()))
     out.print(table)
 
 
@@ -257,31 +258,21 @@ def backbones() -> None:
     out.print(table)
 
 
-def _available_methods() -> list[tuple[str, Any]]:
-    from methods import METHODS
-
-    return list(METHODS.available())
-
-
-def _method_rows(name: str, cls: Any, geometry: Geometry, variants: tuple[str, ...]) -> list[dict[str, Any]]:
+def _method_row(name: str, template: Method, geometry: Geometry) -> dict[str, Any]:
     from bench.plan import REFERENCE_RANK
-    from methods import create
+    from methods import UserError, create
 
     budget = create("lora", rank=REFERENCE_RANK).count(geometry)
-    templates = [cls(variant=variant) for variant in variants] if name == "tenslora" else [cls()]
-    rows = []
-    for method in templates:
-        fitted = method.fit(geometry, budget)
-        rows.append(
-            {
-                "method": name,
-                "options": method.title,
-                "isorank_4": method.isorank(4).count(geometry),
-                "isoparameters": fitted.count(geometry),
-                "ranks": ",".join(map(str, fitted.size)),
-            }
-        )
-    return rows
+    row: dict[str, Any] = {"name": name, "method": template.title}
+    try:
+        fitted = template.fit(geometry, budget)
+        row["isorank_4"] = template.isorank(REFERENCE_RANK).count(geometry)
+        row["isoparameters_4"] = fitted.count(geometry)
+        row["ranks"] = ",".join(map(str, fitted.size or ()))
+    except UserError:
+        # Not to be counted on a bare geometry (full fine-tuning), or larger than this budget at any rank.
+        row |= {"isorank_4": None, "isoparameters_4": None, "ranks": ""}
+    return row
 
 
 def _device(asked: str) -> str:

@@ -201,14 +201,10 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _templates(names: Sequence[str]) -> list[Method]:
+    """What each method lists; a variant of TensLoRA may stand for itself."""
     found: list[Method] = []
     for name in list(METHODS) if list(names) == ["all"] else names:
-        if name == "tenslora":
-            found.extend(create(name, variant=variant) for variant in VARIANTS)
-        elif name in VARIANTS:
-            found.append(create("tenslora", variant=name))
-        elif name != "peft":  # which of its types is a matter of its configuration
-            found.append(create(name))
+        found.extend([create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed())
     return found
 
 

@@ -61,6 +61,11 @@ class Method(Frozen, ABC):
         """
         return (cls(),)
 
+    @classmethod
+    def listed(cls) -> Sequence[Self]:
+        """The templates that listings and timings show."""
+        return cls.presets()
+
     @property
     @abstractmethod
     def projections(self) -> tuple[str, ...]:

@@ -61,6 +61,11 @@ class TensLoRA(LowRankMethod):
             cls.model_validate({"variant": "att_qkv_depth", "factorization": name}) for name in FACTORIZATIONS
         )
 
+    @classmethod
+    def listed(cls) -> tuple[Self, ...]:
+        """The paper's seven."""
+        return tuple(cls.model_validate({"variant": variant}) for variant in VARIANTS)
+
     @model_validator(mode="after")
     def _options_fit_together(self) -> Self:
         if self.targets == "qkvo+mlp" and "head" in self.modes:

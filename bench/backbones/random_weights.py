@@ -131,7 +131,6 @@ class RandomBackbone:
                 patches=(wanted.size // self.patch) ** 2,
                 patch=self.patch,
                 layer_scale=self.kind == "dinov2",
-                spare_tokens=1 if self.kind == "dinov2" else 0,
             )
         positions = self.max_tokens + (2 if self.kind == "roberta" else 0)
         return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=positions)
