@@ -43,6 +43,7 @@ RESERVED = {
     "layers_to_transform": "all layers are adapted",
     "layers_pattern": "all layers are adapted",
     "rank_pattern": "every site has the same rank",
+    "use_dora": "use type DORA",
 }
 
 
@@ -91,6 +92,10 @@ class Peft(OneRank):
     @property
     def title(self) -> str:
         return {"DORA": "DoRA", "VERA": "VeRA", "LOHA": "LoHa", "LOKR": "LoKr"}.get(self.type, self.type)
+
+    @property
+    def approximates_gradient(self) -> str:  # type: ignore[override]
+        return "DoRA takes the norm of the weight for a constant" if self.type == "DORA" else ""
 
     @property
     def projections(self) -> tuple[str, ...]:

@@ -56,10 +56,13 @@ class TensLoRA(LowRankMethod):
 
     @classmethod
     def presets(cls) -> tuple[Self, ...]:
-        """Every factorisation of the variant that stacks everything."""
-        return tuple(
-            cls.model_validate({"variant": "att_qkv_depth", "factorization": name}) for name in FACTORIZATIONS
+        """Every factorisation and every set of targets, on variants with and without a head mode."""
+        constructions = (
+            {"variant": "att_qkv_depth", "factorization": "tucker", "targets": "qkv"},
+            {"variant": "qkv_depth", "factorization": "cp", "targets": "qkvo+mlp"},
+            {"variant": "att_depth", "factorization": "tt", "targets": "qkvo"},
         )
+        return tuple(cls.model_validate(construction) for construction in constructions)
 
     @classmethod
     def listed(cls) -> tuple[Self, ...]:

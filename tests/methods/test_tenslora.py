@@ -365,7 +365,9 @@ def test_free_ranks_and_unfit_backbones_are_refused_before_anything_is_built() -
     with pytest.raises(UserError, match="adapts value, which the backbone lacks; it has query, key"):
         sized("qkv").attach(lacking, torch.Generator())
     narrow = ToyBackbone(Geometry(12, 4, 2, 24))
-    with pytest.raises(UserError, match="needs an MLP of 4 × d"):
+    with pytest.raises(
+        UserError, match="needs an MLP of 4 × hidden; this backbone has d=12, H=4, L=2, mlp=24"
+    ):
         sized("qkv", targets="qkvo+mlp").attach(narrow, torch.Generator())
     for untouched in (backbone, lacking, narrow):
         assert all(parameter.requires_grad for parameter in untouched.module.parameters())
