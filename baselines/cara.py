@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from methods.adapter import Adapter
 from methods.backbone import MLP_SLICES, PROJECTIONS, SHARED_INPUT, Backbone, Geometry, Site
 from methods.lowrank import Contracted, DropoutAt, LowRankAdapter, LowRankMethod, Parametrisation
-from methods.one_rank import OneRank
+from methods.sizes import OneRank
 
 #: The projections that get a trained bias, one for all layers.
 BIASED = ("output", "fc1", "fc2")

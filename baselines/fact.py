@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from methods.backbone import MLP_SLICES, PROJECTIONS, Geometry, Site
 from methods.lowrank import Contracted, DropoutAt, LowRankMethod, Parametrisation
-from methods.one_rank import OneRank
+from methods.sizes import OneRank
 
 #: query, key, value and output, then the slices of fc1 and of fc2.
 LAYER_SLICES = (4, MLP_SLICES, MLP_SLICES)

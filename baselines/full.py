@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry, Site
-from methods.base import Method
 from methods.errors import NotLowRank, UserError
+from methods.sizes import Unsized
 
 
-class FullFineTuning(Method):
+class FullFineTuning(Unsized):
     """Trains every parameter of the encoder."""
 
     name: ClassVar[str] = "full"
-    sizeable: ClassVar[bool] = False
 
     @property
     def projections(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def size(self) -> tuple[int, ...]:
         return ()
 
     @property
@@ -37,12 +32,6 @@ class FullFineTuning(Method):
         if geometry.encoder is None:
             raise UserError(f"full fine-tuning: the encoder's parameters are not known for {geometry}")
         return geometry.encoder
-
-    def isorank(self, rank: int) -> Self:
-        return self
-
-    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        return self
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> _Unfrozen:
         return _Unfrozen(backbone)

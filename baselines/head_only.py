@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 
 from methods.backbone import Backbone, Geometry
-from methods.base import Method
 from methods.lowrank import Contracted, LowRankAdapter, Parametrisation
+from methods.sizes import Unsized
 
 
-class HeadOnly(Method):
+class HeadOnly(Unsized):
     """Trains the task head on the frozen backbone."""
 
     name: ClassVar[str] = "head_only"
-    sizeable: ClassVar[bool] = False
 
     @property
     def projections(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def size(self) -> tuple[int, ...]:
         return ()
 
     @property
@@ -31,12 +26,6 @@ class HeadOnly(Method):
 
     def count(self, geometry: Geometry) -> int:
         return 0
-
-    def isorank(self, rank: int) -> Self:
-        return self
-
-    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        return self
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> LowRankAdapter:
         return LowRankAdapter(backbone, _Nothing())

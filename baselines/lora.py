@@ -9,7 +9,7 @@ from pydantic import Field
 
 from baselines.peft_adapter import PeftAdapter
 from methods.backbone import TARGETS, Backbone, Geometry, Targets
-from methods.one_rank import OneRank
+from methods.sizes import OneRank
 
 
 class LoRA(OneRank):

@@ -11,7 +11,7 @@ from torch import nn
 
 from methods.backbone import Geometry, Site
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
-from methods.one_rank import OneRank
+from methods.sizes import OneRank
 
 
 class LoRTA(OneRank, LowRankMethod):

@@ -13,7 +13,7 @@ from torch import nn
 from baselines.peft_adapter import PeftAdapter, inject
 from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Site, Targets
 from methods.errors import UnknownNameError, UserError
-from methods.one_rank import OneRank
+from methods.sizes import OneRank
 
 #: Names that the field uses for a LoRA with one of its switches on.
 SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {

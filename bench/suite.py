@@ -210,7 +210,7 @@ def load_suite(path: Path) -> Suite:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text") from error
     try:
-        values = yaml.load(text, _NoRepeats)
+        values = _NoRepeats(text).get_single_data()
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

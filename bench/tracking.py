@@ -95,7 +95,7 @@ class Store:
     @classmethod
     def create(cls, uri: str, name: str) -> Store:
         """Opens the experiment, making store and experiment where they are not there yet."""
-        client, lock = _connect(uri, name, create=True)
+        client, lock = connect(uri, name, create=True)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             location = None
@@ -118,7 +118,7 @@ class Store:
     @classmethod
     def existing(cls, uri: str, name: str) -> Store:
         """Opens an experiment for reading. Raises UserError, with near names, if there is none."""
-        client, lock = _connect(uri, name, create=False)
+        client, lock = connect(uri, name, create=False)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             names = [found.name for found in client.search_experiments() if found.name != "Default"]
@@ -369,7 +369,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _connect(uri: str, name: str, *, create: bool) -> tuple[MlflowClient, FileLock]:
+def connect(uri: str, name: str, *, create: bool) -> tuple[MlflowClient, FileLock]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # A database URI may name its driver: mysql+pymysql.

@@ -47,10 +47,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with MLflow's schema, which takes seconds to make."""
-    from bench.tracking import _connect
+    from bench.tracking import connect
 
     file = tmp_path_factory.mktemp("store") / "empty.db"
-    _connect(f"sqlite:///{file}", "none", create=True)
+    connect(f"sqlite:///{file}", "none", create=True)
     return file
 
 

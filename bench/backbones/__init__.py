@@ -32,7 +32,7 @@ def describe(spec: BackboneSpec | str) -> BackboneInfo:
     a source that cannot be found or read, an unsupported model, or an image size that does not fit.
     """
     spec = BackboneSpec.model_validate(spec)
-    return _entry(spec).describe(spec.image_size)
+    return entry_of(spec).describe(spec.image_size)
 
 
 def load(spec: BackboneSpec | str) -> LoadedBackbone:
@@ -41,10 +41,10 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
     Raises UserError as `describe` does, and if any encoder weight is missing or has no place.
     """
     spec = BackboneSpec.model_validate(spec)
-    return _entry(spec).load(spec.image_size)
+    return entry_of(spec).load(spec.image_size)
 
 
-def _entry(spec: BackboneSpec) -> BackboneEntry:
+def entry_of(spec: BackboneSpec) -> BackboneEntry:
     if spec.name is not None:
         return BACKBONES.get(spec.name)
     # Only here, so that counting on registered names stays quick.

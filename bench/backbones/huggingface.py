@@ -239,7 +239,7 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     _checkpoint_files(folder)
     model_class = getattr(transformers, family.model_class)
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             encoder, report = model_class.from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -358,7 +358,7 @@ def _refuse(name: str, what: str, keys: Any, allowed: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     # Its report and progress bar say what `_refuse` says better.
     from transformers.utils import logging
 

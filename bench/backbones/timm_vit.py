@@ -81,11 +81,11 @@ class TimmBackbone:
         Raises UserError for an unknown model (the nearest names), one that is no plain vision
         transformer, a missing file, or a hub that cannot be reached.
         """
-        return self._describe(_recipe(self.model), image_size)
+        return self._describe(recipe_of(self.model), image_size)
 
     def load(self, image_size: int | None) -> LoadedBackbone:
         """See `BackboneEntry`. Raises UserError if the weights are incomplete or do not fit."""
-        recipe = _recipe(self.model)
+        recipe = recipe_of(self.model)
         info = self._describe(recipe, image_size)
         with torch.random.fork_rng(devices=[]):
             encoder = recipe.build()
@@ -171,7 +171,7 @@ class Recipe:
         return repository, named[1] if named else None
 
 
-def _recipe(model: str) -> Recipe:
+def recipe_of(model: str) -> Recipe:
     import timm
 
     if named := _hub_name(model):

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.backbones import BackboneSpec, Kind, LoadedBackbone, _entry
+from bench.backbones import BackboneSpec, Kind, LoadedBackbone, entry_of
 from bench.backbones.huggingface import FolderBackbone, HubBackbone
-from bench.backbones.huggingface import _quiet as quiet
+from bench.backbones.huggingface import quiet as quiet
 from bench.backbones.indexed import AssetBackbone
 from bench.backbones.random_weights import RandomBackbone
-from bench.backbones.timm_vit import Recipe, TimmBackbone, _recipe
+from bench.backbones.timm_vit import Recipe, TimmBackbone, recipe_of
 from bench.tasks.inputs import ImageInput
 from methods import Site, UserError
 from methods.backbone import SHARED_INPUT
@@ -81,7 +81,7 @@ class Origin:
 
 
 def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:
-    entry = _entry(spec)
+    entry = entry_of(spec)
     commit = backbone.info.weights_hash.rpartition("@")[2]
     if isinstance(entry, FolderBackbone):
         return Origin(str(entry.path.expanduser().resolve()))
@@ -90,7 +90,7 @@ def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:
     if isinstance(entry, HubBackbone):
         return Origin(entry.repository, commit)
     if isinstance(entry, TimmBackbone):
-        recipe = _recipe(entry.model)
+        recipe = recipe_of(entry.model)
         if entry.weights is not None:
             return Origin(str(entry.weights.expanduser().resolve()), recipe=recipe)
         return Origin(recipe.hub(entry.model)[0], commit, recipe)

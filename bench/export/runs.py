@@ -19,7 +19,7 @@ from bench.backbones import LoadedBackbone, load
 from bench.export.write import Exported, target_folder, write_export
 from bench.plan import Trial
 from bench.tasks import TASKS
-from bench.tracking import BROKEN_STORE, Record, _connect, latest
+from bench.tracking import BROKEN_STORE, Record, connect, latest
 from methods import UserError, from_identity
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
     trial's any more, an update without the asked-for form, or an export that gives other logits.
     """
     target = target_folder(out, force)
-    client, _ = _connect(store, "export", create=False)
+    client, _ = connect(store, "export", create=False)
     try:
         record = _finished(_find(client, run))
         trial, state = _artifacts(client, record)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.backbones import BackboneSpec, LoadedBackbone
-from bench.backbones.huggingface import _quiet as quiet
+from bench.backbones.huggingface import quiet as quiet
 from bench.export.forms import ORIGINAL, Form, Update, copies, form_of
 from bench.tasks.inputs import ImageInput
 from methods import Adapter, NotLowRank, UserError

@@ -249,7 +249,7 @@ def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: st
 def test_patience_with_a_server_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(tracking.RETRIES, raising=False)
     monkeypatch.setattr(MlflowClient, "search_experiments", lambda *_, **__: [])
-    tracking._connect("http://127.0.0.1:9", "toy", create=True)
+    tracking.connect("http://127.0.0.1:9", "toy", create=True)
     assert tracking.RETRIES not in os.environ
 
 
@@ -262,7 +262,7 @@ def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch
             return []
 
     monkeypatch.setattr(tracking, "MlflowClient", Answering)
-    client: Any = tracking._connect("mysql+pymysql://user@host/base", "toy", create=True)[0]
+    client: Any = tracking.connect("mysql+pymysql://user@host/base", "toy", create=True)[0]
     assert client.uri == "mysql+pymysql://user@host/base"
 
 

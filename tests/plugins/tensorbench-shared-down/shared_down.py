@@ -5,7 +5,7 @@ from torch import nn
 
 from methods import Geometry, Site
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
-from methods.one_rank import OneRank
+from methods.sizes import OneRank
 
 
 class SharedDown(OneRank, LowRankMethod):

@@ -1,4 +1,4 @@
-"""What methods of a single rank share."""
+"""What methods of a single rank share, and those that have no size to set."""
 
 from __future__ import annotations
 
@@ -42,3 +42,19 @@ class OneRank(Method):
         if smallest > budget:
             raise too_small(self.label, budget, smallest)
         return self.isorank(nearest_rank(lambda rank: self.count_at(geometry, rank), budget))
+
+
+class Unsized(Method):
+    """A method whose size nothing sets: it stands in every comparison as it is."""
+
+    sizeable: ClassVar[bool] = False
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        return ()
+
+    def isorank(self, rank: int) -> Self:
+        return self
+
+    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
+        return self
