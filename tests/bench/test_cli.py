@@ -141,7 +141,7 @@ def test_lists_name_all_that_there_is(call: Call) -> None:
         shown = call(command).out
         assert all(name in shown for name in names)
     rows = json.loads(call("methods", "--json").out)
-    named = {row["options"]: row for row in rows}
+    named = {row["method"]: row for row in rows}
     assert {f"TensLoRA {variant}" for variant in VARIANTS} <= set(named)
     assert named["LoRA"]["isorank_4"] == 221184
     assert named["TensLoRA qkv_depth"]["isorank_4"] == 6460

@@ -251,7 +251,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: 
 
 def test_a_diverging_trial_is_stored_with_its_reason_and_the_others_go_on(failed: Ran) -> None:
     assert failed.ended.code == 1
-    bad, good = by_method(failed, "TensLoRA att"), by_method(failed, "LoRA")
+    bad, good = by_method(failed, "TensLoRA att [lr=1e+30]"), by_method(failed, "LoRA")
     assert (bad.status, good.status) == ("FAILED", "FINISHED")
     assert bad.tags["failure"] == "diverged"
     assert "the loss is nan at step" in bad.tags["failure_message"]
@@ -272,7 +272,7 @@ def test_a_failure_is_retried_only_on_request_and_nothing_else_with_it(failed: R
     retried = call("run", failed.suite, "--store", failed.uri, "--retry-failed")
     assert "2 trials, 1 to run" in retried.out
     assert retried.code == 1
-    assert Counter(r.tags["method"] for r in failed.store.records()) == {"TensLoRA att": 2, "LoRA": 1}
+    assert Counter(r.tags["method"] for r in failed.store.records()) == {"TensLoRA att [lr=1e+30]": 2, "LoRA": 1}
 
 
 def executed(store: Store, made: Plan, trials: Any = None, resources: Resources | None = None) -> list[Event]:
