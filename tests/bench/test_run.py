@@ -272,7 +272,8 @@ def test_a_failure_is_retried_only_on_request_and_nothing_else_with_it(failed: R
     retried = call("run", failed.suite, "--store", failed.uri, "--retry-failed")
     assert "2 trials, 1 to run" in retried.out
     assert retried.code == 1
-    assert Counter(r.tags["method"] for r in failed.store.records()) == {"TensLoRA att [lr=1e+30]": 2, "LoRA": 1}
+    methods = Counter(record.tags["method"] for record in failed.store.records())
+    assert methods == {"TensLoRA att [lr=1e+30]": 2, "LoRA": 1}
 
 
 def executed(store: Store, made: Plan, trials: Any = None, resources: Resources | None = None) -> list[Event]:
