@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from bench.plan import Plan
     from methods import Geometry, Method
 
 app = typer.Typer(
@@ -69,37 +70,154 @@ def run(
     retry_failed: Annotated[bool, typer.Option(help="Run only the trials that failed.")] = False,
 ) -> None:
     """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept."""
-    from bench.display import RunDisplay, print_summary
+    from bench.display import RunDisplay, print_summary, print_tuning
     from bench.execution.inline import execute, pending, prepare_all
-    from bench.plan import make_plan
+    from bench.plan import Phase, make_plan
     from bench.suite import load_suite
     from bench.tracking import DEFAULT_STORE, Store
     from bench.trial import Resources
+    from bench.tuning import with_choices
     from reports.summary import summarise
 
     chosen = _device(device)
     whole = make_plan(load_suite(suite), chosen)
-    plan = whole.select(task or (), method or (), seed or ())
-    opened = Store.create(store or DEFAULT_STORE, plan.suite.name)
+    whole.select(task or (), method or (), seed or ())
+    opened = Store.create(store or DEFAULT_STORE, whole.suite.name)
     with opened.exclusive():
         closed = opened.close_stale()
         if closed:
             out.print(f"Closed {closed} unfinished run(s) of a process that died; their trials run again.")
-        trials = pending(plan, opened, retry_failed=retry_failed)
-        out.print(
-            f"[bold]{plan.suite.name}[/bold]: {len(plan.trials)} trials, {len(trials)} to run on {chosen}"
-        )
-        if trials:
-            resources = Resources(chosen)
-            prepare_all(trials, resources)
-            with RunDisplay(out, plan, len(trials)) as display:
-                execute(whole, trials, opened, resources, display)
-        else:
-            opened.end_suite(opened.begin_suite(whole), "FINISHED")
+        resources = Resources(chosen)
+        phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
+        for phase in phases:
+            whole = with_choices(whole, opened)
+            plan = whole.select(task or (), method or (), seed or ())
+            part = plan.of(phase)
+            trials = pending(part, opened, retry_failed=retry_failed)
+            what = f"{phase} trials" if phase else "trials"
+            out.print(
+                f"[bold]{plan.suite.name}[/bold]: {len(part.trials)} {what}, {len(trials)} to run on {chosen}"
+            )
+            if trials:
+                prepare_all(trials, resources)
+                with RunDisplay(out, part, len(trials)) as display:
+                    tags = {"phase": phase} if phase else {}
+                    execute(whole, trials, opened, resources, display, tags=tags)
+            elif phase is None:
+                opened.end_suite(opened.begin_suite(whole), "FINISHED")
         summary = summarise(opened, plan.as_json())
+    print_tuning(out, plan)
     print_summary(out, summary)
     if not summary.complete:
         raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    suite: SuiteFile,
+    store: StoreUri = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Optuna's database: sqlite:///FILE or a server's URL. Default: optuna.db beside the store."
+        ),
+    ] = None,
+    device: Device = "auto",
+    trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
+    sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
+    method: Methods = None,
+    task: Tasks = None,
+) -> None:
+    """Search ranks within a budget, or ablate how it is shared: what the suite's `search` or `allocation`
+    says. Safe to stop and start again; several processes may search side by side.
+    """
+    from bench.display import RunDisplay, print_allocation, print_search
+    from bench.plan import cells, make_plan
+    from bench.search.allocation import Ablation
+    from bench.search.nested import Nested, Watch
+    from bench.search.study import RankSearch, default_storage, open_storage
+    from bench.suite import load_suite
+    from bench.tracking import DEFAULT_STORE, Store, latest
+    from bench.trial import Resources
+    from methods import UserError
+
+    chosen = _device(device)
+    loaded = load_suite(suite)
+    if not (loaded.search or loaded.allocation):
+        raise UserError(f"{suite} has neither a section 'search' nor 'allocation'")
+    if loaded.search:
+        given = {"trials": trials, "seed": sampler_seed}
+        update = {key: value for key, value in given.items() if value is not None}
+        loaded = loaded.model_copy(update={"search": loaded.search.model_copy(update=update)})
+    wanted = make_plan(loaded, chosen).select(task or (), method or (), ())
+    rows = {(row.method, row.task, row.backbone, row.budget) for row in wanted.rows}
+    chosen_cells = [
+        cell
+        for _, cell in cells(loaded, chosen)
+        if (cell.label, cell.task.task, cell.info.name, cell.budget) in rows
+    ]
+    uri = store or DEFAULT_STORE
+    opened, resources = Store.create(uri, loaded.name), Resources(chosen)
+
+    def watch(plan: Plan, count: int) -> RunDisplay:
+        return RunDisplay(out, plan, count)
+
+    complete = True
+    if loaded.search:
+        studies = open_storage(storage or default_storage(uri))
+        nests = [Nested(cell, "search", opened, resources, watch) for cell in chosen_cells]
+        # Every space is checked before the first trial.
+        searches = [RankSearch(nest.cell, loaded.search, studies, nest.name) for nest in nests]
+        for one, nested in zip(searches, nests, strict=True):
+            out.print(f"[bold]{one.name}[/bold]: {one.trials} points within {one.budget:,} parameters")
+            if one.note:
+                out.print(f"[yellow]{one.note}[/yellow]")
+            with nested:
+                found = one.finish(nested)
+            complete &= print_search(out, found, latest(opened.records()))
+    if loaded.allocation:
+        nests = [Nested(cell, "allocation", opened, resources, watch) for cell in chosen_cells]
+        ablations = [Ablation(nest.cell, loaded.allocation) for nest in nests]
+        for ablation, nested in zip(ablations, nests, strict=True):
+            out.print(
+                f"[bold]{nested.name}[/bold]: {len(ablation.vectors)} allocations of {ablation.budget:,}"
+            )
+            with nested:
+                found = ablation.run(nested)
+            complete &= print_allocation(out, found, latest(opened.records()))
+    if not complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def redundancy(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="MLflow run ids or trial ids, or the start of one.")
+    ],
+    store: StoreUri = None,
+    plot: Annotated[Path | None, typer.Option(help="Where to draw: a .png, .svg or .pdf file.")] = None,
+    drops: Annotated[
+        bool, typer.Option(help="Also measure what the metric loses when a component is zeroed.")
+    ] = True,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
+    from bench.display import print_redundancy
+    from bench.redundancy import analyse, draw
+    from bench.tracking import DEFAULT_STORE
+
+    chosen = _device(device)
+    found = [analyse(store or DEFAULT_STORE, run, chosen, drops=drops) for run in runs]
+    if plot is not None:
+        draw(found, plot)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for analysis in found:
+        print_redundancy(out, analysis)
+    if plot is not None:
+        out.print(f"Drawn in {plot}.")
 
 
 @app.command()

@@ -8,11 +8,12 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import urlparse
 
@@ -211,9 +212,15 @@ class Store:
 
     @_storing()
     def begin_trial(
-        self, trial: Trial, rows: list[Row], metric: str, suite_run: str, provenance: dict[str, str]
+        self,
+        trial: Trial,
+        rows: list[Row],
+        metric: str,
+        suite_run: str,
+        provenance: dict[str, str],
+        tags: Mapping[str, str] = MappingProxyType({}),
     ) -> TrialRun:
-        """Opens the run of a trial and stores all that is known before it starts."""
+        """Opens the run of a trial and stores all that is known before it starts, `tags` too."""
         row = rows[0]
         budgets = [
             {"budget": r.budget.label, "asked": r.asked, "ratio": r.ratio, "within": r.within}
@@ -221,7 +228,7 @@ class Store:
             if r.budget
         ]
         config = trial.model_dump(mode="json", exclude_none=True)
-        tags = {
+        known = {
             "kind": "trial",
             "trial_id": trial.id,
             "owner": _owner(),
@@ -236,10 +243,11 @@ class Store:
             "budgets": json.dumps(budgets),
             "budget_missed": "yes" if any(entry["within"] is False for entry in budgets) else "no",
             "mlflow.parentRunId": suite_run,
+            **tags,
             **{f"provenance.{key}": value for key, value in provenance.items()},
         }
-        name = f"{row.method} {tags['ranks']}".rstrip() + f" · {row.task} · seed {trial.seed}"
-        run = self.client.create_run(self.experiment.experiment_id, tags=tags, run_name=name)
+        name = f"{row.method} {known['ranks']}".rstrip() + f" · {row.task} · seed {trial.seed}"
+        run = self.client.create_run(self.experiment.experiment_id, tags=known, run_name=name)
         writer = TrialRun(self.client, run.info.run_id, metric)
         try:
             writer.start(config, provenance)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -50,21 +51,33 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
 
 
 def execute(
-    plan: Plan, trials: list[Trial], store: Store, resources: Resources, notify: Callable[[Event], None]
+    plan: Plan,
+    trials: list[Trial],
+    store: Store,
+    resources: Resources,
+    notify: Callable[[Event], None],
+    *,
+    parent: str | None = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Runs the trials and stores each. An interrupt closes the running one as killed and goes up."""
+    """Runs the trials and stores each. An interrupt closes the running one as killed and goes up.
+
+    `plan` has the rows behind the trials. Their runs are nested under `parent`, or under the suite's run,
+    and get `tags`. `notify` may raise Pruned on a progress: that ends the trial.
+    """
     rows = {trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials}
     origin = provenance(str(resources.device))
-    suite_run = store.begin_suite(plan)
+    suite_run = store.begin_suite(plan) if parent is None else None
     ended: Literal["FINISHED", "KILLED"] = "KILLED"
     try:
         for trial in trials:
             metric = TASKS.get(trial.task.task).metric
-            run = store.begin_trial(trial, rows[trial.id], metric, suite_run, origin)
+            run = store.begin_trial(trial, rows[trial.id], metric, parent or suite_run or "", origin, tags)
             notify(_run(trial, run, resources, notify))
         ended = "FINISHED"
     finally:
-        store.end_suite(suite_run, ended)
+        if suite_run is not None:
+            store.end_suite(suite_run, ended)
 
 
 def _run(trial: Trial, run: TrialRun, resources: Resources, notify: Callable[[Event], None]) -> Event:
