@@ -134,7 +134,7 @@ def search(
     from bench.display import RunDisplay, print_allocation, print_search
     from bench.plan import cells, make_plan
     from bench.search.allocation import Ablation
-    from bench.search.nested import Nested, Watch
+    from bench.search.nested import Nested
     from bench.search.study import RankSearch, default_storage, open_storage
     from bench.suite import load_suite
     from bench.tracking import DEFAULT_STORE, Store, latest

@@ -83,10 +83,10 @@ def _ended(name: str, event: Event) -> str:
         return f"[red]✗[/red] {name}: {escape(event.failure)}"
     outcome = event.outcome
     step = f", {outcome.trained.step_ms:.0f} ms a step" if outcome.trained.step_ms else ""
-    return (
-        f"[green]✓[/green] {name}: {event.trial.evaluate} {outcome.final.metric:.4f}, "
-        f"validation {outcome.trained.validation_metric:.4f} ({outcome.seconds:.0f} s{step})"
-    )
+    scores = f"validation {outcome.trained.validation_metric:.4f}"
+    if event.trial.evaluate == "test":
+        scores = f"test {outcome.final.metric:.4f}, {scores}"
+    return f"[green]✓[/green] {name}: {scores} ({outcome.seconds:.0f} s{step})"
 
 
 def print_plan(console: Console, plan: Plan) -> None:

@@ -42,7 +42,7 @@ class Pair:
 
 
 def pairs(adapter: Adapter, geometry: Geometry) -> dict[Site, Pair]:
-    """The attention updates, in float64. Raises NotLowRank, and UserError if the method adapts no attention."""
+    """The attention updates, in float64. Raises NotLowRank, or UserError if there is no such update."""
     found = {}
     for site, (down, up) in adapter.factors().items():
         if site.projection not in ATTENTION:
@@ -286,7 +286,7 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
 
 
 def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Plots the spectra side by side, a panel for each mode. Raises UserError for a format it cannot write."""
+    """Plots the spectra side by side, a panel for each mode. Raises UserError if it cannot be written."""
     import matplotlib
 
     matplotlib.use("Agg")

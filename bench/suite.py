@@ -301,7 +301,7 @@ class Suite(Frozen):
             for axis in tuned & set(row.training):
                 name = row.task if isinstance(row, TaskRow) else row.method
                 raise ValueError(
-                    f"'{name}' sets {axis}, which tuning chooses: leave it out, or write {axis}: null in tuning"
+                    f"'{name}' sets {axis}, which tuning chooses: leave it out, or give tuning {axis}: null"
                 )
         return self
 

@@ -39,23 +39,23 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
     """
     target = target_folder(out, force)
     with stored_trial(store, run) as stored:
-        record, method, adapter = stored.record, stored.method, stored.adapter
+        record, trial, method, adapter = stored.record, stored.trial, stored.method, stored.adapter
         facts = {
             "run": record.run_id,
             "trial": record.trial_id,
             "method": method.label,
             "ranks": ", ".join(map(str, method.size or ())) or "–",
             "adapter parameters": f"{adapter.parameter_count:,}",
-            "task": stored.trial.task.task,
-            "score": f"{record.metrics['score']:.4f} ({record.tags['metric']}, {stored.trial.evaluate} split)",
-            "seed": str(stored.trial.seed),
-            "precision in training": stored.trial.recipe.precision,
+            "task": trial.task.task,
+            "score": f"{record.metrics['score']:.4f} ({record.tags['metric']}, {trial.evaluate} split)",
+            "seed": str(trial.seed),
+            "precision in training": trial.recipe.precision,
         }
-        classes = TASKS.get(stored.trial.task.task).classes
+        classes = TASKS.get(trial.task.task).classes
         return write_export(
             stored.backbone,
             adapter,
-            stored.trial.backbone,
+            trial.backbone,
             target,
             classes,
             facts,

@@ -65,8 +65,9 @@ class Ablation:
         first, last = isorank.count(self.cell.info.geometry), self.space.count(self.heuristic)
         if first > last:
             raise UserError(
-                f"allocation.isorank: {isorank.label} at rank {self.section.isorank} throughout has {first:,} "
-                f"parameters, more than the {last:,} at which the path ends; take a smaller one, or path: 0"
+                f"allocation.isorank: {isorank.label} at rank {self.section.isorank} throughout has "
+                f"{first:,} parameters, more than the {last:,} at the end of the path; "
+                "take a smaller one, or path: 0"
             )
         assert isorank.size
         return path(isorank.size, self.heuristic, self.section.path)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import islice, product
+from itertools import product
 from math import ceil, prod
 from pathlib import Path
 from statistics import fmean
@@ -104,8 +104,9 @@ class RankSearch:
         self.space = RankSpace(method, geometry, self.budget, search.modes, below=self.two)
         self.grids = applicable(search.grids, method, self.budget)
         settings = prod(len(grid) for grid in self.grids.values())
-        #: As many as asked for, or as there are.
-        self.size = self.space.size(ceil(search.trials / settings)) * settings
+        #: Points of the space, counted only so far as to tell whether there are more than asked for.
+        self.size = self.space.size(search.trials // settings + 1) * settings
+        self.exhaustive = self.size <= search.trials
         self.trials = min(search.trials, self.size)
         self._pruner = self._choose_pruner()
         self._study = self._open(storage)
@@ -117,7 +118,7 @@ class RankSearch:
             pruner = "none" if self.two or epochs == 1 else "median"
         elif pruner != "none" and epochs == 1:
             raise UserError(
-                f"search.pruner '{pruner}' stops trials by their epoch results, and these end after one epoch: "
+                f"search.pruner '{pruner}' stops trials by their epoch results, and these end after one: "
                 "give more epochs, or pruner: none"
             )
         if pruner == "halving":
@@ -231,7 +232,7 @@ class RankSearch:
             assert self.cell.method.size
             ranks = self.space.ranks(self.cell.method.size) or self.space.smallest
             return Point(ranks, next(self._settings()))
-        if self.trials == self.size:
+        if self.exhaustive:
             left = [point for point in self._points() if point.key not in taken]
             return random.Random(self.search.seed).choice(left)
         seed = self.search.seed + len(trials)
@@ -255,8 +256,8 @@ class RankSearch:
             yield Setting.model_validate(dict(zip(self.grids, values, strict=True)))
 
     def _points(self) -> Iterator[Point]:
-        for ranks, setting in product(islice(self.space.vectors(), self.size + 1), list(self._settings())):
-            yield Point(ranks, setting)
+        for ranks in self.space.vectors():
+            yield from (Point(ranks, setting) for setting in self._settings())
 
     def _suggest(self, trial: optuna.trial.BaseTrial) -> Point:
         ranks = self.space.suggest(trial)
@@ -311,7 +312,7 @@ class RankSearch:
     def finish(self, nested: Nested) -> dict[str, Any]:
         """Searches, then compares the best point with the heuristic on the suite's seeds.
 
-        Returns what `search.json` holds. With rates or scale searched, the heuristic runs at the best point's.
+        Returns what `search.json` holds. Searched rates or scale are the best point's for both.
         """
         self.run(nested)
         found = nested.keep(self.result())
