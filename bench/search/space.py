@@ -61,13 +61,18 @@ class RankSpace:
 
     def _largest(self, ranks: Mapping[int, int], index: int, limit: int | None) -> int:
         """The largest rank of one mode, beside these, that the budget allows."""
-        low, high = 1, limit or self.budget
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.count(self._with({**ranks, index: middle})) <= self.budget:
-                low = middle
-            else:
-                high = middle - 1
+
+        def fits(rank: int) -> bool:
+            return self.count(self._with({**ranks, index: rank})) <= self.budget
+
+        most = limit or self.budget
+        low, high = 1, 2
+        while high <= most and fits(high):
+            low, high = high, 2 * high
+        high = min(high, most + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
         return low
 
     def ranks(

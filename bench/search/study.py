@@ -297,7 +297,8 @@ class RankSearch:
                     return
                 # Trials are compared at the same epoch of the same seed.
                 trial.report(progress.validation_metric, position * 10_000 + progress.epoch)
-                if trial.should_prune():
+                # After the last one there is nothing left to save.
+                if progress.step < progress.steps and trial.should_prune():
                     raise Pruned
 
             records = nested.run(rows, [harness_trial], "search", listen)

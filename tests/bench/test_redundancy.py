@@ -47,7 +47,9 @@ METHODS: list[dict[str, Any]] = [
 
 
 def attached(options: dict[str, Any], geometry: Geometry = SMALL) -> Adapter:
-    adapter = create(**options).attach(ToyBackbone(geometry), torch.Generator().manual_seed(0))
+    fields = {key: value for key, value in options.items() if key != "name"}
+    method = create(options["name"], **fields)
+    adapter = method.attach(ToyBackbone(geometry), torch.Generator().manual_seed(0))
     scatter(adapter.named_parameters())
     return adapter
 

@@ -190,10 +190,6 @@ def test_another_start_tries_nothing_more_and_a_larger_number_goes_on(
 def test_a_study_of_another_space_is_refused_with_what_differs(killed: Searched, call: Call) -> None:
     text = killed.suite.read_text()
     other = killed.folder / "other.yaml"
-    other.write_text(text.replace("lr: 0.005", "lr: 0.02").replace("qkv_depth", "qkv_depth\n  init: normal"))
-    ended = call("search", other, "--store", killed.uri)
-    # Another label is another study; what is not in the label is told.
-    assert ended.code == 0 or "exists with another space" in ended.err
     other.write_text(text.replace("lr: 0.005", "lr: 0.02"))
     ended = call("search", other, "--store", killed.uri)
     assert ended.code == 2
