@@ -113,34 +113,25 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def print_tuning(console: Console, plan: Plan) -> None:
-    """What equal tuning spent on each row, and what it chose."""
-    rows = [row for row in plan.of(None).rows if row.tuning]
-    if not rows:
-        return
-    table = Table(
-        title="Tuning, on validation; ! is a choice on the edge of its grid",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for heading in ("method", "task", "backbone", "budget"):
-        table.add_column(heading)
-    for heading in ("trials", "epochs", "seeds", "lr", "scale", "head lr"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        tuned = row.tuning
-        assert tuned is not None
-        chosen = tuned.chosen or {}
-        shown = [
-            f"{'×' * (axis == 'scale')}{chosen[axis]:g}" + " !" * (axis in tuned.edge)
-            if axis in chosen
-            else "–"
-            for axis in ("lr", "scale", "head_lr")
-        ]
-        budget = row.budget.label if row.budget else "own size"
-        spent = (str(tuned.trials), str(tuned.epochs or "–"), _join(tuned.seeds))
-        table.add_row(escape(row.method), row.task, row.backbone, budget, *spent, *shown)
-    console.print(table)
+    """What equal tuning spent on each row, and what it chose; one table for each task and backbone."""
+    rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
+    for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
+        title = f"{task} · {backbone} · tuning on validation; ! is on the edge of its grid"
+        table = _plain(title, "method", "budget", "trials", "seeds", "epochs", "lr", "scale", "head lr")
+        for row, tuned in rows:
+            if (row.task, row.backbone) != (task, backbone):
+                continue
+            chosen = tuned.chosen or {}
+            shown = [
+                f"{'×' * (axis == 'scale')}{chosen[axis]:g}" + " !" * (axis in tuned.edge)
+                if axis in chosen
+                else "–"
+                for axis in ("lr", "scale", "head_lr")
+            ]
+            budget = row.budget.label if row.budget else "own size"
+            spent = (str(tuned.trials), _join(tuned.seeds), str(tuned.epochs or "–"))
+            table.add_row(escape(row.method), budget, *spent, *shown)
+        console.print(table)
 
 
 def print_search(console: Console, found: dict[str, Any], records: dict[str, Record]) -> bool:
@@ -189,34 +180,23 @@ def print_allocation(console: Console, found: dict[str, Any], records: dict[str,
 
 
 def print_redundancy(console: Console, found: dict[str, Any]) -> None:
-    """Effective ranks of the modes, and the components with the largest shares."""
-    table = _plain(
-        f"{found['method']} · trial {found['trial_id']}",
-        "mode",
-        "size",
-        "effective rank",
-        "rank of 99%",
-        "largest singular values",
-    )
+    """Effective ranks of the modes, and what the layers, projections and heads are worth."""
+    title = f"{found['method']} {_join(found['ranks'])} · trial {found['trial_id']}"
+    table = _plain(title, "mode", "size", "effective rank", "rank of 99%", "largest singular values")
     for mode, values in found["modes"].items():
         largest = " ".join(f"{value:.3g}" for value in values["singular_values"][:6])
         size = str(len(values["singular_values"]))
         table.add_row(mode, size, f"{values['effective_rank']:.2f}", str(values["rank_99"]), largest)
     console.print(table)
-    for kind in ("layer", "projection", "head"):
-        others = {"layer", "projection", "head"} - {kind}
-        lines = [
-            c
-            for c in found["components"]
-            if c[kind] is not None and all(c[other] is None for other in others)
-        ]
-        if not lines:
-            continue
-        table = _plain(f"By {kind}", kind, "share of ‖ΔW‖²", f"drop of validation {found['metric']}")
-        for line in lines:
+    table = _plain(
+        f"‖ΔW‖ = {found['norm']:.3g}", "part", "share of ‖ΔW‖²", f"drop of validation {found['metric']}"
+    )
+    for line in found["components"]:
+        named = [f"{kind} {line[kind]}" for kind in ("layer", "projection", "head") if line[kind] is not None]
+        if len(named) < 2:
             drop = "–" if line["drop"] is None else f"{line['drop']:+.4f}"
-            table.add_row(str(line[kind]), f"{line['share']:.4f}", drop)
-        console.print(table)
+            table.add_row(*(named or ["all"]), f"{line['share']:.4f}", drop)
+    console.print(table)
 
 
 def _plain(title: str, *headings: str) -> Table:

@@ -157,11 +157,12 @@ class Component:
 
 
 def components(sites: Sequence[Site], geometry: Geometry) -> list[Component]:
-    """Every layer, every projection, every head, every site, and every head of every attention site."""
+    """The whole, every layer, every projection, every head, every site, and every head of these."""
     layers = sorted({site.layer for site in sites})
     names = [name for name in PROJECTIONS if any(site.projection == name for site in sites)]
     attention = [site for site in sites if site.projection in ATTENTION]
     return [
+        Component(),
         *(Component(layer=layer) for layer in layers),
         *(Component(projection=name) for name in names),
         *(Component(head=head) for head in range(geometry.heads) if attention),
@@ -243,6 +244,7 @@ def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) ->
             "method": stored.method.label,
             "ranks": list(stored.method.size or ()),
             "metric": stored.record.tags["metric"],
+            "norm": total**0.5,
             "modes": modes,
             "components": [
                 {

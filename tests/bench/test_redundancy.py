@@ -199,6 +199,9 @@ def test_the_command_shows_stores_and_draws(finished: Any, call: Call) -> None:
         for given in ((True, False, False), (False, True, False), (False, False, True)):
             shares = [c["share"] for key, c in parts.items() if tuple(k is not None for k in key) == given]
             assert sum(shares) == pytest.approx(1)
+        whole = parts[None, None, None]
+        assert whole["share"] == pytest.approx(1)
+        assert found["norm"] > 0
         sites = [c for key, c in parts.items() if None not in key[:2] and key[2] is None]
         assert len(sites) == 6
         assert all(-1 <= c["drop"] <= 1 for c in sites)
@@ -227,4 +230,4 @@ def test_a_run_that_cannot_be_analysed_ends_with_2(finished: Any, call: Call, tm
 def test_components_are_each_kind_once() -> None:
     sites = [Site(layer, name) for layer in range(2) for name in ("query", "fc1")]
     parts = components(sites, SMALL)
-    assert len(parts) == len(set(parts)) == 2 + 2 + 2 + 4 + 2 * 2
+    assert len(parts) == len(set(parts)) == 1 + 2 + 2 + 2 + 4 + 2 * 2
