@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +61,12 @@ class Searched:
         return optuna.load_study(study_name=name, storage=self.storage)
 
     def states(self) -> Counter[str]:
-        if not optuna.get_all_study_names(self.storage):
+        """Read past Optuna, which would meet another process while that makes the tables."""
+        try:
+            with closing(sqlite3.connect(self.storage.removeprefix("sqlite:///"), timeout=30)) as database:
+                return Counter(dict(database.execute("SELECT state, count(*) FROM trials GROUP BY state")))
+        except sqlite3.OperationalError:
             return Counter()
-        return Counter(trial.state.name for trial in self.study().get_trials(deepcopy=False))
 
     def artifact(self, kind: str = "search") -> dict[str, Any]:
         (run,) = self.store._search(kind)
@@ -103,10 +108,6 @@ def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Sea
     first = start(made)
     deadline = time.monotonic() + 120
     try:
-        while not Path(made.storage.removeprefix("sqlite:///")).exists():
-            assert first.poll() is None, first.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
         while not (made.states()["RUNNING"] and sum(made.states()[state] for state in DONE) >= 2):
             assert first.poll() is None, first.communicate()[0]
             assert time.monotonic() < deadline
@@ -231,19 +232,14 @@ def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: 
     assert all(trial["head_lr"] is None for trial in found["trials"])
 
 
-def test_weak_trials_are_pruned_and_a_failed_one_counts(
-    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The halving rule keeps a quarter of what has reached its first rung.
-    section = {"trials": 8, "pruner": "halving", "lr": [1e-3, 1e30]}
-    training = {"batch_size": 16, "epochs": 3, "lr": 5e-3}
-    made = run(tmp_path, new_store, call, search=section, training=training)
+def test_a_trial_that_diverges_counts_as_tried(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    section = {"trials": 4, "lr": [1e-3, 1e30]}
+    made = run(tmp_path, new_store, call, methods=["lora"], search=section, training={"batch_size": 16})
     assert made.ended.code == 0, made.ended.err
-    states = Counter(trial["state"] for trial in made.artifact()["trials"])
-    assert states["FAILED"] > 0
-    assert states["PRUNED"] > 0
-    assert states.total() == 8
-    assert "FAILED" not in {record.status for record in made.store.records() if "pruned" in record.tags}
+    trials = made.artifact()["trials"]
+    assert {(trial["lr"], trial["state"]) for trial in trials} == {(1e-3, "COMPLETE"), (1e30, "FAILED")}
+    assert len(trials) == 4
+    assert made.artifact()["best"]["lr"] == 1e-3
 
 
 def test_an_interrupt_leaves_the_point_for_the_next_start(
@@ -275,9 +271,9 @@ def test_an_interrupt_leaves_the_point_for_the_next_start(
         ({"search": {"trials": 3}, "methods": ["head_only"]}, "has no rank to search"),
         (
             {"search": {"trials": 3, "pruner": "median", "epochs": 1}},
-            "stops trials by their epoch results, and these end after one epoch",
+            "stops trials by their epoch results, and these end after one",
         ),
-        ({"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 2}}, "end after one epoch"),
+        ({"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 1}}, "end after one:"),
         ({"search": None}, "has neither a section 'search' nor 'allocation'"),
         ({"search": None, "allocation": {}, "methods": ["lora"]}, "no modes among which to share"),
         (
@@ -362,12 +358,14 @@ def test_the_search_prefers_the_true_ranks(tmp_path: Path, new_store: NewStore, 
             tasks=["synthetic"],
             # What the true update needs and no more: 103 parameters.
             budgets=[{"parameters": 103}],
-            training={"lr": 2e-2, "batch_size": 32, "epochs": 6, "weight_decay": 0},
+            training={"lr": 2e-2, "batch_size": 32, "epochs": 5, "weight_decay": 0},
             search={"trials": 40},
         )
     assert made.ended.code == 0, made.ended.err
     assert "only 19 points" in made.ended.out
     found = made.artifact()
+    # The weak ones ended early.
+    assert Counter(trial["state"] for trial in found["trials"])["PRUNED"] > 5
     assert tuple(found["best"]["ranks"]) == QKV_DEPTH_RANKS
     second = sorted(trial["value"] for trial in found["trials"] if trial["value"])[-2]
     assert found["best"]["value"] > second + 0.1

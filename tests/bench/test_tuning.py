@@ -45,7 +45,7 @@ def test_a_plan_names_the_tuning_trials_and_leaves_the_final_ones_open(call: Cal
     assert {trial.seed for trial in tuning.trials} == {7}
     assert {trial.evaluate for trial in tuning.trials} == {"validation"}
     assert {(trial.recipe.epochs, trial.recipe.steps) for trial in tuning.trials} == {(1, None)}
-    assert all(row["trials"] == {0: None, 1: None} for row in made.as_json()["rows"])
+    assert all(row["trials"] == {"0": None, "1": None} for row in made.as_json()["rows"])
     shown = call("plan", write(tmp_path, **CHANGES)).out
     assert "toy: 7 tuning trials, seeds 0,1" in shown
     assert "The final trials are known once the tuning trials have ended." in shown
