@@ -24,7 +24,7 @@ from methods.backbone import Geometry
 
 GEOMETRY = Geometry(hidden=16, heads=4, layers=4, mlp=64)
 PROJECTIONS = ("query", "key", "value")
-EXAMPLES = 2500
+EXAMPLES = 3000
 
 #: Of the true update: input, head size, head, projection, layer.
 TRUE_RANKS = {"input": 3, "head_size": 1, "head": 2, "projection": 1, "layer": 2}

@@ -101,8 +101,8 @@ def start(made: Searched) -> subprocess.Popen[str]:
 def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Searched:
     """Killed with SIGKILL while a trial ran and two were done, then finished by two processes at once."""
     changes = {
-        "training": {"lr": 5e-3, "batch_size": 16, "epochs": 25},
-        "search": {"trials": 8, "pruner": "median"},
+        "training": {"lr": 5e-3, "batch_size": 16, "epochs": 10},
+        "search": {"trials": 6, "pruner": "median"},
     }
     made = prepared(tmp_path_factory.mktemp("killed"), new_store, **changes)
     first = start(made)
@@ -129,7 +129,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Sea
 
 def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(killed: Searched) -> None:
     states = killed.states()
-    assert sum(states[state] for state in DONE) == 8
+    assert sum(states[state] for state in DONE) == 6
     assert states["RUNNING"] == states["WAITING"] == 0
     # The one that was killed.
     assert states["FAIL"] >= 1
@@ -137,9 +137,9 @@ def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(kil
 
 def test_no_point_was_tried_twice(killed: Searched) -> None:
     tried = [t for t in killed.study().trials if t.state.name in DONE]
-    assert len({tuple(trial.user_attrs["ranks"]) for trial in tried}) == 8
+    assert len({tuple(trial.user_attrs["ranks"]) for trial in tried}) == 6
     artifact = killed.artifact()
-    assert len({tuple(trial["ranks"]) for trial in artifact["trials"]}) == 8
+    assert len({tuple(trial["ranks"]) for trial in artifact["trials"]}) == 6
     assert {trial["state"] for trial in artifact["trials"]} <= {"COMPLETE", "PRUNED"}
 
 
@@ -183,9 +183,9 @@ def test_another_start_tries_nothing_more_and_a_larger_number_goes_on(
     before = len(killed.store.records())
     again = call("search", killed.suite, "--store", killed.uri)
     assert (again.code, len(killed.store.records())) == (0, before)
-    more = call("search", killed.suite, "--store", killed.uri, "--trials", 9)
+    more = call("search", killed.suite, "--store", killed.uri, "--trials", 7)
     assert more.code == 0
-    assert sum(killed.states()[state] for state in DONE) == 9
+    assert sum(killed.states()[state] for state in DONE) == 7
 
 
 def test_a_study_of_another_space_is_refused_with_what_differs(killed: Searched, call: Call) -> None:
@@ -305,7 +305,7 @@ def test_a_storage_that_cannot_be_used_ends_with_2(tmp_path: Path, new_store: Ne
 def test_an_ablation_sweeps_every_mode_walks_the_path_and_compares(
     tmp_path: Path, new_store: NewStore, call: Call
 ) -> None:
-    section = {"ranks": 3, "path": 3, "isorank": 1, "seeds": [5, 6], "epochs": 1}
+    section = {"ranks": 2, "path": 3, "isorank": 1, "seeds": [5, 6], "epochs": 1}
     made = run(tmp_path, new_store, call, search=None, allocation=section, training={"batch_size": 16})
     assert made.ended.code == 0, made.ended.err
     found, chosen = made.artifact("allocation"), latest(made.store.records())
@@ -358,7 +358,7 @@ def test_the_search_prefers_the_true_ranks(tmp_path: Path, new_store: NewStore, 
             tasks=["synthetic"],
             # What the true update needs and no more: 103 parameters.
             budgets=[{"parameters": 103}],
-            training={"lr": 2e-2, "batch_size": 32, "epochs": 5, "weight_decay": 0},
+            training={"lr": 2e-2, "batch_size": 32, "epochs": 6, "weight_decay": 0},
             search={"trials": 40},
         )
     assert made.ended.code == 0, made.ended.err
