@@ -350,7 +350,9 @@ def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
     """The row of a cell, the rows of its tuning, one for each setting, and the trials of the latter."""
     method = cell.method
     grids = applicable(tuning.grids, method, method.count(cell.info.geometry))
-    rows, trials, candidates = [], [], []
+    rows: list[Row] = []
+    trials: list[Trial] = []
+    candidates: list[Candidate] = []
     for setting in sample(grids, tuning.trials, TUNING_SEED):
         tried = {
             seed: cell.trial(seed, "validation", setting=setting, epochs=tuning.epochs)

@@ -266,7 +266,7 @@ class Suite(Frozen):
     @field_validator("tuning", mode="before")
     @classmethod
     def _tuning_by_name(cls, value: Any) -> Any:
-        named = {"none": None, "equal": {}}
+        named: dict[str, dict[str, Any] | None] = {"none": None, "equal": {}}
         if isinstance(value, str):
             if value not in named:
                 raise ValueError("tuning is none, equal, or equal with its allowance: {trials: 8, …}")
@@ -297,9 +297,10 @@ class Suite(Frozen):
         if self.tuning and (self.search or self.allocation):
             raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
         tuned = {axis for axis in ("lr", "head_lr") if self.tuning and self.tuning.grids[axis]}
-        for row in (*self.tasks, *self.methods):
-            for axis in tuned & set(row.training):
-                name = row.task if isinstance(row, TaskRow) else row.method
+        rows = [(row.task, row.training) for row in self.tasks]
+        rows += [(row.method, row.training) for row in self.methods]
+        for name, training in rows:
+            for axis in tuned & set(training):
                 raise ValueError(
                     f"'{name}' sets {axis}, which tuning chooses: leave it out, or give tuning {axis}: null"
                 )

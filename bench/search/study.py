@@ -330,17 +330,15 @@ class RankSearch:
         lines = []
         for trial in tried:
             point = _point(trial.user_attrs["key"])
-            complete = trial.state == TrialState.COMPLETE
-            failed = "failure" in trial.user_attrs
             ids = trial.user_attrs["trials"]
             lines.append(
                 {
                     "number": trial.number,
-                    "state": "COMPLETE" if complete else "FAILED" if failed else "PRUNED",
+                    "state": "FAILED" if "failure" in trial.user_attrs else trial.state.name,
                     "ranks": list(point.ranks),
                     **point.setting.model_dump(),
                     "parameters": trial.user_attrs["parameters"],
-                    "value": trial.values[0] if complete else None,
+                    "value": trial.values[0] if trial.state == TrialState.COMPLETE else None,
                     "trial_id": next(iter(ids.values())),
                     "trials": ids,
                 }
