@@ -208,16 +208,16 @@ def redundancy(
     from bench.tracking import DEFAULT_STORE
 
     chosen = _device(device)
-    found = [analyse(store or DEFAULT_STORE, run, chosen, drops=drops) for run in runs]
-    if plot is not None:
-        draw(found, plot)
+    found = []
+    for run in runs:
+        found.append(analyse(store or DEFAULT_STORE, run, chosen, drops=drops))
+        if not as_json:
+            print_redundancy(out, found[-1])
     if as_json:
         typer.echo(json.dumps(found, indent=1))
-        return
-    for analysis in found:
-        print_redundancy(out, analysis)
     if plot is not None:
-        out.print(f"Drawn in {plot}.")
+        draw(found, plot)
+        err.print(f"Drawn in {plot}.")
 
 
 @app.command()
