@@ -293,6 +293,7 @@ def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, panels = pyplot.subplots(1, len(MODES), figsize=(3.2 * len(MODES), 3.2), layout="constrained")
     for panel, mode in zip(panels, MODES, strict=True):
@@ -306,6 +307,7 @@ def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:
         panel.set_ylim(1e-4, 1.5)
         panel.set_title(mode.replace("_", " "))
         panel.set_xlabel("index")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.legend(title="effective rank", fontsize="x-small", title_fontsize="x-small", loc="lower left")
     panels[0].set_ylabel("singular value / largest")
     try:
