@@ -138,7 +138,7 @@ def fetch(
 
     lock = fetch_suite(suite, update=update, notify=lambda what: err.print(f"{what} …", highlight=False))
     locked = "it uses no hub repository" if lock is None else f"its hub repositories are locked in {lock}"
-    out.print(f"All that {suite} needs is here; {locked}.", highlight=False)
+    out.print(f"All that {suite} needs is here; {locked}.", highlight=False, soft_wrap=True)
 
 
 @app.command()
