@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -28,7 +30,8 @@ _expected: dict[tuple[str, str], dict[str, str]] = {}
 
 def expect(repository: str, commit: str, files: Mapping[str, str]) -> None:
     """Has `snapshot` check the files of this commit, by path in the repository, against their sha256."""
-    _expected[repository, commit] = dict(files)
+    # Two tasks may use different files of one repository.
+    _expected[repository, commit] = {**_expected.get((repository, commit), {}), **files}
     snapshot.cache_clear()
 
 
@@ -60,9 +63,12 @@ def snapshot(
     what = "model" if kind == "model" else "data set"
     where = repository if revision is None else f"{repository} at revision {revision}"
     try:
-        folder = Path(
-            snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=list(patterns))
-        )
+        with _bars(shown=patterns not in (CARD, SMALL_FILES)):
+            folder = Path(
+                snapshot_download(
+                    repository, repo_type=kind, revision=revision, allow_patterns=list(patterns)
+                )
+            )
     except hub_errors.HFValidationError as error:
         raise UserError(f"'{repository}' is not a hub id (owner/{kind}): {error}") from error
     except hub_errors.GatedRepoError as error:
@@ -80,6 +86,25 @@ def snapshot(
         ) from error
     _check(repository, folder)
     return folder
+
+
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    """The hub's progress bars where there is something to wait for and somebody who watches."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if are_progress_bars_disabled() or (shown and sys.stderr.isatty()):
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 _OWN_FILES = {

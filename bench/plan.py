@@ -21,10 +21,10 @@ PROTOCOL = 1
 #: The paper's reference for every percentage: LoRA of this rank on query, key and value.
 REFERENCE_RANK = 4
 
-
 #: Fields of the recipe that are younger than PROTOCOL 1: an id counts them only where they say something
 #: else than what was always done, so that older trials keep theirs.
 YOUNGER = ("augmentation", "compile", "deterministic")
+
 
 Entry = TypeVar("Entry")
 
@@ -222,11 +222,8 @@ def _check_recipe(recipe: Recipe, row: TaskRow, task: Task) -> None:
     if recipe.augmentation and task.modality != "vision":
         raise UserError(f"task '{row.task}' is {task.modality}: augmentation applies to images only")
     available = row.train_size or (task.sizes[0] if task.sizes else None)
-    if available is not None and recipe.batch_size > available:
-        raise UserError(
-            f"training of task '{row.task}': batch_size {recipe.batch_size} is larger than the train split, "
-            f"which has {available} examples"
-        )
+    if available is not None:
+        recipe.check_batch(row.task, available)
 
 
 def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo]]:

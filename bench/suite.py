@@ -60,6 +60,14 @@ class Recipe(Frozen):
                 raise ValueError(f"{name} {peak:g} is below lr_floor {self.lr_floor:g}")
         return self
 
+    def check_batch(self, task: str, available: int) -> None:
+        """Raises UserError for a batch that is larger than the train split."""
+        if self.batch_size > available:
+            raise UserError(
+                f"training of task '{task}': batch_size {self.batch_size} is larger than the train split, "
+                f"which has {available} examples"
+            )
+
     def resolved(self, device: str) -> Recipe:
         """Without defaults that depend on anything: what a trial's id can hash."""
         precision = self.precision

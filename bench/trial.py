@@ -77,24 +77,20 @@ class Resources:
         """The trial's data on the device. Raises UserError if they are not the planned ones, or too few."""
         row, seed = trial.task, trial.task.split_seed(trial.seed)
         key = (json.dumps(trial.data, sort_keys=True), row.train_size, row.validation_size, row.test_size)
-        known = self._data.get(key)
-        if known is None or known[0] != seed:
+        if key in self._data and self._data[key][0] != seed:
             # Before the next seed's are there, or memory would hold both.
-            self._data.pop(key, None)
-            known = self._data[key] = (seed, self._prepared(trial, row.input(model_input), seed))
-        size, available = trial.recipe.batch_size, len(known[1].train)
-        if size > available:
-            raise UserError(
-                f"training of task '{row.task}': batch_size {size} is larger than the train split, "
-                f"which has {available} examples"
-            )
-        return known[1]
+            del self._data[key]
+        if key not in self._data:
+            self._data[key] = (seed, self._prepared(trial, row.input(model_input), seed))
+        _, data = self._data[key]
+        trial.recipe.check_batch(row.task, len(data.train))
+        return data
 
     def _prepared(self, trial: Trial, wanted: ModelInput, split_seed: int | None) -> PreparedData:
         row = trial.task
         task = find_task(row.task, row.source)
         now = data_key(task, wanted, row.max_tokens, per_seed=split_seed is not None)
-        if changed := [name for name in now if trial.data[name] != now[name]]:
+        if changed := [name for name in now if trial.data.get(name) != now[name]]:
             raise UserError(f"task '{row.task}' changed since the plan ({', '.join(changed)}); start again")
         sizes = (row.train_size, row.validation_size, row.test_size)
         return prepare(task, wanted, row.max_tokens, *sizes, split_seed=split_seed).to(self.device)

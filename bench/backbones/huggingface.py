@@ -35,14 +35,23 @@ HALF = (0.5, 0.5, 0.5)
 
 def mean_of_tokens(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
     """Mean of the last states over the tokens that the mask keeps."""
-    states = encoder(attention_mask=attention_mask, **texts).last_hidden_state
+    states = encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state
     mask = attention_mask.unsqueeze(-1).to(states.dtype)
     return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def first_token(encoder: nn.Module, **texts: Tensor) -> Tensor:
+def first_token(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
     """The last state of the first token."""
-    return encoder(**texts).last_hidden_state[:, 0]
+    return encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state[:, 0]
+
+
+def _for_every_query(attention_mask: Tensor) -> Tensor:
+    """From (batch, tokens) to what attention takes as it is: boolean, (batch, head, query, key).
+
+    Of a two-dimensional mask transformers asks whether anything is masked, and so waits for the device in
+    every step.
+    """
+    return attention_mask[:, None, None, :].bool()
 
 
 def class_token(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:

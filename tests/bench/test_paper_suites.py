@@ -1,4 +1,4 @@
-"""The paper's suites plan what they say, from the descriptions alone that the hub has of backbones and data."""
+"""The paper's suites plan what they say, from what the hub tells of backbones and data beforehand."""
 
 from __future__ import annotations
 
