@@ -7,10 +7,10 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,27 @@ class Source(Frozen):
         if self.local is not None and (self.hub is not None or self.revision is not None):
             raise ValueError("a source is a local folder, or a hub repository and its revision, not both")
         return self
+
+
+class LazyImages(Sequence[NDArray[np.uint8]]):
+    """RGB images as arrays (height, width, 3), each made from its item by `decode` when it is indexed."""
+
+    def __init__(self, items: Sequence[Any], decode: Callable[[Any], NDArray[np.uint8]]) -> None:
+        self._items, self._decode = items, decode
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> LazyImages: ...
+
+    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | LazyImages:
+        if isinstance(index, slice):
+            return LazyImages(self._items[index], self._decode)
+        return self._decode(self._items[index])
 
 
 @dataclass(frozen=True)

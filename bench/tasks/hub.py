@@ -6,15 +6,13 @@ import copy
 import hashlib
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, overload
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.hub import commit_of, sha256, snapshot
-from bench.tasks.base import Examples, Source, SplitName, Task
+from bench.tasks.base import Examples, LazyImages, Source, SplitName, Task
 from methods.errors import UserError
 
 #: Ids of a split's examples begin at its place among the repository's splits times this.
@@ -178,25 +176,6 @@ class HubImages(HubTask):
         import datasets
 
         whole = datasets.concatenate_datasets([table.select_columns(self.columns) for table in tables])
-        return _Images(whole.cast_column(self.columns[0], datasets.Image(mode="RGB")), self.columns[0])
-
-
-class _Images(Sequence[NDArray[np.uint8]]):
-    """A column of images as RGB arrays (height, width, 3), each decoded when it is indexed."""
-
-    def __init__(self, table: Any, column: str) -> None:
-        self._table, self._column = table, column
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    @overload
-    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> _Images: ...
-
-    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | _Images:
-        if isinstance(index, slice):
-            return _Images(self._table.select(range(*index.indices(len(self)))), self._column)
-        return np.asarray(self._table[index][self._column])
+        (column,) = self.columns
+        decoded = whole.cast_column(column, datasets.Image(mode="RGB"))
+        return LazyImages(range(len(decoded)), lambda i: np.asarray(decoded[i][column]))

@@ -212,6 +212,26 @@ def test_a_file_that_is_not_the_locked_one_is_refused(online: Hub, tmp_path: Pat
     assert f"got {right}" in ended.err
 
 
+def test_of_a_repository_that_two_tasks_share_the_files_of_both_are_checked(
+    online: Hub, tmp_path: Path, call: Call
+) -> None:
+    file = suite_file(tmp_path, tasks=["mrpc", "cola"], backbones=[{"hub": "me/tiny-roberta"}])
+    assert call("fetch", file).code == 0
+    lock = lock_path(file)
+    for task in ("mrpc", "cola"):
+        name = f"{task}/train-00000-of-00001.parquet"
+        right = yaml.safe_load(lock.read_text())["tasks"][task]["files"][name]
+        text = lock.read_text()
+        lock.write_text(text.replace(right, "f" * 64))
+        with client(tmp_path / "hub", online.endpoint):
+            row = next(row for row in load_suite(file).tasks if row.task == task)
+            with pytest.raises(
+                UserError, match=f"{name} of hub repository nyu-mll/glue .* is not the locked"
+            ):
+                find_task(row.task, row.source).examples()
+        lock.write_text(text)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
