@@ -154,20 +154,24 @@ def perf(
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; ratios are paired by round.")] = 15,
     device: Device = "auto",
     bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile, anew every round.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this .png, .svg or .pdf.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time a training step of every method, side by side in one process, with peak memory."""
     from rich.progress import Progress
 
+    from bench import perf as timing
     from bench.backbones import BACKBONES
-    from bench.perf import as_json as rows_as_json
-    from bench.perf import measure, table
+    from bench.measure import device_name
 
+    if plot is not None:
+        timing.check_plot(plot)
     chosen = _device(device)
     name = backbone if backbone in BACKBONES else f"random-{backbone}"
     with Progress(console=err, transient=True) as progress:
         bar = progress.add_task("", total=None)
-        rows = measure(
+        rows = timing.measure(
             name,
             methods.split(","),
             rank_modes.split(","),
@@ -175,14 +179,18 @@ def perf(
             rounds=rounds,
             device=chosen,
             bf16=bf16,
+            compiled=compiled,
             notify=lambda index, label: progress.update(
                 bar, description=f"round {index + 1}/{rounds} {label}"
             ),
         )
+    title = f"{name}, batch {batch}, {device_name(chosen)}, {rounds} rounds"
+    if plot is not None:
+        timing.plot(rows, title, plot)
     if as_json:
-        typer.echo(json.dumps(rows_as_json(rows), indent=1))
+        typer.echo(json.dumps(timing.as_json(rows), indent=1))
     else:
-        out.print(table(rows, f"{name}, batch {batch}, {chosen}, {rounds} rounds"))
+        out.print(timing.table(rows, title))
 
 
 @app.command()

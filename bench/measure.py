@@ -90,7 +90,7 @@ def provenance(device: str) -> dict[str, str]:
     # An environment inside somebody's repository is not that repository's commit.
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if tracked else (None, None)
-    gpu = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else ""
+    gpu = device_name(device) if device.startswith("cuda") else ""
     return {
         "git_commit": commit or "unknown",
         "git_dirty": {"": "no", None: "unknown"}.get(changes, "yes"),
@@ -103,6 +103,13 @@ def provenance(device: str) -> dict[str, str]:
         "gpu": gpu,
         **{f"version_{name}": version(name) for name in LIBRARIES},
     }
+
+
+def device_name(device: str) -> str:
+    """The model of the GPU, or of the CPU with the number of threads in use."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
 
 
 def _git(*arguments: str) -> str | None:
