@@ -280,6 +280,34 @@ def test_a_suite_without_a_hub_needs_no_lock(tmp_path: Path, call: Call) -> None
     assert "it uses no hub repository" in ended.out
 
 
+@pytest.mark.parametrize("named", ["hf_hub:me/timm-vit", "hf_hub:me/timm-vit@main"])
+def test_a_timm_model_of_the_hub_is_locked_too(
+    online: Hub, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    settings = {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 160, 160], "classifier": "head"}
+    folder = tmp_path / "timm"
+    folder.mkdir()
+    save_file(timm.create_model("test_vit").state_dict(), folder / "model.safetensors")
+    config = {"architecture": "test_vit", "pretrained_cfg": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setitem(online.folders, "models/me/timm-vit", folder)
+    commit = online.commit("models/me/timm-vit")
+    file = suite_file(tmp_path, backbones=[{"timm": named}], tasks=[{"task": "eurosat", "train_size": 40}])
+    ended = call("fetch", file)
+    assert ended.code == 0, ended.err
+    entry = yaml.safe_load(lock_path(file).read_text())["backbones"][f"timm:{named}"]
+    assert (entry["repository"], entry["revision"]) == ("me/timm-vit", commit)
+    (folder / "README.md").write_text("news")
+    with client(tmp_path / "hub", "http://127.0.0.1:9", offline=True):
+        (trial,) = make_plan(load_suite(file)).trials
+        assert trial.weights_hash == f"hub:me/timm-vit@{commit}"
+        assert type(trial).model_validate(json.loads(trial.model_dump_json())).id == trial.id
+        assert load(trial.backbone).info.weights_hash == trial.weights_hash
+
+
 # --- no network, no such thing ---
 
 
