@@ -105,12 +105,15 @@ class HubTask(Task):
 
     def _files(self) -> dict[str, list[Path]]:
         """The files of each split. Raises UserError for a split without, or with some of its files only."""
-        folder = self.folder()
-        within = folder / self.config if (folder / self.config).is_dir() else folder
+        within = self.folder() / self.config
         # `data/train-00000-of-00002.parquet`, the hub's own `train/0000.parquet`, or `train.parquet`.
-        every = sorted(within.rglob("*.parquet"))
+        every = list(within.rglob("*.parquet"))
+        if not within.is_dir():
+            # A folder of this task alone; one of another configuration's must not be taken for it.
+            within = self.folder()
+            every = [file for place in (".", *self.parts) for file in (within / place).glob("*.parquet")]
         found = {
-            part: [file for file in every if file.stem.split("-")[0] == part or file.parent.name == part]
+            part: sorted(f for f in every if f.stem.split("-")[0] == part or f.parent.name == part)
             for part in self.parts
         }
         lacking = [part for part, files in found.items() if not files and part not in self.optional]

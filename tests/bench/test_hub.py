@@ -753,7 +753,9 @@ def test_images_without_the_hub_s_features_are_read_too(tmp_path: Path) -> None:
 def broken(folder: Path, how: str) -> Path:
     if how == "no folder":
         return folder / "none"
-    if how == "no validation":
+    if how == "another configuration":
+        write_images(folder / "partition_2", {"train": 1, "validation": 1, "test": 1}, TEXTURES)
+    elif how == "no validation":
         write_glue(folder, "cola", {"train": 10})
     elif how == "half":
         write_glue(folder, "cola", SIZES)
@@ -780,6 +782,7 @@ def broken(folder: Path, how: str) -> Path:
     [
         ("no folder", "there is no folder"),
         ("no validation", r"no parquet file of validation; it needs those of the data set nyu-mll/glue"),
+        ("another configuration", "no parquet file of train, validation"),
         ("half", "has 1 of 2 files of train"),
         ("columns", "the train split lacks the columns sentence; it has sentence1, sentence2"),
         ("classes", "the train split has 3 classes, not 2"),
@@ -787,5 +790,6 @@ def broken(folder: Path, how: str) -> Path:
     ],
 )
 def test_a_folder_without_the_task_s_data_is_refused(tmp_path: Path, how: str, said: str) -> None:
+    name = "dtd" if how == "another configuration" else "cola"
     with pytest.raises(UserError, match=said):
-        find_task("cola", Source(local=broken(tmp_path, how))).examples()
+        find_task(name, Source(local=broken(tmp_path, how))).examples()

@@ -50,7 +50,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Plan]]
 
 def rows(plan: Plan, task: str = "dtd") -> dict[str, Row]:
     return {
-        f"{row.method}, {row.budget.label}" if row.budget else row.method: row
+        f"{row.method}, {row.budget.label}" if row.budget else f"{row.method} {row.ranks}": row
         for row in plan.rows
         if row.task == task
     }
@@ -72,13 +72,13 @@ def test_the_comparison_has_what_the_paper_has_and_lacks(plans: dict[str, Plan])
     found = rows(plans["paper"])
     counts = {name: row.parameters for name, row in found.items()}
     lora = 221_184
-    assert counts["LoRA, isorank 4"] == counts["LoRA (targets=qkvo, rank=3)"] == lora
-    assert counts["LoRA (rank=1, targets=qkvo+mlp)"] == 165_888
-    assert counts["FacT-TT (rank=8)"] == 21_504
-    assert counts["FacT-TK (rank=32)"] == 86_528
-    assert counts["LoTR (rank=32)"] == 73_728
-    assert counts["LoRTA (rank=64)"] == 55_040
-    assert counts["CaRA (rank=32)"] == 85_440
+    assert counts["LoRA, isorank 4"] == counts["LoRA (targets=qkvo) (3,)"] == lora
+    assert counts["LoRA (targets=qkvo+mlp) (1,)"] == 165_888
+    assert counts["FacT-TT (8,)"] == 21_504
+    assert counts["FacT-TK (32,)"] == 86_528
+    assert counts["LoTR (32,)"] == 73_728
+    assert counts["LoRTA (64,)"] == 55_040
+    assert counts["CaRA (32,)"] == 85_440
     assert counts["TensLoRA att_qkv_depth, isorank 4"] == 4_460
     for variant in VARIANTS:
         budgets = {
