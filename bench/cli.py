@@ -124,6 +124,24 @@ def plan(
 
 
 @app.command()
+def fetch(
+    suite: SuiteFile,
+    update: Annotated[
+        bool, typer.Option(help="Resolve anew what the lock file holds already, to what is newest.")
+    ] = False,
+) -> None:
+    """Download all that a suite needs and lock hub repositories to a commit, in SUITE.lock.yaml.
+
+    Afterwards the suite runs without a network, on every machine that has the lock and the caches.
+    """
+    from bench.fetch import fetch as fetch_suite
+
+    lock = fetch_suite(suite, update=update, notify=lambda what: err.print(f"{what} …", highlight=False))
+    locked = "it uses no hub repository" if lock is None else f"its hub repositories are locked in {lock}"
+    out.print(f"All that {suite} needs is here; {locked}.", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def perf(
     backbone: Annotated[
         str, typer.Option(help="A shape (vit-base, vit-small, roberta-base) or a registered backbone.")
