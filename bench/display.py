@@ -74,6 +74,8 @@ class RunDisplay:
 
 
 def _ended(name: str, event: Event) -> str:
+    if event.kind == "pruned":
+        return f"[dim]–[/dim] {name}: pruned"
     if event.outcome is None:
         return f"[red]✗[/red] {name}: {escape(event.failure)}"
     outcome = event.outcome

@@ -78,10 +78,20 @@ class Record:
     tags: dict[str, str] = field(repr=False)
     metrics: dict[str, float] = field(repr=False)
 
+    @classmethod
+    def of(cls, run: Run) -> Record:
+        """A stored run. MLflow has no word for a pruned one: it is a killed one with a tag."""
+        info, tags = run.info, dict(run.data.tags)
+        pruned = info.status == "KILLED" and tags.get("pruned") == "yes"
+        status = "PRUNED" if pruned else info.status
+        return cls(
+            info.run_id, tags.get("trial_id", ""), status, info.start_time, tags, dict(run.data.metrics)
+        )
+
     @property
     def settled(self) -> bool:
         """Whether the trial has a result, were it a failure; it does not run again unasked."""
-        return self.status in ("FINISHED", "FAILED")
+        return self.status in ("FINISHED", "FAILED", "PRUNED")
 
 
 class Store:
@@ -151,17 +161,7 @@ class Store:
 
     def records(self) -> list[Record]:
         """Every stored trial, oldest first."""
-        return [
-            Record(
-                run.info.run_id,
-                run.data.tags["trial_id"],
-                run.info.status,
-                run.info.start_time,
-                dict(run.data.tags),
-                dict(run.data.metrics),
-            )
-            for run in self._search("trial")
-        ]
+        return [Record.of(run) for run in self._search("trial")]
 
     def plan(self) -> dict[str, Any] | None:
         """The plan of the latest start of the suite, as `Plan.as_json` wrote it."""
@@ -324,6 +324,12 @@ class TrialRun:
         )
         self._client.log_text(self.run_id, trace, "traceback.txt")
         self._client.set_terminated(self.run_id, "FAILED")
+
+    @_storing()
+    def prune(self) -> None:
+        """Closes a trial that a search gave up early. It has no score and does not run again."""
+        self._client.set_tag(self.run_id, "pruned", "yes")
+        self._client.set_terminated(self.run_id, "KILLED")
 
     @_storing()
     def kill(self) -> None:

@@ -14,7 +14,7 @@ from bench.measure import provenance
 from bench.plan import Plan, Trial
 from bench.tasks import TASKS
 from bench.tracking import Failure, Store, StoreError, TrialRun, latest
-from bench.training import Diverged, Progress
+from bench.training import Diverged, Progress, Pruned
 from bench.trial import Outcome, Resources, run_trial
 
 #: How libraries say so in a RuntimeError: torch on a CPU, cuBLAS.
@@ -26,7 +26,7 @@ class Event:
     """What happens to a trial: it starts, makes progress, or ends."""
 
     trial: Trial
-    kind: Literal["started", "progress", "finished", "failed"]
+    kind: Literal["started", "progress", "finished", "failed", "pruned"]
     progress: Progress | None = None
     outcome: Outcome | None = None
     failure: str = ""
@@ -78,6 +78,9 @@ def _run(trial: Trial, run: TrialRun, resources: Resources, notify: Callable[[Ev
         outcome = run_trial(trial, resources, report)
         run.finish(outcome)
         return Event(trial, "finished", outcome=outcome)
+    except Pruned:
+        run.prune()
+        return Event(trial, "pruned")
     except Diverged as error:
         reason, message, trace = "diverged", str(error), traceback.format_exc()
     except (torch.OutOfMemoryError, MemoryError) as error:

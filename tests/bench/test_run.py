@@ -30,7 +30,7 @@ from bench.plan import Plan
 from bench.suite import load_suite
 from bench.tasks import TASKS, prepare
 from bench.tracking import Record, Store, StoreError, TrialRun, latest
-from bench.training import evaluate
+from bench.training import Pruned, evaluate
 from bench.trial import Resources
 from methods import from_identity
 
@@ -328,6 +328,19 @@ def test_a_failure_is_named_and_the_next_trial_runs(
     assert (bad.status, bad.tags["failure"], good.status) == ("FAILED", reason, "FINISHED")
     if reason == "error":
         assert bad.tags["failure_message"] == "ValueError: a [bug]"
+
+
+def test_a_pruned_trial_is_told_stored_and_does_not_run_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(methods=["lora"], training=SHORT)
+    monkeypatch.setattr(bench.execution.inline, "run_trial", raising(Pruned()))
+    events: list[Event] = []
+    execute(made, list(made.trials), store, Resources("cpu"), events.append)
+    assert [event.kind for event in events] == ["started", "pruned"]
+    assert [record.status for record in store.records()] == ["PRUNED"]
+    assert pending(made, store) == []
+    assert pending(made, store, retry_failed=True) == []
 
 
 def test_finished_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

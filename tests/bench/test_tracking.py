@@ -68,6 +68,8 @@ def chosen(*stati: str) -> int:
         # A retry that was killed: the failure stands, so that the same command tries it again.
         (("FAILED", "KILLED"), 0),
         (("FAILED", "RUNNING"), 0),
+        (("PRUNED", "KILLED"), 0),
+        (("PRUNED", "FINISHED"), 1),
     ],
 )
 def test_one_record_counts(stati: tuple[str, ...], index: int) -> None:
@@ -170,6 +172,17 @@ def test_a_failure_is_stored_with_reason_message_and_traceback(store: Store) -> 
     assert store.client.list_artifacts(record.run_id)
     path = store.client.download_artifacts(record.run_id, "traceback.txt")
     assert Path(path).read_text() == "Traceback: here"
+
+
+def test_a_pruned_trial_is_a_killed_run_with_a_tag_and_is_settled(store: Store) -> None:
+    made = plan(methods=["lora", "head_only"])
+    begin(store, made).prune()
+    begin(store, made, 1).kill()
+    pruned, killed = store.records()
+    assert store.client.get_run(pruned.run_id).info.status == "KILLED"
+    assert pruned.tags["pruned"] == "yes"
+    assert (pruned.status, killed.status) == ("PRUNED", "KILLED")
+    assert (pruned.settled, killed.settled) == (True, False)
 
 
 def test_a_missed_budget_is_stored(store: Store) -> None:
