@@ -36,7 +36,7 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
     trial's any more, an update without the asked-for form, or an export that gives other logits.
     """
     target = target_folder(out, force)
-    client, _ = connect(store, "export", create=False)
+    client = connect(store, create=False)
     try:
         record = _finished(_find(client, run))
         trial, state = _artifacts(client, record)
