@@ -41,15 +41,20 @@ def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
 
 
 def check_memory(trials: list[Trial], workers: int) -> None:
-    """Raises UserError where not even the weights fit: each worker holds every backbone of the run."""
-    specs = {trial.backbone for trial in trials}
-    weights = sum(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
-    needed, there = workers * (PROCESS_MIB + weights), available_mib()
+    """Raises UserError where not even the weights fit on this machine."""
+    workers = min(workers, len(trials))
+    needed, there = workers * worker_mib(trials), available_mib()
     if needed > there:
         raise UserError(
             f"{workers} worker(s) need at least {needed:,.0f} MiB of memory, and {there:,.0f} MiB are free; "
             "take fewer --workers"
         )
+
+
+def worker_mib(trials: list[Trial]) -> float:
+    """What a worker needs at least, in MiB: it holds every backbone of the run."""
+    specs = {trial.backbone for trial in trials}
+    return PROCESS_MIB + sum(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
 
 
 def available_mib() -> float:

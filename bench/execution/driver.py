@@ -84,7 +84,7 @@ def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Tri
 
 
 def within(seconds: float, close: Callable[[], None]) -> bool:
-    """Whether `close` came to an end in time: a server that is silent must not hold up who was told to stop."""
+    """Whether `close` came to an end in time: a silent server must not hold up who was told to stop."""
     failures: list[BaseException] = []
 
     def closing() -> None:
