@@ -75,7 +75,7 @@ class Local:
 
     def prepare(self, trials: list[Trial]) -> None:
         """In one worker, while the others start: what it puts into the cache, all find there."""
-        for _ in range(min(len(trials), self.slots)):
+        for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
         for _ in range(STILLBORN):
             first = self._workers[0]
