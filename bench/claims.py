@@ -62,10 +62,13 @@ class Claims:
 
     def _keep_beating(self) -> None:
         """Also how the driver learns that the store is away, and that it is back."""
-        while not self._closing.wait(BEAT if self._store.online else PROBE):
+        last = time.monotonic()
+        while not self._closing.wait(PROBE):
+            if self._store.online and time.monotonic() < last + BEAT:
+                continue
             try:
                 self.beat()
-                self._store.online = True
+                last, self._store.online = time.monotonic(), True
             except StoreError:
                 self._store.online = False
 

@@ -72,13 +72,13 @@ class Outbox:
         return sorted((self.folder / PROCESS).glob("[!.]*"))
 
     def close(self) -> None:
-        """Leaves nothing behind where nothing waits."""
+        """Ends this process's part: what waits still is for whoever comes next, and nothing else is left."""
         own = self.folder / PROCESS
-        if own in self._locks and not any(own.iterdir()):
-            own.rmdir()
-            self._locks[own].release()
-            own.with_suffix(".lock").unlink(missing_ok=True)
-            del self._locks[own]
+        if lock := self._locks.pop(own, None):
+            if not any(own.glob("[!.]*")):
+                shutil.rmtree(own)
+                own.with_suffix(".lock").unlink(missing_ok=True)
+            lock.release()
 
     def left(self) -> Iterator[Path]:
         """The records that processes left that are gone; of several callers one gets them."""

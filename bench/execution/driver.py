@@ -32,7 +32,7 @@ LOOK = 2.0
 #: Seconds for the last words to a store: SLURM kills soon after it has terminated.
 CLOSING = 4.0
 #: Seconds that a run with nothing left to do waits for a server that is away. A file does not come back.
-PATIENCE, FILE_PATIENCE = 15 * 60.0, 5.0
+PATIENCE, FILE_PATIENCE = 15 * 60.0, 10.0
 
 
 class Executor(Protocol):

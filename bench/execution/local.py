@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from bench.execution.perform import Event, Report, ended, perform, prepare_all
@@ -115,6 +116,10 @@ class Local:
                     report(ended(trial, worker.slot.name, lost(reason)))
             else:
                 self._replace_stillborn(worker)
+
+    def processes(self) -> list[psutil.Process]:
+        """The workers, to look at."""
+        return [psutil.Process(worker.process.pid) for worker in self._workers]
 
     def stop(self) -> None:
         for worker in self._workers:
