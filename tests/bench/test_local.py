@@ -87,33 +87,25 @@ def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], 
     return notify
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(
-    store: Store, workers: Local, how: signal.Signals
-) -> None:
+def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, workers: Local) -> None:
     made = plan(seeds=[0], training={"batch_size": 16, "steps": 200})
-    events = run(store, workers, made, killing(workers, how, 1))
+    events = run(store, workers, made, killing(workers, signal.SIGSEGV, 1))
     assert [e.kind for e in events if e.kind != "progress"] == ["started", "lost", "started", "finished"]
     lost, done = store.records()
     assert (lost.status, lost.settled, done.status) == ("KILLED", False, "FINISHED")
     assert lost.tags["failure"] == "lost"
-    assert f"was ended by {how.name}" in lost.tags["failure_message"]
+    assert "was ended by SIGSEGV" in lost.tags["failure_message"]
 
 
 def test_a_trial_that_ends_its_worker_twice_is_lost_and_the_others_go_on(
     store: Store, workers: Local
 ) -> None:
     made = plan(seeds=[0, 1], training={"batch_size": 16, "steps": 200})
-    first: list[str] = []
 
     def notify(event: Event) -> None:
-        if (
-            event.kind == "progress"
-            and event.trial.id == (first or [first.append(event.trial.id), event.trial.id])[-1]
-        ):
+        if event.kind == "progress" and event.trial.seed == 0:
             worker = next(w for w in workers._workers if w.trial and w.trial.id == event.trial.id)
-            with suppress(ProcessLookupError):
-                os.kill(worker.process.pid or 0, signal.SIGKILL)
+            os.kill(worker.process.pid or 0, signal.SIGKILL)
 
     kinds = [e.kind for e in run(store, workers, made, notify) if e.kind not in ("progress", "started")]
     assert sorted(kinds) == ["finished", "lost", "lost"]
@@ -155,7 +147,7 @@ def test_what_cannot_be_prepared_is_told_before_any_trial(workers: Local) -> Non
 
 def start(folder: Path, suite: Path, uri: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "bench", "run", str(suite), "--store", uri]
-    command += ["--executor", "local", "--workers", "2"]
+    command += ["--executor", "local", "--workers", "1"]
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -172,34 +164,31 @@ def running(uri: str) -> list[Record]:
     return []
 
 
-def test_signals_close_what_runs_and_leave_no_process(tmp_path: Path, new_store: NewStore) -> None:
-    """A terminal and SLURM signal all processes at once; a killed driver takes its workers with it."""
-    suite, uri = write(tmp_path, seeds=[0, 1], training=LONG), new_store(tmp_path)
-    for how, code in ((signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        before = len(running(uri))
-        process = start(tmp_path, suite, uri)
-        try:
-            deadline = time.monotonic() + 150
-            while len(running(uri)) < before + 2:
-                assert process.poll() is None, process.communicate()[0]
-                assert time.monotonic() < deadline
-                time.sleep(0.3)
-            children = psutil.Process(process.pid).children(recursive=True)
-            assert len(children) >= 2
-            told = time.monotonic()
-            if how == signal.SIGKILL:
-                process.kill()
-            else:
-                os.killpg(process.pid, how)
-            out = process.communicate(timeout=60)[0]
-            assert time.monotonic() - told < 10
-        finally:
-            process.kill()
-        assert process.returncode == code, out
-        assert "Traceback" not in out
-        assert not psutil.wait_procs(children, timeout=10)[1]
-        statuses = {record.status for record in Store.existing(uri, "toy").records()}
-        assert statuses == ({"KILLED"} if how != signal.SIGKILL else {"KILLED", "RUNNING"})
+def test_a_signal_to_all_processes_closes_what_runs_and_leaves_none(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    """As a terminal does on Ctrl-C, and SLURM before the time limit."""
+    suite, uri = write(tmp_path, seeds=[0], training=LONG), new_store(tmp_path)
+    process = start(tmp_path, suite, uri)
+    try:
+        deadline = time.monotonic() + 150
+        while not running(uri):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        children = psutil.Process(process.pid).children(recursive=True)
+        told = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)
+        out = process.communicate(timeout=60)[0]
+        assert time.monotonic() - told < 10
+    finally:
+        process.kill()
+    assert process.returncode == 130, out
+    assert "Traceback" not in out
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    opened = Store.existing(uri, "toy")
+    assert [record.status for record in opened.records()] == ["KILLED"]
+    assert not opened.running()
 
 
 # --- before the start ---
