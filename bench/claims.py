@@ -50,6 +50,7 @@ class Claims:
     def close(self) -> None:
         """Ends the heartbeat: what this driver claimed and did not settle is free at once."""
         self._closing.set()
+        self._thread.join(1)
         if self._store.online:
             with storing():
                 self._client.delete_experiment_tag(self._experiment, DRIVER + self.driver)

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -84,20 +84,18 @@ def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Tri
 
 
 def within(seconds: float, close: Callable[[], None]) -> bool:
-    """Whether `close` came to an end in time: a silent server must not hold up who was told to stop."""
-    failures: list[BaseException] = []
+    """Whether `close` came to an end in time: a silent server must not hold up who was told to stop.
+
+    What the store does not take then, the next start finds open and closes.
+    """
 
     def closing() -> None:
-        try:
+        with suppress(StoreError):
             close()
-        except BaseException as error:
-            failures.append(error)
 
     thread = threading.Thread(target=closing, daemon=True)
     thread.start()
     thread.join(seconds)
-    if failures:
-        raise failures[0]
     return not thread.is_alive()
 
 
@@ -201,7 +199,8 @@ class _Driving:
                     self._wait()
             ended = "FINISHED"
         finally:
-            self.executor.stop() if ended == "KILLED" else None
+            if ended == "KILLED":
+                self.executor.stop()
             if not within(CLOSING, lambda: self._close(suite_run, ended)):
                 self.store.online = False
 
@@ -209,8 +208,17 @@ class _Driving:
         for run in self.running.values():
             # One whose record is on disk already is sent, now or at the next start.
             self._write(run.flush if run.ended else run.kill)
+        if self.why:
+            self._write(self._close_unheard_of)
         if suite_run is not None:
             self._write(lambda: self.store.end_suite(suite_run, ended))
+
+    def _close_unheard_of(self) -> None:
+        """A run that the store opened, and went away before it could say so."""
+        for run in self.store.running():
+            tags = run.data.tags
+            if tags.get("driver") == self.claims.driver and tags["kind"] == "trial":
+                TrialRun(self.store, run.info.run_id, "").kill()
 
     def _write(self, write: Callable[[], None], *, kept: bool = False) -> bool:
         """Writes to the store unless it is away; `kept` is for what keeps what it could not send."""

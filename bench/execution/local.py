@@ -96,7 +96,11 @@ class Local:
         return len(self._free) + sum(worker.trial is None for worker in self._workers)
 
     def submit(self, trial: Trial) -> None:
-        worker = next((worker for worker in self._workers if worker.trial is None), None) or self._start()
+        idle = [worker for worker in self._workers if worker.trial is None]
+        for worker in idle:
+            if not worker.process.is_alive():
+                self._remove(worker)
+        worker = next((one for one in idle if one in self._workers), None) or self._start()
         worker.trial = trial
         # A worker that died while it was idle is found by the next step.
         with suppress(OSError):

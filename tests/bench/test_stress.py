@@ -15,9 +15,8 @@ from ..stress.services import postgres_programs
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder() -> Iterator[Path]:
     """One that PostgreSQL's unprivileged user can come by."""
-
     with tempfile.TemporaryDirectory(prefix="tensorbench-") as made:
         path = Path(made)
         path.chmod(0o755)
