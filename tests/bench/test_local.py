@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -116,6 +117,7 @@ def test_a_trial_that_ends_its_worker_twice_is_lost_and_the_others_go_on(
 
 def test_who_watches_may_prune_a_trial_in_another_process(store: Store, workers: Local) -> None:
     made = plan(seeds=[0], training=LONG)
+    before = workers.processes()
 
     def notify(event: Event) -> None:
         if event.kind == "progress":
@@ -123,7 +125,8 @@ def test_who_watches_may_prune_a_trial_in_another_process(store: Store, workers:
 
     assert run(store, workers, made, notify)[-1].kind == "pruned"
     assert [record.status for record in store.records()] == ["PRUNED"]
-    assert len(workers.processes()) == 2
+    # No worker had to die for it.
+    assert all(worker.is_running() for worker in before)
 
 
 def test_a_failure_in_a_worker_is_stored_with_its_traceback(store: Store, workers: Local) -> None:
@@ -251,7 +254,7 @@ def test_too_little_disk_or_memory_is_told_before_the_start(
     made = plan(seeds=[0, 1])
     check_disk(made, list(made.trials), store)
     check_memory(list(made.trials), 1)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: (10**9, 10**9, 10 * 2**20))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10 * 2**20))
     with pytest.raises(UserError, match=r"has 10 MiB free, and 2 trial\(s\) need 2\d\d there"):
         check_disk(made, list(made.trials), store)
     with pytest.raises(
