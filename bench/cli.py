@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +13,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from bench import interrupts
 
 if TYPE_CHECKING:
     from methods import Geometry, Method
@@ -328,26 +328,11 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _interrupt(number: int, frame: object) -> None:
-    """Interrupts the program, so that it closes what is open; the second time it ends at once."""
-    interrupted = time.monotonic()
-
-    def end(number: int, frame: object) -> None:
-        # A terminal and a batch system may both pass on one and the same.
-        if time.monotonic() - interrupted > 0.5:
-            os._exit(130)
-
-    for other in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(other, end)
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Runs the program. What the user can mend is shown without a traceback, unless with --debug."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {message}")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    interrupts.install()
     try:
         app()
     except Exception as error:

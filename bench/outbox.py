@@ -48,7 +48,7 @@ class Outbox:
         own.mkdir(parents=True, exist_ok=True)
         if own not in self._locks:
             self._locks[own] = FileLock(own.with_suffix(".lock"))
-            self._locks[own].acquire(timeout=0)
+            self._locks[own].acquire(timeout=5)
         unfinished, kept = own / f".{letter.run_id}", own / letter.run_id
         shutil.rmtree(unfinished, ignore_errors=True)
         (unfinished / "files").mkdir(parents=True)
@@ -65,7 +65,10 @@ class Outbox:
             return
         letter = Letter(**json.loads((kept / "letter.json").read_text(encoding="utf-8")))
         send(letter, kept / "files")
-        shutil.rmtree(kept)
+        # Whole or gone, whenever this ends.
+        sent = kept.with_name(f".{kept.name}")
+        os.replace(kept, sent)
+        shutil.rmtree(sent)
 
     def waiting(self) -> list[Path]:
         """The records of this process that are not sent yet."""
@@ -91,8 +94,10 @@ class Outbox:
             except Timeout:
                 continue
             try:
-                yield from sorted(folder.glob("[!.]*"))
-                if not any(folder.glob("[!.]*")):
+                kept = sorted(folder.glob("[!.]*"))
+                yield from kept
+                # One without any may be of a process that has just begun.
+                if kept and not any(folder.glob("[!.]*")):
                     shutil.rmtree(folder, ignore_errors=True)
                     lock_file.unlink(missing_ok=True)
             finally:

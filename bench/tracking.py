@@ -33,6 +33,7 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from bench import interrupts
 from bench.assets import cache_dir
 from bench.outbox import Letter, Outbox
 from bench.plan import Plan, Row, Trial
@@ -67,9 +68,10 @@ class StoreRefusedError(StoreError):
 
 @contextmanager
 def storing() -> Iterator[None]:
-    """Raises StoreError for whatever a store that cannot be written to raises."""
+    """Raises StoreError for whatever a store that cannot be reached raises; interrupts wait for the end."""
     try:
-        yield
+        with interrupts.deferred():
+            yield
     except BROKEN_STORE as error:
         refused = isinstance(error, MlflowException) and error.error_code in REFUSALS
         raise (StoreRefusedError if refused else StoreError)(
@@ -292,6 +294,7 @@ class Store:
         if letter.status:
             client.set_terminated(run_id, letter.status, letter.ended)
 
+    @storing()
     def _search(self, kind: str, more: str = "") -> list[Run]:
         condition = f"tags.kind = '{kind}'{more}"
         found: list[Run] = []
@@ -486,17 +489,24 @@ def _now() -> int:
 
 def owner() -> str:
     """This process, so that others on this machine can tell whether it still lives."""
-    process = psutil.Process()
-    return f"{platform.node()}:{process.pid}:{process.create_time()}"
+    return f"{platform.node()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def _started(pid: int) -> str:
+    """When a process started, which tells a reused process id; not by the wall clock, which may be set."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return str(round(psutil.Process(pid).create_time()))
 
 
 def dead(owner: str) -> bool:
-    """Whether the owner ran on this machine and is gone; the start time (s) tells a reused process id."""
+    """Whether the owner ran on this machine and is gone."""
     host, _, rest = owner.partition(":")
     if host != platform.node():
         return False
     pid, _, started = rest.partition(":")
     try:
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) > 2
+        return _started(int(pid)) != started
     except psutil.NoSuchProcess:
         return True

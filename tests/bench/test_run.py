@@ -383,8 +383,7 @@ def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
     assert [record.status for record in store.records()] == ["RUNNING"]
     again = Store.existing(store.uri, "toy")
     with session(again) as at_work:
-        # The suite's run was open too.
-        assert (at_work.sent, at_work.closed) == (1, 1)
+        assert at_work.sent == 1
     (record,) = store.records()
     assert record.status == "FINISHED"
     assert {file.path for file in store.client.list_artifacts(record.run_id)} == {

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -98,13 +96,13 @@ def test_two_first_starts_at_once_make_one_experiment(uri: str, monkeypatch: pyt
 
 
 def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:
-    me = psutil.Process()
-    host, started = platform.node(), me.create_time()
+    me = tracking.owner()
+    host, pid, started = me.split(":")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     assert tracking.dead(f"{host}:{gone.pid}:{started}")
-    assert tracking.dead(f"{host}:{me.pid}:{started - 100}")
-    assert not tracking.dead(tracking.owner())
+    assert tracking.dead(f"{host}:{pid}:{int(started) - 100}")
+    assert not tracking.dead(me)
     assert not tracking.dead(f"elsewhere:{gone.pid}:{started}")
     assert not tracking.dead("")
 

@@ -37,11 +37,10 @@ def wait_until(there: Callable[[], bool], seconds: float, what: str) -> None:
 
 def postgres_programs() -> Path | None:
     """The folder of PostgreSQL's server programs, which Debian keeps off the path; None without them."""
-    found = shutil.which("initdb")
-    folders = (
-        [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    )
-    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in debian if (folder / "initdb").exists()), None)
 
 
 class Postgres:
@@ -58,11 +57,10 @@ class Postgres:
             shutil.chown(folder, self.user)
         self._call("initdb", "--auth=trust", "--username=mlflow", "--no-sync", "-D", str(folder / "data"))
         self.start()
-        self._call("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "mlflow", "mlflow")
 
     @property
     def uri(self) -> str:
-        return f"postgresql://mlflow@127.0.0.1:{self.port}/mlflow"
+        return f"postgresql://mlflow@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
