@@ -140,7 +140,7 @@ def ray_nodes(folder: Path, trials: int = 40, steps: int = 60, cpus: int = 2) ->
     suite, store = write_suite(folder, trials, steps), sqlite(folder)
     # The nodes' workers import the harness.
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
-    node = {"num_cpus": cpus, "object_store_memory": 100 * 2**20, "node_ip_address": "127.0.0.1"}
+    node = {"num_cpus": cpus, "object_store_memory": 100 * 2**20}
     began = time.monotonic()
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
