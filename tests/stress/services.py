@@ -60,7 +60,7 @@ class Postgres:
 
     @property
     def uri(self) -> str:
-        return f"postgresql://mlflow@127.0.0.1:{self.port}/postgres"
+        return f"postgresql+psycopg2://mlflow@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
@@ -97,7 +97,11 @@ class Server:
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with (self.folder / "mlflow-server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_until(self.answers, 120, "the MLflow server answers")
+        wait_until(
+            lambda: self.answers() or self.process.poll() is not None, 120, "the MLflow server answers"
+        )
+        if not self.answers():
+            raise RuntimeError((self.folder / "mlflow-server.log").read_text()[-2000:])
 
     def answers(self) -> bool:
         try:
