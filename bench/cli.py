@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +13,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from bench import interrupts
 
 if TYPE_CHECKING:
     from methods import Geometry, Method
@@ -40,6 +41,21 @@ StoreUri = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ExecutorKind = Annotated[
+    str,
+    typer.Option(
+        help="Where trials run: inline (this process), local (processes of this machine) or ray (a cluster)."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many trials at once. Default: every slot of the executor."),
+]
+SlotsPerDevice = Annotated[int | None, typer.Option(min=1, help="How many trials share a GPU. Default: one.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="A running Ray cluster: auto or HOST:PORT. Default: RAY_ADDRESS, or one started here."),
+]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
 Methods = Annotated[
     list[str] | None,
@@ -66,36 +82,52 @@ def run(
     task: Tasks = None,
     method: Methods = None,
     seed: Seeds = None,
+    executor: ExecutorKind = "inline",
+    workers: Workers = None,
+    slots_per_device: SlotsPerDevice = None,
+    ray_address: RayAddress = None,
     retry_failed: Annotated[bool, typer.Option(help="Run only the trials that failed.")] = False,
 ) -> None:
-    """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept."""
+    """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept.
+
+    Several starts on one store share the work.
+    """
     from bench.display import RunDisplay, print_summary
-    from bench.execution.inline import execute, pending, prepare_all
+    from bench.execution import make_executor
+    from bench.execution.checks import check_disk, check_memory
+    from bench.execution.driver import execute, pending, session
     from bench.plan import make_plan
     from bench.suite import load_suite
     from bench.tracking import DEFAULT_STORE, Store
-    from bench.trial import Resources
     from reports.summary import summarise
 
-    chosen = _device(device)
-    whole = make_plan(load_suite(suite), chosen)
+    chosen = device if executor == "ray" else _device(device)
+    place = make_executor(
+        executor, chosen, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
+    )
+    whole = make_plan(load_suite(suite), place.device)
     plan = whole.select(task or (), method or (), seed or ())
     opened = Store.create(store or DEFAULT_STORE, plan.suite.name)
-    with opened.exclusive():
-        closed = opened.close_stale()
-        if closed:
-            out.print(f"Closed {closed} unfinished run(s) of a process that died; their trials run again.")
+    with session(opened) as at_work:
+        if at_work.sent:
+            out.print(f"Sent {at_work.sent} record(s) that an earlier start could not store.")
+        if at_work.closed:
+            out.print(
+                f"Closed {at_work.closed} unfinished run(s) of a process that died; their trials run again."
+            )
         trials = pending(plan, opened, retry_failed=retry_failed)
-        out.print(
-            f"[bold]{plan.suite.name}[/bold]: {len(plan.trials)} trials, {len(trials)} to run on {chosen}"
-        )
+        count = f"{len(plan.trials)} trials, {len(trials)} to run on {place.device}"
+        out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
         if trials:
-            resources = Resources(chosen)
-            prepare_all(trials, resources)
-            with RunDisplay(out, plan, len(trials)) as display:
-                execute(whole, trials, opened, resources, display)
+            check_disk(plan, trials, opened)
+            with place:
+                if executor != "ray":
+                    check_memory(trials, place.slots)
+                place.prepare(trials)
+                with RunDisplay(out, plan, len(trials), place.slots) as display:
+                    execute(whole, trials, at_work, place, display)
         else:
-            opened.end_suite(opened.begin_suite(whole), "FINISHED")
+            opened.end_suite(opened.begin_suite(whole, at_work.claims.driver), "FINISHED")
         summary = summarise(opened, plan.as_json())
     print_summary(out, summary)
     if not summary.complete:
@@ -326,7 +358,7 @@ def main() -> None:
     """Runs the program. What the user can mend is shown without a traceback, unless with --debug."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {message}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.install()
     try:
         app()
     except Exception as error:

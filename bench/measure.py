@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import platform
 import statistics
 import subprocess
 import time
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -67,6 +70,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
+        _give_back()
         try:
             # Linux: 5 resets the peak resident set size (VmHWM).
             Path("/proc/self/clear_refs").write_text("5")
@@ -82,6 +86,13 @@ class PeakMemory:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
         return None
+
+
+def _give_back() -> None:
+    """Returns to the system what earlier trials freed and the allocator kept."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # elsewhere than on glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache

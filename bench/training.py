@@ -34,6 +34,10 @@ class Diverged(Exception):  # noqa: N818 - it names what happened to the trial
         super().__init__(f"the loss is {loss} at step {step}")
 
 
+class Pruned(Exception):  # noqa: N818 - it names what happened to the trial
+    """Raised by who watches a trial's progress, a search say: the trial is not worth going on with."""
+
+
 @dataclass
 class Progress:
     """What a running trial tells: losses of the latest steps or, after an epoch, the validation metric."""

@@ -101,9 +101,10 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
 
     The backbone is clean again afterwards in every case.
     """
-    started = time.perf_counter()
     backbone = resources.backbone(trial)
     data = resources.data(trial, backbone.info.input)
+    # Without what the first trial of a worker loads.
+    started = time.perf_counter()
     metric = TASKS.get(trial.task.task).metric
     encoder = backbone.module.encoder
     memory = PeakMemory(resources.device)

@@ -36,7 +36,7 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
     trial's any more, an update without the asked-for form, or an export that gives other logits.
     """
     target = target_folder(out, force)
-    client, _ = connect(store, "export", create=False)
+    client = connect(store, create=False)
     try:
         record = _finished(_find(client, run))
         trial, state = _artifacts(client, record)
@@ -78,7 +78,7 @@ def _find(client: MlflowClient, run: str) -> Record:
     Of the runs of one trial, its id means the one that counts.
     """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    records = [_record(found) for found in _trial_runs(client, experiments)]
+    records = [Record.of(found) for found in _trial_runs(client, experiments)]
     start = run.strip().lower()
     by_run = [record for record in records if start and record.run_id.startswith(start)]
     trials = latest(record for record in records if start and record.trial_id.startswith(start))
@@ -110,12 +110,6 @@ def _trial_runs(client: MlflowClient, experiments: list[str]) -> Iterator[Run]:
             return
 
 
-def _record(run: Run) -> Record:
-    info, data = run.info, run.data
-    trial = data.tags["trial_id"]
-    return Record(info.run_id, trial, info.status, info.start_time, dict(data.tags), dict(data.metrics))
-
-
 def _alike(record: Record, start: str) -> float:
     ids = (record.trial_id, record.run_id)
     return max(SequenceMatcher(None, start, one[: len(start)]).ratio() for one in ids)
@@ -139,6 +133,8 @@ def _finished(record: Record) -> Record:
     if record.status == "FAILED":
         reason, message = record.tags.get("failure", "error"), record.tags.get("failure_message", "")
         raise UserError(f"{name} failed, {reason}: {message}; there is nothing to export")
+    if record.status == "PRUNED":
+        raise UserError(f"{name} was pruned by its search; there is nothing to export")
     told = {"RUNNING": "is not finished yet", "KILLED": "was stopped before it finished"}
     raise UserError(f"{name} {told.get(record.status, record.status.lower())}; run its suite again")
 
