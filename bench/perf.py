@@ -168,10 +168,10 @@ def measure(
             counts[candidate] = adapter.parameter_count
             gc.collect()
             memory = PeakMemory(torch.device(device))
-            module = backbone.module
+            module: nn.Module = backbone.module
             if compiled:
                 torch.compiler.reset()  # what it holds was compiled for another adapter
-                module = torch.compile(module)
+                module = torch.compile(module)  # type: ignore[assignment]
             steps = list(_steps(module, adapter, inputs, labels, bf16))[WARMUP:]
             times[candidate].append(tuple(min(part) for part in zip(*steps, strict=True)))
             peaks[candidate].append(memory.mib())

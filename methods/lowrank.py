@@ -257,7 +257,7 @@ class AdaptedLinear(nn.Module):
         if self.up is None:
             self.shared.adapter.recontract()
         assert self.up is not None
-        bias = self.base.bias
+        bias: Tensor | None = self.base.bias
         if self.bias_update is not None:
             bias = self.bias_update if bias is None else bias + self.bias_update
         # Flat, since autograd would copy gradients for an in-place operation on a view.
