@@ -77,6 +77,8 @@ class Record:
     started: int
     tags: dict[str, str] = field(repr=False)
     metrics: dict[str, float] = field(repr=False)
+    #: URI of the run's artifacts.
+    artifacts: str = field(default="", repr=False)
 
     @property
     def settled(self) -> bool:
@@ -149,18 +151,19 @@ class Store:
             owner.unlink(missing_ok=True)
             self._lock.release()
 
-    def records(self) -> list[Record]:
-        """Every stored trial, oldest first."""
+    def records(self, kind: str = "trial") -> list[Record]:
+        """Every stored run of a kind, trials unless another is named, oldest first."""
         return [
             Record(
                 run.info.run_id,
-                run.data.tags["trial_id"],
+                run.data.tags.get("trial_id", ""),
                 run.info.status,
                 run.info.start_time,
                 dict(run.data.tags),
                 dict(run.data.metrics),
+                run.info.artifact_uri,
             )
-            for run in self._search("trial")
+            for run in self._search(kind)
         ]
 
     def plan(self) -> dict[str, Any] | None:

@@ -1,0 +1,367 @@
+"""The figures of a report. Each returns None where there is nothing to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from reports.analysis import Analysis, Block, pareto
+from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, panels, spread, styled
+from reports.reading import OWN_SIZE
+
+#: Settings of one figure, methods of one panel, and points that can be pointed at in one figure.
+MOST_PANELS, MOST_METHODS, MOST_POINTED = 12, 40, 400
+
+COSTS = {
+    "parameters": ("score-vs-parameters", "Score against parameters", "adapter parameters"),
+    "step_ms": ("score-vs-step-time", "Score against step time", "median training step, ms"),
+    "peak_mib": ("score-vs-memory", "Score against memory", "peak memory, MiB"),
+}
+
+
+def draw(analysis: Analysis, curves: Sequence[Curve] = ()) -> list[Drawn]:
+    """All figures that this study has something for."""
+    looks = Looks(analysis.study.cells["family"])
+    with styled():
+        drawn = [score_against(analysis, cost, looks) for cost in COSTS]
+        for number, block in enumerate(analysis.blocks):
+            drawn += [
+                differences(block, number, analysis.threshold, looks),
+                ranks(analysis, block, number, looks),
+                better(block, number),
+                normalised(analysis, block, number, looks),
+            ]
+        drawn.append(training(curves, looks))
+    return [figure for figure in drawn if figure is not None]
+
+
+def score_against(analysis: Analysis, cost: str, looks: Looks) -> Drawn | None:
+    """Score against a cost, a panel a setting, with the Pareto front."""
+    cells = analysis.study.cells
+    cells = cells[cells["mean"].notna() & cells[cost].notna()]
+    if not len(cells):
+        return None
+    name, title, label = COSTS[cost]
+    groups = list(cells.groupby(["task", "backbone"], sort=False))
+    figure, axes = panels(min(len(groups), MOST_PANELS), height=3.1)
+    told = {}
+    for ax, ((task, backbone), group) in zip(axes, groups, strict=False):
+        front = pareto(group, cost)
+        ax.set_title(f"{task} · {backbone}")
+        if cost == "parameters":
+            _floor(ax, group[group[cost] == 0])
+            group = group[group[cost] > 0]
+            front = [cell for cell in front if cell in group.index]
+            ax.set_xscale("log")
+            ax.xaxis.set_major_formatter(FuncFormatter(_count))
+            ax.xaxis.set_minor_formatter(NullFormatter())
+        line = group.loc[front].sort_values(cost)
+        ax.plot(line[cost], 100 * line["mean"], color=MUTED, lw=0.9, drawstyle="steps-post", zorder=1)
+        _whiskers(ax, group, cost, looks)
+        for family, points in group.groupby("family", sort=False):
+            for complete, some in points.groupby("complete"):
+                style = {"facecolor": looks.colour(str(family))} if complete else {"facecolor": "none"}
+                for cell, point in some.iterrows():
+                    gid = f"p{cell}"
+                    ax.scatter(
+                        point[cost],
+                        100 * point["mean"],
+                        s=26,
+                        marker=looks.shape(str(family)),
+                        edgecolor=looks.colour(str(family)),
+                        linewidth=1,
+                        zorder=3,
+                        gid=gid if len(cells) <= MOST_POINTED else None,
+                        **style,
+                    )
+                    told[gid] = f"{_name(point)}: {100 * point['mean']:.2f}, {label} {point[cost]:,.0f}"
+        _limits(ax, group)
+        _label(ax, group.loc[front], cost)
+        ax.set_xlabel(label)
+        ax.set_ylabel(f"{group['evaluated'].iloc[0]} {group['metric'].iloc[0]}, %" if len(group) else "")
+    _legend(figure, axes, looks, cells)
+    caption = (
+        "Each point is a row of the leaderboard: the mean over its seeds, hollow where seeds are missing. "
+        "The grey line is the Pareto front of complete rows; what stands on it is named. Whiskers are 95% "
+        "intervals, cut at the frame."
+    )
+    if cost == "parameters":
+        caption += " A method without adapter parameters is the dotted line."
+    else:
+        caption += " Times and memory are of the machine that ran the trial: see Provenance for mixtures."
+    if len(groups) > MOST_PANELS:
+        caption += f" The first {MOST_PANELS} of {len(groups)} settings."
+    best = ", ".join(_name(cells.loc[cell]) for cell in pareto(cells, cost)[:8])
+    return Drawn(name, title, caption, f"On the Pareto front: {best or 'no complete row'}.", figure, told)
+
+
+def differences(block: Block, number: int, threshold: float, looks: Looks) -> Drawn | None:
+    """Difference from the reference with its interval."""
+    shown = sorted(block.comparisons, key=lambda c: c.effect.difference)[-MOST_METHODS:]
+    if not shown:
+        return None
+    figure, (ax,) = panels(1, height=0.9 + 0.23 * len(shown))
+    values = [100 * c.effect.difference for c in shown]
+    ax.axvspan(-100 * threshold, 100 * threshold, color=RULE, alpha=0.5, lw=0)
+    ax.axvline(0, color=MUTED, lw=0.8)
+    told = {}
+    for y, comparison in enumerate(shown):
+        colour = looks.colour(comparison.family)
+        if comparison.effect.interval:
+            low, high = (100 * bound for bound in comparison.effect.interval)
+            ax.plot([low, high], [y, y], color=colour, lw=1.4, solid_capstyle="butt")
+        gid = f"d{y}"
+        ax.scatter(values[y], y, s=24, color=colour, marker=looks.shape(comparison.family), zorder=3, gid=gid)
+        told[gid] = f"{comparison.method}: {values[y]:+.2f} points, {comparison.verdict}"
+    reach = max(2.2 * max(map(abs, values)), 250 * threshold)
+    ends = [abs(100 * b) for c in shown if c.effect.interval for b in c.effect.interval]
+    reach = min(reach, 1.05 * max(ends)) if ends else reach
+    ax.set_xlim(-max(reach, 150 * threshold), max(reach, 150 * threshold))
+    _rows(ax, [c.method for c in shown])
+    ax.set_xlabel(f"points above {block.reference}")
+    caption = (
+        f"Mean difference from {block.reference} over {_settings(block)}, with its 95% interval (cut at the frame). "
+        f"The band is ±{100 * threshold:g} points, the smallest difference taken to matter."
+    )
+    alternative = "; ".join(f"{c.method} {100 * c.effect.difference:+.2f}" for c in reversed(shown))
+    return Drawn(f"differences-{number}", f"Against {block.reference}, {block.budget}", caption, alternative, figure, told)
+
+
+def ranks(analysis: Analysis, block: Block, number: int, looks: Looks) -> Drawn | None:
+    """Mean ranks with intervals."""
+    if block.ranks is None or len(block.methods) < 2:
+        return None
+    methods = block.methods[:MOST_METHODS]
+    figure, (ax,) = panels(1, height=0.9 + 0.23 * len(methods))
+    for y, method in enumerate(methods):
+        family = str(analysis.study.cells.at[block.cells[method][0], "family"])
+        if block.ranks.low is not None and block.ranks.high is not None:
+            ax.plot(
+                [block.ranks.low[y], block.ranks.high[y]],
+                [-y, -y],
+                color=looks.colour(family),
+                lw=1.4,
+                solid_capstyle="butt",
+            )
+        ax.scatter(block.ranks.mean[y], -y, s=24, color=looks.colour(family), marker=looks.shape(family), zorder=3)
+    ax.set_yticks([-y for y in range(len(methods))], methods)
+    ax.tick_params(axis="y", labelcolor=INK)
+    ax.set_ylim(-len(methods) + 0.4, 0.6)
+    ax.set_xlim(0.7, len(block.methods) + 0.3)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("mean rank (1 is best)")
+    caption = (
+        f"Mean rank over {_settings(block)}. Intervals (95%) resample the {block.seeds} seeds within settings; "
+        "they describe these runs and are no test."
+    )
+    if len(block.methods) > len(methods):
+        caption += f" The best {len(methods)} of {len(block.methods)} methods."
+    alternative = "; ".join(f"{m} {r:.1f}" for m, r in zip(methods, block.ranks.mean, strict=False))
+    return Drawn(f"ranks-{number}", f"Ranks, {block.budget}", caption, alternative, figure)
+
+
+def better(block: Block, number: int) -> Drawn | None:
+    """Heat map of P(row beats column)."""
+    if block.better is None:
+        return None
+    methods = block.paired
+    size = 0.36 * len(methods)
+    figure, (ax,) = panels(1, height=size + 1.6)
+    figure.set_size_inches(min(size + 2.6, 11), size + 1.7)
+    for i in range(len(methods)):
+        for j in range(len(methods)):
+            if i == j:
+                continue
+            p = float(block.better[i, j])
+            colour = SERIES[0] if p > 0.5 else SERIES[1]
+            ax.add_patch(Rectangle((j - 0.5, -i - 0.5), 1, 1, color=colour, alpha=0.65 * abs(2 * p - 1), lw=0))
+            ax.text(j, -i, f"{100 * p:.0f}", ha="center", va="center", fontsize=7.5)
+    ax.set_xticks(range(len(methods)), methods, rotation=40, ha="left", rotation_mode="anchor")
+    ax.set_yticks([-i for i in range(len(methods))], methods)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0, labelcolor=INK)
+    ax.set_xlim(-0.5, len(methods) - 0.5)
+    ax.set_ylim(-len(methods) + 0.5, 0.5)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    caption = (
+        "Chance in % that a run of the row's method scores above a run of the column's (ties count half), the "
+        f"mean over {_settings(block)}. Blue above 50, orange below; methods in order of mean rank."
+    )
+    return Drawn(
+        f"p-better-{number}", f"P(better), {block.budget}", caption, "Its numbers stand in the table below.", figure
+    )
+
+
+def normalised(analysis: Analysis, block: Block, number: int, looks: Looks) -> Drawn | None:
+    """Normalised aggregate by mean and by interquartile mean."""
+    methods = [method for method in block.methods if method in block.aggregates][:MOST_METHODS]
+    if not methods:
+        return None
+    figure, axes = panels(2, height=0.9 + 0.23 * len(methods))
+    for ax, kind, title in zip(axes, ("mean", "iqm"), ("mean", "interquartile mean"), strict=True):
+        for y, method in enumerate(methods):
+            family = str(analysis.study.cells.at[block.cells[method][0], "family"])
+            value = getattr(block.aggregates[method], kind)
+            interval = getattr(block.aggregates[method], f"{kind}_interval")
+            if interval:
+                ax.plot(interval, [-y, -y], color=looks.colour(family), lw=1.4, solid_capstyle="butt")
+            ax.scatter(value, -y, s=24, color=looks.colour(family), marker=looks.shape(family), zorder=3)
+        ax.set_yticks([-y for y in range(len(methods))], methods if ax is axes[0] else [])
+        ax.tick_params(axis="y", labelcolor=INK)
+        ax.set_ylim(-len(methods) + 0.4, 0.6)
+        ax.set_title(title)
+        ax.set_xlabel("0: head only, 1: full fine-tuning")
+    caption = "Scores between head only and full fine-tuning, over all runs; 95% intervals resample seeds within settings."
+    alternative = "; ".join(f"{m} {block.aggregates[m].mean:.2f}" for m in methods)
+    return Drawn(f"normalised-{number}", f"Normalised score, {block.budget}", caption, alternative, figure)
+
+
+class Curve:
+    """Validation scores of a method by epoch, the mean over the seeds that have that epoch."""
+
+    def __init__(self, setting: str, method: str, family: str, histories: Sequence[np.ndarray], seeds: int) -> None:
+        self.setting, self.method, self.family, self.seeds = setting, method, family, seeds
+        values = pd.DataFrame(
+            [(step, value) for history in histories for step, value in history], columns=["epoch", "value"]
+        )
+        mean = values.groupby("epoch")["value"].mean()
+        self.epochs, self.values = mean.index.to_numpy(), mean.to_numpy()
+
+
+def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
+    """Validation score by epoch, a panel a setting and budget."""
+    settings = list(dict.fromkeys(curve.setting for curve in curves))
+    if not settings:
+        return None
+    figure, axes = panels(min(len(settings), MOST_PANELS), height=3.2)
+    told = {}
+    for ax, setting in zip(axes, settings, strict=False):
+        shown = [curve for curve in curves if curve.setting == setting]
+        for curve in shown:
+            gid = f"t{curves.index(curve)}"
+            colour = looks.colour(curve.family)
+            width = 1.8 if curve.family == "lora" else 1
+            marker = looks.shape(curve.family) if len(curve.epochs) <= 12 else None
+            ax.plot(curve.epochs, 100 * curve.values, color=colour, lw=width, marker=marker, ms=3, gid=gid)
+            told[gid] = f"{curve.method}: {100 * curve.values[-1]:.2f} after epoch {curve.epochs[-1]:g}"
+        last = max(curve.epochs[-1] for curve in shown)
+        low, high = ax.get_ylim()
+        ends = [100 * curve.values[-1] for curve in shown]
+        for curve, end, y in zip(shown, ends, spread(ends, (high - low) / 17), strict=True):
+            ax.annotate(
+                curve.method,
+                (curve.epochs[-1], end),
+                (last + 0.04 * max(1, last - 1), y),
+                textcoords="data",
+                fontsize=7.5,
+                va="center",
+                color=looks.colour(curve.family),
+                annotation_clip=False,
+            )
+        ax.set_title(setting)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("validation score, %")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    caption = "Validation score after each epoch, the mean over seeds."
+    if len(settings) > MOST_PANELS:
+        caption += f" The first {MOST_PANELS} of {len(settings)} settings."
+    alternative = "; ".join(f"{c.method} on {c.setting} ends at {100 * c.values[-1]:.1f}" for c in curves[:12])
+    return Drawn("training-curves", "Training curves", caption, alternative, figure, told)
+
+
+def _name(cell: pd.Series) -> str:
+    where = "" if cell["budget"] == OWN_SIZE else f" ({cell['budget']})"
+    return f"{cell['method']}{where} on {cell['task']} · {cell['backbone']}"
+
+
+def _settings(block: Block) -> str:
+    return "1 setting" if len(block.settings) == 1 else f"{len(block.settings)} settings"
+
+
+def _count(value: float, _: int) -> str:
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _rows(ax: Axes, names: Sequence[str]) -> None:
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(axis="y", labelcolor=INK)
+    ax.set_ylim(-0.6, len(names) - 0.4)
+
+
+def _floor(ax: Axes, cells: pd.DataFrame) -> None:
+    for _, cell in cells.iterrows():
+        ax.axhline(100 * cell["mean"], color=MUTED, lw=0.9, ls=":", zorder=1)
+        ax.annotate(
+            cell["method"],
+            (1, 100 * cell["mean"]),
+            (-2, 2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.5,
+            color=MUTED,
+        )
+
+
+def _whiskers(ax: Axes, cells: pd.DataFrame, cost: str, looks: Looks) -> None:
+    if len(cells) > 60:
+        return
+    for _, cell in cells[cells["low"].notna()].iterrows():
+        ax.plot(
+            [cell[cost]] * 2,
+            [100 * cell["low"], 100 * cell["high"]],
+            color=looks.colour(cell["family"]),
+            lw=0.7,
+            alpha=0.5,
+            zorder=2,
+        )
+
+
+def _limits(ax: Axes, cells: pd.DataFrame) -> None:
+    """Around the means: two seeds' intervals would leave nothing else to see."""
+    known = [100 * value for value in cells["mean"]]
+    known += [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() == ":"]  # type: ignore[index]
+    if not known:
+        return
+    pad = max(0.35 * (max(known) - min(known)), 1.0)
+    ax.set_ylim(min(known) - pad, max(known) + pad)
+
+
+def _label(ax: Axes, cells: pd.DataFrame, cost: str) -> None:
+    """Names of a few points, beside them and moved apart."""
+    named = cells.iloc[:8]
+    low, high = ax.get_ylim()
+    ys = [100 * value for value in named["mean"]]
+    right = ax.get_xlim()[1]
+    for (_, cell), y, at in zip(named.iterrows(), ys, spread(ys, (high - low) / 16), strict=True):
+        beyond = ax.transData.transform((cell[cost], y))[0] > ax.transData.transform((right, y))[0] - 90
+        ax.annotate(
+            cell["method"],
+            (cell[cost], at),
+            (-6 if beyond else 6, 3),
+            textcoords="offset points",
+            ha="right" if beyond else "left",
+            va="bottom",
+            fontsize=7.5,
+        )
+
+
+def _legend(figure: object, axes: Sequence[Axes], looks: Looks, cells: pd.DataFrame) -> None:
+    families = [family for family in looks.families if family in set(cells["family"])]
+    if len(families) < 2:
+        return
+    handles = [
+        Line2D([], [], color=looks.colour(f), marker=looks.shape(f), ls="", ms=5, label=f.replace("_", " "))
+        for f in families
+    ]
+    axes[0].figure.legend(handles=handles, loc="outside lower left", ncols=min(8, len(handles)))
