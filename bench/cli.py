@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -228,6 +229,44 @@ def export(
     done = export_run(store or DEFAULT_STORE, run, folder, merged=merged, force=force)
     out.print(f"Wrote {', '.join(done.files)} to {done.folder}.")
     out.print(f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.")
+
+
+@app.command()
+def report(
+    experiment: Annotated[list[str], typer.Argument(help="Experiments (suites) of one store.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format", help="html, csv, md, latex, json, png or svg; may be repeated. Default: all."
+        ),
+    ] = None,
+    store: StoreUri = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="The smallest difference in score that matters.")
+    ] = 0.01,
+    mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
+    log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
+    force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
+) -> None:
+    """Write the report of one or more experiments: a page, tables, figures and JSON."""
+    from bench.tracking import DEFAULT_STORE
+    from reports.report import FORMATS, write_report
+
+    done = write_report(
+        store or DEFAULT_STORE,
+        experiment,
+        folder,
+        formats or FORMATS,
+        threshold=threshold,
+        mixed=mixed,
+        force=force,
+        log=log,
+    )
+    for note in (*done.analysis.notes, *map(str, done.mixtures)):
+        out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    where = f", and on the suite run of {', '.join(done.logged)}" if done.logged else ""
+    out.print(f"Wrote {len(done.files)} files to {folder}{where}.", markup=False, soft_wrap=True)
 
 
 @app.command()

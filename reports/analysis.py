@@ -1,4 +1,4 @@
-"""What the stored scores say: comparisons with LoRA, ranks, groups, aggregates, and where they say too little.
+"""What the stored scores say: comparisons with LoRA, ranks, groups, aggregates; and where they say nothing.
 
 One block is one budget. Within it methods are compared over settings (a task on a backbone), and only
 methods whose every cell is complete take part; the others are named with the reason.
@@ -158,8 +158,8 @@ def _block(study: Study, scores: _Scores, budget: str, threshold: float) -> Bloc
     block = Block(budget, settings, list(usable), left_out, usable)
     if left_out:
         block.notes.append(
-            f"{len(left_out)} of {len(of_method)} methods have incomplete cells and are in no comparison, rank "
-            "or aggregate of this budget."
+            f"{len(left_out)} of {len(of_method)} methods have incomplete cells and are in no comparison, "
+            "rank or aggregate of this budget."
         )
     if not usable:
         return block
@@ -200,8 +200,8 @@ def _rank(block: Block, tables: list[Array]) -> None:
         block.notes.append("One seed: no interval, no test and no group can be given.")
     elif len(block.methods) > 1:
         block.notes.append(
-            f"Rank intervals resample {block.seeds} seeds within {_many(len(block.settings), 'setting')}: they "
-            "describe these runs, and are no test."
+            f"Rank intervals resample {block.seeds} seeds within {_many(len(block.settings), 'setting')}: "
+            "they describe these runs, and are no test."
         )
 
 
@@ -211,18 +211,19 @@ def _pair(block: Block, scores: _Scores) -> None:
         return
     if len(block.methods) > MOST_PAIRED:
         block.notes.append(
-            f"Groups and P(better) are of the {MOST_PAIRED} best of {len(block.methods)} methods by mean rank."
+            f"Groups and P(better) are of the {MOST_PAIRED} best by mean rank of {len(block.methods)} methods."
         )
     tables = [
-        scores.table([block.cells[method][i] for method in block.paired])[1] for i in range(len(block.settings))
+        scores.table([block.cells[method][i] for method in block.paired])[1]
+        for i in range(len(block.settings))
     ]
     block.better = statistics.better_matrix(tables)
     pairs = len(block.paired) * (len(block.paired) - 1) // 2
     least = statistics.smallest_p(sum(table.shape[1] for table in tables))
     if least * pairs > ALPHA:
         block.notes.append(
-            f"Too little data to tell any two methods apart: over {sum(t.shape[1] for t in tables)} seed pairs "
-            f"the smallest possible p, corrected for {_many(pairs, 'pair')}, is {min(1, least * pairs):.2g}."
+            f"Too little data to tell any two methods apart: over {sum(t.shape[1] for t in tables)} seed "
+            f"pairs the smallest possible p, corrected for {_many(pairs, 'pair')}, is {min(1, least * pairs):.2g}."
         )
         return
     p = statistics.pairwise_p(tables)
@@ -313,16 +314,25 @@ def _aggregate(study: Study, scores: _Scores, block: Block, threshold: float) ->
         means: dict[Setting, float] = {}
         for line in cells.itertuples():
             means.setdefault((line.task, line.backbone), line.mean)
-        lacking = [f"{task} · {backbone}" for task, backbone in block.settings if (task, backbone) not in means]
+        lacking = [
+            f"{task} · {backbone}" for task, backbone in block.settings if (task, backbone) not in means
+        ]
         if lacking:
-            block.notes.append(f"No normalised score: {called} is not there, or incomplete, on {', '.join(lacking)}.")
+            block.notes.append(
+                f"No normalised score: {called} is not there, or incomplete, on {', '.join(lacking)}."
+            )
             return
         ends[family] = [means[setting] for setting in block.settings]
-    kept = [i for i, (low, high) in enumerate(zip(ends[FLOOR], ends[CEILING], strict=True)) if high - low >= threshold]
+    kept = [
+        i
+        for i, (low, high) in enumerate(zip(ends[FLOOR], ends[CEILING], strict=True))
+        if high - low >= threshold
+    ]
     if len(kept) < len(block.settings):
         out = ", ".join(f"{t} · {b}" for i, (t, b) in enumerate(block.settings) if i not in kept)
         block.notes.append(
-            f"Full fine-tuning exceeds head only by less than {threshold:g} on {out}: not in the normalised score."
+            f"Full fine-tuning exceeds head only by less than {threshold:g} on {out}: not in the normalised "
+            "score."
         )
     if not kept:
         return
@@ -341,7 +351,9 @@ def _resample(study: Study, scores: _Scores, blocks: list[Block]) -> list[str]:
         for cell, reference in zip(comparison.cells, comparison.reference_cells, strict=True)
         if study.cells.at[cell, "metric"] in statistics.SCORES
     ]
-    of_cell = {cell: group for cell, group in study.seeds[study.seeds["status"] == "FINISHED"].groupby("cell")}
+    of_cell = {
+        cell: group for cell, group in study.seeds[study.seeds["status"] == "FINISHED"].groupby("cell")
+    }
     ids: dict[str, str] = {}
     taken = 0
     for _, cell, reference in wanted:
@@ -359,8 +371,8 @@ def _resample(study: Study, scores: _Scores, blocks: list[Block]) -> list[str]:
     notes = []
     if taken < len(wanted):
         notes.append(
-            f"Test examples were resampled for the first {taken:,} of {len(wanted):,} comparisons: a report reads "
-            f"the predictions of {MOST_PREDICTIONS:,} runs at most."
+            f"Test examples were resampled for the first {taken:,} of {len(wanted):,} comparisons: a report "
+            f"reads the predictions of {MOST_PREDICTIONS:,} runs at most."
         )
     answers: dict[str, Predictions] = {}
     for source in study.sources:
@@ -383,7 +395,11 @@ def _resample(study: Study, scores: _Scores, blocks: list[Block]) -> list[str]:
 
 
 def _paired_answers(
-    scores: _Scores, of_cell: dict[Any, pd.DataFrame], answers: dict[str, Predictions], cell: int, reference: int
+    scores: _Scores,
+    of_cell: dict[Any, pd.DataFrame],
+    answers: dict[str, Predictions],
+    cell: int,
+    reference: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     seeds, _ = scores.table([cell, reference])
     sides = []
@@ -394,7 +410,9 @@ def _paired_answers(
         sides.append([answers[trial[seed]] for seed in seeds])
     first = sides[0][0]
     for answer in chain(*sides):
-        if not np.array_equal(answer.examples, first.examples) or not np.array_equal(answer.labels, first.labels):
+        if not np.array_equal(answer.examples, first.examples) or not np.array_equal(
+            answer.labels, first.labels
+        ):
             return None
     x, y = (np.stack([answer.answers for answer in side]) for side in sides)
     return first.labels, x, y
@@ -406,7 +424,8 @@ def _sparse(study: Study) -> list[str]:
     few = int(cells["seeds"].max())
     if few < 5:
         notes.append(
-            f"{_many(few, 'seed')} per cell at most: intervals are wide or absent, and hardly any difference can be shown."
+            f"{_many(few, 'seed')} per cell at most: intervals are wide or absent, and hardly any difference "
+            "can be shown."
         )
     lost = cells[~cells["complete"]]
     if len(lost):

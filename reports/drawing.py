@@ -112,12 +112,16 @@ class Drawn:
         return file.getvalue()
 
 
-def panels(count: int, *, columns: int = 2, height: float = 2.7, width: float = WIDTH) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, *, columns: int = 2, height: float = 2.7, width: float = WIDTH
+) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes in a grid."""
     columns = min(columns, count)
     rows = -(-count // columns)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width if columns > 1 else min(width, 6.4), rows * height), layout="constrained")
+        figure = Figure(
+            figsize=(width if columns > 1 else min(width, 6.4), rows * height), layout="constrained"
+        )
         FigureCanvasAgg(figure)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)  # type: ignore[union-attr]
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)

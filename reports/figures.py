@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from reports.ablation import Ablation
 from reports.analysis import Analysis, Block, pareto
+from reports.curves import Curve
 from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, panels, spread, styled
 from reports.reading import OWN_SIZE
 
@@ -126,11 +127,18 @@ def differences(block: Block, number: int, threshold: float, looks: Looks) -> Dr
     _rows(ax, [c.method for c in shown])
     ax.set_xlabel(f"points above {block.reference}")
     caption = (
-        f"Mean difference from {block.reference} over {_settings(block)}, with its 95% interval (cut at the frame). "
-        f"The band is ±{100 * threshold:g} points, the smallest difference taken to matter."
+        f"Mean difference from {block.reference} over {_settings(block)}, with its 95% interval (cut at the "
+        f"frame). The band is ±{100 * threshold:g} points, the smallest difference taken to matter."
     )
     alternative = "; ".join(f"{c.method} {100 * c.effect.difference:+.2f}" for c in reversed(shown))
-    return Drawn(f"differences-{number}", f"Against {block.reference}, {block.budget}", caption, alternative, figure, told)
+    return Drawn(
+        f"differences-{number}",
+        f"Against {block.reference}, {block.budget}",
+        caption,
+        alternative,
+        figure,
+        told,
+    )
 
 
 def ranks(analysis: Analysis, block: Block, number: int, looks: Looks) -> Drawn | None:
@@ -149,7 +157,9 @@ def ranks(analysis: Analysis, block: Block, number: int, looks: Looks) -> Drawn 
                 lw=1.4,
                 solid_capstyle="butt",
             )
-        ax.scatter(block.ranks.mean[y], -y, s=24, color=looks.colour(family), marker=looks.shape(family), zorder=3)
+        ax.scatter(
+            block.ranks.mean[y], -y, s=24, color=looks.colour(family), marker=looks.shape(family), zorder=3
+        )
     ax.set_yticks([-y for y in range(len(methods))], methods)
     ax.tick_params(axis="y", labelcolor=INK)
     ax.set_ylim(-len(methods) + 0.4, 0.6)
@@ -157,8 +167,8 @@ def ranks(analysis: Analysis, block: Block, number: int, looks: Looks) -> Drawn 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("mean rank (1 is best)")
     caption = (
-        f"Mean rank over {_settings(block)}. Intervals (95%) resample the {block.seeds} seeds within settings; "
-        "they describe these runs and are no test."
+        f"Mean rank over {_settings(block)}. Intervals (95%) resample the {block.seeds} seeds within "
+        "settings; they describe these runs and are no test."
     )
     if len(block.methods) > len(methods):
         caption += f" The best {len(methods)} of {len(block.methods)} methods."
@@ -180,7 +190,9 @@ def better(block: Block, number: int) -> Drawn | None:
                 continue
             p = float(block.better[i, j])
             colour = SERIES[0] if p > 0.5 else SERIES[1]
-            ax.add_patch(Rectangle((j - 0.5, -i - 0.5), 1, 1, color=colour, alpha=0.65 * abs(2 * p - 1), lw=0))
+            ax.add_patch(
+                Rectangle((j - 0.5, -i - 0.5), 1, 1, color=colour, alpha=0.65 * abs(2 * p - 1), lw=0)
+            )
             ax.text(j, -i, f"{100 * p:.0f}", ha="center", va="center", fontsize=7.5)
     ax.set_xticks(range(len(methods)), methods, rotation=40, ha="left", rotation_mode="anchor")
     ax.set_yticks([-i for i in range(len(methods))], methods)
@@ -191,11 +203,15 @@ def better(block: Block, number: int) -> Drawn | None:
     ax.grid(False)
     ax.spines[:].set_visible(False)
     caption = (
-        "Chance in % that a run of the row's method scores above a run of the column's (ties count half), the "
-        f"mean over {_settings(block)}. Blue above 50, orange below; methods in order of mean rank."
+        "Chance in % that a run of the row's method scores above a run of the column's (ties count half), "
+        f"the mean over {_settings(block)}. Blue above 50, orange below; methods in order of mean rank."
     )
     return Drawn(
-        f"p-better-{number}", f"P(better), {block.budget}", caption, "Its numbers stand in the table below.", figure
+        f"p-better-{number}",
+        f"P(better), {block.budget}",
+        caption,
+        "Its numbers stand in the table below.",
+        figure,
     )
 
 
@@ -218,34 +234,25 @@ def normalised(analysis: Analysis, block: Block, number: int, looks: Looks) -> D
         ax.set_ylim(-len(methods) + 0.4, 0.6)
         ax.set_title(title)
         ax.set_xlabel("0: head only, 1: full fine-tuning")
-    caption = "Scores between head only and full fine-tuning, over all runs; 95% intervals resample seeds within settings."
+    caption = (
+        "Scores between head only and full fine-tuning, over all runs; 95% intervals resample seeds within "
+        "settings."
+    )
     alternative = "; ".join(f"{m} {block.aggregates[m].mean:.2f}" for m in methods)
     return Drawn(f"normalised-{number}", f"Normalised score, {block.budget}", caption, alternative, figure)
 
 
-class Curve:
-    """Validation scores of a method by epoch, the mean over the seeds that have that epoch."""
-
-    def __init__(self, setting: str, method: str, family: str, histories: Sequence[np.ndarray], seeds: int) -> None:
-        self.setting, self.method, self.family, self.seeds = setting, method, family, seeds
-        values = pd.DataFrame(
-            [(step, value) for history in histories for step, value in history], columns=["epoch", "value"]
-        )
-        mean = values.groupby("epoch")["value"].mean()
-        self.epochs, self.values = mean.index.to_numpy(), mean.to_numpy()
-
-
 def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
     """Validation score by epoch, a panel a setting and budget."""
-    settings = list(dict.fromkeys(curve.setting for curve in curves))
+    settings = list(dict.fromkeys(curve.panel for curve in curves))
     if not settings:
         return None
-    figure, axes = panels(min(len(settings), MOST_PANELS), height=3.2)
+    figure, axes = panels(len(settings), height=3.2)
     told = {}
-    for ax, setting in zip(axes, settings, strict=False):
-        shown = [curve for curve in curves if curve.setting == setting]
+    for ax, setting in zip(axes, settings, strict=True):
+        shown = [curve for curve in curves if curve.panel == setting]
         for curve in shown:
-            gid = f"t{curves.index(curve)}"
+            gid = f"t{len(told)}"
             colour = looks.colour(curve.family)
             width = 1.8 if curve.family == "lora" else 1
             marker = looks.shape(curve.family) if len(curve.epochs) <= 12 else None
@@ -270,9 +277,7 @@ def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
         ax.set_ylabel("validation score, %")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     caption = "Validation score after each epoch, the mean over seeds."
-    if len(settings) > MOST_PANELS:
-        caption += f" The first {MOST_PANELS} of {len(settings)} settings."
-    alternative = "; ".join(f"{c.method} on {c.setting} ends at {100 * c.values[-1]:.1f}" for c in curves[:12])
+    alternative = "; ".join(f"{c.method} on {c.panel} ends at {100 * c.values[-1]:.1f}" for c in curves[:12])
     return Drawn("training-curves", "Training curves", caption, alternative, figure, told)
 
 
@@ -365,3 +370,78 @@ def _legend(figure: object, axes: Sequence[Axes], looks: Looks, cells: pd.DataFr
         for f in families
     ]
     axes[0].figure.legend(handles=handles, loc="outside lower left", ncols=min(8, len(handles)))
+
+
+def ablation(number: int, found: Ablation) -> list[Drawn]:
+    """Score against each mode's rank, importance of each mode, and singular values by mode."""
+    with styled():
+        drawn = [_by_rank(number, found), _importance(number, found), _spectra(number, found)]
+    return [figure for figure in drawn if figure is not None]
+
+
+def _by_rank(number: int, found: Ablation) -> Drawn | None:
+    tried = [entry for entry in found.tried if entry.value is not None]
+    if not tried:
+        return None
+    figure, axes = panels(len(found.modes), columns=3, height=2.4)
+    best = max(tried, key=lambda entry: entry.value or 0)
+    for mode, ax in enumerate(axes):
+        ranks_of = [entry.ranks[mode] for entry in tried]
+        values = [100 * (entry.value or 0) for entry in tried]
+        ax.scatter(ranks_of, values, s=20, facecolor="none", edgecolor=SERIES[0], linewidth=1)
+        by_rank = pd.Series(values).groupby(pd.Series(ranks_of)).mean()
+        ax.plot(by_rank.index, by_rank.values, color=MUTED, lw=0.9, zorder=1)
+        ax.scatter(best.ranks[mode], 100 * (best.value or 0), s=26, color=SERIES[1], marker="D", zorder=3)
+        ax.set_title(found.modes[mode])
+        ax.set_xlabel("rank")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        if mode % 3 == 0:
+            ax.set_ylabel("score, %")
+    caption = (
+        "Each circle is one allocation that was tried; the other modes' ranks differ too. The line is the mean "
+        "at each rank, the diamond the best."
+    )
+    text = ", ".join(f"{mode} {rank}" for mode, rank in zip(found.modes, best.ranks, strict=True))
+    return Drawn(
+        f"ablation-{number}-ranks", f"{found.name}: score by rank", caption, f"Best: {text}.", figure
+    )
+
+
+def _importance(number: int, found: Ablation) -> Drawn | None:
+    evaluators = [name for name, values in found.importance.items() if values]
+    if not evaluators:
+        return None
+    figure, axes = panels(len(evaluators), columns=2, height=0.8 + 0.26 * len(found.modes))
+    for ax, evaluator in zip(axes, evaluators, strict=True):
+        values = found.importance[evaluator]
+        modes = [mode for mode in values][::-1]
+        ax.barh(modes, [values[mode] for mode in modes], color=SERIES[0], height=0.55)
+        ax.tick_params(axis="y", labelcolor=INK)
+        ax.set_title(evaluator)
+        ax.grid(False, axis="y")
+    caption = (
+        "Importance of each mode's rank for the score, by Optuna's evaluators; it describes these trials."
+    )
+    text = "; ".join(
+        f"{e}: " + ", ".join(f"{m} {v:.2f}" for m, v in found.importance[e].items()) for e in evaluators
+    )
+    return Drawn(f"ablation-{number}-importance", f"{found.name}: importance of modes", caption, text, figure)
+
+
+def _spectra(number: int, found: Ablation) -> Drawn | None:
+    modes = [mode for mode, values in found.spectra.items() if values]
+    if not modes:
+        return None
+    figure, axes = panels(len(modes), columns=3, height=2.4)
+    for ax, mode in zip(axes, modes, strict=True):
+        values = found.spectra[mode]
+        top = max(values) or 1
+        ax.plot(range(1, len(values) + 1), [v / top for v in values], color=SERIES[0], lw=1, marker="o", ms=3)
+        ax.axvline(found.effective_ranks[mode], color=SERIES[1], lw=1, ls="--")
+        ax.set_title(f"{mode} · effective rank {found.effective_ranks[mode]:.1f} of {len(values)}")
+        ax.set_ylim(0, 1.05)
+        ax.set_xlabel("component")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    caption = "Singular values of each mode, the largest being 1; the dashed line is the effective rank."
+    text = "; ".join(f"{mode}: effective rank {found.effective_ranks[mode]:.1f}" for mode in modes)
+    return Drawn(f"ablation-{number}-spectra", f"{found.name}: spectra", caption, text, figure)

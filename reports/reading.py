@@ -110,7 +110,7 @@ def read(uri: str, names: Sequence[str]) -> Study:
             seeds.extend(found)
         if source.duplicates:
             notes.append(
-                f"{source.name}: {source.duplicates} finished run(s) repeat a trial; the first of each counts."
+                f"{source.name}: {source.duplicates} finished run(s) repeat a trial; the first one counts."
             )
     frame = pd.DataFrame(seeds)
     return Study(sources, _summed(pd.DataFrame(cells), frame), frame, notes)
@@ -131,7 +131,9 @@ def read_source(uri: str, name: str) -> Source:
     ids = {trial["id"] for trial in plan["trials"]}
     states = [records[id_].status if id_ in records else "missing" for id_ in ids]
     if "FINISHED" not in states:
-        counts = ", ".join(f"{states.count(s)} {s.lower()}" for s in sorted(set(states))) or "no trial planned"
+        counts = (
+            ", ".join(f"{states.count(s)} {s.lower()}" for s in sorted(set(states))) or "no trial planned"
+        )
         raise UserError(f"experiment '{name}' has no finished trial ({counts}): there is nothing to report")
     return Source(
         store=store,
@@ -236,9 +238,7 @@ def artifact(source: Source, record: Record, name: str) -> Path | None:
         path = Path(unquote(where.path)) / name
         return path if path.exists() else None
     try:
-        return Path(
-            download_artifacts(artifact_uri=f"{record.artifacts}/{name}", tracking_uri=source.uri)
-        )
+        return Path(download_artifacts(artifact_uri=f"{record.artifacts}/{name}", tracking_uri=source.uri))
     except BROKEN_STORE:
         return None
 

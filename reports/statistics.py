@@ -198,10 +198,15 @@ def letters(separable: NDArray[np.bool_]) -> list[str]:
         split = [group for group in groups if {int(i), int(j)} <= group]
         groups = [group for group in groups if group not in split]
         groups += [part for group in split for part in (group - {int(i)}, group - {int(j)})]
-        groups = [g for k, g in enumerate(groups) if not any(g < o or (g == o and m < k)
-                  for m, o in enumerate(groups) if m != k)]
+        groups = [
+            g
+            for k, g in enumerate(groups)
+            if not any(g < o or (g == o and m < k) for m, o in enumerate(groups) if m != k)
+        ]
     groups.sort(key=sorted)
-    return ["".join(letter(n) for n, group in enumerate(groups) if method in group) for method in range(methods)]
+    return [
+        "".join(letter(n) for n, group in enumerate(groups) if method in group) for method in range(methods)
+    ]
 
 
 def letter(number: int) -> str:
@@ -320,21 +325,24 @@ def _welch(differences: Sequence[Array], mean: float) -> Bounds:
 def _hedges(differences: Sequence[Array], mean: float) -> tuple[float | None, Bounds | None]:
     freedom = sum(len(values) - 1 for values in differences)
     pooled = math.sqrt(sum(((v - v.mean()) ** 2).sum() for v in differences) / freedom)
-    # What is left of equal differences after rounding is no spread.
-    if pooled <= 1e-12:
+    # One degree of freedom gives it no value, and what rounding leaves of equal differences is no spread.
+    if freedom < 2 or pooled <= 1e-12:
         return None, None
     correction = 1 - 3 / (4 * freedom - 1)
-    size = math.sqrt(len(differences) ** 2 / sum(1 / len(values) for values in differences))
-    t = mean / pooled * size
-    return correction * mean / pooled, tuple(  # type: ignore[return-value]
-        correction * _noncentrality(t, freedom, level) / size for level in ((1 + LEVEL) / 2, (1 - LEVEL) / 2)
-    )
+    size = len(differences) / math.sqrt(sum(1 / len(values) for values in differences))
+    t = size * mean / pooled
+    low, high = (_noncentrality(t, freedom, level) for level in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
+    return correction * mean / pooled, (correction * low / size, correction * high / size)
 
 
 def _noncentrality(t: float, freedom: int, level: float) -> float:
     """The noncentrality at which t is that quantile of its distribution."""
-    reach = 10 + abs(t) * 2 + 10 * abs(t) / math.sqrt(freedom)
-    return float(
-        optimize.brentq(lambda centre: stats.nct.cdf(t, freedom, centre) - level, t - reach, t + reach)
-    )
 
+    def above(centre: float) -> float:
+        # Far out scipy gives no number; the limit is known.
+        return float(np.nan_to_num(stats.nct.cdf(t, freedom, centre), nan=float(centre < t))) - level
+
+    reach = 1.0 + abs(t)
+    while above(t - reach) < 0 or above(t + reach) > 0:
+        reach *= 1.5
+    return float(optimize.brentq(above, t - reach, t + reach))
