@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from reports import statistics
-from reports.reading import OWN_SIZE, Predictions, Study, predictions
+from reports.reading import Predictions, Study, block_order, predictions
 from reports.statistics import ALPHA, Aggregate, Array, Bounds, Effect, Ranks
 
 #: The smallest difference that matters unless the user says otherwise: one point of a score in [0, 1].
@@ -84,7 +84,10 @@ class Block:
     letters: list[str] | None = None
     aggregates: dict[str, Aggregate] = field(default_factory=dict)
     seeds: int = 0
+    #: Why a method, or every one, is not compared with the reference.
     notes: list[str] = field(default_factory=list)
+    #: The same of ranks, groups and aggregates.
+    rank_notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def analyse(study: Study, threshold: float = THRESHOLD) -> Analysis:
     """Computes what the report shows beyond means."""
     study.cells["low"], study.cells["high"] = _intervals(study)
     scores = _Scores(study)
-    blocks = [_block(study, scores, str(budget), threshold) for budget in study.cells["budget"].unique()]
+    budgets = sorted(map(str, study.cells["budget"].unique()), key=block_order)
+    blocks = [_block(study, scores, budget, threshold) for budget in budgets]
     notes = list(study.notes) + _resample(study, scores, blocks) + _sparse(study)
     return Analysis(study, threshold, blocks, notes)
 
@@ -197,12 +201,7 @@ def _rank(block: Block, tables: list[Array]) -> None:
         None if ranked.high is None else ranked.high[order],
     )
     if block.seeds < 2:
-        block.notes.append("One seed: no interval, no test and no group can be given.")
-    elif len(block.methods) > 1:
-        block.notes.append(
-            f"Rank intervals resample {block.seeds} seeds within {_many(len(block.settings), 'setting')}: "
-            "they describe these runs, and are no test."
-        )
+        block.rank_notes.append("One seed: no interval, no test and no group can be given.")
 
 
 def _pair(block: Block, scores: _Scores) -> None:
@@ -210,8 +209,8 @@ def _pair(block: Block, scores: _Scores) -> None:
     if len(block.paired) < 2:
         return
     if len(block.methods) > MOST_PAIRED:
-        block.notes.append(
-            f"Groups and P(better) are of the {MOST_PAIRED} best by mean rank of {len(block.methods)} methods."
+        block.rank_notes.append(
+            f"Groups and P(better) are of the {MOST_PAIRED} best of {len(block.methods)} methods by rank."
         )
     tables = [
         scores.table([block.cells[method][i] for method in block.paired])[1]
@@ -221,9 +220,9 @@ def _pair(block: Block, scores: _Scores) -> None:
     pairs = len(block.paired) * (len(block.paired) - 1) // 2
     least = statistics.smallest_p(sum(table.shape[1] for table in tables))
     if least * pairs > ALPHA:
-        block.notes.append(
+        block.rank_notes.append(
             f"Too little data to tell any two methods apart: over {sum(t.shape[1] for t in tables)} seed "
-            f"pairs the smallest possible p, corrected for {_many(pairs, 'pair')}, is {min(1, least * pairs):.2g}."
+            f"pairs the smallest p, corrected for {_many(pairs, 'pair')}, is {min(1, least * pairs):.2g}."
         )
         return
     p = statistics.pairwise_p(tables)
@@ -318,7 +317,7 @@ def _aggregate(study: Study, scores: _Scores, block: Block, threshold: float) ->
             f"{task} · {backbone}" for task, backbone in block.settings if (task, backbone) not in means
         ]
         if lacking:
-            block.notes.append(
+            block.rank_notes.append(
                 f"No normalised score: {called} is not there, or incomplete, on {', '.join(lacking)}."
             )
             return
@@ -330,7 +329,7 @@ def _aggregate(study: Study, scores: _Scores, block: Block, threshold: float) ->
     ]
     if len(kept) < len(block.settings):
         out = ", ".join(f"{t} · {b}" for i, (t, b) in enumerate(block.settings) if i not in kept)
-        block.notes.append(
+        block.rank_notes.append(
             f"Full fine-tuning exceeds head only by less than {threshold:g} on {out}: not in the normalised "
             "score."
         )
@@ -351,9 +350,7 @@ def _resample(study: Study, scores: _Scores, blocks: list[Block]) -> list[str]:
         for cell, reference in zip(comparison.cells, comparison.reference_cells, strict=True)
         if study.cells.at[cell, "metric"] in statistics.SCORES
     ]
-    of_cell = {
-        cell: group for cell, group in study.seeds[study.seeds["status"] == "FINISHED"].groupby("cell")
-    }
+    of_cell = dict(iter(study.seeds[study.seeds["status"] == "FINISHED"].groupby("cell")))
     ids: dict[str, str] = {}
     taken = 0
     for _, cell, reference in wanted:
@@ -437,6 +434,3 @@ def _sparse(study: Study) -> list[str]:
 
 def _many(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("s" if count != 1 else "")
-
-
-__all__ = ["OWN_SIZE", "Analysis", "Block", "Comparison", "Resampled", "analyse", "pareto"]

@@ -62,8 +62,8 @@ _STYLE = {
     "savefig.facecolor": "none",
 }
 
-#: Inches.
-WIDTH = 8.6
+#: Inches of a figure, and pixels of an inch in the page.
+WIDTH, PIXELS = 8.6, 97
 
 
 @dataclass
@@ -103,7 +103,10 @@ class Drawn:
             text = text.replace(opened, f"{opened}<title>{escape(told)}</title>")
         text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
         label = escape(f"{self.title}. {self.alternative}", quote=True)
-        return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+        # As wide as makes its letters as large as those of the others.
+        widest = self.figure.get_figwidth() * PIXELS
+        size = f"max-width: {widest:.0f}px; min-width: {min(widest, 0.62 * WIDTH * PIXELS):.0f}px"
+        return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="{size}"', 1)
 
     def _svg(self, background: str) -> str:
         file = io.StringIO()

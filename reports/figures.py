@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
@@ -18,6 +19,9 @@ from reports.reading import OWN_SIZE
 
 #: Settings of one figure, methods of one panel, and points that can be pointed at in one figure.
 MOST_PANELS, MOST_METHODS, MOST_POINTED = 12, 40, 400
+
+#: Lines that tell the methods of one family apart.
+LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 COSTS = {
     "parameters": ("score-vs-parameters", "Score against parameters", "adapter parameters"),
@@ -90,7 +94,7 @@ def score_against(analysis: Analysis, cost: str, looks: Looks) -> Drawn | None:
     caption = (
         "Each point is a row of the leaderboard: the mean over its seeds, hollow where seeds are missing. "
         "The grey line is the Pareto front of complete rows; what stands on it is named. Whiskers are 95% "
-        "intervals, cut at the frame."
+        "intervals of three seeds or more, cut at the frame."
     )
     if cost == "parameters":
         caption += " A method without adapter parameters is the dotted line."
@@ -105,7 +109,7 @@ def score_against(analysis: Analysis, cost: str, looks: Looks) -> Drawn | None:
 def differences(block: Block, number: int, threshold: float, looks: Looks) -> Drawn | None:
     """Difference from the reference with its interval."""
     shown = sorted(block.comparisons, key=lambda c: c.effect.difference)[-MOST_METHODS:]
-    if not shown:
+    if len(shown) < 2:
         return None
     figure, (ax,) = panels(1, height=0.9 + 0.23 * len(shown))
     values = [100 * c.effect.difference for c in shown]
@@ -251,12 +255,24 @@ def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
     told = {}
     for ax, setting in zip(axes, settings, strict=True):
         shown = [curve for curve in curves if curve.panel == setting]
+        drawn_of: Counter[str] = Counter()
         for curve in shown:
             gid = f"t{len(told)}"
             colour = looks.colour(curve.family)
             width = 1.8 if curve.family == "lora" else 1
+            line = LINES[drawn_of[curve.family] % len(LINES)]
+            drawn_of[curve.family] += 1
             marker = looks.shape(curve.family) if len(curve.epochs) <= 12 else None
-            ax.plot(curve.epochs, 100 * curve.values, color=colour, lw=width, marker=marker, ms=3, gid=gid)
+            ax.plot(
+                curve.epochs,
+                100 * curve.values,
+                color=colour,
+                lw=width,
+                ls=line,
+                marker=marker,
+                ms=3,
+                gid=gid,
+            )
             told[gid] = f"{curve.method}: {100 * curve.values[-1]:.2f} after epoch {curve.epochs[-1]:g}"
         last = max(curve.epochs[-1] for curve in shown)
         low, high = ax.get_ylim()
@@ -321,7 +337,7 @@ def _floor(ax: Axes, cells: pd.DataFrame) -> None:
 def _whiskers(ax: Axes, cells: pd.DataFrame, cost: str, looks: Looks) -> None:
     if len(cells) > 60:
         return
-    for _, cell in cells[cells["low"].notna()].iterrows():
+    for _, cell in cells[cells["finished"] > 2].iterrows():
         ax.plot(
             [cell[cost]] * 2,
             [100 * cell["low"], 100 * cell["high"]],
@@ -398,8 +414,8 @@ def _by_rank(number: int, found: Ablation) -> Drawn | None:
         if mode % 3 == 0:
             ax.set_ylabel("score, %")
     caption = (
-        "Each circle is one allocation that was tried; the other modes' ranks differ too. The line is the mean "
-        "at each rank, the diamond the best."
+        "Each circle is one allocation that was tried; the other modes' ranks differ too. The line is the "
+        "mean at each rank, the diamond the best."
     )
     text = ", ".join(f"{mode} {rank}" for mode, rank in zip(found.modes, best.ranks, strict=True))
     return Drawn(
@@ -414,7 +430,7 @@ def _importance(number: int, found: Ablation) -> Drawn | None:
     figure, axes = panels(len(evaluators), columns=2, height=0.8 + 0.26 * len(found.modes))
     for ax, evaluator in zip(axes, evaluators, strict=True):
         values = found.importance[evaluator]
-        modes = [mode for mode in values][::-1]
+        modes = list(values)[::-1]
         ax.barh(modes, [values[mode] for mode in modes], color=SERIES[0], height=0.55)
         ax.tick_params(axis="y", labelcolor=INK)
         ax.set_title(evaluator)

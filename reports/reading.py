@@ -30,6 +30,15 @@ OWN_SIZE = "own size"
 #: Requests for artifacts and metric histories at once.
 READERS = 8
 
+
+def block_order(budget: str) -> int:
+    """Isorank first, then isoparameters, then other budgets, then what has its own size."""
+    for place, start in enumerate(("isorank", "isoparameters")):
+        if budget.startswith(start):
+            return place
+    return 3 if budget == OWN_SIZE else 2
+
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 

@@ -18,7 +18,7 @@ import pandas as pd
 from reports.ablation import Ablation
 from reports.analysis import Analysis
 from reports.mixtures import Mixture
-from reports.reading import OWN_SIZE
+from reports.reading import OWN_SIZE, block_order
 
 #: Shown where a cell lacks seeds.
 INCOMPLETE = "†"
@@ -54,7 +54,7 @@ def _main_table(backbone: str, cells: pd.DataFrame) -> MainTable:
     tasks = list(cells["task"].unique())
     metrics = [_metric(cells[cells["task"] == task]) for task in tasks]
     blocks = {}
-    for budget in sorted(cells["budget"].unique(), key=_block_order):
+    for budget in sorted(cells["budget"].unique(), key=block_order):
         group = cells[cells["budget"] == budget]
         places = {task: _places(group[group["task"] == task]) for task in tasks}
         rows = []
@@ -69,13 +69,6 @@ def _main_table(backbone: str, cells: pd.DataFrame) -> MainTable:
             rows.append((str(method), float(some["percent_of_lora"].iloc[0]), entries))
         blocks[str(budget)] = rows
     return MainTable(backbone, tasks, metrics, blocks, bool((~cells["complete"]).any()))
-
-
-def _block_order(budget: str) -> int:
-    for place, start in enumerate(("isorank", "isoparameters")):
-        if budget.startswith(start):
-            return place
-    return 3 if budget == OWN_SIZE else 2
 
 
 def _metric(cells: pd.DataFrame) -> str:
@@ -135,7 +128,10 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
             parts += [f"## Against {block.reference}, {markdown_text(block.budget)}", ""]
             heads = ["method", "difference, points", "95%", "P(better)", "p (Holm)", "verdict"]
             parts += [_markdown_table(heads, [_comparison(c) for c in block.comparisons]), ""]
-        parts += [f"- {markdown_text(note)}" for note in block.notes] + [""] * bool(block.notes)
+        told = block.notes + block.rank_notes
+        parts += [f"- {markdown_text(block.budget)}: {markdown_text(note)}" for note in told] + [""] * bool(
+            told
+        )
     notes = [*analysis.notes, *map(str, mixtures)]
     if notes:
         parts += ["## Notes", "", *(f"- {markdown_text(note)}" for note in notes), ""]
@@ -334,7 +330,7 @@ def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence
         "threshold": analysis.threshold,
         "notes": [*analysis.notes],
         "blocks": [
-            {"budget": block.budget, "notes": block.notes, "left_out": block.left_out}
+            {"budget": block.budget, "notes": block.notes + block.rank_notes, "left_out": block.left_out}
             | {"settings": block.settings, "reference": block.reference}
             for block in analysis.blocks
         ],
