@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from reports import statistics
-from reports.reading import Predictions, Study, block_order, predictions
+from reports.reading import Frame, Predictions, Study, block_order, predictions
 from reports.statistics import ALPHA, Aggregate, Array, Bounds, Effect, Ranks
 
 #: The smallest difference that matters unless the user says otherwise: one point of a score in [0, 1].
@@ -110,7 +110,7 @@ def analyse(study: Study, threshold: float = THRESHOLD) -> Analysis:
     return Analysis(study, threshold, blocks, notes)
 
 
-def pareto(cells: pd.DataFrame, cost: str) -> list[int]:
+def pareto(cells: Frame, cost: str) -> list[int]:
     """The cells that no other of their setting beats in mean score at the same cost or less."""
     front: list[int] = []
     known = cells[cells["complete"] & cells[cost].notna()]
@@ -179,7 +179,7 @@ def _block(study: Study, scores: _Scores, budget: str, threshold: float) -> Bloc
     return block
 
 
-def _incomplete(cells: pd.DataFrame, settings: list[Setting], found: dict[Setting, int]) -> str:
+def _incomplete(cells: Frame, settings: list[Setting], found: dict[Setting, int]) -> str:
     absent = [f"{task} · {backbone}" for task, backbone in settings if (task, backbone) not in found]
     if absent:
         return f"not planned on {', '.join(absent)}"
@@ -393,7 +393,7 @@ def _resample(study: Study, scores: _Scores, blocks: list[Block]) -> list[str]:
 
 def _paired_answers(
     scores: _Scores,
-    of_cell: dict[Any, pd.DataFrame],
+    of_cell: dict[Any, Frame],
     answers: dict[str, Predictions],
     cell: int,
     reference: int,

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
-from reports.reading import OWN_SIZE, Study, history
+from reports.reading import OWN_SIZE, Frame, Study, history
 
 #: Panels, methods of one panel beside the baselines, and metric histories that one report reads.
 MOST_PANELS, MOST_CURVES, MOST_HISTORIES = 12, 10, 1000
@@ -51,24 +50,20 @@ def read(study: Study) -> tuple[list[Curve], list[str]]:
         )
     curves = _histories(study, shown, each)
     return [
-        Curve(panel, cell, *_called(cells.loc[cell]), *curves[cell])
+        Curve(panel, cell, cells.at[cell, "method"], cells.at[cell, "family"], *curves[cell])
         for panel, group in panels
         for cell in group
         if cell in curves
     ], notes
 
 
-def _shown(group: pd.DataFrame, budget: str) -> list[int]:
+def _shown(group: Frame, budget: str) -> list[int]:
     """The best methods of a budget, with LoRA whatever its score, and the baselines."""
     of_budget = group[group["budget"] == budget].sort_values("mean", ascending=False)
     chosen = of_budget[:MOST_CURVES]
     lora = of_budget[of_budget["family"] == "lora"][:1]
     baselines = group[(group["budget"] == OWN_SIZE) & group["family"].isin(["head_only", "full"])]
     return [int(cell) for cell in dict.fromkeys([*chosen.index, *lora.index, *baselines.index])]
-
-
-def _called(cell: pd.Series) -> tuple[str, str]:
-    return str(cell["method"]), str(cell["family"])
 
 
 def _histories(study: Study, cells: set[int], each: int) -> dict[int, tuple[int, np.ndarray, np.ndarray]]:

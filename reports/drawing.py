@@ -16,6 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, MUTED, RULE = "#1b1c1e", "#63666b", "#d5d7da"
 #: Okabe and Ito's colours, darkened where white would swallow them; shapes tell them apart as well.
@@ -27,7 +28,7 @@ _THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)
 }
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -123,10 +124,10 @@ def panels(
     rows = -(-count // columns)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(
-            figsize=(width if columns > 1 else min(width, 6.4), rows * height), layout="constrained"
+            figsize=(width if columns > 1 else min(width, 6.4), rows * height),
+            layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04),
         )
         FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)  # type: ignore[union-attr]
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[count:]:
         unused.set_visible(False)

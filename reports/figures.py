@@ -15,7 +15,7 @@ from reports.ablation import Ablation
 from reports.analysis import Analysis, Block, pareto
 from reports.curves import Curve
 from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, panels, spread, styled
-from reports.reading import OWN_SIZE
+from reports.reading import OWN_SIZE, Frame
 
 #: Settings of one figure, methods of one panel, and points that can be pointed at in one figure.
 MOST_PANELS, MOST_METHODS, MOST_POINTED = 12, 40, 400
@@ -55,7 +55,7 @@ def score_against(analysis: Analysis, cost: str, looks: Looks) -> Drawn | None:
     name, title, label = COSTS[cost]
     groups = list(cells.groupby(["task", "backbone"], sort=False))
     figure, axes = panels(min(len(groups), MOST_PANELS), height=3.1)
-    told = {}
+    told: dict[str, str] = {}
     for ax, ((task, backbone), group) in zip(axes, groups, strict=False):
         front = pareto(group, cost)
         ax.set_title(f"{task} · {backbone}")
@@ -71,7 +71,7 @@ def score_against(analysis: Analysis, cost: str, looks: Looks) -> Drawn | None:
         _whiskers(ax, group, cost, looks)
         for family, points in group.groupby("family", sort=False):
             for complete, some in points.groupby("complete"):
-                style = {"facecolor": looks.colour(str(family))} if complete else {"facecolor": "none"}
+                fill = looks.colour(str(family)) if complete else "none"
                 for cell, point in some.iterrows():
                     gid = f"p{cell}"
                     ax.scatter(
@@ -83,7 +83,7 @@ def score_against(analysis: Analysis, cost: str, looks: Looks) -> Drawn | None:
                         linewidth=1,
                         zorder=3,
                         gid=gid if len(cells) <= MOST_POINTED else None,
-                        **style,
+                        facecolor=fill,
                     )
                     told[gid] = f"{_name(point)}: {100 * point['mean']:.2f}, {label} {point[cost]:,.0f}"
         _limits(ax, group)
@@ -115,7 +115,7 @@ def differences(block: Block, number: int, threshold: float, looks: Looks) -> Dr
     values = [100 * c.effect.difference for c in shown]
     ax.axvspan(-100 * threshold, 100 * threshold, color=RULE, alpha=0.5, lw=0)
     ax.axvline(0, color=MUTED, lw=0.8)
-    told = {}
+    told: dict[str, str] = {}
     for y, comparison in enumerate(shown):
         colour = looks.colour(comparison.family)
         if comparison.effect.interval:
@@ -252,7 +252,7 @@ def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
     if not settings:
         return None
     figure, axes = panels(len(settings), height=3.2)
-    told = {}
+    told: dict[str, str] = {}
     for ax, setting in zip(axes, settings, strict=True):
         shown = [curve for curve in curves if curve.panel == setting]
         drawn_of: Counter[str] = Counter()
@@ -297,7 +297,7 @@ def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
     return Drawn("training-curves", "Training curves", caption, alternative, figure, told)
 
 
-def _name(cell: pd.Series) -> str:
+def _name(cell: Frame) -> str:
     where = "" if cell["budget"] == OWN_SIZE else f" ({cell['budget']})"
     return f"{cell['method']}{where} on {cell['task']} · {cell['backbone']}"
 
@@ -319,7 +319,7 @@ def _rows(ax: Axes, names: Sequence[str]) -> None:
     ax.set_ylim(-0.6, len(names) - 0.4)
 
 
-def _floor(ax: Axes, cells: pd.DataFrame) -> None:
+def _floor(ax: Axes, cells: Frame) -> None:
     for _, cell in cells.iterrows():
         ax.axhline(100 * cell["mean"], color=MUTED, lw=0.9, ls=":", zorder=1)
         ax.annotate(
@@ -334,7 +334,7 @@ def _floor(ax: Axes, cells: pd.DataFrame) -> None:
         )
 
 
-def _whiskers(ax: Axes, cells: pd.DataFrame, cost: str, looks: Looks) -> None:
+def _whiskers(ax: Axes, cells: Frame, cost: str, looks: Looks) -> None:
     if len(cells) > 60:
         return
     for _, cell in cells[cells["finished"] > 2].iterrows():
@@ -348,7 +348,7 @@ def _whiskers(ax: Axes, cells: pd.DataFrame, cost: str, looks: Looks) -> None:
         )
 
 
-def _limits(ax: Axes, cells: pd.DataFrame) -> None:
+def _limits(ax: Axes, cells: Frame) -> None:
     """Around the means: two seeds' intervals would leave nothing else to see."""
     known = [100 * value for value in cells["mean"]]
     known += [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() == ":"]  # type: ignore[index]
@@ -358,7 +358,7 @@ def _limits(ax: Axes, cells: pd.DataFrame) -> None:
     ax.set_ylim(min(known) - pad, max(known) + pad)
 
 
-def _label(ax: Axes, cells: pd.DataFrame, cost: str) -> None:
+def _label(ax: Axes, cells: Frame, cost: str) -> None:
     """Names of a few points, beside them and moved apart."""
     named = cells.iloc[:8]
     low, high = ax.get_ylim()
@@ -377,7 +377,7 @@ def _label(ax: Axes, cells: pd.DataFrame, cost: str) -> None:
         )
 
 
-def _legend(figure: object, axes: Sequence[Axes], looks: Looks, cells: pd.DataFrame) -> None:
+def _legend(figure: object, axes: Sequence[Axes], looks: Looks, cells: Frame) -> None:
     families = [family for family in looks.families if family in set(cells["family"])]
     if len(families) < 2:
         return
@@ -406,7 +406,7 @@ def _by_rank(number: int, found: Ablation) -> Drawn | None:
         values = [100 * (entry.value or 0) for entry in tried]
         ax.scatter(ranks_of, values, s=20, facecolor="none", edgecolor=SERIES[0], linewidth=1)
         by_rank = pd.Series(values).groupby(pd.Series(ranks_of)).mean()
-        ax.plot(by_rank.index, by_rank.values, color=MUTED, lw=0.9, zorder=1)
+        ax.plot(by_rank.index.to_numpy(), by_rank.to_numpy(), color=MUTED, lw=0.9, zorder=1)
         ax.scatter(best.ranks[mode], 100 * (best.value or 0), s=26, color=SERIES[1], marker="D", zorder=3)
         ax.set_title(found.modes[mode])
         ax.set_xlabel("rank")

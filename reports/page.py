@@ -18,7 +18,7 @@ from reports.ablation import Ablation
 from reports.analysis import Analysis, pareto
 from reports.drawing import SERIES, Drawn, Looks
 from reports.mixtures import Mixture
-from reports.reading import Study
+from reports.reading import Frame, Study
 from reports.tables import INCOMPLETE, main_tables
 
 #: Lines of the lists that could be as long as the study; the CSV files hold all.
@@ -123,7 +123,7 @@ def _absent(value: Any) -> bool:
     return isinstance(value, float) and pd.isna(value)
 
 
-def _scale(study: Study, cells: pd.DataFrame) -> tuple[float, float]:
+def _scale(study: Study, cells: Frame) -> tuple[float, float]:
     """The range of a setting's strip: every seed is on it."""
     scores = study.seeds.loc[study.seeds["cell"].isin(cells.index), "score"].dropna()
     if not len(scores):
@@ -180,7 +180,7 @@ def _facts(study: Study) -> dict[str, Any]:
     }
 
 
-def _budgets(cells: pd.DataFrame) -> list[dict[str, Any]]:
+def _budgets(cells: Frame) -> list[dict[str, Any]]:
     """One line a method, backbone and budget, those beyond their tolerance first."""
     columns = [
         "budget",

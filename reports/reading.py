@@ -39,6 +39,9 @@ def block_order(budget: str) -> int:
     return 3 if budget == OWN_SIZE else 2
 
 
+#: A pandas frame or a row of one. Pandas' stubs let a cell be anything, so that every use would be a cast.
+Frame = Any
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -75,9 +78,9 @@ class Study:
 
     sources: list[Source]
     #: A row a cell; the index is its number.
-    cells: pd.DataFrame
+    cells: Frame
     #: A row a planned seed of a cell, with the run behind it; without a run it never started.
-    seeds: pd.DataFrame
+    seeds: Frame
     #: What the reader of a report must know.
     notes: list[str]
 
@@ -85,7 +88,7 @@ class Study:
     def title(self) -> str:
         return ", ".join(source.name for source in self.sources)
 
-    def finished(self, cell: int) -> pd.DataFrame:
+    def finished(self, cell: int) -> Frame:
         """The finished seeds of a cell."""
         seeds = self.seeds.loc[self._of_cell[cell]]
         return seeds[seeds["status"] == "FINISHED"]
@@ -221,7 +224,7 @@ def _told(source: Source, seeds: list[dict[str, Any]]) -> dict[str, str]:
     return {"metric": "", "evaluated": ""}
 
 
-def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
+def _summed(cells: Frame, seeds: Frame) -> Frame:
     by_cell = seeds.groupby("cell")
     cells["seeds"] = by_cell.size()
     for state in ("FINISHED", "FAILED"):

@@ -296,6 +296,8 @@ def _weighted(differences: Sequence[Array]) -> tuple[Array, Array]:
 
 def _flip(values: Array, weights: Array) -> Array:
     pairs = values.shape[-1]
+    if pairs == 1:  # either sign is as extreme
+        return np.ones(values.shape[:-1])
     result = stats.permutation_test(
         (values,),
         lambda drawn, axis: np.moveaxis(drawn, axis, -1) @ weights,

@@ -18,7 +18,7 @@ import pandas as pd
 from reports.ablation import Ablation
 from reports.analysis import Analysis
 from reports.mixtures import Mixture
-from reports.reading import OWN_SIZE, block_order
+from reports.reading import OWN_SIZE, Frame, block_order
 
 #: Shown where a cell lacks seeds.
 INCOMPLETE = "†"
@@ -45,12 +45,12 @@ class MainTable:
     incomplete: bool
 
 
-def main_tables(cells: pd.DataFrame) -> list[MainTable]:
+def main_tables(cells: Frame) -> list[MainTable]:
     """A table a backbone: isorank, isoparameters, other budgets, then methods of their own size."""
     return [_main_table(str(name), group) for name, group in cells.groupby("backbone", sort=False)]
 
 
-def _main_table(backbone: str, cells: pd.DataFrame) -> MainTable:
+def _main_table(backbone: str, cells: Frame) -> MainTable:
     tasks = list(cells["task"].unique())
     metrics = [_metric(cells[cells["task"] == task]) for task in tasks]
     blocks = {}
@@ -71,12 +71,12 @@ def _main_table(backbone: str, cells: pd.DataFrame) -> MainTable:
     return MainTable(backbone, tasks, metrics, blocks, bool((~cells["complete"]).any()))
 
 
-def _metric(cells: pd.DataFrame) -> str:
+def _metric(cells: Frame) -> str:
     known = cells[cells["metric"] != ""]
     return f"{known['evaluated'].iloc[0]} {known['metric'].iloc[0]}" if len(known) else "no result"
 
 
-def _places(cells: pd.DataFrame) -> dict[Any, int]:
+def _places(cells: Frame) -> dict[Any, int]:
     """First and second by what is printed, so that equal figures are marked alike."""
     complete = cells[cells["complete"]]
     if len(complete) < 2:
@@ -86,7 +86,7 @@ def _places(cells: pd.DataFrame) -> dict[Any, int]:
     return {cell: best.index(value) + 1 for cell, value in shown.items() if value in best}
 
 
-def score(cell: pd.Series) -> str:
+def score(cell: Frame) -> str:
     """Mean ± standard deviation in percent, with what is missing."""
     if not cell["finished"]:
         return f"– {INCOMPLETE}"
@@ -114,8 +114,8 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
         ]
         heads = [f"{task} ({metric})" for task, metric in zip(table.tasks, table.metrics, strict=True)]
         lines = []
-        for block, rows in table.blocks.items():
-            lines.append([f"**{markdown_text(_baselines(block))}**"] + [""] * (len(heads) + 1))
+        for budget, rows in table.blocks.items():
+            lines.append([f"**{markdown_text(_baselines(budget))}**"] + [""] * (len(heads) + 1))
             for method, percent, entries in rows:
                 marked = [
                     {1: "**{}**", 2: "<u>{}</u>"}.get(e.place or 0, "{}").format(e.text) for e in entries
