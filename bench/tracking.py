@@ -235,6 +235,7 @@ class Store:
             "trial_id": trial.id,
             "owner": _owner(),
             "method": row.method,
+            "family": trial.method["method"],
             "backbone": row.backbone,
             "task": row.task,
             "seed": str(trial.seed),

@@ -234,14 +234,17 @@ def print_comparison(console: Console, found: Comparison) -> None:
     else:
         console.print("Neither configuration nor surroundings differ.")
     if found.moves:
-        table = Table(title="Cells, in percent", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("method")
-        table.add_column("where")
-        for heading in (a, b, "difference", "95%", "seeds", "p (Holm)", "verdict"):
-            table.add_column(heading, justify="right", no_wrap=heading != "verdict")
-        for move in found.moves:
-            table.add_row(*map(escape, _row(move)))
-        console.print(table)
+        for task, backbone in dict.fromkeys((move.task, move.backbone) for move in found.moves):
+            title = f"{task} · {backbone}, in percent"
+            table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            table.add_column("method")
+            table.add_column("budget", no_wrap=True)
+            for heading in (a, b, "difference", "95%", "seeds", "p (Holm)", "verdict"):
+                table.add_column(heading, justify="right", no_wrap=True)
+            for move in found.moves:
+                if (move.task, move.backbone) == (task, backbone):
+                    table.add_row(*map(escape, _row(move)))
+            console.print(table)
         moved = sum(move.verdict == "moved" for move in found.moves)
         tested = sum(move.p is not None for move in found.moves)
         console.print(
@@ -262,11 +265,11 @@ def _row(move: Move) -> list[str]:
     interval = "–" if move.interval is None else " to ".join(f"{100 * bound:+.2f}" for bound in move.interval)
     return [
         move.method,
-        f"{move.task} · {move.backbone} · {move.budget}",
+        move.budget,
         *percent,
         "–" if move.difference is None else f"{100 * move.difference:+.2f}",
         interval,
-        f"{move.seeds[0]}, {move.seeds[1]}" + (" paired" if move.paired else ""),
+        f"{move.seeds[0]} paired" if move.paired else f"{move.seeds[0]}, {move.seeds[1]}",
         "–" if move.p_holm is None else f"{move.p_holm:.3g}",
         move.verdict,
     ]

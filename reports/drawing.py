@@ -31,7 +31,7 @@ _THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"} | {
 _STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 8.5,
-    "axes.titlesize": 9,
+    "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.labelsize": 8.5,

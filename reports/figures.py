@@ -164,6 +164,15 @@ def ranks(analysis: Analysis, block: Block, number: int, looks: Looks) -> Drawn 
         ax.scatter(
             block.ranks.mean[y], -y, s=24, color=looks.colour(family), marker=looks.shape(family), zorder=3
         )
+        if block.letters and y < len(block.letters):
+            ax.annotate(
+                block.letters[y],
+                (1.02, -y),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                color=MUTED,
+                annotation_clip=False,
+            )
     ax.set_yticks([-y for y in range(len(methods))], methods)
     ax.tick_params(axis="y", labelcolor=INK)
     ax.set_ylim(-len(methods) + 0.4, 0.6)
@@ -174,6 +183,11 @@ def ranks(analysis: Analysis, block: Block, number: int, looks: Looks) -> Drawn 
         f"Mean rank over {_settings(block)}. Intervals (95%) resample the {block.seeds} seeds within "
         "settings; they describe these runs and are no test."
     )
+    if block.letters:
+        caption += (
+            " Methods that share a letter at the right cannot be told apart by sign-flip tests of all pairs "
+            "(Holm, .05)."
+        )
     if len(block.methods) > len(methods):
         caption += f" The best {len(methods)} of {len(block.methods)} methods."
     alternative = "; ".join(f"{m} {r:.1f}" for m, r in zip(methods, block.ranks.mean, strict=False))

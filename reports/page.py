@@ -64,6 +64,7 @@ def render(
         rows=_rows(analysis, looks),
         choices={name: list(cells[name].unique()) for name in ("task", "backbone", "budget", "family")},
         facts=_facts(study),
+        measured=_measured(cells),
         tables=main_tables(cells),
         incomplete=INCOMPLETE,
         figures=figures,
@@ -163,6 +164,13 @@ def _embedded(data: Any) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _measured(cells: Frame) -> str:
+    """What the scores are: split and metric, or those that there are."""
+    known = cells[cells["metric"] != ""]
+    names = dict.fromkeys(f"{e} {m}" for e, m in zip(known["evaluated"], known["metric"], strict=True))
+    return ", ".join(names).capitalize()
 
 
 def _facts(study: Study) -> dict[str, Any]:

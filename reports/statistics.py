@@ -122,14 +122,18 @@ def better_matrix(scores: Sequence[Array]) -> Array:
 
 
 def p_improvement(x: Sequence[Array], y: Sequence[Array]) -> tuple[float, Bounds | None]:
-    """P(x beats y), the mean over settings, with an interval over resampled seed pairs."""
+    """P(x beats y), the mean over settings, with an interval over resampled runs of either side.
+
+    Runs are compared whatever their seeds, so that the sides are resampled independently.
+    """
     value = float(np.mean([p_better(a, b) for a, b in zip(x, y, strict=True)]))
     if min(map(len, x)) < 2:
         return value, None
     draws = np.zeros(BOOTSTRAP)
-    for a, b, weights in zip(x, y, _seed_weights([len(values) for values in x]), strict=True):
+    sides = (_seed_weights([len(values) for values in side], seed) for seed, side in enumerate((x, y)))
+    for a, b, of_a, of_b in zip(x, y, *sides, strict=True):
         wins = (np.sign(a[:, None] - b[None, :]) + 1) / 2
-        draws += np.einsum("bk,kl,bl->b", weights, wins, weights) / len(x)
+        draws += np.einsum("bk,kl,bl->b", of_a, wins, of_b) / len(x)
     return value, _percentiles(draws)
 
 
@@ -282,9 +286,9 @@ def _places(values: Array) -> Array:
     return places
 
 
-def _seed_weights(counts: Sequence[int]) -> list[Array]:
+def _seed_weights(counts: Sequence[int], seed: int = 0) -> list[Array]:
     """For each setting, (resamples, seeds): the share of each seed in a resample with replacement."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     return [generator.multinomial(n, np.full(n, 1 / n), BOOTSTRAP) / n for n in counts]
 
 

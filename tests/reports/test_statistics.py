@@ -152,6 +152,15 @@ def test_the_matrix_of_p_better_agrees_with_each_pair_and_counts_ties_half() -> 
     assert interval[0] <= value <= interval[1]
 
 
+def test_the_interval_of_p_better_is_not_drawn_to_pairs() -> None:
+    # x wins each pair of one seed by a hair, and about half of all others.
+    y = np.arange(5.0)
+    value, interval = statistics.p_improvement([y + 0.1] * 3, [y] * 3)
+    assert value == pytest.approx(0.6)
+    assert interval is not None
+    assert np.mean(interval) == pytest.approx(0.6, abs=0.02)
+
+
 def test_pairwise_p_is_that_of_each_pair() -> None:
     numbers = np.random.default_rng(0)
     scores = [numbers.normal(size=(4, 5)), numbers.normal(size=(4, 5))]
