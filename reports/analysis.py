@@ -119,7 +119,7 @@ def pareto(cells: Frame, cost: str) -> list[int]:
         for cell, line in group.sort_values([cost, "mean"], ascending=[True, False]).iterrows():
             if line["mean"] > best:
                 best = line["mean"]
-                front.append(int(cell))  # type: ignore[call-overload]
+                front.append(int(cell))
     return front
 
 

@@ -190,7 +190,7 @@ def _fields(study: Study) -> dict[int, dict[str, str]]:
         trial = source.trials[trial_id]
         method = {f"method {key}": _text(value) for key, value in trial["method"].items()}
         tuning = study.cells.at[cell, "tuning"]
-        told[int(cell)] = (  # type: ignore[call-overload]
+        told[int(cell)] = (
             mixtures.fields(trial)
             | method
             | {"parameters": str(study.cells.at[cell, "parameters"]), "seeds": seeds[cell]}

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from typing import Any
 
@@ -84,16 +85,18 @@ class Drawn:
         file = io.BytesIO()
         with matplotlib.rc_context(_STYLE):
             self.figure.savefig(file, format="png", dpi=160, facecolor="white")
+        self.figure.set_layout_engine("none")
         return file.getvalue()
 
     def svg(self) -> str:
         """The figure for itself, on white."""
-        return self._svg("white")
+        return re.sub(
+            r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', self._drawn, count=1
+        )
 
     def inline(self) -> str:
         """The figure for a page that holds several: ids of its own, the page's colours, names to point at."""
-        text = self._svg("none")
-        text = text[text.index("<svg") :]
+        text = self._drawn[self._drawn.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = re.sub(r'\b(id=")', rf"\g<1>{self.name}-", text)
         text = re.sub(r'(url\(#|href="#)', rf"\g<1>{self.name}-", text)
@@ -109,10 +112,14 @@ class Drawn:
         size = f"max-width: {widest:.0f}px; min-width: {min(widest, 0.62 * WIDTH * PIXELS):.0f}px"
         return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="{size}"', 1)
 
-    def _svg(self, background: str) -> str:
+    @cached_property
+    def _drawn(self) -> str:
+        """SVG without a background."""
         file = io.StringIO()
         with matplotlib.rc_context(_STYLE):
-            self.figure.savefig(file, format="svg", facecolor=background, metadata={"Date": None})
+            self.figure.savefig(file, format="svg", metadata={"Date": None})
+        # It is laid out now; doing it again takes longer than drawing.
+        self.figure.set_layout_engine("none")
         return file.getvalue()
 
 

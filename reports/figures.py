@@ -63,29 +63,15 @@ def score_against(analysis: Analysis, cost: str, looks: Looks) -> Drawn | None:
             _floor(ax, group[group[cost] == 0])
             group = group[group[cost] > 0]
             front = [cell for cell in front if cell in group.index]
-            ax.set_xscale("log")
             ax.xaxis.set_major_formatter(FuncFormatter(_count))
-            ax.xaxis.set_minor_formatter(NullFormatter())
+            if len(group) and group[cost].max() > 8 * group[cost].min():
+                ax.set_xscale("log")
+                ax.xaxis.set_major_formatter(FuncFormatter(_count))
+                ax.xaxis.set_minor_formatter(NullFormatter())
         line = group.loc[front].sort_values(cost)
         ax.plot(line[cost], 100 * line["mean"], color=MUTED, lw=0.9, drawstyle="steps-post", zorder=1)
         _whiskers(ax, group, cost, looks)
-        for family, points in group.groupby("family", sort=False):
-            for complete, some in points.groupby("complete"):
-                fill = looks.colour(str(family)) if complete else "none"
-                for cell, point in some.iterrows():
-                    gid = f"p{cell}"
-                    ax.scatter(
-                        point[cost],
-                        100 * point["mean"],
-                        s=26,
-                        marker=looks.shape(str(family)),
-                        edgecolor=looks.colour(str(family)),
-                        linewidth=1,
-                        zorder=3,
-                        gid=gid if len(cells) <= MOST_POINTED else None,
-                        facecolor=fill,
-                    )
-                    told[gid] = f"{_name(point)}: {100 * point['mean']:.2f}, {label} {point[cost]:,.0f}"
+        _points(ax, group, cost, looks, told if len(cells) <= MOST_POINTED else None)
         _limits(ax, group)
         _label(ax, group.loc[front], cost)
         ax.set_xlabel(label)
@@ -327,6 +313,28 @@ def _count(value: float, _: int) -> str:
     return f"{value:g}"
 
 
+def _points(ax: Axes, cells: Frame, cost: str, looks: Looks, told: dict[str, str] | None) -> None:
+    """A point a cell; with `told` each is an element of its own, which says its name."""
+    label = COSTS[cost][2]
+    for (family, complete), group in cells.groupby(["family", "complete"], sort=False):
+        for part in [group] if told is None else [group.loc[[cell]] for cell in group.index]:
+            gid = None if told is None else f"p{part.index[0]}"
+            ax.scatter(
+                part[cost],
+                100 * part["mean"],
+                s=26,
+                marker=looks.shape(family),
+                edgecolor=looks.colour(family),
+                facecolor=looks.colour(family) if complete else "none",
+                linewidth=1,
+                zorder=3,
+                gid=gid,
+            )
+            if told is not None and gid is not None:
+                line = part.iloc[0]
+                told[gid] = f"{_name(line)}: {100 * line['mean']:.2f}, {label} {line[cost]:,.0f}"
+
+
 def _rows(ax: Axes, names: Sequence[str]) -> None:
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(axis="y", labelcolor=INK)
@@ -369,7 +377,7 @@ def _limits(ax: Axes, cells: Frame) -> None:
     if not known:
         return
     pad = max(0.35 * (max(known) - min(known)), 1.0)
-    ax.set_ylim(min(known) - pad, max(known) + pad)
+    ax.set_ylim(min(known) - pad, min(max(known) + pad, max(101.0, max(known) + 1)))
 
 
 def _label(ax: Axes, cells: Frame, cost: str) -> None:

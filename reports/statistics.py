@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,16 +219,18 @@ def letter(number: int) -> str:
     return "abcdefghijklmnopqrstuvwxyz"[number % 26] + (str(number // 26 + 1) if number >= 26 else "")
 
 
-Score = Callable[[Array, NDArray[np.int64], NDArray[np.int64]], Array]
+#: Resampling weights of examples, (draws, examples).
+Weights = NDArray[Any]
+Score = Callable[[Weights, NDArray[np.int64], NDArray[np.int64]], Array]
 
 
-def weighted_accuracy(weights: Array, labels: NDArray[np.int64], answers: NDArray[np.int64]) -> Array:
+def weighted_accuracy(weights: Weights, labels: NDArray[np.int64], answers: NDArray[np.int64]) -> Array:
     """Accuracy (draws,) of answers (examples,) under each row of weights (draws, examples)."""
     right: Array = weights @ (labels == answers).astype(weights.dtype)
     return right / weights.sum(1)
 
 
-def weighted_matthews(weights: Array, labels: NDArray[np.int64], answers: NDArray[np.int64]) -> Array:
+def weighted_matthews(weights: Weights, labels: NDArray[np.int64], answers: NDArray[np.int64]) -> Array:
     """Matthews correlation (draws,); 0 where it has no value, as in torchmetrics."""
     classes = np.arange(max(labels.max(), answers.max()) + 1)
     told = (weights @ (labels[:, None] == classes).astype(weights.dtype)).astype(float)
