@@ -6,7 +6,7 @@ methods whose every cell is complete take part; the others are named with the re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -148,10 +148,14 @@ def _intervals(study: Study) -> tuple[pd.Series, pd.Series]:
 
 def _block(study: Study, scores: _Scores, budget: str, threshold: float) -> Block:
     cells = study.cells[study.cells["budget"] == budget]
-    settings = list(dict.fromkeys(zip(cells["task"], cells["backbone"], strict=True)))
+    planned = dict.fromkeys(zip(cells["task"], cells["backbone"], strict=True))
+    complete = cells[cells["complete"]]
+    begun = set(zip(complete["task"], complete["backbone"], strict=True))
+    settings = [setting for setting in planned if setting in begun]
     of_method: dict[str, dict[Setting, int]] = {}
     for cell, method, task, backbone in cells[["method", "task", "backbone"]].itertuples():
-        of_method.setdefault(method, {})[task, backbone] = cell
+        if (task, backbone) in begun:
+            of_method.setdefault(method, {})[task, backbone] = cell
     left_out, usable = {}, {}
     for method, found in of_method.items():
         reason = _incomplete(cells, settings, found)
@@ -160,6 +164,10 @@ def _block(study: Study, scores: _Scores, budget: str, threshold: float) -> Bloc
         else:
             usable[method] = [found[setting] for setting in settings]
     block = Block(budget, settings, list(usable), left_out, usable)
+    if len(settings) < len(planned):
+        block.notes.append(
+            f"No method is complete on {_named(s for s in planned if s not in begun)}: not in what follows."
+        )
     if left_out:
         block.notes.append(
             f"{len(left_out)} of {len(of_method)} methods have incomplete cells and are in no comparison, "
@@ -180,9 +188,9 @@ def _block(study: Study, scores: _Scores, budget: str, threshold: float) -> Bloc
 
 
 def _incomplete(cells: Frame, settings: list[Setting], found: dict[Setting, int]) -> str:
-    absent = [f"{task} · {backbone}" for task, backbone in settings if (task, backbone) not in found]
+    absent = [setting for setting in settings if setting not in found]
     if absent:
-        return f"not planned on {', '.join(absent)}"
+        return f"not planned on {_named(absent)}"
     short = [
         f"{cells.at[cell, 'finished']} of {cells.at[cell, 'seeds']} seeds on {task} · {backbone}"
         for (task, backbone), cell in found.items()
@@ -313,12 +321,10 @@ def _aggregate(study: Study, scores: _Scores, block: Block, threshold: float) ->
         means: dict[Setting, float] = {}
         for line in cells.itertuples():
             means.setdefault((line.task, line.backbone), line.mean)
-        lacking = [
-            f"{task} · {backbone}" for task, backbone in block.settings if (task, backbone) not in means
-        ]
+        lacking = [setting for setting in block.settings if setting not in means]
         if lacking:
             block.rank_notes.append(
-                f"No normalised score: {called} is not there, or incomplete, on {', '.join(lacking)}."
+                f"No normalised score: {called} is not there, or incomplete, on {_named(lacking)}."
             )
             return
         ends[family] = [means[setting] for setting in block.settings]
@@ -328,7 +334,7 @@ def _aggregate(study: Study, scores: _Scores, block: Block, threshold: float) ->
         if high - low >= threshold
     ]
     if len(kept) < len(block.settings):
-        out = ", ".join(f"{t} · {b}" for i, (t, b) in enumerate(block.settings) if i not in kept)
+        out = _named(setting for i, setting in enumerate(block.settings) if i not in kept)
         block.rank_notes.append(
             f"Full fine-tuning exceeds head only by less than {threshold:g} on {out}: not in the normalised "
             "score."
@@ -430,6 +436,10 @@ def _sparse(study: Study) -> list[str]:
             f"{_many(len(lost), 'cell')} of {len(cells):,} incomplete: shown, marked †, and in no aggregate."
         )
     return notes
+
+
+def _named(settings: Iterable[Setting]) -> str:
+    return ", ".join(f"{task} · {backbone}" for task, backbone in settings)
 
 
 def _many(count: int, what: str) -> str:
