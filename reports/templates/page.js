@@ -57,7 +57,7 @@
     }
     document.getElementById("shown").textContent = `${shown} of ${rows.length} rows`;
   };
-  form.addEventListener("input", filter);
+  for (const type of ["input", "change"]) form.addEventListener(type, filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(() => { filter(); dots(); }));
 

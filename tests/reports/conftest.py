@@ -15,6 +15,7 @@ from bench.suite import Suite
 from methods.validation import validate
 from reports.analysis import Analysis, analyse
 from reports.reading import Study, read
+from reports.report import write_report
 
 from ..stored import Result, write
 
@@ -93,6 +94,14 @@ def rich(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], s
 @pytest.fixture(scope="session")
 def study(rich: str) -> Study:
     return read(rich, [NAME])
+
+
+@pytest.fixture(scope="session")
+def written(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the whole report, in every format."""
+    folder = tmp_path_factory.mktemp("report") / "out"
+    write_report(rich, [NAME], folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

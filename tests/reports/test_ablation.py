@@ -22,10 +22,10 @@ from .test_report import SMALL
 MODES = ["input", "head size", "heads"]
 
 
-@pytest.fixture
-def uri(tmp_path: Path, new_store: Callable[[Path], str]) -> str:
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> str:
     """A suite of two seeds with a search, an allocation and a redundancy analysis of its own trials."""
-    made = new_store(tmp_path)
+    made = new_store(tmp_path_factory.mktemp("ablation"))
     plan = plan_of(**SMALL)
     store = write(made, plan, lambda trial, row: Result(score=0.6 + 0.1 * trial.seed))
     row = next(row for row in plan.rows if row.title == "TensLoRA att")
@@ -96,7 +96,7 @@ def _log(store: Store, kind: str, content: dict[str, Any]) -> None:
     store.client.set_terminated(run.info.run_id)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def study(uri: str) -> Study:
     return read(uri, ["small"])
 
@@ -145,8 +145,8 @@ def test_the_page_shows_them_with_names_escaped(uri: str, tmp_path: Path) -> Non
     assert [found["kind"] for found in content["ablations"]] == ["search", "allocation", "redundancy"]
 
 
-def test_an_artifact_of_another_form_is_named(uri: str) -> None:
-    store = Store.existing(uri, "small")
-    _log(store, "search", {"name": "half"})
+def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    uri = new_store(tmp_path)
+    _log(write(uri, plan_of(**SMALL), lambda trial, row: Result(score=0.5)), "search", {"name": "half"})
     with pytest.raises(UserError, match=r"search\.json of run \w+ is not as this version reads it"):
         ablation.read(read(uri, ["small"]))

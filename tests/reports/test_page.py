@@ -20,9 +20,6 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from reports.analysis import Analysis
-from reports.report import write_report
-
-from .conftest import NAME
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -33,10 +30,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def page(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
-    write_report(rich, [NAME], folder, ["html"], log=False)
-    return folder / "index.html"
+def page(written: Path) -> Path:
+    return written / "index.html"
 
 
 @pytest.fixture(scope="module")

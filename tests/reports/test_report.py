@@ -233,10 +233,8 @@ def test_the_pareto_front_is_what_nothing_smaller_beats() -> None:
 
 
 @pytest.fixture(scope="module")
-def written(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report") / "out"
-    write_report(rich, [NAME], folder)
-    return folder
+def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+    return store(tmp_path_factory.mktemp("small"), new_store)
 
 
 def test_every_format_is_written_and_logged_on_the_suites_run(rich: str, written: Path) -> None:
@@ -306,21 +304,21 @@ def test_the_markdown_table_is_exactly_so(tmp_path: Path, new_store: NewStore) -
     assert "† seeds are missing; the cell is in no comparison." in text
 
 
-def test_formats_can_be_picked(rich: str, tmp_path: Path) -> None:
-    done = write_report(rich, [NAME], tmp_path / "out", ["json", "md"], log=False)
+def test_formats_can_be_picked(small: str, tmp_path: Path) -> None:
+    done = write_report(small, ["small"], tmp_path / "out", ["json", "md"], log=False)
     assert set(done.files) == {"report.json", "tables/tables.md"}
     with pytest.raises(UserError, match=r"unknown format 'pdf'.*known are csv, html"):
-        write_report(rich, [NAME], tmp_path / "other", ["pdf"])
+        write_report(small, ["small"], tmp_path / "other", ["pdf"])
     assert not (tmp_path / "other").exists()
 
 
-def test_a_folder_in_use_needs_force_which_spares_what_is_not_the_reports(rich: str, tmp_path: Path) -> None:
-    write_report(rich, [NAME], tmp_path, ["json", "md"], log=False)
+def test_a_folder_in_use_needs_force_which_spares_what_is_not_the_reports(small: str, tmp_path: Path) -> None:
+    write_report(small, ["small"], tmp_path, ["json", "md"], log=False)
     mine = tmp_path / "tables" / "mine.txt"
     mine.write_text("mine")
     with pytest.raises(UserError, match=r"is not empty.*--force"):
-        write_report(rich, [NAME], tmp_path, ["json"], log=False)
-    write_report(rich, [NAME], tmp_path, ["json"], log=False, force=True)
+        write_report(small, ["small"], tmp_path, ["json"], log=False)
+    write_report(small, ["small"], tmp_path, ["json"], log=False, force=True)
     assert mine.read_text() == "mine"
     assert not (tmp_path / "tables" / "tables.md").exists()
     assert (tmp_path / "report.json").exists()
