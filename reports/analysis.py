@@ -22,7 +22,7 @@ from reports.statistics import ALPHA, Aggregate, Array, Bounds, Effect, Ranks
 THRESHOLD = 0.01
 
 #: Methods of a block in its pairwise comparisons; of more, the best by mean rank.
-MOST_PAIRED = 24
+MOST_PAIRED = 20
 #: Runs whose predictions one report reads.
 MOST_PREDICTIONS = 3000
 
@@ -244,7 +244,7 @@ def _compare(study: Study, scores: _Scores, block: Block, threshold: float) -> N
     reference = _reference(study, block)
     if reference is None:
         return
-    found = []
+    found, differences = [], []
     for method in block.methods:
         cells = block.cells[method]
         if cells == reference:
@@ -254,9 +254,11 @@ def _compare(study: Study, scores: _Scores, block: Block, threshold: float) -> N
             block.notes.append(f"{method} shares no seed with the reference on some setting.")
             continue
         better, interval = statistics.p_improvement([t[0] for t in tables], [t[1] for t in tables])
-        found.append((method, cells, statistics.effect([t[0] - t[1] for t in tables]), better, interval))
-    corrected = statistics.holm([effect.p for _, _, effect, _, _ in found])
-    for (method, cells, effect, better, interval), p in zip(found, corrected, strict=True):
+        found.append((method, cells, better, interval))
+        differences.append([t[0] - t[1] for t in tables])
+    effects = statistics.effects(differences)
+    corrected = statistics.holm([effect.p for effect in effects])
+    for (method, cells, better, interval), effect, p in zip(found, effects, corrected, strict=True):
         block.comparisons.append(
             Comparison(
                 method=method,
@@ -270,9 +272,9 @@ def _compare(study: Study, scores: _Scores, block: Block, threshold: float) -> N
                 verdict=verdict(effect, p, len(found), threshold),
             )
         )
-    if found and all(effect.smallest_p * len(found) > ALPHA for _, _, effect, _, _ in found):
-        pairs = max(effect.pairs for _, _, effect, _, _ in found)
-        least = min(1.0, found[0][2].smallest_p * len(found))
+    if effects and all(effect.smallest_p * len(found) > ALPHA for effect in effects):
+        pairs = max(effect.pairs for effect in effects)
+        least = min(1.0, min(effect.smallest_p for effect in effects) * len(found))
         block.notes.append(
             f"Too little data for a claim against {block.reference}: {_many(pairs, 'seed pair')} and "
             f"{_many(len(found), 'method')} allow no corrected p below {least:.2g}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,23 +109,28 @@ def _write(target: Path, content: dict[str, str | bytes]) -> None:
                 old = (target / name).resolve()
                 if old.is_relative_to(target):
                     old.unlink(missing_ok=True)
-        for name, written in content.items():
-            path = target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(written.encode() if isinstance(written, str) else written)
+        _put(target, content)
         manifest.write_text(json.dumps(sorted(content), indent=1), encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"the report cannot be written to {target}: {error}") from error
 
 
+def _put(folder: Path, content: dict[str, str | bytes]) -> None:
+    for name, written in content.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(written.encode() if isinstance(written, str) else written)
+
+
 def _log(analysis: Analysis, target: Path, content: dict[str, str | bytes]) -> tuple[str, ...]:
-    for source in analysis.study.sources:
-        try:
-            for name in content:
-                folder = str(Path(ARTIFACTS) / Path(name).parent)
-                source.store.client.log_artifact(source.run_id, str(target / name), folder)
-        except BROKEN_STORE as error:
-            raise StoreError(
-                f"the report is in {target}, but could not be logged on run {source.run_id}: {error}"
-            ) from error
+    # The target may hold what is not ours, and one request for all files is many times as fast.
+    with tempfile.TemporaryDirectory() as folder:
+        _put(Path(folder), content)
+        for source in analysis.study.sources:
+            try:
+                source.store.client.log_artifacts(source.run_id, folder, ARTIFACTS)
+            except BROKEN_STORE as error:
+                raise StoreError(
+                    f"the report is in {target}, but could not be logged on run {source.run_id}: {error}"
+                ) from error
     return tuple(source.name for source in analysis.study.sources)

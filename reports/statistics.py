@@ -8,6 +8,7 @@ as they are, not as a sample of all tasks, and each weighs the same. `docs/repor
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,7 @@ RESAMPLES = 19_999
 #: Resamples of every bootstrap; its intervals are percentiles.
 BOOTSTRAP = 2000
 #: Numbers that one step of a resampling may hold at once.
-CHUNK = 4_000_000
+CHUNK = 1_000_000
 
 
 def t_half(sd: Array, count: Array) -> Array:
@@ -58,8 +59,27 @@ class Effect:
     smallest_p: float
 
 
+def effects(many: Sequence[Sequence[Array]]) -> list[Effect]:
+    """The effect of each of several methods, from its differences (seeds,) on each setting."""
+    alike: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, differences in enumerate(many):
+        alike[tuple(map(len, differences))].append(number)
+    found: dict[int, Effect] = {}
+    for numbers in alike.values():
+        # Methods with as many seeds on each setting see the same flips, in one go.
+        settings = zip(*(many[number] for number in numbers), strict=True)
+        values, weights = _weighted([np.stack(some) for some in settings])
+        for number, p in zip(numbers, _flip(values, weights), strict=True):
+            found[number] = _effect(many[number], float(p))
+    return [found[number] for number in range(len(many))]
+
+
 def effect(differences: Sequence[Array]) -> Effect:
     """The effect behind the differences (seeds,) of each setting."""
+    return effects([differences])[0]
+
+
+def _effect(differences: Sequence[Array], p: float) -> Effect:
     counts = [len(values) for values in differences]
     difference = float(np.mean([values.mean() for values in differences]))
     interval = g = g_interval = None
@@ -73,15 +93,14 @@ def effect(differences: Sequence[Array]) -> Effect:
         interval=interval,
         g=g,
         g_interval=g_interval,
-        p=sign_flip(differences),
+        p=p,
         smallest_p=smallest_p(sum(counts)),
     )
 
 
 def sign_flip(differences: Sequence[Array]) -> float:
     """Two-sided p that the differences are symmetric about zero; every setting weighs the same."""
-    values, weights = _weighted(differences)
-    return float(_flip(values, weights))
+    return float(_flip(*_weighted(differences)))
 
 
 def smallest_p(pairs: int) -> float:
@@ -267,7 +286,7 @@ def bootstrap_examples(
 def _example_weights(examples: int) -> NDArray[np.float32]:
     """(resamples, examples): how often each example is in a resample with replacement."""
     generator = np.random.default_rng(1)
-    draws = min(BOOTSTRAP, max(200, 5 * CHUNK // examples))
+    draws = min(BOOTSTRAP, max(200, 20 * CHUNK // examples))
     weights = np.zeros((draws, examples), dtype=np.float32)
     for row in weights:
         row += np.bincount(generator.integers(examples, size=examples), minlength=examples)
