@@ -47,16 +47,11 @@ def render(
         "number": _number,
         "p": _p,
     }
-    loader = environment.loader
-    assert loader is not None
-    raw = {name: loader.get_source(environment, name)[0] for name in ("page.css", "page.js")}
     study = analysis.study
     cells = study.cells
     figures = {figure.name: figure for figure in drawn}
     looks = Looks(cells["family"])
     return environment.get_template("page.html").render(
-        css=Markup(raw["page.css"]),
-        js=Markup(raw["page.js"]),
         data=Markup(_embedded(_seed_data(study))),
         title=study.title,
         analysis=analysis,
@@ -81,7 +76,6 @@ def render(
             for s in study.sources
         ],
         provenance=_provenance(study),
-        families=[(family, looks.families.index(family) % len(SERIES)) for family in looks.families],
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
