@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench import interrupts
@@ -289,6 +290,67 @@ def export(
 
 
 @app.command()
+def report(
+    experiment: Annotated[
+        list[str], typer.Argument(help="Experiments of one store, or their suites' files.")
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format", help="html, csv, md, latex, json, png or svg; may be repeated. Default: all."
+        ),
+    ] = None,
+    store: StoreUri = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="The smallest difference in score that matters.")
+    ] = 0.01,
+    mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
+    log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
+    force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
+) -> None:
+    """Write the report of one or more experiments: a page, tables, figures and JSON."""
+    from bench.tracking import DEFAULT_STORE
+    from reports.report import FORMATS, write_report
+
+    done = write_report(
+        store or DEFAULT_STORE,
+        [_experiment(name) for name in experiment],
+        folder,
+        formats or FORMATS,
+        threshold=threshold,
+        mixed=mixed,
+        force=force,
+        log=log,
+    )
+    for note in (*done.analysis.notes, *map(str, done.mixtures)):
+        out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    where = f", and on the suite run of {', '.join(done.logged)}" if done.logged else ""
+    out.print(f"Wrote {len(done.files)} files to {folder}{where}.", markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="An experiment, or a suite's file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    store: StoreUri = None,
+    store_b: Annotated[str | None, typer.Option(help="The store of B, where it is another one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two experiments: what changed in configuration, and which cells moved beyond noise."""
+    from bench.tracking import DEFAULT_STORE
+    from reports.compare import compare as compare_experiments
+    from reports.compare import print_comparison
+
+    uri = store or DEFAULT_STORE
+    found = compare_experiments((uri, _experiment(first)), (store_b or uri, _experiment(second)))
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        print_comparison(out, found)
+
+
+@app.command()
 def tasks() -> None:
     """List the tasks."""
     from bench.tasks import TASKS
@@ -314,6 +376,15 @@ def backbones() -> None:
         info = entry.describe(None)
         table.add_row(name, info.kind, info.input.modality, str(info.geometry), info.description)
     out.print(table)
+
+
+def _experiment(name: str) -> str:
+    """The name of an experiment, or of the one that a suite's file is run as."""
+    if not name.endswith((".yaml", ".yml")):
+        return name
+    from bench.suite import load_suite
+
+    return load_suite(Path(name)).name
 
 
 def _method_row(name: str, template: Method, geometry: Geometry) -> dict[str, Any]:

@@ -267,7 +267,7 @@ class _Driving:
             self._away(error)
 
     def _begin(self, trial: Trial) -> None:
-        record = latest(self.store.records(trial.id)).get(trial.id)
+        record = latest(self.store.records(trial_id=trial.id)).get(trial.id)
         if record and record.settled and record.run_id != self.before.get(trial.id):
             # By another driver, since we looked.
             self.claims.settle(trial.id)

@@ -110,6 +110,38 @@ def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:
 # --- what is stored ---
 
 
+def test_records_read_from_the_tables_are_those_that_mlflow_gives(store: Store) -> None:
+    made = plan(methods=["lora", "head_only"])
+    store.begin_suite(made)
+    run = begin(store, made)
+    run.progress(Progress(1, 1, 1, [(1, 0.5)], 0.25, float("nan")))
+    begin(store, made, 1).fail("error", "it broke", "trace")
+    begin(store, made, 1)
+    deleted = begin(store, made)
+    store.client.delete_run(deleted.run_id)
+    for kind in ("trial", "suite", "search"):
+        runs = store._search(kind)
+        found = store.records(kind)
+        assert [(r.run_id, r.status, r.started, r.artifacts) for r in found] == [
+            (r.info.run_id, r.info.status, r.info.start_time, r.info.artifact_uri) for r in runs
+        ]
+        assert [r.tags for r in found] == [r.data.tags for r in runs]
+        assert [str(sorted(r.metrics.items())) for r in found] == [
+            str(sorted(r.data.metrics.items())) for r in runs
+        ]
+
+
+def test_runs_can_be_filtered_in_mlflow_by_method_task_budget_and_seed(store: Store) -> None:
+    made = plan(methods=["lora", "head_only"], seeds=[0, 1])
+    for index in range(4):
+        begin(store, made, index)
+    where = "tags.family = 'lora' and tags.task = 'digits' and tags.budget LIKE '%isoparameters 2%'"
+    found = store.client.search_runs([store.experiment.experiment_id], f"{where} and tags.seed = '1'")
+    assert [run.info.run_name for run in found] == ["LoRA 2 · digits · seed 1"]
+    by_param = store.client.search_runs([store.experiment.experiment_id], "params.method.method = 'lora'")
+    assert len(by_param) == 2
+
+
 def test_a_failure_is_stored_with_reason_message_and_traceback(store: Store) -> None:
     begin(store, plan()).fail("out of memory", "so many bytes", "Traceback: here")
     (record,) = store.records()
