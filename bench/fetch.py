@@ -57,7 +57,7 @@ def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | 
 def _lock_backbone(spec: BackboneSpec, old: Locked | None, notify: Callable[[str], None]) -> Locked:
     notify(f"backbone {spec.source}")
     kept = old is not None and old.asked == spec.revision
-    info = describe(spec.model_copy(update={"revision": old.revision}) if old and kept else spec)
+    info = describe(spec.at(old.revision) if old and kept else spec)
     repository, _, commit = info.weights_hash.removeprefix("hub:").rpartition("@")
     return _locked(repository, spec.revision, commit, SMALL_FILES + WEIGHT_FILES, "model", old)
 

@@ -48,7 +48,7 @@ class Lock(Frozen):
         for spec in suite.backbones:
             if spec.source is not None:
                 entry = self._entry(self.backbones, spec.source, None, spec.revision, path)
-                spec = spec.model_copy(update={"revision": entry.revision})
+                spec = spec.at(entry.revision)
             backbones.append(spec)
         tasks = []
         for row in suite.tasks:

@@ -76,10 +76,11 @@ class BackboneSpec(BaseModel):
 
     def pinned(self, info: BackboneInfo) -> BackboneSpec:
         """The same backbone at the commit that `info` describes, wherever and whenever it is loaded."""
-        if self.source is None:
-            return self
-        commit, timm = info.weights_hash.rpartition("@")[2], self.timm and self.timm.partition("@")[0]
-        return self.model_copy(update={"revision": commit, "timm": timm})
+        return self if self.source is None else self.at(info.weights_hash.rpartition("@")[2])
+
+    def at(self, commit: str) -> BackboneSpec:
+        """The same repository at a commit."""
+        return self.model_copy(update={"revision": commit, "timm": self.timm and self.timm.partition("@")[0]})
 
 
 @dataclass(frozen=True)

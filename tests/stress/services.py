@@ -32,7 +32,7 @@ def wait_until(there: Callable[[], bool], seconds: float, what: str) -> None:
     while not there():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.1)
+        time.sleep(0.5)
 
 
 def postgres_programs() -> Path | None:
