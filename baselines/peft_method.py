@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import cache
 from typing import Any, ClassVar, Self
 
@@ -115,14 +116,27 @@ class Peft(OneRank):
         return super().isorank(rank) if self.sizeable else self
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        return super().fit(geometry, budget, uneven=uneven) if self.sizeable else self
+        if not self.sizeable:
+            return self
+        one, two = (self.count_at(geometry, rank) for rank in (1, 2))
+        # To the nearest, ties to the smaller.
+        guess = 1 + math.ceil((budget - one) / (two - one) - 0.5) if two > one else 1
+        # Most types grow by the same number with every rank, and counting by building takes its time.
+        if guess > 2 and self.count_at(geometry, guess) == one + (guess - 1) * (two - one):
+            return self.isorank(guess)
+        return super().fit(geometry, budget, uneven=uneven)
 
     def count(self, geometry: Geometry) -> int:
         return super().count(geometry) if self.sizeable else self.count_at(geometry, 0)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """By building it; `rank` is nothing to a type that has none."""
-        return _count(self.isorank(rank).model_dump_json(), geometry)
+        """By building one layer and two: what layers share is counted once, the rest for each of them.
+
+        `rank` is nothing to a type that has none.
+        """
+        method = self.isorank(rank).model_dump_json()
+        one, two = (_count(method, dataclasses.replace(geometry, layers=layers)) for layers in (1, 2))
+        return one + (geometry.layers - 1) * (two - one)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
         return PeftAdapter(backbone, self.projections, self.peft_config, generator)

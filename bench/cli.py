@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -13,9 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from bench import interrupts
+
 if TYPE_CHECKING:
+    from bench.execution.driver import Executor
     from bench.plan import Plan
     from methods import Geometry, Method
 
@@ -41,6 +44,21 @@ StoreUri = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ExecutorKind = Annotated[
+    str,
+    typer.Option(
+        help="Where trials run: inline (this process), local (processes of this machine) or ray (a cluster)."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many trials at once. Default: every slot of the executor."),
+]
+SlotsPerDevice = Annotated[int | None, typer.Option(min=1, help="How many trials share a GPU. Default: one.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="A running Ray cluster: auto or HOST:PORT. Default: RAY_ADDRESS, or one started here."),
+]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
 Methods = Annotated[
     list[str] | None,
@@ -67,27 +85,44 @@ def run(
     task: Tasks = None,
     method: Methods = None,
     seed: Seeds = None,
+    executor: ExecutorKind = "inline",
+    workers: Workers = None,
+    slots_per_device: SlotsPerDevice = None,
+    ray_address: RayAddress = None,
     retry_failed: Annotated[bool, typer.Option(help="Run only the trials that failed.")] = False,
 ) -> None:
-    """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept."""
+    """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept.
+
+    Several starts on one store share the work.
+    """
     from bench.display import RunDisplay, print_summary, print_tuning
-    from bench.execution.inline import execute, pending, prepare_all
+    from bench.execution import make_executor
+    from bench.execution.checks import check_disk, check_memory
+    from bench.execution.driver import execute, pending, session
     from bench.plan import Phase, make_plan
     from bench.suite import load_suite
     from bench.tracking import DEFAULT_STORE, Store
-    from bench.trial import Resources
     from bench.tuning import with_choices
     from reports.summary import summarise
 
-    chosen = _device(device)
-    whole = make_plan(load_suite(suite), chosen)
+    chosen = device if executor == "ray" else _device(device)
+
+    def new_place() -> Executor:
+        return make_executor(
+            executor, chosen, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
+        )
+
+    place = new_place()
+    whole = make_plan(load_suite(suite), place.device)
     whole.select(task or (), method or (), seed or ())
     opened = Store.create(store or DEFAULT_STORE, whole.suite.name)
-    with opened.exclusive():
-        closed = opened.close_stale()
-        if closed:
-            out.print(f"Closed {closed} unfinished run(s) of a process that died; their trials run again.")
-        resources = Resources(chosen)
+    with session(opened) as at_work:
+        if at_work.sent:
+            out.print(f"Sent {at_work.sent} record(s) that an earlier start could not store.")
+        if at_work.closed:
+            out.print(
+                f"Closed {at_work.closed} unfinished run(s) of a process that died; their trials run again."
+            )
         phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
         for phase in phases:
             whole = with_choices(whole, opened)
@@ -95,16 +130,20 @@ def run(
             part = plan.of(phase)
             trials = pending(part, opened, retry_failed=retry_failed)
             what = f"{phase} trials" if phase else "trials"
-            out.print(
-                f"[bold]{plan.suite.name}[/bold]: {len(part.trials)} {what}, {len(trials)} to run on {chosen}"
-            )
+            count = f"{len(part.trials)} {what}, {len(trials)} to run on {place.device}"
+            out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
             if trials:
-                prepare_all(trials, resources)
-                with RunDisplay(out, part, len(trials)) as display:
-                    tags = {"phase": phase} if phase else {}
-                    execute(whole, trials, opened, resources, display, tags=tags)
+                check_disk(part, trials, opened)
+                with place:
+                    if executor != "ray":
+                        check_memory(trials, place.slots)
+                    place.prepare(trials)
+                    with RunDisplay(out, part, len(trials), place.slots) as display:
+                        tags = {"phase": phase} if phase else {}
+                        execute(whole, trials, at_work, place, display, tags=tags)
+                place = new_place()
             elif phase is None:
-                opened.end_suite(opened.begin_suite(whole), "FINISHED")
+                opened.end_suite(opened.begin_suite(whole, at_work.claims.driver), "FINISHED")
         summary = summarise(opened, plan.as_json())
     print_tuning(out, plan)
     print_summary(out, summary)
@@ -132,13 +171,14 @@ def search(
     says. Safe to stop and start again; several processes may search side by side.
     """
     from bench.display import RunDisplay, print_allocation, print_search
-    from bench.plan import cells, make_plan
+    from bench.execution.driver import session
+    from bench.execution.inline import Inline
+    from bench.plan import Cell, cells, make_plan
     from bench.search.allocation import Ablation
-    from bench.search.nested import Nested
+    from bench.search.nested import Kind, Nested
     from bench.search.study import RankSearch, default_storage, open_storage
     from bench.suite import load_suite
     from bench.tracking import DEFAULT_STORE, Store, latest
-    from bench.trial import Resources
     from methods import UserError
 
     chosen = _device(device)
@@ -157,33 +197,35 @@ def search(
         if (cell.label, cell.task.task, cell.info.name, cell.budget) in rows
     ]
     uri = store or DEFAULT_STORE
-    opened, resources = Store.create(uri, loaded.name), Resources(chosen)
-
-    def watch(plan: Plan, count: int) -> RunDisplay:
-        return RunDisplay(out, plan, count)
-
+    opened = Store.create(uri, loaded.name)
     complete = True
-    if loaded.search:
-        studies = open_storage(storage or default_storage(uri))
-        nests = [Nested(cell, "search", opened, resources, watch) for cell in chosen_cells]
+    with session(opened) as at_work, Inline(chosen) as place:
+
+        def nested(cell: Cell, kind: Kind) -> Nested:
+            return Nested(cell, kind, at_work, place, lambda plan, count: RunDisplay(out, plan, count))
+
         # Every space is checked before the first trial.
-        searches = [RankSearch(nest.cell, loaded.search, studies, nest.name) for nest in nests]
-        for one, nested in zip(searches, nests, strict=True):
+        searches, ablations = [], []
+        if loaded.search:
+            studies = open_storage(storage or default_storage(uri))
+            for cell in chosen_cells:
+                nest = nested(cell, "search")
+                searches.append((RankSearch(cell, loaded.search, studies, nest.name), nest))
+        if loaded.allocation:
+            ablations = [
+                (Ablation(cell, loaded.allocation), nested(cell, "allocation")) for cell in chosen_cells
+            ]
+        for one, nest in searches:
             out.print(f"[bold]{one.name}[/bold]: {one.trials} points within {one.budget:,} parameters")
             if one.note:
                 out.print(f"[yellow]{one.note}[/yellow]")
-            with nested:
-                found = one.finish(nested)
+            with nest:
+                found = one.finish(nest)
             complete &= print_search(out, found, latest(opened.records()))
-    if loaded.allocation:
-        nests = [Nested(cell, "allocation", opened, resources, watch) for cell in chosen_cells]
-        ablations = [Ablation(nest.cell, loaded.allocation) for nest in nests]
-        for ablation, nested in zip(ablations, nests, strict=True):
-            out.print(
-                f"[bold]{nested.name}[/bold]: {len(ablation.vectors)} allocations of {ablation.budget:,}"
-            )
-            with nested:
-                found = ablation.run(nested)
+        for ablation, nest in ablations:
+            out.print(f"[bold]{nest.name}[/bold]: {len(ablation.vectors)} allocations of {ablation.budget:,}")
+            with nest:
+                found = ablation.run(nest)
             complete &= print_allocation(out, found, latest(opened.records()))
     if not complete:
         raise typer.Exit(1)
@@ -242,6 +284,24 @@ def plan(
 
 
 @app.command()
+def fetch(
+    suite: SuiteFile,
+    update: Annotated[
+        bool, typer.Option(help="Resolve anew what the lock file holds already, to what is newest.")
+    ] = False,
+) -> None:
+    """Download all that a suite needs and lock hub repositories to a commit, in SUITE.lock.yaml.
+
+    Afterwards the suite runs without a network, on every machine that has the lock and the caches.
+    """
+    from bench.fetch import fetch as fetch_suite
+
+    lock = fetch_suite(suite, update=update, notify=lambda what: err.print(f"{what} …", highlight=False))
+    locked = "it uses no hub repository" if lock is None else f"its hub repositories are locked in {lock}"
+    out.print(f"All that {suite} needs is here; {locked}.", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def perf(
     backbone: Annotated[
         str, typer.Option(help="A shape (vit-base, vit-small, roberta-base) or a registered backbone.")
@@ -254,20 +314,24 @@ def perf(
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; ratios are paired by round.")] = 15,
     device: Device = "auto",
     bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile, anew every round.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this .png, .svg or .pdf.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time a training step of every method, side by side in one process, with peak memory."""
     from rich.progress import Progress
 
+    from bench import perf as timing
     from bench.backbones import BACKBONES
-    from bench.perf import as_json as rows_as_json
-    from bench.perf import measure, table
+    from bench.measure import device_name
 
+    if plot is not None:
+        timing.check_plot(plot)
     chosen = _device(device)
     name = backbone if backbone in BACKBONES else f"random-{backbone}"
     with Progress(console=err, transient=True) as progress:
         bar = progress.add_task("", total=None)
-        rows = measure(
+        rows = timing.measure(
             name,
             methods.split(","),
             rank_modes.split(","),
@@ -275,14 +339,18 @@ def perf(
             rounds=rounds,
             device=chosen,
             bf16=bf16,
+            compiled=compiled,
             notify=lambda index, label: progress.update(
                 bar, description=f"round {index + 1}/{rounds} {label}"
             ),
         )
+    title = f"{name}, batch {batch}, {device_name(chosen)}, {rounds} rounds"
+    if plot is not None:
+        timing.plot(rows, title, plot)
     if as_json:
-        typer.echo(json.dumps(rows_as_json(rows), indent=1))
+        typer.echo(json.dumps(timing.as_json(rows), indent=1))
     else:
-        out.print(table(rows, f"{name}, batch {batch}, {chosen}, {rounds} rounds"))
+        out.print(timing.table(rows, title))
 
 
 @app.command()
@@ -349,6 +417,67 @@ def export(
 
 
 @app.command()
+def report(
+    experiment: Annotated[
+        list[str], typer.Argument(help="Experiments of one store, or their suites' files.")
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format", help="html, csv, md, latex, json, png or svg; may be repeated. Default: all."
+        ),
+    ] = None,
+    store: StoreUri = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="The smallest difference in score that matters.")
+    ] = 0.01,
+    mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
+    log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
+    force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
+) -> None:
+    """Write the report of one or more experiments: a page, tables, figures and JSON."""
+    from bench.tracking import DEFAULT_STORE
+    from reports.report import FORMATS, write_report
+
+    done = write_report(
+        store or DEFAULT_STORE,
+        [_experiment(name) for name in experiment],
+        folder,
+        formats or FORMATS,
+        threshold=threshold,
+        mixed=mixed,
+        force=force,
+        log=log,
+    )
+    for note in (*done.analysis.notes, *map(str, done.mixtures)):
+        out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    where = f", and on the suite run of {', '.join(done.logged)}" if done.logged else ""
+    out.print(f"Wrote {len(done.files)} files to {folder}{where}.", markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="An experiment, or a suite's file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    store: StoreUri = None,
+    store_b: Annotated[str | None, typer.Option(help="The store of B, where it is another one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two experiments: what changed in configuration, and which cells moved beyond noise."""
+    from bench.tracking import DEFAULT_STORE
+    from reports.compare import compare as compare_experiments
+    from reports.compare import print_comparison
+
+    uri = store or DEFAULT_STORE
+    found = compare_experiments((uri, _experiment(first)), (store_b or uri, _experiment(second)))
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        print_comparison(out, found)
+
+
+@app.command()
 def tasks() -> None:
     """List the tasks."""
     from bench.tasks import TASKS
@@ -374,6 +503,15 @@ def backbones() -> None:
         info = entry.describe(None)
         table.add_row(name, info.kind, info.input.modality, str(info.geometry), info.description)
     out.print(table)
+
+
+def _experiment(name: str) -> str:
+    """The name of an experiment, or of the one that a suite's file is run as."""
+    if not name.endswith((".yaml", ".yml")):
+        return name
+    from bench.suite import load_suite
+
+    return load_suite(Path(name)).name
 
 
 def _method_row(name: str, template: Method, geometry: Geometry) -> dict[str, Any]:
@@ -418,7 +556,7 @@ def main() -> None:
     """Runs the program. What the user can mend is shown without a traceback, unless with --debug."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {message}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.install()
     try:
         app()
     except Exception as error:

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bench.plan import Plan
 
 if TYPE_CHECKING:
-    from bench.execution.inline import Event
+    from bench.execution.perform import Event
     from bench.tracking import Record
     from reports.summary import Summary
 
 
 class RunDisplay:
-    """Live progress of a run; off a terminal, one line for each trial that ends."""
+    """Live progress of a run, one line for each worker; off a terminal, one line for each trial that ends."""
 
-    def __init__(self, console: Console, plan: Plan, trials: int) -> None:
+    def __init__(self, console: Console, plan: Plan, trials: int, workers: int = 1) -> None:
         self._console = console
         self._names = {
             id_: f"{row.method} {_join(row.ranks)}".rstrip() + f" · {row.task} · seed {seed}"
@@ -34,6 +34,8 @@ class RunDisplay:
         }
         self._total = trials
         self._done = 0
+        #: The share of each running trial that is done.
+        self._shares: dict[str, float] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -43,8 +45,10 @@ class RunDisplay:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._all = self._progress.add_task("all trials", total=trials, detail=f"0/{trials}")
-        self._one = self._progress.add_task("", total=1, detail="")
+        several = f" on {workers} workers" if workers > 1 else ""
+        self._all = self._progress.add_task(f"all trials{several}", total=trials, detail=f"0/{trials}")
+        #: One line a worker, in the order in which they take their first trial.
+        self._lines: dict[str, TaskID] = {}
 
     def __enter__(self) -> RunDisplay:
         self._progress.start()
@@ -56,9 +60,14 @@ class RunDisplay:
         self._progress.stop()
 
     def __call__(self, event: Event) -> None:
-        name = escape(self._names[event.trial.id])
+        name, id_ = escape(self._names[event.trial.id]), event.trial.id
+        if event.worker not in self._lines and event.kind != "elsewhere":
+            self._lines[event.worker] = self._progress.add_task("", total=1, detail="")
+        line = self._lines.get(event.worker, self._all)
+        where = f"[dim]{escape(event.worker)}[/dim] " if event.worker else ""
         if event.kind == "started":
-            self._progress.reset(self._one, description=name, total=1, detail="")
+            self._shares[id_] = 0
+            self._progress.reset(line, description=where + name, total=1, detail="")
         elif event.progress is not None:
             progress = event.progress
             detail = f"epoch {progress.epoch}"
@@ -66,27 +75,35 @@ class RunDisplay:
                 detail += f" · loss {progress.losses[-1][1]:.3f}"
             if progress.validation_metric is not None:
                 detail += f" · validation {progress.validation_metric:.4f}"
-            self._progress.update(self._one, total=progress.steps, completed=progress.step, detail=detail)
-            completed = self._done + progress.step / progress.steps
-            self._progress.update(self._all, completed=completed)
+            self._shares[id_] = progress.step / progress.steps
+            self._progress.update(line, total=progress.steps, completed=progress.step, detail=detail)
+            self._progress.update(self._all, completed=self._done + sum(self._shares.values()))
         else:
-            self._done += 1
+            self._shares.pop(id_, None)
+            # A lost trial may run again.
+            self._done += event.kind != "lost"
             detail = f"{self._done}/{self._total}"
-            self._progress.update(self._all, completed=self._done, detail=detail)
+            self._progress.update(self._all, completed=self._done + sum(self._shares.values()), detail=detail)
+            if line != self._all:
+                self._progress.update(line, description=where + "[dim]idle[/dim]", completed=0, detail="")
             self._console.print(_ended(name, event), highlight=False)
 
 
 def _ended(name: str, event: Event) -> str:
     if event.kind == "pruned":
         return f"[dim]–[/dim] {name}: pruned"
-    if event.outcome is None:
-        return f"[red]✗[/red] {name}: {escape(event.failure)}"
-    outcome = event.outcome
-    step = f", {outcome.trained.step_ms:.0f} ms a step" if outcome.trained.step_ms else ""
-    scores = f"validation {outcome.trained.validation_metric:.4f}"
+    if event.kind == "elsewhere":
+        return f"[dim]–[/dim] {name}: settled by another driver"
+    ending = event.ending
+    assert ending is not None
+    if ending.status != "finished":
+        return f"[red]✗[/red] {name}: {escape(ending.failure)}"
+    metrics = ending.metrics
+    step = f", {metrics['cost/step_ms']:.0f} ms a step" if "cost/step_ms" in metrics else ""
+    scores = f"validation {metrics['selected/validation']:.4f}"
     if event.trial.evaluate == "test":
-        scores = f"test {outcome.final.metric:.4f}, {scores}"
-    return f"[green]✓[/green] {name}: {scores} ({outcome.seconds:.0f} s{step})"
+        scores = f"test {metrics['score']:.4f}, {scores}"
+    return f"[green]✓[/green] {name}: {scores} ({metrics['cost/seconds']:.0f} s{step})"
 
 
 def print_plan(console: Console, plan: Plan) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import platform
 import statistics
 import subprocess
 import time
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -67,6 +70,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
+        _give_back()
         try:
             # Linux: 5 resets the peak resident set size (VmHWM).
             Path("/proc/self/clear_refs").write_text("5")
@@ -84,13 +88,20 @@ class PeakMemory:
         return None
 
 
+def _give_back() -> None:
+    """Returns to the system what earlier trials freed and the allocator kept."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # elsewhere than on glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @cache
 def provenance(device: str) -> dict[str, str]:
     """Commit and dirtiness of the harness, library versions and hardware. Not part of a trial's id."""
     # An environment inside somebody's repository is not that repository's commit.
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if tracked else (None, None)
-    gpu = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else ""
+    gpu = device_name(device) if device.startswith("cuda") else ""
     return {
         "git_commit": commit or "unknown",
         "git_dirty": {"": "no", None: "unknown"}.get(changes, "yes"),
@@ -103,6 +114,13 @@ def provenance(device: str) -> dict[str, str]:
         "gpu": gpu,
         **{f"version_{name}": version(name) for name in LIBRARIES},
     }
+
+
+def device_name(device: str) -> str:
+    """The model of the GPU, or of the CPU with the number of threads in use."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
 
 
 def _git(*arguments: str) -> str | None:

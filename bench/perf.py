@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,8 @@ from torch.nn import functional as F
 from bench.backbones import LoadedBackbone, load
 from bench.measure import PeakMemory
 from bench.tasks.inputs import ImageInput
-from methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, create
+from methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, UserError, create
+from methods.backbone import TARGETS, Targets
 from methods.tenslora import VARIANTS
 
 #: Steps before the timed ones in every round: they allocate what the later ones reuse.
@@ -34,6 +37,10 @@ WARMUP, TIMED = 1, 2
 REFERENCE_RANK = 4
 
 RANK_MODES = ("isorank", "isoparameters")
+
+ALL = ["all"]
+
+PLOTS = (".png", ".svg", ".pdf")
 
 CLASSES = 10
 TEXT_TOKENS = 128
@@ -56,18 +63,22 @@ class Row:
     #: 95% bootstrap interval over rounds.
     ratio_to_lora_low: float
     ratio_to_lora_high: float
+    #: To the LoRA nearest to the budget on the layers that the method adapts (FacT, CaRA: all linear ones).
+    ratio_to_lora_on_sites: float
     ratio_to_floor: float
     peak_mib: float | None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to time: how to put it on the backbone."""
+    """Something to time: how to put it on the backbone, and of what LoRA the targets hold its sites."""
 
     label: str
     rank_mode: str
     ranks: str
     put: Callable[[Backbone, torch.Generator], Adapter]
+    targets: Targets = "qkv"
+    is_lora: bool = False
 
 
 class _Floor(Adapter):
@@ -87,27 +98,42 @@ class _Floor(Adapter):
 
 
 def candidates(names: Sequence[str], rank_modes: Sequence[str], backbone: LoadedBackbone) -> list[Candidate]:
-    """The floor, the reference, then every named method at every rank mode. Raises UserError."""
+    """The floor, the reference, every named method at every rank mode, and the LoRAs on their sites.
+
+    Raises UserError for an unknown name, and for a named method that this backbone or budget does not suit;
+    of `all`, such a one is left out with a warning.
+    """
     reference = create("lora", rank=REFERENCE_RANK)
-    found = [
-        Candidate("floor", "–", "", lambda backbone, _: _Floor(backbone)),
-        Candidate("LoRA", f"rank {REFERENCE_RANK}", str(REFERENCE_RANK), reference.attach),
-    ]
     budget = reference.count(backbone.geometry)
+    sized = [(f"rank {REFERENCE_RANK}", reference)]
     for template in _templates(names):
-        for mode in rank_modes:
-            if not template.sizeable:
-                method, mode = template, "–"
-            elif mode == "isorank":
+        for mode in rank_modes if template.sizeable else ["–"]:
+            try:
                 method = template.isorank(REFERENCE_RANK)
-            else:
-                method = template.fit(backbone.geometry, budget)
-            ranks = ",".join(map(str, method.size or ()))
-            candidate = Candidate(method.label, mode, ranks, method.attach)
-            known = {(other.label, other.ranks) for other in found}
-            if (candidate.label, candidate.ranks) not in known:
-                found.append(candidate)
-    return found
+                if mode == "isoparameters":
+                    method = template.fit(backbone.geometry, budget)
+                method.check(backbone.geometry, backbone.projections)
+            except UserError as error:
+                if list(names) != ALL:
+                    raise
+                warnings.warn(f"left out: {error}", stacklevel=2)
+                continue
+            sized.append((mode, method))
+    for targets in sorted({_targets(method) for _, method in sized}):
+        sized.append(("isoparameters", create("lora", targets=targets).fit(backbone.geometry, budget)))
+    found: dict[tuple[str, tuple[int, ...] | None], Candidate] = {}
+    for mode, method in sized:
+        ranks = ",".join(map(str, method.size or ()))
+        candidate = Candidate(
+            method.label, mode, ranks, method.attach, _targets(method), is_lora=method.name == "lora"
+        )
+        found.setdefault((method.label, method.size), candidate)
+    return [Candidate("floor", "–", "", lambda backbone, _: _Floor(backbone)), *found.values()]
+
+
+def _targets(method: Method) -> Targets:
+    """The smallest set of targets that holds the method's projections."""
+    return next(name for name, projections in TARGETS.items() if set(method.projections) <= set(projections))
 
 
 def measure(
@@ -119,6 +145,7 @@ def measure(
     rounds: int,
     device: str,
     bf16: bool,
+    compiled: bool = False,
     notify: Callable[[int, str], None],
 ) -> list[Row]:
     """Times every candidate. `notify(round, label)` is called before each. Raises UserError."""
@@ -141,15 +168,20 @@ def measure(
             counts[candidate] = adapter.parameter_count
             gc.collect()
             memory = PeakMemory(torch.device(device))
-            steps = list(_steps(backbone, adapter, inputs, labels, bf16))[WARMUP:]
+            module: nn.Module = backbone.module
+            if compiled:
+                torch.compiler.reset()  # what it holds was compiled for another adapter
+                module = torch.compile(module)  # type: ignore[assignment]
+            steps = list(_steps(module, adapter, inputs, labels, bf16))[WARMUP:]
             times[candidate].append(tuple(min(part) for part in zip(*steps, strict=True)))
             peaks[candidate].append(memory.mib())
             adapter.detach()
-    floor, lora = (np.array([sum(t[:3]) for t in times[c]]) for c in chosen[:2])
+    totals = {candidate: np.array(times[candidate]).sum(1) for candidate in chosen}
+    floor, lora = (totals[candidate] for candidate in chosen[:2])
+    on_sites = {c.targets: totals[c] for c in chosen if c.is_lora}
     rows = []
     for candidate in chosen:
-        parts = np.array(times[candidate])
-        total = parts.sum(1)
+        parts, total = np.array(times[candidate]), totals[candidate]
         low, high = _interval(total / lora)
         quartiles = np.percentile(total, [25, 75])
         measured = [peak for peak in peaks[candidate] if peak is not None]
@@ -166,6 +198,7 @@ def measure(
                 ratio_to_lora=float(np.median(total / lora)),
                 ratio_to_lora_low=low,
                 ratio_to_lora_high=high,
+                ratio_to_lora_on_sites=float(np.median(total / on_sites[candidate.targets])),
                 ratio_to_floor=float(np.median(total / floor)),
                 peak_mib=statistics.median(measured) if measured else None,
             )
@@ -177,8 +210,8 @@ def table(rows: Sequence[Row], title: str) -> Table:
     """For the terminal."""
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     made.add_column("method")
-    made.add_column("rank mode", no_wrap=True)
-    for heading in ("params", "forward", "backward", "step ms", "of LoRA", "95%", "of floor", "MiB"):
+    made.add_column("rank mode")
+    for heading in ("params", "forward", "backward", "step ms", "of LoRA", "same sites", "of floor", "MiB"):
         made.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         made.add_row(
@@ -188,8 +221,8 @@ def table(rows: Sequence[Row], title: str) -> Table:
             f"{row.forward_ms:.1f}",
             f"{row.backward_ms:.1f}",
             f"{row.step_ms:.1f} ± {row.spread_ms:.1f}",
-            f"{row.ratio_to_lora:.3f}",
-            f"{row.ratio_to_lora_low:.2f}–{row.ratio_to_lora_high:.2f}",
+            f"{row.ratio_to_lora:.3f} ({row.ratio_to_lora_low:.2f}–{row.ratio_to_lora_high:.2f})",
+            f"{row.ratio_to_lora_on_sites:.3f}",
             f"{row.ratio_to_floor:.3f}",
             "–" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
         )
@@ -200,10 +233,42 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
+def plot(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Step time as ratio to LoRA with its interval, beside the peak memory."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    positions = range(len(rows), 0, -1)
+    ratios = np.array([row.ratio_to_lora for row in rows])
+    ends = np.array([(row.ratio_to_lora_low, row.ratio_to_lora_high) for row in rows])
+    distances = np.abs(ends.T - ratios)
+    time_axes.errorbar(ratios, positions, xerr=distances, fmt="o", markersize=4, color="#0072b2", capsize=2)
+    time_axes.axvline(1.0, color="#888888", linewidth=0.8)
+    time_axes.set_xlabel("step time / LoRA's (median, 95% interval)")
+    time_axes.set_yticks(positions, [f"{row.method} · {row.rank_mode}" for row in rows], fontsize=8)
+    peaks = [np.nan if row.peak_mib is None else row.peak_mib for row in rows]
+    memory_axes.plot(peaks, positions, "o", markersize=4, color="#0072b2")
+    memory_axes.set_xlabel("peak memory, MiB")
+    for axes in (time_axes, memory_axes):
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def check_plot(path: Path) -> None:
+    """Raises UserError for a picture that could not be written, before anything is timed."""
+    if path.suffix not in PLOTS:
+        raise UserError(f"--plot {path}: accepted endings are {', '.join(PLOTS)}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--plot {path}: there is no folder {path.absolute().parent}")
+
+
 def _templates(names: Sequence[str]) -> list[Method]:
     """What each method lists; a variant of TensLoRA may stand for itself."""
     found: list[Method] = []
-    for name in list(METHODS) if list(names) == ["all"] else names:
+    for name in list(METHODS) if list(names) == ALL else names:
         found.extend([create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed())
     return found
 
@@ -221,11 +286,11 @@ def _batch(backbone: LoadedBackbone, size: int, device: str) -> tuple[dict[str, 
 
 
 def _steps(
-    backbone: LoadedBackbone, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool
+    module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool
 ) -> Iterator[tuple[float, float, float]]:
     """(forward, backward, optimizer) of each step, in milliseconds."""
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=1e-4, fused=True)
-    backbone.module.train()
+    module.train()
     kind = labels.device.type
 
     def now() -> float:
@@ -240,13 +305,13 @@ def _steps(
         optimizer.zero_grad(set_to_none=True)
         start = now()
         with context:
-            loss = F.cross_entropy(backbone.module(**inputs).float(), labels)
+            loss = F.cross_entropy(module(**inputs).float(), labels)
         forward = now()
         loss.backward()
         backward = now()
         optimizer.step()
         yield forward - start, backward - forward, now() - backward
-    backbone.module.eval()
+    module.eval()
 
 
 def _interval(ratios: np.ndarray) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from pydantic import Field
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.settings import Setting, applicable, sample
 from bench.suite import Budget, MethodRow, Recipe, Suite, TaskRow, Tuning
-from bench.tasks import TASKS, Task, check_sizes, data_key
+from bench.tasks import Task, check_sizes, data_key, find_task
 from bench.tasks.inputs import ImageInput
 from methods import Geometry, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen
@@ -24,6 +24,10 @@ PROTOCOL = 1
 
 #: The paper's reference for every percentage: LoRA of this rank on query, key and value.
 REFERENCE_RANK = 4
+
+#: Fields of the recipe that are younger than PROTOCOL 1: an id counts them only where they say something
+#: else than what was always done, so that older trials keep theirs.
+YOUNGER = ("augmentation", "compile", "deterministic")
 
 
 #: Of the points that equal tuning tries: the same for every method.
@@ -54,11 +58,15 @@ class Trial(Frozen):
     def id(self) -> str:
         """A hash of everything that can change the result, and of nothing else."""
         content = self.model_dump(mode="json")
-        # The weights' hash says which backbone it is, however it was named; `data` says which task, how
-        # many tokens at most and how large the images; the recipe holds what the task's overrides led to.
+        # The weights' hash says which backbone it is, however it was named; `data` says which task, from
+        # where, and how it is fed; the recipe holds what the task's overrides led to.
         del content["backbone"]
-        for told in ("task", "max_tokens", "training"):
-            del content["task"][told]
+        content["task"] = {
+            size: content["task"][size] for size in ("train_size", "validation_size", "test_size")
+        }
+        for name in YOUNGER:
+            if getattr(self.recipe, name) == Recipe.model_fields[name].default:
+                del content["recipe"][name]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -301,12 +309,11 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
     # Every row's options are checked once, whether or not a pair of task and backbone reaches them.
     expanded = [(row, method) for row in suite.methods for method in row.methods()]
     for pair, (task_row, task, spec, info) in enumerate(_pairs(suite)):
-        data = data_key(task, info.input, task_row.max_tokens) | {"data_hash": task.data_hash}
-        if isinstance(info.input, ImageInput):
-            data |= {"mean": info.input.mean, "std": info.input.std}
+        data = _data(task, task_row, info)
         check_sizes(task, task_row.train_size, task_row.validation_size, task_row.test_size)
         for method_row, template in expanded:
             recipe = suite.recipe(task_row, method_row, device)
+            _check_recipe(recipe, task_row, task)
             overrides = ", ".join(f"{key}={getattr(recipe, key)}" for key in method_row.training)
             for budget, method in _sized(template, method_row, suite, info.geometry):
                 method.check(info.geometry, info.projections)
@@ -377,10 +384,36 @@ def _sorted(entries: Iterable[tuple[tuple[int, int], Entry]]) -> tuple[Entry, ..
     return tuple(entry for _, entry in sorted(entries, key=lambda keyed: keyed[0]))
 
 
+def _data(task: Task, row: TaskRow, info: BackboneInfo) -> dict[str, Any]:
+    """All that a trial's examples depend on, but for the seed and the sizes."""
+    wanted = row.input(info.input)
+    key = data_key(task, wanted, row.max_tokens, per_seed=row.split == "per_seed")
+    key["data_hash"] = task.data_hash
+    if isinstance(wanted, ImageInput):
+        return {**key, "mean": wanted.mean, "std": wanted.std}
+    return key if wanted.padding == "longest" else {**key, "padding": wanted.padding}
+
+
+def _check_recipe(recipe: Recipe, row: TaskRow, task: Task) -> None:
+    """Raises UserError for what a recipe asks of this task in vain."""
+    if recipe.augmentation and task.modality != "vision":
+        raise UserError(f"task '{row.task}' is {task.modality}: augmentation applies to images only")
+    available = row.train_size or (task.sizes[0] if task.sizes else None)
+    if available is not None:
+        recipe.check_batch(row.task, available)
+
+
 def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo]]:
     """Every task with every backbone of its modality. Raises UserError for one left without a partner."""
-    tasks = [(row, TASKS.get(row.task)) for row in suite.tasks]
-    backbones = [(spec, describe(spec)) for spec in suite.backbones]
+    # What moves on a hub is pinned here, so that a trial names the very commit wherever it runs.
+    tasks = []
+    for row in suite.tasks:
+        task = find_task(row.task, row.source)
+        tasks.append((row.model_copy(update={"source": task.pinned()}), task))
+    backbones = []
+    for spec in suite.backbones:
+        info = describe(spec)
+        backbones.append((spec.pinned(info), info))
     pairs = [
         (row, task, spec, info)
         for row, task in tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -11,8 +12,13 @@ import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from bench.backbones import BackboneSpec
+from bench.lock import lock_path, read_lock
+from bench.tasks import Source
+from bench.tasks.inputs import ImageInput, ModelInput, Padding
 from methods import METHODS, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen, validate
+
+Augmentation = Literal["colour_jitter", "flip", "crop"]
 
 
 class Recipe(Frozen):
@@ -38,6 +44,12 @@ class Recipe(Frozen):
     select: Literal["validation", "last"] = "validation"
     #: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    #: What happens to training images, in this order: see `bench.augmentation`.
+    augmentation: tuple[Augmentation, ...] = ()
+    #: The encoder goes through `torch.compile`, in training and evaluation.
+    compile: bool = False
+    #: Only algorithms of torch that give the same bits every time; an operation without one is an error.
+    deterministic: bool = False
 
     @model_validator(mode="after")
     def _length_and_floor(self) -> Self:
@@ -47,6 +59,14 @@ class Recipe(Frozen):
             if peak is not None and peak < self.lr_floor:
                 raise ValueError(f"{name} {peak:g} is below lr_floor {self.lr_floor:g}")
         return self
+
+    def check_batch(self, task: str, available: int) -> None:
+        """Raises UserError for a batch that is larger than the train split."""
+        if self.batch_size > available:
+            raise UserError(
+                f"training of task '{task}': batch_size {self.batch_size} is larger than the train split, "
+                f"which has {available} examples"
+            )
 
     def resolved(self, device: str) -> Recipe:
         """Without defaults that depend on anything: what a trial's id can hash."""
@@ -99,7 +119,40 @@ class TaskRow(Frozen):
     test_size: PositiveInt | None = None
     #: Texts are cut to this many tokens.
     max_tokens: PositiveInt = 128
+    #: What a batch of texts is padded to. With `max_tokens` batches are not put together by length either.
+    padding: Padding = "longest"
+    #: Images are squashed to squares of so many pixels, of which the centre is cut out; None: their central
+    #: square is resized to what the backbone reads.
+    resize: PositiveInt | None = None
+    #: Images are normalised as the backbone wants them; else pixels are between 0 and 1.
+    normalise: bool = True
+    #: One split for all seeds, or another for each, where the task has no official one.
+    split: Literal["fixed", "per_seed"] = "fixed"
+    #: Where the data of a hub task come from, if not from the task's own repository.
+    source: Source | None = None
     training: dict[str, Any] = {}
+
+    def input(self, wanted: ModelInput) -> ModelInput:
+        """How a backbone that by itself wants its examples so gets them here.
+
+        Raises UserError for a switch of the other modality.
+        """
+        if isinstance(wanted, ImageInput):
+            self._refuse(("padding",), "images")
+            if not self.normalise:
+                wanted = replace(wanted, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+            return replace(wanted, resize=self.resize)
+        self._refuse(("resize", "normalise"), "texts")
+        return replace(wanted, padding=self.padding)
+
+    def split_seed(self, seed: int) -> int | None:
+        """The seed that the split depends on; None: on none."""
+        return seed if self.split == "per_seed" else None
+
+    def _refuse(self, names: tuple[str, ...], what: str) -> None:
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise UserError(f"task '{self.task}': {name} does not apply to {what}")
 
 
 class MethodRow(Frozen):
@@ -331,8 +384,11 @@ class _NoRepeats(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_suite(path: Path) -> Suite:
-    """Reads and validates a suite. Raises UserError naming file, field, value and what is accepted."""
+def load_suite(path: Path, *, locked: bool = True) -> Suite:
+    """Reads and validates a suite, and obeys the lock file beside it unless told otherwise.
+
+    Raises UserError naming file, field, value and what is accepted.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -345,4 +401,6 @@ def load_suite(path: Path) -> Suite:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a suite is a mapping with the fields {', '.join(Suite.model_fields)}")
-    return validate(Suite, values, str(path))
+    suite = validate(Suite, values, str(path))
+    lock = lock_path(path)
+    return read_lock(lock).apply(suite, lock) if locked and lock.exists() else suite

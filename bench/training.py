@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from bench.augmentation import augmenter
 from bench.measure import StepTimer
 from bench.seeding import generator
 from bench.suite import Recipe
-from bench.tasks import Metric, PreparedData, Split, score
+from bench.tasks import ImageSplit, Metric, PreparedData, Split, score
 from methods import Adapter, Backbone
 
 #: Batches are cut from pools of this many batches sorted by length: little padding, still shuffled.
@@ -71,16 +73,17 @@ class Evaluation:
 def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
     """Indices of one pass, similar lengths together; in order of length where `order` is None."""
     permutation = torch.arange(len(split)) if order is None else torch.randperm(len(split), generator=order)
-    if split.lengths is None:
+    lengths = split.uneven
+    if lengths is None:
         yield from permutation.split(size)
         return
     if order is None:
-        yield from permutation[split.lengths.argsort(stable=True)].split(size)
+        yield from permutation[lengths.argsort(stable=True)].split(size)
         return
     cut = [
         batch
         for pool in permutation.split(size * POOL)
-        for batch in pool[split.lengths[pool].argsort(stable=True)].split(size)
+        for batch in pool[lengths[pool].argsort(stable=True)].split(size)
     ]
     for index in torch.randperm(len(cut), generator=order).tolist():
         yield cut[index]
@@ -152,6 +155,7 @@ def train(
     )
     trained = [parameter for group in groups for parameter in group["params"]]
     order = generator(seed, "data_order")
+    feed = _feed(data.train, recipe, seed)
     timer = StepTimer(device)
     losses: list[Tensor] = []
     best: tuple[float, int, dict[str, Tensor], dict[str, Tensor]] | None = None
@@ -173,8 +177,8 @@ def train(
         for indices in batches(data.train, recipe.batch_size, order):
             with timer:
                 with autocast(recipe, device):
-                    logits = backbone.module(**data.train.batch(indices))
-                    loss = F.cross_entropy(logits.float(), data.train.labels[indices])
+                    logits = backbone.module(**feed(indices))
+                    loss = F.cross_entropy(logits.float(), data.train.targets(indices))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if recipe.clip is not None:
@@ -200,6 +204,14 @@ def train(
     adapter.load(adapter_state)
     backbone.head.load_state_dict(head)
     return Trained(steps, chosen_epoch, chosen_metric, timer.median_ms())
+
+
+def _feed(split: Split, recipe: Recipe, seed: int) -> Callable[[Tensor], dict[str, Tensor]]:
+    """From indices to a training batch."""
+    if not recipe.augmentation:
+        return split.batch
+    assert isinstance(split, ImageSplit)
+    return partial(split.batch, augment=augmenter(recipe.augmentation, generator(seed, "augmentation")))
 
 
 def head_state(backbone: Backbone) -> dict[str, Tensor]:

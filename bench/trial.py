@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from bench.backbones import BackboneSpec, LoadedBackbone, load
 from bench.measure import PeakMemory
+from bench.modes import compiled, deterministic
 from bench.plan import Trial
 from bench.seeding import generator, stream_seed
-from bench.tasks import TASKS, PreparedData, prepare
+from bench.tasks import TASKS, PreparedData, data_key, find_task, prepare
 from bench.tasks.inputs import ModelInput
 from bench.training import Diverged, Evaluation, Progress, Trained, evaluate, head_state, train
 from methods import UserError, from_identity
@@ -44,7 +46,8 @@ class Resources:
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self._backbones: dict[BackboneSpec, tuple[LoadedBackbone, str]] = {}
-        self._data: dict[tuple[object, ...], PreparedData] = {}
+        #: Of splits that change with the seed, the latest seed's alone: they are as large as the data.
+        self._data: dict[tuple[object, ...], tuple[int | None, PreparedData]] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
         """The trial's backbone, clean. Raises UserError where its weights are not the planned ones."""
@@ -71,19 +74,26 @@ class Resources:
             del self._backbones[spec]
 
     def data(self, trial: Trial, model_input: ModelInput) -> PreparedData:
-        row = trial.task
-        key = (row.task, row.train_size, row.validation_size, row.test_size, row.max_tokens, trial.backbone)
+        """The trial's data on the device. Raises UserError if they are not the planned ones, or too few."""
+        row, seed = trial.task, trial.task.split_seed(trial.seed)
+        key = (json.dumps(trial.data, sort_keys=True), row.train_size, row.validation_size, row.test_size)
+        if key in self._data and self._data[key][0] != seed:
+            # Before the next seed's are there, or memory would hold both.
+            del self._data[key]
         if key not in self._data:
-            data = prepare(
-                TASKS.get(row.task),
-                model_input,
-                max_tokens=row.max_tokens,
-                train_size=row.train_size,
-                validation_size=row.validation_size,
-                test_size=row.test_size,
-            )
-            self._data[key] = data.to(self.device)
-        return self._data[key]
+            self._data[key] = (seed, self._prepared(trial, row.input(model_input), seed))
+        _, data = self._data[key]
+        trial.recipe.check_batch(row.task, len(data.train))
+        return data
+
+    def _prepared(self, trial: Trial, wanted: ModelInput, split_seed: int | None) -> PreparedData:
+        row = trial.task
+        task = find_task(row.task, row.source)
+        now = data_key(task, wanted, row.max_tokens, per_seed=split_seed is not None)
+        if changed := [name for name in now if trial.data.get(name) != now[name]]:
+            raise UserError(f"task '{row.task}' changed since the plan ({', '.join(changed)}); start again")
+        sizes = (row.train_size, row.validation_size, row.test_size)
+        return prepare(task, wanted, row.max_tokens, *sizes, split_seed=split_seed).to(self.device)
 
 
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
@@ -91,10 +101,12 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
 
     The backbone is clean again afterwards in every case.
     """
-    started = time.perf_counter()
     backbone = resources.backbone(trial)
     data = resources.data(trial, backbone.info.input)
+    # Without what the first trial of a worker loads.
+    started = time.perf_counter()
     metric = TASKS.get(trial.task.task).metric
+    encoder = backbone.module.encoder
     memory = PeakMemory(resources.device)
     backbone.reset(data.classes, generator(trial.seed, "head_start"))
     # Dropout draws from the global generators, on a GPU from the device's own.
@@ -102,9 +114,10 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     try:
         adapter = from_identity(trial.method).attach(backbone, generator(trial.seed, "adapter_start"))
         try:
-            trained = train(backbone, adapter, data, trial.recipe, metric, trial.seed, report)
             split = data.test if trial.evaluate == "test" else data.validation
-            final = evaluate(backbone, adapter, split, trial.recipe, metric, data.classes)
+            with deterministic(trial.recipe.deterministic), compiled(encoder, trial.recipe.compile):
+                trained = train(backbone, adapter, data, trial.recipe, metric, trial.seed, report)
+                final = evaluate(backbone, adapter, split, trial.recipe, metric, data.classes)
             if not math.isfinite(final.loss):
                 raise Diverged(trained.steps, final.loss)
             return Outcome(

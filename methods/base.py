@@ -122,10 +122,11 @@ class Method(Frozen, ABC):
             name: field.get_default(call_default_factory=True)
             for name, field in type(self).model_fields.items()
         }
+        identity = self.identity()
         options = [
             f"{name}={value}"
             for name, value in self
-            if name not in self.titled and self.identity()[name] != defaults[name]
+            if name not in self.titled and identity.get(name, defaults[name]) != defaults[name]
         ]
         return f"{self.title} ({', '.join(options)})" if options else self.title
 

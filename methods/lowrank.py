@@ -97,18 +97,17 @@ class LowRankAdapter(Adapter):
             shared = _SharedInput(
                 self,
                 downs,
+                widths=[widths[i] for i in downs],
                 readers=len(sites),
                 slices=parametrisation.input_slices.get(sites[0], 1),
                 dropout=dropout if dropout_at == "input" else 0.0,
             )
             self._inputs.append(shared)
             for site in sites:
-                start = sum(widths[i] for i in downs[: downs.index(parametrisation.down_of[site])])
-                columns = slice(start, start + widths[parametrisation.down_of[site]])
                 self._linears[site] = AdaptedLinear(
                     self.bases[site],
                     shared,
-                    columns if len(downs) > 1 else None,
+                    downs.index(parametrisation.down_of[site]),
                     slices=parametrisation.output_slices.get(site, 1),
                     dropout=dropout if dropout_at != "input" else 0.0,
                     drops_update=dropout_at == "update" and dropout > 0,
@@ -234,7 +233,7 @@ class AdaptedLinear(nn.Module):
         self,
         base: nn.Linear,
         shared: _SharedInput,
-        columns: slice | None,
+        down: int,
         *,
         slices: int,
         dropout: float,
@@ -243,7 +242,8 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.training = base.training
         self.base = base
-        self.columns = columns
+        #: Which of the downs of `shared` is this site's.
+        self.down = down
         self.slices = slices
         self.dropout = dropout
         self.drops_update = drops_update
@@ -253,29 +253,34 @@ class AdaptedLinear(nn.Module):
         self.shared = shared
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` is (..., in). The update goes into the base's own output: no further pass over it."""
         if self.up is None:
             self.shared.adapter.recontract()
-        update = self._update_by_entries(x) if self.drops_update and self.training else self._update(x)
-        if self.bias_update is not None:
-            update = update + self.bias_update
-        return self.base(x) + update
-
-    def _update(self, x: Tensor) -> Tensor:
-        narrow = self.shared.project(x, self.training)
-        if self.columns is not None:
-            narrow = narrow[..., self.columns]
-        if self.dropout:
-            narrow = F.dropout(narrow, self.dropout, self.training)
         assert self.up is not None
-        return _sliced_linear(narrow, self.up, self.slices)
+        bias: Tensor | None = self.base.bias
+        if self.bias_update is not None:
+            bias = self.bias_update if bias is None else bias + self.bias_update
+        # Flat, since autograd would copy gradients for an in-place operation on a view.
+        y = F.linear(x.flatten(0, -2), self.base.weight, bias)
+        if self.drops_update and self.training:
+            y += self._update_by_entries(x).flatten(0, -2)
+        else:
+            narrow = self.shared.project(x, self.training)[self.down]
+            if self.dropout:
+                narrow = F.dropout(narrow, self.dropout, self.training)
+            if self.slices == 1:
+                # In place, autocast does not cast.
+                y.addmm_(narrow, self.up.T.to(y.dtype))
+            else:
+                y += _sliced_linear(narrow, self.up, self.slices)
+        return y.unflatten(0, x.shape[:-1])
 
     def _update_by_entries(self, x: Tensor) -> Tensor:
         down = self.shared.down
         assert down is not None
         assert self.up is not None
-        if self.columns is not None:
-            down = down[self.columns]
-        dense = _unsliced(self.up, self.slices) @ _unsliced(down, self.shared.slices)
+        own = down.split(self.shared.widths)[self.down]
+        dense = _unsliced(self.up, self.slices) @ _unsliced(own, self.shared.slices)
         return F.linear(x, F.dropout(dense, self.dropout, self.training))
 
 
@@ -283,34 +288,44 @@ class _SharedInput:
     """The sites of a layer that read one activation, and the joined down factors that they share."""
 
     def __init__(
-        self, adapter: LowRankAdapter, downs: tuple[int, ...], *, readers: int, slices: int, dropout: float
+        self,
+        adapter: LowRankAdapter,
+        downs: tuple[int, ...],
+        *,
+        widths: list[int],
+        readers: int,
+        slices: int,
+        dropout: float,
     ) -> None:
         self.adapter = adapter
         self.downs = downs
+        #: Rows of each of the downs.
+        self.widths = widths
         self.readers = readers
         self.slices = slices
         self.dropout = dropout
         self.down: Tensor | None = None
         self._input: Tensor | None = None
-        self._narrow: Tensor | None = None
+        self._narrow: tuple[Tensor, ...] = ()
         self._left = 0
 
-    def project(self, x: Tensor, training: bool) -> Tensor:
-        """The joined down projection of x, computed by the first of the sites that reads this very x."""
+    def project(self, x: Tensor, training: bool) -> tuple[Tensor, ...]:
+        """The projection of x by each of the downs, (N, r), computed by the first site that reads this x."""
         if self._input is not x:
             assert self.down is not None
             dropped = F.dropout(x, self.dropout, training) if self.dropout else x
             self._input, self._left = x, self.readers
-            self._narrow = _sliced_linear(dropped, self.down, self.slices)
-        narrow = self._narrow
-        assert narrow is not None
+            narrow = _sliced_linear(dropped.flatten(0, -2), self.down, self.slices)
+            self._narrow = (narrow,) if len(self.downs) == 1 else narrow.split(self.widths, -1)
+        narrows = self._narrow
         self._left -= 1
         if not self._left:
             self.forget()
-        return narrow
+        return narrows
 
     def forget(self) -> None:
-        self._input = self._narrow = None
+        self._input = None
+        self._narrow = ()
 
 
 def _sliced_linear(x: Tensor, weight: Tensor, slices: int) -> Tensor:

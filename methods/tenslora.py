@@ -53,6 +53,9 @@ class TensLoRA(LowRankMethod):
     heads: Literal["aligned", "interleaved"] = "aligned"
     #: How what does not start at zero starts.
     init: Init = Field("orthogonal")
+    #: Whether tensors start from draws of their own, or all from the same ones, as in the reference code,
+    #: which seeds anew for each.
+    starts: Literal["independent", "identical"] = "independent"
 
     @classmethod
     def presets(cls) -> tuple[Self, ...]:
@@ -106,8 +109,13 @@ class TensLoRA(LowRankMethod):
 
     def identity(self) -> dict[str, Any]:
         identity = super().identity()
-        # Where heads are no mode their order changes nothing, and one trial serves both.
-        return identity if "head" in self.modes else {**identity, "heads": "aligned"}
+        if "head" not in self.modes:
+            # Their order changes nothing then, and one trial serves both.
+            identity["heads"] = "aligned"
+        # A single tensor has no other to start like; and older trials, which had no choice, keep their ids.
+        if self.starts == "independent" or {"qkv", "depth"} <= set(self.variant.split("_")):
+            del identity["starts"]
+        return identity
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -238,10 +246,13 @@ class _StackedTensors(Parametrisation):
         self.method = method
         self.axes = method.tensor_axes(geometry)
         self.factorization = FACTORIZATIONS[method.factorization]
-        self.tensors = nn.ModuleList(
-            self.factorization.build(method.shape(geometry), method.ranks, method.init, generator)
-            for _ in product(*map(range, self.axes.values()))
-        )
+        drawn = generator.get_state()
+        self.tensors = nn.ModuleList()
+        for _ in product(*map(range, self.axes.values())):
+            if method.starts == "identical":
+                generator.set_state(drawn)
+            tensor = self.factorization.build(method.shape(geometry), method.ranks, method.init, generator)
+            self.tensors.append(tensor)
         self.down_of = {}
         #: Per site, the slices of the projection mode; per extra `down`, its site.
         self._slices: dict[Site, range] = {}

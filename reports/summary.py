@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean, median, stdev
 from typing import Any
 
 import pandas as pd
 
-from bench.tracking import Store, latest
+from bench.tracking import Record, Store, latest
 
 COLUMNS = (
     "task",
@@ -59,7 +60,7 @@ def summarise(store: Store, plan: dict[str, Any] | None = None) -> Summary:
         found = [records[id_] for id_ in row["trials"].values() if id_ in records]
         finished = [record for record in found if record.status == "FINISHED"]
         failed = [record for record in found if record.status == "FAILED"]
-        scores = pd.Series([record.metrics["score"] for record in finished], dtype=float)
+        scores = [record.metrics["score"] for record in finished]
         line: dict[str, Any] = {
             "task": row["task"],
             "backbone": row["backbone"],
@@ -76,10 +77,17 @@ def summarise(store: Store, plan: dict[str, Any] | None = None) -> Summary:
             "failures": ", ".join(sorted({record.tags["failure"] for record in failed})),
             "metric": finished[0].tags["metric"] if finished else "",
             "evaluated": finished[0].tags["evaluated"] if finished else "",
-            "mean": scores.mean(),
-            "sd": scores.std(ddof=1),
-            "step_ms": pd.Series([r.metrics.get("cost/step_ms") for r in finished], dtype=float).median(),
-            "peak_mib": pd.Series([r.metrics.get("cost/peak_mib") for r in finished], dtype=float).max(),
+            "mean": fmean(scores) if scores else None,
+            "sd": stdev(scores) if len(scores) > 1 else None,
+            "step_ms": median(steps) if (steps := _known(finished, "cost/step_ms")) else None,
+            "peak_mib": max(_known(finished, "cost/peak_mib"), default=None),
         }
         lines.append(line)
-    return Summary(store.experiment.name, plan["closing"], pd.DataFrame(lines, columns=list(COLUMNS)))
+    table = pd.DataFrame(lines, columns=list(COLUMNS))
+    measured = ["mean", "sd", "step_ms", "peak_mib"]
+    table[measured] = table[measured].astype(float)
+    return Summary(store.experiment.name, plan["closing"], table)
+
+
+def _known(records: list[Record], metric: str) -> list[float]:
+    return [record.metrics[metric] for record in records if metric in record.metrics]

@@ -50,7 +50,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bench.tracking import connect
 
     file = tmp_path_factory.mktemp("store") / "empty.db"
-    connect(f"sqlite:///{file}", "none", create=True)
+    connect(f"sqlite:///{file}", create=True)
     return file
 
 
@@ -76,7 +76,8 @@ def call() -> Callable[..., Ended]:
 
     def program(*arguments: object) -> Ended:
         out, err = io.StringIO(), io.StringIO()
-        handler, show = signal.getsignal(signal.SIGTERM), warnings.showwarning
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        show = warnings.showwarning
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["tensorbench", *map(str, arguments)])
             patch.setattr(cli.main, "debug", False, raising=False)
@@ -87,7 +88,8 @@ def call() -> Callable[..., Ended]:
                 except SystemExit as end:
                     code = int(end.code or 0)
                 finally:
-                    signal.signal(signal.SIGTERM, handler)
+                    for number, handler in handlers.items():
+                        signal.signal(number, handler)
                     warnings.showwarning = show
         return Ended(code, out.getvalue(), err.getvalue())
 

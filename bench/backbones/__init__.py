@@ -51,7 +51,7 @@ def entry_of(spec: BackboneSpec) -> BackboneEntry:
     if spec.timm is not None:
         from bench.backbones.timm_vit import TimmBackbone
 
-        return TimmBackbone(spec.timm, spec.local)
+        return TimmBackbone(spec.timm, spec.local, spec.revision)
     from bench.backbones.huggingface import FolderBackbone, HubBackbone
 
     if spec.hub is not None:

@@ -30,9 +30,10 @@ class BackboneSpec(BaseModel):
     """A backbone as a suite names it: one source, and for vision an image size.
 
     A plain string is a registered name. The sources are `name` (registered), `hub` (a transformers
-    hub id, optionally at a `revision`), `local` (a folder written by `save_pretrained`) and `timm`
-    (a timm model name, or `hf_hub:owner/model[@revision]`), to which `local` adds a safetensors file
-    with its weights. `image_size` is in pixels; without it the backbone's own size is used.
+    hub id), `local` (a folder written by `save_pretrained`) and `timm` (a timm model name, or
+    `hf_hub:owner/model`), to which `local` adds a safetensors file with its weights. What comes from a
+    hub repository may be asked for at a `revision`: branch, tag or commit. `image_size` is in pixels;
+    without it the backbone's own size is used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,9 +59,28 @@ class BackboneSpec(BaseModel):
             raise ValueError("a backbone needs a source: one of name, hub, local or timm")
         if len(given) > 1:
             raise ValueError(f"a backbone has one source, but {' and '.join(given)} are given")
-        if self.revision is not None and self.hub is None:
-            raise ValueError("revision goes with hub only (timm: write hf_hub:owner/model@revision)")
+        if self.revision is not None and self.source is None:
+            raise ValueError(
+                "revision goes with what comes from a hub repository: hub, or timm without local"
+            )
+        if self.revision is not None and "@" in (self.timm or ""):
+            raise ValueError("revision: the timm name has one already, after its @")
         return self
+
+    @property
+    def source(self) -> str | None:
+        """How a suite names the hub repository that the backbone comes from; None if from no hub."""
+        if self.local is not None or self.name is not None:
+            return None
+        return self.hub or f"timm:{self.timm}"
+
+    def pinned(self, info: BackboneInfo) -> BackboneSpec:
+        """The same backbone at the commit that `info` describes, wherever and whenever it is loaded."""
+        return self if self.source is None else self.at(info.weights_hash.rpartition("@")[2])
+
+    def at(self, commit: str) -> BackboneSpec:
+        """The same repository at a commit."""
+        return self.model_copy(update={"revision": commit, "timm": self.timm and self.timm.partition("@")[0]})
 
 
 @dataclass(frozen=True)
@@ -99,8 +119,9 @@ class BackboneEntry(Protocol):
 class Classifier(nn.Module):
     """Encoder, pooling and head. `module(**batch)` returns logits of shape (batch, classes).
 
-    A batch has `input_ids` and `attention_mask` of shape (batch, tokens), or `pixel_values`, already
-    normalised, of shape (batch, 3, size, size). `pool(encoder, **batch)` runs the encoder and returns
+    A batch has `input_ids` and `attention_mask` of shape (batch, tokens), for pairs of texts also
+    `token_type_ids` if the tokenizer makes them; or `pixel_values`, already normalised, of shape
+    (batch, 3, size, size). `pool(encoder, **batch)` runs the encoder and returns
     features of shape (batch, hidden).
     """
 

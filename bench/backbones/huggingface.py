@@ -24,7 +24,7 @@ from bench.backbones.base import (
     pixel_size,
     refuse_image_size,
 )
-from bench.backbones.hub import SMALL_FILES, WEIGHT_FILES, snapshot
+from bench.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from bench.tasks.inputs import ImageInput, ModelInput, TextInput
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
@@ -33,16 +33,25 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 
-def mean_of_tokens(encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def mean_of_tokens(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
     """Mean of the last states over the tokens that the mask keeps."""
-    states = encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    states = encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state
     mask = attention_mask.unsqueeze(-1).to(states.dtype)
     return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def first_token(encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def first_token(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
     """The last state of the first token."""
-    return encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+    return encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state[:, 0]
+
+
+def _for_every_query(attention_mask: Tensor) -> Tensor:
+    """From (batch, tokens) to what attention takes as it is: boolean, (batch, head, query, key).
+
+    Of a two-dimensional mask transformers asks whether anything is masked, and so waits for the device in
+    every step.
+    """
+    return attention_mask[:, None, None, :].bool()
 
 
 def class_token(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.backbones.base import BackboneInfo, LoadedBackbone, channels, file_hash, key_list, locate
-from bench.backbones.hub import SMALL_FILES, WEIGHT_FILES, snapshot
+from bench.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from bench.tasks.inputs import ImageInput
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
@@ -74,6 +74,8 @@ class TimmBackbone:
 
     model: str
     weights: Path | None = None
+    #: Of the repository; None: what the model's name says, or the main branch.
+    revision: str | None = None
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """Builds the model without weights; see `BackboneEntry`.
@@ -81,11 +83,11 @@ class TimmBackbone:
         Raises UserError for an unknown model (the nearest names), one that is no plain vision
         transformer, a missing file, or a hub that cannot be reached.
         """
-        return self._describe(recipe_of(self.model), image_size)
+        return self._describe(recipe_of(self.model, self.revision), image_size)
 
     def load(self, image_size: int | None) -> LoadedBackbone:
         """See `BackboneEntry`. Raises UserError if the weights are incomplete or do not fit."""
-        recipe = recipe_of(self.model)
+        recipe = recipe_of(self.model, self.revision)
         info = self._describe(recipe, image_size)
         with torch.random.fork_rng(devices=[]):
             encoder = recipe.build()
@@ -99,7 +101,7 @@ class TimmBackbone:
         name = f"timm:{self.model}"
         if self.weights is None:
             repository, revision = recipe.hub(self.model)
-            commit = snapshot(repository, revision, SMALL_FILES).name
+            commit = snapshot(repository, self.revision or revision, SMALL_FILES).name
             weights_hash = f"hub:{repository}@{commit}"
         else:
             weights_hash = f"{name}:sha256:{file_hash(self._weights_file(recipe))}"
@@ -134,7 +136,7 @@ class TimmBackbone:
     def _weights_file(self, recipe: Recipe) -> Path:
         if self.weights is None:
             repository, revision = recipe.hub(self.model)
-            commit = snapshot(repository, revision, SMALL_FILES).name
+            commit = snapshot(repository, self.revision or revision, SMALL_FILES).name
             file = snapshot(repository, commit, SMALL_FILES + WEIGHT_FILES) / "model.safetensors"
         else:
             file = self.weights.expanduser()
@@ -171,11 +173,13 @@ class Recipe:
         return repository, named[1] if named else None
 
 
-def recipe_of(model: str) -> Recipe:
+def recipe_of(model: str, revision: str | None = None) -> Recipe:
     import timm
 
     if named := _hub_name(model):
-        config = json.loads((snapshot(*named, SMALL_FILES) / "config.json").read_text())
+        config = json.loads(
+            (snapshot(named[0], revision or named[1], SMALL_FILES) / "config.json").read_text()
+        )
         if "architecture" not in config:
             raise UserError(f"hub model {named[0]} is not a timm model: its config names no architecture")
         # Older timm configs hold the settings at the top level.

@@ -101,7 +101,8 @@ def variations(presets: Sequence[Method]) -> list[Method]:
         except (UserError, ValueError):
             continue
         # An option that means nothing here, and that the identity therefore fixes, would show no pair.
-        if all(method.identity()[name] == value for name, value in zip(options, values, strict=True)):
+        told = {name: type(base).model_fields[name].default for name in options} | method.identity()
+        if all(told[name] == value for name, value in zip(options, values, strict=True)):
             built[values] = method
     uncovered = {pair for values in built for pair in _pairs(values)}
     known = {_key(preset) for preset in presets}

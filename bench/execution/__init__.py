@@ -1,0 +1,68 @@
+"""Where trials run: in this process, in processes of this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from methods.errors import UnknownNameError, UserError
+
+if TYPE_CHECKING:
+    from bench.execution.driver import Executor
+
+EXECUTORS = ("inline", "local", "ray")
+
+
+def make_executor(
+    kind: str,
+    device: str,
+    *,
+    workers: int | None = None,
+    slots_per_device: int | None = None,
+    ray_address: str | None = None,
+) -> Executor:
+    """An executor, not entered yet. `device` is cpu, cuda or cuda:N; for `ray` also auto.
+
+    Without `workers` every slot is used: `slots_per_device` (1) on each GPU, or one a core on CPUs.
+    Raises UserError for options that do not go together.
+    """
+    if kind not in EXECUTORS:
+        raise UnknownNameError("executor", kind, EXECUTORS)
+    if kind != "ray" and ray_address is not None:
+        raise UserError("--ray-address goes with --executor ray")
+    if kind == "inline":
+        if (workers or 1) > 1 or slots_per_device:
+            raise UserError("--workers and --slots-per-device go with --executor local or ray")
+        from bench.execution.inline import Inline
+
+        return Inline(device)
+    if kind == "local":
+        from bench.execution.local import Local, Slot
+
+        return Local([Slot(*slot) for slot in local_slots(device, workers, slots_per_device)])
+    from bench.execution.ray import RayCluster
+
+    return RayCluster(device, workers, slots_per_device, ray_address)
+
+
+def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[tuple[str, str, int]]:
+    """Name, device and threads of each slot; the cores of this process are divided among them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device == "cpu":
+        if slots_per_device:
+            raise UserError("--slots-per-device is for GPUs; on CPUs use --workers")
+        count = workers or cores
+        devices = ["cpu"] * count
+    else:
+        import torch
+
+        gpus = [device] if ":" in device else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        devices = gpus * (slots_per_device or 1)
+        if workers and workers > len(devices):
+            raise UserError(
+                f"--workers {workers}: there are {len(devices)} slots on {len(gpus)} GPU(s); "
+                "raise --slots-per-device"
+            )
+        devices = devices[: workers or len(devices)]
+    threads = max(1, cores // len(devices))
+    return [(f"{device}/{i}", device, threads) for i, device in enumerate(devices)]

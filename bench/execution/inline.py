@@ -1,114 +1,53 @@
-"""Runs trials one after the other in this process; a failure is recorded and the others go on."""
+"""Runs trials one after the other in this process."""
 
 from __future__ import annotations
 
-import gc
-import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal
+from types import TracebackType
 
-import torch
-
+from bench.execution.perform import Event, Report, ended, perform, prepare_all
 from bench.measure import provenance
-from bench.plan import Plan, Trial
-from bench.tasks import TASKS
-from bench.tracking import Failure, Store, StoreError, TrialRun, latest
-from bench.training import Diverged, Progress, Pruned
-from bench.trial import Outcome, Resources, run_trial
-
-#: How libraries say so in a RuntimeError: torch on a CPU, cuBLAS.
-NO_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
+from bench.plan import Trial
+from bench.trial import Resources
 
 
-@dataclass(frozen=True)
-class Event:
-    """What happens to a trial: it starts, makes progress, or ends."""
+class Inline:
+    """The executor without workers. A crash of the process costs the running trial and stops the run."""
 
-    trial: Trial
-    kind: Literal["started", "progress", "finished", "failed", "pruned"]
-    progress: Progress | None = None
-    outcome: Outcome | None = None
-    failure: str = ""
+    slots = 1
 
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.resources = Resources(device)
+        self._next: Trial | None = None
 
-def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Trial]:
-    """The trials of the plan that have no result yet, in its order.
+    def __enter__(self) -> Inline:
+        return self
 
-    A failed trial has one, its failure; with `retry_failed` exactly those are pending.
-    """
-    known = latest(store.records())
-    if retry_failed:
-        return [trial for trial in plan.trials if trial.id in known and known[trial.id].status == "FAILED"]
-    return [trial for trial in plan.trials if trial.id not in known or not known[trial.id].settled]
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
+    def prepare(self, trials: list[Trial]) -> None:
+        prepare_all(trials, self.resources)
 
-def prepare_all(trials: list[Trial], resources: Resources) -> None:
-    """Fetches and prepares what the trials need, so that what is missing shows before any training."""
-    for trial in trials:
-        resources.data(trial, resources.backbone(trial).info.input)
+    @property
+    def free(self) -> int:
+        return 0 if self._next else 1
 
+    def submit(self, trial: Trial) -> None:
+        self._next = trial
 
-def execute(
-    plan: Plan,
-    trials: list[Trial],
-    store: Store,
-    resources: Resources,
-    notify: Callable[[Event], None],
-    *,
-    parent: str | None = None,
-    tags: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Runs the trials and stores each. An interrupt closes the running one as killed and goes up.
+    def step(self, report: Report) -> None:
+        """Runs the trial that was submitted, to its end."""
+        trial, self._next = self._next, None
+        if trial is None:
+            return
+        report(Event(trial, "started", provenance=provenance(self.device)))
+        ending = perform(
+            trial, self.resources, lambda progress: report(Event(trial, "progress", progress=progress))
+        )
+        report(ended(trial, "", ending))
 
-    `plan` has the rows behind the trials. Their runs are nested under `parent`, or under the suite's run,
-    and get `tags`. `notify` may raise Pruned on a progress: that ends the trial.
-    """
-    rows = {trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials}
-    origin = provenance(str(resources.device))
-    suite_run = store.begin_suite(plan) if parent is None else None
-    ended: Literal["FINISHED", "KILLED"] = "KILLED"
-    try:
-        for trial in trials:
-            metric = TASKS.get(trial.task.task).metric
-            run = store.begin_trial(trial, rows[trial.id], metric, parent or suite_run or "", origin, tags)
-            notify(_run(trial, run, resources, notify))
-        ended = "FINISHED"
-    finally:
-        if suite_run is not None:
-            store.end_suite(suite_run, ended)
-
-
-def _run(trial: Trial, run: TrialRun, resources: Resources, notify: Callable[[Event], None]) -> Event:
-    def report(progress: Progress) -> None:
-        run.progress(progress)
-        notify(Event(trial, "progress", progress))
-
-    reason: Failure
-    try:
-        notify(Event(trial, "started"))
-        outcome = run_trial(trial, resources, report)
-        run.finish(outcome)
-        return Event(trial, "finished", outcome=outcome)
-    except Pruned:
-        run.prune()
-        return Event(trial, "pruned")
-    except Diverged as error:
-        reason, message, trace = "diverged", str(error), traceback.format_exc()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        reason, message, trace = "out of memory", str(error), traceback.format_exc()
-    except StoreError:
-        raise
-    except Exception as error:  # a trial may fail in any way; the others must go on
-        reason = "out of memory" if any(said in str(error) for said in NO_MEMORY) else "error"
-        message, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-    except BaseException:
-        run.kill()
-        raise
-    # Only now, when no traceback holds the tensors of the failed trial any more.
-    gc.collect()
-    if resources.device.type == "cuda":
-        torch.cuda.empty_cache()
-    run.fail(reason, message, trace)
-    return Event(trial, "failed", failure=f"{reason}: {message}")
+    def stop(self) -> None:
+        self._next = None

@@ -90,7 +90,7 @@ def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:
     if isinstance(entry, HubBackbone):
         return Origin(entry.repository, commit)
     if isinstance(entry, TimmBackbone):
-        recipe = recipe_of(entry.model)
+        recipe = recipe_of(entry.model, entry.revision)
         if entry.weights is not None:
             return Origin(str(entry.weights.expanduser().resolve()), recipe=recipe)
         return Origin(recipe.hub(entry.model)[0], commit, recipe)

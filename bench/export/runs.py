@@ -83,7 +83,7 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
     `run` is an MLflow run id or a trial id, or the beginning of one. Raises UserError for a run that is
     unknown, ambiguous or not finished, and a backbone or method that is not the trial's any more.
     """
-    client, _ = connect(store, "export", create=False)
+    client = connect(store, create=False)
     try:
         record = _finished(_find(client, run))
         trial, state = _artifacts(client, record)

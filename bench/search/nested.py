@@ -8,12 +8,10 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from mlflow.entities import Run
-
-from bench.execution.inline import Event, execute, prepare_all
+from bench.execution.driver import Executor, Session, execute
+from bench.execution.perform import Event
 from bench.plan import Cell, Phase, Plan, Row, Trial
-from bench.tracking import Record, Store, _dead, _owner, latest
-from bench.trial import Resources
+from bench.tracking import Record, latest, owner, storing
 from methods import Method
 
 Listener = Callable[[Event], None]
@@ -25,40 +23,38 @@ Kind = Literal["search", "allocation"]
 class Nested:
     """The parent run of one cell's search or ablation, and the trials under it. Entered before the first."""
 
-    def __init__(self, cell: Cell, kind: Kind, store: Store, resources: Resources, watch: Watch) -> None:
-        self.cell, self.kind, self.store, self.resources, self._watch = cell, kind, store, resources, watch
+    def __init__(self, cell: Cell, kind: Kind, at_work: Session, executor: Executor, watch: Watch) -> None:
+        self.cell, self.kind, self.store = cell, kind, at_work.store
+        self._at_work, self._executor, self._watch = at_work, executor, watch
         budget = cell.budget.label if cell.budget else "own size"
         self.name = " · ".join((cell.suite.name, cell.label, cell.task.task, cell.info.name, budget))
         self._artifacts: dict[str, Any] = {}
 
+    @storing()
     def __enter__(self) -> Self:
         client = self.store.client
-        found = [run for run in self._runs(self.kind) if run.data.tags.get("study") == self.name]
+        mine = {"owner": owner(), "driver": self._at_work.claims.driver}
+        found = [run for run in self.store._search(self.kind) if run.data.tags.get("study") == self.name]
         if found:
             self.run_id: str = found[-1].info.run_id
             client.update_run(self.run_id, status="RUNNING")
-            client.set_tag(self.run_id, "owner", _owner())
+            for key, value in mine.items():
+                client.set_tag(self.run_id, key, value)
         else:
             self.run_id = client.create_run(
                 self.store.experiment.experiment_id,
-                tags={"kind": self.kind, "study": self.name, "owner": _owner()},
+                tags={"kind": self.kind, "study": self.name, **mine},
                 run_name=f"{self.kind}: {self.name}",
             ).info.run_id
-        # Several processes may search side by side: only what is known to be dead is closed.
-        for run in self._runs("trial"):
-            if run.info.status == "RUNNING" and _dead(run.data.tags.get("owner", "")):
-                client.set_terminated(run.info.run_id, "KILLED")
         return self
 
+    @storing()
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for name, content in self._artifacts.items():
             self.store.client.log_text(self.run_id, json.dumps(content, indent=1), name)
         self.store.client.set_terminated(self.run_id, "KILLED" if error else "FINISHED")
-
-    def _runs(self, kind: str) -> list[Run]:
-        return self.store._search(kind)
 
     def keep(self, content: dict[str, Any]) -> dict[str, Any]:
         """What the parent run will hold as `search.json` or `allocation.json`."""
@@ -96,7 +92,7 @@ class Nested:
         known = latest(self.store.records())
         pending = list({t.id: t for t in trials if t.id not in known or not known[t.id].settled}.values())
         if pending:
-            prepare_all(pending, self.resources)
+            self._executor.prepare(pending)
             with self._watch(plan, len(pending)) as show:
 
                 def notify(event: Event) -> None:
@@ -107,8 +103,8 @@ class Nested:
                 execute(
                     plan,
                     pending,
-                    self.store,
-                    self.resources,
+                    self._at_work,
+                    self._executor,
                     notify,
                     parent=self.run_id,
                     tags={"phase": phase} if phase else {},

@@ -21,15 +21,15 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from bench.execution.inline import Event
+from bench.execution.perform import Event
 from bench.plan import Cell
 from bench.search.importance import importances
 from bench.search.nested import Nested
 from bench.search.space import Ranks, RankSpace
 from bench.settings import AXES, Setting, applicable
 from bench.suite import Search
-from bench.tasks import TASKS
-from bench.tracking import SQLITE, _dead, _owner
+from bench.tasks import find_task
+from bench.tracking import SQLITE, dead, owner
 from bench.training import Pruned
 from methods import UserError
 
@@ -130,7 +130,7 @@ class RankSearch:
         recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
         if recipe.steps is None:
             return recipe.epochs
-        sizes = TASKS.get(self.cell.task.task).sizes
+        sizes = find_task(self.cell.task.task, self.cell.task.source).sizes
         train = self.cell.task.train_size or (sizes[0] if sizes else None)
         return ceil(recipe.steps / ceil(train / recipe.batch_size)) if train else None
 
@@ -210,9 +210,9 @@ class RankSearch:
     def _release(self) -> None:
         """Fails running trials whose process is gone, so that their points are tried again."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            owner = trial.user_attrs.get("owner")
+            signed = trial.user_attrs.get("owner")
             unsigned = datetime.now() - (trial.datetime_start or datetime.now()) > timedelta(seconds=UNSIGNED)
-            if _dead(owner) if owner else unsigned:
+            if dead(signed) if signed else unsigned:
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> Point | None:
@@ -269,7 +269,7 @@ class RankSearch:
         return {**self.space.parameters(point.ranks), **{a: getattr(point.setting, a) for a in self.grids}}
 
     def _try(self, trial: optuna.Trial, nested: Nested) -> float | tuple[float, float]:
-        trial.set_user_attr("owner", _owner())
+        trial.set_user_attr("owner", owner())
         before = [
             t
             for t in self._study.get_trials(deepcopy=False)

@@ -1,8 +1,8 @@
-"""Tasks: data with a fixed split, a preparation and a metric."""
+"""Tasks: data with their splits, a preparation and a metric."""
 
 from __future__ import annotations
 
-from bench.tasks.base import Examples, Metric, Task
+from bench.tasks.base import Examples, Metric, Source, Task
 from bench.tasks.data import (
     ImageSplit,
     PreparedData,
@@ -21,11 +21,13 @@ __all__ = [
     "ImageSplit",
     "Metric",
     "PreparedData",
+    "Source",
     "Split",
     "Task",
     "TextSplit",
     "check_sizes",
     "data_key",
+    "find_task",
     "prepare",
     "score",
 ]
@@ -40,5 +42,16 @@ TASKS = Registry(
         "textile": "bench.tasks.textile:TEXTILE",
         "land-cover": "bench.tasks.land_cover:LAND_COVER",
         "digits": "bench.tasks.digits:DIGITS",
+        "cola": "bench.tasks.glue:COLA",
+        "mrpc": "bench.tasks.glue:MRPC",
+        "dtd": "bench.tasks.dtd:DTD",
+        "dtd-merged": "bench.tasks.dtd:DTD_MERGED",
+        "eurosat": "bench.tasks.eurosat:EUROSAT",
     },
 )
+
+
+def find_task(name: str, source: Source | None = None) -> Task:
+    """A registered task, its data from `source` if that is given. Raises UserError for what cannot be."""
+    task: Task = TASKS.get(name)
+    return task if source is None else task.at(source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.assets import prepared
-from bench.tasks.base import SPLITS, Examples, Metric, Task, deal, normalise_text
+from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task, blocks, deal, normalise_text
 from bench.tasks.inputs import ImageInput, ModelInput, TextInput
 from methods.errors import UserError
 
@@ -31,7 +31,9 @@ class TextSplit:
 
     `tokens`: int32 (total tokens,). `starts`: int64 (N,), where each text begins. `lengths`: int64 (N,),
     always on the CPU, where batches are planned. `labels`: int64 (N,). `ids`: int64 (N,), the examples'
-    names in their source, always on the CPU. `pad_id` fills a batch up.
+    names in their source, always on the CPU. `pad_id` fills a batch up. `seconds`: int64 (N,), where in its
+    text the second one of a pair begins; None where the tokenizer does not tell the two apart. `width`: what
+    every batch is padded to; None: its longest text.
     """
 
     tokens: Tensor
@@ -40,35 +42,51 @@ class TextSplit:
     labels: Tensor
     ids: Tensor
     pad_id: int
+    seconds: Tensor | None = None
+    width: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def uneven(self) -> Tensor | None:
+        """Lengths by which batches are put together; None where all batches are equally wide."""
+        return self.lengths if self.width is None else None
+
     def to(self, device: torch.device | str) -> TextSplit:
-        """The same split with what `batch` and the loss read on `device`."""
+        """The same split with what `batch` and `targets` read on `device`."""
         return replace(
             self,
             tokens=self.tokens.to(device),
             starts=self.starts.to(device),
             labels=self.labels.to(device),
+            seconds=None if self.seconds is None else self.seconds.to(device),
         )
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, int64 (B, longest of the batch), padded on the right.
+        """`input_ids` and `attention_mask`, int64 (B, tokens), padded on the right.
 
-        `indices`: int64 (B,), best on the CPU: then no accelerator need be waited for.
+        Pairs have `token_type_ids` too, where the tokenizer tells the two texts apart. `indices`: int64
+        (B,), best on the CPU: then no accelerator need be waited for.
         """
         device = self.tokens.device
         lengths = self.lengths[indices.cpu()]
-        position = torch.arange(int(lengths.max()), device=device)
-        mask = position < lengths.to(device, non_blocking=True)[:, None]
-        starts = self.starts[indices.to(device, non_blocking=True)]
+        position = torch.arange(self.width or int(lengths.max()), device=device)
+        mask = position < send(lengths, device)[:, None]
+        rows = send(indices, device)
         # Past a text's end the position is another text's, or beyond the buffer: clamped, then masked.
-        flat = (starts[:, None] + position).clamp_(max=len(self.tokens) - 1)
-        return {
+        flat = (self.starts[rows, None] + position).clamp_(max=len(self.tokens) - 1)
+        batch = {
             "input_ids": self.tokens[flat].long().masked_fill_(~mask, self.pad_id),
             "attention_mask": mask.long(),
         }
+        if self.seconds is not None:
+            batch["token_type_ids"] = ((position >= self.seconds[rows, None]) & mask).long()
+        return batch
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Labels, int64 (B,)."""
+        return self.labels[send(indices, self.labels.device)]
 
 
 @dataclass(frozen=True)
@@ -86,13 +104,13 @@ class ImageSplit:
     std: Tensor
 
     #: Images are all of one size.
-    lengths = None
+    lengths = uneven = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> ImageSplit:
-        """The same split with what `batch` and the loss read on `device`."""
+        """The same split with what `batch` and `targets` read on `device`."""
         return replace(
             self,
             pixels=self.pixels.to(device),
@@ -101,13 +119,29 @@ class ImageSplit:
             std=self.std.to(device),
         )
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """`pixel_values`, float32 (B, 3, size, size), normalised. `indices`: int64 (B,)."""
-        pixels = self.pixels[indices.to(self.pixels.device)].float().div_(255)
-        return {"pixel_values": pixels.sub_(self.mean).div_(self.std)}
+    def batch(self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """`pixel_values`, float32 (B, 3, size, size), normalised. `indices`: int64 (B,).
+
+        `augment` changes the uint8 images (B, 3, size, size) on the device where they are.
+        """
+        pixels = self.pixels[send(indices, self.pixels.device)]
+        if augment is not None:
+            pixels = augment(pixels)
+        return {"pixel_values": pixels.float().div_(255).sub_(self.mean).div_(self.std)}
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Labels, int64 (B,)."""
+        return self.labels[send(indices, self.labels.device)]
 
 
 Split = TextSplit | ImageSplit
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small CPU tensor on `device`; an accelerator that is still busy is not waited for."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @dataclass(frozen=True)
@@ -125,11 +159,14 @@ class PreparedData:
         return PreparedData(train, validation, test, self.classes)
 
 
-def data_key(task: Task, model_input: ModelInput, max_tokens: int = 128) -> dict[str, Any]:
+def data_key(
+    task: Task, model_input: ModelInput, max_tokens: int = 128, *, per_seed: bool = False
+) -> dict[str, Any]:
     """All that the prepared examples depend on, as JSON, known without having the data.
 
-    A trial's id must also cover the sizes of the subsets and, for images, `mean` and `std`.
-    Raises UserError if the backbone can't read this modality or `max_tokens` is below 1.
+    `per_seed`: the split is another one for each seed. A trial's id must also cover the seed, the sizes of
+    the subsets, the padding of texts and, for images, `mean` and `std`. Raises UserError if the backbone
+    can't read this modality, `max_tokens` is below 1, or images are resized to less than is cut out.
     """
     if task.modality != model_input.modality:
         raise UserError(
@@ -143,6 +180,15 @@ def data_key(task: Task, model_input: ModelInput, max_tokens: int = 128) -> dict
         key["max_tokens"] = min(max_tokens, model_input.max_tokens)
     else:
         key["image_size"] = model_input.size
+        if model_input.resize is not None:
+            if model_input.resize < model_input.size:
+                raise UserError(
+                    f"task '{task.name}': resize must be at least {model_input.size}, as the backbone reads, "
+                    f"got {model_input.resize}"
+                )
+            key["resize"] = model_input.resize
+    if per_seed:
+        key["split"] = "per_seed"
     return key
 
 
@@ -153,23 +199,30 @@ def prepare(
     train_size: int | None = None,
     validation_size: int | None = None,
     test_size: int | None = None,
+    split_seed: int | None = None,
 ) -> PreparedData:
     """The splits of a task as a backbone reads them; the work is done once and kept in the cache.
 
-    Texts are cut to `max_tokens` tokens or the model's own limit, whichever is less. Images are cropped
-    to their central square and resized with antialiasing. A size takes the first so many examples of
-    its split, which are a fair sample; None takes all. Raises UserError for a size that the split does
-    not have, for a modality that the backbone does not read, and when the data can't be had or stored.
+    Texts are cut to `max_tokens` tokens or the model's own limit, whichever is less. Images are resized as
+    `ImageInput` says, with antialiasing. A size takes the first so many examples of its split, which are a
+    fair sample; None takes all. With a `split_seed` the examples are dealt by that seed. Raises UserError
+    for a size that the split does not have, for a modality that the backbone does not read, and when the
+    data can't be had or stored.
     """
     check_sizes(task, train_size, validation_size, test_size)
-    sizes = dict(zip(SPLITS, (train_size, validation_size, test_size), strict=True))
-    key = data_key(task, model_input, max_tokens)
+    sizes = (train_size, validation_size, test_size)
+    per_seed = split_seed is not None
+    key = data_key(task, model_input, max_tokens, per_seed=per_seed)
     if isinstance(model_input, TextInput):
         build = partial(_build_text, task, model_input, key["max_tokens"])
     else:
-        build = partial(_build_images, task, model_input.size)
-    folder = prepared(task.name, key, build)
-    train, validation, test = (_load(task, folder, split, sizes[split], model_input) for split in SPLITS)
+        build = partial(_build_images, task, model_input)
+    folder = prepared(task.name, key, partial(_build, task, build, per_seed))
+    if split_seed is None:
+        parts = [_read(task, folder, *asked) for asked in zip(SPLITS, sizes, strict=True)]
+    else:
+        parts = _deal_pool(task, folder, split_seed, sizes)
+    train, validation, test = (_split(part, model_input, key) for part in parts)
     return PreparedData(train, validation, test, classes=len(task.classes))
 
 
@@ -199,50 +252,63 @@ def _check_size(task: Task, split: str, wanted: int | None, available: int) -> N
         )
 
 
-def _splits(
-    task: Task, examples: Examples, contents: Sequence[str]
-) -> Iterator[tuple[str, Tensor, Tensor, Any]]:
-    """Name, labels, ids and positions of each split."""
-    labels = [int(label) for label in examples.labels]
+#: What is known of N examples: (N, ...) tensors, but for `tokens`, the texts end to end, and `pad_id`.
+_Tensors = dict[str, Tensor]
+
+#: The model's view of all examples, and what makes two of them duplicates.
+_Built = tuple[_Tensors, list[str]]
+
+
+def _build(task: Task, build: Callable[[Examples], _Built], per_seed: bool, folder: Path) -> None:
+    """Writes one file for each split, or one pool from which seeds deal."""
+    examples = task.examples()
+    labels, ids = [int(label) for label in examples.labels], [int(i) for i in examples.ids]
     if unknown := {label for label in labels if not 0 <= label < len(task.classes)}:
         raise UserError(
             f"task '{task.name}': labels {sorted(unknown)} are none of its {len(task.classes)} classes"
         )
-    for split, chosen in deal(task, labels, examples.ids, contents, examples.groups).items():
-        yield (
-            split,
-            torch.tensor([labels[i] for i in chosen]),
-            torch.tensor([int(examples.ids[i]) for i in chosen]),
-            chosen,
-        )
+    tensors, contents = build(examples)
+    tensors |= {"labels": torch.tensor(labels), "ids": torch.tensor(ids)}
+    if not per_seed:
+        for split, chosen in deal(task, labels, ids, contents, examples.groups, examples.splits).items():
+            _save(_take(tensors, torch.from_numpy(chosen)), folder, split)
+        return
+    kept, numbers = blocks(labels, contents, examples.groups, examples.splits)
+    pool = _take(tensors, torch.tensor(kept)) | {"blocks": torch.tensor(numbers)}
+    if examples.splits is not None:
+        pool["splits"] = torch.tensor([SPLITS.index(examples.splits[i]) for i in kept])
+    _save(pool, folder, "pool")
 
 
-def _build_text(task: Task, model_input: TextInput, max_tokens: int, folder: Path) -> None:
-    examples = task.examples()
-    texts = [str(text) for text in examples.inputs]
+def _build_text(task: Task, model_input: TextInput, max_tokens: int, examples: Examples) -> _Built:
+    inputs = [text if isinstance(text, tuple) else str(text) for text in examples.inputs]
+    paired = isinstance(inputs[0], tuple)
     tokenizer = model_input.load_tokenizer()
     if tokenizer.pad_token_id is None:
         raise UserError("the backbone's tokenizer has no padding token, so that its texts cannot be batched")
-    if max_tokens <= (special := tokenizer.num_special_tokens_to_add()):
+    if max_tokens <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
         raise UserError(f"max_tokens must exceed the tokenizer's {special} special tokens, got {max_tokens}")
     tokens: list[list[int]] = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        encoded = tokenizer(texts[start : start + _TEXTS_AT_ONCE], truncation=True, max_length=max_tokens)
+    types: list[list[int]] = []
+    for start in range(0, len(inputs), _TEXTS_AT_ONCE):
+        part = inputs[start : start + _TEXTS_AT_ONCE]
+        texts = tuple(map(list, zip(*part, strict=True))) if paired else (part,)
+        encoded = tokenizer(*texts, truncation=True, max_length=max_tokens)
         tokens += encoded["input_ids"]
-    for split, labels, ids, chosen in _splits(task, examples, [normalise_text(text) for text in texts]):
-        flat = np.concatenate([np.asarray(tokens[i], dtype=np.int32) for i in chosen])
-        tensors = {
-            "tokens": torch.from_numpy(flat),
-            "lengths": torch.tensor([len(tokens[i]) for i in chosen]),
-            "pad_id": torch.tensor(tokenizer.pad_token_id),
-            "labels": labels,
-            "ids": ids,
-        }
-        _save(tensors, folder, split)
+        types += encoded.get("token_type_ids", [])
+    tensors = {
+        "tokens": torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int32) for row in tokens])),
+        "lengths": torch.tensor([len(row) for row in tokens]),
+        "pad_id": torch.tensor(tokenizer.pad_token_id),
+    }
+    if paired and any(map(any, types)):
+        tensors["seconds"] = torch.tensor([row.index(1) for row in types])
+    pairs = (text if isinstance(text, tuple) else (text,) for text in inputs)
+    return tensors, ["\0".join(map(normalise_text, pair)) for pair in pairs]
 
 
-def _build_images(task: Task, size: int, folder: Path) -> None:
-    examples = task.examples()
+def _build_images(task: Task, model_input: ImageInput, examples: Examples) -> _Built:
+    size = model_input.size
     contents: list[str] = []
     resized = np.empty((len(examples.inputs), 3, size, size), dtype=np.uint8)
     for i, pixels in enumerate(examples.inputs):
@@ -253,29 +319,70 @@ def _build_images(task: Task, size: int, folder: Path) -> None:
                 f"example {examples.ids[i]} is {array.dtype} {array.shape}"
             )
         contents.append(hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest())
-        image = ImageOps.fit(Image.fromarray(array), (size, size), Image.Resampling.BICUBIC)
+        image = Image.fromarray(array)
+        if model_input.resize is None:
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        else:
+            side, edge = model_input.resize, (model_input.resize - size) // 2
+            image = image.resize((side, side), Image.Resampling.BILINEAR)
+            image = image.crop((edge, edge, edge + size, edge + size))
         resized[i] = np.asarray(image).transpose(2, 0, 1)
-    for split, labels, ids, chosen in _splits(task, examples, contents):
-        tensors = {"pixels": torch.from_numpy(resized[chosen]), "labels": labels, "ids": ids}
-        _save(tensors, folder, split)
+    return {"pixels": torch.from_numpy(resized)}, contents
 
 
-def _save(tensors: dict[str, Tensor], folder: Path, split: str) -> None:
+def _take(tensors: _Tensors, chosen: Tensor) -> _Tensors:
+    """The tensors of the chosen examples, in their order."""
+    whole = ("tokens", "pad_id")
+    taken = {name: tensor[chosen] for name, tensor in tensors.items() if name not in whole}
+    if "tokens" in tensors:
+        texts = tensors["tokens"].split(tensors["lengths"].tolist())
+        taken |= {"tokens": torch.cat([texts[i] for i in chosen.tolist()]), "pad_id": tensors["pad_id"]}
+    return taken
+
+
+def _save(tensors: _Tensors, folder: Path, name: str) -> None:
     # Written by Python, since safetensors hides a full disk behind an error of its own.
-    (folder / f"{split}.safetensors").write_bytes(save(tensors))
+    (folder / f"{name}.safetensors").write_bytes(save(tensors))
 
 
-def _load(task: Task, folder: Path, split: str, size: int | None, model_input: ModelInput) -> Split:
+def _read(task: Task, folder: Path, split: SplitName, size: int | None) -> _Tensors:
     """The first `size` examples of a prepared split; no more of them is read."""
     with safe_open(folder / f"{split}.safetensors", framework="pt") as file:
         available = file.get_slice("labels").get_shape()[0]
         _check_size(task, split, size, available)
-        n = size or available
-        labels, ids = file.get_slice("labels")[:n], file.get_slice("ids")[:n]
-        if isinstance(model_input, ImageInput):
-            mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model_input.mean, model_input.std))
-            return ImageSplit(file.get_slice("pixels")[:n], labels, ids, mean, std)
-        lengths = file.get_slice("lengths")[:n]
-        ends = lengths.cumsum(0)
-        tokens = file.get_slice("tokens")[: int(ends[-1])]
-        return TextSplit(tokens, ends - lengths, lengths, labels, ids, int(file.get_tensor("pad_id")))
+        names = set(file.keys()) - {"tokens", "pad_id"}
+        tensors = {name: file.get_slice(name)[: size or available] for name in names}
+        if "lengths" in tensors:
+            tensors["tokens"] = file.get_slice("tokens")[: int(tensors["lengths"].sum())]
+            tensors["pad_id"] = file.get_tensor("pad_id")
+    return tensors
+
+
+def _deal_pool(task: Task, folder: Path, seed: int, sizes: tuple[int | None, ...]) -> list[_Tensors]:
+    """The splits that a seed deals from a prepared pool, each cut to its size."""
+    pool = load_file(folder / "pool.safetensors")
+    ids, numbers = pool["ids"].tolist(), pool.pop("blocks").tolist()
+    splits = [SPLITS[code] for code in pool.pop("splits").tolist()] if "splits" in pool else None
+    dealt = deal(task, pool["labels"].tolist(), ids, ids, numbers, splits, seed)
+    parts = []
+    for (split, chosen), size in zip(dealt.items(), sizes, strict=True):
+        _check_size(task, split, size, len(chosen))
+        parts.append(_take(pool, torch.from_numpy(chosen[:size])))
+    return parts
+
+
+def _split(tensors: _Tensors, model_input: ModelInput, key: dict[str, Any]) -> Split:
+    labels, ids = tensors["labels"], tensors["ids"]
+    if isinstance(model_input, ImageInput):
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model_input.mean, model_input.std))
+        return ImageSplit(tensors["pixels"], labels, ids, mean, std)
+    return TextSplit(
+        tensors["tokens"],
+        tensors["lengths"].cumsum(0) - tensors["lengths"],
+        tensors["lengths"],
+        labels,
+        ids,
+        int(tensors["pad_id"]),
+        tensors.get("seconds"),
+        key["max_tokens"] if model_input.padding == "max_tokens" else None,
+    )

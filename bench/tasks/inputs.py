@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 Modality = Literal["text", "vision"]
 
+#: What a batch of texts is padded to: its longest, or as many tokens as a text may have at most.
+Padding = Literal["longest", "max_tokens"]
+
 
 @dataclass(frozen=True)
 class TextInput:
@@ -16,16 +19,22 @@ class TextInput:
     tokenizer_hash: str
     max_tokens: int
     load_tokenizer: Callable[[], Any] = field(compare=False)
+    padding: Padding = "longest"
     modality: Modality = "text"
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Square RGB images of `size` pixels, later normalised per channel with `mean` and `std`."""
+    """Square RGB images of `size` pixels, later normalised per channel with `mean` and `std`.
+
+    An image's central square is resized (bicubic). With `resize` the whole image is instead squashed to a
+    square of so many pixels (bilinear), of which the centre is cut out.
+    """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resize: int | None = None
     modality: Modality = "vision"
 
 

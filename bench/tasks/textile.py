@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from bench.assets import ASSETS, fetch
-from bench.tasks.base import Examples, Task
-
-
-class ImageFiles(Sequence[NDArray[np.uint8]]):
-    """Image files as RGB arrays (height, width, 3), each decoded when it is indexed."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    @overload
-    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> ImageFiles: ...
-
-    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | ImageFiles:
-        if isinstance(index, slice):
-            return ImageFiles(self._paths[index])
-        with Image.open(self._paths[index]) as image:
-            return np.asarray(image.convert("RGB"))
+from bench.tasks.base import Examples, LazyImages, Task
 
 
 class Textile(Task):
@@ -58,8 +34,13 @@ class Textile(Task):
             (path, k) for k, name in enumerate(self.classes) for path in sorted((folder / name).iterdir())
         ]
         return Examples(
-            ImageFiles([path for path, _ in paths]), [label for _, label in paths], range(len(paths))
+            LazyImages([path for path, _ in paths], _decode), [label for _, label in paths], range(len(paths))
         )
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 TEXTILE = Textile()

@@ -147,7 +147,7 @@ def test_dropout_drops_the_rank_wide_activation(monkeypatch: pytest.MonkeyPatch)
     x = inputs(geometry)
     seen = trained_forward(backbone, x)
     # One mask for each site, though query, key and value share their down projection.
-    assert spy.calls == [((*x.shape[:-1], RANK), 0.1)] * 6 * geometry.layers
+    assert spy.calls == [((x[..., 0].numel(), RANK), 0.1)] * 6 * geometry.layers
 
     # On the activation that the first factor along the input gives, before anything mixes the ranks:
     # ΔW·x is a sum over ranks, and the mask picks among its terms.

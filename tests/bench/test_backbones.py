@@ -67,7 +67,7 @@ def test_a_plain_string_is_a_registered_name() -> None:
         ({}, "one of name, hub, local or timm"),
         ({"name": "vit-s14", "hub": "a/b"}, "name and hub are given"),
         ({"hub": "a/b", "local": "x"}, "hub and local are given"),
-        ({"local": "x", "revision": "main"}, "revision goes with hub only"),
+        ({"local": "x", "revision": "main"}, "revision goes with what comes from a hub"),
         ({"name": "vit-s14", "image_size": 0}, "greater than or equal to 1"),
         ({"nmae": "vit-s14"}, "Extra inputs"),
     ],
@@ -357,7 +357,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A hub cache with one model in it, and no network."""
     from huggingface_hub import constants
 
-    from bench.backbones.hub import snapshot
+    from bench.hub import snapshot
 
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--me--tiny"

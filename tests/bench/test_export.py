@@ -249,7 +249,7 @@ def test_a_hub_backbone_is_named_with_its_commit(
 ) -> None:
     from huggingface_hub import constants
 
-    from bench.backbones.hub import snapshot
+    from bench.hub import snapshot
 
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--me--tiny"

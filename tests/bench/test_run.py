@@ -22,16 +22,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-import bench.execution.inline
+import bench.execution.driver
+import bench.execution.perform
 from bench.backbones import load
-from bench.execution.inline import Event, execute, pending
+from bench.execution.driver import execute, pending, session
+from bench.execution.inline import Inline
+from bench.execution.perform import Event
 from bench.measure import LIBRARIES
 from bench.plan import Plan
 from bench.suite import load_suite
 from bench.tasks import TASKS, prepare
-from bench.tracking import Record, Store, StoreError, TrialRun, latest
+from bench.tracking import Record, Store, StoreError, StoreRefusedError, TrialRun, latest
 from bench.training import Pruned, evaluate
-from bench.trial import Resources
 from methods import from_identity
 
 from .toy_suites import MOVIES, TEXT, VISION, plan, write
@@ -276,10 +278,15 @@ def test_a_failure_is_retried_only_on_request_and_nothing_else_with_it(failed: R
     assert methods == {"TensLoRA att [lr=1e+30]": 2, "LoRA": 1}
 
 
-def executed(store: Store, made: Plan, trials: Any = None, resources: Resources | None = None) -> list[Event]:
+def run_inline(store: Store, made: Plan, trials: Any = None) -> list[Event]:
     events: list[Event] = []
-    execute(made, list(trials or made.trials), store, resources or Resources("cpu"), events.append)
-    return [event for event in events if event.kind in ("finished", "failed")]
+    with session(store) as at_work, Inline("cpu") as place:
+        execute(made, list(trials or made.trials), at_work, place, events.append)
+    return events
+
+
+def executed(store: Store, made: Plan, trials: Any = None) -> list[Event]:
+    return [event for event in run_inline(store, made, trials) if event.kind in ("finished", "failed")]
 
 
 SHORT = {"batch_size": 16, "steps": 1}
@@ -315,15 +322,16 @@ def test_a_failure_is_named_and_the_next_trial_runs(
     store: Store, monkeypatch: pytest.MonkeyPatch, broken: Any, reason: str
 ) -> None:
     made = plan(methods=["lora", "head_only"], training=SHORT)
-    real = bench.execution.inline.run_trial
+    real = bench.execution.perform.run_trial
 
     def run_trial(trial: Any, *rest: Any) -> Any:
         return broken() if trial.method["method"] == "lora" else real(trial, *rest)
 
-    monkeypatch.setattr(bench.execution.inline, "run_trial", run_trial)
+    monkeypatch.setattr(bench.execution.perform, "run_trial", run_trial)
     events = executed(store, made)
     assert [event.kind for event in events] == ["failed", "finished"]
-    assert events[0].failure.startswith(reason)
+    assert events[0].ending is not None
+    assert events[0].ending.failure.startswith(reason)
     bad, good = store.records()
     assert (bad.status, bad.tags["failure"], good.status) == ("FAILED", reason, "FINISHED")
     if reason == "error":
@@ -334,10 +342,8 @@ def test_a_pruned_trial_is_told_stored_and_does_not_run_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(methods=["lora"], training=SHORT)
-    monkeypatch.setattr(bench.execution.inline, "run_trial", raising(Pruned()))
-    events: list[Event] = []
-    execute(made, list(made.trials), store, Resources("cpu"), events.append)
-    assert [event.kind for event in events] == ["started", "pruned"]
+    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(Pruned()))
+    assert [event.kind for event in run_inline(store, made)] == ["started", "pruned"]
     assert [record.status for record in store.records()] == ["PRUNED"]
     assert pending(made, store) == []
     assert pending(made, store, retry_failed=True) == []
@@ -361,7 +367,7 @@ def test_finished_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch)
     assert calls[-3] == "log_artifacts"
 
 
-def test_a_store_that_fills_up_ends_the_run_and_fails_no_trial(
+def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(methods=["lora", "head_only"], training=SHORT)
@@ -370,34 +376,69 @@ def test_a_store_that_fills_up_ends_the_run_and_fails_no_trial(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.driver, "FILE_PATIENCE", 0)
         patch.setattr(MlflowClient, "log_artifacts", full)
-        with pytest.raises(StoreError, match="No space left on device"):
+        with pytest.raises(StoreError, match=r"No space left on device.*1 record\(s\) wait in .*outbox"):
             executed(store, made)
     assert [record.status for record in store.records()] == ["RUNNING"]
-    store.close_stale()
-    assert pending(made, store) == list(made.trials)
+    again = Store.existing(store.uri, "toy")
+    with session(again) as at_work:
+        assert at_work.sent == 1
+    (record,) = store.records()
+    assert record.status == "FINISHED"
+    assert {file.path for file in store.client.list_artifacts(record.run_id)} == {
+        "adapter.safetensors",
+        "config.json",
+        "predictions.parquet",
+    }
+    assert pending(made, store) == [made.trials[1]]
+    assert not list(store.outbox.glob("*/*"))
 
 
-def test_a_store_that_fails_while_a_trial_reports_fails_no_trial(
+def test_a_store_that_is_away_for_a_while_gets_all_that_was_reported_and_nothing_twice(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = plan(methods=["lora"], training=SHORT)
-    real = MlflowClient.log_batch
+    made = plan(methods=["lora", "head_only"], training={"batch_size": 16, "steps": 60})
+    real, calls = MlflowClient.log_batch, []
 
-    def away(self: MlflowClient, run_id: str, *, metrics: Any = (), **more: Any) -> Any:
-        if metrics:
+    def away(self: MlflowClient, run_id: str, **more: Any) -> Any:
+        calls.append(more)
+        if 2 < len(calls) < 5:
             raise MlflowException("the server is away")
         return real(self, run_id, **more)
 
     monkeypatch.setattr(MlflowClient, "log_batch", away)
-    with pytest.raises(StoreError, match="the server is away"):
-        executed(store, made)
-    assert [record.status for record in store.records()] == ["RUNNING"]
+    assert [event.kind for event in executed(store, made)] == ["finished", "finished"]
+    for record in store.records():
+        assert record.status == "FINISHED"
+        losses = store.client.get_metric_history(record.run_id, "train/loss")
+        assert sorted(metric.step for metric in losses) == list(range(1, 61))
+
+
+def test_a_run_that_somebody_deleted_is_refused_and_its_record_put_aside(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(methods=["head_only"], training=SHORT)
+    real = TrialRun.end
+
+    def deleted(self: TrialRun, ending: Any) -> None:
+        store.client.delete_run(self.run_id)
+        real(self, ending)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialRun, "end", deleted)
+        with pytest.raises(StoreRefusedError, match="must be in the 'active' state"):
+            executed(store, made)
+    with pytest.warns(UserWarning, match="the record is kept at .*refused"), session(store) as at_work:
+        assert at_work.sent == 0
+    assert pending(made, store) == list(made.trials)
+    with session(store):
+        pass
 
 
 @pytest.mark.parametrize(
     ("where", "what"),
-    [(bench.execution.inline, "run_trial"), (TrialRun, "start"), (TrialRun, "finish")],
+    [(bench.execution.perform, "run_trial"), (TrialRun, "start"), (TrialRun, "end")],
     ids=["in the trial", "before it", "after it"],
 )
 def test_an_interrupt_closes_the_running_trial_and_the_suite_and_goes_up(
@@ -416,7 +457,7 @@ def test_a_killed_retry_is_retried_by_the_same_command(store: Store, monkeypatch
     made = plan(methods=["lora"], training=SHORT)
     for error in (ValueError(), KeyboardInterrupt()):
         with monkeypatch.context() as patch:
-            patch.setattr(bench.execution.inline, "run_trial", raising(error))
+            patch.setattr(bench.execution.perform, "run_trial", raising(error))
             if isinstance(error, KeyboardInterrupt):
                 with pytest.raises(KeyboardInterrupt):
                     executed(store, made)
@@ -434,7 +475,8 @@ def test_a_trial_that_two_starts_finished_counts_once(store: Store) -> None:
     executed(store, made)
     executed(store, made)
     first, second = store.records()
-    assert (first.trial_id, first.status) == (second.trial_id, second.status)
+    assert first.trial_id == second.trial_id
+    assert (first.status, second.status) == ("FINISHED", "DUPLICATE")
     assert latest(store.records())[first.trial_id].run_id == first.run_id
 
 
@@ -539,10 +581,10 @@ def test_an_interrupt_closes_the_running_trial_and_exits_130(resumed: Resumed, h
     assert "Traceback" not in out
 
 
-def test_a_second_start_at_once_is_refused_and_disturbs_nothing(resumed: Resumed) -> None:
-    assert resumed.second.code == 2
-    assert "suite 'toy' is already running on this store (process " in resumed.second.err
-    assert "Traceback" not in resumed.second.err
+def test_a_second_start_at_once_shares_the_work_and_waits_for_the_rest(resumed: Resumed) -> None:
+    assert resumed.second.code == 0, resumed.second.err
+    outputs = resumed.second.out + resumed.ends["last"][1]
+    assert "settled by another driver" in outputs
 
 
 def test_in_the_end_every_trial_has_finished_exactly_once(resumed: Resumed) -> None:

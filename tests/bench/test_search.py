@@ -245,7 +245,7 @@ def test_a_trial_that_diverges_counts_as_tried(tmp_path: Path, new_store: NewSto
 def test_an_interrupt_leaves_the_point_for_the_next_start(
     tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import bench.execution.inline
+    import bench.execution.perform
 
     made = prepared(tmp_path, new_store, search={"trials": 2})
 
@@ -253,7 +253,7 @@ def test_an_interrupt_leaves_the_point_for_the_next_start(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.inline, "run_trial", stop)
+        patch.setattr(bench.execution.perform, "run_trial", stop)
         assert call("search", made.suite, "--store", made.uri).code == 130
     assert made.states() == {"FAIL": 1}
     (lost,) = made.study().trials

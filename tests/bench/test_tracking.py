@@ -1,16 +1,13 @@
-"""The store: one owner at a time, no trial counted twice, clear words where it cannot be used."""
+"""The store: no trial counted twice, clear words where it cannot be used."""
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -70,6 +67,8 @@ def chosen(*stati: str) -> int:
         (("FAILED", "RUNNING"), 0),
         (("PRUNED", "KILLED"), 0),
         (("PRUNED", "FINISHED"), 1),
+        (("DUPLICATE", "FINISHED"), 1),
+        (("FINISHED", "DUPLICATE"), 0),
     ],
 )
 def test_one_record_counts(stati: tuple[str, ...], index: int) -> None:
@@ -81,44 +80,7 @@ def test_every_trial_has_its_record() -> None:
     assert set(latest(records)) == {"a", "b"}
 
 
-# --- one owner at a time ---
-
-
-def test_a_second_owner_is_refused_and_told_who_the_first_is(uri: str, store: Store) -> None:
-    with (
-        store.exclusive(),
-        pytest.raises(UserError, match=f"'toy' is already running on this store .process {os.getpid()} on"),
-        Store.create(uri, "toy").exclusive(),
-    ):
-        pass
-    with Store.create(uri, "toy").exclusive():
-        pass
-
-
-def test_suites_of_other_names_share_a_store(uri: str, store: Store) -> None:
-    with store.exclusive(), Store.create(uri, "other").exclusive():
-        pass
-
-
-HOLD = """
-import sys, time
-from bench.tracking import Store
-with Store.create(sys.argv[1], "toy").exclusive():
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_another_process_is_refused_until_the_first_is_killed(uri: str, store: Store) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, uri], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"process {holder.pid} "), store.exclusive():
-            pass
-        holder.kill()
-        holder.wait()
-    with store.exclusive():
-        pass
+# --- opening ---
 
 
 def test_two_first_starts_at_once_make_one_experiment(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,34 +95,51 @@ def test_two_first_starts_at_once_make_one_experiment(uri: str, monkeypatch: pyt
     assert Store.create(uri, "toy").experiment.name == "toy"
 
 
-# --- runs that a dead process left ---
-
-
-def test_what_a_dead_process_left_running_is_closed_as_killed(store: Store) -> None:
-    made = plan(methods=["lora", "head_only"])
-    suite_run = store.begin_suite(made)
-    begin(store, made)
-    begin(store, made, 1).fail("error", "it broke", "trace")
-    assert statuses(store) == ["RUNNING", "FAILED"]
-    assert store.close_stale() == 2
-    assert statuses(store) == ["KILLED", "FAILED"]
-    assert store.client.get_run(suite_run).info.status == "KILLED"
-    assert store.close_stale() == 0
-
-
 def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:
-    me = psutil.Process()
-    host, started = platform.node(), me.create_time()
+    me = tracking.owner()
+    host, pid, started = me.split(":")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    assert tracking._dead(f"{host}:{gone.pid}:{started}")
-    assert tracking._dead(f"{host}:{me.pid}:{started - 100}")
-    assert not tracking._dead(tracking._owner())
-    assert not tracking._dead(f"elsewhere:{gone.pid}:{started}")
-    assert not tracking._dead("")
+    assert tracking.dead(f"{host}:{gone.pid}:{started}")
+    assert tracking.dead(f"{host}:{pid}:{int(started) - 100}")
+    assert not tracking.dead(me)
+    assert not tracking.dead(f"elsewhere:{gone.pid}:{started}")
+    assert not tracking.dead("")
 
 
 # --- what is stored ---
+
+
+def test_records_read_from_the_tables_are_those_that_mlflow_gives(store: Store) -> None:
+    made = plan(methods=["lora", "head_only"])
+    store.begin_suite(made)
+    run = begin(store, made)
+    run.progress(Progress(1, 1, 1, [(1, 0.5)], 0.25, float("nan")))
+    begin(store, made, 1).fail("error", "it broke", "trace")
+    begin(store, made, 1)
+    deleted = begin(store, made)
+    store.client.delete_run(deleted.run_id)
+    for kind in ("trial", "suite", "search"):
+        runs = store._search(kind)
+        found = store.records(kind)
+        assert [(r.run_id, r.status, r.started, r.artifacts) for r in found] == [
+            (r.info.run_id, r.info.status, r.info.start_time, r.info.artifact_uri) for r in runs
+        ]
+        assert [r.tags for r in found] == [r.data.tags for r in runs]
+        assert [str(sorted(r.metrics.items())) for r in found] == [
+            str(sorted(r.data.metrics.items())) for r in runs
+        ]
+
+
+def test_runs_can_be_filtered_in_mlflow_by_method_task_budget_and_seed(store: Store) -> None:
+    made = plan(methods=["lora", "head_only"], seeds=[0, 1])
+    for index in range(4):
+        begin(store, made, index)
+    where = "tags.family = 'lora' and tags.task = 'digits' and tags.budget LIKE '%isoparameters 2%'"
+    found = store.client.search_runs([store.experiment.experiment_id], f"{where} and tags.seed = '1'")
+    assert [run.info.run_name for run in found] == ["LoRA 2 · digits · seed 1"]
+    by_param = store.client.search_runs([store.experiment.experiment_id], "params.method.method = 'lora'")
+    assert len(by_param) == 2
 
 
 def test_a_failure_is_stored_with_reason_message_and_traceback(store: Store) -> None:
@@ -230,6 +209,7 @@ def test_a_store_that_takes_nothing_more_is_told_from_a_failing_trial(
     monkeypatch.setattr(MlflowClient, "log_batch", full)
     with pytest.raises(StoreError, match=r"could not be written to: .*what it lacks runs again"):
         run.fail("error", "x", "y")
+    assert run.ended
 
 
 # --- stores that cannot be used ---
@@ -259,13 +239,6 @@ def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: st
         Store.create(uri.format(file=file), "toy")
 
 
-def test_patience_with_a_server_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(tracking.RETRIES, raising=False)
-    monkeypatch.setattr(MlflowClient, "search_experiments", lambda *_, **__: [])
-    tracking.connect("http://127.0.0.1:9", "toy", create=True)
-    assert tracking.RETRIES not in os.environ
-
-
 def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     class Answering:
         def __init__(self, uri: str) -> None:
@@ -275,7 +248,7 @@ def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch
             return []
 
     monkeypatch.setattr(tracking, "MlflowClient", Answering)
-    client: Any = tracking.connect("mysql+pymysql://user@host/base", "toy", create=True)[0]
+    client: Any = tracking.connect("mysql+pymysql://user@host/base", create=True)
     assert client.uri == "mysql+pymysql://user@host/base"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import bench.execution.inline
+import bench.execution.perform
 from bench.plan import Plan
 from bench.tracking import Store, TrialRun
 from bench.tuning import with_choices
@@ -103,7 +103,7 @@ def test_a_choice_stays_when_a_tuning_trial_is_tried_again(
 ) -> None:
     uri, file = new_store(tmp_path), write(tmp_path, **{**CHANGES, "methods": ["lora"]})
     made = plan(**{**CHANGES, "methods": ["lora"]})
-    real = bench.execution.inline.run_trial
+    real = bench.execution.perform.run_trial
     failing = {trial.id for trial in made.of("tuning").trials[1:]}
 
     def run_trial(trial: Any, *rest: Any) -> Any:
@@ -112,7 +112,7 @@ def test_a_choice_stays_when_a_tuning_trial_is_tried_again(
         return real(trial, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.inline, "run_trial", run_trial)
+        patch.setattr(bench.execution.perform, "run_trial", run_trial)
         call("run", file, "--store", uri)
     store = Store.existing(uri, "toy")
     first = with_choices(made, store).of(None).rows[0]

@@ -377,3 +377,28 @@ def test_where_heads_are_no_mode_their_order_is_no_other_trial() -> None:
     for variant in VARIANTS:
         one, other = (sized(variant, heads=heads).identity() for heads in ("aligned", "interleaved"))
         assert (one == other) == ("att" not in variant)
+
+
+# --- starts ---
+
+
+@pytest.mark.parametrize("variant", ["att", "qkv", "depth", "att_depth"])
+@pytest.mark.parametrize("init", ["orthogonal", "normal"])
+def test_tensors_start_from_draws_of_their_own_or_all_from_the_same(variant: str, init: str) -> None:
+    def factors(starts: str) -> list[Tensor]:
+        adapter = started(sized(variant, init=init, starts=starts), GEOMETRIES[0])
+        return [torch.cat([factor.flatten() for factor in tensor.factors]) for tensor in tensors(adapter)]
+
+    own, same = factors("independent"), factors("identical")
+    assert torch.equal(own[0], same[0])
+    assert all(torch.equal(start, same[0]) for start in same)
+    assert not any(torch.equal(start, own[0]) for start in own[1:])
+
+
+def test_starts_are_part_of_the_identity_only_where_they_change_something() -> None:
+    one, two = (sized("att", starts=starts) for starts in ("independent", "identical"))
+    assert "starts" not in one.identity()
+    assert two.identity()["starts"] == "identical"
+    assert two.label == "TensLoRA att (starts=identical)"
+    # A single tensor has no other to start like.
+    assert sized("qkv_depth", starts="identical").identity() == sized("qkv_depth").identity()

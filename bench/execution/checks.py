@@ -1,0 +1,74 @@
+"""What a run needs of disk and memory, at least, asked before it starts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import psutil
+
+from bench.assets import cache_dir
+from bench.backbones import describe
+from bench.execution.estimate import encoder_weights
+from bench.plan import Plan, Trial
+from bench.tracking import Store
+from methods import UserError
+
+MIB = 2**20
+#: A trial's record without its weights: predictions, configuration, metrics.
+RECORD_MIB = 1
+#: Left for everything else.
+SPARE_MIB = 200
+#: A process with torch and the libraries loaded.
+PROCESS_MIB = 400
+
+
+def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
+    """Raises UserError where results would not fit, in the store if it is a file and in the outbox."""
+    wanted = {trial.id for trial in trials}
+    parameters = {id_: row.parameters for row in plan.rows for id_ in row.trials.values() if id_ in wanted}
+    sizes = [RECORD_MIB + 4 * count / MIB for count in parameters.values()]
+    needs = {cache_dir(): SPARE_MIB, store.outbox: SPARE_MIB + max(sizes, default=0)}
+    if store.local:
+        needs[store.outbox] += sum(sizes)
+    for folder, mib in needs.items():
+        free = shutil.disk_usage(_existing(folder)).free / MIB
+        if free < mib:
+            raise UserError(
+                f"{_existing(folder)} has {free:,.0f} MiB free, and {len(trials)} trial(s) need {mib:,.0f} "
+                "there; free some space, or name another store or TENSORBENCH_CACHE"
+            )
+
+
+def check_memory(trials: list[Trial], workers: int) -> None:
+    """Raises UserError where not even the weights fit on this machine."""
+    workers = min(workers, len(trials))
+    needed, there = workers * worker_mib(trials), available_mib()
+    if needed > there:
+        raise UserError(
+            f"{workers} worker(s) need at least {needed:,.0f} MiB of memory, and {there:,.0f} MiB are free; "
+            "take fewer --workers"
+        )
+
+
+def worker_mib(trials: list[Trial]) -> float:
+    """What a worker needs at least, in MiB: it holds every backbone of the run."""
+    specs = {trial.backbone for trial in trials}
+    return PROCESS_MIB + sum(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
+
+
+def available_mib() -> float:
+    """Memory that may still be used, in MiB: by the machine, and by this control group (a SLURM job's)."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int((group / "memory.current").read_text()))
+    except OSError:
+        pass
+    return free / MIB
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)

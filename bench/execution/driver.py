@@ -1,0 +1,321 @@
+"""Drives trials through an executor into the store: claims, starts, results, losses, outages.
+
+Only the driver writes to the store; an executor only runs trials and tells what happens to them. So every
+executor has the same guarantees, and a worker needs neither the store nor its address.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from bench.claims import Claims
+from bench.execution.estimate import longest_first
+from bench.execution.perform import Event, Report
+from bench.outbox import Outbox
+from bench.plan import Plan, Trial
+from bench.record import Ending
+from bench.tasks import TASKS
+from bench.tracking import Store, StoreError, StoreRefusedError, TrialRun, latest
+
+#: How often a trial whose worker died is run in all.
+ATTEMPTS = 2
+#: Seconds between two looks at what other drivers hold.
+LOOK = 2.0
+#: Seconds for the last words to a store: SLURM kills soon after it has terminated.
+CLOSING = 4.0
+#: Seconds that a run with nothing left to do waits for a server that is away. A file does not come back.
+PATIENCE, FILE_PATIENCE = 15 * 60.0, 10.0
+
+
+class Executor(Protocol):
+    """Where trials run. Entered before the first trial; leaving it ends every worker."""
+
+    device: str
+    #: How many trials it runs at once.
+    slots: int
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def prepare(self, trials: list[Trial]) -> None:
+        """Fetches what the trials need wherever they may run. Raises UserError for what cannot be had."""
+        ...
+
+    @property
+    def free(self) -> int:
+        """How many more trials may be submitted now."""
+        ...
+
+    def submit(self, trial: Trial) -> None: ...
+
+    def step(self, report: Report) -> None:
+        """Waits, about a second at most unless it runs the trial itself, and reports what happened.
+
+        Every submitted trial ends in one event: finished, failed, pruned, or lost with its worker. Where
+        `report` raises Pruned on a progress, that trial is pruned.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Ends all running trials at once, without events."""
+        ...
+
+
+def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Trial]:
+    """The trials of the plan that have no result yet, in its order.
+
+    A failed trial has one, its failure; with `retry_failed` exactly those are pending.
+    """
+    known = latest(store.records())
+    if retry_failed:
+        return [trial for trial in plan.trials if trial.id in known and known[trial.id].status == "FAILED"]
+    return [trial for trial in plan.trials if trial.id not in known or not known[trial.id].settled]
+
+
+def within(seconds: float, close: Callable[[], None]) -> bool:
+    """Whether `close` came to an end in time: a silent server must not hold up who was told to stop.
+
+    What the store does not take then, the next start finds open and closes.
+    """
+
+    def closing() -> None:
+        with suppress(StoreError):
+            close()
+
+    thread = threading.Thread(target=closing, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+class Session:
+    """One driver at work on an experiment: it shows that it lives, and others can tell what it runs."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.claims = Claims(store)
+        #: What was found at the start: records sent late, runs of dead drivers closed.
+        self.sent = self.closed = 0
+
+
+@contextmanager
+def session(store: Store) -> Iterator[Session]:
+    """Sends what earlier processes could not, closes what they left open, and holds claims while it lasts."""
+    made = Session(store)
+    made.claims.open()
+    try:
+        made.sent = send_left(store)
+        made.closed = made.claims.close_stale()
+        yield made
+    finally:
+        Outbox(store.outbox).close()
+        within(CLOSING, made.claims.close)
+
+
+def send_left(store: Store) -> int:
+    """Sends the records in this machine's outbox that processes left which are gone; returns how many."""
+    sent = 0
+    for kept in Outbox(store.outbox).left():
+        try:
+            Outbox.send(kept, store.send)
+            sent += 1
+        except StoreRefusedError as error:
+            warnings.warn(f"{error}; the record is kept at {Outbox.refuse(kept)}", stacklevel=2)
+    return sent
+
+
+def execute(
+    plan: Plan,
+    trials: list[Trial],
+    at_work: Session,
+    executor: Executor,
+    notify: Callable[[Event], None],
+    *,
+    parent: str | None = None,
+    tags: Mapping[str, str] = {},
+) -> None:
+    """Runs the trials and stores each; returns when all are settled, by this driver or by another one.
+
+    `plan` has the rows behind the trials. Their runs are nested under `parent`, or under the suite's run,
+    and get `tags`. An interrupt ends the running trials, closes their runs as killed and goes up. `notify`
+    may raise Pruned on a progress. Raises StoreError if the store does not come back; the records of
+    trials that ended meanwhile are in the outbox then.
+    """
+    _Driving(plan, trials, at_work, executor, notify, parent, tags).run()
+
+
+class _Driving:
+    def __init__(
+        self,
+        plan: Plan,
+        trials: list[Trial],
+        at_work: Session,
+        executor: Executor,
+        notify: Callable[[Event], None],
+        parent: str | None,
+        tags: Mapping[str, str],
+    ) -> None:
+        self.plan, self.store, self.claims = plan, at_work.store, at_work.claims
+        self.executor, self.notify = executor, notify
+        self.parent, self.tags = parent, {**tags, "driver": at_work.claims.driver}
+        self.rows = {
+            trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
+        }
+        records = self.store.records()
+        self.before = {trial: record.run_id for trial, record in latest(records).items()}
+        # One worker goes seed by seed, so that a run stopped half-way has compared all methods on a seed.
+        self.queue = longest_first(plan, trials, records) if executor.slots > 1 else list(trials)
+        self.running: dict[str, TrialRun] = {}
+        #: Ended, in the outbox, not sent yet.
+        self.unsent: dict[str, TrialRun] = {}
+        self.losses: Counter[str] = Counter()
+        self.looked = -LOOK
+        self.away_since: float | None = None
+        self.why = ""
+
+    def run(self) -> None:
+        suite_run = None
+        if self.parent is None:
+            self.parent = suite_run = self.store.begin_suite(self.plan, self.claims.driver)
+        ended: Literal["FINISHED", "KILLED"] = "KILLED"
+        try:
+            while self.queue or self.running or self.unsent:
+                if self.store.online and self._caught_up():
+                    self._fill()
+                if self.running:
+                    self.executor.step(self._receive)
+                elif self.queue or self.unsent:
+                    self._wait()
+            ended = "FINISHED"
+        finally:
+            if ended == "KILLED":
+                self.executor.stop()
+            if not within(CLOSING, lambda: self._close(suite_run, ended)):
+                self.store.online = False
+
+    def _close(self, suite_run: str | None, ended: Literal["FINISHED", "KILLED"]) -> None:
+        for run in self.running.values():
+            # One whose record is on disk already is sent, now or at the next start.
+            self._write(run.flush if run.ended else run.kill)
+        if self.why:
+            self._write(self._close_unheard_of)
+        if suite_run is not None:
+            self._write(lambda: self.store.end_suite(suite_run, ended))
+
+    def _close_unheard_of(self) -> None:
+        """A run that the store opened, and went away before it could say so."""
+        for run in self.store.running():
+            tags = run.data.tags
+            if tags.get("driver") == self.claims.driver and tags["kind"] == "trial":
+                TrialRun(self.store, run.info.run_id, "").kill()
+
+    def _write(self, write: Callable[[], None], *, kept: bool = False) -> bool:
+        """Writes to the store unless it is away; `kept` is for what keeps what it could not send."""
+        if not (self.store.online or kept):
+            return False
+        try:
+            write()
+        except StoreRefusedError:
+            raise
+        except StoreError as error:
+            self._away(error)
+        return self.store.online
+
+    def _away(self, error: StoreError) -> None:
+        self.store.online, self.why = False, str(error)
+        self.away_since = self.away_since or time.monotonic()
+
+    def _caught_up(self) -> bool:
+        """Sends the records that wait; whether none is left."""
+        for trial, run in list(self.unsent.items()):
+            if not self._write(run.flush):
+                return False
+            del self.unsent[trial]
+            self._write(partial(self.claims.settle, trial))
+        return self.store.online
+
+    def _fill(self) -> None:
+        """Claims and submits trials while there are free slots."""
+        if not (self.queue and self.executor.free) or time.monotonic() < self.looked + LOOK:
+            return
+        try:
+            # In this order: a driver shows itself before it claims.
+            taken, living = self.claims.taken(), self.claims.living()
+            for trial in list(self.queue):
+                if not self.executor.free:
+                    return
+                if self.claims.take(trial.id, taken, living):
+                    self._begin(trial)
+                    if taken.get(trial.id, (0, self.claims.driver))[1] != self.claims.driver:
+                        self.claims.close_stale()
+            # The rest is with other drivers.
+            self.looked, self.away_since = time.monotonic(), None
+        except StoreRefusedError:
+            raise
+        except StoreError as error:
+            self._away(error)
+
+    def _begin(self, trial: Trial) -> None:
+        record = latest(self.store.records(trial_id=trial.id)).get(trial.id)
+        if record and record.settled and record.run_id != self.before.get(trial.id):
+            # By another driver, since we looked.
+            self.claims.settle(trial.id)
+            self.queue.remove(trial)
+            self.notify(Event(trial, "elsewhere"))
+            return
+        metric = TASKS.get(trial.task.task).metric
+        assert self.parent is not None
+        run = self.store.begin_trial(trial, self.rows[trial.id], metric, self.parent, tags=self.tags)
+        self.running[trial.id] = run
+        self.queue.remove(trial)
+        self.executor.submit(trial)
+
+    def _receive(self, event: Event) -> None:
+        """Stores an event and passes it on."""
+        trial, run = event.trial, self.running[event.trial.id]
+        if event.provenance is not None:
+            config = trial.model_dump(mode="json", exclude_none=True)
+            self._write(partial(run.start, config, event.provenance), kept=True)
+        elif event.progress is not None:
+            self._write(partial(run.progress, event.progress), kept=True)
+        elif event.ending is not None:
+            self._end(trial, run, event.ending)
+        self.notify(event)
+
+    def _end(self, trial: Trial, run: TrialRun, ending: Ending) -> None:
+        sent = self._write(partial(run.end, ending), kept=True)
+        if not run.ended:  # not even this machine's disk took it
+            raise StoreError(self.why)
+        del self.running[trial.id]
+        if ending.status == "lost":
+            self.losses[trial.id] += 1
+            if self.losses[trial.id] < ATTEMPTS:
+                self.queue.insert(0, trial)
+        if not sent:
+            self.unsent[trial.id] = run
+        elif ending.status != "lost":
+            self._write(partial(self.claims.settle, trial.id))
+        # A slot is free: look at once.
+        self.looked = -LOOK
+
+    def _wait(self) -> None:
+        """Nothing runs here: waits for the store to come back, or for what other drivers run."""
+        if not self.store.online:
+            self.away_since = self.away_since or time.monotonic()
+        patience = FILE_PATIENCE if self.store.local else PATIENCE
+        if self.away_since and time.monotonic() - self.away_since > patience:
+            waiting = len(Outbox(self.store.outbox).waiting())
+            where = f"; {waiting} record(s) wait in {self.store.outbox} and are sent at the next start"
+            raise StoreError((self.why or f"the store at {self.store.uri} is away") + where * bool(waiting))
+        time.sleep(0.2)

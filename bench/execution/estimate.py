@@ -1,0 +1,69 @@
+"""How long trials will take, one against the other: the longest start first, so that none runs on alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+
+from bench.backbones import describe
+from bench.plan import Plan, Trial
+from bench.tasks import TASKS
+from bench.tasks.inputs import ImageInput
+from bench.tracking import Record
+from methods import Geometry
+
+#: Training examples of a task that does not state its sizes.
+UNKNOWN_SIZE = 10_000
+
+#: Method, backbone and task, as rows and stored trials name them.
+Kind = tuple[str, str, str]
+
+
+def longest_first(plan: Plan, trials: Iterable[Trial], records: Iterable[Record]) -> list[Trial]:
+    """The trials sorted by their steps times the seconds of a step: those of stored trials of the same
+    kind, or in proportion to the floating-point operations where there is none. Equals keep their order.
+    """
+    kinds: dict[str, Kind] = {
+        id_: (row.method, row.backbone, row.task) for row in plan.rows for id_ in row.trials.values()
+    }
+    flops = {kinds[trial.id]: step_flops(trial) for trial in plan.trials}
+    measured: dict[Kind, list[float]] = defaultdict(list)
+    for record in records:
+        seconds, steps = record.metrics.get("cost/seconds"), record.metrics.get("cost/steps")
+        if record.status == "FINISHED" and seconds and steps:
+            measured[record.tags["method"], record.tags["backbone"], record.tags["task"]].append(
+                seconds / steps
+            )
+    pace = [statistics.median(times) / flops[kind] for kind, times in measured.items() if kind in flops]
+    per_flop = statistics.median(pace) if pace else 1.0
+
+    def seconds_of(trial: Trial) -> float:
+        times = measured.get(kinds[trial.id])
+        return step_count(trial) * (statistics.median(times) if times else per_flop * step_flops(trial))
+
+    return sorted(trials, key=seconds_of, reverse=True)
+
+
+def step_count(trial: Trial) -> int:
+    """Optimizer steps; an estimate where a task does not state how many examples it has."""
+    recipe, row = trial.recipe, trial.task
+    if recipe.steps:
+        return recipe.steps
+    sizes = TASKS.get(row.task).sizes
+    examples = row.train_size or (sizes[0] if sizes else UNKNOWN_SIZE)
+    return math.ceil(examples / recipe.batch_size) * (recipe.epochs or 0)
+
+
+def step_flops(trial: Trial) -> float:
+    """In proportion to the operations of a step: encoder weights × positions × batch."""
+    info = describe(trial.backbone)
+    size = info.input
+    positions = (size.size / 16) ** 2 if isinstance(size, ImageInput) else trial.task.max_tokens
+    return encoder_weights(info.geometry) * positions * trial.recipe.batch_size
+
+
+def encoder_weights(geometry: Geometry) -> int:
+    """The weight matrices of all layers: most of a backbone, never more than it has."""
+    return geometry.layers * (4 * geometry.hidden**2 + 2 * geometry.hidden * geometry.mlp)

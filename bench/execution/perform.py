@@ -1,0 +1,87 @@
+"""One trial in a worker, whatever kind of worker it is: it always ends in an `Ending`."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from bench.plan import Trial
+from bench.record import Ending, Failure, failed, finished
+from bench.training import Diverged, Progress, Pruned
+from bench.trial import Resources, run_trial
+from methods import UserError
+
+#: How libraries say so in a RuntimeError: torch on a CPU, cuBLAS.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happens to a trial: it starts, makes progress, ends, or ended with another driver."""
+
+    trial: Trial
+    kind: Literal["started", "progress", "finished", "failed", "pruned", "lost", "elsewhere"]
+    #: Where it runs.
+    worker: str = ""
+    #: Where a number comes from, told when the trial starts.
+    provenance: dict[str, str] | None = None
+    progress: Progress | None = None
+    ending: Ending | None = None
+
+
+#: Takes events as they happen. Raises Pruned on a progress that is not worth going on with.
+Report = Callable[[Event], None]
+
+
+def ended(trial: Trial, worker: str, ending: Ending) -> Event:
+    return Event(trial, ending.status, worker, ending=ending)
+
+
+def prepare_all(trials: list[Trial], resources: Resources) -> None:
+    """Fetches and prepares what the trials need, so that what is missing shows before any training."""
+    try:
+        for trial in trials:
+            resources.data(trial, resources.backbone(trial).info.input)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the backbones and data of this run do not fit on {resources.device}: {error}; "
+            "take fewer slots per device, or part of the suite at a time"
+        ) from error
+
+
+def perform(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Ending:
+    """Runs a trial to its end. What goes up is an interrupt, or what `report` raises but Pruned."""
+    told: BaseException | None = None
+
+    def watched(progress: Progress) -> None:
+        nonlocal told
+        try:
+            report(progress)
+        except Exception as error:  # of who listens, not of the trial
+            told = error
+            raise
+
+    reason: Failure
+    try:
+        return finished(run_trial(trial, resources, watched))
+    except Pruned:
+        ending = Ending("pruned")
+    except Diverged as error:
+        ending = failed("diverged", str(error), traceback.format_exc())
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        ending = failed("out of memory", str(error), traceback.format_exc())
+    except Exception as error:  # a trial may fail in any way; the others must go on
+        if error is told:
+            raise
+        reason = "out of memory" if any(said in str(error) for said in NO_MEMORY) else "error"
+        ending = failed(reason, f"{type(error).__name__}: {error}", traceback.format_exc())
+    # Only now, when no traceback holds the tensors of the trial any more.
+    gc.collect()
+    if resources.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return ending

@@ -1,0 +1,108 @@
+"""Downloads all that a suite needs and locks what comes from a hub, for workers without a network."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from bench.backbones import BackboneSpec, describe, load
+from bench.hub import (
+    SMALL_FILES,
+    WEIGHT_FILES,
+    RepositoryKind,
+    commit_of,
+    expect,
+    sha256,
+    snapshot,
+)
+from bench.lock import Lock, Locked, hub_task, lock_path, read_lock
+from bench.plan import make_plan
+from bench.suite import Suite, load_suite
+from bench.tasks import find_task, prepare
+from bench.tasks.hub import HubTask
+
+
+def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | None:
+    """Locks the suite's hub repositories, then loads every backbone and prepares every data set once.
+
+    What the lock holds already stays at its commit, unless `update`. Returns the lock's path; None where
+    the suite uses no hub. Raises UserError for all that cannot be had, or is not what was locked.
+    """
+    suite, lock_file = load_suite(path, locked=False), lock_path(path)
+    old = read_lock(lock_file) if lock_file.exists() and not update else Lock()
+    lock = Lock(
+        backbones={
+            spec.source: _lock_backbone(spec, old.backbones.get(spec.source), notify)
+            for spec in suite.backbones
+            if spec.source is not None
+        },
+        tasks={
+            row.task: _lock_task(task, old.tasks.get(row.task), notify)
+            for row in suite.tasks
+            if (task := hub_task(row)) is not None
+        },
+    )
+    uses_hub = bool(lock.backbones or lock.tasks)
+    if uses_hub:
+        suite = lock.apply(suite, lock_file)
+    _warm(suite, notify)
+    if uses_hub:
+        # Last: what does not load is not locked.
+        lock.write(lock_file, path)
+    return lock_file if uses_hub else None
+
+
+def _lock_backbone(spec: BackboneSpec, old: Locked | None, notify: Callable[[str], None]) -> Locked:
+    notify(f"backbone {spec.source}")
+    kept = old is not None and old.asked == spec.revision
+    info = describe(spec.at(old.revision) if old and kept else spec)
+    repository, _, commit = info.weights_hash.removeprefix("hub:").rpartition("@")
+    return _locked(repository, spec.revision, commit, SMALL_FILES + WEIGHT_FILES, "model", old)
+
+
+def _lock_task(task: HubTask, old: Locked | None, notify: Callable[[str], None]) -> Locked:
+    notify(f"task {task.name}")
+    asked = task.source.revision
+    kept = old is not None and (old.asked, old.repository) == (asked, task.where)
+    commit = old.revision if old and kept else commit_of(task.where, asked, "dataset")
+    return _locked(task.where, asked, commit, task.patterns, "dataset", old)
+
+
+def _locked(
+    repository: str,
+    asked: str | None,
+    commit: str,
+    patterns: tuple[str, ...],
+    kind: RepositoryKind,
+    old: Locked | None,
+) -> Locked:
+    """Downloads the files and takes their hashes, which are the old ones where the commit is."""
+    if old is not None and (old.repository, old.revision) == (repository, commit):
+        expect(repository, commit, old.files)
+    folder = snapshot(repository, commit, patterns, kind)
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    files = {
+        name: sha256(folder / name) for name in names if any(fnmatch(name, pattern) for pattern in patterns)
+    }
+    return Locked(repository=repository, asked=asked, revision=commit, files=files)
+
+
+def _warm(suite: Suite, notify: Callable[[str], None]) -> None:
+    """Loads every backbone and prepares the data of every pair, so that a run finds all of it on disk."""
+    made = make_plan(suite)
+    infos = {}
+    for spec in dict.fromkeys(trial.backbone for trial in made.trials):
+        infos[spec] = describe(spec)
+        notify(f"weights of {infos[spec].name}")
+        load(spec)
+        gc.collect()
+    pairs = {(trial.task.task, trial.backbone): trial for trial in made.trials}
+    for trial in pairs.values():
+        row, info = trial.task, infos[trial.backbone]
+        notify(f"data of {row.task} for {info.name}")
+        sizes = (row.train_size, row.validation_size, row.test_size)
+        task, wanted = find_task(row.task, row.source), row.input(info.input)
+        prepare(task, wanted, row.max_tokens, *sizes, split_seed=row.split_seed(trial.seed))
+        gc.collect()

@@ -1,0 +1,146 @@
+"""Repositories of the Hugging Face hub, resolved to a commit; files known by their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from methods.errors import UserError
+
+RepositoryKind = Literal["model", "dataset"]
+
+#: What a description of a model needs: configuration, preprocessing and tokenizer, no weights.
+SMALL_FILES = ("*.json", "*.txt", "*.model")
+
+WEIGHT_FILES = ("model*.safetensors",)
+
+#: What is downloaded to learn a data set's commit: its card.
+CARD = ("README.md",)
+
+#: (repository, commit) to the sha256 of its files, as a lock file says. A commit never changes, so that
+#: what is known of one holds for the whole process.
+_expected: dict[tuple[str, str], dict[str, str]] = {}
+
+
+def expect(repository: str, commit: str, files: Mapping[str, str]) -> None:
+    """Has `snapshot` check the files of this commit, by path in the repository, against their sha256."""
+    # Two tasks may use different files of one repository.
+    _expected[repository, commit] = {**_expected.get((repository, commit), {}), **files}
+    snapshot.cache_clear()
+
+
+def is_commit(revision: str | None) -> bool:
+    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
+
+
+def commit_of(repository: str, revision: str | None, kind: RepositoryKind = "model") -> str:
+    """The commit that a revision (None: the main branch) names now. Raises UserError as `snapshot` does."""
+    if revision is not None and is_commit(revision):
+        return revision
+    return snapshot(repository, revision, CARD, kind).name
+
+
+@lru_cache(maxsize=64)
+def snapshot(
+    repository: str, revision: str | None, patterns: tuple[str, ...], kind: RepositoryKind = "model"
+) -> Path:
+    """Folder with the files of a hub repository that match `patterns`; its name is the commit hash.
+
+    Kept for the life of the process, so that a moving branch cannot change under a running suite.
+    `HF_ENDPOINT` names a mirror; `HF_HUB_OFFLINE=1` and a missing network fall back to the hub's cache.
+    Raises UserError if there is no such repository or revision, it can be neither reached nor found in
+    the cache, or a file is not the one that was locked.
+    """
+    from huggingface_hub import errors as hub_errors
+    from huggingface_hub import snapshot_download
+
+    what = "model" if kind == "model" else "data set"
+    where = repository if revision is None else f"{repository} at revision {revision}"
+    try:
+        with _bars(shown=patterns not in (CARD, SMALL_FILES)):
+            folder = Path(
+                snapshot_download(
+                    repository, repo_type=kind, revision=revision, allow_patterns=list(patterns)
+                )
+            )
+    except hub_errors.HFValidationError as error:
+        raise UserError(f"'{repository}' is not a hub id (owner/{kind}): {error}") from error
+    except hub_errors.GatedRepoError as error:
+        raise UserError(f"hub {what} {where} is gated: accept its terms and log in to the hub") from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise UserError(f"hub {what} {repository} has no revision {revision}") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise UserError(f"there is no hub {what} {repository}, or it is private") from error
+    except (hub_errors.LocalEntryNotFoundError, hub_errors.HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"hub {what} {where} can be neither reached nor found whole in the cache. On a machine with a "
+            f"network run `tensorbench fetch SUITE.yaml` for all that a suite needs, or "
+            f"`hf download {repository}{_options(revision, patterns, kind)}`, then copy the hub's cache here "
+            f"(HF_HOME says where). {_OWN_FILES[kind]}"
+        ) from error
+    _check(repository, folder)
+    return folder
+
+
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    """The hub's progress bars where there is something to wait for and somebody who watches."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if are_progress_bars_disabled() or (shown and sys.stderr.isatty()):
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+_OWN_FILES = {
+    "model": "Or name files of your own as `local:`, a folder with config.json, model.safetensors and, for "
+    "text, the tokenizer (beside `timm:` only the safetensors file)",
+    "dataset": "Or put its parquet files into a folder, under their names there, and name that in the "
+    "task's row as `source: {local: FOLDER}`",
+}
+
+
+def _options(revision: str | None, patterns: tuple[str, ...], kind: RepositoryKind) -> str:
+    told = "" if kind == "model" else " --repo-type dataset"
+    told += "" if revision is None else f" --revision {revision}"
+    wanted = "" if kind == "model" or patterns == CARD else "".join(f" --include '{p}'" for p in patterns)
+    return told + wanted
+
+
+def _check(repository: str, folder: Path) -> None:
+    for name, wanted in _expected.get((repository, folder.name), {}).items():
+        file = folder / name
+        # A snapshot of few patterns lacks the rest.
+        if file.is_file() and (actual := sha256(file)) != wanted:
+            raise UserError(
+                f"{name} of hub repository {repository} at {folder.name} is not the locked file: sha256 "
+                f"expected {wanted}, got {actual}; if the suite is to use it, run "
+                f"`tensorbench fetch --update`"
+            )
+
+
+def sha256(file: Path) -> str:
+    """Hex sha256 of a file, read again only if it changed."""
+    status = file.stat()
+    return _sha256(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,184 @@
+"""Tasks whose data are parquet files of a hub repository, or of a folder in their place."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from bench.hub import commit_of, sha256, snapshot
+from bench.tasks.base import Examples, LazyImages, Source, SplitName, Task
+from methods.errors import UserError
+
+#: Ids of a split's examples begin at its place among the repository's splits times this.
+_SPLIT_STRIDE = 10**9
+
+
+class HubTask(Task):
+    """A task with a repository's parquet files, in the columns that the repository gives them.
+
+    `parts` are the repository's splits and which of ours each is: its train split is dealt further where
+    none is validation, and with all None everything is dealt. The ones in `optional` may be absent. No code
+    of a repository is ever run.
+    """
+
+    repository: ClassVar[str]
+    #: The folder of the repository with the files of this task; empty where it has no configurations.
+    config: ClassVar[str] = ""
+    parts: ClassVar[dict[str, SplitName | None]]
+    optional: ClassVar[frozenset[str]] = frozenset()
+    label: ClassVar[str] = "label"
+
+    def __init__(self) -> None:
+        self.source = Source()
+
+    def at(self, source: Source) -> Self:
+        task = copy.copy(self)
+        task.source = source
+        return task
+
+    def pinned(self) -> Source:
+        return self.source if self.source.local else Source(hub=self.where, revision=self.commit)
+
+    @property
+    def where(self) -> str:
+        """The hub repository that the data come from."""
+        return self.source.hub or self.repository
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The repository's files that are used."""
+        return (f"{self.config}/*.parquet" if self.config else "*.parquet",)
+
+    @property
+    def commit(self) -> str | None:
+        """What the source's revision names now; None for a local folder. Raises UserError."""
+        return None if self.source.local else commit_of(self.where, self.source.revision, "dataset")
+
+    @property
+    def data_hash(self) -> str:  # type: ignore[override]
+        """Repository and commit, or the hash of a local folder's files. Raises UserError."""
+        if self.source.local is None:
+            return f"hub:{self.where}@{self.commit}"
+        digest = hashlib.sha256()
+        for part, files in self._files().items():
+            for file in files:
+                digest.update(f"{part} {sha256(file)}\n".encode())
+        return f"sha256:{digest.hexdigest()}"
+
+    def folder(self) -> Path:
+        """The folder with the parquet files, downloaded if need be. Raises UserError."""
+        if self.source.local is not None:
+            folder = self.source.local.expanduser()
+            if not folder.is_dir():
+                raise UserError(f"task '{self.name}': there is no folder {folder}")
+            return folder
+        return snapshot(self.where, self.commit, self.patterns, "dataset")
+
+    def examples(self) -> Examples:
+        """One example a row; its id is its row, counted on from a billion times its split's place."""
+        tables = {part: self._table(part, files) for part, files in self._files().items()}
+        labels: list[int] = []
+        ids: list[int] = []
+        splits: list[SplitName | None] = []
+        for place, part in enumerate(self.parts):
+            if part in tables:
+                labels += tables[part][self.label]
+                ids += range(place * _SPLIT_STRIDE, place * _SPLIT_STRIDE + len(tables[part]))
+                splits += [self.parts[part]] * len(tables[part])
+        official = [split for split in splits if split is not None]
+        return Examples(self.inputs(list(tables.values())), labels, ids, splits=official or None)
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns that `inputs` reads."""
+
+    @abstractmethod
+    def inputs(self, tables: list[Any]) -> Any:
+        """The inputs of `datasets.Dataset`s, one after the other."""
+
+    def _files(self) -> dict[str, list[Path]]:
+        """The files of each split. Raises UserError for a split without, or with some of its files only."""
+        within = self.folder() / self.config
+        # `data/train-00000-of-00002.parquet`, the hub's own `train/0000.parquet`, or `train.parquet`.
+        every = list(within.rglob("*.parquet"))
+        if not within.is_dir():
+            # A folder of this task alone; one of another configuration's must not be taken for it.
+            within = self.folder()
+            every = [file for place in (".", *self.parts) for file in (within / place).glob("*.parquet")]
+        found = {
+            part: sorted(f for f in every if f.stem.split("-")[0] == part or f.parent.name == part)
+            for part in self.parts
+        }
+        lacking = [part for part, files in found.items() if not files and part not in self.optional]
+        if lacking:
+            raise UserError(
+                f"task '{self.name}': {within} has no parquet file of {', '.join(lacking)}; it needs those "
+                f"of the data set {self.where}, named by split, such as {lacking[0]}-00000-of-00001.parquet. "
+                "Of a repository that keeps its data otherwise, the hub may have made such files: ask for "
+                "them with `source: {revision: refs/convert/parquet}`"
+            )
+        for part, files in found.items():
+            shards = {int(match[1]) for file in files if (match := re.search(r"-of-(\d+)", file.name))}
+            if shards and len(files) != sum(shards):
+                raise UserError(
+                    f"task '{self.name}': {within} has {len(files)} of {sum(shards)} files of {part}"
+                )
+        return {part: files for part, files in found.items() if files}
+
+    def _table(self, part: str, files: list[Path]) -> Any:
+        """A split as a `datasets.Dataset` in memory. Raises UserError for columns that are not the task's."""
+        import datasets
+        import pyarrow
+        from datasets.table import InMemoryTable
+        from pyarrow import parquet
+
+        wanted = [*self.columns, self.label]
+        try:
+            have = parquet.read_schema(files[0]).names
+            if missing := [column for column in wanted if column not in have]:
+                raise UserError(
+                    f"task '{self.name}': the {part} split lacks the columns {', '.join(missing)}; it has "
+                    f"{', '.join(have)}"
+                )
+            table = pyarrow.concat_tables([parquet.read_table(file, columns=wanted) for file in files])
+            split = datasets.Dataset(InMemoryTable(table))
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            raise UserError(f"task '{self.name}': {files[0].parent} cannot be read: {error}") from error
+        named = getattr(split.features[self.label], "names", self.classes)
+        if len(named) != len(self.classes):
+            raise UserError(
+                f"task '{self.name}': the {part} split has {len(named)} classes, not {len(self.classes)}"
+            )
+        return split
+
+
+class HubTexts(HubTask):
+    """Texts of one column, or pairs of two."""
+
+    modality = "text"
+
+    def inputs(self, tables: list[Any]) -> Any:
+        rows = [row for table in tables for row in zip(*(table[name] for name in self.columns), strict=True)]
+        return rows if len(self.columns) > 1 else [text for (text,) in rows]
+
+
+class HubImages(HubTask):
+    """Images of one column, as `datasets.Image` stores them: encoded, with or without a path."""
+
+    modality = "vision"
+    columns = ("image",)
+
+    def inputs(self, tables: list[Any]) -> Any:
+        import datasets
+
+        whole = datasets.concatenate_datasets([table.select_columns(self.columns) for table in tables])
+        (column,) = self.columns
+        decoded = whole.cast_column(column, datasets.Image(mode="RGB"))
+        return LazyImages(range(len(decoded)), lambda i: np.asarray(decoded[i][column]))

@@ -1,0 +1,184 @@
+"""What searches, rank allocations and redundancy analyses stored beside the trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bench.tracking import Record
+from methods import UserError
+from reports.reading import Source, Study, artifact, read_json
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Ranks that were tried, with what they gave."""
+
+    label: str
+    ranks: list[int]
+    parameters: int | None
+    #: Mean over `runs` of the score, or of the value that a search maximised.
+    value: float | None
+    sd: float | None
+    runs: list[str]
+    state: str = "complete"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One search, allocation or redundancy analysis."""
+
+    kind: str
+    name: str
+    run_id: str
+    method: str
+    task: str
+    backbone: str
+    budget: str
+    modes: list[str]
+    #: All that was tried on the way.
+    tried: list[Scored] = field(default_factory=list)
+    #: Number in `tried` of what no other beats with as few parameters.
+    pareto: list[int] = field(default_factory=list)
+    #: Evaluator -> mode -> importance.
+    importance: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: What was chosen and run on fresh seeds.
+    final: list[Scored] = field(default_factory=list)
+    #: Mode -> singular values, of a redundancy analysis.
+    spectra: dict[str, list[float]] = field(default_factory=dict)
+    effective_ranks: dict[str, float] = field(default_factory=dict)
+    components: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read(study: Study) -> list[Ablation]:
+    """Those of the study's experiments. Raises UserError for an artifact that is not of its form."""
+    found: list[Ablation] = []
+    for source in study.sources:
+        for kind, build in (("search", _search), ("allocation", _allocation)):
+            for record in source.store.records(kind):
+                content = read_json(source, record, f"{kind}.json")
+                if content is not None:
+                    found.append(_built(build, source, record, content, f"{kind}.json"))
+        for record in _analysed(source):
+            content = read_json(source, record, "redundancy.json")
+            if content is not None:
+                found.append(_built(_redundancy, source, record, content, "redundancy.json"))
+    return found
+
+
+def _built(build: Any, source: Source, record: Record, content: dict[str, Any], name: str) -> Ablation:
+    try:
+        built: Ablation = build(source, record, content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{name} of run {record.run_id} is not as this version reads it: {error!r}"
+        ) from error
+    return built
+
+
+def _analysed(source: Source) -> Iterable[Record]:
+    """Finished trials that may hold a redundancy analysis: on a server those that say so in a tag."""
+    local = ("", "file")
+    return (
+        record
+        for record in source.records.values()
+        if record.status == "FINISHED"
+        and ("redundancy" in record.tags or record.artifacts.split(":")[0] in local)
+        and artifact(source, record, "redundancy.json") is not None
+    )
+
+
+def _search(source: Source, record: Record, content: dict[str, Any]) -> Ablation:
+    trials = content["trials"]
+    numbers = {trial["number"]: i for i, trial in enumerate(trials)}
+    return Ablation(
+        kind="search",
+        **_head(record, content),
+        tried=[
+            Scored(
+                f"#{trial['number']}",
+                _ranks(trial["ranks"], content["modes"]),
+                trial["parameters"],
+                _first(trial["value"]),
+                None,
+                _runs(source, [trial["trial_id"]]),
+                str(trial["state"]).lower(),
+            )
+            for trial in trials
+        ],
+        pareto=[numbers[number] for number in content["pareto"]],
+        importance=content["importance"] or {},
+        final=[_scored(source, entry, entry["label"], content["modes"]) for entry in content["final"]],
+    )
+
+
+def _allocation(source: Source, record: Record, content: dict[str, Any]) -> Ablation:
+    modes = content["modes"]
+    tried = [_scored(source, p, f"{p['mode']} {p['rank']}", modes) for p in content["points"]]
+    tried += [_scored(source, entry, f"step {i}", modes) for i, entry in enumerate(content["path"], 1)]
+    for label in ("heuristic", "best"):
+        if content.get(label):
+            tried.append(_scored(source, content[label], label, modes))
+    return Ablation(
+        kind="allocation",
+        **_head(record, content),
+        tried=tried,
+        importance=content["importance"] or {},
+        final=[_scored(source, entry, entry["label"], modes) for entry in content["final"]],
+    )
+
+
+def _redundancy(source: Source, record: Record, content: dict[str, Any]) -> Ablation:
+    modes = content["modes"]
+    return Ablation(
+        kind="redundancy",
+        name=f"{content['method']}, seed {record.tags.get('seed', '?')}",
+        run_id=record.run_id,
+        method=content["method"],
+        task=record.tags.get("task", ""),
+        backbone=record.tags.get("backbone", ""),
+        budget=record.tags.get("budget", ""),
+        modes=list(modes),
+        spectra={mode: [float(v) for v in told["singular_values"]] for mode, told in modes.items()},
+        effective_ranks={mode: float(told["effective_rank"]) for mode, told in modes.items()},
+        components=list(content["components"]),
+    )
+
+
+def _head(record: Record, content: dict[str, Any]) -> dict[str, Any]:
+    told = {key: str(content[key]) for key in ("name", "method", "task", "backbone", "budget")}
+    return told | {"run_id": record.run_id, "modes": list(content["modes"])}
+
+
+def _scored(source: Source, entry: dict[str, Any], label: str, modes: list[str]) -> Scored:
+    ids = list(entry["trials"].values())
+    records = [source.records[id_] for id_ in ids if id_ in source.records]
+    scores = [r.metrics["score"] for r in records if r.status == "FINISHED" and "score" in r.metrics]
+    return Scored(
+        label,
+        _ranks(entry["ranks"], modes),
+        entry["parameters"],
+        float(np.mean(scores)) if scores else None,
+        float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+        [record.run_id for record in records],
+        "complete" if len(scores) == len(ids) else f"{len(scores)} of {len(ids)} finished",
+    )
+
+
+def _ranks(ranks: Any, modes: list[str]) -> list[int]:
+    """Ranks in the order of the modes, from a list or from a mapping of modes."""
+    return [int(ranks[mode]) for mode in modes] if isinstance(ranks, dict) else [int(rank) for rank in ranks]
+
+
+def _first(value: Any) -> float | None:
+    """The first objective."""
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    return None if value is None else float(value)
+
+
+def _runs(source: Source, trial_ids: Iterable[str | None]) -> list[str]:
+    return [source.records[id_].run_id for id_ in trial_ids if id_ in source.records]

@@ -1,0 +1,313 @@
+"""Reads experiments into tables: the cells of their plans, the seeds behind each, and what else was stored.
+
+A cell is one method under one budget on one task and backbone, over seeds. What is left out, to keep a
+large report within time and memory, is told in `Study.notes`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from mlflow.artifacts import download_artifacts
+from pyarrow import ArrowException
+
+from bench.tracking import BROKEN_STORE, Record, Store, latest
+from methods import UserError
+
+#: The budget of cells whose method has a size of its own.
+OWN_SIZE = "own size"
+
+#: Requests for artifacts and metric histories at once.
+READERS = 8
+
+
+def block_order(budget: str) -> int:
+    """Isorank first, then isoparameters, then other budgets, then what has its own size."""
+    for place, start in enumerate(("isorank", "isoparameters")):
+        if budget.startswith(start):
+            return place
+    return 3 if budget == OWN_SIZE else 2
+
+
+#: A pandas frame or a row of one. Pandas' stubs let a cell be anything, so that every use would be a cast.
+Frame = Any
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An experiment that a report is made from."""
+
+    store: Store
+    name: str
+    closing: str
+    #: The run that holds its plan.
+    run_id: str
+    rows: list[dict[str, Any]] = field(repr=False)
+    #: Resolved trials by id, as the plan has them.
+    trials: dict[str, dict[str, Any]] = field(repr=False)
+    #: The run that counts of every stored trial, those of tuning and search included.
+    records: dict[str, Record] = field(repr=False)
+    #: Finished runs that do not count, because an earlier one of the same trial does.
+    duplicates: int
+
+    @property
+    def uri(self) -> str:
+        return str(self.store.client.tracking_uri)
+
+    @property
+    def tuned(self) -> bool:
+        return any(row.get("tuning") for row in self.rows)
+
+
+@dataclass
+class Study:
+    """What all figures and tables of a report are made from."""
+
+    sources: list[Source]
+    #: A row a cell; the index is its number.
+    cells: Frame
+    #: A row a planned seed of a cell, with the run behind it; without a run it never started.
+    seeds: Frame
+    #: What the reader of a report must know.
+    notes: list[str]
+
+    @property
+    def title(self) -> str:
+        return ", ".join(source.name for source in self.sources)
+
+    def finished(self, cell: int) -> Frame:
+        """The finished seeds of a cell."""
+        seeds = self.seeds.loc[self._of_cell[cell]]
+        return seeds[seeds["status"] == "FINISHED"]
+
+    def source(self, name: str) -> Source:
+        return next(source for source in self.sources if source.name == name)
+
+    def __post_init__(self) -> None:
+        self._of_cell = self.seeds.groupby("cell").groups
+
+
+def read(uri: str, names: Sequence[str]) -> Study:
+    """Reads experiments of one store. Raises UserError for one that is not there or has no result."""
+    notes: list[str] = []
+    sources = [read_source(uri, name) for name in dict.fromkeys(names)]
+    cells: list[dict[str, Any]] = []
+    seeds: list[dict[str, Any]] = []
+    known: dict[tuple[str, ...], list[str]] = {}
+    for source in sources:
+        for row in source.rows:
+            cell = _cell(source, row)
+            key = (cell["task"], cell["backbone"], cell["budget"], cell["method"])
+            ids = list(row["trials"].values())
+            if known.get(key) == ids:
+                continue  # the same trials, planned by two experiments
+            if key in known:
+                cell["method"] += f" · {source.name}"
+            known[key] = ids
+            found = [_seed(source, len(cells), int(seed), id_) for seed, id_ in row["trials"].items()]
+            cells.append(cell | _told(source, found))
+            seeds.extend(found)
+        if source.duplicates:
+            notes.append(
+                f"{source.name}: {source.duplicates} finished run(s) repeat a trial; the first one counts."
+            )
+    frame = pd.DataFrame(seeds)
+    return Study(sources, _summed(pd.DataFrame(cells), frame), frame, notes)
+
+
+def read_source(uri: str, name: str) -> Source:
+    """Reads one experiment. Raises UserError if it is not there, holds no suite or has no finished trial."""
+    store = Store.existing(uri, name)
+    try:
+        suites = store.records("suite")
+        plan = store.plan()
+        stored = store.records()
+    except BROKEN_STORE as error:
+        raise UserError(f"experiment '{name}' cannot be read from {uri}: {error}") from error
+    if plan is None:
+        raise UserError(f"experiment '{name}' in {uri} holds no suite of this harness")
+    records = latest(stored)
+    ids = {trial["id"] for trial in plan["trials"]}
+    states = [records[id_].status if id_ in records else "missing" for id_ in ids]
+    if "FINISHED" not in states:
+        counts = (
+            ", ".join(f"{states.count(s)} {s.lower()}" for s in sorted(set(states))) or "no trial planned"
+        )
+        raise UserError(f"experiment '{name}' has no finished trial ({counts}): there is nothing to report")
+    return Source(
+        store=store,
+        name=name,
+        closing=plan["closing"],
+        run_id=suites[-1].run_id,
+        rows=plan["rows"],
+        trials={trial["id"]: trial for trial in plan["trials"]},
+        records=records,
+        duplicates=sum(record.status == "FINISHED" for record in stored)
+        - sum(record.status == "FINISHED" for record in records.values()),
+    )
+
+
+def _cell(source: Source, row: dict[str, Any]) -> dict[str, Any]:
+    trial = source.trials[next(iter(row["trials"].values()))]
+    ranks = ",".join(map(str, row["ranks"]))
+    method = row["method"]
+    if row["budget"] is None and ranks:
+        method += f" r={ranks}"  # two sizes of one method may stand side by side
+    return {
+        "experiment": source.name,
+        "task": row["task"],
+        "backbone": row["backbone"],
+        "budget": row["budget"] or OWN_SIZE,
+        "method": method,
+        "title": row["title"],
+        "family": trial["method"]["method"],
+        "ranks": ranks,
+        "parameters": row["parameters"],
+        "asked": row["asked"],
+        "ratio": row["ratio"],
+        "within": row["within"],
+        "percent_of_lora": row["percent_of_lora"],
+        "tuning": row.get("tuning"),
+    }
+
+
+def _seed(source: Source, cell: int, seed: int, trial_id: str) -> dict[str, Any]:
+    record = source.records.get(trial_id)
+    line: dict[str, Any] = {
+        "cell": cell,
+        "experiment": source.name,
+        "seed": seed,
+        "trial_id": trial_id,
+        "run_id": record.run_id if record else "",
+        "status": record.status if record else "MISSING",
+        "failure": record.tags.get("failure", "") if record else "",
+        "message": record.tags.get("failure_message", "") if record else "",
+    }
+    metrics = record.metrics if record else {}
+    for column, key in (
+        ("score", "score"),
+        ("loss", "score_loss"),
+        ("validation", "selected/validation"),
+        ("selected_epoch", "selected/epoch"),
+        ("steps", "cost/steps"),
+        ("step_ms", "cost/step_ms"),
+        ("peak_mib", "cost/peak_mib"),
+        ("seconds", "cost/seconds"),
+    ):
+        line[column] = metrics.get(key, math.nan)
+    if line["status"] == "FINISHED" and not math.isfinite(line["score"]):
+        line |= {"status": "FAILED", "failure": "error", "message": "stored as finished, without a score"}
+    if line["status"] != "FINISHED":
+        line["score"] = math.nan
+    return line
+
+
+def _told(source: Source, seeds: list[dict[str, Any]]) -> dict[str, str]:
+    """Metric and evaluated split, which the runs tell."""
+    for line in seeds:
+        if line["status"] == "FINISHED":
+            tags = source.records[line["trial_id"]].tags
+            return {"metric": tags["metric"], "evaluated": tags["evaluated"]}
+    return {"metric": "", "evaluated": ""}
+
+
+def _summed(cells: Frame, seeds: Frame) -> Frame:
+    by_cell = seeds.groupby("cell")
+    cells["seeds"] = by_cell.size()
+    for state in ("FINISHED", "FAILED"):
+        cells[state.lower()] = (seeds["status"] == state).groupby(seeds["cell"]).sum()
+    cells["missing"] = cells["seeds"] - cells["finished"] - cells["failed"]
+    cells["complete"] = cells["finished"] == cells["seeds"]
+    # Scores of what is not finished are not there, so that no mean counts them.
+    cells["mean"], cells["sd"] = by_cell["score"].mean(), by_cell["score"].std(ddof=1)
+    done = seeds[seeds["status"] == "FINISHED"].groupby("cell")
+    cells["validation"] = done["validation"].mean()
+    cells["step_ms"], cells["peak_mib"] = done["step_ms"].median(), done["peak_mib"].max()
+    cells["seconds"] = done["seconds"].sum()
+    return cells
+
+
+# --- artifacts and histories ---
+
+
+def artifact(source: Source, record: Record, name: str) -> Path | None:
+    """An artifact as a local file; None where the run has none of that name."""
+    where = urlparse(record.artifacts)
+    if where.scheme in ("", "file"):
+        path = Path(unquote(where.path)) / name
+        return path if path.exists() else None
+    try:
+        return Path(download_artifacts(artifact_uri=f"{record.artifacts}/{name}", tracking_uri=source.uri))
+    except BROKEN_STORE:
+        return None
+
+
+def read_json(source: Source, record: Record, name: str) -> dict[str, Any] | None:
+    """A JSON artifact. Raises UserError where it is there and cannot be read."""
+    path = artifact(source, record, name)
+    if path is None:
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
+    return content
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one run answered: integer arrays (examples,), sorted by example."""
+
+    examples: np.ndarray
+    labels: np.ndarray
+    answers: np.ndarray
+
+
+def predictions(source: Source, trial_ids: Iterable[str]) -> dict[str, Predictions]:
+    """Stored predictions by trial id, of those that have readable ones."""
+
+    def one(trial_id: str) -> Predictions | None:
+        path = artifact(source, source.records[trial_id], "predictions.parquet")
+        try:
+            if path is None:
+                return None
+            table = pq.read_table(path, columns=["example", "label", "prediction"])
+        except (OSError, ArrowException):
+            return None
+        example, label, answer = (table.column(name).to_numpy() for name in table.column_names)
+        order = np.argsort(example, kind="stable")
+        return Predictions(example[order], label[order], answer[order])
+
+    return _in_parallel(one, trial_ids)
+
+
+def history(source: Source, trial_ids: Iterable[str], key: str) -> dict[str, np.ndarray]:
+    """A metric's history by trial id: (points, 2) with step and value, by step."""
+
+    def one(trial_id: str) -> np.ndarray | None:
+        points = source.store.client.get_metric_history(source.records[trial_id].run_id, key)
+        # A step that was logged twice counts once.
+        values = {point.step: point.value for point in points}
+        return np.array(sorted(values.items()), dtype=float) if values else None
+
+    return _in_parallel(one, trial_ids)
+
+
+def _in_parallel(one: Callable[[Key], Value | None], keys: Iterable[Key]) -> dict[Key, Value]:
+    keys = list(keys)
+    with ThreadPoolExecutor(READERS) as pool:
+        found = zip(keys, pool.map(one, keys), strict=True)
+        return {key: value for key, value in found if value is not None}

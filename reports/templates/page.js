@@ -1,0 +1,214 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  root.classList.add("scripted");
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const board = document.getElementById("board");
+  const body = board.tBodies[0];
+  const rows = [...body.rows];
+  const form = document.getElementById("filters");
+  const percent = (value, digits = 2) => (value === null ? "–" : (100 * value).toFixed(digits));
+
+  const make = (name, attributes = {}, ...children) => {
+    const element = name.startsWith("svg:")
+      ? document.createElementNS("http://www.w3.org/2000/svg", name.slice(4))
+      : document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.append(...children);
+    return element;
+  };
+
+  // --- theme: the reader's choice stays with the page where the browser lets it ---
+  const theme = document.getElementById("theme");
+  const setTheme = (value) => {
+    if (value) root.dataset.theme = value;
+    else delete root.dataset.theme;
+  };
+  try {
+    theme.value = localStorage.getItem("tensorbench-theme") || "";
+  } catch {
+    // A page opened from a file may have no storage.
+  }
+  setTheme(theme.value);
+  theme.addEventListener("change", () => {
+    setTheme(theme.value);
+    try {
+      localStorage.setItem("tensorbench-theme", theme.value);
+    } catch {
+      // As above.
+    }
+  });
+
+  // --- filters ---
+  const filters = ["task", "backbone", "budget", "family"];
+  const detailOf = (row) => (row.nextElementSibling?.classList.contains("detail") ? row.nextElementSibling : null);
+  const filter = () => {
+    const wanted = filters.map((name) => [name, form.elements[name].value]).filter(([, value]) => value);
+    const text = form.elements.method.value.trim().toLowerCase();
+    let shown = 0;
+    for (const row of rows) {
+      const fits =
+        wanted.every(([name, value]) => row.dataset[name] === value) &&
+        row.cells[0].dataset.v.toLowerCase().includes(text);
+      row.hidden = !fits;
+      const detail = detailOf(row);
+      if (detail) detail.hidden = !fits;
+      shown += fits;
+    }
+    document.getElementById("shown").textContent = `${shown} of ${rows.length} rows`;
+  };
+  for (const type of ["input", "change"]) form.addEventListener(type, filter);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("reset", () => setTimeout(() => { filter(); dots(); }));
+
+  // --- sorting ---
+  const heads = [...board.tHead.rows[0].cells];
+  const key = (row, column, kind) => {
+    const cell = row.cells[column];
+    const value = cell.dataset.v ?? cell.textContent.trim();
+    return kind === "number" ? (value === "" ? NaN : Number(value)) : value.toLowerCase();
+  };
+  const sort = (head) => {
+    const column = heads.indexOf(head);
+    const kind = head.dataset.sort;
+    const before = head.getAttribute("aria-sort");
+    // Numbers start with the largest, names with A.
+    const descending = before ? before === "ascending" : kind === "number";
+    for (const other of heads) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    const keyed = rows.map((row, index) => [key(row, column, kind), index, row]);
+    keyed.sort(([a, i], [b, j]) => {
+      if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b) || i - j;
+      const order = kind === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true });
+      return (descending ? -order : order) || i - j;
+    });
+    const sorted = document.createDocumentFragment();
+    for (const [, , row] of keyed) {
+      const detail = detailOf(row);
+      sorted.append(row);
+      if (detail) sorted.append(detail);
+    }
+    body.append(sorted);
+  };
+  for (const head of heads.filter((cell) => cell.dataset.sort)) {
+    const button = make("button", { type: "button", class: "sorter" }, head.textContent);
+    head.replaceChildren(button);
+    button.addEventListener("click", () => sort(head));
+  }
+
+  // --- seeds ---
+  const seedsOf = (row) => data.seeds[row.id.slice(1)] ?? [];
+  const rangeOf = new Map();
+  const range = (row) => {
+    const setting = `${row.dataset.task}\n${row.dataset.backbone}`;
+    if (!rangeOf.has(setting)) {
+      const scores = rows
+        .filter((other) => other.dataset.task === row.dataset.task && other.dataset.backbone === row.dataset.backbone)
+        .flatMap((other) => seedsOf(other).map((seed) => seed[1]).filter((score) => score !== null));
+      const [low, high] = scores.reduce(([a, b], s) => [Math.min(a, s), Math.max(b, s)], [Infinity, -Infinity]);
+      const pad = Math.max(0.08 * (high - low), 0.002);
+      rangeOf.set(setting, [low - pad, high + pad]);
+    }
+    return rangeOf.get(setting);
+  };
+  const dots = () => {
+    board.querySelectorAll(".track s").forEach((dot) => dot.remove());
+    if (!form.elements.dots.checked) return;
+    for (const row of rows) {
+      const track = row.querySelector(".track");
+      if (!track) continue;
+      const [low, high] = range(row);
+      for (const [seed, score] of seedsOf(row)) {
+        if (score === null) continue;
+        const at = (100 * (score - low)) / (high - low);
+        track.append(make("s", { style: `left:${at}%`, title: `seed ${seed}: ${percent(score)}` }));
+      }
+    }
+  };
+  form.elements.dots.addEventListener("change", dots);
+
+  const plot = (row, seeds) => {
+    const [low, high] = range(row);
+    const x = (score) => 10 + (480 * (score - low)) / (high - low);
+    const known = seeds.filter((seed) => seed[1] !== null);
+    const label = known.map(([seed, score]) => `seed ${seed}: ${percent(score)}`).join(", ");
+    const drawn = make("svg:svg", { class: "plot", viewBox: "0 0 500 44", role: "img", "aria-label": label });
+    drawn.append(make("svg:line", { x1: 10, x2: 490, y1: 20, y2: 20, stroke: "var(--rule)" }));
+    for (const [at, anchor] of [[low, "start"], [high, "end"]]) {
+      drawn.append(make("svg:text", { x: x(at), y: 40, "text-anchor": anchor }, percent(at, 1)));
+    }
+    known.forEach(([seed, score]) => {
+      const dot = make("svg:circle", {
+        cx: x(score), cy: 20, r: 5, fill: "var(--paper)", stroke: "var(--tone)", "stroke-width": 1.5,
+      });
+      dot.append(make("svg:title", {}, `seed ${seed}: ${percent(score)}`));
+      drawn.append(dot);
+    });
+    return drawn;
+  };
+  const run = (row, id) => {
+    if (!id) return "–";
+    const link = data.links[data.experiments[row.id.slice(1)]];
+    const code = make("code", {}, id);
+    return link ? make("a", { href: link + id }, code) : code;
+  };
+  const detail = (row) => {
+    const seeds = seedsOf(row);
+    const table = make("table", { "aria-label": "Seeds of this row" });
+    const head = make("tr");
+    for (const name of ["Seed", "Score, %", "Validation, %", "State", "MLflow run", "Trial"]) {
+      head.append(make("th", { scope: "col", class: /%|Seed/.test(name) ? "n" : "" }, name));
+    }
+    table.append(make("thead", {}, head));
+    const lines = make("tbody");
+    for (const [seed, score, validation, status, runId, trial, failure] of seeds) {
+      const state = failure || status.toLowerCase();
+      lines.append(
+        make(
+          "tr", {},
+          make("td", { class: "n" }, String(seed)),
+          make("td", { class: "n" }, percent(score)),
+          make("td", { class: "n" }, percent(validation)),
+          make("td", { class: status === "FINISHED" ? "" : "warn" }, state),
+          make("td", {}, run(row, runId)),
+          make("td", {}, make("code", {}, trial)),
+        ),
+      );
+    }
+    table.append(lines);
+    const cell = make("td", { colspan: heads.length });
+    if (seeds.some((seed) => seed[1] !== null)) cell.append(plot(row, seeds));
+    cell.append(table);
+    const tone = [...row.classList].find((name) => /^s\d$/.test(name));
+    return make("tr", { class: `detail ${tone}`, id: `${row.id}-seeds` }, cell);
+  };
+  const open = (row, wanted) => {
+    const button = row.querySelector(".open");
+    const known = detailOf(row);
+    if (wanted ?? !known) {
+      if (!known) row.after(detail(row));
+      button.setAttribute("aria-controls", `${row.id}-seeds`);
+    } else known?.remove();
+    button.setAttribute("aria-expanded", String(Boolean(detailOf(row))));
+  };
+  body.addEventListener("click", (event) => {
+    const button = event.target.closest(".open");
+    if (button) open(button.closest("tr"));
+  });
+
+  // --- a link to a row shows it, whatever is filtered ---
+  const follow = () => {
+    const row = rows.find((candidate) => `#${candidate.id}` === location.hash);
+    if (!row) return;
+    if (row.hidden) {
+      form.reset();
+      filter();
+      dots();
+    }
+    open(row, true);
+    row.scrollIntoView({ block: "center" });
+  };
+  addEventListener("hashchange", follow);
+  filter();
+  follow();
+})();

@@ -1,0 +1,105 @@
+"""Writes a store of 10,000 finished trials and times what reads it, each command in a process of its own.
+
+    python -m tests.benchmarks.large_store FOLDER [--trials 10000]
+
+The scores, times and predictions are made up. `run` on the finished suite must return in 20 seconds,
+`report` in 60 seconds and 2 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from bench.plan import Row, Trial, make_plan
+from bench.suite import load_suite
+from tests.stored import Result, write
+
+SCALES = [1.0, 2.0, 4.0, 8.0, 16.0]
+SUITE: dict[str, Any] = {
+    "name": "large",
+    "backbones": ["tiny-random-bert", "tiny-random-vit"],
+    "tasks": ["movie-sentiment", "amazon-sentiment", "digits", "textile"],
+    "methods": [
+        "head_only",
+        "full",
+        {"method": "lora", "each": {"scale": SCALES}},
+        {
+            "method": "tenslora",
+            "each": {
+                "variant": ["att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "att_qkv_depth"],
+                "init": ["orthogonal", "normal", "kaiming_uniform"],
+                "scale": SCALES,
+            },
+        },
+    ],
+    "budgets": [{"isorank": 4}, {"isorank": 2}, {"isoparameters": 2}, {"isoparameters": 3}],
+    "training": {"epochs": 5, "batch_size": 32},
+}
+EXAMPLES = 400
+
+
+def make(folder: Path, trials: int) -> tuple[Path, str, int]:
+    """Suite file and store URI of a store with at least this many finished trials (whole seeds)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "large.yaml"
+    file.write_text(yaml.safe_dump(SUITE | {"seeds": [0]}))
+    of_a_seed = len(make_plan(load_suite(file)).trials)
+    file.write_text(yaml.safe_dump(SUITE | {"seeds": list(range(-(-trials // of_a_seed)))}))
+    plan = make_plan(load_suite(file))
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    write(uri, plan, _result)
+    return file, uri, len(plan.trials)
+
+
+def _result(trial: Trial, row: Row) -> Result:
+    numbers = np.random.default_rng(int(trial.id, 16))
+    # A method's worth depends on its name and its size.
+    accuracy = 0.7 + 0.02 * np.log10(1 + row.parameters) + 0.02 * random.Random(row.method).random()
+    labels = np.arange(EXAMPLES) % 2
+    right = numbers.random(EXAMPLES) < accuracy
+    return Result(
+        score=float(right.mean()),
+        labels=labels,
+        answers=np.where(right, labels, 1 - labels),
+        validation=[accuracy - 0.2 / epoch for epoch in range(1, 6)],
+        step_ms=float(numbers.normal(10, 1)),
+        peak_mib=float(numbers.normal(100, 5)),
+    )
+
+
+def timed(*arguments: str) -> str:
+    """What the program took, in words."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "bench", *arguments], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds, code = time.perf_counter() - started, os.waitstatus_to_exitcode(status)
+    return f"{arguments[0]}: {seconds:.1f} s, {used.ru_maxrss / 1024:.0f} MiB at most, exit code {code}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="Must not hold a store yet.")
+    parser.add_argument("--trials", type=int, default=10_000)
+    asked = parser.parse_args()
+    started = time.perf_counter()
+    suite, uri, trials = make(asked.folder.absolute(), asked.trials)
+    print(f"{trials:,} trials written in {time.perf_counter() - started:.0f} s")
+    out = str(asked.folder / "report")
+    print(timed("run", str(suite), "--store", uri, "--device", "cpu"))
+    print(timed("report", "large", "--store", uri, "--out", out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Searches, rank allocations and redundancy analyses, as they are stored beside the trials."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.tracking import Store
+from methods import UserError
+from reports import ablation, figures
+from reports.reading import Study, read
+from reports.report import write_report
+
+from ..stored import Result, write
+from .conftest import plan_of
+from .test_report import SMALL
+
+MODES = ["input", "head size", "heads"]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> str:
+    """A suite of two seeds with a search, an allocation and a redundancy analysis of its own trials."""
+    made = new_store(tmp_path_factory.mktemp("ablation"))
+    plan = plan_of(**SMALL)
+    store = write(made, plan, lambda trial, row: Result(score=0.6 + 0.1 * trial.seed))
+    row = next(row for row in plan.rows if row.title == "TensLoRA att")
+    trials = {str(seed): id_ for seed, id_ in row.trials.items()}
+    head = {"method": "tenslora", "task": "digits", "backbone": "tiny-random-vit", "budget": "isorank 2"}
+    entry = {"ranks": [2, 2, 2], "parameters": 177, "trials": trials}
+    final = [{"label": "best", **entry}]
+    importance = {"fanova": {"input": 0.7, "head size": 0.2, "heads": 0.1}}
+    _log(
+        store,
+        "search",
+        {
+            **head,
+            "name": "ranks <of> att",
+            "objectives": ["score"],
+            "modes": MODES,
+            "trials": [
+                {"number": 0, "state": "COMPLETE", "ranks": {"input": 2, "head size": 1, "heads": 3}}
+                | {"lr": 1e-3, "scale": 1, "parameters": 150, "value": 0.6, "trial_id": trials["0"]},
+                {"number": 2, "state": "COMPLETE", "ranks": [4, 1, 1], "lr": 1e-3, "scale": 1}
+                | {"parameters": 180, "value": [0.7, 180], "trial_id": trials["1"]},
+                {"number": 3, "state": "PRUNED", "ranks": [1, 1, 1], "lr": 1e-3, "scale": 1}
+                | {"parameters": 90, "value": None, "trial_id": None},
+            ],
+            "pareto": [0, 2],
+            "importance": importance,
+            "best": entry,
+            "final": final,
+        },
+    )
+    _log(
+        store,
+        "allocation",
+        {
+            **head,
+            "name": "sweep",
+            "modes": MODES,
+            "points": [{"mode": "input", "rank": 2, **entry}, {"mode": "heads", "rank": 3, **entry}],
+            "path": [entry],
+            "importance": importance,
+            "heuristic": entry,
+            "best": entry,
+            "final": final,
+        },
+    )
+    record = next(record for record in store.records() if record.trial_id == trials["0"])
+    store.client.log_text(
+        record.run_id,
+        json.dumps(
+            {
+                "trial_id": trials["0"],
+                "method": "TensLoRA att",
+                "modes": {"input": {"singular_values": [3.0, 1.0, 0.1], "effective_rank": 1.8}},
+                "components": [
+                    {"layer": 0, "projection": "query", "head": 1, "share": 0.4, "drop": 0.02},
+                    {"layer": 1, "projection": "value", "head": None, "share": 0.1, "drop": None},
+                ],
+            }
+        ),
+        "redundancy.json",
+    )
+    return made
+
+
+def _log(store: Store, kind: str, content: dict[str, Any]) -> None:
+    run = store.client.create_run(store.experiment.experiment_id, tags={"kind": kind}, run_name=kind)
+    store.client.log_text(run.info.run_id, json.dumps(content), f"{kind}.json")
+    store.client.set_terminated(run.info.run_id)
+
+
+@pytest.fixture(scope="module")
+def study(uri: str) -> Study:
+    return read(uri, ["small"])
+
+
+def test_scores_come_from_the_trials_and_their_runs_are_named(study: Study) -> None:
+    search, allocation, redundancy = ablation.read(study)
+    assert (search.kind, allocation.kind, redundancy.kind) == ("search", "allocation", "redundancy")
+    assert [entry.ranks for entry in search.tried] == [[2, 1, 3], [4, 1, 1], [1, 1, 1]]
+    assert [entry.value for entry in search.tried] == [0.6, 0.7, None]
+    assert [entry.state for entry in search.tried] == ["complete", "complete", "pruned"]
+    # By number, not by place.
+    assert search.pareto == [0, 1]
+    (final,) = search.final
+    assert final.value == pytest.approx(0.65)
+    assert final.sd == pytest.approx(0.1 / 2**0.5)
+    assert set(final.runs) <= {record.run_id for record in study.sources[0].records.values()}
+    assert [entry.label for entry in allocation.tried] == [
+        "input 2",
+        "heads 3",
+        "step 1",
+        "heuristic",
+        "best",
+    ]
+    assert redundancy.effective_ranks == {"input": 1.8}
+
+
+def test_each_has_its_figures(study: Study) -> None:
+    names = [
+        [drawn.name for drawn in figures.ablation(number, found)]
+        for number, found in enumerate(ablation.read(study))
+    ]
+    assert names == [
+        ["ablation-0-ranks", "ablation-0-importance"],
+        ["ablation-1-ranks", "ablation-1-importance"],
+        ["ablation-2-spectra"],
+    ]
+
+
+def test_the_page_shows_them_with_names_escaped(uri: str, tmp_path: Path) -> None:
+    done = write_report(uri, ["small"], tmp_path / "out", log=False)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "ranks &lt;of&gt; att" in page
+    assert "ranks <of> att" not in page
+    assert "figures/ablation-2-spectra.svg" in done.files
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [found["kind"] for found in content["ablations"]] == ["search", "allocation", "redundancy"]
+
+
+def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    uri = new_store(tmp_path)
+    _log(write(uri, plan_of(**SMALL), lambda trial, row: Result(score=0.5)), "search", {"name": "half"})
+    with pytest.raises(UserError, match=r"search\.json of run \w+ is not as this version reads it"):
+        ablation.read(read(uri, ["small"]))

@@ -1,0 +1,28 @@
+"""`python -m tests.stress [SCENARIO …]` runs the scenarios whole, each in a fresh folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from . import scenarios
+
+WHOLE = {
+    "kills": scenarios.kills,
+    "ray_nodes": scenarios.ray_nodes,
+    "outage": scenarios.outage,
+    "two_drivers": scenarios.two_drivers,
+    "many_writers": scenarios.many_writers,
+    "memory": scenarios.memory,
+    "throughput": scenarios.throughput,
+}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or WHOLE:
+        folder = Path(tempfile.mkdtemp(prefix=f"tensorbench-{name}-"))
+        # PostgreSQL's user must be able to come by.
+        folder.chmod(0o755)
+        print(f"{name} in {folder}", flush=True)
+        print(json.dumps(WHOLE[name](folder), indent=1), flush=True)

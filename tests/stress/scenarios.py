@@ -1,0 +1,326 @@
+"""What clusters do to a run, done on purpose, with real processes and servers.
+
+Each scenario works in a folder of its own, raises AssertionError where a promise is broken, and returns
+what happened. The tests run them small; `python -m tests.stress` runs them whole.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from bench.execution.driver import execute, session
+from bench.execution.local import Local, Slot
+from bench.execution.perform import Event
+from bench.plan import Plan, make_plan
+from bench.suite import load_suite
+from bench.tracking import Record, Store
+
+from .services import Driver, Postgres, Server, driver, wait_until
+
+Report = dict[str, Any]
+
+
+def write_suite(folder: Path, trials: int, steps: int = 30, **changes: Any) -> Path:
+    """Two methods on so many seeds."""
+    suite = {
+        "name": "stress",
+        "backbones": ["tiny-random-vit"],
+        "tasks": [{"task": "digits", "train_size": 60, "validation_size": 30, "test_size": 40}],
+        "methods": ["head_only", "lora"],
+        "budgets": [{"isoparameters": 2}],
+        "seeds": list(range(trials // 2)),
+        "training": {"lr": 5e-3, "batch_size": 16, "steps": steps},
+        **changes,
+    }
+    file = folder / "suite.yaml"
+    file.write_text(yaml.safe_dump(suite))
+    return file
+
+
+def sqlite(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def records(store: str) -> list[Record]:
+    return Store.existing(store, "stress").records()
+
+
+def finished(store: str) -> int:
+    try:
+        return sum(record.status == "FINISHED" for record in records(store))
+    except Exception:  # not there yet, or away
+        return 0
+
+
+def check(suite: Path, store: str) -> Counter[str]:
+    """Each trial exactly once FINISHED, nothing open, nothing waiting, no claim left."""
+    opened = Store.existing(store, "stress")
+    found = opened.records()
+    done = Counter(record.trial_id for record in found if record.status == "FINISHED")
+    planned = {trial.id for trial in make_plan(load_suite(suite)).trials}
+    assert done == dict.fromkeys(planned, 1), done
+    assert not opened.running()
+    assert not [model.name for model in opened.client.search_registered_models()]
+    assert not list(opened.outbox.glob("*/[!.]*"))
+    for record in found:
+        if record.status == "FINISHED":
+            names = {file.path for file in opened.client.list_artifacts(record.run_id)}
+            assert names == {"adapter.safetensors", "config.json", "predictions.parquet"}, names
+            steps = opened.client.get_metric_history(record.run_id, "train/loss")
+            assert sorted(metric.step for metric in steps) == list(range(1, len(steps) + 1))
+            assert len(steps) == record.metrics["cost/steps"]
+    return Counter(record.status for record in found)
+
+
+def no_secret_words(log: Path) -> None:
+    text = log.read_text(errors="replace")
+    for word in ("Traceback", "database is locked"):
+        assert word not in text, text[-3000:]
+
+
+def kills(
+    folder: Path, trials: int = 200, workers: int = 4, worker_kills: int = 16, driver_kills: int = 2
+) -> Report:
+    """`kill -9` of random workers all along and of the driver now and then; the same command again."""
+    suite, store, chance = write_suite(folder, trials), sqlite(folder), random.Random(0)
+    killed_workers = killed_drivers = starts = 0
+    began = time.monotonic()
+    while True:
+        starts += 1
+        assert starts <= driver_kills + 10, "it does not come to an end"
+        with driver(suite, store, "--executor", "local", "--workers", str(workers)) as run:
+            while run.process.poll() is None:
+                time.sleep(0.5)
+                done, alive = finished(store), run.workers()
+                if alive and done > killed_workers * trials // (worker_kills + 1):
+                    with suppress(psutil.NoSuchProcess):
+                        chance.choice(alive).kill()
+                        killed_workers += 1
+                if killed_drivers < driver_kills and done > (killed_drivers + 1) * trials // (
+                    driver_kills + 1
+                ):
+                    orphans = run.workers()
+                    run.end()
+                    killed_drivers += 1
+                    _, left = psutil.wait_procs(orphans, timeout=10)
+                    assert not left, "workers outlive their driver"
+            code = run.process.returncode
+        if code == 0:
+            break
+    assert killed_drivers == driver_kills
+    statuses = check(suite, store)
+    no_secret_words(folder / "driver.log")
+    lost = sum(record.tags.get("failure") == "lost" for record in records(store))
+    return {
+        "trials": trials,
+        "workers killed": killed_workers,
+        "drivers killed": killed_drivers,
+        "starts": starts,
+        "runs by status": dict(statuses),
+        "lost": lost,
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def ray_nodes(folder: Path, trials: int = 40, steps: int = 60, cpus: int = 2) -> Report:
+    """Two Ray nodes on this machine, and one is killed in the middle."""
+    from ray.cluster_utils import Cluster
+
+    suite, store = write_suite(folder, trials, steps), sqlite(folder)
+    # The nodes' workers import the harness.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    node = {"num_cpus": cpus, "object_store_memory": 100 * 2**20}
+    began = time.monotonic()
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        second = cluster.add_node(**node)
+        cluster.wait_for_nodes()
+        with driver(suite, store, "--executor", "ray", "--ray-address", cluster.address) as run:
+            wait_until(lambda: finished(store) >= trials // 4, 300, "a quarter of the trials")
+            cluster.remove_node(second, allow_graceful=False)
+            code = run.wait(400)
+    finally:
+        cluster.shutdown()
+    assert code == 0, run.log.read_text()[-3000:]
+    statuses = check(suite, store)
+    no_secret_words(run.log)
+    lost = [record for record in records(store) if record.tags.get("failure") == "lost"]
+    assert lost, "nothing ran on the node that was killed"
+    return {
+        "trials": trials,
+        "runs by status": dict(statuses),
+        "lost with the node": len(lost),
+        "said": lost[0].tags["failure_message"],
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def outage(
+    folder: Path,
+    trials: int = 60,
+    seconds: float = 20,
+    steps: int = 60,
+    both: bool = True,
+    options: tuple[str, ...] = ("--executor", "local", "--workers", "2"),
+) -> Report:
+    """Two drivers on one experiment, and their MLflow server over PostgreSQL goes away in the middle and
+    comes back; then PostgreSQL does.
+    """
+    suite = write_suite(folder, trials, steps)
+    began = time.monotonic()
+    with ExitStack() as stack:
+        postgres = Postgres(folder / "postgres")
+        stack.callback(postgres.stop)
+        server = Server(postgres.uri, folder)
+        stack.callback(lambda: server.stop())
+        runs = [
+            stack.enter_context(driver(suite, server.uri, *options, name=name)) for name in ("one", "two")
+        ]
+        outages: list[tuple[str, Callable[[], None], Callable[[], None]]] = [
+            ("MLflow server", server.stop, server.start),
+            ("PostgreSQL", postgres.stop, postgres.start),
+        ]
+        for index, (_, stop, start) in enumerate(outages[: 1 + both]):
+            wait_until(lambda: finished(server.uri) >= trials * (index + 1) // 4, 300, "some trials")  # noqa: B023
+            stop()
+            time.sleep(seconds)
+            start()
+        for run in runs:
+            assert run.wait(500) == 0, run.log.read_text()[-3000:]
+        statuses = check(suite, server.uri)
+        assert statuses.keys() == {"FINISHED"}, statuses
+        for run in runs:
+            no_secret_words(run.log)
+    return {
+        "trials": trials,
+        "by driver": [_done(run) for run in runs],
+        "away": [name for name, *_ in outages[: 1 + both]],
+        "seconds away, each": seconds,
+        "runs by status": dict(statuses),
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def two_drivers(folder: Path, trials: int = 60, workers: int = 2) -> Report:
+    """Two drivers start at once on an empty store: no trial twice."""
+    suite, store = write_suite(folder, trials), sqlite(folder)
+    options = ("--executor", "local", "--workers", str(workers))
+    began = time.monotonic()
+    with driver(suite, store, *options, name="one") as one, driver(suite, store, *options, name="two") as two:
+        codes = [one.wait(500), two.wait(500)]
+    assert codes == [0, 0], (one.log.read_text()[-2000:], two.log.read_text()[-2000:])
+    statuses = check(suite, store)
+    assert statuses == {"FINISHED": trials}, statuses
+    shares = [_done(run) for run in (one, two)]
+    assert min(shares) > 0
+    assert sum(shares) == trials
+    for run in (one, two):
+        no_secret_words(run.log)
+    return {"trials": trials, "by driver": shares, "seconds": round(time.monotonic() - began)}
+
+
+def many_writers(folder: Path, trials: int = 96, drivers: int = 8) -> Report:
+    """Eight drivers of one worker each on the default store, started at once where there is none yet."""
+    suite, store = write_suite(folder, trials), sqlite(folder)
+    began = time.monotonic()
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(
+                driver(suite, store, "--executor", "local", "--workers", "1", name=f"driver{i}")
+            )
+            for i in range(drivers)
+        ]
+        codes = [run.wait(550) for run in runs]
+    assert set(codes) == {0}, codes
+    statuses = check(suite, store)
+    assert statuses == {"FINISHED": trials}, statuses
+    for run in runs:
+        no_secret_words(run.log)
+    return {
+        "trials": trials,
+        "by driver": [_done(run) for run in runs],
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def _done(run: Driver) -> int:
+    return run.log.read_text().count("✓")
+
+
+def _timed(plan: Plan, store: Store, place: Local) -> float:
+    """Seconds from the first start of a trial to the last end."""
+    marks: list[float] = []
+
+    def note(event: Event) -> None:
+        if event.kind in ("started", "finished"):
+            marks.append(time.monotonic())
+        assert event.kind in ("started", "progress", "finished"), event
+
+    with session(store) as at_work:
+        execute(plan, list(plan.trials), at_work, place, note)
+    return marks[-1] - marks[0]
+
+
+def throughput(folder: Path, trials: int = 12, rounds: int = 3, steps: int = 150) -> Report:
+    """Two workers of one thread against one of one thread, in turns; workers are warm."""
+    ratios, times = [], []
+    places = {count: Local([Slot(f"cpu/{i}", "cpu", 1) for i in range(count)]) for count in (1, 2)}
+    tasks = [{"task": "digits", "train_size": 600, "validation_size": 100, "test_size": 100}]
+    training = {"lr": 1e-3, "batch_size": 64, "steps": steps}
+    with places[1], places[2]:
+        for number in range(rounds + 1):
+            seconds = {}
+            for count, place in places.items():
+                where = folder / f"{number}-{count}"
+                where.mkdir()
+                # The first round only warms up.
+                size = trials if number else 2 * count
+                suite = write_suite(
+                    where, size, tasks=tasks, training=training, methods=["lora", "head_only"]
+                )
+                plan = make_plan(load_suite(suite))
+                place.prepare(list(plan.trials))
+                seconds[count] = _timed(plan, Store.create(sqlite(where), "stress"), place)
+            if number:
+                times.append(seconds)
+                ratios.append(seconds[1] / seconds[2])
+    return {"trials a round": trials, "seconds": times, "ratios": ratios, "median": statistics.median(ratios)}
+
+
+def memory(folder: Path, trials: int = 500, warm: int = 50) -> Report:
+    """Many trials in one worker: its resident memory after the first ones and after the last."""
+    seeds = list(range(trials // 4))
+    methods = ["head_only", "lora", "lotr", {"method": "tenslora", "variant": "att"}]
+    suite = write_suite(folder, trials, steps=8, seeds=seeds, methods=methods)
+    plan, store = make_plan(load_suite(suite)), Store.create(sqlite(folder), "stress")
+    sizes: list[float] = []
+    place = Local([Slot("cpu/0", "cpu", 1)])
+
+    def note(event: Event) -> None:
+        if event.kind == "finished":
+            sizes.append(place.processes()[0].memory_info().rss / 2**20)
+
+    began = time.monotonic()
+    with place, session(store) as at_work:
+        place.prepare(list(plan.trials))
+        execute(plan, list(plan.trials), at_work, place, note)
+    first = statistics.median(sizes[warm - 10 : warm])
+    last = statistics.median(sizes[-10:])
+    return {
+        "trials": len(sizes),
+        f"MiB after {warm}": round(first, 1),
+        "MiB at the end": round(last, 1),
+        "growth": last / first - 1,
+        "seconds": round(time.monotonic() - began),
+    }

@@ -1,0 +1,159 @@
+"""What the stress runs need beside the program: PostgreSQL, an MLflow server, drivers as processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.request import urlopen
+
+import psutil
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def wait_until(there: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.5)
+
+
+def postgres_programs() -> Path | None:
+    """The folder of PostgreSQL's server programs, which Debian keeps off the path; None without them."""
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in debian if (folder / "initdb").exists()), None)
+
+
+class Postgres:
+    """A server in a folder of its own, as an unprivileged user: it refuses to run as root."""
+
+    def __init__(self, folder: Path) -> None:
+        programs = postgres_programs()
+        if programs is None:
+            raise RuntimeError("PostgreSQL's server programs are missing: apt-get install postgresql")
+        self.programs, self.folder, self.port = programs, folder, free_port()
+        self.user = "postgres" if os.geteuid() == 0 else None
+        folder.mkdir(parents=True)
+        if self.user:
+            shutil.chown(folder, self.user)
+        self._call("initdb", "--auth=trust", "--username=mlflow", "--no-sync", "-D", str(folder / "data"))
+        self.start()
+
+    @property
+    def uri(self) -> str:
+        return f"postgresql+psycopg2://mlflow@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
+        self._control("start", "-w", "-o", options, "-l", str(self.folder / "log"))
+
+    def stop(self) -> None:
+        self._control("stop", "-m", "immediate")
+
+    def _control(self, *arguments: str) -> None:
+        self._call("pg_ctl", "-D", str(self.folder / "data"), *arguments)
+
+    def _call(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [str(self.programs / program), *arguments],
+            user=self.user,
+            cwd="/",
+            check=True,
+            stdout=subprocess.DEVNULL,
+            timeout=60,
+        )
+
+
+class Server:
+    """An MLflow server over a database."""
+
+    def __init__(self, database: str, folder: Path) -> None:
+        self.database, self.folder, self.port = database, folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.database]
+        command += ["--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        with (self.folder / "mlflow-server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        wait_until(
+            lambda: self.answers() or self.process.poll() is not None, 120, "the MLflow server answers"
+        )
+        if not self.answers():
+            raise RuntimeError((self.folder / "mlflow-server.log").read_text()[-2000:])
+
+    def answers(self) -> bool:
+        try:
+            with urlopen(f"{self.uri}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass
+class Driver:
+    """`tensorbench run` as a process of its own."""
+
+    suite: Path
+    store: str
+    options: tuple[str, ...] = ()
+    name: str = "driver"
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = self.suite.parent / f"{self.name}.log"
+        command = [sys.executable, "-m", "bench", "run", str(self.suite), "--store", self.store]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *self.options], stdout=log, stderr=log, cwd=self.suite.parent, env=environment
+            )
+
+    def workers(self) -> list[psutil.Process]:
+        """Its worker processes."""
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.process.pid).children()
+            return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return []
+
+    def wait(self, seconds: float) -> int:
+        return self.process.wait(seconds)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def driver(suite: Path, store: str, *options: str, name: str = "driver") -> Iterator[Driver]:
+    started = Driver(suite, store, options, name)
+    try:
+        yield started
+    finally:
+        started.end()
