@@ -18,6 +18,8 @@ from rich.table import Table
 from bench import interrupts
 
 if TYPE_CHECKING:
+    from bench.execution.driver import Session
+    from bench.plan import Plan
     from methods import Geometry, Method
 
 app = typer.Typer(
@@ -93,13 +95,14 @@ def run(
 
     Several starts on one store share the work.
     """
-    from bench.display import RunDisplay, print_summary
+    from bench.display import RunDisplay, print_summary, print_tuning
     from bench.execution import make_executor
     from bench.execution.checks import check_disk, check_memory
     from bench.execution.driver import execute, pending, session
-    from bench.plan import make_plan
+    from bench.plan import Phase, make_plan
     from bench.suite import load_suite
     from bench.tracking import DEFAULT_STORE, Store
+    from bench.tuning import with_choices
     from reports.summary import summarise
 
     chosen = device if executor == "ray" else _device(device)
@@ -107,32 +110,151 @@ def run(
         executor, chosen, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
     )
     whole = make_plan(load_suite(suite), place.device)
-    plan = whole.select(task or (), method or (), seed or ())
-    opened = Store.create(store or DEFAULT_STORE, plan.suite.name)
-    with session(opened) as at_work:
-        if at_work.sent:
-            out.print(f"Sent {at_work.sent} record(s) that an earlier start could not store.")
-        if at_work.closed:
-            out.print(
-                f"Closed {at_work.closed} unfinished run(s) of a process that died; their trials run again."
-            )
-        trials = pending(plan, opened, retry_failed=retry_failed)
-        count = f"{len(plan.trials)} trials, {len(trials)} to run on {place.device}"
-        out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
-        if trials:
-            check_disk(plan, trials, opened)
-            with place:
+    whole.select(task or (), method or (), seed or ())
+    opened = Store.create(store or DEFAULT_STORE, whole.suite.name)
+    phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
+    with session(opened) as at_work, place:
+        _tell_leftovers(at_work)
+        for phase in phases:
+            whole = with_choices(whole, opened)
+            plan = whole.select(task or (), method or (), seed or ())
+            part = plan.of(phase)
+            trials = pending(part, opened, retry_failed=retry_failed)
+            what = f"{phase} trials" if phase else "trials"
+            count = f"{len(part.trials)} {what}, {len(trials)} to run on {place.device}"
+            out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
+            if trials:
+                check_disk(part, trials, opened)
                 if executor != "ray":
                     check_memory(trials, place.slots)
                 place.prepare(trials)
-                with RunDisplay(out, plan, len(trials), place.slots) as display:
-                    execute(whole, trials, at_work, place, display)
-        else:
-            opened.end_suite(opened.begin_suite(whole, at_work.claims.driver), "FINISHED")
+                with RunDisplay(out, part, len(trials), place.slots) as display:
+                    execute(whole, trials, at_work, place, display, tags={"phase": phase} if phase else {})
+            elif phase is None:
+                opened.end_suite(opened.begin_suite(whole, at_work.claims.driver), "FINISHED")
         summary = summarise(opened, plan.as_json())
+    print_tuning(out, plan)
     print_summary(out, summary)
     if not summary.complete:
         raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    suite: SuiteFile,
+    store: StoreUri = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Optuna's database: sqlite:///FILE or a server's URL. Default: optuna.db beside the store."
+        ),
+    ] = None,
+    device: Device = "auto",
+    trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
+    sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
+    method: Methods = None,
+    task: Tasks = None,
+    executor: ExecutorKind = "inline",
+    workers: Workers = None,
+    slots_per_device: SlotsPerDevice = None,
+    ray_address: RayAddress = None,
+) -> None:
+    """Search ranks within a budget, or ablate how it is shared: what the suite's `search` or `allocation`
+    says. Safe to stop and start again; several processes may search side by side.
+    """
+    from bench.display import RunDisplay, print_allocation, print_search
+    from bench.execution import make_executor
+    from bench.execution.driver import session
+    from bench.plan import cells, make_plan
+    from bench.search.allocation import Ablation
+    from bench.search.nested import Nested
+    from bench.search.study import RankSearch, default_storage, open_storage
+    from bench.suite import load_suite
+    from bench.tracking import DEFAULT_STORE, Store, latest
+    from methods import UserError
+
+    chosen = device if executor == "ray" else _device(device)
+    place = make_executor(
+        executor, chosen, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
+    )
+    loaded = load_suite(suite)
+    if not (loaded.search or loaded.allocation):
+        raise UserError(f"{suite} has neither a section 'search' nor 'allocation'")
+    if loaded.search:
+        given = {"trials": trials, "seed": sampler_seed}
+        update = {key: value for key, value in given.items() if value is not None}
+        loaded = loaded.model_copy(update={"search": loaded.search.model_copy(update=update)})
+    wanted = make_plan(loaded, place.device).select(task or (), method or (), ())
+    rows = {(row.method, row.task, row.backbone, row.budget) for row in wanted.rows}
+    chosen_cells = [
+        cell
+        for _, cell in cells(loaded, place.device)
+        if (cell.label, cell.task.task, cell.info.name, cell.budget) in rows
+    ]
+    uri = store or DEFAULT_STORE
+    opened = Store.create(uri, loaded.name)
+
+    def watch(plan: Plan, count: int) -> RunDisplay:
+        return RunDisplay(out, plan, count, place.slots)
+
+    complete = True
+    with session(opened) as at_work, place:
+        _tell_leftovers(at_work)
+        if loaded.search:
+            studies = open_storage(storage or default_storage(uri))
+            nests = [Nested(cell, "search", at_work, place, watch) for cell in chosen_cells]
+            # Every space is checked before the first trial.
+            searches = [RankSearch(nest.cell, loaded.search, studies, nest.name) for nest in nests]
+            for one, nested in zip(searches, nests, strict=True):
+                out.print(f"[bold]{one.name}[/bold]: {one.trials} points within {one.budget:,} parameters")
+                if one.note:
+                    out.print(f"[yellow]{one.note}[/yellow]")
+                with nested:
+                    found = one.finish(nested)
+                complete &= print_search(out, found, latest(opened.records()))
+        if loaded.allocation:
+            nests = [Nested(cell, "allocation", at_work, place, watch) for cell in chosen_cells]
+            ablations = [Ablation(nest.cell, loaded.allocation) for nest in nests]
+            for ablation, nested in zip(ablations, nests, strict=True):
+                out.print(
+                    f"[bold]{nested.name}[/bold]: {len(ablation.vectors)} allocations of {ablation.budget:,}"
+                )
+                with nested:
+                    found = ablation.run(nested)
+                complete &= print_allocation(out, found, latest(opened.records()))
+    if not complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def redundancy(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="MLflow run ids or trial ids, or the start of one.")
+    ],
+    store: StoreUri = None,
+    plot: Annotated[Path | None, typer.Option(help="Where to draw: a .png, .svg or .pdf file.")] = None,
+    drops: Annotated[
+        bool, typer.Option(help="Also measure what the metric loses when a component is zeroed.")
+    ] = True,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
+    from bench.display import print_redundancy
+    from bench.redundancy import analyse, draw
+    from bench.tracking import DEFAULT_STORE
+
+    chosen = _device(device)
+    found = []
+    for run in runs:
+        found.append(analyse(store or DEFAULT_STORE, run, chosen, drops=drops))
+        if not as_json:
+            print_redundancy(out, found[-1])
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    if plot is not None:
+        draw(found, plot)
+        err.print(f"Drawn in {plot}.")
 
 
 @app.command()
@@ -385,6 +507,15 @@ def _experiment(name: str) -> str:
     from bench.suite import load_suite
 
     return load_suite(Path(name)).name
+
+
+def _tell_leftovers(at_work: Session) -> None:
+    if at_work.sent:
+        out.print(f"Sent {at_work.sent} record(s) that an earlier start could not store.")
+    if at_work.closed:
+        out.print(
+            f"Closed {at_work.closed} unfinished run(s) of a process that died; their trials run again."
+        )
 
 
 def _method_row(name: str, template: Method, geometry: Geometry) -> dict[str, Any]:

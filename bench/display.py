@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from statistics import fmean, stdev
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from bench.plan import Plan
 
 if TYPE_CHECKING:
     from bench.execution.perform import Event
+    from bench.tracking import Record
     from reports.summary import Summary
 
 
@@ -97,28 +100,172 @@ def _ended(name: str, event: Event) -> str:
         return f"[red]✗[/red] {name}: {escape(ending.failure)}"
     metrics = ending.metrics
     step = f", {metrics['cost/step_ms']:.0f} ms a step" if "cost/step_ms" in metrics else ""
-    return (
-        f"[green]✓[/green] {name}: {event.trial.evaluate} {metrics['score']:.4f}, "
-        f"validation {metrics['selected/validation']:.4f} ({metrics['cost/seconds']:.0f} s{step})"
-    )
+    scores = f"validation {metrics['selected/validation']:.4f}"
+    if event.trial.evaluate == "test":
+        scores = f"test {metrics['score']:.4f}, {scores}"
+    return f"[green]✓[/green] {name}: {scores} ({metrics['cost/seconds']:.0f} s{step})"
 
 
 def print_plan(console: Console, plan: Plan) -> None:
     """One table for each task and backbone."""
-    recipes = {trial.id: trial.recipe for trial in plan.trials}
-    seeds = _join(sorted({trial.seed for trial in plan.trials}))
-    console.print(f"[bold]{plan.suite.name}[/bold]: {len(plan.trials)} trials, seeds {seeds}")
-    for task, backbone in dict.fromkeys((row.task, row.backbone) for row in plan.rows):
+    final, tuning = plan.of(None), plan.of("tuning")
+    recipes = {trial.id: trial.recipe for trial in final.trials}
+    seeds = _join(sorted({seed for row in final.rows for seed in row.trials}))
+    count = f"{len(final.trials)} trials" if not tuning.trials else f"{len(tuning.trials)} tuning trials"
+    console.print(f"[bold]{plan.suite.name}[/bold]: {count}, seeds {seeds}")
+    for task, backbone in dict.fromkeys((row.task, row.backbone) for row in final.rows):
         table = _Table(f"{task} · {backbone}", ("lr",))
-        for row in plan.rows:
+        for row in final.rows:
             if (row.task, row.backbone) == (task, backbone):
-                lr = recipes[next(iter(row.trials.values()))].lr
-                table.add(row.budget.label if row.budget else None, row.as_dict(), f"{lr:g}")
+                first = next(iter(row.trials.values()))
+                lr = f"{recipes[first].lr:g}" if first else "tuned"
+                table.add(row.budget.label if row.budget else None, row.as_dict(), lr)
         console.print(table.table)
-    shared = sum(len(row.trials) for row in plan.rows) - len(plan.trials)
-    if shared:
+    if tuning.trials:
+        console.print("The final trials are known once the tuning trials have ended.")
+    shared = sum(len(row.trials) for row in final.rows) - len(final.trials)
+    if shared and not tuning.trials:
         console.print(f"{shared} trial(s) stand in more than one row and run once.")
-    _print_missed(console, sum(row.within is False for row in plan.rows))
+    _print_missed(console, sum(row.within is False for row in final.rows))
+
+
+def print_tuning(console: Console, plan: Plan) -> None:
+    """What equal tuning spent on each row, and what it chose; one table for each task and backbone."""
+    rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
+    for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
+        title = f"{task} · {backbone} · tuning on validation; ! is on the edge of its grid"
+        table = _plain(title, "method", "budget", "trials", "seeds", "epochs", "lr", "scale", "head lr")
+        for row, tuned in rows:
+            if (row.task, row.backbone) != (task, backbone):
+                continue
+            chosen = tuned.chosen or {}
+            shown = [
+                f"{'×' * (axis == 'scale')}{chosen[axis]:g}" + " !" * (axis in tuned.edge)
+                if axis in chosen
+                else "–"
+                for axis in ("lr", "scale", "head_lr")
+            ]
+            budget = row.budget.label if row.budget else "own size"
+            spent = (str(tuned.trials), _join(tuned.seeds), str(tuned.epochs or "–"))
+            table.add_row(escape(row.method), budget, *spent, *shown)
+        console.print(table)
+
+
+def print_search(console: Console, found: dict[str, Any], records: dict[str, Record]) -> bool:
+    """The end of a search: its points, what mattered, and the final runs; whether these are complete."""
+    states = Counter(trial["state"] for trial in found["trials"])
+    console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()) + "; the best:")
+    complete = [trial for trial in found["trials"] if trial["state"] == "COMPLETE"]
+    if len(found["objectives"]) > 1:
+        best = [trial for trial in complete if trial["number"] in found["pareto"]]
+        best.sort(key=lambda trial: trial["parameters"])
+    else:
+        best = sorted(complete, key=lambda trial: (-trial["value"], trial["parameters"]))[:5]
+    axes = [axis for axis in ("lr", "scale", "head_lr") if any(trial[axis] for trial in best)]
+    title = "the front of metric and parameters" if len(found["objectives"]) > 1 else "by validation"
+    table = _plain(title, "point", _join_names(found["modes"]), "params", *axes, "validation")
+    for trial in best:
+        rates = (f"{trial[axis]:g}" for axis in axes)
+        cells = (str(trial["number"]), _join(trial["ranks"]), f"{trial['parameters']:,}")
+        table.add_row(*cells, *rates, f"{trial['value']:.4f}")
+    console.print(table)
+    _print_importance(console, found)
+    return _print_final(console, found, records)
+
+
+def print_allocation(console: Console, found: dict[str, Any], records: dict[str, Record]) -> bool:
+    """The metric against each mode's rank, along the path, and of the final runs; whether all is complete."""
+    heads = (_join_names(found["modes"]), "params", "validation, mean ± 95% t-interval")
+    table = _plain(f"{found['method']} · {found['budget']}: one mode at a time", "mode", "rank", *heads)
+    whole = True
+    for point in found["points"]:
+        text, done = _scores(point["trials"], records)
+        whole &= done
+        table.add_row(
+            point["mode"], str(point["rank"]), _join(point["ranks"]), f"{point['parameters']:,}", text
+        )
+    console.print(table)
+    table = _plain("From isorank to the heuristic", *heads)
+    for point in found["path"]:
+        text, done = _scores(point["trials"], records)
+        whole &= done
+        table.add_row(_join(point["ranks"]), f"{point['parameters']:,}", text)
+    if found["path"]:
+        console.print(table)
+    _print_importance(console, found)
+    return _print_final(console, found, records) and whole
+
+
+def print_redundancy(console: Console, found: dict[str, Any]) -> None:
+    """Effective ranks of the modes, and what the layers, projections and heads are worth."""
+    title = f"{found['method']} {_join(found['ranks'])} · trial {found['trial_id']}"
+    table = _plain(title, "mode", "size", "effective rank", "rank of 99%", "largest singular values")
+    for mode, values in found["modes"].items():
+        largest = " ".join(f"{value:.3g}" for value in values["singular_values"][:6])
+        size = str(len(values["singular_values"]))
+        table.add_row(mode, size, f"{values['effective_rank']:.2f}", str(values["rank_99"]), largest)
+    console.print(table)
+    table = _plain(
+        f"‖ΔW‖ = {found['norm']:.3g}", "part", "share of ‖ΔW‖²", f"drop of validation {found['metric']}"
+    )
+    for line in found["components"]:
+        named = [f"{kind} {line[kind]}" for kind in ("layer", "projection", "head") if line[kind] is not None]
+        if len(named) < 2:
+            drop = "–" if line["drop"] is None else f"{line['drop']:+.4f}"
+            table.add_row(*(named or ["all"]), f"{line['share']:.4f}", drop)
+    console.print(table)
+
+
+def _plain(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("mode", headings[0]) else "right")
+    return table
+
+
+def _print_importance(console: Console, found: dict[str, Any]) -> None:
+    if not found["importance"]:
+        return
+    table = _plain("Importance of each mode's rank", "evaluator", *found["modes"])
+    for evaluator, values in found["importance"].items():
+        shares = (f"{values[mode]:.2f}" if mode in values else "–" for mode in found["modes"])
+        table.add_row(evaluator, *shares)
+    console.print(table)
+
+
+def _print_final(console: Console, found: dict[str, Any], records: dict[str, Record]) -> bool:
+    lines = [(line, *_scores(line["trials"], records)) for line in found["final"]]
+    if not lines:
+        console.print("[red]No point finished: there is nothing to compare with the heuristic.[/red]")
+        return False
+    first = records.get(next(iter(lines[0][0]["trials"].values())))
+    what = f"{first.tags['evaluated']} {first.tags['metric']}" if first else "score"
+    table = _plain(f"On fresh seeds: {what}, mean ± 95% t-interval", "", "ranks", "params", "score")
+    for line, text, _ in lines:
+        table.add_row(line["label"], _join(line["ranks"]), f"{line['parameters']:,}", text)
+    console.print(table)
+    return all(done for _, _, done in lines)
+
+
+def _scores(trials: dict[int, str], records: dict[str, Record]) -> tuple[str, bool]:
+    """Mean and interval of the trials that finished, and whether all did."""
+    finished = [
+        records[id_] for id_ in trials.values() if id_ in records and records[id_].status == "FINISHED"
+    ]
+    scores = [record.metrics["score"] for record in finished]
+    if not scores:
+        return "[red]–[/red]", False
+    text = f"{fmean(scores):.4f}"
+    if len(scores) > 1:
+        from scipy.stats import t
+
+        text += f" ± {t.ppf(0.975, len(scores) - 1) * stdev(scores) / len(scores) ** 0.5:.4f}"
+    whole = len(scores) == len(trials)
+    return text if whole else f"{text} [red]({len(scores)}/{len(trials)} seeds)[/red]", whole
+
+
+def _join_names(modes: Iterable[str]) -> str:
+    return ", ".join(modes)
 
 
 def print_summary(console: Console, summary: Summary) -> None:

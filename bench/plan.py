@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
+from pydantic import Field
+
 from bench.backbones import BackboneInfo, BackboneSpec, describe
-from bench.suite import Budget, MethodRow, Recipe, Suite, TaskRow
+from bench.settings import Setting, applicable, sample
+from bench.suite import Budget, MethodRow, Recipe, Suite, TaskRow, Tuning
 from bench.tasks import Task, check_sizes, data_key, find_task
 from bench.tasks.inputs import ImageInput
 from methods import Geometry, Method, UnknownNameError, UserError, create
@@ -25,6 +29,12 @@ REFERENCE_RANK = 4
 #: else than what was always done, so that older trials keep theirs.
 YOUNGER = ("augmentation", "compile", "deterministic")
 
+
+#: Of the points that equal tuning tries: the same for every method.
+TUNING_SEED = 0
+
+#: What a trial was for, if not for the final comparison.
+Phase = Literal["tuning", "search", "allocation"]
 
 Entry = TypeVar("Entry")
 
@@ -60,6 +70,31 @@ class Trial(Frozen):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+class Candidate(Frozen):
+    """A setting that tuning may choose: the trials that tell how good it is, and those that it leads to."""
+
+    setting: Setting
+    #: Trial id of every tuning seed.
+    tuning: dict[int, str]
+    #: The trial of every final seed.
+    final: dict[int, Trial]
+
+
+class Tuned(Frozen):
+    """What the equal tuning of a row spent, and what it chose."""
+
+    #: Settings that were tried, each on every one of `seeds`.
+    trials: int
+    epochs: int | None
+    seeds: tuple[int, ...]
+    #: The setting; None until every tuning trial has ended.
+    chosen: dict[str, float] | None = None
+    #: Axes on which it is the smallest or the largest value of the grid.
+    edge: tuple[str, ...] = ()
+    #: Every tuning trial.
+    ids: tuple[str, ...]
+
+
 class Row(Frozen):
     """A line of the tables: one method under one budget on one backbone and task, over all seeds."""
 
@@ -76,8 +111,15 @@ class Row(Frozen):
     #: What the budget asks for; None where it sets the ranks instead.
     asked: int | None
     percent_of_lora: float
-    #: Trial id of every seed.
-    trials: dict[int, str]
+    #: Trial id of every seed; None where tuning has not chosen yet.
+    trials: dict[int, str | None]
+    #: None where nothing is tuned.
+    tuning: Tuned | None = None
+    candidates: tuple[Candidate, ...] = Field((), exclude=True, repr=False)
+    #: None for a row of the tables.
+    phase: Phase | None = Field(None, exclude=True)
+    #: The name under which the method is registered.
+    registered: str = Field(exclude=True)
 
     @property
     def ratio(self) -> float | None:
@@ -110,97 +152,232 @@ class Plan(Frozen):
     def select(self, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Plan:
         """The part with these tasks, methods (by registered name or title) and seeds; no name selects all.
 
-        Raises UserError for one that the plan does not have.
+        What was selected keeps all its tuning trials. Raises UserError for one that the plan does not have.
         """
-        registered = {trial.id: trial.method["method"] for trial in self.trials}
 
         def names(row: Row) -> set[str]:
-            return {row.title, row.method, registered[next(iter(row.trials.values()))]}
+            return {row.title, row.method, row.registered}
 
+        final = self.of(None).rows
         for kind, asked, known in (
-            ("task of this suite", tasks, {row.task for row in self.rows}),
-            ("method of this suite", methods, set().union(*map(names, self.rows))),
+            ("task of this suite", tasks, {row.task for row in final}),
+            ("method of this suite", methods, set().union(*map(names, final))),
             ("seed of this suite", map(str, seeds), set(map(str, self.suite.seeds))),
         ):
             for name in asked:
                 if name not in known:
                     raise UnknownNameError(kind, name, known)
-        rows = [
+        kept = [
             row.model_copy(
                 update={"trials": {s: id_ for s, id_ in row.trials.items() if not seeds or s in seeds}}
             )
-            for row in self.rows
+            for row in final
             if (not tasks or row.task in tasks) and (not methods or names(row) & set(methods))
         ]
-        wanted = {id_ for row in rows for id_ in row.trials.values()}
+        tuning = {id_ for row in kept if row.tuning for id_ in row.tuning.ids}
+        kept += [row for row in self.rows if row.phase and tuning & set(row.trials.values())]
+        wanted = {id_ for row in kept for id_ in row.trials.values()}
         trials = [trial for trial in self.trials if trial.id in wanted]
-        return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials))
+        return Plan(suite=self.suite, rows=tuple(kept), trials=tuple(trials))
+
+    def of(self, phase: Phase | None) -> Plan:
+        """The part of one phase; None: what the tables show."""
+        rows = tuple(row for row in self.rows if row.phase == phase)
+        ids = {id_ for row in rows for id_ in row.trials.values()}
+        return Plan(suite=self.suite, rows=rows, trials=tuple(t for t in self.trials if t.id in ids))
+
+    def with_choices(self, chosen: Mapping[int, Candidate]) -> Plan:
+        """The plan with the trials that these candidates, one for an index of `rows`, lead to."""
+        rows, trials = list(self.rows), {trial.id: trial for trial in self.trials}
+        new: list[tuple[tuple[int, int], Trial]] = []
+        for index, candidate in chosen.items():
+            row = rows[index]
+            assert row.tuning is not None
+            final = {seed: candidate.final[seed] for seed in row.trials}
+            grids = self.suite.tuning.grids if self.suite.tuning else {}
+            set_axes = candidate.setting.model_dump(exclude_none=True)
+            tuned = row.tuning.model_copy(
+                update={
+                    "chosen": set_axes,
+                    "edge": candidate.setting.edges({a: g for a, g in grids.items() if g and a in set_axes}),
+                }
+            )
+            rows[index] = row.model_copy(
+                update={"trials": {seed: trial.id for seed, trial in final.items()}, "tuning": tuned}
+            )
+            new += [((self.suite.seeds.index(seed), index), trial) for seed, trial in final.items()]
+        for trial in _sorted(new):
+            trials.setdefault(trial.id, trial)
+        return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials.values()))
 
     def as_json(self) -> dict[str, Any]:
+        """The rows of the tables and their trials; a tuning trial shows in the `tuning` of its row only."""
+        final = self.of(None)
         return {
             "suite": self.suite.name,
             "closing": self.suite.closing,
-            "rows": [row.as_dict() for row in self.rows],
-            "trials": [{"id": trial.id, **trial.model_dump(mode="json")} for trial in self.trials],
+            "tuning": "equal" if self.suite.tuning else "none",
+            "rows": [row.as_dict() for row in final.rows],
+            "trials": [{"id": trial.id, **trial.model_dump(mode="json")} for trial in final.trials],
         }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the trials of one row have in common: a method under one budget on one backbone and task."""
+
+    suite: Suite
+    task: TaskRow
+    spec: BackboneSpec
+    info: BackboneInfo
+    #: What the examples are made from, as in `Trial.data`.
+    data: dict[str, Any]
+    budget: Budget | None
+    method: Method
+    recipe: Recipe
+    #: What the suite trains differently for this method, for its label.
+    overrides: str = ""
+
+    @property
+    def asked(self) -> int | None:
+        """Adapter parameters that the budget asks for; None where it sets the ranks instead."""
+        return _asked(self.budget, self.info.geometry)
+
+    @property
+    def label(self) -> str:
+        return f"{self.method.label} [{self.overrides}]" if self.overrides else self.method.label
+
+    def trial(
+        self,
+        seed: int,
+        evaluate: Literal["test", "validation"],
+        *,
+        method: Method | None = None,
+        setting: Setting | None = None,
+        epochs: int | None = None,
+    ) -> Trial:
+        """A trial of this cell, with other ranks, rates or length than the cell's own if given."""
+        setting = setting or Setting()
+        return Trial(
+            method=setting.method(method or self.method).identity(),
+            backbone=self.spec,
+            weights_hash=self.info.weights_hash,
+            task=self.task,
+            data=self.data,
+            recipe=setting.recipe(self.recipe, epochs),
+            seed=seed,
+            evaluate=evaluate,
+        )
+
+    def row(
+        self,
+        trials: Mapping[int, str | None],
+        *,
+        method: Method | None = None,
+        note: str = "",
+        phase: Phase | None = None,
+        tuning: Tuned | None = None,
+        candidates: Sequence[Candidate] = (),
+    ) -> Row:
+        """The row of these trials. `method` has the ranks if they are not the cell's."""
+        sized = method or self.method
+        count = sized.count(self.info.geometry)
+        reference = create("lora", rank=REFERENCE_RANK).count(self.info.geometry)
+        return Row(
+            method=f"{self.label} [{note}]" if note else self.label,
+            title=sized.title,
+            registered=sized.name,
+            budget=self.budget,
+            backbone=self.info.name,
+            task=self.task.task,
+            ranks=sized.size or (),
+            parameters=count,
+            asked=self.asked,
+            percent_of_lora=100 * count / reference,
+            trials=dict(trials),
+            tuning=tuning,
+            candidates=tuple(candidates),
+            phase=phase,
+        )
+
+
+def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
+    """Every method under every budget, by the number of its pair of task and backbone.
+
+    Raises UserError for names, ranks, budgets, sizes and pairings that cannot be.
+    """
+    # Every row's options are checked once, whether or not a pair of task and backbone reaches them.
+    expanded = [(row, method) for row in suite.methods for method in row.methods()]
+    for pair, (task_row, task, spec, info) in enumerate(_pairs(suite)):
+        data = _data(task, task_row, info)
+        check_sizes(task, task_row.train_size, task_row.validation_size, task_row.test_size)
+        for method_row, template in expanded:
+            recipe = suite.recipe(task_row, method_row, device)
+            _check_recipe(recipe, task_row, task)
+            overrides = ", ".join(f"{key}={getattr(recipe, key)}" for key in method_row.training)
+            for budget, method in _sized(template, method_row, suite, info.geometry):
+                method.check(info.geometry, info.projections)
+                yield pair, Cell(suite, task_row, spec, info, data, budget, method, recipe, overrides)
 
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
     """Resolves a suite. `device` decides what precision `auto` is.
 
-    Raises UserError, before any work, for names, ranks, budgets, sizes and pairings that cannot be.
+    With equal tuning the final trials are among the candidates of the rows until `bench.tuning` has chosen.
+    Raises UserError, before any work, for what `cells` does.
     """
     rows: list[tuple[tuple[int, int], Row]] = []
     trials: dict[str, tuple[tuple[int, int], Trial]] = {}
     lines: set[tuple[Budget | str | None, ...]] = set()
     # Block by block, as tables show them: what has its own size, then the suite's budgets in their order.
     blocks = {budget: index for index, budget in enumerate((None, *suite.budgets))}
-    # Every row's options are checked once, whether or not a pair of task and backbone reaches them.
-    expanded = [(row, method) for row in suite.methods for method in row.methods()]
-    for pair, (task_row, task, spec, info) in enumerate(_pairs(suite)):
-        data = _data(task, task_row, info)
-        check_sizes(task, task_row.train_size, task_row.validation_size, task_row.test_size)
-        reference = create("lora", rank=REFERENCE_RANK).count(info.geometry)
-        for method_row, template in expanded:
-            recipe = suite.recipe(task_row, method_row, device)
-            _check_recipe(recipe, task_row, task)
-            for budget, method in _sized(template, method_row, suite, info.geometry):
-                method.check(info.geometry, info.projections)
-                ids = {}
-                for position, seed in enumerate(suite.seeds):
-                    trial = Trial(
-                        method=method.identity(),
-                        backbone=spec,
-                        weights_hash=info.weights_hash,
-                        task=task_row,
-                        data=data,
-                        recipe=recipe,
-                        seed=seed,
-                        evaluate=suite.evaluate,
-                    )
-                    ids[seed] = trial.id
-                    # Seed by seed, so that a run stopped half-way has compared all methods on a seed.
-                    trials.setdefault(trial.id, ((pair, position), trial))
-                count = method.count(info.geometry)
-                line = (budget, *ids.values())
-                if line in lines:
-                    continue  # the order of heads, say, of a variant that has none
-                lines.add(line)
-                overrides = ", ".join(f"{key}={getattr(recipe, key)}" for key in method_row.training)
-                row = Row(
-                    method=f"{method.label} [{overrides}]" if overrides else method.label,
-                    title=method.title,
-                    budget=budget,
-                    backbone=info.name,
-                    task=task_row.task,
-                    ranks=method.size or (),
-                    parameters=count,
-                    asked=_asked(budget, info.geometry),
-                    percent_of_lora=100 * count / reference,
-                    trials=ids,
-                )
-                rows.append(((pair, blocks.get(budget, len(blocks))), row))
+    for pair, cell in cells(suite, device):
+        block = blocks.get(cell.budget, len(blocks))
+        made: list[Row]
+        if suite.tuning:
+            made, tuning = _tuned(cell, suite.tuning)
+            # Before the final ones, which are not known yet.
+            planned = [((pair, -1), trial) for trial in tuning]
+        else:
+            own = {seed: cell.trial(seed, suite.evaluate) for seed in suite.seeds}
+            made = [cell.row({seed: trial.id for seed, trial in own.items()})]
+            # Seed by seed, so that a run stopped half-way has compared all methods on a seed.
+            planned = [((pair, position), trial) for position, trial in enumerate(own.values())]
+        line = (cell.budget, *(trial.id for _, trial in planned))
+        if line in lines:
+            continue  # the order of heads, say, of a variant that has none
+        lines.add(line)
+        rows += [((pair, block), row) for row in made]
+        for key, trial in planned:
+            trials.setdefault(trial.id, (key, trial))
     return Plan(suite=suite, rows=_sorted(rows), trials=_sorted(trials.values()))
+
+
+def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
+    """The row of a cell, the rows of its tuning, one for each setting, and the trials of the latter."""
+    method = cell.method
+    grids = applicable(tuning.grids, method, method.count(cell.info.geometry))
+    rows: list[Row] = []
+    trials: list[Trial] = []
+    candidates: list[Candidate] = []
+    for setting in sample(grids, tuning.trials, TUNING_SEED):
+        tried = {
+            seed: cell.trial(seed, "validation", setting=setting, epochs=tuning.epochs)
+            for seed in tuning.seeds
+        }
+        ids = {seed: trial.id for seed, trial in tried.items()}
+        trials += tried.values()
+        rows.append(cell.row(ids, note=setting.label, phase="tuning"))
+        final = {seed: cell.trial(seed, cell.suite.evaluate, setting=setting) for seed in cell.suite.seeds}
+        candidates.append(Candidate(setting=setting, tuning=ids, final=final))
+    tuned = Tuned(
+        trials=len(candidates),
+        epochs=tuning.epochs or cell.recipe.epochs,
+        seeds=tuning.seeds,
+        ids=tuple(trial.id for trial in trials),
+    )
+    waiting = dict.fromkeys(cell.suite.seeds)
+    return [cell.row(waiting, tuning=tuned, candidates=candidates), *rows], trials
 
 
 def _sorted(entries: Iterable[tuple[tuple[int, int], Entry]]) -> tuple[Entry, ...]:

@@ -197,6 +197,102 @@ class MethodRow(Frozen):
             yield create(self.method, **self.options, **dict(zip(self.each, values, strict=True)))
 
 
+#: Adapter learning rates that equal tuning tries: two to a decade.
+LR_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+#: Relative to the scale that the method has in the suite, by default the published one.
+SCALE_GRID = (0.1, 1.0, 10.0)
+HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+
+Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+SelectionSeeds = Annotated[tuple[int, ...], Field(min_length=1)]
+
+
+class Selection(Frozen):
+    """How something is chosen by validation, before the final runs: what every way of choosing has."""
+
+    #: Their own: none may be a seed of the final runs.
+    seeds: SelectionSeeds = (1000,)
+    #: Of each of its trials; None: as many as the final runs have.
+    epochs: PositiveInt | None = None
+
+    @field_validator("seeds", "lr", "scale", "head_lr", "modes", check_fields=False)
+    @classmethod
+    def _different(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        repeated = [value for i, value in enumerate(values or ()) if value in (values or ())[:i]]
+        if repeated:
+            raise ValueError(f"{repeated[0]} stands there twice")
+        return values
+
+    @field_validator("lr", "scale", "head_lr", check_fields=False)
+    @classmethod
+    def _ascending(cls, grid: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return tuple(sorted(grid)) if grid else grid
+
+
+class Tuning(Selection):
+    """What every method may spend on its learning rate, scale and head rate. A grid of null is not tuned."""
+
+    #: Points of the grids for each method, task, backbone and budget; each is trained on every seed.
+    trials: PositiveInt = 8
+    lr: Grid | None = LR_GRID
+    scale: Grid | None = SCALE_GRID
+    head_lr: Grid | None = HEAD_LR_GRID
+
+    @property
+    def grids(self) -> dict[str, tuple[float, ...] | None]:
+        return {"lr": self.lr, "scale": self.scale, "head_lr": self.head_lr}
+
+    @model_validator(mode="after")
+    def _something_to_tune(self) -> Self:
+        if not any(self.grids.values()):
+            raise ValueError("lr, scale and head_lr are all null: write 'tuning: none'")
+        return self
+
+
+class Search(Selection):
+    """A search over the ranks of each mode that never exceeds the budget."""
+
+    #: In the end exactly so many points were tried, or all there are.
+    trials: PositiveInt
+    #: The modes whose ranks are searched, the others at the heuristic's; None: all.
+    modes: tuple[str, ...] | None = None
+    #: Searched too where given.
+    lr: Grid | None = None
+    scale: Grid | None = None
+    head_lr: Grid | None = None
+    #: The validation metric, or the metric and the number of parameters: then the result is a front.
+    objectives: Literal["metric", "metric and parameters"] = "metric"
+    #: What ends a weak trial after an epoch. `auto`: the median rule where it can work, that is for one
+    #: objective and at least two epochs.
+    pruner: Literal["auto", "median", "halving", "none"] = "auto"
+    #: Of the sampler.
+    seed: int = 0
+
+    @property
+    def grids(self) -> dict[str, tuple[float, ...] | None]:
+        return {"lr": self.lr, "scale": self.scale, "head_lr": self.head_lr}
+
+    @model_validator(mode="after")
+    def _pruner_fits(self) -> Self:
+        if self.pruner in ("median", "halving") and self.objectives != "metric":
+            raise ValueError(f"pruner '{self.pruner}' stops by one objective: it cannot weigh the parameters")
+        return self
+
+
+class Allocation(Selection):
+    """A sweep of how one budget is shared among the modes, and of the way from isorank to isoparameters."""
+
+    seeds: SelectionSeeds = (1000, 1001, 1002)
+    #: The modes that are swept; None: all.
+    modes: tuple[str, ...] | None = None
+    #: Log-spaced ranks for each mode.
+    ranks: int = Field(6, ge=2, le=6)
+    #: Rank vectors from isorank to the heuristic's, both included; 0: none.
+    path: int = Field(5, ge=0, le=12)
+    #: Where the path begins: every rank equals this.
+    isorank: PositiveInt = 4
+
+
 class Suite(Frozen):
     """Tasks × backbones × methods × budgets × seeds."""
 
@@ -214,6 +310,21 @@ class Suite(Frozen):
     evaluate: Literal["test", "validation"] = "test"
     #: Printed under the results.
     closing: str = ""
+    #: How learning rate and scale are chosen: None (`none`) is as written in the suite, for all methods.
+    tuning: Tuning | None = None
+    #: What `tensorbench search` does for each method, task, backbone and budget.
+    search: Search | None = None
+    allocation: Allocation | None = None
+
+    @field_validator("tuning", mode="before")
+    @classmethod
+    def _tuning_by_name(cls, value: Any) -> Any:
+        named: dict[str, dict[str, Any] | None] = {"none": None, "equal": {}}
+        if isinstance(value, str):
+            if value not in named:
+                raise ValueError("tuning is none, equal, or equal with its allowance: {trials: 8, …}")
+            return named[value]
+        return value
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -228,6 +339,25 @@ class Suite(Frozen):
         if repeated:
             raise ValueError(f"{repeated[0]} stands there twice")
         return values
+
+    @model_validator(mode="after")
+    def _chosen_apart(self) -> Self:
+        """What chooses and what is chosen for share no seed, and nothing is set that is to be chosen."""
+        sections = {"tuning": self.tuning, "search": self.search, "allocation": self.allocation}
+        for name, section in sections.items():
+            if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
+                raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
+        if self.tuning and (self.search or self.allocation):
+            raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
+        tuned = {axis for axis in ("lr", "head_lr") if self.tuning and self.tuning.grids[axis]}
+        rows = [(row.task, row.training) for row in self.tasks]
+        rows += [(row.method, row.training) for row in self.methods]
+        for name, training in rows:
+            for axis in tuned & set(training):
+                raise ValueError(
+                    f"'{name}' sets {axis}, which tuning chooses: leave it out, or give tuning {axis}: null"
+                )
+        return self
 
     def recipe(self, task: TaskRow, method: MethodRow, device: str) -> Recipe:
         """The suite's training, then the task's overrides, then the method's."""

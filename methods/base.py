@@ -76,6 +76,20 @@ class Method(Frozen, ABC):
     def size(self) -> tuple[int, ...] | None:
         """The ranks, one for each mode; None while they are free. Empty where there is none to set."""
 
+    @property
+    def rank_names(self) -> tuple[str, ...]:
+        """What each rank belongs to, in the order of `size`. A method of several ranks overrides it."""
+        return ("rank",) if self.sizeable else ()
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """For each of `rank_names`, the rank above which nothing is gained; None where that is not known."""
+        return (None,) * len(self.rank_names)
+
+    def with_size(self, ranks: Sequence[int]) -> Self:
+        """The same method with these ranks, one for each of `rank_names`; see there."""
+        (rank,) = ranks
+        return self.isorank(rank)
+
     @abstractmethod
     def count(self, geometry: Geometry) -> int:
         """Adapter parameters in closed form, head excluded. Raises UserError while the size is free."""

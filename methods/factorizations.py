@@ -36,6 +36,10 @@ class Factorization(Protocol):
         """What the ranks belong to, in their order: modes, or what a factorisation has instead."""
         ...
 
+    def rank_limits(self, shape: Sequence[int]) -> tuple[int | None, ...]:
+        """The ranks above which no further tensor can be written; None where there is no such rank."""
+        ...
+
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int: ...
 
     def build(
@@ -57,6 +61,9 @@ class Tucker:
 
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
         return tuple(modes)
+
+    def rank_limits(self, shape: Sequence[int]) -> tuple[int | None, ...]:
+        return tuple(shape)
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
         return sum(n * r for n, r in zip(shape, ranks, strict=True)) + math.prod(ranks)
@@ -90,6 +97,9 @@ class CP:
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
         return ("components",)
 
+    def rank_limits(self, shape: Sequence[int]) -> tuple[int | None, ...]:
+        return (None,)
+
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
         return sum(shape) * ranks[0]
 
@@ -121,6 +131,10 @@ class TensorTrain:
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
         chain = _chain(modes)
         return tuple(f"{left}-{right}" for left, right in pairwise(chain))
+
+    def rank_limits(self, shape: Sequence[int]) -> tuple[int | None, ...]:
+        chain = _chain(shape)
+        return tuple(min(math.prod(chain[:i]), math.prod(chain[i:])) for i in range(1, len(chain)))
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
         return sum(left * n * right for left, n, right in _cores(shape, ranks))

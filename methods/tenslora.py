@@ -7,7 +7,7 @@ and layers ("depth") in the seven combinations of the paper, and every stack is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, ClassVar, Literal, Self
 
@@ -161,8 +161,15 @@ class TensLoRA(LowRankMethod):
         tensors = math.prod(self.tensor_axes(geometry).values())
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """Tucker: a mode's size. Tensor train: what the modes on the smaller side of a bond multiply to."""
+        return FACTORIZATIONS[self.factorization].rank_limits(self.shape(geometry))
+
     def isorank(self, rank: int) -> Self:
-        return self.model_copy(update={"ranks": (rank,) * len(self.rank_names)})
+        return self.with_size((rank,) * len(self.rank_names))
+
+    def with_size(self, ranks: Sequence[int]) -> Self:
+        return self.model_copy(update={"ranks": tuple(ranks)})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
         """The paper's heuristic: head, projection and layer modes keep their full rank, equal modes

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ from bench.export.write import Exported, target_folder, write_export
 from bench.plan import Trial
 from bench.tasks import TASKS
 from bench.tracking import BROKEN_STORE, Record, connect, latest
-from methods import UserError, from_identity
+from methods import Adapter, Method, UserError, from_identity
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -36,6 +38,51 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
     trial's any more, an update without the asked-for form, or an export that gives other logits.
     """
     target = target_folder(out, force)
+    with stored_trial(store, run) as stored:
+        record, trial, method, adapter = stored.record, stored.trial, stored.method, stored.adapter
+        facts = {
+            "run": record.run_id,
+            "trial": record.trial_id,
+            "method": method.label,
+            "ranks": ", ".join(map(str, method.size or ())) or "–",
+            "adapter parameters": f"{adapter.parameter_count:,}",
+            "task": trial.task.task,
+            "score": f"{record.metrics['score']:.4f} ({record.tags['metric']}, {trial.evaluate} split)",
+            "seed": str(trial.seed),
+            "precision in training": trial.recipe.precision,
+        }
+        classes = TASKS.get(trial.task.task).classes
+        return write_export(
+            stored.backbone,
+            adapter,
+            trial.backbone,
+            target,
+            classes,
+            facts,
+            merged=merged,
+            force=force,
+        )
+
+
+@dataclass(frozen=True)
+class StoredTrial:
+    """A finished trial as it was when it was scored: adapter and head are on the backbone."""
+
+    client: MlflowClient
+    record: Record
+    trial: Trial
+    method: Method
+    backbone: LoadedBackbone
+    adapter: Adapter
+
+
+@contextmanager
+def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
+    """Loads what a finished trial trained; the adapter is taken off at the end.
+
+    `run` is an MLflow run id or a trial id, or the beginning of one. Raises UserError for a run that is
+    unknown, ambiguous or not finished, and a backbone or method that is not the trial's any more.
+    """
     client = connect(store, create=False)
     try:
         record = _finished(_find(client, run))
@@ -54,20 +101,7 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
     try:
         adapter.load(_part(state, "adapter"))
         _load_head(backbone, _part(state, "head"))
-        facts = {
-            "run": record.run_id,
-            "trial": record.trial_id,
-            "method": method.label,
-            "ranks": ", ".join(map(str, method.size or ())) or "–",
-            "adapter parameters": f"{adapter.parameter_count:,}",
-            "task": trial.task.task,
-            "score": f"{record.metrics['score']:.4f} ({record.tags['metric']}, {trial.evaluate} split)",
-            "seed": str(trial.seed),
-            "precision in training": trial.recipe.precision,
-        }
-        return write_export(
-            backbone, adapter, trial.backbone, target, classes, facts, merged=merged, force=force
-        )
+        yield StoredTrial(client, record, trial, method, backbone, adapter)
     finally:
         adapter.detach()
 
@@ -132,9 +166,9 @@ def _finished(record: Record) -> Record:
     name = f"run {record.run_id} ({record.tags['mlflow.runName']})"
     if record.status == "FAILED":
         reason, message = record.tags.get("failure", "error"), record.tags.get("failure_message", "")
-        raise UserError(f"{name} failed, {reason}: {message}; there is nothing to export")
+        raise UserError(f"{name} failed, {reason}: {message}; it left no adapter")
     if record.status == "PRUNED":
-        raise UserError(f"{name} was pruned by its search; there is nothing to export")
+        raise UserError(f"{name} was pruned by its search; it left no adapter")
     told = {"RUNNING": "is not finished yet", "KILLED": "was stopped before it finished"}
     raise UserError(f"{name} {told.get(record.status, record.status.lower())}; run its suite again")
 

@@ -526,7 +526,7 @@ def test_runs_that_cannot_be_exported(stored: Stored, tmp_path: Path) -> None:
         export_run(stored.uri, wrong, out)
     with pytest.raises(UserError, match="no run or trial ''"):
         export_run(stored.uri, "", out)
-    with pytest.raises(UserError, match=r"failed, diverged: .*nothing to export"):
+    with pytest.raises(UserError, match=r"failed, diverged: .*left no adapter"):
         export_run(stored.uri, stored.one("FAILED").run_id, out)
     with pytest.raises(UserError, match="was stopped before it finished"):
         export_run(stored.uri, stored.one("KILLED").trial_id, out)

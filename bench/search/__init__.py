@@ -1,0 +1,1 @@
+"""Which ranks: a search within a budget, and the ablation of how a budget is shared among the modes."""

@@ -1,0 +1,115 @@
+"""The ablation of rank allocation: one budget, shared among the modes in many ways."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from bench.plan import Cell
+from bench.search.importance import importances
+from bench.search.nested import Nested, score
+from bench.search.space import Ranks, RankSpace
+from bench.suite import Allocation
+from methods import UserError
+
+
+def log_spaced(low: int, high: int, count: int) -> list[int]:
+    """At most `count` different ranks from low to high, both included, evenly spaced in their logarithm."""
+    steps = max(count - 1, 1)
+    return sorted({round(low * (high / low) ** (i / steps)) for i in range(count)})
+
+
+def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, int, Ranks]]:
+    """(mode, its rank, all ranks): each mode in turn from one to its limit, the others in the heuristic's
+    proportion, scaled so that the budget holds.
+    """
+    made = []
+    for index in space.free:
+        for rank in log_spaced(1, space.limits[index], count):
+            ranks = space.ranks(heuristic, fixed={index: rank})
+            if ranks is not None:
+                made.append((space.names[index], rank, ranks))
+    return made
+
+
+def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
+    """At most `count` different vectors from start to end, both included, each rank log-spaced by itself."""
+    steps = max(count - 1, 1)
+    between = [
+        tuple(round(a * (b / a) ** (i / steps)) for a, b in zip(start, end, strict=True))
+        for i in range(count)
+    ]
+    return list(dict.fromkeys(between))
+
+
+class Ablation:
+    """The ablation of one cell. Raises UserError for a method with nothing to share, a mode that it lacks, a
+    budget below its smallest ranks, and a path that would begin above the budget.
+    """
+
+    def __init__(self, cell: Cell, section: Allocation) -> None:
+        self.cell, self.section = cell, section
+        method, geometry = cell.method, cell.info.geometry
+        if len(method.rank_names) < 2:
+            raise UserError(f"method '{method.label}' has no modes among which to share a budget")
+        assert method.size
+        self.heuristic: Ranks = method.size
+        self.budget = cell.asked or method.count(geometry)
+        self.space = RankSpace(method, geometry, self.budget, section.modes)
+        self.swept = sweeps(self.space, self.heuristic, section.ranks)
+        self.path = self._path() if section.path else []
+        self.vectors = list(dict.fromkeys([self.heuristic, *(v for _, _, v in self.swept), *self.path]))
+
+    def _path(self) -> list[Ranks]:
+        isorank = self.cell.method.isorank(self.section.isorank)
+        first, last = isorank.count(self.cell.info.geometry), self.space.count(self.heuristic)
+        if first > last:
+            raise UserError(
+                f"allocation.isorank: {isorank.label} at rank {self.section.isorank} throughout has "
+                f"{first:,} parameters, more than the {last:,} at the end of the path; "
+                "take a smaller one, or path: 0"
+            )
+        assert isorank.size
+        return path(isorank.size, self.heuristic, self.section.path)
+
+    def run(self, nested: Nested) -> dict[str, Any]:
+        """Runs sweeps and path, then the best allocation and the heuristic on the suite's seeds.
+
+        Returns what `allocation.json` holds.
+        """
+        method, section = self.cell.method, self.section
+        sizes = [method.with_size(ranks) for ranks in self.vectors]
+        rows, trials = nested.trials(sizes, section.seeds, "allocation", epochs=section.epochs)
+        records = nested.run(rows, trials, "allocation")
+        row_of = dict(zip(self.vectors, rows, strict=True))
+        scores = {ranks: score(records, row.trials.values()) for ranks, row in row_of.items()}
+        # A vector of which a seed failed can neither win nor tell how much a mode matters.
+        means = {ranks: fmean(s) for ranks, s in scores.items() if len(s) == len(section.seeds)}
+        candidates = {ranks: means[ranks] for _, _, ranks in self.swept if ranks in means}
+        best = max(candidates, key=lambda ranks: candidates[ranks], default=None)
+
+        def told(ranks: Ranks) -> dict[str, Any]:
+            row = row_of[ranks]
+            return {"ranks": list(ranks), "parameters": row.parameters, "trials": row.trials}
+
+        budget = self.cell.budget
+        found = nested.keep(
+            {
+                "name": nested.name,
+                "method": self.cell.label,
+                "task": self.cell.task.task,
+                "backbone": self.cell.info.name,
+                "budget": budget.label if budget else None,
+                "asked": self.budget,
+                "modes": list(self.space.names),
+                "points": [{"mode": mode, "rank": rank, **told(ranks)} for mode, rank, ranks in self.swept],
+                "path": [told(ranks) for ranks in self.path],
+                "importance": importances(self.space.names, list(candidates.items())),
+                "heuristic": told(self.heuristic),
+                "best": told(best) if best else None,
+                "final": [],
+            }
+        )
+        if best:
+            found["final"] = nested.compare({"best allocation": method.with_size(best), "heuristic": method})
+        return found

@@ -1,0 +1,171 @@
+"""The rank vectors that a budget allows, and the way from shares of the budget to ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from methods import Geometry, Method, UnknownNameError
+from methods.ranks import too_small
+
+if TYPE_CHECKING:
+    import optuna
+
+Ranks = tuple[int, ...]
+
+
+class RankSpace:
+    """Rank vectors of a method whose count does not exceed a budget.
+
+    A method of one rank has all ranks that the budget allows. With more ranks, a vector belongs to the
+    space if it uses the budget up: no rank could be raised by one. `below` also admits those that do not.
+    `modes` names the ranks that vary, the others stay as in `method`; None: all vary. Raises UserError for
+    a mode that the method lacks, and for a budget below the smallest vector.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        geometry: Geometry,
+        budget: int,
+        modes: Sequence[str] | None = None,
+        *,
+        below: bool = False,
+    ) -> None:
+        self.method, self.geometry, self.budget = method, geometry, budget
+        self.names = method.rank_names
+        for mode in modes or ():
+            if mode not in self.names:
+                raise UnknownNameError(f"mode of {method.label}:", mode, self.names)
+        self.free = [i for i, name in enumerate(self.names) if modes is None or name in modes]
+        #: What is left of the budget is no waste where parameters are an objective, nor with a single rank.
+        self.below = below or len(self.free) == 1
+        self._fixed = {i: rank for i, rank in enumerate(method.size or ()) if i not in self.free}
+        self.smallest = self._with({})
+        if self.count(self.smallest) > budget:
+            raise too_small(method.label, budget, self.count(self.smallest))
+        full = method.rank_limits(geometry)
+        #: The largest rank of each mode: nothing is gained above, or the budget does not allow it.
+        self.limits = tuple(
+            self._fixed.get(i) or self._largest({}, i, full[i]) for i in range(len(self.names))
+        )
+
+    def count(self, ranks: Sequence[int]) -> int:
+        return self.method.with_size(ranks).count(self.geometry)
+
+    def _with(self, ranks: Mapping[int, int]) -> Ranks:
+        """The vector with these ranks, the modes that do not vary at theirs and all others at one."""
+        return tuple(ranks.get(i) or self._fixed.get(i) or 1 for i in range(len(self.names)))
+
+    def _largest(self, ranks: Mapping[int, int], index: int, limit: int | None) -> int:
+        """The largest rank of one mode, beside these, that the budget allows."""
+
+        def fits(rank: int) -> bool:
+            return self.count(self._with({**ranks, index: rank})) <= self.budget
+
+        most = limit or self.budget
+        low, high = 1, 2
+        while high <= most and fits(high):
+            low, high = high, 2 * high
+        high = min(high, most + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    def ranks(
+        self, weights: Sequence[float], *, budget: int | None = None, fixed: Mapping[int, int] | None = None
+    ) -> Ranks | None:
+        """The vector in proportion to the weights, as large as the budget allows, never larger.
+
+        What rounding down leaves of the budget goes, rank by rank, to the mode that is furthest below its
+        proportion. `fixed` holds ranks, by index, that stay whatever their weight. None if they alone
+        exceed the budget.
+        """
+        budget = self.budget if budget is None else budget
+        held = {**self._fixed, **(fixed or {})}
+        scaled = [i for i in self.free if i not in held]
+
+        def at(scale: float) -> list[int]:
+            return [
+                held.get(i) or min(self.limits[i], max(1, math.floor(scale * weights[i])))
+                for i in range(len(self.names))
+            ]
+
+        low, high = 0.0, max((2 * self.limits[i] / weights[i] for i in scaled), default=1.0)
+        if self.count(at(low)) > budget:
+            return None
+        for _ in range(64):
+            middle = (low + high) / 2
+            if self.count(at(middle)) <= budget:
+                low = middle
+            else:
+                high = middle
+        ranks = at(low)
+        while True:
+            raised = [i for i in scaled if ranks[i] < self.limits[i]]
+            raised = [i for i in raised if self.count(_raised(ranks, i)) <= budget]
+            if not raised:
+                return tuple(ranks)
+            ranks = _raised(ranks, min(raised, key=lambda i: ranks[i] / weights[i]))
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Ranks:
+        """A vector by an Optuna trial: a share in [0, 1] for each mode, log-scaled from 1 to its limit."""
+        if len(self.free) == 1:
+            (index,) = self.free
+            rank = trial.suggest_int(f"rank of {self.names[index]}", 1, self.limits[index], log=True)
+            return self._with({index: rank})
+        weights = [1.0] * len(self.names)
+        for i in self.free:
+            weights[i] = self.limits[i] ** trial.suggest_float(f"share of {self.names[i]}", 0.0, 1.0)
+        budget = self.budget
+        if self.below:
+            budget = trial.suggest_int("parameters at most", self.count(self.smallest), self.budget, log=True)
+        ranks = self.ranks(weights, budget=budget)
+        assert ranks is not None
+        return ranks
+
+    def parameters(self, ranks: Ranks) -> dict[str, float]:
+        """What `suggest` makes into this vector, if it is in the space."""
+        if len(self.free) == 1:
+            (index,) = self.free
+            return {f"rank of {self.names[index]}": ranks[index]}
+        shares = {
+            f"share of {self.names[i]}": math.log(ranks[i]) / math.log(self.limits[i])
+            if ranks[i] > 1
+            else 0.0
+            for i in self.free
+        }
+        return shares | ({"parameters at most": self.count(ranks)} if self.below else {})
+
+    def vectors(self) -> Iterator[Ranks]:
+        """Every vector of the space."""
+        yield from self._vectors({})
+
+    def _vectors(self, chosen: dict[int, int]) -> Iterator[Ranks]:
+        index = self.free[len(chosen)]
+        last = len(chosen) == len(self.free) - 1
+        most = self._largest(chosen, index, self.limits[index])
+        if last and not self.below:
+            ranks = self._with({**chosen, index: most})
+            if all(
+                ranks[i] == self.limits[i] or self.count(_raised(list(ranks), i)) > self.budget
+                for i in self.free
+            ):
+                yield ranks
+            return
+        for rank in range(1, most + 1):
+            if last:
+                yield self._with({**chosen, index: rank})
+            else:
+                yield from self._vectors({**chosen, index: rank})
+
+    def size(self, most: int) -> int:
+        """How many vectors there are, counted up to `most`."""
+        return sum(1 for _ in islice(self.vectors(), most))
+
+
+def _raised(ranks: list[int], index: int) -> list[int]:
+    return [rank + (i == index) for i, rank in enumerate(ranks)]

@@ -1,0 +1,369 @@
+"""A search over ranks by Optuna: validation only, within a budget, resumable, by one or more processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import product
+from math import ceil, prod
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from bench.execution.perform import Event
+from bench.plan import Cell
+from bench.search.importance import importances
+from bench.search.nested import Nested
+from bench.search.space import Ranks, RankSpace
+from bench.settings import AXES, Setting, applicable
+from bench.suite import Search
+from bench.tasks import TASKS
+from bench.tracking import SQLITE, dead, owner
+from bench.training import Pruned
+from methods import UserError
+
+#: Draws of the model before points are drawn at random, and of those before what is left is listed.
+DRAWS = 100
+#: Seconds between two looks at what other processes do.
+LOOK = 1.0
+#: Seconds between two signs of life of a running trial, and after how many without one it is given up.
+HEARTBEAT, SILENCE = 30, 180
+#: Seconds that a process has from taking a trial to signing it.
+UNSIGNED = 60
+
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class _Taken(Exception):  # noqa: N818 - no error: another process was first
+    """The point, or the last place, went to a trial that another process began before."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a trial of the search tries."""
+
+    ranks: Ranks
+    setting: Setting
+
+    @property
+    def key(self) -> str:
+        """Equal for equal points."""
+        return json.dumps([self.ranks, self.setting.model_dump(exclude_none=True)])
+
+
+def default_storage(store: str) -> str:
+    """The study's database: beside a store that is a file, else in the working folder."""
+    if not store.startswith(SQLITE):
+        return f"{SQLITE}optuna.db"
+    return f"{SQLITE}{Path(store.removeprefix(SQLITE)).parent / 'optuna.db'}"
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage at a database URL. Raises UserError for one that cannot be used."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    options: dict[str, Any] = {"heartbeat_interval": HEARTBEAT, "grace_period": SILENCE}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if not url.startswith(SQLITE):
+                return optuna.storages.RDBStorage(url, **options)
+            file = Path(url.removeprefix(SQLITE))
+            (file.parent / ".tensorbench").mkdir(parents=True, exist_ok=True)
+            # Two processes that create the schema at once would break each other.
+            with FileLock(file.parent / ".tensorbench" / "optuna.lock", timeout=120):
+                # Several writers wait for each other.
+                return optuna.storages.RDBStorage(
+                    url, engine_kwargs={"connect_args": {"timeout": 120}}, **options
+                )
+    except (SQLAlchemyError, ImportError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot use --storage {url}: {error}") from error
+
+
+class RankSearch:
+    """The search of one cell. Raises UserError for a space, a pruner or a stored study that does not fit."""
+
+    def __init__(self, cell: Cell, search: Search, storage: optuna.storages.BaseStorage, name: str) -> None:
+        self.cell, self.search, self.name = cell, search, name
+        method, geometry = cell.method, cell.info.geometry
+        if not method.rank_names:
+            raise UserError(f"method '{method.label}' has no rank to search")
+        self.budget = cell.asked or method.count(geometry)
+        self.two = search.objectives != "metric"
+        self.space = RankSpace(method, geometry, self.budget, search.modes, below=self.two)
+        self.grids = applicable(search.grids, method, self.budget)
+        settings = prod(len(grid) for grid in self.grids.values())
+        #: Points of the space, counted only so far as to tell whether there are more than asked for.
+        self.size = self.space.size(search.trials // settings + 1) * settings
+        self.exhaustive = self.size <= search.trials
+        self.trials = min(search.trials, self.size)
+        self._pruner = self._choose_pruner()
+        self._study = self._open(storage)
+
+    def _choose_pruner(self) -> optuna.pruners.BasePruner:
+        epochs = self._epochs()
+        pruner = self.search.pruner
+        if pruner == "auto":
+            pruner = "none" if self.two or epochs == 1 else "median"
+        elif pruner != "none" and epochs == 1:
+            raise UserError(
+                f"search.pruner '{pruner}' stops trials by their epoch results, and these end after one: "
+                "give more epochs, or pruner: none"
+            )
+        if pruner == "halving":
+            return optuna.pruners.SuccessiveHalvingPruner()
+        return optuna.pruners.MedianPruner() if pruner == "median" else optuna.pruners.NopPruner()
+
+    def _epochs(self) -> int | None:
+        """How often a trial is validated; None where the size of the training split is not known."""
+        recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
+        if recipe.steps is None:
+            return recipe.epochs
+        sizes = TASKS.get(self.cell.task.task).sizes
+        train = self.cell.task.train_size or (sizes[0] if sizes else None)
+        return ceil(recipe.steps / ceil(train / recipe.batch_size)) if train else None
+
+    def _described(self) -> dict[str, Any]:
+        """All that must not change between two starts of a study, as JSON gives it back."""
+        trial = self.cell.trial(self.search.seeds[0], "validation", epochs=self.search.epochs)
+        content = trial.model_dump(mode="json", exclude={"seed", "evaluate", "backbone"})
+        method = {key: value for key, value in content.pop("method").items() if key not in ("rank", "ranks")}
+        described = {
+            "budget": self.budget,
+            "modes": [self.space.names[i] for i in self.space.free],
+            "limits": self.space.limits,
+            "seeds": self.search.seeds,
+            "objectives": self.search.objectives,
+            **{f"{axis} grid": grid for axis, grid in self.grids.items()},
+            **{f"method.{key}": value for key, value in method.items()},
+            **{f"{part}.{key}": v for part in ("task", "recipe", "data") for key, v in content[part].items()},
+            "weights": content["weights_hash"],
+            "protocol": content["protocol"],
+        }
+        return dict(json.loads(json.dumps(described)))
+
+    def _open(self, storage: optuna.storages.BaseStorage) -> optuna.Study:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=self.name,
+            directions=["maximize", "minimize"] if self.two else ["maximize"],
+            load_if_exists=True,
+            pruner=self._pruner,
+            sampler=optuna.samplers.RandomSampler(seed=self.search.seed),
+        )
+        own, there = self._described(), study.user_attrs.get("space")
+        if there is None:
+            study.set_user_attr("space", own)
+        elif there != own:
+            differing = [
+                f"{key} is {there.get(key, 'not there')} in it and {own.get(key, 'not there')} here"
+                for key in {**there, **own}
+                if there.get(key) != own.get(key)
+            ]
+            raise UserError(
+                f"the study '{self.name}' exists with another space: {'; '.join(differing)}. "
+                "Rename the suite, or name another database with --storage"
+            )
+        return study
+
+    @property
+    def note(self) -> str:
+        """What to tell where the space is smaller than the number of trials."""
+        if self.trials == self.search.trials:
+            return ""
+        return f"the space has only {self.size} points: all are tried, and the search ends there"
+
+    def run(self, nested: Nested) -> None:
+        """Tries points until so many are done; returns then, or raises what stopped it."""
+        while True:
+            self._release()
+            trials = self._study.get_trials(deepcopy=False)
+            done = [trial for trial in trials if trial.state in DONE]
+            if len(done) >= self.trials:
+                return
+            open_ = [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+            taken = {trial.user_attrs.get("key") for trial in (*done, *open_)}
+            if len(done) + len(open_) < self.trials:
+                point = self._lost(trials, taken) or self._propose(trials, taken)
+                self._study.enqueue_trial(
+                    self._parameters(point), user_attrs={"key": point.key, "ranks": point.ranks}
+                )
+            elif not any(trial.state == TrialState.WAITING for trial in open_):
+                # The rest is with other processes; if one dies, its trial comes back.
+                time.sleep(LOOK)
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self._study.optimize(lambda trial: self._try(trial, nested), n_trials=1, catch=(_Taken,))
+
+    def _release(self) -> None:
+        """Fails running trials whose process is gone, so that their points are tried again."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            taker = trial.user_attrs.get("owner")
+            unsigned = datetime.now() - (trial.datetime_start or datetime.now()) > timedelta(seconds=UNSIGNED)
+            if dead(taker) if taker else unsigned:
+                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> Point | None:
+        """A point that an interrupted trial left untried."""
+        for trial in trials:
+            key = trial.user_attrs.get("key")
+            if trial.state == TrialState.FAIL and key and key not in taken:
+                return _point(key)
+        return None
+
+    def _propose(self, trials: list[FrozenTrial], taken: set[Any]) -> Point:
+        """An untried point: the heuristic's within the budget, then what a model of the finished ones draws.
+
+        Drawn on a copy of the study, so that repeated draws leave no trace in it.
+        """
+        if not taken:
+            assert self.cell.method.size
+            ranks = self.space.ranks(self.cell.method.size) or self.space.smallest
+            return Point(ranks, next(self._settings()))
+        if self.exhaustive:
+            left = [point for point in self._points() if point.key not in taken]
+            return random.Random(self.search.seed).choice(left)
+        seed = self.search.seed + len(trials)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Processes side by side keep away from each other's running trials.
+            model = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        for sampler in (model, optuna.samplers.RandomSampler(seed=seed)):
+            copy = optuna.create_study(directions=self._study.directions, sampler=sampler)
+            copy.add_trials([trial for trial in trials if trial.state in (*DONE, TrialState.RUNNING)])
+            for _ in range(DRAWS):
+                drawn = copy.ask()
+                point = self._suggest(drawn)
+                if point.key not in taken:
+                    return point
+                copy.tell(drawn, state=TrialState.FAIL)
+        return next(point for point in self._points() if point.key not in taken)
+
+    def _settings(self) -> Iterator[Setting]:
+        for values in product(*self.grids.values()):
+            yield Setting.model_validate(dict(zip(self.grids, values, strict=True)))
+
+    def _points(self) -> Iterator[Point]:
+        for ranks in self.space.vectors():
+            yield from (Point(ranks, setting) for setting in self._settings())
+
+    def _suggest(self, trial: optuna.trial.BaseTrial) -> Point:
+        ranks = self.space.suggest(trial)
+        chosen = {axis: trial.suggest_categorical(axis, list(grid)) for axis, grid in self.grids.items()}
+        return Point(ranks, Setting.model_validate(chosen))
+
+    def _parameters(self, point: Point) -> dict[str, Any]:
+        """What `_suggest` makes into this point."""
+        return {**self.space.parameters(point.ranks), **{a: getattr(point.setting, a) for a in self.grids}}
+
+    def _try(self, trial: optuna.Trial, nested: Nested) -> float | tuple[float, float]:
+        trial.set_user_attr("owner", owner())
+        before = [
+            t
+            for t in self._study.get_trials(deepcopy=False)
+            if t.number < trial.number and t.state != TrialState.FAIL
+        ]
+        point = self._suggest(trial)
+        key = trial.user_attrs.get("key")
+        # Without a key another process took what was queued for this one. The earlier number goes on.
+        if key is None or key in {t.user_attrs.get("key") for t in before} or len(before) >= self.trials:
+            raise _Taken
+        point = _point(key)
+        method = self.cell.method.with_size(point.ranks)
+        parameters = self.space.count(point.ranks)
+        rows, trials = nested.trials(
+            [method], self.search.seeds, "search", setting=point.setting, epochs=self.search.epochs
+        )
+        trial.set_user_attr("parameters", parameters)
+        trial.set_user_attr("trials", rows[0].trials)
+        scores = []
+        for position, harness_trial in enumerate(trials):
+
+            def listen(event: Event, position: int = position) -> None:
+                progress = event.progress
+                if self.two or progress is None or progress.validation_metric is None:
+                    return
+                # Trials are compared at the same epoch of the same seed.
+                trial.report(progress.validation_metric, position * 10_000 + progress.epoch)
+                # After the last one there is nothing left to save.
+                if progress.step < progress.steps and trial.should_prune():
+                    raise Pruned
+
+            records = nested.run(rows, [harness_trial], "search", listen)
+            record = records[harness_trial.id]
+            if "failure" in record.tags:
+                trial.set_user_attr("failure", record.tags["failure"])
+            if record.status != "FINISHED":
+                raise optuna.TrialPruned
+            scores.append(record.metrics["score"])
+        return (fmean(scores), parameters) if self.two else fmean(scores)
+
+    def finish(self, nested: Nested) -> dict[str, Any]:
+        """Searches, then compares the best point with the heuristic on the suite's seeds.
+
+        Returns what `search.json` holds. Searched rates or scale are the best point's for both.
+        """
+        self.run(nested)
+        found = nested.keep(self.result())
+        best = found["best"]
+        if best is not None:
+            setting = Setting.model_validate({axis: best[axis] for axis in AXES})
+            labelled = {"best of the search": self.cell.method.with_size(best["ranks"])}
+            found["final"] = nested.compare(labelled | {"heuristic": self.cell.method}, setting=setting)
+        return found
+
+    def result(self) -> dict[str, Any]:
+        """What the search found, as `search.json` holds it, without the final runs."""
+        tried = [t for t in self._study.get_trials(deepcopy=False) if t.state in DONE]
+        lines = []
+        for trial in tried:
+            point = _point(trial.user_attrs["key"])
+            ids = trial.user_attrs["trials"]
+            lines.append(
+                {
+                    "number": trial.number,
+                    "state": "FAILED" if "failure" in trial.user_attrs else trial.state.name,
+                    "ranks": list(point.ranks),
+                    **point.setting.model_dump(),
+                    "parameters": trial.user_attrs["parameters"],
+                    "value": trial.values[0] if trial.state == TrialState.COMPLETE else None,
+                    "trial_id": next(iter(ids.values())),
+                    "trials": ids,
+                }
+            )
+        complete = [line for line in lines if line["state"] == "COMPLETE"]
+        # The smaller of equally good ones, then the earlier.
+        best = min(complete, key=lambda t: (-t["value"], t["parameters"], t["number"]), default=None)
+        budget = self.cell.budget
+        return {
+            "name": self.name,
+            "method": self.cell.label,
+            "task": self.cell.task.task,
+            "backbone": self.cell.info.name,
+            "budget": budget.label if budget else None,
+            "asked": self.budget,
+            "objectives": ["metric", "parameters"] if self.two else ["metric"],
+            "modes": list(self.space.names),
+            "trials": lines,
+            "pareto": [trial.number for trial in self._study.best_trials] if self.two and complete else [],
+            "importance": importances(self.space.names, [(t["ranks"], t["value"]) for t in complete]),
+            "best": best,
+            "final": [],
+        }
+
+
+def _point(key: str) -> Point:
+    ranks, setting = json.loads(key)
+    return Point(tuple(ranks), Setting.model_validate(setting))

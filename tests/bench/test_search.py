@@ -1,0 +1,373 @@
+"""A search from its suite to its artifact: killed, resumed, by several processes, refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from bench.search.allocation import log_spaced, path
+from bench.search.importance import importances
+from bench.search.study import default_storage
+from bench.tracking import Store, latest
+
+from .synthetic import QKV_DEPTH_RANKS, registered
+from .toy_suites import VISION, write
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+SEARCH: dict[str, Any] = {
+    "methods": [{"method": "tenslora", "variant": "qkv_depth"}],
+    "seeds": [0],
+    "search": {"trials": 6},
+}
+DONE = ("COMPLETE", "PRUNED")
+
+
+@dataclass
+class Searched:
+    """A search that ended, and where."""
+
+    folder: Path
+    suite: Path
+    uri: str
+    ended: Any = None
+
+    @property
+    def storage(self) -> str:
+        return default_storage(self.uri)
+
+    @property
+    def store(self) -> Store:
+        return Store.existing(self.uri, "toy")
+
+    def study(self) -> optuna.Study:
+        (name,) = optuna.get_all_study_names(self.storage)
+        return optuna.load_study(study_name=name, storage=self.storage)
+
+    def states(self) -> Counter[str]:
+        """Read past Optuna, which would meet another process while that makes the tables."""
+        try:
+            with closing(sqlite3.connect(self.storage.removeprefix("sqlite:///"), timeout=30)) as database:
+                return Counter(dict(database.execute("SELECT state, count(*) FROM trials GROUP BY state")))
+        except sqlite3.OperationalError:
+            return Counter()
+
+    def artifact(self, kind: str = "search") -> dict[str, Any]:
+        (run,) = self.store._search(kind)
+        path = self.store.client.download_artifacts(run.info.run_id, f"{kind}.json")
+        content: dict[str, Any] = json.loads(Path(path).read_text())
+        return content
+
+
+def prepared(folder: Path, new_store: NewStore, **changes: Any) -> Searched:
+    return Searched(folder, write(folder, VISION, **{**SEARCH, **changes}), new_store(folder))
+
+
+def run(folder: Path, new_store: NewStore, call: Call, **changes: Any) -> Searched:
+    made = prepared(folder, new_store, **changes)
+    made.ended = call("search", made.suite, "--store", made.uri)
+    return made
+
+
+# --- killed and resumed ---
+
+
+def start(made: Searched) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", "search", str(made.suite), "--store", made.uri],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Searched:
+    """Killed with SIGKILL while a trial ran and two were done, then finished by two processes at once."""
+    changes = {
+        "training": {"lr": 5e-3, "batch_size": 16, "epochs": 10},
+        "search": {"trials": 6, "pruner": "median"},
+    }
+    made = prepared(tmp_path_factory.mktemp("killed"), new_store, **changes)
+    first = start(made)
+    deadline = time.monotonic() + 120
+    try:
+        while not (made.states()["RUNNING"] and sum(made.states()[state] for state in DONE) >= 2):
+            assert first.poll() is None, first.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        # Long enough for the trial to be signed, too short for it to end.
+        time.sleep(0.1)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    both = [start(made), start(made)]
+    try:
+        made.ended = [process.communicate(timeout=240)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], made.ended
+    return made
+
+
+def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(killed: Searched) -> None:
+    states = killed.states()
+    assert sum(states[state] for state in DONE) == 6
+    assert states["RUNNING"] == states["WAITING"] == 0
+    # The one that was killed.
+    assert states["FAIL"] >= 1
+
+
+def test_no_point_was_tried_twice(killed: Searched) -> None:
+    tried = [t for t in killed.study().trials if t.state.name in DONE]
+    assert len({tuple(trial.user_attrs["ranks"]) for trial in tried}) == 6
+    artifact = killed.artifact()
+    assert len({tuple(trial["ranks"]) for trial in artifact["trials"]}) == 6
+    assert {trial["state"] for trial in artifact["trials"]} <= {"COMPLETE", "PRUNED"}
+
+
+def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> None:
+    (parent,) = killed.store._search("search")
+    records = killed.store.records()
+    assert {record.tags["mlflow.parentRunId"] for record in records} == {parent.info.run_id}
+    assert parent.info.status == "FINISHED"
+    chosen = latest(records)
+    artifact = killed.artifact()
+    for trial in artifact["trials"]:
+        record = chosen[trial["trial_id"]]
+        assert record.tags["phase"] == "search"
+        assert (record.tags["seed"], record.tags["evaluated"]) == ("1000", "validation")
+        assert trial["parameters"] <= 768
+        assert (record.status == "FINISHED") == (trial["state"] == "COMPLETE")
+        assert trial["value"] is None or trial["value"] == record.metrics["score"]
+    assert not [record for record in records if record.status == "RUNNING"]
+
+
+def test_the_best_and_the_heuristic_run_on_fresh_seeds(killed: Searched) -> None:
+    artifact, chosen = killed.artifact(), latest(killed.store.records())
+    complete = [trial for trial in artifact["trials"] if trial["state"] == "COMPLETE"]
+    assert artifact["best"]["value"] == max(trial["value"] for trial in complete)
+    assert [line["label"] for line in artifact["final"]] == ["best of the search", "heuristic"]
+    assert artifact["final"][0]["ranks"] == artifact["best"]["ranks"]
+    for line in artifact["final"]:
+        (record,) = (chosen[id_] for id_ in line["trials"].values())
+        assert record.status == "FINISHED"
+        assert (record.tags["seed"], record.tags["evaluated"], record.tags.get("phase")) == (
+            "0",
+            "test",
+            None,
+        )
+    assert any("On fresh seeds: test accuracy" in out for out in killed.ended)
+
+
+def test_another_start_tries_nothing_more_and_a_larger_number_goes_on(
+    killed: Searched, call: Call, tmp_path: Path
+) -> None:
+    before = len(killed.store.records())
+    again = call("search", killed.suite, "--store", killed.uri)
+    assert (again.code, len(killed.store.records())) == (0, before)
+    more = call("search", killed.suite, "--store", killed.uri, "--trials", 7)
+    assert more.code == 0
+    assert sum(killed.states()[state] for state in DONE) == 7
+
+
+def test_a_study_of_another_space_is_refused_with_what_differs(killed: Searched, call: Call) -> None:
+    text = killed.suite.read_text()
+    other = killed.folder / "other.yaml"
+    other.write_text(text.replace("lr: 0.005", "lr: 0.02"))
+    ended = call("search", other, "--store", killed.uri)
+    assert ended.code == 2
+    assert "exists with another space: recipe.lr is 0.005 in it and 0.02 here" in ended.err
+    assert "--storage" in ended.err
+
+
+# --- small spaces, other methods, other objectives ---
+
+
+def test_a_small_space_ends_early_says_so_and_takes_what_is_stored(
+    tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    made = run(tmp_path, new_store, call, methods=["lora"], search={"trials": 5})
+    assert made.ended.code == 0, made.ended.err
+    assert "the space has only 2 points: all are tried, and the search ends there" in made.ended.out
+    assert made.states() == {"COMPLETE": 2}
+    assert [trial["ranks"] for trial in made.artifact()["trials"]] == [[2], [1]]
+    # A new study finds the trials in the store.
+    before = len(made.store.records())
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    assert call("search", made.suite, "--store", made.uri, "--storage", other).code == 0
+    assert len(made.store.records()) == before
+
+
+def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    section = {"trials": 6, "objectives": "metric and parameters", "scale": [1, 10], "lr": [1e-3, 1e-2]}
+    made = run(tmp_path, new_store, call, search=section)
+    assert made.ended.code == 0, made.ended.err
+    found = made.artifact()
+    front = [trial for trial in found["trials"] if trial["number"] in found["pareto"]]
+    assert front
+    for one in front:
+        mine = (one["value"], -one["parameters"])
+        others = ((t["value"], -t["parameters"]) for t in found["trials"])
+        assert not any(o != mine and o[0] >= mine[0] and o[1] >= mine[1] for o in others)
+    assert len({(*t["ranks"], t["lr"], t["scale"]) for t in found["trials"]}) == 6
+    assert "the front of metric and parameters" in made.ended.out
+    assert all(trial["head_lr"] is None for trial in found["trials"])
+
+
+def test_a_trial_that_diverges_counts_as_tried(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    section = {"trials": 4, "lr": [1e-3, 1e30]}
+    made = run(tmp_path, new_store, call, methods=["lora"], search=section, training={"batch_size": 16})
+    assert made.ended.code == 0, made.ended.err
+    trials = made.artifact()["trials"]
+    assert {(trial["lr"], trial["state"]) for trial in trials} == {(1e-3, "COMPLETE"), (1e30, "FAILED")}
+    assert len(trials) == 4
+    assert made.artifact()["best"]["lr"] == 1e-3
+
+
+def test_an_interrupt_leaves_the_point_for_the_next_start(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bench.execution.perform
+
+    made = prepared(tmp_path, new_store, search={"trials": 2})
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.perform, "run_trial", stop)
+        assert call("search", made.suite, "--store", made.uri).code == 130
+    assert made.states() == {"FAIL": 1}
+    (lost,) = made.study().trials
+    assert call("search", made.suite, "--store", made.uri).code == 0
+    tried = made.study().get_trials(states=[TrialState.COMPLETE])
+    assert len(tried) == 2
+    assert tried[0].user_attrs["key"] == lost.user_attrs["key"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search": {"trials": 3, "modes": ["head"]}}, "unknown mode of TensLoRA qkv_depth"),
+        ({"search": {"trials": 3}, "budgets": [{"parameters": 20}]}, "below the smallest possible"),
+        ({"search": {"trials": 3}, "methods": ["head_only"]}, "has no rank to search"),
+        (
+            {"search": {"trials": 3, "pruner": "median", "epochs": 1}},
+            "stops trials by their epoch results, and these end after one",
+        ),
+        ({"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 1}}, "end after one:"),
+        ({"search": None}, "has neither a section 'search' nor 'allocation'"),
+        ({"search": None, "allocation": {}, "methods": ["lora"]}, "no modes among which to share"),
+        (
+            {"search": None, "allocation": {"isorank": 8}},
+            "at rank 8 throughout has .* parameters, more than the 755",
+        ),
+    ],
+)
+def test_bad_input_ends_with_2_before_any_trial(
+    tmp_path: Path, new_store: NewStore, call: Call, changes: dict[str, Any], message: str
+) -> None:
+    made = run(tmp_path, new_store, call, **changes)
+    assert made.ended.code == 2
+    assert re.search(message, made.ended.err), made.ended.err
+    assert "Traceback" not in made.ended.err
+    assert Store.create(made.uri, "toy").records() == []
+
+
+def test_a_storage_that_cannot_be_used_ends_with_2(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    made = prepared(tmp_path, new_store)
+    for storage in ("nowhere", "sqlite:////proc/nowhere/optuna.db"):
+        ended = call("search", made.suite, "--store", made.uri, "--storage", storage)
+        assert (ended.code, "cannot use --storage" in ended.err) == (2, True), ended.err
+
+
+# --- the ablation ---
+
+
+def test_an_ablation_sweeps_every_mode_walks_the_path_and_compares(
+    tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    section = {"ranks": 2, "path": 3, "isorank": 1, "seeds": [5, 6], "epochs": 1}
+    made = run(tmp_path, new_store, call, search=None, allocation=section, training={"batch_size": 16})
+    assert made.ended.code == 0, made.ended.err
+    found, chosen = made.artifact("allocation"), latest(made.store.records())
+    assert {point["mode"] for point in found["points"]} == {"input", "output", "projection", "layer"}
+    for point in found["points"]:
+        assert point["ranks"][found["modes"].index(point["mode"])] == point["rank"]
+        assert point["parameters"] <= found["asked"] == 768
+    for line in (*found["points"], *found["path"], found["heuristic"], found["best"]):
+        records = [chosen[id_] for id_ in line["trials"].values()]
+        assert [record.tags["seed"] for record in records] == ["5", "6"]
+        assert {(r.status, r.tags["phase"], r.tags["evaluated"]) for r in records} == {
+            ("FINISHED", "allocation", "validation")
+        }
+    assert found["path"][0]["ranks"] == [1, 1, 1, 1]
+    assert found["path"][-1]["ranks"] == found["heuristic"]["ranks"] == [7, 7, 3, 2]
+    assert [line["label"] for line in found["final"]] == ["best allocation", "heuristic"]
+    before = len(made.store.records())
+    again = call("search", made.suite, "--store", made.uri)
+    assert (again.code, len(made.store.records())) == (0, before)
+    assert "one mode at a time" in again.out
+
+
+def test_ranks_are_log_spaced_and_few() -> None:
+    assert log_spaced(1, 144, 6) == [1, 3, 7, 20, 53, 144]
+    assert log_spaced(1, 3, 6) == [1, 2, 3]
+    assert log_spaced(1, 1, 6) == [1]
+    assert path((4, 4, 4), (60, 3, 12), 3) == [(4, 4, 4), (15, 3, 7), (60, 3, 12)]
+
+
+def test_importance_finds_the_mode_that_matters() -> None:
+    points = [((i, j), 0.5 + 0.1 * i) for i in (1, 2, 4, 8) for j in (1, 2, 4)]
+    found = importances(("input", "output"), points)
+    assert set(found) == {"fanova", "mean_decrease_impurity", "ped_anova"}
+    for values in found.values():
+        assert values["input"] > 0.8
+    assert importances(("input", "output"), points[:3]) == {}
+    assert set(importances(("input", "output"), [((i, 3), v) for (i, _), v in points])["fanova"]) == {"input"}
+
+
+# --- a task whose true ranks are known ---
+
+
+def test_the_search_prefers_the_true_ranks(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    with registered():
+        made = run(
+            tmp_path,
+            new_store,
+            call,
+            backbones=["synthetic"],
+            tasks=["synthetic"],
+            # What the true update needs and no more: 103 parameters.
+            budgets=[{"parameters": 103}],
+            training={"lr": 2e-2, "batch_size": 32, "epochs": 6, "weight_decay": 0},
+            search={"trials": 40},
+        )
+    assert made.ended.code == 0, made.ended.err
+    assert "only 19 points" in made.ended.out
+    found = made.artifact()
+    # The weak ones ended early.
+    assert Counter(trial["state"] for trial in found["trials"])["PRUNED"] > 5
+    assert tuple(found["best"]["ranks"]) == QKV_DEPTH_RANKS
+    second = sorted(trial["value"] for trial in found["trials"] if trial["value"])[-2]
+    assert found["best"]["value"] > second + 0.1
+    best, heuristic = (latest(made.store.records())[line["trials"]["0"]] for line in found["final"])
+    assert best.metrics["score"] > heuristic.metrics["score"] + 0.2
