@@ -18,7 +18,7 @@ from rich.table import Table
 from bench import interrupts
 
 if TYPE_CHECKING:
-    from bench.execution.driver import Executor
+    from bench.execution.driver import Session
     from bench.plan import Plan
     from methods import Geometry, Method
 
@@ -106,24 +106,15 @@ def run(
     from reports.summary import summarise
 
     chosen = device if executor == "ray" else _device(device)
-
-    def new_place() -> Executor:
-        return make_executor(
-            executor, chosen, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
-        )
-
-    place = new_place()
+    place = make_executor(
+        executor, chosen, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
+    )
     whole = make_plan(load_suite(suite), place.device)
     whole.select(task or (), method or (), seed or ())
     opened = Store.create(store or DEFAULT_STORE, whole.suite.name)
-    with session(opened) as at_work:
-        if at_work.sent:
-            out.print(f"Sent {at_work.sent} record(s) that an earlier start could not store.")
-        if at_work.closed:
-            out.print(
-                f"Closed {at_work.closed} unfinished run(s) of a process that died; their trials run again."
-            )
-        phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
+    phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
+    with session(opened) as at_work, place:
+        _tell_leftovers(at_work)
         for phase in phases:
             whole = with_choices(whole, opened)
             plan = whole.select(task or (), method or (), seed or ())
@@ -134,14 +125,11 @@ def run(
             out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
             if trials:
                 check_disk(part, trials, opened)
-                with place:
-                    if executor != "ray":
-                        check_memory(trials, place.slots)
-                    place.prepare(trials)
-                    with RunDisplay(out, part, len(trials), place.slots) as display:
-                        tags = {"phase": phase} if phase else {}
-                        execute(whole, trials, at_work, place, display, tags=tags)
-                place = new_place()
+                if executor != "ray":
+                    check_memory(trials, place.slots)
+                place.prepare(trials)
+                with RunDisplay(out, part, len(trials), place.slots) as display:
+                    execute(whole, trials, at_work, place, display, tags={"phase": phase} if phase else {})
             elif phase is None:
                 opened.end_suite(opened.begin_suite(whole, at_work.claims.driver), "FINISHED")
         summary = summarise(opened, plan.as_json())
@@ -166,22 +154,29 @@ def search(
     sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
     method: Methods = None,
     task: Tasks = None,
+    executor: ExecutorKind = "inline",
+    workers: Workers = None,
+    slots_per_device: SlotsPerDevice = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Search ranks within a budget, or ablate how it is shared: what the suite's `search` or `allocation`
     says. Safe to stop and start again; several processes may search side by side.
     """
     from bench.display import RunDisplay, print_allocation, print_search
+    from bench.execution import make_executor
     from bench.execution.driver import session
-    from bench.execution.inline import Inline
-    from bench.plan import Cell, cells, make_plan
+    from bench.plan import cells, make_plan
     from bench.search.allocation import Ablation
-    from bench.search.nested import Kind, Nested
+    from bench.search.nested import Nested
     from bench.search.study import RankSearch, default_storage, open_storage
     from bench.suite import load_suite
     from bench.tracking import DEFAULT_STORE, Store, latest
     from methods import UserError
 
-    chosen = _device(device)
+    chosen = device if executor == "ray" else _device(device)
+    place = make_executor(
+        executor, chosen, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
+    )
     loaded = load_suite(suite)
     if not (loaded.search or loaded.allocation):
         raise UserError(f"{suite} has neither a section 'search' nor 'allocation'")
@@ -189,44 +184,44 @@ def search(
         given = {"trials": trials, "seed": sampler_seed}
         update = {key: value for key, value in given.items() if value is not None}
         loaded = loaded.model_copy(update={"search": loaded.search.model_copy(update=update)})
-    wanted = make_plan(loaded, chosen).select(task or (), method or (), ())
+    wanted = make_plan(loaded, place.device).select(task or (), method or (), ())
     rows = {(row.method, row.task, row.backbone, row.budget) for row in wanted.rows}
     chosen_cells = [
         cell
-        for _, cell in cells(loaded, chosen)
+        for _, cell in cells(loaded, place.device)
         if (cell.label, cell.task.task, cell.info.name, cell.budget) in rows
     ]
     uri = store or DEFAULT_STORE
     opened = Store.create(uri, loaded.name)
+
+    def watch(plan: Plan, count: int) -> RunDisplay:
+        return RunDisplay(out, plan, count, place.slots)
+
     complete = True
-    with session(opened) as at_work, Inline(chosen) as place:
-
-        def nested(cell: Cell, kind: Kind) -> Nested:
-            return Nested(cell, kind, at_work, place, lambda plan, count: RunDisplay(out, plan, count))
-
-        # Every space is checked before the first trial.
-        searches, ablations = [], []
+    with session(opened) as at_work, place:
+        _tell_leftovers(at_work)
         if loaded.search:
             studies = open_storage(storage or default_storage(uri))
-            for cell in chosen_cells:
-                nest = nested(cell, "search")
-                searches.append((RankSearch(cell, loaded.search, studies, nest.name), nest))
+            nests = [Nested(cell, "search", at_work, place, watch) for cell in chosen_cells]
+            # Every space is checked before the first trial.
+            searches = [RankSearch(nest.cell, loaded.search, studies, nest.name) for nest in nests]
+            for one, nested in zip(searches, nests, strict=True):
+                out.print(f"[bold]{one.name}[/bold]: {one.trials} points within {one.budget:,} parameters")
+                if one.note:
+                    out.print(f"[yellow]{one.note}[/yellow]")
+                with nested:
+                    found = one.finish(nested)
+                complete &= print_search(out, found, latest(opened.records()))
         if loaded.allocation:
-            ablations = [
-                (Ablation(cell, loaded.allocation), nested(cell, "allocation")) for cell in chosen_cells
-            ]
-        for one, nest in searches:
-            out.print(f"[bold]{one.name}[/bold]: {one.trials} points within {one.budget:,} parameters")
-            if one.note:
-                out.print(f"[yellow]{one.note}[/yellow]")
-            with nest:
-                found = one.finish(nest)
-            complete &= print_search(out, found, latest(opened.records()))
-        for ablation, nest in ablations:
-            out.print(f"[bold]{nest.name}[/bold]: {len(ablation.vectors)} allocations of {ablation.budget:,}")
-            with nest:
-                found = ablation.run(nest)
-            complete &= print_allocation(out, found, latest(opened.records()))
+            nests = [Nested(cell, "allocation", at_work, place, watch) for cell in chosen_cells]
+            ablations = [Ablation(nest.cell, loaded.allocation) for nest in nests]
+            for ablation, nested in zip(ablations, nests, strict=True):
+                out.print(
+                    f"[bold]{nested.name}[/bold]: {len(ablation.vectors)} allocations of {ablation.budget:,}"
+                )
+                with nested:
+                    found = ablation.run(nested)
+                complete &= print_allocation(out, found, latest(opened.records()))
     if not complete:
         raise typer.Exit(1)
 
@@ -512,6 +507,15 @@ def _experiment(name: str) -> str:
     from bench.suite import load_suite
 
     return load_suite(Path(name)).name
+
+
+def _tell_leftovers(at_work: Session) -> None:
+    if at_work.sent:
+        out.print(f"Sent {at_work.sent} record(s) that an earlier start could not store.")
+    if at_work.closed:
+        out.print(
+            f"Closed {at_work.closed} unfinished run(s) of a process that died; their trials run again."
+        )
 
 
 def _method_row(name: str, template: Method, geometry: Geometry) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def longest_first(plan: Plan, trials: Iterable[Trial], records: Iterable[Record]
     kind, or in proportion to the floating-point operations where there is none. Equals keep their order.
     """
     kinds: dict[str, Kind] = {
-        id_: (row.method, row.backbone, row.task) for row in plan.rows for id_ in row.trials.values()
+        id_: (row.method, row.backbone, row.task) for row in plan.rows for id_ in row.trials.values() if id_
     }
     flops = {kinds[trial.id]: step_flops(trial) for trial in plan.trials}
     measured: dict[Kind, list[float]] = defaultdict(list)

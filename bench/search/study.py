@@ -210,9 +210,9 @@ class RankSearch:
     def _release(self) -> None:
         """Fails running trials whose process is gone, so that their points are tried again."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            signed = trial.user_attrs.get("owner")
+            taker = trial.user_attrs.get("owner")
             unsigned = datetime.now() - (trial.datetime_start or datetime.now()) > timedelta(seconds=UNSIGNED)
-            if dead(signed) if signed else unsigned:
+            if dead(taker) if taker else unsigned:
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> Point | None:
@@ -303,8 +303,8 @@ class RankSearch:
 
             records = nested.run(rows, [harness_trial], "search", listen)
             record = records[harness_trial.id]
-            if record.status == "FAILED":
-                trial.set_user_attr("failure", record.tags.get("failure", "error"))
+            if "failure" in record.tags:
+                trial.set_user_attr("failure", record.tags["failure"])
             if record.status != "FINISHED":
                 raise optuna.TrialPruned
             scores.append(record.metrics["score"])
