@@ -217,8 +217,8 @@ def test_a_small_space_ends_early_says_so_and_takes_what_is_stored(
 
 
 def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: Call) -> None:
-    section = {"trials": 6, "objectives": "metric and parameters", "scale": [1, 10], "lr": [1e-3, 1e-2]}
-    made = run(tmp_path, new_store, call, search=section)
+    section = {"trials": 4, "objectives": "metric and parameters", "scale": [1, 10], "lr": [1e-3, 1e-2]}
+    made = run(tmp_path, new_store, call, methods=["lora"], search=section)
     assert made.ended.code == 0, made.ended.err
     found = made.artifact()
     front = [trial for trial in found["trials"] if trial["number"] in found["pareto"]]
@@ -227,7 +227,7 @@ def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: 
         mine = (one["value"], -one["parameters"])
         others = ((t["value"], -t["parameters"]) for t in found["trials"])
         assert not any(o != mine and o[0] >= mine[0] and o[1] >= mine[1] for o in others)
-    assert len({(*t["ranks"], t["lr"], t["scale"]) for t in found["trials"]}) == 6
+    assert len({(*t["ranks"], t["lr"], t["scale"]) for t in found["trials"]}) == 4
     assert "the front of metric and parameters" in made.ended.out
     assert all(trial["head_lr"] is None for trial in found["trials"])
 
@@ -273,7 +273,10 @@ def test_an_interrupt_leaves_the_point_for_the_next_start(
             {"search": {"trials": 3, "pruner": "median", "epochs": 1}},
             "stops trials by their epoch results, and these end after one",
         ),
-        ({"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 1}}, "end after one:"),
+        (
+            {"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 1, "batch_size": 16}},
+            "end after one:",
+        ),
         ({"search": None}, "has neither a section 'search' nor 'allocation'"),
         ({"search": None, "allocation": {}, "methods": ["lora"]}, "no modes among which to share"),
         (
@@ -305,11 +308,11 @@ def test_a_storage_that_cannot_be_used_ends_with_2(tmp_path: Path, new_store: Ne
 def test_an_ablation_sweeps_every_mode_walks_the_path_and_compares(
     tmp_path: Path, new_store: NewStore, call: Call
 ) -> None:
-    section = {"ranks": 2, "path": 3, "isorank": 1, "seeds": [5, 6], "epochs": 1}
+    section = {"ranks": 2, "path": 3, "isorank": 1, "seeds": [5, 6], "epochs": 1, "modes": ["input", "layer"]}
     made = run(tmp_path, new_store, call, search=None, allocation=section, training={"batch_size": 16})
     assert made.ended.code == 0, made.ended.err
     found, chosen = made.artifact("allocation"), latest(made.store.records())
-    assert {point["mode"] for point in found["points"]} == {"input", "output", "projection", "layer"}
+    assert {point["mode"] for point in found["points"]} == {"input", "layer"}
     for point in found["points"]:
         assert point["ranks"][found["modes"].index(point["mode"])] == point["rank"]
         assert point["parameters"] <= found["asked"] == 768
