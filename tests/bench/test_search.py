@@ -273,7 +273,10 @@ def test_an_interrupt_leaves_the_point_for_the_next_start(
             {"search": {"trials": 3, "pruner": "median", "epochs": 1}},
             "stops trials by their epoch results, and these end after one",
         ),
-        ({"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 1}}, "end after one:"),
+        (
+            {"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 1, "batch_size": 20}},
+            "end after one:",
+        ),
         ({"search": None}, "has neither a section 'search' nor 'allocation'"),
         ({"search": None, "allocation": {}, "methods": ["lora"]}, "no modes among which to share"),
         (
