@@ -64,7 +64,7 @@ class RayCluster:
         self.device = device
         self._workers: list[_Worker] = []
         self._looked = -LOOK
-        self._room = 0
+        self._slots_now = 0
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cores = [int(node["CPU"]) for node in nodes if node.get("CPU")]
         if device == "cuda":
@@ -122,10 +122,13 @@ class RayCluster:
 
     @property
     def free(self) -> int:
-        """Nodes come and go, and so do slots."""
+        return max(0, self._room() - sum(worker.trial is not None for worker in self._workers))
+
+    def _room(self) -> int:
+        """How many slots there are: nodes come and go."""
         if time.monotonic() > self._looked + LOOK:
-            self._room, self._looked = self._capacity(), time.monotonic()
-        return max(0, self._room - sum(worker.trial is not None for worker in self._workers))
+            self._slots_now, self._looked = self._capacity(), time.monotonic()
+        return self._slots_now
 
     def submit(self, trial: Trial) -> None:
         worker = next((worker for worker in self._workers if worker.trial is None), None)
@@ -144,7 +147,7 @@ class RayCluster:
         """Where nodes are gone, actors that wait for room would wait for idle ones for ever."""
         for waiting in [worker for worker in self._workers if worker.trial and not worker.placed]:
             idle = next((worker for worker in self._workers if worker.trial is None), None)
-            if idle is None or len(self._workers) <= self._room:
+            if idle is None or len(self._workers) <= self._room():
                 return
             trial = waiting.trial
             assert trial is not None
