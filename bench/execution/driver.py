@@ -173,7 +173,8 @@ class _Driving:
             trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
         }
         records = self.store.records()
-        self.before = {trial: record.run_id for trial, record in latest(records).items()}
+        #: The results that there are already: those of failed trials that are to run again.
+        self.before = {id_: record.run_id for id_, record in latest(records).items() if record.settled}
         # One worker goes seed by seed, so that a run stopped half-way has compared all methods on a seed.
         self.queue = longest_first(plan, trials, records) if executor.slots > 1 else list(trials)
         self.running: dict[str, TrialRun] = {}
