@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.export.runs import StoredTrial, stored_trial
-from bench.tasks import TASKS, prepare
+from bench.tasks import TASKS
 from bench.training import evaluate
+from bench.trial import Resources
 from methods import PROJECTIONS, Adapter, Geometry, Site, UserError
 
 #: The projections that heads divide.
@@ -271,13 +272,12 @@ def _norm(norms: Mapping[Site, Tensor], part: Component) -> float:
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
     """How much the validation metric falls without each part, of the adapter merged into the weights."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
-    task = TASKS.get(trial.task.task)
-    sizes = trial.task.model_dump(include={"train_size", "validation_size", "test_size", "max_tokens"})
-    data = prepare(task, backbone.info.input, **sizes).to(torch.device(device))
+    metric_name = TASKS.get(trial.task.task).metric
+    data = Resources(device).data(trial, backbone.info.input)
     zeroing = Zeroing(adapter, device)
 
     def metric() -> float:
-        return evaluate(backbone, adapter, data.validation, trial.recipe, task.metric, data.classes).metric
+        return evaluate(backbone, adapter, data.validation, trial.recipe, metric_name, data.classes).metric
 
     whole = metric()
     drops = {}
@@ -293,6 +293,7 @@ def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, panels = pyplot.subplots(1, len(MODES), figsize=(3.2 * len(MODES), 3.2), layout="constrained")
     for panel, mode in zip(panels, MODES, strict=True):
@@ -306,6 +307,7 @@ def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:
         panel.set_ylim(1e-4, 1.5)
         panel.set_title(mode.replace("_", " "))
         panel.set_xlabel("index")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.legend(title="effective rank", fontsize="x-small", title_fontsize="x-small", loc="lower left")
     panels[0].set_ylabel("singular value / largest")
     try:

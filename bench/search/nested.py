@@ -8,12 +8,10 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from mlflow.entities import Run
-
 from bench.execution.driver import Executor, Session, execute
 from bench.execution.perform import Event
 from bench.plan import Cell, Phase, Plan, Row, Trial
-from bench.tracking import Record, latest, owner
+from bench.tracking import Record, latest, owner, storing
 from methods import Method
 
 Listener = Callable[[Event], None]
@@ -32,30 +30,31 @@ class Nested:
         self.name = " · ".join((cell.suite.name, cell.label, cell.task.task, cell.info.name, budget))
         self._artifacts: dict[str, Any] = {}
 
+    @storing()
     def __enter__(self) -> Self:
         client = self.store.client
-        found = [run for run in self._runs(self.kind) if run.data.tags.get("study") == self.name]
+        mine = {"owner": owner(), "driver": self._at_work.claims.driver}
+        found = [run for run in self.store._search(self.kind) if run.data.tags.get("study") == self.name]
         if found:
             self.run_id: str = found[-1].info.run_id
             client.update_run(self.run_id, status="RUNNING")
-            client.set_tag(self.run_id, "owner", owner())
+            for key, value in mine.items():
+                client.set_tag(self.run_id, key, value)
         else:
             self.run_id = client.create_run(
                 self.store.experiment.experiment_id,
-                tags={"kind": self.kind, "study": self.name, "owner": owner()},
+                tags={"kind": self.kind, "study": self.name, **mine},
                 run_name=f"{self.kind}: {self.name}",
             ).info.run_id
         return self
 
+    @storing()
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for name, content in self._artifacts.items():
             self.store.client.log_text(self.run_id, json.dumps(content, indent=1), name)
         self.store.client.set_terminated(self.run_id, "KILLED" if error else "FINISHED")
-
-    def _runs(self, kind: str) -> list[Run]:
-        return self.store._search(kind)
 
     def keep(self, content: dict[str, Any]) -> dict[str, Any]:
         """What the parent run will hold as `search.json` or `allocation.json`."""

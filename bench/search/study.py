@@ -28,7 +28,7 @@ from bench.search.nested import Nested
 from bench.search.space import Ranks, RankSpace
 from bench.settings import AXES, Setting, applicable
 from bench.suite import Search
-from bench.tasks import TASKS
+from bench.tasks import find_task
 from bench.tracking import SQLITE, dead, owner
 from bench.training import Pruned
 from methods import UserError
@@ -130,7 +130,7 @@ class RankSearch:
         recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
         if recipe.steps is None:
             return recipe.epochs
-        sizes = TASKS.get(self.cell.task.task).sizes
+        sizes = find_task(self.cell.task.task, self.cell.task.source).sizes
         train = self.cell.task.train_size or (sizes[0] if sizes else None)
         return ceil(recipe.steps / ceil(train / recipe.batch_size)) if train else None
 
