@@ -199,7 +199,8 @@ def outage(
         for run in runs:
             assert run.wait(500) == 0, run.log.read_text()[-3000:]
         statuses = check(suite, server.uri)
-        assert statuses.keys() == {"FINISHED"}, statuses
+        # A run that was opened when its answer was lost is closed as killed.
+        assert statuses.keys() <= {"FINISHED", "KILLED"}, statuses
         for run in runs:
             no_secret_words(run.log)
     return {
