@@ -103,7 +103,8 @@ def kills(
             while run.process.poll() is None:
                 time.sleep(0.5)
                 done, alive = finished(store), run.workers()
-                if alive and done > killed_workers * trials // (worker_kills + 1):
+                next_kill = killed_workers * trials // (worker_kills + 1)
+                if alive and killed_workers < worker_kills and done > next_kill:
                     with suppress(psutil.NoSuchProcess):
                         chance.choice(alive).kill()
                         killed_workers += 1
