@@ -24,7 +24,7 @@ THRESHOLD = 0.01
 #: Methods of a block in its pairwise comparisons; of more, the best by mean rank.
 MOST_PAIRED = 20
 #: Runs whose predictions one report reads.
-MOST_PREDICTIONS = 3000
+MOST_PREDICTIONS = 2000
 
 REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
 

@@ -10,7 +10,7 @@ import numpy as np
 from reports.reading import OWN_SIZE, Frame, Study, history
 
 #: Panels, methods of one panel beside the baselines, and metric histories that one report reads.
-MOST_PANELS, MOST_CURVES, MOST_HISTORIES = 12, 10, 1000
+MOST_PANELS, MOST_CURVES, MOST_HISTORIES = 12, 10, 600
 
 
 @dataclass(frozen=True)

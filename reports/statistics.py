@@ -26,7 +26,7 @@ LEVEL = 0.95
 ALPHA = 0.05
 #: All sign flips are tried up to this many pairs, and `RESAMPLES` random ones beyond.
 EXACT_PAIRS = 15
-RESAMPLES = 19_999
+RESAMPLES = 9_999
 #: Resamples of every bootstrap; its intervals are percentiles.
 BOOTSTRAP = 2000
 #: Numbers that one step of a resampling may hold at once.

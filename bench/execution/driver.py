@@ -173,7 +173,9 @@ class _Driving:
             trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
         }
         records = self.store.records()
-        self.before = {trial: record.run_id for trial, record in latest(records).items()}
+        #: The failures that there are already may be asked for again. What is finished never runs again.
+        failures = {id_: record for id_, record in latest(records).items() if record.status == "FAILED"}
+        self.before = {id_: record.run_id for id_, record in failures.items()}
         # One worker goes seed by seed, so that a run stopped half-way has compared all methods on a seed.
         self.queue = longest_first(plan, trials, records) if executor.slots > 1 else list(trials)
         self.running: dict[str, TrialRun] = {}
@@ -269,7 +271,7 @@ class _Driving:
     def _begin(self, trial: Trial) -> None:
         record = latest(self.store.records(trial_id=trial.id)).get(trial.id)
         if record and record.settled and record.run_id != self.before.get(trial.id):
-            # By another driver, since we looked.
+            # By another driver, since the trials were chosen.
             self.claims.settle(trial.id)
             self.queue.remove(trial)
             self.notify(Event(trial, "elsewhere"))

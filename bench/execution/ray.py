@@ -42,6 +42,8 @@ class _Worker:
     trial: Trial | None = None
     #: The answer to the question what has happened, still to come.
     heard: Any = None
+    #: Whether it has answered once, so that it runs somewhere.
+    placed: bool = False
 
 
 class RayCluster:
@@ -62,7 +64,7 @@ class RayCluster:
         self.device = device
         self._workers: list[_Worker] = []
         self._looked = -LOOK
-        self._room = 0
+        self._slots_now = 0
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cores = [int(node["CPU"]) for node in nodes if node.get("CPU")]
         if device == "cuda":
@@ -120,10 +122,13 @@ class RayCluster:
 
     @property
     def free(self) -> int:
-        """Nodes come and go, and so do slots."""
+        return max(0, self._room() - sum(worker.trial is not None for worker in self._workers))
+
+    def _room(self) -> int:
+        """How many slots there are: nodes come and go."""
         if time.monotonic() > self._looked + LOOK:
-            self._room, self._looked = self._capacity(), time.monotonic()
-        return self._room - sum(worker.trial is not None for worker in self._workers)
+            self._slots_now, self._looked = self._capacity(), time.monotonic()
+        return self._slots_now
 
     def submit(self, trial: Trial) -> None:
         worker = next((worker for worker in self._workers if worker.trial is None), None)
@@ -131,11 +136,26 @@ class RayCluster:
             actor = ray.remote(_Slot).options(max_concurrency=3, **self._options()).remote(self.device)
             worker = _Worker(actor)
             self._workers.append(worker)
+        self._give(worker, trial)
+
+    def _give(self, worker: _Worker, trial: Trial) -> None:
         worker.trial = trial
         worker.actor.run.remote(trial)
         worker.heard = worker.actor.events.remote()
 
+    def _replace_waiting(self) -> None:
+        """Where nodes are gone, actors that wait for room would wait for idle ones for ever."""
+        for waiting in [worker for worker in self._workers if worker.trial and not worker.placed]:
+            idle = next((worker for worker in self._workers if worker.trial is None), None)
+            if idle is None or len(self._workers) <= self._room():
+                return
+            trial = waiting.trial
+            assert trial is not None
+            self._remove(waiting)
+            self._give(idle, trial)
+
     def step(self, report: Report) -> None:
+        self._replace_waiting()
         busy = {worker.heard: worker for worker in self._workers if worker.trial}
         ready, _ = ray.wait(list(busy), num_returns=1, timeout=1)
         for answer in ready:
@@ -146,9 +166,12 @@ class RayCluster:
                 trial = worker.trial
                 assert trial is not None
                 self._remove(worker)
+                # The node may be gone, and its slots.
+                self._looked = -LOOK
                 reason = str(error).partition("\n")[0].strip() or type(error).__name__
                 report(ended(trial, "", lost(f"its worker or node died: {reason}")))
                 continue
+            worker.placed = True
             for event in events:
                 if event.ending is not None:
                     worker.trial = worker.heard = None

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,10 @@ from mlflow.tracking import MlflowClient
 
 from bench import claims
 from bench.claims import DRIVER, Claims
-from bench.execution.driver import session
+from bench.execution.driver import execute, session
+from bench.execution.inline import Inline
+from bench.execution.perform import Event
+from bench.record import Ending
 from bench.tracking import Store, StoreError, owner
 
 from .toy_suites import plan
@@ -163,3 +167,27 @@ def test_what_dead_drivers_left_running_is_closed_and_what_live_ones_run_is_not(
         runs["swept long ago"]: "KILLED",
     }
     assert owner() in store.client.get_experiment(store.experiment.experiment_id).tags[DRIVER + live.driver]
+
+
+def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(store: Store) -> None:
+    made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
+    (trial,) = made.trials
+    other = opened(store)
+    assert take(other, trial.id)
+    run = store.begin_trial(trial, list(made.rows), "accuracy", "none", {}, {"driver": other.driver})
+
+    def finish() -> None:
+        run.end(Ending("finished", {"score": 1.0}))
+        other.settle(trial.id)
+
+    events: list[Event] = []
+    # When this driver starts it sees the run, still open.
+    later = threading.Timer(2, finish)
+    here = Store.existing(store.uri, "toy")
+    with session(here) as at_work, Inline("cpu") as place:
+        later.start()
+        execute(made, [trial], at_work, place, events.append)
+    later.join()
+    assert [event.kind for event in events] == ["elsewhere"]
+    assert [record.status for record in store.records()] == ["FINISHED"]
+    assert names(store) == []

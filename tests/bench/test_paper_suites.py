@@ -44,7 +44,8 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Plan]]
         }
         with client(folder / "cache", hub.endpoint):
             yield {
-                name: make_plan(load_suite(SUITES / f"{name}.yaml")) for name in ("paper", "paper_reference")
+                name: make_plan(load_suite(SUITES / f"{name}.yaml"))
+                for name in ("paper_untuned", "paper_reference")
             }
 
 
@@ -54,6 +55,14 @@ def rows(plan: Plan, task: str = "dtd") -> dict[str, Row]:
         for row in plan.rows
         if row.task == task
     }
+
+
+def test_the_leaderboard_differs_from_the_untuned_suite_in_its_tuning_alone() -> None:
+    tuned, untuned = (load_suite(SUITES / f"{name}.yaml") for name in ("paper", "paper_untuned"))
+    assert tuned.tuning is not None
+    assert untuned.tuning is None
+    told = {"name", "description", "closing", "tuning"}
+    assert tuned.model_dump(exclude=told) == untuned.model_dump(exclude=told)
 
 
 def test_every_task_meets_the_backbone_of_its_modality_with_five_seeds(plans: dict[str, Plan]) -> None:
@@ -69,7 +78,7 @@ def test_every_task_meets_the_backbone_of_its_modality_with_five_seeds(plans: di
 
 
 def test_the_comparison_has_what_the_paper_has_and_lacks(plans: dict[str, Plan]) -> None:
-    found = rows(plans["paper"])
+    found = rows(plans["paper_untuned"])
     counts = {name: row.parameters for name, row in found.items()}
     lora = 221_184
     assert counts["LoRA, isorank 4"] == counts["LoRA (targets=qkvo) (3,)"] == lora
@@ -115,13 +124,13 @@ def test_the_reference_s_switches_are_on_there_and_nowhere_else(plans: dict[str,
     for method in tensors:
         assert method["heads"] == ("interleaved" if "att" in method["variant"] else "aligned")
         assert method.get("starts") == (None if "qkv_depth" in method["variant"] else "identical")
-    for trial in plans["paper"].trials:
+    for trial in plans["paper_untuned"].trials:
         assert (trial.recipe.select, trial.recipe.augmentation) == ("validation", ())
         assert (trial.task.split, trial.task.normalise, trial.task.resize) == ("fixed", True, None)
         assert "starts" not in trial.method
 
 
-@pytest.mark.parametrize("name", ["paper", "paper_reference"])
+@pytest.mark.parametrize("name", ["paper", "paper_untuned", "paper_reference"])
 def test_without_lock_or_network_the_plan_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     with client(tmp_path, "http://127.0.0.1:9", offline=True), pytest.raises(UserError) as refused:
         make_plan(load_suite(SUITES / f"{name}.yaml"))

@@ -30,6 +30,7 @@ from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.measure import LIBRARIES
 from bench.plan import Plan
+from bench.record import Ending
 from bench.suite import load_suite
 from bench.tasks import TASKS, prepare
 from bench.tracking import Record, Store, StoreError, StoreRefusedError, TrialRun, latest
@@ -473,7 +474,10 @@ def test_a_killed_retry_is_retried_by_the_same_command(store: Store, monkeypatch
 def test_a_trial_that_two_starts_finished_counts_once(store: Store) -> None:
     made = plan(methods=["head_only"], training=SHORT)
     executed(store, made)
-    executed(store, made)
+    # One that finished while this driver made its plan does not run again.
+    assert [event.kind for event in run_inline(store, made)] == ["elsewhere"]
+    late = store.begin_trial(made.trials[0], list(made.rows), "accuracy", "none", {})
+    late.end(Ending("finished", {"score": 0.5}))
     first, second = store.records()
     assert first.trial_id == second.trial_id
     assert (first.status, second.status) == ("FINISHED", "DUPLICATE")

@@ -103,7 +103,8 @@ def kills(
             while run.process.poll() is None:
                 time.sleep(0.5)
                 done, alive = finished(store), run.workers()
-                if alive and done > killed_workers * trials // (worker_kills + 1):
+                next_kill = killed_workers * trials // (worker_kills + 1)
+                if alive and killed_workers < worker_kills and done > next_kill:
                     with suppress(psutil.NoSuchProcess):
                         chance.choice(alive).kill()
                         killed_workers += 1
@@ -199,7 +200,8 @@ def outage(
         for run in runs:
             assert run.wait(500) == 0, run.log.read_text()[-3000:]
         statuses = check(suite, server.uri)
-        assert statuses.keys() == {"FINISHED"}, statuses
+        # A run that was opened when its answer was lost is closed as killed.
+        assert statuses.keys() <= {"FINISHED", "KILLED"}, statuses
         for run in runs:
             no_secret_words(run.log)
     return {
