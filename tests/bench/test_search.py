@@ -274,11 +274,7 @@ def test_an_interrupt_leaves_the_point_for_the_next_start(
             "stops trials by their epoch results, and these end after one",
         ),
         (
-<<<<<<< HEAD
             {"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 1, "batch_size": 16}},
-=======
-            {"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 1, "batch_size": 20}},
->>>>>>> main
             "end after one:",
         ),
         ({"search": None}, "has neither a section 'search' nor 'allocation'"),
