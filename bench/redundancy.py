@@ -259,6 +259,8 @@ def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) ->
             ],
         }
         stored.client.log_text(stored.record.run_id, json.dumps(found, indent=1), "redundancy.json")
+        # By which reports find it.
+        stored.client.set_tag(stored.record.run_id, "redundancy", "yes")
     return found
 
 

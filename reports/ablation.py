@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.tracking import Record
 from methods import UserError
-from reports.reading import Source, Study, artifact, read_json
+from reports.reading import Source, Study, read_json
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def read(study: Study) -> list[Ablation]:
                 content = read_json(source, record, f"{kind}.json")
                 if content is not None:
                     found.append(_built(build, source, record, content, f"{kind}.json"))
-        for record in _analysed(source):
-            content = read_json(source, record, "redundancy.json")
+        for record in source.records.values():
+            # The tag, so that nobody need look for a file on every run.
+            content = read_json(source, record, "redundancy.json") if "redundancy" in record.tags else None
             if content is not None:
                 found.append(_built(_redundancy, source, record, content, "redundancy.json"))
     return found
@@ -79,18 +80,6 @@ def _built(build: Any, source: Source, record: Record, content: dict[str, Any], 
     return built
 
 
-def _analysed(source: Source) -> Iterable[Record]:
-    """Finished trials that may hold a redundancy analysis: on a server those that say so in a tag."""
-    local = ("", "file")
-    return (
-        record
-        for record in source.records.values()
-        if record.status == "FINISHED"
-        and ("redundancy" in record.tags or record.artifacts.split(":")[0] in local)
-        and artifact(source, record, "redundancy.json") is not None
-    )
-
-
 def _search(source: Source, record: Record, content: dict[str, Any]) -> Ablation:
     trials = content["trials"]
     numbers = {trial["number"]: i for i, trial in enumerate(trials)}
@@ -100,9 +89,9 @@ def _search(source: Source, record: Record, content: dict[str, Any]) -> Ablation
         tried=[
             Scored(
                 f"#{trial['number']}",
-                _ranks(trial["ranks"], content["modes"]),
+                trial["ranks"],
                 trial["parameters"],
-                _first(trial["value"]),
+                trial["value"],
                 None,
                 _runs(source, [trial["trial_id"]]),
                 str(trial["state"]).lower(),
@@ -111,23 +100,22 @@ def _search(source: Source, record: Record, content: dict[str, Any]) -> Ablation
         ],
         pareto=[numbers[number] for number in content["pareto"]],
         importance=content["importance"] or {},
-        final=[_scored(source, entry, entry["label"], content["modes"]) for entry in content["final"]],
+        final=[_scored(source, entry, entry["label"]) for entry in content["final"]],
     )
 
 
 def _allocation(source: Source, record: Record, content: dict[str, Any]) -> Ablation:
-    modes = content["modes"]
-    tried = [_scored(source, p, f"{p['mode']} {p['rank']}", modes) for p in content["points"]]
-    tried += [_scored(source, entry, f"step {i}", modes) for i, entry in enumerate(content["path"], 1)]
+    tried = [_scored(source, p, f"{p['mode']} {p['rank']}") for p in content["points"]]
+    tried += [_scored(source, entry, f"step {i}") for i, entry in enumerate(content["path"], 1)]
     for label in ("heuristic", "best"):
         if content.get(label):
-            tried.append(_scored(source, content[label], label, modes))
+            tried.append(_scored(source, content[label], label))
     return Ablation(
         kind="allocation",
         **_head(record, content),
         tried=tried,
         importance=content["importance"] or {},
-        final=[_scored(source, entry, entry["label"], modes) for entry in content["final"]],
+        final=[_scored(source, entry, entry["label"]) for entry in content["final"]],
     )
 
 
@@ -149,35 +137,27 @@ def _redundancy(source: Source, record: Record, content: dict[str, Any]) -> Abla
 
 
 def _head(record: Record, content: dict[str, Any]) -> dict[str, Any]:
-    told = {key: str(content[key]) for key in ("name", "method", "task", "backbone", "budget")}
-    return told | {"run_id": record.run_id, "modes": list(content["modes"])}
+    told = {key: str(content[key]) for key in ("name", "method", "task", "backbone")}
+    return told | {
+        "budget": content["budget"] or "own size",
+        "run_id": record.run_id,
+        "modes": list(content["modes"]),
+    }
 
 
-def _scored(source: Source, entry: dict[str, Any], label: str, modes: list[str]) -> Scored:
+def _scored(source: Source, entry: dict[str, Any], label: str) -> Scored:
     ids = list(entry["trials"].values())
     records = [source.records[id_] for id_ in ids if id_ in source.records]
     scores = [r.metrics["score"] for r in records if r.status == "FINISHED" and "score" in r.metrics]
     return Scored(
         label,
-        _ranks(entry["ranks"], modes),
+        entry["ranks"],
         entry["parameters"],
         float(np.mean(scores)) if scores else None,
         float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
         [record.run_id for record in records],
         "complete" if len(scores) == len(ids) else f"{len(scores)} of {len(ids)} finished",
     )
-
-
-def _ranks(ranks: Any, modes: list[str]) -> list[int]:
-    """Ranks in the order of the modes, from a list or from a mapping of modes."""
-    return [int(ranks[mode]) for mode in modes] if isinstance(ranks, dict) else [int(rank) for rank in ranks]
-
-
-def _first(value: Any) -> float | None:
-    """The first objective."""
-    if isinstance(value, (list, tuple)):
-        value = value[0] if value else None
-    return None if value is None else float(value)
 
 
 def _runs(source: Source, trial_ids: Iterable[str | None]) -> list[str]:

@@ -191,6 +191,7 @@ def test_the_command_shows_stores_and_draws(finished: Any, call: Call) -> None:
     assert "drop of validation accuracy" in ended.out
     assert plot.read_text().lstrip().startswith("<?xml")
     for record in records:
+        assert store.client.get_run(record.run_id).data.tags["redundancy"] == "yes"
         path = store.client.download_artifacts(record.run_id, "redundancy.json")
         found = json.loads(Path(path).read_text())
         assert found["trial_id"] == record.trial_id

@@ -43,10 +43,10 @@ def uri(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], st
             "objectives": ["score"],
             "modes": MODES,
             "trials": [
-                {"number": 0, "state": "COMPLETE", "ranks": {"input": 2, "head size": 1, "heads": 3}}
+                {"number": 0, "state": "COMPLETE", "ranks": [2, 1, 3]}
                 | {"lr": 1e-3, "scale": 1, "parameters": 150, "value": 0.6, "trial_id": trials["0"]},
                 {"number": 2, "state": "COMPLETE", "ranks": [4, 1, 1], "lr": 1e-3, "scale": 1}
-                | {"parameters": 180, "value": [0.7, 180], "trial_id": trials["1"]},
+                | {"parameters": 180, "value": 0.7, "trial_id": trials["1"]},
                 {"number": 3, "state": "PRUNED", "ranks": [1, 1, 1], "lr": 1e-3, "scale": 1}
                 | {"parameters": 90, "value": None, "trial_id": None},
             ],
@@ -87,6 +87,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], st
         ),
         "redundancy.json",
     )
+    store.client.set_tag(record.run_id, "redundancy", "yes")
     return made
 
 
