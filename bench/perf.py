@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench import modes
 from bench.backbones import LoadedBackbone, load
 from bench.measure import PeakMemory
 from bench.tasks.inputs import ImageInput
@@ -32,6 +33,8 @@ from methods.tenslora import VARIANTS
 
 #: Steps before the timed ones in every round: they allocate what the later ones reuse.
 WARMUP, TIMED = 1, 2
+#: Compiled code is made in the first step, and for some layers once more in the second.
+COMPILED_WARMUP = 3
 
 #: The reference of every ratio: peft's LoRA of this rank on query, key and value.
 REFERENCE_RANK = 4
@@ -168,11 +171,9 @@ def measure(
             counts[candidate] = adapter.parameter_count
             gc.collect()
             memory = PeakMemory(torch.device(device))
-            module: nn.Module = backbone.module
-            if compiled:
-                torch.compiler.reset()  # what it holds was compiled for another adapter
-                module = torch.compile(module)  # type: ignore[assignment]
-            steps = list(_steps(module, adapter, inputs, labels, bf16))[WARMUP:]
+            with modes.compiled(backbone.module.encoder, compiled):
+                warmup = COMPILED_WARMUP if compiled else WARMUP
+                steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, warmup + TIMED))[warmup:]
             times[candidate].append(tuple(min(part) for part in zip(*steps, strict=True)))
             peaks[candidate].append(memory.mib())
             adapter.detach()
@@ -286,7 +287,7 @@ def _batch(backbone: LoadedBackbone, size: int, device: str) -> tuple[dict[str, 
 
 
 def _steps(
-    module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool
+    module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool, number: int
 ) -> Iterator[tuple[float, float, float]]:
     """(forward, backward, optimizer) of each step, in milliseconds."""
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=1e-4, fused=True)
@@ -298,7 +299,7 @@ def _steps(
             torch.cuda.synchronize()
         return time.perf_counter() * 1e3
 
-    for _ in range(WARMUP + TIMED):
+    for _ in range(number):
         context: AbstractContextManager[object] = (
             torch.autocast(kind, dtype=torch.bfloat16) if bf16 else nullcontext()
         )
