@@ -128,6 +128,8 @@ def run(
                 if executor != "ray":
                     check_memory(trials, place.slots)
                 place.prepare(trials)
+                # Preparing takes its time, and another driver may have chosen meanwhile.
+                whole = with_choices(whole, opened)
                 with RunDisplay(out, part, len(trials), place.slots) as display:
                     execute(whole, trials, at_work, place, display, tags={"phase": phase} if phase else {})
             elif phase is None:

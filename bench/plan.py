@@ -235,6 +235,8 @@ class Cell:
     budget: Budget | None
     method: Method
     recipe: Recipe
+    #: Whether nobody set a rate for the head, which then has the adapter's.
+    head_follows: bool
     #: What the suite trains differently for this method, for its label.
     overrides: str = ""
 
@@ -264,7 +266,7 @@ class Cell:
             weights_hash=self.info.weights_hash,
             task=self.task,
             data=self.data,
-            recipe=setting.recipe(self.recipe, epochs),
+            recipe=setting.recipe(self.recipe, epochs, head_follows=self.head_follows),
             seed=seed,
             evaluate=evaluate,
         )
@@ -312,12 +314,27 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
         data = _data(task, task_row, info)
         check_sizes(task, task_row.train_size, task_row.validation_size, task_row.test_size)
         for method_row, template in expanded:
-            recipe = suite.recipe(task_row, method_row, device)
+            asked = suite.recipe(task_row, method_row)
+            recipe = asked.resolved(device)
             _check_recipe(recipe, task_row, task)
             overrides = ", ".join(f"{key}={getattr(recipe, key)}" for key in method_row.training)
             for budget, method in _sized(template, method_row, suite, info.geometry):
                 method.check(info.geometry, info.projections)
-                yield pair, Cell(suite, task_row, spec, info, data, budget, method, recipe, overrides)
+                yield (
+                    pair,
+                    Cell(
+                        suite,
+                        task_row,
+                        spec,
+                        info,
+                        data,
+                        budget,
+                        method,
+                        recipe,
+                        head_follows=asked.head_lr is None,
+                        overrides=overrides,
+                    ),
+                )
 
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
@@ -343,7 +360,9 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
             made = [cell.row({seed: trial.id for seed, trial in own.items()})]
             # Seed by seed, so that a run stopped half-way has compared all methods on a seed.
             planned = [((pair, position), trial) for position, trial in enumerate(own.values())]
-        line = (cell.budget, *(trial.id for _, trial in planned))
+        # Rows may share their tuning and yet differ in what is run with its choice.
+        final = (trial.id for row in made for one in row.candidates for trial in one.final.values())
+        line = (cell.budget, *(trial.id for _, trial in planned), *final)
         if line in lines:
             continue  # the order of heads, say, of a variant that has none
         lines.add(line)

@@ -25,16 +25,16 @@ class Setting(Frozen):
     scale: float | None = None
     head_lr: float | None = None
 
-    def recipe(self, recipe: Recipe, epochs: int | None = None) -> Recipe:
+    def recipe(self, recipe: Recipe, epochs: int | None = None, *, head_follows: bool = False) -> Recipe:
         """The resolved recipe with these rates, and with another number of epochs if given.
 
-        Raises UserError for a rate below the recipe's floor.
+        `head_follows`: without a rate of its own the head has the adapter's. Raises UserError for a rate
+        below the recipe's floor.
         """
-        # A head rate that nobody set follows the adapter's.
-        follows = self.head_lr is None and recipe.head_lr == recipe.lr
+        lr = self.lr or recipe.lr
         update: dict[str, Any] = {
-            "lr": self.lr or recipe.lr,
-            "head_lr": self.head_lr or (self.lr if follows and self.lr else recipe.head_lr),
+            "lr": lr,
+            "head_lr": self.head_lr or (lr if head_follows else recipe.head_lr),
         }
         if epochs is not None:
             update |= {"epochs": epochs, "steps": None}
@@ -63,9 +63,9 @@ class Setting(Frozen):
 
 
 def applicable(grids: Mapping[str, Sequence[float] | None], method: Method, parameters: int) -> Grids:
-    """The grids that mean something to the method: a trained head alone has neither rate nor scale to tune,
-    and some methods have no scale."""
-    without = set() if parameters else {"lr", "scale"}
+    """The grids that mean something to the method: a trained head alone has no scale and only its own rate to
+    tune, which is `lr` where no `head_lr` is tuned; and some methods have no scale."""
+    without = set() if parameters else {"scale", *(["lr"] if grids.get("head_lr") else [])}
     if "scale" not in type(method).model_fields:
         without.add("scale")
     return {axis: grid for axis, grid in grids.items() if grid is not None and axis not in without}

@@ -347,6 +347,12 @@ class Suite(Frozen):
         for name, section in sections.items():
             if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
                 raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
+        # What chooses would train and validate on what is test for a final seed.
+        dealt = next((row.task for row in self.tasks if row.split == "per_seed"), None)
+        if dealt and any(sections.values()):
+            raise ValueError(
+                f"task '{dealt}' has split: per_seed; whatever chooses needs one split for all seeds"
+            )
         if self.tuning and (self.search or self.allocation):
             raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
         tuned = {axis for axis in ("lr", "head_lr") if self.tuning and self.tuning.grids[axis]}
@@ -359,8 +365,8 @@ class Suite(Frozen):
                 )
         return self
 
-    def recipe(self, task: TaskRow, method: MethodRow, device: str) -> Recipe:
-        """The suite's training, then the task's overrides, then the method's."""
+    def recipe(self, task: TaskRow, method: MethodRow) -> Recipe:
+        """The suite's training, then the task's overrides, then the method's; not resolved yet."""
         merged = self.training.model_dump(exclude_unset=True)
         for where, override in ((f"task '{task.task}'", task.training), (method.method, method.training)):
             if "steps" in override:
@@ -369,7 +375,7 @@ class Suite(Frozen):
                 merged.pop("steps", None)
             merged |= override
             validate(Recipe, merged, f"training of {where}")
-        return validate(Recipe, merged, "training").resolved(device)
+        return validate(Recipe, merged, "training")
 
 
 class _NoRepeats(yaml.SafeLoader):

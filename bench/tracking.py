@@ -179,14 +179,15 @@ class Store:
         return [Record.of(run) for run in self._search(kind, only)]
 
     def plan(self) -> dict[str, Any] | None:
-        """The plan of the latest start of the suite, as `Plan.as_json` wrote it."""
-        runs = self._search("suite")
-        if not runs:
-            return None
-        with tempfile.TemporaryDirectory() as folder:
-            path = self.client.download_artifacts(runs[-1].info.run_id, "plan.json", folder)
-            plan: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        return plan
+        """The plan of the latest start of the suite, as `Plan.as_json` wrote it; None if none was stored."""
+        for run in reversed(self._search("suite")):
+            # A start that died between making the run and storing its plan left none.
+            if any(file.path == "plan.json" for file in self.client.list_artifacts(run.info.run_id)):
+                with tempfile.TemporaryDirectory() as folder:
+                    path = self.client.download_artifacts(run.info.run_id, "plan.json", folder)
+                    plan: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+                return plan
+        return None
 
     def running(self) -> list[Run]:
         """The runs of trials and suites that are open, whoever runs them."""

@@ -132,7 +132,9 @@ def test_a_method_is_tuned_by_what_it_has() -> None:
     grids = {"lr": (1.0,), "scale": (1.0, 2.0), "head_lr": None}
     assert set(applicable(grids, create("lorta", rank=2), 100)) == {"lr", "scale"}
     assert set(applicable(grids, create("peft", type="LOHA", rank=2), 100)) == {"lr"}
+    # The head alone is tuned by the rate that it has, whichever of the two is tuned.
     assert set(applicable({**grids, "head_lr": (1.0,)}, create("head_only"), 0)) == {"head_lr"}
+    assert set(applicable(grids, create("head_only"), 0)) == {"lr"}
 
 
 def test_a_setting_multiplies_the_scale_and_sets_the_rates() -> None:
@@ -140,10 +142,10 @@ def test_a_setting_multiplies_the_scale_and_sets_the_rates() -> None:
     scaled = setting.method(create("lora", rank=2, scale=4.0))
     assert scaled.identity()["scale"] == 40.0
     recipe = Recipe.model_validate({"lr": 1e-3, "steps": 7}).resolved("cpu")
-    changed = setting.recipe(recipe)
-    # Nobody set a head rate, so it follows the adapter's.
+    changed = setting.recipe(recipe, head_follows=True)
     assert (changed.lr, changed.head_lr, changed.steps) == (0.03, 0.03, 7)
     assert (setting.recipe(recipe, 3).steps, setting.recipe(recipe, 3).epochs) == (None, 3)
+    assert setting.recipe(recipe).head_lr == 1e-3
     assert Setting(head_lr=0.2).recipe(recipe).lr == 1e-3
     with pytest.raises(UserError, match=r"lr 1e-07 is below lr_floor 1e-06"):
         Setting(lr=1e-7).recipe(recipe)

@@ -167,7 +167,7 @@ def recipe(training: Any = None, task: Any = None, method: Any = None, device: s
         tasks=[{**DIGITS, "training": task or {}}],
         methods=[{"method": "lora", "training": method or {}}],
     )
-    return made.recipe(made.tasks[0], made.methods[0], device)
+    return made.recipe(made.tasks[0], made.methods[0]).resolved(device)
 
 
 def test_the_method_overrides_the_task_and_the_task_the_suite() -> None:

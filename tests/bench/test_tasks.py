@@ -561,6 +561,8 @@ def test_scores() -> None:
     guesses = torch.tensor([0, 0, 1, 1, 2, 0, 1, 0])
     logits = torch.nn.functional.one_hot(guesses, 3).float()
     assert score("accuracy", logits, labels, 3) == 0.75
+    # Not the nearest float32.
+    assert score("accuracy", logits[:5], labels[:5], 3) == 4 / 5
     from sklearn.metrics import matthews_corrcoef
 
     assert score("matthews", logits, labels, 3) == pytest.approx(matthews_corrcoef(labels, guesses), abs=1e-6)

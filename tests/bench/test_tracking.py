@@ -175,7 +175,12 @@ def test_a_missed_budget_is_stored(store: Store) -> None:
 
 def test_the_plan_of_the_latest_start_is_kept_in_one_run(store: Store) -> None:
     assert store.plan() is None
+    experiment = store.experiment.experiment_id
+    cut_short = store.client.create_run(experiment, tags={"kind": "suite"}).info.run_id
+    # Its start died before it had stored the plan.
+    assert store.plan() is None
     first = store.begin_suite(plan())
+    assert first == cut_short
     store.end_suite(first, "KILLED")
     made = plan(methods=["head_only"], closing="the end")
     assert store.begin_suite(made) == first

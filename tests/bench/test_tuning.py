@@ -39,26 +39,25 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: C
 
 def test_a_plan_names_the_tuning_trials_and_leaves_the_final_ones_open(call: Call, tmp_path: Path) -> None:
     made = plan(**CHANGES)
-    # Three settings for LoRA and LoHa; a trained head has no adapter rate or scale to tune.
-    assert [row.tuning.trials for row in made.of(None).rows if row.tuning] == [1, 3, 3]
+    assert [row.tuning.trials for row in made.of(None).rows if row.tuning] == [3, 3, 3]
     tuning = made.of("tuning")
     assert {trial.seed for trial in tuning.trials} == {7}
     assert {trial.evaluate for trial in tuning.trials} == {"validation"}
     assert {(trial.recipe.epochs, trial.recipe.steps) for trial in tuning.trials} == {(1, None)}
     assert all(row["trials"] == {"0": None, "1": None} for row in made.as_json()["rows"])
     shown = call("plan", write(tmp_path, **CHANGES)).out
-    assert "toy: 7 tuning trials, seeds 0,1" in shown
+    assert "toy: 9 tuning trials, seeds 0,1" in shown
     assert "The final trials are known once the tuning trials have ended." in shown
 
 
 def test_every_method_is_tuned_alike_then_run_on_the_final_seeds(tuned: tuple[Path, str, Any]) -> None:
     _, uri, ended = tuned
     assert ended.code == 0, ended.err
-    assert "toy: 7 tuning trials, 7 to run on cpu" in ended.out
+    assert "toy: 9 tuning trials, 9 to run on cpu" in ended.out
     assert "toy: 6 trials, 6 to run on cpu" in ended.out
     records = Store.existing(uri, "toy").records()
     phases = Counter((r.tags.get("phase"), r.tags["evaluated"]) for r in records)
-    assert phases == {("tuning", "validation"): 7, (None, "test"): 6}
+    assert phases == {("tuning", "validation"): 9, (None, "test"): 6}
     assert {r.tags["seed"] for r in records if r.tags.get("phase")} == {"7"}
 
 
@@ -93,8 +92,8 @@ def test_a_second_start_chooses_and_runs_nothing_again(tuned: tuple[Path, str, A
     file, uri, _ = tuned
     before = Store.existing(uri, "toy").plan()
     again = call("run", file, "--store", uri)
-    assert (again.code, len(Store.existing(uri, "toy").records())) == (0, 13)
-    assert "7 tuning trials, 0 to run" in again.out
+    assert (again.code, len(Store.existing(uri, "toy").records())) == (0, 15)
+    assert "9 tuning trials, 0 to run" in again.out
     assert Store.existing(uri, "toy").plan() == before
 
 
@@ -150,6 +149,22 @@ def test_a_part_of_a_tuned_suite_keeps_its_tuning() -> None:
     assert len(part.of("tuning").trials) == 3
 
 
+def test_rows_that_share_their_tuning_and_train_differently_both_stand() -> None:
+    rows = [{"method": "lora", "training": {"steps": steps}} for steps in (4, 8)]
+    made = plan(**{**CHANGES, "methods": rows})
+    assert len(made.of("tuning").trials) == 3
+    short, long = made.of(None).rows
+    assert short.tuning == long.tuning
+    assert {trial.recipe.steps for one in long.candidates for trial in one.final.values()} == {8}
+
+
+def test_a_rate_set_for_the_head_is_not_moved_even_where_it_is_the_adapters() -> None:
+    training = {"batch_size": 16, "steps": 4, "lr": 1e-3}
+    for head, expected in (({}, {1e-3, 1e-2, 1e-1}), ({"head_lr": 1e-3}, {1e-3})):
+        made = plan(**{**CHANGES, "methods": ["lora"], "training": {**training, **head}})
+        assert {trial.recipe.head_lr for trial in made.of("tuning").trials} == expected
+
+
 def test_tuning_by_name() -> None:
     assert suite(tuning="none").tuning is None
     equal = suite(tuning="equal").tuning
@@ -168,6 +183,10 @@ def test_tuning_by_name() -> None:
         ({"tuning": {"lr": [-0.1]}}, "greater than 0"),
         ({"tuning": {"lr": None, "scale": None, "head_lr": None}}, "write 'tuning: none'"),
         ({"tuning": {"seeds": [0]}}, "tuning.seeds: 0 is a seed of the final runs too"),
+        (
+            {"tuning": "equal", "tasks": [{"task": "digits", "split": "per_seed"}]},
+            "task 'digits' has split: per_seed; whatever chooses needs one split",
+        ),
         ({"tuning": "equal", "search": {"trials": 3}}, "give it, or a search or an allocation"),
         (
             {"tuning": "equal", "methods": [{"method": "lora", "training": {"lr": 1e-3}}]},
