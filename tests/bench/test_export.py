@@ -28,12 +28,12 @@ from baselines.full import FullFineTuning
 from baselines.peft_method import Peft
 from bench.backbones import BACKBONES, BackboneSpec, LoadedBackbone, catalog, load
 from bench.backbones.random_weights import RandomBackbone
-from bench.execution.inline import execute
+from bench.execution.driver import execute, session
+from bench.execution.inline import Inline
 from bench.export import Exported, export_run, write_export
 from bench.export.forms import Update, fuse
 from bench.tasks import TASKS, prepare
 from bench.tracking import Record, Store
-from bench.trial import Resources
 from methods import Adapter, Geometry, Method, NotLowRank, Site, UserError, create
 from methods.lowrank import Contracted, LowRankAdapter, Parametrisation
 
@@ -479,7 +479,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path],
     store = Store.create(uri, "toy")
     wild = {"method": "lora", "rank": 1, "training": {"lr": 1e30}}
     made = plan(VISION, methods=["lora", {"method": "tenslora", "variant": "qkv"}, "head_only", wild])
-    execute(made, list(made.trials), store, Resources("cpu"), lambda event: None)
+    with session(store) as at_work, Inline("cpu") as place:
+        execute(made, list(made.trials), at_work, place, lambda event: None)
     other = plan(VISION, seeds=[7])
     store.begin_trial(other.trials[0], list(other.rows), "accuracy", "none", {}).kill()
     return Stored(uri, store.records())
