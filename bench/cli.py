@@ -54,6 +54,14 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, help="How many trials at once. Default: every slot of the executor."),
 ]
+SearchWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="How many trials at once: the seeds of final runs, an allocation's trials. "
+        "Default: 1 for a search, every slot for an allocation alone.",
+    ),
+]
 SlotsPerDevice = Annotated[int | None, typer.Option(min=1, help="How many trials share a GPU. Default: one.")]
 RayAddress = Annotated[
     str | None,
@@ -98,7 +106,7 @@ def run(
     from bench.display import RunDisplay, print_summary, print_tuning
     from bench.execution import make_executor
     from bench.execution.checks import check_disk, check_memory
-    from bench.execution.driver import execute, pending, session
+    from bench.execution.driver import execute, failures, pending, session
     from bench.plan import Phase, make_plan
     from bench.suite import load_suite
     from bench.tracking import DEFAULT_STORE, Store
@@ -119,6 +127,8 @@ def run(
             whole = with_choices(whole, opened)
             plan = whole.select(task or (), method or (), seed or ())
             part = plan.of(phase)
+            # Before anything else is looked at: a failure that comes later is another driver's, and stands.
+            again = failures(opened) if retry_failed else {}
             trials = pending(part, opened, retry_failed=retry_failed)
             what = f"{phase} trials" if phase else "trials"
             count = f"{len(part.trials)} {what}, {len(trials)} to run on {place.device}"
@@ -131,7 +141,8 @@ def run(
                 # Preparing takes its time, and another driver may have chosen meanwhile.
                 whole = with_choices(whole, opened)
                 with RunDisplay(out, part, len(trials), place.slots) as display:
-                    execute(whole, trials, at_work, place, display, tags={"phase": phase} if phase else {})
+                    tags = {"phase": phase} if phase else {}
+                    execute(whole, trials, at_work, place, display, tags=tags, again=again)
             elif phase is None:
                 opened.end_suite(opened.begin_suite(whole, at_work.claims.driver), "FINISHED")
         summary = summarise(opened, plan.as_json())
@@ -148,7 +159,8 @@ def search(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Optuna's database: sqlite:///FILE or a server's URL. Default: optuna.db beside the store."
+            help="Optuna's database: sqlite:///FILE or a server's URL. Default: optuna.db beside a store "
+            "that is a file, else in the working folder; several machines need one that all reach."
         ),
     ] = None,
     device: Device = "auto",
@@ -157,16 +169,23 @@ def search(
     method: Methods = None,
     task: Tasks = None,
     executor: ExecutorKind = "inline",
-    workers: Workers = None,
+    workers: SearchWorkers = None,
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
+    retry_failed: Annotated[
+        bool, typer.Option(help="Also try trials again that failed, and with them their points.")
+    ] = False,
 ) -> None:
     """Search ranks within a budget, or ablate how it is shared: what the suite's `search` or `allocation`
-    says. Safe to stop and start again; several processes may search side by side.
+    says. Safe to stop and start again.
+
+    A search tries one point at a time; start the command several times to try more. An allocation's trials
+    and the final runs use all workers.
     """
     from bench.display import RunDisplay, print_allocation, print_search
     from bench.execution import make_executor
-    from bench.execution.driver import session
+    from bench.execution.checks import check_memory
+    from bench.execution.driver import failures, session
     from bench.plan import cells, make_plan
     from bench.search.allocation import Ablation
     from bench.search.nested import Nested
@@ -176,12 +195,15 @@ def search(
     from methods import UserError
 
     chosen = device if executor == "ray" else _device(device)
-    place = make_executor(
-        executor, chosen, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
-    )
     loaded = load_suite(suite)
     if not (loaded.search or loaded.allocation):
         raise UserError(f"{suite} has neither a section 'search' nor 'allocation'")
+    if loaded.search and not slots_per_device:
+        # Idle workers would hold threads or GPUs that the one at work lacks.
+        workers = workers or 1
+    place = make_executor(
+        executor, chosen, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
+    )
     if loaded.search:
         given = {"trials": trials, "seed": sampler_seed}
         update = {key: value for key, value in given.items() if value is not None}
@@ -195,6 +217,13 @@ def search(
     ]
     uri = store or DEFAULT_STORE
     opened = Store.create(uri, loaded.name)
+    if executor != "ray":
+        check_memory(list(wanted.trials), place.slots)
+    if loaded.search and not storage and not opened.local:
+        err.print(
+            f"The study is in {default_storage(uri)}, which only this machine sees: to search on several, "
+            "name a database that all reach with --storage."
+        )
 
     def watch(plan: Plan, count: int) -> RunDisplay:
         return RunDisplay(out, plan, count, place.slots)
@@ -202,9 +231,10 @@ def search(
     complete = True
     with session(opened) as at_work, place:
         _tell_leftovers(at_work)
+        again = failures(opened) if retry_failed else {}
         if loaded.search:
             studies = open_storage(storage or default_storage(uri))
-            nests = [Nested(cell, "search", at_work, place, watch) for cell in chosen_cells]
+            nests = [Nested(cell, "search", at_work, place, watch, again) for cell in chosen_cells]
             # Every space is checked before the first trial.
             searches = [RankSearch(nest.cell, loaded.search, studies, nest.name) for nest in nests]
             for one, nested in zip(searches, nests, strict=True):
@@ -215,7 +245,7 @@ def search(
                     found = one.finish(nested)
                 complete &= print_search(out, found, latest(opened.records()))
         if loaded.allocation:
-            nests = [Nested(cell, "allocation", at_work, place, watch) for cell in chosen_cells]
+            nests = [Nested(cell, "allocation", at_work, place, watch, again) for cell in chosen_cells]
             ablations = [Ablation(nest.cell, loaded.allocation) for nest in nests]
             for ablation, nested in zip(ablations, nests, strict=True):
                 out.print(

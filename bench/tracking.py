@@ -190,10 +190,10 @@ class Store:
         return None
 
     def running(self) -> list[Run]:
-        """The runs of trials and suites that are open, whoever runs them."""
+        """The runs of trials, suites and searches that are open, whoever runs them."""
         return [
             run
-            for kind in ("trial", "suite")
+            for kind in ("trial", "suite", "search", "allocation")
             for run in self._search(kind, " and attributes.status = 'RUNNING'")
         ]
 

@@ -72,6 +72,12 @@ class Executor(Protocol):
         ...
 
 
+def failures(store: Store) -> dict[str, str]:
+    """The run of each trial that has failed, by trial id: what may be tried again."""
+    known = latest(store.records())
+    return {id_: record.run_id for id_, record in known.items() if record.status == "FAILED"}
+
+
 def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Trial]:
     """The trials of the plan that have no result yet, in its order.
 
@@ -144,15 +150,17 @@ def execute(
     *,
     parent: str | None = None,
     tags: Mapping[str, str] = {},
+    again: Mapping[str, str] = {},
 ) -> None:
     """Runs the trials and stores each; returns when all are settled, by this driver or by another one.
 
     `plan` has the rows behind the trials. Their runs are nested under `parent`, or under the suite's run,
-    and get `tags`. An interrupt ends the running trials, closes their runs as killed and goes up. `notify`
+    and get `tags`. `again` has the runs, by trial id, whose results do not count: a failure that is tried
+    again, say. An interrupt ends the running trials, closes their runs as killed and goes up. `notify`
     may raise Pruned on a progress. Raises StoreError if the store does not come back; the records of
     trials that ended meanwhile are in the outbox then.
     """
-    _Driving(plan, trials, at_work, executor, notify, parent, tags).run()
+    _Driving(plan, trials, at_work, executor, notify, parent, tags, again).run()
 
 
 class _Driving:
@@ -165,19 +173,17 @@ class _Driving:
         notify: Callable[[Event], None],
         parent: str | None,
         tags: Mapping[str, str],
+        again: Mapping[str, str],
     ) -> None:
         self.plan, self.store, self.claims = plan, at_work.store, at_work.claims
         self.executor, self.notify = executor, notify
         self.parent, self.tags = parent, {**tags, "driver": at_work.claims.driver}
+        self.again = again
         self.rows = {
             trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
         }
-        records = self.store.records()
-        #: The failures that there are already may be asked for again. What is finished never runs again.
-        failures = {id_: record for id_, record in latest(records).items() if record.status == "FAILED"}
-        self.before = {id_: record.run_id for id_, record in failures.items()}
         # One worker goes seed by seed, so that a run stopped half-way has compared all methods on a seed.
-        self.queue = longest_first(plan, trials, records) if executor.slots > 1 else list(trials)
+        self.queue = longest_first(plan, trials, self.store.records()) if executor.slots > 1 else list(trials)
         self.running: dict[str, TrialRun] = {}
         #: Ended, in the outbox, not sent yet.
         self.unsent: dict[str, TrialRun] = {}
@@ -270,7 +276,7 @@ class _Driving:
 
     def _begin(self, trial: Trial) -> None:
         record = latest(self.store.records(trial_id=trial.id)).get(trial.id)
-        if record and record.settled and record.run_id != self.before.get(trial.id):
+        if record and record.settled and record.run_id != self.again.get(trial.id):
             # By another driver, since the trials were chosen.
             self.claims.settle(trial.id)
             self.queue.remove(trial)

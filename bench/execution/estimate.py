@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from bench.backbones import describe
 from bench.plan import Plan, Trial
@@ -21,9 +21,11 @@ UNKNOWN_SIZE = 10_000
 Kind = tuple[str, str, str]
 
 
-def longest_first(plan: Plan, trials: Iterable[Trial], records: Iterable[Record]) -> list[Trial]:
+def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]) -> list[Trial]:
     """The trials sorted by their steps times the seconds of a step: those of stored trials of the same
     kind, or in proportion to the floating-point operations where there is none. Equals keep their order.
+
+    Trials on one seed's split stay together, where their longest one is: a worker holds one such split.
     """
     kinds: dict[str, Kind] = {
         id_: (row.method, row.backbone, row.task) for row in plan.rows for id_ in row.trials.values() if id_
@@ -43,7 +45,15 @@ def longest_first(plan: Plan, trials: Iterable[Trial], records: Iterable[Record]
         times = measured.get(kinds[trial.id])
         return step_count(trial) * (statistics.median(times) if times else per_flop * step_flops(trial))
 
-    return sorted(trials, key=seconds_of, reverse=True)
+    lengths = {trial.id: seconds_of(trial) for trial in trials}
+    groups: dict[str, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        split = trial.task.split_seed(trial.seed)
+        groups[trial.id if split is None else f"{trial.task.task} {split}"].append(trial)
+    for group in groups.values():
+        group.sort(key=lambda trial: lengths[trial.id], reverse=True)
+    ordered = sorted(groups.values(), key=lambda group: lengths[group[0].id], reverse=True)
+    return [trial for group in ordered for trial in group]
 
 
 def step_count(trial: Trial) -> int:

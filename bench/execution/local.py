@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from bench.execution.perform import Event, Report, ended, perform, prepare_all
+from bench.execution.perform import Event, Report, ended, needed, perform, prepare_all
 from bench.measure import provenance
 from bench.plan import Trial
 from bench.record import lost
@@ -65,6 +65,8 @@ class Local:
         self._workers: list[_Worker] = []
         self.slots = len(slots)
         self._stillborn = 0
+        #: What is prepared, as `needed` tells it.
+        self._prepared: set[str] = set()
 
     def __enter__(self) -> Local:
         return self
@@ -76,14 +78,21 @@ class Local:
 
     def prepare(self, trials: list[Trial]) -> None:
         """In one worker, while the others start: what it puts into the cache, all find there."""
+        trials = [trial for trial in trials if needed(trial) not in self._prepared]
+        if not trials:
+            return
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
         for _ in range(STILLBORN):
             first = self._workers[0]
-            first.link.send(("prepare", trials))
+            first.prepared = None
+            # One that died while it was idle is heard of below.
+            with suppress(OSError):
+                first.link.send(("prepare", trials))
             while self._heard(first, lambda event: None) and first.prepared is None:
                 wait([first.link, first.process.sentinel], timeout=1)
             if first.prepared == "":
+                self._prepared |= {needed(trial) for trial in trials}
                 return
             if first.prepared:
                 raise UserError(first.prepared)
@@ -185,7 +194,9 @@ class Local:
             try:
                 report(event)
             except Pruned:
-                worker.link.send(("prune", event.trial.id))
+                # One that has died since is found by the next step.
+                with suppress(OSError):
+                    worker.link.send(("prune", event.trial.id))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,13 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
             f"the backbones and data of this run do not fit on {resources.device}: {error}; "
             "take fewer slots per device, or part of the suite at a time"
         ) from error
+
+
+def needed(trial: Trial) -> str:
+    """What `prepare_all` gets ready or checks for a trial: equal where one preparation serves both."""
+    content = trial.model_dump(mode="json", include={"backbone", "weights_hash", "task", "data"})
+    split = trial.task.split_seed(trial.seed)
+    return json.dumps([content, split, trial.recipe.batch_size], sort_keys=True)
 
 
 def perform(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Ending:

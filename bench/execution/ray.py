@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench.execution.checks import worker_mib
-from bench.execution.perform import Event, Report, ended, perform, prepare_all
+from bench.execution.perform import Event, Report, ended, needed, perform, prepare_all
 from bench.measure import provenance
 from bench.plan import Trial
 from bench.record import lost
@@ -82,6 +82,8 @@ class RayCluster:
             share = sum(cores) // workers if workers else 1
             self._request = {"num_gpus": 0, "num_cpus": max(1, min(share, *cores))}
         self._memory = 0
+        #: What the nodes have prepared, as `needed` tells it.
+        self._prepared: set[str] = set()
         self._limit = workers
         self.slots = self._capacity()
 
@@ -96,7 +98,13 @@ class RayCluster:
 
     def prepare(self, trials: list[Trial]) -> None:
         """Once on each node that can run a trial; one that joins later prepares when it takes its first."""
-        self._memory = int(worker_mib(trials) * 2**20)
+        trials = [trial for trial in trials if needed(trial) not in self._prepared]
+        if not trials:
+            return
+        # An idle actor holds its slot, which the preparation needs.
+        for idle in [worker for worker in self._workers if worker.trial is None]:
+            self._remove(idle)
+        self._memory = max(self._memory, int(worker_mib(trials) * 2**20))
         answers = [
             ray.remote(_prepare)
             .options(
@@ -119,6 +127,7 @@ class RayCluster:
                 raise UserError(f"a node could not prepare the trials: {error}") from error
             if said:
                 raise UserError(said)
+        self._prepared |= {needed(trial) for trial in trials}
 
     @property
     def free(self) -> int:

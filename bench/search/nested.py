@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from bench.execution.driver import Executor, Session, execute
+from bench.execution.checks import check_disk
+from bench.execution.driver import CLOSING, Executor, Session, execute, within
 from bench.execution.perform import Event
 from bench.plan import Cell, Phase, Plan, Row, Trial
 from bench.tracking import Record, latest, owner, storing
@@ -21,10 +22,22 @@ Kind = Literal["search", "allocation"]
 
 
 class Nested:
-    """The parent run of one cell's search or ablation, and the trials under it. Entered before the first."""
+    """The parent run of one cell's search or ablation, and the trials under it. Entered before the first.
 
-    def __init__(self, cell: Cell, kind: Kind, at_work: Session, executor: Executor, watch: Watch) -> None:
+    `again` has the runs of the failures, by trial id, that are tried again, once.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        kind: Kind,
+        at_work: Session,
+        executor: Executor,
+        watch: Watch,
+        again: Mapping[str, str] = {},
+    ) -> None:
         self.cell, self.kind, self.store = cell, kind, at_work.store
+        self.again = again
         self._at_work, self._executor, self._watch = at_work, executor, watch
         budget = cell.budget.label if cell.budget else "own size"
         self.name = " · ".join((cell.suite.name, cell.label, cell.task.task, cell.info.name, budget))
@@ -48,13 +61,20 @@ class Nested:
             ).info.run_id
         return self
 
-    @storing()
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self._close("FINISHED")
+        else:
+            # Whatever the store says to it, the error goes up; the next start closes what stays open.
+            within(CLOSING, lambda: self._close("KILLED"))
+
+    @storing()
+    def _close(self, status: Literal["FINISHED", "KILLED"]) -> None:
         for name, content in self._artifacts.items():
             self.store.client.log_text(self.run_id, json.dumps(content, indent=1), name)
-        self.store.client.set_terminated(self.run_id, "KILLED" if error else "FINISHED")
+        self.store.client.set_terminated(self.run_id, status)
 
     def keep(self, content: dict[str, Any]) -> dict[str, Any]:
         """What the parent run will hold as `search.json` or `allocation.json`."""
@@ -86,12 +106,21 @@ class Nested:
     ) -> dict[str, Record]:
         """The records of the trials, by id; those that have no result yet run first.
 
-        `listen` hears of every event, and may raise Pruned on a progress.
+        What a search gave up early is a result for a search only. `listen` hears of every event, and may
+        raise Pruned on a progress.
         """
         plan = Plan(suite=self.cell.suite, rows=tuple(rows), trials=tuple(trials))
         known = latest(self.store.records())
-        pending = list({t.id: t for t in trials if t.id not in known or not known[t.id].settled}.values())
+        pruned = {id_: record.run_id for id_, record in known.items() if record.status == "PRUNED"}
+        again = self.again if phase == "search" else {**self.again, **pruned}
+
+        def has_result(trial: Trial) -> bool:
+            record = known.get(trial.id)
+            return record is not None and record.settled and record.run_id != again.get(trial.id)
+
+        pending = list({trial.id: trial for trial in trials if not has_result(trial)}.values())
         if pending:
+            check_disk(plan, pending, self.store)
             self._executor.prepare(pending)
             with self._watch(plan, len(pending)) as show:
 
@@ -108,6 +137,7 @@ class Nested:
                     notify,
                     parent=self.run_id,
                     tags={"phase": phase} if phase else {},
+                    again=again,
                 )
             known = latest(self.store.records())
         return {trial.id: known[trial.id] for trial in trials if trial.id in known}

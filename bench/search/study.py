@@ -7,7 +7,8 @@ import logging
 import random
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from copy import copy as shallow_copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import product
@@ -186,9 +187,10 @@ class RankSearch:
 
     def run(self, nested: Nested) -> None:
         """Tries points until so many are done; returns then, or raises what stopped it."""
+        self._try_again(nested.again)
         while True:
             self._release()
-            trials = self._study.get_trials(deepcopy=False)
+            trials = self._trials()
             done = [trial for trial in trials if trial.state in DONE]
             if len(done) >= self.trials:
                 return
@@ -206,6 +208,23 @@ class RankSearch:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self._study.optimize(lambda trial: self._try(trial, nested), n_trials=1, catch=(_Taken,))
+
+    def _trials(self) -> list[FrozenTrial]:
+        """The study's trials; those whose failure was asked for again count as interrupted."""
+        attributes, found = self._study.user_attrs, []
+        for trial in self._study.get_trials(deepcopy=False):
+            if f"again {trial.number}" in attributes:
+                trial = shallow_copy(trial)
+                trial.state = TrialState.FAIL
+            found.append(trial)
+        return found
+
+    def _try_again(self, failures: Mapping[str, str]) -> None:
+        """Marks the points of these failed trials as untried; what has ended Optuna does not change."""
+        for trial in self._trials():
+            ids = trial.user_attrs.get("trials", {}).values()
+            if trial.state in DONE and "failure" in trial.user_attrs and any(id_ in failures for id_ in ids):
+                self._study.set_user_attr(f"again {trial.number}", True)
 
     def _release(self) -> None:
         """Fails running trials whose process is gone, so that their points are tried again."""
@@ -270,11 +289,7 @@ class RankSearch:
 
     def _try(self, trial: optuna.Trial, nested: Nested) -> float | tuple[float, float]:
         trial.set_user_attr("owner", owner())
-        before = [
-            t
-            for t in self._study.get_trials(deepcopy=False)
-            if t.number < trial.number and t.state != TrialState.FAIL
-        ]
+        before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
         point = self._suggest(trial)
         key = trial.user_attrs.get("key")
         # Without a key another process took what was queued for this one. The earlier number goes on.
@@ -303,6 +318,10 @@ class RankSearch:
 
             records = nested.run(rows, [harness_trial], "search", listen)
             record = records[harness_trial.id]
+            if not record.settled:
+                raise UserError(
+                    f"trial {record.trial_id} was lost with its worker; start the same command again"
+                )
             if "failure" in record.tags:
                 trial.set_user_attr("failure", record.tags["failure"])
             if record.status != "FINISHED":
@@ -326,7 +345,7 @@ class RankSearch:
 
     def result(self) -> dict[str, Any]:
         """What the search found, as `search.json` holds it, without the final runs."""
-        tried = [t for t in self._study.get_trials(deepcopy=False) if t.state in DONE]
+        tried = [t for t in self._trials() if t.state in DONE]
         lines = []
         for trial in tried:
             point = _point(trial.user_attrs["key"])

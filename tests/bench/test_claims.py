@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from bench import claims
 from bench.claims import DRIVER, Claims
-from bench.execution.driver import execute, session
+from bench.execution.driver import execute, failures, session
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.record import Ending
@@ -167,6 +167,24 @@ def test_what_dead_drivers_left_running_is_closed_and_what_live_ones_run_is_not(
         runs["swept long ago"]: "KILLED",
     }
     assert owner() in store.client.get_experiment(store.experiment.experiment_id).tags[DRIVER + live.driver]
+
+
+def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store: Store) -> None:
+    made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
+    (trial,) = made.trials
+    failed = store.begin_trial(trial, list(made.rows), "accuracy", "none", {})
+    failed.fail("error", "as it prepared", "")
+    asked = failures(store)
+    assert asked == {trial.id: failed.run_id}
+    later = store.begin_trial(trial, list(made.rows), "accuracy", "none", {})
+    later.fail("error", "once more, by another driver", "")
+    kinds = []
+    for again in ({}, asked, failures(store)):
+        events: list[Event] = []
+        with session(store) as at_work, Inline("cpu") as place:
+            execute(made, [trial], at_work, place, events.append, again=again)
+        kinds.append(events[-1].kind)
+    assert kinds == ["elsewhere", "elsewhere", "finished"]
 
 
 def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(store: Store) -> None:

@@ -27,7 +27,7 @@ from bench.tracking import Record, Store
 from bench.training import Pruned
 from methods import UserError
 
-from .toy_suites import plan, write
+from .toy_suites import DIGITS, plan, write
 
 SHORT = {"batch_size": 16, "steps": 2}
 #: Long enough to be met while it runs.
@@ -145,6 +145,36 @@ def test_what_cannot_be_prepared_is_told_before_any_trial(workers: Local) -> Non
         workers.prepare([changed])
 
 
+def test_a_later_preparation_checks_too_and_outlasts_a_worker_that_died_idle() -> None:
+    made = plan()
+    changed = made.trials[0].model_copy(update={"weights_hash": "0" * 16})
+    with Local([Slot("cpu/0", "cpu", 1)]) as place:
+        place.prepare(list(made.trials))
+        (worker,) = place.processes()
+        worker.kill()
+        worker.wait()
+        place.prepare(list(made.trials))
+        assert not worker.is_running(), "nothing was to be prepared"
+        with pytest.raises(UserError, match="changed since the plan"):
+            place.prepare([changed])
+
+
+def test_pruning_a_trial_whose_worker_died_meanwhile_is_a_loss(store: Store, workers: Local) -> None:
+    made = plan(seeds=[0], training={"batch_size": 16, "steps": 200})
+    left = [1]
+
+    def notify(event: Event) -> None:
+        if event.kind == "progress" and left[0]:
+            left[0] -= 1
+            worker = next(w for w in workers._workers if w.trial and w.trial.id == event.trial.id)
+            worker.process.kill()
+            worker.process.join()
+            raise Pruned
+
+    kinds = [event.kind for event in run(store, workers, made, notify) if event.kind != "progress"]
+    assert kinds == ["started", "lost", "started", "finished"]
+
+
 # --- the program, told to stop ---
 
 
@@ -220,6 +250,27 @@ def test_longest_trials_come_first_by_steps_or_by_what_was_measured() -> None:
         for row in made.rows
     ]
     assert longest_first(made, made.trials, records) == [lora, head]
+
+
+def test_trials_on_one_seed_s_split_stay_together() -> None:
+    tasks = [{**DIGITS, "split": "per_seed"}]
+    methods = ["head_only", "lora", {"method": "tenslora", "variant": "att"}]
+    made = plan(tasks=tasks, methods=methods, seeds=[0, 1, 2])
+    seconds = dict(zip((row.method for row in made.rows), (10.0, 30.0, 20.0), strict=True))
+    records = [
+        Record(
+            row.method,
+            "other",
+            "FINISHED",
+            0,
+            {"method": row.method, "backbone": row.backbone, "task": row.task},
+            {"cost/seconds": seconds[row.method], "cost/steps": 10.0},
+        )
+        for row in made.rows
+    ]
+    ordered = longest_first(made, made.trials, records)
+    assert [trial.seed for trial in ordered] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [trial.method["method"] for trial in ordered] == ["lora", "tenslora", "head_only"] * 3
 
 
 def test_cores_are_divided_among_workers() -> None:

@@ -11,22 +11,31 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
+from bench.execution.driver import Session, session
+from bench.execution.inline import Inline
+from bench.execution.perform import Event
+from bench.plan import cells
+from bench.record import lost
 from bench.search.allocation import log_spaced, path
 from bench.search.importance import importances
+from bench.search.nested import Nested
 from bench.search.study import default_storage
 from bench.tracking import Store, latest
+from bench.training import Pruned
 
 from .synthetic import QKV_DEPTH_RANKS, registered
-from .toy_suites import VISION, write
+from .toy_suites import VISION, suite, write
 
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
@@ -261,6 +270,91 @@ def test_an_interrupt_leaves_the_point_for_the_next_start(
     tried = made.study().get_trials(states=[TrialState.COMPLETE])
     assert len(tried) == 2
     assert tried[0].user_attrs["key"] == lost.user_attrs["key"]
+
+
+def test_a_point_that_failed_is_tried_again_only_when_asked(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bench.execution.perform
+
+    made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the disk was full")
+
+    def search(*options: str) -> list[str]:
+        made.ended = call("search", made.suite, "--store", made.uri, *options)
+        return [trial["state"] for trial in made.artifact()["trials"]]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.perform, "run_trial", fail)
+        assert search() == ["FAILED", "FAILED"]
+    assert search() == ["FAILED", "FAILED"]
+    assert search("--retry-failed") == ["COMPLETE", "COMPLETE"]
+    assert made.ended.code == 0
+    assert search("--retry-failed") == ["COMPLETE", "COMPLETE"]
+    assert sorted(trial["ranks"] for trial in made.artifact()["trials"]) == [[1], [2]]
+
+
+def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bench.execution.inline
+
+    made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.inline, "perform", lambda *_: lost("its node died"))
+        ended = call("search", made.suite, "--store", made.uri)
+    assert (ended.code, "was lost with its worker; start the same command again" in ended.err) == (2, True)
+    assert made.states() == {"FAIL": 1}
+    assert [run.info.status for run in made.store._search("search")] == ["KILLED"]
+    assert call("search", made.suite, "--store", made.uri).code == 0
+    assert made.states()["COMPLETE"] == 2
+
+
+def test_what_a_search_gave_up_is_no_result_of_an_allocation(tmp_path: Path, new_store: NewStore) -> None:
+    loaded = suite(**{**SEARCH, "training": {"lr": 5e-3, "batch_size": 16, "steps": 2}})
+    ((_, cell),) = cells(loaded, "cpu")
+    store, shown = Store.create(new_store(tmp_path), "toy"), nullcontext(lambda event: None)
+
+    def give_up(event: Event) -> None:
+        if event.kind == "progress":
+            raise Pruned
+
+    with session(store) as at_work, Inline("cpu") as place:
+        statuses = []
+        for kind, listen in (("search", give_up), ("search", None), ("allocation", None)):
+            with Nested(cell, kind, at_work, place, lambda *_: shown) as nested:
+                rows, trials = nested.trials([cell.method], [1000], kind)
+                statuses += [record.status for record in nested.run(rows, trials, kind, listen).values()]
+    assert statuses == ["PRUNED", "PRUNED", "FINISHED"]
+
+
+def test_a_parent_run_that_cannot_be_closed_hides_no_interrupt(
+    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((_, cell),) = cells(suite(**SEARCH), "cpu")
+    store = Store.create(new_store(tmp_path), "toy")
+
+    def interrupted(at_work: Session) -> None:
+        with (
+            monkeypatch.context() as patch,
+            Nested(cell, "search", at_work, Inline("cpu"), lambda *_: nullcontext(print)),
+        ):
+            patch.setattr(MlflowClient, "set_terminated", away)
+            raise KeyboardInterrupt
+
+    with session(store) as at_work, pytest.raises(KeyboardInterrupt):
+        interrupted(at_work)
+    # Its driver is gone, and the next one closes it.
+    assert [run.data.tags["kind"] for run in store.running()] == ["search"]
+    with session(store) as at_work:
+        assert at_work.closed == 1
+    assert not store.running()
+
+
+def away(*_: Any) -> None:
+    raise MlflowException("the store is away")
 
 
 @pytest.mark.parametrize(
