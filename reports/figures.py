@@ -166,8 +166,13 @@ def ranks(analysis: Analysis, block: Block, number: int, looks: Looks) -> Drawn 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("mean rank (1 is best)")
     caption = (
-        f"Mean rank over {_settings(block)}. Intervals (95%) resample the {block.seeds} seeds within "
-        "settings; they describe these runs and are no test."
+        f"Mean rank over {_settings(block)}. "
+        + (
+            ""
+            if block.ranks.low is None
+            else f"Intervals (95%) resample the {block.seeds} seeds within settings; they describe these runs "
+            "and are no test."
+        )
     )
     if block.letters:
         caption += (

@@ -168,7 +168,9 @@ def _measured(cells: Frame) -> str:
 
 
 def _facts(study: Study) -> dict[str, Any]:
-    states = study.seeds.drop_duplicates("trial_id")["status"].value_counts()
+    # A trial of two rows counts once; those that wait for their tuning have no id yet.
+    seeds = study.seeds[(study.seeds["trial_id"] == "") | ~study.seeds.duplicated("trial_id")]
+    states = seeds["status"].value_counts()
     return {
         "trials": int(states.sum()),
         "finished": int(states.get("FINISHED", 0)),
@@ -178,7 +180,7 @@ def _facts(study: Study) -> dict[str, Any]:
         "tasks": int(study.cells["task"].nunique()),
         "backbones": int(study.cells["backbone"].nunique()),
         "seeds": int(study.cells["seeds"].max()),
-        "hours": float(study.cells["seconds"].sum() / 3600),
+        "hours": float(seeds.loc[seeds["status"] == "FINISHED", "seconds"].sum() / 3600),
     }
 
 
