@@ -91,7 +91,7 @@ def _search(source: Source, record: Record, content: dict[str, Any]) -> Ablation
                 trial["parameters"],
                 trial["value"],
                 None,
-                _runs(source, [trial["trial_id"]]),
+                _runs(source, trial.get("trials", {"": trial["trial_id"]}).values()),
                 str(trial["state"]).lower(),
             )
             for trial in trials

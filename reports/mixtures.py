@@ -75,7 +75,9 @@ def _trials(study: Study) -> list[Mixture]:
                         values[key][value].append(int(cell))
         for key, by_value in values.items():
             experiments = {value: set(cells.loc[some, "experiment"]) for value, some in by_value.items()}
-            if len(by_value) == 1 or (key in PER_METHOD and len(set(map(frozenset, experiments.values()))) == 1):
+            if len(by_value) == 1 or (
+                key in PER_METHOD and len(set(map(frozenset, experiments.values()))) == 1
+            ):
                 continue
             told = {}
             for value, some in by_value.items():

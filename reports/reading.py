@@ -134,7 +134,9 @@ def read(uri: str, names: Sequence[str]) -> Study:
                 f"{source.name}: {waiting} of {len(source.rows)} rows wait for their tuning; their seeds are "
                 "missing. Start the suite again to go on."
             )
-        if not any(source.records[id_].status == "FINISHED" for id_ in source.trials if id_ in source.records):
+        if not any(
+            source.records[id_].status == "FINISHED" for id_ in source.trials if id_ in source.records
+        ):
             notes.append(
                 f"{source.name}: no trial of the suite's own rows has finished; what its searches tried and "
                 "chose stands under Ablations."

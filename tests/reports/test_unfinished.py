@@ -142,5 +142,3 @@ def test_a_suites_file_names_its_experiment_whatever_is_locked(
     suite.with_suffix(".lock.yaml").write_text("not: a lock")
     ended = call("report", suite, "--store", uri, "--out", tmp_path / "out", "--format", "csv", "--no-log")
     assert ended.code == 0, ended.err
-
-
