@@ -62,9 +62,9 @@ def read(study: Study) -> list[Ablation]:
             found.append(_built(build, source, record, content, f"{kind}.json"))
         for record in source.records.values():
             # The tag, so that nobody need look for a file on every run.
-            content = read_json(source, record, "redundancy.json") if "redundancy" in record.tags else None
-            if content is not None:
-                found.append(_built(_redundancy, source, record, content, "redundancy.json"))
+            told = read_json(source, record, "redundancy.json") if "redundancy" in record.tags else None
+            if told is not None:
+                found.append(_built(_redundancy, source, record, told, "redundancy.json"))
     return found
 
 

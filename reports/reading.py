@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, urlparse, urlsplit, urlunsplit
 
 import numpy as np
 import pandas as pd
@@ -159,9 +159,9 @@ def read_source(uri: str, name: str) -> Source:
         plan = store.plan()
         stored = store.records()
     except BROKEN_STORE as error:
-        raise UserError(f"experiment '{name}' cannot be read from {uri}: {error}") from error
+        raise UserError(f"experiment '{name}' cannot be read from {shown_uri(uri)}: {error}") from error
     if plan is None:
-        raise UserError(f"experiment '{name}' in {uri} holds no suite of this harness")
+        raise UserError(f"experiment '{name}' in {shown_uri(uri)} holds no suite of this harness")
     records = latest(stored)
     source = Source(
         store=store,
@@ -183,6 +183,14 @@ def read_source(uri: str, name: str) -> Source:
         told = ", ".join(counts) or "no trial planned"
         raise UserError(f"experiment '{name}' has no finished trial ({told}): there is nothing to report")
     return source
+
+
+def shown_uri(uri: str) -> str:
+    """A store's address without the password that it may hold."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[1]))
 
 
 def _cell(source: Source, row: dict[str, Any]) -> dict[str, Any]:

@@ -206,8 +206,9 @@ def _latex_table(table: MainTable) -> str:
             for entry in entries:
                 mark = {1: "\\textbf{%s}", 2: "\\underline{%s}"}.get(entry.place or 0, "%s")
                 marked.append(mark % latex_text(entry.text))
-            # The braces: after a row's end, [ and * would be options of it.
-            lines.append(f"    {{}}{latex_text(method)} & {percent:.2f} & {' & '.join(marked)} \\\\")
+            # After a row's end, [ and * would be options of it.
+            lead = "{}" if method.startswith(("[", "*")) else ""
+            lines.append(f"    {lead}{latex_text(method)} & {percent:.2f} & {' & '.join(marked)} \\\\")
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
 
 
