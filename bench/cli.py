@@ -6,8 +6,10 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -208,7 +210,8 @@ def search(
         given = {"trials": trials, "seed": sampler_seed}
         update = {key: value for key, value in given.items() if value is not None}
         loaded = loaded.model_copy(update={"search": loaded.search.model_copy(update=update)})
-    wanted = make_plan(loaded, place.device).select(task or (), method or (), ())
+    whole = make_plan(loaded, place.device)
+    wanted = whole.select(task or (), method or (), ())
     rows = {(row.method, row.task, row.backbone, row.budget) for row in wanted.rows}
     chosen_cells = [
         cell
@@ -229,7 +232,7 @@ def search(
         return RunDisplay(out, plan, count, place.slots)
 
     complete = True
-    with session(opened) as at_work, place:
+    with session(opened) as at_work, place, _suite_run(at_work, whole):
         _tell_leftovers(at_work)
         again = failures(opened) if retry_failed else {}
         if loaded.search:
@@ -538,7 +541,21 @@ def _experiment(name: str) -> str:
         return name
     from bench.suite import load_suite
 
-    return load_suite(Path(name)).name
+    return load_suite(Path(name), locked=False).name
+
+
+@contextmanager
+def _suite_run(at_work: Session, plan: Plan) -> Iterator[None]:
+    """The run that holds the suite's plan, open while a search is at work: reports read what it planned."""
+    from bench.execution.driver import CLOSING, within
+
+    run_id = at_work.store.begin_suite(plan, at_work.claims.driver)
+    status: Literal["FINISHED", "KILLED"] = "KILLED"
+    try:
+        yield
+        status = "FINISHED"
+    finally:
+        within(CLOSING, lambda: at_work.store.end_suite(run_id, status))
 
 
 def _tell_leftovers(at_work: Session) -> None:

@@ -136,6 +136,7 @@ class Row(Frozen):
         """The row as JSON, what can be derived from it included."""
         return {
             **self.model_dump(mode="json"),
+            "family": self.registered,
             "budget": self.budget.label if self.budget else None,
             "ratio": self.ratio,
             "within": self.within,

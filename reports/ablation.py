@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.tracking import Record
 from methods import UserError
-from reports.reading import Source, Study, read_json
+from reports.reading import Source, Study, ablation_artifacts, read_json
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,14 @@ def read(study: Study) -> list[Ablation]:
     """Those of the study's experiments. Raises UserError for an artifact that is not of its form."""
     found: list[Ablation] = []
     for source in study.sources:
-        for kind, build in (("search", _search), ("allocation", _allocation)):
-            for record in source.store.records(kind):
-                content = read_json(source, record, f"{kind}.json")
-                if content is not None:
-                    found.append(_built(build, source, record, content, f"{kind}.json"))
+        for kind, record, content in ablation_artifacts(source):
+            build = {"search": _search, "allocation": _allocation}[kind]
+            found.append(_built(build, source, record, content, f"{kind}.json"))
         for record in source.records.values():
             # The tag, so that nobody need look for a file on every run.
-            content = read_json(source, record, "redundancy.json") if "redundancy" in record.tags else None
-            if content is not None:
-                found.append(_built(_redundancy, source, record, content, "redundancy.json"))
+            told = read_json(source, record, "redundancy.json") if "redundancy" in record.tags else None
+            if told is not None:
+                found.append(_built(_redundancy, source, record, told, "redundancy.json"))
     return found
 
 
@@ -93,7 +91,7 @@ def _search(source: Source, record: Record, content: dict[str, Any]) -> Ablation
                 trial["parameters"],
                 trial["value"],
                 None,
-                _runs(source, [trial["trial_id"]]),
+                _runs(source, trial.get("trials", {"": trial["trial_id"]}).values()),
                 str(trial["state"]).lower(),
             )
             for trial in trials

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from reports import statistics
-from reports.reading import Frame, Predictions, Study, block_order, predictions
+from reports.reading import OWN_SIZE, Frame, Predictions, Study, block_order, predictions
 from reports.statistics import ALPHA, Aggregate, Array, Bounds, Effect, Ranks
 
 #: The smallest difference that matters unless the user says otherwise: one point of a score in [0, 1].
@@ -210,6 +210,11 @@ def _rank(block: Block, tables: list[Array]) -> None:
     )
     if block.seeds < 2:
         block.rank_notes.append("One seed: no interval, no test and no group can be given.")
+    elif ranked.low is None:
+        block.rank_notes.append(
+            f"Fewer than {statistics.LEAST_RESAMPLED} seeds: intervals of ranks, P(better) and normalised "
+            "scores would be far too narrow, and are not given."
+        )
 
 
 def _pair(block: Block, scores: _Scores) -> None:
@@ -225,6 +230,8 @@ def _pair(block: Block, scores: _Scores) -> None:
         for i in range(len(block.settings))
     ]
     block.better = statistics.better_matrix(tables)
+    if block.seeds < 2:
+        return
     pairs = len(block.paired) * (len(block.paired) - 1) // 2
     least = statistics.smallest_p(sum(table.shape[1] for table in tables))
     if least * pairs > ALPHA:
@@ -283,12 +290,13 @@ def _compare(study: Study, scores: _Scores, block: Block, threshold: float) -> N
 
 def verdict(effect: Effect, p: float, methods: int, threshold: float) -> str:
     """What may be said of a method against the reference, in a few words."""
-    if effect.smallest_p * methods > ALPHA or effect.interval is None:
+    interval = effect.interval_of(methods)
+    if effect.smallest_p * methods > ALPHA or interval is None:
         return "too little data"
     if p < ALPHA:
         word = "better" if effect.difference > 0 else "worse"
         return word if abs(effect.difference) >= threshold else f"{word}, by less than matters"
-    low, high = effect.interval
+    low, high = interval
     if -threshold < low and high < threshold:
         return "practically equal"
     return "not separable"
@@ -297,10 +305,16 @@ def verdict(effect: Effect, p: float, methods: int, threshold: float) -> str:
 def _reference(study: Study, block: Block) -> list[int] | None:
     """Cells of LoRA on the block's settings: the block's own, else those of the first block that has it."""
     lora = study.cells[study.cells["family"] == REFERENCE]
-    for budget in [block.budget, *study.cells["budget"].unique()]:
-        group = lora[lora["budget"] == budget]
-        plain = group[group["method"] == group["title"]]
-        for method in (plain if len(plain) else group)["method"].unique():
+    plain = lora[lora["method"] == lora["title"]]
+    budgets = [block.budget, *study.cells["budget"].unique()]
+    # Its variants only where no plain one is to be had: at this budget, or for a block of own sizes at any.
+    own_size = block.budget == OWN_SIZE
+    order = [(budget, some) for some in (plain, lora) for budget in budgets]
+    if not own_size:
+        order = [(budget, some) for budget in budgets for some in (plain, lora)]
+    for budget, some in order:
+        group = some[some["budget"] == budget]
+        for method in group["method"].unique():
             of_setting = {
                 (line.task, line.backbone): line.Index
                 for line in group[group["method"] == method].itertuples()
@@ -309,7 +323,7 @@ def _reference(study: Study, block: Block) -> list[int] | None:
             if all(setting in of_setting for setting in block.settings):
                 block.reference, block.reference_budget = method, budget
                 return [of_setting[setting] for setting in block.settings]
-        if len(group) and budget == block.budget:
+        if len(group) and budget == block.budget and not own_size and some is lora:
             block.notes.append("LoRA is incomplete at this budget: nothing is compared with it.")
             return None
     block.notes.append("No complete LoRA on the settings of this budget: nothing is compared with it.")
@@ -357,6 +371,7 @@ def _resample(study: Study, scores: _Scores, blocks: list[Block]) -> list[str]:
         for comparison in block.comparisons
         for cell, reference in zip(comparison.cells, comparison.reference_cells, strict=True)
         if study.cells.at[cell, "metric"] in statistics.SCORES
+        and len(scores.table([cell, reference])[0]) >= 2
     ]
     of_cell = dict(iter(study.seeds[study.seeds["status"] == "FINISHED"].groupby("cell")))
     ids: dict[str, str] = {}

@@ -17,7 +17,7 @@ from scipy import stats
 from methods import UserError
 from reports import mixtures, statistics
 from reports.reading import Study, read
-from reports.statistics import ALPHA, LEVEL, Array, Bounds
+from reports.statistics import ALPHA, LEVEL, RESOLUTION, Array, Bounds
 
 Key = tuple[str, str, str, str]
 
@@ -44,14 +44,16 @@ class Move:
     method: str
     before: float | None
     after: float | None
+    #: Seeds that finished, and those that were planned.
     seeds: tuple[int, int]
+    planned: tuple[int, int]
     #: Whether the seeds are the same, so that differences are taken seed by seed.
     paired: bool
     difference: float | None
     interval: Bounds | None
     p: float | None
     p_holm: float | None
-    #: moved, within noise, same trials, too little data
+    #: moved, within noise, same trials, incomplete, too little data
     verdict: str
     runs: tuple[list[str], list[str]]
 
@@ -114,20 +116,24 @@ def _move(a: Study, cell_a: int, b: Study, cell_b: int) -> Move:
     done_a, done_b = a.finished(cell_a), b.finished(cell_b)
     scores_a, scores_b = (dict(zip(done["seed"], done["score"], strict=True)) for done in (done_a, done_b))
     paired = set(scores_a) == set(scores_b)
+    planned = int(line["seeds"]), int(b.cells.at[cell_b, "seeds"])
     x, y = (np.array([scores[seed] for seed in sorted(scores)]) for scores in (scores_a, scores_b))
     difference = interval = p = None
     verdict = "too little data"
-    if set(done_a["trial_id"]) == set(done_b["trial_id"]) and len(done_a):
+    if (len(x), len(y)) != planned:
+        verdict = "incomplete"
+    elif set(done_a["trial_id"]) == set(done_b["trial_id"]):
         verdict = "same trials"
-    if len(x) and len(y):
-        difference = float(y.mean() - x.mean())
-    if len(x) >= 2 and len(y) >= 2 and verdict != "same trials":
+    elif len(x) >= 2 and len(y) >= 2:
         interval, p = _tested(x, y, paired)
+    if len(x) and len(y) and verdict != "incomplete":
+        difference = float(y.mean() - x.mean())
     return Move(
         **told,
         before=float(x.mean()) if len(x) else None,
         after=float(y.mean()) if len(y) else None,
         seeds=(len(x), len(y)),
+        planned=planned,
         paired=paired,
         difference=difference,
         interval=interval,
@@ -138,12 +144,15 @@ def _move(a: Study, cell_a: int, b: Study, cell_b: int) -> Move:
     )
 
 
-def _tested(x: Array, y: Array, paired: bool) -> tuple[Bounds, float]:
-    """Interval of the difference and its p: Student's paired test, or Welch's where seeds differ."""
+def _tested(x: Array, y: Array, paired: bool) -> tuple[Bounds | None, float | None]:
+    """Interval of the difference and its p: Student's paired test, or Welch's where seeds differ.
+
+    Differences without any spread tell nothing of noise: they have neither, unless nothing differs at all.
+    """
     difference = float(y.mean() - x.mean())
     spread = (y - x).std() if paired else x.std() + y.std()
-    if spread <= 1e-12:
-        return (difference, difference), 1.0 if abs(difference) <= 1e-12 else 0.0
+    if spread <= RESOLUTION:
+        return ((0.0, 0.0), 1.0) if abs(difference) <= RESOLUTION else (None, None)
     test = stats.ttest_rel(y, x) if paired else stats.ttest_ind(y, x, equal_var=False)
     interval = test.confidence_interval(LEVEL)
     return (float(interval.low), float(interval.high)), float(test.pvalue)
@@ -169,6 +178,8 @@ def _configured(
     of_cell_a, of_cell_b = _fields(a), _fields(b)
     found: defaultdict[tuple[str, str, str], list[Key]] = defaultdict(list)
     for key in common:
+        if cells_a[key] not in of_cell_a or cells_b[key] not in of_cell_b:
+            continue
         before, after = of_cell_a[cells_a[key]], of_cell_b[cells_b[key]]
         for what in dict.fromkeys([*before, *after]):
             values = before.get(what, "none"), after.get(what, "none")
@@ -181,12 +192,14 @@ def _configured(
 
 
 def _fields(study: Study) -> dict[int, dict[str, str]]:
-    """The configuration of each cell, flat."""
+    """The configuration of each cell, flat; not of those that wait for their tuning."""
     (source,) = study.sources
     firsts = study.seeds.drop_duplicates("cell").set_index("cell")["trial_id"]
     seeds = study.seeds.groupby("cell")["seed"].agg(lambda some: ",".join(map(str, sorted(some))))
     told = {}
     for cell, trial_id in firsts.items():
+        if trial_id not in source.trials:
+            continue
         trial = source.trials[trial_id]
         method = {f"method {key}": _text(value) for key, value in trial["method"].items()}
         tuning = study.cells.at[cell, "tuning"]
@@ -260,6 +273,14 @@ def print_comparison(console: Console, found: Comparison) -> None:
             console.print(escape(f"Only in {name}: {'; '.join(only[:8])}{more}."))
 
 
+def _seeds(move: Move) -> str:
+    told = [
+        f"{done}" if done == planned else f"{done} of {planned}"
+        for done, planned in zip(move.seeds, move.planned, strict=True)
+    ]
+    return f"{told[0]} paired" if move.paired and move.verdict != "incomplete" else ", ".join(told)
+
+
 def _row(move: Move) -> list[str]:
     percent = ["–" if value is None else f"{100 * value:.2f}" for value in (move.before, move.after)]
     interval = "–" if move.interval is None else " to ".join(f"{100 * bound:+.2f}" for bound in move.interval)
@@ -269,7 +290,7 @@ def _row(move: Move) -> list[str]:
         *percent,
         "–" if move.difference is None else f"{100 * move.difference:+.2f}",
         interval,
-        f"{move.seeds[0]} paired" if move.paired else f"{move.seeds[0]}, {move.seeds[1]}",
+        _seeds(move),
         "–" if move.p_holm is None else f"{move.p_holm:.3g}",
         move.verdict,
     ]

@@ -159,7 +159,9 @@ class Looks:
         return SERIES[self.families.index(family) % len(SERIES)]
 
     def shape(self, family: str) -> str:
-        return SHAPES[self.families.index(family) % len(SHAPES)]
+        # Another shape once the colours begin anew.
+        number = self.families.index(family)
+        return SHAPES[(number + number // len(SERIES)) % len(SHAPES)]
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:

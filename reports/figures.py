@@ -165,9 +165,11 @@ def ranks(analysis: Analysis, block: Block, number: int, looks: Looks) -> Drawn 
     ax.set_xlim(0.7, len(block.methods) + 0.3)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("mean rank (1 is best)")
-    caption = (
-        f"Mean rank over {_settings(block)}. Intervals (95%) resample the {block.seeds} seeds within "
-        "settings; they describe these runs and are no test."
+    caption = f"Mean rank over {_settings(block)}. " + (
+        ""
+        if block.ranks.low is None
+        else f"Intervals (95%) resample the {block.seeds} seeds within settings; they describe these runs "
+        "and are no test."
     )
     if block.letters:
         caption += (
@@ -195,7 +197,7 @@ def better(block: Block, number: int) -> Drawn | None:
             p = float(block.better[i, j])
             colour = SERIES[0] if p > 0.5 else SERIES[1]
             ax.add_patch(
-                Rectangle((j - 0.5, -i - 0.5), 1, 1, color=colour, alpha=0.65 * abs(2 * p - 1), lw=0)
+                Rectangle((j - 0.5, -i - 0.5), 1, 1, color=colour, alpha=0.45 * abs(2 * p - 1), lw=0)
             )
             ax.text(j, -i, f"{100 * p:.0f}", ha="center", va="center", fontsize=7.5)
     ax.set_xticks(range(len(methods)), methods, rotation=40, ha="left", rotation_mode="anchor")
@@ -418,7 +420,8 @@ def ablation(number: int, found: Ablation) -> list[Drawn]:
 
 
 def _by_rank(number: int, found: Ablation) -> Drawn | None:
-    tried = [entry for entry in found.tried if entry.value is not None]
+    # Neither the mean nor the best is of what lost a seed.
+    tried = [entry for entry in found.tried if entry.value is not None and entry.state == "complete"]
     if not tried:
         return None
     figure, axes = panels(len(found.modes), columns=3, height=2.4)
@@ -436,8 +439,8 @@ def _by_rank(number: int, found: Ablation) -> Drawn | None:
         if mode % 3 == 0:
             ax.set_ylabel("score, %")
     caption = (
-        "Each circle is one allocation that was tried; the other modes' ranks differ too. The line is the "
-        "mean at each rank, the diamond the best."
+        "Each circle is one allocation whose every seed finished; the other modes' ranks differ too. The "
+        "line is the mean at each rank, the diamond the best."
     )
     text = ", ".join(f"{mode} {rank}" for mode, rank in zip(found.modes, best.ranks, strict=True))
     return Drawn(

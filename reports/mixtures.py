@@ -13,8 +13,8 @@ from reports.reading import Study
 #: Fields of a trial that say what is measured. Scores that differ in one of them do not compare.
 MEASURED = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
 
-#: Fields of the recipe that a suite may set for each method, and that its rows then name.
-PER_METHOD = ("lr", "head_lr")
+#: What a suite may set for each method, and its rows then name. Experiments that use the same values agree.
+PER_METHOD = ("training lr", "training head_lr")
 
 #: Provenance in which trials of one table should agree.
 SURROUNDINGS = ("harness", "git_commit", "git_dirty", "python", "cpu", "gpu", "threads", "version_")
@@ -68,12 +68,17 @@ def _trials(study: Study) -> list[Mixture]:
     for (task, backbone), cells in study.cells.groupby(["task", "backbone"], sort=False):
         values: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for cell in cells.index:
-            for key, value in fields(trials[firsts[cell]]).items():
-                values[key][value].append(int(cell))
+            # A cell that waits for its tuning has no trial yet.
+            if firsts[cell] in trials:
+                for key, value in fields(trials[firsts[cell]]).items():
+                    if not (key in PER_METHOD and cells.at[cell, "tuning"] is not None):
+                        values[key][value].append(int(cell))
         for key, by_value in values.items():
-            if len(by_value) == 1 or key.removeprefix("training ") in PER_METHOD:
-                continue
             experiments = {value: set(cells.loc[some, "experiment"]) for value, some in by_value.items()}
+            if len(by_value) == 1 or (
+                key in PER_METHOD and len(set(map(frozenset, experiments.values()))) == 1
+            ):
+                continue
             told = {}
             for value, some in by_value.items():
                 names = list(dict.fromkeys(cells.loc[some, "method"]))

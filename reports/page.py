@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,7 +17,7 @@ from reports.ablation import Ablation
 from reports.analysis import Analysis, pareto
 from reports.drawing import SERIES, Drawn, Looks
 from reports.mixtures import Mixture
-from reports.reading import Frame, Study
+from reports.reading import Frame, Study, shown_uri
 from reports.tables import INCOMPLETE, main_tables
 
 #: Lines of the lists that could be as long as the study; the CSV files hold all.
@@ -78,14 +77,6 @@ def render(
         provenance=_provenance(study),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-
-
-def shown_uri(uri: str) -> str:
-    """A store's address without the password that it may hold."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[1]))
 
 
 def _rows(analysis: Analysis, looks: Looks) -> list[dict[str, Any]]:
@@ -168,7 +159,9 @@ def _measured(cells: Frame) -> str:
 
 
 def _facts(study: Study) -> dict[str, Any]:
-    states = study.seeds.drop_duplicates("trial_id")["status"].value_counts()
+    # A trial of two rows counts once; those that wait for their tuning have no id yet.
+    seeds = study.seeds[(study.seeds["trial_id"] == "") | ~study.seeds.duplicated("trial_id")]
+    states = seeds["status"].value_counts()
     return {
         "trials": int(states.sum()),
         "finished": int(states.get("FINISHED", 0)),
@@ -178,7 +171,7 @@ def _facts(study: Study) -> dict[str, Any]:
         "tasks": int(study.cells["task"].nunique()),
         "backbones": int(study.cells["backbone"].nunique()),
         "seeds": int(study.cells["seeds"].max()),
-        "hours": float(study.cells["seconds"].sum() / 3600),
+        "hours": float(seeds.loc[seeds["status"] == "FINISHED", "seconds"].sum() / 3600),
     }
 
 

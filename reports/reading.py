@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, urlparse, urlsplit, urlunsplit
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,12 @@ from methods import UserError
 
 #: The budget of cells whose method has a size of its own.
 OWN_SIZE = "own size"
+
+#: The message of a seed whose trial is not known before its row's tuning has ended.
+WAITING = "waits for its tuning"
+
+#: How MLflow ends a run that gave a score: the one that counts of its trial, and others after it.
+ENDED_WELL = ("FINISHED", "DUPLICATE")
 
 #: Requests for artifacts and metric histories at once.
 READERS = 8
@@ -56,7 +63,7 @@ class Source:
     #: The run that holds its plan.
     run_id: str
     rows: list[dict[str, Any]] = field(repr=False)
-    #: Resolved trials by id, as the plan has them.
+    #: Resolved trials by id, as the plan has them. A row that waits for its tuning has none yet.
     trials: dict[str, dict[str, Any]] = field(repr=False)
     #: The run that counts of every stored trial, those of tuning and search included.
     records: dict[str, Record] = field(repr=False)
@@ -112,14 +119,28 @@ def read(uri: str, names: Sequence[str]) -> Study:
             cell = _cell(source, row)
             key = (cell["task"], cell["backbone"], cell["budget"], cell["method"])
             ids = list(row["trials"].values())
-            if known.get(key) == ids:
+            if known.get(key) == ids and None not in ids:
                 continue  # the same trials, planned by two experiments
             if key in known:
                 cell["method"] += f" · {source.name}"
             known[key] = ids
-            found = [_seed(source, len(cells), int(seed), id_) for seed, id_ in row["trials"].items()]
-            cells.append(cell | _told(source, found))
+            own_first = sorted(sources, key=lambda other: other is not source)
+            found = [_seed(own_first, len(cells), int(seed), id_) for seed, id_ in row["trials"].items()]
+            cells.append(cell | _told(sources, found))
             seeds.extend(found)
+        waiting = sum(None in row["trials"].values() for row in source.rows)
+        if waiting:
+            notes.append(
+                f"{source.name}: {waiting} of {len(source.rows)} rows wait for their tuning; their seeds are "
+                "missing. Start the suite again to go on."
+            )
+        if not any(
+            source.records[id_].status == "FINISHED" for id_ in source.trials if id_ in source.records
+        ):
+            notes.append(
+                f"{source.name}: no trial of the suite's own rows has finished; what its searches tried and "
+                "chose stands under Ablations."
+            )
         if source.duplicates:
             notes.append(
                 f"{source.name}: {source.duplicates} finished run(s) repeat a trial; the first one counts."
@@ -129,25 +150,20 @@ def read(uri: str, names: Sequence[str]) -> Study:
 
 
 def read_source(uri: str, name: str) -> Source:
-    """Reads one experiment. Raises UserError if it is not there, holds no suite or has no finished trial."""
+    """Reads one experiment. Raises UserError if it is not there, holds no suite or has nothing to report: no
+    finished trial of its rows, and no search or allocation that ended.
+    """
     store = Store.existing(uri, name)
     try:
         suites = store.records("suite")
         plan = store.plan()
         stored = store.records()
     except BROKEN_STORE as error:
-        raise UserError(f"experiment '{name}' cannot be read from {uri}: {error}") from error
+        raise UserError(f"experiment '{name}' cannot be read from {shown_uri(uri)}: {error}") from error
     if plan is None:
-        raise UserError(f"experiment '{name}' in {uri} holds no suite of this harness")
+        raise UserError(f"experiment '{name}' in {shown_uri(uri)} holds no suite of this harness")
     records = latest(stored)
-    ids = {trial["id"] for trial in plan["trials"]}
-    states = [records[id_].status if id_ in records else "missing" for id_ in ids]
-    if "FINISHED" not in states:
-        counts = (
-            ", ".join(f"{states.count(s)} {s.lower()}" for s in sorted(set(states))) or "no trial planned"
-        )
-        raise UserError(f"experiment '{name}' has no finished trial ({counts}): there is nothing to report")
-    return Source(
+    source = Source(
         store=store,
         name=name,
         closing=plan["closing"],
@@ -155,13 +171,29 @@ def read_source(uri: str, name: str) -> Source:
         rows=plan["rows"],
         trials={trial["id"]: trial for trial in plan["trials"]},
         records=records,
-        duplicates=sum(record.status == "FINISHED" for record in stored)
-        - sum(record.status == "FINISHED" for record in records.values()),
+        duplicates=sum(record.status in ENDED_WELL for record in stored)
+        - sum(record.status in ENDED_WELL for record in records.values()),
     )
+    states = Counter(records[id_].status if id_ in records else "missing" for id_ in source.trials)
+    if not states["FINISHED"] and not any(ablation_artifacts(source)):
+        counts = [f"{states[state]} {state.lower()}" for state in sorted(states)]
+        waiting = sum(id_ is None for row in source.rows for id_ in row["trials"].values())
+        if waiting:
+            counts.append(f"{waiting} wait for tuning")
+        told = ", ".join(counts) or "no trial planned"
+        raise UserError(f"experiment '{name}' has no finished trial ({told}): there is nothing to report")
+    return source
+
+
+def shown_uri(uri: str) -> str:
+    """A store's address without the password that it may hold."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[1]))
 
 
 def _cell(source: Source, row: dict[str, Any]) -> dict[str, Any]:
-    trial = source.trials[next(iter(row["trials"].values()))]
     ranks = ",".join(map(str, row["ranks"]))
     method = row["method"]
     if row["budget"] is None and ranks:
@@ -173,7 +205,7 @@ def _cell(source: Source, row: dict[str, Any]) -> dict[str, Any]:
         "budget": row["budget"] or OWN_SIZE,
         "method": method,
         "title": row["title"],
-        "family": trial["method"]["method"],
+        "family": _family(source, row),
         "ranks": ranks,
         "parameters": row["parameters"],
         "asked": row["asked"],
@@ -184,17 +216,27 @@ def _cell(source: Source, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _seed(source: Source, cell: int, seed: int, trial_id: str) -> dict[str, Any]:
-    record = source.records.get(trial_id)
+def _family(source: Source, row: dict[str, Any]) -> str:
+    """The registered name of a row's method. A row that waits for its tuning has no trial to tell it."""
+    known = (source.trials[id_] for id_ in row["trials"].values() if id_ is not None)
+    return next((str(trial["method"]["method"]) for trial in known), None) or str(row["family"])
+
+
+def _seed(sources: Sequence[Source], cell: int, seed: int, trial_id: str | None) -> dict[str, Any]:
+    """A seed of a cell; its trial may have been run in any of the experiments, the cell's own first."""
+    holders = [source for source in sources if trial_id in source.records] if trial_id else []
+    finished = [s for s in holders if trial_id and s.records[trial_id].status == "FINISHED"]
+    source = (finished or holders or sources)[0]
+    record = source.records.get(trial_id) if trial_id else None
     line: dict[str, Any] = {
         "cell": cell,
         "experiment": source.name,
         "seed": seed,
-        "trial_id": trial_id,
+        "trial_id": trial_id or "",
         "run_id": record.run_id if record else "",
         "status": record.status if record else "MISSING",
         "failure": record.tags.get("failure", "") if record else "",
-        "message": record.tags.get("failure_message", "") if record else "",
+        "message": record.tags.get("failure_message", "") if record else "" if trial_id else WAITING,
     }
     metrics = record.metrics if record else {}
     for column, key in (
@@ -215,11 +257,12 @@ def _seed(source: Source, cell: int, seed: int, trial_id: str) -> dict[str, Any]
     return line
 
 
-def _told(source: Source, seeds: list[dict[str, Any]]) -> dict[str, str]:
+def _told(sources: Sequence[Source], seeds: list[dict[str, Any]]) -> dict[str, str]:
     """Metric and evaluated split, which the runs tell."""
+    by_name = {source.name: source for source in sources}
     for line in seeds:
         if line["status"] == "FINISHED":
-            tags = source.records[line["trial_id"]].tags
+            tags = by_name[line["experiment"]].records[line["trial_id"]].tags
             return {"metric": tags["metric"], "evaluated": tags["evaluated"]}
     return {"metric": "", "evaluated": ""}
 
@@ -241,6 +284,15 @@ def _summed(cells: Frame, seeds: Frame) -> Frame:
 
 
 # --- artifacts and histories ---
+
+
+def ablation_artifacts(source: Source) -> Iterator[tuple[str, Record, dict[str, Any]]]:
+    """The kind, the parent run and the result of every search and allocation that has one."""
+    for kind in ("search", "allocation"):
+        for record in source.store.records(kind):
+            content = read_json(source, record, f"{kind}.json")
+            if content is not None:
+                yield kind, record, content
 
 
 def artifact(source: Source, record: Record, name: str) -> Path | None:

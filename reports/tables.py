@@ -125,7 +125,7 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
         parts += [_legend(table), ""]
     for block in analysis.blocks:
         if block.comparisons:
-            parts += [f"## Against {block.reference}, {markdown_text(block.budget)}", ""]
+            parts += [f"## Against {markdown_text(block.reference or '')}, {markdown_text(block.budget)}", ""]
             heads = ["method", "difference, points", "95%", "P(better)", "p (Holm)", "verdict"]
             parts += [_markdown_table(heads, [_comparison(c) for c in block.comparisons]), ""]
         told = block.notes + block.rank_notes
@@ -206,7 +206,9 @@ def _latex_table(table: MainTable) -> str:
             for entry in entries:
                 mark = {1: "\\textbf{%s}", 2: "\\underline{%s}"}.get(entry.place or 0, "%s")
                 marked.append(mark % latex_text(entry.text))
-            lines.append(f"    {latex_text(method)} & {percent:.2f} & {' & '.join(marked)} \\\\")
+            # After a row's end, [ and * would be options of it.
+            lead = "{}" if method.startswith(("[", "*")) else ""
+            lines.append(f"    {lead}{latex_text(method)} & {percent:.2f} & {' & '.join(marked)} \\\\")
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
 
 

@@ -143,6 +143,9 @@ def test_what_differs_and_what_does_not_is_said(analysis: Analysis) -> None:
         (0.005, 0.002, 0.001, 1, "better, by less than matters"),
         (0.002, 0.004, 0.3, 1, "practically equal"),
         (0.02, 0.05, 0.3, 1, "not separable"),
+        # Of two methods the interval is that of 97.5%.
+        (0.002, 0.0075, 0.3, 1, "practically equal"),
+        (0.002, 0.0075, 0.3, 2, "not separable"),
         # With 4 pairs nothing can fall below .125, with 8 and 20 methods nothing below .15.
         (0.02, 0.005, 0.125, 1, "too little data"),
         (0.02, 0.005, 0.0078, 20, "too little data"),
@@ -154,6 +157,8 @@ def test_verdicts(difference: float, half: float, p: float, methods: int, verdic
         pairs=8,
         difference=difference,
         interval=(difference - half, difference + half),
+        error=half / 2.364624,
+        freedom=7,
         g=None,
         g_interval=None,
         p=p,
@@ -431,7 +436,7 @@ def test_the_command_tells_what_it_wrote_and_what_to_know(call: Call, rich: str,
 
 
 def test_the_password_of_a_store_is_not_shown() -> None:
-    from reports.page import shown_uri
+    from reports.reading import shown_uri
 
     assert shown_uri("postgresql://me:secret@host:5432/db") == "postgresql://host:5432/db"
     assert shown_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"

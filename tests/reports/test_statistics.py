@@ -123,6 +123,7 @@ def test_one_seed_has_no_interval_of_any_kind() -> None:
 
 def test_ranks_count_from_the_best_and_share_ties() -> None:
     scores = [np.array([[3, 3], [1, 1], [2, 2.0]]), np.array([[5, 5], [5, 5], [0, 0.0]])]
+    scores = [np.repeat(values, 3, axis=1) for values in scores]
     found = statistics.ranks(scores)
     assert list(found.mean) == [1.25, 2.25, 2.5]
     assert found.low is not None
@@ -131,8 +132,8 @@ def test_ranks_count_from_the_best_and_share_ties() -> None:
 
 
 def test_rank_intervals_reach_as_far_as_resampled_seeds_do() -> None:
-    # Whichever seed is drawn alone decides.
-    found = statistics.ranks([np.array([[3.0, 0.0], [1.0, 1.0]])])
+    # Whether the seed that differs is drawn decides.
+    found = statistics.ranks([np.array([[6.0, 0, 0, 0, 0], [1.0, 1, 1, 1, 1]])])
     assert found.low is not None
     assert found.high is not None
     assert (list(found.low), list(found.high)) == ([1, 1], [2, 2])
@@ -146,6 +147,8 @@ def test_the_matrix_of_p_better_agrees_with_each_pair_and_counts_ties_half() -> 
             pairs = [statistics.p_better(values[i], values[j]) for values in scores]
             assert matrix[i, j] == pytest.approx(np.mean(pairs))
     assert np.allclose(matrix + matrix.T, 1)
+    assert statistics.p_improvement([s[0] for s in scores], [s[2] for s in scores])[1] is None
+    scores = [np.repeat(values, 2, axis=1) for values in scores]
     value, interval = statistics.p_improvement([s[0] for s in scores], [s[2] for s in scores])
     assert value == pytest.approx(matrix[0, 2])
     assert interval is not None
@@ -171,10 +174,12 @@ def test_pairwise_p_is_that_of_each_pair() -> None:
 
 def test_normalised_scores_lie_between_floor_and_ceiling() -> None:
     found = statistics.aggregate([array(0.6, 0.8), array(0.9, 0.9)], [0.5, 0.8], [1.0, 0.9])
+    assert found.mean_interval is None  # of two seeds
     assert found.mean == pytest.approx((0.4 + 1) / 2)
     # 0.2, 0.6, 1, 1 without the least and the greatest.
     assert found.iqm == pytest.approx(0.8)
-    assert found.mean_interval == pytest.approx((0.6, 0.8))
+    many = statistics.aggregate([array(*[0.6] * 8), array(*[0.9] * 8)], [0.5, 0.8], [1.0, 0.9])
+    assert many.mean_interval == pytest.approx((0.6, 0.6))
 
 
 def test_methods_share_a_letter_unless_they_are_told_apart() -> None:
@@ -204,10 +209,22 @@ def test_the_bootstrap_resamples_examples_as_the_binomial_says() -> None:
     labels = np.zeros(400, dtype=int)
     wrong = (np.arange(400) % 5 == 0).astype(int)
     difference, (low, high) = statistics.bootstrap_examples(
-        "accuracy", labels, np.stack([labels, labels]), np.stack([wrong, wrong])
+        "accuracy", labels, np.stack([labels] * 40), np.stack([wrong] * 40)
     )
     assert difference == pytest.approx(0.2)
-    assert (high - low) / 2 == pytest.approx(1.96 * 0.02, rel=0.08)
+    assert (high - low) / 2 == pytest.approx(2.0227 * 0.02, rel=0.08)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_intervals_over_seeds_and_examples_cover_the_difference(seeds: int) -> None:
+    numbers = np.random.default_rng(seeds)
+    labels, covered = np.zeros(200, dtype=int), 0
+    for _ in range(120):
+        shares = 0.7 + numbers.normal(0, 0.04, size=(2, seeds, 1))
+        x, y = (numbers.random((2, seeds, 200)) > shares).astype(int)
+        _, (low, high) = statistics.bootstrap_examples("accuracy", labels, x, y)
+        covered += low <= 0 <= high
+    assert covered / 120 >= 0.9
 
 
 def test_the_bootstrap_is_paired_by_example_and_by_seed() -> None:
@@ -245,7 +262,8 @@ def test_intervals_over_settings_of_different_noise_cover_the_difference() -> No
     covered = 0
     for _ in range(600):
         drawn = [numbers.normal(0.01, noise, size=5) for noise in (0.002, 0.01, 0.03, 0.03)]
-        interval = statistics._welch(drawn, float(np.mean([d.mean() for d in drawn])))
+        interval = statistics.effect(drawn).interval
+        assert interval is not None
         covered += interval[0] <= 0.01 <= interval[1]
     assert covered / 600 == pytest.approx(0.95, abs=0.03)
 

@@ -1,0 +1,144 @@
+"""Suites of which a report reads less than was planned: tuning half done, searches alone, runs twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.tracking import Store
+from bench.tuning import with_choices
+from methods import UserError
+from reports import ablation
+from reports.compare import compare
+from reports.reading import WAITING, read
+from reports.report import write_report
+
+from ..bench import toy_suites
+from ..stored import Result, write
+from .conftest import plan_of, result
+from .test_report import SMALL
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+TUNED = SMALL | {
+    "name": "tuned",
+    "methods": ["lora", "head_only", "lotr"],
+    "tuning": {"trials": 2, "seeds": [7], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None},
+}
+
+
+def half_tuned(uri: str, name: str = "tuned", final: bool = True) -> Store:
+    """LoRA and the trained head are tuned, and their final trials ran; LoTR waits."""
+    plan = plan_of(**TUNED | {"name": name})
+    done = plan.select([], ["lora", "head_only"], [])
+    store = write(uri, done.of("tuning"), result_of_any)
+    chosen = with_choices(plan, store)
+    if final:
+        write(uri, chosen.of(None), lambda trial, row: result_of_any(trial, row))
+    store.end_suite(store.begin_suite(chosen), "FINISHED")
+    return store
+
+
+def result_of_any(trial: Any, row: Any) -> Result:
+    return Result(score=0.5 + 0.1 * (trial.seed % 2) + 0.05 * ("LoRA" in row.title))
+
+
+def test_rows_that_wait_for_their_tuning_are_missing_and_in_no_aggregate(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = new_store(tmp_path)
+    half_tuned(uri)
+    done = write_report(uri, ["tuned"], tmp_path / "out", log=False)
+    study = done.analysis.study
+    lotr = study.cells[study.cells["title"] == "LoTR"].iloc[0]
+    assert (lotr["family"], lotr["missing"], lotr["complete"]) == ("lotr", 2, False)
+    seeds = study.seeds[study.seeds["cell"] == lotr.name]
+    assert set(seeds["message"]) == {WAITING}
+    assert all("LoTR" not in block.methods for block in done.analysis.blocks)
+    assert any("1 of 3 rows wait for their tuning" in note for note in done.analysis.notes)
+    page = (tmp_path / "out" / "index.html").read_text()
+    # Both waiting seeds count, though neither has an id.
+    assert "4 of 6 trials finished" in page
+    assert WAITING in page
+
+
+def test_two_half_tuned_experiments_are_compared(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    half_tuned(uri)
+    half_tuned(uri, "again")
+    found = {move.method: move.verdict for move in compare((uri, "tuned"), (uri, "again")).moves}
+    assert found["LoTR"] == "incomplete"
+    assert found["LoRA"] == "same trials"
+    both = read(uri, ["tuned", "again"])
+    # What waits is not known to be the same.
+    assert len(both.cells) == 4
+
+
+def test_tuning_alone_is_nothing_to_report_yet(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    half_tuned(uri, final=False)
+    with pytest.raises(UserError, match=r"no finished trial \(4 missing, 2 wait for tuning\)"):
+        read(uri, ["tuned"])
+
+
+def test_what_a_search_stored_is_reported(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    uri = new_store(tmp_path)
+    suite = toy_suites.write(
+        tmp_path, search={"trials": 2, "lr": [5e-4, 5e-2]}, training={"steps": 2, "batch_size": 16}
+    )
+    ended = call("search", suite, "--store", uri)
+    assert ended.code == 0, ended.err
+    ended = call("report", suite, "--store", uri, "--out", tmp_path / "out", "--format", "html")
+    assert ended.code == 0, ended.err
+    (found,) = ablation.read(read(uri, ["toy"]))
+    assert (found.kind, len(found.tried), len(found.final)) == ("search", 2, 2)
+    assert found.name in (tmp_path / "out" / "index.html").read_text()
+    (run,) = Store.existing(uri, "toy")._search("suite")
+    assert run.info.status == "FINISHED"
+
+
+def test_a_searched_suite_whose_own_rows_never_ran_says_so(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    store = write(uri, plan_of(**SMALL), lambda trial, row: None)
+    content: dict[str, Any] = {"name": "s", "method": "m", "task": "t", "backbone": "b", "budget": None}
+    content |= {"modes": ["a"], "trials": [], "pareto": [], "importance": {}, "final": []}
+    run = store.client.create_run(store.experiment.experiment_id, tags={"kind": "search"})
+    store.client.log_text(run.info.run_id, json.dumps(content), "search.json")
+    done = write_report(uri, ["small"], tmp_path / "out", log=False)
+    assert any("no trial of the suite's own rows has finished" in note for note in done.analysis.notes)
+
+
+def test_runs_that_repeat_a_trial_are_told(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    store = write(uri, plan_of(**SMALL), result)
+    (first, *_) = store.records()
+    again = store.client.create_run(
+        store.experiment.experiment_id,
+        tags={"kind": "trial", "trial_id": first.trial_id, "duplicate": "yes"},
+    )
+    store.client.set_terminated(again.info.run_id, "FINISHED")
+    assert any("1 finished run(s) repeat a trial" in note for note in read(uri, ["small"]).notes)
+
+
+def test_a_trial_that_another_experiment_finished_is_not_missing(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    write(uri, plan_of(**SMALL), lambda trial, row: result(trial, row) if trial.seed == 0 else None)
+    write(uri, plan_of(**SMALL | {"name": "other"}), result)
+    both = read(uri, ["small", "other"])
+    assert both.cells["complete"].all()
+
+
+def test_a_suites_file_names_its_experiment_whatever_is_locked(
+    tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    uri = new_store(tmp_path)
+    write(uri, plan_of(**SMALL | {"name": "toy"}), result)
+    suite = toy_suites.write(tmp_path)
+    suite.with_suffix(".lock.yaml").write_text("not: a lock")
+    ended = call("report", suite, "--store", uri, "--out", tmp_path / "out", "--format", "csv", "--no-log")
+    assert ended.code == 0, ended.err
