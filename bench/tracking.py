@@ -141,10 +141,12 @@ class Store:
                 # Of two first starts at once, the second finds the first one's experiment.
                 experiment = client.get_experiment_by_name(name)
                 if experiment is None:
-                    raise UserError(f"cannot create experiment '{name}' in {uri}: {error}") from error
+                    raise UserError(
+                        f"cannot create experiment '{name}' in {shown_uri(uri)}: {error}"
+                    ) from error
         if experiment.lifecycle_stage == "deleted":
             raise UserError(
-                f"experiment '{name}' was deleted in {uri}; restore it with "
+                f"experiment '{name}' was deleted in {shown_uri(uri)}; restore it with "
                 f"'mlflow experiments restore -x {experiment.experiment_id}' or rename the suite"
             )
         return cls(client, experiment, uri)
@@ -158,7 +160,8 @@ class Store:
             names = [found.name for found in client.search_experiments() if found.name != "Default"]
             near = get_close_matches(name, names, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"no experiment '{name}' in {uri}{hint} (there: {', '.join(names) or 'none'})")
+            there = ", ".join(names) or "none"
+            raise UserError(f"no experiment '{name}' in {shown_uri(uri)}{hint} (there: {there})")
         return cls(client, experiment, uri)
 
     @property
@@ -496,17 +499,16 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
             raise UserError(f"cannot use the store at {database}: {error}") from error
     if scheme not in ("http", "https", *DATABASES):
         raise UserError(
-            f"store '{uri}' is not supported: use sqlite:///file.db, a server (http://…) or a database URI"
+            f"store '{shown_uri(uri)}' is not supported: use sqlite:///file.db, a server (http://…) or a "
+            "database URI"
         )
     try:
         return _open(uri)
     except BROKEN_STORE as error:
-        raise UserError(
-            f"the tracking server at {_without_password(uri)} does not answer: {error}"
-        ) from error
+        raise UserError(f"the tracking server at {shown_uri(uri)} does not answer: {error}") from error
     except ModuleNotFoundError as error:
         raise UserError(
-            f"store '{_without_password(uri)}' needs the package {error.name}: "
+            f"store '{shown_uri(uri)}' needs the package {error.name}: "
             "for PostgreSQL, pip install 'tensorpeft-bench[postgres]'"
         ) from error
 
@@ -524,19 +526,19 @@ def _state_folder(uri: str) -> Path:
     if uri.startswith(SQLITE):
         folder = _database(uri).parent / ".tensorbench" / _database(uri).name
     else:
-        where = _without_password(uri)
+        where = shown_uri(uri)
         safe = "".join(c if c.isalnum() else "_" for c in where.partition("://")[2])[:60]
         folder = cache_dir() / "stores" / f"{safe}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _without_password(uri: str) -> str:
-    return (
-        urlunparse(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        if (parts := urlparse(uri))
-        else uri
-    )
+def shown_uri(uri: str) -> str:
+    """A store's address without the name and password that it may hold."""
+    parts = urlparse(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunparse(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _database(uri: str) -> Path:

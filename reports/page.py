@@ -12,12 +12,13 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from bench.tracking import shown_uri
 from reports import mixtures
 from reports.ablation import Ablation
 from reports.analysis import Analysis, pareto
 from reports.drawing import SERIES, Drawn, Looks
 from reports.mixtures import Mixture
-from reports.reading import Frame, Study, shown_uri
+from reports.reading import Frame, Study
 from reports.tables import INCOMPLETE, main_tables
 
 #: Lines of the lists that could be as long as the study; the CSV files hold all.

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlparse, urlsplit, urlunsplit
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from mlflow.artifacts import download_artifacts
 from pyarrow import ArrowException
 
-from bench.tracking import BROKEN_STORE, Record, Store, latest
+from bench.tracking import BROKEN_STORE, Record, Store, latest, shown_uri
 from methods import UserError
 
 #: The budget of cells whose method has a size of its own.
@@ -183,14 +183,6 @@ def read_source(uri: str, name: str) -> Source:
         told = ", ".join(counts) or "no trial planned"
         raise UserError(f"experiment '{name}' has no finished trial ({told}): there is nothing to report")
     return source
-
-
-def shown_uri(uri: str) -> str:
-    """A store's address without the password that it may hold."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[1]))
 
 
 def _cell(source: Source, row: dict[str, Any]) -> dict[str, Any]:

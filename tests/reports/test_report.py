@@ -436,7 +436,7 @@ def test_the_command_tells_what_it_wrote_and_what_to_know(call: Call, rich: str,
 
 
 def test_the_password_of_a_store_is_not_shown() -> None:
-    from reports.reading import shown_uri
+    from bench.tracking import shown_uri
 
     assert shown_uri("postgresql://me:secret@host:5432/db") == "postgresql://host:5432/db"
     assert shown_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
