@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 import bench.execution.driver
 import bench.execution.perform
 from bench.backbones import load
-from bench.execution.driver import execute, pending, session
+from bench.execution.driver import execute, failures, pending, session
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.measure import LIBRARIES
@@ -280,9 +280,11 @@ def test_a_failure_is_retried_only_on_request_and_nothing_else_with_it(failed: R
 
 
 def run_inline(store: Store, made: Plan, trials: Any = None) -> list[Event]:
+    """Runs the trials, failures again."""
     events: list[Event] = []
+    again = failures(store)
     with session(store) as at_work, Inline("cpu") as place:
-        execute(made, list(trials or made.trials), at_work, place, events.append)
+        execute(made, list(trials or made.trials), at_work, place, events.append, again=again)
     return events
 
 
