@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from methods.errors import UnknownNameError, UserError
 
 if TYPE_CHECKING:
-    from bench.execution.driver import Executor
+    from bench.execution.executor import Executor
 
 EXECUTORS = ("inline", "local", "ray")
 

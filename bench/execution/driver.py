@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal
 
 from bench.claims import Claims
 from bench.execution.estimate import longest_first
-from bench.execution.perform import Event, Report
+from bench.execution.executor import Executor
+from bench.execution.perform import Event
 from bench.outbox import Outbox
 from bench.plan import Plan, Trial
 from bench.record import Ending
@@ -33,43 +33,6 @@ LOOK = 2.0
 CLOSING = 4.0
 #: Seconds that a run with nothing left to do waits for a server that is away. A file does not come back.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 10.0
-
-
-class Executor(Protocol):
-    """Where trials run. Entered before the first trial; leaving it ends every worker."""
-
-    device: str
-    #: How many trials it runs at once.
-    slots: int
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def prepare(self, trials: list[Trial]) -> None:
-        """Fetches what the trials need wherever they may run. Raises UserError for what cannot be had."""
-        ...
-
-    @property
-    def free(self) -> int:
-        """How many more trials may be submitted now."""
-        ...
-
-    def submit(self, trial: Trial) -> None: ...
-
-    def step(self, report: Report) -> None:
-        """Waits, about a second at most unless it runs the trial itself, and reports what happened.
-
-        Every submitted trial ends in one event: finished, failed, pruned, or lost with its worker. Where
-        `report` raises Pruned on a progress, that trial is pruned.
-        """
-        ...
-
-    def stop(self) -> None:
-        """Ends all running trials at once, without events."""
-        ...
 
 
 def failures(store: Store) -> dict[str, str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
+from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, perform, prepare_all
 from bench.measure import provenance
 from bench.plan import Trial
 from bench.trial import Resources
 
 
-class Inline:
+class Inline(Executor):
     """The executor without workers. A crash of the process costs the running trial and stops the run."""
 
     slots = 1
@@ -19,14 +18,6 @@ class Inline:
         self.device = device
         self.resources = Resources(device)
         self._next: Trial | None = None
-
-    def __enter__(self) -> Inline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def prepare(self, trials: list[Trial]) -> None:
         prepare_all(trials, self.resources)

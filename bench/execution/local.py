@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
+from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, needed, perform, prepare_all
 from bench.measure import provenance
 from bench.plan import Trial
@@ -56,7 +56,7 @@ class _Worker:
     prepared: str | None = None
 
 
-class Local:
+class Local(Executor):
     """One spawned process a slot, started when it is needed first; each loads a backbone once."""
 
     def __init__(self, slots: list[Slot]) -> None:
@@ -67,14 +67,6 @@ class Local:
         self._stillborn = 0
         #: What is prepared, as `needed` tells it.
         self._prepared: set[str] = set()
-
-    def __enter__(self) -> Local:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def prepare(self, trials: list[Trial]) -> None:
         """In one worker, while the others start: what it puts into the cache, all find there."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from bench.execution.checks import worker_mib
+from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, needed, perform, prepare_all
 from bench.measure import provenance
 from bench.plan import Trial
@@ -46,7 +47,7 @@ class _Worker:
     placed: bool = False
 
 
-class RayCluster:
+class RayCluster(Executor):
     """Connects to a cluster, or starts one on this machine. Raises UserError where it cannot.
 
     `slots_per_device` trials share a GPU. On CPUs the cores are divided among `workers`, as `Local` does.
@@ -87,13 +88,10 @@ class RayCluster:
         self._limit = workers
         self.slots = self._capacity()
 
-    def __enter__(self) -> RayCluster:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        super().__exit__(kind, error, trace)
         ray.shutdown()
 
     def prepare(self, trials: list[Trial]) -> None:

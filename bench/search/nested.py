@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from bench.execution.checks import check_disk
-from bench.execution.driver import CLOSING, Executor, Session, execute, within
+from bench.execution.driver import CLOSING, Session, execute, within
+from bench.execution.executor import Executor
 from bench.execution.perform import Event
 from bench.plan import Cell, Phase, Plan, Row, Trial
 from bench.tracking import Record, latest, owner, storing
