@@ -21,9 +21,20 @@ class Curve:
     cell: int
     method: str
     family: str
+    #: Seeds in the mean, and in the plan.
     seeds: int
+    planned: int
     epochs: np.ndarray
     values: np.ndarray
+
+    @property
+    def label(self) -> str:
+        """The method, with the number of its seeds where some are not in the mean."""
+        return (
+            self.method
+            if self.seeds == self.planned
+            else f"{self.method} ({self.seeds} of {self.planned} seeds)"
+        )
 
 
 def read(study: Study) -> tuple[list[Curve], list[str]]:
@@ -66,7 +77,9 @@ def _shown(group: Frame, budget: str) -> list[int]:
     return [int(cell) for cell in dict.fromkeys([*chosen.index, *lora.index, *baselines.index])]
 
 
-def _histories(study: Study, cells: set[int], each: int) -> dict[int, tuple[int, np.ndarray, np.ndarray]]:
+def _histories(
+    study: Study, cells: set[int], each: int
+) -> dict[int, tuple[int, int, np.ndarray, np.ndarray]]:
     wanted = {cell: study.finished(cell)[:each] for cell in sorted(cells)}
     found: dict[str, np.ndarray] = {}
     for source in study.sources:
@@ -83,7 +96,7 @@ def _histories(study: Study, cells: set[int], each: int) -> dict[int, tuple[int,
     for cell, seeds in wanted.items():
         some = [found[trial] for trial in seeds["trial_id"] if trial in found]
         if some:
-            curves[cell] = (len(some), *_mean(some))
+            curves[cell] = (len(some), int(study.cells.at[cell, "seeds"]), *_mean(some))
     return curves
 
 

@@ -275,13 +275,13 @@ def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
                 ms=3,
                 gid=gid,
             )
-            told[gid] = f"{curve.method}: {100 * curve.values[-1]:.2f} after epoch {curve.epochs[-1]:g}"
+            told[gid] = f"{curve.label}: {100 * curve.values[-1]:.2f} after epoch {curve.epochs[-1]:g}"
         last = max(curve.epochs[-1] for curve in shown)
         low, high = ax.get_ylim()
         ends = [100 * curve.values[-1] for curve in shown]
         for curve, end, y in zip(shown, ends, spread(ends, (high - low) / 17), strict=True):
             ax.annotate(
-                curve.method,
+                curve.label,
                 (curve.epochs[-1], end),
                 (last + 0.04 * max(1, last - 1), y),
                 textcoords="data",
@@ -294,7 +294,7 @@ def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
         ax.set_xlabel("epoch")
         ax.set_ylabel("validation score, %")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    caption = "Validation score after each epoch, the mean over seeds."
+    caption = "Validation score after each epoch, the mean over the seeds that have one."
     alternative = "; ".join(f"{c.method} on {c.panel} ends at {100 * c.values[-1]:.1f}" for c in curves[:12])
     return Drawn("training-curves", "Training curves", caption, alternative, figure, told)
 

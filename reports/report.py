@@ -73,7 +73,7 @@ def write_report(
         files["index.html"] = lambda: page.render(analysis, drawn, ablations, of_ablations, found)
     if "csv" in formats:
         for name, frame in tables.frames(analysis).items():
-            files[f"tables/{name}.csv"] = lambda frame=frame: frame.to_csv(index=False)  # type: ignore[misc]
+            files[f"tables/{name}.csv"] = lambda frame=frame: tables.csv(frame)  # type: ignore[misc]
     if "md" in formats:
         files["tables/tables.md"] = lambda: tables.markdown(analysis, found)
     if "latex" in formats:

@@ -321,6 +321,16 @@ def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
     return {name: frame for name, frame in built.items() if len(frame)}
 
 
+def csv(frame: pd.DataFrame) -> str:
+    """The table as CSV; text that a spreadsheet would take for a formula begins with a quote."""
+    texts = {
+        column: frame[column].str.replace(r"^([=+@-])", r"'\1", regex=True)
+        for column in ("method", "message")
+        if column in frame
+    }
+    return frame.assign(**texts).to_csv(index=False)
+
+
 def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence[Ablation]) -> str:
     """Everything that the report shows."""
     tables = frames(analysis)

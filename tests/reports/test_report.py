@@ -17,7 +17,7 @@ from bench.plan import Plan, Row, Trial
 from bench.tracking import Store
 from methods import UserError
 from reports import analysis as analysing
-from reports import mixtures, tables
+from reports import curves, mixtures, tables
 from reports.analysis import Analysis, Block, analyse, pareto
 from reports.reading import Study, read
 from reports.report import MANIFEST, write_report
@@ -240,6 +240,30 @@ def test_the_pareto_front_is_what_nothing_smaller_beats() -> None:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     return store(tmp_path_factory.mktemp("small"), new_store)
+
+
+def test_a_curve_says_that_a_seed_is_not_in_its_mean(study: Study) -> None:
+    labels = {curve.cell: curve.label for curve in curves.read(study)[0]}
+    short = study.cells[(study.cells["finished"] < study.cells["seeds"]) & (study.cells["finished"] > 0)]
+    told = [labels[cell] for cell in short.index if cell in labels]
+    assert told
+    for cell in short.index:
+        if cell in labels:
+            cells = study.cells.loc[cell]
+            assert labels[cell] == f"{cells['method']} ({cells['finished']} of {cells['seeds']} seeds)"
+    whole = study.cells[study.cells["complete"]]
+    assert all(labels[cell] == whole.at[cell, "method"] for cell in whole.index if cell in labels)
+
+
+def test_text_that_a_spreadsheet_would_run_is_quoted() -> None:
+    frame = pd.DataFrame(
+        {"method": ["=HYPERLINK(1)", "LoRA"], "message": ["-1 at", None], "difference": [-0.5, 1]}
+    )
+    assert tables.csv(frame).splitlines() == [
+        "method,message,difference",
+        "'=HYPERLINK(1),'-1 at,-0.5",
+        "LoRA,,1.0",
+    ]
 
 
 def test_every_format_is_written_and_logged_on_the_suites_run(rich: str, written: Path) -> None:
