@@ -131,10 +131,21 @@ class Claims:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             # A request that was sent again, as its answer was lost, finds its own claim.
-            if self._client.get_registered_model(name).tags.get("driver") != self.driver:
+            if self._holder(name) != self.driver:
                 return False
         self._mine.add(trial)
         return True
+
+    def _holder(self, name: str) -> str | None:
+        """The driver of a claim; None where the claim is gone, since its trial was settled a moment ago."""
+        try:
+            model = self._client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        holder: str | None = model.tags.get("driver")
+        return holder
 
     @storing()
     def settle(self, trial: str) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -74,6 +75,26 @@ def test_a_claim_holds_against_others_and_again_for_its_driver(store: Store) -> 
     assert take(one)
     assert not take(other)
     assert take(other, "u")
+
+
+def test_a_claim_that_is_settled_in_the_moment_it_is_contested_is_not_taken(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, late = opened(store), opened(store)
+    looked = late.taken(), late.living()
+    assert take(one)
+    create = late._client.create_registered_model
+
+    def contested(*arguments: Any) -> Any:
+        try:
+            return create(*arguments)
+        finally:
+            one.settle("t")
+
+    monkeypatch.setattr(late._client, "create_registered_model", contested)
+    assert not late.take("t", *looked)
+    monkeypatch.undo()
+    assert take(late)
 
 
 def test_a_claim_of_a_driver_that_died_here_is_followed_by_the_next_attempt(store: Store) -> None:
