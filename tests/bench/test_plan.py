@@ -91,7 +91,7 @@ def test_planning_registered_names_imports_neither_mlflow_nor_transformers(
 
 
 def test_500_trials_are_planned_within_2_seconds() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     made = plan(
         TEXT,
         backbones=["minilm-l6", "random-roberta-base"],
@@ -99,7 +99,7 @@ def test_500_trials_are_planned_within_2_seconds() -> None:
         budgets=[{"isorank": 4}, {"isoparameters": 4}, {"parameters": 60_000}],
         seeds=range(11),
     )
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert len(made.trials) >= 500
 
 

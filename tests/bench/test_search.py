@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import sqlite3
 import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +30,7 @@ from bench.search.study import default_storage
 from bench.tracking import Store, latest
 from bench.training import Pruned
 
+from .held import await_held, start
 from .synthetic import QKV_DEPTH_RANKS, registered
 from .toy_suites import VISION, suite, write
 
@@ -70,12 +67,7 @@ class Searched:
         return optuna.load_study(study_name=name, storage=self.storage)
 
     def states(self) -> Counter[str]:
-        """Read past Optuna, which would meet another process while that makes the tables."""
-        try:
-            with closing(sqlite3.connect(self.storage.removeprefix("sqlite:///"), timeout=30)) as database:
-                return Counter(dict(database.execute("SELECT state, count(*) FROM trials GROUP BY state")))
-        except sqlite3.OperationalError:
-            return Counter()
+        return Counter(trial.state.name for trial in self.study().trials)
 
     def artifact(self, kind: str = "search") -> dict[str, Any]:
         (run,) = self.store._search(kind)
@@ -97,36 +89,26 @@ def run(folder: Path, new_store: NewStore, call: Call, **changes: Any) -> Search
 # --- killed and resumed ---
 
 
-def start(made: Searched) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bench", "search", str(made.suite), "--store", made.uri],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def begin(made: Searched, through: int) -> subprocess.Popen[str]:
+    return start(made.folder, "search", made.suite, "--store", made.uri, through=through)
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Searched:
     """Killed with SIGKILL while a trial ran and two were done, then finished by two processes at once."""
     changes = {
-        "training": {"lr": 5e-3, "batch_size": 16, "epochs": 10},
+        "training": {"lr": 5e-3, "batch_size": 16, "epochs": 3},
         "search": {"trials": 6, "pruner": "median"},
     }
     made = prepared(tmp_path_factory.mktemp("killed"), new_store, **changes)
-    first = start(made)
-    deadline = time.monotonic() + 120
+    first = begin(made, 2)
     try:
-        while not (made.states()["RUNNING"] and sum(made.states()[state] for state in DONE) >= 2):
-            assert first.poll() is None, first.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        # Long enough for the trial to be signed, too short for it to end.
-        time.sleep(0.1)
+        await_held(first, made.folder)
     finally:
-        first.send_signal(signal.SIGKILL)
+        first.kill()
         first.wait()
-    both = [start(made), start(made)]
+    (made.folder / "go").touch()
+    both = [begin(made, 0), begin(made, 0)]
     try:
         made.ended = [process.communicate(timeout=240)[0] for process in both]
     finally:
