@@ -87,14 +87,15 @@ class FacTTK(_FacT):
 
 
 class _Slices(Parametrisation):
-    """The sites' factors from U, V and every slice's Σ; dropout's place decides that Σ joins U."""
+    """U and V for all sites, and between them each slice's Σ."""
 
     def __init__(self, scale: float, geometry: Geometry) -> None:
         super().__init__()
         self.scale = scale
         self.layers = geometry.layers
         sites = [Site(layer, name) for layer in range(geometry.layers) for name in PROJECTIONS]
-        self.down_of = {site: index for index, site in enumerate(sites)}
+        self.down_of = dict.fromkeys(sites, 0)
+        self.input_slices = {site: MLP_SLICES for site in sites if site.projection == "fc2"}
         self.output_slices = {site: MLP_SLICES for site in sites if site.projection == "fc1"}
 
     @abstractmethod
@@ -102,12 +103,16 @@ class _Slices(Parametrisation):
         """U and V, both (d, r), and Σ, (L, 12, r out, r in)."""
 
     def contract(self) -> Contracted:
-        inputs, outputs, middles = self.parts()
-        downs: list[Tensor] = []
-        for layer in (middles @ inputs.T).unbind():
+        inputs, outputs, slices = self.parts()
+        middles: list[Tensor] = []
+        for layer in slices.unbind():
             attention, fc1, fc2 = layer.split(LAYER_SLICES)
-            downs += [*attention.unbind(), fc1.flatten(0, 1), fc2.transpose(0, 1).flatten(1)]
-        return Contracted(downs, dict.fromkeys(self.down_of, outputs * self.scale))
+            middles += [*attention.unbind(), fc1.flatten(0, 1), fc2.transpose(0, 1).flatten(1)]
+        return Contracted(
+            [inputs.T],
+            dict.fromkeys(self.down_of, outputs * self.scale),
+            middles=dict(zip(self.down_of, middles, strict=True)),
+        )
 
 
 class _TensorTrain(_Slices):

@@ -49,6 +49,9 @@ from methods import UserError
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
 
+#: Seconds between two writes of a running trial's progress, each of which is a transaction.
+PROGRESS_EVERY = 2.0
+
 #: MLflow's limits for one request.
 MOST_METRICS, MOST_PARAMS = 1000, 100
 
@@ -380,6 +383,7 @@ class TrialRun:
         self._letter = Letter(store.experiment.experiment_id, run_id, trial_id)
         #: Where the whole record lies once the trial has ended.
         self._kept: Path | None = None
+        self._told = -PROGRESS_EVERY
 
     @property
     def ended(self) -> bool:
@@ -403,7 +407,9 @@ class TrialRun:
             ]
         now = _now()
         self._letter.metrics += [(key, value, now, step) for key, value, step in values]
-        self.flush()
+        if time.monotonic() >= self._told + PROGRESS_EVERY:
+            self._told = time.monotonic()
+            self.flush()
 
     def end(self, ending: Ending) -> None:
         """Puts the whole record on disk, then sends it: from here on nothing is lost.

@@ -30,11 +30,15 @@ DropoutAt = Literal["input", "before_up", "update"]
 
 @dataclass
 class Contracted:
-    """What a forward needs: `downs[i]` is (r, in); `ups[site]` is (out, r); `biases[site]` is (out,)."""
+    """What a forward needs: `downs[i]` is (r, in); `ups[site]` is (out, r); `biases[site]` is (out,).
+
+    `middles[site]`, where given, is (r of the up, r of the down) and stands between the two.
+    """
 
     downs: list[Tensor]
     ups: dict[Site, Tensor]
     biases: dict[Site, Tensor] = field(default_factory=dict)
+    middles: dict[Site, Tensor] = field(default_factory=dict)
 
 
 class Parametrisation(nn.Module):
@@ -130,7 +134,11 @@ class LowRankAdapter(Adapter):
         method = self.parametrisation
         return {
             site: (
-                _unsliced(contracted.downs[method.down_of[site]], method.input_slices.get(site, 1)),
+                _joined(
+                    contracted.downs[method.down_of[site]],
+                    method.input_slices.get(site, 1),
+                    contracted.middles.get(site),
+                ),
                 _unsliced(up, method.output_slices.get(site, 1)),
             )
             for site, up in contracted.ups.items()
@@ -169,8 +177,8 @@ class LowRankAdapter(Adapter):
             shared.down = joined[shared.downs]
         for site, linear in self._linears.items():
             linear.up = _unregistered(contracted.ups[site])
-            bias = contracted.biases.get(site)
-            linear.bias_update = None if bias is None else _unregistered(bias)
+            linear.middle = _unregistered(contracted.middles.get(site))
+            linear.bias_update = _unregistered(contracted.biases.get(site))
 
     def _drop(self) -> None:
         for shared in self._inputs:
@@ -179,7 +187,7 @@ class LowRankAdapter(Adapter):
                 shared.down = None
         if not self._holding:
             for linear in self._linears.values():
-                linear.up = linear.bias_update = None
+                linear.up = linear.middle = linear.bias_update = None
 
     def recontract(self) -> None:
         """Factors for a layer that runs outside the backbone's forward.
@@ -198,12 +206,13 @@ class LowRankAdapter(Adapter):
                 [_value(down) for down in contracted.downs],
                 {site: _value(up) for site, up in contracted.ups.items()},
                 {site: _value(bias) for site, bias in contracted.biases.items()},
+                {site: _value(middle) for site, middle in contracted.middles.items()},
             )
         )
         torch.autograd.Variable._execution_engine.queue_callback(self._drop)
 
 
-def _unregistered(factor: Tensor) -> Tensor:
+def _unregistered(factor: Tensor | None) -> Tensor | None:
     """A module takes any `nn.Parameter` that is assigned to it for one of its own, but not a view of it."""
     return factor.view_as(factor) if isinstance(factor, nn.Parameter) else factor
 
@@ -227,7 +236,7 @@ def _refuse_gradient(_: Tensor) -> None:
 
 
 class AdaptedLinear(nn.Module):
-    """`base(x) + up(dropout(down(x)))`; the down projection is shared with the sites that read the same x."""
+    """`base(x) + up(dropout(middle(down(x))))`; sites that read the same x share the down projection."""
 
     def __init__(
         self,
@@ -248,6 +257,7 @@ class AdaptedLinear(nn.Module):
         self.dropout = dropout
         self.drops_update = drops_update
         self.up: Tensor | None = None
+        self.middle: Tensor | None = None
         self.bias_update: Tensor | None = None
         # Held by the adapter, not by the module tree: its parameters are not this layer's.
         self.shared = shared
@@ -266,6 +276,8 @@ class AdaptedLinear(nn.Module):
             y += self._update_by_entries(x).flatten(0, -2)
         else:
             narrow = self.shared.project(x, self.training)[self.down]
+            if self.middle is not None:
+                narrow = F.linear(narrow, self.middle)
             if self.dropout:
                 narrow = F.dropout(narrow, self.dropout, self.training)
             if self.slices == 1:
@@ -280,7 +292,7 @@ class AdaptedLinear(nn.Module):
         assert down is not None
         assert self.up is not None
         own = down.split(self.shared.widths)[self.down]
-        dense = _unsliced(self.up, self.slices) @ _unsliced(own, self.shared.slices)
+        dense = _unsliced(self.up, self.slices) @ _joined(own, self.shared.slices, self.middle)
         return F.linear(x, F.dropout(dense, self.dropout, self.training))
 
 
@@ -338,6 +350,12 @@ def _sliced_linear(x: Tensor, weight: Tensor, slices: int) -> Tensor:
 def _unsliced(weight: Tensor, slices: int) -> Tensor:
     """The matrix that `_sliced_linear` applies."""
     return torch.block_diag(*[weight] * slices)
+
+
+def _joined(down: Tensor, slices: int, middle: Tensor | None) -> Tensor:
+    """What stands before the up, as one matrix."""
+    whole = _unsliced(down, slices)
+    return whole if middle is None else middle @ whole
 
 
 def _by_input(sites: dict[Site, int]) -> list[list[Site]]:

@@ -212,7 +212,7 @@ def test_reentrant_checkpointing_is_refused_rather_than_train_nothing() -> None:
 
 
 class _HalfFrozen(Parametrisation):
-    """Down fixed, up trained, both handed out as they are, with a bias."""
+    """Down fixed, up, middle and bias trained, all handed out as they are."""
 
     def __init__(self, geometry: Geometry, sites: list[Site]) -> None:
         super().__init__()
@@ -220,12 +220,14 @@ class _HalfFrozen(Parametrisation):
         self.register_buffer("down", torch.randn(2, geometry.hidden, dtype=torch.float64))
         self.up = nn.Parameter(torch.randn(geometry.hidden, 2, dtype=torch.float64))
         self.bias = nn.Parameter(torch.randn(geometry.hidden, dtype=torch.float64))
+        self.middle = nn.Parameter(torch.randn(2, 2, dtype=torch.float64))
 
     def contract(self) -> Contracted:
         return Contracted(
             [self.get_buffer("down")],
             dict.fromkeys(self.down_of, self.up),
             dict.fromkeys(self.down_of, self.bias),
+            dict.fromkeys(self.down_of, self.middle),
         )
 
 
@@ -246,7 +248,7 @@ def test_factors_may_be_the_parameters_themselves() -> None:
         lambda *_: seen.update(name for name, _ in backbone.module.named_parameters())
     )
     backbone.module(backbone.inputs())
-    assert not any(name.endswith((".up", ".bias_update")) for name in seen)
+    assert not any(name.endswith((".up", ".middle", ".bias_update")) for name in seen)
 
 
 # --- where it may be called ---
