@@ -208,11 +208,16 @@ def print_redundancy(console: Console, found: dict[str, Any]) -> None:
     table = _plain(
         f"‖ΔW‖ = {found['norm']:.3g}", "part", "share of ‖ΔW‖²", f"drop of validation {found['metric']}"
     )
+    level: tuple[str, ...] = ()
     for line in found["components"]:
-        named = [f"{kind} {line[kind]}" for kind in ("layer", "projection", "head") if line[kind] is not None]
-        if len(named) < 2:
+        kinds = tuple(kind for kind in ("layer", "projection", "head") if line[kind] is not None)
+        if len(kinds) < 2:
+            if kinds != level:
+                table.add_section()
+                level = kinds
             drop = "–" if line["drop"] is None else f"{line['drop']:+.4f}"
-            table.add_row(*(named or ["all"]), f"{line['share']:.4f}", drop)
+            part = f"{kinds[0]} {line[kinds[0]]}" if kinds else "all"
+            table.add_row(part, f"{line['share']:.4f}", drop)
     console.print(table)
 
 

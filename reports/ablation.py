@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,16 @@ class Ablation:
     spectra: dict[str, list[float]] = field(default_factory=dict)
     effective_ranks: dict[str, float] = field(default_factory=dict)
     components: list[dict[str, Any]] = field(default_factory=list)
+
+    def levels(self, most: int) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The first components, with a heading for each way to cut the update."""
+        kinds = ("layer", "projection", "head")
+
+        def heading(component: dict[str, Any]) -> str:
+            named = [kind for kind in kinds if component[kind] is not None]
+            return f"Each {' and '.join(named)}" if named else "The whole update"
+
+        return [(level, list(group)) for level, group in groupby(self.components[:most], heading)]
 
 
 def read(study: Study) -> list[Ablation]:

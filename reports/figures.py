@@ -56,6 +56,7 @@ def score_against(analysis: Analysis, cost: str, looks: Looks) -> Drawn | None:
     groups = list(cells.groupby(["task", "backbone"], sort=False))
     figure, axes = panels(min(len(groups), MOST_PANELS), height=3.1)
     told: dict[str, str] = {}
+    families: set[str] = set()
     for ax, ((task, backbone), group) in zip(axes, groups, strict=False):
         front = pareto(group, cost)
         ax.set_title(f"{task} · {backbone}")
@@ -68,6 +69,7 @@ def score_against(analysis: Analysis, cost: str, looks: Looks) -> Drawn | None:
                 ax.set_xscale("log")
                 ax.xaxis.set_major_formatter(FuncFormatter(_count))
                 ax.xaxis.set_minor_formatter(NullFormatter())
+        families |= set(group["family"])
         line = group.loc[front].sort_values(cost)
         ax.plot(line[cost], 100 * line["mean"], color=MUTED, lw=0.9, drawstyle="steps-post", zorder=1)
         _whiskers(ax, group, cost, looks)
@@ -76,7 +78,7 @@ def score_against(analysis: Analysis, cost: str, looks: Looks) -> Drawn | None:
         _label(ax, group.loc[front], cost)
         ax.set_xlabel(label)
         ax.set_ylabel(f"{group['evaluated'].iloc[0]} {group['metric'].iloc[0]}, %" if len(group) else "")
-    _legend(figure, axes, looks, cells)
+    _legend(axes[0], looks, families)
     caption = (
         "Each point is a row of the leaderboard: the mean over its seeds, hollow where seeds are missing. "
         "The grey line is the Pareto front of complete rows; what stands on it is named. Whiskers are 95% "
@@ -401,15 +403,15 @@ def _label(ax: Axes, cells: Frame, cost: str) -> None:
         )
 
 
-def _legend(figure: object, axes: Sequence[Axes], looks: Looks, cells: Frame) -> None:
-    families = [family for family in looks.families if family in set(cells["family"])]
+def _legend(ax: Axes, looks: Looks, families: set[str]) -> None:
     if len(families) < 2:
         return
     handles = [
         Line2D([], [], color=looks.colour(f), marker=looks.shape(f), ls="", ms=5, label=f.replace("_", " "))
-        for f in families
+        for f in looks.families
+        if f in families
     ]
-    axes[0].figure.legend(handles=handles, loc="outside lower left", ncols=min(8, len(handles)))
+    ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(8, len(handles)))
 
 
 def ablation(number: int, found: Ablation) -> list[Drawn]:

@@ -111,6 +111,9 @@
     }
     return rangeOf.get(setting);
   };
+  // How many earlier dots each covers, so that equal seeds stand above one another.
+  const covered = (places, width) =>
+    places.map((x, i) => places.slice(0, i).filter((other) => Math.abs(other - x) < width).length);
   const dots = () => {
     board.querySelectorAll(".track s").forEach((dot) => dot.remove());
     if (!form.elements.dots.checked) return;
@@ -118,11 +121,13 @@
       const track = row.querySelector(".track");
       if (!track) continue;
       const [low, high] = range(row);
-      for (const [seed, score] of seedsOf(row)) {
-        if (score === null) continue;
-        const at = (100 * (score - low)) / (high - low);
-        track.append(make("s", { style: `left:${at}%`, title: `seed ${seed}: ${percent(score)}` }));
-      }
+      const known = seedsOf(row).filter((seed) => seed[1] !== null);
+      const places = known.map((seed) => (100 * (seed[1] - low)) / (high - low));
+      const above = covered(places, 1);
+      known.forEach(([seed, score], i) => {
+        const style = `left:${places[i]}%;margin-top:${-3 * above[i]}px`;
+        track.append(make("s", { style, title: `seed ${seed}: ${percent(score)}` }));
+      });
     }
   };
   form.elements.dots.addEventListener("change", dots);
@@ -137,9 +142,10 @@
     for (const [at, anchor] of [[low, "start"], [high, "end"]]) {
       drawn.append(make("svg:text", { x: x(at), y: 40, "text-anchor": anchor }, percent(at, 1)));
     }
-    known.forEach(([seed, score]) => {
+    const above = covered(known.map((seed) => x(seed[1])), 4);
+    known.forEach(([seed, score], i) => {
       const dot = make("svg:circle", {
-        cx: x(score), cy: 20, r: 5, fill: "var(--paper)", stroke: "var(--tone)", "stroke-width": 1.5,
+        cx: x(score), cy: 20 - 4 * above[i], r: 5, fill: "var(--paper)", stroke: "var(--tone)", "stroke-width": 1.5,
       });
       dot.append(make("svg:title", {}, `seed ${seed}: ${percent(score)}`));
       drawn.append(dot);

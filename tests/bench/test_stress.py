@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from bench.execution.driver import execute, session
 from bench.tracking import Store
 
 from ..stress import scenarios
-from ..stress.services import postgres_programs
-from .toy_suites import DIGITS, plan
-
-#: Starting an MLflow server twice, or Ray's nodes and workers, takes 30 to 90 s on two cores:
-#: `TENSORBENCH_WHOLE=1 python -m pytest -n 0 tests/bench/test_stress.py` runs these too.
-WHOLE = pytest.mark.skipif(not os.environ.get("TENSORBENCH_WHOLE"), reason="TENSORBENCH_WHOLE is not set")
+from ..stress.services import Postgres, postgres_programs
+from .held import await_held, start
+from .toy_suites import DIGITS, plan, write
 
 
 @pytest.fixture
@@ -33,29 +30,63 @@ def folder() -> Iterator[Path]:
 
 
 def test_killed_workers_and_drivers_lose_and_repeat_nothing(folder: Path) -> None:
-    report: dict[str, Any] = scenarios.kills(folder, trials=10, workers=1, worker_kills=1, driver_kills=1)
+    report: dict[str, Any] = scenarios.kills(
+        folder, trials=10, steps=200, workers=1, worker_kills=1, driver_kills=1
+    )
     assert (report["workers killed"], report["drivers killed"], report["starts"]) == (1, 1, 2)
 
 
-@WHOLE
-@pytest.mark.skipif(postgres_programs() is None, reason="PostgreSQL's server programs are not installed")
+POSTGRES = pytest.mark.skipif(
+    postgres_programs() is None, reason="PostgreSQL's server programs are not installed"
+)
+
+
+@POSTGRES
 def test_two_drivers_outlast_an_outage_of_the_server_over_postgresql(folder: Path) -> None:
-    report = scenarios.outage(folder, trials=8, seconds=2, both=False, options=())
+    report = scenarios.outage(folder, trials=8, steps=600, seconds=2, both=False, options=())
     assert sum(report["by driver"]) == 8
-    assert min(report["by driver"]) > 0
+
+
+@POSTGRES
+def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(folder: Path) -> None:
+    methods = [{"method": "tenslora", "variant": "qkv_depth"}]
+    changes = {"methods": methods, "seeds": [0], "search": {"trials": 4, "pruner": "none"}}
+    suite, store = write(folder, **changes), scenarios.sqlite(folder)
+    database = Postgres(folder / "postgres")
+    try:
+        command = ("search", suite, "--store", store, "--storage", database.uri)
+        first = start(folder, *command, through=1)
+        try:
+            await_held(first, folder)
+        finally:
+            first.kill()
+            first.wait()
+        (folder / "go").touch()
+        both = [start(folder, *command, through=0) for _ in range(2)]
+        try:
+            said = [process.communicate(timeout=240)[0] for process in both]
+        finally:
+            for process in both:
+                process.kill()
+        assert [process.returncode for process in both] == [0, 0], said
+        (name,) = optuna.get_all_study_names(database.uri)
+        trials = optuna.load_study(study_name=name, storage=database.uri).trials
+    finally:
+        database.stop()
+    tried = [tuple(trial.user_attrs["ranks"]) for trial in trials if trial.state.name == "COMPLETE"]
+    assert len(set(tried)) == len(tried) == 4
+    assert {trial.state.name for trial in trials} == {"COMPLETE", "FAIL"}
 
 
 RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
 
-@WHOLE
 @RAY
 def test_a_lost_ray_node_costs_only_what_ran_there(folder: Path) -> None:
-    report = scenarios.ray_nodes(folder, trials=4, steps=150, cpus=1)
+    report = scenarios.ray_nodes(folder, trials=4, steps=1000, cpus=1)
     assert report["lost with the node"] == 1
 
 
-@WHOLE
 @RAY
 def test_ray_prepares_again_where_idle_actors_hold_every_slot(folder: Path) -> None:
     """As between the phases of a tuned suite, and between the points of a search."""

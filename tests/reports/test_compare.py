@@ -102,6 +102,24 @@ def test_too_few_seeds_and_the_same_trials_are_said(tmp_path: Path, new_store: C
     assert {move.verdict for move in compare((made, "a"), (made, "c")).moves} == {"too little data"}
 
 
+@pytest.mark.parametrize(
+    ("by", "verdict", "interval"), [(0.0, "within noise", (0.0, 0.0)), (0.05, "too little data", None)]
+)
+def test_differences_without_spread_tell_nothing_of_noise(
+    by: float, verdict: str, interval: Any, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    def told(trial: Trial, row: Row) -> Result | None:
+        made = result(trial, row)
+        return made and dataclasses.replace(made, score=made.score + by)
+
+    made = new_store(tmp_path)
+    write(made, plan_of(**FIVE | {"name": "before"}), result)
+    write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), told)
+    for move in compare((made, "before"), (made, "after")).moves:
+        assert (move.verdict, move.interval) == (verdict, interval)
+        assert move.difference == pytest.approx(by)
+
+
 def test_the_command_shows_it_and_speaks_json(call: Call, uri: str) -> None:
     shown = call("compare", "before", "after", "--store", uri)
     assert shown.code == 0

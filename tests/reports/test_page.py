@@ -152,6 +152,14 @@ def test_every_seed_has_a_dot_on_demand(shown: webdriver.Chrome, analysis: Analy
     shown.find_element(By.NAME, "dots").click()
     finished = int((analysis.study.seeds["status"] == "FINISHED").sum())
     assert len(shown.find_elements(By.CSS_SELECTOR, ".track s")) == finished
+    # Equal scores, which some rows have, do not hide one another.
+    places = [
+        {(dot.location["x"], dot.location["y"]) for dot in track.find_elements(By.TAG_NAME, "s")}
+        for track in shown.find_elements(By.CSS_SELECTOR, ".track")
+    ]
+    assert sum(map(len, places)) == finished
+    scores = analysis.study.seeds.dropna(subset="score")
+    assert scores.duplicated(["cell", "score"]).any()
     shown.find_element(By.NAME, "dots").click()
     assert shown.find_elements(By.CSS_SELECTOR, ".track s") == []
 

@@ -19,6 +19,7 @@ from methods import UserError
 from reports import analysis as analysing
 from reports import curves, mixtures, tables
 from reports.analysis import Analysis, Block, analyse, pareto
+from reports.drawing import Looks
 from reports.reading import Study, read
 from reports.report import MANIFEST, write_report
 
@@ -221,6 +222,28 @@ def test_too_little_data_is_said_instead_of_a_claim(tmp_path: Path, new_store: N
     assert any("No normalised score" in note for note in only.rank_notes)
 
 
+def test_scores_that_were_stored_in_float32_are_the_same_scores(tmp_path: Path, new_store: NewStore) -> None:
+    def rounded(trial: Trial, row: Row) -> Result | None:
+        made = result(trial, row)
+        return made and dataclasses.replace(made, score=float(np.float32(made.score)))
+
+    many = plan_of(**SMALL | {"seeds": [0, 1, 2, 3, 4]})
+    exact, older = (
+        analyse(read(store(tmp_path / name, new_store, many, told), ["small"]))
+        for name, told in (("exact", result), ("older", rounded))
+    )
+    for one, other in zip(exact.blocks, older.blocks, strict=True):
+        assert [c.p_holm for c in one.comparisons] == [c.p_holm for c in other.comparisons]
+        assert one.ranks is not None
+        assert other.ranks is not None
+        assert list(one.ranks.mean) == list(other.ranks.mean)
+
+
+def test_no_two_families_look_alike() -> None:
+    looks = Looks([f"family {number}" for number in range(30)])
+    assert len({(looks.colour(family), looks.shape(family)) for family in looks.families}) == 30
+
+
 def test_the_pareto_front_is_what_nothing_smaller_beats() -> None:
     cells = pd.DataFrame(
         {
@@ -408,6 +431,14 @@ def test_trials_that_measure_something_else_are_refused_unless_asked_for(
     assert "These scores do not compare." in (tmp_path / "out" / "index.html").read_text()
     # Both experiments' LoRA stand there, told apart.
     assert {"LoRA", "LoRA · other"} <= set(done.analysis.study.cells["method"])
+
+
+def test_other_rates_are_flagged_between_experiments(tmp_path: Path, new_store: NewStore) -> None:
+    uri = store(tmp_path, new_store)
+    write(uri, plan_of(**SMALL | {"name": "other", "training": {"lr": 0.25}}), result)
+    (rate, _) = [m for m in mixtures.find(read(uri, ["small", "other"])) if m.what.endswith("lr")]
+    assert (rate.what, rate.serious) == ("training lr", False)
+    assert rate.values["0.25"] == "other"
 
 
 def test_other_library_versions_are_flagged(tmp_path: Path, new_store: NewStore) -> None:

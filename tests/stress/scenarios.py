@@ -90,10 +90,15 @@ def no_secret_words(log: Path) -> None:
 
 
 def kills(
-    folder: Path, trials: int = 200, workers: int = 4, worker_kills: int = 16, driver_kills: int = 2
+    folder: Path,
+    trials: int = 200,
+    steps: int = 30,
+    workers: int = 4,
+    worker_kills: int = 16,
+    driver_kills: int = 2,
 ) -> Report:
     """`kill -9` of random workers all along and of the driver now and then; the same command again."""
-    suite, store, chance = write_suite(folder, trials), sqlite(folder), random.Random(0)
+    suite, store, chance = write_suite(folder, trials, steps), sqlite(folder), random.Random(0)
     killed_workers = killed_drivers = starts = 0
     began = time.monotonic()
     while True:
