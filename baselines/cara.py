@@ -98,23 +98,30 @@ class _TwoTensors(Parametrisation):
     def contract(self) -> Contracted:
         slices, inputs, heads, channels = self.attention.factors
         split = (heads.unsqueeze(1) * channels).flatten(0, 1)
-        attention = self._weighted(slices, self.attention.weights) * split
+        attention = self._weighted(slices, self.attention.weights).unflatten(0, (self.layers, -1))
         slices, narrow, wide = self.mlp.factors
-        layers = (self._weighted(slices, self.mlp.weights) * narrow).unflatten(0, (self.layers, -1))
-        output, fc1, fc2 = (part.flatten(1, 2).unbind() for part in layers.split(MLP_TENSOR_SLICES, dim=1))
-        of_attention = attention.unflatten(0, (self.layers, -1)).unbind(1)
-        ups = dict(zip(SHARED_INPUT, of_attention, strict=True))
-        ups |= {"output": output, "fc1": fc1, "fc2": [wide] * self.layers}
+        layers = self._weighted(slices, self.mlp.weights).unflatten(0, (self.layers, -1))
+        output, fc1, fc2 = layers.split(MLP_TENSOR_SLICES, dim=1)
+        # An MLP update's slices are one matrix, (layer, 4·d, r).
+        fc1, fc2 = ((part.unsqueeze(2) * narrow).flatten(1, 2) for part in (fc1, fc2))
+        ups = dict.fromkeys(SHARED_INPUT, [split] * self.layers)
+        ups |= {"output": [narrow] * self.layers, "fc1": fc1.unbind(), "fc2": [wide] * self.layers}
+        middles = dict(zip(SHARED_INPUT, attention.unbind(1), strict=True)) | {"output": output[:, 0]}
         biases = {name: bias * self.scale for name, bias in self.biases.items()}
         return Contracted(
-            [inputs.T, wide.T, *(down.T for down in fc2)],
+            [inputs.T, wide.T, *fc2.mT.unbind()],
             {site: ups[site.projection][site.layer] for site in self.down_of},
             {site: biases[site.projection] for site in self.down_of if site.projection in BIASED},
+            {
+                site: middles[site.projection][site.layer]
+                for site in self.down_of
+                if site.projection in middles
+            },
         )
 
     def _weighted(self, slices: Tensor, weights: Tensor) -> Tensor:
-        """λ and the scale on the slices' factor, (slices, 1, r)."""
-        return (slices * (weights * self.scale)).unsqueeze(1)
+        """λ and the scale on the slices' factor, (slices, r)."""
+        return slices * (weights * self.scale)
 
 
 def _tensor(method: CaRA, shape: tuple[int, ...], generator: torch.Generator) -> CPTensor:

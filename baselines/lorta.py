@@ -79,5 +79,8 @@ class _AttentionTensor(Parametrisation):
         split = (heads.unsqueeze(1) * channels).flatten(0, 1)
         down, up = (split, whole) if self.split_input else (whole, split)
         slices = (layers.unsqueeze(1) * projections).flatten(0, 1) * self.scale
-        ups = (slices.unsqueeze(1) * up).unbind()
-        return Contracted([down.T], dict(zip(self.down_of, ups, strict=True)))
+        return Contracted(
+            [down.T],
+            dict.fromkeys(self.down_of, up),
+            middles=dict(zip(self.down_of, slices.unbind(), strict=True)),
+        )

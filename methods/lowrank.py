@@ -32,7 +32,7 @@ DropoutAt = Literal["input", "before_up", "update"]
 class Contracted:
     """What a forward needs: `downs[i]` is (r, in); `ups[site]` is (out, r); `biases[site]` is (out,).
 
-    `middles[site]`, where given, is (r of the up, r of the down) and stands between the two.
+    `middles[site]`, where given, stands between the two: (r of the up, r of the down), or (r,) if diagonal.
     """
 
     downs: list[Tensor]
@@ -275,16 +275,22 @@ class AdaptedLinear(nn.Module):
         if self.drops_update and self.training:
             y += self._update_by_entries(x).flatten(0, -2)
         else:
-            narrow = self.shared.project(x, self.training)[self.down]
-            if self.middle is not None:
+            narrow, up = self.shared.project(x, self.training)[self.down], self.up
+            if self.middle is not None and self.middle.ndim == 2:
                 narrow = F.linear(narrow, self.middle)
+            elif self.middle is not None:
+                # A diagonal scales the smaller of its neighbours.
+                if narrow.shape[0] < up.shape[0]:
+                    narrow = narrow * self.middle.to(narrow.dtype)
+                else:
+                    up = up * self.middle
             if self.dropout:
                 narrow = F.dropout(narrow, self.dropout, self.training)
             if self.slices == 1:
                 # In place, autocast does not cast.
-                y.addmm_(narrow, self.up.T.to(y.dtype))
+                y.addmm_(narrow, up.T.to(y.dtype))
             else:
-                y += _sliced_linear(narrow, self.up, self.slices)
+                y += _sliced_linear(narrow, up, self.slices)
         return y.unflatten(0, x.shape[:-1])
 
     def _update_by_entries(self, x: Tensor) -> Tensor:
@@ -355,7 +361,9 @@ def _unsliced(weight: Tensor, slices: int) -> Tensor:
 def _joined(down: Tensor, slices: int, middle: Tensor | None) -> Tensor:
     """What stands before the up, as one matrix."""
     whole = _unsliced(down, slices)
-    return whole if middle is None else middle @ whole
+    if middle is None:
+        return whole
+    return middle @ whole if middle.ndim == 2 else middle.unsqueeze(1) * whole
 
 
 def _by_input(sites: dict[Site, int]) -> list[list[Site]]:

@@ -251,6 +251,18 @@ def test_factors_may_be_the_parameters_themselves() -> None:
     assert not any(name.endswith((".up", ".middle", ".bias_update")) for name in seen)
 
 
+@pytest.mark.parametrize("batch", [1, 20])
+def test_a_diagonal_scales_activations_or_the_up_whichever_is_smaller(batch: int) -> None:
+    backbone = ToyBackbone(GEOMETRY)
+    adapter = create("lorta", rank=3).attach(backbone, torch.Generator().manual_seed(0))
+    scatter(adapter.named_parameters())
+    inputs = backbone.inputs(batch)
+    assert (batch * inputs.shape[1] < GEOMETRY.hidden) == (batch == 1)
+    separate = backbone.module(inputs)
+    adapter.merge()
+    torch.testing.assert_close(separate, backbone.module(inputs), rtol=1e-10, atol=1e-10)
+
+
 # --- where it may be called ---
 
 
