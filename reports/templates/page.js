@@ -59,7 +59,12 @@
   };
   for (const type of ["input", "change"]) form.addEventListener(type, filter);
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(() => { filter(); dots(); }));
+  const clear = () => {
+    form.reset();
+    filter();
+    dots();
+  };
+  form.elements.clear.addEventListener("click", clear);
 
   // --- sorting ---
   const heads = [...board.tHead.rows[0].cells];
@@ -206,11 +211,7 @@
   const follow = () => {
     const row = rows.find((candidate) => `#${candidate.id}` === location.hash);
     if (!row) return;
-    if (row.hidden) {
-      form.reset();
-      filter();
-      dots();
-    }
+    if (row.hidden) clear();
     open(row, true);
     row.scrollIntoView({ block: "center" });
   };
