@@ -87,41 +87,43 @@ class _TwoTensors(Parametrisation):
         self.biases = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(geometry.shape(name)[0])) for name in BIASED}
         )
-        # fc2 has a down for each layer; the others read one of two.
-        shared = dict.fromkeys(SHARED_INPUT, 0) | {"output": 1, "fc1": 1}
-        self.down_of = {
-            Site(layer, name): shared.get(name, 2 + layer)
-            for layer in range(geometry.layers)
-            for name in PROJECTIONS
-        }
+        sites = [Site(layer, name) for layer in range(geometry.layers) for name in PROJECTIONS]
+        downs = dict.fromkeys(SHARED_INPUT, 0) | {"output": 1, "fc1": 1, "fc2": 2}
+        self.down_of = {site: downs[site.projection] for site in sites}
+        self.input_slices = {site: MLP_SLICES for site in sites if site.projection == "fc2"}
 
     def contract(self) -> Contracted:
         slices, inputs, heads, channels = self.attention.factors
         split = (heads.unsqueeze(1) * channels).flatten(0, 1)
-        attention = self._weighted(slices, self.attention.weights).unflatten(0, (self.layers, -1))
+        attention = self._weighted(slices, self.attention.weights)
         slices, narrow, wide = self.mlp.factors
-        layers = self._weighted(slices, self.mlp.weights).unflatten(0, (self.layers, -1))
-        output, fc1, fc2 = layers.split(MLP_TENSOR_SLICES, dim=1)
-        # An MLP update's slices are one matrix, (layer, 4·d, r).
-        fc1, fc2 = ((part.unsqueeze(2) * narrow).flatten(1, 2) for part in (fc1, fc2))
+        output, fc1, fc2 = self._weighted(slices, self.mlp.weights).split(MLP_TENSOR_SLICES, dim=1)
         ups = dict.fromkeys(SHARED_INPUT, [split] * self.layers)
-        ups |= {"output": [narrow] * self.layers, "fc1": fc1.unbind(), "fc2": [wide] * self.layers}
-        middles = dict(zip(SHARED_INPUT, attention.unbind(1), strict=True)) | {"output": output[:, 0]}
+        # fc1's slices are one up, so that dropout keeps or drops a rank in all of them.
+        ups |= {
+            "output": [narrow] * self.layers,
+            "fc1": (fc1.unsqueeze(2) * narrow).flatten(1, 2).unbind(),
+            "fc2": [wide] * self.layers,
+        }
+        middles = dict(zip(SHARED_INPUT, attention.unbind(1), strict=True)) | {
+            "output": output[:, 0],
+            "fc2": torch.diag_embed(fc2).transpose(1, 2).flatten(2),
+        }
         biases = {name: bias * self.scale for name, bias in self.biases.items()}
         return Contracted(
-            [inputs.T, wide.T, *fc2.mT.unbind()],
+            [inputs.T, wide.T, narrow.T],
             {site: ups[site.projection][site.layer] for site in self.down_of},
             {site: biases[site.projection] for site in self.down_of if site.projection in BIASED},
             {
-                site: middles[site.projection][site.layer]
-                for site in self.down_of
-                if site.projection in middles
+                Site(layer, name): middle
+                for name, by_layer in middles.items()
+                for layer, middle in enumerate(by_layer.unbind())
             },
         )
 
     def _weighted(self, slices: Tensor, weights: Tensor) -> Tensor:
-        """λ and the scale on the slices' factor, (slices, r)."""
-        return slices * (weights * self.scale)
+        """λ and the scale on the slices' factor, (layers, slices of a layer, r)."""
+        return (slices * (weights * self.scale)).unflatten(0, (self.layers, -1))
 
 
 def _tensor(method: CaRA, shape: tuple[int, ...], generator: torch.Generator) -> CPTensor:

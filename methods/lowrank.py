@@ -290,7 +290,8 @@ class AdaptedLinear(nn.Module):
                 # In place, autocast does not cast.
                 y.addmm_(narrow, up.T.to(y.dtype))
             else:
-                y += _sliced_linear(narrow, up, self.slices)
+                slices = y.view(-1, up.shape[0])
+                y = torch.addmm(slices, narrow.reshape(len(slices), -1), up.T).view(y.shape)
         return y.unflatten(0, x.shape[:-1])
 
     def _update_by_entries(self, x: Tensor) -> Tensor:
