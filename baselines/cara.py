@@ -91,28 +91,21 @@ class _TwoTensors(Parametrisation):
         downs = dict.fromkeys(SHARED_INPUT, 0) | {"output": 1, "fc1": 1, "fc2": 2}
         self.down_of = {site: downs[site.projection] for site in sites}
         self.input_slices = {site: MLP_SLICES for site in sites if site.projection == "fc2"}
+        self.output_slices = {site: MLP_SLICES for site in sites if site.projection == "fc1"}
 
     def contract(self) -> Contracted:
         slices, inputs, heads, channels = self.attention.factors
         split = (heads.unsqueeze(1) * channels).flatten(0, 1)
         attention = self._weighted(slices, self.attention.weights)
         slices, narrow, wide = self.mlp.factors
-        output, fc1, fc2 = self._weighted(slices, self.mlp.weights).split(MLP_TENSOR_SLICES, dim=1)
-        ups = dict.fromkeys(SHARED_INPUT, [split] * self.layers)
-        # fc1's slices are one up, so that dropout keeps or drops a rank in all of them.
-        ups |= {
-            "output": [narrow] * self.layers,
-            "fc1": (fc1.unsqueeze(2) * narrow).flatten(1, 2).unbind(),
-            "fc2": [wide] * self.layers,
-        }
-        middles = dict(zip(SHARED_INPUT, attention.unbind(1), strict=True)) | {
-            "output": output[:, 0],
-            "fc2": torch.diag_embed(fc2).transpose(1, 2).flatten(2),
-        }
+        mlp = self._weighted(slices, self.mlp.weights).split(MLP_TENSOR_SLICES, dim=1)
+        ups = dict.fromkeys(SHARED_INPUT, split) | {"output": narrow, "fc1": narrow, "fc2": wide}
+        middles = dict(zip(SHARED_INPUT, attention.unbind(1), strict=True))
+        middles |= {name: own.flatten(1) for name, own in zip(BIASED, mlp, strict=True)}
         biases = {name: bias * self.scale for name, bias in self.biases.items()}
         return Contracted(
             [inputs.T, wide.T, narrow.T],
-            {site: ups[site.projection][site.layer] for site in self.down_of},
+            {site: ups[site.projection] for site in self.down_of},
             {site: biases[site.projection] for site in self.down_of if site.projection in BIASED},
             {
                 Site(layer, name): middle

@@ -31,10 +31,9 @@ from methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, 
 from methods.backbone import TARGETS, Targets
 from methods.tenslora import VARIANTS
 
-#: Steps before the timed ones in every round: they allocate what the later ones reuse.
-WARMUP, TIMED = 1, 2
-#: Compiled code is made in the first step, and for some layers once more in the second.
-COMPILED_WARMUP = 3
+#: Steps before the timed ones in every round. They fetch from the system the memory that later ones reuse (it
+#: takes more than one step until nothing is fetched any more), and make what is compiled.
+WARMUP, TIMED = 3, 2
 
 #: The reference of every ratio: peft's LoRA of this rank on query, key and value.
 REFERENCE_RANK = 4
@@ -172,8 +171,7 @@ def measure(
             gc.collect()
             memory = PeakMemory(torch.device(device))
             with modes.compiled(backbone.module.encoder, compiled):
-                warmup = COMPILED_WARMUP if compiled else WARMUP
-                steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, warmup + TIMED))[warmup:]
+                steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, WARMUP + TIMED))[WARMUP:]
             times[candidate].append(tuple(min(part) for part in zip(*steps, strict=True)))
             peaks[candidate].append(memory.mib())
             adapter.detach()

@@ -33,6 +33,9 @@ class Contracted:
     """What a forward needs: `downs[i]` is (r, in); `ups[site]` is (out, r); `biases[site]` is (out,).
 
     `middles[site]`, where given, stands between the two: (r of the up, r of the down), or (r,) if diagonal.
+    With n slices a matrix is n times as high (of the output) or as wide (of the input), and a vector, n · r
+    long, holds a diagonal for each: all slices of the output then read the same r, dropout included, and
+    those of the input are summed to it.
     """
 
     downs: list[Tensor]
@@ -133,13 +136,12 @@ class LowRankAdapter(Adapter):
         contracted = self.contract()
         method = self.parametrisation
         return {
-            site: (
-                _joined(
-                    contracted.downs[method.down_of[site]],
-                    method.input_slices.get(site, 1),
-                    contracted.middles.get(site),
-                ),
-                _unsliced(up, method.output_slices.get(site, 1)),
+            site: _pair(
+                contracted.downs[method.down_of[site]],
+                contracted.middles.get(site),
+                up,
+                method.input_slices.get(site, 1),
+                method.output_slices.get(site, 1),
             )
             for site, up in contracted.ups.items()
         }
@@ -275,32 +277,41 @@ class AdaptedLinear(nn.Module):
         if self.drops_update and self.training:
             y += self._update_by_entries(x).flatten(0, -2)
         else:
-            narrow, up = self.shared.project(x, self.training)[self.down], self.up
-            if self.middle is not None and self.middle.ndim == 2:
-                narrow = F.linear(narrow, self.middle)
-            elif self.middle is not None:
-                # A diagonal scales the smaller of its neighbours.
-                if narrow.shape[0] < up.shape[0]:
-                    narrow = narrow * self.middle.to(narrow.dtype)
-                else:
-                    up = up * self.middle
-            if self.dropout:
-                narrow = F.dropout(narrow, self.dropout, self.training)
-            if self.slices == 1:
-                # In place, autocast does not cast.
-                y.addmm_(narrow, up.T.to(y.dtype))
-            else:
-                slices = y.view(-1, up.shape[0])
-                y = torch.addmm(slices, narrow.reshape(len(slices), -1), up.T).view(y.shape)
-        return y.unflatten(0, x.shape[:-1])
+            narrow, up = self._before_up(self.shared.project(x, self.training)[self.down])
+            # A view to autograd would be copied; this one it takes for a tensor of its own, as matmul does.
+            y = torch.ops.aten._unsafe_view(y, (-1, len(up)))
+            # In place, autocast does not cast.
+            y.addmm_(narrow.reshape(len(y), -1), up.T.to(y.dtype))
+        return y.view(*x.shape[:-1], self.base.out_features)
+
+    def _before_up(self, narrow: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the up, and the up, from the projection (N, r) by the down."""
+        up, middle = self.up, self.middle
+        assert up is not None
+        diagonals = None
+        if middle is not None and middle.ndim == 2:
+            narrow = F.linear(narrow, middle)
+        elif middle is not None:
+            diagonals = middle.unflatten(0, (-1, up.shape[1]))
+            if self.shared.slices > 1:
+                narrow = (narrow.unflatten(1, diagonals.shape) * diagonals.to(narrow.dtype)).sum(1)
+                diagonals = None
+        if self.dropout:
+            narrow = F.dropout(narrow, self.dropout, self.training)
+        if diagonals is None:
+            return narrow, up
+        # The smaller of a diagonal's neighbours is scaled.
+        if len(narrow) < len(up):
+            return (narrow.unsqueeze(1) * diagonals.to(narrow.dtype)).flatten(0, 1), up
+        return narrow, (up * diagonals.unsqueeze(1)).flatten(0, 1)
 
     def _update_by_entries(self, x: Tensor) -> Tensor:
         down = self.shared.down
         assert down is not None
         assert self.up is not None
         own = down.split(self.shared.widths)[self.down]
-        dense = _unsliced(self.up, self.slices) @ _joined(own, self.shared.slices, self.middle)
-        return F.linear(x, F.dropout(dense, self.dropout, self.training))
+        down, up = _pair(own, self.middle, self.up, self.shared.slices, self.slices)
+        return F.linear(x, F.dropout(up @ down, self.dropout, self.training))
 
 
 class _SharedInput:
@@ -354,17 +365,17 @@ def _sliced_linear(x: Tensor, weight: Tensor, slices: int) -> Tensor:
     return F.linear(x.unflatten(-1, (slices, -1)), weight).flatten(-2)
 
 
-def _unsliced(weight: Tensor, slices: int) -> Tensor:
-    """The matrix that `_sliced_linear` applies."""
-    return torch.block_diag(*[weight] * slices)
-
-
-def _joined(down: Tensor, slices: int, middle: Tensor | None) -> Tensor:
-    """What stands before the up, as one matrix."""
-    whole = _unsliced(down, slices)
-    if middle is None:
-        return whole
-    return middle @ whole if middle.ndim == 2 else middle.unsqueeze(1) * whole
+def _pair(
+    down: Tensor, middle: Tensor | None, up: Tensor, input_slices: int, output_slices: int
+) -> tuple[Tensor, Tensor]:
+    """A site's (down, up), its middle and its slices multiplied out."""
+    if middle is not None and middle.ndim == 1:
+        diagonals = middle.unflatten(0, (-1, len(down)))
+        if output_slices > 1:
+            return down, (up * diagonals.unsqueeze(1)).flatten(0, 1)
+        return (diagonals.T.unsqueeze(2) * down.unsqueeze(1)).flatten(1), up
+    down = torch.block_diag(*[down] * input_slices)
+    return down if middle is None else middle @ down, torch.block_diag(*[up] * output_slices)
 
 
 def _by_input(sites: dict[Site, int]) -> list[list[Site]]:

@@ -252,10 +252,12 @@ def test_factors_may_be_the_parameters_themselves() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 20])
-def test_a_diagonal_scales_activations_or_the_up_whichever_is_smaller(batch: int) -> None:
+@pytest.mark.parametrize("name", ["lorta", "cara"])
+def test_a_diagonal_scales_activations_or_the_up_whichever_is_smaller(name: str, batch: int) -> None:
     backbone = ToyBackbone(GEOMETRY)
-    adapter = create("lorta", rank=3).attach(backbone, torch.Generator().manual_seed(0))
+    adapter = create(name, rank=3).attach(backbone, torch.Generator().manual_seed(0))
     scatter(adapter.named_parameters())
+    backbone.module.eval()
     inputs = backbone.inputs(batch)
     assert (batch * inputs.shape[1] < GEOMETRY.hidden) == (batch == 1)
     separate = backbone.module(inputs)
