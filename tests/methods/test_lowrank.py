@@ -23,9 +23,11 @@ from .toy import ToyBackbone, scatter
 GEOMETRY = Geometry(12, 3, 2, 48)
 
 
-def attached(geometry: Geometry = GEOMETRY, **options: Any) -> tuple[ToyBackbone, LowRankAdapter]:
+def attached(
+    geometry: Geometry = GEOMETRY, name: str = "tenslora", **options: Any
+) -> tuple[ToyBackbone, LowRankAdapter]:
     backbone = ToyBackbone(geometry)
-    method = create("tenslora", **options).isorank(2)
+    method = create(name, **options).isorank(2)
     adapter = method.attach(backbone, torch.Generator().manual_seed(0))
     assert isinstance(adapter, LowRankAdapter)
     scatter(adapter.named_parameters())
@@ -153,10 +155,16 @@ class Largest(TorchDispatchMode):
 WIDE = Geometry(128, 4, 2, 512)
 
 
-@pytest.mark.parametrize("factorization", ["tucker", "cp", "tt"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_training_builds_no_dense_update(variant: str, factorization: str) -> None:
-    backbone, adapter = attached(WIDE, variant=variant, factorization=factorization)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"variant": variant, "factorization": f} for f in ("tucker", "cp", "tt") for variant in VARIANTS),
+        *({"name": name} for name in ("fact_tt", "fact_tk", "lotr", "lorta", "cara")),
+    ],
+    ids=lambda options: "-".join(options.values()),
+)
+def test_training_builds_no_dense_update(options: dict[str, Any]) -> None:
+    backbone, adapter = attached(WIDE, **options)
     inputs = backbone.inputs(1, 2)
     with Largest(backbone.module) as largest:
         backbone.module.train()
@@ -254,9 +262,7 @@ def test_factors_may_be_the_parameters_themselves() -> None:
 @pytest.mark.parametrize("batch", [1, 20])
 @pytest.mark.parametrize("name", ["lorta", "cara"])
 def test_a_diagonal_scales_activations_or_the_up_whichever_is_smaller(name: str, batch: int) -> None:
-    backbone = ToyBackbone(GEOMETRY)
-    adapter = create(name, rank=3).attach(backbone, torch.Generator().manual_seed(0))
-    scatter(adapter.named_parameters())
+    backbone, adapter = attached(name=name)
     backbone.module.eval()
     inputs = backbone.inputs(batch)
     assert (batch * inputs.shape[1] < GEOMETRY.hidden) == (batch == 1)
