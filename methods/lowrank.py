@@ -280,8 +280,8 @@ class AdaptedLinear(nn.Module):
             narrow, up = self._before_up(self.shared.project(x, self.training)[self.down])
             # A view to autograd would be copied; this one it takes for a tensor of its own, as matmul does.
             y = torch.ops.aten._unsafe_view(y, (-1, len(up)))
-            # In place, autocast does not cast.
-            y.addmm_(narrow.reshape(len(y), -1), up.T.to(y.dtype))
+            # In place, autocast does not cast, and on a GPU it has made a sum's result float32.
+            y.addmm_(narrow.reshape(len(y), -1).to(y.dtype), up.T.to(y.dtype))
         return y.view(*x.shape[:-1], self.base.out_features)
 
     def _before_up(self, narrow: Tensor) -> tuple[Tensor, Tensor]:
