@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,8 +32,11 @@ app = typer.Typer(
     add_completion=False,
 )
 #: Off a terminal nothing limits the width, and rich would assume 80 columns.
-out = Console(width=None if sys.stdout.isatty() else 120)
-err = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+out = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else 120, emoji=False)
+
+#: A task's classes are named up to so many.
+MOST_CLASSES = 10
 
 SuiteFile = Annotated[Path, typer.Argument(help="The suite, a YAML file.")]
 StoreUri = Annotated[
@@ -200,6 +203,10 @@ def search(
     loaded = load_suite(suite)
     if not (loaded.search or loaded.allocation):
         raise UserError(f"{suite} has neither a section 'search' nor 'allocation'")
+    of_search = {"--trials": trials, "--sampler-seed": sampler_seed, "--storage": storage}
+    unused = [option for option, value in of_search.items() if value is not None]
+    if unused and not loaded.search:
+        raise UserError(f"{', '.join(unused)}: {suite} has no section 'search' that this could be for")
     if loaded.search and not slots_per_device:
         # Idle workers would hold threads or GPUs that the one at work lacks.
         workers = workers or 1
@@ -241,9 +248,11 @@ def search(
             # Every space is checked before the first trial.
             searches = [RankSearch(nest.cell, loaded.search, studies, nest.name) for nest in nests]
             for one, nested in zip(searches, nests, strict=True):
-                out.print(f"[bold]{one.name}[/bold]: {one.trials} points within {one.budget:,} parameters")
+                out.print(
+                    f"[bold]{escape(one.name)}[/bold]: {one.trials} points within {one.budget:,} parameters"
+                )
                 if one.note:
-                    out.print(f"[yellow]{one.note}[/yellow]")
+                    out.print(f"[yellow]{escape(one.note)}[/yellow]")
                 with nested:
                     found = one.finish(nested)
                 complete &= print_search(out, found, latest(opened.records()))
@@ -251,9 +260,8 @@ def search(
             nests = [Nested(cell, "allocation", at_work, place, watch, again) for cell in chosen_cells]
             ablations = [Ablation(nest.cell, loaded.allocation) for nest in nests]
             for ablation, nested in zip(ablations, nests, strict=True):
-                out.print(
-                    f"[bold]{nested.name}[/bold]: {len(ablation.vectors)} allocations of {ablation.budget:,}"
-                )
+                count = f"{len(ablation.vectors)} allocations of {ablation.budget:,}"
+                out.print(f"[bold]{escape(nested.name)}[/bold]: {count}")
                 with nested:
                     found = ablation.run(nested)
                 complete &= print_allocation(out, found, latest(opened.records()))
@@ -276,9 +284,11 @@ def redundancy(
 ) -> None:
     """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
     from bench.display import print_redundancy
-    from bench.redundancy import analyse, draw
+    from bench.redundancy import analyse, draw, prepare_plot
     from bench.tracking import DEFAULT_STORE
 
+    if plot is not None:
+        prepare_plot(plot)
     chosen = _device(device)
     found = []
     for run in runs:
@@ -301,7 +311,7 @@ def plan(
     seed: Seeds = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what would run: resolved ranks, parameter counts, trial ids. Starts nothing."""
+    """Show what would run: resolved ranks and parameter counts; with --json trial ids too. Starts nothing."""
     from bench.display import print_plan
     from bench.plan import make_plan
     from bench.suite import load_suite
@@ -353,14 +363,15 @@ def perf(
 
     from bench import perf as timing
     from bench.backbones import BACKBONES
+    from bench.display import fitted
     from bench.measure import device_name
 
     if plot is not None:
         timing.check_plot(plot)
     chosen = _device(device)
     name = backbone if backbone in BACKBONES else f"random-{backbone}"
-    with Progress(console=err, transient=True) as progress:
-        bar = progress.add_task("", total=None)
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("loading the backbone", total=None)
         rows = timing.measure(
             name,
             methods.split(","),
@@ -380,7 +391,8 @@ def perf(
     if as_json:
         typer.echo(json.dumps(timing.as_json(rows), indent=1))
     else:
-        out.print(timing.table(rows, title))
+        spare = ("forward", "backward", "of floor", "MiB", "same sites", "params")
+        out.print(fitted(out, timing.table(rows, title), *spare))
 
 
 @app.command()
@@ -512,13 +524,17 @@ def tasks() -> None:
     """List the tasks."""
     from bench.tasks import TASKS
 
-    table = Table(title="Tasks", show_lines=True)
-    for heading in ("task", "modality", "classes", "metric", "what it is"):
-        table.add_column(heading)
-    for name, task in TASKS.available():
-        classes = ", ".join(task.classes)
-        table.add_row(name, task.modality, classes, task.metric, task.description)
-    out.print(table)
+    rows = [
+        (
+            name,
+            task.modality,
+            ", ".join(task.classes) if len(task.classes) <= MOST_CLASSES else str(len(task.classes)),
+            task.metric,
+            task.description,
+        )
+        for name, task in TASKS.available()
+    ]
+    out.print(_listing("Tasks", ("task", "modality", "classes", "metric", "what it is"), rows))
 
 
 @app.command()
@@ -526,13 +542,12 @@ def backbones() -> None:
     """List the registered backbones. A suite can also name a hub model, a timm model or a local folder."""
     from bench.backbones import BACKBONES
 
-    table = Table(title="Backbones", show_lines=True)
-    for heading in ("backbone", "kind", "input", "geometry", "what it is"):
-        table.add_column(heading)
-    for name, entry in BACKBONES.available():
-        info = entry.describe(None)
-        table.add_row(name, info.kind, info.input.modality, str(info.geometry), info.description)
-    out.print(table)
+    described = [(name, entry.describe(None)) for name, entry in BACKBONES.available()]
+    rows = [
+        (name, info.kind, info.input.modality, str(info.geometry), info.description)
+        for name, info in described
+    ]
+    out.print(_listing("Backbones", ("backbone", "kind", "input", "geometry", "what it is"), rows))
 
 
 def _experiment(name: str) -> str:
@@ -584,6 +599,15 @@ def _method_row(name: str, template: Method, geometry: Geometry) -> dict[str, An
     return row
 
 
+def _listing(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
 def _device(asked: str) -> str:
     """The device to run on. Raises UserError for one that this machine lacks."""
     import torch
@@ -592,23 +616,24 @@ def _device(asked: str) -> str:
 
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    accepted = UserError(f"--device {asked}: accepted are auto, cpu, cuda and cuda:N")
     try:
         kind = torch.device(asked)
     except RuntimeError:
-        raise UserError(f"--device {asked}: accepted are auto, cpu, cuda and cuda:N") from None
+        raise accepted from None
+    if asked != "cpu" and kind.type != "cuda":
+        raise accepted
     if kind.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {asked}: this machine has no CUDA device; use --device cpu")
     if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {asked}: this machine has {torch.cuda.device_count()} CUDA device(s)")
-    if kind.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {asked}: accepted are auto, cpu, cuda and cuda:N")
     return asked
 
 
 def main() -> None:
     """Runs the program. What the user can mend is shown without a traceback, unless with --debug."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {message}")
+    warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
     interrupts.install()
     try:
         app()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import groupby
 from statistics import fmean, stdev
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -103,7 +106,9 @@ def _ended(name: str, event: Event) -> str:
     scores = f"validation {metrics['selected/validation']:.4f}"
     if event.trial.evaluate == "test":
         scores = f"test {metrics['score']:.4f}, {scores}"
-    return f"[green]✓[/green] {name}: {scores} ({metrics['cost/seconds']:.0f} s{step})"
+    # As much of the id as other commands need to find the run.
+    id_ = event.trial.id[:8]
+    return f"[green]✓[/green] {name}: {scores} ({metrics['cost/seconds']:.0f} s{step}) [dim]{id_}[/dim]"
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -111,8 +116,11 @@ def print_plan(console: Console, plan: Plan) -> None:
     final, tuning = plan.of(None), plan.of("tuning")
     recipes = {trial.id: trial.recipe for trial in final.trials}
     seeds = _join(sorted({seed for row in final.rows for seed in row.trials}))
-    count = f"{len(final.trials)} trials" if not tuning.trials else f"{len(tuning.trials)} tuning trials"
-    console.print(f"[bold]{plan.suite.name}[/bold]: {count}, seeds {seeds}")
+    count = f"{len(final.trials)} trials, seeds {seeds}"
+    if tuning.trials:
+        tuned = _join(sorted({trial.seed for trial in tuning.trials}))
+        count = f"{len(tuning.trials)} tuning trials, seeds {tuned}; final seeds {seeds}"
+    console.print(f"[bold]{plan.suite.name}[/bold]: {count}")
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row in final.rows):
         table = _Table(f"{task} · {backbone}", ("lr",))
         for row in final.rows:
@@ -198,6 +206,8 @@ def print_allocation(console: Console, found: dict[str, Any], records: dict[str,
 
 def print_redundancy(console: Console, found: dict[str, Any]) -> None:
     """Effective ranks of the modes, and what the layers, projections and heads are worth."""
+    from reports.ablation import singled
+
     title = f"{found['method']} {_join(found['ranks'])} · trial {found['trial_id']}"
     table = _plain(title, "mode", "size", "effective rank", "rank of 99%", "largest singular values")
     for mode, values in found["modes"].items():
@@ -208,21 +218,28 @@ def print_redundancy(console: Console, found: dict[str, Any]) -> None:
     table = _plain(
         f"‖ΔW‖ = {found['norm']:.3g}", "part", "share of ‖ΔW‖²", f"drop of validation {found['metric']}"
     )
-    level: tuple[str, ...] = ()
-    for line in found["components"]:
-        kinds = tuple(kind for kind in ("layer", "projection", "head") if line[kind] is not None)
+    for kinds, lines in groupby(found["components"], singled):
         if len(kinds) < 2:
-            if kinds != level:
-                table.add_section()
-                level = kinds
-            drop = "–" if line["drop"] is None else f"{line['drop']:+.4f}"
-            part = f"{kinds[0]} {line[kinds[0]]}" if kinds else "all"
-            table.add_row(part, f"{line['share']:.4f}", drop)
+            table.add_section()
+            for line in lines:
+                drop = "–" if line["drop"] is None else f"{line['drop']:+.4f}"
+                part = f"{kinds[0]} {line[kinds[0]]}" if kinds else "all"
+                table.add_row(part, f"{line['share']:.4f}", drop)
     console.print(table)
 
 
+def fitted(console: Console, table: Table, *spare: str) -> Table:
+    """The table, without columns of these headings while it is too wide, the first one first."""
+    for heading in spare:
+        if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
+            break
+        kept = [column for column in table.columns if column.header != heading]
+        table.columns = [replace(column, _index=index) for index, column in enumerate(kept)]
+    return table
+
+
 def _plain(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("mode", headings[0]) else "right")
     return table
@@ -254,19 +271,18 @@ def _print_final(console: Console, found: dict[str, Any], records: dict[str, Rec
 
 def _scores(trials: dict[int, str], records: dict[str, Record]) -> tuple[str, bool]:
     """Mean and interval of the trials that finished, and whether all did."""
-    finished = [
-        records[id_] for id_ in trials.values() if id_ in records and records[id_].status == "FINISHED"
-    ]
-    scores = [record.metrics["score"] for record in finished]
-    if not scores:
+    from bench.tracking import scores
+
+    found = scores(records, trials.values())
+    if not found:
         return "[red]–[/red]", False
-    text = f"{fmean(scores):.4f}"
-    if len(scores) > 1:
+    text = f"{fmean(found):.4f}"
+    if len(found) > 1:
         from scipy.stats import t
 
-        text += f" ± {t.ppf(0.975, len(scores) - 1) * stdev(scores) / len(scores) ** 0.5:.4f}"
-    whole = len(scores) == len(trials)
-    return text if whole else f"{text} [red]({len(scores)}/{len(trials)} seeds)[/red]", whole
+        text += f" ± {t.ppf(0.975, len(found) - 1) * stdev(found) / len(found) ** 0.5:.4f}"
+    whole = len(found) == len(trials)
+    return text if whole else f"{text} [red]({len(found)}/{len(trials)} seeds)[/red]", whole
 
 
 def _join_names(modes: Iterable[str]) -> str:
@@ -275,7 +291,7 @@ def _join_names(modes: Iterable[str]) -> str:
 
 def print_summary(console: Console, summary: Summary) -> None:
     """One table for each task and backbone."""
-    lines = summary.table.astype(object).where(summary.table.notna(), None)
+    lines = summary.cells.astype(object).where(summary.cells.notna(), None)
     for (task, backbone), group in lines.groupby(["task", "backbone"], sort=False):
         measured = group[group["finished"] > 0]
         what = (
@@ -288,27 +304,39 @@ def print_summary(console: Console, summary: Summary) -> None:
         for line in group.to_dict("records"):
             step = "–" if line["step_ms"] is None else f"{line['step_ms']:.0f}"
             table.add(line["budget"], line, _score(line), _seeds(line), step)
-        console.print(table.table)
+        console.print(fitted(console, table.table, "ms/step", "% LoRA", "params"))
     _print_missed(console, int(lines["within"].eq(False).sum()))
-    lost = int((lines["seeds"] - lines["finished"]).sum())
-    if lost:
-        console.print(
-            f"[red]{lost} result(s) failed or are missing; they are in no mean.[/red] "
-            "`--retry-failed` runs the failed ones again."
-        )
+    _print_lost(console, summary)
     if summary.closing:
         console.print(escape(summary.closing), highlight=False)
+
+
+def _print_lost(console: Console, summary: Summary) -> None:
+    lost = summary.seeds[summary.seeds["status"] != "FINISHED"]
+    # A trial of two budgets is one to run; what waits for its tuning has no trial yet.
+    lost = lost[~lost["trial_id"].duplicated() | (lost["trial_id"] == "")]
+    failed = int((lost["status"] == "FAILED").sum())
+    missing = len(lost) - failed
+    if failed:
+        console.print(
+            f"[red]{failed} trial(s) failed; they are in no mean.[/red] `--retry-failed` runs them again."
+        )
+    if missing:
+        console.print(
+            f"[red]{missing} trial(s) are missing; they are in no mean.[/red] Start again to run them."
+        )
 
 
 class _Table:
     """Rows of a plan or a summary, with a heading wherever the budget changes."""
 
     def __init__(self, title: str, measured: tuple[str, ...]) -> None:
-        self.table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        self.table.add_column("method")
+        self.table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        self.table.add_column("method", min_width=15)
         self.table.add_column("ranks", no_wrap=True)
         for heading in ("params", "% LoRA", "budget", *measured):
-            self.table.add_column(heading, justify="right", no_wrap=True)
+            # A seed's failures are words, which may go on in the next line.
+            self.table.add_column(heading, justify="right", no_wrap=heading != "seeds")
         self._block: str | None = ""
 
     def add(self, budget: str | None, row: dict[Any, Any], *measured: str) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import modes
-from bench.backbones import LoadedBackbone, load
+from bench.backbones import BACKBONES, LoadedBackbone, load
 from bench.measure import PeakMemory
 from bench.tasks.inputs import ImageInput
 from methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, UserError, create
@@ -43,6 +43,9 @@ RANK_MODES = ("isorank", "isoparameters")
 ALL = ["all"]
 
 PLOTS = (".png", ".svg", ".pdf")
+
+#: What the registered name of a shape begins with. Whoever asks for a shape leaves it out.
+SHAPES = "random-"
 
 CLASSES = 10
 TEXT_TOKENS = 128
@@ -150,10 +153,16 @@ def measure(
     compiled: bool = False,
     notify: Callable[[int, str], None],
 ) -> list[Row]:
-    """Times every candidate. `notify(round, label)` is called before each. Raises UserError."""
+    """Times every candidate. `notify(round, label)` is called before each. Raises UserError.
+
+    `backbone_name` is a registered one, that of a shape with `SHAPES` before it.
+    """
     for mode in rank_modes:
         if mode not in RANK_MODES:
             raise UnknownNameError("rank mode", mode, RANK_MODES)
+    if backbone_name not in BACKBONES:
+        shapes = [name.removeprefix(SHAPES) for name in BACKBONES if name.startswith(SHAPES)]
+        raise UnknownNameError("backbone", backbone_name.removeprefix(SHAPES), {*shapes, *BACKBONES})
     backbone = load(backbone_name)
     backbone.module.to(device)
     backbone.reset(CLASSES, torch.Generator().manual_seed(0))
@@ -208,8 +217,8 @@ def measure(
 def table(rows: Sequence[Row], title: str) -> Table:
     """For the terminal."""
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    made.add_column("method")
-    made.add_column("rank mode")
+    made.add_column("method", min_width=12)
+    made.add_column("rank mode", no_wrap=True)
     for heading in ("params", "forward", "backward", "step ms", "of LoRA", "same sites", "of floor", "MiB"):
         made.add_column(heading, justify="right", no_wrap=True)
     for row in rows:

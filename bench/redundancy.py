@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.export.runs import StoredTrial, stored_trial
+from bench.perf import PLOTS, check_plot
 from bench.tasks import TASKS
 from bench.training import evaluate
 from bench.trial import Resources
@@ -289,6 +290,16 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
     return drops
 
 
+def prepare_plot(file: Path) -> None:
+    """Makes the folder of a picture. Raises UserError for one that could not be written."""
+    if file.suffix in PLOTS:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--plot {file}: cannot make its folder: {error.strerror}") from error
+    check_plot(file)
+
+
 def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Plots the spectra side by side, a panel for each mode. Raises UserError if it cannot be written."""
     import matplotlib
@@ -313,7 +324,6 @@ def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:
         panel.legend(title="effective rank", fontsize="x-small", title_fontsize="x-small", loc="lower left")
     panels[0].set_ylabel("singular value / largest")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=150)
     except (ValueError, OSError) as error:
         raise UserError(f"--plot {file}: {error}") from error

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import platform
+import re
 import tempfile
 import time
 from collections import defaultdict
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse, urlunparse
+from urllib.parse import urlparse
 
 import psutil
 from filelock import FileLock
@@ -82,8 +83,9 @@ def storing() -> Iterator[None]:
             yield
     except BROKEN_STORE as error:
         refused = isinstance(error, MlflowException) and error.error_code in REFUSALS
+        said = shown_uri(str(error))
         raise (StoreRefusedError if refused else StoreError)(
-            f"the store could not be written to: {error}; what it lacks runs again at the next start"
+            f"the store could not be written to: {said}; what it lacks runs again at the next start"
         ) from error
 
 
@@ -118,6 +120,12 @@ class Record:
         """Whether the trial has a result, were it a failure; it does not run again unasked."""
         return self.status in ("FINISHED", "FAILED", "PRUNED")
 
+    @property
+    def score(self) -> float | None:
+        """None unless it finished, with a finite score."""
+        score = self.metrics.get("score", math.nan)
+        return score if self.status == "FINISHED" and math.isfinite(score) else None
+
 
 class Store:
     """One experiment of a tracking store. Raises UserError where the store cannot be used."""
@@ -145,7 +153,7 @@ class Store:
                 experiment = client.get_experiment_by_name(name)
                 if experiment is None:
                     raise UserError(
-                        f"cannot create experiment '{name}' in {shown_uri(uri)}: {error}"
+                        f"cannot create experiment '{name}' in {shown_uri(uri)}: {shown_uri(str(error))}"
                     ) from error
         if experiment.lifecycle_stage == "deleted":
             raise UserError(
@@ -191,7 +199,12 @@ class Store:
             if any(file.path == "plan.json" for file in self.client.list_artifacts(run.info.run_id)):
                 with tempfile.TemporaryDirectory() as folder:
                     path = self.client.download_artifacts(run.info.run_id, "plan.json", folder)
-                    plan: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+                    try:
+                        plan: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+                    except ValueError as error:
+                        raise UserError(
+                            f"plan.json of run {run.info.run_id} cannot be read: {error}"
+                        ) from error
                 return plan
         return None
 
@@ -475,6 +488,12 @@ def latest(records: Iterable[Record]) -> dict[str, Record]:
     return chosen
 
 
+def scores(records: Mapping[str, Record], ids: Iterable[str | None]) -> list[float]:
+    """The scores of those of the trials that have one."""
+    found = (records[id_].score for id_ in ids if id_ and id_ in records)
+    return [score for score in found if score is not None]
+
+
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
@@ -497,6 +516,13 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
             raise UserError(
                 f"store '{uri}' would be lost with this process; name a file: sqlite:///mlflow.db"
             )
+        if "?" in uri or "%" in uri:
+            # What comes after a '?' is an option to SQLAlchemy, and it decodes '%20'.
+            raise UserError(f"store '{uri}' cannot be named so: the path of a SQLite file has no '?' or '%'")
+        if os.path.isdir(database):
+            raise UserError(
+                f"the store {database} is a folder; name a file in it: {SQLITE}{database / 'mlflow.db'}"
+            )
         if not create and not database.exists():
             raise UserError(f"there is no store at {database}; run a suite first, or name it with --store")
         try:
@@ -511,7 +537,9 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
     try:
         return _open(uri)
     except BROKEN_STORE as error:
-        raise UserError(f"the tracking server at {shown_uri(uri)} does not answer: {error}") from error
+        raise UserError(
+            f"the tracking server at {shown_uri(uri)} does not answer: {shown_uri(str(error))}"
+        ) from error
     except ModuleNotFoundError as error:
         raise UserError(
             f"store '{shown_uri(uri)}' needs the package {error.name}: "
@@ -539,12 +567,9 @@ def _state_folder(uri: str) -> Path:
     return folder
 
 
-def shown_uri(uri: str) -> str:
-    """A store's address without the name and password that it may hold."""
-    parts = urlparse(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunparse(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def shown_uri(text: str) -> str:
+    """A store's address, or an error that tells it, without the name and password that it may hold."""
+    return re.sub(r"(://)[^/\s]*@", r"\1", text)
 
 
 def _database(uri: str) -> Path:

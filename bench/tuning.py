@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.plan import Candidate, Plan, Row
-from bench.tracking import Record, Store, latest
+from bench.tracking import Record, Store, latest, scores
 
 
 def with_choices(plan: Plan, store: Store) -> Plan:
@@ -31,9 +31,8 @@ def with_choices(plan: Plan, store: Store) -> Plan:
 
 def _best(row: Row, records: Mapping[str, Record]) -> Candidate:
     def rank(candidate: Candidate) -> tuple[int, float]:
-        found = [records[id_] for id_ in candidate.tuning.values()]
-        scores = [record.metrics["score"] for record in found if record.status == "FINISHED"]
-        return len(scores), fmean(scores) if scores else 0.0
+        found = scores(records, candidate.tuning.values())
+        return len(found), fmean(found) if found else 0.0
 
     return max(row.candidates, key=rank)
 

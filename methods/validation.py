@@ -12,6 +12,9 @@ from methods.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_LISTS = ("list_type", "tuple_type")
+_MAPPINGS = ("dict_type", "mapping_type", "model_type")
+
 
 class Frozen(BaseModel):
     """Base of every configuration: immutable, numbers finite, and a field that is not known is an error."""
@@ -45,7 +48,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         accepted = f"; accepted are {', '.join(known)}" if known else ""
         return f"unknown field '{field}'{hint}{accepted}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _message(problem)
     if problem["type"] == "literal_error":
         near = get_close_matches(str(problem["input"]), problem["ctx"]["expected"].split("'"), n=1)
         message += f"; did you mean '{near[0]}'?" if near else ""
@@ -53,6 +56,24 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         return f"field '{field}' is required"
     shown = f" (got {problem['input']!r})" if field else ""
     return f"{field}: {message}{shown}" if field else message
+
+
+def _message(problem: Any) -> str:
+    """What is wrong, in the words of YAML where pydantic's are Python's."""
+    kind = problem["type"]
+    if kind in _LISTS:
+        return f"should be a list{_example(problem['input'])}"
+    if kind in _MAPPINGS:
+        return "should be a mapping of fields to values"
+    if kind in ("too_short", "too_long"):
+        bound, key = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
+        return f"should list at {bound} {problem['ctx'][key]}"
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _example(value: Any) -> str:
+    """The list that whoever wrote a single value may have meant."""
+    return f", such as [{value}]" if isinstance(value, (str, int, float)) else ""
 
 
 def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:

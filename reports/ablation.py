@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.tracking import Record
+from bench.tracking import Record, scores
 from methods import UserError
 from reports.reading import Source, Study, ablation_artifacts, read_json
 
@@ -55,13 +55,16 @@ class Ablation:
 
     def levels(self, most: int) -> list[tuple[str, list[dict[str, Any]]]]:
         """The first components, with a heading for each way to cut the update."""
-        kinds = ("layer", "projection", "head")
 
         def heading(component: dict[str, Any]) -> str:
-            named = [kind for kind in kinds if component[kind] is not None]
-            return f"Each {' and '.join(named)}" if named else "The whole update"
+            return f"Each {' and '.join(cut)}" if (cut := singled(component)) else "The whole update"
 
         return [(level, list(group)) for level, group in groupby(self.components[:most], heading)]
+
+
+def singled(component: dict[str, Any]) -> tuple[str, ...]:
+    """Of what a component of an update is one: a layer, a projection, a head, or several of these."""
+    return tuple(kind for kind in ("layer", "projection", "head") if component[kind] is not None)
 
 
 def read(study: Study) -> list[Ablation]:
@@ -156,16 +159,15 @@ def _head(record: Record, content: dict[str, Any]) -> dict[str, Any]:
 
 def _scored(source: Source, entry: dict[str, Any], label: str) -> Scored:
     ids = list(entry["trials"].values())
-    records = [source.records[id_] for id_ in ids if id_ in source.records]
-    scores = [r.metrics["score"] for r in records if r.status == "FINISHED" and "score" in r.metrics]
+    found = scores(source.records, ids)
     return Scored(
         label,
         entry["ranks"],
         entry["parameters"],
-        float(np.mean(scores)) if scores else None,
-        float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
-        [record.run_id for record in records],
-        "complete" if len(scores) == len(ids) else f"{len(scores)} of {len(ids)} finished",
+        float(np.mean(found)) if found else None,
+        float(np.std(found, ddof=1)) if len(found) > 1 else None,
+        _runs(source, ids),
+        "complete" if len(found) == len(ids) else f"{len(found)} of {len(ids)} finished",
     )
 
 

@@ -111,14 +111,17 @@ def analyse(study: Study, threshold: float = THRESHOLD) -> Analysis:
 
 
 def pareto(cells: Frame, cost: str) -> list[int]:
-    """The cells that no other of their setting beats in mean score at the same cost or less."""
+    """The cells than which no other of their setting has as good a mean at less cost, or a better one at the
+    same.
+    """
     front: list[int] = []
     known = cells[cells["complete"] & cells[cost].notna()]
     for _, group in known.groupby(["task", "backbone"], sort=False):
-        best = -np.inf
+        best, last = -np.inf, (np.nan, np.nan)
         for cell, line in group.sort_values([cost, "mean"], ascending=[True, False]).iterrows():
-            if line["mean"] > best:
-                best = line["mean"]
+            # The same trials may stand in two budgets: then both rows are on the front.
+            if line["mean"] > best or (line[cost], line["mean"]) == last:
+                best, last = line["mean"], (line[cost], line["mean"])
                 front.append(int(cell))
     return front
 
@@ -180,6 +183,12 @@ def _block(study: Study, scores: _Scores, budget: str, threshold: float) -> Bloc
     if block.seeds == 0:
         block.notes.append("The methods share no seed on some setting: nothing here is paired or ranked.")
         return block
+    most = int(cells.loc[[cell for found in usable.values() for cell in found], "finished"].max())
+    if block.seeds < most:
+        block.rank_notes.append(
+            f"On some setting all methods share {block.seeds} of up to {_many(most, 'seed')}: ranks, groups "
+            "and P(better) are of shared seeds alone, and may differ from the means."
+        )
     _rank(block, tables)
     _pair(block, scores)
     _compare(study, scores, block, threshold)

@@ -244,7 +244,7 @@ def print_comparison(console: Console, found: Comparison) -> None:
             cells = f"{change.cells}, as {change.example}" if change.cells else "all"
             table.add_row(*(escape(text) for text in (change.what, change.before, change.after, cells)))
         console.print(table)
-    else:
+    elif found.moves:
         console.print("Neither configuration nor surroundings differ.")
     if found.moves:
         for task, backbone in dict.fromkeys((move.task, move.backbone) for move in found.moves):

@@ -6,6 +6,7 @@ Figures are drawn on matplotlib's own canvas, never through pyplot: there is no 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -164,8 +165,10 @@ class Looks:
         return SHAPES[(number + number // len(SERIES)) % len(SHAPES)]
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """The values moved apart so that neighbours are `gap` apart at least, near to where they were."""
+def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[float]:
+    """The values moved apart so that neighbours are `gap` apart at least, near to where they were, none above
+    `top`.
+    """
     order = sorted(range(len(values)), key=lambda i: values[i])
     groups: list[list[float]] = []  # [sum of wished starts, members]
     for position, i in enumerate(order):
@@ -180,4 +183,7 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
         for _ in range(int(members)):
             placed[order[position]] = total / members + position * gap
             position += 1
+    for i in reversed(order):
+        placed[i] = min(placed[i], top)
+        top = placed[i] - gap
     return placed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -121,7 +121,7 @@ def differences(block: Block, number: int, threshold: float, looks: Looks) -> Dr
     caption = (
         f"Mean difference from {block.reference} over {_settings(block)}, with its 95% interval (cut at the "
         f"frame). The band is ±{100 * threshold:g} points, the smallest difference taken to matter."
-    )
+    ) + _left_out(shown, block.comparisons)
     alternative = "; ".join(f"{c.method} {100 * c.effect.difference:+.2f}" for c in reversed(shown))
     return Drawn(
         f"differences-{number}",
@@ -178,8 +178,7 @@ def ranks(analysis: Analysis, block: Block, number: int, looks: Looks) -> Drawn 
             " Methods that share a letter at the right cannot be told apart by sign-flip tests of all pairs "
             "(Holm, .05)."
         )
-    if len(block.methods) > len(methods):
-        caption += f" The best {len(methods)} of {len(block.methods)} methods."
+    caption += _left_out(methods, block.methods)
     alternative = "; ".join(f"{m} {r:.1f}" for m, r in zip(methods, block.ranks.mean, strict=False))
     return Drawn(f"ranks-{number}", f"Ranks, {block.budget}", caption, alternative, figure)
 
@@ -245,7 +244,7 @@ def normalised(analysis: Analysis, block: Block, number: int, looks: Looks) -> D
     caption = (
         "Scores between head only and full fine-tuning, over all runs; 95% intervals resample seeds within "
         "settings."
-    )
+    ) + _left_out(methods, block.aggregates)
     alternative = "; ".join(f"{m} {block.aggregates[m].mean:.2f}" for m in methods)
     return Drawn(f"normalised-{number}", f"Normalised score, {block.budget}", caption, alternative, figure)
 
@@ -281,7 +280,7 @@ def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
         last = max(curve.epochs[-1] for curve in shown)
         low, high = ax.get_ylim()
         ends = [100 * curve.values[-1] for curve in shown]
-        for curve, end, y in zip(shown, ends, spread(ends, (high - low) / 17), strict=True):
+        for curve, end, y in zip(shown, ends, spread(ends, (high - low) / 17, high), strict=True):
             ax.annotate(
                 curve.label,
                 (curve.epochs[-1], end),
@@ -337,6 +336,10 @@ def _points(ax: Axes, cells: Frame, cost: str, looks: Looks, told: dict[str, str
             if told is not None and gid is not None:
                 line = part.iloc[0]
                 told[gid] = f"{_name(line)}: {100 * line['mean']:.2f}, {label} {line[cost]:,.0f}"
+
+
+def _left_out(drawn: Sized, of: Sized) -> str:
+    return f" The best {len(drawn)} of {len(of)} methods." if len(drawn) < len(of) else ""
 
 
 def _rows(ax: Axes, names: Sequence[str]) -> None:
@@ -424,6 +427,9 @@ def ablation(number: int, found: Ablation) -> list[Drawn]:
 def _by_rank(number: int, found: Ablation) -> Drawn | None:
     # Neither the mean nor the best is of what lost a seed.
     tried = [entry for entry in found.tried if entry.value is not None and entry.state == "complete"]
+    if found.kind == "allocation":
+        # The same ranks stand there under several labels. In a search they may differ in learning rate.
+        tried = list({tuple(entry.ranks): entry for entry in tried}.values())
     if not tried:
         return None
     figure, axes = panels(len(found.modes), columns=3, height=2.4)
@@ -439,7 +445,7 @@ def _by_rank(number: int, found: Ablation) -> Drawn | None:
         ax.set_xlabel("rank")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         if mode % 3 == 0:
-            ax.set_ylabel("score, %")
+            ax.set_ylabel("validation score, %")
     caption = (
         "Each circle is one allocation whose every seed finished; the other modes' ranks differ too. The "
         "line is the mean at each rank, the diamond the best."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -109,44 +109,49 @@ class Study:
 
 def read(uri: str, names: Sequence[str]) -> Study:
     """Reads experiments of one store. Raises UserError for one that is not there or has no result."""
-    notes: list[str] = []
     sources = [read_source(uri, name) for name in dict.fromkeys(names)]
+    cells, seeds = tabulate(sources)
+    return Study(sources, cells, seeds, [note for source in sources for note in _notes(source)])
+
+
+def tabulate(sources: Sequence[Source]) -> tuple[Frame, Frame]:
+    """The cells of these plans, and the seeds of each; trials that several of them plan stand once."""
     cells: list[dict[str, Any]] = []
     seeds: list[dict[str, Any]] = []
-    known: dict[tuple[str, ...], list[str]] = {}
+    known: defaultdict[tuple[str, ...], list[list[str | None]]] = defaultdict(list)
     for source in sources:
+        own_first = sorted(sources, key=lambda other: other is not source)
         for row in source.rows:
             cell = _cell(source, row)
             key = (cell["task"], cell["backbone"], cell["budget"], cell["method"])
             ids = list(row["trials"].values())
-            if known.get(key) == ids and None not in ids:
+            if ids in known[key] and None not in ids:
                 continue  # the same trials, planned by two experiments
-            if key in known:
+            if known[key]:
                 cell["method"] += f" · {source.name}"
-            known[key] = ids
-            own_first = sorted(sources, key=lambda other: other is not source)
+            known[key].append(ids)
             found = [_seed(own_first, len(cells), int(seed), id_) for seed, id_ in row["trials"].items()]
             cells.append(cell | _told(sources, found))
             seeds.extend(found)
-        waiting = sum(None in row["trials"].values() for row in source.rows)
-        if waiting:
-            notes.append(
-                f"{source.name}: {waiting} of {len(source.rows)} rows wait for their tuning; their seeds are "
-                "missing. Start the suite again to go on."
-            )
-        if not any(
-            source.records[id_].status == "FINISHED" for id_ in source.trials if id_ in source.records
-        ):
-            notes.append(
-                f"{source.name}: no trial of the suite's own rows has finished; what its searches tried and "
-                "chose stands under Ablations."
-            )
-        if source.duplicates:
-            notes.append(
-                f"{source.name}: {source.duplicates} finished run(s) repeat a trial; the first one counts."
-            )
     frame = pd.DataFrame(seeds)
-    return Study(sources, _summed(pd.DataFrame(cells), frame), frame, notes)
+    return _summed(pd.DataFrame(cells), frame), frame
+
+
+def _notes(source: Source) -> Iterator[str]:
+    """What the reader of a report must know of an experiment."""
+    waiting = sum(None in row["trials"].values() for row in source.rows)
+    if waiting:
+        yield (
+            f"{source.name}: {waiting} of {len(source.rows)} rows wait for their tuning; their seeds are "
+            "missing. Start the suite again to go on."
+        )
+    if not any(source.records[id_].status == "FINISHED" for id_ in source.trials if id_ in source.records):
+        yield (
+            f"{source.name}: no trial of the suite's own rows has finished; what its searches tried and "
+            "chose stands under Ablations."
+        )
+    if source.duplicates:
+        yield f"{source.name}: {source.duplicates} finished run(s) repeat a trial; the first one counts."
 
 
 def read_source(uri: str, name: str) -> Source:
@@ -159,7 +164,7 @@ def read_source(uri: str, name: str) -> Source:
         plan = store.plan()
         stored = store.records()
     except BROKEN_STORE as error:
-        raise UserError(f"experiment '{name}' cannot be read from {shown_uri(uri)}: {error}") from error
+        raise UserError(f"experiment '{name}' cannot be read from {shown_uri(uri)}: {shown_uri(str(error))}") from error
     if plan is None:
         raise UserError(f"experiment '{name}' in {shown_uri(uri)} holds no suite of this harness")
     records = latest(stored)
@@ -242,7 +247,7 @@ def _seed(sources: Sequence[Source], cell: int, seed: int, trial_id: str | None)
         ("seconds", "cost/seconds"),
     ):
         line[column] = metrics.get(key, math.nan)
-    if line["status"] == "FINISHED" and not math.isfinite(line["score"]):
+    if record and record.status == "FINISHED" and record.score is None:
         line |= {"status": "FAILED", "failure": "error", "message": "stored as finished, without a score"}
     if line["status"] != "FINISHED":
         line["score"] = math.nan
@@ -264,6 +269,9 @@ def _summed(cells: Frame, seeds: Frame) -> Frame:
     cells["seeds"] = by_cell.size()
     for state in ("FINISHED", "FAILED"):
         cells[state.lower()] = (seeds["status"] == state).groupby(seeds["cell"]).sum()
+    failed = seeds[seeds["status"] == "FAILED"].groupby("cell")["failure"]
+    cells["failures"] = failed.agg(lambda some: ", ".join(sorted(set(some))))
+    cells["failures"] = cells["failures"].fillna("")
     cells["missing"] = cells["seeds"] - cells["finished"] - cells["failed"]
     cells["complete"] = cells["finished"] == cells["seeds"]
     # Scores of what is not finished are not there, so that no mean counts them.

@@ -111,7 +111,7 @@ def _write(target: Path, content: dict[str, str | bytes]) -> None:
                     old.unlink(missing_ok=True)
         _put(target, content)
         manifest.write_text(json.dumps(sorted(content), indent=1), encoding="utf-8")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"the report cannot be written to {target}: {error}") from error
 
 

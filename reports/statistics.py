@@ -90,11 +90,6 @@ def effects(many: Sequence[Sequence[Array]]) -> list[Effect]:
     return [found[number] for number in range(len(many))]
 
 
-def effect(differences: Sequence[Array]) -> Effect:
-    """The effect behind the differences (seeds,) of each setting."""
-    return effects([differences])[0]
-
-
 def _effect(differences: Sequence[Array], p: float) -> Effect:
     counts = [len(values) for values in differences]
     difference = float(np.mean([values.mean() for values in differences]))
@@ -117,18 +112,13 @@ def _effect(differences: Sequence[Array], p: float) -> Effect:
     )
 
 
-def sign_flip(differences: Sequence[Array]) -> float:
-    """Two-sided p that the differences are symmetric about zero; every setting weighs the same."""
-    return float(_flip(*_weighted(differences)))
-
-
 def smallest_p(pairs: int) -> float:
-    """The least that `sign_flip` can return for this many pairs."""
+    """The least p of the sign flips of this many pairs."""
     return 2 / (2**pairs if pairs <= EXACT_PAIRS else RESAMPLES + 1)
 
 
 def pairwise_p(scores: Sequence[Array]) -> Array:
-    """`sign_flip` of each pair of methods, (methods, methods) with ones on the diagonal."""
+    """p of the sign flips of each pair of methods, (methods, methods) with ones on the diagonal."""
     methods = len(scores[0])
     first, second = np.triu_indices(methods, 1)
     p = np.ones((methods, methods))
@@ -343,6 +333,7 @@ def _weighted(differences: Sequence[Array]) -> tuple[Array, Array]:
 
 
 def _flip(values: Array, weights: Array) -> Array:
+    """Two-sided p that the weighted values (…, pairs) are symmetric about zero."""
     pairs = values.shape[-1]
     if pairs == 1:  # either sign is as extreme
         return np.ones(values.shape[:-1])

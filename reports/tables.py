@@ -125,7 +125,8 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
         parts += [_legend(table), ""]
     for block in analysis.blocks:
         if block.comparisons:
-            parts += [f"## Against {markdown_text(block.reference or '')}, {markdown_text(block.budget)}", ""]
+            reference = f"{block.reference} at {block.reference_budget}"
+            parts += [f"## Against {markdown_text(reference)}, {markdown_text(block.budget)}", ""]
             heads = ["method", "difference, points", "95%", "P(better)", "p (Holm)", "verdict"]
             parts += [_markdown_table(heads, [_comparison(c) for c in block.comparisons]), ""]
         told = block.notes + block.rank_notes
@@ -325,7 +326,7 @@ def csv(frame: pd.DataFrame) -> str:
     """The table as CSV; text that a spreadsheet would take for a formula begins with a quote."""
     texts = {
         column: frame[column].str.replace(r"^([=+@-])", r"'\1", regex=True)
-        for column in ("method", "message")
+        for column in ("method", "other", "reference", "message")
         if column in frame
     }
     return frame.assign(**texts).to_csv(index=False)

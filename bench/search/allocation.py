@@ -7,9 +7,10 @@ from typing import Any
 
 from bench.plan import Cell
 from bench.search.importance import importances
-from bench.search.nested import Nested, score
+from bench.search.nested import Nested
 from bench.search.space import Ranks, RankSpace
 from bench.suite import Allocation
+from bench.tracking import scores
 from methods import UserError
 
 
@@ -82,9 +83,9 @@ class Ablation:
         rows, trials = nested.trials(sizes, section.seeds, "allocation", epochs=section.epochs)
         records = nested.run(rows, trials, "allocation")
         row_of = dict(zip(self.vectors, rows, strict=True))
-        scores = {ranks: score(records, row.trials.values()) for ranks, row in row_of.items()}
+        measured = {ranks: scores(records, row.trials.values()) for ranks, row in row_of.items()}
         # A vector of which a seed failed can neither win nor tell how much a mode matters.
-        means = {ranks: fmean(s) for ranks, s in scores.items() if len(s) == len(section.seeds)}
+        means = {ranks: fmean(s) for ranks, s in measured.items() if len(s) == len(section.seeds)}
         candidates = {ranks: means[ranks] for _, _, ranks in self.swept if ranks in means}
         best = max(candidates, key=lambda ranks: candidates[ranks], default=None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -151,9 +151,3 @@ class Nested:
             {"label": label, "ranks": list(row.ranks), "parameters": row.parameters, "trials": row.trials}
             for label, row in zip(labelled, rows, strict=True)
         ]
-
-
-def score(records: Mapping[str, Record], ids: Iterable[str | None]) -> list[float]:
-    """The scores of those of the trials that finished."""
-    found = (records[id_] for id_ in ids if id_ and id_ in records)
-    return [record.metrics["score"] for record in found if record.status == "FINISHED"]

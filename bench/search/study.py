@@ -30,7 +30,7 @@ from bench.search.space import Ranks, RankSpace
 from bench.settings import AXES, Setting, applicable
 from bench.suite import Search
 from bench.tasks import find_task
-from bench.tracking import SQLITE, dead, owner
+from bench.tracking import SQLITE, dead, owner, shown_uri
 from bench.training import Pruned
 from methods import UserError
 
@@ -89,7 +89,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
                     url, engine_kwargs={"connect_args": {"timeout": 120}}, **options
                 )
     except (SQLAlchemyError, ImportError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot use --storage {url}: {error}") from error
+        raise UserError(f"cannot use --storage {shown_uri(url)}: {shown_uri(str(error))}") from error
 
 
 class RankSearch:
@@ -324,9 +324,9 @@ class RankSearch:
                 )
             if "failure" in record.tags:
                 trial.set_user_attr("failure", record.tags["failure"])
-            if record.status != "FINISHED":
+            if record.score is None:
                 raise optuna.TrialPruned
-            scores.append(record.metrics["score"])
+            scores.append(record.score)
         return (fmean(scores), parameters) if self.two else fmean(scores)
 
     def finish(self, nested: Nested) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -13,8 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from bench.backbones import BACKBONES
+from bench.display import fitted, print_allocation
 from bench.tasks import TASKS
 from bench.tracking import Store
 from methods.tenslora import VARIANTS
@@ -105,11 +109,42 @@ def test_a_device_that_the_machine_lacks_ends_with_2(call: Call, tmp_path: Path,
     assert "this machine has no CUDA device; use --device cpu" in ended.err
 
 
-@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", ""])
+@pytest.mark.parametrize("device", ["gpu", "mps", "cpu:0", "cuda:x", "cuda:-1", ""])
 def test_a_device_of_another_kind_ends_with_2(call: Call, tmp_path: Path, device: str) -> None:
     ended = call("plan", write(tmp_path), "--device", device)
     assert ended.code == 2
-    assert "accepted are auto, cpu, cuda and cuda:N" in ended.err
+    assert f"--device {device}: accepted are auto, cpu, cuda and cuda:N" in ended.err
+
+
+@pytest.mark.parametrize("option", ["--trials", "--sampler-seed", "--storage"])
+def test_options_of_a_search_that_the_suite_lacks_end_with_2(call: Call, tmp_path: Path, option: str) -> None:
+    suite = write(tmp_path, allocation={"isorank": 2}, methods=[{"method": "tenslora", "variant": "att"}])
+    ended = call("search", suite, option, "3")
+    assert ended.code == 2
+    assert f"{option}: {suite} has no section 'search'" in ended.err
+
+
+def test_names_with_brackets_are_shown_as_they_are() -> None:
+    shown = io.StringIO()
+    found = {"name": "att [lr=0.01]", "method": "att [lr=0.01]", "budget": "isorank 2", "modes": ["heads"]}
+    found |= {"points": [], "path": [], "importance": {}, "final": []}
+    print_allocation(Console(file=shown, width=120), found, {})
+    assert "att [lr=0.01] · isorank 2: one mode at a time" in shown.getvalue()
+
+
+def test_a_table_leaves_out_what_it_has_no_room_for() -> None:
+    def columns(width: int) -> list[str]:
+        table = Table("method", "seconds", "MiB")
+        table.add_row("m" * 20, "1" * 20, "2" * 20)
+        shown = io.StringIO()
+        console = Console(file=shown, width=width)
+        console.print(fitted(console, table, "MiB", "seconds"))
+        assert "…" not in shown.getvalue()
+        return [heading for heading in ("method", "seconds", "MiB") if heading in shown.getvalue()]
+
+    assert columns(80) == ["method", "seconds", "MiB"]
+    assert columns(60) == ["method", "seconds"]
+    assert columns(30) == ["method"]
 
 
 def test_debug_shows_the_traceback() -> None:

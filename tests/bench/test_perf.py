@@ -99,6 +99,25 @@ def test_bad_input(call: Callable[..., Any], options: tuple[str, str], said: str
     assert said in ended.err
 
 
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("vit-bas", "vit-base"),
+        ("random-vit-bass", "random-vit-base"),
+        ("minilm-l5", "minilm-l6"),
+        ("nope", ""),
+    ],
+)
+def test_an_unknown_backbone_is_named_as_typed(call: Callable[..., Any], typed: str, near: str) -> None:
+    ended = call("perf", "--backbone", typed, "--device", "cpu")
+    hint = f"did you mean '{near}'? " if near else ""
+    assert ended.code == 2
+    assert f"unknown backbone '{typed}': {hint}known are " in ended.err
+    assert {"vit-small", "vit-base", "roberta-base", "vit-s14"} <= set(
+        ended.err.strip().split("are ")[1].split(", ")
+    )
+
+
 def test_an_unknown_rank_mode_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(UnknownNameError, match="rank mode"):
         perf.measure(

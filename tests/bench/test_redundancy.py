@@ -23,6 +23,7 @@ from bench.redundancy import (
     components,
     effective_rank,
     held_rank,
+    prepare_plot,
     spectrum,
     squared_norms,
 )
@@ -225,7 +226,18 @@ def test_a_run_that_cannot_be_analysed_ends_with_2(finished: Any, call: Call, tm
     assert (ended.code, "there is no run or trial 'zzzz'" in ended.err) == (2, True)
     lora = next(record for record in store.records() if record.tags["method"] == "LoRA")
     ended = call("redundancy", lora.trial_id, "--store", uri, "--no-drops", "--plot", tmp_path / "x.nothing")
-    assert (ended.code, "--plot" in ended.err) == (2, True)
+    assert (ended.code, "--plot" in ended.err, ended.out) == (2, True, "")
+
+
+def test_a_plot_that_could_not_be_written_is_refused_beforehand(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--plot .*accepted endings are \.png, \.svg, \.pdf"):
+        prepare_plot(tmp_path / "new" / "x.txt")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--plot .*cannot make its folder"):
+        prepare_plot(tmp_path / "file" / "x.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    prepare_plot(tmp_path / "new" / "x.png")
+    assert (tmp_path / "new").is_dir()
 
 
 def test_components_are_each_kind_once() -> None:

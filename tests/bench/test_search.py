@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 from collections import Counter
@@ -22,13 +23,14 @@ from bench.execution.driver import Session, session
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.plan import cells
-from bench.record import lost
+from bench.record import Ending, lost
 from bench.search.allocation import log_spaced, path
 from bench.search.importance import importances
 from bench.search.nested import Nested
-from bench.search.study import default_storage
+from bench.search.study import default_storage, open_storage
 from bench.tracking import Store, latest
 from bench.training import Pruned
+from methods import UserError
 
 from .held import await_held, start
 from .synthetic import QKV_DEPTH_RANKS, registered
@@ -376,6 +378,29 @@ def test_a_storage_that_cannot_be_used_ends_with_2(tmp_path: Path, new_store: Ne
     for storage in ("nowhere", "sqlite:////proc/nowhere/optuna.db"):
         ended = call("search", made.suite, "--store", made.uri, "--storage", storage)
         assert (ended.code, "cannot use --storage" in ended.err) == (2, True), ended.err
+
+
+@pytest.mark.parametrize("scheme", ["mysql", "nothing", "postgresql+psycopg2"])
+def test_no_error_shows_a_storage_s_password(scheme: str) -> None:
+    with pytest.raises(UserError, match=rf"cannot use --storage {re.escape(scheme)}://127.0.0.1:9/x") as told:
+        open_storage(f"{scheme}://me:secret@127.0.0.1:9/x")
+    assert "secret" not in str(told.value)
+
+
+def test_a_score_that_is_no_number_wins_nothing_and_counts_as_tried(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bench.execution.inline
+
+    made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
+    with monkeypatch.context() as patch:
+        values = {"score": math.nan, "selected/validation": math.nan, "cost/seconds": 1.0}
+        unmeasurable = Ending("finished", values)
+        patch.setattr(bench.execution.inline, "perform", lambda *_: unmeasurable)
+        ended = call("search", made.suite, "--store", made.uri)
+    assert (ended.code, "No point finished" in ended.out) == (1, True), ended.err
+    assert made.states() == {"PRUNED": 2}
+    assert made.artifact()["best"] is None
 
 
 # --- the ablation ---

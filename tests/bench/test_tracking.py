@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from bench import tracking
 from bench.plan import Plan
-from bench.tracking import Record, Store, StoreError, TrialRun, latest
+from bench.tracking import Record, Store, StoreError, TrialRun, latest, scores, storing
 from bench.training import Progress
 from methods import UserError
 
@@ -78,6 +79,15 @@ def test_one_record_counts(stati: tuple[str, ...], index: int) -> None:
 def test_every_trial_has_its_record() -> None:
     records = [Record(name, name, "FINISHED", 0, {}, {}) for name in "ab"]
     assert set(latest(records)) == {"a", "b"}
+
+
+def test_only_what_finished_with_a_finite_number_has_a_score() -> None:
+    told = [("FINISHED", 0.5), ("DUPLICATE", 0.6), ("FAILED", 0.7), ("FINISHED", nan), ("FINISHED", inf)]
+    records = {str(i): Record("", str(i), status, 0, {}, {"score": s}) for i, (status, s) in enumerate(told)}
+    records["none"] = Record("", "none", "FINISHED", 0, {}, {})
+    records["zero"] = Record("", "zero", "FINISHED", 0, {}, {"score": 0.0})
+    assert [record.score for record in records.values()] == [0.5, None, None, None, None, None, 0.0]
+    assert scores(records, ["zero", "missing", None, *records]) == [0.0, 0.5, 0.0]
 
 
 # --- opening ---
@@ -191,6 +201,13 @@ def test_the_plan_of_the_latest_start_is_kept_in_one_run(store: Store) -> None:
     assert [row["trials"] for row in read["rows"]] == [{"0": made.trials[0].id}]
 
 
+def test_a_plan_that_was_cut_short_is_told_by_its_run(store: Store) -> None:
+    run_id = store.begin_suite(plan())
+    store.client.log_text(run_id, '{"rows": [', "plan.json")
+    with pytest.raises(UserError, match=f"plan.json of run {run_id} cannot be read: "):
+        store.plan()
+
+
 def test_more_parameters_and_metrics_than_a_request_takes_are_stored(store: Store) -> None:
     run = begin(store, plan())
     run.start({f"key{i}": i for i in range(250)}, {})
@@ -234,6 +251,9 @@ def test_a_store_that_takes_nothing_more_is_told_from_a_failing_trial(
             "cannot use the store at /proc/nowhere/mlflow.db: .*No such file",
         ),
         ("sqlite:///{file}", "cannot use the store at .*not a database"),
+        ("sqlite:///{folder}", "the store .* is a folder; name a file in it: .*mlflow.db"),
+        ("sqlite:///{folder}/a?b.db", r"'.*/a\?b.db' .* no '\?' or '%'"),
+        ("sqlite:///{folder}/a%20b.db", r"'.*/a%20b.db' .* no '\?' or '%'"),
         ("http://127.0.0.1:9", "tracking server at http://127.0.0.1:9 does not answer"),
     ],
 )
@@ -241,7 +261,21 @@ def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: st
     file = tmp_path / "file"
     file.write_text("this is no database" * 100)
     with pytest.raises(UserError, match=message):
-        Store.create(uri.format(file=file), "toy")
+        Store.create(uri.format(file=file, folder=tmp_path), "toy")
+    assert list(tmp_path.glob("a*")) == []
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:9", "http://me:a@secret@127.0.0.1:9"])
+def test_no_error_shows_a_store_s_password(uri: str) -> None:
+    with pytest.raises(UserError, match=r"the tracking server at http://127.0.0.1:9 does not answer") as told:
+        Store.create(uri, "toy")
+    assert "secret" not in str(told.value)
+    # MLflow's own words hold the address.
+    with pytest.raises(MlflowException, match="secret") as raw:
+        MlflowClient(uri).search_experiments()
+    with pytest.raises(StoreError, match=r"127.0.0.1") as told, storing():
+        raise raw.value
+    assert "secret" not in str(told.value)
 
 
 def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_a_plan_names_the_tuning_trials_and_leaves_the_final_ones_open(call: Cal
     assert {(trial.recipe.epochs, trial.recipe.steps) for trial in tuning.trials} == {(1, None)}
     assert all(row["trials"] == {"0": None, "1": None} for row in made.as_json()["rows"])
     shown = call("plan", write(tmp_path, **CHANGES)).out
-    assert "toy: 9 tuning trials, seeds 0,1" in shown
+    assert "toy: 9 tuning trials, seeds 7; final seeds 0,1" in shown
     assert "The final trials are known once the tuning trials have ended." in shown
 
 

@@ -136,6 +136,19 @@ def test_each_has_its_figures(study: Study) -> None:
     ]
 
 
+def test_the_same_ranks_under_several_labels_count_once_in_the_mean_at_a_rank() -> None:
+    tried = [
+        ablation.Scored("input 2", [2, 1], 10, 0.5, None, []),
+        ablation.Scored("heads 3", [2, 3], 10, 0.9, None, []),
+        ablation.Scored("best", [2, 3], 10, 0.9, None, []),
+    ]
+    head = {"name": "n", "run_id": "", "method": "", "task": "", "backbone": "", "budget": ""}
+    found = ablation.Ablation(kind="allocation", **head, modes=["input", "heads"], tried=tried)
+    (drawn,) = figures.ablation(0, found)
+    (line,) = drawn.figure.axes[0].lines
+    assert list(line.get_xydata()[0]) == pytest.approx([2, 70])
+
+
 def test_the_page_shows_them_with_names_escaped(uri: str, tmp_path: Path) -> None:
     done = write_report(uri, ["small"], tmp_path / "out", log=False)
     page = (tmp_path / "out" / "index.html").read_text()

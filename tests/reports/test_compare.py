@@ -130,6 +130,18 @@ def test_the_command_shows_it_and_speaks_json(call: Call, uri: str) -> None:
     assert len(content["moves"][0]["runs"][0][0]) == 32
 
 
+def test_without_common_cells_nothing_is_said_to_be_equal(
+    call: Call, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    made = new_store(tmp_path)
+    for name, method in (("a", "lora"), ("b", "lotr"), ("c", "lora")):
+        write(made, plan_of(**SMALL | {"name": name, "methods": [method]}), result)
+    equal = "Neither configuration nor surroundings differ."
+    shown = call("compare", "a", "b", "--store", made).out
+    assert ("no cell in common" in shown, equal in shown) == (True, False)
+    assert equal in call("compare", "a", "c", "--store", made).out
+
+
 def test_what_cannot_be_compared_is_refused(call: Call, uri: str) -> None:
     with pytest.raises(UserError, match="compared with itself"):
         compare((uri, "before"), (uri, "before"))

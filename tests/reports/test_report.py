@@ -19,7 +19,7 @@ from methods import UserError
 from reports import analysis as analysing
 from reports import curves, mixtures, tables
 from reports.analysis import Analysis, Block, analyse, pareto
-from reports.drawing import Looks
+from reports.drawing import Looks, spread
 from reports.reading import Study, read
 from reports.report import MANIFEST, write_report
 
@@ -257,6 +257,26 @@ def test_the_pareto_front_is_what_nothing_smaller_beats() -> None:
     assert pareto(cells, "parameters") == [0, 2, 5]
 
 
+def test_the_same_trials_in_two_budgets_are_both_on_the_front() -> None:
+    cells = pd.DataFrame({"parameters": [10, 5, 10, 20], "mean": [0.8, 0.7, 0.8, 0.8]})
+    cells = cells.assign(task="t", backbone="b", complete=True)
+    assert sorted(pareto(cells, "parameters")) == [0, 1, 2]
+
+
+def test_labels_stand_apart_and_below_the_top() -> None:
+    assert spread([1.0, 1.1, 5.0], 1.0) == pytest.approx([0.55, 1.55, 5.0])
+    assert spread([9.9, 9.8, 9.7, 1.0], 1.0, top=10.0) == pytest.approx([10.0, 9.0, 8.0, 1.0])
+
+
+def test_ranks_of_fewer_seeds_than_the_means_say_so(tmp_path: Path, new_store: NewStore) -> None:
+    uri = store(tmp_path, new_store, plan_of(**SMALL | {"seeds": [0, 1, 2, 3], "methods": ["lora"]}))
+    write(uri, plan_of(**SMALL | {"name": "other", "methods": ["head_only", "lotr"]}), result)
+    of_both = block(analyse(read(uri, ["small", "other"])), "isorank 2")
+    assert any("share 2 of up to 4 seeds" in note for note in of_both.rank_notes)
+    alone = block(analyse(read(uri, ["small"])), "isorank 2")
+    assert not any("share" in note for note in alone.rank_notes)
+
+
 # --- files ---
 
 
@@ -281,11 +301,12 @@ def test_a_curve_says_that_a_seed_is_not_in_its_mean(study: Study) -> None:
 def test_text_that_a_spreadsheet_would_run_is_quoted() -> None:
     frame = pd.DataFrame(
         {"method": ["=HYPERLINK(1)", "LoRA"], "message": ["-1 at", None], "difference": [-0.5, 1]}
+        | {"reference": ["@a", None], "other": ["+b", "c"]}
     )
     assert tables.csv(frame).splitlines() == [
-        "method,message,difference",
-        "'=HYPERLINK(1),'-1 at,-0.5",
-        "LoRA,,1.0",
+        "method,message,difference,reference,other",
+        "'=HYPERLINK(1),'-1 at,-0.5,'@a,'+b",
+        "LoRA,,1.0,,c",
     ]
 
 
@@ -374,6 +395,9 @@ def test_a_folder_in_use_needs_force_which_spares_what_is_not_the_reports(small:
     assert mine.read_text() == "mine"
     assert not (tmp_path / "tables" / "tables.md").exists()
     assert (tmp_path / "report.json").exists()
+    (tmp_path / MANIFEST).write_text("5")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(small, ["small"], tmp_path, ["json"], log=False, force=True)
 
 
 # --- names that mean something to HTML, LaTeX or Markdown ---
@@ -454,7 +478,11 @@ def test_other_library_versions_are_flagged(tmp_path: Path, new_store: NewStore)
 def test_the_same_trials_in_two_experiments_stand_once(tmp_path: Path, new_store: NewStore) -> None:
     uri = store(tmp_path, new_store)
     write(uri, plan_of(**SMALL | {"name": "other"}), result)
+    write(uri, plan_of(**SMALL | {"name": "longer", "training": {"epochs": 9}}), result)
     assert len(read(uri, ["small", "other"]).cells) == len(read(uri, ["small"]).cells)
+    # In any order, an experiment of the same names but other trials between them.
+    for names in (["small", "longer", "other"], ["small", "other", "longer"]):
+        assert len(read(uri, names).cells) == 2 * len(read(uri, ["small"]).cells)
 
 
 # --- bad input ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import nan
 
 import numpy as np
@@ -21,16 +22,20 @@ def array(*values: float) -> Array:
 DARWIN = array(49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48)
 
 
+def effect(differences: Sequence[Array]) -> statistics.Effect:
+    return statistics.effects([differences])[0]
+
+
 # --- published examples ---
 
 
 def test_sign_flips_give_fishers_p_for_darwins_maize() -> None:
     # Fisher, The Design of Experiments (1935), §21: 863 of 32,768 flips reach the sum, on one side.
-    assert statistics.sign_flip([DARWIN]) == pytest.approx(2 * 863 / 32768)
+    assert effect([DARWIN]).p == pytest.approx(2 * 863 / 32768)
 
 
 def test_the_paired_interval_is_fishers_too() -> None:
-    found = statistics.effect([DARWIN])
+    found = effect([DARWIN])
     assert found.interval is not None
     # t = 2.148 on 14 degrees of freedom; the interval in inches is 0.0039 to 5.2294.
     assert found.difference / 8 == pytest.approx(2.6167, abs=1e-4)
@@ -64,7 +69,7 @@ def test_interval_of_a_mean() -> None:
 
 
 def test_every_setting_weighs_the_same_however_many_seeds_it_has() -> None:
-    found = statistics.effect([array(1, 3), array(0, 0, 0, 0)])
+    found = effect([array(1, 3), array(0, 0, 0, 0)])
     assert found.difference == 1
     assert (found.settings, found.pairs) == (2, 6)
     # Of 64 flips: those of the two that count; |mean| ≥ 1 needs both of one sign, half of them.
@@ -74,21 +79,21 @@ def test_every_setting_weighs_the_same_however_many_seeds_it_has() -> None:
 def test_differences_of_one_sign_reach_the_smallest_p() -> None:
     for pairs in (2, 5, 15):
         values = np.arange(1.0, pairs + 1)
-        assert statistics.sign_flip([values]) == pytest.approx(statistics.smallest_p(pairs))
+        assert effect([values]).p == pytest.approx(statistics.smallest_p(pairs))
     assert statistics.smallest_p(5) == 0.0625
-    assert statistics.sign_flip([np.arange(1.0, 11.0), np.arange(1.0, 11.0)]) == pytest.approx(2e-4)
+    assert effect([np.arange(1.0, 11.0), np.arange(1.0, 11.0)]).p == pytest.approx(2e-4)
 
 
 def test_the_interval_over_settings_is_welchs() -> None:
     first, second = array(1, 2, 3), array(10, 14, 18)
-    found = statistics.effect([first, second])
+    found = effect([first, second])
     # Variances of the means 1/3 and 16/3: error √(17/3)/2; df (17/3)² / ((1/9 + 256/9)/2) = 578/257.
     half = stats.t.ppf(0.975, 578 / 257) * (17 / 3) ** 0.5 / 2
     assert found.interval == pytest.approx((8 - half, 8 + half))
 
 
 def test_hedges_g_is_corrected_and_its_interval_inverts_the_noncentral_t() -> None:
-    found = statistics.effect([DARWIN])
+    found = effect([DARWIN])
     assert found.g is not None
     assert found.g_interval is not None
     d = DARWIN.mean() / DARWIN.std(ddof=1)
@@ -103,19 +108,19 @@ def test_hedges_g_is_corrected_and_its_interval_inverts_the_noncentral_t() -> No
     "differences", [[array(0.1, 0.1, 0.1)], [array(0.3)], [array(1, 2)], [array(0.1 + 0.2, 0.3)]]
 )
 def test_what_has_no_standard_effect_has_none(differences: list[Array]) -> None:
-    found = statistics.effect(differences)
+    found = effect(differences)
     assert (found.g, found.g_interval) == (None, None)
 
 
 def test_an_effect_far_from_zero_still_has_an_interval() -> None:
-    found = statistics.effect([array(0.100, 0.101, 0.102), array(0.1, 0.101, 0.102)])
+    found = effect([array(0.100, 0.101, 0.102), array(0.1, 0.101, 0.102)])
     assert found.g is not None
     assert found.g_interval is not None
     assert 0 < found.g_interval[0] < found.g < found.g_interval[1]
 
 
 def test_one_seed_has_no_interval_of_any_kind() -> None:
-    assert statistics.effect([array(0.3), array(0.1)]).interval is None
+    assert effect([array(0.3), array(0.1)]).interval is None
     assert statistics.p_improvement([array(1)], [array(0)]) == (1.0, None)
     assert statistics.ranks([array(1, 2)[:, None]]).low is None
     assert statistics.aggregate([array(0.5)], [0], [1]).mean_interval is None
@@ -168,7 +173,7 @@ def test_pairwise_p_is_that_of_each_pair() -> None:
     numbers = np.random.default_rng(0)
     scores = [numbers.normal(size=(4, 5)), numbers.normal(size=(4, 5))]
     p = statistics.pairwise_p(scores)
-    assert p[1, 3] == p[3, 1] == pytest.approx(statistics.sign_flip([s[1] - s[3] for s in scores]))
+    assert p[1, 3] == p[3, 1] == pytest.approx(effect([s[1] - s[3] for s in scores]).p)
     assert list(np.diag(p)) == [1] * 4
 
 
@@ -262,7 +267,7 @@ def test_intervals_over_settings_of_different_noise_cover_the_difference() -> No
     covered = 0
     for _ in range(600):
         drawn = [numbers.normal(0.01, noise, size=5) for noise in (0.002, 0.01, 0.03, 0.03)]
-        interval = statistics.effect(drawn).interval
+        interval = effect(drawn).interval
         assert interval is not None
         covered += interval[0] <= 0.01 <= interval[1]
     assert covered / 600 == pytest.approx(0.95, abs=0.03)
@@ -270,6 +275,6 @@ def test_intervals_over_settings_of_different_noise_cover_the_difference() -> No
 
 def test_sign_flips_are_rarely_wrong_where_nothing_differs() -> None:
     numbers = np.random.default_rng(0)
-    p = [statistics.sign_flip([numbers.normal(size=4), numbers.normal(size=4)]) for _ in range(400)]
+    p = [effect([numbers.normal(size=4), numbers.normal(size=4)]).p for _ in range(400)]
     # Two standard errors above .05.
     assert np.mean(np.array(p) < 0.05) < 0.072

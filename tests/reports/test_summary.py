@@ -16,7 +16,7 @@ from bench.plan import make_plan
 from bench.suite import Suite
 from bench.tracking import Store
 from methods.validation import validate
-from reports.summary import COLUMNS, Summary, summarise
+from reports.summary import Summary, summarise
 
 SEEDS = (0, 1, 2)
 
@@ -30,22 +30,20 @@ RESULTS: dict[str, dict[int, list[Any]]] = {
 }
 
 
+SUITE: dict[str, Any] = {
+    "name": "toy",
+    "backbones": ["tiny-random-vit"],
+    "tasks": ["digits"],
+    "methods": ["lora", "head_only", {"method": "tenslora", "each": {"variant": ["att", "qkv", "depth"]}}],
+    "budgets": [{"isoparameters": 2}],
+    "seeds": list(SEEDS),
+    "closing": "That is [all].",
+}
+
+
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Summary:
-    suite = {
-        "name": "toy",
-        "backbones": ["tiny-random-vit"],
-        "tasks": ["digits"],
-        "methods": [
-            "lora",
-            "head_only",
-            {"method": "tenslora", "each": {"variant": ["att", "qkv", "depth"]}},
-        ],
-        "budgets": [{"isoparameters": 2}],
-        "seeds": list(SEEDS),
-        "closing": "That is [all].",
-    }
-    plan = make_plan(validate(Suite, suite, "suite"))
+    plan = make_plan(validate(Suite, SUITE, "suite"))
     store = Store.create(new_store(tmp_path_factory.mktemp("summary")), "toy")
     store.end_suite(store.begin_suite(plan), "FINISHED")
     trials = {trial.id: trial for trial in plan.trials}
@@ -65,11 +63,11 @@ def summary(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path]
                     run.kill()
                 else:
                     run.fail(outcome, "message", "trace")
-    return summarise(store)
+    return summarise(store, plan.as_json())
 
 
 def line(summary: Summary, method: str) -> Any:
-    (found,) = summary.table[summary.table["method"] == method].to_dict("records")
+    (found,) = summary.cells[summary.cells["method"] == method].to_dict("records")
     return found
 
 
@@ -111,8 +109,8 @@ def test_a_method_without_any_result_has_no_mean(summary: Summary) -> None:
 
 def test_it_is_complete_only_if_every_seed_of_every_row_is(summary: Summary) -> None:
     assert not summary.complete
-    whole = summary.table[summary.table["method"] == "LoRA"]
-    assert Summary("toy", "", whole).complete
+    whole = summary.cells[summary.cells["method"] == "LoRA"]
+    assert Summary("", whole, summary.seeds).complete
 
 
 def test_the_table_shows_scores_losses_and_the_closing_line(summary: Summary) -> None:
@@ -130,11 +128,28 @@ def test_the_table_shows_scores_losses_and_the_closing_line(summary: Summary) ->
     assert "±" not in lines["TensLoRA depth"]
     assert "0/3 (diverged, out of memory)" in lines["TensLoRA depth"]
     assert "test accuracy, mean ± standard deviation over seeds" in shown.getvalue()
-    assert "8 result(s) failed or are missing; they are in no mean." in shown.getvalue()
+    assert "5 trial(s) failed; they are in no mean. `--retry-failed` runs them again." in shown.getvalue()
+    assert "3 trial(s) are missing; they are in no mean. Start again to run them." in shown.getvalue()
     assert "That is [all]." in shown.getvalue()
 
 
-def test_an_experiment_without_a_plan_is_empty(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
-    empty = summarise(Store.create(new_store(tmp_path), "toy"))
-    assert list(empty.table.columns) == list(COLUMNS)
-    assert len(empty.table) == 0
+def test_a_narrow_terminal_shows_names_and_scores_whole(summary: Summary) -> None:
+    shown = io.StringIO()
+    print_summary(Console(file=shown, width=80), summary)
+    for text in ("TensLoRA depth", "0.6500 ± 0.1500", "2/3 (diverged)"):
+        assert text in shown.getvalue()
+
+
+def test_what_two_budgets_share_and_never_ran_is_missing_once(
+    tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    budgets = [{"isorank": 2}, {"isoparameters": 2}]
+    plan = make_plan(validate(Suite, {**SUITE, "methods": ["lora"], "budgets": budgets}, "suite"))
+    store = Store.create(new_store(tmp_path), "toy")
+    first, *_ = plan.trials
+    run = store.begin_trial(first, [plan.rows[0]], "accuracy", "none", {})
+    store.client.set_terminated(run.run_id, "FINISHED")  # though without a score
+    shown = io.StringIO()
+    print_summary(Console(file=shown, width=120), summarise(store, plan.as_json()))
+    assert "1 trial(s) failed" in shown.getvalue()
+    assert "2 trial(s) are missing" in shown.getvalue()
