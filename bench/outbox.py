@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from methods import UserError
+
 #: One folder for each process that writes, so that nobody sends what another one is sending.
 PROCESS = uuid.uuid4().hex[:12]
 
@@ -31,6 +33,10 @@ class Letter:
     #: The terminal status, and when it was reached (ms).
     status: str | None = None
     ended: int | None = None
+
+
+class UnreadableLetterError(UserError):
+    """What lies in the outbox is no letter, or one of another version."""
 
 
 class Outbox:
@@ -60,10 +66,16 @@ class Outbox:
 
     @staticmethod
     def send(kept: Path, send: Callable[[Letter, Path], None]) -> None:
-        """Sends a record, and forgets it when all of it has arrived; sending it again does no harm."""
+        """Sends a record, and forgets it when all of it has arrived; sending it again does no harm.
+
+        Raises UnreadableLetterError where it is none.
+        """
         if not kept.exists():
             return
-        letter = Letter(**json.loads((kept / "letter.json").read_text(encoding="utf-8")))
+        try:
+            letter = Letter(**json.loads((kept / "letter.json").read_text(encoding="utf-8")))
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            raise UnreadableLetterError(f"{kept / 'letter.json'} cannot be read: {error}") from error
         send(letter, kept / "files")
         # Whole or gone, whenever this ends.
         sent = kept.with_name(f".{kept.name}")
@@ -105,7 +117,7 @@ class Outbox:
 
     @staticmethod
     def refuse(kept: Path) -> Path:
-        """Puts aside a record that the store will never take; returns where it lies."""
+        """Puts aside a record that cannot be sent, ever; returns where it lies."""
         aside = kept.parent.parent / "refused" / kept.name
         aside.parent.mkdir(exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)

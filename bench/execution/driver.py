@@ -19,11 +19,11 @@ from bench.claims import Claims
 from bench.execution.estimate import longest_first
 from bench.execution.executor import Executor
 from bench.execution.perform import Event
-from bench.outbox import Outbox
+from bench.outbox import Outbox, UnreadableLetterError
 from bench.plan import Plan, Trial
 from bench.record import Ending
 from bench.tasks import TASKS
-from bench.tracking import Store, StoreError, StoreRefusedError, TrialRun, latest
+from bench.tracking import Store, StoreError, StoreRefusedError, TrialRun, latest, shown_uri
 
 #: How often a trial whose worker died is run in all.
 ATTEMPTS = 2
@@ -99,7 +99,7 @@ def send_left(store: Store) -> int:
         try:
             Outbox.send(kept, store.send)
             sent += 1
-        except StoreRefusedError as error:
+        except (StoreRefusedError, UnreadableLetterError) as error:
             warnings.warn(f"{error}; the record is kept at {Outbox.refuse(kept)}", stacklevel=2)
     return sent
 
@@ -288,5 +288,6 @@ class _Driving:
         if self.away_since and time.monotonic() - self.away_since > patience:
             waiting = len(Outbox(self.store.outbox).waiting())
             where = f"; {waiting} record(s) wait in {self.store.outbox} and are sent at the next start"
-            raise StoreError((self.why or f"the store at {self.store.uri} is away") + where * bool(waiting))
+            why = self.why or f"the store at {shown_uri(self.store.uri)} is away"
+            raise StoreError(why + where * bool(waiting))
         time.sleep(0.2)

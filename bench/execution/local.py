@@ -165,11 +165,14 @@ class Local(Executor):
 
     def _heard(self, worker: _Worker, report: Report) -> bool:
         """Takes what the worker said; False if it has said its last."""
-        try:
-            while worker.link.poll():
-                self._take(worker, worker.link.recv(), report)
-        except (EOFError, ConnectionResetError):
-            return False
+        while True:
+            try:
+                if not worker.link.poll():
+                    break
+                said = worker.link.recv()
+            except (EOFError, OSError):  # the latter also for a message without its end
+                return False
+            self._take(worker, said, report)
         # What it said before it died is in the pipe still.
         return worker.process.is_alive() or worker.link.poll()
 

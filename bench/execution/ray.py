@@ -182,6 +182,9 @@ class RayCluster(Executor):
             for event in events:
                 if event.ending is not None:
                     worker.trial = worker.heard = None
+                if event.kind == "lost":
+                    # What broke the actor may break its next trial too.
+                    self._remove(worker)
                 try:
                     report(event)
                 except Pruned:
@@ -255,6 +258,17 @@ class _Slot:
         self._threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
 
     def run(self, trial: Trial) -> None:
+        # One that was asked for in an earlier run of this trial is not for this one.
+        self._pruned.discard(trial.id)
+        try:
+            self._run(trial)
+        except BaseException as error:
+            # The driver asks for events only.
+            reason = f"its worker ({self._name}) broke: {type(error).__name__}: {error}"
+            self._events.put(ended(trial, self._name, lost(reason)))
+            raise
+
+    def _run(self, trial: Trial) -> None:
         # A thread of its own has its own number of threads.
         torch.set_num_threads(self._threads)
         where = provenance(str(self._resources.device))

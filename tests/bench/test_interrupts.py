@@ -1,4 +1,4 @@
-"""What a second signal does, and one in the midst of a write."""
+"""What a second signal does, one in the midst of a write, and one where Python lets no exception out."""
 
 from __future__ import annotations
 
@@ -39,6 +39,109 @@ except KeyboardInterrupt:
     print("closing", flush=True)
 """
 
+SWALLOWED = """
+import gc, signal, sys, time, weakref
+from bench import interrupts
+
+def tell(what):
+    print("ignored", what.exc_type.__name__, flush=True)
+
+def interrupt(*_):
+    signal.raise_signal(signal.SIGINT)
+
+def fail(*_):
+    raise ValueError
+
+def interrupt_and_fail(*_):
+    try:
+        interrupt()
+    finally:
+        fail()
+
+class Held:
+    def __init__(self, end=lambda: None):
+        self.end = end
+    def __del__(self):
+        self.end()
+
+def in_weakref(what):
+    held = Held()
+    ref = weakref.ref(held, what)
+    del held
+
+def in_del(what):
+    Held(what)
+
+def in_collection(what):
+    gc.callbacks.append(lambda phase, info: phase == "stop" and what())
+    gc.collect()
+    gc.callbacks.clear()
+
+sys.unraisablehook = tell
+interrupts.AGAIN = 0.3
+interrupts.install()
+"""
+
+LOST = """
+try:
+    {place}({what})
+    print("lost", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("closing", flush=True)
+"""
+
+LOST_BEFORE_A_WRITE = """
+try:
+    in_del(interrupt)
+    with interrupts.deferred():
+        print("written", flush=True)
+except KeyboardInterrupt:
+    print("closing", flush=True)
+"""
+
+LOST_IN_A_WRITE = """
+interrupts.PATIENCE = 0.2
+def wait():
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        time.sleep(0.05)
+try:
+    with interrupts.deferred():
+        interrupt()
+        in_del(wait)
+        print("lost", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    with interrupts.deferred():
+        print("closing", flush=True)
+"""
+
+FAILURES_OF_A_CLEANUP = """
+try:
+    interrupt()
+finally:
+    try:
+        in_weakref(fail)
+        in_del(fail)
+        time.sleep(0.6)
+        print("closed", flush=True)
+    finally:
+        sys.exit(130)
+"""
+
+LOST_AT_EXIT = """
+import atexit
+atexit.register(time.sleep, 0.6)
+atexit.register(interrupt)
+"""
+
+LOST_AT_THE_END = """
+import atexit
+atexit.register(time.sleep, 0.6)
+in_del(interrupt)
+"""
+
 
 @contextmanager
 def started(program: str) -> Iterator[subprocess.Popen[str]]:
@@ -67,3 +170,38 @@ def test_a_write_ends_before_its_interrupt() -> None:
     with started(WRITING) as process:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=10)[0] == "written\nclosing\n"
+
+
+def printed(program: str) -> tuple[str, int]:
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=30)
+    return done.stdout, done.returncode
+
+
+@pytest.mark.parametrize("what", ["interrupt", "interrupt_and_fail"])
+@pytest.mark.parametrize("place", ["in_weakref", "in_del", "in_collection"])
+def test_an_interrupt_that_python_swallows_is_raised_again(place: str, what: str) -> None:
+    assert printed(SWALLOWED + LOST.format(place=place, what=what)) == ("lost\nclosing\n", 0)
+
+
+def test_a_swallowed_interrupt_comes_before_the_next_write() -> None:
+    assert printed(SWALLOWED + LOST_BEFORE_A_WRITE) == ("closing\n", 0)
+
+
+def test_an_interrupt_that_waited_for_a_write_is_raised_again() -> None:
+    assert printed(SWALLOWED + LOST_IN_A_WRITE) == ("lost\nclosing\n", 0)
+
+
+def test_failures_within_a_cleanup_do_not_interrupt_it() -> None:
+    assert printed(SWALLOWED + FAILURES_OF_A_CLEANUP) == (
+        "ignored ValueError\nignored ValueError\nclosed\n",
+        130,
+    )
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [(LOST_AT_EXIT, "ignored KeyboardInterrupt\n"), (LOST_AT_THE_END, "")],
+    ids=["in it", "before it"],
+)
+def test_a_swallowed_interrupt_leaves_the_exit_alone(program: str, told: str) -> None:
+    assert printed(SWALLOWED + program) == (told, 0)

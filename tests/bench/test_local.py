@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +20,7 @@ import psutil
 import pytest
 
 from bench.execution import local_slots, make_executor
-from bench.execution.checks import check_disk, check_memory
+from bench.execution.checks import MIB, available_mib, check_disk, check_memory
 from bench.execution.driver import execute, session
 from bench.execution.estimate import longest_first
 from bench.execution.local import Local, Slot
@@ -96,6 +99,39 @@ def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, w
     assert (lost.status, lost.settled, done.status) == ("KILLED", False, "FINISHED")
     assert lost.tags["failure"] == "lost"
     assert "was ended by SIGSEGV" in lost.tags["failure_message"]
+
+
+def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, workers: Local) -> None:
+    """As when memory runs out; the result is larger than what a pipe holds."""
+    made = plan(methods=[{"method": "lora", "rank": 512}], budgets=[], training=SHORT)
+    left = [1]
+
+    def notify(event: Event) -> None:
+        if event.kind == "started" and left[0]:
+            left[0] -= 1
+            worker = next(w for w in workers._workers if w.trial)
+            waiting, deadline = array("i", [0]), time.monotonic() + 60
+            while waiting[0] < 2**16 and time.monotonic() < deadline:
+                fcntl.ioctl(worker.link.fileno(), termios.FIONREAD, waiting)
+                time.sleep(0.05)
+            worker.process.kill()
+            worker.process.join()
+
+    kinds = [event.kind for event in run(store, workers, made, notify) if event.kind != "progress"]
+    assert kinds == ["started", "lost", "started", "finished"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ConnectionResetError()])
+def test_an_error_of_who_listens_is_not_taken_for_the_worker_s(
+    store: Store, workers: Local, error: OSError
+) -> None:
+    def notify(event: Event) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        run(store, workers, plan(training=SHORT), notify)
+    assert raised.value is error
+    assert [record.status for record in store.records()] == ["KILLED"]
 
 
 def test_a_trial_that_ends_its_worker_twice_is_lost_and_the_others_go_on(
@@ -312,3 +348,29 @@ def test_too_little_disk_or_memory_is_told_before_the_start(
         UserError, match=r"1000 worker\(s\) need at least 4\d\d,\d\d\d MiB of memory.*fewer --workers"
     ):
         check_memory(list(made.trials) * 500, 1000)
+
+
+def test_memory_is_what_the_control_groups_leave_and_the_cache_of_files_counts_as_free(
+    tmp_path: Path,
+) -> None:
+    groups, own = tmp_path / "cgroup", tmp_path / "own"
+    step = groups / "job" / "step"
+    step.mkdir(parents=True)
+
+    def limit(group: Path, most: int | str, used: int, cached: int) -> None:
+        (group / "memory.max").write_text(f"{most if most == 'max' else int(most) * MIB}\n")
+        (group / "memory.current").write_text(f"{used * MIB}\n")
+        (group / "memory.stat").write_text(f"anon {(used - cached) * MIB}\ninactive_file {cached * MIB}\n")
+
+    limit(groups / "job", 60, 50, 30)
+    limit(step, "max", 50, 30)
+    own.write_text("1:cpu:/job\n0::/job/step\n")
+    assert available_mib(groups, own) == 40
+    limit(step, 55, 50, 30)
+    assert available_mib(groups, own) == 35
+    # A container sees its own group as the root; another machine may have none of the files.
+    limit(groups, 20, 10, 5)
+    own.write_text("0::/not/here\n")
+    assert available_mib(groups, own) == 15
+    assert available_mib(groups, tmp_path / "missing") == 15
+    assert available_mib(tmp_path / "nowhere", own) > 40

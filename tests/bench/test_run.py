@@ -6,10 +6,11 @@ import json
 import signal
 import subprocess
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from bench.execution.driver import execute, failures, pending, session
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.measure import LIBRARIES
+from bench.outbox import Letter
 from bench.plan import Plan
 from bench.record import Ending
 from bench.suite import load_suite
@@ -266,7 +268,7 @@ def test_the_terminal_shows_a_failure_in_line_and_table(failed: Ran) -> None:
     assert "✗ TensLoRA att" in failed.ended.out
     assert "diverged: the loss is nan at step" in failed.ended.out
     assert "0/1 (diverged)" in failed.ended.out
-    assert "1 result(s) failed or are missing; they are in no mean." in failed.ended.out
+    assert "1 trial(s) failed; they are in no mean. `--retry-failed` runs them again." in failed.ended.out
 
 
 def test_a_failure_is_retried_only_on_request_and_nothing_else_with_it(failed: Ran, call: Call) -> None:
@@ -437,6 +439,30 @@ def test_a_run_that_somebody_deleted_is_refused_and_its_record_put_aside(
     assert pending(made, store) == list(made.trials)
     with session(store):
         pass
+
+
+@pytest.mark.parametrize("content", ["", "[1", '{"run_id": "1", "of": "a later version"}', "[]", None])
+def test_a_record_that_cannot_be_read_is_put_aside_and_the_others_are_sent(
+    store: Store, content: str | None
+) -> None:
+    made = plan(methods=["head_only"], training=SHORT)
+    run = store.begin_trial(made.trials[0], list(made.rows), "accuracy", "none", {})
+    letter = Letter(store.experiment.experiment_id, run.run_id, made.trials[0].id, status="FAILED", ended=1)
+    left = store.outbox / "gone"
+    for name, text in (("0", content), (run.run_id, json.dumps(asdict(letter)))):
+        (left / name / "files").mkdir(parents=True)
+        if text is not None:
+            (left / name / "letter.json").write_text(text)
+    left.with_suffix(".lock").touch()
+    with (
+        pytest.warns(UserWarning, match=r"0/letter.json cannot be read.*; the record is kept at .*refused/0"),
+        session(store) as at_work,
+    ):
+        assert at_work.sent == 1
+    assert [record.status for record in store.records()] == ["FAILED"]
+    with warnings.catch_warnings(), session(store) as at_work:
+        warnings.simplefilter("error", UserWarning)
+        assert at_work.sent == 0
 
 
 @pytest.mark.parametrize(
