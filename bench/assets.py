@@ -153,13 +153,19 @@ def cache_dir() -> Path:
 
     Created if missing. Raises UserError if it cannot be created or written to.
     """
-    folder = (
-        Path(os.environ.get("TENSORBENCH_CACHE") or user_cache_dir("tensorbench")).expanduser().absolute()
-    )
-    with _mendable(folder):
+    named = os.environ.get("TENSORBENCH_CACHE") or user_cache_dir("tensorbench")
+    try:
+        folder = Path(named).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(
+            f"cannot find the cache folder {named}: {error}; set TENSORBENCH_CACHE to a folder of yours"
+        ) from error
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     return folder
 
 
@@ -209,10 +215,14 @@ def _mendable(folder: Path) -> Iterator[None]:
         elsewhere = not (path.is_relative_to(folder.parent) or folder.is_relative_to(path))
         if error.errno not in _MENDABLE or elsewhere:
             raise
-        raise UserError(
-            f"cannot write to the cache folder {folder}: {error.strerror}; "
-            "free some space there, or set TENSORBENCH_CACHE to a folder of yours"
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write to the cache folder {folder}: {error.strerror}; "
+        "free some space there, or set TENSORBENCH_CACHE to a folder of yours"
+    )
 
 
 def _once(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -58,7 +58,7 @@ def _lock_backbone(spec: BackboneSpec, old: Locked | None, notify: Callable[[str
     notify(f"backbone {spec.source}")
     kept = old is not None and old.asked == spec.revision
     info = describe(spec.at(old.revision) if old and kept else spec)
-    repository, _, commit = info.weights_hash.removeprefix("hub:").rpartition("@")
+    repository, _, commit = info.weights_hash.partition("hub:")[2].rpartition("@")
     return _locked(repository, spec.revision, commit, SMALL_FILES + WEIGHT_FILES, "model", old)
 
 

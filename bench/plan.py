@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field
@@ -434,6 +436,7 @@ def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo
     for spec in suite.backbones:
         info = describe(spec)
         backbones.append((spec.pinned(info), info))
+    backbones = _named_apart(backbones)
     pairs = [
         (row, task, spec, info)
         for row, task in tasks
@@ -449,6 +452,34 @@ def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo
             names = ", ".join(f"{row.task} ({task.modality})" for row, task in tasks)
             raise UserError(f"backbone '{info.name}' is {info.input.modality}, and no task is: {names}")
     return pairs
+
+
+def _named_apart(
+    backbones: Sequence[tuple[BackboneSpec, BackboneInfo]],
+) -> list[tuple[BackboneSpec, BackboneInfo]]:
+    """The backbones, one at several image sizes by a name for each: tables and searches go by names.
+
+    Raises UserError for others of one name.
+    """
+    for (_, info), (_, other) in combinations(backbones, 2):
+        if info.name == other.name and (
+            info.weights_hash != other.weights_hash or _pixels(info) == _pixels(other)
+        ):
+            raise UserError(
+                f"two backbones have the name '{info.name}', and nothing would tell their results apart: "
+                "give each a suite of its own, or rename one of two folders"
+            )
+    named = Counter(info.name for _, info in backbones)
+    return [
+        (spec, replace(info, name=f"{info.name} at {spec.image_size} px"))
+        if spec.image_size is not None and named[info.name] > 1
+        else (spec, info)
+        for spec, info in backbones
+    ]
+
+
+def _pixels(info: BackboneInfo) -> int | None:
+    return info.input.size if isinstance(info.input, ImageInput) else None
 
 
 def _sized(

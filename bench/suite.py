@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -12,6 +13,7 @@ import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from bench.backbones import BackboneSpec
+from bench.backbones.base import refuse_unknown_home
 from bench.lock import lock_path, read_lock
 from bench.tasks import Source
 from bench.tasks.inputs import ImageInput, ModelInput, Padding
@@ -132,6 +134,13 @@ class TaskRow(Frozen):
     source: Source | None = None
     training: dict[str, Any] = {}
 
+    @field_validator("source")
+    @classmethod
+    def _home(cls, source: Source | None) -> Source | None:
+        if source is not None and source.local is not None:
+            refuse_unknown_home(source.local)
+        return source
+
     def input(self, wanted: ModelInput) -> ModelInput:
         """How a backbone that by itself wants its examples so gets them here.
 
@@ -205,6 +214,7 @@ HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 
 Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 SelectionSeeds = Annotated[tuple[int, ...], Field(min_length=1)]
+Modes = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Selection(Frozen):
@@ -255,7 +265,7 @@ class Search(Selection):
     #: In the end exactly so many points were tried, or all there are.
     trials: PositiveInt
     #: The modes whose ranks are searched, the others at the heuristic's; None: all.
-    modes: tuple[str, ...] | None = None
+    modes: Modes | None = None
     #: Searched too where given.
     lr: Grid | None = None
     scale: Grid | None = None
@@ -284,7 +294,7 @@ class Allocation(Selection):
 
     seeds: SelectionSeeds = (1000, 1001, 1002)
     #: The modes that are swept; None: all.
-    modes: tuple[str, ...] | None = None
+    modes: Modes | None = None
     #: Log-spaced ranks for each mode.
     ranks: int = Field(6, ge=2, le=6)
     #: Rank vectors from isorank to the heuristic's, both included; 0: none.
@@ -297,7 +307,7 @@ class Suite(Frozen):
     """Tasks × backbones × methods × budgets × seeds."""
 
     #: Also the name of the MLflow experiment.
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str
     description: str = ""
     tasks: tuple[TaskRow, ...] = Field(min_length=1)
     backbones: tuple[BackboneSpec, ...] = Field(min_length=1)
@@ -315,6 +325,13 @@ class Suite(Frozen):
     #: What `tensorbench search` does for each method, task, backbone and budget.
     search: Search | None = None
     allocation: Allocation | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", name):
+            raise ValueError("at most 128 letters, digits, '_', '.' and '-', a letter or digit first")
+        return name
 
     @field_validator("tuning", mode="before")
     @classmethod
@@ -379,9 +396,17 @@ class Suite(Frozen):
 
 
 class _NoRepeats(yaml.SafeLoader):
-    """YAML's safe loader, but a key that stands twice in a mapping is an error, not the last one's value."""
+    """YAML's safe loader, but a key that stands twice in a mapping is an error, not the last one's value.
+
+    Merge keys are refused: whatever stands beside one may repeat what it merges.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, "merge keys (<<) are not taken; repeat the fields", key.start_mark
+                )
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
             raise yaml.constructor.ConstructorError(
@@ -405,6 +430,8 @@ def load_suite(path: Path, *, locked: bool = True) -> Suite:
         values = _NoRepeats(text).get_single_data()
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deep to be read; a suite takes a few levels") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a suite is a mapping with the fields {', '.join(Suite.model_fields)}")
     suite = validate(Suite, values, str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from bench.tasks.inputs import ModelInput
@@ -50,6 +51,13 @@ class BackboneSpec(BaseModel):
     def _plain_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @field_validator("local")
+    @classmethod
+    def _home(cls, local: Path | None) -> Path | None:
+        if local is not None:
+            refuse_unknown_home(local)
+        return local
+
     @model_validator(mode="after")
     def _one_source(self) -> BackboneSpec:
         given = [field for field in ("name", "hub", "timm") if getattr(self, field) is not None]
@@ -87,7 +95,8 @@ class BackboneSpec(BaseModel):
 class BackboneInfo:
     """What is known of a backbone before its weights are loaded.
 
-    `weights_hash` names the weights exactly: two backbones with the same one have the same weights.
+    `weights_hash` names the weights, and what is made of them, exactly: two backbones with the same one
+    compute the same.
     `description` holds origin and licence, as far as they are known.
     """
 
@@ -249,6 +258,14 @@ def refuse_image_size(name: str, asked: int | None) -> None:
         raise UserError(f"backbone '{name}' reads text and takes no image_size")
 
 
+def refuse_unknown_home(path: Path) -> None:
+    """Raises ValueError for a path below the home of a user whom this machine does not know."""
+    try:
+        path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path.parts[0]} is no user's home folder here") from error
+
+
 def channels(values: Sequence[float]) -> tuple[float, float, float]:
     """A value for each of red, green and blue."""
     red, green, blue = values
@@ -270,6 +287,29 @@ def _file_hash(files: tuple[tuple[Path, int, int], ...]) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, with the file named, if it holds none."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} should hold a JSON object, got {values!r:.60}")
+    return values
+
+
+def check_safetensors(name: str, *files: Path) -> None:
+    """Raises UserError for a file that is not safetensors or not whole. Reads no weights."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"backbone '{name}': {file} is not a safetensors file: {error}") from error
 
 
 def key_list(keys: Sequence[str]) -> str:

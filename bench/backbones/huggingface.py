@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +18,11 @@ from bench.backbones.base import (
     Kind,
     LoadedBackbone,
     channels,
+    check_safetensors,
     file_hash,
     key_list,
     pixel_size,
+    read_object,
     refuse_image_size,
 )
 from bench.hub import SMALL_FILES, WEIGHT_FILES, snapshot
@@ -193,10 +194,23 @@ def describe_folder(
     folder: Path, *, name: str, weights_hash: str, description: str, image_size: int | None
 ) -> BackboneInfo:
     """Description of a checkpoint folder, read from its config. Raises UserError for a bad one."""
-    config = _config(folder)
-    kind: Kind = config.model_type
+    with _config(folder) as config:
+        wanted = _model_input(folder, config, name, image_size)
+        geometry, projections = _shape(config, wanted)
+        return BackboneInfo(
+            name=name,
+            kind=config.model_type,
+            geometry=geometry,
+            projections=projections,
+            input=wanted,
+            weights_hash=weights_hash,
+            description=description,
+        )
+
+
+def _shape(config: Any, wanted: ModelInput) -> tuple[Geometry, tuple[str, ...]]:
     projections: tuple[str, ...] = PROJECTIONS
-    if kind == "dinov2":
+    if config.model_type == "dinov2":
         mlp = int(config.hidden_size * config.mlp_ratio)
         if config.use_swiglu_ffn:
             # A gated MLP has no fc1: the adapters see attention only.
@@ -204,7 +218,6 @@ def describe_folder(
             projections = PROJECTIONS[:4]
     else:
         mlp = config.intermediate_size
-    wanted = _model_input(folder, config, name, image_size)
     geometry = Geometry(
         config.hidden_size,
         config.num_attention_heads,
@@ -212,15 +225,7 @@ def describe_folder(
         mlp,
         encoder=_parameters(config, wanted),
     )
-    return BackboneInfo(
-        name=name,
-        kind=kind,
-        geometry=geometry,
-        projections=projections,
-        input=wanted,
-        weights_hash=weights_hash,
-        description=description,
-    )
+    return geometry, projections
 
 
 def _parameters(config: Any, wanted: ModelInput) -> int:
@@ -245,7 +250,7 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     import transformers
 
     family = FAMILIES[info.kind]
-    _checkpoint_files(folder)
+    check_safetensors(info.name, *_weight_files(folder))
     model_class = getattr(transformers, family.model_class)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
@@ -257,8 +262,8 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
                 attn_implementation="sdpa",
                 **family.arguments,
             )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"backbone '{info.name}' in {folder} does not load: {error}") from error
+    except Exception as error:
+        raise UserError(f"backbone '{info.name}' in {folder} does not load: {_told(error)}") from error
     _refuse(info.name, "lacks weights, which would stay random", report["missing_keys"], MAY_MISS)
     _refuse(info.name, "has weights that no layer takes", report["unexpected_keys"], MAY_EXCEED)
     # transformers 5 keeps a half-precision checkpoint's dtype, transformers 4 does not.
@@ -282,34 +287,50 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder} has no tokenizer: put its tokenizer.json or vocabulary there")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} has a tokenizer that does not load: {error}") from error
+    except Exception as error:
+        raise UserError(f"{folder} has a tokenizer that does not load: {_told(error)}") from error
 
 
-def _config(folder: Path) -> Any:
+@contextmanager
+def _config(folder: Path) -> Iterator[Any]:
+    """The folder's config. Raises UserError for one that cannot be read, and for what fails inside."""
     from transformers import AutoConfig
 
-    if not (folder / "config.json").is_file():
+    file = folder / "config.json"
+    if not file.is_file():
         raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
+    model_type = read_object(file).get("model_type")
+    if model_type not in tuple(FAMILIES):
+        raise UserError(f"{folder} holds a '{model_type}' model; supported are {', '.join(FAMILIES)}")
     try:
-        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-        if model_type not in FAMILIES:
-            raise UserError(f"{folder} holds a '{model_type}' model; supported are {', '.join(FAMILIES)}")
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        yield AutoConfig.from_pretrained(folder, local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{file} describes no {model_type} model: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """What transformers says to a file that it does not check: any exception where a value is used first."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
+    """What a checkpoint is known by: its weights, and its config if it has one."""
+    weights = _weight_files(folder)
+    return [folder / "config.json", *weights] if (folder / "config.json").is_file() else weights
+
+
+def _weight_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; `local:` takes one written by save_pretrained")
-    weights = sorted(folder.glob("model*.safetensors"))
+    weights = sorted(file for file in folder.glob("model*.safetensors") if file.is_file())
     if not weights:
         raise UserError(
             f"{folder} has no model.safetensors (pickled weights are not read: load them once with "
             f"transformers and write them with save_pretrained)"
         )
-    return [folder / "config.json", *weights] if (folder / "config.json").is_file() else weights
+    return weights
 
 
 def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -> ModelInput:
@@ -327,9 +348,21 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
     mean, std = normalisation
     preprocessor = folder / "preprocessor_config.json"
     if preprocessor.is_file():
-        settings = json.loads(preprocessor.read_text())
-        mean, std = settings.get("image_mean", mean), settings.get("image_std", std)
-    return ImageInput(pixel_size(name, size, image_size, patch), channels(mean), channels(std))
+        settings = read_object(preprocessor)
+        mean, std = (
+            _channels(preprocessor, field, settings.get(field, usual))
+            for field, usual in (("image_mean", mean), ("image_std", std))
+        )
+    return ImageInput(pixel_size(name, size, image_size, patch), mean, std)
+
+
+def _channels(file: Path, field: str, values: Any) -> tuple[float, float, float]:
+    try:
+        return channels(values)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: {field} should be three numbers, for red, green and blue (got {values!r})"
+        ) from error
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:

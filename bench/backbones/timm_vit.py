@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -14,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.backbones.base import BackboneInfo, LoadedBackbone, channels, file_hash, key_list, locate
+from bench.backbones.base import (
+    BackboneInfo,
+    LoadedBackbone,
+    channels,
+    check_safetensors,
+    file_hash,
+    key_list,
+    locate,
+    read_object,
+)
 from bench.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from bench.tasks.inputs import ImageInput
 from methods.backbone import PROJECTIONS, Geometry
@@ -101,8 +109,12 @@ class TimmBackbone:
         name = f"timm:{self.model}"
         if self.weights is None:
             repository, revision = recipe.hub(self.model)
-            commit = snapshot(repository, self.revision or revision, SMALL_FILES).name
-            weights_hash = f"hub:{repository}@{commit}"
+            folder = snapshot(repository, self.revision or revision, SMALL_FILES)
+            weights_hash = f"hub:{repository}@{folder.name}"
+            # Of several architectures that share a repository, its config names one.
+            architecture = recipe.architecture.partition(".")[0]
+            if architecture != _architecture(folder):
+                weights_hash = f"timm:{architecture}:{weights_hash}"
         else:
             weights_hash = f"{name}:sha256:{file_hash(self._weights_file(recipe))}"
         with torch.device("meta"):
@@ -177,9 +189,7 @@ def recipe_of(model: str, revision: str | None = None) -> Recipe:
     import timm
 
     if named := _hub_name(model):
-        config = json.loads(
-            (snapshot(named[0], revision or named[1], SMALL_FILES) / "config.json").read_text()
-        )
+        config = read_object(snapshot(named[0], revision or named[1], SMALL_FILES) / "config.json")
         if "architecture" not in config:
             raise UserError(f"hub model {named[0]} is not a timm model: its config names no architecture")
         # Older timm configs hold the settings at the top level.
@@ -197,19 +207,22 @@ def _hub_name(model: str) -> tuple[str, str | None] | None:
     return (match[1], match[2]) if match else None
 
 
+def _architecture(folder: Path) -> str | None:
+    """What a snapshot's config says that its weights are of, if it says it."""
+    file = folder / "config.json"
+    return str(read_object(file).get("architecture")).partition(".")[0] if file.is_file() else None
+
+
 def _native_size(encoder: Any, recipe: Recipe) -> int:
     sides = getattr(getattr(encoder, "patch_embed", None), "img_size", None)
     return int(sides[0] if sides else recipe.settings["input_size"][-1])
 
 
 def _load_weights(encoder: Any, recipe: Recipe, file: Path, name: str) -> None:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        state: dict[str, Tensor] = load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"backbone '{name}': {file} is not a safetensors file: {error}") from error
+    check_safetensors(name, file)
+    state: dict[str, Tensor] = load_file(file)
     # Some of timm's own files are in the layout of the model's authors; timm converts them with this.
     convert = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
     if convert is not None:

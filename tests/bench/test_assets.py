@@ -233,6 +233,14 @@ def test_cache_below_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             cache_dir()
 
 
+@pytest.mark.parametrize("folder", ["~no-such-user/x", "/proc/no-such-folder", "x" * 300])
+def test_cache_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TENSORBENCH_CACHE", folder)
+    with pytest.raises(UserError, match=f"(?s){folder}: .*set TENSORBENCH_CACHE to a folder of yours"):
+        cache_dir()
+
+
 def test_cache_that_may_not_be_written(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     # Root may write anywhere, so the answer of the system is stood in for.
     monkeypatch.setattr(os, "access", lambda *_: False)

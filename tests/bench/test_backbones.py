@@ -352,6 +352,55 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
         describe(local(folder))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("preprocessor_config.json", b"{", "cannot be read: Expecting property name"),
+        ("preprocessor_config.json", b"\xff", "cannot be read: 'utf-8' codec"),
+        ("preprocessor_config.json", b"[1]", r"should hold a JSON object, got \[1\]"),
+        (
+            "preprocessor_config.json",
+            b'{"image_mean": [0.5]}',
+            r"image_mean should be three .*\(got \[0.5\]\)",
+        ),
+        ("preprocessor_config.json", b'{"image_std": 0.5}', r"image_std should be three .*\(got 0.5\)"),
+        ("config.json", b"[1]", r"should hold a JSON object, got \[1\]"),
+        ("config.json", b'{"model_type": "vit", "hidden_size": "x"}', "no vit model: .*hidden_size.*got str"),
+        ("config.json", b'{"model_type": "vit", "patch_size": 0}', "no vit model: ZeroDivisionError"),
+        ("config.json", b'{"model_type": "vit", "intermediate_size": -1}', "no vit model: .*dimension -1"),
+    ],
+)
+def test_a_broken_description_is_refused_by_file(
+    tmp_path: Path, file: str, content: bytes, message: str
+) -> None:
+    folder = write(tmp_path / "model", "vit", encoder("vit"))
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=f"{folder / file}:? .*{message}"):
+        describe(local(folder))
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}"])
+def test_a_broken_tokenizer_or_index_is_refused_by_folder(tmp_path: Path, content: str) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert"))
+    (folder / "tokenizer.json").write_text(content)
+    text = describe(local(folder)).input
+    assert isinstance(text, TextInput)
+    with pytest.raises(UserError, match=f"{folder} has a tokenizer that does not load: .*Error"):
+        text.load_tokenizer()
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=f"in {folder} does not load: .*Error"):
+        load(local(folder))
+
+
+@pytest.mark.parametrize("keep", [slice(0), slice(4), slice(-1)], ids=["empty", "no header", "cut off"])
+def test_weights_that_are_not_whole_are_refused_by_file(tmp_path: Path, keep: slice) -> None:
+    file = write(tmp_path / "model", "bert", encoder("bert")) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[keep])
+    with pytest.raises(UserError, match=f"{file} is not a safetensors file: "):
+        load(local(file.parent))
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A hub cache with one model in it, and no network."""

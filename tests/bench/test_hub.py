@@ -280,9 +280,24 @@ def test_a_suite_without_a_hub_needs_no_lock(tmp_path: Path, call: Call) -> None
     assert "it uses no hub repository" in ended.out
 
 
-@pytest.mark.parametrize("named", ["hf_hub:me/timm-vit", "hf_hub:me/timm-vit@main"])
+@pytest.mark.parametrize(
+    ("named", "repository", "architecture", "weights"),
+    [
+        ("hf_hub:me/timm-vit", "me/timm-vit", "test_vit", ""),
+        ("hf_hub:me/timm-vit@main", "me/timm-vit", "test_vit", ""),
+        ("test_vit", "timm/test_vit.r160_in1k", "test_vit", ""),
+        ("test_vit", "timm/test_vit.r160_in1k", "test_vit2", "timm:test_vit:"),
+    ],
+)
 def test_a_timm_model_of_the_hub_is_locked_too(
-    online: Hub, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, named: str
+    online: Hub,
+    tmp_path: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    named: str,
+    repository: str,
+    architecture: str,
+    weights: str,
 ) -> None:
     import timm
     from safetensors.torch import save_file
@@ -291,21 +306,36 @@ def test_a_timm_model_of_the_hub_is_locked_too(
     folder = tmp_path / "timm"
     folder.mkdir()
     save_file(timm.create_model("test_vit").state_dict(), folder / "model.safetensors")
-    config = {"architecture": "test_vit", "pretrained_cfg": settings}
+    config = {"architecture": architecture, "pretrained_cfg": settings}
     (folder / "config.json").write_text(json.dumps(config))
-    monkeypatch.setitem(online.folders, "models/me/timm-vit", folder)
-    commit = online.commit("models/me/timm-vit")
+    monkeypatch.setitem(online.folders, f"models/{repository}", folder)
+    commit = online.commit(f"models/{repository}")
     file = suite_file(tmp_path, backbones=[{"timm": named}], tasks=[{"task": "eurosat", "train_size": 40}])
     ended = call("fetch", file)
     assert ended.code == 0, ended.err
     entry = yaml.safe_load(lock_path(file).read_text())["backbones"][f"timm:{named}"]
-    assert (entry["repository"], entry["revision"]) == ("me/timm-vit", commit)
+    assert (entry["repository"], entry["revision"]) == (repository, commit)
     (folder / "README.md").write_text("news")
     with client(tmp_path / "hub", "http://127.0.0.1:9", offline=True):
         (trial,) = make_plan(load_suite(file)).trials
-        assert trial.weights_hash == f"hub:me/timm-vit@{commit}"
+        assert trial.weights_hash == f"{weights}hub:{repository}@{commit}"
         assert type(trial).model_validate(json.loads(trial.model_dump_json())).id == trial.id
         assert load(trial.backbone).info.weights_hash == trial.weights_hash
+
+
+def test_timm_architectures_of_one_repository_have_trials_of_their_own(
+    online: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = "timm/vit_base_patch16_clip_224.openai"
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architecture": "vit_base_patch16_clip_224"}')
+    monkeypatch.setitem(online.folders, f"models/{repository}", folder)
+    names = [f"vit_base_patch16_clip_{activation}224.openai" for activation in ("", "quickgelu_")]
+    made = plan(tasks=["digits"], backbones=[{"timm": name} for name in names])
+    assert [row.backbone for row in made.rows] == [f"timm:{name}" for name in names]
+    assert len({trial.id for trial in made.trials}) == 2
+    assert made.trials[0].weights_hash == f"hub:{repository}@{online.commit(f'models/{repository}')}"
 
 
 # --- no network, no such thing ---

@@ -16,6 +16,8 @@ from bench.plan import Trial
 from methods import UserError
 from methods.tenslora import VARIANTS
 
+from .local_checkpoints import encoder
+from .local_checkpoints import write as checkpoint
 from .toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 
 ROOT = Path(__file__).parents[2]
@@ -292,6 +294,35 @@ def test_tasks_meet_the_backbones_of_their_modality_only() -> None:
         ("digits", "tiny-random-vit"),
         ("movie-sentiment", "tiny-random-bert"),
     ]
+
+
+def test_one_backbone_at_several_image_sizes_has_a_name_for_each() -> None:
+    sized = [{"name": "tiny-random-vit", "image_size": size} for size in (16, 24)]
+    made = plan(backbones=["tiny-random-vit", *sized])
+    assert [row.backbone for row in made.rows] == [
+        "tiny-random-vit",
+        "tiny-random-vit at 16 px",
+        "tiny-random-vit at 24 px",
+    ]
+    assert [row.backbone for row in plan(backbones=sized[:1]).rows] == ["tiny-random-vit"]
+
+
+@pytest.mark.parametrize(
+    ("name", "backbones"),
+    [
+        ("tiny-random-vit", ["tiny-random-vit", {"name": "tiny-random-vit", "image_size": 32}]),
+        ("local:model", [{"local": "a/model"}, {"local": "b/model", "image_size": 48}]),
+    ],
+    ids=["twice the same size", "other weights"],
+)
+def test_backbones_that_their_names_do_not_tell_apart_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, backbones: list[Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, folder in enumerate(("a", "b")):
+        checkpoint(tmp_path / folder / "model", "vit", encoder("vit", seed=seed))
+    with pytest.raises(UserError, match=f"two backbones have the name '{name}'.* rename one of two folders"):
+        plan(backbones=backbones)
 
 
 def test_every_registered_backbone_can_be_planned_without_its_weights() -> None:

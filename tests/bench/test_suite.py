@@ -77,8 +77,23 @@ def test_an_unknown_name_is_answered_with_the_nearest(changes: dict[str, Any], m
         ({"methods": [{"method": "lora", "rank": 1, "options": {}}]}, "write rank into 'options'"),
         ({"methods": [{"method": "lora", "rank": 1, "budgets": [{"isorank": 2}]}]}, "has its size already"),
         ({"methods": [{"rank": 1}]}, "field 'methods.0.method' is required"),
-        ({"name": "a/b"}, "name: .*match pattern"),
+        ({"name": "a/b"}, "name: at most 128 letters, digits, .*'a/b'"),
+        ({"seeds": 3}, r"seeds: should be a list, such as \[3\] \(got 3\)"),
+        ({"seeds": "0, 1"}, r"seeds: should be a list, such as \[0, 1\] "),
+        ({"seeds": None}, r"seeds: should be a list \(got None\)"),
+        ({"methods": "lora"}, r"methods: should be a list, such as \[lora\] "),
+        ({"budgets": {"isorank": 3}}, r"budgets: should be a list \(got"),
+        ({"methods": []}, r"methods: should list at least 1 \(got \[\]\)"),
+        ({"training": 3}, r"training: should be a mapping of fields to values \(got 3\)"),
         ({"training": None}, "training: "),
+        ({"name": "a" * 129}, "name: at most 128 letters"),
+        ({"search": {"trials": 4, "modes": []}}, "search.modes: .*at least 1"),
+        ({"allocation": {"modes": []}}, "allocation.modes: .*at least 1"),
+        ({"backbones": [{"local": "~no-such-user/x"}]}, "backbones.0.local: ~no-such-user is no user's home"),
+        (
+            {"tasks": [{"task": "mrpc", "source": {"local": "~no-such-user/x"}}]},
+            "tasks.0.source: ~no-such-user is no user's home",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -110,6 +125,8 @@ def test_every_wrong_field_is_told_at_once() -> None:
         (b"- digits\n", "a suite is a mapping with the fields name, "),
         (b"", "a suite is a mapping"),
         (b"yes: 1\n", "field 'seeds' is required"),
+        (b"a: &a {b: 1}\nc:\n  <<: *a\n", r"merge keys \(<<\) are not taken; repeat the fields.*line 3"),
+        (b"[" * 3000 + b"]" * 3000, "nested too deep"),
         (None, "cannot read suite .*No such file"),
     ],
 )
