@@ -164,7 +164,7 @@ def read_source(uri: str, name: str) -> Source:
         plan = store.plan()
         stored = store.records()
     except BROKEN_STORE as error:
-        raise UserError(f"experiment '{name}' cannot be read from {shown_uri(uri)}: {shown_uri(str(error))}") from error
+        raise UserError(shown_uri(f"experiment '{name}' cannot be read from {uri}: {error}")) from error
     if plan is None:
         raise UserError(f"experiment '{name}' in {shown_uri(uri)} holds no suite of this harness")
     records = latest(stored)
