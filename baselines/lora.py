@@ -46,7 +46,7 @@ class LoRA(OneRank):
         return PeftAdapter(
             backbone,
             self.projections,
-            # peft wants a number for alpha; r · scale keeps alpha / r at exactly the scale.
+            # peft wants a number for alpha; r · scale keeps alpha / r at the scale.
             lambda targets: LoraConfig(
                 r=rank,
                 lora_alpha=rank * self.scale,

@@ -40,11 +40,17 @@ class PeftAdapter(Adapter):
     ) -> None:
         sites = [Site(layer, name) for layer in range(backbone.geometry.layers) for name in projections]
         super().__init__(backbone, sites)
-        before = {site: (base.weight.data, base.weight._version) for site, base in self.bases.items()}
+        # Copies, since some starts write into the weights themselves (PiSSA, OLoRA).
+        before = {site: (base.weight.data, base.weight.data.clone()) for site, base in self.bases.items()}
         # peft starts its layers from the global generator: lend it ours, then give it back untouched.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            self._tuner = inject(backbone.module, config([backbone.path(site) for site in sites]))
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                self._tuner = inject(backbone.module, config([backbone.path(site) for site in sites]))
+        except BaseException:
+            self._adapted = dict(self.bases)
+            self._restore(before)
+            raise
         for site in sites:
             self.install(site, backbone.module.get_submodule(backbone.path(site)))
         # Injection freezes everything that is not peft's, the head included.
@@ -56,12 +62,9 @@ class PeftAdapter(Adapter):
             for name, parameter in self._tuner.named_parameters()
             if parameter.requires_grad and id(parameter) not in head
         }
-        for site, (weight, version) in before.items():
-            base = self.bases[site].weight
-            if base.data_ptr() != weight.data_ptr() or base._version != version:
-                self.bases[site].weight.data = weight
-                self.detach()
-                raise UserError("peft: this start changes the backbone's own weights, which stay frozen here")
+        if not all(torch.equal(self.bases[site].weight, copy) for site, (_, copy) in before.items()):
+            self._restore(before)
+            raise UserError("peft: this start changes the backbone's own weights, which stay frozen here")
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
@@ -80,13 +83,13 @@ class PeftAdapter(Adapter):
 
     @torch.no_grad()
     def biases(self) -> dict[Site, Tensor]:
-        """For layers that scale their output (IA3), the bias moves too."""
+        """For layers that scale their output (IA3) or train a bias, the bias moves too."""
         moved = {}
         for site, base in self.bases.items():
-            if base.bias is not None:
-                _, bias = self._probe(site, with_weight=False)
-                if not torch.equal(bias, base.bias):
-                    moved[site] = bias - base.bias
+            _, bias = self._probe(site, with_weight=False)
+            update = bias if base.bias is None else bias - base.bias
+            if update.any():
+                moved[site] = update
         return moved
 
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
@@ -97,20 +100,29 @@ class PeftAdapter(Adapter):
         if hasattr(self.backbone.module, "peft_config"):
             del self.backbone.module.peft_config
 
+    def _restore(self, before: dict[Site, tuple[Tensor, Tensor]]) -> None:
+        """Takes everything off and puts the weights back: (tensor, copy of its values) of each site."""
+        for site, (weight, copy) in before.items():
+            self.bases[site].weight.data = weight.copy_(copy)
+        self.detach()
+
     def _probe(self, site: Site, *, with_weight: bool = True) -> tuple[Tensor, Tensor]:
-        """The layer's effective weight (out, in) and bias (out,), dropout off."""
+        """The layer's effective weight (out, in; only the base's unless `with_weight`) and bias (out,)."""
         layer, weight = self._adapted[site], self.bases[site].weight
         training = layer.training
         layer.eval()
-        inputs = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        bias = layer(inputs[:1] * 0)[0]
-        if with_weight:
-            weight = (layer(inputs) - bias).T
-            if not torch.allclose(layer(inputs[:1] * 2)[0], 2 * weight[:, 0] + bias, rtol=1e-3, atol=1e-5):
-                raise UserError(
-                    f"peft's {type(layer).__name__} at {site} is not linear, so it cannot be merged"
-                )
-        layer.train(training)
+        try:
+            inputs = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+            bias = layer(inputs[:1] * 0)[0]
+            if with_weight:
+                weight = (layer(inputs) - bias).T
+                doubled = layer(inputs[:1] * 2)[0]
+                if not torch.allclose(doubled, 2 * weight[:, 0] + bias, rtol=1e-3, atol=1e-5):
+                    raise UserError(
+                        f"peft's {type(layer).__name__} at {site} is not linear, so it cannot be merged"
+                    )
+        finally:
+            layer.train(training)
         return weight, bias
 
 

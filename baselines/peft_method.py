@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from baselines.peft_adapter import PeftAdapter, inject
 from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Site, Targets
 from methods.errors import UnknownNameError, UserError
+from methods.ranks import nearest
 from methods.sizes import OneRank
 
 #: Names that the field uses for a LoRA with one of its switches on.
@@ -29,6 +31,7 @@ SIZE_FIELDS = ("r", "n_frequency")
 REFUSED = {
     "ADALORA": "it reallocates its ranks by a call after every step",
     "ADAPTION_PROMPT": "it adds prompts",
+    "LILY": "which layers share its parts depends on how a backbone names them",
     "LN_TUNING": "it trains layer norms",
     "OSF": "it trains the backbone's own weights in another basis",
     "POLY": "its forward needs task ids",
@@ -45,6 +48,21 @@ RESERVED = {
     "layers_pattern": "all layers are adapted",
     "rank_pattern": "every site has the same rank",
     "use_dora": "use type DORA",
+    "exclude_modules": "use targets",
+    "target_parameters": "use targets",
+    "layer_replication": "the backbone keeps its layers",
+    "trainable_token_indices": "embeddings stay frozen",
+    "inference_mode": "it would train nothing",
+}
+
+#: Starts of LoRA (the first letters of `init_lora_weights`) that the shared loop cannot give it.
+REFUSED_STARTS = {
+    "corda": "it needs a pass over data first",
+    "eva": "it needs a pass over data first",
+    "lora_ga": "it needs a pass over data first",
+    "loftq": "it quantises the backbone's own weights",
+    "olora": "it changes the backbone's own weights, which stay frozen here",
+    "pissa": "it changes the backbone's own weights, which stay frozen here",
 }
 
 
@@ -82,6 +100,10 @@ class Peft(OneRank):
                 raise ValueError(f"config.{name} cannot be set: {RESERVED.get(name, 'use rank')}")
             if name not in fields:
                 raise ValueError(str(UnknownNameError(f"field of peft's {self.type}", name, fields)))
+        start = str(self.config.get("init_lora_weights", ""))
+        for name, reason in REFUSED_STARTS.items():
+            if start.lower().startswith(name):
+                raise ValueError(f"config.init_lora_weights: '{start}' does not fit here: {reason}")
         if self.rank is not None and self._size_field is None:
             raise ValueError(f"rank: peft's {self.type} has no rank to set")
         return self
@@ -118,13 +140,28 @@ class Peft(OneRank):
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
         if not self.sizeable:
             return self
-        one, two = (self.count_at(geometry, rank) for rank in (1, 2))
+        try:
+            one, two = (self.count_at(geometry, rank) for rank in (1, 2))
+        except UserError as error:
+            raise UserError(f"{error}; give its rank, not a budget") from error
+        if two <= one:
+            raise UserError(
+                f"{self.label} has {one:,} parameters at rank 1 and {two:,} at rank 2; "
+                "give its rank, not a budget"
+            )
         # To the nearest, ties to the smaller.
-        guess = 1 + math.ceil((budget - one) / (two - one) - 0.5) if two > one else 1
+        guess = 1 + math.ceil((budget - one) / (two - one) - 0.5)
         # Most types grow by the same number with every rank, and counting by building takes its time.
-        if guess > 2 and self.count_at(geometry, guess) == one + (guess - 1) * (two - one):
-            return self.isorank(guess)
-        return super().fit(geometry, budget, uneven=uneven)
+        with suppress(UserError):
+            if guess > 2 and self.count_at(geometry, guess) == one + (guess - 1) * (two - one):
+                return self.isorank(guess)
+        counted = partial(self.count_at, geometry)
+        rank = super().fit(geometry, budget, uneven=uneven).rank or 1
+        with suppress(UserError):
+            if counted(2 * rank) <= counted(rank):
+                # LoKr's count stands still from some rank on, and is higher shortly before.
+                rank = nearest(range(1, 2 * rank + 1), counted, budget)
+        return self.isorank(rank)
 
     def count(self, geometry: Geometry) -> int:
         return super().count(geometry) if self.sizeable else self.count_at(geometry, 0)

@@ -431,11 +431,15 @@ def check(
     quick: Annotated[bool, typer.Option(help="Only the presets, not the other options.")] = False,
 ) -> None:
     """Run the conformance checks on a method, a plug-in's too."""
-    from bench.conformance import print_checks, run_checks
+    from rich.progress import track
+
+    from bench.conformance import conformance_cases, print_checks, run_case
     from methods import METHODS
 
-    names = list(METHODS) if method == "all" else [method]
-    results = [result for name in names for result in run_checks(name, quick=quick)]
+    names = [name for name, _ in METHODS.available()] if method == "all" else [method]
+    cases = [case for name in names for case in conformance_cases(name, quick=quick)]
+    shown = track(cases, "checking", console=err, transient=True, disable=not err.is_terminal)
+    results = [run_case(case) for case in shown]
     print_checks(out, results)
     if any(result.status == "failed" for result in results):
         raise typer.Exit(1)

@@ -87,13 +87,15 @@ class Candidate:
 
 
 class _Floor(Adapter):
-    """One trained bias at the first projection: what any adapter there costs at least."""
+    """One trained bias, the first in the backbone: what any adapter there costs at least."""
 
     def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone, [Site(0, backbone.projections[0])])
-        (base,) = self.bases.values()
-        base.bias.requires_grad_(True)
-        self._bias = base.bias
+        super().__init__(backbone, [Site(0, name) for name in backbone.projections])
+        biases = [base.bias for base in self.bases.values() if base.bias is not None]
+        if not biases:
+            self.detach()
+            raise UserError("the floor is a trained bias, and no projection of this backbone has one")
+        self._bias = biases[0].requires_grad_(True)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {"bias": self._bias}
@@ -276,7 +278,7 @@ def check_plot(path: Path) -> None:
 def _templates(names: Sequence[str]) -> list[Method]:
     """What each method lists; a variant of TensLoRA may stand for itself."""
     found: list[Method] = []
-    for name in list(METHODS) if list(names) == ALL else names:
+    for name in [name for name, _ in METHODS.available()] if list(names) == ALL else names:
         found.extend([create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed())
     return found
 

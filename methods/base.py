@@ -57,9 +57,10 @@ class Method(Frozen, ABC):
     def presets(cls) -> Sequence[Self]:
         """Templates that together show every construction of the method, for the conformance checks.
 
-        The first is the base whose other options are varied. Override it where an option has no default.
+        The first is the base whose other options are varied. Override it where an option has no default:
+        this raises UserError there.
         """
-        return (cls(),)
+        return (validate(cls, {}, f"the preset of method '{cls.name}' (see Method.presets)"),)
 
     @classmethod
     def listed(cls) -> Sequence[Self]:

@@ -91,7 +91,7 @@ class LowRankAdapter(Adapter):
     ) -> None:
         super().__init__(backbone, parametrisation.down_of)
         reference = next(backbone.module.parameters())
-        # Never below float32: the factors of a bfloat16 backbone would lose their small steps.
+        # Never below float32, where small steps of an optimizer would be lost to rounding.
         dtype = torch.promote_types(reference.dtype, torch.float32)
         self.parametrisation = parametrisation.to(device=reference.device, dtype=dtype)
         self._holding = False

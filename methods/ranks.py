@@ -13,12 +13,14 @@ Candidate = TypeVar("Candidate")
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
     """The rank in [low, high] whose count is nearest to the budget, the smaller count on a tie.
 
-    `count` must not decrease; one that stops growing ends the search. O(log of the answer).
+    `count` must not decrease; where it stops growing, the first rank of that count is as far as it gets.
+    O(log of the answer).
     """
     below, above = low, low
     while count(above) < budget and (high is None or above < high):
         below, above = above, above * 2 if high is None else min(above * 2, high)
         if count(above) == count(below):
+            below, budget = low, count(above)
             break
     while above - below > 1:
         middle = (below + above) // 2

@@ -92,7 +92,10 @@ def write_report(
 
 
 def _target(out: Path, force: bool) -> Path:
-    target = out.expanduser().resolve()
+    try:
+        target = out.expanduser().resolve()
+    except RuntimeError as error:
+        raise UserError(f"--out {out}: {error}") from error
     if target.exists() and not target.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
     if target.is_dir() and any(target.iterdir()) and not force:

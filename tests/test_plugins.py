@@ -78,3 +78,7 @@ def test_one_that_fails_to_import_is_named_and_the_rest_goes_on(installed: Path,
     assert "tenslora" in listed.stdout
     assert "shared_down" in listed.stdout
     assert "'broken' that brings method 'broken_one' fails to import" in listed.stderr
+    timed = program(site, "perf", "--backbone", "tiny-random-vit", "--methods", "all", "--rounds", "1")
+    assert timed.returncode == 0, timed.stderr
+    assert "shared_down" in timed.stdout
+    assert "'broken' that brings method 'broken_one' fails to import" in timed.stderr

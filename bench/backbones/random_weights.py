@@ -81,7 +81,7 @@ class RandomBackbone:
         """See `BackboneEntry`. The global random state is left as it was."""
         info = self.describe(image_size)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
+            torch.default_generator.manual_seed(SEED)
             return self._timm(info) if self.kind == "timm" else self._transformers(info)
 
     def _transformers(self, info: BackboneInfo) -> LoadedBackbone:

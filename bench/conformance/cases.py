@@ -149,7 +149,7 @@ def check_case(case: Case) -> str:
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             return CHECKS[case.check].run(Subject(case.method, case.backbone)) or ""
     finally:
         torch.set_num_threads(threads)

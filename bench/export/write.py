@@ -251,7 +251,10 @@ def _check(code: str, inputs: Mapping[str, Tensor], expected: Tensor) -> float:
 
 def target_folder(out: Path, force: bool) -> Path:
     """The folder to write, absolute. Raises UserError if something is in the way."""
-    target = out.expanduser().resolve()
+    try:
+        target = out.expanduser().resolve()
+    except RuntimeError as error:
+        raise UserError(f"--out {out}: {error}") from error
     if target.exists() and not target.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
     if target.is_dir() and any(target.iterdir()) and not force:
@@ -282,11 +285,13 @@ def _publish(made: Path, target: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         earlier = []
     new = [entry.name for entry in made.iterdir()]
-    for name in {*new, *(name for name in earlier if name == Path(str(name)).name)}:
-        there = target / name
-        if there.is_dir() and not there.is_symlink():
-            if name not in earlier:
-                raise UserError(f"{there} is a folder that no export wrote; name another folder")
+    old = [target / name for name in {*new, *(name for name in earlier if name == Path(str(name)).name)}]
+    folders = [there for there in old if there.is_dir() and not there.is_symlink()]
+    for there in folders:
+        if there.name not in earlier:
+            raise UserError(f"{there} is a folder that no export wrote; name another folder")
+    for there in old:
+        if there in folders:
             shutil.rmtree(there)
         else:
             there.unlink(missing_ok=True)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.utils.warning import PeftWarning
 
 from baselines import peft_method
+from baselines.peft_adapter import PeftAdapter
 from baselines.peft_method import Peft
+from bench.conformance.subject import Subject, expect_close, expect_equal, outputs, sites_of, snapshot
 from methods import Geometry, UserError, create
 
 GEOMETRY = Geometry(hidden=24, heads=3, layers=5, mlp=96)
@@ -19,9 +27,10 @@ def test_two_layers_tell_the_count_of_all(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["DORA", "VERA", "LOHA", "LOKR", "FOURIERFT"])
-@pytest.mark.parametrize("budget", [1_700, 3_001, 6_400])
-def test_the_nearest_rank_is_the_nearest_of_all(kind: str, budget: int) -> None:
-    method = Peft(type=kind)
+@pytest.mark.parametrize("targets", ["qkv", "qkvo+mlp"])
+@pytest.mark.parametrize("budget", [1_700, 2_200, 3_001, 6_400])
+def test_the_nearest_rank_is_the_nearest_of_all(kind: str, targets: Any, budget: int) -> None:
+    method = Peft(type=kind, targets=targets)
     counts = [method.isorank(rank).count(GEOMETRY) for rank in range(1, 24)]
     if counts[0] > budget:
         with pytest.raises(UserError, match="below the smallest possible"):
@@ -32,3 +41,88 @@ def test_the_nearest_rank_is_the_nearest_of_all(kind: str, budget: int) -> None:
     # Beyond the ranks listed here a count may come nearer still.
     assert abs(fitted - budget) <= best
     assert fitted not in counts or fitted == min(c for c in counts if abs(c - budget) == abs(fitted - budget))
+
+
+def test_of_ranks_with_one_count_the_first_is_named() -> None:
+    # LoKr takes full matrices from some rank on.
+    assert Peft(type="LOKR").fit(GEOMETRY, 10_000).size == (3,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("RANDLORA", r"9,000 parameters at rank 1 and 4,680 at rank 2; give its rank"),
+        ("TINYLORA", r"960 parameters at rank 1 and 960 at rank 2; give its rank"),
+        ("GRALORA", r"r should be divisible by gralora_k.*; give its rank, not a budget"),
+    ],
+)
+def test_a_type_that_no_budget_can_size_asks_for_its_rank(kind: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        Peft(type=kind).fit(GEOMETRY, 3_000)
+    assert Peft(type=kind, rank=4).count(GEOMETRY) > 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("init_lora_weights", "pissa_niter_4", "'pissa_niter_4' does not fit here: it changes the backbone"),
+        ("init_lora_weights", "olora", "'olora' does not fit here: it changes the backbone"),
+        ("init_lora_weights", "eva", "'eva' does not fit here: it needs a pass over data first"),
+        ("inference_mode", True, "it would train nothing"),
+        ("exclude_modules", ["query"], "use targets"),
+        ("target_parameters", ["weight"], "use targets"),
+        ("layer_replication", [[0, 2]], "the backbone keeps its layers"),
+        ("trainable_token_indices", [1], "embeddings stay frozen"),
+    ],
+)
+def test_fields_that_would_train_something_else_are_refused(field: str, value: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=f"config.{field}.*{reason}"):
+        create("peft", type="LORA", rank=2, config={field: value})
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_that_moves_the_backbone_leaves_it_as_it_was(start: str) -> None:
+    backbone = Subject(create("lora", rank=2), "vit").backbone()
+    before, required = snapshot(backbone), [p.requires_grad for p in backbone.module.parameters()]
+
+    def config(targets: list[str]) -> LoraConfig:
+        return LoraConfig(r=2, target_modules=targets, init_lora_weights=start)
+
+    with pytest.raises(UserError, match="changes the backbone's own weights"):
+        PeftAdapter(backbone, ("query", "value"), config, torch.Generator().manual_seed(0))
+    expect_equal(snapshot(backbone), before, "backbone")
+    assert [p.requires_grad for p in backbone.module.parameters()] == required
+
+
+def test_an_adapter_that_cannot_be_built_leaves_the_backbone_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = Subject(create("lora", rank=2), "bert").backbone()
+    before, required = snapshot(backbone), [p.requires_grad for p in backbone.module.parameters()]
+    built = 0
+
+    def fails_at_the_third(*_: object, **__: object) -> None:
+        nonlocal built
+        built += 1
+        if built == 3:
+            raise torch.OutOfMemoryError("no memory for this layer")
+
+    monkeypatch.setattr(LoraLayer, "reset_lora_parameters", fails_at_the_third)
+    with pytest.raises(torch.OutOfMemoryError):
+        create("lora", rank=2).attach(backbone, torch.Generator().manual_seed(0))
+    expect_equal(snapshot(backbone), before, "backbone")
+    assert [p.requires_grad for p in backbone.module.parameters()] == required
+
+
+def test_a_trained_bias_is_merged_where_the_layer_has_none() -> None:
+    method = create("peft", type="LORA", rank=2, config={"lora_bias": True})
+    subject = Subject(method, "vit")
+    backbone, batch = subject.backbone(), subject.batch()
+    for site in sites_of(method):
+        backbone.module.get_submodule(backbone.path(site)).register_parameter("bias", None)
+    with pytest.warns(PeftWarning, match="merging LoRA weights won't be possible"):
+        _, adapter = subject.randomised(backbone=backbone)
+    assert set(adapter.biases()) == sites_of(method)
+    wanted = outputs(backbone, batch)
+    adapter.merge()
+    expect_close(outputs(backbone, batch), wanted, 1e-5, "merged outputs")

@@ -451,9 +451,14 @@ def test_folders_in_the_way(case: Callable[..., Case], tmp_path: Path) -> None:
         made.export(adapter, force=True)
     made.folder.unlink()
     (made.folder / "README.md").mkdir(parents=True)
+    kept = made.folder / "adapter_config.json"
+    kept.write_text("mine")
     with pytest.raises(UserError, match="a folder that no export wrote"):
         made.export(adapter, force=True)
-    assert [path.name for path in made.folder.iterdir()] == ["README.md"]
+    assert kept.read_text() == "mine"
+    kept.unlink()
+    with pytest.raises(UserError, match="--out ~nobody-has-this-name/x: .*home directory"):
+        bench.export.write.target_folder(Path("~nobody-has-this-name/x"), force=False)
     made.folder = made.folder / "README.md" / "a" / "b"
     made.export(adapter)
     assert (made.folder / "adapter_config.json").is_file()

@@ -13,7 +13,7 @@ import pytest
 from bench import perf
 from bench.backbones import LoadedBackbone, load
 from bench.backbones.random_weights import RandomBackbone
-from methods import METHODS, Geometry, UnknownNameError, UserError
+from methods import METHODS, Geometry, Site, UnknownNameError, UserError
 
 TINY = ("--backbone", "tiny-random-vit", "--device", "cpu", "--batch", "2")
 
@@ -56,6 +56,18 @@ def test_of_all_what_does_not_suit_the_backbone_is_left_out_with_a_warning() -> 
     assert "CaRA" not in {candidate.label for candidate in found}
     with pytest.raises(UserError, match="MLP of 4 × hidden"):
         perf.candidates(["cara"], ["isorank"], backbone)
+
+
+def test_the_floor_is_the_first_bias_there_is() -> None:
+    backbone = wide()
+    for name in backbone.projections:
+        backbone.module.get_submodule(backbone.path(Site(0, name))).register_parameter("bias", None)
+        if name == "query":
+            floor = perf._Floor(backbone)
+            assert floor.parameter_count == 32
+            floor.detach()
+    with pytest.raises(UserError, match="no projection of this backbone has one"):
+        perf._Floor(backbone)
 
 
 def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -> None:

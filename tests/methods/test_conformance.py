@@ -100,6 +100,16 @@ def test_unknown_names_are_refused() -> None:
         conformance_cases("lora", checks=["strat"])
 
 
+def test_a_method_whose_option_has_no_default_is_asked_for_presets() -> None:
+    class Required(Pairs):
+        width: PositiveInt
+
+    with pytest.raises(
+        UserError, match=r"the preset of method 'pairs' .*presets.*: field 'width' is required"
+    ):
+        conformance_cases(Required)
+
+
 def test_random_state_and_threads_are_left_alone() -> None:
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     results = run_checks(create("lora", rank=1), backbones=["vit"], checks=["seeds", "training", "dropout"])
@@ -345,6 +355,14 @@ class KeepsBfloat16(Pairs):
                 self.parametrisation.to(torch.bfloat16)
 
 
+class AdaptsInFloat32Only(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def _distribute(self, contracted: Contracted) -> None:
+            if torch.is_autocast_enabled("cpu"):
+                contracted.ups = {site: up * 0 for site, up in contracted.ups.items()}
+            super()._distribute(contracted)
+
+
 class RecordsTheContractionAgain(Pairs):
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         pairs = _Pairs(self, geometry, generator)
@@ -420,6 +438,7 @@ FAULTS = {
     IgnoresTheSeed: ("seeds", "another seed gives the same start"),
     HasWrongGradients: ("gradcheck", "gradients are wrong"),
     KeepsBfloat16: ("bfloat16", "is torch.bfloat16"),
+    AdaptsInFloat32Only: ("bfloat16", "outputs under bf16 autocast are off by"),
     RecordsTheContractionAgain: ("checkpointing", "CheckpointError"),
     NeverDrops: ("dropout", "dropout does nothing in training mode"),
     AlwaysDrops: ("dropout", "changes the outputs in eval mode"),
