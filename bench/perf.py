@@ -95,7 +95,8 @@ class _Floor(Adapter):
         if not biases:
             self.detach()
             raise UserError("the floor is a trained bias, and no projection of this backbone has one")
-        self._bias = biases[0].requires_grad_(True)
+        self._bias = biases[0]
+        self._bias.requires_grad_(True)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return {"bias": self._bias}

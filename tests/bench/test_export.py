@@ -457,7 +457,7 @@ def test_folders_in_the_way(case: Callable[..., Case], tmp_path: Path) -> None:
         made.export(adapter, force=True)
     assert kept.read_text() == "mine"
     kept.unlink()
-    with pytest.raises(UserError, match="--out ~nobody-has-this-name/x: .*home directory"):
+    with pytest.raises(UserError, match=r"--out ~nobody-has-this-name/x: .*home directory"):
         bench.export.write.target_folder(Path("~nobody-has-this-name/x"), force=False)
     made.folder = made.folder / "README.md" / "a" / "b"
     made.export(adapter)
