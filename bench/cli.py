@@ -170,7 +170,7 @@ def search(
     ] = None,
     device: Device = "auto",
     trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
-    sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
+    sampler_seed: Annotated[int | None, typer.Option(min=0, help="Replaces search.seed.")] = None,
     method: Methods = None,
     task: Tasks = None,
     executor: ExecutorKind = "inline",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from bench.backbones import BackboneSpec
 from bench.backbones.base import refuse_unknown_home
@@ -276,7 +276,7 @@ class Search(Selection):
     #: objective and at least two epochs.
     pruner: Literal["auto", "median", "halving", "none"] = "auto"
     #: Of the sampler.
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
     @property
     def grids(self) -> dict[str, tuple[float, ...] | None]:

@@ -88,6 +88,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(changes: dict[str, Any], m
         ({"training": None}, "training: "),
         ({"name": "a" * 129}, "name: at most 128 letters"),
         ({"search": {"trials": 4, "modes": []}}, "search.modes: .*at least 1"),
+        ({"search": {"trials": 4, "seed": -1}}, "search.seed: .*greater than or equal to 0"),
         ({"allocation": {"modes": []}}, "allocation.modes: .*at least 1"),
         ({"backbones": [{"local": "~no-such-user/x"}]}, "backbones.0.local: ~no-such-user is no user's home"),
         (
