@@ -151,7 +151,8 @@ ASSETS: dict[str, Asset] = {
 def cache_dir() -> Path:
     """The folder of all caches: `$TENSORBENCH_CACHE`, or `tensorbench` in the user's cache folder.
 
-    Created if missing. Raises UserError if it cannot be created or written to.
+    Created if missing; one that can only be read will do where it holds what is needed. Raises UserError
+    if it cannot be created.
     """
     named = os.environ.get("TENSORBENCH_CACHE") or user_cache_dir("tensorbench")
     try:
@@ -162,8 +163,6 @@ def cache_dir() -> Path:
         ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     except OSError as error:
         raise _unwritable(folder, error) from error
     return folder
@@ -219,9 +218,10 @@ def _mendable(folder: Path) -> Iterator[None]:
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return UserError(
         f"cannot write to the cache folder {folder}: {error.strerror}; "
-        "free some space there, or set TENSORBENCH_CACHE to a folder of yours"
+        f"{'free some space there, or ' if full else ''}set TENSORBENCH_CACHE to a folder of yours"
     )
 
 

@@ -28,6 +28,7 @@ class StepTimer:
     """Times steps as a context manager; on a GPU by events, so that no step waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[Any, Any]] = []
 
@@ -35,7 +36,7 @@ class StepTimer:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def __enter__(self) -> None:
@@ -52,7 +53,7 @@ class StepTimer:
         if not marks:
             return None
         if self._cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
             return statistics.median(start.elapsed_time(end) for start, end in marks)
         return statistics.median((end - start) * 1e3 for start, end in marks)
 

@@ -306,7 +306,7 @@ def _steps(
 
     def now() -> float:
         if kind == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(labels.device)
         return time.perf_counter() * 1e3
 
     for _ in range(number):

@@ -378,7 +378,7 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
 def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
     """The row of a cell, the rows of its tuning, one for each setting, and the trials of the latter."""
     method = cell.method
-    grids = applicable(tuning.grids, method, method.count(cell.info.geometry))
+    grids = applicable(tuning.grids, method, method.count(cell.info.geometry), head_follows=cell.head_follows)
     rows: list[Row] = []
     trials: list[Trial] = []
     candidates: list[Candidate] = []

@@ -62,10 +62,13 @@ class Setting(Frozen):
         )
 
 
-def applicable(grids: Mapping[str, Sequence[float] | None], method: Method, parameters: int) -> Grids:
+def applicable(
+    grids: Mapping[str, Sequence[float] | None], method: Method, parameters: int, *, head_follows: bool
+) -> Grids:
     """The grids that mean something to the method: a trained head alone has no scale and only its own rate to
-    tune, which is `lr` where no `head_lr` is tuned; and some methods have no scale."""
-    without = set() if parameters else {"scale", *(["lr"] if grids.get("head_lr") else [])}
+    tune, which is `lr` where it follows that and no `head_lr` is tuned; and some methods have no scale."""
+    of_head = head_follows and not grids.get("head_lr")
+    without = set() if parameters else {"scale", *([] if of_head else ["lr"])}
     if "scale" not in type(method).model_fields:
         without.add("scale")
     return {axis: grid for axis, grid in grids.items() if grid is not None and axis not in without}

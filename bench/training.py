@@ -122,7 +122,7 @@ def evaluate(
     logits = torch.empty(len(split), classes)
     logits[torch.cat(order)] = torch.cat(parts).cpu()
     labels = split.labels.cpu()
-    return Evaluation(logits, score(metric, logits, labels, classes), F.cross_entropy(logits, labels).item())
+    return Evaluation(logits, score(metric, logits, labels), F.cross_entropy(logits, labels).item())
 
 
 def train(
@@ -142,7 +142,8 @@ def train(
     device = next(backbone.module.parameters()).device
     per_epoch = math.ceil(len(data.train) / recipe.batch_size)
     steps = recipe.steps or per_epoch * (recipe.epochs or 0)
-    warmup = round(recipe.warmup * steps)
+    # The cosine has a peak and a floor, a step each at least.
+    warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
     groups = adapter.parameter_groups()
     peaks = {"adapter": recipe.lr, "head": recipe.head_lr or recipe.lr}
     optimizer = torch.optim.AdamW(

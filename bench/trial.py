@@ -41,22 +41,26 @@ class Outcome:
 
 
 class Resources:
-    """What trials share in one worker: each backbone is loaded once, each data set prepared once."""
+    """What a worker keeps from one trial to the next: a backbone and a data set.
+
+    Those of another trial take their place, so that what is measured of a trial is its own.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
-        self._backbones: dict[BackboneSpec, tuple[LoadedBackbone, str]] = {}
-        #: Of splits that change with the seed, the latest seed's alone: they are as large as the data.
-        self._data: dict[tuple[object, ...], tuple[int | None, PreparedData]] = {}
+        self._backbone: tuple[BackboneSpec, LoadedBackbone, str] | None = None
+        self._data: tuple[tuple[object, ...], PreparedData] | None = None
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
         """The trial's backbone, clean. Raises UserError where its weights are not the planned ones."""
         spec = trial.backbone
-        if spec not in self._backbones:
-            backbone = load(spec)
-            backbone.module.to(self.device)
-            self._backbones[spec] = (backbone, backbone.fingerprint())
-        backbone, _ = self._backbones[spec]
+        if self._backbone is None or self._backbone[0] != spec:
+            # Before the next one is there, or memory would hold both.
+            self._backbone = None
+            loaded = load(spec)
+            loaded.module.to(self.device)
+            self._backbone = (spec, loaded, loaded.fingerprint())
+        _, backbone, _ = self._backbone
         if backbone.info.weights_hash != trial.weights_hash:
             raise UserError(
                 f"backbone '{backbone.info.name}' changed since the plan: weights {trial.weights_hash} "
@@ -64,25 +68,25 @@ class Resources:
             )
         return backbone
 
-    def check(self, spec: BackboneSpec) -> None:
-        """Drops a backbone that is not as it was loaded, with a warning: the next trial loads it anew."""
-        backbone, fingerprint = self._backbones[spec]
-        if backbone.fingerprint() != fingerprint:
-            warnings.warn(
-                f"a trial left traces on backbone '{backbone.info.name}'; it is loaded anew", stacklevel=2
-            )
-            del self._backbones[spec]
+    def check(self) -> None:
+        """Drops the backbone if it is not as it was loaded, with a warning: the next trial loads it anew."""
+        if self._backbone is not None:
+            _, backbone, fingerprint = self._backbone
+            if backbone.fingerprint() != fingerprint:
+                warnings.warn(
+                    f"a trial left traces on backbone '{backbone.info.name}'; it is loaded anew", stacklevel=2
+                )
+                self._backbone = None
 
     def data(self, trial: Trial, model_input: ModelInput) -> PreparedData:
         """The trial's data on the device. Raises UserError if they are not the planned ones, or too few."""
         row, seed = trial.task, trial.task.split_seed(trial.seed)
-        key = (json.dumps(trial.data, sort_keys=True), row.train_size, row.validation_size, row.test_size)
-        if key in self._data and self._data[key][0] != seed:
-            # Before the next seed's are there, or memory would hold both.
-            del self._data[key]
-        if key not in self._data:
-            self._data[key] = (seed, self._prepared(trial, row.input(model_input), seed))
-        _, data = self._data[key]
+        sizes = (row.train_size, row.validation_size, row.test_size)
+        key = (json.dumps(trial.data, sort_keys=True), *sizes, seed)
+        if self._data is None or self._data[0] != key:
+            self._data = None
+            self._data = (key, self._prepared(trial, row.input(model_input), seed))
+        _, data = self._data
         trial.recipe.check_batch(row.task, len(data.train))
         return data
 
@@ -137,4 +141,4 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     finally:
         # Whatever failed, attaching and detaching included, the next trial gets a clean backbone.
         backbone.module.eval()
-        resources.check(trial.backbone)
+        resources.check()

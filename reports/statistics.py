@@ -259,7 +259,7 @@ def weighted_accuracy(weights: Weights, labels: NDArray[np.int64], answers: NDAr
 
 
 def weighted_matthews(weights: Weights, labels: NDArray[np.int64], answers: NDArray[np.int64]) -> Array:
-    """Matthews correlation (draws,); 0 where it has no value, as in torchmetrics."""
+    """Matthews correlation (draws,); 0 where it has no value, as in scikit-learn."""
     classes = np.arange(max(labels.max(), answers.max()) + 1)
     told = (weights @ (labels[:, None] == classes).astype(weights.dtype)).astype(float)
     said = (weights @ (answers[:, None] == classes).astype(weights.dtype)).astype(float)

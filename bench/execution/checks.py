@@ -53,9 +53,9 @@ def check_memory(trials: list[Trial], workers: int) -> None:
 
 
 def worker_mib(trials: list[Trial]) -> float:
-    """What a worker needs at least, in MiB: it holds every backbone of the run."""
+    """What a worker needs at least, in MiB: it holds one backbone at a time."""
     specs = {trial.backbone for trial in trials}
-    return PROCESS_MIB + sum(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
+    return PROCESS_MIB + max(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
 
 
 def available_mib(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:

@@ -50,8 +50,7 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
             resources.data(trial, resources.backbone(trial).info.input)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"the backbones and data of this run do not fit on {resources.device}: {error}; "
-            "take fewer slots per device, or part of the suite at a time"
+            f"a backbone and its data do not fit on {resources.device}: {error}; take fewer slots per device"
         ) from error
 
 

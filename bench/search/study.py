@@ -103,7 +103,7 @@ class RankSearch:
         self.budget = cell.asked or method.count(geometry)
         self.two = search.objectives != "metric"
         self.space = RankSpace(method, geometry, self.budget, search.modes, below=self.two)
-        self.grids = applicable(search.grids, method, self.budget)
+        self.grids = applicable(search.grids, method, self.budget, head_follows=cell.head_follows)
         settings = prod(len(grid) for grid in self.grids.values())
         #: Points of the space, counted only so far as to tell whether there are more than asked for.
         self.size = self.space.size(search.trials // settings + 1) * settings

@@ -149,8 +149,10 @@ class Task(ABC):
         return None
 
     def identity_hash(self) -> str:
-        """Names data, labels, splits and preparation for good; known without having the data."""
+        """Names data, labels, splits, preparation and metric for good; known without having the data."""
         parts = [self.name, self.data_hash, str(self.version), str(PREPARATION_VERSION)]
+        # Accuracy was there first, and its trials keep their ids.
+        parts += [self.metric] if self.metric != "accuracy" else []
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -107,7 +107,7 @@ class HubTask(Task):
         """The files of each split. Raises UserError for a split without, or with some of its files only."""
         within = self.folder() / self.config
         # `data/train-00000-of-00002.parquet`, the hub's own `train/0000.parquet`, or `train.parquet`.
-        every = list(within.rglob("*.parquet"))
+        every = [file for file in within.rglob("*.parquet") if file.is_file()]
         if not within.is_dir():
             # A folder of this task alone; one of another configuration's must not be taken for it.
             within = self.folder()
@@ -125,6 +125,11 @@ class HubTask(Task):
                 "them with `source: {revision: refs/convert/parquet}`"
             )
         for part, files in found.items():
+            if len(places := sorted({_place(file, part) for file in files})) > 1:
+                raise UserError(
+                    f"task '{self.name}': {within} has the files of {part} more than once: "
+                    f"{', '.join(places)}; keep one of them"
+                )
             shards = {int(match[1]) for file in files if (match := re.search(r"-of-(\d+)", file.name))}
             if shards and len(files) != sum(shards):
                 raise UserError(
@@ -156,7 +161,28 @@ class HubTask(Task):
             raise UserError(
                 f"task '{self.name}': the {part} split has {len(named)} classes, not {len(self.classes)}"
             )
+        for column in wanted:
+            self._check_column(part, column, table[column])
         return split
+
+    def _check_column(self, part: str, column: str, values: Any) -> None:
+        """Raises UserError for rows without a value, and for labels or texts that are something else."""
+        from pyarrow import types
+
+        where = f"task '{self.name}': {column} of the {part} split"
+        if values.null_count:
+            raise UserError(f"{where} has no value in {values.null_count} of {len(values)} rows")
+        kind = values.type.value_type if types.is_dictionary(values.type) else values.type
+        if column == self.label and not (types.is_integer(kind) or types.is_boolean(kind)):
+            raise UserError(f"{where} should hold the numbers of the classes, got values of type {kind}")
+        is_text = types.is_string(kind) or types.is_large_string(kind)
+        if column in self.columns and self.modality == "text" and not is_text:
+            raise UserError(f"{where} should hold texts, got values of type {kind}")
+
+
+def _place(file: Path, part: str) -> str:
+    """Where a split's files lie and how they are named: one data set has one such place."""
+    return f"{file.parent}/*" if file.parent.name == part else f"{file.parent}/{part}*"
 
 
 class HubTexts(HubTask):
@@ -181,4 +207,13 @@ class HubImages(HubTask):
         whole = datasets.concatenate_datasets([table.select_columns(self.columns) for table in tables])
         (column,) = self.columns
         decoded = whole.cast_column(column, datasets.Image(mode="RGB"))
-        return LazyImages(range(len(decoded)), lambda i: np.asarray(decoded[i][column]))
+
+        def image(i: int) -> np.ndarray:
+            try:
+                return np.asarray(decoded[i][column])
+            except OSError as error:
+                raise UserError(
+                    f"task '{self.name}': the image in row {i} cannot be read: {error}"
+                ) from error
+
+        return LazyImages(range(len(decoded)), image)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from bench import assets
 from bench.assets import ASSETS, Asset, cache_dir, fetch, prepared
@@ -241,11 +242,17 @@ def test_cache_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, f
         cache_dir()
 
 
-def test_cache_that_may_not_be_written(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_cache_that_may_only_be_read(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    held = prepared("toy", {"of": 1}, lambda folder: None)
+
     # Root may write anywhere, so the answer of the system is stood in for.
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UserError, match=f"cannot write to the cache folder {cache}: Permission denied"):
-        cache_dir()
+    def denied(lock: FileLock) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(lock.lock_file))
+
+    monkeypatch.setattr(FileLock, "_acquire", denied)
+    assert prepared("toy", {"of": 1}, lambda folder: None) == held
+    with pytest.raises(UserError, match=f"cannot write to the cache folder {cache}.*denied; set"):
+        prepared("toy", {"of": 2}, lambda folder: None)
 
 
 def test_full_disk(cache: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -801,6 +802,11 @@ def broken(folder: Path, how: str) -> Path:
         )
         table = datasets.Dataset.from_dict({"sentence": ["x"], "label": [2]}, features=features)
         table.to_parquet(folder / "cola" / "train-00000-of-00001.parquet")
+    elif how == "two layouts":
+        write_glue(folder, "cola", SIZES)
+        (folder / "cola" / "train").mkdir()
+        file = folder / "cola" / "train-00000-of-00001.parquet"
+        shutil.copy(file, folder / "cola" / "train" / "0000.parquet")
     else:
         write_glue(folder, "cola", SIZES)
         (folder / "cola" / "train-00000-of-00001.parquet").write_bytes(b"not parquet at all")
@@ -814,6 +820,7 @@ def broken(folder: Path, how: str) -> Path:
         ("no validation", r"no parquet file of validation; it needs those of the data set nyu-mll/glue"),
         ("another configuration", "no parquet file of train, validation"),
         ("half", "has 1 of 2 files of train"),
+        ("two layouts", r"has the files of train more than once: .*cola/train\*, .*cola/train/\*"),
         ("columns", "the train split lacks the columns sentence; it has sentence1, sentence2"),
         ("classes", "the train split has 3 classes, not 2"),
         ("garbage", "cannot be read"),
@@ -823,3 +830,46 @@ def test_a_folder_without_the_task_s_data_is_refused(tmp_path: Path, how: str, s
     name = "dtd" if how == "another configuration" else "cola"
     with pytest.raises(UserError, match=said):
         find_task(name, Source(local=broken(tmp_path, how))).examples()
+
+
+def test_of_two_configurations_none_is_taken_for_more_of_the_other(tmp_path: Path) -> None:
+    for configuration in ("default", "rgb"):
+        write_images(tmp_path / configuration, {"train": 1}, LAND)
+    with pytest.raises(UserError, match=r"has the files of train more than once: .*default/.*, .*rgb/"):
+        find_task("eurosat", Source(local=tmp_path)).examples()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("label", ["yes", "no"], "should hold the numbers of the classes, got values of type string"),
+        ("label", [0.5, 1.5], "should hold the numbers of the classes, got values of type double"),
+        ("label", [0, None], "has no value in 20 of 40 rows"),
+        ("sentence", ["a", None], "has no value in 20 of 40 rows"),
+        ("sentence", [1, 2], "should hold texts, got values of type int64"),
+    ],
+)
+def test_values_that_are_no_labels_or_texts_are_refused(
+    tmp_path: Path, column: str, values: list[Any], said: str
+) -> None:
+    rows = {"sentence": [f"t {i}" for i in range(40)], "label": [0, 1] * 20}
+    for part in ("train", "validation"):
+        datasets.Dataset.from_dict(rows | {column: values * 20}).to_parquet(tmp_path / f"{part}.parquet")
+    with pytest.raises(UserError, match=f"task 'cola': {column} of the train split {said}"):
+        find_task("cola", Source(local=tmp_path)).examples()
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [{"bytes": b"no image", "path": None}, {"bytes": None, "path": "none.png"}],
+    ids=["bytes", "path"],
+)
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, stored: dict[str, Any]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"bytes": encoded(np.zeros((5, 5), dtype=np.uint8)), "path": None}, stored]
+    parquet.write_table(pyarrow.table({"image": rows, "label": [0, 1]}), tmp_path / "train.parquet")
+    examples = find_task("eurosat", Source(local=tmp_path)).examples()
+    with pytest.raises(UserError, match="task 'eurosat': the image in row 1 cannot be read"):
+        examples.inputs[1]

@@ -26,6 +26,31 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> float | None
     return timer.median_ms()
 
 
+def test_steps_on_another_gpu_than_the_first_are_timed_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, waited = [], []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: torch.device) -> None:
+            recorded.append(stream)
+
+        def elapsed_time(self, other: Event) -> float:
+            return 7.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    second = torch.device("cuda:1")
+    timer = StepTimer(second)
+    for _ in range(WARMUP_STEPS + 1):
+        with timer:
+            pass
+    assert timer.median_ms() == 7.0
+    assert {*recorded, *waited} == {second}
+
+
 def test_the_step_time_is_a_median_without_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = [9.0] * WARMUP_STEPS
     assert timed(monkeypatch, [*slow, 0.010, 0.030, 0.020, 5.0, 0.020]) == pytest.approx(20)

@@ -130,11 +130,17 @@ def test_points_of_the_grids_differ_and_are_the_same_every_time() -> None:
 
 def test_a_method_is_tuned_by_what_it_has() -> None:
     grids = {"lr": (1.0,), "scale": (1.0, 2.0), "head_lr": None}
-    assert set(applicable(grids, create("lorta", rank=2), 100)) == {"lr", "scale"}
-    assert set(applicable(grids, create("peft", type="LOHA", rank=2), 100)) == {"lr"}
-    # The head alone is tuned by the rate that it has, whichever of the two is tuned.
-    assert set(applicable({**grids, "head_lr": (1.0,)}, create("head_only"), 0)) == {"head_lr"}
-    assert set(applicable(grids, create("head_only"), 0)) == {"lr"}
+    both = {**grids, "head_lr": (1.0,)}
+    for follows in (True, False):
+        assert set(applicable(grids, create("lorta", rank=2), 100, head_follows=follows)) == {"lr", "scale"}
+        assert set(applicable(grids, create("peft", type="LOHA", rank=2), 100, head_follows=follows)) == {
+            "lr"
+        }
+        # The head alone is tuned by the rate that it has, whichever of the two is tuned.
+        assert set(applicable(both, create("head_only"), 0, head_follows=follows)) == {"head_lr"}
+    assert set(applicable(grids, create("head_only"), 0, head_follows=True)) == {"lr"}
+    # Its rate is given for all: there is nothing to tune.
+    assert not applicable(grids, create("head_only"), 0, head_follows=False)
 
 
 def test_a_setting_multiplies_the_scale_and_sets_the_rates() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import random
 import subprocess
@@ -368,6 +369,12 @@ def test_identity_changes_with_data_and_version() -> None:
     assert len({task.identity_hash() for task in tasks}) == 3
 
 
+def test_a_score_by_another_metric_is_another_task_s() -> None:
+    one, other = ToyText(), ToyText()
+    other.metric = "matthews"
+    assert one.identity_hash() != other.identity_hash()
+
+
 # --- preparing
 
 
@@ -560,10 +567,14 @@ def test_scores() -> None:
     labels = torch.tensor([0, 0, 0, 1, 2, 2, 1, 0])
     guesses = torch.tensor([0, 0, 1, 1, 2, 0, 1, 0])
     logits = torch.nn.functional.one_hot(guesses, 3).float()
-    assert score("accuracy", logits, labels, 3) == 0.75
+    assert score("accuracy", logits, labels) == 0.75
     # Not the nearest float32.
-    assert score("accuracy", logits[:5], labels[:5], 3) == 4 / 5
-    from sklearn.metrics import matthews_corrcoef
-
-    assert score("matthews", logits, labels, 3) == pytest.approx(matthews_corrcoef(labels, guesses), abs=1e-6)
-    assert score("matthews", torch.zeros(8, 3), labels, 3) == 0
+    assert score("accuracy", logits[:5], labels[:5]) == 4 / 5
+    # 6 of 8 right; 4, 2 and 2 are of each class and 4, 3 and 1 guessed: (6·8 − 24) / √((64 − 24)·(64 − 26)).
+    assert score("matthews", logits, labels) == pytest.approx(24 / math.sqrt(40 * 38))
+    assert score("matthews", torch.zeros(8, 3), labels) == 0
+    # Whoever always guesses one of two classes knows nothing, the larger one too.
+    for column in (0, 1):
+        constant = torch.zeros(10, 2)
+        constant[:, column] = 1
+        assert score("matthews", constant, torch.tensor([1] * 7 + [0] * 3)) == 0

@@ -234,6 +234,11 @@ def test_every_step_has_the_rates_of_the_schedule_and_the_head_its_own(watch: Wa
     assert seen.rates[-1] == {"adapter": pytest.approx(1e-5), "head": pytest.approx(1e-5)}
 
 
+def test_a_warmup_of_nearly_all_steps_leaves_the_peak_and_the_floor(watch: Watch) -> None:
+    seen = watch(training={"lr": 1e-3, "warmup": 0.99, "lr_floor": 1e-5, "steps": 12})
+    assert [step["adapter"] for step in seen.rates[-2:]] == [pytest.approx(1e-3), pytest.approx(1e-5)]
+
+
 @pytest.mark.parametrize(
     ("recipe", "steps", "validations"),
     [

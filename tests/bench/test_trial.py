@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -66,6 +68,17 @@ def test_several_trials_load_a_backbone_and_its_data_once(monkeypatch: pytest.Mo
     for trial in trials(methods=METHODS, seeds=[0, 1]):
         run_trial(trial, resources, nothing)
     assert calls == ["load", "prepare"]
+
+
+def test_a_worker_holds_what_the_latest_trial_needs_and_no_more() -> None:
+    resources = Resources("cpu")
+    first, second = trials(backbones=["tiny-random-vit", {"name": "tiny-random-vit", "image_size": 48}])
+    held = weakref.ref(resources.backbone(first))
+    data = weakref.ref(resources.data(first, resources.backbone(first).info.input))
+    resources.data(second, resources.backbone(second).info.input)
+    gc.collect()
+    assert held() is None
+    assert data() is None
 
 
 def test_a_backbone_that_a_trial_dirtied_is_loaded_anew_and_told_of() -> None:
