@@ -170,7 +170,7 @@ def search(
     ] = None,
     device: Device = "auto",
     trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
-    sampler_seed: Annotated[int | None, typer.Option(min=0, help="Replaces search.seed.")] = None,
+    sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
     method: Methods = None,
     task: Tasks = None,
     executor: ExecutorKind = "inline",
@@ -195,9 +195,10 @@ def search(
     from bench.search.allocation import Ablation
     from bench.search.nested import Nested
     from bench.search.study import RankSearch, default_storage, open_storage
-    from bench.suite import load_suite
+    from bench.suite import Search, load_suite
     from bench.tracking import DEFAULT_STORE, Store, latest
     from methods import UserError
+    from methods.validation import validate
 
     chosen = device if executor == "ray" else _device(device)
     loaded = load_suite(suite)
@@ -216,15 +217,17 @@ def search(
     if loaded.search:
         given = {"trials": trials, "seed": sampler_seed}
         update = {key: value for key, value in given.items() if value is not None}
-        loaded = loaded.model_copy(update={"search": loaded.search.model_copy(update=update)})
+        changed = validate(Search, loaded.search.model_dump() | update, "--trials, --sampler-seed")
+        loaded = loaded.model_copy(update={"search": changed})
     whole = make_plan(loaded, place.device)
     wanted = whole.select(task or (), method or (), ())
     rows = {(row.method, row.task, row.backbone, row.budget) for row in wanted.rows}
-    chosen_cells = [
-        cell
+    keyed = (
+        ((cell.label, cell.task.task, cell.info.name, cell.budget), cell)
         for _, cell in cells(loaded, place.device)
-        if (cell.label, cell.task.task, cell.info.name, cell.budget) in rows
-    ]
+    )
+    # A row that stands there twice is one.
+    chosen_cells = list({key: cell for key, cell in keyed if key in rows}.values())
     uri = store or DEFAULT_STORE
     opened = Store.create(uri, loaded.name)
     if executor != "ray":
@@ -652,5 +655,6 @@ def main() -> None:
     except SystemExit as end:
         # What typer makes of an interrupt.
         if end.code == 130:
-            err.print("stopped; start the same command again to go on")
+            kept = not {"run", "search", "fetch"}.isdisjoint(sys.argv[1:])
+            err.print("stopped" + "; start the same command again to go on" * kept)
         raise

@@ -89,7 +89,8 @@ class RunDisplay:
             self._progress.update(self._all, completed=self._done + sum(self._shares.values()), detail=detail)
             if line != self._all:
                 self._progress.update(line, description=where + "[dim]idle[/dim]", completed=0, detail="")
-            self._console.print(_ended(name, event), highlight=False)
+            # In a file a line is a trial, however long.
+            self._console.print(_ended(name, event), highlight=False, soft_wrap=not self._console.is_terminal)
 
 
 def _ended(name: str, event: Event) -> str:
@@ -128,7 +129,7 @@ def print_plan(console: Console, plan: Plan) -> None:
                 first = next(iter(row.trials.values()))
                 lr = f"{recipes[first].lr:g}" if first else "tuned"
                 table.add(row.budget.label if row.budget else None, row.as_dict(), lr)
-        console.print(table.table)
+        console.print(fitted(console, table.table, "% LoRA", "lr", "params"))
     if tuning.trials:
         console.print("The final trials are known once the tuning trials have ended.")
     shared = sum(len(row.trials) for row in final.rows) - len(final.trials)

@@ -101,7 +101,7 @@ def read_lock(path: Path) -> Lock:
     """Raises UserError for a file that is not a lock."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"cannot read lock {path}: {error}") from error
     return validate(Lock, values, str(path))
 

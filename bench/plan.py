@@ -320,7 +320,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
             asked = suite.recipe(task_row, method_row)
             recipe = asked.resolved(device)
             _check_recipe(recipe, task_row, task)
-            overrides = ", ".join(f"{key}={getattr(recipe, key)}" for key in method_row.training)
+            overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in method_row.training)
             for budget, method in _sized(template, method_row, suite, info.geometry):
                 method.check(info.geometry, info.projections)
                 yield (
@@ -338,6 +338,11 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
                         overrides=overrides,
                     ),
                 )
+
+
+def _shown(value: Any) -> str:
+    """A field of a recipe, as a suite has it."""
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:

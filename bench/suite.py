@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from bench.backbones import BackboneSpec
 from bench.backbones.base import refuse_unknown_home
@@ -19,6 +19,9 @@ from bench.tasks import Source
 from bench.tasks.inputs import ImageInput, ModelInput, Padding
 from methods import METHODS, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen, validate
+
+#: Of Optuna's samplers, which take 32 bits; each point adds one.
+MAX_SEED = 2**31
 
 Augmentation = Literal["colour_jitter", "flip", "crop"]
 
@@ -276,7 +279,7 @@ class Search(Selection):
     #: objective and at least two epochs.
     pruner: Literal["auto", "median", "halving", "none"] = "auto"
     #: Of the sampler.
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
     @property
     def grids(self) -> dict[str, tuple[float, ...] | None]:
@@ -351,7 +354,10 @@ class Suite(Frozen):
     @field_validator("tasks", "seeds", "backbones", "budgets")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        keys = [value.task if isinstance(value, TaskRow) else value for value in values]
+        keys = [
+            value.task if isinstance(value, TaskRow) else value.label if isinstance(value, Budget) else value
+            for value in values
+        ]
         repeated = [key for i, key in enumerate(keys) if key in keys[:i]]
         if repeated:
             raise ValueError(f"{repeated[0]} stands there twice")
@@ -372,14 +378,16 @@ class Suite(Frozen):
             )
         if self.tuning and (self.search or self.allocation):
             raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
-        tuned = {axis for axis in ("lr", "head_lr") if self.tuning and self.tuning.grids[axis]}
         rows = [(row.task, row.training) for row in self.tasks]
         rows += [(row.method, row.training) for row in self.methods]
-        for name, training in rows:
-            for axis in tuned & set(training):
-                raise ValueError(
-                    f"'{name}' sets {axis}, which tuning chooses: leave it out, or give tuning {axis}: null"
-                )
+        for where, section in (("tuning", self.tuning), ("search", self.search)):
+            chosen = {axis for axis in ("lr", "head_lr") if section and section.grids[axis]}
+            for name, training in rows:
+                for axis in chosen & set(training):
+                    raise ValueError(
+                        f"'{name}' sets {axis}, which {where} chooses: "
+                        f"leave it out, or give {where} {axis}: null"
+                    )
         return self
 
     def recipe(self, task: TaskRow, method: MethodRow) -> Recipe:
@@ -428,7 +436,8 @@ def load_suite(path: Path, *, locked: bool = True) -> Suite:
         raise UserError(f"{path} is not UTF-8 text") from error
     try:
         values = _NoRepeats(text).get_single_data()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
+        # A ValueError is of a value that cannot be: the date 2025-02-30, a number of thousands of digits.
         raise UserError(f"{path} is not valid YAML: {error}") from error
     except RecursionError as error:
         raise UserError(f"{path} is nested too deep to be read; a suite takes a few levels") from error

@@ -54,9 +54,9 @@ class Ablation:
         if len(method.rank_names) < 2:
             raise UserError(f"method '{method.label}' has no modes among which to share a budget")
         assert method.size
-        self.heuristic: Ranks = method.size
         self.budget = cell.asked or method.count(geometry)
         self.space = RankSpace(method, geometry, self.budget, section.modes)
+        self.heuristic = self.space.affordable(method.size)
         self.swept = sweeps(self.space, self.heuristic, section.ranks)
         self.path = self._path() if section.path else []
         self.vectors = list(dict.fromkeys([self.heuristic, *(v for _, _, v in self.swept), *self.path]))
@@ -112,5 +112,7 @@ class Ablation:
             }
         )
         if best:
-            found["final"] = nested.compare({"best allocation": method.with_size(best), "heuristic": method})
+            vectors = {"best allocation": best, "heuristic": self.heuristic}
+            labelled = {label: method.with_size(ranks) for label, ranks in vectors.items()}
+            found["final"] = nested.compare(labelled)
         return found

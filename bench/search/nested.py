@@ -107,13 +107,13 @@ class Nested:
     ) -> dict[str, Record]:
         """The records of the trials, by id; those that have no result yet run first.
 
-        What a search gave up early is a result for a search only. `listen` hears of every event, and may
-        raise Pruned on a progress.
+        What a search gave up early is no result, not for another search either, whose rule may be another.
+        `listen` hears of every event, and may raise Pruned on a progress.
         """
         plan = Plan(suite=self.cell.suite, rows=tuple(rows), trials=tuple(trials))
         known = latest(self.store.records())
         pruned = {id_: record.run_id for id_, record in known.items() if record.status == "PRUNED"}
-        again = self.again if phase == "search" else {**self.again, **pruned}
+        again = {**self.again, **pruned}
 
         def has_result(trial: Trial) -> bool:
             record = known.get(trial.id)

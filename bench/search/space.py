@@ -75,6 +75,10 @@ class RankSpace:
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
 
+    def affordable(self, ranks: Ranks) -> Ranks:
+        """These ranks, or what the budget allows in their proportion where they exceed it."""
+        return ranks if self.count(ranks) <= self.budget else self.ranks(ranks) or self.smallest
+
     def ranks(
         self, weights: Sequence[float], *, budget: int | None = None, fixed: Mapping[int, int] | None = None
     ) -> Ranks | None:

@@ -308,10 +308,10 @@ class RankSearch:
 
             def listen(event: Event, position: int = position) -> None:
                 progress = event.progress
-                if self.two or progress is None or progress.validation_metric is None:
+                # Optuna's rules look at the best value so far, which a lucky first seed would be for all.
+                if self.two or position or progress is None or progress.validation_metric is None:
                     return
-                # Trials are compared at the same epoch of the same seed.
-                trial.report(progress.validation_metric, position * 10_000 + progress.epoch)
+                trial.report(progress.validation_metric, progress.epoch)
                 # After the last one there is nothing left to save.
                 if progress.step < progress.steps and trial.should_prune():
                     raise Pruned
@@ -330,7 +330,7 @@ class RankSearch:
         return (fmean(scores), parameters) if self.two else fmean(scores)
 
     def finish(self, nested: Nested) -> dict[str, Any]:
-        """Searches, then compares the best point with the heuristic on the suite's seeds.
+        """Searches, then compares the best point with the heuristic, within the budget, on the suite's seeds.
 
         Returns what `search.json` holds. Searched rates or scale are the best point's for both.
         """
@@ -339,8 +339,11 @@ class RankSearch:
         best = found["best"]
         if best is not None:
             setting = Setting.model_validate({axis: best[axis] for axis in AXES})
-            labelled = {"best of the search": self.cell.method.with_size(best["ranks"])}
-            found["final"] = nested.compare(labelled | {"heuristic": self.cell.method}, setting=setting)
+            method = self.cell.method
+            assert method.size
+            vectors = {"best of the search": best["ranks"], "heuristic": self.space.affordable(method.size)}
+            labelled = {label: method.with_size(ranks) for label, ranks in vectors.items()}
+            found["final"] = nested.compare(labelled, setting=setting)
         return found
 
     def result(self) -> dict[str, Any]:

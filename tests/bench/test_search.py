@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
@@ -296,7 +296,10 @@ def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
     assert made.states()["COMPLETE"] == 2
 
 
-def test_what_a_search_gave_up_is_no_result_of_an_allocation(tmp_path: Path, new_store: NewStore) -> None:
+@pytest.mark.parametrize("kind", ["search", "allocation"])
+def test_what_a_search_gave_up_is_no_result_of_another_or_of_an_allocation(
+    tmp_path: Path, new_store: NewStore, kind: Literal["search", "allocation"]
+) -> None:
     loaded = suite(**{**SEARCH, "training": {"lr": 5e-3, "batch_size": 16, "steps": 2}})
     ((_, cell),) = cells(loaded, "cpu")
     store, shown = Store.create(new_store(tmp_path), "toy"), nullcontext(lambda event: None)
@@ -307,11 +310,11 @@ def test_what_a_search_gave_up_is_no_result_of_an_allocation(tmp_path: Path, new
 
     with session(store) as at_work, Inline("cpu") as place:
         statuses = []
-        for kind, listen in (("search", give_up), ("search", None), ("allocation", None)):
-            with Nested(cell, kind, at_work, place, lambda *_: shown) as nested:
-                rows, trials = nested.trials([cell.method], [1000], kind)
-                statuses += [record.status for record in nested.run(rows, trials, kind, listen).values()]
-    assert statuses == ["PRUNED", "PRUNED", "FINISHED"]
+        for phase, listen in (("search", give_up), (kind, None)):
+            with Nested(cell, phase, at_work, place, lambda *_: shown) as nested:
+                rows, trials = nested.trials([cell.method], [1000], phase)
+                statuses += [record.status for record in nested.run(rows, trials, phase, listen).values()]
+    assert statuses == ["PRUNED", "FINISHED"]
 
 
 def test_a_parent_run_that_cannot_be_closed_hides_no_interrupt(
@@ -355,6 +358,7 @@ def away(*_: Any) -> None:
             {"search": {"trials": 3, "pruner": "halving"}, "training": {"steps": 1, "batch_size": 16}},
             "end after one:",
         ),
+        ({"search": {"trials": 3, "seed": 2**32}}, "search.seed: .*less than or equal to 2147483648"),
         ({"search": None}, "has neither a section 'search' nor 'allocation'"),
         ({"search": None, "allocation": {}, "methods": ["lora"]}, "no modes among which to share"),
         (
@@ -371,6 +375,28 @@ def test_bad_input_ends_with_2_before_any_trial(
     assert re.search(message, made.ended.err), made.ended.err
     assert "Traceback" not in made.ended.err
     assert Store.create(made.uri, "toy").records() == []
+
+
+def test_rows_that_stand_there_twice_are_searched_once(
+    tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    made = run(tmp_path, new_store, call, methods=["lora", "lora"], search={"trials": 1})
+    assert made.ended.code == 0, made.ended.err
+    assert made.ended.out.count("1 points within") == 1
+
+
+def test_the_heuristic_beside_the_best_keeps_to_the_budget(
+    tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    # The heuristic's smallest, 2,1,4, has 576.
+    att = {"method": "tenslora", "variant": "att"}
+    made = run(tmp_path, new_store, call, methods=[att], budgets=[{"isoparameters": 1}], search={"trials": 1})
+    assert made.ended.code == 0, made.ended.err
+    artifact = made.artifact()
+    assert {line["label"]: line["parameters"] <= artifact["asked"] for line in artifact["final"]} == {
+        "best of the search": True,
+        "heuristic": True,
+    }
 
 
 def test_a_storage_that_cannot_be_used_ends_with_2(tmp_path: Path, new_store: NewStore, call: Call) -> None:

@@ -59,7 +59,18 @@ def test_an_unknown_name_is_answered_with_the_nearest(changes: dict[str, Any], m
         ),
         ({"budgets": [{"isorank": 1, "isoparameters": 1}]}, r"one of .*got \['isorank', 'isoparameters'\]"),
         ({"budgets": [{}]}, "one of isorank, isoparameters, parameters; got none"),
-        ({"budgets": [{"isorank": 2}] * 2}, "isorank=2 .*stands there twice"),
+        ({"budgets": [{"isorank": 2}] * 2}, "budgets: isorank 2 stands there twice"),
+        (
+            {"budgets": [{"isoparameters": 4}, {"isoparameters": 4, "tolerance": 0.2}]},
+            "budgets: isoparameters 4 stands there twice",
+        ),
+        (
+            {
+                "search": {"trials": 4, "lr": [1e-3, 1e-2]},
+                "methods": [{"method": "lora", "training": {"lr": 5e-3}}],
+            },
+            "'lora' sets lr, which search chooses: leave it out, or give search lr: null",
+        ),
         ({"budgets": []}, "'LoRA' has free ranks"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 stands there twice"),
         ({"seeds": []}, "seeds: .*at least 1"),
@@ -123,6 +134,8 @@ def test_every_wrong_field_is_told_at_once() -> None:
     [
         (b"name: [toy", "not valid YAML.*line 1"),
         (b"name: caf\xe9", "not UTF-8"),
+        (b"name: 2025-02-30\n", "not valid YAML: day is out of range for month"),
+        (b"seeds: [!!int x]\n", "not valid YAML: invalid literal"),
         (b"- digits\n", "a suite is a mapping with the fields name, "),
         (b"", "a suite is a mapping"),
         (b"yes: 1\n", "field 'seeds' is required"),
