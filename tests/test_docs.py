@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import pytest
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from bench.backbones import BackboneSpec
+from bench.suite import Allocation, Budget, MethodRow, Recipe, Search, Suite, TaskRow, Tuning
 from methods import METHODS
 
-METHODS_PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+DOCS = Path(__file__).parents[1] / "docs"
 
-#: An option's name and, third, its default.
-ROW = re.compile(r"^\| `(\w+)` \|.*?\| `?([^|`]+)`? \|[^|]*\|$", flags=re.MULTILINE)
+SECTIONS: dict[str, type[BaseModel]] = {
+    "The suite": Suite,
+    "A task": TaskRow,
+    "A backbone": BackboneSpec,
+    "A method": MethodRow,
+    "A budget": Budget,
+    "The recipe": Recipe,
+    "`tuning`": Tuning,
+    "`search`": Search,
+    "`allocation`": Allocation,
+}
+
+
+def told(page: str, column: int) -> dict[str, dict[str, str]]:
+    """Each section's fields with what the table says in a column, code marks aside."""
+    sections = {}
+    for section in (DOCS / page).read_text(encoding="utf-8").split("\n## ")[1:]:
+        heading, rows = section.split("\n", 1)
+        cells = [[cell.strip() for cell in row.split("|")] for row in re.findall(r"^\| `.*\|$", rows, re.M)]
+        sections[heading] = {row[1].strip("`"): row[column].strip("`") for row in cells}
+    return sections
+
+
+def default(field: FieldInfo, none: str) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "see below"
+    return none if value is None else json.dumps(value)
 
 
 def test_every_option_of_a_method_is_documented_with_its_default() -> None:
-    told = {}
-    for section in METHODS_PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
-        heading, rows = section.split("\n", 1)
-        told |= {name: dict(ROW.findall(rows)) for name in re.findall(r"`(\w+)`", heading)}
-    assert told == {
-        name: {option: _default(field) for option, field in METHODS.get(name).model_fields.items()}
-        for name in METHODS
+    sections = told("methods.md", column=3)
+    # Two that have no options share a section.
+    assert not sections.pop("`head_only` and `full`")
+    assert not METHODS.get("head_only").model_fields
+    assert not METHODS.get("full").model_fields
+    assert {heading.strip("`") for heading in sections} == set(METHODS) - {"head_only", "full"}
+    for heading, options in sections.items():
+        fields = METHODS.get(heading.strip("`")).model_fields
+        assert options == {name: default(field, "free").strip('"') for name, field in fields.items()}
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_every_field_of_a_suite_is_documented_with_its_default(heading: str) -> None:
+    fields = SECTIONS[heading].model_fields
+    assert told("suite.md", column=2)[heading] == {
+        name: default(field, "–") for name, field in fields.items()
     }
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    default = field.get_default(call_default_factory=True)
-    return "free" if default is None else str(default)
