@@ -177,9 +177,9 @@ class TensLoRA(LowRankMethod):
 
         Where heads are a mode, many rank pairs come near the budget and the very nearest can be
         degenerate; only those with 1 < r(input) / r(head_size) ≤ 5 count. Where the full small modes
-        alone exceed the budget, they are capped as little as needed. `uneven` lets r(input) be one above
-        r(output). CP and tensor trains have one rank throughout; `uneven` lets a train's first bonds be one
-        larger.
+        alone exceed the budget, they are capped as little as needed, at last all ranks to 1. `uneven` lets
+        r(input) be one above r(output). CP and tensor trains have one rank throughout; `uneven` lets a
+        train's first bonds be one larger.
         """
         shape = self.shape(geometry)
 
@@ -198,7 +198,9 @@ class TensLoRA(LowRankMethod):
             return self.model_copy(update={"ranks": nearest(even + bent, count, budget)})
         small = dict(zip(self.modes, shape, strict=True))
         cap = max(geometry.heads, geometry.layers, len(self.slices))
-        while cap > 1 and count(self._expand(small, 1, 1, cap)) > budget:
+        # Where heads are a mode, the rule has no pair below 2, 1.
+        wide = min(2, geometry.hidden) if "head_size" in small else 1
+        while cap > 1 and count(self._expand(small, wide, 1, cap)) > budget:
             cap -= 1
         candidates = (
             self._expand(small, wide, narrow, cap)
@@ -220,6 +222,9 @@ class TensLoRA(LowRankMethod):
             if uneven:
                 yield from ((r + 1, r) for r in (rank - 1, rank) if 1 <= r < sizes["input"])
             return
+        if cap == 1:
+            # Nothing smaller is left.
+            yield 1, 1
         for narrow in range(1, sizes["head_size"] + 1):
             if narrow > 1 and count(self._expand(sizes, narrow, narrow - 1, cap)) > budget:
                 return

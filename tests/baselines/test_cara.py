@@ -83,7 +83,6 @@ def test_the_containers_hold_the_tensors() -> None:
 @pytest.mark.parametrize(("rank", "published"), [(8, 24_816), (16, 45_024), (32, 85_440)])
 def test_published_counts(rank: int, published: int) -> None:
     check_count("cara", BASE, rank, published)
-    assert published == 2_526 * rank + 4_608
     biases = [value.numel() for key, value in start("cara", rank=1).items() if "biases" in key]
     assert sum(biases) == 4_608
 

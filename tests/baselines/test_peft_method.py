@@ -14,7 +14,9 @@ from baselines import peft_method
 from baselines.peft_adapter import PeftAdapter
 from baselines.peft_method import Peft
 from bench.conformance.subject import Subject, expect_close, expect_equal, outputs, sites_of, snapshot
-from methods import Geometry, UserError, create
+from methods import Geometry, Site, UserError, create
+
+from .dense import SmallBackbone
 
 GEOMETRY = Geometry(hidden=24, heads=3, layers=5, mlp=96)
 
@@ -126,3 +128,29 @@ def test_a_trained_bias_is_merged_where_the_layer_has_none() -> None:
     wanted = outputs(backbone, batch)
     adapter.merge()
     expect_close(outputs(backbone, batch), wanted, 1e-5, "merged outputs")
+
+
+def test_shorthands_switch_what_they_name() -> None:
+    lora, dora = (Peft(type=kind, rank=3) for kind in ("LORA", "DORA"))
+    # A magnitude for each output channel.
+    assert dora.count(GEOMETRY) == lora.count(GEOMETRY) + 3 * GEOMETRY.layers * GEOMETRY.hidden
+
+    def scaling(kind: str) -> float:
+        adapter: Any = Peft(type=kind, rank=4).attach(SmallBackbone(GEOMETRY), torch.Generator())
+        return float(adapter._adapted[Site(0, "query")].scaling["default"])
+
+    # Divided by √rank instead of the rank.
+    assert scaling("RSLORA") == 2 * scaling("LORA")
+
+
+def test_ia3_scales_the_input_of_fc2_and_the_output_of_the_rest() -> None:
+    per_layer = 4 * GEOMETRY.hidden + 2 * GEOMETRY.mlp
+    assert Peft(type="IA3", targets="qkvo+mlp").count(GEOMETRY) == GEOMETRY.layers * per_layer
+
+
+def test_delta_leaves_the_mode_alone() -> None:
+    backbone = SmallBackbone(GEOMETRY)
+    adapter = create("lora", rank=2, dropout=0.5).attach(backbone, torch.Generator())
+    backbone.module.train()
+    adapter.delta(Site(0, "query"))
+    assert all(module.training for module in backbone.module.modules())

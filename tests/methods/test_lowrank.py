@@ -312,3 +312,40 @@ def test_factors_stay_in_float32_on_a_bfloat16_backbone() -> None:
         assert {factor.dtype for pair in adapter.factors().values() for factor in pair} == {torch.float32}
         logits = backbone.module(backbone.inputs().to(torch.bfloat16))
     assert torch.isfinite(logits).all()
+
+
+# --- modes ---
+
+
+@pytest.mark.parametrize("variant", ["att", "qkv_depth"])
+def test_dropout_sits_on_the_input_and_sites_that_share_it_share_the_mask(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, adapter = attached(variant=variant, dropout=0.3)
+    calls: list[tuple[tuple[int, ...], float]] = []
+
+    def keep_first(x: Tensor, p: float, training: bool) -> Tensor:
+        if not training:
+            return x
+        calls.append((tuple(x.shape), p))
+        return x * (torch.arange(x.shape[-1]) == 0)
+
+    monkeypatch.setattr("methods.lowrank.F.dropout", keep_first)
+    seen: dict[str, Tensor] = {}
+    layer = backbone.module.get_submodule("layers.1.value")
+    layer.register_forward_hook(lambda m, args, out: seen.update(x=args[0], update=out - m.base(args[0])))
+    x = backbone.inputs()
+    backbone.module.train()
+    backbone.module(x)
+    assert calls == [(tuple(x.shape), 0.3)] * GEOMETRY.layers
+    delta = adapter.delta(Site(1, "value"))
+    torch.testing.assert_close(seen["update"], seen["x"][..., :1] @ delta.T[:1], rtol=1e-10, atol=1e-10)
+
+
+def test_a_mode_set_while_merged_is_the_adapters_after_unmerge() -> None:
+    backbone, adapter = attached(variant="qkv", dropout=0.5)
+    backbone.module.train()
+    adapter.merge()
+    backbone.module.eval()
+    adapter.unmerge()
+    assert not any(module.training for module in backbone.module.modules())

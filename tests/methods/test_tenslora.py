@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -155,40 +155,25 @@ def test_one_part_starts_at_zero_and_the_others_do_not(variant: str, factorizati
             assert bool(part.any()) == (key != name), key
 
 
+@pytest.mark.parametrize("init", ["orthogonal", "normal", "kaiming_uniform"])
 @pytest.mark.parametrize("factorization", ["tucker", "cp", "tt"])
-def test_start_kinds(factorization: str) -> None:
-    for init in ("orthogonal", "normal", "kaiming_uniform"):
-        method = create("tenslora", variant="qkv", factorization=factorization, init=init).isorank(50)
-        adapter = method.attach(ToyBackbone(Geometry(100, 4, 1, 400)), torch.Generator().manual_seed(0))
-        (container,) = tensors(adapter)
-        train = factorization == "tt"
-        factor = container.factors[0].detach()[0] if train else container.factors[1].detach()
-        assert factor.shape == (100, 50)
+def test_every_part_starts_by_init(factorization: str, init: str) -> None:
+    method = create("tenslora", variant="qkv_depth", factorization=factorization, init=init).isorank(40)
+    adapter = method.attach(ToyBackbone(Geometry(100, 4, 8, 400)), torch.Generator().manual_seed(0))
+    (container,) = tensors(adapter)
+    parts = [p.detach().flatten(0, -2) for p in container.parameters() if p.any()]
+    assert len(parts) == (4 if factorization == "tucker" else 3)
+    for part in parts:
+        rows, columns = part.shape
         if init == "orthogonal":
-            identity = torch.eye(50, dtype=torch.float64)
-            torch.testing.assert_close(factor.T @ factor, identity, rtol=0, atol=1e-5)
+            # A rank above its mode has orthonormal rows.
+            gram = part.T @ part if rows >= columns else part @ part.T
+            torch.testing.assert_close(gram, torch.eye(len(gram), dtype=part.dtype), rtol=0, atol=1e-5)
         elif init == "normal":
-            assert abs(float(factor.std()) - 1) < 0.03
-            assert abs(float(factor.mean())) < 0.03
+            assert abs(float(part.std()) - 1) < 0.15
         else:
             # torch's linear layers: uniform within 1 / √fan-in.
-            assert 0.98 / math.sqrt(50) < float(factor.abs().max()) <= 1 / math.sqrt(50)
-
-
-def test_a_wide_factor_starts_with_orthonormal_rows() -> None:
-    adapter = started(create("tenslora", variant="qkv", ranks=(4, 4, 7)), GEOMETRIES[0])
-    projection = tensors(adapter)[0].factors[2].detach()
-    assert projection.shape == (3, 7)
-    torch.testing.assert_close(
-        projection @ projection.T, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-6
-    )
-
-
-def test_no_two_tensors_start_alike() -> None:
-    adapter = started(sized("att"), GEOMETRIES[1])
-    firsts = [container.factors[0].detach() for container in tensors(adapter)]
-    assert len(firsts) == 9
-    assert not any(torch.equal(one, other) for i, one in enumerate(firsts) for other in firsts[:i])
+            assert 0.9 / math.sqrt(columns) < float(part.abs().max()) <= 1 / math.sqrt(columns)
 
 
 # --- counts ---
@@ -207,8 +192,7 @@ def test_no_two_tensors_start_alike() -> None:
     ],
 )
 def test_isorank_counts_of_the_paper(variant: str, count: int) -> None:
-    for heads in ("aligned", "interleaved"):
-        assert create("tenslora", variant=variant, heads=heads).isorank(4).count(BASE) == count
+    assert create("tenslora", variant=variant).isorank(4).count(BASE) == count
 
 
 @pytest.mark.parametrize(
@@ -234,14 +218,6 @@ def test_counts_beyond_the_paper(options: dict[str, Any], ranks: tuple[int, ...]
     assert create("tenslora", **options, ranks=ranks).count(BASE) == count
 
 
-@pytest.mark.parametrize(("variant", "factorization", "targets"), CONSTRUCTIONS)
-def test_counts_equal_the_parameters(variant: str, factorization: str, targets: str) -> None:
-    for geometry in GEOMETRIES:
-        method = sized(variant, factorization, targets=targets)
-        adapter = started(method, geometry)
-        assert adapter.parameter_count == method.count(geometry)
-
-
 # --- budgets ---
 
 
@@ -265,8 +241,37 @@ def test_isoparameter_ranks_of_the_heuristic(variant: str, ranks: tuple[int, ...
 def test_input_and_output_may_differ_by_one_where_that_comes_nearer() -> None:
     method = create("tenslora", variant="qkv")
     assert method.fit(BASE, LORA, uneven=True).size in {(12, 11, 3), (11, 12, 3)}
-    exact = method.fit(BASE, 226_476, uneven=True)
-    assert exact.size == (12, 12, 3)
+    assert method.fit(BASE, 226_476, uneven=True).size == (12, 12, 3)
+    assert method.fit(BASE, 214_000, uneven=True).size == (12, 11, 3)
+
+
+@pytest.mark.parametrize("variant", ["qkv_depth", "att_qkv_depth"])
+def test_the_first_bonds_of_a_train_may_be_one_larger(variant: str) -> None:
+    method = create("tenslora", variant=variant, factorization="tt")
+    bonds = len(method.rank_names)
+    sizes = [(r + 1,) * k + (r,) * (bonds - k) for r in range(1, 120) for k in range(bonds)]
+    counts = [method.with_size(size).count(BASE) for size in sizes]
+    for budget in range(LORA, LORA + 20_000, 1_999):
+        best = min(abs(count - budget) for count in counts)
+        assert abs(method.fit(BASE, budget, uneven=True).count(BASE) - budget) == best
+
+
+@pytest.mark.parametrize("variant", ["att", "att_qkv_depth"])
+def test_equal_ranks_of_input_and_head_size_are_passed_over(variant: str) -> None:
+    method = create("tenslora", variant=variant)
+    assert isinstance(method, TensLoRA)
+    for rank in range(2, 20):
+        budget = method.with_size((rank, rank, *method.shape(BASE)[2:])).count(BASE)
+        wide, narrow, *_ = method.fit(BASE, budget).size or ()
+        assert wide > narrow
+
+
+def test_rank_limits() -> None:
+    limits = {
+        factorization: create("tenslora", variant="qkv_depth", factorization=factorization).rank_limits(BASE)
+        for factorization in ("tucker", "cp", "tt")
+    }
+    assert limits == {"tucker": (768, 768, 3, 12), "cp": (None,), "tt": (768, 3 * 768, 768)}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -313,11 +318,31 @@ def test_small_budgets(variant: str, factorization: str, targets: str) -> None:
     smallest = method.isorank(1).count(BASE)
     with pytest.raises(UserError, match=f"budget of {smallest - 1:,} parameters is below the smallest"):
         method.fit(BASE, smallest - 1)
-    for budget in (smallest, 2 * smallest):
-        fitted = method.fit(BASE, budget)
-        assert fitted.size is not None
-        assert min(fitted.size) >= 1
-        assert fitted.count(BASE) <= 2.5 * budget
+    assert method.fit(BASE, smallest).count(BASE) == smallest
+
+
+def test_small_modes_are_capped_as_little_as_needed() -> None:
+    method = create("tenslora", variant="qkv_depth")
+    for cap in range(1, 12):
+        size = (1, 1, min(3, cap), cap)
+        assert method.fit(BASE, method.with_size(size).count(BASE)).size == size
+
+
+@pytest.mark.parametrize(
+    ("variant", "budget", "size"),
+    [
+        ("att", 60_840, (2, 1, 6)),
+        ("att_qkv", 20_352, (2, 1, 4, 3)),
+        ("att_depth", 5_142, (2, 1, 3, 3)),
+        ("att_qkv_depth", 1_720, (2, 1, 2, 2, 2)),
+    ],
+)
+def test_small_modes_are_capped_for_the_smallest_pair_that_the_rule_allows(
+    variant: str, budget: int, size: tuple[int, ...]
+) -> None:
+    fitted = create("tenslora", variant=variant).fit(BASE, budget)
+    assert fitted.size == size
+    assert abs(fitted.count(BASE) / budget - 1) < 0.05
 
 
 def test_a_tie_goes_to_the_smaller_count() -> None:
@@ -326,6 +351,8 @@ def test_a_tie_goes_to_the_smaller_count() -> None:
     assert nearest_rank(lambda rank: 2 * rank, 5) == 2
     assert nearest_rank(lambda rank: 2 * rank, 5, low=3) == 3
     assert nearest_rank(lambda rank: 2 * rank, 1000, high=7) == 7
+    # Of ranks with the same count the first.
+    assert nearest_rank(lambda rank: min(rank, 3), 10) == 3
 
 
 # --- messages ---
@@ -392,7 +419,7 @@ def test_tensors_start_from_draws_of_their_own_or_all_from_the_same(variant: str
     own, same = factors("independent"), factors("identical")
     assert torch.equal(own[0], same[0])
     assert all(torch.equal(start, same[0]) for start in same)
-    assert not any(torch.equal(start, own[0]) for start in own[1:])
+    assert not any(torch.equal(one, other) for one, other in combinations(own, 2))
 
 
 def test_starts_are_part_of_the_identity_only_where_they_change_something() -> None:
