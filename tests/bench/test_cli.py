@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.backbones import BACKBONES
-from bench.display import fitted, print_allocation
+from bench.display import fitted, print_allocation, print_plan
 from bench.tasks import TASKS
 from bench.tracking import Store
 from methods.tenslora import VARIANTS
 
-from .toy_suites import DIGITS, MOVIES, write
+from .toy_suites import DIGITS, MOVIES, plan, write
 
 Call = Callable[..., Any]
 
@@ -145,6 +145,13 @@ def test_a_table_leaves_out_what_it_has_no_room_for() -> None:
     assert columns(80) == ["method", "seconds", "MiB"]
     assert columns(60) == ["method", "seconds"]
     assert columns(30) == ["method"]
+
+
+def test_a_plan_on_a_narrow_terminal_keeps_methods_ranks_and_budgets() -> None:
+    shown = io.StringIO()
+    print_plan(Console(file=shown, width=50), plan(budgets=[{"parameters": 1000}]))
+    (row,) = (line.split() for line in shown.getvalue().splitlines() if "LoRA" in line)
+    assert row == ["LoRA", "3", "1.152", "!"]
 
 
 def test_debug_shows_the_traceback() -> None:
