@@ -151,7 +151,7 @@ def test_a_plan_on_a_narrow_terminal_keeps_methods_ranks_and_budgets() -> None:
     shown = io.StringIO()
     print_plan(Console(file=shown, width=50), plan(budgets=[{"parameters": 1000}]))
     (row,) = (line.split() for line in shown.getvalue().splitlines() if "LoRA" in line)
-    assert row == ["LoRA", "3", "1.152", "!"]
+    assert row == ["LoRA", "3", "1,152", "1.152", "!"]
 
 
 def test_debug_shows_the_traceback() -> None:
