@@ -111,13 +111,14 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     started = time.perf_counter()
     metric = TASKS.get(trial.task.task).metric
     encoder = backbone.module.encoder
-    memory = PeakMemory(resources.device)
     backbone.reset(data.classes, generator(trial.seed, "head_start"))
     # Dropout draws from the global generators, on a GPU from the device's own.
     torch.manual_seed(stream_seed(trial.seed, "dropout"))
     try:
         adapter = from_identity(trial.method).attach(backbone, generator(trial.seed, "adapter_start"))
         try:
+            # Of training and evaluation: what a method needs to be put on is gone by then.
+            memory = PeakMemory(resources.device)
             split = data.test if trial.evaluate == "test" else data.validation
             with deterministic(trial.recipe.deterministic), compiled(encoder, trial.recipe.compile):
                 trained = train(backbone, adapter, data, trial.recipe, metric, trial.seed, report)
