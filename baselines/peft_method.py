@@ -156,7 +156,8 @@ class Peft(OneRank):
             if guess > 2 and self.count_at(geometry, guess) == one + (guess - 1) * (two - one):
                 return self.isorank(guess)
         counted = partial(self.count_at, geometry)
-        rank = super().fit(geometry, budget, uneven=uneven).rank or 1
+        rank = super().fit(geometry, budget, uneven=uneven).rank
+        assert rank is not None
         with suppress(UserError):
             if counted(2 * rank) <= counted(rank):
                 # LoKr's count stands still from some rank on, and is higher shortly before.

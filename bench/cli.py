@@ -287,7 +287,8 @@ def redundancy(
 ) -> None:
     """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
     from bench.display import print_redundancy
-    from bench.redundancy import analyse, draw, prepare_plot
+    from bench.outputs import prepare_plot
+    from bench.redundancy import analyse, draw
     from bench.tracking import DEFAULT_STORE
 
     if plot is not None:
@@ -368,9 +369,10 @@ def perf(
     from bench.backbones import BACKBONES
     from bench.display import fitted
     from bench.measure import device_name
+    from bench.outputs import prepare_plot
 
     if plot is not None:
-        timing.check_plot(plot)
+        prepare_plot(plot)
     chosen = _device(device)
     name = backbone if backbone in BACKBONES else f"random-{backbone}"
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:

@@ -42,8 +42,6 @@ RANK_MODES = ("isorank", "isoparameters")
 
 ALL = ["all"]
 
-PLOTS = (".png", ".svg", ".pdf")
-
 #: What the registered name of a shape begins with. Whoever asks for a shape leaves it out.
 SHAPES = "random-"
 
@@ -266,14 +264,6 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150)
-
-
-def check_plot(path: Path) -> None:
-    """Raises UserError for a picture that could not be written, before anything is timed."""
-    if path.suffix not in PLOTS:
-        raise UserError(f"--plot {path}: accepted endings are {', '.join(PLOTS)}")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--plot {path}: there is no folder {path.absolute().parent}")
 
 
 def _templates(names: Sequence[str]) -> list[Method]:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.export.runs import StoredTrial, stored_trial
-from bench.perf import PLOTS, check_plot
 from bench.tasks import TASKS
 from bench.training import evaluate
 from bench.trial import Resources
@@ -288,16 +287,6 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
         with zeroing.without(part):
             drops[part] = whole - metric()
     return drops
-
-
-def prepare_plot(file: Path) -> None:
-    """Makes the folder of a picture. Raises UserError for one that could not be written."""
-    if file.suffix in PLOTS:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--plot {file}: cannot make its folder: {error.strerror}") from error
-    check_plot(file)
 
 
 def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:

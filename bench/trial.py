@@ -70,13 +70,13 @@ class Resources:
 
     def check(self) -> None:
         """Drops the backbone if it is not as it was loaded, with a warning: the next trial loads it anew."""
-        if self._backbone is not None:
-            _, backbone, fingerprint = self._backbone
-            if backbone.fingerprint() != fingerprint:
-                warnings.warn(
-                    f"a trial left traces on backbone '{backbone.info.name}'; it is loaded anew", stacklevel=2
-                )
-                self._backbone = None
+        assert self._backbone is not None
+        _, backbone, fingerprint = self._backbone
+        if backbone.fingerprint() != fingerprint:
+            warnings.warn(
+                f"a trial left traces on backbone '{backbone.info.name}'; it is loaded anew", stacklevel=2
+            )
+            self._backbone = None
 
     def data(self, trial: Trial, model_input: ModelInput) -> PreparedData:
         """The trial's data on the device. Raises UserError if they are not the planned ones, or too few."""

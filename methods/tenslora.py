@@ -199,7 +199,7 @@ class TensLoRA(LowRankMethod):
         small = dict(zip(self.modes, shape, strict=True))
         cap = max(geometry.heads, geometry.layers, len(self.slices))
         # Where heads are a mode, the rule has no pair below 2, 1.
-        wide = min(2, geometry.hidden) if "head_size" in small else 1
+        wide = 2 if "head_size" in small else 1
         while cap > 1 and count(self._expand(small, wide, 1, cap)) > budget:
             cap -= 1
         candidates = (

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from bench.outputs import output_folder
 from bench.tracking import BROKEN_STORE, StoreError
 from methods import UnknownNameError, UserError
 from reports import ablation, curves, figures, mixtures, page, tables
@@ -56,7 +57,7 @@ def write_report(
     for name in formats:
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
-    target = _target(out, force)
+    target = output_folder(out, "report", force=force)
     study = read(uri, names)
     found = mixtures.find(study)
     if not mixed:
@@ -89,18 +90,6 @@ def write_report(
     _write(target, content)
     logged = _log(analysis, target, content) if log else ()
     return Written(target, tuple(content), analysis, tuple(found), logged)
-
-
-def _target(out: Path, force: bool) -> Path:
-    try:
-        target = out.expanduser().resolve()
-    except RuntimeError as error:
-        raise UserError(f"--out {out}: {error}") from error
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{out} is a file; --out takes a folder")
-    if target.is_dir() and any(target.iterdir()) and not force:
-        raise UserError(f"{out} is not empty; name another folder, or replace the report there with --force")
-    return target
 
 
 def _write(target: Path, content: dict[str, str | bytes]) -> None:

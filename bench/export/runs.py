@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.backbones import LoadedBackbone, load
-from bench.export.write import Exported, target_folder, write_export
+from bench.export.write import Exported, write_export
+from bench.outputs import output_folder
 from bench.plan import Trial
 from bench.tasks import TASKS
 from bench.tracking import BROKEN_STORE, Record, connect, latest
@@ -37,7 +38,7 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
     with something in it (`force` replaces files of that name), a backbone or method that is not the
     trial's any more, an update without the asked-for form, or an export that gives other logits.
     """
-    target = target_folder(out, force)
+    target = output_folder(out, "export", force=force)
     with stored_trial(store, run) as stored:
         record, trial, method, adapter = stored.record, stored.trial, stored.method, stored.adapter
         facts = {

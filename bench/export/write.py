@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bench.backbones import BackboneSpec, LoadedBackbone
 from bench.backbones.huggingface import quiet as quiet
 from bench.export.forms import ORIGINAL, Form, Update, copies, form_of
+from bench.outputs import output_folder
 from bench.tasks.inputs import ImageInput
 from methods import Adapter, NotLowRank, UserError
 
@@ -58,7 +59,7 @@ def write_export(
     `facts` are told in README.md. Nothing is in `out` before the export, loaded by the very code in its
     README.md, gave the logits of `backbone.module` on a fixed batch. The adapter is left as it was.
     """
-    target = target_folder(out, force)
+    target = output_folder(out, "export", force=force)
     form = form_of(backbone, spec, classes)
     inputs = _inputs(backbone)
     expected = _logits(backbone, inputs)
@@ -247,19 +248,6 @@ def _check(code: str, inputs: Mapping[str, Tensor], expected: Tensor) -> float:
             "nothing was written"
         )
     return difference
-
-
-def target_folder(out: Path, force: bool) -> Path:
-    """The folder to write, absolute. Raises UserError if something is in the way."""
-    try:
-        target = out.expanduser().resolve()
-    except RuntimeError as error:
-        raise UserError(f"--out {out}: {error}") from error
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{out} is a file; --out takes a folder")
-    if target.is_dir() and any(target.iterdir()) and not force:
-        raise UserError(f"{out} is not empty; name another folder, or replace what is there with --force")
-    return target
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import copy
 import hashlib
 import re
 from abc import abstractmethod
+from bisect import bisect
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -107,13 +109,15 @@ class HubTask(Task):
         """The files of each split. Raises UserError for a split without, or with some of its files only."""
         within = self.folder() / self.config
         # `data/train-00000-of-00002.parquet`, the hub's own `train/0000.parquet`, or `train.parquet`.
-        every = [file for file in within.rglob("*.parquet") if file.is_file()]
+        every = list(within.rglob("*.parquet"))
         if not within.is_dir():
             # A folder of this task alone; one of another configuration's must not be taken for it.
             within = self.folder()
             every = [file for place in (".", *self.parts) for file in (within / place).glob("*.parquet")]
         found = {
-            part: sorted(f for f in every if f.stem.split("-")[0] == part or f.parent.name == part)
+            part: sorted(
+                f for f in every if f.is_file() and (f.stem.split("-")[0] == part or f.parent.name == part)
+            )
             for part in self.parts
         }
         lacking = [part for part, files in found.items() if not files and part not in self.optional]
@@ -153,7 +157,7 @@ class HubTask(Task):
                     f"{', '.join(have)}"
                 )
             table = pyarrow.concat_tables([parquet.read_table(file, columns=wanted) for file in files])
-            split = datasets.Dataset(InMemoryTable(table))
+            split = datasets.Dataset(InMemoryTable(table), split=datasets.NamedSplit(part))
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UserError(f"task '{self.name}': {files[0].parent} cannot be read: {error}") from error
         named = getattr(split.features[self.label], "names", self.classes)
@@ -207,13 +211,16 @@ class HubImages(HubTask):
         whole = datasets.concatenate_datasets([table.select_columns(self.columns) for table in tables])
         (column,) = self.columns
         decoded = whole.cast_column(column, datasets.Image(mode="RGB"))
+        starts = [0, *accumulate(map(len, tables))]
 
         def image(i: int) -> np.ndarray:
             try:
                 return np.asarray(decoded[i][column])
             except OSError as error:
+                place = bisect(starts, i) - 1
+                where = f"row {i - starts[place]} of the {tables[place].split} split"
                 raise UserError(
-                    f"task '{self.name}': the image in row {i} cannot be read: {error}"
+                    f"task '{self.name}': the image in {where} cannot be read: {error}"
                 ) from error
 
         return LazyImages(range(len(decoded)), image)

@@ -32,6 +32,7 @@ from bench.execution.driver import execute, session
 from bench.execution.inline import Inline
 from bench.export import Exported, export_run, write_export
 from bench.export.forms import Update, fuse
+from bench.outputs import output_folder
 from bench.tasks import TASKS, prepare
 from bench.tracking import Record, Store
 from methods import Adapter, Geometry, Method, NotLowRank, Site, UserError, create
@@ -458,7 +459,7 @@ def test_folders_in_the_way(case: Callable[..., Case], tmp_path: Path) -> None:
     assert kept.read_text() == "mine"
     kept.unlink()
     with pytest.raises(UserError, match=r"--out ~nobody-has-this-name/x: .*home directory"):
-        bench.export.write.target_folder(Path("~nobody-has-this-name/x"), force=False)
+        output_folder(Path("~nobody-has-this-name/x"), "export", force=False)
     made.folder = made.folder / "README.md" / "a" / "b"
     made.export(adapter)
     assert (made.folder / "adapter_config.json").is_file()

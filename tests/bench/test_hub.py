@@ -868,8 +868,9 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, stored: dict[str,
     import pyarrow
     from pyarrow import parquet
 
-    rows = [{"bytes": encoded(np.zeros((5, 5), dtype=np.uint8)), "path": None}, stored]
-    parquet.write_table(pyarrow.table({"image": rows, "label": [0, 1]}), tmp_path / "train.parquet")
+    good = {"bytes": encoded(np.zeros((5, 5), dtype=np.uint8)), "path": None}
+    for part, rows in (("train", [good, good]), ("test", [good, stored])):
+        parquet.write_table(pyarrow.table({"image": rows, "label": [0, 1]}), tmp_path / f"{part}.parquet")
     examples = find_task("eurosat", Source(local=tmp_path)).examples()
-    with pytest.raises(UserError, match="task 'eurosat': the image in row 1 cannot be read"):
-        examples.inputs[1]
+    with pytest.raises(UserError, match="the image in row 1 of the test split cannot be read"):
+        examples.inputs[3]

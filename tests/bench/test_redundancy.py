@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones import load
+from bench.outputs import prepare_plot
 from bench.plan import make_plan
 from bench.redundancy import (
     ATTENTION,
@@ -23,7 +24,6 @@ from bench.redundancy import (
     components,
     effective_rank,
     held_rank,
-    prepare_plot,
     spectrum,
     squared_norms,
 )
