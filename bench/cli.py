@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench import interrupts
+from bench.process import interrupts
 
 if TYPE_CHECKING:
-    from bench.execution.driver import Session
-    from bench.plan import Plan
+    from bench.execution.session import Session
+    from bench.plan.rows import Plan
     from methods import Geometry, Method
 
 app = typer.Typer(
@@ -108,14 +108,18 @@ def run(
 
     Several starts on one store share the work.
     """
-    from bench.display import RunDisplay, print_summary, print_tuning
     from bench.execution import make_executor
     from bench.execution.checks import check_disk, check_memory
-    from bench.execution.driver import execute, failures, pending, session
-    from bench.plan import Phase, make_plan
-    from bench.suite import load_suite
-    from bench.tracking import DEFAULT_STORE, Store
-    from bench.tuning import with_choices
+    from bench.execution.driver import execute, failures, pending
+    from bench.execution.session import session
+    from bench.plan.make import make_plan
+    from bench.plan.rows import Phase
+    from bench.search.tuning import with_choices
+    from bench.store.connect import DEFAULT_STORE
+    from bench.store.store import Store
+    from bench.suite.load import load_suite
+    from bench.terminal.progress import RunDisplay
+    from bench.terminal.results import print_summary, print_tuning
     from reports.summary import summarise
 
     chosen = device if executor == "ray" else _device(device)
@@ -187,16 +191,22 @@ def search(
     A search tries one point at a time; start the command several times to try more. An allocation's trials
     and the final runs use all workers.
     """
-    from bench.display import RunDisplay, print_allocation, print_search
     from bench.execution import make_executor
     from bench.execution.checks import check_memory
-    from bench.execution.driver import failures, session
-    from bench.plan import cells, make_plan
+    from bench.execution.driver import failures
+    from bench.execution.session import session
+    from bench.plan.cells import cells
+    from bench.plan.make import make_plan
     from bench.search.allocation import Ablation
     from bench.search.nested import Nested
     from bench.search.study import RankSearch, default_storage, open_storage
-    from bench.suite import Search, load_suite
-    from bench.tracking import DEFAULT_STORE, Store, latest
+    from bench.store.connect import DEFAULT_STORE
+    from bench.store.records import latest
+    from bench.store.store import Store
+    from bench.suite.choosing import Search
+    from bench.suite.load import load_suite
+    from bench.terminal.progress import RunDisplay
+    from bench.terminal.results import print_allocation, print_search
     from methods import UserError
     from methods.validation import validate
 
@@ -286,10 +296,10 @@ def redundancy(
     as_json: AsJson = False,
 ) -> None:
     """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
-    from bench.display import print_redundancy
-    from bench.outputs import prepare_plot
-    from bench.redundancy import analyse, draw
-    from bench.tracking import DEFAULT_STORE
+    from bench.probes.redundancy import analyse, draw
+    from bench.process.outputs import prepare_plot
+    from bench.store.connect import DEFAULT_STORE
+    from bench.terminal.results import print_redundancy
 
     if plot is not None:
         prepare_plot(plot)
@@ -316,9 +326,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: resolved ranks and parameter counts; with --json trial ids too. Starts nothing."""
-    from bench.display import print_plan
-    from bench.plan import make_plan
-    from bench.suite import load_suite
+    from bench.plan.make import make_plan
+    from bench.suite.load import load_suite
+    from bench.terminal.results import print_plan
 
     made = make_plan(load_suite(suite), _device(device)).select(task or (), method or (), seed or ())
     if as_json:
@@ -365,11 +375,11 @@ def perf(
     """Time a training step of every method, side by side in one process, with peak memory."""
     from rich.progress import Progress
 
-    from bench import perf as timing
     from bench.backbones import BACKBONES
-    from bench.display import fitted
-    from bench.measure import device_name
-    from bench.outputs import prepare_plot
+    from bench.probes import perf as timing
+    from bench.process.outputs import prepare_plot
+    from bench.terminal.tables import fitted
+    from bench.training.measure import device_name
 
     if plot is not None:
         prepare_plot(plot)
@@ -460,7 +470,7 @@ def export(
 ) -> None:
     """Write a trained adapter as a PEFT LoRA checkpoint, or as a merged model."""
     from bench.export import export_run
-    from bench.tracking import DEFAULT_STORE
+    from bench.store.connect import DEFAULT_STORE
 
     done = export_run(store or DEFAULT_STORE, run, folder, merged=merged, force=force)
     out.print(f"Wrote {', '.join(done.files)} to {done.folder}.")
@@ -488,7 +498,7 @@ def report(
     force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
 ) -> None:
     """Write the report of one or more experiments: a page, tables, figures and JSON."""
-    from bench.tracking import DEFAULT_STORE
+    from bench.store.connect import DEFAULT_STORE
     from reports.report import FORMATS, write_report
 
     done = write_report(
@@ -516,7 +526,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two experiments: what changed in configuration, and which cells moved beyond noise."""
-    from bench.tracking import DEFAULT_STORE
+    from bench.store.connect import DEFAULT_STORE
     from reports.compare import compare as compare_experiments
     from reports.compare import print_comparison
 
@@ -563,7 +573,7 @@ def _experiment(name: str) -> str:
     """The name of an experiment, or of the one that a suite's file is run as."""
     if not name.endswith((".yaml", ".yml")):
         return name
-    from bench.suite import load_suite
+    from bench.suite.load import load_suite
 
     return load_suite(Path(name), locked=False).name
 
@@ -571,7 +581,7 @@ def _experiment(name: str) -> str:
 @contextmanager
 def _suite_run(at_work: Session, plan: Plan) -> Iterator[None]:
     """The run that holds the suite's plan, open while a search is at work: reports read what it planned."""
-    from bench.execution.driver import CLOSING, within
+    from bench.execution.session import CLOSING, within
 
     run_id = at_work.store.begin_suite(plan, at_work.claims.driver)
     status: Literal["FINISHED", "KILLED"] = "KILLED"
@@ -592,7 +602,7 @@ def _tell_leftovers(at_work: Session) -> None:
 
 
 def _method_row(name: str, template: Method, geometry: Geometry) -> dict[str, Any]:
-    from bench.plan import REFERENCE_RANK
+    from bench.plan.cells import REFERENCE_RANK
     from methods import UserError, create
 
     budget = create("lora", rank=REFERENCE_RANK).count(geometry)

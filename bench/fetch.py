@@ -8,18 +8,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bench.backbones import BackboneSpec, describe, load
-from bench.hub import (
-    SMALL_FILES,
-    WEIGHT_FILES,
-    RepositoryKind,
-    commit_of,
-    expect,
-    sha256,
-    snapshot,
-)
-from bench.lock import Lock, Locked, hub_task, lock_path, read_lock
-from bench.plan import make_plan
-from bench.suite import Suite, load_suite
+from bench.plan.make import make_plan
+from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, expect, sha256, snapshot
+from bench.suite.load import load_suite
+from bench.suite.lock import Lock, Locked, hub_task, lock_path, read_lock
+from bench.suite.suite import Suite
 from bench.tasks import find_task, prepare
 from bench.tasks.hub import HubTask
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.tracking import Record, scores
+from bench.store.records import Record, scores
 from methods import UserError
 from reports.reading import Source, Study, ablation_artifacts, read_json
 

@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.tracking import shown_uri
+from bench.store.connect import shown_uri
 from reports import mixtures
 from reports.ablation import Ablation
 from reports.analysis import Analysis, pareto

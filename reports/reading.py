@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 from mlflow.artifacts import download_artifacts
 from pyarrow import ArrowException
 
-from bench.tracking import BROKEN_STORE, Record, Store, latest, shown_uri
+from bench.store.connect import BROKEN_STORE, shown_uri
+from bench.store.records import Record, latest
+from bench.store.store import Store
 from methods import UserError
 
 #: The budget of cells whose method has a size of its own.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from bench.outputs import output_folder
-from bench.tracking import BROKEN_STORE, StoreError
+from bench.process.outputs import output_folder
+from bench.store.connect import BROKEN_STORE, StoreError
 from methods import UnknownNameError, UserError
 from reports import ablation, curves, figures, mixtures, page, tables
 from reports.analysis import THRESHOLD, Analysis, analyse

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bench.tracking import Store, latest
+from bench.store.records import latest
+from bench.store.store import Store
 from reports.reading import Frame, Source, tabulate
 
 

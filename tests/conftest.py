@@ -33,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if os.environ.get("TENSORBENCH_CACHE"):
         yield
         return
-    from bench.assets import cache_dir
+    from bench.sources.assets import cache_dir
 
     assets = cache_dir() / "assets"
     assets.mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with MLflow's schema, which takes seconds to make."""
-    from bench.tracking import connect
+    from bench.store.connect import connect
 
     file = tmp_path_factory.mktemp("store") / "empty.db"
     connect(f"sqlite:///{file}", create=True)

@@ -20,10 +20,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bench.plan import Plan, Row, Trial
-from bench.tracking import Store
-from bench.training import Evaluation, Progress, Trained
-from bench.trial import Outcome
+from bench.plan.rows import Plan, Row
+from bench.plan.trial import Trial
+from bench.store.store import Store
+from bench.store.writer import begin_trial
+from bench.training.ending import finished
+from bench.training.loop import Evaluation, Trained
+from bench.training.trial import Outcome
+from bench.wire import Progress
 
 TABLES = ("runs", "tags", "params", "metrics", "latest_metrics")
 
@@ -62,21 +66,25 @@ def write(uri: str, plan: Plan, result: Callable[[Trial, Row], Result | None]) -
 
 
 def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -> str:
-    run = store.begin_trial(trial, [row], "accuracy", suite_run, {"harness": "0.1.0", "version_torch": "2.9"})
+    run = begin_trial(
+        store, trial, [row], "accuracy", suite_run, {"harness": "0.1.0", "version_torch": "2.9"}
+    )
     for epoch in (1, 2):
         run.progress(Progress(epoch, 2, epoch, [(epoch, 1 / epoch)], 0.5, 0.5))
-    run.finish(
-        Outcome(
-            Trained(2, 2, 0.5, 10.0),
-            Evaluation(torch.eye(2), 0.5, 0.5),
-            torch.arange(2),
-            torch.arange(2),
-            row.parameters,
-            100,
-            3600.0,
-            100.0,
-            {},
-            {},
+    run.end(
+        finished(
+            Outcome(
+                Trained(2, 2, 0.5, 10.0),
+                Evaluation(torch.eye(2), 0.5, 0.5),
+                torch.arange(2),
+                torch.arange(2),
+                row.parameters,
+                100,
+                3600.0,
+                100.0,
+                {},
+                {},
+            )
         )
     )
     return run.run_id

@@ -11,7 +11,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bench.backbones import BackboneSpec
-from bench.suite import Allocation, Budget, MethodRow, Recipe, Search, Suite, TaskRow, Tuning
+from bench.suite.choosing import Allocation, Search, Tuning
+from bench.suite.recipe import Recipe
+from bench.suite.rows import Budget, MethodRow, TaskRow
+from bench.suite.suite import Suite
 from methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"

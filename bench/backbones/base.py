@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from bench.tasks.inputs import ModelInput
+from bench.inputs import ModelInput
 from methods.backbone import Geometry, Site
 from methods.errors import UserError
 

@@ -25,8 +25,8 @@ from bench.backbones.base import (
     read_object,
     refuse_image_size,
 )
-from bench.hub import SMALL_FILES, WEIGHT_FILES, snapshot
-from bench.tasks.inputs import ImageInput, ModelInput, TextInput
+from bench.inputs import ImageInput, ModelInput, TextInput
+from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
 

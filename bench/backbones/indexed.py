@@ -1,4 +1,4 @@
-"""Backbones from packages of the Python index (`bench.assets`): real weights without any hub."""
+"""Backbones from packages of the Python index (`bench.sources.assets`): real weights without any hub."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from bench import assets
 from bench.backbones.base import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.counting import with_encoder
-from bench.tasks.inputs import ImageInput, ModelInput, TextInput
+from bench.inputs import ImageInput, ModelInput, TextInput
+from bench.sources import assets
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
 

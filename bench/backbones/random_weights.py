@@ -10,7 +10,7 @@ import torch
 
 from bench.backbones.base import BackboneInfo, Kind, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.counting import with_encoder
-from bench.tasks.inputs import ImageInput, ModelInput, TextInput
+from bench.inputs import ImageInput, ModelInput, TextInput
 from methods.backbone import PROJECTIONS, Geometry
 
 SEED = 0

@@ -23,8 +23,8 @@ from bench.backbones.base import (
     locate,
     read_object,
 )
-from bench.hub import SMALL_FILES, WEIGHT_FILES, snapshot
-from bench.tasks.inputs import ImageInput
+from bench.inputs import ImageInput
+from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import psutil
 
-from bench.assets import cache_dir
 from bench.backbones import describe
 from bench.execution.estimate import encoder_weights
-from bench.plan import Plan, Trial
-from bench.tracking import Store
+from bench.plan.rows import Plan
+from bench.plan.trial import Trial
+from bench.sources.assets import cache_dir
+from bench.store.store import Store
 from methods import UserError
 
 MIB = 2**20

@@ -6,31 +6,32 @@ executor has the same guarantees, and a worker needs neither the store nor its a
 
 from __future__ import annotations
 
-import threading
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
-from bench.claims import Claims
 from bench.execution.estimate import longest_first
 from bench.execution.executor import Executor
 from bench.execution.perform import Event
-from bench.outbox import Outbox, UnreadableLetterError
-from bench.plan import Plan, Trial
-from bench.record import Ending
+from bench.execution.session import CLOSING, Session, within
+from bench.plan.rows import Plan
+from bench.plan.trial import Trial
+from bench.store.connect import StoreError, StoreRefusedError, shown_uri
+from bench.store.outbox import Outbox
+from bench.store.records import latest
+from bench.store.store import Store
+from bench.store.writer import TrialRun, begin_trial
 from bench.tasks import TASKS
-from bench.tracking import Store, StoreError, StoreRefusedError, TrialRun, latest, shown_uri
+from bench.wire import Ending
 
 #: How often a trial whose worker died is run in all.
 ATTEMPTS = 2
+
 #: Seconds between two looks at what other drivers hold.
 LOOK = 2.0
-#: Seconds for the last words to a store: SLURM kills soon after it has terminated.
-CLOSING = 4.0
+
 #: Seconds that a run with nothing left to do waits for a server that is away. A file does not come back.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 10.0
 
@@ -50,58 +51,6 @@ def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Tri
     if retry_failed:
         return [trial for trial in plan.trials if trial.id in known and known[trial.id].status == "FAILED"]
     return [trial for trial in plan.trials if trial.id not in known or not known[trial.id].settled]
-
-
-def within(seconds: float, close: Callable[[], None]) -> bool:
-    """Whether `close` came to an end in time: a silent server must not hold up who was told to stop.
-
-    What the store does not take then, the next start finds open and closes.
-    """
-
-    def closing() -> None:
-        with suppress(StoreError):
-            close()
-
-    thread = threading.Thread(target=closing, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return not thread.is_alive()
-
-
-class Session:
-    """One driver at work on an experiment: it shows that it lives, and others can tell what it runs."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.claims = Claims(store)
-        #: What was found at the start: records sent late, runs of dead drivers closed.
-        self.sent = self.closed = 0
-
-
-@contextmanager
-def session(store: Store) -> Iterator[Session]:
-    """Sends what earlier processes could not, closes what they left open, and holds claims while it lasts."""
-    made = Session(store)
-    made.claims.open()
-    try:
-        made.sent = send_left(store)
-        made.closed = made.claims.close_stale()
-        yield made
-    finally:
-        Outbox(store.outbox).close()
-        within(CLOSING, made.claims.close)
-
-
-def send_left(store: Store) -> int:
-    """Sends the records in this machine's outbox that processes left which are gone; returns how many."""
-    sent = 0
-    for kept in Outbox(store.outbox).left():
-        try:
-            Outbox.send(kept, store.send)
-            sent += 1
-        except (StoreRefusedError, UnreadableLetterError) as error:
-            warnings.warn(f"{error}; the record is kept at {Outbox.refuse(kept)}", stacklevel=2)
-    return sent
 
 
 def execute(
@@ -247,7 +196,7 @@ class _Driving:
             return
         metric = TASKS.get(trial.task.task).metric
         assert self.parent is not None
-        run = self.store.begin_trial(trial, self.rows[trial.id], metric, self.parent, tags=self.tags)
+        run = begin_trial(self.store, trial, self.rows[trial.id], metric, self.parent, tags=self.tags)
         self.running[trial.id] = run
         self.queue.remove(trial)
         self.executor.submit(trial)

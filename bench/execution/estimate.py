@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from bench.backbones import describe
-from bench.plan import Plan, Trial
+from bench.inputs import ImageInput
+from bench.plan.rows import Plan
+from bench.plan.trial import Trial
+from bench.store.records import Record
 from bench.tasks import TASKS
-from bench.tasks.inputs import ImageInput
-from bench.tracking import Record
 from methods import Geometry
 
 #: Training examples of a task that does not state its sizes.

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from bench.execution.perform import Report
-from bench.plan import Trial
+from bench.plan.trial import Trial
 
 
 class Executor(ABC):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, perform, prepare_all
-from bench.measure import provenance
-from bench.plan import Trial
-from bench.trial import Resources
+from bench.plan.trial import Trial
+from bench.training.measure import provenance
+from bench.training.trial import Resources
 
 
 class Inline(Executor):

@@ -11,10 +11,11 @@ from typing import Literal
 
 import torch
 
-from bench.plan import Trial
-from bench.record import Ending, Failure, failed, finished
-from bench.training import Diverged, Progress, Pruned
-from bench.trial import Resources, run_trial
+from bench.plan.trial import Trial
+from bench.training.ending import finished
+from bench.training.loop import Diverged, Pruned
+from bench.training.trial import Resources, run_trial
+from bench.wire import Ending, Failure, Progress, failed
 from methods import UserError
 
 #: How libraries say so in a RuntimeError: torch on a CPU, cuBLAS.

@@ -16,11 +16,11 @@ import torch
 from bench.execution.checks import worker_mib
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, needed, perform, prepare_all
-from bench.measure import provenance
-from bench.plan import Trial
-from bench.record import lost
-from bench.training import Progress, Pruned
-from bench.trial import Resources
+from bench.plan.trial import Trial
+from bench.training.loop import Pruned
+from bench.training.measure import provenance
+from bench.training.trial import Resources
+from bench.wire import Progress, lost
 from methods import UserError
 
 # Nothing leaves the machine unless the user names a cluster.

@@ -20,7 +20,7 @@ from bench.backbones.huggingface import quiet as quiet
 from bench.backbones.indexed import AssetBackbone
 from bench.backbones.random_weights import RandomBackbone
 from bench.backbones.timm_vit import Recipe, TimmBackbone, recipe_of
-from bench.tasks.inputs import ImageInput
+from bench.inputs import ImageInput
 from methods import Site, UserError
 from methods.backbone import SHARED_INPUT
 

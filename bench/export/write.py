@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from bench.backbones import BackboneSpec, LoadedBackbone
 from bench.backbones.huggingface import quiet as quiet
 from bench.export.forms import ORIGINAL, Form, Update, copies, form_of
-from bench.outputs import output_folder
-from bench.tasks.inputs import ImageInput
+from bench.inputs import ImageInput
+from bench.process.outputs import output_folder
 from methods import Adapter, NotLowRank, UserError
 
 #: How far a logit may be from the harness's own, relative to the largest one (at least 1).

@@ -5,12 +5,12 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from bench.plan import Cell
+from bench.plan.cells import Cell
 from bench.search.importance import importances
 from bench.search.nested import Nested
 from bench.search.space import Ranks, RankSpace
-from bench.suite import Allocation
-from bench.tracking import scores
+from bench.store.records import scores
+from bench.suite.choosing import Allocation
 from methods import UserError
 
 

@@ -9,11 +9,16 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from bench.execution.checks import check_disk
-from bench.execution.driver import CLOSING, Session, execute, within
+from bench.execution.driver import execute
 from bench.execution.executor import Executor
 from bench.execution.perform import Event
-from bench.plan import Cell, Phase, Plan, Row, Trial
-from bench.tracking import Record, latest, owner, storing
+from bench.execution.session import CLOSING, Session, within
+from bench.plan.cells import Cell
+from bench.plan.rows import Phase, Plan, Row
+from bench.plan.trial import Trial
+from bench.process.alive import owner
+from bench.store.connect import storing
+from bench.store.records import Record, latest
 from methods import Method
 
 Listener = Callable[[Event], None]

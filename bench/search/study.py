@@ -23,15 +23,16 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.execution.perform import Event
-from bench.plan import Cell
+from bench.plan.cells import Cell
+from bench.plan.settings import AXES, Setting, applicable
+from bench.process.alive import dead, owner
 from bench.search.importance import importances
 from bench.search.nested import Nested
 from bench.search.space import Ranks, RankSpace
-from bench.settings import AXES, Setting, applicable
-from bench.suite import Search
+from bench.store.connect import SQLITE, shown_uri
+from bench.suite.choosing import Search
 from bench.tasks import find_task
-from bench.tracking import SQLITE, dead, owner, shown_uri
-from bench.training import Pruned
+from bench.training.loop import Pruned
 from methods import UserError
 
 #: Draws of the model before points are drawn at random, and of those before what is left is listed.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from bench.tasks.inputs import Modality
+from bench.inputs import Modality
 from methods.errors import UserError
 from methods.validation import Frozen
 

@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bench.assets import prepared
+from bench.inputs import ImageInput, ModelInput, TextInput
+from bench.sources.assets import prepared
 from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task, blocks, deal, normalise_text
-from bench.tasks.inputs import ImageInput, ModelInput, TextInput
 from methods.errors import UserError
 
 #: Texts that are tokenised in one call.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from bench.hub import commit_of, sha256, snapshot
+from bench.sources.hub import commit_of, sha256, snapshot
 from bench.tasks.base import Examples, LazyImages, Source, SplitName, Task
 from methods.errors import UserError
 

@@ -6,7 +6,7 @@ import html
 import tarfile
 from typing import ClassVar
 
-from bench.assets import ASSETS, fetch
+from bench.sources.assets import ASSETS, fetch
 from bench.tasks.base import Examples, Task, link, near_duplicates
 
 #: Nearer to zero than this, the raters' mean (20 people) says neutral or that they disagree.

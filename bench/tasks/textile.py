@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.assets import ASSETS, fetch
+from bench.sources.assets import ASSETS, fetch
 from bench.tasks.base import Examples, LazyImages, Task
 
 

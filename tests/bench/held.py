@@ -38,9 +38,9 @@ def await_held(process: subprocess.Popen[str], folder: Path) -> None:
 def main(through: int, folder: Path) -> None:
     from bench.cli import main as command_line
     from bench.execution import perform
-    from bench.plan import Trial
-    from bench.training import Progress
-    from bench.trial import Outcome, Resources
+    from bench.plan.trial import Trial
+    from bench.training.trial import Outcome, Resources
+    from bench.wire import Progress
 
     run_trial, begun = perform.run_trial, 0
 

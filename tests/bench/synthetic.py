@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from bench.backbones.base import BackboneInfo, LoadedBackbone
 from bench.backbones.catalog import BACKBONES
+from bench.inputs import ImageInput
 from bench.tasks import TASKS
 from bench.tasks.base import Examples, Task
-from bench.tasks.inputs import ImageInput
 from methods.backbone import Geometry
 
 GEOMETRY = Geometry(hidden=16, heads=4, layers=4, mlp=64)

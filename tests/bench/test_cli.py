@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.backbones import BACKBONES
-from bench.display import fitted, print_allocation, print_plan
+from bench.store.store import Store
 from bench.tasks import TASKS
-from bench.tracking import Store
+from bench.terminal.results import print_allocation, print_plan
+from bench.terminal.tables import fitted
 from methods.tenslora import VARIANTS
 
 from .toy_suites import DIGITS, MOVIES, plan, write

@@ -24,17 +24,21 @@ from safetensors.torch import load_file
 import bench.execution.driver
 import bench.execution.perform
 from bench.backbones import load
-from bench.execution.driver import execute, failures, pending, session
+from bench.execution.driver import execute, failures, pending
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
-from bench.measure import LIBRARIES
-from bench.outbox import Letter
-from bench.plan import Plan
-from bench.record import Ending
-from bench.suite import load_suite
+from bench.execution.session import session
+from bench.plan.rows import Plan
+from bench.store.connect import StoreError, StoreRefusedError
+from bench.store.outbox import Letter
+from bench.store.records import Record, latest
+from bench.store.store import Store
+from bench.store.writer import TrialRun, begin_trial
+from bench.suite.load import load_suite
 from bench.tasks import TASKS, prepare
-from bench.tracking import Record, Store, StoreError, StoreRefusedError, TrialRun, latest
-from bench.training import Pruned, evaluate
+from bench.training.loop import Pruned, evaluate
+from bench.training.measure import LIBRARIES
+from bench.wire import Ending
 from methods import from_identity
 
 from .held import await_held, start
@@ -446,7 +450,7 @@ def test_a_record_that_cannot_be_read_is_put_aside_and_the_others_are_sent(
     store: Store, content: str | None
 ) -> None:
     made = plan(methods=["head_only"], training=SHORT)
-    run = store.begin_trial(made.trials[0], list(made.rows), "accuracy", "none", {})
+    run = begin_trial(store, made.trials[0], list(made.rows), "accuracy", "none", {})
     letter = Letter(store.experiment.experiment_id, run.run_id, made.trials[0].id, status="FAILED", ended=1)
     left = store.outbox / "gone"
     for name, text in (("0", content), (run.run_id, json.dumps(asdict(letter)))):
@@ -504,7 +508,7 @@ def test_a_trial_that_two_starts_finished_counts_once(store: Store) -> None:
     executed(store, made)
     # One that finished while this driver made its plan does not run again.
     assert [event.kind for event in run_inline(store, made)] == ["elsewhere"]
-    late = store.begin_trial(made.trials[0], list(made.rows), "accuracy", "none", {})
+    late = begin_trial(store, made.trials[0], list(made.rows), "accuracy", "none", {})
     late.end(Ending("finished", {"score": 0.5}))
     first, second = store.records()
     assert first.trial_id == second.trial_id

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from bench.plan import Row, Trial, make_plan
-from bench.suite import load_suite
+from bench.plan.make import make_plan
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
+from bench.suite.load import load_suite
 from tests.stored import Result, write
 
 SCALES = [1.0, 2.0, 4.0, 8.0, 16.0]

@@ -22,7 +22,8 @@ SUITE = Path(__file__).parents[2] / "suites" / "quickstart.yaml"
 def timed() -> None:
     """The program on the suite, in this process, with the time that each part of a trial took."""
     started = time.perf_counter()
-    from bench import cli, trial
+    from bench import cli
+    from bench.training import trial
 
     spent: dict[str, float] = {}
 

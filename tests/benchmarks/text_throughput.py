@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional as F
 
 from bench.backbones import load
-from bench.measure import device_name
 from bench.tasks import TextSplit
-from bench.training import batches
+from bench.training.loop import batches
+from bench.training.measure import device_name
 from methods import create
 
 #: What the reference pads every sentence to.

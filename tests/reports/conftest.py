@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.plan import Plan, Row, Trial, make_plan
-from bench.suite import Suite
+from bench.plan.make import make_plan
+from bench.plan.rows import Plan, Row
+from bench.plan.trial import Trial
+from bench.suite.suite import Suite
 from methods.validation import validate
 from reports.analysis import Analysis, analyse
 from reports.reading import Study, read

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.tracking import Store
+from bench.store.store import Store
 from methods import UserError
 from reports import ablation, figures
 from reports.reading import Study, read

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.plan import Row, Trial
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
 from methods import UserError
 from reports.compare import Comparison, Move, compare
 

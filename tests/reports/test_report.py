@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.plan import Plan, Row, Trial
-from bench.tracking import Store
+from bench.plan.rows import Plan, Row
+from bench.plan.trial import Trial
+from bench.store.store import Store
 from methods import UserError
 from reports import analysis as analysing
 from reports import curves, mixtures, tables
@@ -519,7 +520,7 @@ def test_the_command_tells_what_it_wrote_and_what_to_know(call: Call, rich: str,
 
 
 def test_the_password_of_a_store_is_not_shown() -> None:
-    from bench.tracking import shown_uri
+    from bench.store.connect import shown_uri
 
     assert shown_uri("postgresql://me:secret@host:5432/db") == "postgresql://host:5432/db"
     assert shown_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"

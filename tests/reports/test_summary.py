@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench.display import print_summary
-from bench.plan import make_plan
-from bench.suite import Suite
-from bench.tracking import Store
+from bench.plan.make import make_plan
+from bench.store.store import Store
+from bench.store.writer import begin_trial
+from bench.suite.suite import Suite
+from bench.terminal.results import print_summary
+from bench.wire import failed
 from methods.validation import validate
 from reports.summary import Summary, summarise
 
@@ -50,7 +52,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path]
     for row in plan.rows:
         for seed, outcomes in RESULTS[row.title].items():
             for outcome in outcomes:
-                run = store.begin_trial(trials[row.trials[seed]], [row], "accuracy", "none", {})
+                run = begin_trial(store, trials[row.trials[seed]], [row], "accuracy", "none", {})
                 if isinstance(outcome, float):
                     for key, value in (
                         ("score", outcome),
@@ -62,7 +64,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path]
                 elif outcome == "KILLED":
                     run.kill()
                 else:
-                    run.fail(outcome, "message", "trace")
+                    run.end(failed(outcome, "message", "trace"))
     return summarise(store, plan.as_json())
 
 
@@ -147,7 +149,7 @@ def test_what_two_budgets_share_and_never_ran_is_missing_once(
     plan = make_plan(validate(Suite, {**SUITE, "methods": ["lora"], "budgets": budgets}, "suite"))
     store = Store.create(new_store(tmp_path), "toy")
     first, *_ = plan.trials
-    run = store.begin_trial(first, [plan.rows[0]], "accuracy", "none", {})
+    run = begin_trial(store, first, [plan.rows[0]], "accuracy", "none", {})
     store.client.set_terminated(run.run_id, "FINISHED")  # though without a score
     shown = io.StringIO()
     print_summary(Console(file=shown, width=120), summarise(store, plan.as_json()))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench.tracking import Store
-from bench.tuning import with_choices
+from bench.search.tuning import with_choices
+from bench.store.store import Store
 from methods import UserError
 from reports import ablation
 from reports.compare import compare

@@ -19,12 +19,15 @@ from typing import Any
 import psutil
 import yaml
 
-from bench.execution.driver import execute, session
+from bench.execution.driver import execute
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
-from bench.plan import Plan, make_plan
-from bench.suite import load_suite
-from bench.tracking import Record, Store
+from bench.execution.session import session
+from bench.plan.make import make_plan
+from bench.plan.rows import Plan
+from bench.store.records import Record
+from bench.store.store import Store
+from bench.suite.load import load_suite
 
 from .services import Driver, Postgres, Server, driver, wait_until
 

@@ -1,0 +1,248 @@
+"""The cells of a suite: every method under every budget on every pair of task and backbone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, Literal
+
+from bench.backbones import BackboneInfo, BackboneSpec, describe
+from bench.inputs import ImageInput
+from bench.plan.rows import Candidate, Phase, Row, Tuned
+from bench.plan.settings import Setting
+from bench.plan.trial import Trial
+from bench.suite.recipe import Recipe
+from bench.suite.rows import Budget, MethodRow, TaskRow
+from bench.suite.suite import Suite
+from bench.tasks import Task, check_sizes, data_key, find_task
+from methods import Geometry, Method, UserError, create
+
+#: The paper's reference for every percentage: LoRA of this rank on query, key and value.
+REFERENCE_RANK = 4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the trials of one row have in common: a method under one budget on one backbone and task."""
+
+    suite: Suite
+    task: TaskRow
+    spec: BackboneSpec
+    info: BackboneInfo
+    #: What the examples are made from, as in `Trial.data`.
+    data: dict[str, Any]
+    budget: Budget | None
+    method: Method
+    recipe: Recipe
+    #: Whether nobody set a rate for the head, which then has the adapter's.
+    head_follows: bool
+    #: What the suite trains differently for this method, for its label.
+    overrides: str = ""
+
+    @property
+    def asked(self) -> int | None:
+        """Adapter parameters that the budget asks for; None where it sets the ranks instead."""
+        return _asked(self.budget, self.info.geometry)
+
+    @property
+    def label(self) -> str:
+        return f"{self.method.label} [{self.overrides}]" if self.overrides else self.method.label
+
+    def trial(
+        self,
+        seed: int,
+        evaluate: Literal["test", "validation"],
+        *,
+        method: Method | None = None,
+        setting: Setting | None = None,
+        epochs: int | None = None,
+    ) -> Trial:
+        """A trial of this cell, with other ranks, rates or length than the cell's own if given."""
+        setting = setting or Setting()
+        return Trial(
+            method=setting.method(method or self.method).identity(),
+            backbone=self.spec,
+            weights_hash=self.info.weights_hash,
+            task=self.task,
+            data=self.data,
+            recipe=setting.recipe(self.recipe, epochs, head_follows=self.head_follows),
+            seed=seed,
+            evaluate=evaluate,
+        )
+
+    def row(
+        self,
+        trials: Mapping[int, str | None],
+        *,
+        method: Method | None = None,
+        note: str = "",
+        phase: Phase | None = None,
+        tuning: Tuned | None = None,
+        candidates: Sequence[Candidate] = (),
+    ) -> Row:
+        """The row of these trials. `method` has the ranks if they are not the cell's."""
+        sized = method or self.method
+        count = sized.count(self.info.geometry)
+        reference = create("lora", rank=REFERENCE_RANK).count(self.info.geometry)
+        return Row(
+            method=f"{self.label} [{note}]" if note else self.label,
+            title=sized.title,
+            registered=sized.name,
+            budget=self.budget,
+            backbone=self.info.name,
+            task=self.task.task,
+            ranks=sized.size or (),
+            parameters=count,
+            asked=self.asked,
+            percent_of_lora=100 * count / reference,
+            trials=dict(trials),
+            tuning=tuning,
+            candidates=tuple(candidates),
+            phase=phase,
+        )
+
+
+def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
+    """Every method under every budget, by the number of its pair of task and backbone.
+
+    Raises UserError for names, ranks, budgets, sizes and pairings that cannot be.
+    """
+    # Every row's options are checked once, whether or not a pair of task and backbone reaches them.
+    expanded = [(row, method) for row in suite.methods for method in row.methods()]
+    for pair, (task_row, task, spec, info) in enumerate(_pairs(suite)):
+        data = _data(task, task_row, info)
+        check_sizes(task, task_row.train_size, task_row.validation_size, task_row.test_size)
+        for method_row, template in expanded:
+            asked = suite.recipe(task_row, method_row)
+            recipe = asked.resolved(device)
+            _check_recipe(recipe, task_row, task)
+            overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in method_row.training)
+            for budget, method in _sized(template, method_row, suite, info.geometry):
+                method.check(info.geometry, info.projections)
+                yield (
+                    pair,
+                    Cell(
+                        suite,
+                        task_row,
+                        spec,
+                        info,
+                        data,
+                        budget,
+                        method,
+                        recipe,
+                        head_follows=asked.head_lr is None,
+                        overrides=overrides,
+                    ),
+                )
+
+
+def _shown(value: Any) -> str:
+    """A field of a recipe, as a suite has it."""
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
+
+
+def _data(task: Task, row: TaskRow, info: BackboneInfo) -> dict[str, Any]:
+    """All that a trial's examples depend on, but for the seed and the sizes."""
+    wanted = row.input(info.input)
+    key = data_key(task, wanted, row.max_tokens, per_seed=row.split == "per_seed")
+    key["data_hash"] = task.data_hash
+    if isinstance(wanted, ImageInput):
+        return {**key, "mean": wanted.mean, "std": wanted.std}
+    return key if wanted.padding == "longest" else {**key, "padding": wanted.padding}
+
+
+def _check_recipe(recipe: Recipe, row: TaskRow, task: Task) -> None:
+    """Raises UserError for what a recipe asks of this task in vain."""
+    if recipe.augmentation and task.modality != "vision":
+        raise UserError(f"task '{row.task}' is {task.modality}: augmentation applies to images only")
+    available = row.train_size or (task.sizes[0] if task.sizes else None)
+    if available is not None:
+        recipe.check_batch(row.task, available)
+
+
+def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo]]:
+    """Every task with every backbone of its modality. Raises UserError for one left without a partner."""
+    # What moves on a hub is pinned here, so that a trial names the very commit wherever it runs.
+    tasks = []
+    for row in suite.tasks:
+        task = find_task(row.task, row.source)
+        tasks.append((row.model_copy(update={"source": task.pinned()}), task))
+    backbones = []
+    for spec in suite.backbones:
+        info = describe(spec)
+        backbones.append((spec.pinned(info), info))
+    backbones = _named_apart(backbones)
+    pairs = [
+        (row, task, spec, info)
+        for row, task in tasks
+        for spec, info in backbones
+        if task.modality == info.input.modality
+    ]
+    for row, task in tasks:
+        if not any(row is paired[0] for paired in pairs):
+            names = ", ".join(f"{info.name} ({info.input.modality})" for _, info in backbones)
+            raise UserError(f"task '{row.task}' is {task.modality}, and no backbone is: {names}")
+    for spec, info in backbones:
+        if not any(spec is paired[2] for paired in pairs):
+            names = ", ".join(f"{row.task} ({task.modality})" for row, task in tasks)
+            raise UserError(f"backbone '{info.name}' is {info.input.modality}, and no task is: {names}")
+    return pairs
+
+
+def _named_apart(
+    backbones: Sequence[tuple[BackboneSpec, BackboneInfo]],
+) -> list[tuple[BackboneSpec, BackboneInfo]]:
+    """The backbones, one at several image sizes by a name for each: tables and searches go by names.
+
+    Raises UserError for others of one name.
+    """
+    for (_, info), (_, other) in combinations(backbones, 2):
+        if info.name == other.name and (
+            info.weights_hash != other.weights_hash or _pixels(info) == _pixels(other)
+        ):
+            raise UserError(
+                f"two backbones have the name '{info.name}', and nothing would tell their results apart: "
+                "give each a suite of its own, or rename one of two folders"
+            )
+    named = Counter(info.name for _, info in backbones)
+    return [
+        (spec, replace(info, name=f"{info.name} at {spec.image_size} px"))
+        if spec.image_size is not None and named[info.name] > 1
+        else (spec, info)
+        for spec, info in backbones
+    ]
+
+
+def _pixels(info: BackboneInfo) -> int | None:
+    return info.input.size if isinstance(info.input, ImageInput) else None
+
+
+def _sized(
+    template: Method, row: MethodRow, suite: Suite, geometry: Geometry
+) -> list[tuple[Budget | None, Method]]:
+    if not template.sizeable or template.size is not None:
+        if row.budgets:
+            raise UserError(f"method '{template.label}' has its size already; budgets do not apply to it")
+        return [(None, template)]
+    budgets = suite.budgets if row.budgets is None else row.budgets
+    if not budgets:
+        raise UserError(f"method '{template.label}' has free ranks: give them, or budgets to the suite")
+    return [(budget, _fitted(template, budget, geometry)) for budget in budgets]
+
+
+def _fitted(template: Method, budget: Budget, geometry: Geometry) -> Method:
+    if budget.isorank:
+        return template.isorank(budget.isorank)
+    asked = _asked(budget, geometry)
+    assert asked is not None
+    return template.fit(geometry, asked, uneven=budget.parameters is not None)
+
+
+def _asked(budget: Budget | None, geometry: Geometry) -> int | None:
+    if budget is None:
+        return None
+    if budget.isoparameters:
+        return create("lora", rank=budget.isoparameters).count(geometry)
+    return budget.parameters

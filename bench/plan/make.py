@@ -1,0 +1,76 @@
+"""From a suite to its plan. Starts nothing."""
+
+from __future__ import annotations
+
+from bench.plan.cells import Cell, cells
+from bench.plan.rows import Candidate, Plan, Row, Tuned, in_order
+from bench.plan.settings import applicable, sample
+from bench.plan.trial import Trial
+from bench.suite.choosing import Tuning
+from bench.suite.rows import Budget
+from bench.suite.suite import Suite
+
+#: Of the points that equal tuning tries: the same for every method.
+TUNING_SEED = 0
+
+
+def make_plan(suite: Suite, device: str = "cpu") -> Plan:
+    """Resolves a suite. `device` decides what precision `auto` is.
+
+    With equal tuning the final trials are among the candidates of the rows until `bench.search.tuning` has chosen.
+    Raises UserError, before any work, for what `cells` does.
+    """
+    rows: list[tuple[tuple[int, int], Row]] = []
+    trials: dict[str, tuple[tuple[int, int], Trial]] = {}
+    lines: set[tuple[Budget | str | None, ...]] = set()
+    # Block by block, as tables show them: what has its own size, then the suite's budgets in their order.
+    blocks = {budget: index for index, budget in enumerate((None, *suite.budgets))}
+    for pair, cell in cells(suite, device):
+        block = blocks.get(cell.budget, len(blocks))
+        made: list[Row]
+        if suite.tuning:
+            made, tuning = _tuned(cell, suite.tuning)
+            # Before the final ones, which are not known yet.
+            planned = [((pair, -1), trial) for trial in tuning]
+        else:
+            own = {seed: cell.trial(seed, suite.evaluate) for seed in suite.seeds}
+            made = [cell.row({seed: trial.id for seed, trial in own.items()})]
+            # Seed by seed, so that a run stopped half-way has compared all methods on a seed.
+            planned = [((pair, position), trial) for position, trial in enumerate(own.values())]
+        # Rows may share their tuning and yet differ in what is run with its choice.
+        final = (trial.id for row in made for one in row.candidates for trial in one.final.values())
+        line = (cell.budget, *(trial.id for _, trial in planned), *final)
+        if line in lines:
+            continue  # the order of heads, say, of a variant that has none
+        lines.add(line)
+        rows += [((pair, block), row) for row in made]
+        for key, trial in planned:
+            trials.setdefault(trial.id, (key, trial))
+    return Plan(suite=suite, rows=in_order(rows), trials=in_order(trials.values()))
+
+
+def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
+    """The row of a cell, the rows of its tuning, one for each setting, and the trials of the latter."""
+    method = cell.method
+    grids = applicable(tuning.grids, method, method.count(cell.info.geometry), head_follows=cell.head_follows)
+    rows: list[Row] = []
+    trials: list[Trial] = []
+    candidates: list[Candidate] = []
+    for setting in sample(grids, tuning.trials, TUNING_SEED):
+        tried = {
+            seed: cell.trial(seed, "validation", setting=setting, epochs=tuning.epochs)
+            for seed in tuning.seeds
+        }
+        ids = {seed: trial.id for seed, trial in tried.items()}
+        trials += tried.values()
+        rows.append(cell.row(ids, note=setting.label, phase="tuning"))
+        final = {seed: cell.trial(seed, cell.suite.evaluate, setting=setting) for seed in cell.suite.seeds}
+        candidates.append(Candidate(setting=setting, tuning=ids, final=final))
+    tuned = Tuned(
+        trials=len(candidates),
+        epochs=tuning.epochs or cell.recipe.epochs,
+        seeds=tuning.seeds,
+        ids=tuple(trial.id for trial in trials),
+    )
+    waiting = dict.fromkeys(cell.suite.seeds)
+    return [cell.row(waiting, tuning=tuned, candidates=candidates), *rows], trials

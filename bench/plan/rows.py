@@ -1,0 +1,177 @@
+"""A plan: the rows of a suite and the trials behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+
+from bench.plan.settings import Setting
+from bench.plan.trial import Trial
+from bench.suite.rows import Budget
+from bench.suite.suite import Suite
+from methods import UnknownNameError
+from methods.validation import Frozen
+
+#: What a trial was for, if not for the final comparison.
+Phase = Literal["tuning", "search", "allocation"]
+
+Entry = TypeVar("Entry")
+
+
+class Candidate(Frozen):
+    """A setting that tuning may choose: the trials that tell how good it is, and those that it leads to."""
+
+    setting: Setting
+    #: Trial id of every tuning seed.
+    tuning: dict[int, str]
+    #: The trial of every final seed.
+    final: dict[int, Trial]
+
+
+class Tuned(Frozen):
+    """What the equal tuning of a row spent, and what it chose."""
+
+    #: Settings that were tried, each on every one of `seeds`.
+    trials: int
+    epochs: int | None
+    seeds: tuple[int, ...]
+    #: The setting; None until every tuning trial has ended.
+    chosen: dict[str, float] | None = None
+    #: Axes on which it is the smallest or the largest value of the grid.
+    edge: tuple[str, ...] = ()
+    #: Every tuning trial.
+    ids: tuple[str, ...]
+
+
+class Row(Frozen):
+    """A line of the tables: one method under one budget on one backbone and task, over all seeds."""
+
+    method: str
+    title: str
+    #: None: the method's own ranks, or none to set.
+    budget: Budget | None
+    backbone: str
+    task: str
+    #: Ranks in the order of the method's modes.
+    ranks: tuple[int, ...]
+    #: Adapter parameters, head excluded.
+    parameters: int
+    #: What the budget asks for; None where it sets the ranks instead.
+    asked: int | None
+    percent_of_lora: float
+    #: Trial id of every seed; None where tuning has not chosen yet.
+    trials: dict[int, str | None]
+    #: None where nothing is tuned.
+    tuning: Tuned | None = None
+    candidates: tuple[Candidate, ...] = Field((), exclude=True, repr=False)
+    #: None for a row of the tables.
+    phase: Phase | None = Field(None, exclude=True)
+    #: The name under which the method is registered.
+    registered: str = Field(exclude=True)
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.asked is None else self.parameters / self.asked
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the count meets the budget within its tolerance; None where there is no number to meet."""
+        if self.ratio is None or self.budget is None:
+            return None
+        return abs(self.ratio - 1) <= self.budget.tolerance
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as JSON, what can be derived from it included."""
+        return {
+            **self.model_dump(mode="json"),
+            "family": self.registered,
+            "budget": self.budget.label if self.budget else None,
+            "ratio": self.ratio,
+            "within": self.within,
+        }
+
+
+class Plan(Frozen):
+    """The rows of a suite and the trials behind them, in the order in which they run."""
+
+    suite: Suite
+    rows: tuple[Row, ...]
+    trials: tuple[Trial, ...]
+
+    def select(self, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Plan:
+        """The part with these tasks, methods (by registered name or title) and seeds; no name selects all.
+
+        What was selected keeps all its tuning trials. Raises UserError for one that the plan does not have.
+        """
+
+        def names(row: Row) -> set[str]:
+            return {row.title, row.method, row.registered}
+
+        final = self.of(None).rows
+        for kind, asked, known in (
+            ("task of this suite", tasks, {row.task for row in final}),
+            ("method of this suite", methods, set().union(*map(names, final))),
+            ("seed of this suite", map(str, seeds), set(map(str, self.suite.seeds))),
+        ):
+            for name in asked:
+                if name not in known:
+                    raise UnknownNameError(kind, name, known)
+        kept = [
+            row.model_copy(
+                update={"trials": {s: id_ for s, id_ in row.trials.items() if not seeds or s in seeds}}
+            )
+            for row in final
+            if (not tasks or row.task in tasks) and (not methods or names(row) & set(methods))
+        ]
+        tuning = {id_ for row in kept if row.tuning for id_ in row.tuning.ids}
+        kept += [row for row in self.rows if row.phase and tuning & set(row.trials.values())]
+        wanted = {id_ for row in kept for id_ in row.trials.values()}
+        trials = [trial for trial in self.trials if trial.id in wanted]
+        return Plan(suite=self.suite, rows=tuple(kept), trials=tuple(trials))
+
+    def of(self, phase: Phase | None) -> Plan:
+        """The part of one phase; None: what the tables show."""
+        rows = tuple(row for row in self.rows if row.phase == phase)
+        ids = {id_ for row in rows for id_ in row.trials.values()}
+        return Plan(suite=self.suite, rows=rows, trials=tuple(t for t in self.trials if t.id in ids))
+
+    def with_choices(self, chosen: Mapping[int, Candidate]) -> Plan:
+        """The plan with the trials that these candidates, one for an index of `rows`, lead to."""
+        rows, trials = list(self.rows), {trial.id: trial for trial in self.trials}
+        new: list[tuple[tuple[int, int], Trial]] = []
+        for index, candidate in chosen.items():
+            row = rows[index]
+            assert row.tuning is not None
+            final = {seed: candidate.final[seed] for seed in row.trials}
+            grids = self.suite.tuning.grids if self.suite.tuning else {}
+            set_axes = candidate.setting.model_dump(exclude_none=True)
+            tuned = row.tuning.model_copy(
+                update={
+                    "chosen": set_axes,
+                    "edge": candidate.setting.edges({a: g for a, g in grids.items() if g and a in set_axes}),
+                }
+            )
+            rows[index] = row.model_copy(
+                update={"trials": {seed: trial.id for seed, trial in final.items()}, "tuning": tuned}
+            )
+            new += [((self.suite.seeds.index(seed), index), trial) for seed, trial in final.items()]
+        for trial in in_order(new):
+            trials.setdefault(trial.id, trial)
+        return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials.values()))
+
+    def as_json(self) -> dict[str, Any]:
+        """The rows of the tables and their trials; a tuning trial shows in the `tuning` of its row only."""
+        final = self.of(None)
+        return {
+            "suite": self.suite.name,
+            "closing": self.suite.closing,
+            "tuning": "equal" if self.suite.tuning else "none",
+            "rows": [row.as_dict() for row in final.rows],
+            "trials": [{"id": trial.id, **trial.model_dump(mode="json")} for trial in final.trials],
+        }
+
+
+def in_order(entries: Iterable[tuple[tuple[int, int], Entry]]) -> tuple[Entry, ...]:
+    return tuple(entry for _, entry in sorted(entries, key=lambda keyed: keyed[0]))

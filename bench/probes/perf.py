@@ -1,0 +1,322 @@
+"""Step time and memory of every method, side by side in one process on one backbone.
+
+Rounds are interleaved: in each, every method is put on the same backbone, warmed up, timed and taken
+off, so that whatever else the machine does falls on all of them alike and ratios are paired by round.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.backbones import BACKBONES, LoadedBackbone, load
+from bench.inputs import ImageInput
+from bench.training import numerics as modes
+from bench.training.measure import PeakMemory
+from methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, UserError, create
+from methods.backbone import TARGETS, Targets
+from methods.tenslora import VARIANTS
+
+#: Steps before the timed ones in every round. They fetch from the system the memory that later ones reuse (it
+#: takes more than one step until nothing is fetched any more), and make what is compiled.
+WARMUP, TIMED = 3, 2
+
+#: The reference of every ratio: peft's LoRA of this rank on query, key and value.
+REFERENCE_RANK = 4
+
+RANK_MODES = ("isorank", "isoparameters")
+
+ALL = ["all"]
+
+#: What the registered name of a shape begins with. Whoever asks for a shape leaves it out.
+SHAPES = "random-"
+
+CLASSES = 10
+TEXT_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians over rounds, in milliseconds and MiB; `ratio_…` are medians of ratios paired by round."""
+
+    method: str
+    rank_mode: str
+    ranks: str
+    parameters: int
+    forward_ms: float
+    backward_ms: float
+    step_ms: float
+    #: Half the distance between the quartiles of the step time.
+    spread_ms: float
+    ratio_to_lora: float
+    #: 95% bootstrap interval over rounds.
+    ratio_to_lora_low: float
+    ratio_to_lora_high: float
+    #: To the LoRA nearest to the budget on the layers that the method adapts (FacT, CaRA: all linear ones).
+    ratio_to_lora_on_sites: float
+    ratio_to_floor: float
+    peak_mib: float | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to time: how to put it on the backbone, and of what LoRA the targets hold its sites."""
+
+    label: str
+    rank_mode: str
+    ranks: str
+    put: Callable[[Backbone, torch.Generator], Adapter]
+    targets: Targets = "qkv"
+    is_lora: bool = False
+
+
+class _Floor(Adapter):
+    """One trained bias, the first in the backbone: what any adapter there costs at least."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone, [Site(0, name) for name in backbone.projections])
+        biases = [base.bias for base in self.bases.values() if base.bias is not None]
+        if not biases:
+            self.detach()
+            raise UserError("the floor is a trained bias, and no projection of this backbone has one")
+        self._bias = biases[0]
+        self._bias.requires_grad_(True)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return {"bias": self._bias}
+
+    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        return {}
+
+
+def candidates(names: Sequence[str], rank_modes: Sequence[str], backbone: LoadedBackbone) -> list[Candidate]:
+    """The floor, the reference, every named method at every rank mode, and the LoRAs on their sites.
+
+    Raises UserError for an unknown name, and for a named method that this backbone or budget does not suit;
+    of `all`, such a one is left out with a warning.
+    """
+    reference = create("lora", rank=REFERENCE_RANK)
+    budget = reference.count(backbone.geometry)
+    sized = [(f"rank {REFERENCE_RANK}", reference)]
+    for template in _templates(names):
+        for mode in rank_modes if template.sizeable else ["–"]:
+            try:
+                method = template.isorank(REFERENCE_RANK)
+                if mode == "isoparameters":
+                    method = template.fit(backbone.geometry, budget)
+                method.check(backbone.geometry, backbone.projections)
+            except UserError as error:
+                if list(names) != ALL:
+                    raise
+                warnings.warn(f"left out: {error}", stacklevel=2)
+                continue
+            sized.append((mode, method))
+    for targets in sorted({_targets(method) for _, method in sized}):
+        sized.append(("isoparameters", create("lora", targets=targets).fit(backbone.geometry, budget)))
+    found: dict[tuple[str, tuple[int, ...] | None], Candidate] = {}
+    for mode, method in sized:
+        ranks = ",".join(map(str, method.size or ()))
+        candidate = Candidate(
+            method.label, mode, ranks, method.attach, _targets(method), is_lora=method.name == "lora"
+        )
+        found.setdefault((method.label, method.size), candidate)
+    return [Candidate("floor", "–", "", lambda backbone, _: _Floor(backbone)), *found.values()]
+
+
+def _targets(method: Method) -> Targets:
+    """The smallest set of targets that holds the method's projections."""
+    return next(name for name, projections in TARGETS.items() if set(method.projections) <= set(projections))
+
+
+def measure(
+    backbone_name: str,
+    names: Sequence[str],
+    rank_modes: Sequence[str],
+    *,
+    batch: int,
+    rounds: int,
+    device: str,
+    bf16: bool,
+    compiled: bool = False,
+    notify: Callable[[int, str], None],
+) -> list[Row]:
+    """Times every candidate. `notify(round, label)` is called before each. Raises UserError.
+
+    `backbone_name` is a registered one, that of a shape with `SHAPES` before it.
+    """
+    for mode in rank_modes:
+        if mode not in RANK_MODES:
+            raise UnknownNameError("rank mode", mode, RANK_MODES)
+    if backbone_name not in BACKBONES:
+        shapes = [name.removeprefix(SHAPES) for name in BACKBONES if name.startswith(SHAPES)]
+        raise UnknownNameError("backbone", backbone_name.removeprefix(SHAPES), {*shapes, *BACKBONES})
+    backbone = load(backbone_name)
+    backbone.module.to(device)
+    backbone.reset(CLASSES, torch.Generator().manual_seed(0))
+    inputs, labels = _batch(backbone, batch, device)
+    chosen = candidates(names, rank_modes, backbone)
+    times: dict[Candidate, list[tuple[float, float, float]]] = {c: [] for c in chosen}
+    peaks: dict[Candidate, list[float | None]] = {c: [] for c in chosen}
+    counts: dict[Candidate, int] = {}
+    for index in range(rounds):
+        # Another one first in every round, so that none is always behind the same neighbour.
+        for candidate in chosen[index % len(chosen) :] + chosen[: index % len(chosen)]:
+            notify(index, candidate.label)
+            adapter = candidate.put(backbone, torch.Generator().manual_seed(0))
+            counts[candidate] = adapter.parameter_count
+            gc.collect()
+            memory = PeakMemory(torch.device(device))
+            with modes.compiled(backbone.module.encoder, compiled):
+                steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, WARMUP + TIMED))[WARMUP:]
+            times[candidate].append(tuple(min(part) for part in zip(*steps, strict=True)))
+            peaks[candidate].append(memory.mib())
+            adapter.detach()
+    totals = {candidate: np.array(times[candidate]).sum(1) for candidate in chosen}
+    floor, lora = (totals[candidate] for candidate in chosen[:2])
+    on_sites = {c.targets: totals[c] for c in chosen if c.is_lora}
+    rows = []
+    for candidate in chosen:
+        parts, total = np.array(times[candidate]), totals[candidate]
+        low, high = _interval(total / lora)
+        quartiles = np.percentile(total, [25, 75])
+        measured = [peak for peak in peaks[candidate] if peak is not None]
+        rows.append(
+            Row(
+                method=candidate.label,
+                rank_mode=candidate.rank_mode,
+                ranks=candidate.ranks,
+                parameters=counts[candidate],
+                forward_ms=float(np.median(parts[:, 0])),
+                backward_ms=float(np.median(parts[:, 1])),
+                step_ms=float(np.median(total)),
+                spread_ms=float((quartiles[1] - quartiles[0]) / 2),
+                ratio_to_lora=float(np.median(total / lora)),
+                ratio_to_lora_low=low,
+                ratio_to_lora_high=high,
+                ratio_to_lora_on_sites=float(np.median(total / on_sites[candidate.targets])),
+                ratio_to_floor=float(np.median(total / floor)),
+                peak_mib=statistics.median(measured) if measured else None,
+            )
+        )
+    return rows
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """For the terminal."""
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    made.add_column("method", min_width=12)
+    made.add_column("rank mode", no_wrap=True)
+    for heading in ("params", "forward", "backward", "step ms", "of LoRA", "same sites", "of floor", "MiB"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        made.add_row(
+            row.method,
+            row.rank_mode,
+            f"{row.parameters:,}",
+            f"{row.forward_ms:.1f}",
+            f"{row.backward_ms:.1f}",
+            f"{row.step_ms:.1f} ± {row.spread_ms:.1f}",
+            f"{row.ratio_to_lora:.3f} ({row.ratio_to_lora_low:.2f}–{row.ratio_to_lora_high:.2f})",
+            f"{row.ratio_to_lora_on_sites:.3f}",
+            f"{row.ratio_to_floor:.3f}",
+            "–" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
+        )
+    return made
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [asdict(row) for row in rows]
+
+
+def plot(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Step time as ratio to LoRA with its interval, beside the peak memory."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    positions = range(len(rows), 0, -1)
+    ratios = np.array([row.ratio_to_lora for row in rows])
+    ends = np.array([(row.ratio_to_lora_low, row.ratio_to_lora_high) for row in rows])
+    distances = np.abs(ends.T - ratios)
+    time_axes.errorbar(ratios, positions, xerr=distances, fmt="o", markersize=4, color="#0072b2", capsize=2)
+    time_axes.axvline(1.0, color="#888888", linewidth=0.8)
+    time_axes.set_xlabel("step time / LoRA's (median, 95% interval)")
+    time_axes.set_yticks(positions, [f"{row.method} · {row.rank_mode}" for row in rows], fontsize=8)
+    peaks = [np.nan if row.peak_mib is None else row.peak_mib for row in rows]
+    memory_axes.plot(peaks, positions, "o", markersize=4, color="#0072b2")
+    memory_axes.set_xlabel("peak memory, MiB")
+    for axes in (time_axes, memory_axes):
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def _templates(names: Sequence[str]) -> list[Method]:
+    """What each method lists; a variant of TensLoRA may stand for itself."""
+    found: list[Method] = []
+    for name in [name for name, _ in METHODS.available()] if list(names) == ALL else names:
+        found.extend([create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed())
+    return found
+
+
+def _batch(backbone: LoadedBackbone, size: int, device: str) -> tuple[dict[str, Tensor], Tensor]:
+    drawn = torch.Generator().manual_seed(0)
+    wanted = backbone.info.input
+    if isinstance(wanted, ImageInput):
+        inputs = {"pixel_values": torch.randn(size, 3, wanted.size, wanted.size, generator=drawn)}
+    else:
+        tokens = torch.randint(5, 200, (size, min(TEXT_TOKENS, wanted.max_tokens)), generator=drawn)
+        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    labels = torch.randint(CLASSES, (size,), generator=drawn)
+    return {name: value.to(device) for name, value in inputs.items()}, labels.to(device)
+
+
+def _steps(
+    module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool, number: int
+) -> Iterator[tuple[float, float, float]]:
+    """(forward, backward, optimizer) of each step, in milliseconds."""
+    optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=1e-4, fused=True)
+    module.train()
+    kind = labels.device.type
+
+    def now() -> float:
+        if kind == "cuda":
+            torch.cuda.synchronize(labels.device)
+        return time.perf_counter() * 1e3
+
+    for _ in range(number):
+        context: AbstractContextManager[object] = (
+            torch.autocast(kind, dtype=torch.bfloat16) if bf16 else nullcontext()
+        )
+        optimizer.zero_grad(set_to_none=True)
+        start = now()
+        with context:
+            loss = F.cross_entropy(module(**inputs).float(), labels)
+        forward = now()
+        loss.backward()
+        backward = now()
+        optimizer.step()
+        yield forward - start, backward - forward, now() - backward
+    module.eval()
+
+
+def _interval(ratios: np.ndarray) -> tuple[float, float]:
+    """95% bootstrap interval of the median."""
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return float(low), float(high)

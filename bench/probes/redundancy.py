@@ -1,0 +1,320 @@
+"""How redundant a trained adapter is: the multilinear spectrum of its update, and what each part is worth.
+
+The updates of the attention projections are one fifth-order tensor, input × head size × head × projection ×
+layer, whatever method made them. Its unfoldings are never built: their Gram matrices come from the low-rank
+pairs. `output` has its heads on its input side, so there the d-sized mode is its output. Updates of the MLP
+have no heads and are no part of the tensor; as components they count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.store.trained import StoredTrial, stored_trial
+from bench.tasks import TASKS
+from bench.training.loop import evaluate
+from bench.training.trial import Resources
+from methods import PROJECTIONS, Adapter, Geometry, Site, UserError
+
+#: The projections that heads divide.
+ATTENTION = PROJECTIONS[:4]
+
+MODES = ("input", "head_size", "head", "projection", "layer")
+
+#: Of the squared norm, that `rank_99` singular values hold.
+HELD = 0.99
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The update of an attention projection: `split` @ `whole`, shaped (heads, head size, r) and (r, d)."""
+
+    split: Tensor
+    whole: Tensor
+
+
+def pairs(adapter: Adapter, geometry: Geometry) -> dict[Site, Pair]:
+    """The attention updates, in float64. Raises NotLowRank, or UserError if there is no such update."""
+    found = {}
+    for site, (down, up) in adapter.factors().items():
+        if site.projection not in ATTENTION:
+            continue
+        down, up = (factor.detach().double().cpu() for factor in (down, up))
+        split, whole = (down.T, up.T) if site.projection == "output" else (up, down)
+        found[site] = Pair(split.unflatten(0, (geometry.heads, geometry.head_size)), whole)
+    if not found:
+        raise UserError("the adapter changes no attention projection, so that there is no tensor to look at")
+    return found
+
+
+def gram_matrices(found: Mapping[Site, Pair]) -> dict[str, Tensor]:
+    """The Gram matrix of each mode's unfolding, (n, n), from the pairs alone."""
+    layers = sorted({site.layer for site in found})
+    projections = [name for name in ATTENTION if any(site.projection == name for site in found)]
+    first = next(iter(found.values()))
+    heads, head_size, _ = first.split.shape
+    hidden = first.whole.shape[1]
+    grams = {
+        "input": torch.zeros(hidden, hidden, dtype=torch.float64),
+        "head_size": torch.zeros(head_size, head_size, dtype=torch.float64),
+        "head": torch.zeros(heads, heads, dtype=torch.float64),
+    }
+    for pair in found.values():
+        outer = pair.whole @ pair.whole.T
+        inner = torch.einsum("hjr,hjs->rs", pair.split, pair.split)
+        weighed = pair.split @ outer
+        grams["input"] += pair.whole.T @ inner @ pair.whole
+        grams["head_size"] += torch.einsum("hjr,hkr->jk", weighed, pair.split)
+        grams["head"] += torch.einsum("hjr,gjr->hg", weighed, pair.split)
+
+    by_projection = torch.tensor(
+        [
+            [
+                sum(inner_product(found.get(Site(i, one)), found.get(Site(i, other))) for i in layers)
+                for other in projections
+            ]
+            for one in projections
+        ],
+        dtype=torch.float64,
+    )
+    by_layer = torch.tensor(
+        [
+            [
+                sum(inner_product(found.get(Site(one, p)), found.get(Site(other, p))) for p in projections)
+                for other in layers
+            ]
+            for one in layers
+        ],
+        dtype=torch.float64,
+    )
+    return grams | {"projection": by_projection, "layer": by_layer}
+
+
+def inner_product(left: Pair | None, right: Pair | None) -> float:
+    """Σ of the entries' products of two updates."""
+    if left is None or right is None:
+        return 0.0
+    split = torch.einsum("hjr,hjs->rs", left.split, right.split)
+    return float((split * (left.whole @ right.whole.T)).sum())
+
+
+def singular_values(gram: Tensor) -> list[float]:
+    """Of the unfolding behind a Gram matrix, from large to small."""
+    values: list[float] = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0).tolist()
+    return values
+
+
+def effective_rank(values: Sequence[float]) -> float:
+    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007, "The effective rank"): r for
+    r equal ones, and 0 where all are zero.
+    """
+    total = torch.tensor(values, dtype=torch.float64)
+    if not float(total.sum()):
+        return 0.0
+    shares = total / total.sum()
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def held_rank(values: Sequence[float], held: float = HELD) -> int:
+    """How many singular values hold this share of the squared norm."""
+    energy = torch.tensor(values, dtype=torch.float64).square().cumsum(0)
+    if not float(energy[-1]):
+        return 0
+    return int((energy < held * energy[-1]).sum()) + 1
+
+
+def spectrum(adapter: Adapter, geometry: Geometry) -> dict[str, dict[str, Any]]:
+    """Singular values, effective rank and the rank that holds 99% of the squared norm, of each mode."""
+    found = {}
+    for mode, gram in gram_matrices(pairs(adapter, geometry)).items():
+        values = singular_values(gram)
+        found[mode] = {
+            "singular_values": values,
+            "effective_rank": effective_rank(values),
+            "rank_99": held_rank(values),
+        }
+    return found
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the update; None: all of that kind."""
+
+    layer: int | None = None
+    projection: str | None = None
+    head: int | None = None
+
+    def has(self, site: Site) -> bool:
+        return self.layer in (None, site.layer) and self.projection in (None, site.projection)
+
+
+def components(sites: Sequence[Site], geometry: Geometry) -> list[Component]:
+    """The whole, every layer, every projection, every head, every site, and every head of these."""
+    layers = sorted({site.layer for site in sites})
+    names = [name for name in PROJECTIONS if any(site.projection == name for site in sites)]
+    attention = [site for site in sites if site.projection in ATTENTION]
+    return [
+        Component(),
+        *(Component(layer=layer) for layer in layers),
+        *(Component(projection=name) for name in names),
+        *(Component(head=head) for head in range(geometry.heads) if attention),
+        *(Component(site.layer, site.projection) for site in sites),
+        *(
+            Component(site.layer, site.projection, head)
+            for site, head in product(attention, range(geometry.heads))
+        ),
+    ]
+
+
+def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
+    """‖ΔW‖² of every site, (heads,) for attention and (1,) for the MLP, from the factors."""
+    norms = {}
+    for site, (down, up) in adapter.factors().items():
+        down, up = (factor.detach().double().cpu() for factor in (down, up))
+        split, whole = (down.T, up.T) if site.projection == "output" else (up, down)
+        # Row by row of the split side; a head is `head_size` rows.
+        rows = ((split @ (whole @ whole.T)) * split).sum(1)
+        groups = geometry.heads if site.projection in ATTENTION else 1
+        norms[site] = rows.unflatten(0, (groups, -1)).sum(1)
+    return norms
+
+
+class Zeroing:
+    """The backbone with the update in its weights, from which parts can be taken for a while."""
+
+    def __init__(self, adapter: Adapter, device: str) -> None:
+        self.geometry = adapter.backbone.geometry
+        self.bases: dict[Site, nn.Linear] = dict(adapter.bases)
+        self.before = {site: base.weight.data.to(device) for site, base in self.bases.items()}
+        adapter.merge()
+        adapter.backbone.module.to(device)
+        self.after = {site: base.weight.data for site, base in self.bases.items()}
+
+    @contextmanager
+    def without(self, component: Component) -> Iterator[None]:
+        changed = [site for site in self.bases if component.has(site)]
+        for site in changed:
+            self.bases[site].weight.data = self._weight(site, component.head)
+        try:
+            yield
+        finally:
+            for site in changed:
+                self.bases[site].weight.data = self.after[site]
+
+    def _weight(self, site: Site, head: int | None) -> Tensor:
+        if head is None:
+            return self.before[site]
+        if site.projection not in ATTENTION:
+            return self.after[site]
+        size = self.geometry.head_size
+        rows = slice(head * size, (head + 1) * size)
+        mixed = self.after[site].clone()
+        if site.projection == "output":
+            mixed[:, rows] = self.before[site][:, rows]
+        else:
+            mixed[rows] = self.before[site][rows]
+        return mixed
+
+
+def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) -> dict[str, Any]:
+    """Analyses a finished trial's adapter, and stores the result on its run as `redundancy.json`.
+
+    `drops` measures what the validation metric loses when a layer, a projection, a head or a site is zeroed;
+    single heads of single sites have a share only. Raises UserError as `stored_trial` does, and NotLowRank.
+    """
+    with stored_trial(store, run) as stored:
+        geometry = stored.backbone.geometry
+        norms = squared_norms(stored.adapter, geometry)
+        modes = spectrum(stored.adapter, geometry)
+        total = float(sum(value.sum() for value in norms.values()))
+        parts = components(list(norms), geometry)
+        worth = [part for part in parts if part.head is None or part.layer is None] if drops else []
+        measured = _drops(stored, worth, device) if worth else {}
+        found = {
+            "trial_id": stored.trial.id,
+            "run_id": stored.record.run_id,
+            "method": stored.method.label,
+            "ranks": list(stored.method.size or ()),
+            "metric": stored.record.tags["metric"],
+            "norm": total**0.5,
+            "modes": modes,
+            "components": [
+                {
+                    "layer": part.layer,
+                    "projection": part.projection,
+                    "head": part.head,
+                    "share": _norm(norms, part) / total if total else 0.0,
+                    "drop": measured.get(part),
+                }
+                for part in parts
+            ],
+        }
+        stored.client.log_text(stored.record.run_id, json.dumps(found, indent=1), "redundancy.json")
+        # By which reports find it.
+        stored.client.set_tag(stored.record.run_id, "redundancy", "yes")
+    return found
+
+
+def _norm(norms: Mapping[Site, Tensor], part: Component) -> float:
+    held = {site: value for site, value in norms.items() if part.has(site)}
+    if part.head is None:
+        return float(sum(value.sum() for value in held.values()))
+    return float(sum(value[part.head] for site, value in held.items() if site.projection in ATTENTION))
+
+
+def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
+    """How much the validation metric falls without each part, of the adapter merged into the weights."""
+    trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
+    metric_name = TASKS.get(trial.task.task).metric
+    data = Resources(device).data(trial, backbone.info.input)
+    zeroing = Zeroing(adapter, device)
+
+    def metric() -> float:
+        return evaluate(backbone, adapter, data.validation, trial.recipe, metric_name, data.classes).metric
+
+    whole = metric()
+    drops = {}
+    for part in parts:
+        with zeroing.without(part):
+            drops[part] = whole - metric()
+    return drops
+
+
+def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Plots the spectra side by side, a panel for each mode. Raises UserError if it cannot be written."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    figure, panels = pyplot.subplots(1, len(MODES), figsize=(3.2 * len(MODES), 3.2), layout="constrained")
+    for panel, mode in zip(panels, MODES, strict=True):
+        for analysis in analyses:
+            values = analysis["modes"][mode]
+            largest = values["singular_values"][0] or 1.0
+            curve = [value / largest for value in values["singular_values"]]
+            label = f"{analysis['method']}: {values['effective_rank']:.1f}"
+            panel.plot(range(1, len(curve) + 1), curve, marker="o", markersize=3, linewidth=1, label=label)
+        panel.set_yscale("log")
+        panel.set_ylim(1e-4, 1.5)
+        panel.set_title(mode.replace("_", " "))
+        panel.set_xlabel("index")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.legend(title="effective rank", fontsize="x-small", title_fontsize="x-small", loc="lower left")
+    panels[0].set_ylabel("singular value / largest")
+    try:
+        figure.savefig(file, dpi=150)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--plot {file}: {error}") from error
+    finally:
+        pyplot.close(figure)

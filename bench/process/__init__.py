@@ -1,0 +1,1 @@
+"""This process and its surroundings: interrupts, where it writes, who else lives."""

@@ -1,0 +1,1 @@
+"""Where models and data come from: hubs, and packages of the index."""

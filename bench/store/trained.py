@@ -1,0 +1,165 @@
+"""Finished trials as they were when they were scored: adapter and head on the backbone."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.backbones import LoadedBackbone, load
+from bench.plan.trial import Trial
+from bench.store.connect import BROKEN_STORE, connect
+from bench.store.records import Record, latest
+from bench.tasks import TASKS
+from methods import Adapter, Method, UserError, from_identity
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+
+@dataclass(frozen=True)
+class StoredTrial:
+    """A finished trial as it was when it was scored: adapter and head are on the backbone."""
+
+    client: MlflowClient
+    record: Record
+    trial: Trial
+    method: Method
+    backbone: LoadedBackbone
+    adapter: Adapter
+
+
+@contextmanager
+def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
+    """Loads what a finished trial trained; the adapter is taken off at the end.
+
+    `run` is an MLflow run id or a trial id, or the beginning of one. Raises UserError for a run that is
+    unknown, ambiguous or not finished, and a backbone or method that is not the trial's any more.
+    """
+    client = connect(store, create=False)
+    try:
+        record = _finished(_find(client, run))
+        trial, state = _artifacts(client, record)
+    except (*BROKEN_STORE, SafetensorError) as error:
+        raise UserError(f"run {run} cannot be read from {store}: {error}") from error
+    method, classes = from_identity(trial.method), TASKS.get(trial.task.task).classes
+    backbone = load(trial.backbone)
+    if backbone.info.weights_hash != trial.weights_hash:
+        raise UserError(
+            f"backbone '{backbone.info.name}' is not the one of the trial: that had weights "
+            f"{trial.weights_hash}, these are {backbone.info.weights_hash}"
+        )
+    backbone.reset(len(classes), torch.Generator())
+    adapter = method.attach(backbone, torch.Generator())
+    try:
+        adapter.load(_part(state, "adapter"))
+        _load_head(backbone, _part(state, "head"))
+        yield StoredTrial(client, record, trial, method, backbone, adapter)
+    finally:
+        adapter.detach()
+
+
+def _find(client: MlflowClient, run: str) -> Record:
+    """The trial whose run id or trial id begins with `run`. Raises UserError for none or several.
+
+    Of the runs of one trial, its id means the one that counts.
+    """
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    records = [Record.of(found) for found in _trial_runs(client, experiments)]
+    start = run.strip().lower()
+    by_run = [record for record in records if start and record.run_id.startswith(start)]
+    trials = latest(record for record in records if start and record.trial_id.startswith(start))
+    found = {record.run_id: record for record in (*by_run, *trials.values())}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise UserError(f"'{run}' is the beginning of several:\n{_listed(found.values())}")
+    if not records:
+        raise UserError(f"there is no run '{run}': the store holds no trial yet")
+    finished = [record for record in latest(records).values() if record.status == "FINISHED"]
+    near = sorted(finished, key=lambda record: -_alike(record, start))
+    raise UserError(f"there is no run or trial '{run}'; finished are, nearest first:\n{_listed(near)}")
+
+
+def _trial_runs(client: MlflowClient, experiments: list[str]) -> Iterator[Run]:
+    token = None
+    while experiments:
+        page = client.search_runs(
+            experiments,
+            "tags.kind = 'trial'",
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _alike(record: Record, start: str) -> float:
+    ids = (record.trial_id, record.run_id)
+    return max(SequenceMatcher(None, start, one[: len(start)]).ratio() for one in ids)
+
+
+def _listed(records: Iterable[Record], most: int = 6) -> str:
+    listed = list(records)
+    lines = [
+        f"  trial {r.trial_id}, run {r.run_id}: {r.tags['mlflow.runName']} ({r.status.lower()})"
+        for r in listed[:most]
+    ]
+    if len(listed) > most:
+        lines.append(f"  and {len(listed) - most} more")
+    return "\n".join(lines) or "  none"
+
+
+def _finished(record: Record) -> Record:
+    if record.status == "FINISHED":
+        return record
+    name = f"run {record.run_id} ({record.tags['mlflow.runName']})"
+    if record.status == "FAILED":
+        reason, message = record.tags.get("failure", "error"), record.tags.get("failure_message", "")
+        raise UserError(f"{name} failed, {reason}: {message}; it left no adapter")
+    if record.status == "PRUNED":
+        raise UserError(f"{name} was pruned by its search; it left no adapter")
+    told = {"RUNNING": "is not finished yet", "KILLED": "was stopped before it finished"}
+    raise UserError(f"{name} {told.get(record.status, record.status.lower())}; run its suite again")
+
+
+def _artifacts(client: MlflowClient, record: Record) -> tuple[Trial, dict[str, Tensor]]:
+    with tempfile.TemporaryDirectory() as folder:
+        config = client.download_artifacts(record.run_id, "config.json", folder)
+        weights = client.download_artifacts(record.run_id, "adapter.safetensors", folder)
+        stored = json.loads(Path(config).read_text(encoding="utf-8"))
+        try:
+            trial = Trial.model_validate(stored["trial"])
+        except (KeyError, ValidationError) as error:
+            raise UserError(
+                f"run {record.run_id} was stored by another version of the harness: {error}"
+            ) from error
+        return trial, load_file(weights)
+
+
+def _part(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")
+    }
+
+
+def _load_head(backbone: LoadedBackbone, state: dict[str, Tensor]) -> None:
+    try:
+        backbone.head.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the stored head does not fit backbone '{backbone.info.name}': {error}") from error

@@ -1,0 +1,156 @@
+"""Writes trials into the store while they run and when they end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
+from bench.process.alive import owner
+from bench.store.connect import storing
+from bench.store.outbox import Letter, Outbox
+from bench.store.store import Store
+from bench.wire import Ending, Progress
+
+#: Seconds between two writes of a running trial's progress, each of which is a transaction.
+PROGRESS_EVERY = 2.0
+
+
+@storing()
+def begin_trial(
+    store: Store,
+    trial: Trial,
+    rows: list[Row],
+    metric: str,
+    parent: str,
+    provenance: dict[str, str] | None = None,
+    tags: Mapping[str, str] = {},
+) -> TrialRun:
+    """Opens the run of a trial, nested under `parent`, and stores what is known before it starts.
+
+    `tags` are added to those that every trial has. Without provenance, which a worker on another
+    machine tells when it starts, `TrialRun.start` is still to be called.
+    """
+    row = rows[0]
+    budgets = [
+        {"budget": r.budget.label, "asked": r.asked, "ratio": r.ratio, "within": r.within}
+        for r in rows
+        if r.budget
+    ]
+    known = {
+        "kind": "trial",
+        "trial_id": trial.id,
+        "owner": owner(),
+        "method": row.method,
+        "family": trial.method["method"],
+        "backbone": row.backbone,
+        "task": row.task,
+        "seed": str(trial.seed),
+        "metric": metric,
+        "evaluated": trial.evaluate,
+        "ranks": ",".join(map(str, row.ranks)),
+        "budget": "; ".join(str(entry["budget"]) for entry in budgets) or "own",
+        "budgets": json.dumps(budgets),
+        "budget_missed": "yes" if any(entry["within"] is False for entry in budgets) else "no",
+        "mlflow.parentRunId": parent,
+        **tags,
+    }
+    name = f"{row.method} {known['ranks']}".rstrip() + f" · {row.task} · seed {trial.seed}"
+    run = store.client.create_run(store.experiment.experiment_id, tags=known, run_name=name)
+    writer = TrialRun(store, run.info.run_id, metric, trial.id)
+    if provenance is not None:
+        try:
+            writer.start(trial.model_dump(mode="json", exclude_none=True), provenance)
+        except BaseException:  # an interrupt, say: nobody else knows of this run yet
+            writer.kill()
+            raise
+    return writer
+
+
+class TrialRun:
+    """Writes one trial. What the store does not take is kept, in memory while the trial runs, on disk when
+    it has ended, until `flush` finds the store back.
+    """
+
+    def __init__(self, store: Store, run_id: str, metric: str, trial_id: str = "") -> None:
+        self.run_id = run_id
+        self._store = store
+        self._metric = metric
+        self._letter = Letter(store.experiment.experiment_id, run_id, trial_id)
+        #: Where the whole record lies once the trial has ended.
+        self._kept: Path | None = None
+        self._told = -PROGRESS_EVERY
+
+    @property
+    def ended(self) -> bool:
+        """Whether the record is on disk, so that it is sent now or later."""
+        return self._kept is not None
+
+    def start(self, config: dict[str, Any], provenance: Mapping[str, str]) -> None:
+        """Stores the resolved configuration, and where the trial runs."""
+        self._letter.params |= {key: str(value) for key, value in _flat(config).items()}
+        self._letter.tags |= {f"provenance.{key}": value for key, value in provenance.items()}
+        resolved = {"trial": config, "provenance": dict(provenance)}
+        self._letter.texts["config.json"] = json.dumps(resolved, indent=1)
+        self.flush()
+
+    def progress(self, progress: Progress) -> None:
+        values: list[tuple[str, float, int]] = [("train/loss", loss, step) for step, loss in progress.losses]
+        if progress.validation_metric is not None and progress.validation_loss is not None:
+            values += [
+                (f"validation/{self._metric}", progress.validation_metric, progress.epoch),
+                ("validation/loss", progress.validation_loss, progress.epoch),
+            ]
+        now = _now()
+        self._letter.metrics += [(key, value, now, step) for key, value, step in values]
+        if time.monotonic() >= self._told + PROGRESS_EVERY:
+            self._told = time.monotonic()
+            self.flush()
+
+    def end(self, ending: Ending) -> None:
+        """Puts the whole record on disk, then sends it: from here on nothing is lost.
+
+        A pruned or lost trial is a killed run with a tag: a pruned one is settled, a lost one runs again.
+        """
+        letter, now = self._letter, _now()
+        letter.metrics += [(key, value, now, 0) for key, value in ending.metrics.items()]
+        if ending.reason:
+            letter.tags |= {"failure": ending.reason, "failure_message": ending.message[:5000]}
+        if ending.status == "pruned":
+            letter.tags["pruned"] = "yes"
+        letter.status = {"finished": "FINISHED", "failed": "FAILED"}.get(ending.status, "KILLED")
+        letter.ended = now
+        with storing():
+            self._kept = Outbox(self._store.outbox).keep(letter, ending.files)
+        self.flush()
+
+    @storing()
+    def kill(self) -> None:
+        self._store.client.set_terminated(self.run_id, "KILLED")
+
+    def flush(self) -> None:
+        """Sends what waits, unless the store is known to be away."""
+        if not self._store.online:
+            return
+        if self._kept is None:
+            self._store.send(self._letter)
+        else:
+            Outbox.send(self._kept, self._store.send)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

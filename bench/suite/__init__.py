@@ -1,0 +1,1 @@
+"""What a user wrote: a suite of tasks, backbones, methods, budgets and seeds."""

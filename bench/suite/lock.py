@@ -1,0 +1,115 @@
+"""The lock file of a suite: which commit of every hub repository it uses, and the hash of every file.
+
+`tensorbench fetch SUITE.yaml` writes `SUITE.lock.yaml` beside the suite; whoever loads the suite obeys it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import yaml
+from pydantic import Field
+
+from bench.sources.hub import expect
+from bench.tasks import Source, find_task
+from methods.errors import UserError
+from methods.validation import Frozen, validate
+
+if TYPE_CHECKING:
+    from bench.suite.rows import TaskRow
+    from bench.suite.suite import Suite
+    from bench.tasks.hub import HubTask
+
+VERSION: Literal[1] = 1
+
+
+class Locked(Frozen):
+    """A repository at a commit."""
+
+    repository: str
+    #: What the suite asks for: a branch, tag or commit; None: the main branch.
+    asked: str | None = None
+    #: The commit that this was resolved to.
+    revision: str = Field(pattern="^[0-9a-f]{40}$")
+    #: Path in the repository to the file's sha256.
+    files: dict[str, str]
+
+
+class Lock(Frozen):
+    """Backbones by the name that the suite gives them (`owner/model`, `timm:model`), tasks by theirs."""
+
+    version: Literal[1] = VERSION
+    backbones: dict[str, Locked] = {}
+    tasks: dict[str, Locked] = {}
+
+    def apply(self, suite: Suite, path: Path) -> Suite:
+        """The suite, its hub repositories at their commits. Raises UserError for what is not locked."""
+        backbones = []
+        for spec in suite.backbones:
+            if spec.source is not None:
+                entry = self._entry(self.backbones, spec.source, None, spec.revision, path)
+                spec = spec.at(entry.revision)
+            backbones.append(spec)
+        tasks = []
+        for row in suite.tasks:
+            if (task := hub_task(row)) is not None:
+                entry = self._entry(self.tasks, row.task, task.where, task.source.revision, path)
+                source = Source(hub=entry.repository, revision=entry.revision)
+                row = row.model_copy(update={"source": source})
+            tasks.append(row)
+        for entry in (*self.backbones.values(), *self.tasks.values()):
+            expect(entry.repository, entry.revision, entry.files)
+        return suite.model_copy(update={"backbones": tuple(backbones), "tasks": tuple(tasks)})
+
+    def _entry(
+        self, entries: dict[str, Locked], name: str, repository: str | None, asked: str | None, path: Path
+    ) -> Locked:
+        entry = entries.get(name)
+        if (
+            entry is None
+            or asked not in (entry.asked, entry.revision)
+            or repository not in (None, entry.repository)
+        ):
+            at = "" if asked is None else f" at revision {asked}"
+            what = name if repository is None else f"{name} from {repository}"
+            raise UserError(
+                f"{path} does not lock {what}{at}: run `tensorbench fetch` on the suite again, or delete it"
+            )
+        return entry
+
+    def write(self, path: Path, suite: Path) -> None:
+        """Writes the lock in one step. Raises UserError where it cannot be written."""
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=200)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        try:
+            unfinished.write_text(
+                f"# Written by `tensorbench fetch {suite.name}`: the commits and files (sha256) it uses.\n"
+                f"# Keep it beside the suite; every plan and run of the suite obeys it.\n{text}",
+                encoding="utf-8",
+            )
+            unfinished.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write lock {path}: {error.strerror}") from error
+
+
+def lock_path(suite: Path) -> Path:
+    """Where the lock of a suite lies."""
+    return suite.with_suffix(".lock.yaml")
+
+
+def read_lock(path: Path) -> Lock:
+    """Raises UserError for a file that is not a lock."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read lock {path}: {error}") from error
+    return validate(Lock, values, str(path))
+
+
+def hub_task(row: TaskRow) -> HubTask | None:
+    """The row's task if its data come from a hub repository. Raises UserError."""
+    from bench.tasks.hub import HubTask
+
+    task = find_task(row.task, row.source)
+    return task if isinstance(task, HubTask) and task.source.local is None else None

@@ -1,0 +1,111 @@
+"""The suite: what spans trials. Everything is validated before any work starts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from bench.backbones import BackboneSpec
+from bench.suite.choosing import Allocation, Search, Tuning
+from bench.suite.recipe import Recipe
+from bench.suite.rows import Budget, MethodRow, TaskRow
+from methods.validation import Frozen, validate
+
+
+class Suite(Frozen):
+    """Tasks × backbones × methods × budgets × seeds."""
+
+    #: Also the name of the MLflow experiment.
+    name: str
+    description: str = ""
+    tasks: tuple[TaskRow, ...] = Field(min_length=1)
+    backbones: tuple[BackboneSpec, ...] = Field(min_length=1)
+    methods: tuple[MethodRow, ...] = Field(min_length=1)
+    #: For every method whose ranks the row leaves free.
+    budgets: tuple[Budget, ...] = ()
+    seeds: tuple[int, ...] = Field(min_length=1)
+    training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
+    #: The split that the selected state is scored on, once.
+    evaluate: Literal["test", "validation"] = "test"
+    #: Printed under the results.
+    closing: str = ""
+    #: How learning rate and scale are chosen: None (`none`) is as written in the suite, for all methods.
+    tuning: Tuning | None = None
+    #: What `tensorbench search` does for each method, task, backbone and budget.
+    search: Search | None = None
+    allocation: Allocation | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", name):
+            raise ValueError("at most 128 letters, digits, '_', '.' and '-', a letter or digit first")
+        return name
+
+    @field_validator("tuning", mode="before")
+    @classmethod
+    def _tuning_by_name(cls, value: Any) -> Any:
+        named: dict[str, dict[str, Any] | None] = {"none": None, "equal": {}}
+        if isinstance(value, str):
+            if value not in named:
+                raise ValueError("tuning is none, equal, or equal with its allowance: {trials: 8, …}")
+            return named[value]
+        return value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _task_names(cls, tasks: Any) -> Any:
+        return [{"task": t} if isinstance(t, str) else t for t in tasks] if isinstance(tasks, list) else tasks
+
+    @field_validator("tasks", "seeds", "backbones", "budgets")
+    @classmethod
+    def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        keys = [
+            value.task if isinstance(value, TaskRow) else value.label if isinstance(value, Budget) else value
+            for value in values
+        ]
+        repeated = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if repeated:
+            raise ValueError(f"{repeated[0]} stands there twice")
+        return values
+
+    @model_validator(mode="after")
+    def _chosen_apart(self) -> Self:
+        """What chooses and what is chosen for share no seed, and nothing is set that is to be chosen."""
+        sections = {"tuning": self.tuning, "search": self.search, "allocation": self.allocation}
+        for name, section in sections.items():
+            if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
+                raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
+        # What chooses would train and validate on what is test for a final seed.
+        dealt = next((row.task for row in self.tasks if row.split == "per_seed"), None)
+        if dealt and any(sections.values()):
+            raise ValueError(
+                f"task '{dealt}' has split: per_seed; whatever chooses needs one split for all seeds"
+            )
+        if self.tuning and (self.search or self.allocation):
+            raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
+        rows = [(row.task, row.training) for row in self.tasks]
+        rows += [(row.method, row.training) for row in self.methods]
+        for where, section in (("tuning", self.tuning), ("search", self.search)):
+            chosen = {axis for axis in ("lr", "head_lr") if section and section.grids[axis]}
+            for name, training in rows:
+                for axis in chosen & set(training):
+                    raise ValueError(
+                        f"'{name}' sets {axis}, which {where} chooses: "
+                        f"leave it out, or give {where} {axis}: null"
+                    )
+        return self
+
+    def recipe(self, task: TaskRow, method: MethodRow) -> Recipe:
+        """The suite's training, then the task's overrides, then the method's; not resolved yet."""
+        merged = self.training.model_dump(exclude_unset=True)
+        for where, override in ((f"task '{task.task}'", task.training), (method.method, method.training)):
+            if "steps" in override:
+                merged.pop("epochs", None)
+            if "epochs" in override:
+                merged.pop("steps", None)
+            merged |= override
+            validate(Recipe, merged, f"training of {where}")
+        return validate(Recipe, merged, "training")

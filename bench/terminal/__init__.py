@@ -1,0 +1,1 @@
+"""What people see at the terminal."""

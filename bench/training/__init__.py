@@ -1,0 +1,1 @@
+"""One trial: a clean backbone, a fresh adapter, training, one evaluation."""

@@ -1,0 +1,146 @@
+"""One trial: a clean backbone, a fresh adapter, training, one evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.backbones import BackboneSpec, LoadedBackbone, load
+from bench.inputs import ModelInput
+from bench.plan.trial import Trial
+from bench.tasks import TASKS, PreparedData, data_key, find_task, prepare
+from bench.training.loop import Diverged, Evaluation, Trained, evaluate, head_state, train
+from bench.training.measure import PeakMemory
+from bench.training.numerics import compiled, deterministic
+from bench.training.seeding import generator, stream_seed
+from bench.wire import Progress
+from methods import UserError, from_identity
+
+
+@dataclass
+class Outcome:
+    """What a finished trial leaves: its scores, its costs, its predictions and its adapter."""
+
+    trained: Trained
+    final: Evaluation
+    #: Source ids and labels of the examples behind `final`, in its order.
+    example_ids: Tensor
+    labels: Tensor
+    adapter_parameters: int
+    head_parameters: int
+    seconds: float
+    peak_mib: float | None
+    adapter: dict[str, Tensor]
+    head: dict[str, Tensor]
+
+
+class Resources:
+    """What a worker keeps from one trial to the next: a backbone and a data set.
+
+    Those of another trial take their place, so that what is measured of a trial is its own.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self._backbone: tuple[BackboneSpec, LoadedBackbone, str] | None = None
+        self._data: tuple[tuple[object, ...], PreparedData] | None = None
+
+    def backbone(self, trial: Trial) -> LoadedBackbone:
+        """The trial's backbone, clean. Raises UserError where its weights are not the planned ones."""
+        spec = trial.backbone
+        if self._backbone is None or self._backbone[0] != spec:
+            # Before the next one is there, or memory would hold both.
+            self._backbone = None
+            loaded = load(spec)
+            loaded.module.to(self.device)
+            self._backbone = (spec, loaded, loaded.fingerprint())
+        _, backbone, _ = self._backbone
+        if backbone.info.weights_hash != trial.weights_hash:
+            raise UserError(
+                f"backbone '{backbone.info.name}' changed since the plan: weights {trial.weights_hash} "
+                f"were planned, {backbone.info.weights_hash} loaded; start again"
+            )
+        return backbone
+
+    def check(self) -> None:
+        """Drops the backbone if it is not as it was loaded, with a warning: the next trial loads it anew."""
+        assert self._backbone is not None
+        _, backbone, fingerprint = self._backbone
+        if backbone.fingerprint() != fingerprint:
+            warnings.warn(
+                f"a trial left traces on backbone '{backbone.info.name}'; it is loaded anew", stacklevel=2
+            )
+            self._backbone = None
+
+    def data(self, trial: Trial, model_input: ModelInput) -> PreparedData:
+        """The trial's data on the device. Raises UserError if they are not the planned ones, or too few."""
+        row, seed = trial.task, trial.task.split_seed(trial.seed)
+        sizes = (row.train_size, row.validation_size, row.test_size)
+        key = (json.dumps(trial.data, sort_keys=True), *sizes, seed)
+        if self._data is None or self._data[0] != key:
+            self._data = None
+            self._data = (key, self._prepared(trial, row.input(model_input), seed))
+        _, data = self._data
+        trial.recipe.check_batch(row.task, len(data.train))
+        return data
+
+    def _prepared(self, trial: Trial, wanted: ModelInput, split_seed: int | None) -> PreparedData:
+        row = trial.task
+        task = find_task(row.task, row.source)
+        now = data_key(task, wanted, row.max_tokens, per_seed=split_seed is not None)
+        if changed := [name for name in now if trial.data.get(name) != now[name]]:
+            raise UserError(f"task '{row.task}' changed since the plan ({', '.join(changed)}); start again")
+        sizes = (row.train_size, row.validation_size, row.test_size)
+        return prepare(task, wanted, row.max_tokens, *sizes, split_seed=split_seed).to(self.device)
+
+
+def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
+    """Trains and scores one trial. Raises Diverged, out-of-memory errors, or whatever went wrong.
+
+    The backbone is clean again afterwards in every case.
+    """
+    backbone = resources.backbone(trial)
+    data = resources.data(trial, backbone.info.input)
+    # Without what the first trial of a worker loads.
+    started = time.perf_counter()
+    metric = TASKS.get(trial.task.task).metric
+    encoder = backbone.module.encoder
+    backbone.reset(data.classes, generator(trial.seed, "head_start"))
+    # Dropout draws from the global generators, on a GPU from the device's own.
+    torch.manual_seed(stream_seed(trial.seed, "dropout"))
+    try:
+        adapter = from_identity(trial.method).attach(backbone, generator(trial.seed, "adapter_start"))
+        try:
+            # Of training and evaluation: what a method needs to be put on is gone by then.
+            memory = PeakMemory(resources.device)
+            split = data.test if trial.evaluate == "test" else data.validation
+            with deterministic(trial.recipe.deterministic), compiled(encoder, trial.recipe.compile):
+                trained = train(backbone, adapter, data, trial.recipe, metric, trial.seed, report)
+                final = evaluate(backbone, adapter, split, trial.recipe, metric, data.classes)
+            if not math.isfinite(final.loss):
+                raise Diverged(trained.steps, final.loss)
+            return Outcome(
+                trained=trained,
+                final=final,
+                example_ids=split.ids.cpu(),
+                labels=split.labels.cpu(),
+                adapter_parameters=adapter.parameter_count,
+                head_parameters=sum(parameter.numel() for parameter in backbone.head.parameters()),
+                seconds=time.perf_counter() - started,
+                peak_mib=memory.mib(),
+                adapter=adapter.state(),
+                head=head_state(backbone),
+            )
+        finally:
+            adapter.detach()
+    finally:
+        # Whatever failed, attaching and detaching included, the next trial gets a clean backbone.
+        backbone.module.eval()
+        resources.check()

@@ -1,0 +1,46 @@
+"""What a trial tells while it runs and leaves when it ends: what training hands to the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class Progress:
+    """What a running trial tells: losses of the latest steps or, after an epoch, the validation metric."""
+
+    step: int
+    steps: int
+    epoch: int
+    #: (step, loss) since the last report.
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    validation_metric: float | None = None
+    validation_loss: float | None = None
+
+
+#: Why a trial has no result. `lost` says nothing about the trial: its worker died.
+Failure = Literal["diverged", "out of memory", "error", "lost"]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A finished, failed, pruned or lost trial. `files` are its artifacts by name."""
+
+    status: Literal["finished", "failed", "pruned", "lost"]
+    metrics: dict[str, float] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    reason: Failure | None = None
+    message: str = ""
+
+    @property
+    def failure(self) -> str:
+        return f"{self.reason}: {self.message}" if self.reason else ""
+
+
+def failed(reason: Failure, message: str, trace: str) -> Ending:
+    return Ending("failed", {}, {"traceback.txt": trace.encode()}, reason, message)
+
+
+def lost(message: str) -> Ending:
+    return Ending("lost", reason="lost", message=message)

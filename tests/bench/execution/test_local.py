@@ -1,0 +1,378 @@
+"""Workers as processes: a crash costs one trial, an interrupt leaves none behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import termios
+import time
+from array import array
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from bench.execution import local_slots, make_executor
+from bench.execution.checks import MIB, available_mib, check_disk, check_memory
+from bench.execution.driver import execute
+from bench.execution.estimate import longest_first
+from bench.execution.local import Local, Slot
+from bench.execution.perform import Event
+from bench.execution.session import session
+from bench.plan.rows import Plan
+from bench.store.records import Record
+from bench.store.store import Store
+from bench.training.loop import Pruned
+from methods import UserError
+
+from .toy_suites import DIGITS, plan, write
+
+SHORT = {"batch_size": 16, "steps": 2}
+#: Long enough to be met while it runs.
+LONG = {"batch_size": 16, "steps": 4000}
+
+NewStore = Callable[[Path], str]
+
+
+@pytest.fixture(scope="module")
+def workers() -> Any:
+    """Two warm workers, which the tests share; a test may kill them."""
+    with Local([Slot(f"cpu/{i}", "cpu", 1) for i in range(2)]) as place:
+        place.prepare(list(plan(seeds=[0, 1]).trials))
+        yield place
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_store: NewStore) -> Store:
+    return Store.create(new_store(tmp_path), "toy")
+
+
+def run(
+    store: Store, place: Local, made: Plan, notify: Callable[[Event], None] = lambda event: None
+) -> list[Event]:
+    events: list[Event] = []
+
+    def note(event: Event) -> None:
+        events.append(event)
+        notify(event)
+
+    with session(store) as at_work:
+        execute(made, list(made.trials), at_work, place, note)
+    return events
+
+
+def test_every_trial_runs_once_and_workers_tell_where(store: Store, workers: Local) -> None:
+    made = plan(methods=["lora", "head_only"], seeds=[0, 1], training=SHORT)
+    events = run(store, workers, made)
+    assert sorted(e.trial.id for e in events if e.kind == "finished") == sorted(t.id for t in made.trials)
+    assert {record.status for record in store.records()} == {"FINISHED"}
+    for record in store.records():
+        assert record.tags["provenance.threads"] == "1"
+    assert {event.worker for event in events} <= {"cpu/0", "cpu/1"}
+    # Longest first.
+    assert next(e for e in events if e.kind == "started").trial.seed in (0, 1)
+
+
+def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], None]:
+    """Ends the worker of the first trial that makes progress, so many times."""
+    left = [times]
+
+    def notify(event: Event) -> None:
+        if event.kind == "progress" and left[0]:
+            left[0] -= 1
+            worker = next(w for w in place._workers if w.trial and w.trial.id == event.trial.id)
+            os.kill(worker.process.pid or 0, how)
+
+    return notify
+
+
+def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, workers: Local) -> None:
+    made = plan(seeds=[0], training={"batch_size": 16, "steps": 200})
+    events = run(store, workers, made, killing(workers, signal.SIGSEGV, 1))
+    assert [e.kind for e in events if e.kind != "progress"] == ["started", "lost", "started", "finished"]
+    lost, done = store.records()
+    assert (lost.status, lost.settled, done.status) == ("KILLED", False, "FINISHED")
+    assert lost.tags["failure"] == "lost"
+    assert "was ended by SIGSEGV" in lost.tags["failure_message"]
+
+
+def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, workers: Local) -> None:
+    """As when memory runs out; the result is larger than what a pipe holds."""
+    made = plan(methods=[{"method": "lora", "rank": 512}], budgets=[], training=SHORT)
+    left = [1]
+
+    def notify(event: Event) -> None:
+        if event.kind == "started" and left[0]:
+            left[0] -= 1
+            worker = next(w for w in workers._workers if w.trial)
+            waiting, deadline = array("i", [0]), time.monotonic() + 60
+            while waiting[0] < 2**16 and time.monotonic() < deadline:
+                fcntl.ioctl(worker.link.fileno(), termios.FIONREAD, waiting)
+                time.sleep(0.05)
+            worker.process.kill()
+            worker.process.join()
+
+    kinds = [event.kind for event in run(store, workers, made, notify) if event.kind != "progress"]
+    assert kinds == ["started", "lost", "started", "finished"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ConnectionResetError()])
+def test_an_error_of_who_listens_is_not_taken_for_the_worker_s(
+    store: Store, workers: Local, error: OSError
+) -> None:
+    def notify(event: Event) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        run(store, workers, plan(training=SHORT), notify)
+    assert raised.value is error
+    assert [record.status for record in store.records()] == ["KILLED"]
+
+
+def test_a_trial_that_ends_its_worker_twice_is_lost_and_the_others_go_on(
+    store: Store, workers: Local
+) -> None:
+    made = plan(seeds=[0, 1], training={"batch_size": 16, "steps": 200})
+
+    def notify(event: Event) -> None:
+        if event.kind == "progress" and event.trial.seed == 0:
+            worker = next(w for w in workers._workers if w.trial and w.trial.id == event.trial.id)
+            os.kill(worker.process.pid or 0, signal.SIGKILL)
+
+    kinds = [e.kind for e in run(store, workers, made, notify) if e.kind not in ("progress", "started")]
+    assert sorted(kinds) == ["finished", "lost", "lost"]
+    statuses = sorted((record.status, record.tags.get("failure")) for record in store.records())
+    assert statuses == [("FINISHED", None), ("KILLED", "lost"), ("KILLED", "lost")]
+    assert not [record for record in store.records() if record.status == "KILLED" and record.settled]
+
+
+def test_who_watches_may_prune_a_trial_in_another_process(store: Store, workers: Local) -> None:
+    made = plan(seeds=[0], training=LONG)
+    before = workers.processes()
+
+    def notify(event: Event) -> None:
+        if event.kind == "progress":
+            raise Pruned
+
+    assert run(store, workers, made, notify)[-1].kind == "pruned"
+    assert [record.status for record in store.records()] == ["PRUNED"]
+    # No worker had to die for it.
+    assert all(worker.is_running() for worker in before)
+
+
+def test_a_failure_in_a_worker_is_stored_with_its_traceback(store: Store, workers: Local) -> None:
+    training = {"batch_size": 16, "steps": 3, "lr": 1e30, "warmup": 0}
+    assert run(store, workers, plan(training=training))[-1].kind == "failed"
+    (record,) = store.records()
+    assert (record.status, record.tags["failure"]) == ("FAILED", "diverged")
+    path = store.client.download_artifacts(record.run_id, "traceback.txt")
+    assert "Diverged" in Path(path).read_text()
+
+
+def test_what_cannot_be_prepared_is_told_before_any_trial(workers: Local) -> None:
+    made = plan()
+    changed = made.trials[0].model_copy(update={"weights_hash": "0" * 16})
+    with pytest.raises(UserError, match="changed since the plan"):
+        workers.prepare([changed])
+
+
+def test_a_later_preparation_checks_too_and_outlasts_a_worker_that_died_idle() -> None:
+    made = plan()
+    changed = made.trials[0].model_copy(update={"weights_hash": "0" * 16})
+    with Local([Slot("cpu/0", "cpu", 1)]) as place:
+        place.prepare(list(made.trials))
+        (worker,) = place.processes()
+        worker.kill()
+        worker.wait()
+        place.prepare(list(made.trials))
+        assert not worker.is_running(), "nothing was to be prepared"
+        with pytest.raises(UserError, match="changed since the plan"):
+            place.prepare([changed])
+
+
+def test_pruning_a_trial_whose_worker_died_meanwhile_is_a_loss(store: Store, workers: Local) -> None:
+    made = plan(seeds=[0], training={"batch_size": 16, "steps": 200})
+    left = [1]
+
+    def notify(event: Event) -> None:
+        if event.kind == "progress" and left[0]:
+            left[0] -= 1
+            worker = next(w for w in workers._workers if w.trial and w.trial.id == event.trial.id)
+            worker.process.kill()
+            worker.process.join()
+            raise Pruned
+
+    kinds = [event.kind for event in run(store, workers, made, notify) if event.kind != "progress"]
+    assert kinds == ["started", "lost", "started", "finished"]
+
+
+# --- the program, told to stop ---
+
+
+def start(folder: Path, suite: Path, uri: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "bench", "run", str(suite), "--store", uri]
+    command += ["--executor", "local", "--workers", "1"]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def running(uri: str) -> list[Record]:
+    with suppress(UserError):
+        return [record for record in Store.existing(uri, "toy").records() if record.metrics.get("train/loss")]
+    return []
+
+
+def test_a_signal_to_all_processes_closes_what_runs_and_leaves_none(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    """As a terminal does on Ctrl-C, and SLURM before the time limit."""
+    suite, uri = write(tmp_path, seeds=[0], training=LONG), new_store(tmp_path)
+    process = start(tmp_path, suite, uri)
+    try:
+        deadline = time.monotonic() + 150
+        while not running(uri):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        children = psutil.Process(process.pid).children(recursive=True)
+        told = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)
+        out = process.communicate(timeout=60)[0]
+        assert time.monotonic() - told < 10
+    finally:
+        process.kill()
+    assert process.returncode == 130, out
+    assert "Traceback" not in out
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    opened = Store.existing(uri, "toy")
+    assert [record.status for record in opened.records()] == ["KILLED"]
+    assert not opened.running()
+
+
+# --- before the start ---
+
+
+def test_longest_trials_come_first_by_steps_or_by_what_was_measured() -> None:
+    made = plan(
+        methods=[
+            {"method": "lora", "training": {"steps": 2}},
+            {"method": "head_only", "training": {"steps": 9}},
+        ],
+        training={"batch_size": 16, "steps": 5},
+    )
+    lora, head = sorted(made.trials, key=lambda trial: trial.method["method"], reverse=True)
+    assert longest_first(made, made.trials, []) == [head, lora]
+    # LoRA's steps took five times as long.
+    records = [
+        Record(
+            row.method,
+            "other",
+            "FINISHED",
+            0,
+            {"method": row.method, "backbone": row.backbone, "task": row.task},
+            {"cost/seconds": 50.0 if row.trials[0] == lora.id else 10.0, "cost/steps": 10.0},
+        )
+        for row in made.rows
+    ]
+    assert longest_first(made, made.trials, records) == [lora, head]
+
+
+def test_trials_on_one_seed_s_split_stay_together() -> None:
+    tasks = [{**DIGITS, "split": "per_seed"}]
+    methods = ["head_only", "lora", {"method": "tenslora", "variant": "att"}]
+    made = plan(tasks=tasks, methods=methods, seeds=[0, 1, 2])
+    seconds = dict(zip((row.method for row in made.rows), (10.0, 30.0, 20.0), strict=True))
+    records = [
+        Record(
+            row.method,
+            "other",
+            "FINISHED",
+            0,
+            {"method": row.method, "backbone": row.backbone, "task": row.task},
+            {"cost/seconds": seconds[row.method], "cost/steps": 10.0},
+        )
+        for row in made.rows
+    ]
+    ordered = longest_first(made, made.trials, records)
+    assert [trial.seed for trial in ordered] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [trial.method["method"] for trial in ordered] == ["lora", "tenslora", "head_only"] * 3
+
+
+def test_cores_are_divided_among_workers() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert local_slots("cpu", None, None) == [(f"cpu/{i}", "cpu", 1) for i in range(cores)]
+    assert local_slots("cpu", 1, None) == [("cpu/0", "cpu", cores)]
+    assert [slot[2] for slot in local_slots("cpu", 2 * cores, None)] == [1] * 2 * cores
+    assert local_slots("cuda:1", None, 2)[1][:2] == ("cuda:1/1", "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "locale"}, "unknown executor 'locale': did you mean 'local'"),
+        (
+            {"kind": "inline", "workers": 2},
+            "--workers and --slots-per-device go with --executor local or ray",
+        ),
+        ({"kind": "local", "slots_per_device": 2}, "--slots-per-device is for GPUs; on CPUs use --workers"),
+        ({"kind": "local", "ray_address": "auto"}, "--ray-address goes with --executor ray"),
+        ({"kind": "local", "device": "cuda:0", "workers": 3, "slots_per_device": 2}, "2 slots on 1 GPU"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_executor(**{"device": "cpu", **options})
+
+
+def test_too_little_disk_or_memory_is_told_before_the_start(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(seeds=[0, 1])
+    check_disk(made, list(made.trials), store)
+    check_memory(list(made.trials), 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10 * 2**20))
+    with pytest.raises(UserError, match=r"has 10 MiB free, and 2 trial\(s\) need 2\d\d there"):
+        check_disk(made, list(made.trials), store)
+    with pytest.raises(
+        UserError, match=r"1000 worker\(s\) need at least 4\d\d,\d\d\d MiB of memory.*fewer --workers"
+    ):
+        check_memory(list(made.trials) * 500, 1000)
+
+
+def test_memory_is_what_the_control_groups_leave_and_the_cache_of_files_counts_as_free(
+    tmp_path: Path,
+) -> None:
+    groups, own = tmp_path / "cgroup", tmp_path / "own"
+    step = groups / "job" / "step"
+    step.mkdir(parents=True)
+
+    def limit(group: Path, most: int | str, used: int, cached: int) -> None:
+        (group / "memory.max").write_text(f"{most if most == 'max' else int(most) * MIB}\n")
+        (group / "memory.current").write_text(f"{used * MIB}\n")
+        (group / "memory.stat").write_text(f"anon {(used - cached) * MIB}\ninactive_file {cached * MIB}\n")
+
+    limit(groups / "job", 60, 50, 30)
+    limit(step, "max", 50, 30)
+    own.write_text("1:cpu:/job\n0::/job/step\n")
+    assert available_mib(groups, own) == 40
+    limit(step, 55, 50, 30)
+    assert available_mib(groups, own) == 35
+    # A container sees its own group as the root; another machine may have none of the files.
+    limit(groups, 20, 10, 5)
+    own.write_text("0::/not/here\n")
+    assert available_mib(groups, own) == 15
+    assert available_mib(groups, tmp_path / "missing") == 15
+    assert available_mib(tmp_path / "nowhere", own) > 40

@@ -1,0 +1,108 @@
+"""The stress scenarios, small; `python -m tests.stress` runs them whole (docs/clusters.md)."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from bench.execution.driver import execute
+from bench.execution.session import session
+from bench.store.store import Store
+
+from ..stress import scenarios
+from ..stress.services import Postgres, postgres_programs
+from .held import await_held, start
+from .toy_suites import DIGITS, plan, write
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that PostgreSQL's unprivileged user can come by."""
+    with tempfile.TemporaryDirectory(prefix="tensorbench-") as made:
+        path = Path(made)
+        path.chmod(0o755)
+        yield path
+
+
+def test_killed_workers_and_drivers_lose_and_repeat_nothing(folder: Path) -> None:
+    report: dict[str, Any] = scenarios.kills(
+        folder, trials=10, steps=200, workers=1, worker_kills=1, driver_kills=1
+    )
+    assert (report["workers killed"], report["drivers killed"], report["starts"]) == (1, 1, 2)
+
+
+POSTGRES = pytest.mark.skipif(
+    postgres_programs() is None, reason="PostgreSQL's server programs are not installed"
+)
+
+
+@POSTGRES
+def test_two_drivers_outlast_an_outage_of_the_server_over_postgresql(folder: Path) -> None:
+    report = scenarios.outage(folder, trials=8, steps=600, seconds=2, both=False, options=())
+    assert sum(report["by driver"]) == 8
+
+
+@POSTGRES
+def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(folder: Path) -> None:
+    methods = [{"method": "tenslora", "variant": "qkv_depth"}]
+    changes = {"methods": methods, "seeds": [0], "search": {"trials": 4, "pruner": "none"}}
+    suite, store = write(folder, **changes), scenarios.sqlite(folder)
+    database = Postgres(folder / "postgres")
+    try:
+        command = ("search", suite, "--store", store, "--storage", database.uri)
+        first = start(folder, *command, through=1)
+        try:
+            await_held(first, folder)
+        finally:
+            first.kill()
+            first.wait()
+        (folder / "go").touch()
+        both = [start(folder, *command, through=0) for _ in range(2)]
+        try:
+            said = [process.communicate(timeout=240)[0] for process in both]
+        finally:
+            for process in both:
+                process.kill()
+        assert [process.returncode for process in both] == [0, 0], said
+        (name,) = optuna.get_all_study_names(database.uri)
+        trials = optuna.load_study(study_name=name, storage=database.uri).trials
+    finally:
+        database.stop()
+    tried = [tuple(trial.user_attrs["ranks"]) for trial in trials if trial.state.name == "COMPLETE"]
+    assert len(set(tried)) == len(tried) == 4
+    assert {trial.state.name for trial in trials} == {"COMPLETE", "FAIL"}
+
+
+RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+
+
+@RAY
+def test_a_lost_ray_node_costs_only_what_ran_there(folder: Path) -> None:
+    report = scenarios.ray_nodes(folder, trials=4, steps=1000, cpus=1)
+    assert report["lost with the node"] == 1
+
+
+@RAY
+def test_ray_prepares_again_where_idle_actors_hold_every_slot(folder: Path) -> None:
+    """As between the phases of a tuned suite, and between the points of a search."""
+    from bench.execution.ray import RayCluster
+
+    steps = {"batch_size": 16, "steps": 1}
+    first, more = (
+        plan(methods=["head_only"], tasks=[{**DIGITS, "test_size": size}], training=steps)
+        for size in (40, 41)
+    )
+    kinds = []
+    cluster = RayCluster("cpu", 1, None, None)
+    with cluster, session(Store.create(scenarios.sqlite(folder), "toy")) as at_work:
+        for made in (first, more, more):
+            cluster.prepare(list(made.trials))
+            execute(made, list(made.trials), at_work, cluster, lambda event: kinds.append(event.kind))
+    assert kinds.count("finished") == 2
+    assert kinds[-1] == "elsewhere"

@@ -1,0 +1,332 @@
+"""A plan has the paper's counts, one trial for what is the same, and ids that hash what matters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.backbones import BACKBONES
+from bench.plan.trial import Trial
+from methods import UserError
+from methods.tenslora import VARIANTS
+
+from .local_checkpoints import encoder
+from .local_checkpoints import write as checkpoint
+from .toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
+
+ROOT = Path(__file__).parents[3]
+
+#: TensLoRA's Table 2 and LoRA r=4 at d=768, 12 heads, 12 layers.
+PAPER = {
+    "LoRA": 221184,
+    "TensLoRA att": 123840,
+    "TensLoRA qkv": 74640,
+    "TensLoRA depth": 18768,
+    "TensLoRA att_qkv": 43728,
+    "TensLoRA att_depth": 11040,
+    "TensLoRA qkv_depth": 6460,
+    "TensLoRA att_qkv_depth": 4460,
+}
+
+
+@pytest.fixture(scope="module")
+def paper() -> tuple[dict[str, Any], set[str]]:
+    """suites/paper_counts.yaml as `plan --json` prints it, without network, and the modules it imported."""
+    program = """
+import socket, sys
+def refuse(*_): raise AssertionError("network")
+socket.socket.connect = refuse
+from bench.cli import main
+sys.argv = ["tensorbench", "plan", "suites/paper_counts.yaml", "--json"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+print(*sys.modules, sep="\\n", file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return json.loads(done.stdout), set(done.stderr.split())
+
+
+def counts(printed: dict[str, Any], budget: str) -> dict[str, int]:
+    return {row["title"]: row["parameters"] for row in printed["rows"] if row["budget"] == budget}
+
+
+def test_isorank_4_gives_the_counts_of_the_paper(paper: tuple[dict[str, Any], set[str]]) -> None:
+    assert counts(paper[0], "isorank 4") == PAPER
+
+
+def test_isoparameters_are_within_3_percent_of_lora(paper: tuple[dict[str, Any], set[str]]) -> None:
+    fitted = counts(paper[0], "isoparameters 4")
+    assert set(fitted) == set(PAPER)
+    assert all(abs(count / PAPER["LoRA"] - 1) < 0.03 for count in fitted.values())
+    for row in paper[0]["rows"]:
+        assert row["percent_of_lora"] == pytest.approx(100 * row["parameters"] / PAPER["LoRA"])
+        if row["budget"] == "isoparameters 4":
+            assert row["within"] is True
+            assert row["asked"] == PAPER["LoRA"]
+            assert row["ratio"] == pytest.approx(row["parameters"] / row["asked"])
+
+
+def test_lora_r4_stands_in_both_blocks_and_runs_once(paper: tuple[dict[str, Any], set[str]]) -> None:
+    rows = [row for row in paper[0]["rows"] if row["title"] == "LoRA"]
+    assert [row["budget"] for row in rows] == ["isorank 4", "isoparameters 4"]
+    assert rows[0]["trials"] == rows[1]["trials"]
+    ids = [trial["id"] for trial in paper[0]["trials"]]
+    assert len(ids) == len(set(ids)) == 15
+    assert ids.count(rows[0]["trials"]["0"]) == 1
+
+
+def test_planning_registered_names_imports_neither_mlflow_nor_transformers(
+    paper: tuple[dict[str, Any], set[str]],
+) -> None:
+    heavy = {"mlflow", "transformers", "timm", "peft", "datasets", "sklearn", "torchvision", "onnx"}
+    assert not heavy & paper[1]
+
+
+def test_500_trials_are_planned_within_2_seconds() -> None:
+    started = time.process_time()
+    made = plan(
+        TEXT,
+        backbones=["minilm-l6", "random-roberta-base"],
+        methods=["lora", "head_only", {"method": "tenslora", "each": {"variant": list(VARIANTS)}}],
+        budgets=[{"isorank": 4}, {"isoparameters": 4}, {"parameters": 60_000}],
+        seeds=range(11),
+    )
+    assert time.process_time() - started < 2
+    assert len(made.trials) >= 500
+
+
+def trial(base: dict[str, Any] = VISION, device: str = "cpu", **changes: Any) -> Trial:
+    (made,) = plan(base, device, **changes).trials
+    return made
+
+
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        (VISION, {"name": "other", "description": "else", "closing": "bye"}),
+        (VISION, {"budgets": [{"isorank": 2}]}),
+        (VISION, {"budgets": [{"isoparameters": 2, "tolerance": 0.2}]}),
+        (VISION, {"budgets": [], "methods": [{"method": "lora", "rank": 2}]}),
+        (VISION, {"methods": [{"method": "lora", "scale": 1, "dropout": "0"}]}),
+        (VISION, {"training": {"lr": 5e-3, "batch_size": 16, "epochs": 2, "head_lr": 5e-3, "warmup": 0.1}}),
+        (
+            VISION,
+            {
+                "training": {"lr": 1, "epochs": 2},
+                "tasks": [{**DIGITS, "training": {"lr": 5e-3, "batch_size": 16}}],
+            },
+        ),
+        (VISION, {"backbones": [{"name": "tiny-random-vit", "image_size": 32}]}),
+        (VISION, {"tasks": [{**DIGITS, "max_tokens": 7}]}),
+        (TEXT, {"backbones": [{"name": "tiny-random-bert"}]}),
+    ],
+)
+def test_an_id_does_not_depend_on_what_cannot_change_the_result(
+    base: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    assert trial(base, **changes).id == trial(base).id
+
+
+def test_an_id_depends_on_the_precision_not_on_the_device() -> None:
+    training = VISION["training"]
+    assert trial(device="cuda", training={**training, "precision": "fp32"}).id == trial().id
+    assert trial(device="cuda").id == trial(training={**training, "precision": "bf16"}).id != trial().id
+
+
+def test_tokens_beyond_the_model_s_limit_change_nothing() -> None:
+    ids = {n: trial(TEXT, tasks=[{**MOVIES, "max_tokens": n}]).id for n in (127, 128, 400)}
+    assert ids[128] == ids[400] != ids[127]
+
+
+def test_trials_do_not_depend_on_the_order_of_the_suite() -> None:
+    methods = ["head_only", "lora", {"method": "tenslora", "variant": "att"}]
+    forth = plan(methods=methods, seeds=[0, 1], budgets=[{"isorank": 1}, {"isoparameters": 2}])
+    back = plan(methods=methods[::-1], seeds=[1, 0], budgets=[{"isoparameters": 2}, {"isorank": 1}])
+    assert {t.id for t in forth.trials} == {t.id for t in back.trials}
+    assert len(forth.trials) == 10
+
+
+@pytest.mark.parametrize(
+    ("variant", "same"),
+    [("qkv", True), ("depth", True), ("qkv_depth", True), ("att", False), ("att_depth", False)],
+)
+def test_the_order_of_heads_counts_only_where_heads_are_a_mode(variant: str, same: bool) -> None:
+    made = plan(
+        methods=[{"method": "tenslora", "variant": variant, "each": {"heads": ["aligned", "interleaved"]}}]
+    )
+    # Where it changes nothing, the two are one row.
+    assert len(made.rows) == len(made.trials) == (1 if same else 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": [{"method": "lora", "rank": 3}]},
+        {"methods": [{"method": "lora", "scale": 2}]},
+        {"methods": [{"method": "tenslora", "variant": "att"}]},
+        {"seeds": [1]},
+        {"evaluate": "validation"},
+        {"tasks": [{**DIGITS, "train_size": 61}]},
+        {"tasks": [{**DIGITS, "validation_size": 31}]},
+        {"tasks": [{**DIGITS, "test_size": 41}]},
+        {"backbones": ["random-vit-small"], "budgets": [], "methods": [{"method": "lora", "rank": 2}]},
+        {"backbones": [{"name": "tiny-random-vit", "image_size": 16}]},
+        *(
+            {"training": {**VISION["training"], **change}}
+            for change in (
+                {"lr": 4e-3},
+                {"head_lr": 4e-3},
+                {"weight_decay": 0},
+                {"batch_size": 8},
+                {"epochs": 3},
+                {"warmup": 0},
+                {"lr_floor": 0},
+                {"clip": 1},
+                {"select": "last"},
+                {"precision": "bf16"},
+            )
+        ),
+    ],
+)
+def test_an_id_depends_on_all_that_can_change_the_result(changes: dict[str, Any]) -> None:
+    assert trial(**changes).id != trial().id
+
+
+def test_an_id_depends_on_tokens_weights_protocol_and_data() -> None:
+    text = trial(TEXT)
+    assert trial(TEXT, tasks=[{**MOVIES, "max_tokens": 31}]).id != text.id
+    for change in (
+        {"weights_hash": "other"},
+        {"protocol": 10**6},
+        {"data": {**text.data, "task_identity": "x"}},
+        {"method": {**text.method, "version": 10**6}},
+    ):
+        assert Trial.model_validate({**text.model_dump(), **change}).id != text.id
+
+
+def test_an_id_is_the_same_in_every_process() -> None:
+    program = "from tests.bench.toy_suites import plan, TEXT; print(plan(TEXT).trials[0].id)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == trial(TEXT).id
+
+
+def test_seeds_run_one_after_the_other_so_that_each_compares_all_methods() -> None:
+    made = plan(methods=["lora", "head_only"], seeds=[3, 1])
+    assert [(t.seed, t.method["method"]) for t in made.trials] == [
+        (3, "lora"),
+        (3, "head_only"),
+        (1, "lora"),
+        (1, "head_only"),
+    ]
+
+
+def test_rows_come_in_blocks_own_sizes_first_then_the_budgets_in_their_order() -> None:
+    methods = ["lora", "head_only", {"method": "tenslora", "variant": "att"}]
+    made = plan(methods=methods, budgets=[{"isorank": 3}, {"isorank": 1}])
+    assert [(row.title, row.budget and row.budget.label) for row in made.rows] == [
+        ("head only", None),
+        ("LoRA", "isorank 3"),
+        ("TensLoRA att", "isorank 3"),
+        ("LoRA", "isorank 1"),
+        ("TensLoRA att", "isorank 1"),
+    ]
+
+
+def test_a_count_beyond_the_tolerance_is_flagged_in_plan_and_table(call: Any, tmp_path: Path) -> None:
+    from .toy_suites import write
+
+    # LoRA on this geometry comes in steps of 384.
+    for tolerance, within in ((0.2, True), (0.05, False)):
+        (row,) = plan(budgets=[{"parameters": 1000, "tolerance": tolerance}]).rows
+        assert (row.parameters, row.within) == (1152, within)
+    shown = call("plan", write(tmp_path, budgets=[{"parameters": 1000}]))
+    assert shown.code == 0
+    assert "1.152 !" in shown.out
+    assert "1 row(s) marked !" in shown.out
+
+
+@pytest.mark.parametrize("method", ["lora", {"method": "tenslora", "variant": "att_qkv_depth"}])
+def test_a_budget_below_the_smallest_possible_is_refused(method: Any) -> None:
+    with pytest.raises(UserError, match=r"budget of 20 parameters is below the smallest possible, [0-9]+"):
+        plan(methods=[method], budgets=[{"parameters": 20}])
+
+
+def test_head_only_needs_no_budget_and_stands_once() -> None:
+    made = plan(methods=["head_only"], budgets=[{"isorank": 1}, {"isorank": 2}])
+    (row,) = made.rows
+    assert (row.budget, row.parameters, row.within) == (None, 0, None)
+
+
+def test_budgets_of_a_row_replace_those_of_the_suite() -> None:
+    made = plan(methods=["lora", {"method": "tenslora", "variant": "att", "budgets": [{"isorank": 1}]}])
+    assert [row.budget.label for row in made.rows if row.budget] == ["isoparameters 2", "isorank 1"]
+
+
+def test_a_task_or_backbone_left_without_a_partner_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="task 'movie-sentiment' is text, and no backbone is: tiny-random-vit"
+    ):
+        plan(tasks=[MOVIES])
+    with pytest.raises(UserError, match="task 'movie-sentiment' is text, and no backbone is"):
+        plan(tasks=[DIGITS, MOVIES])
+    with pytest.raises(
+        UserError, match=r"backbone 'tiny-random-bert' is text, and no task is: digits \(vision\)"
+    ):
+        plan(backbones=["tiny-random-vit", "tiny-random-bert"])
+
+
+def test_tasks_meet_the_backbones_of_their_modality_only() -> None:
+    made = plan(tasks=[DIGITS, MOVIES], backbones=["tiny-random-bert", "tiny-random-vit"])
+    assert [(row.task, row.backbone) for row in made.rows] == [
+        ("digits", "tiny-random-vit"),
+        ("movie-sentiment", "tiny-random-bert"),
+    ]
+
+
+def test_one_backbone_at_several_image_sizes_has_a_name_for_each() -> None:
+    sized = [{"name": "tiny-random-vit", "image_size": size} for size in (16, 24)]
+    made = plan(backbones=["tiny-random-vit", *sized])
+    assert [row.backbone for row in made.rows] == [
+        "tiny-random-vit",
+        "tiny-random-vit at 16 px",
+        "tiny-random-vit at 24 px",
+    ]
+    assert [row.backbone for row in plan(backbones=sized[:1]).rows] == ["tiny-random-vit"]
+
+
+@pytest.mark.parametrize(
+    ("name", "backbones"),
+    [
+        ("tiny-random-vit", ["tiny-random-vit", {"name": "tiny-random-vit", "image_size": 32}]),
+        ("local:model", [{"local": "a/model"}, {"local": "b/model", "image_size": 48}]),
+    ],
+    ids=["twice the same size", "other weights"],
+)
+def test_backbones_that_their_names_do_not_tell_apart_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, backbones: list[Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, folder in enumerate(("a", "b")):
+        checkpoint(tmp_path / folder / "model", "vit", encoder("vit", seed=seed))
+    with pytest.raises(UserError, match=f"two backbones have the name '{name}'.* rename one of two folders"):
+        plan(backbones=backbones)
+
+
+def test_every_registered_backbone_can_be_planned_without_its_weights() -> None:
+    assert {"minilm-l6", "vit-s14"} <= set(BACKBONES)
+    for name in BACKBONES:
+        modality = BACKBONES.get(name).describe(None).input.modality
+        made = plan(VISION if modality == "vision" else TEXT, backbones=[name])
+        assert len(made.trials) == 1

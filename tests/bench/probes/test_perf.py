@@ -1,0 +1,137 @@
+"""Step times: what is timed beside what, the numbers behind a row, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.backbones import LoadedBackbone, load
+from bench.backbones.random_weights import RandomBackbone
+from bench.probes import perf
+from methods import METHODS, Geometry, Site, UnknownNameError, UserError
+
+TINY = ("--backbone", "tiny-random-vit", "--device", "cpu", "--batch", "2")
+
+
+def wide() -> LoadedBackbone:
+    """With an MLP of four times the hidden size, as FacT and CaRA want it."""
+    return RandomBackbone("wide", "vit", Geometry(32, 4, 2, 128), image_size=32, patch=8).load(None)
+
+
+def labels(names: list[str]) -> list[tuple[str, str]]:
+    found = perf.candidates(names, perf.RANK_MODES, wide())
+    return [(candidate.label, candidate.rank_mode) for candidate in found]
+
+
+def test_floor_and_lora_come_first_and_each_rank_mode_once() -> None:
+    assert labels(["qkv_depth"]) == [
+        ("floor", "–"),
+        ("LoRA", "rank 4"),
+        ("TensLoRA qkv_depth", "isorank"),
+        ("TensLoRA qkv_depth", "isoparameters"),
+    ]
+    # LoRA r=4 is the reference already, whatever it is asked for as.
+    assert labels(["lora"]) == [("floor", "–"), ("LoRA", "rank 4")]
+
+
+def test_what_adapts_other_layers_stands_beside_lora_on_them() -> None:
+    lora = {label for label, _ in labels(["cara", "lorta", "lotr"]) if label.startswith("LoRA")}
+    assert lora == {"LoRA", "LoRA (targets=qkvo)", "LoRA (targets=qkvo+mlp)"}
+
+
+def test_all_is_every_method_and_every_variant() -> None:
+    found = {candidate.label for candidate in perf.candidates(["all"], ["isorank"], wide())}
+    assert {template.label for name in METHODS for template in METHODS.get(name).listed()} <= found
+
+
+def test_of_all_what_does_not_suit_the_backbone_is_left_out_with_a_warning() -> None:
+    backbone = load("tiny-random-vit")
+    with pytest.warns(UserWarning, match="left out: CaRA .* MLP of 4 × hidden"):
+        found = perf.candidates(["all"], ["isorank"], backbone)
+    assert "CaRA" not in {candidate.label for candidate in found}
+    with pytest.raises(UserError, match="MLP of 4 × hidden"):
+        perf.candidates(["cara"], ["isorank"], backbone)
+
+
+def test_the_floor_is_the_first_bias_there_is() -> None:
+    backbone = wide()
+    for name in backbone.projections:
+        backbone.module.get_submodule(backbone.path(Site(0, name))).register_parameter("bias", None)
+        if name == "query":
+            floor = perf._Floor(backbone)
+            assert floor.parameter_count == 32
+            floor.detach()
+    with pytest.raises(UserError, match="no projection of this backbone has one"):
+        perf._Floor(backbone)
+
+
+def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -> None:
+    picture = tmp_path / "perf.svg"
+    ended = call("perf", *TINY, "--methods", "qkv_depth,lorta", "--rounds", 3, "--plot", picture, "--json")
+    assert ended.code == 0
+    rows = json.loads(ended.out)
+    by_name = {(row["method"], row["rank_mode"]): row for row in rows}
+    lora = by_name["LoRA", "rank 4"]
+    assert (lora["ratio_to_lora"], lora["ratio_to_lora_low"], lora["ratio_to_lora_high"]) == (1, 1, 1)
+    assert by_name["floor", "–"]["ratio_to_floor"] == 1
+    assert by_name["floor", "–"]["parameters"] == 32
+    assert by_name["LoRA (targets=qkvo)", "isoparameters"]["ratio_to_lora_on_sites"] == 1
+    for row in rows:
+        # Medians are taken part by part, so that they add up only nearly.
+        assert row["step_ms"] > max(row["forward_ms"], row["backward_ms"]) > 0
+        assert row["ratio_to_lora_low"] <= row["ratio_to_lora"] <= row["ratio_to_lora_high"]
+        assert row["peak_mib"] is None or row["peak_mib"] > 0
+    assert "TensLoRA qkv_depth" in picture.read_text()
+
+
+def test_the_interval_of_the_median_covers_it() -> None:
+    low, high = perf._interval(np.array([0.9, 1.0, 1.0, 1.1, 1.2]))
+    assert 0.9 <= low <= 1.0 <= high <= 1.2
+    assert perf._interval(np.full(15, 0.97)) == (0.97, 0.97)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--rank-modes", "isorang"), "did you mean 'isorank'"),
+        (("--methods", "loraa"), "did you mean"),
+        (("--plot", "perf.jpeg"), "accepted endings are .png, .svg, .pdf"),
+        (("--plot", "/proc/nowhere/perf.png"), "cannot make its folder"),
+        (("--device", "cuda"), "no CUDA device"),
+    ],
+)
+def test_bad_input(call: Callable[..., Any], options: tuple[str, str], said: str) -> None:
+    ended = call("perf", *TINY, *options)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("vit-bas", "vit-base"),
+        ("random-vit-bass", "random-vit-base"),
+        ("minilm-l5", "minilm-l6"),
+        ("nope", ""),
+    ],
+)
+def test_an_unknown_backbone_is_named_as_typed(call: Callable[..., Any], typed: str, near: str) -> None:
+    ended = call("perf", "--backbone", typed, "--device", "cpu")
+    hint = f"did you mean '{near}'? " if near else ""
+    assert ended.code == 2
+    assert f"unknown backbone '{typed}': {hint}known are " in ended.err
+    assert {"vit-small", "vit-base", "roberta-base", "vit-s14"} <= set(
+        ended.err.strip().split("are ")[1].split(", ")
+    )
+
+
+def test_an_unknown_rank_mode_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UnknownNameError, match="rank mode"):
+        perf.measure(
+            "none", ["lora"], ["x"], batch=1, rounds=1, device="cpu", bf16=False, notify=lambda *_: None
+        )

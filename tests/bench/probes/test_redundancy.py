@@ -1,0 +1,246 @@
+"""The spectrum of trained updates, against dense tensors and against a truth that is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.backbones import load
+from bench.plan.make import make_plan
+from bench.probes.redundancy import (
+    ATTENTION,
+    MODES,
+    Component,
+    Zeroing,
+    analyse,
+    components,
+    effective_rank,
+    held_rank,
+    spectrum,
+    squared_norms,
+)
+from bench.process.outputs import prepare_plot
+from bench.store.store import Store
+from bench.training.trial import Resources, run_trial
+from methods import Adapter, Geometry, Site, UserError, create, from_identity
+
+from ..methods.toy import ToyBackbone, scatter
+from .synthetic import GEOMETRY, TRUE_RANKS, registered, true_update
+from .toy_suites import suite, write
+
+Call = Callable[..., Any]
+
+SMALL = Geometry(8, 2, 3, 32)
+
+METHODS: list[dict[str, Any]] = [
+    {"name": "lora", "rank": 2, "targets": "qkvo+mlp"},
+    {"name": "tenslora", "variant": "att_qkv_depth", "targets": "qkvo", "ranks": (3, 2, 2, 3, 2)},
+    {"name": "lotr", "rank": 3},
+    {"name": "cara", "rank": 2, "dropout": 0.0},
+]
+
+
+def attached(options: dict[str, Any], geometry: Geometry = SMALL) -> Adapter:
+    fields = {key: value for key, value in options.items() if key != "name"}
+    method = create(options["name"], **fields)
+    adapter = method.attach(ToyBackbone(geometry), torch.Generator().manual_seed(0))
+    scatter(adapter.named_parameters())
+    return adapter
+
+
+def dense(adapter: Adapter, geometry: Geometry) -> Tensor:
+    """The fifth-order tensor itself."""
+    deltas = {site: delta.detach().double() for site, delta in adapter.deltas()}
+    names = [name for name in ATTENTION if Site(0, name) in deltas]
+    tensor = torch.zeros(
+        geometry.hidden, geometry.head_size, geometry.heads, len(names), geometry.layers, dtype=torch.float64
+    )
+    for (p, name), layer in product(enumerate(names), range(geometry.layers)):
+        delta = deltas[Site(layer, name)]
+        # (in, out), or for the output projection, whose heads are on its input, (out, in).
+        split = (delta if name == "output" else delta.T).unflatten(1, (geometry.heads, geometry.head_size))
+        tensor[:, :, :, p, layer] = split.transpose(1, 2)
+    return tensor
+
+
+@pytest.mark.parametrize("options", METHODS, ids=str)
+def test_the_spectrum_is_that_of_the_dense_tensor(options: dict[str, Any]) -> None:
+    adapter = attached(options)
+    tensor = dense(adapter, SMALL)
+    found = spectrum(adapter, SMALL)
+    assert tuple(found) == MODES
+    for index, mode in enumerate(MODES):
+        expected = torch.linalg.svdvals(tensor.movedim(index, 0).flatten(1))
+        values = torch.tensor(found[mode]["singular_values"], dtype=torch.float64)[: len(expected)]
+        assert torch.allclose(values, expected, atol=1e-5 * float(expected[0])), mode
+
+
+@pytest.mark.parametrize("options", METHODS, ids=str)
+def test_the_norms_are_those_of_the_updates(options: dict[str, Any]) -> None:
+    adapter = attached(options)
+    deltas = {site: delta.detach().double() for site, delta in adapter.deltas()}
+    norms = squared_norms(adapter, SMALL)
+    assert set(norms) == set(deltas)
+    for site, values in norms.items():
+        assert float(values.sum()) == pytest.approx(float(deltas[site].square().sum()), rel=1e-5)
+        if site.projection in ATTENTION:
+            axis = 1 if site.projection == "output" else 0
+            rows = deltas[site].split(SMALL.head_size, axis)
+            assert values.tolist() == pytest.approx([float(r.square().sum()) for r in rows], rel=1e-5)
+
+
+def test_effective_ranks() -> None:
+    assert effective_rank([2.0, 2.0, 2.0, 0.0]) == pytest.approx(3)
+    assert 1 < effective_rank([1.0, 0.1]) < 2
+    assert effective_rank([0.0, 0.0]) == 0
+    assert held_rank([10.0, 0.5, 0.5]) == 1
+    assert held_rank([10.0, 2.0, 0.5]) == 2
+    assert held_rank([0.0]) == 0
+
+
+def test_zeroing_takes_a_part_from_the_weights_and_gives_it_back() -> None:
+    adapter = attached(METHODS[0])
+    deltas = {site: delta.detach().clone() for site, delta in adapter.deltas()}
+    zeroing = Zeroing(adapter, "cpu")
+    size = SMALL.head_size
+
+    def difference(site: Site) -> Tensor:
+        return zeroing.bases[site].weight.data - zeroing.before[site]
+
+    for site, delta in deltas.items():
+        assert torch.allclose(difference(site), delta.to(difference(site).dtype), atol=1e-6)
+    with zeroing.without(Component(layer=1)):
+        assert not difference(Site(1, "query")).any()
+        assert difference(Site(0, "query")).any()
+    with zeroing.without(Component(projection="fc1")):
+        assert not difference(Site(2, "fc1")).any()
+        assert difference(Site(2, "fc2")).any()
+    with zeroing.without(Component(head=1)):
+        assert not difference(Site(0, "key"))[size:].any()
+        assert difference(Site(0, "key"))[:size].any()
+        assert not difference(Site(0, "output"))[:, size:].any()
+        assert difference(Site(0, "fc1")).any()
+    for site, delta in deltas.items():
+        assert torch.allclose(difference(site), delta.to(difference(site).dtype), atol=1e-6)
+
+
+def test_an_adapter_without_attention_or_factors_is_refused() -> None:
+    with pytest.raises(UserError, match="changes no attention projection"):
+        spectrum(attached({"name": "head_only"}), SMALL)
+    with pytest.raises(UserError, match="no low-rank factors"):
+        spectrum(attached({"name": "peft", "type": "LOHA", "rank": 2}), SMALL)
+
+
+def test_the_true_update_has_the_ranks_that_it_is_said_to_have() -> None:
+    tensor = true_update()
+    for index, mode in enumerate(MODES):
+        values = torch.linalg.svdvals(tensor.movedim(index, 0).flatten(1))
+        assert int((values > 1e-5).sum()) == TRUE_RANKS[mode]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_trained_adapter_with_ranks_to_spare_shows_the_true_ones(seed: int) -> None:
+    with registered():
+        made = make_plan(
+            suite(
+                backbones=["synthetic"],
+                tasks=["synthetic"],
+                methods=[{"method": "tenslora", "variant": "att_qkv_depth", "ranks": [6, 3, 4, 3, 4]}],
+                seeds=[seed],
+                training={"lr": 2e-2, "batch_size": 32, "epochs": 6, "weight_decay": 0},
+            )
+        )
+        (trial,) = made.trials
+        outcome = run_trial(trial, Resources("cpu"), lambda _: None)
+        backbone = load("synthetic")
+    assert outcome.final.metric > 0.9
+    adapter = from_identity(trial.method).attach(backbone, torch.Generator())
+    adapter.load(outcome.adapter)
+    found = spectrum(adapter, GEOMETRY)
+    assert {mode: values["rank_99"] for mode, values in found.items()} == TRUE_RANKS
+    assert {mode: round(values["effective_rank"]) for mode, values in found.items()} == TRUE_RANKS
+
+
+# --- the command ---
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str], call: Call) -> Any:
+    folder = tmp_path_factory.mktemp("finished")
+    uri = new_store(folder)
+    methods = [{"method": "lora", "rank": 2}, {"method": "tenslora", "variant": "qkv_depth"}, "head_only"]
+    file = write(folder, methods=methods, training={"lr": 1e-2, "batch_size": 16, "epochs": 3})
+    assert call("run", file, "--store", uri).code == 0
+    return folder, Store.existing(uri, "toy"), uri
+
+
+def test_the_command_shows_stores_and_draws(finished: Any, call: Call) -> None:
+    folder, store, uri = finished
+    records = [record for record in store.records() if record.tags["method"] != "head only"]
+    plot = folder / "plots" / "spectra.svg"
+    ids = [record.trial_id for record in records]
+    ended = call("redundancy", *ids, "--store", uri, "--plot", plot)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("effective rank") == 2
+    assert "drop of validation accuracy" in ended.out
+    assert plot.read_text().lstrip().startswith("<?xml")
+    for record in records:
+        assert store.client.get_run(record.run_id).data.tags["redundancy"] == "yes"
+        path = store.client.download_artifacts(record.run_id, "redundancy.json")
+        found = json.loads(Path(path).read_text())
+        assert found["trial_id"] == record.trial_id
+        assert set(found["modes"]) == set(MODES)
+        parts = {(c["layer"], c["projection"], c["head"]): c for c in found["components"]}
+        for given in ((True, False, False), (False, True, False), (False, False, True)):
+            shares = [c["share"] for key, c in parts.items() if tuple(k is not None for k in key) == given]
+            assert sum(shares) == pytest.approx(1)
+        whole = parts[None, None, None]
+        assert whole["share"] == pytest.approx(1)
+        assert found["norm"] > 0
+        sites = [c for key, c in parts.items() if None not in key[:2] and key[2] is None]
+        assert len(sites) == 6
+        assert all(-1 <= c["drop"] <= 1 for c in sites)
+        assert all(c["drop"] is None for key, c in parts.items() if None not in key)
+
+
+def test_drops_can_be_left_out_and_the_backbone_stays(finished: Any) -> None:
+    _, store, uri = finished
+    record = next(record for record in store.records() if record.tags["method"] == "LoRA")
+    found = analyse(uri, record.run_id, drops=False)
+    assert {component["drop"] for component in found["components"]} == {None}
+
+
+def test_a_run_that_cannot_be_analysed_ends_with_2(finished: Any, call: Call, tmp_path: Path) -> None:
+    _, store, uri = finished
+    head = next(record for record in store.records() if record.tags["method"] == "head only")
+    ended = call("redundancy", head.trial_id, "--store", uri)
+    assert (ended.code, "no attention projection" in ended.err) == (2, True)
+    ended = call("redundancy", "zzzz", "--store", uri)
+    assert (ended.code, "there is no run or trial 'zzzz'" in ended.err) == (2, True)
+    lora = next(record for record in store.records() if record.tags["method"] == "LoRA")
+    ended = call("redundancy", lora.trial_id, "--store", uri, "--no-drops", "--plot", tmp_path / "x.nothing")
+    assert (ended.code, "--plot" in ended.err, ended.out) == (2, True, "")
+
+
+def test_a_plot_that_could_not_be_written_is_refused_beforehand(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--plot .*accepted endings are \.png, \.svg, \.pdf"):
+        prepare_plot(tmp_path / "new" / "x.txt")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--plot .*cannot make its folder"):
+        prepare_plot(tmp_path / "file" / "x.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    prepare_plot(tmp_path / "new" / "x.png")
+    assert (tmp_path / "new").is_dir()
+
+
+def test_components_are_each_kind_once() -> None:
+    sites = [Site(layer, name) for layer in range(2) for name in ("query", "fc1")]
+    parts = components(sites, SMALL)
+    assert len(parts) == len(set(parts)) == 1 + 2 + 2 + 2 + 4 + 2 * 2

@@ -1,0 +1,160 @@
+"""Rank vectors within a budget: never above it, none wasted, every one reachable."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import optuna
+import pytest
+
+from bench.plan.settings import Setting, applicable, sample
+from bench.search.space import RankSpace
+from bench.suite.choosing import LR_GRID
+from bench.suite.recipe import Recipe
+from methods import Geometry, Method, UserError, create
+
+TINY = Geometry(6, 2, 2, 24)
+MINILM = Geometry(384, 12, 6, 1536)
+
+SIZED: list[dict[str, Any]] = [
+    {"name": "tenslora", "variant": "att_qkv_depth"},
+    {"name": "tenslora", "variant": "qkv_depth"},
+    {"name": "tenslora", "variant": "att", "factorization": "tt"},
+    {"name": "tenslora", "variant": "qkv", "factorization": "cp"},
+    {"name": "lora"},
+    {"name": "lorta"},
+    {"name": "fact_tk"},
+    {"name": "cara"},
+    {"name": "peft", "type": "LOHA"},
+]
+
+
+def method(name: str, **options: Any) -> Method:
+    return create(name, **options)
+
+
+def space(options: dict[str, Any], geometry: Geometry, budget: int, **more: Any) -> RankSpace:
+    template = method(**options)
+    return RankSpace(template.fit(geometry, budget), geometry, budget, **more)
+
+
+def raised(ranks: tuple[int, ...], index: int) -> tuple[int, ...]:
+    return tuple(rank + (i == index) for i, rank in enumerate(ranks))
+
+
+@pytest.mark.parametrize("options", SIZED, ids=str)
+def test_a_sample_holds_the_budget_and_wastes_none_of_it(options: dict[str, Any]) -> None:
+    budget = method("lora", rank=4).count(MINILM)
+    found = space(options, MINILM, budget)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(10):
+        ranks = found.suggest(study.ask())
+        sized = found.method.with_size(ranks)
+        assert sized.size == ranks
+        assert sized.count(MINILM) <= budget
+        if len(ranks) > 1:
+            for i, limit in enumerate(found.limits):
+                assert ranks[i] == limit or found.count(raised(ranks, i)) > budget
+
+
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize("variant", ["qkv_depth", "att_depth"])
+def test_the_vectors_are_those_of_a_search_through_all(variant: str, below: bool) -> None:
+    budget = 90
+    found = space({"name": "tenslora", "variant": variant}, TINY, budget, below=below)
+    full = found.method.rank_limits(TINY)
+    fitting = {
+        ranks
+        for ranks in product(*(range(1, int(limit or 0) + 1) for limit in full))
+        if found.count(ranks) <= budget
+    }
+    if not below:
+        fitting = {
+            ranks for ranks in fitting if not any(raised(ranks, i) in fitting for i in range(len(ranks)))
+        }
+    listed = list(found.vectors())
+    assert len(listed) == len(set(listed)) == found.size(10**6)
+    assert set(listed) == fitting
+    assert found.size(3) == 3
+
+
+@pytest.mark.parametrize("options", SIZED[:2] + SIZED[4:5], ids=str)
+@pytest.mark.parametrize("below", [False, True])
+def test_every_vector_is_reached_by_its_parameters(options: dict[str, Any], below: bool) -> None:
+    found = space(options, TINY, 120, below=below)
+    for ranks in found.vectors():
+        assert found.suggest(optuna.trial.FixedTrial(found.parameters(ranks))) == ranks
+
+
+def test_ranks_follow_the_weights_and_what_is_held_stays() -> None:
+    found = space({"name": "tenslora", "variant": "qkv_depth"}, MINILM, 55_296)
+    wide, narrow, *_ = found.ranks((4, 1, 1, 1)) or ()
+    assert 3 < wide / narrow < 5
+    held = found.ranks((38, 38, 3, 6), fixed={0: 100})
+    assert held is not None
+    assert held[0] == 100
+    assert found.count(held) <= 55_296 < found.count(raised(held, 1))
+    assert found.ranks((38, 38, 3, 6), fixed={0: 1000}) is None
+
+
+def test_modes_that_are_not_searched_keep_their_rank() -> None:
+    found = space({"name": "tenslora", "variant": "qkv_depth"}, MINILM, 55_296, modes=["input", "output"])
+    assert found.method.size == (38, 38, 3, 6)
+    assert {ranks[2:] for ranks in found.vectors()} == {(3, 6)}
+
+
+def test_a_mode_that_the_variant_lacks_and_a_budget_below_the_smallest_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"unknown mode of TensLoRA qkv_depth.*'head'.*known are input, layer"
+    ):
+        space({"name": "tenslora", "variant": "qkv_depth"}, MINILM, 55_296, modes=["head"])
+    with pytest.raises(UserError, match="a budget of 100 parameters is below the smallest possible, 778"):
+        RankSpace(create("tenslora", variant="qkv_depth"), MINILM, 100)
+
+
+# --- what is tuned beside ranks ---
+
+
+def test_points_of_the_grids_differ_and_are_the_same_every_time() -> None:
+    grids = {"lr": LR_GRID, "scale": (0.1, 1.0, 10.0), "head_lr": (1e-3, 1e-2)}
+    drawn = sample(grids, 12, 0)
+    assert drawn == sample(grids, 12, 0)
+    assert drawn != sample(grids, 12, 1)
+    assert sample(grids, 20, 0)[:12] == drawn
+    assert len(set(drawn)) == 12
+    # Even this few reach the whole range of rates.
+    assert len({setting.lr for setting in drawn}) >= 6
+    assert len(sample(grids, 1000, 0)) == 42
+    assert sample({}, 5, 0) == [Setting()]
+
+
+def test_a_method_is_tuned_by_what_it_has() -> None:
+    grids = {"lr": (1.0,), "scale": (1.0, 2.0), "head_lr": None}
+    both = {**grids, "head_lr": (1.0,)}
+    for follows in (True, False):
+        assert set(applicable(grids, create("lorta", rank=2), 100, head_follows=follows)) == {"lr", "scale"}
+        assert set(applicable(grids, create("peft", type="LOHA", rank=2), 100, head_follows=follows)) == {
+            "lr"
+        }
+        # The head alone is tuned by the rate that it has, whichever of the two is tuned.
+        assert set(applicable(both, create("head_only"), 0, head_follows=follows)) == {"head_lr"}
+    assert set(applicable(grids, create("head_only"), 0, head_follows=True)) == {"lr"}
+    # Its rate is given for all: there is nothing to tune.
+    assert not applicable(grids, create("head_only"), 0, head_follows=False)
+
+
+def test_a_setting_multiplies_the_scale_and_sets_the_rates() -> None:
+    setting = Setting(lr=0.03, scale=10.0)
+    scaled = setting.method(create("lora", rank=2, scale=4.0))
+    assert scaled.identity()["scale"] == 40.0
+    recipe = Recipe.model_validate({"lr": 1e-3, "steps": 7}).resolved("cpu")
+    changed = setting.recipe(recipe, head_follows=True)
+    assert (changed.lr, changed.head_lr, changed.steps) == (0.03, 0.03, 7)
+    assert (setting.recipe(recipe, 3).steps, setting.recipe(recipe, 3).epochs) == (None, 3)
+    assert setting.recipe(recipe).head_lr == 1e-3
+    assert Setting(head_lr=0.2).recipe(recipe).lr == 1e-3
+    with pytest.raises(UserError, match=r"lr 1e-07 is below lr_floor 1e-06"):
+        Setting(lr=1e-7).recipe(recipe)
+    grids = {"lr": (0.01, 0.03), "scale": (1.0, 10.0, 100.0), "head_lr": (0.5,)}
+    assert setting.edges(grids) == ("lr",)

@@ -1,0 +1,208 @@
+"""Equal tuning: the same allowance for every method, chosen on validation, locked, run on fresh seeds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bench.execution.perform
+from bench.plan.rows import Plan
+from bench.search.tuning import with_choices
+from bench.store.store import Store
+from bench.store.writer import TrialRun, begin_trial
+from bench.wire import failed
+from methods import UserError
+
+from .toy_suites import plan, suite, write
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+METHODS = ["lora", "head_only", {"method": "peft", "type": "LOHA"}]
+CHANGES: dict[str, Any] = {
+    "methods": METHODS,
+    "seeds": [0, 1],
+    "training": {"batch_size": 16, "steps": 4},
+    "tuning": {"trials": 3, "seeds": [7], "epochs": 1, "lr": [1e-3, 1e-2, 1e-1], "head_lr": None},
+}
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: Call) -> tuple[Path, str, Any]:
+    folder = tmp_path_factory.mktemp("tuned")
+    uri, file = new_store(folder), write(folder, **CHANGES)
+    return file, uri, call("run", file, "--store", uri)
+
+
+def test_a_plan_names_the_tuning_trials_and_leaves_the_final_ones_open(call: Call, tmp_path: Path) -> None:
+    made = plan(**CHANGES)
+    assert [row.tuning.trials for row in made.of(None).rows if row.tuning] == [3, 3, 3]
+    tuning = made.of("tuning")
+    assert {trial.seed for trial in tuning.trials} == {7}
+    assert {trial.evaluate for trial in tuning.trials} == {"validation"}
+    assert {(trial.recipe.epochs, trial.recipe.steps) for trial in tuning.trials} == {(1, None)}
+    assert all(row["trials"] == {"0": None, "1": None} for row in made.as_json()["rows"])
+    shown = call("plan", write(tmp_path, **CHANGES)).out
+    assert "toy: 9 tuning trials, seeds 7; final seeds 0,1" in shown
+    assert "The final trials are known once the tuning trials have ended." in shown
+
+
+def test_every_method_is_tuned_alike_then_run_on_the_final_seeds(tuned: tuple[Path, str, Any]) -> None:
+    _, uri, ended = tuned
+    assert ended.code == 0, ended.err
+    assert "toy: 9 tuning trials, 9 to run on cpu" in ended.out
+    assert "toy: 6 trials, 6 to run on cpu" in ended.out
+    records = Store.existing(uri, "toy").records()
+    phases = Counter((r.tags.get("phase"), r.tags["evaluated"]) for r in records)
+    assert phases == {("tuning", "validation"): 9, (None, "test"): 6}
+    assert {r.tags["seed"] for r in records if r.tags.get("phase")} == {"7"}
+
+
+def test_the_stored_plan_says_what_was_spent_and_chosen(tuned: tuple[Path, str, Any]) -> None:
+    store = Store.existing(tuned[1], "toy")
+    stored, records = store.plan(), {record.trial_id: record for record in store.records()}
+    assert stored is not None
+    assert stored["tuning"] == "equal"
+    assert len(stored["rows"]) == 3
+    for row in stored["rows"]:
+        spent = row["tuning"]
+        assert set(spent["ids"]) <= set(records)
+        scores = [records[id_].metrics["score"] for id_ in spent["ids"]]
+        best = records[spent["ids"][scores.index(max(scores))]]
+        params = store.client.get_run(best.run_id).data.params
+        assert spent["epochs"] == 1
+        for seed, id_ in row["trials"].items():
+            final = store.client.get_run(records[id_].run_id).data.params
+            assert final["recipe.lr"] == params["recipe.lr"]
+            assert final.get("method.scale") == params.get("method.scale")
+            assert (final["seed"], final["recipe.steps"]) == (seed, "4")
+        if "lr" in spent["chosen"]:
+            assert ("lr" in spent["edge"]) == (spent["chosen"]["lr"] in (1e-3, 1e-1))
+            assert float(params["recipe.lr"]) == spent["chosen"]["lr"]
+
+
+def test_the_choices_are_shown(tuned: tuple[Path, str, Any]) -> None:
+    assert "digits · tiny-random-vit · tuning on validation; ! is on the edge of its grid" in tuned[2].out
+
+
+def test_a_second_start_chooses_and_runs_nothing_again(tuned: tuple[Path, str, Any], call: Call) -> None:
+    file, uri, _ = tuned
+    before = Store.existing(uri, "toy").plan()
+    again = call("run", file, "--store", uri)
+    assert (again.code, len(Store.existing(uri, "toy").records())) == (0, 15)
+    assert "9 tuning trials, 0 to run" in again.out
+    assert Store.existing(uri, "toy").plan() == before
+
+
+def test_a_choice_stays_when_a_tuning_trial_is_tried_again(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, file = new_store(tmp_path), write(tmp_path, **{**CHANGES, "methods": ["lora"]})
+    made = plan(**{**CHANGES, "methods": ["lora"]})
+    real = bench.execution.perform.run_trial
+    failing = {trial.id for trial in made.of("tuning").trials[1:]}
+
+    def run_trial(trial: Any, *rest: Any) -> Any:
+        if trial.id in failing:
+            raise ValueError("not today")
+        return real(trial, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.perform, "run_trial", run_trial)
+        call("run", file, "--store", uri)
+    store = Store.existing(uri, "toy")
+    first = with_choices(made, store).of(None).rows[0]
+    assert first.tuning is not None
+    # Of three settings one finished: it is the choice, and its final trials ran.
+    assert first.tuning.chosen == made.rows[0].candidates[0].setting.model_dump(exclude_none=True)
+    again = call("run", file, "--store", uri, "--retry-failed")
+    assert "3 tuning trials, 2 to run" in again.out
+    assert again.code == 0
+    assert with_choices(made, store).of(None).rows[0] == first
+
+
+def test_nothing_is_chosen_before_every_tuning_trial_has_ended(tmp_path: Path, new_store: NewStore) -> None:
+    store, made = Store.create(new_store(tmp_path), "toy"), plan(**CHANGES)
+    assert with_choices(made, store) is made
+    tuning = made.of("tuning")
+
+    def end(trial: Any) -> None:
+        rows = [row for row in tuning.rows if trial.id in row.trials.values()]
+        run: TrialRun = begin_trial(store, trial, rows, "accuracy", "none", {})
+        run.end(failed("error", "broken", "trace"))
+
+    *most, last = tuning.trials
+    for trial in most:
+        end(trial)
+    chosen: Plan = with_choices(made, store)
+    assert [bool(row.trials[0]) for row in chosen.of(None).rows].count(False) == 1
+    end(last)
+    assert all(row.trials[0] for row in with_choices(made, store).of(None).rows)
+
+
+def test_a_part_of_a_tuned_suite_keeps_its_tuning() -> None:
+    part = plan(**CHANGES).select([], ["lora"], [1])
+    assert [row.trials for row in part.of(None).rows] == [{1: None}]
+    assert len(part.of("tuning").trials) == 3
+
+
+def test_rows_that_share_their_tuning_and_train_differently_both_stand() -> None:
+    rows = [{"method": "lora", "training": {"steps": steps}} for steps in (4, 8)]
+    made = plan(**{**CHANGES, "methods": rows})
+    assert len(made.of("tuning").trials) == 3
+    short, long = made.of(None).rows
+    assert short.tuning == long.tuning
+    assert {trial.recipe.steps for one in long.candidates for trial in one.final.values()} == {8}
+
+
+def test_a_rate_set_for_the_head_is_not_moved_even_where_it_is_the_adapters() -> None:
+    training = {"batch_size": 16, "steps": 4, "lr": 1e-3}
+    for head, expected in (({}, {1e-3, 1e-2, 1e-1}), ({"head_lr": 1e-3}, {1e-3})):
+        made = plan(**{**CHANGES, "methods": ["lora"], "training": {**training, **head}})
+        assert {trial.recipe.head_lr for trial in made.of("tuning").trials} == expected
+
+
+def test_tuning_by_name() -> None:
+    assert suite(tuning="none").tuning is None
+    equal = suite(tuning="equal").tuning
+    assert equal is not None
+    assert (min(equal.lr or ()), max(equal.lr or ()), equal.scale) == (1e-4, 1e-1, (0.1, 1.0, 10.0))
+    assert json.loads(json.dumps(plan(tuning="none").as_json()))["tuning"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuning": "fair"}, "tuning is none, equal, or equal with its allowance"),
+        ({"tuning": {"trials": 0}}, "tuning.trials: Input should be greater than 0"),
+        ({"tuning": {"trails": 3}}, "unknown field 'tuning.trails'; did you mean 'trials'"),
+        ({"tuning": {"lr": [0.1, 0.1]}}, r"0.1 stands there twice"),
+        ({"tuning": {"lr": [-0.1]}}, "greater than 0"),
+        ({"tuning": {"lr": None, "scale": None, "head_lr": None}}, "write 'tuning: none'"),
+        ({"tuning": {"seeds": [0]}}, "tuning.seeds: 0 is a seed of the final runs too"),
+        (
+            {"tuning": "equal", "tasks": [{"task": "digits", "split": "per_seed"}]},
+            "task 'digits' has split: per_seed; whatever chooses needs one split",
+        ),
+        ({"tuning": "equal", "search": {"trials": 3}}, "give it, or a search or an allocation"),
+        (
+            {"tuning": "equal", "methods": [{"method": "lora", "training": {"lr": 1e-3}}]},
+            "'lora' sets lr, which tuning chooses",
+        ),
+        ({"search": {"trials": 3, "seeds": [0]}}, "search.seeds: 0 is a seed of the final runs too"),
+        ({"search": {}}, "field 'search.trials' is required"),
+        ({"allocation": {"ranks": 7}}, "less than or equal to 6"),
+        (
+            {"search": {"trials": 3, "objectives": "metric and parameters", "pruner": "median"}},
+            "pruner 'median' stops by one objective",
+        ),
+    ],
+)
+def test_bad_sections_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        suite(**changes)

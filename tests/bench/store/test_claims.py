@@ -1,0 +1,236 @@
+"""Several drivers on one experiment: who claims a trial, who is dead, what a dead one leaves."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from bench.execution.driver import execute, failures
+from bench.execution.inline import Inline
+from bench.execution.perform import Event
+from bench.execution.session import session
+from bench.process.alive import owner
+from bench.store import claims
+from bench.store.claims import DRIVER, Claims
+from bench.store.connect import StoreError
+from bench.store.store import Store
+from bench.store.writer import begin_trial
+from bench.wire import Ending
+
+from .toy_suites import plan
+
+ELSEWHERE = "elsewhere:1:0"
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
+    return Store.create(new_store(tmp_path), "toy")
+
+
+def opened(store: Store, who: str | None = None) -> Claims:
+    """A driver that has given one sign of life, without a heartbeat of its own."""
+    made = Claims(Store.existing(store.uri, "toy"))
+    made.beat()
+    if who:
+        sign = json.dumps({"owner": who, "beat": 1})
+        store.client.set_experiment_tag(store.experiment.experiment_id, DRIVER + made.driver, sign)
+    return made
+
+
+def take(driver: Claims, trial: str = "t") -> bool:
+    taken = driver.taken()
+    return driver.take(trial, taken, driver.living())
+
+
+def dead_owner() -> str:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    return f"{platform.node()}:{gone.pid}:0"
+
+
+def names(store: Store) -> list[str]:
+    return [model.name for model in store.client.search_registered_models()]
+
+
+def test_of_several_drivers_one_claims_a_trial(store: Store) -> None:
+    drivers = [opened(store) for _ in range(4)]
+    looked = [(driver, driver.taken(), driver.living()) for driver in drivers]
+    for trial in ("a", "b", "c"):
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(lambda look: look[0].take(trial, look[1], look[2]), looked))  # noqa: B023
+        assert sum(got) == 1, trial
+    assert len(names(store)) == 3
+
+
+def test_a_claim_holds_against_others_and_again_for_its_driver(store: Store) -> None:
+    one, other = opened(store), opened(store)
+    assert take(one)
+    assert take(one)
+    assert not take(other)
+    assert take(other, "u")
+
+
+def test_a_claim_that_is_settled_in_the_moment_it_is_contested_is_not_taken(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, late = opened(store), opened(store)
+    looked = late.taken(), late.living()
+    assert take(one)
+    create = late._client.create_registered_model
+
+    def contested(*arguments: Any) -> Any:
+        try:
+            return create(*arguments)
+        finally:
+            one.settle("t")
+
+    monkeypatch.setattr(late._client, "create_registered_model", contested)
+    assert not late.take("t", *looked)
+    monkeypatch.undo()
+    assert take(late)
+
+
+def test_a_claim_of_a_driver_that_died_here_is_followed_by_the_next_attempt(store: Store) -> None:
+    gone, next_one, last = opened(store, dead_owner()), opened(store), opened(store)
+    assert take(gone)
+    taken, living = last.taken(), last.living()
+    assert take(next_one)
+    # Who looked before is late, and who looks now sees that it is taken.
+    assert not last.take("t", taken, living)
+    assert not take(last)
+    assert sorted(name.rpartition(".")[2] for name in names(store)) == ["1", "2"]
+
+
+def test_a_driver_elsewhere_is_dead_when_it_has_given_no_sign_for_long(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, here = opened(store, ELSEWHERE), opened(store)
+    assert take(far)
+    clock = [1000.0]
+    monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
+    assert not take(here)
+    clock[0] += claims.EXPIRY - 1
+    assert not take(here)
+    # A sign of life, and it counts from there.
+    store.client.set_experiment_tag(
+        store.experiment.experiment_id, DRIVER + far.driver, json.dumps({"owner": ELSEWHERE, "beat": 2})
+    )
+    clock[0] += 2
+    assert not take(here)
+    clock[0] += claims.EXPIRY + 1
+    assert take(here)
+
+
+def test_nobody_expires_while_the_store_is_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    far, here = opened(store, ELSEWHERE), opened(store)
+    clock = [1000.0]
+    monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
+    assert far.driver in here.living()
+
+    def away(*_: object) -> None:
+        raise MlflowException("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_experiment", away)
+        clock[0] += claims.EXPIRY * 2
+        with pytest.raises(StoreError):
+            here.living()
+    assert far.driver in here.living()
+
+
+def test_a_driver_that_ends_frees_its_claims_and_leaves_no_sign(store: Store) -> None:
+    with session(store) as at_work:
+        assert take(at_work.claims)
+        assert not take(opened(store))
+    other = opened(store)
+    assert take(other)
+    other.settle("t")
+    assert names(store) == []
+
+
+def test_a_claim_whose_answer_was_lost_is_found_to_be_ones_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = opened(store), opened(store)
+    real = MlflowClient.create_registered_model
+
+    def twice(self: MlflowClient, *arguments: object) -> object:
+        real(self, *arguments)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "create_registered_model", twice)
+    assert take(one)
+    assert not take(other)
+
+
+def test_what_dead_drivers_left_running_is_closed_and_what_live_ones_run_is_not(store: Store) -> None:
+    made = plan(methods=["lora", "head_only"], seeds=[0, 1])
+    live, gone = opened(store), opened(store, dead_owner())
+    runs = {}
+    for trial, driver in zip(
+        made.trials, (live.driver, gone.driver, "swept long ago", live.driver), strict=True
+    ):
+        rows = [row for row in made.rows if trial.id in row.trials.values()]
+        run = begin_trial(store, trial, rows, "accuracy", "none", {}, {"driver": driver})
+        runs[driver] = run.run_id
+    assert opened(store).close_stale() == 2
+    status = {run: store.client.get_run(run).info.status for run in runs.values()}
+    assert status == {
+        runs[live.driver]: "RUNNING",
+        runs[gone.driver]: "KILLED",
+        runs["swept long ago"]: "KILLED",
+    }
+    assert owner() in store.client.get_experiment(store.experiment.experiment_id).tags[DRIVER + live.driver]
+
+
+def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store: Store) -> None:
+    made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
+    (trial,) = made.trials
+    failed = begin_trial(store, trial, list(made.rows), "accuracy", "none", {})
+    failed.end(failed("error", "as it prepared", ""))
+    asked = failures(store)
+    assert asked == {trial.id: failed.run_id}
+    later = begin_trial(store, trial, list(made.rows), "accuracy", "none", {})
+    later.end(failed("error", "once more, by another driver", ""))
+    kinds = []
+    for again in ({}, asked, failures(store)):
+        events: list[Event] = []
+        with session(store) as at_work, Inline("cpu") as place:
+            execute(made, [trial], at_work, place, events.append, again=again)
+        kinds.append(events[-1].kind)
+    assert kinds == ["elsewhere", "elsewhere", "finished"]
+
+
+def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(store: Store) -> None:
+    made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
+    (trial,) = made.trials
+    other = opened(store)
+    assert take(other, trial.id)
+    run = begin_trial(store, trial, list(made.rows), "accuracy", "none", {}, {"driver": other.driver})
+
+    def finish() -> None:
+        run.end(Ending("finished", {"score": 1.0}))
+        other.settle(trial.id)
+
+    events: list[Event] = []
+    # When this driver starts it sees the run, still open.
+    later = threading.Timer(2, finish)
+    here = Store.existing(store.uri, "toy")
+    with session(here) as at_work, Inline("cpu") as place:
+        later.start()
+        execute(made, [trial], at_work, place, events.append)
+    later.join()
+    assert [event.kind for event in events] == ["elsewhere"]
+    assert [record.status for record in store.records()] == ["FINISHED"]
+    assert names(store) == []

@@ -1,0 +1,312 @@
+"""The store: no trial counted twice, clear words where it cannot be used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from bench.plan.rows import Plan
+from bench.store import store as tracking
+from bench.store.connect import StoreError, storing
+from bench.store.records import Record, latest, scores
+from bench.store.store import Store
+from bench.store.writer import TrialRun, begin_trial
+from bench.wire import Ending, Progress, failed
+from methods import UserError
+
+from .toy_suites import plan
+
+NewStore = Callable[[Path], str]
+
+
+@pytest.fixture
+def uri(tmp_path: Path, new_store: NewStore) -> str:
+    return new_store(tmp_path)
+
+
+@pytest.fixture
+def store(uri: str) -> Store:
+    return Store.create(uri, "toy")
+
+
+def begin(store: Store, made: Plan, index: int = 0) -> TrialRun:
+    trial = made.trials[index]
+    rows = [row for row in made.rows if trial.id in row.trials.values()]
+    return begin_trial(store, trial, rows, "accuracy", "no-suite-run", {})
+
+
+def statuses(store: Store) -> list[str]:
+    return [record.status for record in store.records()]
+
+
+# --- which record counts ---
+
+
+def chosen(*stati: str) -> int:
+    """The index of the record that counts, of one trial's from old to new."""
+    records = [Record(str(i), "t", status, i, {}, {}) for i, status in enumerate(stati)]
+    return int(latest(records)["t"].run_id)
+
+
+@pytest.mark.parametrize(
+    ("stati", "index"),
+    [
+        (("FINISHED", "FINISHED"), 0),
+        (("KILLED", "FINISHED", "FINISHED"), 1),
+        (("FAILED", "FINISHED"), 1),
+        (("FINISHED", "FAILED"), 0),
+        (("FINISHED", "KILLED"), 0),
+        (("FAILED", "FAILED"), 1),
+        (("KILLED", "RUNNING"), 1),
+        # A retry that was killed: the failure stands, so that the same command tries it again.
+        (("FAILED", "KILLED"), 0),
+        (("FAILED", "RUNNING"), 0),
+        (("PRUNED", "KILLED"), 0),
+        (("PRUNED", "FINISHED"), 1),
+        (("DUPLICATE", "FINISHED"), 1),
+        (("FINISHED", "DUPLICATE"), 0),
+    ],
+)
+def test_one_record_counts(stati: tuple[str, ...], index: int) -> None:
+    assert chosen(*stati) == index
+
+
+def test_every_trial_has_its_record() -> None:
+    records = [Record(name, name, "FINISHED", 0, {}, {}) for name in "ab"]
+    assert set(latest(records)) == {"a", "b"}
+
+
+def test_only_what_finished_with_a_finite_number_has_a_score() -> None:
+    told = [("FINISHED", 0.5), ("DUPLICATE", 0.6), ("FAILED", 0.7), ("FINISHED", nan), ("FINISHED", inf)]
+    records = {str(i): Record("", str(i), status, 0, {}, {"score": s}) for i, (status, s) in enumerate(told)}
+    records["none"] = Record("", "none", "FINISHED", 0, {}, {})
+    records["zero"] = Record("", "zero", "FINISHED", 0, {}, {"score": 0.0})
+    assert [record.score for record in records.values()] == [0.5, None, None, None, None, None, 0.0]
+    assert scores(records, ["zero", "missing", None, *records]) == [0.0, 0.5, 0.0]
+
+
+# --- opening ---
+
+
+def test_two_first_starts_at_once_make_one_experiment(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The other one comes between our look and our creation.
+    real = MlflowClient.create_experiment
+
+    def late(self: MlflowClient, name: str, **options: Any) -> str:
+        real(self, name, **options)
+        return real(self, name, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_experiment", late)
+    assert Store.create(uri, "toy").experiment.name == "toy"
+
+
+def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:
+    me = tracking.owner()
+    host, pid, started = me.split(":")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert tracking.dead(f"{host}:{gone.pid}:{started}")
+    assert tracking.dead(f"{host}:{pid}:{int(started) - 100}")
+    assert not tracking.dead(me)
+    assert not tracking.dead(f"elsewhere:{gone.pid}:{started}")
+    assert not tracking.dead("")
+
+
+# --- what is stored ---
+
+
+def test_records_read_from_the_tables_are_those_that_mlflow_gives(store: Store) -> None:
+    made = plan(methods=["lora", "head_only"])
+    store.begin_suite(made)
+    run = begin(store, made)
+    run.progress(Progress(1, 1, 1, [(1, 0.5)], 0.25, float("nan")))
+    begin(store, made, 1).end(failed("error", "it broke", "trace"))
+    begin(store, made, 1)
+    deleted = begin(store, made)
+    store.client.delete_run(deleted.run_id)
+    for kind in ("trial", "suite", "search"):
+        runs = store._search(kind)
+        found = store.records(kind)
+        assert [(r.run_id, r.status, r.started, r.artifacts) for r in found] == [
+            (r.info.run_id, r.info.status, r.info.start_time, r.info.artifact_uri) for r in runs
+        ]
+        assert [r.tags for r in found] == [r.data.tags for r in runs]
+        assert [str(sorted(r.metrics.items())) for r in found] == [
+            str(sorted(r.data.metrics.items())) for r in runs
+        ]
+
+
+def test_runs_can_be_filtered_in_mlflow_by_method_task_budget_and_seed(store: Store) -> None:
+    made = plan(methods=["lora", "head_only"], seeds=[0, 1])
+    for index in range(4):
+        begin(store, made, index)
+    where = "tags.family = 'lora' and tags.task = 'digits' and tags.budget LIKE '%isoparameters 2%'"
+    found = store.client.search_runs([store.experiment.experiment_id], f"{where} and tags.seed = '1'")
+    assert [run.info.run_name for run in found] == ["LoRA 2 · digits · seed 1"]
+    by_param = store.client.search_runs([store.experiment.experiment_id], "params.method.method = 'lora'")
+    assert len(by_param) == 2
+
+
+def test_a_failure_is_stored_with_reason_message_and_traceback(store: Store) -> None:
+    begin(store, plan()).end(failed("out of memory", "so many bytes", "Traceback: here"))
+    (record,) = store.records()
+    assert record.status == "FAILED"
+    assert record.settled
+    assert (record.tags["failure"], record.tags["failure_message"]) == ("out of memory", "so many bytes")
+    assert store.client.list_artifacts(record.run_id)
+    path = store.client.download_artifacts(record.run_id, "traceback.txt")
+    assert Path(path).read_text() == "Traceback: here"
+
+
+def test_a_pruned_trial_is_a_killed_run_with_a_tag_and_is_settled(store: Store) -> None:
+    made = plan(methods=["lora", "head_only"])
+    begin(store, made).end(Ending("pruned"))
+    begin(store, made, 1).kill()
+    pruned, killed = store.records()
+    assert store.client.get_run(pruned.run_id).info.status == "KILLED"
+    assert pruned.tags["pruned"] == "yes"
+    assert (pruned.status, killed.status) == ("PRUNED", "KILLED")
+    assert (pruned.settled, killed.settled) == (True, False)
+
+
+def test_a_missed_budget_is_stored(store: Store) -> None:
+    missed = plan(budgets=[{"parameters": 1000}])
+    met = plan(budgets=[{"parameters": 1152}])
+    begin(store, missed)
+    begin(store, met)
+    assert [r.tags["budget_missed"] for r in store.records()] == ["yes", "no"]
+    assert '"ratio": 1.152' in store.records()[0].tags["budgets"]
+
+
+def test_the_plan_of_the_latest_start_is_kept_in_one_run(store: Store) -> None:
+    assert store.plan() is None
+    experiment = store.experiment.experiment_id
+    cut_short = store.client.create_run(experiment, tags={"kind": "suite"}).info.run_id
+    # Its start died before it had stored the plan.
+    assert store.plan() is None
+    first = store.begin_suite(plan())
+    assert first == cut_short
+    store.end_suite(first, "KILLED")
+    made = plan(methods=["head_only"], closing="the end")
+    assert store.begin_suite(made) == first
+    assert store.client.get_run(first).info.status == "RUNNING"
+    read = store.plan()
+    assert read is not None
+    assert read["closing"] == "the end"
+    assert [row["trials"] for row in read["rows"]] == [{"0": made.trials[0].id}]
+
+
+def test_a_plan_that_was_cut_short_is_told_by_its_run(store: Store) -> None:
+    run_id = store.begin_suite(plan())
+    store.client.log_text(run_id, '{"rows": [', "plan.json")
+    with pytest.raises(UserError, match=f"plan.json of run {run_id} cannot be read: "):
+        store.plan()
+
+
+def test_more_parameters_and_metrics_than_a_request_takes_are_stored(store: Store) -> None:
+    run = begin(store, plan())
+    run.start({f"key{i}": i for i in range(250)}, {})
+    run.progress(Progress(2500, 2500, 1, [(i, i / 2) for i in range(1, 2501)]))
+    history = store.client.get_metric_history(run.run_id, "train/loss")
+    assert [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)] == [
+        (i, i / 2) for i in range(1, 2501)
+    ]
+    assert store.client.get_run(run.run_id).data.params["key249"] == "249"
+
+
+@pytest.mark.parametrize("error", [MlflowException("no"), OSError(28, "No space left on device")])
+def test_a_store_that_takes_nothing_more_is_told_from_a_failing_trial(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run = begin(store, plan())
+
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(MlflowClient, "log_batch", full)
+    with pytest.raises(StoreError, match=r"could not be written to: .*what it lacks runs again"):
+        run.end(failed("error", "x", "y"))
+    assert run.ended
+
+
+# --- stores that cannot be used ---
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("./mlruns", "store './mlruns' is not supported: use sqlite:///file.db"),
+        ("ftp://there", "is not supported"),
+        ("sqlite://", "is not supported"),
+        ("sqlite:///:memory:", "would be lost"),
+        ("sqlite:///", "would be lost"),
+        ("sqlite:///{file}/mlflow.db", "cannot use the store at .*"),
+        (
+            "sqlite:////proc/nowhere/mlflow.db",
+            "cannot use the store at /proc/nowhere/mlflow.db: .*No such file",
+        ),
+        ("sqlite:///{file}", "cannot use the store at .*not a database"),
+        ("sqlite:///{folder}", "the store .* is a folder; name a file in it: .*mlflow.db"),
+        ("sqlite:///{folder}/a?b.db", r"'.*/a\?b.db' .* no '\?' or '%'"),
+        ("sqlite:///{folder}/a%20b.db", r"'.*/a%20b.db' .* no '\?' or '%'"),
+        ("http://127.0.0.1:9", "tracking server at http://127.0.0.1:9 does not answer"),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("this is no database" * 100)
+    with pytest.raises(UserError, match=message):
+        Store.create(uri.format(file=file, folder=tmp_path), "toy")
+    assert list(tmp_path.glob("a*")) == []
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:9", "http://me:a@secret@127.0.0.1:9"])
+def test_no_error_shows_a_store_s_password(uri: str) -> None:
+    with pytest.raises(UserError, match=r"the tracking server at http://127.0.0.1:9 does not answer") as told:
+        Store.create(uri, "toy")
+    assert "secret" not in str(told.value)
+    # MLflow's own words hold the address.
+    with pytest.raises(MlflowException, match="secret") as raw:
+        MlflowClient(uri).search_experiments()
+    with pytest.raises(StoreError, match=r"127.0.0.1") as told, storing():
+        raise raw.value
+    assert "secret" not in str(told.value)
+
+
+def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answering:
+        def __init__(self, uri: str) -> None:
+            self.uri = uri
+
+        def search_experiments(self, **_: object) -> list[object]:
+            return []
+
+    monkeypatch.setattr(tracking, "MlflowClient", Answering)
+    client: Any = tracking.connect("mysql+pymysql://user@host/base", create=True)
+    assert client.uri == "mysql+pymysql://user@host/base"
+
+
+def test_a_deleted_experiment_is_not_written_to(uri: str, store: Store) -> None:
+    store.client.delete_experiment(store.experiment.experiment_id)
+    with pytest.raises(UserError, match=r"'toy' was deleted in .*mlflow experiments restore -x"):
+        Store.create(uri, "toy")
+
+
+def test_reading_needs_a_store_and_an_experiment_and_makes_neither(
+    uri: str, store: Store, tmp_path: Path
+) -> None:
+    missing = tmp_path / "other" / "mlflow.db"
+    with pytest.raises(UserError, match=r"there is no store at .*run a suite first"):
+        Store.existing(f"sqlite:///{missing}", "toy")
+    assert not missing.parent.exists()
+    with pytest.raises(UserError, match=r"no experiment 'toyy' in .*did you mean 'toy'"):
+        Store.existing(uri, "toyy")
+    assert Store.existing(uri, "toy").experiment.experiment_id == store.experiment.experiment_id

@@ -1,0 +1,257 @@
+"""A suite is refused with a message that helps, or spans exactly the trials that it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.suite.load import load_suite
+from bench.suite.recipe import Recipe
+from bench.suite.suite import Suite
+from methods import UserError
+from methods.tenslora import VARIANTS
+from methods.validation import validate
+
+from .toy_suites import DIGITS, plan, suite, write
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [0]}, r"unknown field 'sedes'; did you mean 'seeds'\?; accepted are .*training"),
+        ({"training": {"lrr": 1e-3}}, r"'training.lrr'; did you mean 'lr'\?.*weight_decay"),
+        ({"tasks": [{**DIGITS, "trian_size": 9}]}, r"'tasks.0.trian_size'; did you mean 'train_size'"),
+        ({"tasks": [{**DIGITS, "training": {"stesp": 9}}]}, r"task 'digits'.*did you mean 'steps'"),
+        ({"budgets": [{"isornak": 2}]}, r"'budgets.0.isornak'; did you mean 'isorank'"),
+        ({"backbones": [{"hbu": "a/b"}]}, r"'backbones.0.hbu'; did you mean 'hub'"),
+        ({"methods": [{"method": "lora", "rnak": 4}]}, r"'rnak': did you mean 'rank'"),
+        ({"methods": [{"method": "lora", "bugdets": []}]}, r"'bugdets': did you mean 'budgets'"),
+        ({"methods": [{"method": "lora", "each": {"rnak": [1]}}]}, r"'rnak': did you mean 'rank'"),
+        ({"methods": [{"method": "lora", "name": "x"}]}, r"unknown field of method 'lora': 'name'"),
+        (
+            {"methods": [{"method": "lora", "training": {"clpi": 1}}]},
+            r"training of lora.*did you mean 'clip'",
+        ),
+        ({"methods": ["tenslra"]}, r"unknown method 'tenslra': did you mean 'tenslora'"),
+        ({"methods": [{"method": "tenslora", "variant": "qkv_dept"}]}, r"did you mean 'qkv_depth'"),
+        ({"tasks": ["digit"]}, r"unknown task 'digit': did you mean 'digits'"),
+        ({"backbones": ["tiny-random-vitt"]}, r"unknown backbone .*did you mean 'tiny-random-vit'"),
+        ({"training": {"select": "lst"}}, r"training.select.*did you mean 'last'"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": [{"method": "lora", "rank": 0}]}, "rank: Input should be greater than 0"),
+        ({"methods": [{"method": "tenslora", "variant": "qkv", "ranks": [2, 0, 1]}]}, r"ranks.1: .*than 0"),
+        (
+            {"methods": [{"method": "tenslora", "variant": "qkv_depth", "ranks": [2, 2]}]},
+            r"4 .*\(?input, output, projection, layer.*got 2",
+        ),
+        (
+            {"methods": [{"method": "tenslora", "variant": "att", "ranks": [2] * 4}]},
+            r"3 .*\(?input, head_size, head.*got 4",
+        ),
+        ({"budgets": [{"isorank": 1, "isoparameters": 1}]}, r"one of .*got \['isorank', 'isoparameters'\]"),
+        ({"budgets": [{}]}, "one of isorank, isoparameters, parameters; got none"),
+        ({"budgets": [{"isorank": 2}] * 2}, "budgets: isorank 2 stands there twice"),
+        (
+            {"budgets": [{"isoparameters": 4}, {"isoparameters": 4, "tolerance": 0.2}]},
+            "budgets: isoparameters 4 stands there twice",
+        ),
+        (
+            {
+                "search": {"trials": 4, "lr": [1e-3, 1e-2]},
+                "methods": [{"method": "lora", "training": {"lr": 5e-3}}],
+            },
+            "'lora' sets lr, which search chooses: leave it out, or give search lr: null",
+        ),
+        ({"budgets": []}, "'LoRA' has free ranks"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 stands there twice"),
+        ({"seeds": []}, "seeds: .*at least 1"),
+        ({"tasks": [DIGITS, "digits"]}, "tasks: digits stands there twice"),
+        ({"backbones": ["tiny-random-vit"] * 2}, "backbones: .*stands there twice"),
+        ({"training": {"steps": 1, "epochs": 1}}, "give epochs or steps, not both"),
+        ({"training": {"lr": float("inf")}}, "training.lr: .*finite"),
+        ({"training": {"lr": -1e-3}}, "training.lr: .*greater than 0"),
+        ({"tasks": [{**DIGITS, "max_tokens": 0}]}, "tasks.0.max_tokens: .*greater than 0"),
+        ({"methods": [{"method": "tenslora", "each": {"variant": []}}]}, "each.variant: .*at least 1"),
+        (
+            {"methods": [{"method": "tenslora", "variant": "att", "each": {"variant": ["qkv"]}}]},
+            "variant: give one value, or several in 'each'",
+        ),
+        ({"methods": [{"method": "lora", "rank": 1, "options": {}}]}, "write rank into 'options'"),
+        ({"methods": [{"method": "lora", "rank": 1, "budgets": [{"isorank": 2}]}]}, "has its size already"),
+        ({"methods": [{"rank": 1}]}, "field 'methods.0.method' is required"),
+        ({"name": "a/b"}, "name: at most 128 letters, digits, .*'a/b'"),
+        ({"seeds": 3}, r"seeds: should be a list, such as \[3\] \(got 3\)"),
+        ({"seeds": "0, 1"}, r"seeds: should be a list, such as \[0, 1\] "),
+        ({"seeds": None}, r"seeds: should be a list \(got None\)"),
+        ({"methods": "lora"}, r"methods: should be a list, such as \[lora\] "),
+        ({"budgets": {"isorank": 3}}, r"budgets: should be a list \(got"),
+        ({"methods": []}, r"methods: should list at least 1 \(got \[\]\)"),
+        ({"training": 3}, r"training: should be a mapping of fields to values \(got 3\)"),
+        ({"training": None}, "training: "),
+        ({"name": "a" * 129}, "name: at most 128 letters"),
+        ({"search": {"trials": 4, "modes": []}}, "search.modes: .*at least 1"),
+        ({"search": {"trials": 4, "seed": -1}}, "search.seed: .*greater than or equal to 0"),
+        ({"allocation": {"modes": []}}, "allocation.modes: .*at least 1"),
+        ({"backbones": [{"local": "~no-such-user/x"}]}, "backbones.0.local: ~no-such-user is no user's home"),
+        (
+            {"tasks": [{"task": "mrpc", "source": {"local": "~no-such-user/x"}}]},
+            "tasks.0.source: ~no-such-user is no user's home",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(**changes)
+
+
+def test_a_wrong_item_is_told_once_not_as_an_empty_list_too() -> None:
+    with pytest.raises(UserError) as refused:
+        suite(tasks=[{**DIGITS, "max_tokens": 0}])
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_every_wrong_field_is_told_at_once() -> None:
+    with pytest.raises(UserError) as refused:
+        suite(sedes=[0], training={"lr": 0}, seeds=[])
+    assert [line.split(": ")[1].split(";")[0] for line in str(refused.value).splitlines()] == [
+        "seeds",
+        "training.lr",
+        "unknown field 'sedes'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [toy", "not valid YAML.*line 1"),
+        (b"name: caf\xe9", "not UTF-8"),
+        (b"name: 2025-02-30\n", "not valid YAML: day is out of range for month"),
+        (b"seeds: [!!int x]\n", "not valid YAML: invalid literal"),
+        (b"- digits\n", "a suite is a mapping with the fields name, "),
+        (b"", "a suite is a mapping"),
+        (b"yes: 1\n", "field 'seeds' is required"),
+        (b"a: &a {b: 1}\nc:\n  <<: *a\n", r"merge keys \(<<\) are not taken; repeat the fields.*line 3"),
+        (b"[" * 3000 + b"]" * 3000, "nested too deep"),
+        (None, "cannot read suite .*No such file"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_refused_by_name(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    file = tmp_path / "broken.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=f"(?s){message}") as refused:
+        load_suite(file)
+    assert str(file) in str(refused.value)
+
+
+def test_a_folder_is_no_suite(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read suite"):
+        load_suite(tmp_path)
+
+
+def test_rates_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    # To YAML 1.1 `5e-4` is a string.
+    file = write(tmp_path)
+    text = file.read_text().replace("lr: 0.005", "lr: 5e-4").replace("- lora", "- {method: lora, scale: 2e0}")
+    file.write_text(text)
+    made = load_suite(file)
+    assert made.training.lr == 5e-4
+    assert [method.model_dump()["scale"] for row in made.methods for method in row.methods()] == [2.0]
+
+
+def test_each_spans_all_combinations_in_order() -> None:
+    rows = [
+        {
+            "method": "tenslora",
+            "scale": 2,
+            "each": {"variant": list(VARIANTS), "heads": ["aligned", "interleaved"]},
+        }
+    ]
+    methods = list(suite(methods=rows).methods[0].methods())
+    assert [(m.variant, m.heads) for m in methods] == [  # type: ignore[attr-defined]
+        (variant, heads) for variant in VARIANTS for heads in ("aligned", "interleaved")
+    ]
+    assert {m.scale for m in methods} == {2.0}  # type: ignore[attr-defined]
+
+
+def test_options_written_out_are_the_options() -> None:
+    beside = suite(methods=[{"method": "lora", "rank": 4}])
+    written = suite(methods=[{"method": "lora", "options": {"rank": 4}}])
+    assert list(beside.methods[0].methods()) == list(written.methods[0].methods())
+    assert validate(Suite, beside.model_dump(), "round trip") == beside
+
+
+def recipe(training: Any = None, task: Any = None, method: Any = None, device: str = "cpu") -> Recipe:
+    made = suite(
+        training=training or {},
+        tasks=[{**DIGITS, "training": task or {}}],
+        methods=[{"method": "lora", "training": method or {}}],
+    )
+    return made.recipe(made.tasks[0], made.methods[0]).resolved(device)
+
+
+def test_the_method_overrides_the_task_and_the_task_the_suite() -> None:
+    made = recipe(
+        {"lr": 1e-3, "weight_decay": 0.1, "clip": 3.0},
+        {"lr": 2e-3, "weight_decay": 0.2},
+        {"lr": 3e-3},
+    )
+    assert (made.lr, made.weight_decay, made.clip) == (3e-3, 0.2, 3.0)
+
+
+def test_the_head_follows_the_rate_that_won_unless_it_has_its_own() -> None:
+    assert recipe({"lr": 1e-3}, None, {"lr": 3e-3}).head_lr == 3e-3
+    assert recipe({"lr": 1e-3, "head_lr": 7e-3}, None, {"lr": 3e-3}).head_lr == 7e-3
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (({"epochs": 3}, {"steps": 7}, {}), (None, 7)),
+        (({"steps": 7}, {}, {"epochs": 3}), (3, None)),
+        (({"epochs": 3}, {"steps": 7}, {"epochs": 4}), (4, None)),
+        (({}, {"steps": 7}, {"steps": 9}), (None, 9)),
+        (({}, {}, {}), (10, None)),
+    ],
+)
+def test_a_length_replaces_the_other_kind_of_length(layers: Any, expected: tuple[Any, Any]) -> None:
+    made = recipe(*layers)
+    assert (made.epochs, made.steps) == expected
+
+
+def test_an_override_may_not_give_both_lengths() -> None:
+    with pytest.raises(UserError, match="training of lora: give epochs or steps"):
+        recipe({}, {}, {"epochs": 1, "steps": 1})
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "precision"),
+    [("auto", "cpu", "fp32"), ("auto", "cuda:1", "bf16"), ("fp32", "cuda", "fp32"), ("bf16", "cpu", "bf16")],
+)
+def test_precision_is_resolved_by_the_device(asked: str, device: str, precision: str) -> None:
+    assert recipe({"precision": asked}, device=device).precision == precision
+
+
+def test_a_suite_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        suite().seeds = (1,)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[3] / "suites").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_the_suites_that_we_ship_are_valid(file: Path) -> None:
+    assert load_suite(file).name == file.stem

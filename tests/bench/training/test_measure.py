@@ -1,0 +1,132 @@
+"""Costs are of the trial alone, and provenance says what is known and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench.training import measure
+from bench.training.measure import LIBRARIES, WARMUP_STEPS, PeakMemory, StepTimer, provenance
+
+CPU = torch.device("cpu")
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> float | None:
+    now = 0.0
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now))
+    timer = StepTimer(CPU)
+    for duration in seconds:
+        now += 100.0
+        with timer:
+            now += duration
+    return timer.median_ms()
+
+
+def test_steps_on_another_gpu_than_the_first_are_timed_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, waited = [], []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: torch.device) -> None:
+            recorded.append(stream)
+
+        def elapsed_time(self, other: Event) -> float:
+            return 7.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    second = torch.device("cuda:1")
+    timer = StepTimer(second)
+    for _ in range(WARMUP_STEPS + 1):
+        with timer:
+            pass
+    assert timer.median_ms() == 7.0
+    assert {*recorded, *waited} == {second}
+
+
+def test_the_step_time_is_a_median_without_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = [9.0] * WARMUP_STEPS
+    assert timed(monkeypatch, [*slow, 0.010, 0.030, 0.020, 5.0, 0.020]) == pytest.approx(20)
+
+
+def test_a_training_no_longer_than_the_warmup_has_no_step_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timed(monkeypatch, [1.0] * WARMUP_STEPS) is None
+
+
+def test_peak_memory_is_that_since_the_reset_not_of_the_predecessor() -> None:
+    before = PeakMemory(CPU)
+    if before.mib() is None:
+        pytest.skip("this system does not let a process reset its peak")
+    torch.ones(400 * 2**18)
+    predecessor = before.mib()
+    own = PeakMemory(CPU).mib()
+    assert predecessor is not None
+    assert own is not None
+    assert own < predecessor - 300
+
+
+def test_an_unresettable_peak_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert PeakMemory(CPU).mib() is None
+
+
+def uncached() -> dict[str, str]:
+    return provenance.__wrapped__("cpu")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, in which our code claims to lie."""
+    git(tmp_path, "init", "-q")
+    (tmp_path / "measure.py").write_text("")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    monkeypatch.setattr(measure, "__file__", str(tmp_path / "measure.py"))
+    return tmp_path
+
+
+def test_commit_and_dirtiness_are_those_of_the_code(repository: Path) -> None:
+    assert uncached()["git_commit"] == git(repository, "rev-parse", "HEAD")
+    assert uncached()["git_dirty"] == "no"
+    (repository / "measure.py").write_text("changed")
+    assert uncached()["git_dirty"] == "yes"
+
+
+def test_an_installation_inside_a_foreign_repository_has_no_commit(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = repository / "venv" / "measure.py"
+    installed.parent.mkdir()
+    installed.write_text("")
+    monkeypatch.setattr(measure, "__file__", str(installed))
+    assert (uncached()["git_commit"], uncached()["git_dirty"]) == ("unknown", "unknown")
+
+
+def test_code_outside_any_repository_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "__file__", str(tmp_path / "measure.py"))
+    assert (uncached()["git_commit"], uncached()["git_dirty"]) == ("unknown", "unknown")
+
+
+def test_provenance_names_libraries_and_hardware() -> None:
+    known = uncached()
+    assert {f"version_{name}" for name in LIBRARIES} <= set(known)
+    assert known["version_torch"] == torch.__version__
+    assert known["threads"] == str(torch.get_num_threads())
+    assert known["cpu"]
+    assert known["gpu"] == ""

@@ -1,0 +1,317 @@
+"""Augmented, compiled and deterministic training: what it does, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.tasks import ImageSplit
+from bench.training.augmentation import augmenter
+from bench.training.numerics import CUBLAS, compiled, deterministic
+from bench.training.seeding import generator, lent
+from bench.training.trial import Outcome, Resources, run_trial
+from methods import UserError
+
+from .toy_suites import DIGITS, TEXT, VISION, plan
+
+
+@pytest.fixture(scope="module")
+def resources() -> Resources:
+    return Resources("cpu")
+
+
+def run(resources: Resources, base: dict[str, Any] = VISION, **changes: Any) -> Outcome:
+    changes["training"] = {**base["training"], **changes.get("training", {})}
+    (trial,) = plan(base, **changes).trials
+    return run_trial(trial, resources, lambda progress: None)
+
+
+# --- augmentation ---
+
+
+def images(count: int = 200, side: int = 16) -> Tensor:
+    """Each another one, none its own mirror image."""
+    drawn = torch.Generator().manual_seed(7)
+    return torch.randint(0, 256, (count, 3, side, side), generator=drawn, dtype=torch.uint8)
+
+
+def augmented(*names: str, seed: int = 0) -> Tensor:
+    return augmenter(names, generator(seed, "augmentation"))(images())
+
+
+def test_about_half_of_the_images_are_flipped_each_by_its_own_draw() -> None:
+    before, after = images(), augmented("flip")
+    flipped = [torch.equal(one.flip(-1), other) for one, other in zip(before, after, strict=True)]
+    kept = [torch.equal(one, other) for one, other in zip(before, after, strict=True)]
+    assert all(a != b for a, b in zip(flipped, kept, strict=True))
+    assert 70 < sum(flipped) < 130
+
+
+def test_about_half_of_the_images_change_colour_and_no_two_alike() -> None:
+    before, after = images(), augmented("colour_jitter")
+    assert after.dtype == torch.uint8
+    changed = (before != after).flatten(1).any(1)
+    assert 70 < int(changed.sum()) < 130
+    ratio = [
+        a.float().mean() / b.float().mean() for a, b in zip(after[changed], before[changed], strict=True)
+    ]
+    assert len({round(float(r), 4) for r in ratio}) > 0.9 * len(ratio)
+
+
+def test_a_crop_is_a_shift_by_at_most_an_eighth_mirrored_at_the_edge() -> None:
+    before, after = images(40), augmenter(["crop"], generator(0, "augmentation"))(images(40))
+    wide = torch.nn.functional.pad(before.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    offsets = set()
+    for one, other in zip(wide, after, strict=True):
+        found = [
+            (y, x) for y in range(5) for x in range(5) if torch.equal(one[:, y : y + 16, x : x + 16], other)
+        ]
+        assert len(found) == 1
+        offsets |= set(found)
+    assert len(offsets) > 10
+
+
+def test_augmentation_is_the_seed_s_and_touches_no_other_stream() -> None:
+    state = torch.get_rng_state()
+    first, again, other = (augmented("colour_jitter", "flip", seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_lent_generator_goes_on_where_it_stopped() -> None:
+    whole, parts = (torch.Generator().manual_seed(3) for _ in range(2))
+    wanted = torch.rand(6, generator=whole)
+    drawn = []
+    for _ in range(2):
+        with lent(parts):
+            drawn.append(torch.rand(3))
+    assert torch.equal(torch.cat(drawn), wanted)
+
+
+def test_methods_of_a_seed_see_the_same_augmented_images_and_only_in_training(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, Tensor]] = []
+    real = ImageSplit.batch
+
+    def batch(self: ImageSplit, indices: Tensor, augment: Any = None) -> dict[str, Tensor]:
+        made = real(self, indices, augment)
+        seen.append((augment is not None, made["pixel_values"].clone()))
+        if augment is None:
+            assert torch.equal(made["pixel_values"], real(self, indices)["pixel_values"])
+        return made
+
+    monkeypatch.setattr(ImageSplit, "batch", batch)
+    fed = []
+    for methods in (["lora"], [{"method": "tenslora", "variant": "att"}]):
+        for seed in (0, 1):
+            seen.clear()
+            run(
+                resources,
+                methods=methods,
+                seeds=[seed],
+                training={"augmentation": ["flip", "crop"], "epochs": 2},
+            )
+            trained = [pixels for augmented, pixels in seen if augmented]
+            assert len(trained) == 8
+            assert len(seen) > len(trained), "validation and test are not augmented"
+            fed.append(torch.cat([pixels.flatten() for pixels in trained]))
+    lora, lora_1, tensor, tensor_1 = fed
+    assert torch.equal(lora, tensor)
+    assert torch.equal(lora_1, tensor_1)
+    assert not torch.equal(lora, lora_1)
+
+
+# --- what an id says of these ---
+
+#: Ids of two trials as they were before there was any of these switches.
+BEFORE = {"vision": "26e291087d9acc77", "text": "6581c102f5a4a324"}
+
+
+def test_switches_that_are_off_leave_older_ids_and_those_that_are_on_change_them() -> None:
+    assert plan(VISION).trials[0].id == BEFORE["vision"]
+    assert plan(TEXT).trials[0].id == BEFORE["text"]
+    changes: list[dict[str, Any]] = [{"augmentation": ["flip"]}, {"compile": True}, {"deterministic": True}]
+    changes += [{"augmentation": ["crop", "flip"]}, {"augmentation": ["flip", "crop"]}]
+    ids = {plan(VISION, training={**VISION["training"], **change}).trials[0].id for change in changes}
+    rows = [{**DIGITS, "split": "per_seed"}, {**DIGITS, "normalise": False}, {**DIGITS, "resize": 40}]
+    ids |= {plan(VISION, tasks=[row]).trials[0].id for row in rows}
+    assert len(ids - set(BEFORE.values())) == len(changes) + len(rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": {"augmentation": ["color_jitter"]}}, r"augmentation.0.*did you mean 'colour_jitter'"),
+        ({"training": {"compiled": True}}, r"'training.compiled'; did you mean 'compile'"),
+        ({"training": {"deterministc": True}}, r"did you mean 'deterministic'"),
+        (
+            {"training": {"batch_size": 61}},
+            "batch_size 61 is larger than the train split, which has 60 examples",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        plan(**changes)
+
+
+# --- compile ---
+
+
+#: Compiling takes half a minute for texts, whose lengths differ from batch to batch; that one is run by
+#: `TENSORBENCH_WHOLE=1 python -m pytest tests/bench/training/test_numerics.py`.
+WHOLE = pytest.mark.skipif(not os.environ.get("TENSORBENCH_WHOLE"), reason="TENSORBENCH_WHOLE is not set")
+
+
+@pytest.mark.parametrize("base", [VISION, pytest.param(TEXT, marks=WHOLE)], ids=["vision", "text"])
+def test_compiled_a_trial_scores_as_it_does_uncompiled_and_leaves_the_backbone_clean(
+    base: dict[str, Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    own = Resources("cpu")
+    # Batches of one size, so that there is little to compile.
+    sizes = {"train_size": 32, "validation_size": 32, "test_size": 32} if base is VISION else {}
+    changes = {
+        "methods": [{"method": "tenslora", "variant": "qkv_depth"}],
+        "tasks": [{**base["tasks"][0], **sizes}],
+    }
+    (trial,) = plan(base, **changes).trials
+    for module in own.backbone(trial).module.modules():
+        # Compiled code draws other numbers for it, from the same seed.
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+    plain, fast, again = (
+        run(own, base, **changes, training={"steps": 4, "epochs": None, "compile": on})
+        for on in (False, True, False)
+    )
+    torch.testing.assert_close(fast.final.logits, plain.final.logits, atol=1e-4, rtol=1e-4)
+    assert torch.equal(again.final.logits, plain.final.logits)
+    assert not [warning for warning in recwarn if "left traces" in str(warning.message)]
+
+
+def test_the_encoder_runs_compiled_inside_and_plainly_afterwards() -> None:
+    calls: list[bool] = []
+
+    class Encoder(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.compiler.is_compiling():
+                calls.append(True)
+            return x * 2
+
+    encoder = Encoder()
+    with compiled(encoder, True):
+        assert torch.equal(encoder(torch.ones(2)), torch.full((2,), 2.0))
+    assert not calls
+    assert "_compiled_call_impl" not in vars(encoder)
+    with compiled(encoder, False):
+        encoder(torch.ones(2))
+    assert calls == [True]
+
+
+def test_what_would_go_on_uncompiled_is_an_error() -> None:
+    class Encoder(torch.nn.Module):
+        def forward(self, x: Tensor, n: int) -> Tensor:
+            return x * 2 if n % 2 else x.flatten(n % 3)
+
+    encoder = Encoder()
+    with torch._dynamo.config.patch(recompile_limit=1), compiled(encoder, True):
+        encoder(torch.ones(2, 2, 2), 1)
+        with pytest.raises(Exception, match="recompile_limit"):
+            encoder(torch.ones(2, 2, 2), 2)
+
+
+# --- deterministic ---
+
+
+def test_deterministic_mode_holds_inside_and_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CUBLAS, raising=False)
+    torch.backends.cudnn.benchmark = True
+    try:
+        with deterministic(True):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert os.environ[CUBLAS] == ":4096:8"
+            assert not torch.backends.cudnn.benchmark
+        with pytest.raises(ZeroDivisionError), deterministic(True):
+            raise ZeroDivisionError
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.backends.cudnn.benchmark = False
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert CUBLAS not in os.environ
+
+
+def test_a_setting_of_the_user_s_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CUBLAS, ":16:8")
+    with deterministic(True):
+        assert os.environ[CUBLAS] == ":16:8"
+    assert os.environ[CUBLAS] == ":16:8"
+
+
+def test_a_trial_trains_in_the_mode_that_its_recipe_names(
+    resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[bool] = []
+    real = ImageSplit.batch
+
+    def batch(self: ImageSplit, *arguments: Any) -> dict[str, Tensor]:
+        inside.append(torch.are_deterministic_algorithms_enabled())
+        return real(self, *arguments)
+
+    monkeypatch.setattr(ImageSplit, "batch", batch)
+    for wanted in (True, False):
+        inside.clear()
+        run(resources, training={"steps": 2, "epochs": None, "deterministic": wanted})
+        assert set(inside) == {wanted}
+
+
+# --- nobody waits for the device ---
+
+
+class _Reads(TorchDispatchMode):
+    """Lists what an accelerator is waited for: values that Python reads, shapes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("base", [VISION, TEXT], ids=["vision", "text"])
+def test_no_step_reads_a_value_from_the_device(base: dict[str, Any]) -> None:
+    from bench.training.loop import batches
+    from methods import create
+
+    own = Resources("cpu")
+    (trial,) = plan(base, methods=["lora"]).trials
+    backbone = own.backbone(trial)
+    data = own.data(trial, backbone.info.input)
+    backbone.reset(data.classes, generator(0, "head_start"))
+    adapter = create("tenslora", variant="att", ranks=(2, 2, 2)).attach(
+        backbone, generator(0, "adapter_start")
+    )
+    optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=1e-3, fused=True)
+    planned = list(batches(data.train, 16, generator(0, "data_order")))
+    with _Reads() as reads:
+        for indices in planned:
+            logits = backbone.module(**data.train.batch(indices))
+            loss = torch.nn.functional.cross_entropy(logits, data.train.targets(indices))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+            optimizer.step()
+    adapter.detach()
+    # A batch of texts has its longest read from the lengths, which stay on the CPU.
+    assert reads.found == ([] if base is VISION else ["_local_scalar_dense"] * len(planned))

@@ -1,0 +1,139 @@
+"""A trial leaves a clean backbone behind, whatever happened in it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+
+import bench.training.trial
+from bench.plan.trial import Trial
+from bench.training.trial import Resources, run_trial
+from bench.wire import Progress
+from methods import UserError
+
+from .toy_suites import TEXT, VISION, plan
+
+METHODS: list[Any] = ["lora", "head_only", {"method": "tenslora", "variant": "att_qkv_depth"}]
+
+
+def trials(base: dict[str, Any] = VISION, **changes: Any) -> tuple[Trial, ...]:
+    training = {"batch_size": 16, "steps": 2}
+    return plan(base, **{"training": training, **changes}).trials
+
+
+def nothing(progress: Progress) -> None:
+    pass
+
+
+class BrokenError(Exception):
+    pass
+
+
+def broken(progress: Progress) -> None:
+    raise BrokenError
+
+
+@pytest.mark.parametrize("base", [VISION, TEXT], ids=["vision", "text"])
+def test_the_backbone_is_clean_after_every_trial_failed_ones_too(base: dict[str, Any]) -> None:
+    resources = Resources("cpu")
+    made = trials(base, methods=METHODS)
+    backbone = resources.backbone(made[0])
+    before = backbone.fingerprint()
+    frozen = {name: p.requires_grad for name, p in backbone.module.encoder.named_parameters()}
+    for trial in made:
+        run_trial(trial, resources, nothing)
+        with pytest.raises(BrokenError):
+            run_trial(trial, resources, broken)
+        assert resources.backbone(trial) is backbone
+        assert backbone.fingerprint() == before
+        assert {n: p.requires_grad for n, p in backbone.module.encoder.named_parameters()} == frozen
+        assert not backbone.module.training
+
+
+def test_several_trials_load_a_backbone_and_its_data_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for name in ("load", "prepare"):
+        real = getattr(bench.trial, name)
+
+        def counted(*arguments: Any, name: str = name, real: Any = real, **options: Any) -> Any:
+            calls.append(name)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(bench.trial, name, counted)
+    resources = Resources("cpu")
+    for trial in trials(methods=METHODS, seeds=[0, 1]):
+        run_trial(trial, resources, nothing)
+    assert calls == ["load", "prepare"]
+
+
+def test_a_worker_holds_what_the_latest_trial_needs_and_no_more() -> None:
+    resources = Resources("cpu")
+    first, second = trials(backbones=["tiny-random-vit", {"name": "tiny-random-vit", "image_size": 48}])
+    held = weakref.ref(resources.backbone(first))
+    data = weakref.ref(resources.data(first, resources.backbone(first).info.input))
+    resources.data(second, resources.backbone(second).info.input)
+    gc.collect()
+    assert held() is None
+    assert data() is None
+
+
+def test_a_backbone_that_a_trial_dirtied_is_loaded_anew_and_told_of() -> None:
+    resources = Resources("cpu")
+    dirtying, after = trials(methods=["lora", "head_only"])
+    backbone = resources.backbone(dirtying)
+    clean = backbone.fingerprint()
+
+    def scribble(progress: Progress) -> None:
+        with torch.no_grad():
+            next(backbone.module.encoder.parameters()).add_(1)
+
+    with pytest.warns(UserWarning, match="left traces on backbone 'tiny-random-vit'"):
+        run_trial(dirtying, resources, scribble)
+    assert resources.backbone(after) is not backbone
+    assert resources.backbone(after).fingerprint() == clean
+    expected = run_trial(after, Resources("cpu"), nothing)
+    assert torch.equal(run_trial(after, resources, nothing).final.logits, expected.final.logits)
+
+
+def test_a_method_that_fails_while_it_is_put_on_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = Resources("cpu")
+    (trial,) = trials()
+
+    class HalfDone:
+        def attach(self, backbone: Any, generator: torch.Generator) -> None:
+            backbone.module.encoder.layers = torch.nn.Identity()
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.trial, "from_identity", lambda identity: HalfDone())
+        with pytest.warns(UserWarning, match="left traces"), pytest.raises(MemoryError):
+            run_trial(trial, resources, nothing)
+    expected = run_trial(trial, Resources("cpu"), nothing)
+    assert torch.equal(run_trial(trial, resources, nothing).final.logits, expected.final.logits)
+
+
+def test_weights_that_are_not_the_planned_ones_are_refused() -> None:
+    (trial,) = trials()
+    with pytest.raises(UserError, match="changed since the plan: weights other were planned, random:vit"):
+        run_trial(trial.model_copy(update={"weights_hash": "other"}), Resources("cpu"), nothing)
+
+
+def test_subsets_of_one_task_are_not_mixed_up() -> None:
+    resources = Resources("cpu")
+    (small,) = trials()
+    (large,) = trials(tasks=["digits"])
+    small_, large_ = (resources.data(t, resources.backbone(t).info.input) for t in (small, large))
+    assert (len(small_.train), len(large_.train)) == (60, 1259)
+
+
+def test_parameters_are_counted_apart_for_adapter_and_head() -> None:
+    (trial,) = trials(methods=[{"method": "lora", "rank": 3}])
+    outcome = run_trial(trial, Resources("cpu"), nothing)
+    # 2 layers × 3 projections × rank 3 × (32 + 32), and 10 classes on 32 features with biases.
+    assert (outcome.adapter_parameters, outcome.head_parameters) == (1152, 330)
+    assert sum(value.numel() for value in outcome.adapter.values()) == 1152
+    assert sum(value.numel() for value in outcome.head.values()) == 330
