@@ -27,7 +27,7 @@ from bench.store.writer import begin_trial
 from bench.training.ending import finished
 from bench.training.loop import Evaluation, Trained
 from bench.training.trial import Outcome
-from bench.wire import Progress
+from bench.wire.trial import Progress
 
 TABLES = ("runs", "tags", "params", "metrics", "latest_metrics")
 

@@ -56,3 +56,8 @@ def load_suite(path: Path, *, locked: bool = True) -> Suite:
     suite = validate(Suite, values, str(path))
     lock = lock_path(path)
     return read_lock(lock).apply(suite, lock) if locked and lock.exists() else suite
+
+
+def experiment_of(name: str) -> str:
+    """The name of an experiment, or of the one that a suite's file is run as."""
+    return load_suite(Path(name), locked=False).name if name.endswith((".yaml", ".yml")) else name

@@ -20,7 +20,7 @@ from bench.training.loop import Diverged, Evaluation, Trained, evaluate, head_st
 from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic
 from bench.training.seeding import generator, stream_seed
-from bench.wire import Progress
+from bench.wire.trial import Progress
 from methods import UserError, from_identity
 
 

@@ -38,7 +38,7 @@ from bench.suite.load import load_suite
 from bench.tasks import TASKS, prepare
 from bench.training.loop import Pruned, evaluate
 from bench.training.measure import LIBRARIES
-from bench.wire import Ending
+from bench.wire.trial import Ending
 from methods import from_identity
 
 from .held import await_held, start

@@ -16,7 +16,7 @@ from bench.store.store import Store
 from bench.store.writer import begin_trial
 from bench.suite.suite import Suite
 from bench.terminal.results import print_summary
-from bench.wire import failed
+from bench.wire.trial import failed
 from methods.validation import validate
 from reports.summary import Summary, summarise
 

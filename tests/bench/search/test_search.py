@@ -30,7 +30,7 @@ from bench.search.study import default_storage, open_storage
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.training.loop import Pruned
-from bench.wire import Ending, lost
+from bench.wire.trial import Ending, lost
 from methods import UserError
 
 from .held import await_held, start

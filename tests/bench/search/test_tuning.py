@@ -15,7 +15,7 @@ from bench.plan.rows import Plan
 from bench.search.tuning import with_choices
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
-from bench.wire import failed
+from bench.wire.trial import failed
 from methods import UserError
 
 from .toy_suites import plan, suite, write

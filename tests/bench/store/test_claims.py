@@ -26,7 +26,7 @@ from bench.store.claims import DRIVER, Claims
 from bench.store.connect import StoreError
 from bench.store.store import Store
 from bench.store.writer import begin_trial
-from bench.wire import Ending
+from bench.wire.trial import Ending
 
 from .toy_suites import plan
 

@@ -19,7 +19,7 @@ from bench.store.connect import StoreError, storing
 from bench.store.records import Record, latest, scores
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
-from bench.wire import Ending, Progress, failed
+from bench.wire.trial import Ending, Progress, failed
 from methods import UserError
 
 from .toy_suites import plan
