@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,15 @@ class _NoRepeats(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_suite(path: Path, *, locked: bool = True) -> Suite:
+def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -> Suite:
     """Reads and validates a suite, and obeys the lock file beside it unless told otherwise.
 
-    Raises UserError naming file, field, value and what is accepted.
+    `source` is a suite's file, or its fields as a dictionary, which has no lock. Raises UserError naming
+    file, field, value and what is accepted.
     """
+    if isinstance(source, Mapping):
+        return validate(Suite, dict(source), "suite")
+    path = Path(source)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
