@@ -25,7 +25,7 @@ from bench.inputs import ImageInput, TextInput
 from methods.backbone import PROJECTIONS, Geometry, Site
 from methods.errors import UnknownNameError, UserError
 
-from .local_checkpoints import KINDS, batch, edit, encoder, write
+from ..local_checkpoints import KINDS, batch, edit, encoder, write
 
 
 def local(folder: Path, **more: Any) -> BackboneSpec:

@@ -32,7 +32,7 @@ from bench.store.store import Store
 from bench.training.loop import Pruned
 from methods import UserError
 
-from .toy_suites import DIGITS, plan, write
+from ..toy_suites import DIGITS, plan, write
 
 SHORT = {"batch_size": 16, "steps": 2}
 #: Long enough to be met while it runs.

@@ -12,7 +12,7 @@ from bench.execution.perform import Event
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 
-from .toy_suites import plan
+from ..toy_suites import plan
 
 if TYPE_CHECKING:
     from bench.execution.ray import RayCluster

@@ -15,10 +15,10 @@ from bench.execution.driver import execute
 from bench.execution.session import session
 from bench.store.store import Store
 
-from ..stress import scenarios
-from ..stress.services import Postgres, postgres_programs
-from .held import await_held, start
-from .toy_suites import DIGITS, plan, write
+from ...stress import scenarios
+from ...stress.services import Postgres, postgres_programs
+from ..held import await_held, start
+from ..toy_suites import DIGITS, plan, write
 
 
 @pytest.fixture

@@ -41,8 +41,8 @@ from bench.tasks import TASKS, prepare
 from methods import Adapter, Geometry, Method, NotLowRank, Site, UserError, create
 from methods.lowrank import Contracted, LowRankAdapter, Parametrisation
 
-from .local_checkpoints import KINDS, batch, encoder, write
-from .toy_suites import VISION, plan
+from ..local_checkpoints import KINDS, batch, encoder, write
+from ..toy_suites import VISION, plan
 
 CLASSES = ("heron", "ibis", "stork")
 SOURCES = [*KINDS, "timm", "timm-random"]

@@ -16,9 +16,9 @@ from bench.plan.trial import Trial
 from methods import UserError
 from methods.tenslora import VARIANTS
 
-from .local_checkpoints import encoder
-from .local_checkpoints import write as checkpoint
-from .toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
+from ..local_checkpoints import encoder
+from ..local_checkpoints import write as checkpoint
+from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 
 ROOT = Path(__file__).parents[3]
 
@@ -245,7 +245,7 @@ def test_rows_come_in_blocks_own_sizes_first_then_the_budgets_in_their_order() -
 
 
 def test_a_count_beyond_the_tolerance_is_flagged_in_plan_and_table(call: Any, tmp_path: Path) -> None:
-    from .toy_suites import write
+    from ..toy_suites import write
 
     # LoRA on this geometry comes in steps of 384.
     for tolerance, within in ((0.2, True), (0.05, False)):

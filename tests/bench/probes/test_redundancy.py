@@ -31,9 +31,9 @@ from bench.store.store import Store
 from bench.training.trial import Resources, run_trial
 from methods import Adapter, Geometry, Site, UserError, create, from_identity
 
-from ..methods.toy import ToyBackbone, scatter
-from .synthetic import GEOMETRY, TRUE_RANKS, registered, true_update
-from .toy_suites import suite, write
+from ...methods.toy import ToyBackbone, scatter
+from ..synthetic import GEOMETRY, TRUE_RANKS, registered, true_update
+from ..toy_suites import suite, write
 
 Call = Callable[..., Any]
 

@@ -33,9 +33,9 @@ from bench.training.loop import Pruned
 from bench.wire import Ending, lost
 from methods import UserError
 
-from .held import await_held, start
-from .synthetic import QKV_DEPTH_RANKS, registered
-from .toy_suites import VISION, suite, write
+from ..held import await_held, start
+from ..synthetic import QKV_DEPTH_RANKS, registered
+from ..toy_suites import VISION, suite, write
 
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]

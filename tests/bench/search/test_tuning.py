@@ -18,7 +18,7 @@ from bench.store.writer import TrialRun, begin_trial
 from bench.wire import failed
 from methods import UserError
 
-from .toy_suites import plan, suite, write
+from ..toy_suites import plan, suite, write
 
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]

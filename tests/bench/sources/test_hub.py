@@ -27,7 +27,7 @@ from bench.tasks import TASKS, Examples, ImageSplit, PreparedData, Source, Task,
 from methods import UserError
 from methods.validation import validate
 
-from .hub_stand_in import Hub, client, encoded, serve, write_glue, write_images
+from ..hub_stand_in import Hub, client, encoded, serve, write_glue, write_images
 
 Call = Callable[..., Any]
 

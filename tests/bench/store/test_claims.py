@@ -28,7 +28,7 @@ from bench.store.store import Store
 from bench.store.writer import begin_trial
 from bench.wire import Ending
 
-from .toy_suites import plan
+from ..toy_suites import plan
 
 ELSEWHERE = "elsewhere:1:0"
 

@@ -22,7 +22,7 @@ from bench.store.writer import TrialRun, begin_trial
 from bench.wire import Ending, Progress, failed
 from methods import UserError
 
-from .toy_suites import plan
+from ..toy_suites import plan
 
 NewStore = Callable[[Path], str]
 

@@ -14,7 +14,7 @@ from bench.suite.load import load_suite
 from methods import UserError
 from methods.tenslora import VARIANTS
 
-from .hub_stand_in import client, serve
+from ..hub_stand_in import client, serve
 
 SUITES = Path(__file__).parents[3] / "suites"
 TASKS = ("dtd", "eurosat", "cola", "mrpc")

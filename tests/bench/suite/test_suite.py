@@ -14,7 +14,7 @@ from methods import UserError
 from methods.tenslora import VARIANTS
 from methods.validation import validate
 
-from .toy_suites import DIGITS, plan, suite, write
+from ..toy_suites import DIGITS, plan, suite, write
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from bench.training.trial import Outcome, Resources, run_trial
 from bench.wire import Progress
 from methods import create
 
-from .toy_suites import DIGITS, TEXT, VISION, plan
+from ..toy_suites import DIGITS, TEXT, VISION, plan
 
 EXAMPLES, BATCH = DIGITS["train_size"], VISION["training"]["batch_size"]
 PER_EPOCH = math.ceil(EXAMPLES / BATCH)

@@ -17,7 +17,7 @@ from bench.training.seeding import generator, lent
 from bench.training.trial import Outcome, Resources, run_trial
 from methods import UserError
 
-from .toy_suites import DIGITS, TEXT, VISION, plan
+from ..toy_suites import DIGITS, TEXT, VISION, plan
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from bench.training.trial import Resources, run_trial
 from bench.wire import Progress
 from methods import UserError
 
-from .toy_suites import TEXT, VISION, plan
+from ..toy_suites import TEXT, VISION, plan
 
 METHODS: list[Any] = ["lora", "head_only", {"method": "tenslora", "variant": "att_qkv_depth"}]
 
