@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -51,10 +51,10 @@ class CaRA(OneRank, LowRankMethod):
     def title(self) -> str:
         return "CaRA"
 
-    def identity(self) -> dict[str, Any]:
-        identity = super().identity()
-        # Without dropout it does not matter where it would be, and one trial serves both.
-        return identity if self.dropout else {**identity, "dropout_on": "activation"}
+    @property
+    def idle(self) -> set[str]:
+        """Without dropout it does not matter where it would be."""
+        return set() if self.dropout else {"dropout_on"}
 
     def attention_shape(self, geometry: Geometry) -> tuple[int, ...]:
         slices = len(SHARED_INPUT) * geometry.layers

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -20,6 +20,7 @@ from methods.errors import UserError
 from methods.factorizations import FACTORIZATIONS, Init
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
 from methods.ranks import nearest, nearest_rank, too_small
+from methods.validation import Later
 
 Variant = Literal["att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "att_qkv_depth"]
 VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
@@ -55,7 +56,7 @@ class TensLoRA(LowRankMethod):
     init: Init = Field("orthogonal")
     #: Whether tensors start from draws of their own, or all from the same ones, as in the reference code,
     #: which seeds anew for each.
-    starts: Literal["independent", "identical"] = "independent"
+    starts: Annotated[Literal["independent", "identical"], Later()] = "independent"
 
     @classmethod
     def presets(cls) -> tuple[Self, ...]:
@@ -107,15 +108,11 @@ class TensLoRA(LowRankMethod):
     def title(self) -> str:
         return f"TensLoRA {self.variant}"
 
-    def identity(self) -> dict[str, Any]:
-        identity = super().identity()
-        if "head" not in self.modes:
-            # Their order changes nothing then, and one trial serves both.
-            identity["heads"] = "aligned"
-        # A single tensor has no other to start like; and older trials, which had no choice, keep their ids.
-        if self.starts == "independent" or {"qkv", "depth"} <= set(self.variant.split("_")):
-            del identity["starts"]
-        return identity
+    @property
+    def idle(self) -> set[str]:
+        """The order of heads where they are no mode, and `starts` where there is but one tensor to start."""
+        idle = set() if "head" in self.modes else {"heads"}
+        return idle | {"starts"} if {"projection", "layer"} <= set(self.modes) else idle
 
     @property
     def modes(self) -> tuple[str, ...]:

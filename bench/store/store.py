@@ -6,7 +6,6 @@ import json
 import math
 import tempfile
 from collections import defaultdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from bench.store.connect import SQLITE, connect, database_file, shown_uri, state
 from bench.store.outbox import Letter
 from bench.store.records import Record, status_of
 from methods import UserError
+from methods.errors import did_you_mean
 
 #: MLflow's limits for one request.
 MOST_METRICS, MOST_PARAMS = 1000, 100
@@ -69,10 +69,11 @@ class Store:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             names = [found.name for found in client.search_experiments() if found.name != "Default"]
-            near = get_close_matches(name, names, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, names)
             there = ", ".join(names) or "none"
-            raise UserError(f"no experiment '{name}' in {shown_uri(uri)}{hint} (there: {there})")
+            raise UserError(
+                f"no experiment '{name}' in {shown_uri(uri)}{hint and f'; {hint}'} (there: {there})"
+            )
         return cls(client, experiment, uri)
 
     @property
