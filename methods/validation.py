@@ -30,7 +30,10 @@ class Frozen(BaseModel):
 
 
 def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, Any]:
-    """What an id says of a configuration: its fields as JSON, or those to `include`, less what `Later` says."""
+    """The fields of a configuration that an id covers, as JSON.
+
+    All, or those to `include`, except the ones marked `Later` that are at their default.
+    """
     passed_over = {
         name
         for name, field in type(values).model_fields.items()
