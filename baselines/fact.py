@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from methods.backbone import PROJECTIONS, Geometry
 from methods.lowrank import Contracted, DropoutAt, LowRankMethod, Matrix, Parametrisation
 from methods.sizes import OneRank
-from methods.slices import MLP_SLICES, Slices, by_site, cut_inputs, cut_outputs
+from methods.slices import CUT_INPUTS, MLP_SLICES, Slices, by_site, cut_inputs, cut_outputs
 
 #: The slices of a layer.
 SLICES = Slices(PROJECTIONS)
@@ -103,9 +103,9 @@ class _Slices(Parametrisation):
 
     def contract(self) -> Contracted:
         inputs, outputs, sigmas = self.parts()
-        # Side by side for fc2, whose slices are of the input; one below the other for the rest.
+        # Side by side where the slices are of the input, one below the other where they are of the output.
         joined = {
-            name: sigma.transpose(1, 2).flatten(2) if name == "fc2" else sigma.flatten(1, 2)
+            name: sigma.transpose(1, 2).flatten(2) if name in CUT_INPUTS else sigma.flatten(1, 2)
             for name, sigma in sigmas.items()
         }
         return Contracted(

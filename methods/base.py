@@ -172,6 +172,16 @@ class Method(Frozen, ABC):
         return adapter
 
 
+def attach(backbone: Backbone, method: Method, seed: int = 0) -> Adapter:
+    """Freezes a backbone (its head excepted) and puts an adapter of the method on it, started from a seed.
+
+    The same seed gives the same start on every device. A trial of a suite starts elsewhere: its seed also
+    feeds other random streams, and each has a seed derived from it. Raises UserError as `Method.check` does,
+    for instance while the ranks are free.
+    """
+    return method.attach(backbone, torch.Generator().manual_seed(seed))
+
+
 def from_identity(identity: Mapping[str, Any]) -> Method:
     """The method behind `Method.identity`. Raises UserError where its version has moved on."""
     options = {key: value for key, value in identity.items() if key not in ("method", "version")}
