@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from bench.backbones.base import (
 from bench.inputs import ImageInput
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from methods.backbone import PROJECTIONS, Geometry
-from methods.errors import UserError
+from methods.errors import UserError, near_names
 
 _BLOCK = "blocks.{layer}"
 PATHS = {
@@ -196,7 +195,7 @@ def recipe_of(model: str, revision: str | None = None) -> Recipe:
         settings = {**config, **config.get("pretrained_cfg", {})}
         return Recipe(config["architecture"], config.get("model_args") or {}, settings)
     if not timm.is_model(model):
-        near = get_close_matches(model, timm.list_models(), n=3)
+        near = near_names(model, timm.list_models(), at_most=3)
         raise UserError(f"timm has no model '{model}'" + (f"; near are {', '.join(near)}" if near else ""))
     # The tag stays in the name, so that timm applies what its pretraining fixes, such as the image size.
     return Recipe(model, {}, timm.get_pretrained_cfg(model).to_dict())
