@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bench.backbones import BackboneSpec, describe, load
 from bench.plan.make import make_plan
-from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, expect, sha256, snapshot
+from bench.process.files import sha256
+from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, expect, snapshot
 from bench.suite.load import load_suite
 from bench.suite.lock import Lock, Locked, hub_task, lock_path, read_lock
 from bench.suite.suite import Suite

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -270,23 +269,6 @@ def channels(values: Sequence[float]) -> tuple[float, float, float]:
     """A value for each of red, green and blue."""
     red, green, blue = values
     return float(red), float(green), float(blue)
-
-
-def file_hash(*files: Path) -> str:
-    """Hex sha256 over the contents of files, in the order given, whatever their names."""
-    # A plan describes a backbone many times: read a file again only if it changed.
-    return _file_hash(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-@lru_cache(maxsize=32)
-def _file_hash(files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for file, size, _ in files:
-        digest.update(f"{size}\n".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def read_object(file: Path) -> dict[str, Any]:

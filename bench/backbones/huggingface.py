@@ -19,13 +19,13 @@ from bench.backbones.base import (
     LoadedBackbone,
     channels,
     check_safetensors,
-    file_hash,
     key_list,
     pixel_size,
     read_object,
     refuse_image_size,
 )
 from bench.inputs import ImageInput, ModelInput, TextInput
+from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
@@ -155,7 +155,7 @@ class FolderBackbone:
         return describe_folder(
             folder,
             name=f"local:{folder.resolve().name}",
-            weights_hash=f"sha256:{file_hash(*files)}",
+            weights_hash=f"sha256:{sha256_of_all(*files)}",
             description="a checkpoint folder of your own; you know its origin and licence",
             image_size=image_size,
         )
@@ -340,7 +340,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
         # RoBERTa numbers positions from its padding id + 1.
         reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
         return TextInput(
-            tokenizer_hash=f"sha256:{file_hash(*_tokenizer_files(folder))}",
+            tokenizer_hash=f"sha256:{sha256_of_all(*_tokenizer_files(folder))}",
             max_tokens=config.max_position_embeddings - reserved,
             load_tokenizer=partial(load_tokenizer, folder),
         )

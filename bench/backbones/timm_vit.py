@@ -18,12 +18,12 @@ from bench.backbones.base import (
     LoadedBackbone,
     channels,
     check_safetensors,
-    file_hash,
     key_list,
     locate,
     read_object,
 )
 from bench.inputs import ImageInput
+from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, snapshot
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
@@ -116,7 +116,7 @@ class TimmBackbone:
             if architecture != _architecture(folder):
                 weights_hash = f"timm:{architecture}:{weights_hash}"
         else:
-            weights_hash = f"{name}:sha256:{file_hash(self._weights_file(recipe))}"
+            weights_hash = f"{name}:sha256:{sha256_of_all(self._weights_file(recipe))}"
         with torch.device("meta"):
             encoder = recipe.build()
         native = _native_size(encoder, recipe)

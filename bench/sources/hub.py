@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from bench.process.files import sha256
 from methods.errors import UserError
 
 RepositoryKind = Literal["model", "dataset"]
@@ -132,15 +132,3 @@ def _check(repository: str, folder: Path) -> None:
                 f"expected {wanted}, got {actual}; if the suite is to use it, run "
                 f"`tensorbench fetch --update`"
             )
-
-
-def sha256(file: Path) -> str:
-    """Hex sha256 of a file, read again only if it changed."""
-    status = file.stat()
-    return _sha256(file, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _sha256(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 from pydantic import Field
 
+from bench.process.files import written_whole
 from bench.sources.hub import expect
 from bench.tasks import Source, find_task
 from methods.errors import UserError
@@ -81,14 +82,13 @@ class Lock(Frozen):
     def write(self, path: Path, suite: Path) -> None:
         """Writes the lock in one step. Raises UserError where it cannot be written."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=200)
-        unfinished = path.with_name(f".{path.name}.unfinished")
+        head = (
+            f"# Written by `tensorbench fetch {suite.name}`: the commits and files (sha256) it uses.\n"
+            "# Keep it beside the suite; every plan and run of the suite obeys it.\n"
+        )
         try:
-            unfinished.write_text(
-                f"# Written by `tensorbench fetch {suite.name}`: the commits and files (sha256) it uses.\n"
-                f"# Keep it beside the suite; every plan and run of the suite obeys it.\n{text}",
-                encoding="utf-8",
-            )
-            unfinished.replace(path)
+            with written_whole(path) as unfinished:
+                unfinished.write_text(head + text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write lock {path}: {error.strerror}") from error
 

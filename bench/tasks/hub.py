@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from bench.sources.hub import commit_of, sha256, snapshot
+from bench.process.files import sha256
+from bench.sources.hub import commit_of, snapshot
 from bench.tasks.base import Examples, LazyImages, Source, SplitName, Task
 from methods.errors import UserError
 
