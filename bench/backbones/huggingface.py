@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.backbones.base import (
     BackboneInfo,
-    Kind,
+    BackboneKind,
     LoadedBackbone,
     channels,
     check_safetensors,
@@ -26,7 +26,7 @@ from bench.backbones.base import (
 )
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.files import sha256_of_all
-from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, snapshot
+from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
 
@@ -112,7 +112,7 @@ class Family:
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
 
-FAMILIES: dict[Kind, Family] = {
+FAMILIES: dict[BackboneKind, Family] = {
     "vit": Family(
         "ViTModel",
         (_layout("layers", *_NEW), _layout("encoder.layer", *_OLD, "intermediate.dense", "output.dense")),
@@ -171,10 +171,11 @@ class HubBackbone:
 
     repository: str
     revision: str | None = None
+    locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """Downloads config and tokenizer; see `BackboneEntry`. Raises UserError as `snapshot` does."""
-        folder = snapshot(self.repository, self.revision, SMALL_FILES)
+        folder = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked)
         return describe_folder(
             folder,
             name=self.repository,
@@ -185,8 +186,8 @@ class HubBackbone:
 
     def load(self, image_size: int | None) -> LoadedBackbone:
         """Downloads the weights; see `BackboneEntry`. Raises UserError as `load_folder` does too."""
-        commit = snapshot(self.repository, self.revision, SMALL_FILES).name
-        folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES)
+        commit = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked).name
+        folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES, locked=self.locked)
         return load_folder(folder, self.describe(image_size))
 
 

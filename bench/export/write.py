@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.backbones import BackboneSpec, LoadedBackbone
-from bench.backbones.huggingface import quiet as quiet
-from bench.export.forms import ORIGINAL, Form, Update, copies, form_of
+from bench.backbones.huggingface import quiet
+from bench.export.form import ORIGINAL, Form, copies
+from bench.export.forms import form_of
+from bench.export.updates import Update
 from bench.inputs import ImageInput
 from bench.process.files import remove
 from bench.process.outputs import earlier_files, output_folder

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from bench.inputs import Modality
+from bench.sources.hub import Lockable
 from methods.errors import UserError
-from methods.validation import Frozen
 
 Metric = Literal["accuracy", "matthews"]
 
@@ -30,7 +30,7 @@ PREPARATION_VERSION = 1
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
-class Source(Frozen):
+class DataSource(Lockable):
     """Where a hub task's data come from: another hub repository, another revision, or a folder."""
 
     #: A folder with the repository's parquet files, under their names there.
@@ -140,11 +140,11 @@ class Task(ABC):
     def examples(self) -> Examples:
         """All examples, fetched if need be. Raises UserError if they cannot be had."""
 
-    def at(self, source: Source) -> Task:
+    def at(self, source: DataSource) -> Task:
         """The same task with its data from elsewhere. Raises UserError where there is only one place."""
         raise UserError(f"task '{self.name}' brings its own data and takes no source")
 
-    def pinned(self) -> Source | None:
+    def pinned(self) -> DataSource | None:
         """The source of the very data that `data_hash` names; None where there is only one place."""
         return None
 
