@@ -12,7 +12,6 @@ from bench.inputs import ImageInput
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.store.records import Record
-from bench.tasks import TASKS
 from bench.wire.words import Measure, Status, Tag
 from methods import Geometry
 
@@ -62,8 +61,7 @@ def step_count(trial: Trial) -> int:
     recipe, row = trial.recipe, trial.task
     if recipe.steps:
         return recipe.steps
-    sizes = TASKS.get(row.task).sizes
-    examples = row.train_size or (sizes[0] if sizes else UNKNOWN_SIZE)
+    examples = row.train_examples() or UNKNOWN_SIZE
     return math.ceil(examples / recipe.batch_size) * (recipe.epochs or 0)
 
 
