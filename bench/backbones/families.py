@@ -85,7 +85,10 @@ _BERT = _layout(
 
 @dataclass(frozen=True)
 class Family:
-    """How transformers lays out one model type. `layouts`: transformers 5's attribute names, then 4's."""
+    """How transformers lays out one model type.
+
+    `layouts` has the paths of the projections by the attribute names of transformers 5, then by those of 4.
+    """
 
     model_class: str
     layouts: tuple[Mapping[str, str], ...]
@@ -115,10 +118,10 @@ FAMILIES: dict[BackboneKind, Family] = {
     ),
 }
 
-#: Learned for masked images only; no forward of ours reads it.
+#: A weight that is learned for masked images only, and that no forward of ours reads.
 MAY_MISS = ("mask_token",)
 
-#: What checkpoints of ForXxx models hold beside the encoder: their heads and old buffers.
+#: What checkpoints of transformers' task models hold beside the encoder: their heads and old buffers.
 MAY_EXCEED = (
     *("pooler", "classifier", "distillation_classifier", "cls", "lm_head", "qa_outputs", "decoder"),
     *("mask_token", "position_ids"),

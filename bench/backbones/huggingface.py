@@ -201,7 +201,7 @@ def _config(folder: Path) -> Iterator[Any]:
 
 
 def _told(error: Exception) -> str:
-    """What transformers says to a file that it does not check: any exception where a value is used first."""
+    """What transformers says of a file. It checks none, so that any exception may come when one is used."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -270,7 +270,7 @@ def _side(value: Any, name: str) -> int:
 
 
 def _resize(encoder: Any, size: int) -> None:
-    # Once on loading, by the model's own interpolation, so that no forward pays for it.
+    # This is done once on loading, by the model's own interpolation, so that no forward pays for it.
     config, embeddings = encoder.config, encoder.embeddings
     if size == _side(config.image_size, encoder.name_or_path):
         return

@@ -18,7 +18,7 @@ from bench.sources import assets
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
 
-#: Goes up when `convert_vit_s14` writes something else from the same file.
+#: Grows when `convert_vit_s14` writes something else from the same file.
 CONVERTER_VERSION = 1
 
 VIT_S14_CONFIG = {
@@ -38,7 +38,7 @@ VIT_S14_CONFIG = {
 
 @dataclass(frozen=True)
 class Pixels:
-    """Size and patch in pixels; normalisation is ImageNet's."""
+    """The sides of an image and of its patches in pixels. Images are normalised by ImageNet's statistics."""
 
     size: int
     patch: int

@@ -16,7 +16,7 @@ from methods.backbone import PROJECTIONS, Geometry
 
 SEED = 0
 
-#: Names `byte_tokenizer`'s behaviour; changes with it.
+#: The name by which plans know what `byte_tokenizer` does. It changes whenever that does.
 BYTE_TOKENIZER = "byte-tokenizer-260-v1"
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")

@@ -51,7 +51,10 @@ TEXT_TOKENS = 128
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians over rounds, in milliseconds and MiB; `ratio_…` are medians of ratios paired by round."""
+    """What was measured of a contender: medians over rounds, in milliseconds and MiB.
+
+    The `ratio_…` are medians of the ratios within each round.
+    """
 
     method: str
     rank_mode: str
@@ -63,10 +66,11 @@ class Timing:
     #: Half the distance between the quartiles of the step time.
     spread_ms: float
     ratio_to_lora: float
-    #: 95% bootstrap interval over rounds.
+    #: The 95% bootstrap interval over rounds.
     ratio_to_lora_low: float
     ratio_to_lora_high: float
-    #: To the LoRA nearest to the budget on the layers that the method adapts (FacT, CaRA: all linear ones).
+    #: The ratio to the LoRA that is nearest to the budget on the layers that the method adapts. FacT and
+    #: CaRA, for example, adapt all linear ones.
     ratio_to_lora_on_sites: float
     ratio_to_floor: float
     peak_mib: float | None
@@ -74,7 +78,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time: how to put it on the backbone, and of what LoRA the targets hold its sites."""
+    """Something to time, and how it is put on the backbone.
+
+    `targets` are the smallest set of a LoRA's targets that holds all its sites.
+    """
 
     label: str
     rank_mode: str
@@ -100,7 +107,7 @@ class _Round:
 
 
 class _Floor(Adapter):
-    """One trained bias, the first in the backbone: what any adapter there costs at least."""
+    """One trained bias, the first in the backbone. No adapter there can cost less."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone, [Site(0, name) for name in backbone.projections])
@@ -247,7 +254,7 @@ def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
 
 
 def table(rows: Sequence[Timing], title: str) -> Table:
-    """For the terminal."""
+    """The timings as the terminal shows them."""
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     made.add_column("method", min_width=12)
     made.add_column("rank mode", no_wrap=True)
@@ -274,7 +281,7 @@ def as_json(rows: Sequence[Timing]) -> list[dict[str, Any]]:
 
 
 def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
-    """Step time as ratio to LoRA with its interval, beside the peak memory."""
+    """Draws the step time as a ratio to LoRA's with its interval, and beside it the peak memory."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
@@ -298,7 +305,7 @@ def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
 
 
 def _templates(names: Sequence[str]) -> list[Method]:
-    """What each method lists; a variant of TensLoRA may stand for itself."""
+    """The methods that the names stand for. A variant of TensLoRA may be named too."""
     found: list[Method] = []
     for name in [name for name, _ in METHODS.available()] if list(names) == ALL else names:
         found.extend([create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed())

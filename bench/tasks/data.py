@@ -23,12 +23,12 @@ from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from methods.errors import UserError
 from methods.validation import Frozen, Later, identity
 
-#: Texts that are tokenised in one call.
+#: How many texts are tokenised in one call.
 _TEXTS_AT_ONCE = 1000
 
 
 class _Key(Frozen):
-    """What the prepared examples of a task depend on, its images or texts apart."""
+    """What the prepared examples of a task depend on, whether they are texts or images."""
 
     task: str
     task_identity: str
@@ -121,8 +121,8 @@ def check_sizes(
 
 def score(metric: Metric, logits: Tensor, labels: Tensor) -> float:
     """The metric of logits (N, classes) against labels (N,): accuracy in [0, 1] or Matthews in [-1, 1]."""
-    # scikit-learn's: torchmetrics gives Matthews points to a model that always guesses the larger of two
-    # classes, and counts in float32, where equal accuracies of several seeds do not add up to equal sums.
+    # These are scikit-learn's. torchmetrics gives Matthews points to a model that always guesses the larger
+    # of two classes, and counts in float32, where equal accuracies of several seeds have different sums.
     from sklearn.metrics import accuracy_score, matthews_corrcoef
 
     measure = accuracy_score if metric == "accuracy" else matthews_corrcoef
@@ -137,7 +137,7 @@ def _check_size(task: Task, split: str, wanted: int | None, available: int, deal
         )
 
 
-#: What is known of N examples: (N, ...) tensors, but for `tokens`, the texts end to end, and `pad_id`.
+#: What is known of N examples: tensors (N, ...), but for `tokens`, all texts end to end, and `pad_id`.
 _Tensors = dict[str, Tensor]
 
 #: The model's view of all examples, and what makes two of them duplicates.

@@ -87,7 +87,7 @@ class ImageSplit:
     mean: Tensor
     std: Tensor
 
-    #: Images are all of one size.
+    #: All images are of one size, so that no batch is put together by length.
     uneven = None
 
     def __len__(self) -> int:

@@ -23,10 +23,11 @@ from bench.training.seeding import generator
 from bench.wire.trial import Progress
 from methods import Adapter, Backbone
 
-#: Batches are cut from pools of this many batches sorted by length: little padding, still shuffled.
+#: Examples are sorted by length in pools of this many batches, so that there is little padding and yet a new
+#: order in every pass.
 POOL = 16
 
-#: Losses stay on the device for this many steps before they are looked at.
+#: After so many steps their losses are fetched from the device.
 LOSS_EVERY = 25
 
 
@@ -38,12 +39,12 @@ class Diverged(Exception):  # noqa: N818 - it names what happened to the trial
 
 
 class Pruned(Exception):  # noqa: N818 - it names what happened to the trial
-    """Raised by who watches a trial's progress, a search say: the trial is not worth going on with."""
+    """The trial is not worth going on with. Whoever watches its progress raises this, such as a search."""
 
 
 @dataclass
 class Trained:
-    """The outcome of a training: the selected state is on the backbone."""
+    """The outcome of a training, which left the selected state on the backbone."""
 
     steps: int
     selected_epoch: int
@@ -53,7 +54,7 @@ class Trained:
 
 @dataclass
 class Evaluation:
-    """Logits (N, classes) on the CPU with metric and mean cross-entropy."""
+    """Logits (N, classes) on the CPU, their metric and their mean cross-entropy."""
 
     logits: Tensor
     metric: float
@@ -61,7 +62,10 @@ class Evaluation:
 
 
 def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
-    """Indices of one pass, similar lengths together; in order of length where `order` is None."""
+    """The indices of one pass, batch by batch, with similar lengths together.
+
+    `order` shuffles examples and batches. Without it the examples come in the order of their lengths.
+    """
     permutation = torch.arange(len(split)) if order is None else torch.randperm(len(split), generator=order)
     lengths = split.uneven
     if lengths is None:
@@ -80,7 +84,7 @@ def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[
 
 
 def rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
-    """The learning rate of a step (from 0): linear warmup, then a cosine to the floor at the last step."""
+    """The learning rate of a step, counted from 0: a linear warmup, then a cosine down to the floor."""
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - 1 - warmup)
@@ -100,7 +104,7 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[obj
 def evaluate(
     backbone: Backbone, adapter: Adapter, split: Split, recipe: Recipe, metric: Metric, classes: int
 ) -> Evaluation:
-    """Runs the split through the backbone in evaluation mode; rows of `logits` are in the split's order."""
+    """Runs a split through the backbone in evaluation mode. The rows of `logits` are in the split's order."""
     backbone.module.eval()
     device = next(backbone.module.parameters()).device
     parts, order = [], []
@@ -108,7 +112,7 @@ def evaluate(
         for indices in batches(split, 2 * recipe.batch_size, None):
             parts.append(backbone.module(**split.batch(indices)).float())
             order.append(indices)
-    # Out of inference mode, so that autograd and the metrics may use the logits.
+    # Made outside of inference mode, so that autograd and the metrics may use the logits.
     logits = torch.empty(len(split), classes)
     logits[torch.cat(order)] = torch.cat(parts).cpu()
     labels = split.labels.cpu()
@@ -216,7 +220,7 @@ def _optimizer(
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """AdamW on the groups "adapter" and "head", and the schedule of their rates."""
     peaks = {"adapter": recipe.lr, "head": recipe.head_lr or recipe.lr}
-    # The cosine has a peak and a floor, a step each at least.
+    # Two steps are left to the cosine where there are as many: one at the peak, one at the floor.
     warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
     optimizer = torch.optim.AdamW(
         [group | {"lr": peaks[group["name"]]} for group in groups],
@@ -228,7 +232,7 @@ def _optimizer(
 
 
 def _feed(split: Split, recipe: Recipe, seed: int) -> Callable[[Tensor], dict[str, Tensor]]:
-    """From indices to a training batch."""
+    """What makes a training batch of indices, augmented if the recipe says so."""
     if not recipe.augmentation:
         return split.batch
     assert isinstance(split, ImageSplit)
