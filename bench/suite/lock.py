@@ -6,21 +6,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from bench.process.files import written_whole
 from bench.sources.hub import LockedFiles
+from bench.suite.rows import TaskRow
+from bench.suite.suite import Suite
 from bench.suite.yaml_text import parse, written
 from bench.tasks import DataSource
+from bench.tasks.hub import HubTask
 from methods.errors import UserError
 from methods.validation import Frozen, validate
-
-if TYPE_CHECKING:
-    from bench.suite.rows import TaskRow
-    from bench.suite.suite import Suite
-    from bench.tasks.hub import HubTask
 
 VERSION: Literal[1] = 1
 
@@ -114,7 +112,5 @@ def read_lock(path: Path) -> Lock:
 
 def hub_task(row: TaskRow) -> HubTask | None:
     """The row's task if its data come from a hub repository, else None. Raises UserError as `lookup` does."""
-    from bench.tasks.hub import HubTask
-
     task = row.lookup()
     return task if isinstance(task, HubTask) and task.source.local is None else None
