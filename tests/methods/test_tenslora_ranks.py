@@ -1,4 +1,4 @@
-"""TensLoRA's ranks under a budget: the paper's heuristic, its edges, and the one rank of CP and tensor train."""
+"""TensLoRA's ranks under a budget: the paper's heuristic, its edges, the one rank of CP and tensor train."""
 
 from __future__ import annotations
 
