@@ -1,0 +1,36 @@
+"""Tensor PEFT Bench: tensor methods of parameter-efficient fine-tuning, compared under matched budgets.
+
+What a notebook needs is here; each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.plan.make import make_plan
+    from bench.run import run_suite, search_suite
+    from bench.suite.load import load_suite
+    from reports.reading import load_results
+    from reports.report import write_report
+
+__version__ = version("tensorpeft-bench")
+
+__all__ = ["load_results", "load_suite", "make_plan", "run_suite", "search_suite", "write_report"]
+
+_HOMES = {
+    "load_suite": "bench.suite.load",
+    "make_plan": "bench.plan.make",
+    "run_suite": "bench.run",
+    "search_suite": "bench.run",
+    "load_results": "reports.reading",
+    "write_report": "reports.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bench' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

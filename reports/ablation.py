@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from bench.store.records import Record, scores
-from methods import UserError
-from reports.reading import Source, Study, ablation_artifacts, read_json
+from bench.wire.found import AllocationResult, ComponentWorth, Found, Redundancy, SearchResult, Tried
+from bench.wire.words import Artifact, Tag
+from reports.reading import OWN_SIZE, Source, Study, ablation_artifacts
 
 
 @dataclass(frozen=True)
@@ -51,119 +52,108 @@ class Ablation:
     #: Mode -> singular values, of a redundancy analysis.
     spectra: dict[str, list[float]] = field(default_factory=dict)
     effective_ranks: dict[str, float] = field(default_factory=dict)
-    components: list[dict[str, Any]] = field(default_factory=list)
+    components: list[ComponentWorth] = field(default_factory=list)
 
-    def levels(self, most: int) -> list[tuple[str, list[dict[str, Any]]]]:
+    def levels(self, most: int) -> list[tuple[str, list[ComponentWorth]]]:
         """The first components, with a heading for each way to cut the update."""
 
-        def heading(component: dict[str, Any]) -> str:
-            return f"Each {' and '.join(cut)}" if (cut := singled(component)) else "The whole update"
+        def heading(component: ComponentWorth) -> str:
+            return f"Each {' and '.join(cut)}" if (cut := component.singled) else "The whole update"
 
         return [(level, list(group)) for level, group in groupby(self.components[:most], heading)]
-
-
-def singled(component: dict[str, Any]) -> tuple[str, ...]:
-    """Of what a component of an update is one: a layer, a projection, a head, or several of these."""
-    return tuple(kind for kind in ("layer", "projection", "head") if component[kind] is not None)
 
 
 def read(study: Study) -> list[Ablation]:
     """Those of the study's experiments. Raises UserError for an artifact that is not of its form."""
     found: list[Ablation] = []
     for source in study.sources:
-        for kind, record, content in ablation_artifacts(source):
-            build = {"search": _search, "allocation": _allocation}[kind]
-            found.append(_built(build, source, record, content, f"{kind}.json"))
+        for record, content in ablation_artifacts(source):
+            if isinstance(content, SearchResult):
+                found.append(_search(source, record, content))
+            else:
+                found.append(_allocation(source, record, content))
         for record in source.records.values():
             # The tag, so that nobody need look for a file on every run.
-            told = read_json(source, record, "redundancy.json") if "redundancy" in record.tags else None
-            if told is not None:
-                found.append(_built(_redundancy, source, record, told, "redundancy.json"))
+            if record.tag(Tag.REDUNDANCY):
+                told = source.store.content(record, Artifact.REDUNDANCY, Redundancy)
+                if told is not None:
+                    found.append(_redundancy(record, told))
     return found
 
 
-def _built(build: Any, source: Source, record: Record, content: dict[str, Any], name: str) -> Ablation:
-    try:
-        built: Ablation = build(source, record, content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{name} of run {record.run_id} is not as this version reads it: {error!r}"
-        ) from error
-    return built
-
-
-def _search(source: Source, record: Record, content: dict[str, Any]) -> Ablation:
-    trials = content["trials"]
-    numbers = {trial["number"]: i for i, trial in enumerate(trials)}
+def _search(source: Source, record: Record, content: SearchResult) -> Ablation:
+    numbers = {point.number: i for i, point in enumerate(content.trials)}
     return Ablation(
         kind="search",
         **_head(record, content),
         tried=[
             Scored(
-                f"#{trial['number']}",
-                trial["ranks"],
-                trial["parameters"],
-                trial["value"],
+                f"#{point.number}",
+                list(point.ranks),
+                point.parameters,
+                point.value,
                 None,
-                _runs(source, trial.get("trials", {"": trial["trial_id"]}).values()),
-                str(trial["state"]).lower(),
+                _runs(source, point.trials.values() or [point.trial_id]),
+                point.state.lower(),
             )
-            for trial in trials
+            for point in content.trials
         ],
-        pareto=[numbers[number] for number in content["pareto"]],
-        importance=content["importance"] or {},
-        final=[_scored(source, entry, entry["label"]) for entry in content["final"]],
+        pareto=[numbers[number] for number in content.pareto],
+        importance=content.importance,
+        final=[_scored(source, entry, entry.label) for entry in content.final],
     )
 
 
-def _allocation(source: Source, record: Record, content: dict[str, Any]) -> Ablation:
-    tried = [_scored(source, p, f"{p['mode']} {p['rank']}") for p in content["points"]]
-    tried += [_scored(source, entry, f"step {i}") for i, entry in enumerate(content["path"], 1)]
-    for label in ("heuristic", "best"):
-        if content.get(label):
-            tried.append(_scored(source, content[label], label))
+def _allocation(source: Source, record: Record, content: AllocationResult) -> Ablation:
+    tried = [_scored(source, point, f"{point.mode} {point.rank}") for point in content.points]
+    tried += [_scored(source, entry, f"step {i}") for i, entry in enumerate(content.path, 1)]
+    tried.append(_scored(source, content.heuristic, "heuristic"))
+    if content.best:
+        tried.append(_scored(source, content.best, "best"))
     return Ablation(
         kind="allocation",
         **_head(record, content),
         tried=tried,
-        importance=content["importance"] or {},
-        final=[_scored(source, entry, entry["label"]) for entry in content["final"]],
+        importance=content.importance,
+        final=[_scored(source, entry, entry.label) for entry in content.final],
     )
 
 
-def _redundancy(source: Source, record: Record, content: dict[str, Any]) -> Ablation:
-    modes = content["modes"]
+def _redundancy(record: Record, content: Redundancy) -> Ablation:
     return Ablation(
         kind="redundancy",
-        name=f"{content['method']}, seed {record.tags.get('seed', '?')}",
+        name=f"{content.method}, seed {record.tag(Tag.SEED, '?')}",
         run_id=record.run_id,
-        method=content["method"],
-        task=record.tags.get("task", ""),
-        backbone=record.tags.get("backbone", ""),
-        budget=record.tags.get("budget", ""),
-        modes=list(modes),
-        spectra={mode: [float(v) for v in told["singular_values"]] for mode, told in modes.items()},
-        effective_ranks={mode: float(told["effective_rank"]) for mode, told in modes.items()},
-        components=list(content["components"]),
+        method=content.method,
+        task=record.tag(Tag.TASK),
+        backbone=record.tag(Tag.BACKBONE),
+        budget=record.tag(Tag.BUDGET),
+        modes=list(content.modes),
+        spectra={mode: list(told.singular_values) for mode, told in content.modes.items()},
+        effective_ranks={mode: told.effective_rank for mode, told in content.modes.items()},
+        components=list(content.components),
     )
 
 
-def _head(record: Record, content: dict[str, Any]) -> dict[str, Any]:
-    told = {key: str(content[key]) for key in ("name", "method", "task", "backbone")}
-    return told | {
-        "budget": content["budget"] or "own size",
+def _head(record: Record, content: Found) -> dict[str, Any]:
+    return {
+        "name": content.name,
+        "method": content.method,
+        "task": content.task,
+        "backbone": content.backbone,
+        "budget": content.budget or OWN_SIZE,
         "run_id": record.run_id,
-        "modes": list(content["modes"]),
+        "modes": list(content.modes),
     }
 
 
-def _scored(source: Source, entry: dict[str, Any], label: str) -> Scored:
-    ids = list(entry["trials"].values())
+def _scored(source: Source, entry: Tried, label: str) -> Scored:
+    ids = list(entry.trials.values())
     found = scores(source.records, ids)
     return Scored(
         label,
-        entry["ranks"],
-        entry["parameters"],
+        list(entry.ranks),
+        entry.parameters,
         float(np.mean(found)) if found else None,
         float(np.std(found, ddof=1)) if len(found) > 1 else None,
         _runs(source, ids),

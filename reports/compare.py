@@ -201,13 +201,13 @@ def _fields(study: Study) -> dict[int, dict[str, str]]:
         if trial_id not in source.trials:
             continue
         trial = source.trials[trial_id]
-        method = {f"method {key}": _text(value) for key, value in trial["method"].items()}
+        method = {f"method {key}": _text(value) for key, value in trial.method.items()}
         tuning = study.cells.at[cell, "tuning"]
         told[int(cell)] = (
             mixtures.fields(trial)
             | method
             | {"parameters": str(study.cells.at[cell, "parameters"]), "seeds": seeds[cell]}
-            | {"tuning": "none" if tuning is None else _text(tuning["chosen"])}
+            | {"tuning": "none" if tuning is None else _text(tuning.chosen)}
         )
     return told
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.wire.words import validation_key
 from reports.reading import OWN_SIZE, Frame, Study, history
 
 #: Panels, methods of one panel beside the baselines, and metric histories that one report reads.
@@ -91,7 +92,7 @@ def _histories(
                 for trial, name in zip(seeds["trial_id"], seeds["experiment"], strict=True)
                 if name == source.name
             ]
-            found |= history(source, dict.fromkeys(ids), f"validation/{metric}")
+            found |= history(source, dict.fromkeys(ids), validation_key(metric))
     curves = {}
     for cell, seeds in wanted.items():
         some = [found[trial] for trial in seeds["trial_id"] if trial in found]

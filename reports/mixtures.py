@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any
 
+from bench.wire.plan import PlannedTrial
 from methods import UserError
 from reports.reading import Study
 
@@ -51,10 +51,10 @@ def refuse(mixtures: list[Mixture]) -> None:
         )
 
 
-def fields(trial: dict[str, Any]) -> dict[str, str]:
+def fields(trial: PlannedTrial) -> dict[str, str]:
     """What a trial's configuration sets, flat, beyond its method, backbone, task and seed."""
-    recipe = {f"training {key}": value for key, value in trial["recipe"].items()}
-    told = {key: trial.get(key, trial["task"].get(key)) for key in MEASURED}
+    recipe = {f"training {key}": value for key, value in trial.recipe.items()}
+    told = {key: getattr(trial, key, trial.task.get(key)) for key in MEASURED}
     return {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in (told | recipe).items()
     }
@@ -98,7 +98,7 @@ def _tuning(study: Study) -> list[Mixture]:
         values = {v: ", ".join(n for n, w in by_source.items() if w == v) for v in ("tuned", "not tuned")}
         found.append(Mixture("tuning", "", values, True))
     for source in study.sources:
-        spent = Counter(str((row.get("tuning") or {}).get("trials", 0)) for row in source.rows)
+        spent = Counter(str(row.tuning.trials if row.tuning else 0) for row in source.rows)
         if len(spent) > 1:
             values = {f"{trials} trials": f"{rows} rows" for trials, rows in spent.items()}
             found.append(Mixture("tuning spent", source.name, values, False))
@@ -126,13 +126,8 @@ def _surroundings(study: Study) -> list[Mixture]:
 def provenance(study: Study) -> list[dict[str, str]]:
     """Where each finished trial of the tables came from."""
     done = study.seeds[study.seeds["status"] == "FINISHED"].drop_duplicates("run_id")
-    prefix = "provenance."
     return [
-        {
-            k.removeprefix(prefix): v
-            for k, v in study.source(name).records[id_].tags.items()
-            if k.startswith(prefix)
-        }
+        study.source(name).records[id_].provenance
         for name, id_ in zip(done["experiment"], done["trial_id"], strict=True)
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.store.connect import shown_uri
+from bench.wire.words import Measure, Tag
 from reports import mixtures
 from reports.ablation import Ablation
 from reports.analysis import Analysis, pareto
@@ -125,7 +126,7 @@ def _position(low: float, high: float) -> Any:
 
 def _seed_data(study: Study) -> dict[str, Any]:
     """What the script draws dots and lists runs from: by cell, seeds in order."""
-    links = {s.name: _link(s.uri, s.store.experiment.experiment_id) for s in study.sources}
+    links = {s.name: _link(s.uri, s.store.experiment_id) for s in study.sources}
     data: dict[str, list[list[Any]]] = {}
     columns = ["cell", "seed", "score", "validation", "status", "run_id", "trial_id", "failure"]
     for cell, seed, score, validation, *rest in study.seeds[columns].itertuples(index=False):
@@ -208,13 +209,13 @@ def _lost(study: Study) -> list[dict[str, Any]]:
 def _tuning(study: Study) -> dict[str, Any]:
     """What was spent on choosing: trials and hours by phase, and what was chosen for each row."""
     phases: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for source in study.sources:
         for record in source.records.values():
-            phase = record.tags.get("phase", "final")
+            phase = record.tag(Tag.PHASE, "final")
             if phase != "final":
                 phases[phase] += 1
-                seconds[phase] += record.metrics.get("cost/seconds", 0)  # type: ignore[assignment]
+                seconds[phase] += record.measure(Measure.SECONDS) or 0.0
     rows = study.cells[study.cells["tuning"].notna()]
     return {
         "phases": [(phase, trials, seconds[phase] / 3600) for phase, trials in phases.items()],

@@ -6,25 +6,24 @@ large report within time and memory, is told in `Study.notes`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from mlflow.artifacts import download_artifacts
 from pyarrow import ArrowException
 
-from bench.store.connect import BROKEN_STORE, shown_uri
+from bench.store.connect import BROKEN_STORE, DEFAULT_STORE, shown_uri
 from bench.store.records import Record, latest
 from bench.store.store import Store
+from bench.wire.found import AllocationResult, SearchResult
+from bench.wire.plan import PlannedRow, PlannedTrial
+from bench.wire.words import Artifact, Kind, Measure, Status, Tag
 from methods import UserError
 
 #: The budget of cells whose method has a size of its own.
@@ -64,9 +63,9 @@ class Source:
     closing: str
     #: The run that holds its plan.
     run_id: str
-    rows: list[dict[str, Any]] = field(repr=False)
+    rows: tuple[PlannedRow, ...] = field(repr=False)
     #: Resolved trials by id, as the plan has them. A row that waits for its tuning has none yet.
-    trials: dict[str, dict[str, Any]] = field(repr=False)
+    trials: dict[str, PlannedTrial] = field(repr=False)
     #: The run that counts of every stored trial, those of tuning and search included.
     records: dict[str, Record] = field(repr=False)
     #: Finished runs that do not count, because an earlier one of the same trial does.
@@ -74,11 +73,11 @@ class Source:
 
     @property
     def uri(self) -> str:
-        return str(self.store.client.tracking_uri)
+        return self.store.uri
 
     @property
     def tuned(self) -> bool:
-        return any(row.get("tuning") for row in self.rows)
+        return any(row.tuning for row in self.rows)
 
 
 @dataclass
@@ -109,6 +108,14 @@ class Study:
         self._of_cell = self.seeds.groupby("cell").groups
 
 
+def load_results(*experiments: str, store: str = DEFAULT_STORE) -> Study:
+    """The results of these experiments of a store: data frames of cells and of seeds, see `Study`.
+
+    Raises UserError for one that is not there or has no result.
+    """
+    return read(store, experiments)
+
+
 def read(uri: str, names: Sequence[str]) -> Study:
     """Reads experiments of one store. Raises UserError for one that is not there or has no result."""
     sources = [read_source(uri, name) for name in dict.fromkeys(names)]
@@ -126,13 +133,13 @@ def tabulate(sources: Sequence[Source]) -> tuple[Frame, Frame]:
         for row in source.rows:
             cell = _cell(source, row)
             key = (cell["task"], cell["backbone"], cell["budget"], cell["method"])
-            ids = list(row["trials"].values())
+            ids = list(row.trials.values())
             if ids in known[key] and None not in ids:
                 continue  # the same trials, planned by two experiments
             if known[key]:
                 cell["method"] += f" · {source.name}"
             known[key].append(ids)
-            found = [_seed(own_first, len(cells), int(seed), id_) for seed, id_ in row["trials"].items()]
+            found = [_seed(own_first, len(cells), seed, id_) for seed, id_ in row.trials.items()]
             cells.append(cell | _told(sources, found))
             seeds.extend(found)
     frame = pd.DataFrame(seeds)
@@ -141,7 +148,7 @@ def tabulate(sources: Sequence[Source]) -> tuple[Frame, Frame]:
 
 def _notes(source: Source) -> Iterator[str]:
     """What the reader of a report must know of an experiment."""
-    waiting = sum(None in row["trials"].values() for row in source.rows)
+    waiting = sum(None in row.trials.values() for row in source.rows)
     if waiting:
         yield (
             f"{source.name}: {waiting} of {len(source.rows)} rows wait for their tuning; their seeds are "
@@ -162,7 +169,7 @@ def read_source(uri: str, name: str) -> Source:
     """
     store = Store.existing(uri, name)
     try:
-        suites = store.records("suite")
+        suites = store.records(Kind.SUITE)
         plan = store.plan()
         stored = store.records()
     except BROKEN_STORE as error:
@@ -173,10 +180,10 @@ def read_source(uri: str, name: str) -> Source:
     source = Source(
         store=store,
         name=name,
-        closing=plan["closing"],
+        closing=plan.closing,
         run_id=suites[-1].run_id,
-        rows=plan["rows"],
-        trials={trial["id"]: trial for trial in plan["trials"]},
+        rows=plan.rows,
+        trials=plan.by_id(),
         records=records,
         duplicates=sum(record.status in ENDED_WELL for record in stored)
         - sum(record.status in ENDED_WELL for record in records.values()),
@@ -184,7 +191,7 @@ def read_source(uri: str, name: str) -> Source:
     states = Counter(records[id_].status if id_ in records else "missing" for id_ in source.trials)
     if not states["FINISHED"] and not any(ablation_artifacts(source)):
         counts = [f"{states[state]} {state.lower()}" for state in sorted(states)]
-        waiting = sum(id_ is None for row in source.rows for id_ in row["trials"].values())
+        waiting = sum(id_ is None for row in source.rows for id_ in row.trials.values())
         if waiting:
             counts.append(f"{waiting} wait for tuning")
         told = ", ".join(counts) or "no trial planned"
@@ -192,33 +199,33 @@ def read_source(uri: str, name: str) -> Source:
     return source
 
 
-def _cell(source: Source, row: dict[str, Any]) -> dict[str, Any]:
-    ranks = ",".join(map(str, row["ranks"]))
-    method = row["method"]
-    if row["budget"] is None and ranks:
+def _cell(source: Source, row: PlannedRow) -> dict[str, Any]:
+    ranks = ",".join(map(str, row.ranks))
+    method = row.method
+    if row.budget is None and ranks:
         method += f" r={ranks}"  # two sizes of one method may stand side by side
     return {
         "experiment": source.name,
-        "task": row["task"],
-        "backbone": row["backbone"],
-        "budget": row["budget"] or OWN_SIZE,
+        "task": row.task,
+        "backbone": row.backbone,
+        "budget": row.budget or OWN_SIZE,
         "method": method,
-        "title": row["title"],
+        "title": row.title,
         "family": _family(source, row),
         "ranks": ranks,
-        "parameters": row["parameters"],
-        "asked": row["asked"],
-        "ratio": row["ratio"],
-        "within": row["within"],
-        "percent_of_lora": row["percent_of_lora"],
-        "tuning": row.get("tuning"),
+        "parameters": row.parameters,
+        "asked": row.asked,
+        "ratio": row.ratio,
+        "within": row.within,
+        "percent_of_lora": row.percent_of_lora,
+        "tuning": row.tuning,
     }
 
 
-def _family(source: Source, row: dict[str, Any]) -> str:
+def _family(source: Source, row: PlannedRow) -> str:
     """The registered name of a row's method. A row that waits for its tuning has no trial to tell it."""
-    known = (source.trials[id_] for id_ in row["trials"].values() if id_ is not None)
-    return next((str(trial["method"]["method"]) for trial in known), None) or str(row["family"])
+    known = (source.trials[id_] for id_ in row.trials.values() if id_ is not None)
+    return next((str(trial.method["method"]) for trial in known), None) or row.family
 
 
 def _seed(sources: Sequence[Source], cell: int, seed: int, trial_id: str | None) -> dict[str, Any]:
@@ -233,22 +240,22 @@ def _seed(sources: Sequence[Source], cell: int, seed: int, trial_id: str | None)
         "seed": seed,
         "trial_id": trial_id or "",
         "run_id": record.run_id if record else "",
-        "status": record.status if record else "MISSING",
-        "failure": record.tags.get("failure", "") if record else "",
-        "message": record.tags.get("failure_message", "") if record else "" if trial_id else WAITING,
+        "status": str(record.status if record else Status.MISSING),
+        "failure": record.tag(Tag.FAILURE) if record else "",
+        "message": record.tag(Tag.FAILURE_MESSAGE) if record else "" if trial_id else WAITING,
     }
-    metrics = record.metrics if record else {}
-    for column, key in (
-        ("score", "score"),
-        ("loss", "score_loss"),
-        ("validation", "selected/validation"),
-        ("selected_epoch", "selected/epoch"),
-        ("steps", "cost/steps"),
-        ("step_ms", "cost/step_ms"),
-        ("peak_mib", "cost/peak_mib"),
-        ("seconds", "cost/seconds"),
+    for column, measure in (
+        ("score", Measure.SCORE),
+        ("loss", Measure.SCORE_LOSS),
+        ("validation", Measure.SELECTED_VALIDATION),
+        ("selected_epoch", Measure.SELECTED_EPOCH),
+        ("steps", Measure.STEPS),
+        ("step_ms", Measure.STEP_MS),
+        ("peak_mib", Measure.PEAK_MIB),
+        ("seconds", Measure.SECONDS),
     ):
-        line[column] = metrics.get(key, math.nan)
+        value = record.measure(measure) if record else None
+        line[column] = math.nan if value is None else value
     if record and record.status == "FINISHED" and record.score is None:
         line |= {"status": "FAILED", "failure": "error", "message": "stored as finished, without a score"}
     if line["status"] != "FINISHED":
@@ -261,8 +268,8 @@ def _told(sources: Sequence[Source], seeds: list[dict[str, Any]]) -> dict[str, s
     by_name = {source.name: source for source in sources}
     for line in seeds:
         if line["status"] == "FINISHED":
-            tags = by_name[line["experiment"]].records[line["trial_id"]].tags
-            return {"metric": tags["metric"], "evaluated": tags["evaluated"]}
+            record = by_name[line["experiment"]].records[line["trial_id"]]
+            return {"metric": record.tag(Tag.METRIC), "evaluated": record.tag(Tag.EVALUATED)}
     return {"metric": "", "evaluated": ""}
 
 
@@ -288,37 +295,14 @@ def _summed(cells: Frame, seeds: Frame) -> Frame:
 # --- artifacts and histories ---
 
 
-def ablation_artifacts(source: Source) -> Iterator[tuple[str, Record, dict[str, Any]]]:
-    """The kind, the parent run and the result of every search and allocation that has one."""
-    for kind in ("search", "allocation"):
-        for record in source.store.records(kind):
-            content = read_json(source, record, f"{kind}.json")
-            if content is not None:
-                yield kind, record, content
-
-
-def artifact(source: Source, record: Record, name: str) -> Path | None:
-    """An artifact as a local file; None where the run has none of that name."""
-    where = urlparse(record.artifacts)
-    if where.scheme in ("", "file"):
-        path = Path(unquote(where.path)) / name
-        return path if path.exists() else None
-    try:
-        return Path(download_artifacts(artifact_uri=f"{record.artifacts}/{name}", tracking_uri=source.uri))
-    except BROKEN_STORE:
-        return None
-
-
-def read_json(source: Source, record: Record, name: str) -> dict[str, Any] | None:
-    """A JSON artifact. Raises UserError where it is there and cannot be read."""
-    path = artifact(source, record, name)
-    if path is None:
-        return None
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
-    return content
+def ablation_artifacts(source: Source) -> Iterator[tuple[Record, SearchResult | AllocationResult]]:
+    """The parent run and the result of every search and allocation that has one."""
+    for record in source.store.records(Kind.SEARCH):
+        if (search := source.store.content(record, Artifact.SEARCH, SearchResult)) is not None:
+            yield record, search
+    for record in source.store.records(Kind.ALLOCATION):
+        if (allocation := source.store.content(record, Artifact.ALLOCATION, AllocationResult)) is not None:
+            yield record, allocation
 
 
 @dataclass(frozen=True)
@@ -334,7 +318,7 @@ def predictions(source: Source, trial_ids: Iterable[str]) -> dict[str, Predictio
     """Stored predictions by trial id, of those that have readable ones."""
 
     def one(trial_id: str) -> Predictions | None:
-        path = artifact(source, source.records[trial_id], "predictions.parquet")
+        path = source.store.artifact(source.records[trial_id], Artifact.PREDICTIONS)
         try:
             if path is None:
                 return None
@@ -352,10 +336,8 @@ def history(source: Source, trial_ids: Iterable[str], key: str) -> dict[str, np.
     """A metric's history by trial id: (points, 2) with step and value, by step."""
 
     def one(trial_id: str) -> np.ndarray | None:
-        points = source.store.client.get_metric_history(source.records[trial_id].run_id, key)
-        # A step that was logged twice counts once.
-        values = {point.step: point.value for point in points}
-        return np.array(sorted(values.items()), dtype=float) if values else None
+        points = source.store.history(source.records[trial_id], key)
+        return np.array(points, dtype=float) if points else None
 
     return _in_parallel(one, trial_ids)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from bench.process.outputs import output_folder
-from bench.store.connect import BROKEN_STORE, StoreError
+from bench.store.connect import StoreError
 from methods import UnknownNameError, UserError
 from reports import ablation, curves, figures, mixtures, page, tables
 from reports.analysis import THRESHOLD, Analysis, analyse
@@ -120,8 +120,8 @@ def _log(analysis: Analysis, target: Path, content: dict[str, str | bytes]) -> t
         _put(Path(folder), content)
         for source in analysis.study.sources:
             try:
-                source.store.client.log_artifacts(source.run_id, folder, ARTIFACTS)
-            except BROKEN_STORE as error:
+                source.store.keep_folder(source.run_id, Path(folder), ARTIFACTS)
+            except StoreError as error:
                 raise StoreError(
                     f"the report is in {target}, but could not be logged on run {source.run_id}: {error}"
                 ) from error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from bench.store.records import latest
 from bench.store.store import Store
+from bench.wire.plan import StoredPlan
 from reports.reading import Frame, Source, tabulate
 
 
@@ -24,18 +24,18 @@ class Summary:
         return bool(self.cells["complete"].all())
 
 
-def summarise(store: Store, plan: dict[str, Any]) -> Summary:
-    """Reads what tracking stored for a plan or a part of it (as `Plan.as_json`).
+def summarise(store: Store, plan: StoredPlan) -> Summary:
+    """Reads what tracking stored for a plan or a part of it.
 
     A seed that failed or is missing is counted as such, never averaged.
     """
     source = Source(
         store=store,
-        name=store.experiment.name,
-        closing=plan["closing"],
+        name=store.name,
+        closing=plan.closing,
         run_id="",
-        rows=plan["rows"],
-        trials={trial["id"]: trial for trial in plan["trials"]},
+        rows=plan.rows,
+        trials=plan.by_id(),
         records=latest(store.records()),
         duplicates=0,
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 
 from reports.ablation import Ablation
 from reports.analysis import Analysis
@@ -356,6 +357,8 @@ def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence
 
 def _plain(value: Any) -> Any:
     """The value as JSON knows it; what is not a number is null."""
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump())
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

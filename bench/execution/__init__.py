@@ -13,6 +13,26 @@ if TYPE_CHECKING:
 EXECUTORS = ("inline", "local", "ray")
 
 
+def choose_device(asked: str) -> str:
+    """The device to run on. Raises UserError for one that this machine lacks."""
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    accepted = UserError(f"--device {asked}: accepted are auto, cpu, cuda and cuda:N")
+    try:
+        kind = torch.device(asked)
+    except RuntimeError:
+        raise accepted from None
+    if asked != "cpu" and kind.type != "cuda":
+        raise accepted
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {asked}: this machine has no CUDA device; use --device cpu")
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {asked}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return asked
+
+
 def make_executor(
     kind: str,
     device: str,
@@ -21,7 +41,7 @@ def make_executor(
     slots_per_device: int | None = None,
     ray_address: str | None = None,
 ) -> Executor:
-    """An executor, not entered yet. `device` is cpu, cuda or cuda:N; for `ray` also auto.
+    """An executor, not entered yet. `device` is auto, cpu, cuda or cuda:N.
 
     Without `workers` every slot is used: `slots_per_device` (1) on each GPU, or one a core on CPUs.
     Raises UserError for options that do not go together.
@@ -30,6 +50,9 @@ def make_executor(
         raise UnknownNameError("executor", kind, EXECUTORS)
     if kind != "ray" and ray_address is not None:
         raise UserError("--ray-address goes with --executor ray")
+    if kind != "ray":
+        # A cluster's nodes choose by themselves.
+        device = choose_device(device)
     if kind == "inline":
         if (workers or 1) > 1 or slots_per_device:
             raise UserError("--workers and --slots-per-device go with --executor local or ray")

@@ -23,8 +23,8 @@ from bench.store.outbox import Outbox
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
-from bench.tasks import TASKS
-from bench.wire import Ending
+from bench.wire.trial import Ending
+from bench.wire.words import Status, Tag
 
 #: How often a trial whose worker died is run in all.
 ATTEMPTS = 2
@@ -39,7 +39,7 @@ PATIENCE, FILE_PATIENCE = 15 * 60.0, 10.0
 def failures(store: Store) -> dict[str, str]:
     """The run of each trial that has failed, by trial id: what may be tried again."""
     known = latest(store.records())
-    return {id_: record.run_id for id_, record in known.items() if record.status == "FAILED"}
+    return {id_: record.run_id for id_, record in known.items() if record.status == Status.FAILED}
 
 
 def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Trial]:
@@ -49,7 +49,8 @@ def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Tri
     """
     known = latest(store.records())
     if retry_failed:
-        return [trial for trial in plan.trials if trial.id in known and known[trial.id].status == "FAILED"]
+        failed = {id_ for id_, record in known.items() if record.status == Status.FAILED}
+        return [trial for trial in plan.trials if trial.id in failed]
     return [trial for trial in plan.trials if trial.id not in known or not known[trial.id].settled]
 
 
@@ -61,7 +62,7 @@ def execute(
     notify: Callable[[Event], None],
     *,
     parent: str | None = None,
-    tags: Mapping[str, str] = {},
+    tags: Mapping[Tag, str] = {},
     again: Mapping[str, str] = {},
 ) -> None:
     """Runs the trials and stores each; returns when all are settled, by this driver or by another one.
@@ -84,12 +85,12 @@ class _Driving:
         executor: Executor,
         notify: Callable[[Event], None],
         parent: str | None,
-        tags: Mapping[str, str],
+        tags: Mapping[Tag, str],
         again: Mapping[str, str],
     ) -> None:
         self.plan, self.store, self.claims = plan, at_work.store, at_work.claims
         self.executor, self.notify = executor, notify
-        self.parent, self.tags = parent, {**tags, "driver": at_work.claims.driver}
+        self.parent, self.tags = parent, {**tags, Tag.DRIVER: at_work.claims.driver}
         self.again = again
         self.rows = {
             trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
@@ -108,7 +109,7 @@ class _Driving:
         suite_run = None
         if self.parent is None:
             self.parent = suite_run = self.store.begin_suite(self.plan, self.claims.driver)
-        ended: Literal["FINISHED", "KILLED"] = "KILLED"
+        ended: Literal[Status.FINISHED, Status.KILLED] = Status.KILLED
         try:
             while self.queue or self.running or self.unsent:
                 if self.store.online and self._caught_up():
@@ -117,28 +118,27 @@ class _Driving:
                     self.executor.step(self._receive)
                 elif self.queue or self.unsent:
                     self._wait()
-            ended = "FINISHED"
+            ended = Status.FINISHED
         finally:
-            if ended == "KILLED":
+            if ended == Status.KILLED:
                 self.executor.stop()
             if not within(CLOSING, lambda: self._close(suite_run, ended)):
                 self.store.online = False
 
-    def _close(self, suite_run: str | None, ended: Literal["FINISHED", "KILLED"]) -> None:
+    def _close(self, suite_run: str | None, ended: Literal[Status.FINISHED, Status.KILLED]) -> None:
         for run in self.running.values():
             # One whose record is on disk already is sent, now or at the next start.
             self._write(run.flush if run.ended else run.kill)
         if self.why:
             self._write(self._close_unheard_of)
         if suite_run is not None:
-            self._write(lambda: self.store.end_suite(suite_run, ended))
+            self._write(lambda: self.store.end(suite_run, ended))
 
     def _close_unheard_of(self) -> None:
         """A run that the store opened, and went away before it could say so."""
         for run in self.store.running():
-            tags = run.data.tags
-            if tags.get("driver") == self.claims.driver and tags["kind"] == "trial":
-                TrialRun(self.store, run.info.run_id, "").kill()
+            if run.trial_id and run.tag(Tag.DRIVER) == self.claims.driver:
+                self.store.end(run.run_id, Status.KILLED)
 
     def _write(self, write: Callable[[], None], *, kept: bool = False) -> bool:
         """Writes to the store unless it is away; `kept` is for what keeps what it could not send."""
@@ -194,7 +194,7 @@ class _Driving:
             self.queue.remove(trial)
             self.notify(Event(trial, "elsewhere"))
             return
-        metric = TASKS.get(trial.task.task).metric
+        metric = trial.task.lookup().metric
         assert self.parent is not None
         run = begin_trial(self.store, trial, self.rows[trial.id], metric, self.parent, tags=self.tags)
         self.running[trial.id] = run

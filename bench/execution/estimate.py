@@ -12,7 +12,7 @@ from bench.inputs import ImageInput
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.store.records import Record
-from bench.tasks import TASKS
+from bench.wire.words import Measure, Status, Tag
 from methods import Geometry
 
 #: Training examples of a task that does not state its sizes.
@@ -34,11 +34,10 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
     flops = {kinds[trial.id]: step_flops(trial) for trial in plan.trials}
     measured: dict[Kind, list[float]] = defaultdict(list)
     for record in records:
-        seconds, steps = record.metrics.get("cost/seconds"), record.metrics.get("cost/steps")
-        if record.status == "FINISHED" and seconds and steps:
-            measured[record.tags["method"], record.tags["backbone"], record.tags["task"]].append(
-                seconds / steps
-            )
+        seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
+        if record.status == Status.FINISHED and seconds and steps:
+            kind = record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
+            measured[kind].append(seconds / steps)
     pace = [statistics.median(times) / flops[kind] for kind, times in measured.items() if kind in flops]
     per_flop = statistics.median(pace) if pace else 1.0
 
@@ -62,8 +61,7 @@ def step_count(trial: Trial) -> int:
     recipe, row = trial.recipe, trial.task
     if recipe.steps:
         return recipe.steps
-    sizes = TASKS.get(row.task).sizes
-    examples = row.train_size or (sizes[0] if sizes else UNKNOWN_SIZE)
+    examples = row.train_examples() or UNKNOWN_SIZE
     return math.ceil(examples / recipe.batch_size) * (recipe.epochs or 0)
 
 

@@ -16,6 +16,8 @@ class Executor(ABC):
     device: str
     #: How many trials it runs at once.
     slots: int
+    #: Whether its workers share the memory of this machine.
+    on_this_machine = True
 
     def __enter__(self) -> Self:
         return self

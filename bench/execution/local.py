@@ -23,7 +23,7 @@ from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 from bench.training.measure import provenance
 from bench.training.trial import Resources
-from bench.wire import Progress, lost
+from bench.wire.trial import Progress, lost
 from methods import UserError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
 from bench.training.trial import Resources, run_trial
-from bench.wire import Ending, Failure, Progress, failed
+from bench.wire.trial import Ending, Failure, Progress, failed
 from methods import UserError
 
 #: How libraries say so in a RuntimeError: torch on a CPU, cuBLAS.

@@ -20,7 +20,7 @@ from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 from bench.training.measure import provenance
 from bench.training.trial import Resources
-from bench.wire import Progress, lost
+from bench.wire.trial import Progress, lost
 from methods import UserError
 
 # Nothing leaves the machine unless the user names a cluster.
@@ -52,6 +52,8 @@ class RayCluster(Executor):
 
     `slots_per_device` trials share a GPU. On CPUs the cores are divided among `workers`, as `Local` does.
     """
+
+    on_this_machine = False
 
     def __init__(
         self, device: str, workers: int | None, slots_per_device: int | None, address: str | None

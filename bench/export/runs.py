@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.export.write import Exported, write_export
 from bench.process.outputs import output_folder
 from bench.store.trained import stored_trial
-from bench.tasks import TASKS
+from bench.wire.words import Tag
 
 
 def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: bool = False) -> Exported:
@@ -28,11 +28,11 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
             "ranks": ", ".join(map(str, method.size or ())) or "–",
             "adapter parameters": f"{adapter.parameter_count:,}",
             "task": trial.task.task,
-            "score": f"{record.metrics['score']:.4f} ({record.tags['metric']}, {trial.evaluate} split)",
+            "score": f"{record.score:.4f} ({record.tag(Tag.METRIC)}, {trial.evaluate} split)",
             "seed": str(trial.seed),
             "precision in training": trial.recipe.precision,
         }
-        classes = TASKS.get(trial.task.task).classes
+        classes = trial.task.lookup().classes
         return write_export(
             stored.backbone,
             adapter,

@@ -17,7 +17,7 @@ TUNING_SEED = 0
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
     """Resolves a suite. `device` decides what precision `auto` is.
 
-    With equal tuning the final trials are among the candidates of the rows until `bench.search.tuning` has chosen.
+    With equal tuning the final trials are among the candidates of the rows until one of them is chosen.
     Raises UserError, before any work, for what `cells` does.
     """
     rows: list[tuple[tuple[int, int], Row]] = []

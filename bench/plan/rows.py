@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import Field
 
@@ -11,11 +11,10 @@ from bench.plan.settings import Setting
 from bench.plan.trial import Trial
 from bench.suite.rows import Budget
 from bench.suite.suite import Suite
+from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan, Tuned
+from bench.wire.words import Phase
 from methods import UnknownNameError
 from methods.validation import Frozen
-
-#: What a trial was for, if not for the final comparison.
-Phase = Literal["tuning", "search", "allocation"]
 
 Entry = TypeVar("Entry")
 
@@ -28,21 +27,6 @@ class Candidate(Frozen):
     tuning: dict[int, str]
     #: The trial of every final seed.
     final: dict[int, Trial]
-
-
-class Tuned(Frozen):
-    """What the equal tuning of a row spent, and what it chose."""
-
-    #: Settings that were tried, each on every one of `seeds`.
-    trials: int
-    epochs: int | None
-    seeds: tuple[int, ...]
-    #: The setting; None until every tuning trial has ended.
-    chosen: dict[str, float] | None = None
-    #: Axes on which it is the smallest or the largest value of the grid.
-    edge: tuple[str, ...] = ()
-    #: Every tuning trial.
-    ids: tuple[str, ...]
 
 
 class Row(Frozen):
@@ -82,15 +66,16 @@ class Row(Frozen):
             return None
         return abs(self.ratio - 1) <= self.budget.tolerance
 
-    def as_dict(self) -> dict[str, Any]:
-        """The row as JSON, what can be derived from it included."""
-        return {
-            **self.model_dump(mode="json"),
-            "family": self.registered,
-            "budget": self.budget.label if self.budget else None,
-            "ratio": self.ratio,
-            "within": self.within,
-        }
+    def planned(self) -> PlannedRow:
+        """The row as it is stored and printed, what can be derived from it included."""
+        return PlannedRow(
+            **self.model_dump(exclude={"budget", "tuning"}),
+            tuning=self.tuning,
+            family=self.registered,
+            budget=self.budget.label if self.budget else None,
+            ratio=self.ratio,
+            within=self.within,
+        )
 
 
 class Plan(Frozen):
@@ -161,16 +146,18 @@ class Plan(Frozen):
             trials.setdefault(trial.id, trial)
         return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials.values()))
 
-    def as_json(self) -> dict[str, Any]:
+    def stored(self) -> StoredPlan:
         """The rows of the tables and their trials; a tuning trial shows in the `tuning` of its row only."""
         final = self.of(None)
-        return {
-            "suite": self.suite.name,
-            "closing": self.suite.closing,
-            "tuning": "equal" if self.suite.tuning else "none",
-            "rows": [row.as_dict() for row in final.rows],
-            "trials": [{"id": trial.id, **trial.model_dump(mode="json")} for trial in final.trials],
-        }
+        return StoredPlan(
+            suite=self.suite.name,
+            closing=self.suite.closing,
+            tuning="equal" if self.suite.tuning else "none",
+            rows=tuple(row.planned() for row in final.rows),
+            trials=tuple(
+                PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in final.trials
+            ),
+        )
 
 
 def in_order(entries: Iterable[tuple[tuple[int, int], Entry]]) -> tuple[Entry, ...]:

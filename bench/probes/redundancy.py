@@ -8,21 +8,20 @@ have no heads and are no part of the tensor; as components they count.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.store.trained import StoredTrial, stored_trial
-from bench.tasks import TASKS
 from bench.training.loop import evaluate
 from bench.training.trial import Resources
+from bench.wire.found import ComponentWorth, Redundancy, Spectrum
+from bench.wire.words import Artifact, Tag
 from methods import PROJECTIONS, Adapter, Geometry, Site, UserError
 
 #: The projections that heads divide.
@@ -132,16 +131,14 @@ def held_rank(values: Sequence[float], held: float = HELD) -> int:
     return int((energy < held * energy[-1]).sum()) + 1
 
 
-def spectrum(adapter: Adapter, geometry: Geometry) -> dict[str, dict[str, Any]]:
+def spectrum(adapter: Adapter, geometry: Geometry) -> dict[str, Spectrum]:
     """Singular values, effective rank and the rank that holds 99% of the squared norm, of each mode."""
     found = {}
     for mode, gram in gram_matrices(pairs(adapter, geometry)).items():
         values = singular_values(gram)
-        found[mode] = {
-            "singular_values": values,
-            "effective_rank": effective_rank(values),
-            "rank_99": held_rank(values),
-        }
+        found[mode] = Spectrum(
+            singular_values=tuple(values), effective_rank=effective_rank(values), rank_99=held_rank(values)
+        )
     return found
 
 
@@ -225,7 +222,7 @@ class Zeroing:
         return mixed
 
 
-def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) -> dict[str, Any]:
+def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) -> Redundancy:
     """Analyses a finished trial's adapter, and stores the result on its run as `redundancy.json`.
 
     `drops` measures what the validation metric loses when a layer, a projection, a head or a site is zeroed;
@@ -239,28 +236,26 @@ def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) ->
         parts = components(list(norms), geometry)
         worth = [part for part in parts if part.head is None or part.layer is None] if drops else []
         measured = _drops(stored, worth, device) if worth else {}
-        found = {
-            "trial_id": stored.trial.id,
-            "run_id": stored.record.run_id,
-            "method": stored.method.label,
-            "ranks": list(stored.method.size or ()),
-            "metric": stored.record.tags["metric"],
-            "norm": total**0.5,
-            "modes": modes,
-            "components": [
-                {
-                    "layer": part.layer,
-                    "projection": part.projection,
-                    "head": part.head,
-                    "share": _norm(norms, part) / total if total else 0.0,
-                    "drop": measured.get(part),
-                }
+        found = Redundancy(
+            trial_id=stored.trial.id,
+            run_id=stored.record.run_id,
+            method=stored.method.label,
+            ranks=stored.method.size or (),
+            metric=stored.record.tag(Tag.METRIC),
+            norm=total**0.5,
+            modes=modes,
+            components=tuple(
+                ComponentWorth(
+                    layer=part.layer,
+                    projection=part.projection,
+                    head=part.head,
+                    share=_norm(norms, part) / total if total else 0.0,
+                    drop=measured.get(part),
+                )
                 for part in parts
-            ],
-        }
-        stored.client.log_text(stored.record.run_id, json.dumps(found, indent=1), "redundancy.json")
-        # By which reports find it.
-        stored.client.set_tag(stored.record.run_id, "redundancy", "yes")
+            ),
+        )
+        stored.keep(Artifact.REDUNDANCY, found, Tag.REDUNDANCY)
     return found
 
 
@@ -274,7 +269,7 @@ def _norm(norms: Mapping[Site, Tensor], part: Component) -> float:
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
     """How much the validation metric falls without each part, of the adapter merged into the weights."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
-    metric_name = TASKS.get(trial.task.task).metric
+    metric_name = trial.task.lookup().metric
     data = Resources(device).data(trial, backbone.info.input)
     zeroing = Zeroing(adapter, device)
 
@@ -289,7 +284,7 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
     return drops
 
 
-def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:
+def draw(analyses: Sequence[Redundancy], file: Path) -> None:
     """Plots the spectra side by side, a panel for each mode. Raises UserError if it cannot be written."""
     import matplotlib
 
@@ -300,10 +295,10 @@ def draw(analyses: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure, panels = pyplot.subplots(1, len(MODES), figsize=(3.2 * len(MODES), 3.2), layout="constrained")
     for panel, mode in zip(panels, MODES, strict=True):
         for analysis in analyses:
-            values = analysis["modes"][mode]
-            largest = values["singular_values"][0] or 1.0
-            curve = [value / largest for value in values["singular_values"]]
-            label = f"{analysis['method']}: {values['effective_rank']:.1f}"
+            spectrum = analysis.modes[mode]
+            largest = spectrum.singular_values[0] or 1.0
+            curve = [value / largest for value in spectrum.singular_values]
+            label = f"{analysis.method}: {spectrum.effective_rank:.1f}"
             panel.plot(range(1, len(curve) + 1), curve, marker="o", markersize=3, linewidth=1, label=label)
         panel.set_yscale("log")
         panel.set_ylim(1e-4, 1.5)

@@ -11,6 +11,7 @@ from bench.search.nested import Nested
 from bench.search.space import Ranks, RankSpace
 from bench.store.records import scores
 from bench.suite.choosing import Allocation
+from bench.wire.found import AllocationPoint, AllocationResult, Tried
 from methods import UserError
 
 
@@ -73,7 +74,7 @@ class Ablation:
         assert isorank.size
         return path(isorank.size, self.heuristic, self.section.path)
 
-    def run(self, nested: Nested) -> dict[str, Any]:
+    def run(self, nested: Nested) -> AllocationResult:
         """Runs sweeps and path, then the best allocation and the heuristic on the suite's seeds.
 
         Returns what `allocation.json` holds.
@@ -91,28 +92,29 @@ class Ablation:
 
         def told(ranks: Ranks) -> dict[str, Any]:
             row = row_of[ranks]
-            return {"ranks": list(ranks), "parameters": row.parameters, "trials": row.trials}
+            return {"ranks": ranks, "parameters": row.parameters, "trials": row.trials}
 
         budget = self.cell.budget
-        found = nested.keep(
-            {
-                "name": nested.name,
-                "method": self.cell.label,
-                "task": self.cell.task.task,
-                "backbone": self.cell.info.name,
-                "budget": budget.label if budget else None,
-                "asked": self.budget,
-                "modes": list(self.space.names),
-                "points": [{"mode": mode, "rank": rank, **told(ranks)} for mode, rank, ranks in self.swept],
-                "path": [told(ranks) for ranks in self.path],
-                "importance": importances(self.space.names, list(candidates.items())),
-                "heuristic": told(self.heuristic),
-                "best": told(best) if best else None,
-                "final": [],
-            }
+        found = AllocationResult(
+            name=nested.name,
+            method=self.cell.label,
+            task=self.cell.task.task,
+            backbone=self.cell.info.name,
+            budget=budget.label if budget else None,
+            asked=self.budget,
+            modes=self.space.names,
+            points=tuple(
+                AllocationPoint(mode=mode, rank=rank, **told(ranks)) for mode, rank, ranks in self.swept
+            ),
+            path=tuple(Tried(**told(ranks)) for ranks in self.path),
+            importance=importances(self.space.names, list(candidates.items())),
+            heuristic=Tried(**told(self.heuristic)),
+            best=Tried(**told(best)) if best else None,
         )
+        nested.keep(found)
         if best:
             vectors = {"best allocation": best, "heuristic": self.heuristic}
             labelled = {label: method.with_size(ranks) for label, ranks in vectors.items()}
-            found["final"] = nested.compare(labelled)
+            found = found.model_copy(update={"final": nested.compare(labelled)})
+            nested.keep(found)
         return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -11,20 +10,18 @@ from typing import Any, Literal, Self
 from bench.execution.checks import check_disk
 from bench.execution.driver import execute
 from bench.execution.executor import Executor
-from bench.execution.perform import Event
+from bench.execution.perform import Event, Report
 from bench.execution.session import CLOSING, Session, within
 from bench.plan.cells import Cell
-from bench.plan.rows import Phase, Plan, Row
+from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
-from bench.process.alive import owner
-from bench.store.connect import storing
 from bench.store.records import Record, latest
+from bench.wire.found import Finalist, Found
+from bench.wire.words import Artifact, Kind, Phase, Status, Tag
 from methods import Method
 
-Listener = Callable[[Event], None]
-#: Shows so many trials of a plan at work.
-Watch = Callable[[Plan, int], AbstractContextManager[Listener]]
-Kind = Literal["search", "allocation"]
+#: Shows so many trials of a plan at work, on so many slots.
+Watch = Callable[[Plan, int, int], AbstractContextManager[Report]]
 
 
 class Nested:
@@ -36,7 +33,7 @@ class Nested:
     def __init__(
         self,
         cell: Cell,
-        kind: Kind,
+        kind: Literal[Kind.SEARCH, Kind.ALLOCATION],
         at_work: Session,
         executor: Executor,
         watch: Watch,
@@ -47,45 +44,30 @@ class Nested:
         self._at_work, self._executor, self._watch = at_work, executor, watch
         budget = cell.budget.label if cell.budget else "own size"
         self.name = " · ".join((cell.suite.name, cell.label, cell.task.task, cell.info.name, budget))
-        self._artifacts: dict[str, Any] = {}
+        self._found: Found | None = None
 
-    @storing()
     def __enter__(self) -> Self:
-        client = self.store.client
-        mine = {"owner": owner(), "driver": self._at_work.claims.driver}
-        found = [run for run in self.store._search(self.kind) if run.data.tags.get("study") == self.name]
-        if found:
-            self.run_id: str = found[-1].info.run_id
-            client.update_run(self.run_id, status="RUNNING")
-            for key, value in mine.items():
-                client.set_tag(self.run_id, key, value)
-        else:
-            self.run_id = client.create_run(
-                self.store.experiment.experiment_id,
-                tags={"kind": self.kind, "study": self.name, **mine},
-                run_name=f"{self.kind}: {self.name}",
-            ).info.run_id
+        name = f"{self.kind}: {self.name}"
+        self.run_id = self.store.begin(self.kind, name, {Tag.STUDY: self.name}, self._at_work.claims.driver)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._close("FINISHED")
+            self._close(Status.FINISHED)
         else:
             # Whatever the store says to it, the error goes up; the next start closes what stays open.
-            within(CLOSING, lambda: self._close("KILLED"))
+            within(CLOSING, lambda: self._close(Status.KILLED))
 
-    @storing()
-    def _close(self, status: Literal["FINISHED", "KILLED"]) -> None:
-        for name, content in self._artifacts.items():
-            self.store.client.log_text(self.run_id, json.dumps(content, indent=1), name)
-        self.store.client.set_terminated(self.run_id, status)
+    def _close(self, status: Literal[Status.FINISHED, Status.KILLED]) -> None:
+        if self._found is not None:
+            self.store.keep(self.run_id, Artifact(f"{self.kind}.json"), self._found)
+        self.store.end(self.run_id, status)
 
-    def keep(self, content: dict[str, Any]) -> dict[str, Any]:
+    def keep(self, found: Found) -> None:
         """What the parent run will hold as `search.json` or `allocation.json`."""
-        self._artifacts[f"{self.kind}.json"] = content
-        return content
+        self._found = found
 
     def trials(
         self, methods: Sequence[Method], seeds: Sequence[int], phase: Phase | None, **options: Any
@@ -108,7 +90,7 @@ class Nested:
         rows: Sequence[Row],
         trials: Sequence[Trial],
         phase: Phase | None,
-        listen: Listener | None = None,
+        listen: Report | None = None,
     ) -> dict[str, Record]:
         """The records of the trials, by id; those that have no result yet run first.
 
@@ -117,7 +99,7 @@ class Nested:
         """
         plan = Plan(suite=self.cell.suite, rows=tuple(rows), trials=tuple(trials))
         known = latest(self.store.records())
-        pruned = {id_: record.run_id for id_, record in known.items() if record.status == "PRUNED"}
+        pruned = {id_: record.run_id for id_, record in known.items() if record.status == Status.PRUNED}
         again = {**self.again, **pruned}
 
         def has_result(trial: Trial) -> bool:
@@ -128,7 +110,7 @@ class Nested:
         if pending:
             check_disk(plan, pending, self.store)
             self._executor.prepare(pending)
-            with self._watch(plan, len(pending)) as show:
+            with self._watch(plan, len(pending), self._executor.slots) as show:
 
                 def notify(event: Event) -> None:
                     show(event)
@@ -142,17 +124,18 @@ class Nested:
                     self._executor,
                     notify,
                     parent=self.run_id,
-                    tags={"phase": phase} if phase else {},
+                    tags={Tag.PHASE: phase} if phase else {},
                     again=again,
                 )
             known = latest(self.store.records())
         return {trial.id: known[trial.id] for trial in trials if trial.id in known}
 
-    def compare(self, labelled: Mapping[str, Method], **options: Any) -> list[dict[str, Any]]:
+    def compare(self, labelled: Mapping[str, Method], **options: Any) -> tuple[Finalist, ...]:
         """Runs these sizes on the suite's seeds, which chose nothing: the `final` of the artifact."""
         rows, trials = self.trials(list(labelled.values()), self.cell.suite.seeds, None, **options)
         self.run(rows, trials, None)
-        return [
-            {"label": label, "ranks": list(row.ranks), "parameters": row.parameters, "trials": row.trials}
-            for label, row in zip(labelled, rows, strict=True)
-        ]
+        return tuple(Finalist(label=label, **_told(row)) for label, row in zip(labelled, rows, strict=True))
+
+
+def _told(row: Row) -> dict[str, Any]:
+    return {"ranks": row.ranks, "parameters": row.parameters, "trials": row.trials}

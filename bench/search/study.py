@@ -31,8 +31,9 @@ from bench.search.nested import Nested
 from bench.search.space import Ranks, RankSpace
 from bench.store.connect import SQLITE, shown_uri
 from bench.suite.choosing import Search
-from bench.tasks import find_task
 from bench.training.loop import Pruned
+from bench.wire.found import SearchPoint, SearchResult
+from bench.wire.words import Tag
 from methods import UserError
 
 #: Draws of the model before points are drawn at random, and of those before what is left is listed.
@@ -132,8 +133,7 @@ class RankSearch:
         recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
         if recipe.steps is None:
             return recipe.epochs
-        sizes = find_task(self.cell.task.task, self.cell.task.source).sizes
-        train = self.cell.task.train_size or (sizes[0] if sizes else None)
+        train = self.cell.task.train_examples()
         return ceil(recipe.steps / ceil(train / recipe.batch_size)) if train else None
 
     def _described(self) -> dict[str, Any]:
@@ -323,68 +323,70 @@ class RankSearch:
                 raise UserError(
                     f"trial {record.trial_id} was lost with its worker; start the same command again"
                 )
-            if "failure" in record.tags:
-                trial.set_user_attr("failure", record.tags["failure"])
+            if failure := record.tag(Tag.FAILURE):
+                trial.set_user_attr("failure", failure)
             if record.score is None:
                 raise optuna.TrialPruned
             scores.append(record.score)
         return (fmean(scores), parameters) if self.two else fmean(scores)
 
-    def finish(self, nested: Nested) -> dict[str, Any]:
+    def finish(self, nested: Nested) -> SearchResult:
         """Searches, then compares the best point with the heuristic, within the budget, on the suite's seeds.
 
-        Returns what `search.json` holds. Searched rates or scale are the best point's for both.
+        Searched rates or scale are the best point's for both.
         """
         self.run(nested)
-        found = nested.keep(self.result())
-        best = found["best"]
-        if best is not None:
-            setting = Setting.model_validate({axis: best[axis] for axis in AXES})
+        found = self.result()
+        nested.keep(found)
+        if found.best is not None:
+            setting = Setting.model_validate({axis: getattr(found.best, axis) for axis in AXES})
             method = self.cell.method
             assert method.size
-            vectors = {"best of the search": best["ranks"], "heuristic": self.space.affordable(method.size)}
+            vectors = {
+                "best of the search": found.best.ranks,
+                "heuristic": self.space.affordable(method.size),
+            }
             labelled = {label: method.with_size(ranks) for label, ranks in vectors.items()}
-            found["final"] = nested.compare(labelled, setting=setting)
+            found = found.model_copy(update={"final": nested.compare(labelled, setting=setting)})
+            nested.keep(found)
         return found
 
-    def result(self) -> dict[str, Any]:
-        """What the search found, as `search.json` holds it, without the final runs."""
-        tried = [t for t in self._trials() if t.state in DONE]
-        lines = []
-        for trial in tried:
-            point = _point(trial.user_attrs["key"])
-            ids = trial.user_attrs["trials"]
-            lines.append(
-                {
-                    "number": trial.number,
-                    "state": "FAILED" if "failure" in trial.user_attrs else trial.state.name,
-                    "ranks": list(point.ranks),
-                    **point.setting.model_dump(),
-                    "parameters": trial.user_attrs["parameters"],
-                    "value": trial.values[0] if trial.state == TrialState.COMPLETE else None,
-                    "trial_id": next(iter(ids.values())),
-                    "trials": ids,
-                }
-            )
-        complete = [line for line in lines if line["state"] == "COMPLETE"]
+    def result(self) -> SearchResult:
+        """What the search found, without the final runs."""
+        points = [_told(trial) for trial in self._trials() if trial.state in DONE]
+        complete = [(point, point.value) for point in points if point.value is not None]
         # The smaller of equally good ones, then the earlier.
-        best = min(complete, key=lambda t: (-t["value"], t["parameters"], t["number"]), default=None)
+        best = min(complete, key=lambda p: (-p[1], p[0].parameters, p[0].number), default=(None, 0.0))[0]
         budget = self.cell.budget
-        return {
-            "name": self.name,
-            "method": self.cell.label,
-            "task": self.cell.task.task,
-            "backbone": self.cell.info.name,
-            "budget": budget.label if budget else None,
-            "asked": self.budget,
-            "objectives": ["metric", "parameters"] if self.two else ["metric"],
-            "modes": list(self.space.names),
-            "trials": lines,
-            "pareto": [trial.number for trial in self._study.best_trials] if self.two and complete else [],
-            "importance": importances(self.space.names, [(t["ranks"], t["value"]) for t in complete]),
-            "best": best,
-            "final": [],
-        }
+        return SearchResult(
+            name=self.name,
+            method=self.cell.label,
+            task=self.cell.task.task,
+            backbone=self.cell.info.name,
+            budget=budget.label if budget else None,
+            asked=self.budget,
+            objectives=("metric", "parameters") if self.two else ("metric",),
+            modes=self.space.names,
+            trials=tuple(points),
+            pareto=tuple(t.number for t in self._study.best_trials) if self.two and complete else (),
+            importance=importances(self.space.names, [(p.ranks, value) for p, value in complete]),
+            best=best,
+        )
+
+
+def _told(trial: FrozenTrial) -> SearchPoint:
+    point, trials = _point(trial.user_attrs["key"]), trial.user_attrs["trials"]
+    failed = "failure" in trial.user_attrs
+    return SearchPoint(
+        number=trial.number,
+        state="FAILED" if failed else trial.state.name,
+        ranks=point.ranks,
+        **point.setting.model_dump(),
+        parameters=trial.user_attrs["parameters"],
+        value=trial.values[0] if trial.state == TrialState.COMPLETE and not failed else None,
+        trial_id=next(iter(trials.values())),
+        trials=trials,
+    )
 
 
 def _point(key: str) -> Point:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import fmean
-from typing import Any
 
 from bench.plan.rows import Candidate, Plan, Row
 from bench.store.records import Record, latest, scores
 from bench.store.store import Store
+from bench.wire.plan import StoredPlan
 
 
 def with_choices(plan: Plan, store: Store) -> Plan:
@@ -42,7 +42,7 @@ def _named(row: Row, setting: Mapping[str, float] | None) -> Candidate | None:
     return next((c for c in row.candidates if c.setting.model_dump(exclude_none=True) == setting), None)
 
 
-def _locked(plan: Mapping[str, Any] | None) -> dict[tuple[str, ...], Mapping[str, float]]:
+def _locked(plan: StoredPlan | None) -> dict[tuple[str, ...], Mapping[str, float]]:
     """What the stored plan has chosen, by the ids of the tuning trials."""
-    tuned = [row["tuning"] for row in (plan or {"rows": []})["rows"] if row.get("tuning")]
-    return {tuple(entry["ids"]): entry["chosen"] for entry in tuned if entry["chosen"] is not None}
+    tuned = [row.tuning for row in plan.rows if row.tuning] if plan else []
+    return {entry.ids: entry.chosen for entry in tuned if entry.chosen is not None}

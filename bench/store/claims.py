@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from bench.process.alive import dead, owner
 from bench.store.connect import StoreError, storing
 from bench.store.store import Store
+from bench.wire.words import Status, Tag
 
 PREFIX = "tensorbench-claim"
 DRIVER = "driver."
@@ -110,7 +111,9 @@ class Claims:
                 if not model.name.startswith(start):
                     continue
                 trial, _, attempt = model.name.removeprefix(start).rpartition(".")
-                latest[trial] = max(latest.get(trial, (0, "")), (int(attempt), model.tags.get("driver", "")))
+                latest[trial] = max(
+                    latest.get(trial, (0, "")), (int(attempt), model.tags.get(Tag.DRIVER, ""))
+                )
             token = page.token
             if not token:
                 return latest
@@ -128,7 +131,7 @@ class Claims:
             return False
         name = f"{PREFIX}.{self._experiment}.{trial}.{attempt + 1}"
         try:
-            self._client.create_registered_model(name, {"driver": self.driver, "owner": owner()})
+            self._client.create_registered_model(name, {Tag.DRIVER: self.driver, Tag.OWNER: owner()})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -146,7 +149,7 @@ class Claims:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        holder: str | None = model.tags.get("driver")
+        holder: str | None = model.tags.get(Tag.DRIVER)
         return holder
 
     @storing()
@@ -169,10 +172,10 @@ class Claims:
         open_runs, living = self._store.running(), self.living()
         closed = 0
         for run in open_runs:
-            driver = run.data.tags.get("driver")
-            gone = driver not in living if driver else dead(run.data.tags.get("owner", ""))
+            driver = run.tag(Tag.DRIVER)
+            gone = driver not in living if driver else dead(run.tag(Tag.OWNER))
             if gone:
-                self._client.set_terminated(run.info.run_id, "KILLED")
+                self._store.end(run.run_id, Status.KILLED)
                 closed += 1
         for key, sign in self._client.get_experiment(self._experiment).tags.items():
             if key.startswith(DRIVER) and dead(json.loads(sign)["owner"]):

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from bench.wire.words import Artifact
 from methods import UserError
 
 #: One folder for each process that writes, so that nobody sends what another one is sending.
@@ -48,7 +49,7 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keep(self, letter: Letter, files: dict[str, bytes]) -> Path:
+    def keep(self, letter: Letter, files: Mapping[Artifact, bytes]) -> Path:
         """Puts a whole record on disk and returns its folder. Raises OSError if the disk does not take it."""
         own = self.folder / PROCESS
         own.mkdir(parents=True, exist_ok=True)

@@ -8,52 +8,90 @@ from dataclasses import dataclass, field
 
 from mlflow.entities import Run
 
+from bench.wire.words import PROVENANCE, YES, Measure, Status, Tag
+
 
 @dataclass(frozen=True)
 class Record:
-    """A stored trial, as resuming and reports read it."""
+    """A stored run of a trial, a suite, a search or an allocation."""
 
     run_id: str
+    #: Empty where the run is no trial's.
     trial_id: str
-    status: str
+    status: Status
+    #: Milliseconds since the epoch.
     started: int
-    tags: dict[str, str] = field(repr=False)
-    metrics: dict[str, float] = field(repr=False)
+    tags: Mapping[str, str] = field(repr=False)
+    metrics: Mapping[str, float] = field(repr=False)
     #: URI of the run's artifacts.
     artifacts: str = field(default="", repr=False)
 
     @classmethod
     def of(cls, run: Run) -> Record:
-        info, tags = run.info, dict(run.data.tags)
-        return cls(
+        info = run.info
+        return cls.made(
             info.run_id,
-            tags.get("trial_id", ""),
-            status_of(info.status, tags),
+            info.status,
             info.start_time,
-            tags,
+            dict(run.data.tags),
             dict(run.data.metrics),
             info.artifact_uri,
         )
 
+    @classmethod
+    def made(
+        cls,
+        run_id: str,
+        status: str,
+        started: int,
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float],
+        artifacts: str,
+    ) -> Record:
+        """From what MLflow has of a run, whose status its tags refine."""
+        trial_id = tags.get(Tag.TRIAL_ID, "")
+        return cls(run_id, trial_id, _status(status, tags), started, tags, metrics, artifacts)
+
+    def tag(self, tag: Tag, default: str = "") -> str:
+        return self.tags.get(tag, default)
+
+    def measure(self, measure: Measure) -> float | None:
+        return self.metrics.get(measure)
+
+    @property
+    def name(self) -> str:
+        return self.tag(Tag.NAME)
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Versions, commit and hardware behind the trial."""
+        return {
+            key.removeprefix(PROVENANCE): value
+            for key, value in self.tags.items()
+            if key.startswith(PROVENANCE)
+        }
+
     @property
     def settled(self) -> bool:
-        """Whether the trial has a result, were it a failure; it does not run again unasked."""
-        return self.status in ("FINISHED", "FAILED", "PRUNED")
+        return self.status.settled
 
     @property
     def score(self) -> float | None:
         """None unless it finished, with a finite score."""
-        score = self.metrics.get("score", math.nan)
-        return score if self.status == "FINISHED" and math.isfinite(score) else None
+        score = self.metrics.get(Measure.SCORE, math.nan)
+        return score if self.status == Status.FINISHED and math.isfinite(score) else None
 
 
-def status_of(status: str, tags: Mapping[str, str]) -> str:
+def _status(status: str, tags: Mapping[str, str]) -> Status:
     """MLflow has no word for a pruned run, a killed one with a tag, nor for a duplicate: a finished one that
     came when another run of its trial was finished already.
     """
-    if status == "KILLED" and tags.get("pruned") == "yes":
-        return "PRUNED"
-    return "DUPLICATE" if status == "FINISHED" and tags.get("duplicate") == "yes" else status
+    if status == Status.KILLED and tags.get(Tag.PRUNED) == YES:
+        return Status.PRUNED
+    if status == Status.FINISHED and tags.get(Tag.DUPLICATE) == YES:
+        return Status.DUPLICATE
+    # MLflow's SCHEDULED is none of ours: such a run is as good as one that runs.
+    return Status(status) if status in Status.__members__ else Status.RUNNING
 
 
 def latest(records: Iterable[Record]) -> dict[str, Record]:
@@ -65,7 +103,7 @@ def latest(records: Iterable[Record]) -> dict[str, Record]:
     chosen: dict[str, Record] = {}
     for record in records:
         known = chosen.get(record.trial_id)
-        if known is None or (known.status != "FINISHED" and record.settled >= known.settled):
+        if known is None or (known.status != Status.FINISHED and record.settled >= known.settled):
             chosen[record.trial_id] = record
     return chosen
 

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import math
-import tempfile
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
+from urllib.parse import unquote, urlparse
 
-from mlflow.entities import Experiment, LifecycleStage, Metric, Param, Run, RunTag, ViewType
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Experiment, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlRun, SqlTag
 from mlflow.tracking import MlflowClient
-from sqlalchemy import create_engine, select
+from pydantic import ValidationError
 
 from bench.plan.rows import Plan
 from bench.process.alive import owner
-from bench.store.connect import SQLITE, connect, database_file, shown_uri, state_folder, storing
+from bench.store.connect import (
+    BROKEN_STORE,
+    SQLITE,
+    connect,
+    database_file,
+    shown_uri,
+    state_folder,
+    storing,
+)
 from bench.store.outbox import Letter
-from bench.store.records import Record, status_of
+from bench.store.records import Record
+from bench.store.runs import find_runs, keep_json
+from bench.store.tables import read_tables
+from bench.wire import Wired
+from bench.wire.plan import StoredPlan
+from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import did_you_mean
+
+Content = TypeVar("Content", bound=Wired)
 
 #: MLflow's limits for one request.
 MOST_METRICS, MOST_PARAMS = 1000, 100
@@ -77,6 +90,14 @@ class Store:
         return cls(client, experiment, uri)
 
     @property
+    def name(self) -> str:
+        return str(self.experiment.name)
+
+    @property
+    def experiment_id(self) -> str:
+        return str(self.experiment.experiment_id)
+
+    @property
     def local(self) -> bool:
         """Whether the store is a file: then nobody else can bring it back."""
         return self.uri.startswith(SQLITE)
@@ -86,59 +107,106 @@ class Store:
         """The folder on this machine in which records of this experiment wait."""
         return state_folder(self.uri) / "outbox" / self.experiment.name
 
-    def records(self, kind: str = "trial", *, trial_id: str | None = None) -> list[Record]:
+    # --- reading ---
+
+    def records(self, kind: Kind = Kind.TRIAL, *, trial_id: str | None = None) -> list[Record]:
         """Every stored run of a kind, trials unless another is named, oldest first; or those of one trial."""
         if trial_id is None and not self.client.tracking_uri.startswith(("http://", "https://")):
-            return self._database_records(kind)
-        only = f" and tags.trial_id = '{trial_id}'" if trial_id else ""
-        return [Record.of(run) for run in self._search(kind, only)]
+            with storing():
+                found = read_tables(self.client.tracking_uri, self.experiment.experiment_id, kind)
+            if found is not None:
+                return found
+        return self._find(kind, f" and tags.{Tag.TRIAL_ID} = '{trial_id}'" if trial_id else "")
 
-    def plan(self) -> dict[str, Any] | None:
-        """The plan of the latest start of the suite, as `Plan.as_json` wrote it; None if none was stored."""
-        for run in reversed(self._search("suite")):
-            # A start that died between making the run and storing its plan left none.
-            if any(file.path == "plan.json" for file in self.client.list_artifacts(run.info.run_id)):
-                with tempfile.TemporaryDirectory() as folder:
-                    path = self.client.download_artifacts(run.info.run_id, "plan.json", folder)
-                    try:
-                        plan: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-                    except ValueError as error:
-                        raise UserError(
-                            f"plan.json of run {run.info.run_id} cannot be read: {error}"
-                        ) from error
-                return plan
-        return None
-
-    def running(self) -> list[Run]:
+    def running(self) -> list[Record]:
         """The runs of trials, suites and searches that are open, whoever runs them."""
-        return [
-            run
-            for kind in ("trial", "suite", "search", "allocation")
-            for run in self._search(kind, " and attributes.status = 'RUNNING'")
-        ]
+        return [run for kind in Kind for run in self._find(kind, " and attributes.status = 'RUNNING'")]
 
     @storing()
+    def _find(self, kind: Kind, more: str = "") -> list[Record]:
+        condition = f"tags.{Tag.KIND} = '{kind}'{more}"
+        return [Record.of(run) for run in find_runs(self.client, [self.experiment.experiment_id], condition)]
+
+    def plan(self) -> StoredPlan | None:
+        """The plan of the latest start of the suite; None if none was stored.
+
+        Raises UserError where it cannot be read.
+        """
+        # A start that died between making the run and storing its plan left none.
+        plans = (self.content(run, Artifact.PLAN, StoredPlan) for run in reversed(self._find(Kind.SUITE)))
+        return next((plan for plan in plans if plan is not None), None)
+
+    def artifact(self, record: Record, name: Artifact) -> Path | None:
+        """An artifact as a local file; None where the run has none of that name."""
+        where = urlparse(record.artifacts)
+        if where.scheme in ("", "file"):
+            path = Path(unquote(where.path)) / name
+            return path if path.exists() else None
+        try:
+            uri = f"{record.artifacts}/{name}"
+            return Path(download_artifacts(artifact_uri=uri, tracking_uri=self.client.tracking_uri))
+        except BROKEN_STORE:
+            return None
+
+    def content(self, record: Record, name: Artifact, form: type[Content]) -> Content | None:
+        """What a JSON artifact holds; None where the run has none of that name.
+
+        Raises UserError where it is there and cannot be read.
+        """
+        path = self.artifact(record, name)
+        if path is None:
+            return None
+        try:
+            return form.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
+
+    def history(self, record: Record, key: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric, by step. A step that was logged twice counts once, the last time."""
+        points = self.client.get_metric_history(record.run_id, key)
+        return sorted({point.step: point.value for point in points}.items())
+
+    # --- writing ---
+
+    @storing()
+    def begin(self, kind: Kind, name: str, tags: Mapping[Tag, str], driver: str) -> str:
+        """Opens the newest run of this kind that has these tags, or a new one; returns its id."""
+        whose = {Tag.OWNER: owner(), Tag.DRIVER: driver}
+        same = [run for run in self._find(kind) if tags.items() <= run.tags.items()]
+        if not same:
+            every = {Tag.KIND: str(kind), **tags, **whose}
+            made = self.client.create_run(self.experiment.experiment_id, tags=every, run_name=name)
+            run_id: str = made.info.run_id
+            return run_id
+        run_id = same[-1].run_id
+        self.client.update_run(run_id, status=Status.RUNNING)
+        for key, value in whose.items():
+            self.client.set_tag(run_id, key, value)
+        return run_id
+
     def begin_suite(self, plan: Plan, driver: str = "") -> str:
         """The run that holds the plan and that trial runs are nested under."""
-        whose = {"owner": owner(), "driver": driver}
-        runs = self._search("suite")
-        if runs:
-            run_id: str = runs[-1].info.run_id
-            self.client.update_run(run_id, status="RUNNING")
-            for key, value in whose.items():
-                self.client.set_tag(run_id, key, value)
-        else:
-            tags = {"kind": "suite", **whose}
-            run_id = self.client.create_run(
-                self.experiment.experiment_id, tags=tags, run_name=plan.suite.name
-            ).info.run_id
-        self.client.log_text(run_id, json.dumps(plan.as_json(), indent=1), "plan.json")
-        self.client.set_tag(run_id, "mlflow.note.content", plan.suite.description)
+        run_id = self.begin(Kind.SUITE, plan.suite.name, {}, driver)
+        self.keep(run_id, Artifact.PLAN, plan.stored())
+        self.tag(run_id, Tag.NOTE, plan.suite.description)
         return run_id
 
     @storing()
-    def end_suite(self, run_id: str, status: Literal["FINISHED", "KILLED"]) -> None:
+    def end(self, run_id: str, status: Literal[Status.FINISHED, Status.KILLED]) -> None:
         self.client.set_terminated(run_id, status)
+
+    def keep(self, run_id: str, name: Artifact, content: Wired) -> None:
+        """Stores a JSON artifact."""
+        keep_json(self.client, run_id, name, content)
+
+    @storing()
+    def tag(self, run_id: str, tag: Tag, value: str) -> None:
+        self.client.set_tag(run_id, tag, value)
+
+    @storing()
+    def keep_folder(self, run_id: str, folder: Path, where: str) -> None:
+        """Stores all files of a folder under `where` among the artifacts, in one request."""
+        self.client.log_artifacts(run_id, str(folder), where)
 
     @storing()
     def send(self, letter: Letter, folder: Path | None = None) -> None:
@@ -161,10 +229,10 @@ class Store:
             client.log_text(run_id, text, name)
             del letter.texts[name]
         tags = dict(letter.tags)
-        if letter.status == "FINISHED":
+        if letter.status == Status.FINISHED:
             others = self.records(trial_id=letter.trial_id)
-            if any(other.status == "FINISHED" and other.run_id != run_id for other in others):
-                tags["duplicate"] = "yes"
+            if any(other.status == Status.FINISHED and other.run_id != run_id for other in others):
+                tags[Tag.DUPLICATE] = YES
         if tags:
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
             letter.tags = {}
@@ -172,64 +240,3 @@ class Store:
             client.log_artifacts(run_id, str(folder))
         if letter.status:
             client.set_terminated(run_id, letter.status, letter.ended)
-
-    @storing()
-    def _database_records(self, kind: str) -> list[Record]:
-        """What `records` returns, read from MLflow's tables: 10,000 runs in a tenth of the time."""
-        engine = create_engine(self.client.tracking_uri)
-        of_kind = (
-            select(SqlRun.run_uuid)
-            .join(SqlTag, SqlTag.run_uuid == SqlRun.run_uuid)
-            .where(SqlRun.experiment_id == int(self.experiment.experiment_id))
-            .where(SqlRun.lifecycle_stage == LifecycleStage.ACTIVE)
-            .where(SqlTag.key == "kind", SqlTag.value == kind)
-        )
-        runs = select(SqlRun.run_uuid, SqlRun.status, SqlRun.start_time, SqlRun.artifact_uri).where(
-            SqlRun.run_uuid.in_(of_kind)
-        )
-        tags = select(SqlTag.run_uuid, SqlTag.key, SqlTag.value).where(SqlTag.run_uuid.in_(of_kind))
-        metrics = select(
-            SqlLatestMetric.run_uuid, SqlLatestMetric.key, SqlLatestMetric.value, SqlLatestMetric.is_nan
-        ).where(SqlLatestMetric.run_uuid.in_(of_kind))
-        told: defaultdict[str, dict[str, str]] = defaultdict(dict)
-        measured: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        try:
-            with engine.connect() as connection:
-                found = connection.execute(runs.order_by(SqlRun.start_time, SqlRun.run_uuid)).all()
-                for run_id, key, value in connection.execute(tags):
-                    told[run_id][key] = value
-                for run_id, key, value, is_nan in connection.execute(metrics):
-                    measured[run_id][key] = math.nan if is_nan else value
-        finally:
-            engine.dispose()
-        return [
-            Record(
-                id_,
-                told[id_].get("trial_id", ""),
-                status_of(status, told[id_]),
-                started,
-                told[id_],
-                measured[id_],
-                artifacts,
-            )
-            for id_, status, started, artifacts in found
-        ]
-
-    @storing()
-    def _search(self, kind: str, more: str = "") -> list[Run]:
-        condition = f"tags.kind = '{kind}'{more}"
-        found: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment.experiment_id],
-                condition,
-                ViewType.ACTIVE_ONLY,
-                max_results=1000,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            found.extend(page)
-            token = page.token
-            if not token:
-                return found

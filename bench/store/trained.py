@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from bench.backbones import LoadedBackbone, load
 from bench.plan.trial import Trial
-from bench.store.connect import BROKEN_STORE, connect
+from bench.store.connect import BROKEN_STORE, connect, storing
 from bench.store.records import Record, latest
-from bench.tasks import TASKS
+from bench.store.runs import find_runs, keep_json
+from bench.wire import Wired
+from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import Adapter, Method, UserError, from_identity
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 
@@ -33,12 +34,18 @@ if TYPE_CHECKING:
 class StoredTrial:
     """A finished trial as it was when it was scored: adapter and head are on the backbone."""
 
-    client: MlflowClient
+    client: MlflowClient = field(repr=False)
     record: Record
     trial: Trial
     method: Method
     backbone: LoadedBackbone
     adapter: Adapter
+
+    def keep(self, name: Artifact, content: Wired, tag: Tag) -> None:
+        """Stores an artifact on the trial's run, and the tag by which reports find it."""
+        keep_json(self.client, self.record.run_id, name, content)
+        with storing():
+            self.client.set_tag(self.record.run_id, tag, YES)
 
 
 @contextmanager
@@ -54,7 +61,7 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
         trial, state = _artifacts(client, record)
     except (*BROKEN_STORE, SafetensorError) as error:
         raise UserError(f"run {run} cannot be read from {store}: {error}") from error
-    method, classes = from_identity(trial.method), TASKS.get(trial.task.task).classes
+    method, classes = from_identity(trial.method), trial.task.lookup().classes
     backbone = load(trial.backbone)
     if backbone.info.weights_hash != trial.weights_hash:
         raise UserError(
@@ -77,7 +84,9 @@ def _find(client: MlflowClient, run: str) -> Record:
     Of the runs of one trial, its id means the one that counts.
     """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    records = [Record.of(found) for found in _trial_runs(client, experiments)]
+    records = [
+        Record.of(found) for found in find_runs(client, experiments, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")
+    ]
     start = run.strip().lower()
     by_run = [record for record in records if start and record.run_id.startswith(start)]
     trials = latest(record for record in records if start and record.trial_id.startswith(start))
@@ -88,25 +97,9 @@ def _find(client: MlflowClient, run: str) -> Record:
         raise UserError(f"'{run}' is the beginning of several:\n{_listed(found.values())}")
     if not records:
         raise UserError(f"there is no run '{run}': the store holds no trial yet")
-    finished = [record for record in latest(records).values() if record.status == "FINISHED"]
+    finished = [record for record in latest(records).values() if record.status == Status.FINISHED]
     near = sorted(finished, key=lambda record: -_alike(record, start))
     raise UserError(f"there is no run or trial '{run}'; finished are, nearest first:\n{_listed(near)}")
-
-
-def _trial_runs(client: MlflowClient, experiments: list[str]) -> Iterator[Run]:
-    token = None
-    while experiments:
-        page = client.search_runs(
-            experiments,
-            "tags.kind = 'trial'",
-            max_results=1000,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _alike(record: Record, start: str) -> float:
@@ -116,32 +109,29 @@ def _alike(record: Record, start: str) -> float:
 
 def _listed(records: Iterable[Record], most: int = 6) -> str:
     listed = list(records)
-    lines = [
-        f"  trial {r.trial_id}, run {r.run_id}: {r.tags['mlflow.runName']} ({r.status.lower()})"
-        for r in listed[:most]
-    ]
+    lines = [f"  trial {r.trial_id}, run {r.run_id}: {r.name} ({r.status.lower()})" for r in listed[:most]]
     if len(listed) > most:
         lines.append(f"  and {len(listed) - most} more")
     return "\n".join(lines) or "  none"
 
 
 def _finished(record: Record) -> Record:
-    if record.status == "FINISHED":
+    if record.status == Status.FINISHED:
         return record
-    name = f"run {record.run_id} ({record.tags['mlflow.runName']})"
-    if record.status == "FAILED":
-        reason, message = record.tags.get("failure", "error"), record.tags.get("failure_message", "")
+    name = f"run {record.run_id} ({record.name})"
+    if record.status == Status.FAILED:
+        reason, message = record.tag(Tag.FAILURE, "error"), record.tag(Tag.FAILURE_MESSAGE)
         raise UserError(f"{name} failed, {reason}: {message}; it left no adapter")
-    if record.status == "PRUNED":
+    if record.status == Status.PRUNED:
         raise UserError(f"{name} was pruned by its search; it left no adapter")
-    told = {"RUNNING": "is not finished yet", "KILLED": "was stopped before it finished"}
+    told = {Status.RUNNING: "is not finished yet", Status.KILLED: "was stopped before it finished"}
     raise UserError(f"{name} {told.get(record.status, record.status.lower())}; run its suite again")
 
 
 def _artifacts(client: MlflowClient, record: Record) -> tuple[Trial, dict[str, Tensor]]:
     with tempfile.TemporaryDirectory() as folder:
-        config = client.download_artifacts(record.run_id, "config.json", folder)
-        weights = client.download_artifacts(record.run_id, "adapter.safetensors", folder)
+        config = client.download_artifacts(record.run_id, Artifact.CONFIG, folder)
+        weights = client.download_artifacts(record.run_id, Artifact.ADAPTER, folder)
         stored = json.loads(Path(config).read_text(encoding="utf-8"))
         try:
             trial = Trial.model_validate(stored["trial"])

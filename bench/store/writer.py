@@ -14,7 +14,8 @@ from bench.process.alive import owner
 from bench.store.connect import storing
 from bench.store.outbox import Letter, Outbox
 from bench.store.store import Store
-from bench.wire import Ending, Progress
+from bench.wire.trial import Ending, Progress
+from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Measure, Status, Tag, validation_key
 
 #: Seconds between two writes of a running trial's progress, each of which is a transaction.
 PROGRESS_EVERY = 2.0
@@ -28,7 +29,7 @@ def begin_trial(
     metric: str,
     parent: str,
     provenance: dict[str, str] | None = None,
-    tags: Mapping[str, str] = {},
+    tags: Mapping[Tag, str] = {},
 ) -> TrialRun:
     """Opens the run of a trial, nested under `parent`, and stores what is known before it starts.
 
@@ -42,24 +43,24 @@ def begin_trial(
         if r.budget
     ]
     known = {
-        "kind": "trial",
-        "trial_id": trial.id,
-        "owner": owner(),
-        "method": row.method,
-        "family": trial.method["method"],
-        "backbone": row.backbone,
-        "task": row.task,
-        "seed": str(trial.seed),
-        "metric": metric,
-        "evaluated": trial.evaluate,
-        "ranks": ",".join(map(str, row.ranks)),
-        "budget": "; ".join(str(entry["budget"]) for entry in budgets) or "own",
-        "budgets": json.dumps(budgets),
-        "budget_missed": "yes" if any(entry["within"] is False for entry in budgets) else "no",
-        "mlflow.parentRunId": parent,
+        Tag.KIND: str(Kind.TRIAL),
+        Tag.TRIAL_ID: trial.id,
+        Tag.OWNER: owner(),
+        Tag.METHOD: row.method,
+        Tag.FAMILY: trial.method["method"],
+        Tag.BACKBONE: row.backbone,
+        Tag.TASK: row.task,
+        Tag.SEED: str(trial.seed),
+        Tag.METRIC: metric,
+        Tag.EVALUATED: trial.evaluate,
+        Tag.RANKS: ",".join(map(str, row.ranks)),
+        Tag.BUDGET: "; ".join(str(entry["budget"]) for entry in budgets) or "own",
+        Tag.BUDGETS: json.dumps(budgets),
+        Tag.BUDGET_MISSED: YES if any(entry["within"] is False for entry in budgets) else "no",
+        Tag.PARENT: parent,
         **tags,
     }
-    name = f"{row.method} {known['ranks']}".rstrip() + f" · {row.task} · seed {trial.seed}"
+    name = f"{row.method} {known[Tag.RANKS]}".rstrip() + f" · {row.task} · seed {trial.seed}"
     run = store.client.create_run(store.experiment.experiment_id, tags=known, run_name=name)
     writer = TrialRun(store, run.info.run_id, metric, trial.id)
     if provenance is not None:
@@ -69,6 +70,10 @@ def begin_trial(
             writer.kill()
             raise
     return writer
+
+
+#: What MLflow calls a trial that ended so.
+ENDED = {"finished": Status.FINISHED, "failed": Status.FAILED}
 
 
 class TrialRun:
@@ -93,17 +98,19 @@ class TrialRun:
     def start(self, config: dict[str, Any], provenance: Mapping[str, str]) -> None:
         """Stores the resolved configuration, and where the trial runs."""
         self._letter.params |= {key: str(value) for key, value in _flat(config).items()}
-        self._letter.tags |= {f"provenance.{key}": value for key, value in provenance.items()}
+        self._letter.tags |= {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
         resolved = {"trial": config, "provenance": dict(provenance)}
-        self._letter.texts["config.json"] = json.dumps(resolved, indent=1)
+        self._letter.texts[Artifact.CONFIG] = json.dumps(resolved, indent=1)
         self.flush()
 
     def progress(self, progress: Progress) -> None:
-        values: list[tuple[str, float, int]] = [("train/loss", loss, step) for step, loss in progress.losses]
+        values: list[tuple[str, float, int]] = [
+            (Measure.TRAIN_LOSS, loss, step) for step, loss in progress.losses
+        ]
         if progress.validation_metric is not None and progress.validation_loss is not None:
             values += [
-                (f"validation/{self._metric}", progress.validation_metric, progress.epoch),
-                ("validation/loss", progress.validation_loss, progress.epoch),
+                (validation_key(self._metric), progress.validation_metric, progress.epoch),
+                (Measure.VALIDATION_LOSS, progress.validation_loss, progress.epoch),
             ]
         now = _now()
         self._letter.metrics += [(key, value, now, step) for key, value, step in values]
@@ -119,10 +126,10 @@ class TrialRun:
         letter, now = self._letter, _now()
         letter.metrics += [(key, value, now, 0) for key, value in ending.metrics.items()]
         if ending.reason:
-            letter.tags |= {"failure": ending.reason, "failure_message": ending.message[:5000]}
+            letter.tags |= {Tag.FAILURE: ending.reason, Tag.FAILURE_MESSAGE: ending.message[:5000]}
         if ending.status == "pruned":
-            letter.tags["pruned"] = "yes"
-        letter.status = {"finished": "FINISHED", "failed": "FAILED"}.get(ending.status, "KILLED")
+            letter.tags[Tag.PRUNED] = YES
+        letter.status = ENDED.get(ending.status, Status.KILLED)
         letter.ended = now
         with storing():
             self._kept = Outbox(self._store.outbox).keep(letter, ending.files)
@@ -130,7 +137,7 @@ class TrialRun:
 
     @storing()
     def kill(self) -> None:
-        self._store.client.set_terminated(self.run_id, "KILLED")
+        self._store.client.set_terminated(self.run_id, Status.KILLED)
 
     def flush(self) -> None:
         """Sends what waits, unless the store is known to be away."""

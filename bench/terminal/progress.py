@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from bench.plan.rows import Plan
 from bench.terminal.tables import joined
+from bench.wire.words import Measure
 
 if TYPE_CHECKING:
     from bench.execution.perform import Event
@@ -94,10 +95,10 @@ def _ended(name: str, event: Event) -> str:
     if ending.status != "finished":
         return f"[red]✗[/red] {name}: {escape(ending.failure)}"
     metrics = ending.metrics
-    step = f", {metrics['cost/step_ms']:.0f} ms a step" if "cost/step_ms" in metrics else ""
-    scores = f"validation {metrics['selected/validation']:.4f}"
+    step = f", {metrics[Measure.STEP_MS]:.0f} ms a step" if Measure.STEP_MS in metrics else ""
+    scores = f"validation {metrics[Measure.SELECTED_VALIDATION]:.4f}"
     if event.trial.evaluate == "test":
-        scores = f"test {metrics['score']:.4f}, {scores}"
+        scores = f"test {metrics[Measure.SCORE]:.4f}, {scores}"
     # As much of the id as other commands need to find the run.
     id_ = event.trial.id[:8]
-    return f"[green]✓[/green] {name}: {scores} ({metrics['cost/seconds']:.0f} s{step}) [dim]{id_}[/dim]"
+    return f"[green]✓[/green] {name}: {scores} ({metrics[Measure.SECONDS]:.0f} s{step}) [dim]{id_}[/dim]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from itertools import groupby
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from rich.markup import escape
 
 from bench.plan.rows import Plan
 from bench.terminal.tables import RowTable, fitted, joined, plain_table
+from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult
+from bench.wire.words import Tag
 
 if TYPE_CHECKING:
     from bench.store.records import Record
@@ -34,7 +37,7 @@ def print_plan(console: Console, plan: Plan) -> None:
             if (row.task, row.backbone) == (task, backbone):
                 first = next(iter(row.trials.values()))
                 lr = f"{recipes[first].lr:g}" if first else "tuned"
-                table.add(row.budget.label if row.budget else None, row.as_dict(), lr)
+                table.add(row.budget.label if row.budget else None, row.planned().model_dump(), lr)
         console.print(fitted(console, table.table, "% LoRA", "lr", "params"))
     if tuning.trials:
         console.print("The final trials are known once the tuning trials have ended.")
@@ -66,100 +69,96 @@ def print_tuning(console: Console, plan: Plan) -> None:
         console.print(table)
 
 
-def print_search(console: Console, found: dict[str, Any], records: dict[str, Record]) -> bool:
+def print_search(console: Console, found: SearchResult, records: Mapping[str, Record]) -> bool:
     """The end of a search: its points, what mattered, and the final runs; whether these are complete."""
-    states = Counter(trial["state"] for trial in found["trials"])
+    states = Counter(trial.state for trial in found.trials)
     console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()) + "; the best:")
-    complete = [trial for trial in found["trials"] if trial["state"] == "COMPLETE"]
-    if len(found["objectives"]) > 1:
-        best = [trial for trial in complete if trial["number"] in found["pareto"]]
-        best.sort(key=lambda trial: trial["parameters"])
+    complete = [trial for trial in found.trials if trial.state == "COMPLETE"]
+    if len(found.objectives) > 1:
+        best = [trial for trial in complete if trial.number in found.pareto]
+        best.sort(key=lambda trial: trial.parameters)
     else:
-        best = sorted(complete, key=lambda trial: (-trial["value"], trial["parameters"]))[:5]
-    axes = [axis for axis in ("lr", "scale", "head_lr") if any(trial[axis] for trial in best)]
-    title = "the front of metric and parameters" if len(found["objectives"]) > 1 else "by validation"
-    table = plain_table(title, "point", ", ".join(found["modes"]), "params", *axes, "validation")
+        best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.parameters))[:5]
+    axes = [axis for axis in ("lr", "scale", "head_lr") if any(getattr(trial, axis) for trial in best)]
+    title = "the front of metric and parameters" if len(found.objectives) > 1 else "by validation"
+    table = plain_table(title, "point", ", ".join(found.modes), "params", *axes, "validation")
     for trial in best:
-        rates = (f"{trial[axis]:g}" for axis in axes)
-        cells = (str(trial["number"]), joined(trial["ranks"]), f"{trial['parameters']:,}")
-        table.add_row(*cells, *rates, f"{trial['value']:.4f}")
+        rates = (f"{getattr(trial, axis):g}" for axis in axes)
+        cells = (str(trial.number), joined(trial.ranks), f"{trial.parameters:,}")
+        table.add_row(*cells, *rates, f"{trial.value:.4f}")
     console.print(table)
     _print_importance(console, found)
     return _print_final(console, found, records)
 
 
-def print_allocation(console: Console, found: dict[str, Any], records: dict[str, Record]) -> bool:
+def print_allocation(console: Console, found: AllocationResult, records: Mapping[str, Record]) -> bool:
     """The metric against each mode's rank, along the path, and of the final runs; whether all is complete."""
-    heads = (", ".join(found["modes"]), "params", "validation, mean ± 95% t-interval")
-    table = plain_table(f"{found['method']} · {found['budget']}: one mode at a time", "mode", "rank", *heads)
+    heads = (", ".join(found.modes), "params", "validation, mean ± 95% t-interval")
+    table = plain_table(f"{found.method} · {found.budget}: one mode at a time", "mode", "rank", *heads)
     whole = True
-    for point in found["points"]:
-        text, done = _scores(point["trials"], records)
+    for point in found.points:
+        text, done = _scores(point.trials, records)
         whole &= done
-        table.add_row(
-            point["mode"], str(point["rank"]), joined(point["ranks"]), f"{point['parameters']:,}", text
-        )
+        table.add_row(point.mode, str(point.rank), joined(point.ranks), f"{point.parameters:,}", text)
     console.print(table)
     table = plain_table("From isorank to the heuristic", *heads)
-    for point in found["path"]:
-        text, done = _scores(point["trials"], records)
+    for step in found.path:
+        text, done = _scores(step.trials, records)
         whole &= done
-        table.add_row(joined(point["ranks"]), f"{point['parameters']:,}", text)
-    if found["path"]:
+        table.add_row(joined(step.ranks), f"{step.parameters:,}", text)
+    if found.path:
         console.print(table)
     _print_importance(console, found)
     return _print_final(console, found, records) and whole
 
 
-def print_redundancy(console: Console, found: dict[str, Any]) -> None:
+def print_redundancy(console: Console, found: Redundancy) -> None:
     """Effective ranks of the modes, and what the layers, projections and heads are worth."""
-    from reports.ablation import singled
-
-    title = f"{found['method']} {joined(found['ranks'])} · trial {found['trial_id']}"
+    title = f"{found.method} {joined(found.ranks)} · trial {found.trial_id}"
     table = plain_table(title, "mode", "size", "effective rank", "rank of 99%", "largest singular values")
-    for mode, values in found["modes"].items():
-        largest = " ".join(f"{value:.3g}" for value in values["singular_values"][:6])
-        size = str(len(values["singular_values"]))
-        table.add_row(mode, size, f"{values['effective_rank']:.2f}", str(values["rank_99"]), largest)
+    for mode, values in found.modes.items():
+        largest = " ".join(f"{value:.3g}" for value in values.singular_values[:6])
+        size = str(len(values.singular_values))
+        table.add_row(mode, size, f"{values.effective_rank:.2f}", str(values.rank_99), largest)
     console.print(table)
     table = plain_table(
-        f"‖ΔW‖ = {found['norm']:.3g}", "part", "share of ‖ΔW‖²", f"drop of validation {found['metric']}"
+        f"‖ΔW‖ = {found.norm:.3g}", "part", "share of ‖ΔW‖²", f"drop of validation {found.metric}"
     )
-    for kinds, lines in groupby(found["components"], singled):
+    for kinds, lines in groupby(found.components, lambda component: component.singled):
         if len(kinds) < 2:
             table.add_section()
             for line in lines:
-                drop = "–" if line["drop"] is None else f"{line['drop']:+.4f}"
-                part = f"{kinds[0]} {line[kinds[0]]}" if kinds else "all"
-                table.add_row(part, f"{line['share']:.4f}", drop)
+                drop = "–" if line.drop is None else f"{line.drop:+.4f}"
+                part = f"{kinds[0]} {getattr(line, kinds[0])}" if kinds else "all"
+                table.add_row(part, f"{line.share:.4f}", drop)
     console.print(table)
 
 
-def _print_importance(console: Console, found: dict[str, Any]) -> None:
-    if not found["importance"]:
+def _print_importance(console: Console, found: Found) -> None:
+    if not found.importance:
         return
-    table = plain_table("Importance of each mode's rank", "evaluator", *found["modes"])
-    for evaluator, values in found["importance"].items():
-        shares = (f"{values[mode]:.2f}" if mode in values else "–" for mode in found["modes"])
+    table = plain_table("Importance of each mode's rank", "evaluator", *found.modes)
+    for evaluator, values in found.importance.items():
+        shares = (f"{values[mode]:.2f}" if mode in values else "–" for mode in found.modes)
         table.add_row(evaluator, *shares)
     console.print(table)
 
 
-def _print_final(console: Console, found: dict[str, Any], records: dict[str, Record]) -> bool:
-    lines = [(line, *_scores(line["trials"], records)) for line in found["final"]]
+def _print_final(console: Console, found: Found, records: Mapping[str, Record]) -> bool:
+    lines = [(line, *_scores(line.trials, records)) for line in found.final]
     if not lines:
         console.print("[red]No point finished: there is nothing to compare with the heuristic.[/red]")
         return False
-    first = records.get(next(iter(lines[0][0]["trials"].values())))
-    what = f"{first.tags['evaluated']} {first.tags['metric']}" if first else "score"
+    first = records.get(next(iter(lines[0][0].trials.values())))
+    what = f"{first.tag(Tag.EVALUATED)} {first.tag(Tag.METRIC)}" if first else "score"
     table = plain_table(f"On fresh seeds: {what}, mean ± 95% t-interval", "", "ranks", "params", "score")
     for line, text, _ in lines:
-        table.add_row(line["label"], joined(line["ranks"]), f"{line['parameters']:,}", text)
+        table.add_row(line.label, joined(line.ranks), f"{line.parameters:,}", text)
     console.print(table)
     return all(done for _, _, done in lines)
 
 
-def _scores(trials: dict[int, str], records: dict[str, Record]) -> tuple[str, bool]:
+def _scores(trials: Mapping[int, str], records: Mapping[str, Record]) -> tuple[str, bool]:
     """Mean and interval of the trials that finished, and whether all did."""
     from bench.store.records import scores
 

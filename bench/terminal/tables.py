@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +23,11 @@ def fitted(console: Console, table: Table, *spare: str) -> Table:
     return table
 
 
-def plain_table(title: str, *headings: str) -> Table:
+def plain_table(title: str, *headings: str, texts: Collection[str] = ("mode",)) -> Table:
+    """A table with these columns: the first and those in `texts` hold text, the others numbers."""
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("mode", headings[0]) else "right")
+        table.add_column(heading, justify="left" if heading in (headings[0], *texts) else "right")
     return table
 
 

@@ -8,30 +8,30 @@ import pandas as pd
 from safetensors.torch import save
 
 from bench.training.trial import Outcome
-from bench.wire import Ending
+from bench.wire.trial import Ending
+from bench.wire.words import Artifact, Measure
 
 
 def finished(outcome: Outcome) -> Ending:
     trained = outcome.trained
-    values: dict[str, float | None] = {
-        # One key for every metric and split; the tags `metric` and `evaluated` say which it is.
-        "score": outcome.final.metric,
-        "score_loss": outcome.final.loss,
-        "selected/epoch": trained.selected_epoch,
-        "selected/validation": trained.validation_metric,
-        "parameters/adapter": outcome.adapter_parameters,
-        "parameters/head": outcome.head_parameters,
-        "cost/steps": trained.steps,
-        "cost/step_ms": trained.step_ms,
-        "cost/seconds": outcome.seconds,
-        "cost/peak_mib": outcome.peak_mib,
+    values: dict[Measure, float | None] = {
+        Measure.SCORE: outcome.final.metric,
+        Measure.SCORE_LOSS: outcome.final.loss,
+        Measure.SELECTED_EPOCH: trained.selected_epoch,
+        Measure.SELECTED_VALIDATION: trained.validation_metric,
+        Measure.ADAPTER_PARAMETERS: outcome.adapter_parameters,
+        Measure.HEAD_PARAMETERS: outcome.head_parameters,
+        Measure.STEPS: trained.steps,
+        Measure.STEP_MS: trained.step_ms,
+        Measure.SECONDS: outcome.seconds,
+        Measure.PEAK_MIB: outcome.peak_mib,
     }
     tensors = {f"adapter.{name}": value for name, value in outcome.adapter.items()}
     tensors |= {f"head.{name}": value for name, value in outcome.head.items()}
     return Ending(
         "finished",
         {key: float(value) for key, value in values.items() if value is not None},
-        {"predictions.parquet": _predictions(outcome), "adapter.safetensors": save(tensors)},
+        {Artifact.PREDICTIONS: _predictions(outcome), Artifact.ADAPTER: save(tensors)},
     )
 
 

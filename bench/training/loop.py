@@ -19,7 +19,7 @@ from bench.tasks import ImageSplit, Metric, PreparedData, Split, score
 from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
 from bench.training.seeding import generator
-from bench.wire import Progress
+from bench.wire.trial import Progress
 from methods import Adapter, Backbone
 
 #: Batches are cut from pools of this many batches sorted by length: little padding, still shuffled.

@@ -40,7 +40,7 @@ def main(through: int, folder: Path) -> None:
     from bench.execution import perform
     from bench.plan.trial import Trial
     from bench.training.trial import Outcome, Resources
-    from bench.wire import Progress
+    from bench.wire.trial import Progress
 
     run_trial, begun = perform.run_trial, 0
 

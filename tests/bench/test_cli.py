@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from bench.store.store import Store
 from bench.tasks import TASKS
 from bench.terminal.results import print_allocation, print_plan
 from bench.terminal.tables import fitted
+from bench.wire.found import AllocationResult, Tried
 from methods.tenslora import VARIANTS
 
 from .toy_suites import DIGITS, MOVIES, plan, write
@@ -31,7 +31,7 @@ Call = Callable[..., Any]
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 
 
-def test_help_is_there_within_a_second_and_without_torch() -> None:
+def test_help_imports_nothing_that_takes_long() -> None:
     program = """
 import sys
 from bench.cli import main
@@ -39,18 +39,14 @@ sys.argv = ["tensorbench", "--help"]
 try:
     main()
 finally:
-    print(*sorted({"torch", "mlflow", "pandas", "pydantic"} & set(sys.modules)), file=sys.stderr)
+    slow = {"torch", "mlflow", "pandas", "pydantic", "numpy", "scipy", "matplotlib"}
+    slow |= {"transformers", "methods"}
+    print(*sorted(slow & set(sys.modules)), file=sys.stderr)
 """
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.split() == []
     for command in ("run", "plan", "methods", "tasks", "backbones"):
         assert re.search(rf"\b{command}\b", done.stdout)
-    # The quickest of three: others may be at work on the machine.
-    assert min(seconds) < 1
 
 
 def test_python_m_bench_is_the_same_program() -> None:
@@ -122,13 +118,25 @@ def test_options_of_a_search_that_the_suite_lacks_end_with_2(call: Call, tmp_pat
     suite = write(tmp_path, allocation={"isorank": 2}, methods=[{"method": "tenslora", "variant": "att"}])
     ended = call("search", suite, option, "3")
     assert ended.code == 2
-    assert f"{option}: {suite} has no section 'search'" in ended.err
+    assert f"{option}: suite 'toy' has no section 'search'" in ended.err
 
 
 def test_names_with_brackets_are_shown_as_they_are() -> None:
     shown = io.StringIO()
-    found = {"name": "att [lr=0.01]", "method": "att [lr=0.01]", "budget": "isorank 2", "modes": ["heads"]}
-    found |= {"points": [], "path": [], "importance": {}, "final": []}
+    found = AllocationResult(
+        name="att [lr=0.01]",
+        method="att [lr=0.01]",
+        task="digits",
+        backbone="tiny-random-vit",
+        budget="isorank 2",
+        asked=100,
+        modes=("heads",),
+        importance={},
+        points=(),
+        path=(),
+        heuristic=Tried(ranks=(2,), parameters=100, trials={}),
+        best=None,
+    )
     print_allocation(Console(file=shown, width=120), found, {})
     assert "att [lr=0.01] · isorank 2: one mode at a time" in shown.getvalue()
 

@@ -38,7 +38,8 @@ from bench.suite.load import load_suite
 from bench.tasks import TASKS, prepare
 from bench.training.loop import Pruned, evaluate
 from bench.training.measure import LIBRARIES
-from bench.wire import Ending
+from bench.wire.trial import Ending
+from bench.wire.words import Kind
 from methods import from_identity
 
 from .held import await_held, start
@@ -482,7 +483,7 @@ def test_an_interrupt_closes_the_running_trial_and_the_suite_and_goes_up(
     with pytest.raises(KeyboardInterrupt):
         executed(store, made)
     assert [record.status for record in store.records()] == ["KILLED"]
-    assert {run.info.status for run in store._search("suite")} == {"KILLED"}
+    assert {record.status for record in store.records(Kind.SUITE)} == {"KILLED"}
     assert len(pending(made, store)) == 2
 
 

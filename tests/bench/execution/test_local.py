@@ -30,6 +30,7 @@ from bench.plan.rows import Plan
 from bench.store.records import Record
 from bench.store.store import Store
 from bench.training.loop import Pruned
+from bench.wire.words import Status
 from methods import UserError
 
 from ..toy_suites import DIGITS, plan, write
@@ -280,7 +281,7 @@ def test_longest_trials_come_first_by_steps_or_by_what_was_measured() -> None:
         Record(
             row.method,
             "other",
-            "FINISHED",
+            Status.FINISHED,
             0,
             {"method": row.method, "backbone": row.backbone, "task": row.task},
             {"cost/seconds": 50.0 if row.trials[0] == lora.id else 10.0, "cost/steps": 10.0},
@@ -299,7 +300,7 @@ def test_trials_on_one_seed_s_split_stay_together() -> None:
         Record(
             row.method,
             "other",
-            "FINISHED",
+            Status.FINISHED,
             0,
             {"method": row.method, "backbone": row.backbone, "task": row.task},
             {"cost/seconds": seconds[row.method], "cost/steps": 10.0},

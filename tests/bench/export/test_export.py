@@ -22,8 +22,8 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import bench.export.runs
 import bench.export.write
+import bench.store.trained
 from baselines.full import FullFineTuning
 from baselines.peft_method import Peft
 from bench.backbones import BACKBONES, BackboneSpec, LoadedBackbone, catalog, load
@@ -32,7 +32,7 @@ from bench.execution.driver import execute
 from bench.execution.inline import Inline
 from bench.execution.session import session
 from bench.export import Exported, export_run, write_export
-from bench.export.forms import Update, fuse
+from bench.export.updates import Update, fuse
 from bench.process.outputs import output_folder
 from bench.store.records import Record
 from bench.store.store import Store
@@ -564,7 +564,7 @@ def test_which_run_an_id_names(monkeypatch: pytest.MonkeyPatch) -> None:
         run("bb01", "cc02", "FINISHED"),
         run("bb02", "cc03", "FINISHED"),
     ]
-    monkeypatch.setattr(bench.export.runs, "_trial_runs", lambda *_: runs)
+    monkeypatch.setattr(bench.store.trained, "find_runs", lambda *_: runs)
     client: Any = SimpleNamespace(search_experiments=list)
     expected = {
         "aa01": "aa01",
@@ -574,13 +574,13 @@ def test_which_run_an_id_names(monkeypatch: pytest.MonkeyPatch) -> None:
         "bb01": "bb01",
         "bb02": "bb02",
     }
-    assert {one: bench.export.runs._find(client, one).run_id for one in expected} == expected
+    assert {one: bench.store.trained._find(client, one).run_id for one in expected} == expected
     with pytest.raises(UserError, match=r"(?s)'cc' is the beginning of several.*cc01.*aa02.*cc02.*cc03"):
-        bench.export.runs._find(client, "cc")
+        bench.store.trained._find(client, "cc")
     with pytest.raises(UserError, match=r"(?s)several.*aa01.*\(failed\).*aa02.*aa03"):
-        bench.export.runs._find(client, "aa")
+        bench.store.trained._find(client, "aa")
     with pytest.raises(UserError, match=r"(?s)no run or trial 'cc04'.*nearest first:\n  trial cc0"):
-        bench.export.runs._find(client, "cc04")
+        bench.store.trained._find(client, "cc04")
 
 
 def test_weights_that_are_not_the_trials(

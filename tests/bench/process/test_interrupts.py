@@ -13,7 +13,7 @@ import pytest
 
 CLOSING = """
 import time
-from bench import interrupts
+from bench.process import interrupts
 interrupts.install()
 try:
     print("at work", flush=True)
@@ -25,7 +25,7 @@ except KeyboardInterrupt:
 
 WRITING = """
 import time
-from bench import interrupts
+from bench.process import interrupts
 interrupts.install()
 try:
     with interrupts.deferred():
@@ -41,7 +41,7 @@ except KeyboardInterrupt:
 
 SWALLOWED = """
 import gc, signal, sys, time, weakref
-from bench import interrupts
+from bench.process import interrupts
 
 def tell(what):
     print("ignored", what.exc_type.__name__, flush=True)

@@ -30,7 +30,8 @@ from bench.search.study import default_storage, open_storage
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.training.loop import Pruned
-from bench.wire import Ending, lost
+from bench.wire.trial import Ending, lost
+from bench.wire.words import Kind
 from methods import UserError
 
 from ..held import await_held, start
@@ -73,8 +74,8 @@ class Searched:
         return Counter(trial.state.name for trial in self.study().trials)
 
     def artifact(self, kind: str = "search") -> dict[str, Any]:
-        (run,) = self.store._search(kind)
-        path = self.store.client.download_artifacts(run.info.run_id, f"{kind}.json")
+        (record,) = self.store.records(Kind(kind))
+        path = self.store.client.download_artifacts(record.run_id, f"{kind}.json")
         content: dict[str, Any] = json.loads(Path(path).read_text())
         return content
 
@@ -138,10 +139,10 @@ def test_no_point_was_tried_twice(killed: Searched) -> None:
 
 
 def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> None:
-    (parent,) = killed.store._search("search")
+    (parent,) = killed.store.records(Kind.SEARCH)
     records = killed.store.records()
-    assert {record.tags["mlflow.parentRunId"] for record in records} == {parent.info.run_id}
-    assert parent.info.status == "FINISHED"
+    assert {record.tags["mlflow.parentRunId"] for record in records} == {parent.run_id}
+    assert parent.status == "FINISHED"
     chosen = latest(records)
     artifact = killed.artifact()
     for trial in artifact["trials"]:
@@ -292,7 +293,7 @@ def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
         ended = call("search", made.suite, "--store", made.uri)
     assert (ended.code, "was lost with its worker; start the same command again" in ended.err) == (2, True)
     assert made.states() == {"FAIL": 1}
-    assert [run.info.status for run in made.store._search("search")] == ["KILLED"]
+    assert [record.status for record in made.store.records(Kind.SEARCH)] == ["KILLED"]
     assert call("search", made.suite, "--store", made.uri).code == 0
     assert made.states()["COMPLETE"] == 2
 
@@ -312,7 +313,7 @@ def test_what_a_search_gave_up_is_no_result_of_another_or_of_an_allocation(
     with session(store) as at_work, Inline("cpu") as place:
         statuses = []
         for phase, listen in (("search", give_up), (kind, None)):
-            with Nested(cell, phase, at_work, place, lambda *_: shown) as nested:
+            with Nested(cell, Kind(phase), at_work, place, lambda *_: shown) as nested:
                 rows, trials = nested.trials([cell.method], [1000], phase)
                 statuses += [record.status for record in nested.run(rows, trials, phase, listen).values()]
     assert statuses == ["PRUNED", "FINISHED"]
@@ -327,7 +328,7 @@ def test_a_parent_run_that_cannot_be_closed_hides_no_interrupt(
     def interrupted(at_work: Session) -> None:
         with (
             monkeypatch.context() as patch,
-            Nested(cell, "search", at_work, Inline("cpu"), lambda *_: nullcontext(print)),
+            Nested(cell, Kind.SEARCH, at_work, Inline("cpu"), lambda *_: nullcontext(print)),
         ):
             patch.setattr(MlflowClient, "set_terminated", away)
             raise KeyboardInterrupt
@@ -335,7 +336,7 @@ def test_a_parent_run_that_cannot_be_closed_hides_no_interrupt(
     with session(store) as at_work, pytest.raises(KeyboardInterrupt):
         interrupted(at_work)
     # Its driver is gone, and the next one closes it.
-    assert [run.data.tags["kind"] for run in store.running()] == ["search"]
+    assert [record.tags["kind"] for record in store.running()] == ["search"]
     with session(store) as at_work:
         assert at_work.closed == 1
     assert not store.running()

@@ -26,7 +26,7 @@ from bench.store.claims import DRIVER, Claims
 from bench.store.connect import StoreError
 from bench.store.store import Store
 from bench.store.writer import begin_trial
-from bench.wire import Ending
+from bench.wire.trial import Ending, failed
 
 from ..toy_suites import plan
 
@@ -197,10 +197,10 @@ def test_what_dead_drivers_left_running_is_closed_and_what_live_ones_run_is_not(
 def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store: Store) -> None:
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
     (trial,) = made.trials
-    failed = begin_trial(store, trial, list(made.rows), "accuracy", "none", {})
-    failed.end(failed("error", "as it prepared", ""))
+    first = begin_trial(store, trial, list(made.rows), "accuracy", "none", {})
+    first.end(failed("error", "as it prepared", ""))
     asked = failures(store)
-    assert asked == {trial.id: failed.run_id}
+    assert asked == {trial.id: first.run_id}
     later = begin_trial(store, trial, list(made.rows), "accuracy", "none", {})
     later.end(failed("error", "once more, by another driver", ""))
     kinds = []

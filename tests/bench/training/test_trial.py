@@ -12,7 +12,7 @@ import torch
 import bench.training.trial
 from bench.plan.trial import Trial
 from bench.training.trial import Resources, run_trial
-from bench.wire import Progress
+from bench.wire.trial import Progress
 from methods import UserError
 
 from ..toy_suites import TEXT, VISION, plan

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from bench.wire.words import Artifact, Measure
+
+#: Why a trial has no result. `lost` says nothing about the trial: its worker died.
+Failure = Literal["diverged", "out of memory", "error", "lost"]
 
 
 @dataclass
@@ -19,17 +25,13 @@ class Progress:
     validation_loss: float | None = None
 
 
-#: Why a trial has no result. `lost` says nothing about the trial: its worker died.
-Failure = Literal["diverged", "out of memory", "error", "lost"]
-
-
 @dataclass(frozen=True)
 class Ending:
     """A finished, failed, pruned or lost trial. `files` are its artifacts by name."""
 
     status: Literal["finished", "failed", "pruned", "lost"]
-    metrics: dict[str, float] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
+    metrics: Mapping[Measure, float] = field(default_factory=dict)
+    files: Mapping[Artifact, bytes] = field(default_factory=dict)
     reason: Failure | None = None
     message: str = ""
 
@@ -39,7 +41,7 @@ class Ending:
 
 
 def failed(reason: Failure, message: str, trace: str) -> Ending:
-    return Ending("failed", {}, {"traceback.txt": trace.encode()}, reason, message)
+    return Ending("failed", {}, {Artifact.TRACEBACK: trace.encode()}, reason, message)
 
 
 def lost(message: str) -> Ending:

@@ -1,0 +1,116 @@
+"""Commands on what there is: methods, tasks and backbones, with their checks and their speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import AsJson, Device, echo_json, err, out
+
+
+def methods(
+    hidden: Annotated[int, typer.Option(help="Hidden size.")] = 768,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 12,
+    layers: Annotated[int, typer.Option(help="Layers.")] = 12,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods, with their parameter counts on a geometry (ViT-B and RoBERTa-base by default)."""
+    from bench.terminal.listings import count_methods, list_methods
+    from methods import Geometry
+
+    geometry = Geometry(hidden, heads, layers, 4 * hidden)
+    rows = count_methods(geometry)
+    if as_json:
+        echo_json(rows)
+    else:
+        out.print(list_methods(rows, geometry))
+
+
+def tasks() -> None:
+    """List the tasks."""
+    from bench.terminal.listings import list_tasks
+
+    out.print(list_tasks())
+
+
+def backbones() -> None:
+    """List the registered backbones. A suite can also name a hub model, a timm model or a local folder."""
+    from bench.terminal.listings import list_backbones
+
+    out.print(list_backbones())
+
+
+def check(
+    method: Annotated[str, typer.Argument(help="A registered method, or all.")],
+    quick: Annotated[bool, typer.Option(help="Only the presets, not the other options.")] = False,
+) -> None:
+    """Run the conformance checks on a method, a plug-in's too."""
+    from rich.progress import track
+
+    from bench.conformance import conformance_cases, print_checks, run_case
+    from methods import METHODS
+
+    names = [name for name, _ in METHODS.available()] if method == "all" else [method]
+    cases = [case for name in names for case in conformance_cases(name, quick=quick)]
+    shown = track(cases, "checking", console=err, transient=True, disable=not err.is_terminal)
+    results = [run_case(case) for case in shown]
+    print_checks(out, results)
+    if any(result.status == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+def perf(
+    backbone: Annotated[
+        str, typer.Option(help="A shape (vit-base, vit-small, roberta-base) or a registered backbone.")
+    ] = "vit-base",
+    methods: Annotated[str, typer.Option(help="Names, separated by commas, or all.")] = "all",
+    rank_modes: Annotated[
+        str, typer.Option(help="isorank, isoparameters, or both.")
+    ] = "isorank,isoparameters",
+    batch: Annotated[int, typer.Option(min=1)] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; ratios are paired by round.")] = 15,
+    device: Device = "auto",
+    bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile, anew every round.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this .png, .svg or .pdf.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a training step of every method, side by side in one process, with peak memory."""
+    from rich.progress import Progress
+
+    from bench.backbones import BACKBONES
+    from bench.execution import choose_device
+    from bench.probes import perf as timing
+    from bench.process.outputs import prepare_plot
+    from bench.terminal.tables import fitted
+    from bench.training.measure import device_name
+
+    if plot is not None:
+        prepare_plot(plot)
+    chosen = choose_device(device)
+    name = backbone if backbone in BACKBONES else f"random-{backbone}"
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("loading the backbone", total=None)
+        rows = timing.measure(
+            name,
+            methods.split(","),
+            rank_modes.split(","),
+            batch=batch,
+            rounds=rounds,
+            device=chosen,
+            bf16=bf16,
+            compiled=compiled,
+            notify=lambda index, label: progress.update(
+                bar, description=f"round {index + 1}/{rounds} {label}"
+            ),
+        )
+    title = f"{name}, batch {batch}, {device_name(chosen)}, {rounds} rounds"
+    if plot is not None:
+        timing.plot(rows, title, plot)
+    if as_json:
+        echo_json(timing.as_json(rows))
+    else:
+        spare = ("forward", "backward", "of floor", "MiB", "same sites", "params")
+        out.print(fitted(out, timing.table(rows, title), *spare))

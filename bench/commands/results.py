@@ -1,0 +1,117 @@
+"""Commands on what is stored: reports, comparisons, exports, redundancy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from bench.commands.options import DEFAULT_STORE, AsJson, Device, StoreUri, echo_json, err, out
+
+
+def report(
+    experiment: Annotated[
+        list[str], typer.Argument(help="Experiments of one store, or their suites' files.")
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format", help="html, csv, md, latex, json, png or svg; may be repeated. Default: all."
+        ),
+    ] = None,
+    store: StoreUri = DEFAULT_STORE,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="The smallest difference in score that matters.")
+    ] = 0.01,
+    mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
+    log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
+    force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
+) -> None:
+    """Write the report of one or more experiments: a page, tables, figures and JSON."""
+    from bench.suite.load import experiment_of
+    from reports.report import FORMATS, write_report
+
+    done = write_report(
+        store,
+        [experiment_of(name) for name in experiment],
+        folder,
+        formats or FORMATS,
+        threshold=threshold,
+        mixed=mixed,
+        force=force,
+        log=log,
+    )
+    for note in (*done.analysis.notes, *map(str, done.mixtures)):
+        out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    where = f", and on the suite run of {', '.join(done.logged)}" if done.logged else ""
+    out.print(f"Wrote {len(done.files)} files to {folder}{where}.", markup=False, soft_wrap=True)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="An experiment, or a suite's file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    store: StoreUri = DEFAULT_STORE,
+    store_b: Annotated[str | None, typer.Option(help="The store of B, where it is another one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two experiments: what changed in configuration, and which cells moved beyond noise."""
+    from bench.suite.load import experiment_of
+    from reports.compare import compare as compare_experiments
+    from reports.compare import print_comparison
+
+    found = compare_experiments((store, experiment_of(first)), (store_b or store, experiment_of(second)))
+    if as_json:
+        echo_json(found.as_dict())
+    else:
+        print_comparison(out, found)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="An MLflow run id or a trial id, or the start of one.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
+    store: StoreUri = DEFAULT_STORE,
+    merged: Annotated[bool, typer.Option(help="A plain model with the update in its weights.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a trained adapter as a PEFT LoRA checkpoint, or as a merged model."""
+    from bench.export import export_run
+
+    done = export_run(store, run, folder, merged=merged, force=force)
+    out.print(f"Wrote {', '.join(done.files)} to {done.folder}.")
+    out.print(f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.")
+
+
+def redundancy(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="MLflow run ids or trial ids, or the start of one.")
+    ],
+    store: StoreUri = DEFAULT_STORE,
+    plot: Annotated[Path | None, typer.Option(help="Where to draw: a .png, .svg or .pdf file.")] = None,
+    drops: Annotated[
+        bool, typer.Option(help="Also measure what the metric loses when a component is zeroed.")
+    ] = True,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
+    from bench.execution import choose_device
+    from bench.probes.redundancy import analyse, draw
+    from bench.process.outputs import prepare_plot
+    from bench.terminal.results import print_redundancy
+
+    if plot is not None:
+        prepare_plot(plot)
+    chosen = choose_device(device)
+    found = []
+    for run in runs:
+        found.append(analyse(store, run, chosen, drops=drops))
+        if not as_json:
+            print_redundancy(out, found[-1])
+    if as_json:
+        echo_json([one.model_dump(mode="json") for one in found])
+    if plot is not None:
+        draw(found, plot)
+        err.print(f"Drawn in {plot}.")

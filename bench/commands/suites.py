@@ -1,0 +1,157 @@
+"""Commands on a suite: what it needs, what it would run, and running it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Device,
+    ExecutorKind,
+    Methods,
+    RayAddress,
+    SearchWorkers,
+    Seeds,
+    SlotsPerDevice,
+    StoreUri,
+    SuiteFile,
+    Tasks,
+    Workers,
+    echo_json,
+    err,
+    out,
+)
+
+
+def run(
+    suite: SuiteFile,
+    store: StoreUri = DEFAULT_STORE,
+    device: Device = "auto",
+    task: Tasks = None,
+    method: Methods = None,
+    seed: Seeds = None,
+    executor: ExecutorKind = "inline",
+    workers: Workers = None,
+    slots_per_device: SlotsPerDevice = None,
+    ray_address: RayAddress = None,
+    retry_failed: Annotated[bool, typer.Option(help="Run only the trials that failed.")] = False,
+) -> None:
+    """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept.
+
+    Several starts on one store share the work.
+    """
+    from bench.run import run_suite
+    from bench.terminal.audience import Terminal
+    from bench.terminal.results import print_summary, print_tuning
+
+    done = run_suite(
+        suite,
+        store=store,
+        device=device,
+        tasks=task or (),
+        methods=method or (),
+        seeds=seed or (),
+        executor=executor,
+        workers=workers,
+        slots_per_device=slots_per_device,
+        ray_address=ray_address,
+        retry_failed=retry_failed,
+        audience=Terminal(out, err),
+    )
+    print_tuning(out, done.plan)
+    print_summary(out, done.summary)
+    if not done.complete:
+        raise typer.Exit(1)
+
+
+def search(
+    suite: SuiteFile,
+    store: StoreUri = DEFAULT_STORE,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Optuna's database: sqlite:///FILE or a server's URL. Default: optuna.db beside a store "
+            "that is a file, else in the working folder; several machines need one that all reach."
+        ),
+    ] = None,
+    device: Device = "auto",
+    trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
+    sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
+    method: Methods = None,
+    task: Tasks = None,
+    executor: ExecutorKind = "inline",
+    workers: SearchWorkers = None,
+    slots_per_device: SlotsPerDevice = None,
+    ray_address: RayAddress = None,
+    retry_failed: Annotated[
+        bool, typer.Option(help="Also try trials again that failed, and with them their points.")
+    ] = False,
+) -> None:
+    """Search ranks within a budget, or ablate how it is shared: what the suite's `search` or `allocation`
+    says. Safe to stop and start again.
+
+    A search tries one point at a time; start the command several times to try more. An allocation's trials
+    and the final runs use all workers.
+    """
+    from bench.run import search_suite
+    from bench.terminal.audience import Terminal
+
+    done = search_suite(
+        suite,
+        store=store,
+        storage=storage,
+        device=device,
+        trials=trials,
+        sampler_seed=sampler_seed,
+        tasks=task or (),
+        methods=method or (),
+        executor=executor,
+        workers=workers,
+        slots_per_device=slots_per_device,
+        ray_address=ray_address,
+        retry_failed=retry_failed,
+        audience=Terminal(out, err),
+    )
+    if not done.complete:
+        raise typer.Exit(1)
+
+
+def plan(
+    suite: SuiteFile,
+    device: Device = "auto",
+    task: Tasks = None,
+    method: Methods = None,
+    seed: Seeds = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would run: resolved ranks and parameter counts; with --json trial ids too. Starts nothing."""
+    from bench.execution import choose_device
+    from bench.plan.make import make_plan
+    from bench.suite.load import load_suite
+    from bench.terminal.results import print_plan
+
+    made = make_plan(load_suite(suite), choose_device(device)).select(task or (), method or (), seed or ())
+    if as_json:
+        echo_json(made.stored().model_dump(mode="json"))
+    else:
+        print_plan(out, made)
+
+
+def fetch(
+    suite: SuiteFile,
+    update: Annotated[
+        bool, typer.Option(help="Resolve anew what the lock file holds already, to what is newest.")
+    ] = False,
+) -> None:
+    """Download all that a suite needs and lock hub repositories to a commit, in SUITE.lock.yaml.
+
+    Afterwards the suite runs without a network, on every machine that has the lock and the caches.
+    """
+    from bench.fetch import fetch as fetch_suite
+
+    lock = fetch_suite(suite, update=update, notify=lambda what: err.print(f"{what} …", highlight=False))
+    locked = "it uses no hub repository" if lock is None else f"its hub repositories are locked in {lock}"
+    out.print(f"All that {suite} needs is here; {locked}.", highlight=False, soft_wrap=True)

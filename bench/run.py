@@ -1,0 +1,290 @@
+"""A suite's trials, searches and allocations, as Python and the command line start them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bench.execution import make_executor
+from bench.execution.checks import check_disk, check_memory
+from bench.execution.driver import execute, failures, pending
+from bench.execution.executor import Executor
+from bench.execution.perform import Report
+from bench.execution.session import CLOSING, Session, session, within
+from bench.plan.cells import Cell, cells
+from bench.plan.make import make_plan
+from bench.plan.rows import Plan
+from bench.plan.trial import Trial
+from bench.search.allocation import Ablation
+from bench.search.nested import Nested
+from bench.search.study import RankSearch, default_storage, open_storage
+from bench.search.tuning import with_choices
+from bench.store.connect import DEFAULT_STORE
+from bench.store.records import Record, latest
+from bench.store.store import Store
+from bench.suite.choosing import Search
+from bench.suite.load import load_suite
+from bench.suite.suite import Suite
+from bench.wire.found import AllocationResult, SearchResult, Tried
+from bench.wire.words import Kind, Phase, Status, Tag
+from methods import UserError
+from methods.validation import validate
+from reports.summary import Summary, summarise
+
+
+class Audience:
+    """Who is told of a run as it goes. This one listens to nothing; the terminal's shows all of it."""
+
+    def opened(self, sent: int, closed: int) -> None:
+        """Before the first trial: how many records, and how many open runs, an earlier start had left."""
+
+    def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
+        """So many trials of this part of the plan are to run."""
+
+    def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
+        """Opened around the trials; what it gives hears of every event."""
+        return nullcontext(lambda event: None)
+
+    def searching(self, search: RankSearch) -> None:
+        """Before a search."""
+
+    def allocating(self, name: str, ablation: Ablation) -> None:
+        """Before an allocation."""
+
+    def searched(self, found: SearchResult, records: dict[str, Record]) -> None:
+        """After a search, with the record that counts of every trial."""
+
+    def allocated(self, found: AllocationResult, records: dict[str, Record]) -> None:
+        """After an allocation, likewise."""
+
+    def note(self, text: str) -> None:
+        """Something to know before the work starts."""
+
+
+@dataclass(frozen=True)
+class SuiteRun:
+    """What a run of a suite led to."""
+
+    #: The part that was asked for, with what equal tuning has chosen.
+    plan: Plan
+    summary: Summary
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial that was asked for has finished."""
+        return self.summary.complete
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """What a suite's searches, or its allocations, led to, one for each method, task, backbone and budget."""
+
+    found: tuple[SearchResult | AllocationResult, ...]
+    #: Whether every final trial, and every trial of an allocation, has finished.
+    complete: bool
+
+
+def run_suite(
+    suite: Suite | Path | str,
+    *,
+    store: str = DEFAULT_STORE,
+    device: str = "auto",
+    tasks: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    executor: str = "inline",
+    workers: int | None = None,
+    slots_per_device: int | None = None,
+    ray_address: str | None = None,
+    retry_failed: bool = False,
+    audience: Audience | None = None,
+) -> SuiteRun:
+    """Runs a suite's trials into MLflow: those of its tuning first, then the final ones.
+
+    Finished trials are kept, so that a stopped run goes on where it was. `suite` is a suite or its file;
+    `tasks`, `methods` and `seeds` select a part, and nothing selects all. `executor` is inline, local or ray.
+    `retry_failed` runs only what failed. Raises UserError for whatever cannot be, before any work; a trial
+    that fails is stored with its reason and raises nothing.
+    """
+    told = audience or Audience()
+    place = make_executor(
+        executor, device, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
+    )
+    whole = make_plan(_loaded(suite), place.device)
+    plan = whole.select(tasks, methods, seeds)
+    opened = Store.create(store, whole.suite.name)
+    phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
+    with session(opened) as at_work, place:
+        told.opened(at_work.sent, at_work.closed)
+        for phase in phases:
+            whole = with_choices(whole, opened)
+            plan = whole.select(tasks, methods, seeds)
+            whole = _run_phase(whole, plan.of(phase), phase, at_work, place, told, retry_failed=retry_failed)
+        summary = summarise(opened, plan.stored())
+    return SuiteRun(plan, summary)
+
+
+def _run_phase(
+    whole: Plan,
+    part: Plan,
+    phase: Phase | None,
+    at_work: Session,
+    place: Executor,
+    told: Audience,
+    *,
+    retry_failed: bool,
+) -> Plan:
+    """Runs one part of a plan; returns the plan with what other drivers chose meanwhile."""
+    store = at_work.store
+    # Before anything else is looked at: a failure that comes later is another driver's, and stands.
+    again = failures(store) if retry_failed else {}
+    trials = pending(part, store, retry_failed=retry_failed)
+    told.phase(part, phase, len(trials), place.device)
+    if trials:
+        check_disk(part, trials, store)
+        _check_memory(trials, place)
+        place.prepare(trials)
+        # Preparing takes its time, and another driver may have chosen meanwhile.
+        whole = with_choices(whole, store)
+        with told.watch(part, len(trials), place.slots) as report:
+            tags = {Tag.PHASE: phase} if phase else {}
+            execute(whole, trials, at_work, place, report, tags=tags, again=again)
+    elif phase is None:
+        store.end(store.begin_suite(whole, at_work.claims.driver), Status.FINISHED)
+    return whole
+
+
+def search_suite(
+    suite: Suite | Path | str,
+    *,
+    store: str = DEFAULT_STORE,
+    storage: str | None = None,
+    device: str = "auto",
+    trials: int | None = None,
+    sampler_seed: int | None = None,
+    tasks: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    executor: str = "inline",
+    workers: int | None = None,
+    slots_per_device: int | None = None,
+    ray_address: str | None = None,
+    retry_failed: bool = False,
+    audience: Audience | None = None,
+) -> SearchRun:
+    """Runs what a suite's `search` and `allocation` say, for each method, task, backbone and budget.
+
+    Safe to stop and start again. `storage` is Optuna's database, by default beside the store; `trials` and
+    `sampler_seed` replace those of the search. A search tries one point at a time: without `workers` or
+    `slots_per_device` it takes one worker. Raises UserError for whatever cannot be, before any work.
+    """
+    told = audience or Audience()
+    loaded = _with_search(_loaded(suite), trials, sampler_seed, storage)
+    if loaded.search and not slots_per_device:
+        # Idle workers would hold threads or GPUs that the one at work lacks.
+        workers = workers or 1
+    place = make_executor(
+        executor, device, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
+    )
+    whole = make_plan(loaded, place.device)
+    wanted = whole.select(tasks, methods, ())
+    chosen = _cells_of(wanted, loaded, place.device)
+    opened = Store.create(store, loaded.name)
+    _check_memory(list(wanted.trials), place)
+    if loaded.search and not storage and not opened.local:
+        told.note(
+            f"The study is in {default_storage(store)}, which only this machine sees: to search on several, "
+            "name a database that all reach."
+        )
+    with session(opened) as at_work, place, _suite_run(at_work, whole):
+        told.opened(at_work.sent, at_work.closed)
+        again = failures(opened) if retry_failed else {}
+
+        def nests(kind: Literal[Kind.SEARCH, Kind.ALLOCATION]) -> list[Nested]:
+            return [Nested(cell, kind, at_work, place, told.watch, again) for cell in chosen]
+
+        found: list[SearchResult | AllocationResult] = []
+        if loaded.search:
+            found += _search(loaded.search, nests(Kind.SEARCH), storage or default_storage(store), told)
+        if loaded.allocation:
+            allocating = nests(Kind.ALLOCATION)
+            ablations = [Ablation(nest.cell, loaded.allocation) for nest in allocating]
+            for ablation, nest in zip(ablations, allocating, strict=True):
+                told.allocating(nest.name, ablation)
+                with nest:
+                    allocated = ablation.run(nest)
+                found.append(allocated)
+                told.allocated(allocated, latest(opened.records()))
+        records = latest(opened.records())
+    return SearchRun(tuple(found), all(_whole(one, records) for one in found))
+
+
+def _search(section: Search, nests: Sequence[Nested], storage: str, told: Audience) -> Iterator[SearchResult]:
+    studies = open_storage(storage)
+    # Every space is checked before the first trial.
+    searches = [RankSearch(nest.cell, section, studies, nest.name) for nest in nests]
+    for search, nest in zip(searches, nests, strict=True):
+        told.searching(search)
+        with nest:
+            found = search.finish(nest)
+        told.searched(found, latest(nest.store.records()))
+        yield found
+
+
+def _whole(found: SearchResult | AllocationResult, records: dict[str, Record]) -> bool:
+    """Whether something was chosen, and every trial that the result stands on has a score."""
+    stands_on: list[Tried] = [*found.final]
+    if isinstance(found, AllocationResult):
+        stands_on += [*found.points, *found.path]
+    ids = [id_ for tried in stands_on for id_ in tried.trials.values()]
+    return bool(found.final) and all(id_ in records and records[id_].score is not None for id_ in ids)
+
+
+def _loaded(suite: Suite | Path | str) -> Suite:
+    return suite if isinstance(suite, Suite) else load_suite(suite)
+
+
+def _with_search(suite: Suite, trials: int | None, seed: int | None, storage: str | None) -> Suite:
+    """The suite with what replaces its search. Raises UserError where it has nothing to search."""
+    if not (suite.search or suite.allocation):
+        raise UserError(f"suite '{suite.name}' has neither a section 'search' nor 'allocation'")
+    given = {"trials": trials, "seed": seed}
+    update = {field: value for field, value in given.items() if value is not None}
+    if suite.search is None:
+        options = {"--trials": trials, "--sampler-seed": seed, "--storage": storage}
+        if unused := [option for option, value in options.items() if value is not None]:
+            raise UserError(
+                f"{', '.join(unused)}: suite '{suite.name}' has no section 'search' that this could be for"
+            )
+        return suite
+    changed = validate(Search, suite.search.model_dump() | update, "--trials, --sampler-seed")
+    return suite.model_copy(update={"search": changed})
+
+
+def _cells_of(plan: Plan, suite: Suite, device: str) -> list[Cell]:
+    """The cells behind the rows of a plan. A row that stands there twice is one."""
+    rows = {(row.method, row.task, row.backbone, row.budget) for row in plan.rows}
+    keyed = (
+        ((cell.label, cell.task.task, cell.info.name, cell.budget), cell) for _, cell in cells(suite, device)
+    )
+    return list({key: cell for key, cell in keyed if key in rows}.values())
+
+
+def _check_memory(trials: list[Trial], place: Executor) -> None:
+    # A cluster's nodes are asked by themselves.
+    if place.on_this_machine:
+        check_memory(trials, place.slots)
+
+
+@contextmanager
+def _suite_run(at_work: Session, plan: Plan) -> Iterator[None]:
+    """The run that holds the suite's plan, open while a search is at work: reports read what it planned."""
+    run_id = at_work.store.begin_suite(plan, at_work.claims.driver)
+    status: Literal[Status.FINISHED, Status.KILLED] = Status.KILLED
+    try:
+        yield
+        status = Status.FINISHED
+    finally:
+        within(CLOSING, lambda: at_work.store.end(run_id, status))

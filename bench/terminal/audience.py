@@ -1,0 +1,58 @@
+"""What a run tells its user at the terminal while it goes."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from bench.plan.rows import Plan
+from bench.run import Audience
+from bench.search.allocation import Ablation
+from bench.search.study import RankSearch
+from bench.store.records import Record
+from bench.terminal.progress import RunDisplay
+from bench.terminal.results import print_allocation, print_search
+from bench.wire.found import AllocationResult, SearchResult
+from bench.wire.words import Phase
+
+
+class Terminal(Audience):
+    """Prints on `out`, and what is not a result on `err`."""
+
+    def __init__(self, out: Console, err: Console) -> None:
+        self._out, self._err = out, err
+
+    def opened(self, sent: int, closed: int) -> None:
+        if sent:
+            self._out.print(f"Sent {sent} record(s) that an earlier start could not store.")
+        if closed:
+            self._out.print(
+                f"Closed {closed} unfinished run(s) of a process that died; their trials run again."
+            )
+
+    def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
+        what = f"{phase} trials" if phase else "trials"
+        count = f"{len(plan.trials)} {what}, {waiting} to run on {device}"
+        self._out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
+
+    def watch(self, plan: Plan, count: int, slots: int) -> RunDisplay:
+        return RunDisplay(self._out, plan, count, slots)
+
+    def searching(self, search: RankSearch) -> None:
+        points = f"{search.trials} points within {search.budget:,} parameters"
+        self._out.print(f"[bold]{escape(search.name)}[/bold]: {points}")
+        if search.note:
+            self._out.print(f"[yellow]{escape(search.note)}[/yellow]")
+
+    def allocating(self, name: str, ablation: Ablation) -> None:
+        count = f"{len(ablation.vectors)} allocations of {ablation.budget:,}"
+        self._out.print(f"[bold]{escape(name)}[/bold]: {count}")
+
+    def searched(self, found: SearchResult, records: dict[str, Record]) -> None:
+        print_search(self._out, found, records)
+
+    def allocated(self, found: AllocationResult, records: dict[str, Record]) -> None:
+        print_allocation(self._out, found, records)
+
+    def note(self, text: str) -> None:
+        self._err.print(text)

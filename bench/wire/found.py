@@ -1,0 +1,124 @@
+"""What searches, allocations and redundancy analyses store beside the trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bench.wire import Wired
+
+#: Evaluator -> mode -> its share in the variation of the score.
+Importance = dict[str, dict[str, float]]
+
+
+class Tried(Wired):
+    """Ranks that were tried, with their trials by seed."""
+
+    ranks: tuple[int, ...]
+    parameters: int
+    trials: dict[int, str]
+
+
+class Finalist(Tried):
+    """What was chosen, or stands beside it, on the suite's own seeds."""
+
+    label: str
+
+
+class SearchPoint(Tried):
+    """A point of a search. None: as the suite has it."""
+
+    number: int
+    #: COMPLETE, PRUNED or FAILED.
+    state: str
+    lr: float | None = None
+    scale: float | None = None
+    head_lr: float | None = None
+    #: The mean validation score over the search's seeds; None unless it is complete.
+    value: float | None
+    #: The trial of the first seed; an earlier version stored no other.
+    trial_id: str
+    trials: dict[int, str] = {}
+
+
+class Found(Wired):
+    """What a search and an allocation have in common: one cell's, under one budget."""
+
+    name: str
+    method: str
+    task: str
+    backbone: str
+    #: None: the method's own size.
+    budget: str | None
+    #: Adapter parameters that must not be exceeded.
+    asked: int
+    modes: tuple[str, ...]
+    importance: Importance
+    #: Empty until the final trials have run.
+    final: tuple[Finalist, ...] = ()
+
+
+class SearchResult(Found):
+    """`search.json`."""
+
+    objectives: tuple[str, ...]
+    trials: tuple[SearchPoint, ...]
+    #: Numbers of the points that no other beats with as few parameters; of two objectives only.
+    pareto: tuple[int, ...]
+    best: SearchPoint | None
+
+
+class AllocationPoint(Tried):
+    """A step of the sweep of one mode."""
+
+    mode: str
+    rank: int
+
+
+class AllocationResult(Found):
+    """`allocation.json`."""
+
+    points: tuple[AllocationPoint, ...]
+    #: From every rank equal to the heuristic's.
+    path: tuple[Tried, ...]
+    heuristic: Tried
+    best: Tried | None
+
+
+class Spectrum(Wired):
+    """A mode's singular values, from large to small."""
+
+    singular_values: tuple[float, ...]
+    effective_rank: float
+    #: How many of them hold 99% of the squared norm.
+    rank_99: int
+
+
+class ComponentWorth(Wired):
+    """A part of an update: the layer, projection and head that it is one of; None: all of them."""
+
+    layer: int | None
+    projection: str | None
+    head: int | None
+    #: Of the squared norm.
+    share: float
+    #: What the validation metric loses when the part is zeroed; None where that was not measured.
+    drop: float | None
+
+    @property
+    def singled(self) -> tuple[str, ...]:
+        """Of what this is one: a layer, a projection, a head, or several of these."""
+        return tuple(kind for kind in ("layer", "projection", "head") if getattr(self, kind) is not None)
+
+
+class Redundancy(Wired):
+    """`redundancy.json`: how redundant one trained adapter is."""
+
+    trial_id: str
+    run_id: str
+    method: str
+    ranks: tuple[int, ...]
+    metric: str
+    #: Of the update of the attention projections.
+    norm: float
+    modes: Mapping[str, Spectrum]
+    components: tuple[ComponentWorth, ...]

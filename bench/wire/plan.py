@@ -1,0 +1,78 @@
+"""A suite's plan as it is stored and printed: `plan.json`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from bench.wire import Wired
+
+
+class Tuned(Wired):
+    """What the equal tuning of a row spent, and what it chose."""
+
+    #: Settings that were tried, each on every one of `seeds`.
+    trials: int
+    #: Of each trial; None where the recipe counts steps.
+    epochs: int | None = None
+    seeds: tuple[int, ...]
+    #: The setting; None until every tuning trial has ended.
+    chosen: dict[str, float] | None = None
+    #: Axes on which it is the smallest or the largest value of the grid.
+    edge: tuple[str, ...] = ()
+    #: Every tuning trial.
+    ids: tuple[str, ...]
+
+
+class PlannedRow(Wired):
+    """A line of the tables: one method under one budget on one backbone and task, over all seeds."""
+
+    method: str
+    title: str
+    #: The name under which the method is registered.
+    family: str = ""
+    #: None: the method's own ranks, or none to set.
+    budget: str | None
+    backbone: str
+    task: str
+    #: Ranks in the order of the method's modes.
+    ranks: tuple[int, ...]
+    #: Adapter parameters, head excluded.
+    parameters: int
+    #: What the budget asks for; None where it sets the ranks instead.
+    asked: int | None
+    #: The count over what is asked for, and whether it is within the budget's tolerance.
+    ratio: float | None
+    within: bool | None
+    percent_of_lora: float
+    #: Trial id of every seed; None where tuning has not chosen yet.
+    trials: dict[int, str | None]
+    #: None where nothing is tuned.
+    tuning: Tuned | None = None
+
+
+class PlannedTrial(Wired):
+    """A trial with all that its id is made from, as far as other versions can know it."""
+
+    id: str
+    method: dict[str, Any]
+    backbone: dict[str, Any]
+    weights_hash: str
+    task: dict[str, Any]
+    data: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: int
+    evaluate: Literal["test", "validation"]
+    protocol: int
+
+
+class StoredPlan(Wired):
+    """The rows of the tables and their trials; a tuning trial shows in the `tuning` of its row only."""
+
+    suite: str
+    closing: str
+    tuning: Literal["none", "equal"] = "none"
+    rows: tuple[PlannedRow, ...]
+    trials: tuple[PlannedTrial, ...]
+
+    def by_id(self) -> dict[str, PlannedTrial]:
+        return {trial.id: trial for trial in self.trials}

@@ -1,0 +1,129 @@
+"""The words of the store: kinds and statuses of runs, tags, metric keys, names of artifacts."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+
+class Kind(StrEnum):
+    """What a run holds."""
+
+    SUITE = "suite"
+    TRIAL = "trial"
+    SEARCH = "search"
+    ALLOCATION = "allocation"
+
+
+#: What a trial was for, if not for the final comparison.
+Phase = Literal["tuning", "search", "allocation"]
+
+
+class Status(StrEnum):
+    """How a trial stands. MLflow knows the first four; tags tell the others."""
+
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    #: Stopped or lost: it runs again.
+    KILLED = "KILLED"
+    #: Given up by a search.
+    PRUNED = "PRUNED"
+    #: Finished when another run of its trial had finished already.
+    DUPLICATE = "DUPLICATE"
+    #: Planned, and nothing is stored of it.
+    MISSING = "MISSING"
+
+    @property
+    def settled(self) -> bool:
+        """Whether the trial has a result, were it a failure; it does not run again unasked."""
+        return self in (Status.FINISHED, Status.FAILED, Status.PRUNED)
+
+
+class Tag(StrEnum):
+    """The tags of runs."""
+
+    KIND = "kind"
+    TRIAL_ID = "trial_id"
+    #: The process that writes the run, and its session on the experiment.
+    OWNER = "owner"
+    DRIVER = "driver"
+    METHOD = "method"
+    #: The name under which the method is registered.
+    FAMILY = "family"
+    BACKBONE = "backbone"
+    TASK = "task"
+    SEED = "seed"
+    METRIC = "metric"
+    #: The split that the score is of.
+    EVALUATED = "evaluated"
+    RANKS = "ranks"
+    BUDGET = "budget"
+    #: JSON: each budget that the trial stands under, with what it asks for and how near the count comes.
+    BUDGETS = "budgets"
+    BUDGET_MISSED = "budget_missed"
+    #: A `Phase`; a final trial has none.
+    PHASE = "phase"
+    FAILURE = "failure"
+    FAILURE_MESSAGE = "failure_message"
+    PRUNED = "pruned"
+    DUPLICATE = "duplicate"
+    #: Whether the run has a redundancy analysis.
+    REDUNDANCY = "redundancy"
+    #: The name of a search or an allocation.
+    STUDY = "study"
+    # MLflow's own.
+    PARENT = "mlflow.parentRunId"
+    NAME = "mlflow.runName"
+    NOTE = "mlflow.note.content"
+
+
+#: Of a flag that is set.
+YES = "yes"
+
+#: What tags of provenance begin with.
+PROVENANCE = "provenance."
+
+
+class Measure(StrEnum):
+    """The metric keys of a trial. Times are in seconds, or in milliseconds a step; memory is in MiB."""
+
+    #: One key for every metric and split; the tags `metric` and `evaluated` say which it is.
+    SCORE = "score"
+    SCORE_LOSS = "score_loss"
+    SELECTED_EPOCH = "selected/epoch"
+    SELECTED_VALIDATION = "selected/validation"
+    ADAPTER_PARAMETERS = "parameters/adapter"
+    HEAD_PARAMETERS = "parameters/head"
+    STEPS = "cost/steps"
+    STEP_MS = "cost/step_ms"
+    SECONDS = "cost/seconds"
+    PEAK_MIB = "cost/peak_mib"
+    # By step, and by epoch; the validation metric has a key of its own, see `validation_key`.
+    TRAIN_LOSS = "train/loss"
+    VALIDATION_LOSS = "validation/loss"
+
+
+def validation_key(metric: str) -> str:
+    """The metric key of a validation score by epoch."""
+    return f"validation/{metric}"
+
+
+class Artifact(StrEnum):
+    """The artifacts of runs."""
+
+    #: Of a suite's run: `StoredPlan`.
+    PLAN = "plan.json"
+    #: Of a search's or an allocation's run: `SearchResult`, `AllocationResult`.
+    SEARCH = "search.json"
+    ALLOCATION = "allocation.json"
+    #: Of a trial's run: its resolved configuration and provenance, ...
+    CONFIG = "config.json"
+    #: ... its logits, labels and answers, ...
+    PREDICTIONS = "predictions.parquet"
+    #: ... adapter and head, ...
+    ADAPTER = "adapter.safetensors"
+    #: ... why it failed, ...
+    TRACEBACK = "traceback.txt"
+    #: ... and its redundancy analysis, if one was made: `Redundancy`.
+    REDUNDANCY = "redundancy.json"
