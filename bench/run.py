@@ -243,7 +243,7 @@ def _whole(found: SearchResult | AllocationResult, records: dict[str, Record]) -
 
 
 def _loaded(suite: Suite | Path | str) -> Suite:
-    return suite if isinstance(suite, Suite) else load_suite(Path(suite))
+    return suite if isinstance(suite, Suite) else load_suite(suite)
 
 
 def _with_search(suite: Suite, trials: int | None, seed: int | None, storage: str | None) -> Suite:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from methods.errors import UserError
 
-Candidate = TypeVar("Candidate")
+Choice = TypeVar("Choice")
 
 
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
@@ -22,16 +23,12 @@ def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: i
         if count(above) == count(below):
             below, budget = low, count(above)
             break
-    while above - below > 1:
-        middle = (below + above) // 2
-        if count(middle) < budget:
-            below = middle
-        else:
-            above = middle
-    return nearest([below, above], count, budget)
+    # The first rank that reaches the budget, and the one before it.
+    above = bisect_left(range(below, above), budget, key=count) + below
+    return nearest([max(low, above - 1), above], count, budget)
 
 
-def nearest(candidates: Iterable[Candidate], count: Callable[[Candidate], int], budget: int) -> Candidate:
+def nearest(candidates: Iterable[Choice], count: Callable[[Choice], int], budget: int) -> Choice:
     """The candidate whose count is nearest to the budget; the smaller count, then the first, on a tie."""
     return min(candidates, key=lambda candidate: (abs(count(candidate) - budget), count(candidate)))
 

@@ -23,7 +23,6 @@ from bench.store.outbox import Outbox
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
-from bench.tasks import TASKS
 from bench.wire.trial import Ending
 from bench.wire.words import Status, Tag
 
@@ -195,7 +194,7 @@ class _Driving:
             self.queue.remove(trial)
             self.notify(Event(trial, "elsewhere"))
             return
-        metric = TASKS.get(trial.task.task).metric
+        metric = trial.task.lookup().metric
         assert self.parent is not None
         run = begin_trial(self.store, trial, self.rows[trial.id], metric, self.parent, tags=self.tags)
         self.running[trial.id] = run

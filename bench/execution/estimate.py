@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,6 @@ from bench.inputs import ImageInput
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.store.records import Record
-from bench.tasks import TASKS
 from bench.wire.words import Measure, Status, Tag
 from methods import Geometry
 
@@ -59,12 +57,7 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
 
 def step_count(trial: Trial) -> int:
     """Optimizer steps; an estimate where a task does not state how many examples it has."""
-    recipe, row = trial.recipe, trial.task
-    if recipe.steps:
-        return recipe.steps
-    sizes = TASKS.get(row.task).sizes
-    examples = row.train_size or (sizes[0] if sizes else UNKNOWN_SIZE)
-    return math.ceil(examples / recipe.batch_size) * (recipe.epochs or 0)
+    return trial.recipe.step_count(trial.task.train_examples() or UNKNOWN_SIZE)
 
 
 def step_flops(trial: Trial) -> float:

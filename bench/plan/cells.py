@@ -16,7 +16,7 @@ from bench.plan.trial import Trial
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.suite import Suite
-from bench.tasks import Task, check_sizes, data_key, find_task
+from bench.tasks import Task, check_sizes, data_key
 from methods import Geometry, Method, UserError, create
 
 #: The paper's reference for every percentage: LoRA of this rank on query, key and value.
@@ -113,7 +113,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
     expanded = [(row, method) for row in suite.methods for method in row.methods()]
     for pair, (task_row, task, spec, info) in enumerate(_pairs(suite)):
         data = _data(task, task_row, info)
-        check_sizes(task, task_row.train_size, task_row.validation_size, task_row.test_size)
+        check_sizes(task, *task_row.sizes)
         for method_row, template in expanded:
             asked = suite.recipe(task_row, method_row)
             recipe = asked.resolved(device)
@@ -157,7 +157,7 @@ def _check_recipe(recipe: Recipe, row: TaskRow, task: Task) -> None:
     """Raises UserError for what a recipe asks of this task in vain."""
     if recipe.augmentation and task.modality != "vision":
         raise UserError(f"task '{row.task}' is {task.modality}: augmentation applies to images only")
-    available = row.train_size or (task.sizes[0] if task.sizes else None)
+    available = row.train_examples()
     if available is not None:
         recipe.check_batch(row.task, available)
 
@@ -167,7 +167,7 @@ def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo
     # What moves on a hub is pinned here, so that a trial names the very commit wherever it runs.
     tasks = []
     for row in suite.tasks:
-        task = find_task(row.task, row.source)
+        task = row.lookup()
         tasks.append((row.model_copy(update={"source": task.pinned()}), task))
     backbones = []
     for spec in suite.backbones:

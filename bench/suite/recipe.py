@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -50,6 +51,10 @@ class Recipe(Frozen):
             if peak is not None and peak < self.lr_floor:
                 raise ValueError(f"{name} {peak:g} is below lr_floor {self.lr_floor:g}")
         return self
+
+    def step_count(self, examples: int) -> int:
+        """Optimizer steps on so many training examples."""
+        return self.steps or math.ceil(examples / self.batch_size) * (self.epochs or 0)
 
     def check_batch(self, task: str, available: int) -> None:
         """Raises UserError for a batch that is larger than the train split."""

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from bench.backbones.base import refuse_unknown_home
 from bench.inputs import ImageInput, ModelInput, Padding
-from bench.tasks import Source
+from bench.tasks import TASKS, DataSource, Task
 from methods import METHODS, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen
 
@@ -63,15 +63,30 @@ class TaskRow(Frozen):
     #: One split for all seeds, or another for each, where the task has no official one.
     split: Literal["fixed", "per_seed"] = "fixed"
     #: Where the data of a hub task come from, if not from the task's own repository.
-    source: Source | None = None
+    source: DataSource | None = None
     training: dict[str, Any] = {}
 
     @field_validator("source")
     @classmethod
-    def _home(cls, source: Source | None) -> Source | None:
+    def _home(cls, source: DataSource | None) -> DataSource | None:
         if source is not None and source.local is not None:
             refuse_unknown_home(source.local)
         return source
+
+    @property
+    def sizes(self) -> tuple[int | None, int | None, int | None]:
+        """Examples of train, validation and test that are used; None: all of them."""
+        return self.train_size, self.validation_size, self.test_size
+
+    def lookup(self) -> Task:
+        """The task itself, with its data from `source` if that is given. Raises UserError for what is not."""
+        task: Task = TASKS.get(self.task)
+        return task if self.source is None else task.at(self.source)
+
+    def train_examples(self) -> int | None:
+        """How many examples are trained on; None where that shows only once the data are there."""
+        stated = self.lookup().sizes
+        return self.train_size or (stated[0] if stated else None)
 
     def input(self, wanted: ModelInput) -> ModelInput:
         """How a backbone that by itself wants its examples so gets them here.

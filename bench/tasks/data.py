@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.sources.assets import prepared
-from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task, blocks, deal, normalise_text
+from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task
+from bench.tasks.dealing import blocks, deal, normalise_text
 from methods.errors import UserError
 
 #: Texts that are tokenised in one call.

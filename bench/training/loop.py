@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,6 +115,52 @@ def evaluate(
     return Evaluation(logits, score(metric, logits, labels), F.cross_entropy(logits, labels).item())
 
 
+@dataclass
+class _Selected:
+    """The state that is tested, unless a later epoch gives a better one."""
+
+    metric: float
+    epoch: int
+    adapter: dict[str, Tensor]
+    head: dict[str, Tensor]
+
+
+class _Course:
+    """How far a training is, told to `report`.
+
+    Losses stay on the device until they are told, a few steps at a time, so that no step waits for it.
+    """
+
+    def __init__(self, steps: int, report: Callable[[Progress], None]) -> None:
+        self.steps, self.report = steps, report
+        self.step = self.epoch = 0
+        self._losses: list[Tensor] = []
+
+    def stepped(self, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+        self.step += 1
+        if len(self._losses) == LOSS_EVERY:
+            self.tell_losses()
+
+    def tell_losses(self) -> None:
+        """Tells the losses since the last time, up to the first that is not finite: then raises Diverged."""
+        if not self._losses:
+            return
+        values = torch.stack(self._losses).tolist()
+        self._losses.clear()
+        first = self.step - len(values) + 1
+        finite = list(takewhile(lambda entry: math.isfinite(entry[1]), enumerate(values, first)))
+        self.report(Progress(self.step, self.steps, self.epoch, finite))
+        if len(finite) < len(values):
+            raise Diverged(first + len(finite), values[len(finite)])
+
+    def validated(self, result: Evaluation) -> None:
+        """Tells what validation gave. Raises Diverged for a loss that is not finite."""
+        if not math.isfinite(result.loss):
+            raise Diverged(self.step, result.loss)
+        self.report(Progress(self.step, self.steps, self.epoch, [], result.metric, result.loss))
+
+
 def train(
     backbone: Backbone,
     adapter: Adapter,
@@ -129,40 +176,15 @@ def train(
     not finite.
     """
     device = next(backbone.module.parameters()).device
-    per_epoch = math.ceil(len(data.train) / recipe.batch_size)
-    steps = recipe.steps or per_epoch * (recipe.epochs or 0)
-    # The cosine has a peak and a floor, a step each at least.
-    warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
+    course = _Course(recipe.step_count(len(data.train)), report)
     groups = adapter.parameter_groups()
-    peaks = {"adapter": recipe.lr, "head": recipe.head_lr or recipe.lr}
-    optimizer = torch.optim.AdamW(
-        [group | {"lr": peaks[group["name"]]} for group in groups],
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    scheduler = LambdaLR(
-        optimizer, [_multiplier(peaks[group["name"]], steps, warmup, recipe.lr_floor) for group in groups]
-    )
     trained = [parameter for group in groups for parameter in group["params"]]
-    order = generator(seed, "data_order")
-    feed = _feed(data.train, recipe, seed)
+    optimizer, scheduler = _optimizer(groups, recipe, course.steps)
+    order, feed = generator(seed, "data_order"), _feed(data.train, recipe, seed)
     timer = StepTimer(device)
-    losses: list[Tensor] = []
-    best: tuple[float, int, dict[str, Tensor], dict[str, Tensor]] | None = None
-    step = epoch = 0
-
-    def report_losses() -> None:
-        """Reports the losses since the last report; those before a divergence too."""
-        values = torch.stack(losses).tolist()
-        first = step - len(values) + 1
-        losses.clear()
-        finite = list(takewhile(lambda entry: math.isfinite(entry[1]), enumerate(values, first)))
-        report(Progress(step, steps, epoch, finite))
-        if len(finite) < len(values):
-            raise Diverged(first + len(finite), values[len(finite)])
-
-    while step < steps:
-        epoch += 1
+    selected: _Selected | None = None
+    while course.step < course.steps:
+        course.epoch += 1
         backbone.module.train()
         for indices in batches(data.train, recipe.batch_size, order):
             with timer:
@@ -175,25 +197,34 @@ def train(
                     torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
                 optimizer.step()
                 scheduler.step()
-            losses.append(loss.detach())
-            step += 1
-            if step == steps:
+            course.stepped(loss)
+            if course.step == course.steps:
                 break
-            if len(losses) == LOSS_EVERY:
-                report_losses()
-        if losses:
-            report_losses()
+        course.tell_losses()
         result = evaluate(backbone, adapter, data.validation, recipe, metric, data.classes)
-        if not math.isfinite(result.loss):
-            raise Diverged(step, result.loss)
-        report(Progress(step, steps, epoch, [], result.metric, result.loss))
-        if best is None or recipe.select == "last" or result.metric > best[0]:
-            best = (result.metric, epoch, adapter.state(), head_state(backbone))
-    assert best is not None
-    chosen_metric, chosen_epoch, adapter_state, head = best
-    adapter.load(adapter_state)
-    backbone.head.load_state_dict(head)
-    return Trained(steps, chosen_epoch, chosen_metric, timer.median_ms())
+        course.validated(result)
+        if selected is None or recipe.select == "last" or result.metric > selected.metric:
+            selected = _Selected(result.metric, course.epoch, adapter.state(), head_state(backbone))
+    assert selected is not None
+    adapter.load(selected.adapter)
+    backbone.head.load_state_dict(selected.head)
+    return Trained(course.steps, selected.epoch, selected.metric, timer.median_ms())
+
+
+def _optimizer(
+    groups: Sequence[dict[str, Any]], recipe: Recipe, steps: int
+) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """AdamW on the groups "adapter" and "head", and the schedule of their rates."""
+    peaks = {"adapter": recipe.lr, "head": recipe.head_lr or recipe.lr}
+    # The cosine has a peak and a floor, a step each at least.
+    warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
+    optimizer = torch.optim.AdamW(
+        [group | {"lr": peaks[group["name"]]} for group in groups],
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    multipliers = [_multiplier(peaks[group["name"]], steps, warmup, recipe.lr_floor) for group in groups]
+    return optimizer, LambdaLR(optimizer, multipliers)
 
 
 def _feed(split: Split, recipe: Recipe, seed: int) -> Callable[[Tensor], dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.backbones import BackboneSpec, LoadedBackbone, load
 from bench.inputs import ModelInput
 from bench.plan.trial import Trial
-from bench.tasks import TASKS, PreparedData, data_key, find_task, prepare
+from bench.tasks import PreparedData, data_key, prepare
 from bench.training.loop import Diverged, Evaluation, Trained, evaluate, head_state, train
 from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic
@@ -82,8 +82,7 @@ class Resources:
     def data(self, trial: Trial, model_input: ModelInput) -> PreparedData:
         """The trial's data on the device. Raises UserError if they are not the planned ones, or too few."""
         row, seed = trial.task, trial.task.split_seed(trial.seed)
-        sizes = (row.train_size, row.validation_size, row.test_size)
-        key = (json.dumps(trial.data, sort_keys=True), *sizes, seed)
+        key = (json.dumps(trial.data, sort_keys=True), *row.sizes, seed)
         if self._data is None or self._data[0] != key:
             self._data = None
             self._data = (key, self._prepared(trial, row.input(model_input), seed))
@@ -93,12 +92,11 @@ class Resources:
 
     def _prepared(self, trial: Trial, wanted: ModelInput, split_seed: int | None) -> PreparedData:
         row = trial.task
-        task = find_task(row.task, row.source)
+        task = row.lookup()
         now = data_key(task, wanted, row.max_tokens, per_seed=split_seed is not None)
         if changed := [name for name in now if trial.data.get(name) != now[name]]:
             raise UserError(f"task '{row.task}' changed since the plan ({', '.join(changed)}); start again")
-        sizes = (row.train_size, row.validation_size, row.test_size)
-        return prepare(task, wanted, row.max_tokens, *sizes, split_seed=split_seed).to(self.device)
+        return prepare(task, wanted, row.max_tokens, *row.sizes, split_seed=split_seed).to(self.device)
 
 
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
@@ -110,7 +108,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     data = resources.data(trial, backbone.info.input)
     # Without what the first trial of a worker loads.
     started = time.perf_counter()
-    metric = TASKS.get(trial.task.task).metric
+    metric = trial.task.lookup().metric
     encoder = backbone.module.encoder
     backbone.reset(data.classes, generator(trial.seed, "head_start"))
     # Dropout draws from the global generators, on a GPU from the device's own.

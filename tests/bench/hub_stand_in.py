@@ -132,8 +132,6 @@ def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[Non
         )
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_OFFLINE", offline)
-        # What an earlier test's lock said.
-        patch.setattr(hub, "_expected", {})
         hub.snapshot.cache_clear()
         yield
     hub.snapshot.cache_clear()

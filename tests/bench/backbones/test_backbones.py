@@ -649,6 +649,17 @@ def test_the_onnx_vit_is_converted_whole(tmp_path: Path, monkeypatch: pytest.Mon
     assert backbone.info.weights_hash == "sha256:abc"
 
 
+def test_without_onnx_the_extra_is_named_before_anything_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert describe("vit-s14").input.modality == "vision"
+    with pytest.raises(UserError, match=r"'vit-s14' is made from .*pip install 'tensorpeft-bench\[onnx\]'"):
+        load("vit-s14")
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
 def test_an_onnx_file_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no position embeddings"):
         indexed.convert_vit_s14(onnx_file(tmp_path, encoder("dinov2")), tmp_path)

@@ -32,7 +32,7 @@ from bench.execution.driver import execute
 from bench.execution.inline import Inline
 from bench.execution.session import session
 from bench.export import Exported, export_run, write_export
-from bench.export.forms import Update, fuse
+from bench.export.updates import Update, fuse
 from bench.process.outputs import output_folder
 from bench.store.records import Record
 from bench.store.store import Store

@@ -321,7 +321,7 @@ def die_half_way(folder: Path) -> None:
 BUILD_TOGETHER = """
 import os, sys, time
 from pathlib import Path
-from bench.assets import prepared
+from bench.sources.assets import prepared
 
 def build(folder):
     with open(sys.argv[1], "a") as log:

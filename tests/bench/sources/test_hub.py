@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,10 +21,12 @@ from bench.backbones import BackboneSpec, load
 from bench.inputs import ImageInput, TextInput
 from bench.plan.make import make_plan
 from bench.plan.rows import Plan
+from bench.plan.trial import Trial
 from bench.suite.load import load_suite
 from bench.suite.lock import lock_path
+from bench.suite.rows import TaskRow
 from bench.suite.suite import Suite
-from bench.tasks import TASKS, Examples, ImageSplit, PreparedData, Source, Task, TextSplit, find_task, prepare
+from bench.tasks import TASKS, DataSource, Examples, ImageSplit, PreparedData, Task, TextSplit, prepare
 from methods import UserError
 from methods.validation import validate
 
@@ -112,6 +115,10 @@ def plan(**changes: Any) -> Plan:
     return make_plan(validate(Suite, {**SUITE, **changes}, "hub suite"))
 
 
+def task_of(name: str, source: DataSource | None = None) -> Task:
+    return TaskRow(task=name, source=source).lookup()
+
+
 def ids(made: Plan) -> list[str]:
     return [trial.id for trial in made.trials]
 
@@ -195,7 +202,7 @@ def test_a_trial_names_the_commit_wherever_it_runs(online: Hub) -> None:
     (trial,) = plan(tasks=["mrpc"], backbones=[{"hub": "me/tiny-roberta", "revision": "main"}]).trials
     assert trial.backbone.revision == online.commit(ROBERTA)
     assert trial.weights_hash == f"hub:me/tiny-roberta@{online.commit(ROBERTA)}"
-    assert trial.task.source == Source(hub="nyu-mll/glue", revision=online.commit(GLUE))
+    assert trial.task.source == DataSource(hub="nyu-mll/glue", revision=online.commit(GLUE))
     assert trial.data["data_hash"] == f"hub:nyu-mll/glue@{online.commit(GLUE)}"
     assert type(trial).model_validate(json.loads(trial.model_dump_json())).id == trial.id
 
@@ -231,8 +238,31 @@ def test_of_a_repository_that_two_tasks_share_the_files_of_both_are_checked(
             with pytest.raises(
                 UserError, match=f"{name} of hub repository nyu-mll/glue .* is not the locked"
             ):
-                find_task(row.task, row.source).examples()
+                row.lookup().examples()
         lock.write_text(text)
+
+
+def test_what_is_locked_goes_with_a_trial_to_other_processes(online: Hub, tmp_path: Path, call: Call) -> None:
+    file = suite_file(tmp_path, tasks=["mrpc"], backbones=[{"hub": "me/tiny-roberta"}])
+    assert call("fetch", file).code == 0
+    lock, text = lock_path(file), lock_path(file).read_text()
+    entries = yaml.safe_load(text)
+    weights = entries["backbones"]["me/tiny-roberta"]["files"]["model.safetensors"]
+    rows = entries["tasks"]["mrpc"]["files"]["mrpc/train-00000-of-00001.parquet"]
+    lock.write_text(text.replace(weights, "e" * 64).replace(rows, "f" * 64))
+    # A plan downloads neither file.
+    with client(tmp_path / "another", online.endpoint):
+        (trial,) = make_plan(load_suite(file)).trials
+        sent: Trial = pickle.loads(pickle.dumps(trial))
+        with pytest.raises(
+            UserError, match=rf"model.safetensors of .* not the locked .*e{{64}}, got {weights}"
+        ):
+            load(sent.backbone)
+        with pytest.raises(UserError, match=rf"train-.* not the locked .*f{{64}}, got {rows}"):
+            sent.task.lookup().examples()
+    # It is no part of what is stored.
+    (unlocked,) = make_plan(load_suite(file, locked=False)).trials
+    assert (sent.id, sent.model_dump()) == (unlocked.id, unlocked.model_dump())
 
 
 @pytest.mark.parametrize(
@@ -370,7 +400,7 @@ def test_without_network_the_message_says_what_to_download_and_where_to_put_it(
 
 
 def test_files_of_a_locked_data_set_that_are_missing_offline_are_named(online: Hub, tmp_path: Path) -> None:
-    task = find_task("cola", Source(revision=online.commit(GLUE)))
+    task = task_of("cola", DataSource(revision=online.commit(GLUE)))
     with client(tmp_path / "none", "http://127.0.0.1:9", offline=True):
         # Its identity needs no network, its examples do.
         assert task.identity_hash()
@@ -446,9 +476,9 @@ def byte_text(max_tokens: int = 128) -> TextInput:
 
 
 def prepared(
-    name: str, seed: int | None = None, source: Source | None = None
+    name: str, seed: int | None = None, source: DataSource | None = None
 ) -> tuple[Examples, PreparedData]:
-    task = find_task(name, source)
+    task = task_of(name, source)
     wanted = byte_text() if task.modality == "text" else IMAGES
     return task.examples(), prepare(task, wanted, split_seed=seed)
 
@@ -493,7 +523,7 @@ def test_splits_of_images(online: Hub, name: str, sizes: tuple[int, ...]) -> Non
 
 
 def test_dtd_s_partition_serves_as_the_merged_one_too(online: Hub) -> None:
-    source = Source(hub="HuggingFaceM4/DTD_Describable-Textures-Dataset")
+    source = DataSource(hub="HuggingFaceM4/DTD_Describable-Textures-Dataset")
     _, data = prepared("dtd-merged", source=source)
     split = parts(data)
     assert {i // 10**9 for i in split["train"] + split["validation"]} == {0, 1}
@@ -508,13 +538,13 @@ def test_images_are_decoded_as_they_were_stored(online: Hub) -> None:
     assert examples.labels[:4] == [0, 2, 4, 6], "the first shard has every second image"
 
 
-def local_cola(folder: Path, rows: list[tuple[str, int]], held: list[tuple[str, int]]) -> Source:
+def local_cola(folder: Path, rows: list[tuple[str, int]], held: list[tuple[str, int]]) -> DataSource:
     write_glue(folder, "cola", {"validation": 4})
     for split, examples in (("train", rows), ("validation", held)):
         texts, labels = zip(*examples, strict=True)
         table = {"sentence": list(texts), "label": list(labels), "idx": list(range(len(texts)))}
         datasets.Dataset.from_dict(table).to_parquet(folder / "cola" / f"{split}-00000-of-00001.parquet")
-    return Source(local=folder)
+    return DataSource(local=folder)
 
 
 def test_the_cut_parts_no_duplicates_and_official_examples_are_all_kept(tmp_path: Path) -> None:
@@ -729,17 +759,17 @@ def test_switches_that_cannot_be_are_refused(online: Hub, row: dict[str, Any], s
 
 
 def test_a_local_folder_stands_for_the_repository(online: Hub, tmp_path: Path) -> None:
-    source = Source(local=online.folders[GLUE])
+    source = DataSource(local=online.folders[GLUE])
     on_hub, here = prepared("cola")[1], prepared("cola", source=source)[1]
     assert parts(on_hub) == parts(here)
-    task = find_task("cola", source)
+    task = task_of("cola", source)
     assert task.data_hash.startswith("sha256:")
     assert task.identity_hash() != TASKS.get("cola").identity_hash()
     text = local_cola(tmp_path, [(f"t {i}", i % 2) for i in range(40)], [("a", 0), ("b", 1)])
-    assert find_task("cola", text).identity_hash() != task.identity_hash()
+    assert task_of("cola", text).identity_hash() != task.identity_hash()
     row = {"task": "cola", "source": {"local": str(tmp_path)}}
     (trial,) = plan(tasks=[row], backbones=["tiny-random-bert"]).trials
-    assert trial.data["data_hash"] == find_task("cola", text).data_hash
+    assert trial.data["data_hash"] == task_of("cola", text).data_hash
 
 
 def test_local_data_that_change_after_the_plan_are_refused(tmp_path: Path) -> None:
@@ -764,7 +794,7 @@ def test_hub_s_own_parquet_layout_and_plain_names_are_found(tmp_path: Path) -> N
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         table.to_parquet(tmp_path / name)
-    first, second = (find_task("cola", Source(local=tmp_path / name)).examples() for name in "ab")
+    first, second = (task_of("cola", DataSource(local=tmp_path / name)).examples() for name in "ab")
     assert first.inputs == second.inputs
     assert len(first.inputs) == 80
 
@@ -778,7 +808,7 @@ def test_images_without_the_hub_s_features_are_read_too(tmp_path: Path) -> None:
     parquet.write_table(
         pyarrow.table({"image": rows, "label": [i % 10 for i in range(30)]}), tmp_path / "train.parquet"
     )
-    examples = find_task("eurosat", Source(local=tmp_path)).examples()
+    examples = task_of("eurosat", DataSource(local=tmp_path)).examples()
     # Grey came in, RGB comes out.
     assert np.array_equal(examples.inputs[7], np.repeat(pixels[7][..., None], 3, axis=2))
 
@@ -831,14 +861,14 @@ def broken(folder: Path, how: str) -> Path:
 def test_a_folder_without_the_task_s_data_is_refused(tmp_path: Path, how: str, said: str) -> None:
     name = "dtd" if how == "another configuration" else "cola"
     with pytest.raises(UserError, match=said):
-        find_task(name, Source(local=broken(tmp_path, how))).examples()
+        task_of(name, DataSource(local=broken(tmp_path, how))).examples()
 
 
 def test_of_two_configurations_none_is_taken_for_more_of_the_other(tmp_path: Path) -> None:
     for configuration in ("default", "rgb"):
         write_images(tmp_path / configuration, {"train": 1}, LAND)
     with pytest.raises(UserError, match=r"has the files of train more than once: .*default/.*, .*rgb/"):
-        find_task("eurosat", Source(local=tmp_path)).examples()
+        task_of("eurosat", DataSource(local=tmp_path)).examples()
 
 
 @pytest.mark.parametrize(
@@ -858,7 +888,7 @@ def test_values_that_are_no_labels_or_texts_are_refused(
     for part in ("train", "validation"):
         datasets.Dataset.from_dict(rows | {column: values * 20}).to_parquet(tmp_path / f"{part}.parquet")
     with pytest.raises(UserError, match=f"task 'cola': {column} of the train split {said}"):
-        find_task("cola", Source(local=tmp_path)).examples()
+        task_of("cola", DataSource(local=tmp_path)).examples()
 
 
 @pytest.mark.parametrize(
@@ -873,6 +903,6 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, stored: dict[str,
     good = {"bytes": encoded(np.zeros((5, 5), dtype=np.uint8)), "path": None}
     for part, rows in (("train", [good, good]), ("test", [good, stored])):
         parquet.write_table(pyarrow.table({"image": rows, "label": [0, 1]}), tmp_path / f"{part}.parquet")
-    examples = find_task("eurosat", Source(local=tmp_path)).examples()
+    examples = task_of("eurosat", DataSource(local=tmp_path)).examples()
     with pytest.raises(UserError, match="the image in row 1 of the test split cannot be read"):
         examples.inputs[3]

@@ -23,7 +23,8 @@ import bench
 from bench.inputs import ImageInput, TextInput
 from bench.sources.assets import cache_dir
 from bench.tasks import TASKS, Examples, ImageSplit, PreparedData, Task, TextSplit, data_key, prepare, score
-from bench.tasks.base import SPLITS, deal, link, near_duplicates, normalise_text
+from bench.tasks.base import SPLITS
+from bench.tasks.dealing import deal, link, near_duplicates, normalise_text
 from methods.errors import UserError
 
 NAMES = ["movie-sentiment", "amazon-sentiment", "tweet-sentiment", "textile", "land-cover", "digits"]

@@ -196,7 +196,7 @@ def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
         with monkeypatch.context() as patch:
             patch.setattr(training, "batches", listed)
             patch.setattr(training, "evaluate", evaluate)
-            patch.setattr(bench.trial, "train", train)
+            patch.setattr(bench.training.trial, "train", train)
             hook = register_optimizer_step_pre_hook(before_step)
             try:
                 seen.outcome = run_trial(trial(**changes), resources, seen.reports.append)
@@ -320,7 +320,7 @@ def test_a_state_that_breaks_on_the_test_split_only_is_no_result(
     def evaluate(*arguments: Any) -> Evaluation:
         return replace(real(*arguments), loss=float("nan"))
 
-    monkeypatch.setattr(bench.trial, "evaluate", evaluate)
+    monkeypatch.setattr(bench.training.trial, "evaluate", evaluate)
     with pytest.raises(Diverged):
         run(resources)
 
@@ -404,7 +404,7 @@ def test_the_dropout_stream_reaches_what_drops_out_and_nothing_else(
     resources: Resources, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(resources, base=base)
-    monkeypatch.setattr(bench.trial, "stream_seed", lambda seed, stream: 12345)
+    monkeypatch.setattr(bench.training.trial, "stream_seed", lambda seed, stream: 12345)
     # A BERT drops out by its own configuration, a ViT does not.
     assert torch.equal(run(resources, base=base).final.logits, first.final.logits) is (base is VISION)
 
