@@ -33,7 +33,7 @@ from bench.store.connect import SQLITE, shown_uri
 from bench.suite.choosing import Search
 from bench.training.loop import Pruned
 from bench.wire.found import SearchPoint, SearchResult
-from bench.wire.words import Tag
+from bench.wire.words import PointState, Tag
 from methods import UserError
 
 #: How often the model may draw points that were tried already before points are drawn at random, and how
@@ -376,14 +376,14 @@ class RankSearch:
 
 def _told(trial: FrozenTrial) -> SearchPoint:
     point, trials = _point(trial.user_attrs["key"]), trial.user_attrs["trials"]
-    failed = "failure" in trial.user_attrs
+    state = PointState.FAILED if "failure" in trial.user_attrs else PointState[trial.state.name]
     return SearchPoint(
         number=trial.number,
-        state="FAILED" if failed else trial.state.name,
+        state=state,
         ranks=point.ranks,
         **point.setting.model_dump(),
         parameters=trial.user_attrs["parameters"],
-        value=trial.values[0] if trial.state == TrialState.COMPLETE and not failed else None,
+        value=trial.values[0] if state == PointState.COMPLETE else None,
         trial_id=next(iter(trials.values())),
         trials=trials,
     )
