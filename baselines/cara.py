@@ -23,11 +23,12 @@ BIASED = MLP.projections
 
 
 class CaRA(OneRank, LowRankMethod):
-    """y = W·x + b + scale · (ΔW·x + c), ΔW a slice of a CP tensor with weights λ; not divided by the rank.
+    """y = W·x + b + scale · (ΔW·x + c), where ΔW is a slice of a CP tensor with weights λ.
 
-    Attention is a tensor (3·L, d, heads, head size), input second, output channel = head · head size + j.
-    The projection and the MLP are one of (9·L, d, d), whose second mode is the output of `output` and
-    fc1 and the input of fc2. c is three biases for output, fc1 and fc2, each shared by all layers.
+    The scale is not divided by the rank. The attention updates are a tensor (3·L, d, heads, head size): its
+    second mode is the input, and an output channel is head · head size + j. The updates of the output
+    projection and the MLP are a tensor (9·L, d, d): its second mode is the output of `output` and fc1, and
+    the input of fc2. c is a bias for each of output, fc1 and fc2, shared by all layers.
     Start (reference code): first modes xavier-normal, second modes and biases zero, the rest orthogonal.
     Published (reference code, VTAB-1k): scale 0.1 and λ (1.0, 0) for DTD, scale 10 and λ (1.08, 0.028)
     for EuroSAT, rank 32.
@@ -38,10 +39,10 @@ class CaRA(OneRank, LowRankMethod):
 
     #: At `dropout_on`. 0.1 in the reference code (its settings note 0.3 for DTD and some others).
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    #: `activation`: of the rank-wide activation, cheap but not the published one. `update`: of the entries
-    #: of ΔW, as published; training then builds the dense update of every site, which is slow.
+    #: `activation` drops entries of the rank-wide activation: cheap, but not what was published. `update`
+    #: drops entries of ΔW, as published; training then builds the dense update of every site, which is slow.
     dropout_on: Literal["activation", "update"] = "activation"
-    #: λ starts N(lambda_mean, lambda_std).
+    #: λ is drawn from N(lambda_mean, lambda_std).
     lambda_mean: float = 1.0
     lambda_std: float = Field(0.0, ge=0.0)
 

@@ -23,15 +23,15 @@ SLICES = Slices(PROJECTIONS)
 class _FacT(OneRank, LowRankMethod):
     """y = W·x + b + scale · V·dropout(Σ·U·x), with U and V shared by the whole model.
 
-    fc1's output and fc2's input are cut into four slices, so a layer has 12 of hidden × hidden, each
-    with a Σ of its own. V starts at zero, U as a torch linear layer does (uniform ±1/√hidden).
+    fc1's output and fc2's input are cut into four slices, so that a layer has 12 slices of hidden × hidden,
+    each with a Σ of its own. V starts at zero, and U as a linear layer of torch does (uniform ±1/√hidden).
     Published scales (reference code, VTAB-1k; reached at the rank in brackets): TT 0.01 (8) for DTD
     and 100 (8) for EuroSAT, TK 0.01 (16) for DTD and 100 (32) for EuroSAT.
     """
 
     dropout_at: ClassVar[DropoutAt] = "before_up"
 
-    #: On Σ·U·x, rank wide (fc1: 4 · rank). 0.1 in the reference code.
+    #: On Σ·U·x, which is as wide as the rank (for fc1, four times that). 0.1 in the reference code.
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
 
     @property
@@ -42,8 +42,8 @@ class _FacT(OneRank, LowRankMethod):
 class FacTTT(_FacT):
     """The tensor-train form: one free Σ for each slice.
 
-    Σ starts as the reference's linear layers do, uniform ±1/√rank, and ±1/√(4·rank) for fc2, whose
-    four slices are one layer there.
+    Σ starts as the reference's linear layers do: uniform ±1/√rank, and ±1/√(4·rank) for fc2, whose four
+    slices are one layer there.
     """
 
     name: ClassVar[str] = "fact_tt"
@@ -64,14 +64,14 @@ class FacTTT(_FacT):
 class FacTTK(_FacT):
     """The Tucker form: each Σ is a mixture of the slices of one core, C ×₃ P.
 
-    C and P start xavier-uniform. Σ is the mixture transposed, except for fc2, which takes it as it is.
+    C and P start xavier-uniform. Σ is the transposed mixture, but for fc2 the mixture itself.
     """
 
     name: ClassVar[str] = "fact_tk"
 
-    #: `paper`: each slice of fc1 and fc2 has a mixture of its own. `reference`: as the reference code
-    #: flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute, so that what is written to
-    #: column rank · 4 + slice is read as slice · r + rank, and every slice is of all four.
+    #: `paper`: each slice of fc1 and fc2 has a mixture of its own. `reference`: as the reference code has it,
+    #: which flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute. What is written to column
+    #: rank · 4 + slice is then read as slice · r + rank, so that every slice is made of all four mixtures.
     mlp_slices: Literal["paper", "reference"] = "paper"
 
     @property
@@ -88,7 +88,7 @@ class FacTTK(_FacT):
 
 
 class _Slices(Parametrisation):
-    """U and V for all sites, and between them each slice's Σ."""
+    """U and V for all sites, and a Σ for each slice between them."""
 
     def __init__(self, scale: float, geometry: Geometry) -> None:
         super().__init__()
@@ -164,11 +164,11 @@ class _Tucker(_Slices):
 
 
 def _interleaved(mixed: Tensor) -> Tensor:
-    """(L, slice, r, r) joined along the last rank as (rank, slice), then cut as (slice, rank)."""
+    """Mixtures (L, slice, r, r), joined along their last dimension as (rank, slice), cut as (slice, rank)."""
     return mixed.movedim(1, -1).flatten(-2).unflatten(-1, mixed.shape[1:3]).movedim(-2, 1)
 
 
 def _uniform(tensor: Tensor, fan_in: int, generator: torch.Generator) -> None:
-    """The start of a torch linear layer's weight."""
+    """Draws as a linear layer of torch starts its weight."""
     bound = 1 / math.sqrt(fan_in)
     nn.init.uniform_(tensor, -bound, bound, generator=generator)

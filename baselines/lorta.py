@@ -16,21 +16,21 @@ from methods.sizes import OneRank
 
 
 class LoRTA(OneRank, LowRankMethod):
-    """y = W·x + b + scale/rank · ΔW·x, ΔW a slice of a CP tensor (d, head size, heads, layers, 4).
+    """y = W·x + b + scale/rank · ΔW·x, where ΔW is a slice of a CP tensor (d, head size, heads, layers, 4).
 
-    The head-size factor starts at zero, the d-sized one uniform ±1/√rank, the others uniform ±√(6/rank)
-    (reference code). So steps shrink as the rank grows: with ViT-B's shape one Adam step at rate 5e-4
-    moves the query, key and value weights by a norm of 1.1e-1 at rank 4 and of 3.6e-6 at rank 256 (LoRA
-    r=4: 9.6e-2). At the budget of LoRA r=4 it hardly trains unless its own learning rate is tuned.
+    The head-size factor starts at zero, the d-sized one uniform ±1/√rank, and the others uniform ±√(6/rank)
+    (reference code). So steps shrink as the rank grows: in ViT-B's shape one Adam step at rate 5e-4 moves the
+    query, key and value weights by a norm of 1.1e-1 at rank 4 and of 3.6e-6 at rank 256, where LoRA r=4 moves
+    them by 9.6e-2. At the budget of LoRA r=4 it hardly trains unless its own learning rate is tuned.
     """
 
     name: ClassVar[str] = "lorta"
 
     #: alpha, divided by the rank. 1 in the reference code.
     scale: float = 1.0
-    #: `reference`: the d-sized factor is the output, and the input is split over heads, which only the
-    #: output projection's input really is. `output_heads`: the other way round, which suits query, key
-    #: and value. Channel = head · head size + j in both.
+    #: `reference`: the d-sized factor is the output, and the input is split over heads, as only the input of
+    #: the output projection really is. `output_heads`: the other way round, which suits query, key and value.
+    #: In both, channel = head · head size + j.
     orientation: Literal["reference", "output_heads"] = "reference"
 
     @property
@@ -66,7 +66,7 @@ class _AttentionTensor(Parametrisation):
         for factor, bound in zip(factors, bounds, strict=True):
             if bound:
                 nn.init.uniform_(factor, -bound, bound, generator=generator)
-        # The method has no weights: theirs are a constant one, not trained.
+        # The method has no weights: those of the container are ones, and not trained.
         self.tensor = CPTensor(
             torch.ones(rank), [nn.Parameter(factor) for factor in factors], shape=shape, rank=rank
         )
@@ -81,5 +81,5 @@ class _AttentionTensor(Parametrisation):
         return Contracted(
             [down.T],
             dict.fromkeys(self.down_of, up),
-            middles=dict(zip(self.down_of, map(Diagonal, diagonals), strict=True)),
+            middles=dict(zip(self.down_of, map(Diagonal, diagonals.unbind()), strict=True)),
         )

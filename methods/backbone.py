@@ -22,7 +22,7 @@ TARGETS: dict[Targets, tuple[str, ...]] = {
     "qkvo+mlp": PROJECTIONS,
 }
 
-#: Projections of one layer that read the same activation.
+#: The projections of a layer that read the same activation.
 SHARED_INPUT = ("query", "key", "value")
 
 
@@ -38,7 +38,7 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """All that a parameter count needs. Heads split `hidden` evenly."""
+    """All that a parameter count needs. The heads split the hidden size evenly."""
 
     hidden: int
     heads: int

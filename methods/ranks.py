@@ -14,8 +14,8 @@ Choice = TypeVar("Choice")
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
     """The rank in [low, high] whose count is nearest to the budget, the smaller count on a tie.
 
-    `count` must not decrease; where it stops growing, the first rank of that count is as far as it gets.
-    O(log of the answer).
+    `count` must not decrease with the rank. Where it stops growing, the first rank of that count is the
+    answer. Takes a number of counts that is logarithmic in the answer.
     """
     below, above = low, low
     while count(above) < budget and (high is None or above < high):
@@ -29,11 +29,12 @@ def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: i
 
 
 def nearest(candidates: Iterable[Choice], count: Callable[[Choice], int], budget: int) -> Choice:
-    """The candidate whose count is nearest to the budget; the smaller count, then the first, on a tie."""
+    """The candidate whose count is nearest to the budget: on a tie the smaller count, of equals the first."""
     return min(candidates, key=lambda candidate: (abs(count(candidate) - budget), count(candidate)))
 
 
 def too_small(label: str, budget: int, smallest: int) -> UserError:
+    """The error for a budget that even ranks of 1 exceed."""
     return UserError(
         f"{label}: a budget of {budget:,} parameters is below the smallest possible, "
         f"{smallest:,} with every rank 1"

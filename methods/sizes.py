@@ -1,4 +1,4 @@
-"""What methods of a single rank share, and those that have no size to set."""
+"""What methods of a single rank share, and what methods without a rank do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from methods.ranks import nearest_rank, too_small
 
 
 class OneRank(Method):
-    """A method whose size is a single rank: it states its count for any rank, the rest is here."""
+    """A method whose size is a single rank. It states its count for any rank, and everything else is here."""
 
     titled: ClassVar[frozenset[str]] = frozenset({"rank"})
 
@@ -50,7 +50,7 @@ class OneRank(Method):
 
 
 class Unsized(Method):
-    """A method whose size nothing sets: it stands in every comparison as it is."""
+    """A method whose size nothing can set, so that it stands in every comparison as it is."""
 
     sizeable: ClassVar[bool] = False
 

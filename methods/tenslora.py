@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from methods.backbone import TARGETS, Geometry, Site, Targets
@@ -29,9 +29,10 @@ VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
 
 
 class TensLoRA(LowRankMethod):
-    """One of the seven variants. y = W·x + b + scale · ΔW·x, ΔW a slice of a factorised tensor.
+    """One of the seven variants: y = W·x + b + scale · ΔW·x, where ΔW is a slice of a factorised tensor.
 
-    One of the tensor's parts starts at zero (Tucker: the core), so ΔW = 0 and the first step moves only it.
+    One part of the tensor starts at zero (of a Tucker tensor the core). So ΔW starts at zero, and the first
+    step moves only this part.
     """
 
     name: ClassVar[str] = "tenslora"
@@ -40,19 +41,19 @@ class TensLoRA(LowRankMethod):
     #: What is stacked: heads (att), projections (qkv), layers (depth), or a combination.
     variant: Variant
     #: Tucker: one rank for each of `modes`, in their order. CP: one. Tensor train: one for each bond.
-    #: None: set by a budget.
+    #: None: a budget sets them.
     ranks: tuple[PositiveInt, ...] | None = None
     #: `cp` and `tt` (tensor train) are not in the paper's results.
     factorization: Literal["tucker", "cp", "tt"] = "tucker"
     #: The paper's are query, key and value. `qkvo+mlp` cuts fc1 and fc2 into four (d, d) slices each.
     targets: Targets = "qkv"
-    #: `aligned`: output channel = head · head size + j, the backbone's real heads. `interleaved`:
-    #: j · heads + head, as the reference code unfolds it, so that a slice is spread over all heads.
+    #: `aligned`: output channel = head · head size + j, which are the backbone's real heads. `interleaved`:
+    #: channel = j · heads + head, as the reference code unfolds it, so that a slice is spread over all heads.
     heads: Literal["aligned", "interleaved"] = "aligned"
-    #: How what does not start at zero starts.
-    init: Init = Field("orthogonal")
-    #: Whether tensors start from draws of their own, or all from the same ones, as in the reference code,
-    #: which seeds anew for each.
+    #: How the parts start that do not start at zero.
+    init: Init = "orthogonal"
+    #: Whether each tensor starts from draws of its own, or all of them from the same ones, as in the
+    #: reference code, which seeds anew for each.
     starts: Annotated[Literal["independent", "identical"], Later()] = "independent"
 
     @classmethod
@@ -117,7 +118,7 @@ class TensLoRA(LowRankMethod):
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """Mode names: input, output (or head_size, head), projection, layer."""
+        """The names of the modes: input, output (or head_size and head), projection, layer."""
         stacked = self.variant.split("_")
         outputs = ("head_size", "head") if "att" in stacked else ("output",)
         projection = ("projection",) if "qkv" in stacked else ()
@@ -140,14 +141,14 @@ class TensLoRA(LowRankMethod):
         return tuple(sizes[mode] for mode in self.modes)
 
     def tensor_axes(self, geometry: Geometry) -> dict[str, int]:
-        """What is not stacked, with its size: one tensor for each combination."""
+        """What is not stacked, with its size. There is a tensor for each combination of these."""
         sizes = self._sizes(geometry)
         return {axis: sizes[axis] for axis in ("layer", "projection") if axis not in self.modes}
 
     def count(self, geometry: Geometry) -> int:
         """(number of tensors) · (Σ r·n + Π r) for Tucker, R·Σ n for CP, Σ r₋·n·r₊ for tensor train.
 
-        Raises UserError for free ranks, and for MLP targets where the MLP is not four times as wide.
+        Raises UserError for free ranks, and for MLP targets where the MLP is not four times as wide as d.
         """
         return self._count_with(geometry, self.resolved_ranks)
 
@@ -266,7 +267,7 @@ class _StackedTensors(Parametrisation):
         return Contracted(downs, ups)
 
     def _by_slice(self, rest: Tensor) -> Tensor:
-        """What is left beside the input factor, as (layer, slice, out, r)."""
+        """The product of all but the input factor, as (layer, slice, out, r)."""
         names = [*self.axes, *self.method.modes[1:], "rank"]
         rest = rest.unflatten(0, tuple(self.axes.values())) if self.axes else rest.squeeze(0)
         out = [name for name in names if name in ("output", "head_size", "head")]

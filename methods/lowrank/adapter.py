@@ -89,12 +89,12 @@ class LowRankAdapter(Adapter):
         super().detach()
 
     def recontract(self) -> None:
-        """Contracts for a layer that runs outside the backbone's forward, as gradient checkpointing does.
+        """Contracts for a layer that gradient checkpointing runs again during backward.
 
-        Non-reentrant checkpointing runs a layer again during backward. Only its values matter there: the
-        gradients flow through the factors of the first run. Reentrant checkpointing sends gradients to the
-        factors of this second run, where they would be lost: that raises RuntimeError, and so does a layer
-        that is called outside of any backward.
+        In its non-reentrant form only the values of the second run matter, since gradients flow through the
+        factors of the first. The reentrant form would send gradients to the factors of the second run, where
+        they would be lost. That raises RuntimeError, and so does a layer that is called outside of its
+        backbone's forward and of any backward.
         """
         if not in_backward():
             raise RuntimeError("an adapted layer was called outside the forward of its backbone's module")
@@ -107,13 +107,13 @@ class LowRankAdapter(Adapter):
     def _adapt(self, sites: list[Site], widths: list[int], dropout: float, dropout_at: DropoutAt) -> None:
         """Puts adapted layers on sites that read one activation; `widths` are the rows of every down."""
         method = self.parametrisation
-        downs = tuple(dict.fromkeys(method.down_of[site] for site in sites))
+        indices = tuple(dict.fromkeys(method.down_of[site] for site in sites))
         shared = SharedInput(
             self.recontract,
-            downs,
-            widths=[widths[i] for i in downs],
+            indices,
+            widths=[widths[i] for i in indices],
             readers=len(sites),
-            slices=method.input_slices.get(sites[0], 1),
+            input_slices=method.input_slices.get(sites[0], 1),
             dropout=dropout if dropout_at == "input" else 0.0,
         )
         self._inputs.append(shared)
@@ -121,8 +121,8 @@ class LowRankAdapter(Adapter):
             self._linears[site] = AdaptedLinear(
                 self.bases[site],
                 shared,
-                downs.index(method.down_of[site]),
-                slices=method.output_slices.get(site, 1),
+                indices.index(method.down_of[site]),
+                output_slices=method.output_slices.get(site, 1),
                 dropout=dropout if dropout_at != "input" else 0.0,
                 drops_update=dropout_at == "update" and dropout > 0,
             )
@@ -135,10 +135,10 @@ class LowRankAdapter(Adapter):
     def _distribute(self, contracted: Contracted) -> None:
         joined: dict[tuple[int, ...], Tensor] = {}
         for shared in self._inputs:
-            if shared.downs not in joined:
-                parts = [contracted.downs[i] for i in shared.downs]
-                joined[shared.downs] = parts[0] if len(parts) == 1 else torch.cat(parts)
-            shared.down = joined[shared.downs]
+            if shared.indices not in joined:
+                parts = [contracted.downs[i] for i in shared.indices]
+                joined[shared.indices] = parts[0] if len(parts) == 1 else torch.cat(parts)
+            shared.down = joined[shared.indices]
         for site, linear in self._linears.items():
             middle, bias = contracted.middles.get(site), contracted.biases.get(site)
             linear.receive(contracted.ups[site], middle, bias)

@@ -17,48 +17,48 @@ DropoutAt = Literal["input", "before_up", "update"]
 
 
 class SharedInput:
-    """The sites of a layer that read one activation, and the joined down factors that they share.
+    """The sites of a layer that read one activation, and the down factors that they share.
 
-    `downs` are the factors' indices, `widths` their rows, `readers` the number of sites, and `slices` the
-    equal slices of the activation, to each of which the factors apply. `recontract` is called by a layer that
-    finds no factors.
+    `indices` says which of the contracted downs they are, `widths` how many rows each of these has, and
+    `readers` how many sites there are. The downs apply to each of `input_slices` equal slices of the
+    activation. A layer that finds no factors calls `recontract`.
     """
 
     def __init__(
         self,
         recontract: Callable[[], None],
-        downs: tuple[int, ...],
+        indices: tuple[int, ...],
         *,
         widths: list[int],
         readers: int,
-        slices: int,
+        input_slices: int,
         dropout: float,
     ) -> None:
         self.recontract = recontract
-        self.downs = downs
+        self.indices = indices
         self.widths = widths
         self.readers = readers
-        self.slices = slices
+        self.input_slices = input_slices
         self.dropout = dropout
-        #: The factors, one below the other; None outside a forward of the backbone.
+        #: The downs, one below the other; None outside a forward of the backbone.
         self.down: Tensor | None = None
         self._input: Tensor | None = None
         self._narrow: tuple[Tensor, ...] = ()
         self._left = 0
 
     def own_down(self, position: int) -> Tensor:
-        """The factor (r, in) at a position of `downs`."""
+        """The down (r, in) at a position of `indices`."""
         assert self.down is not None
         return self.down.split(self.widths)[position]
 
     def project(self, x: Tensor, training: bool) -> tuple[Tensor, ...]:
-        """The projection of x by each of the downs, (N, r), computed by the first site that reads this x."""
+        """The projection (N, r) of x by each of the downs. The first site that reads this x computes them."""
         if self._input is not x:
             assert self.down is not None
             dropped = F.dropout(x, self.dropout, training) if self.dropout else x
             self._input, self._left = x, self.readers
-            narrow = _by_slices(dropped.flatten(0, -2), self.down, self.slices)
-            self._narrow = (narrow,) if len(self.downs) == 1 else narrow.split(self.widths, -1)
+            narrow = _by_slices(dropped.flatten(0, -2), self.down, self.input_slices)
+            self._narrow = (narrow,) if len(self.indices) == 1 else narrow.split(self.widths, -1)
         narrows = self._narrow
         self._left -= 1
         if not self._left:
@@ -74,8 +74,8 @@ class SharedInput:
 class AdaptedLinear(nn.Module):
     """`base(x) + up(dropout(middle(down(x))))`. Sites that read the same x share the down projection.
 
-    `position` says which of the downs of `shared` is this site's; `slices` counts those of the output. The
-    factors are there only during a forward of the backbone.
+    `position` says which of the downs of `shared` is this site's. Its up makes each of `output_slices` equal
+    slices of the output. The factors are there only during a forward of the backbone.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class AdaptedLinear(nn.Module):
         shared: SharedInput,
         position: int,
         *,
-        slices: int,
+        output_slices: int,
         dropout: float,
         drops_update: bool = False,
     ) -> None:
@@ -92,7 +92,7 @@ class AdaptedLinear(nn.Module):
         self.training = base.training
         self.base = base
         self.position = position
-        self.slices = slices
+        self.output_slices = output_slices
         self.dropout = dropout
         self.drops_update = drops_update
         self.up: Tensor | None = None
@@ -131,7 +131,7 @@ class AdaptedLinear(nn.Module):
         """What enters the up, and the up, from the projection (N, r) by the down."""
         up, middle = self.up, self.middle
         assert up is not None
-        if isinstance(middle, Diagonal) and self.shared.slices == 1:
+        if isinstance(middle, Diagonal) and self.shared.input_slices == 1:
             # The mask commutes with a diagonal, which then also scales what has the fewer entries.
             return middle.scaled(self._dropped(narrow), up)
         if isinstance(middle, Diagonal):
@@ -146,7 +146,7 @@ class AdaptedLinear(nn.Module):
     def _update_by_entries(self, x: Tensor) -> Tensor:
         assert self.up is not None
         own = self.shared.own_down(self.position)
-        down, up = pair(own, self.middle, self.up, self.shared.slices, self.slices)
+        down, up = pair(own, self.middle, self.up, self.shared.input_slices, self.output_slices)
         return F.linear(x, F.dropout(up @ down, self.dropout, self.training))
 
 
