@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "tensorbench-shared-down"
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
