@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ pytestmark = pytest.mark.processes
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """One that PostgreSQL's unprivileged user can come by."""
+def folder(new_store: Callable[[Path], str]) -> Iterator[Path]:
+    """One that PostgreSQL's unprivileged user can come by, with an empty store."""
     with tempfile.TemporaryDirectory(prefix="tensorbench-") as made:
         path = Path(made)
         path.chmod(0o755)
+        new_store(path)
         yield path
 
 
