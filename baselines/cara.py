@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,14 +10,16 @@ from tltorch import CPTensor
 from torch import Tensor, nn
 
 from methods.adapter import Adapter
-from methods.backbone import MLP_SLICES, PROJECTIONS, SHARED_INPUT, Backbone, Geometry, Site
-from methods.lowrank import Contracted, DropoutAt, LowRankAdapter, LowRankMethod, Parametrisation
+from methods.backbone import PROJECTIONS, SHARED_INPUT, Backbone, Geometry
+from methods.factorizations import khatri_rao
+from methods.lowrank import Contracted, Diagonal, DropoutAt, LowRankAdapter, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
+from methods.slices import Slices, by_site, cut_inputs, cut_outputs
 
+#: The slices that each of the two tensors holds for every layer.
+ATTENTION, MLP = Slices(SHARED_INPUT), Slices(("output", "fc1", "fc2"))
 #: The projections that get a trained bias, one for all layers.
-BIASED = ("output", "fc1", "fc2")
-#: The same in slices.
-MLP_TENSOR_SLICES = (1, MLP_SLICES, MLP_SLICES)
+BIASED = MLP.projections
 
 
 class CaRA(OneRank, LowRankMethod):
@@ -51,21 +53,20 @@ class CaRA(OneRank, LowRankMethod):
     def title(self) -> str:
         return "CaRA"
 
-    def identity(self) -> dict[str, Any]:
-        identity = super().identity()
-        # Without dropout it does not matter where it would be, and one trial serves both.
-        return identity if self.dropout else {**identity, "dropout_on": "activation"}
+    @property
+    def idle(self) -> set[str]:
+        """Without dropout it does not matter where it would be."""
+        return set() if self.dropout else {"dropout_on"}
 
     def attention_shape(self, geometry: Geometry) -> tuple[int, ...]:
-        slices = len(SHARED_INPUT) * geometry.layers
-        return (slices, geometry.hidden, geometry.heads, geometry.head_size)
+        return (len(ATTENTION) * geometry.layers, geometry.hidden, geometry.heads, geometry.head_size)
 
     def mlp_shape(self, geometry: Geometry) -> tuple[int, ...]:
-        return (sum(MLP_TENSOR_SLICES) * geometry.layers, geometry.hidden, geometry.hidden)
+        return (len(MLP) * geometry.layers, geometry.hidden, geometry.hidden)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """r · (3·L + d + H + h + 1) + r · (9·L + 2·d + 1) + 6·d, the last of them biases."""
-        geometry.check_mlp_slices(self.title)
+        MLP.check(geometry, self.title)
         modes = sum(self.attention_shape(geometry)) + 1 + sum(self.mlp_shape(geometry)) + 1
         return rank * modes + sum(geometry.shape(name)[0] for name in BIASED)
 
@@ -87,45 +88,37 @@ class _TwoTensors(Parametrisation):
         self.biases = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(geometry.shape(name)[0])) for name in BIASED}
         )
-        sites = [Site(layer, name) for layer in range(geometry.layers) for name in PROJECTIONS]
         downs = dict.fromkeys(SHARED_INPUT, 0) | {"output": 1, "fc1": 1, "fc2": 2}
-        self.down_of = {site: downs[site.projection] for site in sites}
-        self.input_slices = {site: MLP_SLICES for site in sites if site.projection == "fc2"}
-        self.output_slices = {site: MLP_SLICES for site in sites if site.projection == "fc1"}
+        self.down_of = {site: downs[site.projection] for site in geometry.sites(PROJECTIONS)}
+        self.input_slices, self.output_slices = cut_inputs(self.down_of), cut_outputs(self.down_of)
 
     def contract(self) -> Contracted:
         slices, inputs, heads, channels = self.attention.factors
-        split = (heads.unsqueeze(1) * channels).flatten(0, 1)
-        attention = self._weighted(slices, self.attention.weights)
-        slices, narrow, wide = self.mlp.factors
-        mlp = self._weighted(slices, self.mlp.weights).split(MLP_TENSOR_SLICES, dim=1)
-        ups = dict.fromkeys(SHARED_INPUT, split) | {"output": narrow, "fc1": narrow, "fc2": wide}
-        middles = dict(zip(SHARED_INPUT, attention.unbind(1), strict=True))
-        middles |= {name: own.flatten(1) for name, own in zip(BIASED, mlp, strict=True)}
+        split = khatri_rao(heads, channels)
+        diagonals = ATTENTION.split(self._weighted(slices, self.attention.weights), 1)
+        slices, second, third = self.mlp.factors
+        diagonals |= MLP.split(self._weighted(slices, self.mlp.weights), 1)
+        ups = dict.fromkeys(SHARED_INPUT, split) | {"output": second, "fc1": second, "fc2": third}
         biases = {name: bias * self.scale for name, bias in self.biases.items()}
         return Contracted(
-            [inputs.T, wide.T, narrow.T],
+            [inputs.T, third.T, second.T],
             {site: ups[site.projection] for site in self.down_of},
             {site: biases[site.projection] for site in self.down_of if site.projection in BIASED},
-            {
-                Site(layer, name): middle
-                for name, by_layer in middles.items()
-                for layer, middle in enumerate(by_layer.unbind())
-            },
+            {site: Diagonal(entries) for site, entries in by_site(diagonals).items()},
         )
 
     def _weighted(self, slices: Tensor, weights: Tensor) -> Tensor:
-        """λ and the scale on the slices' factor, (layers, slices of a layer, r)."""
+        """λ and the scale on the slices' factor, as (layers, slices of a layer, r)."""
         return (slices * (weights * self.scale)).unflatten(0, (self.layers, -1))
 
 
 def _tensor(method: CaRA, shape: tuple[int, ...], generator: torch.Generator) -> CPTensor:
-    assert method.rank is not None
-    slices, second, *rest = (torch.zeros(size, method.rank) for size in shape)
-    weights = torch.empty(method.rank)
+    rank = method.resolved_rank
+    slices, second, *rest = (torch.zeros(size, rank) for size in shape)
+    weights = torch.empty(rank)
     nn.init.xavier_normal_(slices, generator=generator)
     for factor in rest:
         nn.init.orthogonal_(factor, generator=generator)
     nn.init.normal_(weights, method.lambda_mean, method.lambda_std, generator=generator)
     factors = [nn.Parameter(factor) for factor in (slices, second, *rest)]
-    return CPTensor(nn.Parameter(weights), factors, shape=shape, rank=method.rank)
+    return CPTensor(nn.Parameter(weights), factors, shape=shape, rank=rank)

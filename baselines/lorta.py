@@ -9,8 +9,9 @@ import torch
 from tltorch import CPTensor
 from torch import nn
 
-from methods.backbone import Geometry, Site
-from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.backbone import Geometry
+from methods.factorizations import khatri_rao
+from methods.lowrank import Contracted, Diagonal, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
 
 
@@ -56,8 +57,7 @@ class LoRTA(OneRank, LowRankMethod):
 class _AttentionTensor(Parametrisation):
     def __init__(self, method: LoRTA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
-        rank = method.rank
-        assert rank is not None
+        rank = method.resolved_rank
         self.scale = method.scale / rank
         self.split_input = method.orientation == "reference"
         shape = method.shape(geometry)
@@ -70,17 +70,16 @@ class _AttentionTensor(Parametrisation):
         self.tensor = CPTensor(
             torch.ones(rank), [nn.Parameter(factor) for factor in factors], shape=shape, rank=rank
         )
-        self.down_of = {
-            Site(layer, name): 0 for layer in range(geometry.layers) for name in method.projections
-        }
+        self.down_of = dict.fromkeys(geometry.sites(method.projections), 0)
 
     def contract(self) -> Contracted:
         whole, channels, heads, layers, projections = self.tensor.factors
-        split = (heads.unsqueeze(1) * channels).flatten(0, 1)
+        split = khatri_rao(heads, channels)
         down, up = (split, whole) if self.split_input else (whole, split)
-        slices = (layers.unsqueeze(1) * projections).flatten(0, 1) * self.scale
+        # A site is a layer and a projection, and has the row of both of them as its diagonal.
+        diagonals = (khatri_rao(layers, projections) * self.scale).unsqueeze(1)
         return Contracted(
             [down.T],
             dict.fromkeys(self.down_of, up),
-            middles=dict(zip(self.down_of, slices.unbind(), strict=True)),
+            middles=dict(zip(self.down_of, map(Diagonal, diagonals), strict=True)),
         )

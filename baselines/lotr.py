@@ -8,7 +8,7 @@ import torch
 from tltorch import TTTensor
 from torch import nn
 
-from methods.backbone import Geometry, Site
+from methods.backbone import Geometry
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
 
@@ -48,15 +48,14 @@ class _SharedEnds(Parametrisation):
 
     def __init__(self, method: LoTR, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
-        assert method.rank is not None
-        self.scale = method.scale / method.rank
+        rank = method.resolved_rank
+        self.scale = method.scale / rank
         groups = [method.projections] if method.tensors == "joint" else [(p,) for p in method.projections]
-        self.sites = [
-            [Site(layer, name) for layer in range(geometry.layers) for name in group] for group in groups
-        ]
+        #: The sites of each tensor, in the order of its matrices.
+        self.sites = [geometry.sites(group) for group in groups]
         self.down_of = {site: index for index, sites in enumerate(self.sites) for site in sites}
         self.tensors = nn.ModuleList(
-            _tensor(geometry.hidden, len(sites), method.rank, generator) for sites in self.sites
+            _tensor(geometry.hidden, len(sites), rank, generator) for sites in self.sites
         )
 
     def contract(self) -> Contracted:

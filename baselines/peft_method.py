@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import nn
 
 from baselines.peft_adapter import PeftAdapter, inject
-from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Site, Targets
+from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Targets
 from methods.errors import UnknownNameError, UserError
 from methods.ranks import nearest
 from methods.sizes import OneRank
@@ -156,8 +156,7 @@ class Peft(OneRank):
             if guess > 2 and self.count_at(geometry, guess) == one + (guess - 1) * (two - one):
                 return self.isorank(guess)
         counted = partial(self.count_at, geometry)
-        rank = super().fit(geometry, budget, uneven=uneven).rank
-        assert rank is not None
+        rank = super().fit(geometry, budget, uneven=uneven).resolved_rank
         with suppress(UserError):
             if counted(2 * rank) <= counted(rank):
                 # LoKr's count stands still from some rank on, and is higher shortly before.
@@ -225,8 +224,7 @@ def _types() -> tuple[str, ...]:
 @cache
 def _count(method_json: str, geometry: Geometry) -> int:
     method = Peft.model_validate_json(method_json)
-    paths = [str(Site(layer, name)) for layer in range(geometry.layers) for name in method.projections]
-    config = method.peft_config(paths)
+    config = method.peft_config([str(site) for site in geometry.sites(method.projections)])
     try:
         try:
             with torch.device("meta"):

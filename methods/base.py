@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,7 +12,7 @@ from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
 from methods.errors import UserError
 from methods.registry import Registry
-from methods.validation import Frozen, validate
+from methods.validation import Frozen, identity, validate
 
 METHODS = Registry(
     "method",
@@ -131,9 +131,19 @@ class Method(Frozen, ABC):
         ]
         return f"{self.title} ({', '.join(options)})" if options else self.title
 
+    @property
+    def idle(self) -> Set[str]:
+        """Options that change nothing beside the others (where dropout sits, if there is none)."""
+        return frozenset()
+
     def identity(self) -> dict[str, Any]:
-        """All that can change the result of a trial: name, version and every hyper-parameter."""
-        return {"method": self.name, "version": self.version, **self.model_dump(mode="json")}
+        """All that can change the result of a trial: name, version and the hyper-parameters.
+
+        Idle options are at their default, so that one trial serves all their values.
+        """
+        defaults = {name: type(self).model_fields[name].default for name in self.idle}
+        told = self.model_copy(update=defaults)
+        return {"method": self.name, "version": self.version, **identity(told)}
 
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
         """Raises UserError where a backbone lacks what the method adapts, or the size is still free."""
@@ -160,6 +170,16 @@ class Method(Frozen, ABC):
                 f"the built adapter has {adapter.parameter_count:,}"
             )
         return adapter
+
+
+def attach(backbone: Backbone, method: Method, seed: int = 0) -> Adapter:
+    """Freezes a backbone (its head excepted) and puts an adapter of the method on it, started from a seed.
+
+    The same seed gives the same start on every device. A trial of a suite starts elsewhere: its seed also
+    feeds other random streams, and each has a seed derived from it. Raises UserError as `Method.check` does,
+    for instance while the ranks are free.
+    """
+    return method.attach(backbone, torch.Generator().manual_seed(seed))
 
 
 def from_identity(identity: Mapping[str, Any]) -> Method:

@@ -29,10 +29,15 @@ class OneRank(Method):
     def size(self) -> tuple[int, ...] | None:
         return None if self.rank is None else (self.rank,)
 
-    def count(self, geometry: Geometry) -> int:
+    @property
+    def resolved_rank(self) -> int:
+        """The rank. Raises UserError while it is free."""
         if self.rank is None:
             raise UserError(f"{self.label}: rank is free; give it, or a budget")
-        return self.count_at(geometry, self.rank)
+        return self.rank
+
+    def count(self, geometry: Geometry) -> int:
+        return self.count_at(geometry, self.resolved_rank)
 
     def isorank(self, rank: int) -> Self:
         return self.model_copy(update={"rank": rank})

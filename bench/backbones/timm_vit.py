@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from bench.inputs import ImageInput
 from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.backbone import PROJECTIONS, Geometry
-from methods.errors import UserError
+from methods.errors import UserError, near_names
 
 _BLOCK = "blocks.{layer}"
 PATHS = {
@@ -122,7 +121,7 @@ class TimmBackbone:
             settings = {**config, **config.get("pretrained_cfg", {})}
             return Blueprint(config["architecture"], config.get("model_args") or {}, settings)
         if not timm.is_model(self.model):
-            near = get_close_matches(self.model, timm.list_models(), n=3)
+            near = near_names(self.model, timm.list_models(), at_most=3)
             hint = f"; near are {', '.join(near)}" if near else ""
             raise UserError(f"timm has no model '{self.model}'{hint}")
         # The tag stays in the name, so that timm applies what its pretraining fixes, such as the image size.

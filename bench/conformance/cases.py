@@ -53,11 +53,11 @@ def conformance_cases(
     checks: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[Case]:
-    """The cases of a method: its presets on every backbone, pairs of its other options on BERT.
+    """The cases of a method: its presets on every backbone, pairs of its other options on the first.
 
-    A `Method` object, or several, stands for itself: it is its only preset. `checks` picks by name
-    from `CHECKS`. What takes seconds (compiling) is asked of presets only, and `quick` leaves it out, and
-    the pairs of options too.
+    A check that is not `on_each` backbone is asked on the first one only. A `Method` object, or several,
+    stands for itself: it is its only preset. `checks` picks by name from `CHECKS`. What takes seconds
+    (compiling) is asked of presets only, and `quick` leaves it out, and the pairs of options too.
     Raises UserError if the method's name is unknown or its plug-in fails to import.
     """
     varied: Sequence[Method] = ()

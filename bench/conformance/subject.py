@@ -23,7 +23,7 @@ from methods.errors import UserError
 #: Head size and number of heads, layers, projections all differ; the MLP can be cut into four squares.
 GEOMETRY = Geometry(hidden=24, heads=3, layers=2, mlp=96)
 
-#: One backbone for each kind. Options other than presets are varied on BERT only.
+#: One backbone for each kind. What depends on the method alone is asked on the first only.
 BACKBONES: tuple[BackboneKind, ...] = ("bert", "roberta", "vit", "dinov2", "timm")
 
 CLASSES = 3
@@ -222,7 +222,9 @@ def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
-        yield from ((str(key), child) for key, child in value.items())
+        # A tensor as a key is named by its place: to write out its values takes longer than all the rest.
+        names = (str(index) if isinstance(key, Tensor) else str(key) for index, key in enumerate(value))
+        yield from zip(names, value.values(), strict=True)
     elif isinstance(value, list | tuple | set):
         yield from ((str(index), child) for index, child in enumerate(value))
     elif isinstance(value, nn.Module) or (hasattr(value, "__dict__") and not callable(value)):

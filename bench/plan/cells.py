@@ -18,6 +18,7 @@ from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.suite import Suite
 from bench.tasks import Task, check_sizes, data_key
 from methods import Geometry, Method, UserError, create
+from methods.validation import identity
 
 #: The paper's reference for every percentage: LoRA of this rank on query, key and value.
 REFERENCE_RANK = 4
@@ -150,7 +151,7 @@ def _data(task: Task, row: TaskRow, info: BackboneInfo) -> dict[str, Any]:
     key["data_hash"] = task.data_hash
     if isinstance(wanted, ImageInput):
         return {**key, "mean": wanted.mean, "std": wanted.std}
-    return key if wanted.padding == "longest" else {**key, "padding": wanted.padding}
+    return {**key, **identity(row, include={"padding"})}
 
 
 def _check_recipe(recipe: Recipe, row: TaskRow, task: Task) -> None:

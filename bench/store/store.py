@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import unquote, urlparse
@@ -33,6 +32,7 @@ from bench.wire import Wired
 from bench.wire.plan import StoredPlan
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
+from methods.errors import did_you_mean
 
 Content = TypeVar("Content", bound=Wired)
 
@@ -85,10 +85,11 @@ class Store:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             names = [found.name for found in client.search_experiments() if found.name != "Default"]
-            near = get_close_matches(name, names, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, names)
             there = ", ".join(names) or "none"
-            raise UserError(f"no experiment '{name}' in {shown_uri(uri)}{hint} (there: {there})")
+            raise UserError(
+                f"no experiment '{name}' in {shown_uri(uri)}{hint and f'; {hint}'} (there: {there})"
+            )
         return cls(client, experiment, uri)
 
     @property

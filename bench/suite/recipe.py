@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from methods import UserError
-from methods.validation import Frozen
+from methods.validation import Frozen, Later
 
 Augmentation = Literal["colour_jitter", "flip", "crop"]
 
@@ -37,11 +37,11 @@ class Recipe(Frozen):
     #: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     #: What happens to training images, in this order: see `bench.training.augmentation`.
-    augmentation: tuple[Augmentation, ...] = ()
+    augmentation: Annotated[tuple[Augmentation, ...], Later()] = ()
     #: The encoder goes through `torch.compile`, in training and evaluation.
-    compile: bool = False
+    compile: Annotated[bool, Later()] = False
     #: Only algorithms of torch that give the same bits every time; an operation without one is an error.
-    deterministic: bool = False
+    deterministic: Annotated[bool, Later()] = False
 
     @model_validator(mode="after")
     def _length_and_floor(self) -> Self:

@@ -13,7 +13,7 @@ from bench.backbones.base import refuse_unknown_home
 from bench.inputs import ImageInput, ModelInput, Padding
 from bench.tasks import TASKS, DataSource, Task
 from methods import METHODS, Method, UnknownNameError, UserError, create
-from methods.validation import Frozen
+from methods.validation import Frozen, Later
 
 
 class Budget(Frozen):
@@ -54,7 +54,7 @@ class TaskRow(Frozen):
     #: Texts are cut to this many tokens.
     max_tokens: PositiveInt = 128
     #: What a batch of texts is padded to. With `max_tokens` batches are not put together by length either.
-    padding: Padding = "longest"
+    padding: Annotated[Padding, Later()] = "longest"
     #: Images are squashed to squares of so many pixels, of which the centre is cut out; None: their central
     #: square is resized to what the backbone reads.
     resize: PositiveInt | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from bench.sources.assets import prepared
 from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task
 from bench.tasks.dealing import blocks, deal, normalise_text
 from methods.errors import UserError
+from methods.validation import Frozen, Later, identity
 
 #: Texts that are tokenised in one call.
 _TEXTS_AT_ONCE = 1000
@@ -160,6 +161,24 @@ class PreparedData:
         return PreparedData(train, validation, test, self.classes)
 
 
+class _Key(Frozen):
+    """What the prepared examples of a task depend on, its images or texts apart."""
+
+    task: str
+    task_identity: str
+    split: Annotated[Literal["fixed", "per_seed"], Later()] = "fixed"
+
+
+class _TextKey(_Key):
+    tokenizer_hash: str
+    max_tokens: int
+
+
+class _ImageKey(_Key):
+    image_size: int
+    resize: Annotated[int | None, Later()] = None
+
+
 def data_key(
     task: Task, model_input: ModelInput, max_tokens: int = 128, *, per_seed: bool = False
 ) -> dict[str, Any]:
@@ -175,22 +194,20 @@ def data_key(
         )
     if max_tokens < 1:
         raise UserError(f"max_tokens must be at least 1, got {max_tokens}")
-    key: dict[str, Any] = {"task": task.name, "task_identity": task.identity_hash()}
+    common: dict[str, Any] = {
+        "task": task.name,
+        "task_identity": task.identity_hash(),
+        "split": "per_seed" if per_seed else "fixed",
+    }
     if isinstance(model_input, TextInput):
-        key["tokenizer_hash"] = model_input.tokenizer_hash
-        key["max_tokens"] = min(max_tokens, model_input.max_tokens)
-    else:
-        key["image_size"] = model_input.size
-        if model_input.resize is not None:
-            if model_input.resize < model_input.size:
-                raise UserError(
-                    f"task '{task.name}': resize must be at least {model_input.size}, as the backbone reads, "
-                    f"got {model_input.resize}"
-                )
-            key["resize"] = model_input.resize
-    if per_seed:
-        key["split"] = "per_seed"
-    return key
+        limit = min(max_tokens, model_input.max_tokens)
+        return identity(_TextKey(**common, tokenizer_hash=model_input.tokenizer_hash, max_tokens=limit))
+    if model_input.resize is not None and model_input.resize < model_input.size:
+        raise UserError(
+            f"task '{task.name}': resize must be at least {model_input.size}, as the backbone reads, "
+            f"got {model_input.resize}"
+        )
+    return identity(_ImageKey(**common, image_size=model_input.size, resize=model_input.resize))
 
 
 def prepare(

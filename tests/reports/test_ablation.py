@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from bench.store.records import Record
 from bench.store.store import Store
+from bench.wire import Wired
+from bench.wire.found import (
+    AllocationPoint,
+    AllocationResult,
+    ComponentWorth,
+    Finalist,
+    Redundancy,
+    SearchPoint,
+    SearchResult,
+    Spectrum,
+    Tried,
+)
+from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from reports import ablation, figures
 from reports.reading import Study, read
@@ -19,7 +32,67 @@ from ..stored import Result, write
 from .conftest import plan_of
 from .test_report import SMALL
 
-MODES = ["input", "head size", "heads"]
+MODES = ("input", "head size", "heads")
+IMPORTANCE = {"fanova": {"input": 0.7, "head size": 0.2, "heads": 0.1}}
+
+
+def search(trials: dict[int, str], where: dict[str, str]) -> SearchResult:
+    points = [
+        SearchPoint(
+            number=0, state="COMPLETE", ranks=(2, 1, 3), parameters=150, value=0.6, trial_id=trials[0]
+        ),
+        SearchPoint(
+            number=2, state="COMPLETE", ranks=(4, 1, 1), parameters=180, value=0.7, trial_id=trials[1]
+        ),
+        SearchPoint(number=3, state="PRUNED", ranks=(1, 1, 1), parameters=90, value=None, trial_id="gone"),
+    ]
+    return SearchResult(
+        **where,
+        name="ranks <of> att",
+        asked=180,
+        modes=MODES,
+        importance=IMPORTANCE,
+        final=(Finalist(label="best", ranks=(2, 2, 2), parameters=177, trials=trials),),
+        objectives=("score",),
+        trials=tuple(points),
+        pareto=(0, 2),
+        best=points[1],
+    )
+
+
+def allocation(trials: dict[int, str], where: dict[str, str]) -> AllocationResult:
+    tried = Tried(ranks=(2, 2, 2), parameters=177, trials=trials)
+    return AllocationResult(
+        **where,
+        name="sweep",
+        asked=180,
+        modes=MODES,
+        importance=IMPORTANCE,
+        final=(Finalist(label="best", **dict(tried)),),
+        points=(
+            AllocationPoint(mode="input", rank=2, **dict(tried)),
+            AllocationPoint(mode="heads", rank=3, **dict(tried)),
+        ),
+        path=(tried,),
+        heuristic=tried,
+        best=tried,
+    )
+
+
+def redundancy(record: Record) -> Redundancy:
+    return Redundancy(
+        trial_id=record.trial_id,
+        run_id=record.run_id,
+        method="TensLoRA att",
+        ranks=(2, 2, 2),
+        metric="accuracy",
+        norm=1.0,
+        modes={"input": Spectrum(singular_values=(3.0, 1.0, 0.1), effective_rank=1.8, rank_99=2)},
+        components=(
+            ComponentWorth(layer=0, projection="query", head=1, share=0.4, drop=0.02),
+            ComponentWorth(layer=1, projection="value", head=None, share=0.1, drop=None),
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,72 +102,20 @@ def uri(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], st
     plan = plan_of(**SMALL)
     store = write(made, plan, lambda trial, row: Result(score=0.6 + 0.1 * trial.seed))
     row = next(row for row in plan.rows if row.title == "TensLoRA att")
-    trials = {str(seed): id_ for seed, id_ in row.trials.items()}
-    head = {"method": "tenslora", "task": "digits", "backbone": "tiny-random-vit", "budget": "isorank 2"}
-    entry = {"ranks": [2, 2, 2], "parameters": 177, "trials": trials}
-    final = [{"label": "best", **entry}]
-    importance = {"fanova": {"input": 0.7, "head size": 0.2, "heads": 0.1}}
-    _log(
-        store,
-        "search",
-        {
-            **head,
-            "name": "ranks <of> att",
-            "objectives": ["score"],
-            "modes": MODES,
-            "trials": [
-                {"number": 0, "state": "COMPLETE", "ranks": [2, 1, 3]}
-                | {"lr": 1e-3, "scale": 1, "parameters": 150, "value": 0.6, "trial_id": trials["0"]},
-                {"number": 2, "state": "COMPLETE", "ranks": [4, 1, 1], "lr": 1e-3, "scale": 1}
-                | {"parameters": 180, "value": 0.7, "trial_id": trials["1"]},
-                {"number": 3, "state": "PRUNED", "ranks": [1, 1, 1], "lr": 1e-3, "scale": 1}
-                | {"parameters": 90, "value": None, "trial_id": None},
-            ],
-            "pareto": [0, 2],
-            "importance": importance,
-            "best": entry,
-            "final": final,
-        },
-    )
-    _log(
-        store,
-        "allocation",
-        {
-            **head,
-            "name": "sweep",
-            "modes": MODES,
-            "points": [{"mode": "input", "rank": 2, **entry}, {"mode": "heads", "rank": 3, **entry}],
-            "path": [entry],
-            "importance": importance,
-            "heuristic": entry,
-            "best": entry,
-            "final": final,
-        },
-    )
-    record = next(record for record in store.records() if record.trial_id == trials["0"])
-    store.client.log_text(
-        record.run_id,
-        json.dumps(
-            {
-                "trial_id": trials["0"],
-                "method": "TensLoRA att",
-                "modes": {"input": {"singular_values": [3.0, 1.0, 0.1], "effective_rank": 1.8}},
-                "components": [
-                    {"layer": 0, "projection": "query", "head": 1, "share": 0.4, "drop": 0.02},
-                    {"layer": 1, "projection": "value", "head": None, "share": 0.1, "drop": None},
-                ],
-            }
-        ),
-        "redundancy.json",
-    )
-    store.client.set_tag(record.run_id, "redundancy", "yes")
+    trials = {seed: id_ for seed, id_ in row.trials.items() if id_}
+    where = {"method": "tenslora", "task": row.task, "backbone": row.backbone, "budget": "isorank 2"}
+    keep(store, Kind.SEARCH, Artifact.SEARCH, search(trials, where))
+    keep(store, Kind.ALLOCATION, Artifact.ALLOCATION, allocation(trials, where))
+    record = next(record for record in store.records() if record.trial_id == trials[0])
+    store.keep(record.run_id, Artifact.REDUNDANCY, redundancy(record))
+    store.tag(record.run_id, Tag.REDUNDANCY, YES)
     return made
 
 
-def _log(store: Store, kind: str, content: dict[str, Any]) -> None:
-    run = store.client.create_run(store.experiment.experiment_id, tags={"kind": kind}, run_name=kind)
-    store.client.log_text(run.info.run_id, json.dumps(content), f"{kind}.json")
-    store.client.set_terminated(run.info.run_id)
+def keep(store: Store, kind: Kind, name: Artifact, content: Wired) -> None:
+    run = store.begin(kind, str(kind), {}, driver="")
+    store.keep(run, name, content)
+    store.end(run, Status.FINISHED)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +181,12 @@ def test_the_page_shows_them_with_names_escaped(uri: str, tmp_path: Path) -> Non
 
 
 def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    class Half(Wired):
+        name: str
+
     uri = new_store(tmp_path)
-    _log(write(uri, plan_of(**SMALL), lambda trial, row: Result(score=0.5)), "search", {"name": "half"})
-    with pytest.raises(UserError, match=r"search\.json of run \w+ is not as this version reads it"):
+    store = write(uri, plan_of(**SMALL), lambda trial, row: Result(score=0.5))
+    keep(store, Kind.SEARCH, Artifact.SEARCH, Half(name="half"))
+    (run,) = store.records(Kind.SEARCH)
+    with pytest.raises(UserError, match=rf"(?s)search\.json of run {run.run_id} cannot be read.*\bmodes\b"):
         ablation.read(read(uri, ["small"]))

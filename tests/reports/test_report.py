@@ -16,6 +16,7 @@ import pytest
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.store.store import Store
+from bench.wire.words import Kind
 from methods import UserError
 from reports import analysis as analysing
 from reports import curves, mixtures, tables
@@ -320,7 +321,7 @@ def test_every_format_is_written_and_logged_on_the_suites_run(rich: str, written
     assert {f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")} <= set(files)
     assert {"score-vs-parameters", "score-vs-step-time", "score-vs-memory", "training-curves"} <= figures
     opened = Store.existing(rich, NAME)
-    suite_run = opened.records("suite")[-1].run_id
+    suite_run = opened.records(Kind.SUITE)[-1].run_id
     logged = {file.path for file in opened.client.list_artifacts(suite_run, "report")}
     assert {"report/index.html", "report/report.json", "report/tables", "report/figures"} == logged
 

@@ -17,6 +17,7 @@ from bench.store.writer import begin_trial
 from bench.suite.suite import Suite
 from bench.terminal.results import print_summary
 from bench.wire.trial import failed
+from bench.wire.words import Status
 from methods.validation import validate
 from reports.summary import Summary, summarise
 
@@ -47,7 +48,7 @@ SUITE: dict[str, Any] = {
 def summary(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Summary:
     plan = make_plan(validate(Suite, SUITE, "suite"))
     store = Store.create(new_store(tmp_path_factory.mktemp("summary")), "toy")
-    store.end_suite(store.begin_suite(plan), "FINISHED")
+    store.end(store.begin_suite(plan), Status.FINISHED)
     trials = {trial.id: trial for trial in plan.trials}
     for row in plan.rows:
         for seed, outcomes in RESULTS[row.title].items():
@@ -65,7 +66,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path]
                     run.kill()
                 else:
                     run.end(failed(outcome, "message", "trace"))
-    return summarise(store, plan.as_json())
+    return summarise(store, plan.stored())
 
 
 def line(summary: Summary, method: str) -> Any:
@@ -152,6 +153,6 @@ def test_what_two_budgets_share_and_never_ran_is_missing_once(
     run = begin_trial(store, first, [plan.rows[0]], "accuracy", "none", {})
     store.client.set_terminated(run.run_id, "FINISHED")  # though without a score
     shown = io.StringIO()
-    print_summary(Console(file=shown, width=120), summarise(store, plan.as_json()))
+    print_summary(Console(file=shown, width=120), summarise(store, plan.stored()))
     assert "1 trial(s) failed" in shown.getvalue()
     assert "2 trial(s) are missing" in shown.getvalue()

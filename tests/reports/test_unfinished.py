@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import pytest
 
 from bench.search.tuning import with_choices
 from bench.store.store import Store
+from bench.wire.found import SearchResult
+from bench.wire.words import Artifact, Kind, Status
 from methods import UserError
 from reports import ablation
 from reports.compare import compare
@@ -40,7 +41,7 @@ def half_tuned(uri: str, name: str = "tuned", final: bool = True) -> Store:
     chosen = with_choices(plan, store)
     if final:
         write(uri, chosen.of(None), lambda trial, row: result_of_any(trial, row))
-    store.end_suite(store.begin_suite(chosen), "FINISHED")
+    store.end(store.begin_suite(chosen), Status.FINISHED)
     return store
 
 
@@ -98,17 +99,28 @@ def test_what_a_search_stored_is_reported(tmp_path: Path, new_store: NewStore, c
     (found,) = ablation.read(read(uri, ["toy"]))
     assert (found.kind, len(found.tried), len(found.final)) == ("search", 2, 2)
     assert found.name in (tmp_path / "out" / "index.html").read_text()
-    (run,) = Store.existing(uri, "toy")._search("suite")
-    assert run.info.status == "FINISHED"
+    (run,) = Store.existing(uri, "toy").records(Kind.SUITE)
+    assert run.status == Status.FINISHED
 
 
 def test_a_searched_suite_whose_own_rows_never_ran_says_so(tmp_path: Path, new_store: NewStore) -> None:
     uri = new_store(tmp_path)
     store = write(uri, plan_of(**SMALL), lambda trial, row: None)
-    content: dict[str, Any] = {"name": "s", "method": "m", "task": "t", "backbone": "b", "budget": None}
-    content |= {"modes": ["a"], "trials": [], "pareto": [], "importance": {}, "final": []}
-    run = store.client.create_run(store.experiment.experiment_id, tags={"kind": "search"})
-    store.client.log_text(run.info.run_id, json.dumps(content), "search.json")
+    found = SearchResult(
+        name="s",
+        method="m",
+        task="t",
+        backbone="b",
+        budget=None,
+        asked=10,
+        modes=("a",),
+        importance={},
+        objectives=("score",),
+        trials=(),
+        pareto=(),
+        best=None,
+    )
+    store.keep(store.begin(Kind.SEARCH, "s", {}, driver=""), Artifact.SEARCH, found)
     done = write_report(uri, ["small"], tmp_path / "out", log=False)
     assert any("no trial of the suite's own rows has finished" in note for note in done.analysis.notes)
 

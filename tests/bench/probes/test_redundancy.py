@@ -78,7 +78,7 @@ def test_the_spectrum_is_that_of_the_dense_tensor(options: dict[str, Any]) -> No
     assert tuple(found) == MODES
     for index, mode in enumerate(MODES):
         expected = torch.linalg.svdvals(tensor.movedim(index, 0).flatten(1))
-        values = torch.tensor(found[mode]["singular_values"], dtype=torch.float64)[: len(expected)]
+        values = torch.tensor(found[mode].singular_values, dtype=torch.float64)[: len(expected)]
         assert torch.allclose(values, expected, atol=1e-5 * float(expected[0])), mode
 
 
@@ -164,8 +164,8 @@ def test_a_trained_adapter_with_ranks_to_spare_shows_the_true_ones(seed: int) ->
     adapter = from_identity(trial.method).attach(backbone, torch.Generator())
     adapter.load(outcome.adapter)
     found = spectrum(adapter, GEOMETRY)
-    assert {mode: values["rank_99"] for mode, values in found.items()} == TRUE_RANKS
-    assert {mode: round(values["effective_rank"]) for mode, values in found.items()} == TRUE_RANKS
+    assert {mode: values.rank_99 for mode, values in found.items()} == TRUE_RANKS
+    assert {mode: round(values.effective_rank) for mode, values in found.items()} == TRUE_RANKS
 
 
 # --- the command ---
@@ -214,7 +214,7 @@ def test_drops_can_be_left_out_and_the_backbone_stays(finished: Any) -> None:
     _, store, uri = finished
     record = next(record for record in store.records() if record.tags["method"] == "LoRA")
     found = analyse(uri, record.run_id, drops=False)
-    assert {component["drop"] for component in found["components"]} == {None}
+    assert {component.drop for component in found.components} == {None}
 
 
 def test_a_run_that_cannot_be_analysed_ends_with_2(finished: Any, call: Call, tmp_path: Path) -> None:
