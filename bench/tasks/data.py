@@ -162,7 +162,7 @@ class PreparedData:
 
 
 class _Key(Frozen):
-    """What the prepared examples of a task depend on, its images or texts apart."""
+    """What prepared examples depend on, whether texts or images."""
 
     task: str
     task_identity: str
