@@ -19,7 +19,7 @@ from bench.tasks.hub import HubTask
 
 
 def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | None:
-    """Locks the suite's hub repositories, then loads every backbone and prepares every data set once.
+    """Locks the hub repositories of a suite, then loads every backbone and prepares every data set once.
 
     What the lock holds already stays at its commit, unless `update`. Returns the lock's path; None where
     the suite uses no hub. Raises UserError for all that cannot be had, or is not what was locked.
@@ -43,7 +43,7 @@ def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | 
         suite = lock.apply(suite, lock_file)
     _warm(suite, notify)
     if uses_hub:
-        # Last: what does not load is not locked.
+        # The lock comes last, so that what does not load is not locked.
         lock.write(lock_file, path)
     return lock_file if uses_hub else None
 
@@ -72,7 +72,7 @@ def _locked(
     kind: RepositoryKind,
     old: Locked | None,
 ) -> Locked:
-    """Downloads the files and takes their hashes, which are the old ones where the commit is."""
+    """Downloads the files and takes their hashes. At the commit of the old lock they must be the same."""
     same = old is not None and (old.repository, old.revision) == (repository, commit)
     folder = snapshot(repository, commit, patterns, kind, old.locked if old and same else ())
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())

@@ -18,10 +18,10 @@ from bench.sources.hub import Lockable
 from methods.backbone import Geometry, Site
 from methods.errors import UserError
 
-#: Standard deviation of a fresh head's weights; its biases start at zero.
+#: The standard deviation of a fresh head's weights. Its biases start at zero.
 HEAD_STD = 0.02
 
-#: Classes of the head that a backbone carries between loading and its first `reset`.
+#: How many classes the head has that a backbone carries between loading and its first `reset`.
 INITIAL_CLASSES = 2
 
 BackboneKind = Literal["vit", "dinov2", "bert", "roberta", "timm"]

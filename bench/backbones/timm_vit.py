@@ -81,7 +81,7 @@ class TimmBackbone:
 
     model: str
     weights: Path | None = None
-    #: Of the repository; None: what the model's name says, or the main branch.
+    #: The branch, tag or commit of that repository; None is what the model's name says, or the main branch.
     revision: str | None = None
     locked: LockedFiles = ()
 
@@ -136,7 +136,7 @@ class TimmBackbone:
             repository, revision = blueprint.hub(self.model)
             folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
             weights_hash = f"hub:{repository}@{folder.name}"
-            # Of several architectures that share a repository, its config names one.
+            # Several architectures may share a repository, of which its config names one.
             architecture = blueprint.architecture.partition(".")[0]
             if architecture != _architecture(folder):
                 weights_hash = f"timm:{architecture}:{weights_hash}"
@@ -216,7 +216,7 @@ def _hub_name(model: str) -> tuple[str, str | None] | None:
 
 
 def _architecture(folder: Path) -> str | None:
-    """What a snapshot's config says that its weights are of, if it says it."""
+    """The architecture of the weights in a snapshot, if its config names one."""
     file = folder / "config.json"
     return str(read_object(file).get("architecture")).partition(".")[0] if file.is_file() else None
 
@@ -261,7 +261,7 @@ def _fit(encoder: Any, name: str, size: int) -> tuple[Geometry, tuple[str, ...]]
             f"have no `attn.qkv` of so many heads to split"
         )
     mlps = [(getattr(block.mlp, "fc1", None), getattr(block.mlp, "fc2", None)) for block in blocks]
-    # A gated MLP (SwiGLU) has no fc1 that alone feeds fc2: the adapters see attention only.
+    # A gated MLP (SwiGLU) has no fc1 that alone feeds fc2, so that adapters see the attention only.
     plain = all(
         isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear) and fc1.out_features == fc2.in_features
         for fc1, fc2 in mlps
@@ -289,7 +289,7 @@ def _has_fused_attention(block: Any) -> bool:
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    # Copies, so that the three share no storage with each other.
+    # They are copies, so that the three layers share no storage with each other.
     layer.weight = nn.Parameter(weight.clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone())

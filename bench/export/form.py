@@ -26,7 +26,7 @@ class Origin:
 
     reference: str | None
     revision: str | None = None
-    #: How timm builds it, for timm models.
+    #: How timm builds the model, if it is one of timm's.
     blueprint: Blueprint | None = None
 
 
@@ -51,11 +51,14 @@ class Form(ABC):
 
     @abstractmethod
     def write_original(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Writes the frozen encoder, of that state, as a model of its own."""
+        """Writes the frozen encoder, whose tensors are in `state`, as a model of its own."""
 
     @abstractmethod
     def write_merged(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Writes the encoder, of that state, with its head. Raises UserError where no class holds it."""
+        """Writes the encoder, whose tensors are in `state`, with its head.
+
+        Raises UserError where no class of the library can hold them.
+        """
 
     @abstractmethod
     def code(self, folder: Path, merged: bool) -> str:

@@ -45,7 +45,7 @@ def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:
     assert isinstance(backbone.info.input, ImageInput)
     geometry = backbone.geometry
     shape = {
-        # Not the entry's own: what the export brings is resized already.
+        # The described size and not the entry's own, for what the export brings is resized already.
         "img_size": backbone.info.input.size,
         "patch_size": entry.patch,
         "embed_dim": geometry.hidden,

@@ -140,7 +140,7 @@ class TimmForm(Form):
                 continue
             parts = [f"{fused}.{each}.{kind}" for each in SHARED_INPUT]
             if not all(part in state for part in parts):
-                # A bias that only one of the three got.
+                # One of the three got a bias, which the other two have not.
                 raise no_place([name])
             whole[f"{fused}.{kind}"] = torch.cat([state[part] for part in parts])
         return whole

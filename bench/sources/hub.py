@@ -26,7 +26,7 @@ SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 WEIGHT_FILES = ("model*.safetensors",)
 
-#: What is downloaded to learn a data set's commit: its card.
+#: A data set's card is all that is downloaded to learn its commit.
 CARD = ("README.md",)
 
 
@@ -41,11 +41,11 @@ class Lockable(Frozen):
 
     @property
     def locked(self) -> LockedFiles:
-        """The files that may be nothing else; none where no lock is obeyed."""
+        """The locked files, which may be nothing else; none where no lock is obeyed."""
         return self._locked
 
     def lock(self, files: LockedFiles) -> Self:
-        """The same repository, of which these files may be nothing else."""
+        """The same repository with these files locked, so that whoever loads others refuses them."""
         copy = self.model_copy()
         copy._locked = files
         return copy
@@ -56,7 +56,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def commit_of(repository: str, revision: str | None, kind: RepositoryKind = "model") -> str:
-    """The commit that a revision (None: the main branch) names now. Raises UserError as `snapshot` does."""
+    """The commit that a revision names now; None is the main branch. Raises UserError as `snapshot` does."""
     if revision is not None and is_commit(revision):
         return revision
     return snapshot(repository, revision, CARD, kind).name
@@ -110,7 +110,7 @@ def snapshot(
 
 @contextmanager
 def _bars(*, shown: bool) -> Iterator[None]:
-    """The hub's progress bars where there is something to wait for and somebody who watches."""
+    """Inside, the hub shows its progress bars only where they are wanted and somebody watches."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,

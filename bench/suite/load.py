@@ -40,5 +40,5 @@ def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -
 
 
 def experiment_of(name: str) -> str:
-    """The name of an experiment, or of the one that a suite's file is run as."""
+    """The experiment that a command names: by its own name, or by the file of the suite that it ran."""
     return load_suite(Path(name), locked=False).name if name.endswith((".yaml", ".yml")) else name

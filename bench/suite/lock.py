@@ -1,4 +1,4 @@
-"""The lock file of a suite: which commit of every hub repository it uses, and the hash of every file.
+"""The lock file of a suite, which holds the commit of every hub repository that it uses and each file's hash.
 
 `tensorbench fetch SUITE.yaml` writes `SUITE.lock.yaml` beside the suite; whoever loads the suite obeys it.
 """
@@ -6,34 +6,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from bench.process.files import written_whole
 from bench.sources.hub import LockedFiles
+from bench.suite.rows import TaskRow
+from bench.suite.suite import Suite
 from bench.suite.yaml_text import parse, written
 from bench.tasks import DataSource
+from bench.tasks.hub import HubTask
 from methods.errors import UserError
 from methods.validation import Frozen, validate
-
-if TYPE_CHECKING:
-    from bench.suite.rows import TaskRow
-    from bench.suite.suite import Suite
-    from bench.tasks.hub import HubTask
 
 VERSION: Literal[1] = 1
 
 
 class Locked(Frozen):
-    """A repository at a commit."""
+    """A repository at one commit, and what its files are."""
 
     repository: str
-    #: What the suite asks for: a branch, tag or commit; None: the main branch.
+    #: The branch, tag or commit that the suite asks for; None is the main branch.
     asked: str | None = None
-    #: The commit that this was resolved to.
+    #: The commit that this meant when the lock was written.
     revision: str = Field(pattern="^[0-9a-f]{40}$")
-    #: Path in the repository to the file's sha256.
+    #: The sha256 of each file that is used, by its path in the repository.
     files: dict[str, str]
 
     @property
@@ -42,14 +40,18 @@ class Locked(Frozen):
 
 
 class Lock(Frozen):
-    """Backbones by the name that the suite gives them (`owner/model`, `timm:model`), tasks by theirs."""
+    """What a suite's hub repositories are: of backbones by the name in the suite (`owner/model` or
+    `timm:model`), of tasks by the task's name."""
 
     version: Literal[1] = VERSION
     backbones: dict[str, Locked] = {}
     tasks: dict[str, Locked] = {}
 
     def apply(self, suite: Suite, path: Path) -> Suite:
-        """The suite, its hub repositories at their commits. Raises UserError for what is not locked."""
+        """The suite with every hub repository at its locked commit, and its files locked too.
+
+        `path` is where the lock lies, for messages. Raises UserError for a repository that is not locked.
+        """
         backbones = []
         for spec in suite.backbones:
             if spec.hub_name is not None:
@@ -100,7 +102,7 @@ def lock_path(suite: Path) -> Path:
 
 
 def read_lock(path: Path) -> Lock:
-    """Raises UserError for a file that is not a lock."""
+    """The lock in a file. Raises UserError if the file holds none."""
     try:
         values = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -109,8 +111,6 @@ def read_lock(path: Path) -> Lock:
 
 
 def hub_task(row: TaskRow) -> HubTask | None:
-    """The row's task if its data come from a hub repository. Raises UserError."""
-    from bench.tasks.hub import HubTask
-
+    """The row's task if its data come from a hub repository, else None. Raises UserError as `lookup` does."""
     task = row.lookup()
     return task if isinstance(task, HubTask) and task.source.local is None else None

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from bench.tasks.base import DataSource, Examples, Metric, Task
-from bench.tasks.data import (
-    ImageSplit,
-    PreparedData,
-    Split,
-    TextSplit,
-    check_sizes,
-    data_key,
-    prepare,
-    score,
-)
+from bench.tasks.data import check_sizes, data_key, prepare, score
+from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from methods.registry import Registry
 
 __all__ = [

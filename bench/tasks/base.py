@@ -30,11 +30,11 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 class DataSource(Lockable):
     """Where a hub task's data come from: another hub repository, another revision, or a folder."""
 
-    #: A folder with the repository's parquet files, under their names there.
+    #: A folder that holds the repository's parquet files under their names there.
     local: Path | None = None
-    #: A repository whose data have the same columns.
+    #: Another repository, whose data have the same columns.
     hub: str | None = None
-    #: Branch, tag or commit of the repository.
+    #: A branch, tag or commit of the repository; None is the main branch.
     revision: str | None = None
 
     @model_validator(mode="after")
@@ -142,12 +142,12 @@ class Task(ABC):
         raise UserError(f"task '{self.name}' brings its own data and takes no source")
 
     def pinned(self) -> DataSource | None:
-        """The source of the very data that `data_hash` names; None where there is only one place."""
+        """The source of exactly the data that `data_hash` names; None where there is only one place."""
         return None
 
     def identity_hash(self) -> str:
         """Names data, labels, splits, preparation and metric for good; known without having the data."""
         parts = [self.name, self.data_hash, str(self.version), str(PREPARATION_VERSION)]
-        # Accuracy was there first, and its trials keep their ids.
+        # Accuracy was there before any other metric, and its trials keep their ids.
         parts += [self.metric] if self.metric != "accuracy" else []
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

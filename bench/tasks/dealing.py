@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 def normalise_text(text: str) -> str:
-    """What two texts share when they are the same but for case, punctuation, spaces or unicode form."""
+    """What two texts share when they differ only in case, punctuation, spaces or unicode form."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    # A text of signs alone, such as a smiley, has nothing but its signs to be told by.
+    # A text without any letter or digit, such as a smiley, is told by its signs.
     return " ".join(re.findall(r"[^\W_]+", folded)) or folded.strip()
 
 
 def _disjoint(size: int) -> DisjointSet:
     """Positions that are joined to nothing yet."""
-    # Half a second, which only the preparation of data has to spend.
+    # The import takes half a second, which only the preparation of data has to spend.
     from scipy.cluster.hierarchy import DisjointSet
 
     return DisjointSet(range(size))
 
 
 def _group_numbers(joined: DisjointSet) -> list[int]:
-    """Of each position the first one that it is joined to."""
+    """For each position the first one of those that it is joined to, itself included."""
     first: dict[int, int] = {}
     return [first.setdefault(joined[i], i) for i in joined]
 

@@ -18,7 +18,7 @@ from bench.sources.hub import commit_of, snapshot
 from bench.tasks.base import DataSource, Examples, LazyImages, SplitName, Task
 from methods.errors import UserError
 
-#: Ids of a split's examples begin at its place among the repository's splits times this.
+#: The examples of the repository's first split have ids from 0 on, those of its second from here, and so on.
 _SPLIT_STRIDE = 10**9
 
 
@@ -31,7 +31,7 @@ class HubTask(Task):
     """
 
     repository: ClassVar[str]
-    #: The folder of the repository with the files of this task; empty where it has no configurations.
+    #: The folder of the repository that has this task's files; empty where it has no such folders.
     config: ClassVar[str] = ""
     parts: ClassVar[dict[str, SplitName | None]]
     optional: ClassVar[frozenset[str]] = frozenset()

@@ -14,7 +14,7 @@ from rich.markup import escape
 from bench.plan.rows import Plan
 from bench.terminal.tables import RowTable, fitted, joined, plain_table
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult
-from bench.wire.words import Tag
+from bench.wire.words import PointState, Tag
 
 if TYPE_CHECKING:
     from bench.store.records import Record
@@ -73,7 +73,7 @@ def print_search(console: Console, found: SearchResult, records: Mapping[str, Re
     """The end of a search: its points, what mattered, and the final runs; whether these are complete."""
     states = Counter(trial.state for trial in found.trials)
     console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()) + "; the best:")
-    complete = [trial for trial in found.trials if trial.state == "COMPLETE"]
+    complete = [trial for trial in found.trials if trial.state == PointState.COMPLETE]
     if len(found.objectives) > 1:
         best = [trial for trial in complete if trial.number in found.pareto]
         best.sort(key=lambda trial: trial.parameters)

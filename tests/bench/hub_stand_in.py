@@ -108,8 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve() -> Iterator[Hub]:
     """A hub without repositories, until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    hub = _Handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
+    # A class of its own for each server, so that several may be there at once.
+    handler = type("Handler", (_Handler,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    hub = handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield hub

@@ -26,7 +26,7 @@ TRIAL = plan(training={"batch_size": 16, "steps": 400}).trials[0]
 def cluster() -> Iterator[RayCluster]:
     from bench.execution.ray import RayCluster
 
-    with RayCluster("cpu", 1, None, None) as made:
+    with RayCluster.connect("cpu", workers=1) as made:
         yield made
 
 

@@ -99,7 +99,7 @@ def test_ray_prepares_again_where_idle_actors_hold_every_slot(folder: Path) -> N
         for size in (40, 41)
     )
     kinds = []
-    cluster = RayCluster("cpu", 1, None, None)
+    cluster = RayCluster.connect("cpu", workers=1)
     with cluster, session(Store.create(scenarios.sqlite(folder), "toy")) as at_work:
         for made in (first, more, more):
             cluster.prepare(list(made.trials))

@@ -22,7 +22,7 @@ from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.process.alive import owner
 from bench.store import claims
-from bench.store.claims import DRIVER, Claims
+from bench.store.claims import SIGN, Claims
 from bench.store.connect import StoreError
 from bench.store.store import Store
 from bench.store.writer import begin_trial
@@ -44,7 +44,7 @@ def opened(store: Store, who: str | None = None) -> Claims:
     made.beat()
     if who:
         sign = json.dumps({"owner": who, "beat": 1})
-        store.client.set_experiment_tag(store.experiment.experiment_id, DRIVER + made.driver, sign)
+        store.client.set_experiment_tag(store.experiment.experiment_id, SIGN + made.driver, sign)
     return made
 
 
@@ -124,7 +124,7 @@ def test_a_driver_elsewhere_is_dead_when_it_has_given_no_sign_for_long(
     assert not take(here)
     # A sign of life, and it counts from there.
     store.client.set_experiment_tag(
-        store.experiment.experiment_id, DRIVER + far.driver, json.dumps({"owner": ELSEWHERE, "beat": 2})
+        store.experiment.experiment_id, SIGN + far.driver, json.dumps({"owner": ELSEWHERE, "beat": 2})
     )
     clock[0] += 2
     assert not take(here)
@@ -191,7 +191,7 @@ def test_what_dead_drivers_left_running_is_closed_and_what_live_ones_run_is_not(
         runs[gone.driver]: "KILLED",
         runs["swept long ago"]: "KILLED",
     }
-    assert owner() in store.client.get_experiment(store.experiment.experiment_id).tags[DRIVER + live.driver]
+    assert owner() in store.client.get_experiment(store.experiment.experiment_id).tags[SIGN + live.driver]
 
 
 def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store: Store) -> None:
