@@ -579,6 +579,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call:
     return history
 
 
+@pytest.mark.processes
 def test_a_killed_process_leaves_its_trial_running_and_the_next_start_closes_it(resumed: Resumed) -> None:
     code, _, left = resumed.ends["SIGKILL"]
     assert code == -signal.SIGKILL
@@ -589,6 +590,7 @@ def test_a_killed_process_leaves_its_trial_running_and_the_next_start_closes_it(
     assert left["RUNNING"] == 0
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("how", "killed"), [("SIGINT", 2), ("SIGTERM", 3)])
 def test_an_interrupt_closes_the_running_trial_and_exits_130(resumed: Resumed, how: str, killed: int) -> None:
     code, out, left = resumed.ends[how]
@@ -599,12 +601,14 @@ def test_an_interrupt_closes_the_running_trial_and_exits_130(resumed: Resumed, h
     assert "Traceback" not in out
 
 
+@pytest.mark.processes
 def test_a_second_start_at_once_shares_the_work_and_waits_for_the_rest(resumed: Resumed) -> None:
     assert resumed.second.code == 0, resumed.second.err
     assert "settled by another driver" in resumed.second.out
     assert resumed.second.out.count("✓") == 4
 
 
+@pytest.mark.processes
 def test_in_the_end_every_trial_has_finished_exactly_once(resumed: Resumed) -> None:
     code, out, _ = resumed.ends["last"]
     assert code == 0, out
@@ -615,6 +619,7 @@ def test_in_the_end_every_trial_has_finished_exactly_once(resumed: Resumed) -> N
     assert pending(resumed.ran.plan, resumed.ran.store) == []
 
 
+@pytest.mark.processes
 def test_a_resumed_suite_has_the_results_of_one_that_was_never_stopped(
     resumed: Resumed, tmp_path: Path, new_store: NewStore
 ) -> None:

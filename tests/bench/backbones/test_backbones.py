@@ -58,6 +58,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         describe("vit-s41")
 
 
+@pytest.mark.processes
 def test_registered_names_are_described_without_model_libraries_or_network() -> None:
     program = """
 import socket, sys

@@ -41,6 +41,8 @@ LONG = {"batch_size": 16, "steps": 4000}
 
 NewStore = Callable[[Path], str]
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def workers() -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bench.execution.ray import RayCluster
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
 
 TRIAL = plan(training={"batch_size": 16, "steps": 400}).trials[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from ...stress.services import Postgres, postgres_programs
 from ..held import await_held, start
 from ..toy_suites import DIGITS, plan, write
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """One that PostgreSQL's unprivileged user can come by."""
+def folder(new_store: Callable[[Path], str]) -> Iterator[Path]:
+    """One that PostgreSQL's unprivileged user can come by, with an empty store."""
     with tempfile.TemporaryDirectory(prefix="tensorbench-") as made:
         path = Path(made)
         path.chmod(0o755)
+        new_store(path)
         yield path
 
 
@@ -42,12 +45,14 @@ POSTGRES = pytest.mark.skipif(
 )
 
 
+@pytest.mark.postgres
 @POSTGRES
 def test_two_drivers_outlast_an_outage_of_the_server_over_postgresql(folder: Path) -> None:
     report = scenarios.outage(folder, trials=8, steps=600, seconds=2, both=False, options=())
     assert sum(report["by driver"]) == 8
 
 
+@pytest.mark.postgres
 @POSTGRES
 def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(folder: Path) -> None:
     methods = [{"method": "tenslora", "variant": "qkv_depth"}]
@@ -82,12 +87,14 @@ def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(fol
 RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
 
+@pytest.mark.ray
 @RAY
 def test_a_lost_ray_node_costs_only_what_ran_there(folder: Path) -> None:
     report = scenarios.ray_nodes(folder, trials=4, steps=1000, cpus=1)
     assert report["lost with the node"] == 1
 
 
+@pytest.mark.ray
 @RAY
 def test_ray_prepares_again_where_idle_actors_hold_every_slot(folder: Path) -> None:
     """As between the phases of a tuned suite, and between the points of a search."""

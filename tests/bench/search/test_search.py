@@ -122,6 +122,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Sea
     return made
 
 
+@pytest.mark.processes
 def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(killed: Searched) -> None:
     states = killed.states()
     assert sum(states[state] for state in DONE) == 6
@@ -130,6 +131,7 @@ def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(kil
     assert states["FAIL"] >= 1
 
 
+@pytest.mark.processes
 def test_no_point_was_tried_twice(killed: Searched) -> None:
     tried = [t for t in killed.study().trials if t.state.name in DONE]
     assert len({tuple(trial.user_attrs["ranks"]) for trial in tried}) == 6
@@ -138,6 +140,7 @@ def test_no_point_was_tried_twice(killed: Searched) -> None:
     assert {trial["state"] for trial in artifact["trials"]} <= {"COMPLETE", "PRUNED"}
 
 
+@pytest.mark.processes
 def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> None:
     (parent,) = killed.store.records(Kind.SEARCH)
     records = killed.store.records()
@@ -155,6 +158,7 @@ def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> No
     assert not [record for record in records if record.status == "RUNNING"]
 
 
+@pytest.mark.processes
 def test_the_best_and_the_heuristic_run_on_fresh_seeds(killed: Searched) -> None:
     artifact, chosen = killed.artifact(), latest(killed.store.records())
     complete = [trial for trial in artifact["trials"] if trial["state"] == "COMPLETE"]
@@ -172,6 +176,7 @@ def test_the_best_and_the_heuristic_run_on_fresh_seeds(killed: Searched) -> None
     assert any("On fresh seeds: test accuracy" in out for out in killed.ended)
 
 
+@pytest.mark.processes
 def test_another_start_tries_nothing_more_and_a_larger_number_goes_on(
     killed: Searched, call: Call, tmp_path: Path
 ) -> None:
@@ -183,6 +188,7 @@ def test_another_start_tries_nothing_more_and_a_larger_number_goes_on(
     assert sum(killed.states()[state] for state in DONE) == 7
 
 
+@pytest.mark.processes
 def test_a_study_of_another_space_is_refused_with_what_differs(killed: Searched, call: Call) -> None:
     text = killed.suite.read_text()
     other = killed.folder / "other.yaml"

@@ -336,6 +336,7 @@ print(folder)
 """
 
 
+@pytest.mark.processes
 def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     log = tmp_path / "builds"
     root = Path(assets.__file__).parents[2]

@@ -51,6 +51,7 @@ def test_registered_names() -> None:
         assert TASKS.get(name).name == name
 
 
+@pytest.mark.processes
 def test_descriptions_need_neither_data_nor_transformers() -> None:
     code = (
         "import sys; from bench.tasks import TASKS\n"
