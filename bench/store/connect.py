@@ -43,7 +43,7 @@ class StoreRefusedError(StoreError):
 
 @contextmanager
 def storing() -> Iterator[None]:
-    """Raises StoreError for whatever a store raises that cannot be reached. Interrupts wait until this ends."""
+    """Raises StoreError for what a store raises that cannot be reached. Interrupts wait until this ends."""
     try:
         with interrupts.deferred():
             yield

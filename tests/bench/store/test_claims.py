@@ -6,7 +6,6 @@ import json
 import platform
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from bench.execution import driver as driving
 from bench.execution.driver import execute, failures
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
@@ -212,7 +212,9 @@ def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store:
     assert kinds == ["elsewhere", "elsewhere", "finished"]
 
 
-def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(store: Store) -> None:
+def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
     (trial,) = made.trials
     other = opened(store)
@@ -224,13 +226,21 @@ def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(stor
         other.settle(trial.id)
 
     events: list[Event] = []
-    # When this driver starts it sees the run, still open.
-    later = threading.Timer(2, finish)
+    waits = []
+    real = driving._Driving._wait
+
+    def wait(self: driving._Driving) -> None:
+        # The other driver ends when this one has begun to wait.
+        if not waits:
+            finish()
+        waits.append(1)
+        real(self)
+
+    monkeypatch.setattr(driving._Driving, "_wait", wait)
     here = Store.existing(store.uri, "toy")
     with session(here) as at_work, Inline("cpu") as place:
-        later.start()
         execute(made, [trial], at_work, place, events.append)
-    later.join()
+    assert waits
     assert [event.kind for event in events] == ["elsewhere"]
     assert [record.status for record in store.records()] == ["FINISHED"]
     assert names(store) == []
