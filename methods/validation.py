@@ -1,4 +1,4 @@
-"""pydantic's errors in the words of the user: the field, the value, what would be accepted."""
+"""What all configurations have: errors in the words of the user, and the part of them that an id covers."""
 
 from __future__ import annotations
 
@@ -34,17 +34,20 @@ def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, An
 
     All, or those to `include`, except the ones marked `Later` that are at their default.
     """
-    passed_over = {
+    shown = {
         name
         for name, field in type(values).model_fields.items()
-        if any(isinstance(mark, Later) for mark in field.metadata) and getattr(values, name) == field.default
+        if not any(isinstance(mark, Later) for mark in field.metadata)
+        or getattr(values, name) != field.get_default(call_default_factory=True)
     }
-    shown = type(values).model_fields.keys() - passed_over
     return values.model_dump(mode="json", include=shown if include is None else shown & include)
 
 
 def validate(model: type[Model], values: Any, where: str) -> Model:
-    """Builds `model` from `values`. Raises UserError with one line for each field that is wrong."""
+    """Builds `model` from `values`.
+
+    Raises UserError with a line for each field that is wrong: the field, the value, what would be accepted.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:

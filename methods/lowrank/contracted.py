@@ -28,7 +28,8 @@ class Matrix:
 class Diagonal:
     """A diagonal between a down and an up of one r.
 
-    `entries` is (n, r), a diagonal for each of the n slices of the output or of the input, or (1, r).
+    `entries` is (n, r): a diagonal for each of the n slices of the output or of the input, and only one where
+    neither is cut.
     """
 
     entries: Tensor

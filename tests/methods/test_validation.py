@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import pytest
+from pydantic import Field
 
 from methods import UserError
 from methods.errors import did_you_mean, near_names
@@ -37,6 +38,7 @@ class Trained(Frozen):
     clip: float | None = None
     compile: Annotated[bool, Later()] = False
     crops: Annotated[tuple[str, ...], Later()] = ()
+    notes: Annotated[list[str], Later()] = Field(default_factory=list)
 
 
 def test_a_later_field_is_in_an_identity_only_off_its_default() -> None:
