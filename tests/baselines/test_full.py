@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 import methods
 from methods import Geometry
 
-from .dense import SmallBackbone, inputs
+from .dense import GEOMETRIES, SmallBackbone, inputs
+
+
+def attached(geometry: Geometry) -> tuple[SmallBackbone, Any]:
+    """A backbone that says how large its encoder is, and the adapter on it."""
+    backbone = SmallBackbone(geometry)
+    head = {id(parameter) for parameter in backbone.head.parameters()}
+    encoder = sum(p.numel() for p in backbone.module.parameters() if id(p) not in head)
+    backbone.geometry = replace(geometry, encoder=encoder)
+    return backbone, methods.create("full").attach(backbone, torch.Generator())
 
 
 def test_no_gradient_stays_on_the_encoder() -> None:
-    geometry = Geometry(24, 4, 3, 96)
-    backbone = SmallBackbone(geometry)
-    head = {id(parameter) for parameter in backbone.head.parameters()}
-    encoder = [parameter for parameter in backbone.module.parameters() if id(parameter) not in head]
-    backbone.geometry = replace(geometry, encoder=sum(parameter.numel() for parameter in encoder))
-    adapter = methods.create("full").attach(backbone, torch.Generator())
-    backbone.module(inputs(geometry)).sum().backward()
-    assert all(parameter.grad is not None for parameter in adapter.named_parameters().values())
+    backbone, adapter = attached(GEOMETRIES[0])
+    backbone.module(inputs(GEOMETRIES[0])).sum().backward()
+    encoder = adapter.named_parameters().values()
+    assert all(parameter.grad is not None for parameter in encoder)
     adapter.detach()
     assert all(parameter.grad is None for parameter in encoder)
+
+
+def test_an_update_is_what_a_weight_has_moved_by() -> None:
+    _, adapter = attached(GEOMETRIES[0])
+    before = {site: base.weight.detach().clone() for site, base in adapter.bases.items()}
+    with torch.no_grad():
+        for parameter in adapter.named_parameters().values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    deltas = dict(adapter.deltas())
+    for site, base in adapter.bases.items():
+        torch.testing.assert_close(before[site] + adapter.delta(site), base.weight.detach())
+        torch.testing.assert_close(before[site] + deltas[site], base.weight.detach())
