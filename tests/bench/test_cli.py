@@ -19,7 +19,8 @@ from rich.table import Table
 from bench.backbones import BACKBONES
 from bench.store.store import Store
 from bench.tasks import TASKS
-from bench.terminal.results import print_allocation, print_plan
+from bench.terminal.plans import print_plan
+from bench.terminal.results import print_allocation
 from bench.terminal.tables import fitted
 from bench.wire.found import AllocationResult, Tried
 from methods.tenslora import VARIANTS
@@ -39,7 +40,7 @@ sys.argv = ["tensorbench", "--help"]
 try:
     main()
 finally:
-    slow = {"torch", "mlflow", "pandas", "pydantic", "numpy", "scipy", "matplotlib", "transformers", "methods"}
+    slow = {"torch", "mlflow", "pandas", "pydantic", "numpy", "scipy", "transformers", "methods"}
     print(*sorted(slow & set(sys.modules)), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
