@@ -29,8 +29,7 @@ from reports.reading import Study, read
 from reports.report import write_report
 
 from ..stored import Result, write
-from .conftest import plan_of
-from .test_report import SMALL
+from .made_up import SMALL, plan_of
 
 MODES = ("input", "head size", "heads")
 IMPORTANCE = {"fanova": {"input": 0.7, "head size": 0.2, "heads": 0.1}}
@@ -134,7 +133,7 @@ def test_scores_come_from_the_trials_and_their_runs_are_named(study: Study) -> N
     (final,) = search.final
     assert final.value == pytest.approx(0.65)
     assert final.sd == pytest.approx(0.1 / 2**0.5)
-    assert set(final.runs) <= {record.run_id for record in study.sources[0].records.values()}
+    assert set(final.runs) <= {record.run_id for record in study.experiments[0].records.values()}
     assert [entry.label for entry in allocation.tried] == [
         "input 2",
         "heads 3",
@@ -164,7 +163,7 @@ def test_the_same_ranks_under_several_labels_count_once_in_the_mean_at_a_rank() 
         ablation.Scored("best", [2, 3], 10, 0.9, None, []),
     ]
     head = {"name": "n", "run_id": "", "method": "", "task": "", "backbone": "", "budget": ""}
-    found = ablation.Ablation(kind="allocation", **head, modes=["input", "heads"], tried=tried)
+    found = ablation.StoredAblation(kind="allocation", **head, modes=["input", "heads"], tried=tried)
     (drawn,) = figures.ablation(0, found)
     (line,) = drawn.figure.axes[0].lines
     assert list(line.get_xydata()[0]) == pytest.approx([2, 70])

@@ -18,8 +18,7 @@ from methods import UserError
 from reports.compare import Comparison, Move, compare
 
 from ..stored import Result, write
-from .conftest import plan_of, result
-from .test_report import SMALL
+from .made_up import SMALL, plan_of, result
 
 Call = Callable[..., Any]
 

@@ -23,7 +23,7 @@ from reports.analysis import Analysis
 from reports.report import write_report
 
 from ..stored import Result
-from .test_report import store
+from .made_up import store
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")

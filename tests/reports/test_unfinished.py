@@ -20,8 +20,7 @@ from reports.report import write_report
 
 from ..bench import toy_suites
 from ..stored import Result, write
-from .conftest import plan_of, result
-from .test_report import SMALL
+from .made_up import SMALL, plan_of, result
 
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
