@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,22 +10,25 @@ from tltorch import CPTensor
 from torch import Tensor, nn
 
 from methods.adapter import Adapter
-from methods.backbone import MLP_SLICES, PROJECTIONS, SHARED_INPUT, Backbone, Geometry, Site
-from methods.lowrank import Contracted, DropoutAt, LowRankAdapter, LowRankMethod, Parametrisation
+from methods.backbone import PROJECTIONS, SHARED_INPUT, Backbone, Geometry
+from methods.factorizations import khatri_rao
+from methods.lowrank import Contracted, Diagonal, DropoutAt, LowRankAdapter, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
+from methods.slices import Slices, by_site, cut_inputs, cut_outputs
 
+#: The slices that each of the two tensors holds for every layer.
+ATTENTION, MLP = Slices(SHARED_INPUT), Slices(("output", "fc1", "fc2"))
 #: The projections that get a trained bias, one for all layers.
-BIASED = ("output", "fc1", "fc2")
-#: The same in slices.
-MLP_TENSOR_SLICES = (1, MLP_SLICES, MLP_SLICES)
+BIASED = MLP.projections
 
 
 class CaRA(OneRank, LowRankMethod):
-    """y = W·x + b + scale · (ΔW·x + c), ΔW a slice of a CP tensor with weights λ; not divided by the rank.
+    """y = W·x + b + scale · (ΔW·x + c), where ΔW is a slice of a CP tensor with weights λ.
 
-    Attention is a tensor (3·L, d, heads, head size), input second, output channel = head · head size + j.
-    The projection and the MLP are one of (9·L, d, d), whose second mode is the output of `output` and
-    fc1 and the input of fc2. c is three biases for output, fc1 and fc2, each shared by all layers.
+    The scale is not divided by the rank. The attention updates are a tensor (3·L, d, heads, head size): its
+    second mode is the input, and an output channel is head · head size + j. The updates of the output
+    projection and the MLP are a tensor (9·L, d, d): its second mode is the output of `output` and fc1, and
+    the input of fc2. c is a bias for each of output, fc1 and fc2, shared by all layers.
     Start (reference code): first modes xavier-normal, second modes and biases zero, the rest orthogonal.
     Published (reference code, VTAB-1k): scale 0.1 and λ (1.0, 0) for DTD, scale 10 and λ (1.08, 0.028)
     for EuroSAT, rank 32.
@@ -36,10 +39,10 @@ class CaRA(OneRank, LowRankMethod):
 
     #: At `dropout_on`. 0.1 in the reference code (its settings note 0.3 for DTD and some others).
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    #: `activation`: of the rank-wide activation, cheap but not the published one. `update`: of the entries
-    #: of ΔW, as published; training then builds the dense update of every site, which is slow.
+    #: `activation` drops entries of the rank-wide activation: cheap, but not what was published. `update`
+    #: drops entries of ΔW, as published; training then builds the dense update of every site, which is slow.
     dropout_on: Literal["activation", "update"] = "activation"
-    #: λ starts N(lambda_mean, lambda_std).
+    #: λ is drawn from N(lambda_mean, lambda_std).
     lambda_mean: float = 1.0
     lambda_std: float = Field(0.0, ge=0.0)
 
@@ -51,21 +54,20 @@ class CaRA(OneRank, LowRankMethod):
     def title(self) -> str:
         return "CaRA"
 
-    def identity(self) -> dict[str, Any]:
-        identity = super().identity()
-        # Without dropout it does not matter where it would be, and one trial serves both.
-        return identity if self.dropout else {**identity, "dropout_on": "activation"}
+    @property
+    def idle(self) -> set[str]:
+        """Without dropout it does not matter where it would be."""
+        return set() if self.dropout else {"dropout_on"}
 
     def attention_shape(self, geometry: Geometry) -> tuple[int, ...]:
-        slices = len(SHARED_INPUT) * geometry.layers
-        return (slices, geometry.hidden, geometry.heads, geometry.head_size)
+        return (len(ATTENTION) * geometry.layers, geometry.hidden, geometry.heads, geometry.head_size)
 
     def mlp_shape(self, geometry: Geometry) -> tuple[int, ...]:
-        return (sum(MLP_TENSOR_SLICES) * geometry.layers, geometry.hidden, geometry.hidden)
+        return (len(MLP) * geometry.layers, geometry.hidden, geometry.hidden)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """r · (3·L + d + H + h + 1) + r · (9·L + 2·d + 1) + 6·d, the last of them biases."""
-        geometry.check_mlp_slices(self.title)
+        MLP.check(geometry, self.title)
         modes = sum(self.attention_shape(geometry)) + 1 + sum(self.mlp_shape(geometry)) + 1
         return rank * modes + sum(geometry.shape(name)[0] for name in BIASED)
 
@@ -87,45 +89,37 @@ class _TwoTensors(Parametrisation):
         self.biases = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(geometry.shape(name)[0])) for name in BIASED}
         )
-        sites = [Site(layer, name) for layer in range(geometry.layers) for name in PROJECTIONS]
         downs = dict.fromkeys(SHARED_INPUT, 0) | {"output": 1, "fc1": 1, "fc2": 2}
-        self.down_of = {site: downs[site.projection] for site in sites}
-        self.input_slices = {site: MLP_SLICES for site in sites if site.projection == "fc2"}
-        self.output_slices = {site: MLP_SLICES for site in sites if site.projection == "fc1"}
+        self.down_of = {site: downs[site.projection] for site in geometry.sites(PROJECTIONS)}
+        self.input_slices, self.output_slices = cut_inputs(self.down_of), cut_outputs(self.down_of)
 
     def contract(self) -> Contracted:
         slices, inputs, heads, channels = self.attention.factors
-        split = (heads.unsqueeze(1) * channels).flatten(0, 1)
-        attention = self._weighted(slices, self.attention.weights)
-        slices, narrow, wide = self.mlp.factors
-        mlp = self._weighted(slices, self.mlp.weights).split(MLP_TENSOR_SLICES, dim=1)
-        ups = dict.fromkeys(SHARED_INPUT, split) | {"output": narrow, "fc1": narrow, "fc2": wide}
-        middles = dict(zip(SHARED_INPUT, attention.unbind(1), strict=True))
-        middles |= {name: own.flatten(1) for name, own in zip(BIASED, mlp, strict=True)}
+        split = khatri_rao(heads, channels)
+        diagonals = ATTENTION.split(self._weighted(slices, self.attention.weights), 1)
+        slices, second, third = self.mlp.factors
+        diagonals |= MLP.split(self._weighted(slices, self.mlp.weights), 1)
+        ups = dict.fromkeys(SHARED_INPUT, split) | {"output": second, "fc1": second, "fc2": third}
         biases = {name: bias * self.scale for name, bias in self.biases.items()}
         return Contracted(
-            [inputs.T, wide.T, narrow.T],
+            [inputs.T, third.T, second.T],
             {site: ups[site.projection] for site in self.down_of},
             {site: biases[site.projection] for site in self.down_of if site.projection in BIASED},
-            {
-                Site(layer, name): middle
-                for name, by_layer in middles.items()
-                for layer, middle in enumerate(by_layer.unbind())
-            },
+            {site: Diagonal(entries) for site, entries in by_site(diagonals).items()},
         )
 
     def _weighted(self, slices: Tensor, weights: Tensor) -> Tensor:
-        """λ and the scale on the slices' factor, (layers, slices of a layer, r)."""
+        """λ and the scale on the slices' factor, as (layers, slices of a layer, r)."""
         return (slices * (weights * self.scale)).unflatten(0, (self.layers, -1))
 
 
 def _tensor(method: CaRA, shape: tuple[int, ...], generator: torch.Generator) -> CPTensor:
-    assert method.rank is not None
-    slices, second, *rest = (torch.zeros(size, method.rank) for size in shape)
-    weights = torch.empty(method.rank)
+    rank = method.resolved_rank
+    slices, second, *rest = (torch.zeros(size, rank) for size in shape)
+    weights = torch.empty(rank)
     nn.init.xavier_normal_(slices, generator=generator)
     for factor in rest:
         nn.init.orthogonal_(factor, generator=generator)
     nn.init.normal_(weights, method.lambda_mean, method.lambda_std, generator=generator)
     factors = [nn.Parameter(factor) for factor in (slices, second, *rest)]
-    return CPTensor(nn.Parameter(weights), factors, shape=shape, rank=method.rank)
+    return CPTensor(nn.Parameter(weights), factors, shape=shape, rank=rank)

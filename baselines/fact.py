@@ -11,26 +11,27 @@ from pydantic import Field
 from tltorch import TTTensor, TuckerTensor
 from torch import Tensor, nn
 
-from methods.backbone import MLP_SLICES, PROJECTIONS, Geometry, Site
-from methods.lowrank import Contracted, DropoutAt, LowRankMethod, Parametrisation
+from methods.backbone import PROJECTIONS, Geometry
+from methods.lowrank import Contracted, DropoutAt, LowRankMethod, Matrix, Parametrisation
 from methods.sizes import OneRank
+from methods.slices import CUT_INPUTS, MLP_SLICES, Slices, by_site, cut_inputs, cut_outputs
 
-#: query, key, value and output, then the slices of fc1 and of fc2.
-LAYER_SLICES = (4, MLP_SLICES, MLP_SLICES)
+#: The slices of a layer.
+SLICES = Slices(PROJECTIONS)
 
 
 class _FacT(OneRank, LowRankMethod):
     """y = W·x + b + scale · V·dropout(Σ·U·x), with U and V shared by the whole model.
 
-    fc1's output and fc2's input are cut into four slices, so a layer has 12 of hidden × hidden, each
-    with a Σ of its own. V starts at zero, U as a torch linear layer does (uniform ±1/√hidden).
+    fc1's output and fc2's input are cut into four slices, so that a layer has 12 slices of hidden × hidden,
+    each with a Σ of its own. V starts at zero, and U as a linear layer of torch does (uniform ±1/√hidden).
     Published scales (reference code, VTAB-1k; reached at the rank in brackets): TT 0.01 (8) for DTD
     and 100 (8) for EuroSAT, TK 0.01 (16) for DTD and 100 (32) for EuroSAT.
     """
 
     dropout_at: ClassVar[DropoutAt] = "before_up"
 
-    #: On Σ·U·x, rank wide (fc1: 4 · rank). 0.1 in the reference code.
+    #: On Σ·U·x, which is as wide as the rank (for fc1, four times that). 0.1 in the reference code.
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
 
     @property
@@ -41,8 +42,8 @@ class _FacT(OneRank, LowRankMethod):
 class FacTTT(_FacT):
     """The tensor-train form: one free Σ for each slice.
 
-    Σ starts as the reference's linear layers do, uniform ±1/√rank, and ±1/√(4·rank) for fc2, whose
-    four slices are one layer there.
+    Σ starts as the reference's linear layers do: uniform ±1/√rank, and ±1/√(4·rank) for fc2, whose four
+    slices are one layer there.
     """
 
     name: ClassVar[str] = "fact_tt"
@@ -53,8 +54,8 @@ class FacTTT(_FacT):
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """2·d·r + 12·L·r²."""
-        geometry.check_mlp_slices(self.title)
-        return 2 * geometry.hidden * rank + sum(LAYER_SLICES) * geometry.layers * rank**2
+        SLICES.check(geometry, self.title)
+        return 2 * geometry.hidden * rank + len(SLICES) * geometry.layers * rank**2
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _TensorTrain(self, geometry, generator)
@@ -63,14 +64,14 @@ class FacTTT(_FacT):
 class FacTTK(_FacT):
     """The Tucker form: each Σ is a mixture of the slices of one core, C ×₃ P.
 
-    C and P start xavier-uniform. Σ is the mixture transposed, except for fc2, which takes it as it is.
+    C and P start xavier-uniform. Σ is the transposed mixture, but for fc2 the mixture itself.
     """
 
     name: ClassVar[str] = "fact_tk"
 
-    #: `paper`: each slice of fc1 and fc2 has a mixture of its own. `reference`: as the reference code
-    #: flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute, so that what is written to
-    #: column rank · 4 + slice is read as slice · r + rank, and every slice is of all four.
+    #: `paper`: each slice of fc1 and fc2 has a mixture of its own. `reference`: as the reference code has it,
+    #: which flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute. What is written to column
+    #: rank · 4 + slice is then read as slice · r + rank, so that every slice is made of all four mixtures.
     mlp_slices: Literal["paper", "reference"] = "paper"
 
     @property
@@ -79,39 +80,38 @@ class FacTTK(_FacT):
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """2·d·r + 12·L·r + r³."""
-        geometry.check_mlp_slices(self.title)
-        return (2 * geometry.hidden + sum(LAYER_SLICES) * geometry.layers) * rank + rank**3
+        SLICES.check(geometry, self.title)
+        return (2 * geometry.hidden + len(SLICES) * geometry.layers) * rank + rank**3
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _Tucker(self, geometry, generator)
 
 
 class _Slices(Parametrisation):
-    """U and V for all sites, and between them each slice's Σ."""
+    """U and V for all sites, and a Σ for each slice between them."""
 
     def __init__(self, scale: float, geometry: Geometry) -> None:
         super().__init__()
         self.scale = scale
         self.layers = geometry.layers
-        sites = [Site(layer, name) for layer in range(geometry.layers) for name in PROJECTIONS]
-        self.down_of = dict.fromkeys(sites, 0)
-        self.input_slices = {site: MLP_SLICES for site in sites if site.projection == "fc2"}
-        self.output_slices = {site: MLP_SLICES for site in sites if site.projection == "fc1"}
+        self.down_of = dict.fromkeys(geometry.sites(PROJECTIONS), 0)
+        self.input_slices, self.output_slices = cut_inputs(self.down_of), cut_outputs(self.down_of)
 
     @abstractmethod
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """U and V, both (d, r), and Σ, (L, 12, r out, r in)."""
+    def parts(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """U and V, both (d, r), and each projection's Σ, (layers, slices, r out, r in)."""
 
     def contract(self) -> Contracted:
-        inputs, outputs, slices = self.parts()
-        middles: list[Tensor] = []
-        for layer in slices.unbind():
-            attention, fc1, fc2 = layer.split(LAYER_SLICES)
-            middles += [*attention.unbind(), fc1.flatten(0, 1), fc2.transpose(0, 1).flatten(1)]
+        inputs, outputs, sigmas = self.parts()
+        # Side by side where the slices are of the input, one below the other where they are of the output.
+        joined = {
+            name: sigma.transpose(1, 2).flatten(2) if name in CUT_INPUTS else sigma.flatten(1, 2)
+            for name, sigma in sigmas.items()
+        }
         return Contracted(
             [inputs.T],
             dict.fromkeys(self.down_of, outputs * self.scale),
-            middles=dict(zip(self.down_of, middles, strict=True)),
+            middles={site: Matrix(sigma) for site, sigma in by_site(joined).items()},
         )
 
 
@@ -120,19 +120,19 @@ class _TensorTrain(_Slices):
 
     def __init__(self, method: FacTTT, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(method.scale, geometry)
-        assert method.rank is not None
-        hidden, rank, slices = geometry.hidden, method.rank, geometry.layers * sum(LAYER_SLICES)
+        hidden, rank, slices = geometry.hidden, method.resolved_rank, geometry.layers * len(SLICES)
         inputs, outputs = torch.empty(1, hidden, rank), torch.zeros(rank, hidden, 1)
-        middles = torch.empty(rank, geometry.layers, sum(LAYER_SLICES), rank)
+        middles = torch.empty(rank, geometry.layers, len(SLICES), rank)
         _uniform(inputs, hidden, generator)
         _uniform(middles, rank, generator)
-        _uniform(middles[:, :, -MLP_SLICES:], MLP_SLICES * rank, generator)
+        _uniform(SLICES.split(middles, 2)["fc2"], MLP_SLICES * rank, generator)
         cores = [nn.Parameter(core) for core in (inputs, middles.flatten(1, 2), outputs)]
         self.tensor = TTTensor(cores, shape=(hidden, slices, hidden), rank=(1, rank, rank, 1))
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         inputs, middles, outputs = self.tensor.factors
-        return inputs[0], outputs[..., 0].T, middles.permute(1, 2, 0).unflatten(0, (self.layers, -1))
+        sigmas = middles.permute(1, 2, 0).unflatten(0, (self.layers, -1))
+        return inputs[0], outputs[..., 0].T, SLICES.split(sigmas, 1)
 
 
 class _Tucker(_Slices):
@@ -140,9 +140,8 @@ class _Tucker(_Slices):
 
     def __init__(self, method: FacTTK, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__(method.scale, geometry)
-        assert method.rank is not None
         self.interleaved = method.mlp_slices == "reference"
-        hidden, rank, slices = geometry.hidden, method.rank, geometry.layers * sum(LAYER_SLICES)
+        hidden, rank, slices = geometry.hidden, method.resolved_rank, geometry.layers * len(SLICES)
         core, mixture = torch.empty(rank, rank, rank), torch.empty(slices, rank)
         inputs, outputs = torch.empty(hidden, rank), torch.zeros(hidden, rank)
         _uniform(inputs, hidden, generator)
@@ -153,21 +152,23 @@ class _Tucker(_Slices):
             nn.Parameter(core), factors, shape=(hidden, hidden, slices), rank=(rank,) * 3
         )
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         inputs, outputs, mixture = self.tensor.factors
         mixed = (self.tensor.core @ mixture.T).movedim(-1, 0).unflatten(0, (self.layers, -1))
-        attention, fc1, fc2 = mixed.split(LAYER_SLICES, dim=1)
+        sigmas = SLICES.split(mixed, 1)
         if self.interleaved:
-            fc1, fc2 = _interleaved(fc1), _interleaved(fc2)
-        return inputs, outputs, torch.cat([attention.mT, fc1.mT, fc2], dim=1)
+            sigmas |= {name: _interleaved(sigmas[name]) for name in ("fc1", "fc2")}
+        # In one piece: how a product is rounded depends on how its operands lie in memory.
+        turned = {name: sigma.mT.contiguous() for name, sigma in sigmas.items() if name != "fc2"}
+        return inputs, outputs, sigmas | turned
 
 
 def _interleaved(mixed: Tensor) -> Tensor:
-    """(L, slice, r, r) joined along the last rank as (rank, slice), then cut as (slice, rank)."""
+    """Mixtures (L, slice, r, r), joined along their last dimension as (rank, slice), cut as (slice, rank)."""
     return mixed.movedim(1, -1).flatten(-2).unflatten(-1, mixed.shape[1:3]).movedim(-2, 1)
 
 
 def _uniform(tensor: Tensor, fan_in: int, generator: torch.Generator) -> None:
-    """The start of a torch linear layer's weight."""
+    """Draws as a linear layer of torch starts its weight."""
     bound = 1 / math.sqrt(fan_in)
     nn.init.uniform_(tensor, -bound, bound, generator=generator)

@@ -41,10 +41,7 @@ class _Unfrozen(Adapter):
     """The backbone's own parameters, beside a pristine copy of each."""
 
     def __init__(self, backbone: Backbone) -> None:
-        sites = [
-            Site(layer, name) for layer in range(backbone.geometry.layers) for name in backbone.projections
-        ]
-        super().__init__(backbone, sites)
+        super().__init__(backbone, backbone.geometry.sites(backbone.projections))
         head = {id(parameter) for parameter in backbone.head.parameters()}
         self._parameters = {
             name: parameter

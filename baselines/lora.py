@@ -41,8 +41,7 @@ class LoRA(OneRank):
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
         from peft import LoraConfig
 
-        rank = self.rank
-        assert rank is not None
+        rank = self.resolved_rank
         return PeftAdapter(
             backbone,
             self.projections,

@@ -9,27 +9,28 @@ import torch
 from tltorch import CPTensor
 from torch import nn
 
-from methods.backbone import Geometry, Site
-from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.backbone import Geometry
+from methods.factorizations import khatri_rao
+from methods.lowrank import Contracted, Diagonal, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
 
 
 class LoRTA(OneRank, LowRankMethod):
-    """y = W·x + b + scale/rank · ΔW·x, ΔW a slice of a CP tensor (d, head size, heads, layers, 4).
+    """y = W·x + b + scale/rank · ΔW·x, where ΔW is a slice of a CP tensor (d, head size, heads, layers, 4).
 
-    The head-size factor starts at zero, the d-sized one uniform ±1/√rank, the others uniform ±√(6/rank)
-    (reference code). So steps shrink as the rank grows: with ViT-B's shape one Adam step at rate 5e-4
-    moves the query, key and value weights by a norm of 1.1e-1 at rank 4 and of 3.6e-6 at rank 256 (LoRA
-    r=4: 9.6e-2). At the budget of LoRA r=4 it hardly trains unless its own learning rate is tuned.
+    The head-size factor starts at zero, the d-sized one uniform ±1/√rank, and the others uniform ±√(6/rank)
+    (reference code). So steps shrink as the rank grows: in ViT-B's shape one Adam step at rate 5e-4 moves the
+    query, key and value weights by a norm of 1.1e-1 at rank 4 and of 3.6e-6 at rank 256, where LoRA r=4 moves
+    them by 9.6e-2. At the budget of LoRA r=4 it hardly trains unless its own learning rate is tuned.
     """
 
     name: ClassVar[str] = "lorta"
 
     #: alpha, divided by the rank. 1 in the reference code.
     scale: float = 1.0
-    #: `reference`: the d-sized factor is the output, and the input is split over heads, which only the
-    #: output projection's input really is. `output_heads`: the other way round, which suits query, key
-    #: and value. Channel = head · head size + j in both.
+    #: `reference`: the d-sized factor is the output, and the input is split over heads, as only the input of
+    #: the output projection really is. `output_heads`: the other way round, which suits query, key and value.
+    #: In both, channel = head · head size + j.
     orientation: Literal["reference", "output_heads"] = "reference"
 
     @property
@@ -56,8 +57,7 @@ class LoRTA(OneRank, LowRankMethod):
 class _AttentionTensor(Parametrisation):
     def __init__(self, method: LoRTA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
-        rank = method.rank
-        assert rank is not None
+        rank = method.resolved_rank
         self.scale = method.scale / rank
         self.split_input = method.orientation == "reference"
         shape = method.shape(geometry)
@@ -66,21 +66,20 @@ class _AttentionTensor(Parametrisation):
         for factor, bound in zip(factors, bounds, strict=True):
             if bound:
                 nn.init.uniform_(factor, -bound, bound, generator=generator)
-        # The method has no weights: theirs are a constant one, not trained.
+        # The method has no weights: those of the container are ones, and not trained.
         self.tensor = CPTensor(
             torch.ones(rank), [nn.Parameter(factor) for factor in factors], shape=shape, rank=rank
         )
-        self.down_of = {
-            Site(layer, name): 0 for layer in range(geometry.layers) for name in method.projections
-        }
+        self.down_of = dict.fromkeys(geometry.sites(method.projections), 0)
 
     def contract(self) -> Contracted:
         whole, channels, heads, layers, projections = self.tensor.factors
-        split = (heads.unsqueeze(1) * channels).flatten(0, 1)
+        split = khatri_rao(heads, channels)
         down, up = (split, whole) if self.split_input else (whole, split)
-        slices = (layers.unsqueeze(1) * projections).flatten(0, 1) * self.scale
+        # A site is a layer and a projection, and has the row of both of them as its diagonal.
+        diagonals = (khatri_rao(layers, projections) * self.scale).unsqueeze(1)
         return Contracted(
             [down.T],
             dict.fromkeys(self.down_of, up),
-            middles=dict(zip(self.down_of, slices.unbind(), strict=True)),
+            middles=dict(zip(self.down_of, map(Diagonal, diagonals.unbind()), strict=True)),
         )

@@ -8,22 +8,22 @@ import torch
 from tltorch import TTTensor
 from torch import nn
 
-from methods.backbone import Geometry, Site
+from methods.backbone import Geometry
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
 
 
 class LoTR(OneRank, LowRankMethod):
-    """y = W·x + b + scale/rank · left·M·right·x; left and right shared, M (r, r) for each matrix.
+    """y = W·x + b + scale/rank · left·M·right·x: left and right are shared, and each weight has its M (r, r).
 
-    Left and right start N(0, 1), the middles at zero (reference code). No dropout, no bias there.
+    Left and right start N(0, 1), and every M at zero (reference code). There is no dropout and no bias there.
     """
 
     name: ClassVar[str] = "lotr"
 
     #: Divided by the rank, as alpha is in LoRA. 1 in the reference code.
     scale: float = 1.0
-    #: `joint`: query and value in one tensor (d, 2·L, d). `separate`: a tensor (d, L, d) for each.
+    #: `joint`: query and value are one tensor (d, 2·L, d). `separate`: each has a tensor (d, L, d).
     tensors: Literal["joint", "separate"] = "joint"
 
     @property
@@ -44,19 +44,18 @@ class LoTR(OneRank, LowRankMethod):
 
 
 class _SharedEnds(Parametrisation):
-    """The tensors, each a tensor train: a Tucker-2 tensor of three modes is one, its core in the middle."""
+    """The tensors, each as a tensor train, which a Tucker-2 tensor of three modes is too."""
 
     def __init__(self, method: LoTR, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
-        assert method.rank is not None
-        self.scale = method.scale / method.rank
+        rank = method.resolved_rank
+        self.scale = method.scale / rank
         groups = [method.projections] if method.tensors == "joint" else [(p,) for p in method.projections]
-        self.sites = [
-            [Site(layer, name) for layer in range(geometry.layers) for name in group] for group in groups
-        ]
+        #: The sites of each tensor, in the order of its matrices.
+        self.sites = [geometry.sites(group) for group in groups]
         self.down_of = {site: index for index, sites in enumerate(self.sites) for site in sites}
         self.tensors = nn.ModuleList(
-            _tensor(geometry.hidden, len(sites), method.rank, generator) for sites in self.sites
+            _tensor(geometry.hidden, len(sites), rank, generator) for sites in self.sites
         )
 
     def contract(self) -> Contracted:

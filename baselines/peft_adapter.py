@@ -38,7 +38,7 @@ class PeftAdapter(Adapter):
         config: Callable[[list[str]], Any],
         generator: torch.Generator,
     ) -> None:
-        sites = [Site(layer, name) for layer in range(backbone.geometry.layers) for name in projections]
+        sites = backbone.geometry.sites(projections)
         super().__init__(backbone, sites)
         # Copies, since some starts write into the weights themselves (PiSSA, OLoRA).
         before = {site: (base.weight.data, base.weight.data.clone()) for site, base in self.bases.items()}

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import nn
 
 from baselines.peft_adapter import PeftAdapter, inject
-from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Site, Targets
+from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Targets
 from methods.errors import UnknownNameError, UserError
 from methods.ranks import nearest
 from methods.sizes import OneRank
@@ -24,7 +24,7 @@ SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
     "RSLORA": ("LORA", {"use_rslora": True}),
 }
 
-#: What peft calls the size of an adapter, the first that a configuration has.
+#: What peft calls the size of an adapter: the first of these that a configuration has.
 SIZE_FIELDS = ("r", "n_frequency")
 
 #: Types that the shared loop would train wrongly, or that are no adapters of linear layers.
@@ -39,7 +39,7 @@ REFUSED = {
     "TRAINABLE_TOKENS": "it trains embeddings",
 }
 
-#: Ours to set, or outside what a comparison of adapters on the same sites can allow.
+#: Fields that are ours to set, or would make a comparison of adapters on the same sites unfair.
 RESERVED = {
     "target_modules": "use targets",
     "modules_to_save": "the head is trained beside every adapter",
@@ -76,7 +76,7 @@ class Peft(OneRank):
     titled: ClassVar[frozenset[str]] = frozenset({"type", "rank"})
 
     type: str
-    #: peft's `r` (FourierFT: `n_frequency`). None: set by a budget, or the type has none.
+    #: peft's `r`, or FourierFT's `n_frequency`. None: a budget sets it, or the type has no rank.
     rank: PositiveInt | None = None
     #: Fields of peft's configuration class.
     config: dict[str, Any] = Field(default_factory=dict)
@@ -149,18 +149,17 @@ class Peft(OneRank):
                 f"{self.label} has {one:,} parameters at rank 1 and {two:,} at rank 2; "
                 "give its rank, not a budget"
             )
-        # To the nearest, ties to the smaller.
+        # Most types grow by the same number with every rank, and counting by building takes its time: look
+        # first whether that holds at the rank to which it leads, the nearest one, or the smaller on a tie.
         guess = 1 + math.ceil((budget - one) / (two - one) - 0.5)
-        # Most types grow by the same number with every rank, and counting by building takes its time.
         with suppress(UserError):
             if guess > 2 and self.count_at(geometry, guess) == one + (guess - 1) * (two - one):
                 return self.isorank(guess)
         counted = partial(self.count_at, geometry)
-        rank = super().fit(geometry, budget, uneven=uneven).rank
-        assert rank is not None
+        rank = super().fit(geometry, budget, uneven=uneven).resolved_rank
         with suppress(UserError):
             if counted(2 * rank) <= counted(rank):
-                # LoKr's count stands still from some rank on, and is higher shortly before.
+                # LoKr's count stands still from some rank on, and is higher at the ranks just below.
                 rank = nearest(range(1, 2 * rank + 1), counted, budget)
         return self.isorank(rank)
 
@@ -168,9 +167,9 @@ class Peft(OneRank):
         return super().count(geometry) if self.sizeable else self.count_at(geometry, 0)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """By building one layer and two: what layers share is counted once, the rest for each of them.
+        """By building one layer, and two: what layers share is counted once, and the rest for each of them.
 
-        `rank` is nothing to a type that has none.
+        A type that has no rank takes no notice of `rank`.
         """
         method = self.isorank(rank).model_dump_json()
         one, two = (_count(method, dataclasses.replace(geometry, layers=layers)) for layers in (1, 2))
@@ -225,8 +224,7 @@ def _types() -> tuple[str, ...]:
 @cache
 def _count(method_json: str, geometry: Geometry) -> int:
     method = Peft.model_validate_json(method_json)
-    paths = [str(Site(layer, name)) for layer in range(geometry.layers) for name in method.projections]
-    config = method.peft_config(paths)
+    config = method.peft_config([str(site) for site in geometry.sites(method.projections)])
     try:
         try:
             with torch.device("meta"):

@@ -9,16 +9,17 @@ from pathlib import Path
 
 from bench.backbones import BackboneSpec, describe, load
 from bench.plan.make import make_plan
-from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, expect, sha256, snapshot
+from bench.process.files import sha256
+from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, snapshot
 from bench.suite.load import load_suite
 from bench.suite.lock import Lock, Locked, hub_task, lock_path, read_lock
 from bench.suite.suite import Suite
-from bench.tasks import find_task, prepare
+from bench.tasks import prepare
 from bench.tasks.hub import HubTask
 
 
 def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | None:
-    """Locks the suite's hub repositories, then loads every backbone and prepares every data set once.
+    """Locks the hub repositories of a suite, then loads every backbone and prepares every data set once.
 
     What the lock holds already stays at its commit, unless `update`. Returns the lock's path; None where
     the suite uses no hub. Raises UserError for all that cannot be had, or is not what was locked.
@@ -27,9 +28,9 @@ def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | 
     old = read_lock(lock_file) if lock_file.exists() and not update else Lock()
     lock = Lock(
         backbones={
-            spec.source: _lock_backbone(spec, old.backbones.get(spec.source), notify)
+            spec.hub_name: _lock_backbone(spec, old.backbones.get(spec.hub_name), notify)
             for spec in suite.backbones
-            if spec.source is not None
+            if spec.hub_name is not None
         },
         tasks={
             row.task: _lock_task(task, old.tasks.get(row.task), notify)
@@ -42,13 +43,13 @@ def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | 
         suite = lock.apply(suite, lock_file)
     _warm(suite, notify)
     if uses_hub:
-        # Last: what does not load is not locked.
+        # The lock comes last, so that what does not load is not locked.
         lock.write(lock_file, path)
     return lock_file if uses_hub else None
 
 
 def _lock_backbone(spec: BackboneSpec, old: Locked | None, notify: Callable[[str], None]) -> Locked:
-    notify(f"backbone {spec.source}")
+    notify(f"backbone {spec.hub_name}")
     kept = old is not None and old.asked == spec.revision
     info = describe(spec.at(old.revision) if old and kept else spec)
     repository, _, commit = info.weights_hash.partition("hub:")[2].rpartition("@")
@@ -71,10 +72,9 @@ def _locked(
     kind: RepositoryKind,
     old: Locked | None,
 ) -> Locked:
-    """Downloads the files and takes their hashes, which are the old ones where the commit is."""
-    if old is not None and (old.repository, old.revision) == (repository, commit):
-        expect(repository, commit, old.files)
-    folder = snapshot(repository, commit, patterns, kind)
+    """Downloads the files and takes their hashes. At the commit of the old lock they must be the same."""
+    same = old is not None and (old.repository, old.revision) == (repository, commit)
+    folder = snapshot(repository, commit, patterns, kind, old.locked if old and same else ())
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     files = {
         name: sha256(folder / name) for name in names if any(fnmatch(name, pattern) for pattern in patterns)
@@ -95,7 +95,6 @@ def _warm(suite: Suite, notify: Callable[[str], None]) -> None:
     for trial in pairs.values():
         row, info = trial.task, infos[trial.backbone]
         notify(f"data of {row.task} for {info.name}")
-        sizes = (row.train_size, row.validation_size, row.test_size)
-        task, wanted = find_task(row.task, row.source), row.input(info.input)
-        prepare(task, wanted, row.max_tokens, *sizes, split_seed=row.split_seed(trial.seed))
+        wanted, split_seed = row.input(info.input), row.split_seed(trial.seed)
+        prepare(row.lookup(), wanted, row.max_tokens, *row.sizes, split_seed=split_seed)
         gc.collect()

@@ -18,14 +18,14 @@ from bench.plan.cells import Cell, cells
 from bench.plan.make import make_plan
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
-from bench.search.allocation import Ablation
+from bench.search.allocation import RankAllocation
 from bench.search.nested import Nested
 from bench.search.study import RankSearch, default_storage, open_storage
 from bench.search.tuning import with_choices
 from bench.store.connect import DEFAULT_STORE
 from bench.store.records import Record, latest
 from bench.store.store import Store
-from bench.suite.choosing import Search
+from bench.suite.choosing import Allocation, Search
 from bench.suite.load import load_suite
 from bench.suite.suite import Suite
 from bench.wire.found import AllocationResult, SearchResult, Tried
@@ -36,22 +36,22 @@ from reports.summary import Summary, summarise
 
 
 class Audience:
-    """Who is told of a run as it goes. This one listens to nothing; the terminal's shows all of it."""
+    """Hears of a run while it goes. This one does nothing; the terminal's prints all of it."""
 
     def opened(self, sent: int, closed: int) -> None:
-        """Before the first trial: how many records, and how many open runs, an earlier start had left."""
+        """Before the first trial: earlier starts had left `sent` records and `closed` open runs."""
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        """So many trials of this part of the plan are to run."""
+        """Before each phase of a suite: of its trials, which are those of `plan`, so many are to run."""
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
-        """Opened around the trials; what it gives hears of every event."""
+        """Around `count` trials of a plan, on `slots` workers; what it gives hears of every event."""
         return nullcontext(lambda event: None)
 
     def searching(self, search: RankSearch) -> None:
         """Before a search."""
 
-    def allocating(self, name: str, ablation: Ablation) -> None:
+    def allocating(self, name: str, allocation: RankAllocation) -> None:
         """Before an allocation."""
 
     def searched(self, found: SearchResult, records: dict[str, Record]) -> None:
@@ -104,27 +104,28 @@ def run_suite(
 ) -> SuiteRun:
     """Runs a suite's trials into MLflow: those of its tuning first, then the final ones.
 
-    Finished trials are kept, so that a stopped run goes on where it was. `suite` is a suite or its file;
-    `tasks`, `methods` and `seeds` select a part, and nothing selects all. `executor` is inline, local or ray.
-    `retry_failed` runs only what failed. Raises UserError for whatever cannot be, before any work; a trial
-    that fails is stored with its reason and raises nothing.
+    Trials that have finished are kept, so that a run that was stopped goes on where it was. `suite` is a
+    suite or the path of its file. `tasks`, `methods` and `seeds` select a part of it; each selects all if
+    empty. `executor` is inline, local or ray. With `retry_failed` only trials run that have failed. Raises
+    UserError for what cannot be done, before any work. A trial that fails raises nothing: it is stored with
+    its reason.
     """
     told = audience or Audience()
-    place = make_executor(
+    with make_executor(
         executor, device, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
-    )
-    whole = make_plan(_loaded(suite), place.device)
-    plan = whole.select(tasks, methods, seeds)
-    opened = Store.create(store, whole.suite.name)
-    phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
-    with session(opened) as at_work, place:
-        told.opened(at_work.sent, at_work.closed)
-        for phase in phases:
-            whole = with_choices(whole, opened)
-            plan = whole.select(tasks, methods, seeds)
-            whole = _run_phase(whole, plan.of(phase), phase, at_work, place, told, retry_failed=retry_failed)
-        summary = summarise(opened, plan.stored())
-    return SuiteRun(plan, summary)
+    ) as place:
+        whole = make_plan(_loaded(suite), place.device)
+        plan = whole.select(tasks, methods, seeds)
+        opened = Store.create(store, whole.suite.name)
+        phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
+        with session(opened) as at_work:
+            told.opened(at_work.sent, at_work.closed)
+            for phase in phases:
+                whole = with_choices(whole, opened)
+                plan = whole.select(tasks, methods, seeds)
+                part = plan.of(phase)
+                whole = _run_phase(whole, part, phase, at_work, place, told, retry_failed=retry_failed)
+            return SuiteRun(plan, summarise(opened, plan.stored()))
 
 
 def _run_phase(
@@ -139,7 +140,7 @@ def _run_phase(
 ) -> Plan:
     """Runs one part of a plan; returns the plan with what other drivers chose meanwhile."""
     store = at_work.store
-    # Before anything else is looked at: a failure that comes later is another driver's, and stands.
+    # This comes first: a failure that is stored later is another driver's, and stands.
     again = failures(store) if retry_failed else {}
     trials = pending(part, store, retry_failed=retry_failed)
     told.phase(part, phase, len(trials), place.device)
@@ -147,7 +148,7 @@ def _run_phase(
         check_disk(part, trials, store)
         _check_memory(trials, place)
         place.prepare(trials)
-        # Preparing takes its time, and another driver may have chosen meanwhile.
+        # Preparing takes some time, in which another driver may have chosen.
         whole = with_choices(whole, store)
         with told.watch(part, len(trials), place.slots) as report:
             tags = {Tag.PHASE: phase} if phase else {}
@@ -176,54 +177,48 @@ def search_suite(
 ) -> SearchRun:
     """Runs what a suite's `search` and `allocation` say, for each method, task, backbone and budget.
 
-    Safe to stop and start again. `storage` is Optuna's database, by default beside the store; `trials` and
-    `sampler_seed` replace those of the search. A search tries one point at a time: without `workers` or
-    `slots_per_device` it takes one worker. Raises UserError for whatever cannot be, before any work.
+    What was tried already is kept, so that a search that was stopped goes on where it was. `storage` is
+    Optuna's database, by default beside the store. `trials` and `sampler_seed` replace those of the suite's
+    search. A search tries one point at a time: without `workers` or `slots_per_device` it takes one worker.
+    Raises UserError for what cannot be done, before any work.
     """
     told = audience or Audience()
     loaded = _with_search(_loaded(suite), trials, sampler_seed, storage)
     if loaded.search and not slots_per_device:
         # Idle workers would hold threads or GPUs that the one at work lacks.
         workers = workers or 1
-    place = make_executor(
+    with make_executor(
         executor, device, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
-    )
-    whole = make_plan(loaded, place.device)
-    wanted = whole.select(tasks, methods, ())
-    chosen = _cells_of(wanted, loaded, place.device)
-    opened = Store.create(store, loaded.name)
-    _check_memory(list(wanted.trials), place)
-    if loaded.search and not storage and not opened.local:
-        told.note(
-            f"The study is in {default_storage(store)}, which only this machine sees: to search on several, "
-            "name a database that all reach."
-        )
-    with session(opened) as at_work, place, _suite_run(at_work, whole):
-        told.opened(at_work.sent, at_work.closed)
-        again = failures(opened) if retry_failed else {}
+    ) as place:
+        whole = make_plan(loaded, place.device)
+        wanted = whole.select(tasks, methods, ())
+        chosen = _cells_of(wanted, loaded, place.device)
+        opened = Store.create(store, loaded.name)
+        _check_memory(list(wanted.trials), place)
+        if loaded.search and not storage and not opened.local:
+            told.note(
+                f"The study is in {default_storage(store)}, which only this machine sees: to search on "
+                "several, name a database that all reach."
+            )
+        with session(opened) as at_work, _suite_run(at_work, whole):
+            told.opened(at_work.sent, at_work.closed)
+            again = failures(opened) if retry_failed else {}
 
-        def nests(kind: Literal[Kind.SEARCH, Kind.ALLOCATION]) -> list[Nested]:
-            return [Nested(cell, kind, at_work, place, told.watch, again) for cell in chosen]
+            def nests(kind: Literal[Kind.SEARCH, Kind.ALLOCATION]) -> list[Nested]:
+                return [Nested(cell, kind, at_work, place, told.watch, again) for cell in chosen]
 
-        found: list[SearchResult | AllocationResult] = []
-        if loaded.search:
-            found += _search(loaded.search, nests(Kind.SEARCH), storage or default_storage(store), told)
-        if loaded.allocation:
-            allocating = nests(Kind.ALLOCATION)
-            ablations = [Ablation(nest.cell, loaded.allocation) for nest in allocating]
-            for ablation, nest in zip(ablations, allocating, strict=True):
-                told.allocating(nest.name, ablation)
-                with nest:
-                    allocated = ablation.run(nest)
-                found.append(allocated)
-                told.allocated(allocated, latest(opened.records()))
-        records = latest(opened.records())
-    return SearchRun(tuple(found), all(_whole(one, records) for one in found))
+            found: list[SearchResult | AllocationResult] = []
+            if loaded.search:
+                found += _search(loaded.search, nests(Kind.SEARCH), storage or default_storage(store), told)
+            if loaded.allocation:
+                found += _allocate(loaded.allocation, nests(Kind.ALLOCATION), told)
+            records = latest(opened.records())
+            return SearchRun(tuple(found), all(_complete(one, records) for one in found))
 
 
 def _search(section: Search, nests: Sequence[Nested], storage: str, told: Audience) -> Iterator[SearchResult]:
     studies = open_storage(storage)
-    # Every space is checked before the first trial.
+    # All of them are made, and so checked, before the first trial.
     searches = [RankSearch(nest.cell, section, studies, nest.name) for nest in nests]
     for search, nest in zip(searches, nests, strict=True):
         told.searching(search)
@@ -233,7 +228,18 @@ def _search(section: Search, nests: Sequence[Nested], storage: str, told: Audien
         yield found
 
 
-def _whole(found: SearchResult | AllocationResult, records: dict[str, Record]) -> bool:
+def _allocate(section: Allocation, nests: Sequence[Nested], told: Audience) -> Iterator[AllocationResult]:
+    # All of them are made, and so checked, before the first trial.
+    allocations = [RankAllocation(nest.cell, section) for nest in nests]
+    for allocation, nest in zip(allocations, nests, strict=True):
+        told.allocating(nest.name, allocation)
+        with nest:
+            found = allocation.run(nest)
+        told.allocated(found, latest(nest.store.records()))
+        yield found
+
+
+def _complete(found: SearchResult | AllocationResult, records: dict[str, Record]) -> bool:
     """Whether something was chosen, and every trial that the result stands on has a score."""
     stands_on: list[Tried] = [*found.final]
     if isinstance(found, AllocationResult):
@@ -243,11 +249,14 @@ def _whole(found: SearchResult | AllocationResult, records: dict[str, Record]) -
 
 
 def _loaded(suite: Suite | Path | str) -> Suite:
-    return suite if isinstance(suite, Suite) else load_suite(Path(suite))
+    return suite if isinstance(suite, Suite) else load_suite(suite)
 
 
 def _with_search(suite: Suite, trials: int | None, seed: int | None, storage: str | None) -> Suite:
-    """The suite with what replaces its search. Raises UserError where it has nothing to search."""
+    """The suite with these values in its search.
+
+    Raises UserError where it has no search that they could be for, or neither a search nor an allocation.
+    """
     if not (suite.search or suite.allocation):
         raise UserError(f"suite '{suite.name}' has neither a section 'search' nor 'allocation'")
     given = {"trials": trials, "seed": seed}
@@ -264,7 +273,7 @@ def _with_search(suite: Suite, trials: int | None, seed: int | None, storage: st
 
 
 def _cells_of(plan: Plan, suite: Suite, device: str) -> list[Cell]:
-    """The cells behind the rows of a plan. A row that stands there twice is one."""
+    """The cells behind the rows of a plan. Equal rows have one cell."""
     rows = {(row.method, row.task, row.backbone, row.budget) for row in plan.rows}
     keyed = (
         ((cell.label, cell.task.task, cell.info.name, cell.budget), cell) for _, cell in cells(suite, device)
@@ -273,14 +282,14 @@ def _cells_of(plan: Plan, suite: Suite, device: str) -> list[Cell]:
 
 
 def _check_memory(trials: list[Trial], place: Executor) -> None:
-    # A cluster's nodes are asked by themselves.
+    # A cluster's nodes check their own memory.
     if place.on_this_machine:
         check_memory(trials, place.slots)
 
 
 @contextmanager
 def _suite_run(at_work: Session, plan: Plan) -> Iterator[None]:
-    """The run that holds the suite's plan, open while a search is at work: reports read what it planned."""
+    """Keeps the suite's own run open while a search is at work. It holds the plan, which reports read."""
     run_id = at_work.store.begin_suite(plan, at_work.claims.driver)
     status: Literal[Status.FINISHED, Status.KILLED] = Status.KILLED
     try:

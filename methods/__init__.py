@@ -2,7 +2,7 @@
 
 from methods.adapter import Adapter
 from methods.backbone import PROJECTIONS, Backbone, Geometry, Site
-from methods.base import METHODS, Method, create, from_identity
+from methods.base import METHODS, Method, attach, create, from_identity
 from methods.errors import NotLowRank, UnknownNameError, UserError
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Site",
     "UnknownNameError",
     "UserError",
+    "attach",
     "create",
     "from_identity",
 ]

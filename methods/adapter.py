@@ -39,7 +39,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The trained parameters, head excluded, each once."""
+        """The trained parameters, head excluded. One that several sites share is there once."""
 
     @abstractmethod
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
@@ -64,6 +64,7 @@ class Adapter(ABC):
 
     @property
     def parameter_count(self) -> int:
+        """The number of trained parameters, head excluded."""
         return sum(parameter.numel() for parameter in self.named_parameters().values())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -76,11 +77,12 @@ class Adapter(ABC):
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Inside, no parameter changes (an evaluation): what all forwards need is computed once."""
+        """Promises that no parameter changes inside, so that what all forwards need is computed only once."""
         yield
 
     @property
     def merged(self) -> bool:
+        """Whether the update is in the backbone's weights now."""
         return bool(self._unmerged)
 
     @torch.no_grad()
@@ -102,6 +104,7 @@ class Adapter(ABC):
             self.backbone.module.set_submodule(self.backbone.path(site), base)
 
     def unmerge(self) -> None:
+        """Takes the update out of the weights again, bit for bit; does nothing where none is merged."""
         for site, (weight, bias) in self._unmerged.items():
             base = self.bases[site]
             base.weight.data = weight
@@ -126,7 +129,7 @@ class Adapter(ABC):
         self._adapted[site] = module
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of every trained parameter on the CPU, each once, as safetensors wants them."""
+        """A copy of every trained parameter, on the CPU and contiguous, as safetensors wants them."""
         return {
             name: parameter.detach().to("cpu", copy=True).contiguous()
             for name, parameter in self.named_parameters().items()

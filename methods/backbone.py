@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Literal, NamedTuple, Protocol
 
 from torch import nn
@@ -20,10 +22,7 @@ TARGETS: dict[Targets, tuple[str, ...]] = {
     "qkvo+mlp": PROJECTIONS,
 }
 
-#: Slices of shape (hidden, hidden) into which stacking methods cut fc1's output and fc2's input.
-MLP_SLICES = 4
-
-#: Projections of one layer that read the same activation.
+#: The projections of a layer that read the same activation.
 SHARED_INPUT = ("query", "key", "value")
 
 
@@ -39,7 +38,7 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """All that a parameter count needs. Heads split `hidden` evenly."""
+    """All that a parameter count needs. The heads split the hidden size evenly."""
 
     hidden: int
     heads: int
@@ -59,13 +58,9 @@ class Geometry:
     def head_size(self) -> int:
         return self.hidden // self.heads
 
-    def check_mlp_slices(self, label: str) -> None:
-        """Raises UserError unless fc1 and fc2 are `MLP_SLICES` square slices each."""
-        if self.mlp != MLP_SLICES * self.hidden:
-            raise UserError(
-                f"{label} stacks fc1 and fc2 as {MLP_SLICES} slices of hidden × hidden each, so it needs an "
-                f"MLP of {MLP_SLICES} × hidden; this backbone has {self}"
-            )
+    def sites(self, projections: Iterable[str]) -> list[Site]:
+        """The sites of these projections, layer by layer."""
+        return [Site(layer, name) for layer, name in product(range(self.layers), projections)]
 
     def shape(self, projection: str) -> tuple[int, int]:
         """(out, in) of a projection's weight."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,7 +12,7 @@ from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
 from methods.errors import UserError
 from methods.registry import Registry
-from methods.validation import Frozen, validate
+from methods.validation import Frozen, identity, validate
 
 METHODS = Registry(
     "method",
@@ -37,18 +37,19 @@ def create(name: str, /, **options: Any) -> Method:
 
 
 class Method(Frozen, ABC):
-    """A PEFT method. Fields are its hyper-parameters; constructing one does no work.
+    """A PEFT method. Its fields are the hyper-parameters, and constructing one does no work.
 
-    A method whose size is free (`ranks=None`, say) is a template: `isorank` and `fit` give it one.
+    A method whose size is still free (with `ranks=None`, for instance) is a template, to which `isorank` and
+    `fit` give a size.
     """
 
     #: The name under which the method is registered.
     name: ClassVar[str]
-    #: Raised whenever the same options come to mean other numbers, so that old trials do not match.
+    #: Raised whenever the same options come to mean other numbers, so that no old trial matches a new one.
     version: ClassVar[int] = 1
-    #: Whether a rank or budget can set the size; head_only has none to set.
+    #: Whether a rank or a budget can set the size.
     sizeable: ClassVar[bool] = True
-    #: Why the gradients are meant to differ from the forward's (DoRA takes a norm for a constant).
+    #: Why the gradients are not those of the forward, where that is meant (DoRA takes a norm for a constant).
     approximates_gradient: ClassVar[str] = ""
     #: Fields that `title` or `size` already show.
     titled: ClassVar[frozenset[str]] = frozenset()
@@ -57,8 +58,8 @@ class Method(Frozen, ABC):
     def presets(cls) -> Sequence[Self]:
         """Templates that together show every construction of the method, for the conformance checks.
 
-        The first is the base whose other options are varied. Override it where an option has no default:
-        this raises UserError there.
+        The first is the one whose other options the checks vary. A method with an option that has no default
+        overrides this, which raises UserError there.
         """
         return (validate(cls, {}, f"the preset of method '{cls.name}' (see Method.presets)"),)
 
@@ -75,11 +76,11 @@ class Method(Frozen, ABC):
     @property
     @abstractmethod
     def size(self) -> tuple[int, ...] | None:
-        """The ranks, one for each mode; None while they are free. Empty where there is none to set."""
+        """The ranks, one for each of `rank_names`; None while they are free, empty where there are none."""
 
     @property
     def rank_names(self) -> tuple[str, ...]:
-        """What each rank belongs to, in the order of `size`. A method of several ranks overrides it."""
+        """What each rank of `size` belongs to. A method of several ranks overrides it."""
         return ("rank",) if self.sizeable else ()
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
@@ -87,7 +88,7 @@ class Method(Frozen, ABC):
         return (None,) * len(self.rank_names)
 
     def with_size(self, ranks: Sequence[int]) -> Self:
-        """The same method with these ranks, one for each of `rank_names`; see there."""
+        """The same method with these ranks, one for each of `rank_names`."""
         (rank,) = ranks
         return self.isorank(rank)
 
@@ -101,7 +102,7 @@ class Method(Frozen, ABC):
 
     @abstractmethod
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """The same method, its count as near to `budget` as its ranks allow (ties to the smaller).
+        """The same method with the ranks whose count is nearest to `budget`, the smaller count on a tie.
 
         `uneven` lets the ranks of two modes that otherwise share one differ by one. Raises UserError
         where even the smallest ranks exceed the budget.
@@ -109,16 +110,16 @@ class Method(Frozen, ABC):
 
     @abstractmethod
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
-        """Builds the adapter and installs it; called by `attach`, which checks it."""
+        """Builds the adapter and installs it. `attach` calls this and checks what comes of it."""
 
     @property
     def title(self) -> str:
-        """How the field calls the method, with the fields in `titled`."""
+        """What the field calls the method; it may show the fields in `titled`."""
         return self.name
 
     @property
     def label(self) -> str:
-        """How tables call the method: its title and every option that is not the default."""
+        """What tables call the method: its title, and every option that is not at its default."""
         defaults = {
             name: field.get_default(call_default_factory=True)
             for name, field in type(self).model_fields.items()
@@ -131,9 +132,19 @@ class Method(Frozen, ABC):
         ]
         return f"{self.title} ({', '.join(options)})" if options else self.title
 
+    @property
+    def idle(self) -> Set[str]:
+        """The options that change nothing, given the others: where dropout sits, if there is none."""
+        return frozenset()
+
     def identity(self) -> dict[str, Any]:
-        """All that can change the result of a trial: name, version and every hyper-parameter."""
-        return {"method": self.name, "version": self.version, **self.model_dump(mode="json")}
+        """All that can change the result of a trial: name, version and the hyper-parameters.
+
+        Idle options are shown at their default, so that one trial serves all their values.
+        """
+        defaults = {name: type(self).model_fields[name].default for name in self.idle}
+        hyperparameters = identity(self.model_copy(update=defaults))
+        return {"method": self.name, "version": self.version, **hyperparameters}
 
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
         """Raises UserError where a backbone lacks what the method adapts, or the size is still free."""
@@ -160,6 +171,16 @@ class Method(Frozen, ABC):
                 f"the built adapter has {adapter.parameter_count:,}"
             )
         return adapter
+
+
+def attach(backbone: Backbone, method: Method, seed: int = 0) -> Adapter:
+    """Freezes a backbone (its head excepted) and puts an adapter of the method on it, started from a seed.
+
+    The same seed gives the same start on every device. A trial of a suite starts elsewhere: its seed also
+    feeds other random streams, and each has a seed derived from it. Raises UserError as `Method.check` does,
+    for instance while the ranks are free.
+    """
+    return method.attach(backbone, torch.Generator().manual_seed(seed))
 
 
 def from_identity(identity: Mapping[str, Any]) -> Method:

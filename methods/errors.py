@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+#: How alike two names must be, from 0 to 1, for one to be offered in place of the other.
+ALIKE = 0.5
+
 
 class UserError(Exception):
     """Input or surroundings that the user can mend; the message says what and how."""
+
+
+def near_names(name: str, known: Iterable[str], at_most: int = 1) -> list[str]:
+    """The known names that look most like `name`, the likest first; none where none does."""
+    return get_close_matches(name, list(known), n=at_most, cutoff=ALIKE)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question whether the nearest known name was meant; empty where none is near."""
+    return "".join(f"did you mean '{near}'?" for near in near_names(name, known))
 
 
 class UnknownNameError(UserError):
@@ -15,9 +28,9 @@ class UnknownNameError(UserError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        near = get_close_matches(name, self.known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        super().__init__(f"unknown {kind} '{name}': {hint}known are {', '.join(self.known)}")
+        hint = did_you_mean(name, self.known)
+        told = f"{hint} known" if hint else "known"
+        super().__init__(f"unknown {kind} '{name}': {told} are {', '.join(self.known)}")
 
 
 class NotLowRank(UserError):  # noqa: N818 - the contract's name

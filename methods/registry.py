@@ -1,4 +1,4 @@
-"""Names to lazily imported targets, ours and those that plug-ins bring by entry point."""
+"""Names of targets that are imported only when asked for: ours, and those that plug-ins bring."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Registry:
             ) from error
 
     def available(self) -> Iterator[tuple[str, Any]]:
-        """Every (name, target) that imports; a broken plug-in is named in a warning and passed over."""
+        """Every (name, target) that can be imported. A warning names a broken plug-in, which is left out."""
         for name in self:
             try:
                 yield name, self.get(name)

@@ -1,4 +1,4 @@
-"""What methods of a single rank share, and those that have no size to set."""
+"""What methods of a single rank share, and what methods without a rank do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from methods.ranks import nearest_rank, too_small
 
 
 class OneRank(Method):
-    """A method whose size is a single rank: it states its count for any rank, the rest is here."""
+    """A method whose size is a single rank. It states its count for any rank, and everything else is here."""
 
     titled: ClassVar[frozenset[str]] = frozenset({"rank"})
 
@@ -29,10 +29,15 @@ class OneRank(Method):
     def size(self) -> tuple[int, ...] | None:
         return None if self.rank is None else (self.rank,)
 
-    def count(self, geometry: Geometry) -> int:
+    @property
+    def resolved_rank(self) -> int:
+        """The rank. Raises UserError while it is free."""
         if self.rank is None:
             raise UserError(f"{self.label}: rank is free; give it, or a budget")
-        return self.count_at(geometry, self.rank)
+        return self.rank
+
+    def count(self, geometry: Geometry) -> int:
+        return self.count_at(geometry, self.resolved_rank)
 
     def isorank(self, rank: int) -> Self:
         return self.model_copy(update={"rank": rank})
@@ -45,7 +50,7 @@ class OneRank(Method):
 
 
 class Unsized(Method):
-    """A method whose size nothing sets: it stands in every comparison as it is."""
+    """A method whose size nothing can set, so that it stands in every comparison as it is."""
 
     sizeable: ClassVar[bool] = False
 

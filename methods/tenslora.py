@@ -6,34 +6,33 @@ and layers ("depth") in the seven combinations of the paper, and every stack is 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
-from methods.backbone import MLP_SLICES, TARGETS, Geometry, Site, Targets
+from methods.backbone import TARGETS, Geometry, Site, Targets
 from methods.errors import UserError
 from methods.factorizations import FACTORIZATIONS, Init
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
-from methods.ranks import nearest, nearest_rank, too_small
+from methods.ranks import too_small
+from methods.slices import CUT_INPUTS, Slices, cut_inputs
+from methods.tenslora_ranks import even_ranks, tucker_ranks
+from methods.validation import Later
 
 Variant = Literal["att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "att_qkv_depth"]
 VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
 
-#: The heuristic's bound on (rank of the d-sized mode) / (rank of the head-size mode).
-LARGEST_RATIO = 5
-
-CountRanks = Callable[[tuple[int, ...]], int]
-
 
 class TensLoRA(LowRankMethod):
-    """One of the seven variants. y = W·x + b + scale · ΔW·x, ΔW a slice of a factorised tensor.
+    """One of the seven variants: y = W·x + b + scale · ΔW·x, where ΔW is a slice of a factorised tensor.
 
-    One of the tensor's parts starts at zero (Tucker: the core), so ΔW = 0 and the first step moves only it.
+    One part of the tensor starts at zero (of a Tucker tensor the core). So ΔW starts at zero, and the first
+    step moves only this part.
     """
 
     name: ClassVar[str] = "tenslora"
@@ -42,20 +41,20 @@ class TensLoRA(LowRankMethod):
     #: What is stacked: heads (att), projections (qkv), layers (depth), or a combination.
     variant: Variant
     #: Tucker: one rank for each of `modes`, in their order. CP: one. Tensor train: one for each bond.
-    #: None: set by a budget.
+    #: None: a budget sets them.
     ranks: tuple[PositiveInt, ...] | None = None
     #: `cp` and `tt` (tensor train) are not in the paper's results.
     factorization: Literal["tucker", "cp", "tt"] = "tucker"
     #: The paper's are query, key and value. `qkvo+mlp` cuts fc1 and fc2 into four (d, d) slices each.
     targets: Targets = "qkv"
-    #: `aligned`: output channel = head · head size + j, the backbone's real heads. `interleaved`:
-    #: j · heads + head, as the reference code unfolds it, so that a slice is spread over all heads.
+    #: `aligned`: output channel = head · head size + j, which are the backbone's real heads. `interleaved`:
+    #: channel = j · heads + head, as the reference code unfolds it, so that a slice is spread over all heads.
     heads: Literal["aligned", "interleaved"] = "aligned"
-    #: How what does not start at zero starts.
-    init: Init = Field("orthogonal")
-    #: Whether tensors start from draws of their own, or all from the same ones, as in the reference code,
-    #: which seeds anew for each.
-    starts: Literal["independent", "identical"] = "independent"
+    #: How the parts start that do not start at zero.
+    init: Init = "orthogonal"
+    #: Whether each tensor starts from draws of its own, or all of them from the same ones, as in the
+    #: reference code, which seeds anew for each.
+    starts: Annotated[Literal["independent", "identical"], Later()] = "independent"
 
     @classmethod
     def presets(cls) -> tuple[Self, ...]:
@@ -91,9 +90,9 @@ class TensLoRA(LowRankMethod):
         return TARGETS[self.targets]
 
     @property
-    def slices(self) -> tuple[str, ...]:
-        """The projection of every (d, d) slice, in the order of the projection mode."""
-        return tuple(name for name in self.projections for _ in range(MLP_SLICES if "fc" in name else 1))
+    def slices(self) -> Slices:
+        """The (d, d) slices of a layer, in the order of the projection mode."""
+        return Slices(self.projections)
 
     @property
     def rank_names(self) -> tuple[str, ...]:
@@ -107,19 +106,19 @@ class TensLoRA(LowRankMethod):
     def title(self) -> str:
         return f"TensLoRA {self.variant}"
 
-    def identity(self) -> dict[str, Any]:
-        identity = super().identity()
+    @property
+    def idle(self) -> set[str]:
+        """The order of heads where they are no mode, and `starts` where there is only one tensor to start."""
+        idle = set()
         if "head" not in self.modes:
-            # Their order changes nothing then, and one trial serves both.
-            identity["heads"] = "aligned"
-        # A single tensor has no other to start like; and older trials, which had no choice, keep their ids.
-        if self.starts == "independent" or {"qkv", "depth"} <= set(self.variant.split("_")):
-            del identity["starts"]
-        return identity
+            idle.add("heads")
+        if {"projection", "layer"} <= set(self.modes):
+            idle.add("starts")
+        return idle
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """Mode names: input, output (or head_size, head), projection, layer."""
+        """The names of the modes: input, output (or head_size and head), projection, layer."""
         stacked = self.variant.split("_")
         outputs = ("head_size", "head") if "att" in stacked else ("output",)
         projection = ("projection",) if "qkv" in stacked else ()
@@ -142,22 +141,26 @@ class TensLoRA(LowRankMethod):
         return tuple(sizes[mode] for mode in self.modes)
 
     def tensor_axes(self, geometry: Geometry) -> dict[str, int]:
-        """What is not stacked, with its size: one tensor for each combination."""
+        """What is not stacked, with its size. There is a tensor for each combination of these."""
         sizes = self._sizes(geometry)
         return {axis: sizes[axis] for axis in ("layer", "projection") if axis not in self.modes}
 
     def count(self, geometry: Geometry) -> int:
         """(number of tensors) · (Σ r·n + Π r) for Tucker, R·Σ n for CP, Σ r₋·n·r₊ for tensor train.
 
-        Raises UserError for free ranks, and for MLP targets where the MLP is not four times as wide.
+        Raises UserError for free ranks, and for MLP targets where the MLP is not four times as wide as d.
         """
+        return self._count_with(geometry, self.resolved_ranks)
+
+    @property
+    def resolved_ranks(self) -> tuple[int, ...]:
+        """The ranks. Raises UserError while they are free."""
         if self.ranks is None:
             raise UserError(f"{self.label}: ranks are free; give them, or a budget")
-        return self._count_with(geometry, self.ranks)
+        return self.ranks
 
     def _count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
-        if "fc1" in self.projections:
-            geometry.check_mlp_slices(self.title)
+        self.slices.check(geometry, self.title)
         tensors = math.prod(self.tensor_axes(geometry).values())
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 
@@ -172,150 +175,99 @@ class TensLoRA(LowRankMethod):
         return self.model_copy(update={"ranks": tuple(ranks)})
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """The paper's heuristic: head, projection and layer modes keep their full rank, equal modes
-        share a rank, larger modes get larger ranks.
+        """The ranks of `methods.tenslora_ranks`.
 
-        Where heads are a mode, many rank pairs come near the budget and the very nearest can be
-        degenerate; only those with 1 < r(input) / r(head_size) ≤ 5 count. Where the full small modes
-        alone exceed the budget, they are capped as little as needed, at last all ranks to 1. `uneven` lets
-        r(input) be one above r(output). CP and tensor trains have one rank throughout; `uneven` lets a
-        train's first bonds be one larger.
+        `uneven` lets r(input) be one above r(output) in a Tucker tensor without heads, and the first bonds of
+        a tensor train be one above the others.
         """
-        shape = self.shape(geometry)
 
         def count(ranks: tuple[int, ...]) -> int:
             return self._count_with(geometry, ranks)
 
-        bonds = len(self.rank_names)
-        smallest = count((1,) * bonds)
+        smallest = count((1,) * len(self.rank_names))
         if smallest > budget:
             raise too_small(self.label, budget, smallest)
-        if self.factorization != "tucker":
-            rank = nearest_rank(lambda r: count((r,) * bonds), budget)
-            even = [(rank,) * bonds]
-            steps = range(1, bonds) if uneven else ()
-            bent = [(r + 1,) * k + (r,) * (bonds - k) for r in (rank - 1, rank) if r for k in steps]
-            return self.model_copy(update={"ranks": nearest(even + bent, count, budget)})
-        small = dict(zip(self.modes, shape, strict=True))
-        cap = max(geometry.heads, geometry.layers, len(self.slices))
-        # Where heads are a mode, the rule has no pair below 2, 1.
-        wide = 2 if "head_size" in small else 1
-        while cap > 1 and count(self._expand(small, wide, 1, cap)) > budget:
-            cap -= 1
-        candidates = (
-            self._expand(small, wide, narrow, cap)
-            for wide, narrow in self._wide_and_narrow(small, cap, budget, count, uneven)
-        )
-        return self.model_copy(update={"ranks": nearest(candidates, count, budget)})
-
-    def _expand(self, sizes: dict[str, int], wide: int, narrow: int, cap: int) -> tuple[int, ...]:
-        """Ranks from those of input (wide), of output or head_size (narrow), and the cap of the rest."""
-        given = {"input": wide, "output": narrow, "head_size": narrow}
-        return tuple(given.get(mode) or min(size, cap) for mode, size in sizes.items())
-
-    def _wide_and_narrow(
-        self, sizes: dict[str, int], cap: int, budget: int, count: CountRanks, uneven: bool
-    ) -> Iterator[tuple[int, int]]:
-        if "head_size" not in sizes:
-            rank = nearest_rank(lambda r: count(self._expand(sizes, r, r, cap)), budget, high=sizes["input"])
-            yield rank, rank
-            if uneven:
-                yield from ((r + 1, r) for r in (rank - 1, rank) if 1 <= r < sizes["input"])
-            return
-        if cap == 1:
-            # Nothing smaller is left.
-            yield 1, 1
-        for narrow in range(1, sizes["head_size"] + 1):
-            if narrow > 1 and count(self._expand(sizes, narrow, narrow - 1, cap)) > budget:
-                return
-            yield (
-                nearest_rank(
-                    lambda r, narrow=narrow: count(self._expand(sizes, r, narrow, cap)),  # type: ignore[misc]
-                    budget,
-                    low=min(narrow + 1, sizes["input"]),
-                    high=min(LARGEST_RATIO * narrow, sizes["input"]),
-                ),
-                narrow,
-            )
+        if self.factorization == "tucker":
+            sizes = dict(zip(self.modes, self.shape(geometry), strict=True))
+            return self.with_size(tucker_ranks(sizes, count, budget, uneven=uneven))
+        return self.with_size(even_ranks(len(self.rank_names), count, budget, uneven=uneven))
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _StackedTensors(self, geometry, generator)
 
 
 class _StackedTensors(Parametrisation):
-    """The tensors of one variant, and which slices of which are a site's update."""
+    """The tensors of one variant, and which slices of which are a site's update.
+
+    The downs are the input factors of the tensors, so that the sites of a tensor share one. Some sites have a
+    down of their own after those: where their slices are of several tensors, and where the heads lie on the
+    input.
+    """
 
     def __init__(self, method: TensLoRA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
-        assert method.ranks is not None
         self.method = method
         self.axes = method.tensor_axes(geometry)
         self.factorization = FACTORIZATIONS[method.factorization]
+        shape, ranks = method.shape(geometry), method.resolved_ranks
         drawn = generator.get_state()
         self.tensors = nn.ModuleList()
-        for _ in product(*map(range, self.axes.values())):
+        for _ in range(math.prod(self.axes.values())):
             if method.starts == "identical":
                 generator.set_state(drawn)
-            tensor = self.factorization.build(method.shape(geometry), method.ranks, method.init, generator)
-            self.tensors.append(tensor)
-        self.down_of = {}
-        #: Per site, the slices of the projection mode; per extra `down`, its site.
-        self._slices: dict[Site, range] = {}
-        self._own_down: list[Site] = []
-        self.input_slices = {}
-        for layer, name in product(range(geometry.layers), method.projections):
-            site = Site(layer, name)
-            first = method.slices.index(name)
-            self._slices[site] = range(first, first + method.slices.count(name))
-            tensors = self._tensors_of(site)
-            if self._transposed(site) or len(set(tensors)) > 1:
-                self.down_of[site] = len(self.tensors) + len(self._own_down)
-                self._own_down.append(site)
-            else:
-                self.down_of[site] = tensors[0]
-                if name == "fc2":
-                    self.input_slices[site] = MLP_SLICES
+            self.tensors.append(self.factorization.build(shape, ranks, method.init, generator))
+        sites = geometry.sites(method.projections)
+        #: Where in the stack of a layer a site's slices are, and of which tensor each of them is.
+        self._positions = {site: method.slices.positions(site.projection) for site in sites}
+        self._sources = {
+            site: [self._tensor_of(site.layer, position) for position in positions]
+            for site, positions in self._positions.items()
+        }
+        #: The heads of the output projection lie on its input, so there the d-sized mode is the output.
+        self._turned = {site for site in sites if site.projection == "output" and "head" in method.modes}
+        own = itertools.count(len(self.tensors))
+        self.down_of = {
+            site: next(own) if site in self._turned or len(set(sources)) > 1 else sources[0]
+            for site, sources in self._sources.items()
+        }
+        self.input_slices = cut_inputs(site for site in sites if self._shares_down(site))
 
-    def _transposed(self, site: Site) -> bool:
-        """The heads of the output projection lie on its input, so there the d-sized mode is the output."""
-        return site.projection == "output" and "head" in self.method.modes
+    def _shares_down(self, site: Site) -> bool:
+        return self.down_of[site] < len(self.tensors)
 
-    def _tensors_of(self, site: Site) -> list[int]:
-        """The tensor of each of the site's slices: row-major over what is not stacked."""
-        indices = []
-        for slice_ in self._slices[site]:
-            position = {"layer": site.layer, "projection": slice_}
-            index = 0
-            for axis, size in self.axes.items():
-                index = index * size + position[axis]
-            indices.append(index)
-        return indices
+    def _tensor_of(self, layer: int, slice_: int) -> int:
+        """The tensor that holds a slice of a layer: row-major over what is not stacked."""
+        position = {"layer": layer, "projection": slice_}
+        index = 0
+        for axis, size in self.axes.items():
+            index = index * size + position[axis]
+        return index
 
     def contract(self) -> Contracted:
         down, rest = self.factorization.contract(list(self.tensors))
         downs = list((down * self.method.scale).unbind())
         slices = [layer.unbind() for layer in self._by_slice(rest).unbind()]
         ups = {}
-        for site, chosen in self._slices.items():
-            parts = [slices[site.layer][i] for i in chosen]
-            own = [downs[i] for i in self._tensors_of(site)]
-            if self._transposed(site):
-                ups[site] = own[0].T
+        for site, positions in self._positions.items():
+            parts = [slices[site.layer][position] for position in positions]
+            inputs = [downs[source] for source in self._sources[site]]
+            # The slices of fc2 are of its input, and each has columns of its own in `up`.
+            cut_input = site.projection in CUT_INPUTS
+            if site in self._turned:
+                ups[site] = inputs[0].T
                 downs.append(parts[0].T)
-            elif site.projection == "fc2":
-                # Side by side on the input: each slice of the input has its own columns of `up`.
+            elif self._shares_down(site):
+                ups[site] = parts[0] if len(parts) == 1 else torch.cat(parts, int(cut_input))
+            elif cut_input:
                 ups[site] = torch.cat(parts, 1)
-                if self.down_of[site] >= len(self.tensors):
-                    downs.append(torch.block_diag(*own))
-            elif self.down_of[site] >= len(self.tensors):
-                ups[site] = torch.block_diag(*parts)
-                downs.append(torch.cat(own))
+                downs.append(torch.block_diag(*inputs))
             else:
-                ups[site] = parts[0] if len(parts) == 1 else torch.cat(parts)
+                ups[site] = torch.block_diag(*parts)
+                downs.append(torch.cat(inputs))
         return Contracted(downs, ups)
 
     def _by_slice(self, rest: Tensor) -> Tensor:
-        """What is left beside the input factor, as (layer, slice, out, r)."""
+        """The product of all but the input factor, as (layer, slice, out, r)."""
         names = [*self.axes, *self.method.modes[1:], "rank"]
         rest = rest.unflatten(0, tuple(self.axes.values())) if self.axes else rest.squeeze(0)
         out = [name for name in names if name in ("output", "head_size", "head")]

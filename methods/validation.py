@@ -1,19 +1,26 @@
-"""pydantic's errors in the words of the user: the field, the value, what would be accepted."""
+"""What all configurations have: errors in the words of the user, and the part of them that an id covers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from methods.errors import UserError
+from methods.errors import UserError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 
 _LISTS = ("list_type", "tuple_type")
 _MAPPINGS = ("dict_type", "mapping_type", "model_type")
+
+
+class Later:
+    """Marks a field that was added when ids had already been stored, by `Annotated[bool, Later()] = False`.
+
+    Its default is what was done before there was a choice. `identity` leaves it out there, so that the trials
+    of that time keep their ids; fields without the mark are always part of an identity.
+    """
 
 
 class Frozen(BaseModel):
@@ -22,8 +29,25 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, Any]:
+    """The fields of a configuration that an id covers, as JSON.
+
+    All, or those to `include`, except the ones marked `Later` that are at their default.
+    """
+    shown = {
+        name
+        for name, field in type(values).model_fields.items()
+        if not any(isinstance(mark, Later) for mark in field.metadata)
+        or getattr(values, name) != field.get_default(call_default_factory=True)
+    }
+    return values.model_dump(mode="json", include=shown if include is None else shown & include)
+
+
 def validate(model: type[Model], values: Any, where: str) -> Model:
-    """Builds `model` from `values`. Raises UserError with one line for each field that is wrong."""
+    """Builds `model` from `values`.
+
+    Raises UserError with a line for each field that is wrong: the field, the value, what would be accepted.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -44,14 +68,13 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
         known = _fields_beside(problem["loc"], model)
-        near = get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        accepted = f"; accepted are {', '.join(known)}" if known else ""
-        return f"unknown field '{field}'{hint}{accepted}"
+        parts = [did_you_mean(name, known), f"accepted are {', '.join(known)}" if known else ""]
+        return "; ".join([f"unknown field '{field}'", *filter(None, parts)])
     message = _message(problem)
     if problem["type"] == "literal_error":
-        near = get_close_matches(str(problem["input"]), problem["ctx"]["expected"].split("'"), n=1)
-        message += f"; did you mean '{near[0]}'?" if near else ""
+        # pydantic's "'fp32', 'bf16' or 'auto'": what stands between quotes.
+        expected = problem["ctx"]["expected"].split("'")[1::2]
+        message = "; ".join(filter(None, [message, did_you_mean(str(problem["input"]), expected)]))
     if problem["type"] == "missing":
         return f"field '{field}' is required"
     shown = f" (got {problem['input']!r})" if field else ""

@@ -7,16 +7,35 @@ import os
 # Tiny models are fastest on one thread, and subprocesses inherit it. Before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import shutil
 import signal
+import sqlite3
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+#: So many more modules are imported by what a test needs first: a model's architecture, a database.
+MANY_MODULES = 50
+
 SUITES = Path(__file__).parent.parent / "suites"
+
+
+#: The number of modules when the garbage collector was last told to look at them no more.
+frozen = pytest.StashKey[int]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Modules are no garbage: a collection, and every trial makes one, takes long to find that out again."""
+    if len(sys.modules) > item.config.stash.get(frozen, 0) + MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        item.config.stash[frozen] = len(sys.modules)
 
 
 class Ended(NamedTuple):
@@ -42,6 +61,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["TENSORBENCH_CACHE"] = str(folder)
     yield
     del os.environ["TENSORBENCH_CACHE"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced_databases() -> None:
+    """SQLite files that need not outlast a power cut: most of a small trial's time is waiting for the disk.
+
+    A killed process loses nothing by it: what was written is the system's by then.
+    """
+    from sqlalchemy import Engine, event
+
+    @event.listens_for(Engine, "connect")
+    def unsynced(connection: Any, _: Any) -> None:
+        # What is no database says so itself when it is read.
+        if isinstance(connection, sqlite3.Connection):
+            with suppress(sqlite3.Error):
+                connection.execute("PRAGMA synchronous = OFF")
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +105,6 @@ def call() -> Callable[..., Ended]:
     """Calls the program in this process with arguments, as a shell would."""
     import contextlib
     import io
-    import sys
 
     from bench import cli
 

@@ -6,9 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from methods import METHODS
+
+Call = Callable[..., Any]
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "tensorbench-shared-down"
@@ -24,15 +30,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def program(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *arguments],
-        env={**os.environ, "PYTHONPATH": str(site)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def found(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """This process finds the package as a new one would: it looks for plug-ins again."""
+    monkeypatch.syspath_prepend(installed)
+    monkeypatch.setattr(METHODS, "_plugins", None)
+    yield installed
+    sys.modules.pop("shared_down", None)
 
 
 def test_the_guide_shows_the_tested_package_in_under_60_lines() -> None:
@@ -43,42 +47,51 @@ def test_the_guide_shows_the_tested_package_in_under_60_lines() -> None:
     assert 'shared_down = "shared_down:SharedDown"' in (PLUGIN / "pyproject.toml").read_text()
 
 
-def test_it_is_listed_with_its_counts(installed: Path) -> None:
-    listed = program(installed, "methods")
-    assert listed.returncode == 0, listed.stderr
+def test_it_is_listed_with_its_counts(found: Path, call: Call) -> None:
+    listed = call("methods")
+    assert listed.code == 0, listed.err
     # 4 · 768 · (1 + 36) parameters.
-    assert re.search(r"shared_down\D+113,664", listed.stdout)
+    assert re.search(r"shared_down\D+113,664", listed.out)
 
 
-def test_a_suite_can_name_it(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_a_suite_can_name_it(installed: Path, tmp_path: Path, new_store: Callable[[Path], str]) -> None:
     suite = tmp_path / "suite.yaml"
     suite.write_text(
         "name: plugin\nbackbones: [tiny-random-vit]\ntasks: [digits]\nmethods: [shared_down]\n"
         "budgets: [{isorank: 2}]\nseeds: [0]\ntraining: {steps: 2, batch_size: 8}\n"
     )
-    ran = program(installed, "run", str(suite), "--store", f"sqlite:///{tmp_path / 'store.db'}")
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench", "run", suite, "--store", new_store(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ran.returncode == 0, ran.stderr
     assert "1/1" in ran.stdout
 
 
-def test_it_passes_the_conformance_checks(installed: Path) -> None:
-    checked = program(installed, "check", "shared_down", "--quick")
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "shared_down" in checked.stdout
+def test_it_passes_the_conformance_checks(found: Path, call: Call) -> None:
+    checked = call("check", "shared_down", "--quick")
+    assert checked.code == 0, checked.out + checked.err
+    assert "shared_down" in checked.out
 
 
-def test_one_that_fails_to_import_is_named_and_the_rest_goes_on(installed: Path, tmp_path: Path) -> None:
+def test_one_that_fails_to_import_is_named_and_the_rest_goes_on(
+    found: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "broken-1.0.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text("[tensorbench.methods]\nbroken_one = no_such_module:Thing\n")
-    site = Path(f"{tmp_path}{os.pathsep}{installed}")
-    listed = program(site, "methods")
-    assert listed.returncode == 0
-    assert "tenslora" in listed.stdout
-    assert "shared_down" in listed.stdout
-    assert "'broken' that brings method 'broken_one' fails to import" in listed.stderr
-    timed = program(site, "perf", "--backbone", "tiny-random-vit", "--methods", "all", "--rounds", "1")
-    assert timed.returncode == 0, timed.stderr
-    assert "shared_down" in timed.stdout
-    assert "'broken' that brings method 'broken_one' fails to import" in timed.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    listed = call("methods")
+    assert listed.code == 0
+    assert "tenslora" in listed.out
+    timed = call("perf", "--backbone", "tiny-random-vit", "--methods", "all", "--rounds", "1")
+    assert timed.code == 0, timed.err
+    for ended in (listed, timed):
+        assert "shared_down" in ended.out
+        assert "'broken' that brings method 'broken_one' fails to import" in ended.err

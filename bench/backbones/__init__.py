@@ -5,9 +5,9 @@ from __future__ import annotations
 from bench.backbones.base import (
     BackboneEntry,
     BackboneInfo,
+    BackboneKind,
     BackboneSpec,
     Classifier,
-    Kind,
     LoadedBackbone,
 )
 from bench.backbones.catalog import BACKBONES
@@ -16,9 +16,9 @@ __all__ = [
     "BACKBONES",
     "BackboneEntry",
     "BackboneInfo",
+    "BackboneKind",
     "BackboneSpec",
     "Classifier",
-    "Kind",
     "LoadedBackbone",
     "describe",
     "load",
@@ -51,10 +51,10 @@ def entry_of(spec: BackboneSpec) -> BackboneEntry:
     if spec.timm is not None:
         from bench.backbones.timm_vit import TimmBackbone
 
-        return TimmBackbone(spec.timm, spec.local, spec.revision)
+        return TimmBackbone(spec.timm, spec.local, spec.revision, spec.locked)
     from bench.backbones.huggingface import FolderBackbone, HubBackbone
 
     if spec.hub is not None:
-        return HubBackbone(spec.hub, spec.revision)
+        return HubBackbone(spec.hub, spec.revision, spec.locked)
     assert spec.local is not None
     return FolderBackbone(spec.local)

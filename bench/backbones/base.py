@@ -6,28 +6,28 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from bench.inputs import ModelInput
+from bench.sources.hub import Lockable
 from methods.backbone import Geometry, Site
 from methods.errors import UserError
 
-#: Standard deviation of a fresh head's weights; its biases start at zero.
+#: The standard deviation of a fresh head's weights. Its biases start at zero.
 HEAD_STD = 0.02
 
-#: Classes of the head that a backbone carries between loading and its first `reset`.
+#: How many classes the head has that a backbone carries between loading and its first `reset`.
 INITIAL_CLASSES = 2
 
-Kind = Literal["vit", "dinov2", "bert", "roberta", "timm"]
+BackboneKind = Literal["vit", "dinov2", "bert", "roberta", "timm"]
 
 
-class BackboneSpec(BaseModel):
+class BackboneSpec(Lockable):
     """A backbone as a suite names it: one source, and for vision an image size.
 
     A plain string is a registered name. The sources are `name` (registered), `hub` (a transformers
@@ -36,8 +36,6 @@ class BackboneSpec(BaseModel):
     hub repository may be asked for at a `revision`: branch, tag or commit. `image_size` is in pixels;
     without it the backbone's own size is used.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str | None = None
     hub: str | None = None
@@ -67,7 +65,7 @@ class BackboneSpec(BaseModel):
             raise ValueError("a backbone needs a source: one of name, hub, local or timm")
         if len(given) > 1:
             raise ValueError(f"a backbone has one source, but {' and '.join(given)} are given")
-        if self.revision is not None and self.source is None:
+        if self.revision is not None and self.hub_name is None:
             raise ValueError(
                 "revision goes with what comes from a hub repository: hub, or timm without local"
             )
@@ -76,7 +74,7 @@ class BackboneSpec(BaseModel):
         return self
 
     @property
-    def source(self) -> str | None:
+    def hub_name(self) -> str | None:
         """How a suite names the hub repository that the backbone comes from; None if from no hub."""
         if self.local is not None or self.name is not None:
             return None
@@ -84,7 +82,7 @@ class BackboneSpec(BaseModel):
 
     def pinned(self, info: BackboneInfo) -> BackboneSpec:
         """The same backbone at the commit that `info` describes, wherever and whenever it is loaded."""
-        return self if self.source is None else self.at(info.weights_hash.rpartition("@")[2])
+        return self if self.hub_name is None else self.at(info.weights_hash.rpartition("@")[2])
 
     def at(self, commit: str) -> BackboneSpec:
         """The same repository at a commit."""
@@ -101,7 +99,7 @@ class BackboneInfo:
     """
 
     name: str
-    kind: Kind
+    kind: BackboneKind
     geometry: Geometry
     projections: tuple[str, ...]
     input: ModelInput
@@ -270,23 +268,6 @@ def channels(values: Sequence[float]) -> tuple[float, float, float]:
     """A value for each of red, green and blue."""
     red, green, blue = values
     return float(red), float(green), float(blue)
-
-
-def file_hash(*files: Path) -> str:
-    """Hex sha256 over the contents of files, in the order given, whatever their names."""
-    # A plan describes a backbone many times: read a file again only if it changed.
-    return _file_hash(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-@lru_cache(maxsize=32)
-def _file_hash(files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for file, size, _ in files:
-        digest.update(f"{size}\n".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def read_object(file: Path) -> dict[str, Any]:

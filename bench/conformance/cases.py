@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import torch
 
-from bench.backbones.base import Kind
+from bench.backbones.base import BackboneKind
 from bench.conformance.checks import CHECKS
 from bench.conformance.subject import BACKBONES, GEOMETRY, RANK, NotApplicable, Subject
 from methods.backbone import PROJECTIONS
@@ -26,7 +26,7 @@ class Case:
     """One check of one method on one kind of backbone."""
 
     method: Method
-    backbone: Kind
+    backbone: BackboneKind
     check: str
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class CheckResult:
 
     method: str
     preset: str
-    backbone: Kind
+    backbone: BackboneKind
     check: str
     status: Status
     message: str
@@ -49,15 +49,15 @@ class CheckResult:
 def conformance_cases(
     method: str | type[Method] | Method | Iterable[Method],
     *,
-    backbones: Sequence[Kind] = BACKBONES,
+    backbones: Sequence[BackboneKind] = BACKBONES,
     checks: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[Case]:
-    """The cases of a method: its presets on every backbone, pairs of its other options on BERT.
+    """The cases of a method: its presets on every backbone, pairs of its other options on the first.
 
-    A `Method` object, or several, stands for itself: it is its only preset. `checks` picks by name
-    from `CHECKS`. What takes seconds (compiling) is asked of presets only, and `quick` leaves it out, and
-    the pairs of options too.
+    A check that is not `on_each` backbone is asked on the first one only. A `Method` object, or several,
+    stands for itself: it is its only preset. `checks` picks by name from `CHECKS`. What takes seconds
+    (compiling) is asked of presets only, and `quick` leaves it out, and the pairs of options too.
     Raises UserError if the method's name is unknown or its plug-in fails to import.
     """
     varied: Sequence[Method] = ()
@@ -176,7 +176,7 @@ def run_case(case: Case) -> CheckResult:
 def run_checks(
     method: str | type[Method] | Method | Iterable[Method],
     *,
-    backbones: Sequence[Kind] = BACKBONES,
+    backbones: Sequence[BackboneKind] = BACKBONES,
     checks: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[CheckResult]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.backbones.base import Kind, LoadedBackbone
+from bench.backbones.base import BackboneKind, LoadedBackbone
 from bench.backbones.random_weights import RandomBackbone
 from methods.adapter import Adapter
 from methods.backbone import Geometry, Site
@@ -23,8 +23,8 @@ from methods.errors import UserError
 #: Head size and number of heads, layers, projections all differ; the MLP can be cut into four squares.
 GEOMETRY = Geometry(hidden=24, heads=3, layers=2, mlp=96)
 
-#: One backbone for each kind. Options other than presets are varied on BERT only.
-BACKBONES: tuple[Kind, ...] = ("bert", "roberta", "vit", "dinov2", "timm")
+#: One backbone for each kind. What depends on the method alone is asked on the first only.
+BACKBONES: tuple[BackboneKind, ...] = ("bert", "roberta", "vit", "dinov2", "timm")
 
 CLASSES = 3
 
@@ -69,7 +69,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 @cache
-def _pristine(kind: Kind, geometry: Geometry) -> LoadedBackbone:
+def _pristine(kind: BackboneKind, geometry: Geometry) -> LoadedBackbone:
     entry = RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
     backbone = entry.load(None)
     draws = torch.Generator().manual_seed(1)
@@ -85,7 +85,7 @@ class Subject:
     """A sized method and the backbones to check it on."""
 
     method: Method
-    kind: Kind
+    kind: BackboneKind
 
     def backbone(self, dtype: torch.dtype = torch.float32, geometry: Geometry = GEOMETRY) -> LoadedBackbone:
         """A copy of its own: nothing that a check does to it is seen by another."""
@@ -222,7 +222,9 @@ def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
-        yield from ((str(key), child) for key, child in value.items())
+        # A tensor as a key is named by its place: to write out its values takes longer than all the rest.
+        names = (str(index) if isinstance(key, Tensor) else str(key) for index, key in enumerate(value))
+        yield from zip(names, value.values(), strict=True)
     elif isinstance(value, list | tuple | set):
         yield from ((str(index), child) for index, child in enumerate(value))
     elif isinstance(value, nn.Module) or (hasattr(value, "__dict__") and not callable(value)):

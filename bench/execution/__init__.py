@@ -43,15 +43,16 @@ def make_executor(
 ) -> Executor:
     """An executor, not entered yet. `device` is auto, cpu, cuda or cuda:N.
 
-    Without `workers` every slot is used: `slots_per_device` (1) on each GPU, or one a core on CPUs.
-    Raises UserError for options that do not go together.
+    Without `workers` every slot is used: `slots_per_device` (1) on each GPU, or one a core on CPUs. With
+    `ray` this connects to the cluster, and leaving the executor closes the connection. Raises UserError for
+    options that do not go together, and a cluster that cannot be reached.
     """
     if kind not in EXECUTORS:
         raise UnknownNameError("executor", kind, EXECUTORS)
     if kind != "ray" and ray_address is not None:
         raise UserError("--ray-address goes with --executor ray")
     if kind != "ray":
-        # A cluster's nodes choose by themselves.
+        # Of a cluster's devices this machine knows nothing.
         device = choose_device(device)
     if kind == "inline":
         if (workers or 1) > 1 or slots_per_device:
@@ -65,7 +66,7 @@ def make_executor(
         return Local([Slot(*slot) for slot in local_slots(device, workers, slots_per_device)])
     from bench.execution.ray import RayCluster
 
-    return RayCluster(device, workers, slots_per_device, ray_address)
+    return RayCluster.connect(device, workers=workers, slots_per_device=slots_per_device, address=ray_address)
 
 
 def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[tuple[str, str, int]]:

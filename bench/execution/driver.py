@@ -23,17 +23,17 @@ from bench.store.outbox import Outbox
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
-from bench.tasks import TASKS
 from bench.wire.trial import Ending
 from bench.wire.words import Status, Tag
 
-#: How often a trial whose worker died is run in all.
+#: How many workers may die with a trial before it is given up until the next start.
 ATTEMPTS = 2
 
 #: Seconds between two looks at what other drivers hold.
 LOOK = 2.0
 
-#: Seconds that a run with nothing left to do waits for a server that is away. A file does not come back.
+#: Seconds that a driver with nothing left to do waits for a server that is away, and for a file, which does
+#: not come back by itself.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 10.0
 
 
@@ -46,7 +46,7 @@ def failures(store: Store) -> dict[str, str]:
 def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Trial]:
     """The trials of the plan that have no result yet, in its order.
 
-    A failed trial has one, its failure; with `retry_failed` exactly those are pending.
+    A failure is a result too. With `retry_failed` the failed trials are pending, and no others.
     """
     known = latest(store.records())
     if retry_failed:
@@ -68,11 +68,11 @@ def execute(
 ) -> None:
     """Runs the trials and stores each; returns when all are settled, by this driver or by another one.
 
-    `plan` has the rows behind the trials. Their runs are nested under `parent`, or under the suite's run,
-    and get `tags`. `again` has the runs, by trial id, whose results do not count: a failure that is tried
-    again, say. An interrupt ends the running trials, closes their runs as killed and goes up. `notify`
-    may raise Pruned on a progress. Raises StoreError if the store does not come back; the records of
-    trials that ended meanwhile are in the outbox then.
+    `plan` has the rows behind the trials. Their runs are nested under the run `parent`, by default the
+    suite's, and get `tags`. `again` names, by trial id, the runs whose results do not count, such as those of
+    failures that are tried again. `notify` hears of every event, and may raise Pruned on a progress. An
+    interrupt ends the running trials, closes their runs as killed and goes up. Raises StoreError if the store
+    does not come back; then the records of trials that ended meanwhile are in the outbox.
     """
     _Driving(plan, trials, at_work, executor, notify, parent, tags, again).run()
 
@@ -96,14 +96,17 @@ class _Driving:
         self.rows = {
             trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
         }
-        # One worker goes seed by seed, so that a run stopped half-way has compared all methods on a seed.
+        # A single worker goes seed by seed: then a run that is stopped half-way has compared all methods.
         self.queue = longest_first(plan, trials, self.store.records()) if executor.slots > 1 else list(trials)
         self.running: dict[str, TrialRun] = {}
-        #: Ended, in the outbox, not sent yet.
+        #: Trials that have ended, whose records are in the outbox still.
         self.unsent: dict[str, TrialRun] = {}
+        #: How many workers died with each trial.
         self.losses: Counter[str] = Counter()
+        #: When this driver looked last at what others hold, and since when the store is away (monotonic).
         self.looked = -LOOK
         self.away_since: float | None = None
+        #: What the store said when it was found to be away.
         self.why = ""
 
     def run(self) -> None:
@@ -128,7 +131,7 @@ class _Driving:
 
     def _close(self, suite_run: str | None, ended: Literal[Status.FINISHED, Status.KILLED]) -> None:
         for run in self.running.values():
-            # One whose record is on disk already is sent, now or at the next start.
+            # A record that is on disk already is sent, now or at the next start.
             self._write(run.flush if run.ended else run.kill)
         if self.why:
             self._write(self._close_unheard_of)
@@ -136,13 +139,16 @@ class _Driving:
             self._write(lambda: self.store.end(suite_run, ended))
 
     def _close_unheard_of(self) -> None:
-        """A run that the store opened, and went away before it could say so."""
+        """Closes runs that the store opened and whose ids it could not tell any more, as it went away."""
         for run in self.store.running():
             if run.trial_id and run.tag(Tag.DRIVER) == self.claims.driver:
                 self.store.end(run.run_id, Status.KILLED)
 
     def _write(self, write: Callable[[], None], *, kept: bool = False) -> bool:
-        """Writes to the store unless it is away; `kept` is for what keeps what it could not send."""
+        """Writes to the store, and returns whether it is there.
+
+        While it is away this does nothing, unless `kept` says that what cannot be sent is kept for later.
+        """
         if not (self.store.online or kept):
             return False
         try:
@@ -158,7 +164,7 @@ class _Driving:
         self.away_since = self.away_since or time.monotonic()
 
     def _caught_up(self) -> bool:
-        """Sends the records that wait; whether none is left."""
+        """Sends the records that wait, and returns whether none is left."""
         for trial, run in list(self.unsent.items()):
             if not self._write(run.flush):
                 return False
@@ -171,7 +177,7 @@ class _Driving:
         if not (self.queue and self.executor.free) or time.monotonic() < self.looked + LOOK:
             return
         try:
-            # In this order: a driver shows itself before it claims.
+            # In this order: a driver gives its first sign of life before it claims.
             taken, living = self.claims.taken(), self.claims.living()
             for trial in list(self.queue):
                 if not self.executor.free:
@@ -180,7 +186,7 @@ class _Driving:
                     self._begin(trial)
                     if taken.get(trial.id, (0, self.claims.driver))[1] != self.claims.driver:
                         self.claims.close_stale()
-            # The rest is with other drivers.
+            # What is left in the queue, other drivers run.
             self.looked, self.away_since = time.monotonic(), None
         except StoreRefusedError:
             raise
@@ -190,12 +196,12 @@ class _Driving:
     def _begin(self, trial: Trial) -> None:
         record = latest(self.store.records(trial_id=trial.id)).get(trial.id)
         if record and record.settled and record.run_id != self.again.get(trial.id):
-            # By another driver, since the trials were chosen.
+            # Another driver settled it after the trials were chosen.
             self.claims.settle(trial.id)
             self.queue.remove(trial)
             self.notify(Event(trial, "elsewhere"))
             return
-        metric = TASKS.get(trial.task.task).metric
+        metric = trial.task.lookup().metric
         assert self.parent is not None
         run = begin_trial(self.store, trial, self.rows[trial.id], metric, self.parent, tags=self.tags)
         self.running[trial.id] = run
@@ -216,7 +222,8 @@ class _Driving:
 
     def _end(self, trial: Trial, run: TrialRun, ending: Ending) -> None:
         sent = self._write(partial(run.end, ending), kept=True)
-        if not run.ended:  # not even this machine's disk took it
+        if not run.ended:
+            # Not even the disk of this machine took the record.
             raise StoreError(self.why)
         del self.running[trial.id]
         if ending.status == "lost":
@@ -227,11 +234,11 @@ class _Driving:
             self.unsent[trial.id] = run
         elif ending.status != "lost":
             self._write(partial(self.claims.settle, trial.id))
-        # A slot is free: look at once.
+        # A slot is free: look at once what may run there.
         self.looked = -LOOK
 
     def _wait(self) -> None:
-        """Nothing runs here: waits for the store to come back, or for what other drivers run."""
+        """While nothing runs here: waits for the store to come back, or for what other drivers run."""
         if not self.store.online:
             self.away_since = self.away_since or time.monotonic()
         patience = FILE_PATIENCE if self.store.local else PATIENCE

@@ -1,8 +1,7 @@
-"""How long trials will take, one against the other: the longest start first, so that none runs on alone."""
+"""How long trials will take, compared with each other: the longest start first, or they would end last."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,38 +11,38 @@ from bench.inputs import ImageInput
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.store.records import Record
-from bench.tasks import TASKS
 from bench.wire.words import Measure, Status, Tag
 from methods import Geometry
 
 #: Training examples of a task that does not state its sizes.
 UNKNOWN_SIZE = 10_000
 
-#: Method, backbone and task, as rows and stored trials name them.
-Kind = tuple[str, str, str]
+#: What the time of a step depends on: method, backbone and task, as rows and stored trials name them.
+Workload = tuple[str, str, str]
 
 
 def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]) -> list[Trial]:
-    """The trials sorted by their steps times the seconds of a step: those of stored trials of the same
-    kind, or in proportion to the floating-point operations where there is none. Equals keep their order.
+    """The trials from the longest to the shortest; equals keep their order.
 
-    Trials on one seed's split stay together, where their longest one is: a worker holds one such split.
+    A trial's length is its number of steps times the seconds of a step: the median of stored trials with the
+    same workload or, where there are none, in proportion to the floating-point operations. Trials on the
+    split of one seed stay together, where the longest of them stands: a worker holds one such split.
     """
-    kinds: dict[str, Kind] = {
+    workloads: dict[str, Workload] = {
         id_: (row.method, row.backbone, row.task) for row in plan.rows for id_ in row.trials.values() if id_
     }
-    flops = {kinds[trial.id]: step_flops(trial) for trial in plan.trials}
-    measured: dict[Kind, list[float]] = defaultdict(list)
+    flops = {workloads[trial.id]: step_flops(trial) for trial in plan.trials}
+    measured: dict[Workload, list[float]] = defaultdict(list)
     for record in records:
         seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
         if record.status == Status.FINISHED and seconds and steps:
-            kind = record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
-            measured[kind].append(seconds / steps)
-    pace = [statistics.median(times) / flops[kind] for kind, times in measured.items() if kind in flops]
+            workload = record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
+            measured[workload].append(seconds / steps)
+    pace = [statistics.median(times) / flops[work] for work, times in measured.items() if work in flops]
     per_flop = statistics.median(pace) if pace else 1.0
 
     def seconds_of(trial: Trial) -> float:
-        times = measured.get(kinds[trial.id])
+        times = measured.get(workloads[trial.id])
         return step_count(trial) * (statistics.median(times) if times else per_flop * step_flops(trial))
 
     lengths = {trial.id: seconds_of(trial) for trial in trials}
@@ -59,12 +58,7 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
 
 def step_count(trial: Trial) -> int:
     """Optimizer steps; an estimate where a task does not state how many examples it has."""
-    recipe, row = trial.recipe, trial.task
-    if recipe.steps:
-        return recipe.steps
-    sizes = TASKS.get(row.task).sizes
-    examples = row.train_size or (sizes[0] if sizes else UNKNOWN_SIZE)
-    return math.ceil(examples / recipe.batch_size) * (recipe.epochs or 0)
+    return trial.recipe.step_count(trial.task.train_examples() or UNKNOWN_SIZE)
 
 
 def step_flops(trial: Trial) -> float:

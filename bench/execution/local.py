@@ -1,4 +1,4 @@
-"""Runs trials in processes of this machine, one for each device slot: a crash costs its trial only."""
+"""Runs trials in processes of this machine, one for each slot of a device: a crash costs one trial only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, needed, perform, prepare_all
+from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 from bench.training.measure import provenance
@@ -29,16 +29,18 @@ from methods import UserError
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
-#: So many deaths in a row of workers that have not begun with anything are no accident.
+#: Where so many workers in a row died before they were ready, the next one would die too.
 STILLBORN = 3
 
+#: Environment variables that set how many threads numerical libraries use.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one worker runs: a share of a device, and threads."""
+    """The place of one worker: a share of a device, and a number of threads."""
 
+    #: The device and a number, as in `cuda:0/1`.
     name: str
     device: str
     threads: int
@@ -48,28 +50,31 @@ class Slot:
 class _Worker:
     slot: Slot
     process: SpawnProcess
+    #: The driver's end of the pipe.
     link: Connection
+    #: What it runs.
     trial: Trial | None = None
-    #: Whether it has spoken, so that its environment works.
-    alive: bool = False
-    #: What came of the preparation: None while it lasts, else what is wrong, or nothing.
+    #: Whether it has said that it is: then its environment works, and a death has to do with its trial.
+    ready: bool = False
+    #: Why it could not prepare the trials, empty where it could; None as long as it has not said.
     prepared: str | None = None
 
 
 class Local(Executor):
-    """One spawned process a slot, started when it is needed first; each loads a backbone once."""
+    """One process a slot, spawned when it is first needed. Each loads a backbone once."""
 
     def __init__(self, slots: list[Slot]) -> None:
         self.device = slots[0].device.partition(":")[0]
         self._free = list(reversed(slots))
         self._workers: list[_Worker] = []
         self.slots = len(slots)
+        #: How many workers in a row died before they were ready.
         self._stillborn = 0
-        #: What is prepared, as `needed` tells it.
+        #: What is prepared already, as `needed` tells it.
         self._prepared: set[str] = set()
 
     def prepare(self, trials: list[Trial]) -> None:
-        """In one worker, while the others start: what it puts into the cache, all find there."""
+        """One worker prepares while the others start: what it puts into the cache, all of them find there."""
         trials = [trial for trial in trials if needed(trial) not in self._prepared]
         if not trials:
             return
@@ -78,9 +83,7 @@ class Local(Executor):
         for _ in range(STILLBORN):
             first = self._workers[0]
             first.prepared = None
-            # One that died while it was idle is heard of below.
-            with suppress(OSError):
-                first.link.send(("prepare", trials))
+            self._send(first, ("prepare", trials))
             while self._heard(first, lambda event: None) and first.prepared is None:
                 wait([first.link, first.process.sentinel], timeout=1)
             if first.prepared == "":
@@ -102,10 +105,17 @@ class Local(Executor):
             if not worker.process.is_alive():
                 self._remove(worker)
         worker = next((one for one in idle if one in self._workers), None) or self._start()
+        self._give(worker, trial)
+
+    def _give(self, worker: _Worker, trial: Trial) -> None:
         worker.trial = trial
-        # A worker that died while it was idle is found by the next step.
+        self._send(worker, ("run", trial))
+
+    @staticmethod
+    def _send(worker: _Worker, message: tuple[str, Any]) -> None:
+        """To a worker that may have died: whoever listens to it next finds that out."""
         with suppress(OSError):
-            worker.link.send(("run", trial))
+            worker.link.send(message)
 
     def step(self, report: Report) -> None:
         busy = [worker for worker in self._workers if worker.trial]
@@ -114,7 +124,7 @@ class Local(Executor):
             if self._heard(worker, report):
                 continue
             trial = worker.trial
-            if worker.alive:
+            if worker.ready:
                 self._remove(worker)
                 if trial:
                     reason = f"its worker ({worker.slot.name}) {_died(worker.process)}"
@@ -123,7 +133,7 @@ class Local(Executor):
                 self._replace_stillborn(worker)
 
     def processes(self) -> list[psutil.Process]:
-        """The workers, to look at."""
+        """The worker processes."""
         return [psutil.Process(worker.process.pid) for worker in self._workers]
 
     def stop(self) -> None:
@@ -152,34 +162,33 @@ class Local(Executor):
         self._free.append(worker.slot)
 
     def _replace_stillborn(self, worker: _Worker) -> None:
-        """A worker that died before it spoke has not tried its trial: another one gets it."""
+        """A worker that died before it was ready has not begun with its trial: another one gets it."""
         trial = worker.trial
+        assert trial is not None
         self._remove(worker)
         self._stillborn += 1
         if self._stillborn >= STILLBORN:
             raise UserError(f"the last {STILLBORN} workers {_died(worker.process)} before they could start")
-        fresh = self._start()
-        fresh.trial = trial
-        with suppress(OSError):
-            fresh.link.send(("run", trial))
+        self._give(self._start(), trial)
 
     def _heard(self, worker: _Worker, report: Report) -> bool:
-        """Takes what the worker said; False if it has said its last."""
+        """Takes in what the worker has said so far; False if nothing will follow, because it is dead."""
         while True:
             try:
                 if not worker.link.poll():
                     break
                 said = worker.link.recv()
-            except (EOFError, OSError):  # the latter also for a message without its end
+            except (EOFError, OSError):
+                # Also where it died in the midst of a message.
                 return False
             self._take(worker, said, report)
-        # What it said before it died is in the pipe still.
+        # What it said in its last moment may have come since.
         return worker.process.is_alive() or worker.link.poll()
 
     def _take(self, worker: _Worker, said: tuple[str, Any], report: Report) -> None:
         kind, what = said
         if kind == "ready":
-            worker.alive, self._stillborn = True, 0
+            worker.ready, self._stillborn = True, 0
         elif kind == "prepared":
             worker.prepared = what
         else:
@@ -189,15 +198,16 @@ class Local(Executor):
             try:
                 report(event)
             except Pruned:
-                # One that has died since is found by the next step.
-                with suppress(OSError):
-                    worker.link.send(("prune", event.trial.id))
+                self._send(worker, ("prune", event.trial.id))
 
 
 @contextmanager
 def _environment(slot: Slot) -> Iterator[None]:
-    """What a worker inherits: its threads, before it imports anything, and deafness to the signals that a
-    terminal or a batch system sends to all processes. The driver decides what becomes of workers.
+    """What a worker inherits from the driver when it is started within this.
+
+    It inherits how many threads to use, which libraries read when they are imported. SIGINT and SIGTERM,
+    which a terminal or a batch system sends to all processes, do not reach it: the driver decides when it
+    ends.
     """
     before = {key: os.environ.get(key) for key in THREADS}
     os.environ.update(dict.fromkeys(THREADS, str(slot.threads)))
@@ -222,28 +232,20 @@ def _died(process: SpawnProcess) -> str:
 
 
 def _serve(link: Connection, slot: Slot) -> None:
-    """A worker's life: it takes trials until its driver ends it, or ends itself."""
+    """The whole life of a worker: it does what its driver asks, until one of the two ends."""
     threading.Thread(target=_end_with_driver, daemon=True).start()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     torch.set_num_threads(slot.threads)
     resources = Resources(slot.device)
     link.send(("ready", None))
-    # Its driver is gone where nothing comes any more.
+    # An error of the pipe means that the driver is gone.
     with suppress(EOFError, OSError):
         while True:
             asked, about = link.recv()
             if asked == "prepare":
-                link.send(("prepared", _prepare(about, resources)))
+                link.send(("prepared", prepare_or_say_why(about, resources)))
             elif asked == "run":
                 _run(about, resources, link, slot)
-
-
-def _prepare(trials: list[Trial], resources: Resources) -> str:
-    try:
-        prepare_all(trials, resources)
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def _run(trial: Trial, resources: Resources, link: Connection, slot: Slot) -> None:
@@ -253,7 +255,7 @@ def _run(trial: Trial, resources: Resources, link: Connection, slot: Slot) -> No
     def report(progress: Progress) -> None:
         tell(Event(trial, "progress", slot.name, progress=progress))
         while link.poll():
-            # One that came when its trial had ended already is not for this one.
+            # A message that came too late, for an earlier trial, is passed over.
             if link.recv() == ("prune", trial.id):
                 raise Pruned
 
@@ -262,6 +264,7 @@ def _run(trial: Trial, resources: Resources, link: Connection, slot: Slot) -> No
 
 
 def _end_with_driver() -> None:
+    """Ends this process, whatever it is doing, when its driver has ended."""
     driver = parent_process()
     assert driver is not None
     driver.join()

@@ -1,4 +1,4 @@
-"""One trial in a worker, whatever kind of worker it is: it always ends in an `Ending`."""
+"""What every worker does, whatever kind of worker it is: it prepares trials and performs them one by one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
 from bench.training.trial import Resources, run_trial
-from bench.wire.trial import Ending, Failure, Progress, failed
+from bench.wire.trial import End, Ending, Failure, Progress, failed
 from methods import UserError
 
 #: How libraries say so in a RuntimeError: torch on a CPU, cuBLAS.
@@ -24,13 +24,13 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 @dataclass(frozen=True)
 class Event:
-    """What happens to a trial: it starts, makes progress, ends, or ended with another driver."""
+    """What happens to a trial: it starts, makes progress, or ends, be it with another driver."""
 
     trial: Trial
-    kind: Literal["started", "progress", "finished", "failed", "pruned", "lost", "elsewhere"]
-    #: Where it runs.
+    kind: Literal["started", "progress", "elsewhere"] | End
+    #: The name of the worker that runs it; empty where the driver does.
     worker: str = ""
-    #: Where a number comes from, told when the trial starts.
+    #: Versions, commit and hardware behind the numbers to come; of a trial that starts.
     provenance: dict[str, str] | None = None
     progress: Progress | None = None
     ending: Ending | None = None
@@ -55,6 +55,18 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
         ) from error
 
 
+def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
+    """Prepares in a worker; returns why the trials cannot run, or nothing where they can.
+
+    As a text, because not every exception finds its way out of another process.
+    """
+    try:
+        prepare_all(trials, resources)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def needed(trial: Trial) -> str:
     """What `prepare_all` gets ready or checks for a trial: equal where one preparation serves both."""
     content = trial.model_dump(mode="json", include={"backbone", "weights_hash", "task", "data"})
@@ -63,14 +75,18 @@ def needed(trial: Trial) -> str:
 
 
 def perform(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Ending:
-    """Runs a trial to its end. What goes up is an interrupt, or what `report` raises but Pruned."""
+    """Runs a trial, and whatever goes wrong with it becomes its ending.
+
+    Raises interrupts, and what `report` raises other than Pruned: neither says anything about the trial.
+    """
+    #: What the listener raised, which is no failure of the trial.
     told: BaseException | None = None
 
     def watched(progress: Progress) -> None:
         nonlocal told
         try:
             report(progress)
-        except Exception as error:  # of who listens, not of the trial
+        except Exception as error:
             told = error
             raise
 
@@ -88,7 +104,7 @@ def perform(trial: Trial, resources: Resources, report: Callable[[Progress], Non
             raise
         reason = "out of memory" if any(said in str(error) for said in NO_MEMORY) else "error"
         ending = failed(reason, f"{type(error).__name__}: {error}", traceback.format_exc())
-    # Only now, when no traceback holds the tensors of the trial any more.
+    # Memory can be freed only now, when no traceback holds the tensors of the trial any more.
     gc.collect()
     if resources.device.type == "cuda":
         torch.cuda.empty_cache()

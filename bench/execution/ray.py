@@ -1,4 +1,4 @@
-"""Runs trials on a Ray cluster, one actor a slot; a lost node costs the trials that ran there."""
+"""Runs trials on a Ray cluster, in one actor for each slot: a lost node costs the trials that ran there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from bench.execution.checks import worker_mib
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, needed, perform, prepare_all
+from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 from bench.training.measure import provenance
@@ -40,55 +41,95 @@ LOOK = 5.0
 @dataclass
 class _Worker:
     actor: Any
+    #: What it runs.
     trial: Trial | None = None
-    #: The answer to the question what has happened, still to come.
+    #: Ray's reference to its next answer to the question what has happened.
     heard: Any = None
-    #: Whether it has answered once, so that it runs somewhere.
+    #: Whether it has answered once: then Ray has found a place for it.
     placed: bool = False
 
 
-class RayCluster(Executor):
-    """Connects to a cluster, or starts one on this machine. Raises UserError where it cannot.
+@dataclass(frozen=True)
+class Share:
+    """What one slot takes of a node."""
 
-    `slots_per_device` trials share a GPU. On CPUs the cores are divided among `workers`, as `Local` does.
+    #: May be a fraction: several slots share a GPU then.
+    gpus: float
+    cpus: int
+
+    @classmethod
+    def of_gpus(cls, slots_per_device: int | None) -> Share:
+        """A GPU, or what so many slots leave each other of one, with as many cores as every node has for it.
+
+        Raises UserError where no node has a GPU.
+        """
+        slots = slots_per_device or 1
+        nodes = [node for node in _living_resources() if node.get("GPU")]
+        if not nodes:
+            raise UserError("--device cuda: no node of the Ray cluster has a GPU")
+        cpus = min(node.get("CPU", 1) / (node["GPU"] * slots) for node in nodes)
+        return cls(1 / slots, max(1, int(cpus)))
+
+    @classmethod
+    def of_cpus(cls, workers: int | None) -> Share:
+        """A core, or what so many workers leave each other of all cores, on one node.
+
+        Raises UserError where no node has a core to offer.
+        """
+        cores = [int(node["CPU"]) for node in _living_resources() if node.get("CPU")]
+        if not cores:
+            raise UserError("no node of the Ray cluster has a CPU to offer")
+        share = sum(cores) // workers if workers else 1
+        return cls(0, max(1, min(share, *cores)))
+
+
+class RayCluster(Executor):
+    """Runs trials on a cluster that this process is connected to; leaving it closes the connection.
+
+    `limit` is the number of trials at once that was asked for; None: as many as there is room for.
     """
 
     on_this_machine = False
 
-    def __init__(
-        self, device: str, workers: int | None, slots_per_device: int | None, address: str | None
-    ) -> None:
-        _connect(address)
-        resources = ray.cluster_resources()
-        if device == "auto":
-            device = "cuda" if resources.get("GPU") else "cpu"
-        if device not in ("cpu", "cuda"):
-            raise UserError(f"--device {device}: with --executor ray accepted are auto, cpu and cuda")
+    def __init__(self, device: str, share: Share, limit: int | None) -> None:
         self.device = device
+        self._share, self._limit = share, limit
+        #: Bytes that a trial needs at least; known once trials were prepared.
+        self._memory = 0
+        #: What the nodes have prepared already, as `needed` tells it.
+        self._prepared: set[str] = set()
         self._workers: list[_Worker] = []
         self._looked = -LOOK
         self._slots_now = 0
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cores = [int(node["CPU"]) for node in nodes if node.get("CPU")]
-        if device == "cuda":
-            shared = slots_per_device or 1
-            devices = [node["GPU"] for node in nodes if node.get("GPU")]
-            if not devices:
-                raise UserError("--device cuda: no node of the Ray cluster has a GPU")
-            per_slot = (node.get("CPU", 1) / (node["GPU"] * shared) for node in nodes if node.get("GPU"))
-            self._request = {"num_gpus": 1 / shared, "num_cpus": max(1, int(min(per_slot)))}
-        else:
-            if slots_per_device:
-                raise UserError("--slots-per-device is for GPUs; on CPUs use --workers")
-            if not cores:
-                raise UserError("no node of the Ray cluster has a CPU to offer")
-            share = sum(cores) // workers if workers else 1
-            self._request = {"num_gpus": 0, "num_cpus": max(1, min(share, *cores))}
-        self._memory = 0
-        #: What the nodes have prepared, as `needed` tells it.
-        self._prepared: set[str] = set()
-        self._limit = workers
         self.slots = self._capacity()
+
+    @classmethod
+    def connect(
+        cls,
+        device: str,
+        *,
+        workers: int | None = None,
+        slots_per_device: int | None = None,
+        address: str | None = None,
+    ) -> RayCluster:
+        """Connects to a cluster, or starts one on this machine where no address is known.
+
+        `device` is auto, cpu or cuda. `slots_per_device` trials share a GPU; on CPUs the cores are divided
+        among `workers`, as `Local` does. Raises UserError for a cluster that cannot be reached or used.
+        """
+        _connect(address)
+        try:
+            if device == "auto":
+                device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+            if device not in ("cpu", "cuda"):
+                raise UserError(f"--device {device}: with --executor ray accepted are auto, cpu and cuda")
+            if device == "cpu" and slots_per_device:
+                raise UserError("--slots-per-device is for GPUs; on CPUs use --workers")
+            share = Share.of_gpus(slots_per_device) if device == "cuda" else Share.of_cpus(workers)
+            return cls(device, share, workers)
+        except BaseException:
+            ray.shutdown()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -97,28 +138,28 @@ class RayCluster(Executor):
         ray.shutdown()
 
     def prepare(self, trials: list[Trial]) -> None:
-        """Once on each node that can run a trial; one that joins later prepares when it takes its first."""
+        """Once on each node that can run a trial. One that joins later prepares when it takes its first."""
         trials = [trial for trial in trials if needed(trial) not in self._prepared]
         if not trials:
             return
-        # An idle actor holds its slot, which the preparation needs.
+        # The preparation needs a slot of every node, and idle actors hold theirs.
         for idle in [worker for worker in self._workers if worker.trial is None]:
             self._remove(idle)
         self._memory = max(self._memory, int(worker_mib(trials) * 2**20))
         answers = [
-            ray.remote(_prepare)
+            ray.remote(prepare_or_say_why)
             .options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
                 **self._options(),
             )
-            .remote(trials, self.device)
+            .remote(trials, Resources(self.device))
             for node in ray.nodes()
-            if self._fits(node)
+            if node["Alive"] and self._room_on(node["Resources"])
         ]
         if not answers:
             raise UserError(
-                f"no node of the Ray cluster has room for one trial: {self._request}, "
-                f"{self._memory // 2**20:,} MiB of memory"
+                f"no node of the Ray cluster has room for one trial: {self._share.cpus} CPU(s), "
+                f"{self._share.gpus:g} GPU(s), {self._memory // 2**20:,} MiB of memory"
             )
         for answer in answers:
             try:
@@ -134,7 +175,7 @@ class RayCluster(Executor):
         return max(0, self._room() - sum(worker.trial is not None for worker in self._workers))
 
     def _room(self) -> int:
-        """How many slots there are: nodes come and go."""
+        """How many slots there are. As nodes come and go, it looks again from time to time."""
         if time.monotonic() > self._looked + LOOK:
             self._slots_now, self._looked = self._capacity(), time.monotonic()
         return self._slots_now
@@ -153,7 +194,10 @@ class RayCluster(Executor):
         worker.heard = worker.actor.events.remote()
 
     def _replace_waiting(self) -> None:
-        """Where nodes are gone, actors that wait for room would wait for idle ones for ever."""
+        """Gives the trials of actors that wait for a place to idle ones.
+
+        Where nodes are gone, there is no place for an actor as long as an idle one holds it.
+        """
         for waiting in [worker for worker in self._workers if worker.trial and not worker.placed]:
             idle = next((worker for worker in self._workers if worker.trial is None), None)
             if idle is None or len(self._workers) <= self._room():
@@ -175,7 +219,7 @@ class RayCluster(Executor):
                 trial = worker.trial
                 assert trial is not None
                 self._remove(worker)
-                # The node may be gone, and its slots.
+                # The node may be gone, and its slots with it.
                 self._looked = -LOOK
                 reason = str(error).partition("\n")[0].strip() or type(error).__name__
                 report(ended(trial, "", lost(f"its worker or node died: {reason}")))
@@ -203,24 +247,22 @@ class RayCluster(Executor):
         ray.kill(worker.actor)
 
     def _options(self) -> dict[str, float]:
-        return {**self._request, "memory": self._memory}
+        """What Ray is asked for when it places a worker."""
+        return {"num_gpus": self._share.gpus, "num_cpus": self._share.cpus, "memory": self._memory}
 
-    def _fits(self, node: dict[str, Any]) -> bool:
-        has = node["Resources"]
-        asked = {"CPU": self._request["num_cpus"], "GPU": self._request["num_gpus"], "memory": self._memory}
-        return node["Alive"] and all(has.get(name, 0) >= amount for name, amount in asked.items())
+    def _room_on(self, resources: Mapping[str, float]) -> int:
+        """How many slots a node with these resources has."""
+        asked = {"CPU": self._share.cpus, "GPU": self._share.gpus, "memory": self._memory}
+        return int(min(resources.get(name, 0) / amount for name, amount in asked.items() if amount))
 
     def _capacity(self) -> int:
         """How many slots the nodes have now, and at most as many as were asked for."""
-        slots = 0
-        for node in ray.nodes():
-            if self._fits(node):
-                has = node["Resources"]
-                by_cpu = has["CPU"] / self._request["num_cpus"]
-                by_gpu = has["GPU"] / self._request["num_gpus"] if self._request["num_gpus"] else by_cpu
-                by_memory = has["memory"] / self._memory if self._memory else by_cpu
-                slots += int(min(by_cpu, by_gpu, by_memory))
+        slots = sum(self._room_on(resources) for resources in _living_resources())
         return min(slots, self._limit or slots)
+
+
+def _living_resources() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _connect(address: str | None) -> None:
@@ -235,21 +277,13 @@ def _connect(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"cannot connect to the Ray cluster at {address}: {error}") from error
     finally:
-        # Ray's own would end the program without a word to the store.
+        # Ray sets handlers of its own, which would end the program without a word to the store.
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _prepare(trials: list[Trial], device: str) -> str:
-    try:
-        prepare_all(trials, Resources(device))
-    except UserError as error:
-        return str(error)
-    return ""
-
-
 class _Slot:
-    """A worker on a node. Its methods run beside each other: a trial, and the questions about it."""
+    """A worker on a node, as an actor. Its methods run beside each other: a trial, and questions about it."""
 
     def __init__(self, device: str) -> None:
         self._resources = Resources(device)
@@ -260,18 +294,18 @@ class _Slot:
         self._threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
 
     def run(self, trial: Trial) -> None:
-        # One that was asked for in an earlier run of this trial is not for this one.
+        # If an earlier run of this trial was to be pruned, this one is not.
         self._pruned.discard(trial.id)
         try:
             self._run(trial)
         except BaseException as error:
-            # The driver asks for events only.
+            # The driver asks for events, never for the answer to this call.
             reason = f"its worker ({self._name}) broke: {type(error).__name__}: {error}"
             self._events.put(ended(trial, self._name, lost(reason)))
             raise
 
     def _run(self, trial: Trial) -> None:
-        # A thread of its own has its own number of threads.
+        # The number is kept for each thread that calls torch, and Ray runs this in one of its own.
         torch.set_num_threads(self._threads)
         where = provenance(str(self._resources.device))
         self._events.put(Event(trial, "started", self._name, provenance=where))

@@ -6,20 +6,20 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from bench.store.claims import Claims
 from bench.store.connect import StoreError, StoreRefusedError
 from bench.store.outbox import Outbox, UnreadableLetterError
 from bench.store.store import Store
 
-#: Seconds for the last words to a store: SLURM kills soon after it has terminated.
+#: Seconds for what is written when a program is told to stop: SLURM kills soon after it has sent SIGTERM.
 CLOSING = 4.0
 
 
 def within(seconds: float, close: Callable[[], None]) -> bool:
-    """Whether `close` came to an end in time: a silent server must not hold up who was told to stop.
-
-    What the store does not take then, the next start finds open and closes.
+    """Whether `close` came to an end in time: a server that does not answer must not hold up a program that
+    was told to stop. What the store does not take, the next start finds open and closes.
     """
 
     def closing() -> None:
@@ -32,32 +32,33 @@ def within(seconds: float, close: Callable[[], None]) -> bool:
     return not thread.is_alive()
 
 
+@dataclass(frozen=True)
 class Session:
-    """One driver at work on an experiment: it shows that it lives, and others can tell what it runs."""
+    """One driver at work on an experiment: it gives signs of life, and others can tell what it runs."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.claims = Claims(store)
-        #: What was found at the start: records sent late, runs of dead drivers closed.
-        self.sent = self.closed = 0
+    store: Store
+    claims: Claims
+    #: How many records it sent at the start that earlier processes had left.
+    sent: int
+    #: How many runs it closed at the start that dead drivers had left open.
+    closed: int
 
 
 @contextmanager
 def session(store: Store) -> Iterator[Session]:
     """Sends what earlier processes could not, closes what they left open, and holds claims while it lasts."""
-    made = Session(store)
-    made.claims.open()
+    claims = Claims(store)
+    claims.open()
     try:
-        made.sent = send_left(store)
-        made.closed = made.claims.close_stale()
-        yield made
+        sent = send_left(store)
+        yield Session(store, claims, sent, claims.close_stale())
     finally:
         Outbox(store.outbox).close()
-        within(CLOSING, made.claims.close)
+        within(CLOSING, claims.close)
 
 
 def send_left(store: Store) -> int:
-    """Sends the records in this machine's outbox that processes left which are gone; returns how many."""
+    """Sends the records in this machine's outbox that ended processes left; returns how many."""
     sent = 0
     for kept in Outbox(store.outbox).left():
         try:

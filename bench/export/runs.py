@@ -7,7 +7,6 @@ from pathlib import Path
 from bench.export.write import Exported, write_export
 from bench.process.outputs import output_folder
 from bench.store.trained import stored_trial
-from bench.tasks import TASKS
 from bench.wire.words import Tag
 
 
@@ -33,7 +32,7 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
             "seed": str(trial.seed),
             "precision in training": trial.recipe.precision,
         }
-        classes = TASKS.get(trial.task.task).classes
+        classes = trial.task.lookup().classes
         return write_export(
             stored.backbone,
             adapter,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 import warnings
 from collections import Counter
@@ -20,10 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.backbones import BackboneSpec, LoadedBackbone
-from bench.backbones.huggingface import quiet as quiet
-from bench.export.forms import ORIGINAL, Form, Update, copies, form_of
+from bench.backbones.huggingface import quiet
+from bench.export.form import ORIGINAL, Form, copies
+from bench.export.forms import form_of
+from bench.export.updates import Update
 from bench.inputs import ImageInput
-from bench.process.outputs import output_folder
+from bench.process.files import remove
+from bench.process.outputs import earlier_files, output_folder
 from methods import Adapter, NotLowRank, UserError
 
 #: How far a logit may be from the harness's own, relative to the largest one (at least 1).
@@ -269,19 +271,14 @@ def _publish(made: Path, target: Path) -> None:
         made.replace(target)
         return
     try:
-        earlier = json.loads((target / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        earlier = earlier_files(target, MANIFEST)
+    except (OSError, ValueError):  # a file of that name which no export wrote
         earlier = []
-    new = [entry.name for entry in made.iterdir()]
-    old = [target / name for name in {*new, *(name for name in earlier if name == Path(str(name)).name)}]
-    folders = [there for there in old if there.is_dir() and not there.is_symlink()]
-    for there in folders:
-        if there.name not in earlier:
+    new = {target / entry.name: entry for entry in made.iterdir()}
+    for there in new:
+        if there.is_dir() and not there.is_symlink() and there not in earlier:
             raise UserError(f"{there} is a folder that no export wrote; name another folder")
-    for there in old:
-        if there in folders:
-            shutil.rmtree(there)
-        else:
-            there.unlink(missing_ok=True)
-    for name in new:
-        (made / name).replace(target / name)
+    for there in (*earlier, *new):
+        remove(there)
+    for there, entry in new.items():
+        entry.replace(there)

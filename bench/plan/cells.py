@@ -16,10 +16,11 @@ from bench.plan.trial import Trial
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.suite import Suite
-from bench.tasks import Task, check_sizes, data_key, find_task
+from bench.tasks import Task, check_sizes, data_key
 from methods import Geometry, Method, UserError, create
+from methods.validation import identity
 
-#: The paper's reference for every percentage: LoRA of this rank on query, key and value.
+#: Tables give parameters in percent of LoRA of this rank on query, key and value, as the paper does.
 REFERENCE_RANK = 4
 
 
@@ -31,14 +32,14 @@ class Cell:
     task: TaskRow
     spec: BackboneSpec
     info: BackboneInfo
-    #: What the examples are made from, as in `Trial.data`.
+    #: All that the examples depend on, as in `Trial.data`.
     data: dict[str, Any]
     budget: Budget | None
     method: Method
     recipe: Recipe
-    #: Whether nobody set a rate for the head, which then has the adapter's.
+    #: Whether the head has the adapter's learning rate, because nobody set one for it.
     head_follows: bool
-    #: What the suite trains differently for this method, for its label.
+    #: What the suite trains differently for this method, in words for its label.
     overrides: str = ""
 
     @property
@@ -59,7 +60,7 @@ class Cell:
         setting: Setting | None = None,
         epochs: int | None = None,
     ) -> Trial:
-        """A trial of this cell, with other ranks, rates or length than the cell's own if given."""
+        """A trial of this cell; `method`, `setting` and `epochs` replace its ranks, rates and length."""
         setting = setting or Setting()
         return Trial(
             method=setting.method(method or self.method).identity(),
@@ -82,7 +83,7 @@ class Cell:
         tuning: Tuned | None = None,
         candidates: Sequence[Candidate] = (),
     ) -> Row:
-        """The row of these trials. `method` has the ranks if they are not the cell's."""
+        """The row of these trials, given by seed. `method` replaces the cell's where it has other ranks."""
         sized = method or self.method
         count = sized.count(self.info.geometry)
         reference = create("lora", rank=REFERENCE_RANK).count(self.info.geometry)
@@ -105,7 +106,7 @@ class Cell:
 
 
 def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
-    """Every method under every budget, by the number of its pair of task and backbone.
+    """Every method under every budget, each with the number of its pair of task and backbone.
 
     Raises UserError for names, ranks, budgets, sizes and pairings that cannot be.
     """
@@ -113,7 +114,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
     expanded = [(row, method) for row in suite.methods for method in row.methods()]
     for pair, (task_row, task, spec, info) in enumerate(_pairs(suite)):
         data = _data(task, task_row, info)
-        check_sizes(task, task_row.train_size, task_row.validation_size, task_row.test_size)
+        check_sizes(task, *task_row.sizes)
         for method_row, template in expanded:
             asked = suite.recipe(task_row, method_row)
             recipe = asked.resolved(device)
@@ -139,35 +140,35 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
 
 
 def _shown(value: Any) -> str:
-    """A field of a recipe, as a suite has it."""
+    """The value of a recipe's field as a suite has it."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def _data(task: Task, row: TaskRow, info: BackboneInfo) -> dict[str, Any]:
-    """All that a trial's examples depend on, but for the seed and the sizes."""
+    """All that a trial's examples depend on, except for its seed and how many are used."""
     wanted = row.input(info.input)
     key = data_key(task, wanted, row.max_tokens, per_seed=row.split == "per_seed")
     key["data_hash"] = task.data_hash
     if isinstance(wanted, ImageInput):
         return {**key, "mean": wanted.mean, "std": wanted.std}
-    return key if wanted.padding == "longest" else {**key, "padding": wanted.padding}
+    return {**key, **identity(row, include={"padding"})}
 
 
 def _check_recipe(recipe: Recipe, row: TaskRow, task: Task) -> None:
     """Raises UserError for what a recipe asks of this task in vain."""
     if recipe.augmentation and task.modality != "vision":
         raise UserError(f"task '{row.task}' is {task.modality}: augmentation applies to images only")
-    available = row.train_size or (task.sizes[0] if task.sizes else None)
+    available = row.train_examples()
     if available is not None:
         recipe.check_batch(row.task, available)
 
 
 def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo]]:
-    """Every task with every backbone of its modality. Raises UserError for one left without a partner."""
-    # What moves on a hub is pinned here, so that a trial names the very commit wherever it runs.
+    """Every task with every backbone of its modality. Raises UserError for one that has no partner."""
+    # Branches of a hub move. They are resolved here, so that a trial names the same commit wherever it runs.
     tasks = []
     for row in suite.tasks:
-        task = find_task(row.task, row.source)
+        task = row.lookup()
         tasks.append((row.model_copy(update={"source": task.pinned()}), task))
     backbones = []
     for spec in suite.backbones:
@@ -194,9 +195,10 @@ def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo
 def _named_apart(
     backbones: Sequence[tuple[BackboneSpec, BackboneInfo]],
 ) -> list[tuple[BackboneSpec, BackboneInfo]]:
-    """The backbones, one at several image sizes by a name for each: tables and searches go by names.
+    """The backbones, with the image size in the name of one that is there in several sizes.
 
-    Raises UserError for others of one name.
+    Tables and searches tell backbones apart by their names. Raises UserError for two different ones that have
+    the same.
     """
     for (_, info), (_, other) in combinations(backbones, 2):
         if info.name == other.name and (

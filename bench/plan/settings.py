@@ -1,4 +1,4 @@
-"""What is tuned beside ranks: the adapter's learning rate, the method's scale, the head's learning rate."""
+"""What is tuned besides ranks: the adapter's learning rate, the method's scale, the head's learning rate."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from bench.suite.recipe import Recipe
 from methods import Method
 from methods.validation import Frozen, validate
 
-#: The axes, in their order, under the names of the suite's grids.
+#: The axes in their order, by the names that a suite's grids have.
 AXES = ("lr", "scale", "head_lr")
 
 Grids = Mapping[str, Sequence[float]]
 
 
 class Setting(Frozen):
-    """A point of the grids. None: as the suite has it."""
+    """A point of the grids. An axis of None stays as the suite has it."""
 
     lr: float | None = None
-    #: Multiplies the scale that the method has in the suite, which by default is the published one.
+    #: A factor of the scale that the method has in the suite, which by default is the published one.
     scale: float | None = None
     head_lr: float | None = None
 
     def recipe(self, recipe: Recipe, epochs: int | None = None, *, head_follows: bool = False) -> Recipe:
-        """The resolved recipe with these rates, and with another number of epochs if given.
+        """The resolved recipe with these rates and, if given, another number of epochs.
 
-        `head_follows`: without a rate of its own the head has the adapter's. Raises UserError for a rate
+        With `head_follows` a head without a rate of its own has the adapter's. Raises UserError for a rate
         below the recipe's floor.
         """
         lr = self.lr or recipe.lr
@@ -54,7 +54,7 @@ class Setting(Frozen):
         )
 
     def edges(self, grids: Grids) -> tuple[str, ...]:
-        """The axes on which this is the smallest or the largest of several values."""
+        """The axes on which this setting is at an end of the grid, so that a better one may lie beyond."""
         return tuple(
             axis
             for axis, grid in grids.items()
@@ -65,8 +65,11 @@ class Setting(Frozen):
 def applicable(
     grids: Mapping[str, Sequence[float] | None], method: Method, parameters: int, *, head_follows: bool
 ) -> Grids:
-    """The grids that mean something to the method: a trained head alone has no scale and only its own rate to
-    tune, which is `lr` where it follows that and no `head_lr` is tuned; and some methods have no scale."""
+    """The grids that mean something to a method whose adapter has so many parameters.
+
+    Some methods have no scale. A trained head alone has none either, and of the rates only its own: that is
+    `lr` where it follows the adapter's and no grid of `head_lr` is there to tune it by.
+    """
     of_head = head_follows and not grids.get("head_lr")
     without = set() if parameters else {"scale", *([] if of_head else ["lr"])}
     if "scale" not in type(method).model_fields:
@@ -75,11 +78,11 @@ def applicable(
 
 
 def sample(grids: Grids, count: int, seed: int) -> list[Setting]:
-    """`count` different points of the grids, all of them if there are no more, the same for the same seed.
+    """`count` different points of the grids, or all of them if there are no more; the same for the same seed.
 
-    Drawn by Optuna's QMCSampler (a scrambled Sobol' sequence, snapped to the grids): all points are known
-    before the first trial starts, so that trials can run in any order, on any number of machines, and
-    every method gets the same ones; and even a few of them spread over each axis, where independent draws
+    They are drawn by Optuna's QMCSampler, a scrambled Sobol' sequence, and snapped to the grids. All are
+    known before the first trial starts, so that every method gets the same ones, and their trials can run in
+    any order on any number of machines. Even a few of them spread over each axis, where independent draws
     would leave gaps on the learning rate.
     """
     sizes = {axis: len(grid) for axis, grid in grids.items()}
@@ -88,7 +91,7 @@ def sample(grids: Grids, count: int, seed: int) -> list[Setting]:
     from optuna.distributions import BaseDistribution, IntDistribution
 
     with warnings.catch_warnings():
-        # Optuna calls the sampler experimental: its interface may change, not its sequence.
+        # Optuna calls the sampler experimental. Its interface may change, but not its sequence.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -96,7 +99,7 @@ def sample(grids: Grids, count: int, seed: int) -> list[Setting]:
     space: dict[str, BaseDistribution] = {
         axis: IntDistribution(0, size - 1) for axis, size in sizes.items() if size > 1
     }
-    # The sampler learns its axes from a finished trial, which it draws at random.
+    # The sampler learns its axes from the first finished trial, so it is given one that is no point.
     study.add_trial(
         optuna.trial.create_trial(
             value=0.0,

@@ -10,14 +10,10 @@ from typing import Any, Literal
 from bench.backbones import BackboneSpec
 from bench.suite.recipe import Recipe
 from bench.suite.rows import TaskRow
-from methods.validation import Frozen
+from methods.validation import Frozen, identity
 
 #: Raised whenever the same trial would come out differently, whatever the reason in this harness.
 PROTOCOL = 1
-
-#: Fields of the recipe that are younger than PROTOCOL 1: an id counts them only where they say something
-#: else than what was always done, so that older trials keep theirs.
-YOUNGER = ("augmentation", "compile", "deterministic")
 
 
 class Trial(Frozen):
@@ -38,14 +34,11 @@ class Trial(Frozen):
     @cached_property
     def id(self) -> str:
         """A hash of everything that can change the result, and of nothing else."""
-        content = self.model_dump(mode="json")
-        # The weights' hash says which backbone it is, however it was named; `data` says which task, from
-        # where, and how it is fed; the recipe holds what the task's overrides led to.
-        del content["backbone"]
-        content["task"] = {
-            size: content["task"][size] for size in ("train_size", "validation_size", "test_size")
+        # The weights' hash says which backbone it is, however it was named. `data` says which task, from
+        # where, and how its examples are made, so that of the task's row only the sizes are left to tell.
+        content = {
+            **self.model_dump(mode="json", exclude={"backbone", "task", "recipe"}),
+            "task": identity(self.task, include={"train_size", "validation_size", "test_size"}),
+            "recipe": identity(self.recipe),
         }
-        for name in YOUNGER:
-            if getattr(self.recipe, name) == Recipe.model_fields[name].default:
-                del content["recipe"][name]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

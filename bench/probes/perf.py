@@ -10,7 +10,7 @@ import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from bench.backbones import BACKBONES, LoadedBackbone, load
 from bench.inputs import ImageInput
-from bench.training import numerics as modes
+from bench.training import numerics
 from bench.training.measure import PeakMemory
 from methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, UserError, create
 from methods.backbone import TARGETS, Targets
@@ -50,8 +50,11 @@ TEXT_TOKENS = 128
 
 
 @dataclass(frozen=True)
-class Row:
-    """Medians over rounds, in milliseconds and MiB; `ratio_…` are medians of ratios paired by round."""
+class Timing:
+    """What was measured of a contender: medians over rounds, in milliseconds and MiB.
+
+    The `ratio_…` are medians of the ratios within each round.
+    """
 
     method: str
     rank_mode: str
@@ -63,18 +66,22 @@ class Row:
     #: Half the distance between the quartiles of the step time.
     spread_ms: float
     ratio_to_lora: float
-    #: 95% bootstrap interval over rounds.
+    #: The 95% bootstrap interval over rounds.
     ratio_to_lora_low: float
     ratio_to_lora_high: float
-    #: To the LoRA nearest to the budget on the layers that the method adapts (FacT, CaRA: all linear ones).
+    #: The ratio to the LoRA that is nearest to the budget on the layers that the method adapts. FacT and
+    #: CaRA, for example, adapt all linear ones.
     ratio_to_lora_on_sites: float
     ratio_to_floor: float
     peak_mib: float | None
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """Something to time: how to put it on the backbone, and of what LoRA the targets hold its sites."""
+class Contender:
+    """Something to time, and how it is put on the backbone.
+
+    `targets` are the smallest set of a LoRA's targets that holds all its sites.
+    """
 
     label: str
     rank_mode: str
@@ -84,8 +91,23 @@ class Candidate:
     is_lora: bool = False
 
 
+@dataclass(frozen=True)
+class _Round:
+    """What one round measured of a contender: its fastest timed step, part by part, and its peak memory."""
+
+    forward_ms: float
+    backward_ms: float
+    optimizer_ms: float
+    parameters: int
+    peak_mib: float | None
+
+    @property
+    def step_ms(self) -> float:
+        return self.forward_ms + self.backward_ms + self.optimizer_ms
+
+
 class _Floor(Adapter):
-    """One trained bias, the first in the backbone: what any adapter there costs at least."""
+    """One trained bias, the first in the backbone. No adapter there can cost less."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone, [Site(0, name) for name in backbone.projections])
@@ -103,7 +125,7 @@ class _Floor(Adapter):
         return {}
 
 
-def candidates(names: Sequence[str], rank_modes: Sequence[str], backbone: LoadedBackbone) -> list[Candidate]:
+def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: LoadedBackbone) -> list[Contender]:
     """The floor, the reference, every named method at every rank mode, and the LoRAs on their sites.
 
     Raises UserError for an unknown name, and for a named method that this backbone or budget does not suit;
@@ -127,14 +149,14 @@ def candidates(names: Sequence[str], rank_modes: Sequence[str], backbone: Loaded
             sized.append((mode, method))
     for targets in sorted({_targets(method) for _, method in sized}):
         sized.append(("isoparameters", create("lora", targets=targets).fit(backbone.geometry, budget)))
-    found: dict[tuple[str, tuple[int, ...] | None], Candidate] = {}
+    found: dict[tuple[str, tuple[int, ...] | None], Contender] = {}
     for mode, method in sized:
         ranks = ",".join(map(str, method.size or ()))
-        candidate = Candidate(
+        contender = Contender(
             method.label, mode, ranks, method.attach, _targets(method), is_lora=method.name == "lora"
         )
-        found.setdefault((method.label, method.size), candidate)
-    return [Candidate("floor", "–", "", lambda backbone, _: _Floor(backbone)), *found.values()]
+        found.setdefault((method.label, method.size), contender)
+    return [Contender("floor", "–", "", lambda backbone, _: _Floor(backbone)), *found.values()]
 
 
 def _targets(method: Method) -> Targets:
@@ -153,8 +175,8 @@ def measure(
     bf16: bool,
     compiled: bool = False,
     notify: Callable[[int, str], None],
-) -> list[Row]:
-    """Times every candidate. `notify(round, label)` is called before each. Raises UserError.
+) -> list[Timing]:
+    """Times every contender. `notify(round, label)` is called before each. Raises UserError.
 
     `backbone_name` is a registered one, that of a shape with `SHAPES` before it.
     """
@@ -168,55 +190,71 @@ def measure(
     backbone.module.to(device)
     backbone.reset(CLASSES, torch.Generator().manual_seed(0))
     inputs, labels = _batch(backbone, batch, device)
-    chosen = candidates(names, rank_modes, backbone)
-    times: dict[Candidate, list[tuple[float, float, float]]] = {c: [] for c in chosen}
-    peaks: dict[Candidate, list[float | None]] = {c: [] for c in chosen}
-    counts: dict[Candidate, int] = {}
+    chosen = contenders(names, rank_modes, backbone)
+    measured: dict[Contender, list[_Round]] = {contender: [] for contender in chosen}
     for index in range(rounds):
         # Another one first in every round, so that none is always behind the same neighbour.
-        for candidate in chosen[index % len(chosen) :] + chosen[: index % len(chosen)]:
-            notify(index, candidate.label)
-            adapter = candidate.put(backbone, torch.Generator().manual_seed(0))
-            counts[candidate] = adapter.parameter_count
-            gc.collect()
-            memory = PeakMemory(torch.device(device))
-            with modes.compiled(backbone.module.encoder, compiled):
-                steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, WARMUP + TIMED))[WARMUP:]
-            times[candidate].append(tuple(min(part) for part in zip(*steps, strict=True)))
-            peaks[candidate].append(memory.mib())
-            adapter.detach()
-    totals = {candidate: np.array(times[candidate]).sum(1) for candidate in chosen}
-    floor, lora = (totals[candidate] for candidate in chosen[:2])
-    on_sites = {c.targets: totals[c] for c in chosen if c.is_lora}
-    rows = []
-    for candidate in chosen:
-        parts, total = np.array(times[candidate]), totals[candidate]
+        for contender in chosen[index % len(chosen) :] + chosen[: index % len(chosen)]:
+            notify(index, contender.label)
+            measured[contender].append(_round(contender, backbone, inputs, labels, bf16, compiled))
+    return _timings(measured)
+
+
+def _round(
+    contender: Contender,
+    backbone: LoadedBackbone,
+    inputs: dict[str, Tensor],
+    labels: Tensor,
+    bf16: bool,
+    compiled: bool,
+) -> _Round:
+    """Puts the contender on the backbone, warms it up, times it and takes it off."""
+    adapter = contender.put(backbone, torch.Generator().manual_seed(0))
+    parameters = adapter.parameter_count
+    gc.collect()
+    memory = PeakMemory(labels.device)
+    with numerics.compiled(backbone.module.encoder, compiled):
+        steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, WARMUP + TIMED))[WARMUP:]
+    forward, backward, optimizer = (min(part) for part in zip(*steps, strict=True))
+    peak = memory.mib()
+    adapter.detach()
+    return _Round(forward, backward, optimizer, parameters, peak)
+
+
+def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
+    """What the rounds come to, for the floor, the reference and whatever else there is."""
+    totals = {contender: np.array([one.step_ms for one in rounds]) for contender, rounds in measured.items()}
+    floor, lora = list(totals.values())[:2]
+    on_sites = {contender.targets: total for contender, total in totals.items() if contender.is_lora}
+    timings = []
+    for contender, rounds in measured.items():
+        total = totals[contender]
         low, high = _interval(total / lora)
         quartiles = np.percentile(total, [25, 75])
-        measured = [peak for peak in peaks[candidate] if peak is not None]
-        rows.append(
-            Row(
-                method=candidate.label,
-                rank_mode=candidate.rank_mode,
-                ranks=candidate.ranks,
-                parameters=counts[candidate],
-                forward_ms=float(np.median(parts[:, 0])),
-                backward_ms=float(np.median(parts[:, 1])),
+        peaks = [one.peak_mib for one in rounds if one.peak_mib is not None]
+        timings.append(
+            Timing(
+                method=contender.label,
+                rank_mode=contender.rank_mode,
+                ranks=contender.ranks,
+                parameters=rounds[-1].parameters,
+                forward_ms=float(np.median([one.forward_ms for one in rounds])),
+                backward_ms=float(np.median([one.backward_ms for one in rounds])),
                 step_ms=float(np.median(total)),
                 spread_ms=float((quartiles[1] - quartiles[0]) / 2),
                 ratio_to_lora=float(np.median(total / lora)),
                 ratio_to_lora_low=low,
                 ratio_to_lora_high=high,
-                ratio_to_lora_on_sites=float(np.median(total / on_sites[candidate.targets])),
+                ratio_to_lora_on_sites=float(np.median(total / on_sites[contender.targets])),
                 ratio_to_floor=float(np.median(total / floor)),
-                peak_mib=statistics.median(measured) if measured else None,
+                peak_mib=statistics.median(peaks) if peaks else None,
             )
         )
-    return rows
+    return timings
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
-    """For the terminal."""
+def table(rows: Sequence[Timing], title: str) -> Table:
+    """The timings as the terminal shows them."""
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     made.add_column("method", min_width=12)
     made.add_column("rank mode", no_wrap=True)
@@ -238,12 +276,12 @@ def table(rows: Sequence[Row], title: str) -> Table:
     return made
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def as_json(rows: Sequence[Timing]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
-def plot(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Step time as ratio to LoRA with its interval, beside the peak memory."""
+def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
+    """Draws the step time as a ratio to LoRA's with its interval, and beside it the peak memory."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.2 + 0.24 * len(rows)), layout="constrained")
@@ -267,7 +305,7 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
 
 
 def _templates(names: Sequence[str]) -> list[Method]:
-    """What each method lists; a variant of TensLoRA may stand for itself."""
+    """The methods that the names stand for. A variant of TensLoRA may be named too."""
     found: list[Method] = []
     for name in [name for name, _ in METHODS.available()] if list(names) == ALL else names:
         found.extend([create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed())

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.store.trained import StoredTrial, stored_trial
-from bench.tasks import TASKS
 from bench.training.loop import evaluate
 from bench.training.trial import Resources
 from bench.wire.found import ComponentWorth, Redundancy, Spectrum
@@ -270,7 +269,7 @@ def _norm(norms: Mapping[Site, Tensor], part: Component) -> float:
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
     """How much the validation metric falls without each part, of the adapter merged into the weights."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
-    metric_name = TASKS.get(trial.task.task).metric
+    metric_name = trial.task.lookup().metric
     data = Resources(device).data(trial, backbone.info.input)
     zeroing = Zeroing(adapter, device)
 

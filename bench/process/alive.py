@@ -10,12 +10,15 @@ import psutil
 
 
 def owner() -> str:
-    """This process, so that others on this machine can tell whether it still lives."""
+    """The name of this process: machine, process id, and when it started."""
     return f"{platform.node()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def _started(pid: int) -> str:
-    """When a process started, which tells a reused process id; not by the wall clock, which may be set."""
+    """When a process started, which tells it from a later one with the same id.
+
+    Not by the wall clock, which may be set anew meanwhile.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -23,7 +26,7 @@ def _started(pid: int) -> str:
 
 
 def dead(owner: str) -> bool:
-    """Whether the owner ran on this machine and is gone."""
+    """Whether the process of this name ran on this machine and has ended."""
     host, _, rest = owner.partition(":")
     if host != platform.node():
         return False

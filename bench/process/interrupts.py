@@ -12,26 +12,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Seconds that an interrupt waits for the end of a write, where a server may be silent.
+#: Seconds that an interrupt waits for the end of a write: a server may not answer at all.
 PATIENCE = 3
-#: Seconds after which an interrupt is raised again that Python swallowed.
+#: Seconds after which an interrupt that Python swallowed is raised again.
 AGAIN = 0.05
 
+#: How many writes of the main thread are going on, one within the other.
 _writing = 0
-#: An interrupt is still to be raised: when a write ends, before the next one, or by the timer.
+#: Whether an interrupt is still to be raised: when a write ends, before the next one, or by the timer.
 _asked = False
 
 
 def install() -> None:
-    """From here on the signals raise KeyboardInterrupt, in the midst of a write when that has ended."""
+    """From here on the signals raise KeyboardInterrupt; in the midst of a write, they do so when it ends."""
     for number in SIGNALS:
         signal.signal(number, _interrupt)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Lets a write of the main thread come to its end: an interrupt within a transaction may be swallowed
-    by a library, or leave the transaction open.
+    """Lets a write of the main thread come to its end.
+
+    An interrupt within a transaction might be swallowed by a library, or leave the transaction open.
     """
     global _writing
     if threading.current_thread() is not threading.main_thread():
@@ -53,12 +55,12 @@ def _interrupt(number: int, frame: object) -> None:
     unraisable = sys.unraisablehook
 
     def end(number: int, frame: object) -> None:
-        # A terminal and a batch system may both pass on one and the same.
+        # A terminal and a batch system may both pass on one and the same signal.
         if time.monotonic() - interrupted > 0.5:
             os._exit(130)
 
     def ignored(what: sys.UnraisableHookArgs) -> None:
-        # At exit nobody is left to take it.
+        # While Python exits, nothing is left that an interrupt could stop.
         if _swallowed(what.exc_value) and threading.main_thread().is_alive():
             _ask(AGAIN)
         else:
@@ -67,9 +69,9 @@ def _interrupt(number: int, frame: object) -> None:
     for other in SIGNALS:
         signal.signal(other, end)
     signal.signal(signal.SIGALRM, lambda *_: _raise_asked())
-    # Once Python has given up its handlers, the timer would kill the process.
+    # Once Python has given up its handlers at its exit, the timer would kill the process.
     atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
-    # Weakref callbacks, `__del__` and the like let no exception out, and a signal may come within one.
+    # A signal may come within a weakref callback, a `__del__` or the like, which let no exception out.
     sys.unraisablehook = ignored
     if _writing:
         _ask(PATIENCE)

@@ -1,8 +1,9 @@
-"""Where a command writes: checked before it does anything."""
+"""Where a command writes: checked before it does anything, and cleared of what it wrote there before."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from pathlib import Path, PurePath
 
 from methods import UserError
 
@@ -20,6 +21,30 @@ def output_folder(out: Path, what: str, *, force: bool) -> Path:
     if target.is_dir() and any(target.iterdir()) and not force:
         raise UserError(f"{out} is not empty; name another folder, or replace the {what} there with --force")
     return target
+
+
+def earlier_files(folder: Path, manifest: str) -> list[Path]:
+    """What an earlier export or report wrote into `folder`, by its manifest there; nothing without one.
+
+    A manifest is a JSON list of paths in the folder, or an object with such a list as `files`. A path that
+    leads out of the folder is left out. Raises ValueError for a file that is no manifest, or OSError.
+    """
+    file = folder / manifest
+    if not file.is_file():
+        return []
+    listed = json.loads(file.read_text(encoding="utf-8"))
+    names = listed.get("files") if isinstance(listed, dict) else listed
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{file} does not list the files of an earlier run")
+    return [folder / name for name in names if _leads_into(folder, name)]
+
+
+def _leads_into(folder: Path, name: str) -> bool:
+    parts = PurePath(name).parts
+    if not parts or ".." in parts:
+        return False
+    # What lies at the path may be a link; the folder in which it lies may not lead elsewhere.
+    return (folder / name).parent.resolve().is_relative_to(folder.resolve())
 
 
 def prepare_plot(file: Path) -> None:

@@ -1,1 +1,1 @@
-"""Which ranks: a search within a budget, and the ablation of how a budget is shared among the modes."""
+"""What validation chooses: ranks within a budget, how the budget is shared among modes, tuned settings."""

@@ -1,13 +1,12 @@
-"""The ablation of rank allocation: one budget, shared among the modes in many ways."""
+"""How a budget is best shared among the modes of a method: each mode varied, and a path between two ways."""
 
 from __future__ import annotations
 
 from statistics import fmean
-from typing import Any
 
 from bench.plan.cells import Cell
 from bench.search.importance import importances
-from bench.search.nested import Nested
+from bench.search.nested import Nested, about, tried
 from bench.search.space import Ranks, RankSpace
 from bench.store.records import scores
 from bench.suite.choosing import Allocation
@@ -16,14 +15,15 @@ from methods import UserError
 
 
 def log_spaced(low: int, high: int, count: int) -> list[int]:
-    """At most `count` different ranks from low to high, both included, evenly spaced in their logarithm."""
+    """Different ranks from low to high, both included, at most `count`, evenly spaced by their logarithm."""
     steps = max(count - 1, 1)
     return sorted({round(low * (high / low) ** (i / steps)) for i in range(count)})
 
 
 def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, int, Ranks]]:
-    """(mode, its rank, all ranks): each mode in turn from one to its limit, the others in the heuristic's
-    proportion, scaled so that the budget holds.
+    """Each mode in turn at ranks from one to its limit, as (mode, its rank, all ranks).
+
+    The ranks of the other modes keep the heuristic's proportion, and are scaled so that the budget holds.
     """
     made = []
     for index in space.free:
@@ -35,7 +35,7 @@ def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, in
 
 
 def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
-    """At most `count` different vectors from start to end, both included, each rank log-spaced by itself."""
+    """Different vectors from start to end, both included, at most `count`, each rank log-spaced by itself."""
     steps = max(count - 1, 1)
     between = [
         tuple(round(a * (b / a) ** (i / steps)) for a, b in zip(start, end, strict=True))
@@ -44,9 +44,11 @@ def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
     return list(dict.fromkeys(between))
 
 
-class Ablation:
-    """The ablation of one cell. Raises UserError for a method with nothing to share, a mode that it lacks, a
-    budget below its smallest ranks, and a path that would begin above the budget.
+class RankAllocation:
+    """The allocation of one cell's budget.
+
+    Raises UserError for a method with nothing to share, a mode that it lacks, a budget below its smallest
+    ranks, and a path that would begin above the budget.
     """
 
     def __init__(self, cell: Cell, section: Allocation) -> None:
@@ -84,32 +86,24 @@ class Ablation:
         rows, trials = nested.trials(sizes, section.seeds, "allocation", epochs=section.epochs)
         records = nested.run(rows, trials, "allocation")
         row_of = dict(zip(self.vectors, rows, strict=True))
+        told = {ranks: tried(row) for ranks, row in row_of.items()}
         measured = {ranks: scores(records, row.trials.values()) for ranks, row in row_of.items()}
-        # A vector of which a seed failed can neither win nor tell how much a mode matters.
+        # A vector of which some seed failed cannot win, and does not tell how much a mode matters.
         means = {ranks: fmean(s) for ranks, s in measured.items() if len(s) == len(section.seeds)}
         candidates = {ranks: means[ranks] for _, _, ranks in self.swept if ranks in means}
         best = max(candidates, key=lambda ranks: candidates[ranks], default=None)
-
-        def told(ranks: Ranks) -> dict[str, Any]:
-            row = row_of[ranks]
-            return {"ranks": ranks, "parameters": row.parameters, "trials": row.trials}
-
-        budget = self.cell.budget
         found = AllocationResult(
+            **about(self.cell),
             name=nested.name,
-            method=self.cell.label,
-            task=self.cell.task.task,
-            backbone=self.cell.info.name,
-            budget=budget.label if budget else None,
             asked=self.budget,
             modes=self.space.names,
             points=tuple(
-                AllocationPoint(mode=mode, rank=rank, **told(ranks)) for mode, rank, ranks in self.swept
+                AllocationPoint(mode=mode, rank=rank, **told[ranks]) for mode, rank, ranks in self.swept
             ),
-            path=tuple(Tried(**told(ranks)) for ranks in self.path),
+            path=tuple(Tried(**told[ranks]) for ranks in self.path),
             importance=importances(self.space.names, list(candidates.items())),
-            heuristic=Tried(**told(self.heuristic)),
-            best=Tried(**told(best)) if best else None,
+            heuristic=Tried(**told[self.heuristic]),
+            best=Tried(**told[best]) if best else None,
         )
         nested.keep(found)
         if best:

@@ -1,4 +1,4 @@
-"""Trials of a search or an ablation: ordinary ones, nested under one parent run that holds the result."""
+"""The trials of a search or an allocation: ordinary ones, nested under one run that holds the result."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ from bench.wire.found import Finalist, Found
 from bench.wire.words import Artifact, Kind, Phase, Status, Tag
 from methods import Method
 
-#: Shows so many trials of a plan at work, on so many slots.
+#: Shows how so many trials of a plan run on so many slots; what it gives hears of every event.
 Watch = Callable[[Plan, int, int], AbstractContextManager[Report]]
 
 
-class Nested:
-    """The parent run of one cell's search or ablation, and the trials under it. Entered before the first.
+#: What the parent run holds when the search or the allocation ends.
+RESULT = {Kind.SEARCH: Artifact.SEARCH, Kind.ALLOCATION: Artifact.ALLOCATION}
 
-    `again` has the runs of the failures, by trial id, that are tried again, once.
+
+class Nested:
+    """The parent run of one cell's search or allocation, and the trials that are nested under it.
+
+    It is entered before the first trial, which opens the run, and left after the last. `again` names, by
+    trial id, the runs of failures that are to be tried again.
     """
 
     def __init__(
@@ -57,22 +62,22 @@ class Nested:
         if error is None:
             self._close(Status.FINISHED)
         else:
-            # Whatever the store says to it, the error goes up; the next start closes what stays open.
+            # The error goes up, whatever the store says to this. The next start closes what stays open.
             within(CLOSING, lambda: self._close(Status.KILLED))
 
     def _close(self, status: Literal[Status.FINISHED, Status.KILLED]) -> None:
         if self._found is not None:
-            self.store.keep(self.run_id, Artifact(f"{self.kind}.json"), self._found)
+            self.store.keep(self.run_id, RESULT[self.kind], self._found)
         self.store.end(self.run_id, status)
 
     def keep(self, found: Found) -> None:
-        """What the parent run will hold as `search.json` or `allocation.json`."""
+        """Sets what the parent run will hold as `search.json` or `allocation.json` when it is left."""
         self._found = found
 
     def trials(
         self, methods: Sequence[Method], seeds: Sequence[int], phase: Phase | None, **options: Any
     ) -> tuple[list[Row], list[Trial]]:
-        """The trials of these sizes of the cell's method, seed by seed, and their rows."""
+        """Makes the trials of these sizes of the cell's method, seed by seed, and a row for each size."""
         evaluate = "validation" if phase else self.cell.suite.evaluate
         made = {
             (i, seed): self.cell.trial(seed, evaluate, method=method, **options)
@@ -92,9 +97,9 @@ class Nested:
         phase: Phase | None,
         listen: Report | None = None,
     ) -> dict[str, Record]:
-        """The records of the trials, by id; those that have no result yet run first.
+        """Runs those of the trials that have no result yet; returns the records of all of them, by trial id.
 
-        What a search gave up early is no result, not for another search either, whose rule may be another.
+        A trial that a search pruned has no result: the rule of another search might have let it go on.
         `listen` hears of every event, and may raise Pruned on a progress.
         """
         plan = Plan(suite=self.cell.suite, rows=tuple(rows), trials=tuple(trials))
@@ -131,11 +136,22 @@ class Nested:
         return {trial.id: known[trial.id] for trial in trials if trial.id in known}
 
     def compare(self, labelled: Mapping[str, Method], **options: Any) -> tuple[Finalist, ...]:
-        """Runs these sizes on the suite's seeds, which chose nothing: the `final` of the artifact."""
+        """Runs these sizes on the suite's seeds, by which nothing was chosen: the `final` of the result."""
         rows, trials = self.trials(list(labelled.values()), self.cell.suite.seeds, None, **options)
         self.run(rows, trials, None)
-        return tuple(Finalist(label=label, **_told(row)) for label, row in zip(labelled, rows, strict=True))
+        return tuple(Finalist(label=label, **tried(row)) for label, row in zip(labelled, rows, strict=True))
 
 
-def _told(row: Row) -> dict[str, Any]:
+def about(cell: Cell) -> dict[str, Any]:
+    """The fields of `Found` that say which cell it is of."""
+    return {
+        "method": cell.label,
+        "task": cell.task.task,
+        "backbone": cell.info.name,
+        "budget": cell.budget.label if cell.budget else None,
+    }
+
+
+def tried(row: Row) -> dict[str, Any]:
+    """The fields of `Tried`, by a row whose trials are all known."""
     return {"ranks": row.ranks, "parameters": row.parameters, "trials": row.trials}

@@ -1,8 +1,9 @@
-"""The rank vectors that a budget allows, and the way from shares of the budget to ranks."""
+"""The rank vectors that a budget allows, and how shares of the budget become ranks."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -17,12 +18,13 @@ Ranks = tuple[int, ...]
 
 
 class RankSpace:
-    """Rank vectors of a method whose count does not exceed a budget.
+    """The rank vectors of a method whose number of parameters does not exceed a budget.
 
-    A method of one rank has all ranks that the budget allows. With more ranks, a vector belongs to the
-    space if it uses the budget up: no rank could be raised by one. `below` also admits those that do not.
-    `modes` names the ranks that vary, the others stay as in `method`; None: all vary. Raises UserError for
-    a mode that the method lacks, and for a budget below the smallest vector.
+    Of a method with one rank, these are all ranks that the budget allows. With several ranks, a vector
+    belongs to the space only if it uses the budget up, so that no rank could be raised by one; with `below`,
+    vectors that leave some of the budget belong to it too. `modes` names the ranks that vary, and the others
+    stay as they are in `method`; None: all ranks vary. Raises UserError for a mode that the method lacks, and
+    for a budget below the smallest vector.
     """
 
     def __init__(
@@ -39,15 +41,16 @@ class RankSpace:
         for mode in modes or ():
             if mode not in self.names:
                 raise UnknownNameError(f"mode of {method.label}:", mode, self.names)
+        #: Indices of the ranks that vary.
         self.free = [i for i, name in enumerate(self.names) if modes is None or name in modes]
-        #: What is left of the budget is no waste where parameters are an objective, nor with a single rank.
+        #: A single rank may leave some of the budget, since no other could use it.
         self.below = below or len(self.free) == 1
         self._fixed = {i: rank for i, rank in enumerate(method.size or ()) if i not in self.free}
         self.smallest = self._with({})
         if self.count(self.smallest) > budget:
             raise too_small(method.label, budget, self.count(self.smallest))
         full = method.rank_limits(geometry)
-        #: The largest rank of each mode: nothing is gained above, or the budget does not allow it.
+        #: The largest rank of each mode: a larger one gains nothing, or exceeds the budget.
         self.limits = tuple(
             self._fixed.get(i) or self._largest({}, i, full[i]) for i in range(len(self.names))
         )
@@ -56,37 +59,34 @@ class RankSpace:
         return self.method.with_size(ranks).count(self.geometry)
 
     def _with(self, ranks: Mapping[int, int]) -> Ranks:
-        """The vector with these ranks, the modes that do not vary at theirs and all others at one."""
+        """The vector with these ranks, by index. Modes that do not vary keep theirs, others have one."""
         return tuple(ranks.get(i) or self._fixed.get(i) or 1 for i in range(len(self.names)))
 
     def _largest(self, ranks: Mapping[int, int], index: int, limit: int | None) -> int:
-        """The largest rank of one mode, beside these, that the budget allows."""
+        """The largest rank of one mode that the budget allows beside these ranks of others."""
 
         def fits(rank: int) -> bool:
             return self.count(self._with({**ranks, index: rank})) <= self.budget
 
         most = limit or self.budget
-        low, high = 1, 2
-        while high <= most and fits(high):
-            low, high = high, 2 * high
-        high = min(high, most + 1)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+        fitting = 1
+        while 2 * fitting <= most and fits(2 * fitting):
+            fitting *= 2
+        larger = range(fitting + 1, min(2 * fitting, most + 1))
+        return fitting + bisect_left(larger, True, key=lambda rank: not fits(rank))
 
     def affordable(self, ranks: Ranks) -> Ranks:
-        """These ranks, or what the budget allows in their proportion where they exceed it."""
+        """These ranks or, where they exceed the budget, what it allows in their proportion."""
         return ranks if self.count(ranks) <= self.budget else self.ranks(ranks) or self.smallest
 
     def ranks(
         self, weights: Sequence[float], *, budget: int | None = None, fixed: Mapping[int, int] | None = None
     ) -> Ranks | None:
-        """The vector in proportion to the weights, as large as the budget allows, never larger.
+        """The vector in proportion to the weights, as large as the budget allows and never larger.
 
-        What rounding down leaves of the budget goes, rank by rank, to the mode that is furthest below its
-        proportion. `fixed` holds ranks, by index, that stay whatever their weight. None if they alone
-        exceed the budget.
+        Proportional ranks are rounded down. What this leaves of the budget goes, rank by rank, to the mode
+        that is furthest below its proportion. `fixed` holds ranks, by index, that stay as they are. None if
+        these alone exceed the budget.
         """
         budget = self.budget if budget is None else budget
         held = {**self._fixed, **(fixed or {})}
@@ -116,7 +116,10 @@ class RankSpace:
             ranks = _raised(ranks, min(raised, key=lambda i: ranks[i] / weights[i]))
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Ranks:
-        """A vector by an Optuna trial: a share in [0, 1] for each mode, log-scaled from 1 to its limit."""
+        """The vector that an Optuna trial draws.
+
+        It draws a share in [0, 1] for each mode, which is on the log scale of its rank from one to its limit.
+        """
         if len(self.free) == 1:
             (index,) = self.free
             rank = trial.suggest_int(f"rank of {self.names[index]}", 1, self.limits[index], log=True)
@@ -132,7 +135,7 @@ class RankSpace:
         return ranks
 
     def parameters(self, ranks: Ranks) -> dict[str, float]:
-        """What `suggest` makes into this vector, if it is in the space."""
+        """The parameters of Optuna by which `suggest` draws this vector, if it is in the space."""
         if len(self.free) == 1:
             (index,) = self.free
             return {f"rank of {self.names[index]}": ranks[index]}
@@ -167,7 +170,7 @@ class RankSpace:
                 yield from self._vectors({**chosen, index: rank})
 
     def size(self, most: int) -> int:
-        """How many vectors there are, counted up to `most`."""
+        """How many vectors there are, or `most` if there are more."""
         return sum(1 for _ in islice(self.vectors(), most))
 
 

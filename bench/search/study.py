@@ -1,4 +1,4 @@
-"""A search over ranks by Optuna: validation only, within a budget, resumable, by one or more processes."""
+"""A search over ranks by Optuna: on validation only, within a budget, by one or more processes, resumable."""
 
 from __future__ import annotations
 
@@ -27,42 +27,43 @@ from bench.plan.cells import Cell
 from bench.plan.settings import AXES, Setting, applicable
 from bench.process.alive import dead, owner
 from bench.search.importance import importances
-from bench.search.nested import Nested
+from bench.search.nested import Nested, about
 from bench.search.space import Ranks, RankSpace
 from bench.store.connect import SQLITE, shown_uri
 from bench.suite.choosing import Search
-from bench.tasks import find_task
 from bench.training.loop import Pruned
 from bench.wire.found import SearchPoint, SearchResult
-from bench.wire.words import Tag
+from bench.wire.words import PointState, Tag
 from methods import UserError
 
-#: Draws of the model before points are drawn at random, and of those before what is left is listed.
+#: How often the model may draw points that were tried already before points are drawn at random, and how
+#: often those may be before the points that are left are listed.
 DRAWS = 100
 #: Seconds between two looks at what other processes do.
 LOOK = 1.0
 #: Seconds between two signs of life of a running trial, and after how many without one it is given up.
 HEARTBEAT, SILENCE = 30, 180
-#: Seconds that a process has from taking a trial to signing it.
+#: Seconds that a process has from when it takes a trial to when it signs it as its own.
 UNSIGNED = 60
 
+#: States of trials that count as tried.
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class _Taken(Exception):  # noqa: N818 - no error: another process was first
-    """The point, or the last place, went to a trial that another process began before."""
+class _Taken(Exception):  # noqa: N818 - this is no error
+    """Another process was first: with the point, or with the last trial that was asked for."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a trial of the search tries."""
+    """What one trial of the search tries."""
 
     ranks: Ranks
     setting: Setting
 
     @property
     def key(self) -> str:
-        """Equal for equal points."""
+        """A text that is equal for equal points, and that `_point` reads."""
         return json.dumps([self.ranks, self.setting.model_dump(exclude_none=True)])
 
 
@@ -85,9 +86,9 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
                 return optuna.storages.RDBStorage(url, **options)
             file = Path(url.removeprefix(SQLITE))
             (file.parent / ".tensorbench").mkdir(parents=True, exist_ok=True)
-            # Two processes that create the schema at once would break each other.
+            # Two processes that made the schema at once would break it.
             with FileLock(file.parent / ".tensorbench" / "optuna.lock", timeout=120):
-                # Several writers wait for each other.
+                # Several writers wait for each other so many seconds.
                 return optuna.storages.RDBStorage(
                     url, engine_kwargs={"connect_args": {"timeout": 120}}, **options
                 )
@@ -108,7 +109,7 @@ class RankSearch:
         self.space = RankSpace(method, geometry, self.budget, search.modes, below=self.two)
         self.grids = applicable(search.grids, method, self.budget, head_follows=cell.head_follows)
         settings = prod(len(grid) for grid in self.grids.values())
-        #: Points of the space, counted only so far as to tell whether there are more than asked for.
+        #: Points of the space, counted until there are more than trials were asked for.
         self.size = self.space.size(search.trials // settings + 1) * settings
         self.exhaustive = self.size <= search.trials
         self.trials = min(search.trials, self.size)
@@ -130,16 +131,15 @@ class RankSearch:
         return optuna.pruners.MedianPruner() if pruner == "median" else optuna.pruners.NopPruner()
 
     def _epochs(self) -> int | None:
-        """How often a trial is validated; None where the size of the training split is not known."""
+        """How often a trial is validated; None where nobody knows the size of the training split."""
         recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
         if recipe.steps is None:
             return recipe.epochs
-        sizes = find_task(self.cell.task.task, self.cell.task.source).sizes
-        train = self.cell.task.train_size or (sizes[0] if sizes else None)
+        train = self.cell.task.train_examples()
         return ceil(recipe.steps / ceil(train / recipe.batch_size)) if train else None
 
     def _described(self) -> dict[str, Any]:
-        """All that must not change between two starts of a study, as JSON gives it back."""
+        """All that must not change between two starts of a study, in the types that JSON gives back."""
         trial = self.cell.trial(self.search.seeds[0], "validation", epochs=self.search.epochs)
         content = trial.model_dump(mode="json", exclude={"seed", "evaluate", "backbone"})
         method = {key: value for key, value in content.pop("method").items() if key not in ("rank", "ranks")}
@@ -183,13 +183,13 @@ class RankSearch:
 
     @property
     def note(self) -> str:
-        """What to tell where the space is smaller than the number of trials."""
+        """What a user must know where the space has fewer points than trials were asked for."""
         if self.trials == self.search.trials:
             return ""
         return f"the space has only {self.size} points: all are tried, and the search ends there"
 
     def run(self, nested: Nested) -> None:
-        """Tries points until so many are done; returns then, or raises what stopped it."""
+        """Tries points until as many are done as were asked for, or raises what stopped it."""
         self._try_again(nested.again)
         while True:
             self._release()
@@ -205,7 +205,7 @@ class RankSearch:
                     self._parameters(point), user_attrs={"key": point.key, "ranks": point.ranks}
                 )
             elif not any(trial.state == TrialState.WAITING for trial in open_):
-                # The rest is with other processes; if one dies, its trial comes back.
+                # Other processes are at work on the rest. If one of them dies, its trial comes back.
                 time.sleep(LOOK)
                 continue
             with warnings.catch_warnings():
@@ -213,7 +213,7 @@ class RankSearch:
                 self._study.optimize(lambda trial: self._try(trial, nested), n_trials=1, catch=(_Taken,))
 
     def _trials(self) -> list[FrozenTrial]:
-        """The study's trials; those whose failure was asked for again count as interrupted."""
+        """The study's trials. Those whose failures are to be tried again count as interrupted."""
         attributes, found = self._study.user_attrs, []
         for trial in self._study.get_trials(deepcopy=False):
             if f"again {trial.number}" in attributes:
@@ -223,14 +223,14 @@ class RankSearch:
         return found
 
     def _try_again(self, failures: Mapping[str, str]) -> None:
-        """Marks the points of these failed trials as untried; what has ended Optuna does not change."""
+        """Marks the points of these failed trials as untried: Optuna changes no trial that has ended."""
         for trial in self._trials():
             ids = trial.user_attrs.get("trials", {}).values()
             if trial.state in DONE and "failure" in trial.user_attrs and any(id_ in failures for id_ in ids):
                 self._study.set_user_attr(f"again {trial.number}", True)
 
     def _release(self) -> None:
-        """Fails running trials whose process is gone, so that their points are tried again."""
+        """Lets running trials fail whose process is gone, so that their points are tried again."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             taker = trial.user_attrs.get("owner")
             unsigned = datetime.now() - (trial.datetime_start or datetime.now()) > timedelta(seconds=UNSIGNED)
@@ -246,9 +246,9 @@ class RankSearch:
         return None
 
     def _propose(self, trials: list[FrozenTrial], taken: set[Any]) -> Point:
-        """An untried point: the heuristic's within the budget, then what a model of the finished ones draws.
+        """An untried point: first the heuristic's, within the budget, then what a model of the others draws.
 
-        Drawn on a copy of the study, so that repeated draws leave no trace in it.
+        It is drawn on a copy of the study, so that repeated draws leave no trace in it.
         """
         if not taken:
             assert self.cell.method.size
@@ -260,7 +260,7 @@ class RankSearch:
         seed = self.search.seed + len(trials)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Processes side by side keep away from each other's running trials.
+            # By a constant liar, processes side by side keep away from each other's running trials.
             model = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         for sampler in (model, optuna.samplers.RandomSampler(seed=seed)):
             copy = optuna.create_study(directions=self._study.directions, sampler=sampler)
@@ -287,7 +287,7 @@ class RankSearch:
         return Point(ranks, Setting.model_validate(chosen))
 
     def _parameters(self, point: Point) -> dict[str, Any]:
-        """What `_suggest` makes into this point."""
+        """The parameters of Optuna by which `_suggest` makes this point."""
         return {**self.space.parameters(point.ranks), **{a: getattr(point.setting, a) for a in self.grids}}
 
     def _try(self, trial: optuna.Trial, nested: Nested) -> float | tuple[float, float]:
@@ -295,7 +295,8 @@ class RankSearch:
         before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
         point = self._suggest(trial)
         key = trial.user_attrs.get("key")
-        # Without a key another process took what was queued for this one. The earlier number goes on.
+        # A trial without a key was not queued: another process took the one that this one had queued. And of
+        # two trials of one point, the one with the smaller number goes on.
         if key is None or key in {t.user_attrs.get("key") for t in before} or len(before) >= self.trials:
             raise _Taken
         point = _point(key)
@@ -311,11 +312,12 @@ class RankSearch:
 
             def listen(event: Event, position: int = position) -> None:
                 progress = event.progress
-                # Optuna's rules look at the best value so far, which a lucky first seed would be for all.
+                # Optuna's rules look at the best value so far, and a lucky first seed would set it for the
+                # later ones as well: so only the first one reports.
                 if self.two or position or progress is None or progress.validation_metric is None:
                     return
                 trial.report(progress.validation_metric, progress.epoch)
-                # After the last one there is nothing left to save.
+                # After the last epoch there is nothing left to save.
                 if progress.step < progress.steps and trial.should_prune():
                     raise Pruned
 
@@ -335,7 +337,7 @@ class RankSearch:
     def finish(self, nested: Nested) -> SearchResult:
         """Searches, then compares the best point with the heuristic, within the budget, on the suite's seeds.
 
-        Searched rates or scale are the best point's for both.
+        Both get the rates and the scale of the best point where these were searched.
         """
         self.run(nested)
         found = self.result()
@@ -354,18 +356,14 @@ class RankSearch:
         return found
 
     def result(self) -> SearchResult:
-        """What the search found, without the final runs."""
+        """What the search found, before the final trials."""
         points = [_told(trial) for trial in self._trials() if trial.state in DONE]
         complete = [(point, point.value) for point in points if point.value is not None]
         # The smaller of equally good ones, then the earlier.
         best = min(complete, key=lambda p: (-p[1], p[0].parameters, p[0].number), default=(None, 0.0))[0]
-        budget = self.cell.budget
         return SearchResult(
+            **about(self.cell),
             name=self.name,
-            method=self.cell.label,
-            task=self.cell.task.task,
-            backbone=self.cell.info.name,
-            budget=budget.label if budget else None,
             asked=self.budget,
             objectives=("metric", "parameters") if self.two else ("metric",),
             modes=self.space.names,
@@ -378,14 +376,14 @@ class RankSearch:
 
 def _told(trial: FrozenTrial) -> SearchPoint:
     point, trials = _point(trial.user_attrs["key"]), trial.user_attrs["trials"]
-    failed = "failure" in trial.user_attrs
+    state = PointState.FAILED if "failure" in trial.user_attrs else PointState[trial.state.name]
     return SearchPoint(
         number=trial.number,
-        state="FAILED" if failed else trial.state.name,
+        state=state,
         ranks=point.ranks,
         **point.setting.model_dump(),
         parameters=trial.user_attrs["parameters"],
-        value=trial.values[0] if trial.state == TrialState.COMPLETE and not failed else None,
+        value=trial.values[0] if state == PointState.COMPLETE else None,
         trial_id=next(iter(trials.values())),
         trials=trials,
     )

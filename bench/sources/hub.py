@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
+from pydantic import PrivateAttr
+
+from bench.process.files import sha256
 from methods.errors import UserError
+from methods.validation import Frozen
 
 RepositoryKind = Literal["model", "dataset"]
+
+#: Paths in a repository with the sha256 of the files there, as a lock has them.
+LockedFiles = tuple[tuple[str, str], ...]
 
 #: What a description of a model needs: configuration, preprocessing and tokenizer, no weights.
 SMALL_FILES = ("*.json", "*.txt", "*.model")
 
 WEIGHT_FILES = ("model*.safetensors",)
 
-#: What is downloaded to learn a data set's commit: its card.
+#: A data set's card is all that is downloaded to learn its commit.
 CARD = ("README.md",)
 
-#: (repository, commit) to the sha256 of its files, as a lock file says. A commit never changes, so that
-#: what is known of one holds for the whole process.
-_expected: dict[tuple[str, str], dict[str, str]] = {}
 
+class Lockable(Frozen):
+    """What names a hub repository in a suite, and carries what a lock says of its files.
 
-def expect(repository: str, commit: str, files: Mapping[str, str]) -> None:
-    """Has `snapshot` check the files of this commit, by path in the repository, against their sha256."""
-    # Two tasks may use different files of one repository.
-    _expected[repository, commit] = {**_expected.get((repository, commit), {}), **files}
-    snapshot.cache_clear()
+    Those are no field: no suite states them, and neither a trial's id nor its record holds them. But they go
+    with the trial to whoever loads the repository, in other processes too.
+    """
+
+    _locked: LockedFiles = PrivateAttr(())
+
+    @property
+    def locked(self) -> LockedFiles:
+        """The locked files, which may be nothing else; none where no lock is obeyed."""
+        return self._locked
+
+    def lock(self, files: LockedFiles) -> Self:
+        """The same repository with these files locked, so that whoever loads others refuses them."""
+        copy = self.model_copy()
+        copy._locked = files
+        return copy
 
 
 def is_commit(revision: str | None) -> bool:
@@ -40,7 +56,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def commit_of(repository: str, revision: str | None, kind: RepositoryKind = "model") -> str:
-    """The commit that a revision (None: the main branch) names now. Raises UserError as `snapshot` does."""
+    """The commit that a revision names now; None is the main branch. Raises UserError as `snapshot` does."""
     if revision is not None and is_commit(revision):
         return revision
     return snapshot(repository, revision, CARD, kind).name
@@ -48,14 +64,18 @@ def commit_of(repository: str, revision: str | None, kind: RepositoryKind = "mod
 
 @lru_cache(maxsize=64)
 def snapshot(
-    repository: str, revision: str | None, patterns: tuple[str, ...], kind: RepositoryKind = "model"
+    repository: str,
+    revision: str | None,
+    patterns: tuple[str, ...],
+    kind: RepositoryKind = "model",
+    locked: LockedFiles = (),
 ) -> Path:
     """Folder with the files of a hub repository that match `patterns`; its name is the commit hash.
 
     Kept for the life of the process, so that a moving branch cannot change under a running suite.
     `HF_ENDPOINT` names a mirror; `HF_HUB_OFFLINE=1` and a missing network fall back to the hub's cache.
     Raises UserError if there is no such repository or revision, it can be neither reached nor found in
-    the cache, or a file is not the one that was locked.
+    the cache, or a file is not the one in `locked`.
     """
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download
@@ -84,13 +104,13 @@ def snapshot(
             f"`hf download {repository}{_options(revision, patterns, kind)}`, then copy the hub's cache here "
             f"(HF_HOME says where). {_OWN_FILES[kind]}"
         ) from error
-    _check(repository, folder)
+    _check(repository, folder, locked)
     return folder
 
 
 @contextmanager
 def _bars(*, shown: bool) -> Iterator[None]:
-    """The hub's progress bars where there is something to wait for and somebody who watches."""
+    """Inside, the hub shows its progress bars only where they are wanted and somebody watches."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
@@ -122,8 +142,8 @@ def _options(revision: str | None, patterns: tuple[str, ...], kind: RepositoryKi
     return told + wanted
 
 
-def _check(repository: str, folder: Path) -> None:
-    for name, wanted in _expected.get((repository, folder.name), {}).items():
+def _check(repository: str, folder: Path, locked: LockedFiles) -> None:
+    for name, wanted in locked:
         file = folder / name
         # A snapshot of few patterns lacks the rest.
         if file.is_file() and (actual := sha256(file)) != wanted:
@@ -132,15 +152,3 @@ def _check(repository: str, folder: Path) -> None:
                 f"expected {wanted}, got {actual}; if the suite is to use it, run "
                 f"`tensorbench fetch --update`"
             )
-
-
-def sha256(file: Path) -> str:
-    """Hex sha256 of a file, read again only if it changed."""
-    status = file.stat()
-    return _sha256(file, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _sha256(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

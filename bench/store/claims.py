@@ -1,10 +1,10 @@
 """Who runs which trial, where several drivers work on one experiment.
 
-MLflow has no compare-and-set, but on every store the name of a registered model is unique. So a claim is
-a registered model named after experiment, trial and attempt: of two that create it, one succeeds. A driver
-shows that it lives by a tag on the experiment that changes every few seconds. A claim whose driver is dead
-is not taken away: the next attempt is claimed instead, by one of those who wait. When the trial has its
-result, all its claims are deleted.
+MLflow has no compare-and-set, but the name of a registered model is unique in every store. So a claim is a
+registered model, named after the experiment, the trial and the attempt: of two drivers that create it, one
+succeeds. A driver shows that it lives by a tag of the experiment, its sign, which it changes every few
+seconds. A claim of a dead driver is never taken away. Instead, one of the drivers that wait claims the next
+attempt at the same trial. All claims on a trial are deleted when it has its result.
 """
 
 from __future__ import annotations
@@ -13,26 +13,33 @@ import json
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from bench.process.alive import dead, owner
 from bench.store.connect import StoreError, storing
+from bench.store.runs import PAGE, every_page
 from bench.store.store import Store
 from bench.wire.words import Status, Tag
 
+#: What the names of claims begin with, and the keys of signs.
 PREFIX = "tensorbench-claim"
-DRIVER = "driver."
+SIGN = "driver."
 
-#: Seconds between two signs of life, while the store is there and while it is away.
+#: MLflow's error codes for a model that is there already, and for one that is not there.
+THERE, GONE = "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"
+
+#: Seconds between two signs of life while the store answers, and between two attempts while it does not.
 BEAT, PROBE = 10.0, 2.0
-#: A driver that gives no sign for so many seconds is dead. They are counted by who waits for it, so that
-#: clocks of different machines are never compared.
+#: A driver that gives no sign for so many seconds is dead. The driver that waits for it counts them by its
+#: own clock, so that clocks of different machines are never compared.
 EXPIRY = 60.0
 
 
 class Claims:
-    """The claims of one driver on one experiment. Raises StoreError where the store is away."""
+    """The claims of one driver on one experiment. Raises StoreError where the store cannot be reached."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -40,32 +47,34 @@ class Claims:
         self._experiment = store.experiment.experiment_id
         self.driver = uuid.uuid4().hex[:12]
         self._mine: set[str] = set()
-        #: Last sign of each driver, and when it was first seen (s, monotonic).
+        #: The last sign of each driver, and when this driver saw it first (seconds, monotonic).
         self._signs: dict[str, tuple[str, float]] = {}
         self._beats = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
 
     def open(self) -> None:
+        """Gives the first sign of life, and goes on until `close`."""
         self.beat()
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the heartbeat: what this driver claimed and did not settle is free at once."""
+        """Ends the signs of life: others may run at once what this driver claimed and did not settle."""
         self._closing.set()
         self._thread.join(1)
         if self._store.online:
             with storing():
-                self._client.delete_experiment_tag(self._experiment, DRIVER + self.driver)
+                self._client.delete_experiment_tag(self._experiment, SIGN + self.driver)
 
     @storing()
     def beat(self) -> None:
+        """Gives a sign of life."""
         self._beats += 1
         sign = json.dumps({"owner": owner(), "beat": self._beats})
-        self._client.set_experiment_tag(self._experiment, DRIVER + self.driver, sign)
+        self._client.set_experiment_tag(self._experiment, SIGN + self.driver, sign)
 
     def _keep_beating(self) -> None:
-        """Also how the driver learns that the store is away, and that it is back."""
+        """This is also how the driver learns that the store is away, and that it is back."""
         last = time.monotonic()
         while not self._closing.wait(PROBE):
             if self._store.online and time.monotonic() < last + BEAT:
@@ -81,72 +90,77 @@ class Claims:
         """The drivers that give signs of life, this one included."""
         now = time.monotonic()
         try:
-            tags = self._client.get_experiment(self._experiment).tags
+            signs = self._signs_there()
         except BaseException:
-            # While the store was away nobody could give one.
+            # While the store was away no driver could give a sign, so that none is late.
             self._signs.clear()
             raise
         living = {self.driver}
-        for key, sign in tags.items():
-            if not key.startswith(DRIVER):
-                continue
-            driver = key.removeprefix(DRIVER)
+        for driver, sign in signs.items():
             if self._signs.get(driver, ("", 0.0))[0] != sign:
                 self._signs[driver] = sign, now
-            if not dead(json.loads(sign)["owner"]) and now - self._signs[driver][1] < EXPIRY:
+            if not dead(_owner(sign)) and now - self._signs[driver][1] < EXPIRY:
                 living.add(driver)
         return living
 
+    def _signs_there(self) -> dict[str, str]:
+        """The sign of every driver that has not closed, by driver."""
+        tags = self._client.get_experiment(self._experiment).tags
+        return {key.removeprefix(SIGN): sign for key, sign in tags.items() if key.startswith(SIGN)}
+
     @storing()
     def taken(self) -> dict[str, tuple[int, str]]:
-        """The latest attempt at each trial that is claimed, and its driver."""
-        start = f"{PREFIX}.{self._experiment}."
+        """The latest attempt at each trial that is claimed, and the driver that claimed it."""
         latest: dict[str, tuple[int, str]] = {}
-        token = None
-        while True:
-            page = self._client.search_registered_models(
-                f"name LIKE '{start}%'", max_results=500, page_token=token
+        for claim in self._claims():
+            trial, attempt = claim.name.split(".")[-2:]
+            this = int(attempt), claim.tags.get(Tag.DRIVER, "")
+            latest[trial] = max(latest.get(trial, (0, "")), this)
+        return latest
+
+    def _name(self, *parts: str) -> str:
+        return ".".join((PREFIX, self._experiment, *parts))
+
+    def _claims(self, *trial: str) -> Iterator[RegisteredModel]:
+        """The claims on this experiment's trials, or on one of them."""
+        start = self._name(*trial, "")
+        found = every_page(
+            lambda token: self._client.search_registered_models(
+                f"name LIKE '{start}%'", max_results=PAGE, page_token=token
             )
-            for model in page:
-                if not model.name.startswith(start):
-                    continue
-                trial, _, attempt = model.name.removeprefix(start).rpartition(".")
-                latest[trial] = max(
-                    latest.get(trial, (0, "")), (int(attempt), model.tags.get(Tag.DRIVER, ""))
-                )
-            token = page.token
-            if not token:
-                return latest
+        )
+        # For some databases LIKE does not tell small letters from capitals.
+        return (claim for claim in found if claim.name.startswith(start))
 
     @storing()
     def take(self, trial: str, taken: dict[str, tuple[int, str]], living: set[str]) -> bool:
-        """Claims a trial, by what `taken` and `living` gave; False if another driver has it.
+        """Claims a trial, given what `taken` and `living` returned; False if another driver has it.
 
-        Whoever succeeds must look whether the trial was settled meanwhile.
+        A driver that succeeds must look whether the trial was settled meanwhile.
         """
         if trial in self._mine:
             return True
         attempt, driver = taken.get(trial, (0, ""))
         if driver in living:
             return False
-        name = f"{PREFIX}.{self._experiment}.{trial}.{attempt + 1}"
+        name = self._name(trial, str(attempt + 1))
         try:
             self._client.create_registered_model(name, {Tag.DRIVER: self.driver, Tag.OWNER: owner()})
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != THERE:
                 raise
-            # A request that was sent again, as its answer was lost, finds its own claim.
+            # Where the answer to a request was lost, it is sent again and finds this driver's own claim.
             if self._holder(name) != self.driver:
                 return False
         self._mine.add(trial)
         return True
 
     def _holder(self, name: str) -> str | None:
-        """The driver of a claim; None where the claim is gone, since its trial was settled a moment ago."""
+        """The driver of a claim; None where its trial was settled a moment ago, so that the claim is gone."""
         try:
             model = self._client.get_registered_model(name)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code != GONE:
                 raise
             return None
         holder: str | None = model.tags.get(Tag.DRIVER)
@@ -155,20 +169,19 @@ class Claims:
     @storing()
     def settle(self, trial: str) -> None:
         """Deletes all claims on a trial that has its result."""
-        start = f"{PREFIX}.{self._experiment}.{trial}."
-        for model in self._client.search_registered_models(f"name LIKE '{start}%'"):
-            if model.name.startswith(start):
-                try:
-                    self._client.delete_registered_model(model.name)
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                        raise
+        # The whole list first: the pages would shift with every claim that is deleted.
+        for claim in list(self._claims(trial)):
+            try:
+                self._client.delete_registered_model(claim.name)
+            except MlflowException as error:
+                if error.error_code != GONE:
+                    raise
         self._mine.discard(trial)
 
     @storing()
     def close_stale(self) -> int:
         """Closes the runs that dead drivers left open as killed; returns how many."""
-        # In this order: a driver shows itself before it opens a run.
+        # In this order: a driver gives its first sign before it opens a run.
         open_runs, living = self._store.running(), self.living()
         closed = 0
         for run in open_runs:
@@ -177,7 +190,12 @@ class Claims:
             if gone:
                 self._store.end(run.run_id, Status.KILLED)
                 closed += 1
-        for key, sign in self._client.get_experiment(self._experiment).tags.items():
-            if key.startswith(DRIVER) and dead(json.loads(sign)["owner"]):
-                self._client.delete_experiment_tag(self._experiment, key)
+        for driver, sign in self._signs_there().items():
+            if dead(_owner(sign)):
+                self._client.delete_experiment_tag(self._experiment, SIGN + driver)
         return closed
+
+
+def _owner(sign: str) -> str:
+    owner: str = json.loads(sign)["owner"]
+    return owner

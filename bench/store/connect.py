@@ -29,7 +29,7 @@ DATABASES = ("postgresql", "mysql", "mssql")
 #: What MLflow raises where a store cannot be read or written: its own error, the database's, the disk's.
 BROKEN_STORE = (MlflowException, SQLAlchemyError, OSError)
 
-#: What a store says that answers and will not do it: asking again does not help.
+#: MLflow's error codes where the store answers and refuses: asking again does not help.
 REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 
 
@@ -38,12 +38,12 @@ class StoreError(UserError):
 
 
 class StoreRefusedError(StoreError):
-    """The store answers and does not take it, of a run that somebody deleted, say."""
+    """The store answers and refuses: a write to a run that somebody deleted, for example."""
 
 
 @contextmanager
 def storing() -> Iterator[None]:
-    """Raises StoreError for whatever a store that cannot be reached raises; interrupts wait for the end."""
+    """Raises StoreError for what a store raises that cannot be reached. Interrupts wait until this ends."""
     try:
         with interrupts.deferred():
             yield
@@ -56,7 +56,10 @@ def storing() -> Iterator[None]:
 
 
 def connect(uri: str, *, create: bool) -> MlflowClient:
-    """A client of a store that answers. Raises UserError, if `create` is not set also where there is none."""
+    """A client of a store that answers.
+
+    Raises UserError where it does not and, unless `create` is set, where there is no store yet.
+    """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # A database URI may name its driver: mysql+pymysql.
@@ -99,7 +102,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
 
 
 def _open(uri: str) -> MlflowClient:
-    # Two processes that create the schema at once would break each other.
+    # Two processes that made the schema at once would break it.
     with FileLock(state_folder(uri) / "schema.lock", timeout=120):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
@@ -107,7 +110,7 @@ def _open(uri: str) -> MlflowClient:
 
 
 def state_folder(uri: str) -> Path:
-    """Where this machine keeps what belongs to a store: beside a file, in the cache for a server."""
+    """Where this machine keeps what belongs to a store: beside a store that is a file, else in the cache."""
     if uri.startswith(SQLITE):
         folder = database_file(uri).parent / ".tensorbench" / database_file(uri).name
     else:

@@ -1,37 +1,46 @@
-"""Records on disk that the store has not taken yet. Each is a folder that appears by one atomic rename."""
+"""Records that the store has not taken yet, on this machine's disk.
+
+Each record is a folder, which appears whole or not at all. A process writes into a folder of its own, whose
+lock it holds until it ends, whatever ends it: so nobody sends what another process is sending, and whoever
+comes later can tell what was left.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from bench.process.files import remove, written_whole
 from bench.wire.words import Artifact
 from methods import UserError
 
-#: One folder for each process that writes, so that nobody sends what another one is sending.
+#: The name of this process's folder.
 PROCESS = uuid.uuid4().hex[:12]
+
+#: Names of records. What is being written or removed begins with a dot.
+WHOLE = "[!.]*"
 
 
 @dataclass
 class Letter:
-    """What a run in the store still lacks."""
+    """What the run of a trial still lacks in the store."""
 
     experiment_id: str
     run_id: str
     trial_id: str
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    #: Artifacts that are text, by name.
     texts: dict[str, str] = field(default_factory=dict)
     #: Key, value, milliseconds since the epoch, step.
     metrics: list[tuple[str, float, int, int]] = field(default_factory=list)
-    #: The terminal status, and when it was reached (ms).
+    #: MLflow's status at the end, and when that was (milliseconds since the epoch); None before.
     status: str | None = None
     ended: int | None = None
 
@@ -41,35 +50,34 @@ class UnreadableLetterError(UserError):
 
 
 class Outbox:
-    """The waiting records of one experiment on this machine."""
+    """The records of one experiment that wait on this machine."""
 
-    #: Held until this process ends, whatever ends it: then others may send what it left.
+    #: The locks that this process holds, by the folder that each is for.
     _locks: dict[Path, FileLock] = {}
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._folder = folder
+        self._own = folder / PROCESS
 
     def keep(self, letter: Letter, files: Mapping[Artifact, bytes]) -> Path:
         """Puts a whole record on disk and returns its folder. Raises OSError if the disk does not take it."""
-        own = self.folder / PROCESS
-        own.mkdir(parents=True, exist_ok=True)
-        if own not in self._locks:
-            self._locks[own] = FileLock(own.with_suffix(".lock"))
-            self._locks[own].acquire(timeout=5)
-        unfinished, kept = own / f".{letter.run_id}", own / letter.run_id
-        shutil.rmtree(unfinished, ignore_errors=True)
-        (unfinished / "files").mkdir(parents=True)
-        for name, content in files.items():
-            (unfinished / "files" / name).write_bytes(content)
-        (unfinished / "letter.json").write_text(json.dumps(asdict(letter)), encoding="utf-8")
-        os.replace(unfinished, kept)
+        self._own.mkdir(parents=True, exist_ok=True)
+        if self._own not in self._locks:
+            self._locks[self._own] = FileLock(_lock_of(self._own))
+            self._locks[self._own].acquire(timeout=5)
+        kept = self._own / letter.run_id
+        with written_whole(kept) as unfinished:
+            (unfinished / "files").mkdir(parents=True)
+            for name, content in files.items():
+                (unfinished / "files" / name).write_bytes(content)
+            (unfinished / "letter.json").write_text(json.dumps(asdict(letter)), encoding="utf-8")
         return kept
 
     @staticmethod
     def send(kept: Path, send: Callable[[Letter, Path], None]) -> None:
-        """Sends a record, and forgets it when all of it has arrived; sending it again does no harm.
+        """Sends a record and forgets it once all of it has arrived. Sending one twice does no harm.
 
-        Raises UnreadableLetterError where it is none.
+        Raises UnreadableLetterError where the folder holds none.
         """
         if not kept.exists():
             return
@@ -78,27 +86,24 @@ class Outbox:
         except (ValueError, TypeError, FileNotFoundError) as error:
             raise UnreadableLetterError(f"{kept / 'letter.json'} cannot be read: {error}") from error
         send(letter, kept / "files")
-        # Whole or gone, whenever this ends.
-        sent = kept.with_name(f".{kept.name}")
-        os.replace(kept, sent)
-        shutil.rmtree(sent)
+        # Under its name there is all of it or nothing, also where this process dies while it removes files.
+        remove(kept.rename(kept.with_name(f".{kept.name}")))
 
     def waiting(self) -> list[Path]:
         """The records of this process that are not sent yet."""
-        return sorted((self.folder / PROCESS).glob("[!.]*"))
+        return sorted(self._own.glob(WHOLE))
 
     def close(self) -> None:
-        """Ends this process's part: what waits still is for whoever comes next, and nothing else is left."""
-        own = self.folder / PROCESS
-        if lock := self._locks.pop(own, None):
-            if not any(own.glob("[!.]*")):
-                shutil.rmtree(own)
-                own.with_suffix(".lock").unlink(missing_ok=True)
+        """Ends this process's part. What still waits is left for whoever comes next, and nothing else."""
+        if lock := self._locks.pop(self._own, None):
+            if not self.waiting():
+                remove(self._own)
+                remove(_lock_of(self._own))
             lock.release()
 
     def left(self) -> Iterator[Path]:
-        """The records that processes left that are gone; of several callers one gets them."""
-        for lock_file in sorted(self.folder.glob("*.lock")):
+        """The records that ended processes left. Of several processes that ask at once, one gets them."""
+        for lock_file in sorted(self._folder.glob("*.lock")):
             folder, lock = lock_file.with_suffix(""), FileLock(lock_file)
             if folder in self._locks:
                 continue
@@ -107,20 +112,24 @@ class Outbox:
             except Timeout:
                 continue
             try:
-                kept = sorted(folder.glob("[!.]*"))
-                yield from kept
-                # One without any may be of a process that has just begun.
-                if kept and not any(folder.glob("[!.]*")):
-                    shutil.rmtree(folder, ignore_errors=True)
-                    lock_file.unlink(missing_ok=True)
+                records = sorted(folder.glob(WHOLE))
+                yield from records
+                # A folder without any record may belong to a process that has only begun.
+                if records and not any(folder.glob(WHOLE)):
+                    with suppress(OSError):
+                        remove(folder)
+                        remove(lock_file)
             finally:
                 lock.release()
 
     @staticmethod
     def refuse(kept: Path) -> Path:
-        """Puts aside a record that cannot be sent, ever; returns where it lies."""
+        """Puts aside a record that can never be sent; returns where it lies."""
         aside = kept.parent.parent / "refused" / kept.name
         aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        kept.rename(aside)
-        return aside
+        remove(aside)
+        return kept.rename(aside)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_suffix(".lock")

@@ -1,4 +1,4 @@
-"""Stored trials as resuming and reports read them, and which of several runs of one trial counts."""
+"""Stored runs as resuming and reports read them, and which of several runs of one trial counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.wire.words import PROVENANCE, YES, Measure, Status, Tag
 
 @dataclass(frozen=True)
 class Record:
-    """A stored run of a trial, a suite, a search or an allocation."""
+    """A stored run: a trial's, or one that holds the plan of a suite or the result of a search."""
 
     run_id: str
     #: Empty where the run is no trial's.
@@ -48,7 +48,7 @@ class Record:
         metrics: Mapping[str, float],
         artifacts: str,
     ) -> Record:
-        """From what MLflow has of a run, whose status its tags refine."""
+        """From what MLflow knows of a run. Its tags say more about its status than MLflow's own word."""
         trial_id = tags.get(Tag.TRIAL_ID, "")
         return cls(run_id, trial_id, _status(status, tags), started, tags, metrics, artifacts)
 
@@ -83,22 +83,22 @@ class Record:
 
 
 def _status(status: str, tags: Mapping[str, str]) -> Status:
-    """MLflow has no word for a pruned run, a killed one with a tag, nor for a duplicate: a finished one that
-    came when another run of its trial was finished already.
+    """MLflow has no word for a pruned run, which is killed and has a tag, nor for a duplicate, which finished
+    after another run of its trial had finished and has a tag.
     """
     if status == Status.KILLED and tags.get(Tag.PRUNED) == YES:
         return Status.PRUNED
     if status == Status.FINISHED and tags.get(Tag.DUPLICATE) == YES:
         return Status.DUPLICATE
-    # MLflow's SCHEDULED is none of ours: such a run is as good as one that runs.
+    # MLflow also knows SCHEDULED, which nothing here uses: such a run has not ended.
     return Status(status) if status in Status.__members__ else Status.RUNNING
 
 
 def latest(records: Iterable[Record]) -> dict[str, Record]:
-    """One record a trial, of records from old to new: the first FINISHED one, else the newest that is
-    settled, else the newest.
+    """The record of each trial that counts, by trial id; `records` come from old to new.
 
-    A second FINISHED is a duplicate, and a retry that was killed leaves the failure standing.
+    It is the first that finished, else the newest that is settled, else the newest. So a trial that was run
+    twice has its first score, and a retry that was killed leaves the failure standing.
     """
     chosen: dict[str, Record] = {}
     for record in records:

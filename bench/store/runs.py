@@ -1,9 +1,10 @@
-"""What every use of MLflow's runs shares: the search for them, all pages of it, and JSON artifacts."""
+"""What every use of MLflow's client shares: all pages of an answer, the search for runs, JSON artifacts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
@@ -12,15 +13,25 @@ from bench.store.connect import storing
 from bench.wire import Wired
 from bench.wire.words import Artifact
 
-#: Runs of one request.
+#: What one request of a search asks for at most.
 PAGE = 1000
+
+
+def every_page(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    """All that a search finds. `ask` asks MLflow for the page that a token names, or for the first: None."""
+    page = ask(None)
+    yield from page
+    while page.token:
+        page = ask(page.token)
+        yield from page
 
 
 def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) -> Iterator[Run]:
     """The runs of these experiments that are not deleted and meet a condition in MLflow's search language."""
-    token = None
-    while experiments:
-        page = client.search_runs(
+    if not experiments:
+        return iter(())
+    return every_page(
+        lambda token: client.search_runs(
             list(experiments),
             condition,
             ViewType.ACTIVE_ONLY,
@@ -28,10 +39,7 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )
-        yield from page
-        token = page.token
-        if not token:
-            return
+    )
 
 
 @storing()

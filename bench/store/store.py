@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import unquote, urlparse
@@ -33,6 +32,7 @@ from bench.wire import Wired
 from bench.wire.plan import StoredPlan
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
+from methods.errors import did_you_mean
 
 Content = TypeVar("Content", bound=Wired)
 
@@ -41,7 +41,7 @@ MOST_METRICS, MOST_PARAMS = 1000, 100
 
 
 class Store:
-    """One experiment of a tracking store. Raises UserError where the store cannot be used."""
+    """One experiment of a tracking store: the runs of a suite's trials, of its plan and of its searches."""
 
     def __init__(self, client: MlflowClient, experiment: Experiment, uri: str) -> None:
         self.client = client
@@ -52,7 +52,10 @@ class Store:
 
     @classmethod
     def create(cls, uri: str, name: str) -> Store:
-        """Opens the experiment, making store and experiment where they are not there yet."""
+        """Opens the experiment, and makes store and experiment where they are not there yet.
+
+        Raises UserError where the store cannot be used, or the experiment was deleted.
+        """
         client = connect(uri, create=True)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -62,7 +65,7 @@ class Store:
             try:
                 experiment = client.get_experiment(client.create_experiment(name, artifact_location=location))
             except MlflowException as error:
-                # Of two first starts at once, the second finds the first one's experiment.
+                # Where two processes start at once, the second finds the experiment that the first one made.
                 experiment = client.get_experiment_by_name(name)
                 if experiment is None:
                     raise UserError(
@@ -77,15 +80,16 @@ class Store:
 
     @classmethod
     def existing(cls, uri: str, name: str) -> Store:
-        """Opens an experiment for reading. Raises UserError, with near names, if there is none."""
+        """Opens an experiment for reading. Raises UserError where there is none, with the nearest name."""
         client = connect(uri, create=False)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             names = [found.name for found in client.search_experiments() if found.name != "Default"]
-            near = get_close_matches(name, names, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, names)
             there = ", ".join(names) or "none"
-            raise UserError(f"no experiment '{name}' in {shown_uri(uri)}{hint} (there: {there})")
+            raise UserError(
+                f"no experiment '{name}' in {shown_uri(uri)}{hint and f'; {hint}'} (there: {there})"
+            )
         return cls(client, experiment, uri)
 
     @property
@@ -98,7 +102,7 @@ class Store:
 
     @property
     def local(self) -> bool:
-        """Whether the store is a file: then nobody else can bring it back."""
+        """Whether the store is a file of this machine."""
         return self.uri.startswith(SQLITE)
 
     @property
@@ -118,7 +122,7 @@ class Store:
         return self._find(kind, f" and tags.{Tag.TRIAL_ID} = '{trial_id}'" if trial_id else "")
 
     def running(self) -> list[Record]:
-        """The runs of trials, suites and searches that are open, whoever runs them."""
+        """The open runs of every kind, whoever writes them."""
         return [run for kind in Kind for run in self._find(kind, " and attributes.status = 'RUNNING'")]
 
     @storing()
@@ -131,7 +135,7 @@ class Store:
 
         Raises UserError where it cannot be read.
         """
-        # A start that died between making the run and storing its plan left none.
+        # A start may have died after it made its run and before it stored its plan.
         plans = (self.content(run, Artifact.PLAN, StoredPlan) for run in reversed(self._find(Kind.SUITE)))
         return next((plan for plan in plans if plan is not None), None)
 
@@ -161,7 +165,7 @@ class Store:
             raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
 
     def history(self, record: Record, key: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric, by step. A step that was logged twice counts once, the last time."""
+        """(step, value) of a metric, by step. Of a step that was logged twice the last value counts."""
         points = self.client.get_metric_history(record.run_id, key)
         return sorted({point.step: point.value for point in points}.items())
 
@@ -169,7 +173,7 @@ class Store:
 
     @storing()
     def begin(self, kind: Kind, name: str, tags: Mapping[Tag, str], driver: str) -> str:
-        """Opens the newest run of this kind that has these tags, or a new one; returns its id."""
+        """Opens the newest run of this kind that has these tags again, or a new one; returns its id."""
         whose = {Tag.OWNER: owner(), Tag.DRIVER: driver}
         same = [run for run in self._find(kind) if tags.items() <= run.tags.items()]
         if not same:
@@ -209,9 +213,9 @@ class Store:
 
     @storing()
     def send(self, letter: Letter, folder: Path | None = None) -> None:
-        """Writes what a letter holds and drops from it what has arrived; twice does no harm.
+        """Writes what a letter holds, and takes out of it what has arrived; sending one twice does no harm.
 
-        `folder` holds the artifacts. A terminal status is written last, after metrics and artifacts. Of
+        `folder` holds the artifacts. A status that ends the run is written last, after everything else. Of
         several finished runs of a trial the first counts, and the others are marked as duplicates.
         """
         client, run_id = self.client, letter.run_id

@@ -22,7 +22,6 @@ from bench.plan.trial import Trial
 from bench.store.connect import BROKEN_STORE, connect, storing
 from bench.store.records import Record, latest
 from bench.store.runs import find_runs, keep_json
-from bench.tasks import TASKS
 from bench.wire import Wired
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import Adapter, Method, UserError, from_identity
@@ -62,7 +61,7 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
         trial, state = _artifacts(client, record)
     except (*BROKEN_STORE, SafetensorError) as error:
         raise UserError(f"run {run} cannot be read from {store}: {error}") from error
-    method, classes = from_identity(trial.method), TASKS.get(trial.task.task).classes
+    method, classes = from_identity(trial.method), trial.task.lookup().classes
     backbone = load(trial.backbone)
     if backbone.info.weights_hash != trial.weights_hash:
         raise UserError(

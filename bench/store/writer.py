@@ -17,7 +17,7 @@ from bench.store.store import Store
 from bench.wire.trial import Ending, Progress
 from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Measure, Status, Tag, validation_key
 
-#: Seconds between two writes of a running trial's progress, each of which is a transaction.
+#: Seconds between two writes of a running trial's progress: each write is a transaction.
 PROGRESS_EVERY = 2.0
 
 
@@ -31,10 +31,11 @@ def begin_trial(
     provenance: dict[str, str] | None = None,
     tags: Mapping[Tag, str] = {},
 ) -> TrialRun:
-    """Opens the run of a trial, nested under `parent`, and stores what is known before it starts.
+    """Opens the run of a trial, nested under the run `parent`, and stores what is known before it starts.
 
-    `tags` are added to those that every trial has. Without provenance, which a worker on another
-    machine tells when it starts, `TrialRun.start` is still to be called.
+    `rows` are those of the plan that the trial stands in. `tags` are added to those that every trial has.
+    Without `provenance`, `TrialRun.start` is still to be called: a worker on another machine tells where it
+    runs only when it starts.
     """
     row = rows[0]
     budgets = [
@@ -66,19 +67,22 @@ def begin_trial(
     if provenance is not None:
         try:
             writer.start(trial.model_dump(mode="json", exclude_none=True), provenance)
-        except BaseException:  # an interrupt, say: nobody else knows of this run yet
+        except BaseException:
+            # Nobody else knows of this run yet, and an interrupt would leave it open.
             writer.kill()
             raise
     return writer
 
 
-#: What MLflow calls a trial that ended so.
+#: MLflow's status of a trial that ended so; the others are killed for MLflow, and tags tell how they ended.
 ENDED = {"finished": Status.FINISHED, "failed": Status.FAILED}
 
 
 class TrialRun:
-    """Writes one trial. What the store does not take is kept, in memory while the trial runs, on disk when
-    it has ended, until `flush` finds the store back.
+    """Writes one trial.
+
+    What the store does not take is kept until `flush` finds the store back: in memory while the trial runs,
+    and on disk once it has ended.
     """
 
     def __init__(self, store: Store, run_id: str, metric: str, trial_id: str = "") -> None:
@@ -92,11 +96,11 @@ class TrialRun:
 
     @property
     def ended(self) -> bool:
-        """Whether the record is on disk, so that it is sent now or later."""
+        """Whether the whole record is on disk, from where it is sent now or later."""
         return self._kept is not None
 
     def start(self, config: dict[str, Any], provenance: Mapping[str, str]) -> None:
-        """Stores the resolved configuration, and where the trial runs."""
+        """Stores the resolved configuration, and the provenance that the worker tells."""
         self._letter.params |= {key: str(value) for key, value in _flat(config).items()}
         self._letter.tags |= {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
         resolved = {"trial": config, "provenance": dict(provenance)}
@@ -119,10 +123,7 @@ class TrialRun:
             self.flush()
 
     def end(self, ending: Ending) -> None:
-        """Puts the whole record on disk, then sends it: from here on nothing is lost.
-
-        A pruned or lost trial is a killed run with a tag: a pruned one is settled, a lost one runs again.
-        """
+        """Puts the whole record on disk, then sends it: from here on nothing is lost."""
         letter, now = self._letter, _now()
         letter.metrics += [(key, value, now, 0) for key, value in ending.metrics.items()]
         if ending.reason:
@@ -140,7 +141,7 @@ class TrialRun:
         self._store.client.set_terminated(self.run_id, Status.KILLED)
 
     def flush(self) -> None:
-        """Sends what waits, unless the store is known to be away."""
+        """Sends what the store still lacks, unless the store is known to be away."""
         if not self._store.online:
             return
         if self._kept is None:

@@ -8,15 +8,16 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from methods.validation import Frozen
 
-#: Of Optuna's samplers, which take 32 bits; each point adds one.
+#: The largest seed of a search. Optuna's samplers take 32 bits, and each point that is tried adds one.
 MAX_SEED = 2**31
 
-#: Adapter learning rates that equal tuning tries: two to a decade.
+#: The adapter's learning rates that equal tuning tries: two in every decade.
 LR_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
-#: Relative to the scale that the method has in the suite, by default the published one.
+#: The scales that equal tuning tries, as factors of the method's own, which by default is the published one.
 SCALE_GRID = (0.1, 1.0, 10.0)
 
+#: The head's learning rates that equal tuning tries.
 HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 
 Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
@@ -27,11 +28,11 @@ Modes = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Selection(Frozen):
-    """How something is chosen by validation, before the final runs: what every way of choosing has."""
+    """What every way has in common in which something is chosen by validation before the final runs."""
 
-    #: Their own: none may be a seed of the final runs.
+    #: The seeds of the trials by which is chosen. None of them may be a seed of the final runs.
     seeds: SelectionSeeds = (1000,)
-    #: Of each of its trials; None: as many as the final runs have.
+    #: How many epochs each of these trials trains; None means as many as the final runs.
     epochs: PositiveInt | None = None
 
     @field_validator("seeds", "lr", "scale", "head_lr", "modes", check_fields=False)
@@ -49,9 +50,13 @@ class Selection(Frozen):
 
 
 class Tuning(Selection):
-    """What every method may spend on its learning rate, scale and head rate. A grid of null is not tuned."""
+    """What every method may spend on its learning rate, its scale and the head's learning rate.
 
-    #: Points of the grids for each method, task, backbone and budget; each is trained on every seed.
+    A grid of None is not tuned.
+    """
+
+    #: How many points of the grids each method tries on every task, backbone and budget. Each point is
+    #: trained on every seed.
     trials: PositiveInt = 8
     lr: Grid | None = LR_GRID
     scale: Grid | None = SCALE_GRID
@@ -71,20 +76,20 @@ class Tuning(Selection):
 class Search(Selection):
     """A search over the ranks of each mode that never exceeds the budget."""
 
-    #: In the end exactly so many points were tried, or all there are.
+    #: In the end exactly so many points have been tried, or all of them if there are fewer.
     trials: PositiveInt
-    #: The modes whose ranks are searched, the others at the heuristic's; None: all.
+    #: The modes whose ranks are searched, while the others keep the heuristic's; None means all.
     modes: Modes | None = None
-    #: Searched too where given.
+    #: Where these are given, they are searched together with the ranks.
     lr: Grid | None = None
     scale: Grid | None = None
     head_lr: Grid | None = None
-    #: The validation metric, or the metric and the number of parameters: then the result is a front.
+    #: What a point is judged by. With the number of parameters the result is a Pareto front.
     objectives: Literal["metric", "metric and parameters"] = "metric"
-    #: What ends a weak trial after an epoch. `auto`: the median rule where it can work, that is for one
-    #: objective and at least two epochs.
+    #: The rule that ends a weak trial after an epoch. `auto` is the median rule where it can work, which is
+    #: with one objective and at least two epochs.
     pruner: Literal["auto", "median", "halving", "none"] = "auto"
-    #: Of the sampler.
+    #: The seed of Optuna's sampler.
     seed: int = Field(0, ge=0, le=MAX_SEED)
 
     @property
@@ -102,11 +107,11 @@ class Allocation(Selection):
     """A sweep of how one budget is shared among the modes, and of the way from isorank to isoparameters."""
 
     seeds: SelectionSeeds = (1000, 1001, 1002)
-    #: The modes that are swept; None: all.
+    #: The modes that are swept; None means all.
     modes: Modes | None = None
-    #: Log-spaced ranks for each mode.
+    #: How many ranks are tried for each mode, evenly spaced in their logarithms.
     ranks: int = Field(6, ge=2, le=6)
-    #: Rank vectors from isorank to the heuristic's, both included; 0: none.
+    #: How many rank vectors lie on the path from isorank to the heuristic's, both ends included; 0 skips it.
     path: int = Field(5, ge=0, le=12)
-    #: Where the path begins: every rank equals this.
+    #: Every rank of the vector at which the path begins.
     isorank: PositiveInt = 4

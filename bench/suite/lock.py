@@ -1,4 +1,4 @@
-"""The lock file of a suite: which commit of every hub repository it uses, and the hash of every file.
+"""The lock file of a suite, which holds the commit of every hub repository that it uses and each file's hash.
 
 `tensorbench fetch SUITE.yaml` writes `SUITE.lock.yaml` beside the suite; whoever loads the suite obeys it.
 """
@@ -6,60 +6,65 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import yaml
 from pydantic import Field
 
-from bench.sources.hub import expect
-from bench.tasks import Source, find_task
+from bench.process.files import written_whole
+from bench.sources.hub import LockedFiles
+from bench.suite.rows import TaskRow
+from bench.suite.suite import Suite
+from bench.suite.yaml_text import parse, written
+from bench.tasks import DataSource
+from bench.tasks.hub import HubTask
 from methods.errors import UserError
 from methods.validation import Frozen, validate
-
-if TYPE_CHECKING:
-    from bench.suite.rows import TaskRow
-    from bench.suite.suite import Suite
-    from bench.tasks.hub import HubTask
 
 VERSION: Literal[1] = 1
 
 
 class Locked(Frozen):
-    """A repository at a commit."""
+    """A repository at one commit, and what its files are."""
 
     repository: str
-    #: What the suite asks for: a branch, tag or commit; None: the main branch.
+    #: The branch, tag or commit that the suite asks for; None is the main branch.
     asked: str | None = None
-    #: The commit that this was resolved to.
+    #: The commit that this meant when the lock was written.
     revision: str = Field(pattern="^[0-9a-f]{40}$")
-    #: Path in the repository to the file's sha256.
+    #: The sha256 of each file that is used, by its path in the repository.
     files: dict[str, str]
+
+    @property
+    def locked(self) -> LockedFiles:
+        return tuple(self.files.items())
 
 
 class Lock(Frozen):
-    """Backbones by the name that the suite gives them (`owner/model`, `timm:model`), tasks by theirs."""
+    """What a suite's hub repositories are: of backbones by the name in the suite (`owner/model` or
+    `timm:model`), of tasks by the task's name."""
 
     version: Literal[1] = VERSION
     backbones: dict[str, Locked] = {}
     tasks: dict[str, Locked] = {}
 
     def apply(self, suite: Suite, path: Path) -> Suite:
-        """The suite, its hub repositories at their commits. Raises UserError for what is not locked."""
+        """The suite with every hub repository at its locked commit, and its files locked too.
+
+        `path` is where the lock lies, for messages. Raises UserError for a repository that is not locked.
+        """
         backbones = []
         for spec in suite.backbones:
-            if spec.source is not None:
-                entry = self._entry(self.backbones, spec.source, None, spec.revision, path)
-                spec = spec.at(entry.revision)
+            if spec.hub_name is not None:
+                entry = self._entry(self.backbones, spec.hub_name, None, spec.revision, path)
+                spec = spec.at(entry.revision).lock(entry.locked)
             backbones.append(spec)
         tasks = []
         for row in suite.tasks:
             if (task := hub_task(row)) is not None:
                 entry = self._entry(self.tasks, row.task, task.where, task.source.revision, path)
-                source = Source(hub=entry.repository, revision=entry.revision)
-                row = row.model_copy(update={"source": source})
+                source = DataSource(hub=entry.repository, revision=entry.revision)
+                row = row.model_copy(update={"source": source.lock(entry.locked)})
             tasks.append(row)
-        for entry in (*self.backbones.values(), *self.tasks.values()):
-            expect(entry.repository, entry.revision, entry.files)
         return suite.model_copy(update={"backbones": tuple(backbones), "tasks": tuple(tasks)})
 
     def _entry(
@@ -80,15 +85,13 @@ class Lock(Frozen):
 
     def write(self, path: Path, suite: Path) -> None:
         """Writes the lock in one step. Raises UserError where it cannot be written."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=200)
-        unfinished = path.with_name(f".{path.name}.unfinished")
+        head = (
+            f"# Written by `tensorbench fetch {suite.name}`: the commits and files (sha256) it uses.\n"
+            "# Keep it beside the suite; every plan and run of the suite obeys it.\n"
+        )
         try:
-            unfinished.write_text(
-                f"# Written by `tensorbench fetch {suite.name}`: the commits and files (sha256) it uses.\n"
-                f"# Keep it beside the suite; every plan and run of the suite obeys it.\n{text}",
-                encoding="utf-8",
-            )
-            unfinished.replace(path)
+            with written_whole(path) as unfinished:
+                unfinished.write_text(head + written(self.model_dump(mode="json")), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write lock {path}: {error.strerror}") from error
 
@@ -99,17 +102,15 @@ def lock_path(suite: Path) -> Path:
 
 
 def read_lock(path: Path) -> Lock:
-    """Raises UserError for a file that is not a lock."""
+    """The lock in a file. Raises UserError if the file holds none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read lock {path}: {error}") from error
     return validate(Lock, values, str(path))
 
 
 def hub_task(row: TaskRow) -> HubTask | None:
-    """The row's task if its data come from a hub repository. Raises UserError."""
-    from bench.tasks.hub import HubTask
-
-    task = find_task(row.task, row.source)
+    """The row's task if its data come from a hub repository, else None. Raises UserError as `lookup` does."""
+    task = row.lookup()
     return task if isinstance(task, HubTask) and task.source.local is None else None

@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import math
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from methods import UserError
-from methods.validation import Frozen
+from methods.validation import Frozen, Later
 
 Augmentation = Literal["colour_jitter", "flip", "crop"]
 
 
 class Recipe(Frozen):
-    """How a trial is trained. AdamW, cosine schedule; the same for all methods unless overridden."""
+    """How a trial is trained: by AdamW on a cosine schedule.
+
+    All methods have the same recipe, except for what their rows in the suite override.
+    """
 
     #: Peak learning rate of the adapter.
     lr: PositiveFloat = 5e-4
-    #: Peak learning rate of the head; None: as `lr`.
+    #: Peak learning rate of the head; None means the adapter's.
     head_lr: PositiveFloat | None = None
     weight_decay: float = Field(0.01, ge=0)
     batch_size: PositiveInt = 64
-    #: Passes over the training split. Give this or `steps`.
+    #: How often the training split is passed over. A recipe has this or `steps`; with neither it is 10.
     epochs: PositiveInt | None = None
-    #: Optimizer steps.
+    #: How many optimizer steps are taken.
     steps: PositiveInt | None = None
-    #: Share of the steps in which the rate rises linearly from zero.
+    #: The share of the steps in which the learning rate rises linearly from zero.
     warmup: float = Field(0.1, ge=0, lt=1)
-    #: What the cosine ends at.
+    #: The learning rate at which the cosine ends.
     lr_floor: float = Field(1e-6, ge=0)
-    #: Largest gradient norm over adapter and head; None: no clipping.
+    #: The largest norm that the gradient of adapter and head together may have; None means no clipping.
     clip: PositiveFloat | None = None
-    #: Which state is tested: the one with the best validation metric (the earliest of equals), or the last.
+    #: The state that is tested: that with the best validation metric, the earliest of equals, or the last.
     select: Literal["validation", "last"] = "validation"
     #: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    #: What happens to training images, in this order: see `bench.training.augmentation`.
-    augmentation: tuple[Augmentation, ...] = ()
-    #: The encoder goes through `torch.compile`, in training and evaluation.
-    compile: bool = False
-    #: Only algorithms of torch that give the same bits every time; an operation without one is an error.
-    deterministic: bool = False
+    #: What happens to training images, in this order; `bench.training.augmentation` says what each does.
+    augmentation: Annotated[tuple[Augmentation, ...], Later()] = ()
+    #: Whether the encoder goes through `torch.compile`, in training and in evaluation.
+    compile: Annotated[bool, Later()] = False
+    #: Whether torch may use only algorithms that give the same bits every time. An operation that has no such
+    #: algorithm then fails the trial.
+    deterministic: Annotated[bool, Later()] = False
 
     @model_validator(mode="after")
     def _length_and_floor(self) -> Self:
@@ -51,6 +56,10 @@ class Recipe(Frozen):
                 raise ValueError(f"{name} {peak:g} is below lr_floor {self.lr_floor:g}")
         return self
 
+    def step_count(self, examples: int) -> int:
+        """Optimizer steps on so many training examples."""
+        return self.steps or math.ceil(examples / self.batch_size) * (self.epochs or 0)
+
     def check_batch(self, task: str, available: int) -> None:
         """Raises UserError for a batch that is larger than the train split."""
         if self.batch_size > available:
@@ -60,7 +69,7 @@ class Recipe(Frozen):
             )
 
     def resolved(self, device: str) -> Recipe:
-        """Without defaults that depend on anything: what a trial's id can hash."""
+        """The recipe with a value in place of every default that depends on something, as an id needs it."""
         precision = self.precision
         if precision == "auto":
             precision = "bf16" if device.startswith("cuda") else "fp32"

@@ -11,21 +11,22 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from bench.backbones.base import refuse_unknown_home
 from bench.inputs import ImageInput, ModelInput, Padding
-from bench.tasks import Source
+from bench.tasks import TASKS, DataSource, Task
 from methods import METHODS, Method, UnknownNameError, UserError, create
-from methods.validation import Frozen
+from methods.validation import Frozen, Later
 
 
 class Budget(Frozen):
-    """How large the adapters are. Exactly one of the three ways."""
+    """How large the adapters are, in exactly one of three ways."""
 
-    #: Every rank equals this.
+    #: Every rank is this one.
     isorank: PositiveInt | None = None
-    #: As near as the paper's heuristic comes to LoRA of this rank on query, key and value.
+    #: The ranks are the paper's heuristic's for as many parameters as LoRA of this rank has on query, key and
+    #: value.
     isoparameters: PositiveInt | None = None
-    #: As near as possible to this many adapter parameters.
+    #: The ranks are those that come nearest to this many adapter parameters.
     parameters: PositiveInt | None = None
-    #: How far, relative to the budget, a count may be before it is flagged.
+    #: How far a count may be from the budget, relative to it, before tables flag it.
     tolerance: float = Field(0.05, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -45,7 +46,7 @@ class Budget(Frozen):
 
 
 class TaskRow(Frozen):
-    """A task, how much of it, and what its trials train differently."""
+    """A task, how much of its data is used, and what its trials train differently."""
 
     task: str
     train_size: PositiveInt | None = None
@@ -53,30 +54,45 @@ class TaskRow(Frozen):
     test_size: PositiveInt | None = None
     #: Texts are cut to this many tokens.
     max_tokens: PositiveInt = 128
-    #: What a batch of texts is padded to. With `max_tokens` batches are not put together by length either.
-    padding: Padding = "longest"
-    #: Images are squashed to squares of so many pixels, of which the centre is cut out; None: their central
-    #: square is resized to what the backbone reads.
+    #: What a batch of texts is padded to. With `max_tokens` texts of similar length are not put together.
+    padding: Annotated[Padding, Later()] = "longest"
+    #: With a number of pixels, images are squashed to squares of that side and the centre is cut out of them.
+    #: Without, their central square is resized to what the backbone reads.
     resize: PositiveInt | None = None
-    #: Images are normalised as the backbone wants them; else pixels are between 0 and 1.
+    #: Whether images are normalised as the backbone wants them. Otherwise pixels are between 0 and 1.
     normalise: bool = True
-    #: One split for all seeds, or another for each, where the task has no official one.
+    #: Whether all seeds share one split or each deals its own. An official split is the same for all.
     split: Literal["fixed", "per_seed"] = "fixed"
     #: Where the data of a hub task come from, if not from the task's own repository.
-    source: Source | None = None
+    source: DataSource | None = None
     training: dict[str, Any] = {}
 
     @field_validator("source")
     @classmethod
-    def _home(cls, source: Source | None) -> Source | None:
+    def _home(cls, source: DataSource | None) -> DataSource | None:
         if source is not None and source.local is not None:
             refuse_unknown_home(source.local)
         return source
 
-    def input(self, wanted: ModelInput) -> ModelInput:
-        """How a backbone that by itself wants its examples so gets them here.
+    @property
+    def sizes(self) -> tuple[int | None, int | None, int | None]:
+        """How many examples of train, validation and test are used; None means all of a split."""
+        return self.train_size, self.validation_size, self.test_size
 
-        Raises UserError for a switch of the other modality.
+    def lookup(self) -> Task:
+        """The task itself, with its data from `source` if that is given. Raises UserError for what is not."""
+        task: Task = TASKS.get(self.task)
+        return task if self.source is None else task.at(self.source)
+
+    def train_examples(self) -> int | None:
+        """How many examples are trained on; None where that is not known before the data are there."""
+        stated = self.lookup().sizes
+        return self.train_size or (stated[0] if stated else None)
+
+    def input(self, wanted: ModelInput) -> ModelInput:
+        """How a backbone gets its examples in this row, where by itself it wants them as `wanted`.
+
+        Raises UserError for a field that is set and belongs to the other modality.
         """
         if isinstance(wanted, ImageInput):
             self._refuse(("padding",), "images")
@@ -87,7 +103,7 @@ class TaskRow(Frozen):
         return replace(wanted, padding=self.padding)
 
     def split_seed(self, seed: int) -> int | None:
-        """The seed that the split depends on; None: on none."""
+        """The seed that deals the split of a trial with this seed; None where all seeds share one."""
         return seed if self.split == "per_seed" else None
 
     def _refuse(self, names: tuple[str, ...], what: str) -> None:
@@ -97,7 +113,7 @@ class TaskRow(Frozen):
 
 
 class MethodRow(Frozen):
-    """A method with its options, for every combination of the option values in `each`."""
+    """A method with its options. Where `each` lists values, the row stands for every combination of them."""
 
     method: str
     options: dict[str, Any] = {}
@@ -109,7 +125,7 @@ class MethodRow(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _gather_options(cls, row: Any) -> Any:
-        """Options stand beside `method` in the YAML."""
+        """Puts the options, which stand beside `method` in the YAML, into a field of their own."""
         if isinstance(row, str):
             return {"method": row}
         if not isinstance(row, dict):
@@ -128,7 +144,10 @@ class MethodRow(Frozen):
         return self
 
     def methods(self) -> Iterator[Method]:
-        """One method for every combination. Raises UserError for a field that neither it nor a row has."""
+        """The methods that the row stands for.
+
+        Raises UserError for a name that is neither an option of the method nor a field of a row.
+        """
         options = METHODS.get(self.method).model_fields
         for key in (*self.options, *self.each):
             if key not in options:

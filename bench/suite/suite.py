@@ -1,4 +1,4 @@
-"""The suite: what spans trials. Everything is validated before any work starts."""
+"""The suite, which says what trials there are. All of it is validated before any work starts."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from methods.validation import Frozen, validate
 
 
 class Suite(Frozen):
-    """Tasks × backbones × methods × budgets × seeds."""
+    """What a user wrote. Its trials are tasks × backbones × methods × budgets × seeds."""
 
-    #: Also the name of the MLflow experiment.
+    #: The name of the suite, and of its experiment in MLflow.
     name: str
     description: str = ""
     tasks: tuple[TaskRow, ...] = Field(min_length=1)
     backbones: tuple[BackboneSpec, ...] = Field(min_length=1)
     methods: tuple[MethodRow, ...] = Field(min_length=1)
-    #: For every method whose ranks the row leaves free.
+    #: The sizes in which every method is tried whose row leaves its ranks free.
     budgets: tuple[Budget, ...] = ()
     seeds: tuple[int, ...] = Field(min_length=1)
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
-    #: The split that the selected state is scored on, once.
+    #: The split on which the selected state is scored, once.
     evaluate: Literal["test", "validation"] = "test"
-    #: Printed under the results.
+    #: A text that is printed under the results.
     closing: str = ""
-    #: How learning rate and scale are chosen: None (`none`) is as written in the suite, for all methods.
+    #: How learning rates and scales are chosen, alike for every method. With None, which YAML calls `none`,
+    #: they are what the suite says.
     tuning: Tuning | None = None
-    #: What `tensorbench search` does for each method, task, backbone and budget.
+    #: The search over ranks that `tensorbench search` does for each method, task, backbone and budget.
     search: Search | None = None
+    #: The sweep of how a budget is shared that `tensorbench search` does for each of them.
     allocation: Allocation | None = None
 
     @field_validator("name")
@@ -73,12 +75,12 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _chosen_apart(self) -> Self:
-        """What chooses and what is chosen for share no seed, and nothing is set that is to be chosen."""
+        """Refuses a choice by the seeds of the final runs, and a value for what is to be chosen."""
         sections = {"tuning": self.tuning, "search": self.search, "allocation": self.allocation}
         for name, section in sections.items():
             if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
                 raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
-        # What chooses would train and validate on what is test for a final seed.
+        # Otherwise a choice would be made on examples that are the test of a final seed.
         dealt = next((row.task for row in self.tasks if row.split == "per_seed"), None)
         if dealt and any(sections.values()):
             raise ValueError(
@@ -99,7 +101,10 @@ class Suite(Frozen):
         return self
 
     def recipe(self, task: TaskRow, method: MethodRow) -> Recipe:
-        """The suite's training, then the task's overrides, then the method's; not resolved yet."""
+        """The suite's recipe with the task's overrides, and then the method's, put over it.
+
+        Defaults are not resolved yet. Raises UserError for a field or value that a recipe does not have.
+        """
         merged = self.training.model_dump(exclude_unset=True)
         for where, override in ((f"task '{task.task}'", task.training), (method.method, method.training)):
             if "steps" in override:

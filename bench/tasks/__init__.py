@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from bench.tasks.base import Examples, Metric, Source, Task
-from bench.tasks.data import (
-    ImageSplit,
-    PreparedData,
-    Split,
-    TextSplit,
-    check_sizes,
-    data_key,
-    prepare,
-    score,
-)
+from bench.tasks.base import DataSource, Examples, Metric, Task
+from bench.tasks.data import check_sizes, data_key, prepare, score
+from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from methods.registry import Registry
 
 __all__ = [
     "TASKS",
+    "DataSource",
     "Examples",
     "ImageSplit",
     "Metric",
     "PreparedData",
-    "Source",
     "Split",
     "Task",
     "TextSplit",
     "check_sizes",
     "data_key",
-    "find_task",
     "prepare",
     "score",
 ]
@@ -49,9 +40,3 @@ TASKS = Registry(
         "eurosat": "bench.tasks.eurosat:EUROSAT",
     },
 )
-
-
-def find_task(name: str, source: Source | None = None) -> Task:
-    """A registered task, its data from `source` if that is given. Raises UserError for what cannot be."""
-    task: Task = TASKS.get(name)
-    return task if source is None else task.at(source)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,145 +17,32 @@ from torch import Tensor
 
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.sources.assets import prepared
-from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task, blocks, deal, normalise_text
+from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task
+from bench.tasks.dealing import blocks, deal, normalise_text
+from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from methods.errors import UserError
+from methods.validation import Frozen, Later, identity
 
-#: Texts that are tokenised in one call.
+#: How many texts are tokenised in one call.
 _TEXTS_AT_ONCE = 1000
 
 
-@dataclass(frozen=True)
-class TextSplit:
-    """N tokenised texts, end to end in one buffer.
+class _Key(Frozen):
+    """What the prepared examples of a task depend on, whether they are texts or images."""
 
-    `tokens`: int32 (total tokens,). `starts`: int64 (N,), where each text begins. `lengths`: int64 (N,),
-    always on the CPU, where batches are planned. `labels`: int64 (N,). `ids`: int64 (N,), the examples'
-    names in their source, always on the CPU. `pad_id` fills a batch up. `seconds`: int64 (N,), where in its
-    text the second one of a pair begins; None where the tokenizer does not tell the two apart. `width`: what
-    every batch is padded to; None: its longest text.
-    """
-
-    tokens: Tensor
-    starts: Tensor
-    lengths: Tensor
-    labels: Tensor
-    ids: Tensor
-    pad_id: int
-    seconds: Tensor | None = None
-    width: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def uneven(self) -> Tensor | None:
-        """Lengths by which batches are put together; None where all batches are equally wide."""
-        return self.lengths if self.width is None else None
-
-    def to(self, device: torch.device | str) -> TextSplit:
-        """The same split with what `batch` and `targets` read on `device`."""
-        return replace(
-            self,
-            tokens=self.tokens.to(device),
-            starts=self.starts.to(device),
-            labels=self.labels.to(device),
-            seconds=None if self.seconds is None else self.seconds.to(device),
-        )
-
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, int64 (B, tokens), padded on the right.
-
-        Pairs have `token_type_ids` too, where the tokenizer tells the two texts apart. `indices`: int64
-        (B,), best on the CPU: then no accelerator need be waited for.
-        """
-        device = self.tokens.device
-        lengths = self.lengths[indices.cpu()]
-        position = torch.arange(self.width or int(lengths.max()), device=device)
-        mask = position < send(lengths, device)[:, None]
-        rows = send(indices, device)
-        # Past a text's end the position is another text's, or beyond the buffer: clamped, then masked.
-        flat = (self.starts[rows, None] + position).clamp_(max=len(self.tokens) - 1)
-        batch = {
-            "input_ids": self.tokens[flat].long().masked_fill_(~mask, self.pad_id),
-            "attention_mask": mask.long(),
-        }
-        if self.seconds is not None:
-            batch["token_type_ids"] = ((position >= self.seconds[rows, None]) & mask).long()
-        return batch
-
-    def targets(self, indices: Tensor) -> Tensor:
-        """Labels, int64 (B,)."""
-        return self.labels[send(indices, self.labels.device)]
+    task: str
+    task_identity: str
+    split: Annotated[Literal["fixed", "per_seed"], Later()] = "fixed"
 
 
-@dataclass(frozen=True)
-class ImageSplit:
-    """N square images.
-
-    `pixels`: uint8 (N, 3, size, size). `labels`: int64 (N,). `ids`: int64 (N,), the examples' names in
-    their source, always on the CPU. `mean` and `std`: float32 (1, 3, 1, 1), of pixels between 0 and 1.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    ids: Tensor
-    mean: Tensor
-    std: Tensor
-
-    #: Images are all of one size.
-    lengths = uneven = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device | str) -> ImageSplit:
-        """The same split with what `batch` and `targets` read on `device`."""
-        return replace(
-            self,
-            pixels=self.pixels.to(device),
-            labels=self.labels.to(device),
-            mean=self.mean.to(device),
-            std=self.std.to(device),
-        )
-
-    def batch(self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-        """`pixel_values`, float32 (B, 3, size, size), normalised. `indices`: int64 (B,).
-
-        `augment` changes the uint8 images (B, 3, size, size) on the device where they are.
-        """
-        pixels = self.pixels[send(indices, self.pixels.device)]
-        if augment is not None:
-            pixels = augment(pixels)
-        return {"pixel_values": pixels.float().div_(255).sub_(self.mean).div_(self.std)}
-
-    def targets(self, indices: Tensor) -> Tensor:
-        """Labels, int64 (B,)."""
-        return self.labels[send(indices, self.labels.device)]
+class _TextKey(_Key):
+    tokenizer_hash: str
+    max_tokens: int
 
 
-Split = TextSplit | ImageSplit
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small CPU tensor on `device`; an accelerator that is still busy is not waited for."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """A task's splits for one kind of model input, and its number of classes."""
-
-    train: Split
-    validation: Split
-    test: Split
-    classes: int
-
-    def to(self, device: torch.device | str) -> PreparedData:
-        """The same data with every tensor on `device`."""
-        train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
-        return PreparedData(train, validation, test, self.classes)
+class _ImageKey(_Key):
+    image_size: int
+    resize: Annotated[int | None, Later()] = None
 
 
 def data_key(
@@ -174,22 +60,20 @@ def data_key(
         )
     if max_tokens < 1:
         raise UserError(f"max_tokens must be at least 1, got {max_tokens}")
-    key: dict[str, Any] = {"task": task.name, "task_identity": task.identity_hash()}
+    common: dict[str, Any] = {
+        "task": task.name,
+        "task_identity": task.identity_hash(),
+        "split": "per_seed" if per_seed else "fixed",
+    }
     if isinstance(model_input, TextInput):
-        key["tokenizer_hash"] = model_input.tokenizer_hash
-        key["max_tokens"] = min(max_tokens, model_input.max_tokens)
-    else:
-        key["image_size"] = model_input.size
-        if model_input.resize is not None:
-            if model_input.resize < model_input.size:
-                raise UserError(
-                    f"task '{task.name}': resize must be at least {model_input.size}, as the backbone reads, "
-                    f"got {model_input.resize}"
-                )
-            key["resize"] = model_input.resize
-    if per_seed:
-        key["split"] = "per_seed"
-    return key
+        limit = min(max_tokens, model_input.max_tokens)
+        return identity(_TextKey(**common, tokenizer_hash=model_input.tokenizer_hash, max_tokens=limit))
+    if model_input.resize is not None and model_input.resize < model_input.size:
+        raise UserError(
+            f"task '{task.name}': resize must be at least {model_input.size}, as the backbone reads, "
+            f"got {model_input.resize}"
+        )
+    return identity(_ImageKey(**common, image_size=model_input.size, resize=model_input.resize))
 
 
 def prepare(
@@ -237,8 +121,8 @@ def check_sizes(
 
 def score(metric: Metric, logits: Tensor, labels: Tensor) -> float:
     """The metric of logits (N, classes) against labels (N,): accuracy in [0, 1] or Matthews in [-1, 1]."""
-    # scikit-learn's: torchmetrics gives Matthews points to a model that always guesses the larger of two
-    # classes, and counts in float32, where equal accuracies of several seeds do not add up to equal sums.
+    # These are scikit-learn's. torchmetrics gives Matthews points to a model that always guesses the larger
+    # of two classes, and counts in float32, where equal accuracies of several seeds have different sums.
     from sklearn.metrics import accuracy_score, matthews_corrcoef
 
     measure = accuracy_score if metric == "accuracy" else matthews_corrcoef
@@ -253,7 +137,7 @@ def _check_size(task: Task, split: str, wanted: int | None, available: int, deal
         )
 
 
-#: What is known of N examples: (N, ...) tensors, but for `tokens`, the texts end to end, and `pad_id`.
+#: What is known of N examples: tensors (N, ...), but for `tokens`, all texts end to end, and `pad_id`.
 _Tensors = dict[str, Tensor]
 
 #: The model's view of all examples, and what makes two of them duplicates.

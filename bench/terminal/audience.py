@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from bench.plan.rows import Plan
 from bench.run import Audience
-from bench.search.allocation import Ablation
+from bench.search.allocation import RankAllocation
 from bench.search.study import RankSearch
 from bench.store.records import Record
 from bench.terminal.progress import RunDisplay
@@ -44,8 +44,8 @@ class Terminal(Audience):
         if search.note:
             self._out.print(f"[yellow]{escape(search.note)}[/yellow]")
 
-    def allocating(self, name: str, ablation: Ablation) -> None:
-        count = f"{len(ablation.vectors)} allocations of {ablation.budget:,}"
+    def allocating(self, name: str, allocation: RankAllocation) -> None:
+        count = f"{len(allocation.vectors)} allocations of {allocation.budget:,}"
         self._out.print(f"[bold]{escape(name)}[/bold]: {count}")
 
     def searched(self, found: SearchResult, records: dict[str, Record]) -> None:

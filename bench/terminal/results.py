@@ -13,7 +13,7 @@ from rich.markup import escape
 from bench.store.records import Record, scores
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult, Tried
-from bench.wire.words import Status, Tag
+from bench.wire.words import PointState, Status, Tag
 from reports.statistics import t_half
 from reports.study import Cell, Seed, grouped, lines_of
 from reports.summary import Summary
@@ -23,7 +23,7 @@ def print_search(console: Console, found: SearchResult, records: Mapping[str, Re
     """The end of a search: its points, what mattered, and the final runs."""
     states = Counter(trial.state for trial in found.trials)
     console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()) + "; the best:")
-    complete = [trial for trial in found.trials if trial.state == "COMPLETE"]
+    complete = [trial for trial in found.trials if trial.state == PointState.COMPLETE]
     if len(found.objectives) > 1:
         best = [trial for trial in complete if trial.number in found.pareto]
         best.sort(key=lambda trial: trial.parameters)

@@ -1,4 +1,4 @@
-"""What may happen to training images: in uint8 on the device, image by image, by torchvision."""
+"""What may happen to training images. torchvision does it in uint8 on the device, image by image."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bench.training.seeding import lent
 
-#: Strength of each of brightness, contrast, saturation and hue; and to which share of the images.
+#: How strongly brightness, contrast, saturation and hue are changed, and of which share of the images.
 JITTER, JITTERED = 0.4, 0.5
 
-#: A crop may reach past the edge by 1/8 of the side, where the image is mirrored.
+#: A crop may reach past the edge by this part of the side (1/8); there the image is mirrored.
 CROP_MARGIN = 8
 
 

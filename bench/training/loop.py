@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +23,11 @@ from bench.training.seeding import generator
 from bench.wire.trial import Progress
 from methods import Adapter, Backbone
 
-#: Batches are cut from pools of this many batches sorted by length: little padding, still shuffled.
+#: Examples are sorted by length in pools of this many batches, so that there is little padding and yet a new
+#: order in every pass.
 POOL = 16
 
-#: Losses stay on the device for this many steps before they are looked at.
+#: After so many steps their losses are fetched from the device.
 LOSS_EVERY = 25
 
 
@@ -37,12 +39,12 @@ class Diverged(Exception):  # noqa: N818 - it names what happened to the trial
 
 
 class Pruned(Exception):  # noqa: N818 - it names what happened to the trial
-    """Raised by who watches a trial's progress, a search say: the trial is not worth going on with."""
+    """The trial is not worth going on with. Whoever watches its progress raises this, such as a search."""
 
 
 @dataclass
 class Trained:
-    """The outcome of a training: the selected state is on the backbone."""
+    """The outcome of a training, which left the selected state on the backbone."""
 
     steps: int
     selected_epoch: int
@@ -52,7 +54,7 @@ class Trained:
 
 @dataclass
 class Evaluation:
-    """Logits (N, classes) on the CPU with metric and mean cross-entropy."""
+    """Logits (N, classes) on the CPU, their metric and their mean cross-entropy."""
 
     logits: Tensor
     metric: float
@@ -60,7 +62,10 @@ class Evaluation:
 
 
 def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
-    """Indices of one pass, similar lengths together; in order of length where `order` is None."""
+    """The indices of one pass, batch by batch, with similar lengths together.
+
+    `order` shuffles examples and batches. Without it the examples come in the order of their lengths.
+    """
     permutation = torch.arange(len(split)) if order is None else torch.randperm(len(split), generator=order)
     lengths = split.uneven
     if lengths is None:
@@ -79,7 +84,7 @@ def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[
 
 
 def rate(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
-    """The learning rate of a step (from 0): linear warmup, then a cosine to the floor at the last step."""
+    """The learning rate of a step, counted from 0: a linear warmup, then a cosine down to the floor."""
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - 1 - warmup)
@@ -99,7 +104,7 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[obj
 def evaluate(
     backbone: Backbone, adapter: Adapter, split: Split, recipe: Recipe, metric: Metric, classes: int
 ) -> Evaluation:
-    """Runs the split through the backbone in evaluation mode; rows of `logits` are in the split's order."""
+    """Runs a split through the backbone in evaluation mode. The rows of `logits` are in the split's order."""
     backbone.module.eval()
     device = next(backbone.module.parameters()).device
     parts, order = [], []
@@ -107,11 +112,57 @@ def evaluate(
         for indices in batches(split, 2 * recipe.batch_size, None):
             parts.append(backbone.module(**split.batch(indices)).float())
             order.append(indices)
-    # Out of inference mode, so that autograd and the metrics may use the logits.
+    # Made outside of inference mode, so that autograd and the metrics may use the logits.
     logits = torch.empty(len(split), classes)
     logits[torch.cat(order)] = torch.cat(parts).cpu()
     labels = split.labels.cpu()
     return Evaluation(logits, score(metric, logits, labels), F.cross_entropy(logits, labels).item())
+
+
+@dataclass
+class _Selected:
+    """The state that is tested, unless a later epoch gives a better one."""
+
+    metric: float
+    epoch: int
+    adapter: dict[str, Tensor]
+    head: dict[str, Tensor]
+
+
+class _Course:
+    """How far a training is, told to `report`.
+
+    Losses stay on the device until they are told, a few steps at a time, so that no step waits for it.
+    """
+
+    def __init__(self, steps: int, report: Callable[[Progress], None]) -> None:
+        self.steps, self.report = steps, report
+        self.step = self.epoch = 0
+        self._losses: list[Tensor] = []
+
+    def stepped(self, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+        self.step += 1
+        if len(self._losses) == LOSS_EVERY:
+            self.tell_losses()
+
+    def tell_losses(self) -> None:
+        """Tells the losses since the last time, up to the first that is not finite: then raises Diverged."""
+        if not self._losses:
+            return
+        values = torch.stack(self._losses).tolist()
+        self._losses.clear()
+        first = self.step - len(values) + 1
+        finite = list(takewhile(lambda entry: math.isfinite(entry[1]), enumerate(values, first)))
+        self.report(Progress(self.step, self.steps, self.epoch, finite))
+        if len(finite) < len(values):
+            raise Diverged(first + len(finite), values[len(finite)])
+
+    def validated(self, result: Evaluation) -> None:
+        """Tells what validation gave. Raises Diverged for a loss that is not finite."""
+        if not math.isfinite(result.loss):
+            raise Diverged(self.step, result.loss)
+        self.report(Progress(self.step, self.steps, self.epoch, [], result.metric, result.loss))
 
 
 def train(
@@ -129,40 +180,15 @@ def train(
     not finite.
     """
     device = next(backbone.module.parameters()).device
-    per_epoch = math.ceil(len(data.train) / recipe.batch_size)
-    steps = recipe.steps or per_epoch * (recipe.epochs or 0)
-    # The cosine has a peak and a floor, a step each at least.
-    warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
+    course = _Course(recipe.step_count(len(data.train)), report)
     groups = adapter.parameter_groups()
-    peaks = {"adapter": recipe.lr, "head": recipe.head_lr or recipe.lr}
-    optimizer = torch.optim.AdamW(
-        [group | {"lr": peaks[group["name"]]} for group in groups],
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    scheduler = LambdaLR(
-        optimizer, [_multiplier(peaks[group["name"]], steps, warmup, recipe.lr_floor) for group in groups]
-    )
     trained = [parameter for group in groups for parameter in group["params"]]
-    order = generator(seed, "data_order")
-    feed = _feed(data.train, recipe, seed)
+    optimizer, scheduler = _optimizer(groups, recipe, course.steps)
+    order, feed = generator(seed, "data_order"), _feed(data.train, recipe, seed)
     timer = StepTimer(device)
-    losses: list[Tensor] = []
-    best: tuple[float, int, dict[str, Tensor], dict[str, Tensor]] | None = None
-    step = epoch = 0
-
-    def report_losses() -> None:
-        """Reports the losses since the last report; those before a divergence too."""
-        values = torch.stack(losses).tolist()
-        first = step - len(values) + 1
-        losses.clear()
-        finite = list(takewhile(lambda entry: math.isfinite(entry[1]), enumerate(values, first)))
-        report(Progress(step, steps, epoch, finite))
-        if len(finite) < len(values):
-            raise Diverged(first + len(finite), values[len(finite)])
-
-    while step < steps:
-        epoch += 1
+    selected: _Selected | None = None
+    while course.step < course.steps:
+        course.epoch += 1
         backbone.module.train()
         for indices in batches(data.train, recipe.batch_size, order):
             with timer:
@@ -175,29 +201,38 @@ def train(
                     torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
                 optimizer.step()
                 scheduler.step()
-            losses.append(loss.detach())
-            step += 1
-            if step == steps:
+            course.stepped(loss)
+            if course.step == course.steps:
                 break
-            if len(losses) == LOSS_EVERY:
-                report_losses()
-        if losses:
-            report_losses()
+        course.tell_losses()
         result = evaluate(backbone, adapter, data.validation, recipe, metric, data.classes)
-        if not math.isfinite(result.loss):
-            raise Diverged(step, result.loss)
-        report(Progress(step, steps, epoch, [], result.metric, result.loss))
-        if best is None or recipe.select == "last" or result.metric > best[0]:
-            best = (result.metric, epoch, adapter.state(), head_state(backbone))
-    assert best is not None
-    chosen_metric, chosen_epoch, adapter_state, head = best
-    adapter.load(adapter_state)
-    backbone.head.load_state_dict(head)
-    return Trained(steps, chosen_epoch, chosen_metric, timer.median_ms())
+        course.validated(result)
+        if selected is None or recipe.select == "last" or result.metric > selected.metric:
+            selected = _Selected(result.metric, course.epoch, adapter.state(), head_state(backbone))
+    assert selected is not None
+    adapter.load(selected.adapter)
+    backbone.head.load_state_dict(selected.head)
+    return Trained(course.steps, selected.epoch, selected.metric, timer.median_ms())
+
+
+def _optimizer(
+    groups: Sequence[dict[str, Any]], recipe: Recipe, steps: int
+) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """AdamW on the groups "adapter" and "head", and the schedule of their rates."""
+    peaks = {"adapter": recipe.lr, "head": recipe.head_lr or recipe.lr}
+    # Two steps are left to the cosine where there are as many: one at the peak, one at the floor.
+    warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
+    optimizer = torch.optim.AdamW(
+        [group | {"lr": peaks[group["name"]]} for group in groups],
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    multipliers = [_multiplier(peaks[group["name"]], steps, warmup, recipe.lr_floor) for group in groups]
+    return optimizer, LambdaLR(optimizer, multipliers)
 
 
 def _feed(split: Split, recipe: Recipe, seed: int) -> Callable[[Tensor], dict[str, Tensor]]:
-    """From indices to a training batch."""
+    """What makes a training batch of indices, augmented if the recipe says so."""
     if not recipe.augmentation:
         return split.batch
     assert isinstance(split, ImageSplit)

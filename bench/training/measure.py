@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-#: Steps left out of the step time: the first ones allocate, compile and warm caches.
+#: The first steps are left out of the step time, for they allocate, compile and warm caches.
 WARMUP_STEPS = 5
 
 LIBRARIES = ("torch", "transformers", "timm", "peft", "tensorly", "tensorly-torch", "mlflow", "numpy")
 
 
 class StepTimer:
-    """Times steps as a context manager; on a GPU by events, so that no step waits for the device."""
+    """Times steps, as a context manager. On a GPU it does so by events, and no step waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -48,7 +48,7 @@ class StepTimer:
         self._marks.append((self._start, self._now()))
 
     def median_ms(self) -> float | None:
-        """Median over the steps after warmup, in milliseconds; None where there were none."""
+        """The median of the steps after warmup, in milliseconds; None where there were none."""
         marks = self._marks[WARMUP_STEPS:]
         if not marks:
             return None
@@ -59,10 +59,10 @@ class StepTimer:
 
 
 class PeakMemory:
-    """Peak memory since construction, in MiB: of the device on a GPU, of the process on a CPU.
+    """The peak of memory since construction: on a GPU the device's, on a CPU the process's.
 
-    None where the operating system does not let a process reset its own peak, since the predecessor's
-    would be reported instead.
+    It is not known where the operating system does not let a process reset its own peak, since an earlier
+    trial's would be reported instead.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,12 +73,13 @@ class PeakMemory:
             return
         _give_back()
         try:
-            # Linux: 5 resets the peak resident set size (VmHWM).
+            # On Linux a 5 resets the peak resident set size (VmHWM).
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             self._reset = False
 
     def mib(self) -> float | None:
+        """The peak in MiB, or None where it is not known."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / 2**20
         if not self._reset:
@@ -90,7 +91,7 @@ class PeakMemory:
 
 
 def _give_back() -> None:
-    """Returns to the system what earlier trials freed and the allocator kept."""
+    """Returns the memory to the system that earlier trials freed and the allocator kept."""
     gc.collect()
     with suppress(OSError, AttributeError):  # elsewhere than on glibc
         ctypes.CDLL(None).malloc_trim(0)
@@ -98,8 +99,11 @@ def _give_back() -> None:
 
 @cache
 def provenance(device: str) -> dict[str, str]:
-    """Commit and dirtiness of the harness, library versions and hardware. Not part of a trial's id."""
-    # An environment inside somebody's repository is not that repository's commit.
+    """The commit of the harness and whether it was changed, library versions and hardware.
+
+    None of this is part of a trial's id.
+    """
+    # The harness may be installed inside of somebody's repository, whose commit is not its own.
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if tracked else (None, None)
     gpu = device_name(device) if device.startswith("cuda") else ""
@@ -118,14 +122,14 @@ def provenance(device: str) -> dict[str, str]:
 
 
 def device_name(device: str) -> str:
-    """The model of the GPU, or of the CPU with the number of threads in use."""
+    """The name of the GPU, or that of the CPU with the number of threads in use."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     return f"{_cpu_name()}, {torch.get_num_threads()} threads"
 
 
 def _git(*arguments: str) -> str | None:
-    """git's answer about the tree that this code runs from; None where it is not one."""
+    """What git says of the folder that this code runs from; None where it says nothing."""
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), *arguments],

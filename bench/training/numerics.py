@@ -1,4 +1,4 @@
-"""Ways to compute that a recipe can ask for and that must leave no trace: compiled, deterministic."""
+"""Ways to compute that a recipe can ask for, compiled or deterministic, and that must leave no trace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-#: Without one of two such settings cuBLAS may add in another order each time (NVIDIA's documentation).
+#: NVIDIA documents that cuBLAS may add in another order each time, unless this has one of two values.
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -26,7 +26,7 @@ def compiled(encoder: nn.Module, wanted: bool) -> Iterator[None]:
     torch.compiler.reset()
     encoder.compile()
     try:
-        # Past the limit torch would go on without compiling and only log it.
+        # Past its limit of recompilations torch would go on without compiling, and only log it.
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             yield
     finally:
@@ -36,10 +36,10 @@ def compiled(encoder: nn.Module, wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Inside, torch uses only algorithms with the same bits every time, and raises where it has none.
+    """Inside, torch uses only algorithms that give the same bits every time, and raises where it has none.
 
-    On a GPU, cuBLAS reads its setting when it is first used: a process that ran trials in another mode
-    before may keep to the former.
+    On a GPU cuBLAS reads its setting when it is first used. A process that ran trials in another mode before
+    may keep to that one.
     """
     if not wanted:
         yield

@@ -1,4 +1,4 @@
-"""One seed, independent named streams of random numbers."""
+"""Independent streams of random numbers, by their names, out of one seed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Literal
 
 import torch
 
-#: Head start, data order and augmentation depend on the seed alone, so that a seed's methods are paired.
+#: Head start, data order and augmentation depend on the seed alone, so that all methods of a seed share them.
 Stream = Literal["head_start", "adapter_start", "data_order", "augmentation", "dropout"]
 
 
 def stream_seed(seed: int, stream: Stream) -> int:
+    """The seed of a stream, in 63 bits."""
+    """The seed of a stream, in 63 bits."""
     digest = hashlib.sha256(f"tensorbench/{stream}/{seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -25,7 +27,7 @@ def generator(seed: int, stream: Stream) -> torch.Generator:
 
 @contextmanager
 def lent(generator: torch.Generator) -> Iterator[None]:
-    """Inside, what draws from torch's global CPU generator draws from this one; devices' are not touched."""
+    """Inside, this generator takes the place of torch's global one of the CPU. Other devices keep theirs."""
     kept = torch.get_rng_state()
     torch.set_rng_state(generator.get_state())
     try:

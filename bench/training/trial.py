@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.backbones import BackboneSpec, LoadedBackbone, load
 from bench.inputs import ModelInput
 from bench.plan.trial import Trial
-from bench.tasks import TASKS, PreparedData, data_key, find_task, prepare
+from bench.tasks import PreparedData, data_key, prepare
 from bench.training.loop import Diverged, Evaluation, Trained, evaluate, head_state, train
 from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic
@@ -30,7 +30,7 @@ class Outcome:
 
     trained: Trained
     final: Evaluation
-    #: Source ids and labels of the examples behind `final`, in its order.
+    #: The ids in their source, and the labels, of the examples behind `final`, in its order.
     example_ids: Tensor
     labels: Tensor
     adapter_parameters: int
@@ -42,9 +42,9 @@ class Outcome:
 
 
 class Resources:
-    """What a worker keeps from one trial to the next: a backbone and a data set.
+    """The backbone and the data set that a worker keeps from one trial to the next.
 
-    Those of another trial take their place, so that what is measured of a trial is its own.
+    A trial that needs others has them take their place, so that its peak memory is its own.
     """
 
     def __init__(self, device: str) -> None:
@@ -53,10 +53,10 @@ class Resources:
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
-        """The trial's backbone, clean. Raises UserError where its weights are not the planned ones."""
+        """The trial's backbone, without any adapter. Raises UserError if its weights are not the planned."""
         spec = trial.backbone
         if self._backbone is None or self._backbone[0] != spec:
-            # Before the next one is there, or memory would hold both.
+            # First this one goes, or memory would hold both for a while.
             self._backbone = None
             loaded = load(spec)
             loaded.module.to(self.device)
@@ -70,7 +70,7 @@ class Resources:
         return backbone
 
     def check(self) -> None:
-        """Drops the backbone if it is not as it was loaded, with a warning: the next trial loads it anew."""
+        """Drops the backbone, with a warning, if it is not as it was loaded. The next trial loads it anew."""
         assert self._backbone is not None
         _, backbone, fingerprint = self._backbone
         if backbone.fingerprint() != fingerprint:
@@ -80,10 +80,12 @@ class Resources:
             self._backbone = None
 
     def data(self, trial: Trial, model_input: ModelInput) -> PreparedData:
-        """The trial's data on the device. Raises UserError if they are not the planned ones, or too few."""
+        """The trial's data on the device.
+
+        Raises UserError if they are not the planned ones, or fewer than a batch.
+        """
         row, seed = trial.task, trial.task.split_seed(trial.seed)
-        sizes = (row.train_size, row.validation_size, row.test_size)
-        key = (json.dumps(trial.data, sort_keys=True), *sizes, seed)
+        key = (json.dumps(trial.data, sort_keys=True), *row.sizes, seed)
         if self._data is None or self._data[0] != key:
             self._data = None
             self._data = (key, self._prepared(trial, row.input(model_input), seed))
@@ -93,32 +95,32 @@ class Resources:
 
     def _prepared(self, trial: Trial, wanted: ModelInput, split_seed: int | None) -> PreparedData:
         row = trial.task
-        task = find_task(row.task, row.source)
+        task = row.lookup()
         now = data_key(task, wanted, row.max_tokens, per_seed=split_seed is not None)
         if changed := [name for name in now if trial.data.get(name) != now[name]]:
             raise UserError(f"task '{row.task}' changed since the plan ({', '.join(changed)}); start again")
-        sizes = (row.train_size, row.validation_size, row.test_size)
-        return prepare(task, wanted, row.max_tokens, *sizes, split_seed=split_seed).to(self.device)
+        return prepare(task, wanted, row.max_tokens, *row.sizes, split_seed=split_seed).to(self.device)
 
 
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
-    """Trains and scores one trial. Raises Diverged, out-of-memory errors, or whatever went wrong.
+    """Trains and scores one trial, and tells `report` how it goes.
 
-    The backbone is clean again afterwards in every case.
+    Raises Diverged, out-of-memory errors, or whatever else went wrong. In every case the backbone is clean
+    again afterwards.
     """
     backbone = resources.backbone(trial)
     data = resources.data(trial, backbone.info.input)
-    # Without what the first trial of a worker loads.
+    # Not counting what the first trial of a worker loads.
     started = time.perf_counter()
-    metric = TASKS.get(trial.task.task).metric
+    metric = trial.task.lookup().metric
     encoder = backbone.module.encoder
     backbone.reset(data.classes, generator(trial.seed, "head_start"))
-    # Dropout draws from the global generators, on a GPU from the device's own.
+    # Dropout draws from torch's global generators, on a GPU from the device's.
     torch.manual_seed(stream_seed(trial.seed, "dropout"))
     try:
         adapter = from_identity(trial.method).attach(backbone, generator(trial.seed, "adapter_start"))
         try:
-            # Of training and evaluation: what a method needs to be put on is gone by then.
+            # The peak is that of training and evaluation. What putting a method on takes is gone by now.
             memory = PeakMemory(resources.device)
             split = data.test if trial.evaluate == "test" else data.validation
             with deterministic(trial.recipe.deterministic), compiled(encoder, trial.recipe.compile):
@@ -141,6 +143,6 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
         finally:
             adapter.detach()
     finally:
-        # Whatever failed, attaching and detaching included, the next trial gets a clean backbone.
+        # Whatever failed, be it attaching or detaching, the next trial gets a clean backbone.
         backbone.module.eval()
         resources.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.wire import Wired
+from bench.wire.words import PointState
 
 #: Evaluator -> mode -> its share in the variation of the score.
 Importance = dict[str, dict[str, float]]
@@ -25,11 +26,10 @@ class Finalist(Tried):
 
 
 class SearchPoint(Tried):
-    """A point of a search. None: as the suite has it."""
+    """A point of a search. A rate or a scale that is None is the suite's own."""
 
     number: int
-    #: COMPLETE, PRUNED or FAILED.
-    state: str
+    state: PointState
     lr: float | None = None
     scale: float | None = None
     head_lr: float | None = None

@@ -8,7 +8,10 @@ from typing import Literal
 
 from bench.wire.words import Artifact, Measure
 
-#: Why a trial has no result. `lost` says nothing about the trial: its worker died.
+#: How a trial ends. A lost one is not to blame: its worker died, and it may run again.
+End = Literal["finished", "failed", "pruned", "lost"]
+
+#: Why a trial has no result.
 Failure = Literal["diverged", "out of memory", "error", "lost"]
 
 
@@ -27,9 +30,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ending:
-    """A finished, failed, pruned or lost trial. `files` are its artifacts by name."""
+    """A trial that has ended. `files` are its artifacts by name."""
 
-    status: Literal["finished", "failed", "pruned", "lost"]
+    status: End
     metrics: Mapping[Measure, float] = field(default_factory=dict)
     files: Mapping[Artifact, bytes] = field(default_factory=dict)
     reason: Failure | None = None

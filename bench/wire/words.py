@@ -20,7 +20,7 @@ Phase = Literal["tuning", "search", "allocation"]
 
 
 class Status(StrEnum):
-    """How a trial stands. MLflow knows the first four; tags tell the others."""
+    """How a trial stands. MLflow knows the first four; a run's tags tell the next two."""
 
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
@@ -36,8 +36,18 @@ class Status(StrEnum):
 
     @property
     def settled(self) -> bool:
-        """Whether the trial has a result, were it a failure; it does not run again unasked."""
+        """Whether the trial has a result, even if it is a failure: then it runs again only when asked to."""
         return self in (Status.FINISHED, Status.FAILED, Status.PRUNED)
+
+
+class PointState(StrEnum):
+    """How a point of a search ended."""
+
+    COMPLETE = "COMPLETE"
+    #: Given up by the search's rule, or without a finite score.
+    PRUNED = "PRUNED"
+    #: A trial of it failed.
+    FAILED = "FAILED"
 
 
 class Tag(StrEnum):
@@ -45,8 +55,9 @@ class Tag(StrEnum):
 
     KIND = "kind"
     TRIAL_ID = "trial_id"
-    #: The process that writes the run, and its session on the experiment.
+    #: The process that writes the run, see `bench.process.alive.owner`.
     OWNER = "owner"
+    #: The driver that writes the run, as its claims and signs of life name it.
     DRIVER = "driver"
     METHOD = "method"
     #: The name under which the method is registered.
@@ -78,7 +89,7 @@ class Tag(StrEnum):
     NOTE = "mlflow.note.content"
 
 
-#: Of a flag that is set.
+#: The value of a tag that is a flag, where it is set.
 YES = "yes"
 
 #: What tags of provenance begin with.

@@ -108,8 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve() -> Iterator[Hub]:
     """A hub without repositories, until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    hub = _Handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
+    # A class of its own for each server, so that several may be there at once.
+    handler = type("Handler", (_Handler,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    hub = handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield hub
@@ -132,8 +134,6 @@ def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[Non
         )
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_OFFLINE", offline)
-        # What an earlier test's lock said.
-        patch.setattr(hub, "_expected", {})
         hub.snapshot.cache_clear()
         yield
     hub.snapshot.cache_clear()

@@ -96,3 +96,9 @@ def batch(kind: str, size: int = 32, seed: int = 0) -> dict[str, Tensor]:
     mask = torch.ones_like(ids)
     ids[1, 4:], mask[1, 4:] = 1, 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def features(backbone: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """What a backbone gives to its head."""
+    with torch.no_grad():
+        return backbone.module.pool(backbone.module.encoder, **inputs)

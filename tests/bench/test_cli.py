@@ -32,6 +32,7 @@ Call = Callable[..., Any]
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 
 
+@pytest.mark.processes
 def test_help_imports_nothing_that_takes_long() -> None:
     program = """
 import sys
@@ -40,7 +41,8 @@ sys.argv = ["tensorbench", "--help"]
 try:
     main()
 finally:
-    slow = {"torch", "mlflow", "pandas", "pydantic", "numpy", "scipy", "transformers", "methods"}
+    slow = {"torch", "mlflow", "pandas", "pydantic", "numpy", "scipy", "matplotlib"}
+    slow |= {"transformers", "methods"}
     print(*sorted(slow & set(sys.modules)), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -49,6 +51,7 @@ finally:
         assert re.search(rf"\b{command}\b", done.stdout)
 
 
+@pytest.mark.processes
 def test_python_m_bench_is_the_same_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "run", "missing.yaml"], capture_output=True, text=True
@@ -163,6 +166,7 @@ def test_a_plan_on_a_narrow_terminal_keeps_methods_ranks_and_budgets() -> None:
     assert row == ["LoRA", "3", "1,152", "1.152", "!"]
 
 
+@pytest.mark.processes
 def test_debug_shows_the_traceback() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--debug", "plan", "missing.yaml"], capture_output=True, text=True

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from methods import create
 from methods.backbone import Geometry, Site
 from methods.errors import UserError
-from methods.lowrank import AdaptedLinear, Contracted, LowRankAdapter, Parametrisation
+from methods.lowrank import AdaptedLinear, Contracted, LowRankAdapter, Matrix, Parametrisation
 from methods.tenslora import VARIANTS
 
 from .toy import ToyBackbone, scatter
@@ -235,7 +235,7 @@ class _HalfFrozen(Parametrisation):
             [self.get_buffer("down")],
             dict.fromkeys(self.down_of, self.up),
             dict.fromkeys(self.down_of, self.bias),
-            dict.fromkeys(self.down_of, self.middle),
+            dict.fromkeys(self.down_of, Matrix(self.middle)),
         )
 
 
@@ -330,7 +330,7 @@ def test_dropout_sits_on_the_input_and_sites_that_share_it_share_the_mask(
         calls.append((tuple(x.shape), p))
         return x * (torch.arange(x.shape[-1]) == 0)
 
-    monkeypatch.setattr("methods.lowrank.F.dropout", keep_first)
+    monkeypatch.setattr("torch.nn.functional.dropout", keep_first)
     seen: dict[str, Tensor] = {}
     layer = backbone.module.get_submodule("layers.1.value")
     layer.register_forward_hook(lambda m, args, out: seen.update(x=args[0], update=out - m.base(args[0])))

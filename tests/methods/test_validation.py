@@ -1,11 +1,15 @@
-"""Errors in the words of whoever wrote the values."""
+"""Errors in the words of whoever wrote the values, and what an id says of them."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import pytest
+from pydantic import Field
 
 from methods import UserError
-from methods.validation import Frozen, validate
+from methods.errors import did_you_mean, near_names
+from methods.validation import Frozen, Later, identity, validate
 
 
 class Options(Frozen):
@@ -27,3 +31,31 @@ def test_lists_and_mappings_are_asked_for_in_words(values: object, said: str) ->
     with pytest.raises(UserError) as refused:
         validate(Options, values, "here")
     assert str(refused.value) == f"here: {said}"
+
+
+class Trained(Frozen):
+    rate: float
+    clip: float | None = None
+    compile: Annotated[bool, Later()] = False
+    crops: Annotated[tuple[str, ...], Later()] = ()
+    notes: Annotated[list[str], Later()] = Field(default_factory=list)
+
+
+def test_a_later_field_is_in_an_identity_only_off_its_default() -> None:
+    assert identity(Trained(rate=0.1)) == {"rate": 0.1, "clip": None}
+    assert identity(Trained(rate=0.1, compile=False, crops=())) == {"rate": 0.1, "clip": None}
+    other = Trained(rate=0.1, compile=True, crops=("left",))
+    assert identity(other) == {"rate": 0.1, "clip": None, "compile": True, "crops": ["left"]}
+
+
+def test_an_identity_of_some_fields_has_no_others() -> None:
+    other = Trained(rate=0.1, compile=True)
+    assert identity(other, include={"clip", "compile", "crops"}) == {"clip": None, "compile": True}
+
+
+def test_the_nearest_names_come_first_and_strange_ones_have_none() -> None:
+    known = ("vit_small", "vit_base", "resnet")
+    assert near_names("vit_bas", known, at_most=2) == ["vit_base", "vit_small"]
+    assert did_you_mean("resnit", known) == "did you mean 'resnet'?"
+    assert near_names("xyz", known) == []
+    assert did_you_mean("xyz", known) == ""

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,6 @@ def records(store: str) -> list[Record]:
     return Store.existing(store, "stress").records()
 
 
-def finished(store: str) -> int:
-    try:
-        return sum(record.status == "FINISHED" for record in records(store))
-    except Exception:  # not there yet, or away
-        return 0
-
-
 def check(suite: Path, store: str) -> Counter[str]:
     """Each trial exactly once FINISHED, nothing open, nothing waiting, no claim left."""
     opened = Store.existing(store, "stress")
@@ -102,39 +95,38 @@ def kills(
 ) -> Report:
     """`kill -9` of random workers all along and of the driver now and then; the same command again."""
     suite, store, chance = write_suite(folder, trials, steps), sqlite(folder), random.Random(0)
-    killed_workers = killed_drivers = starts = 0
+    victims = ["driver"] * driver_kills + ["worker"] * worker_kills
+    # Each trial is held at least once.
+    plan = dict(zip(chance.sample(range(trials), len(victims)), victims, strict=True))
+    killed: Counter[str] = Counter()
+    holds = starts = 0
     began = time.monotonic()
-    while True:
+    code = None
+    while code != 0:
         starts += 1
-        assert starts <= driver_kills + 10, "it does not come to an end"
-        with driver(suite, store, "--executor", "local", "--workers", str(workers)) as run:
-            while run.process.poll() is None:
-                time.sleep(0.5)
-                done, alive = finished(store), run.workers()
-                next_kill = killed_workers * trials // (worker_kills + 1)
-                if alive and killed_workers < worker_kills and done > next_kill:
-                    with suppress(psutil.NoSuchProcess):
-                        chance.choice(alive).kill()
-                        killed_workers += 1
-                if killed_drivers < driver_kills and done > (killed_drivers + 1) * trials // (
-                    driver_kills + 1
-                ):
+        assert starts <= len(victims) + 1, "it does not come to an end"
+        with driver(suite, store, "--executor", "local", "--workers", str(workers), held=True) as run:
+            while run.next_held() is not None:
+                victim = plan.get(holds)
+                holds += 1
+                if victim == "worker":
+                    chance.choice(run.workers()).kill()
+                elif victim == "driver":
                     orphans = run.workers()
                     run.end()
-                    killed_drivers += 1
-                    _, left = psutil.wait_procs(orphans, timeout=10)
-                    assert not left, "workers outlive their driver"
-            code = run.process.returncode
-        if code == 0:
-            break
-    assert killed_drivers == driver_kills
+                    # They do not outlive their driver.
+                    psutil.wait_procs(orphans)
+                killed[victim or "nothing"] += 1
+                run.release()
+            code = run.process.wait()
+    assert (killed["driver"], killed["worker"]) == (driver_kills, worker_kills)
     statuses = check(suite, store)
     no_secret_words(folder / "driver.log")
     lost = sum(record.tags.get("failure") == "lost" for record in records(store))
     return {
         "trials": trials,
-        "workers killed": killed_workers,
-        "drivers killed": killed_drivers,
+        "workers killed": killed["worker"],
+        "drivers killed": killed["driver"],
         "starts": starts,
         "runs by status": dict(statuses),
         "lost": lost,
@@ -143,22 +135,35 @@ def kills(
 
 
 def ray_nodes(folder: Path, trials: int = 40, steps: int = 60, cpus: int = 2) -> Report:
-    """Two Ray nodes on this machine, and one is killed in the middle."""
+    """Two Ray nodes on this machine, and one of them is killed while a trial runs there."""
     from ray.cluster_utils import Cluster
 
     suite, store = write_suite(folder, trials, steps), sqlite(folder)
     # The nodes' workers import the harness.
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
-    node = {"num_cpus": cpus, "object_store_memory": 100 * 2**20}
+    # Ray would wait for a node for 30 seconds only.
+    node = {"num_cpus": cpus, "object_store_memory": 100 * 2**20, "wait": False}
     began = time.monotonic()
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
         second = cluster.add_node(**node)
-        cluster.wait_for_nodes()
-        with driver(suite, store, "--executor", "ray", "--ray-address", cluster.address) as run:
-            wait_until(lambda: finished(store) >= trials // 4, 300, "a quarter of the trials")
+        socket = second.plasma_store_socket_name
+
+        def found() -> list[str]:
+            nodes = cluster.global_state.node_table()
+            return [node["NodeID"] for node in nodes if node["ObjectStoreSocketName"] == socket]
+
+        wait_until(lambda: bool(found()))
+        (there,) = found()
+        options = ("--executor", "ray", "--ray-address", cluster.address)
+        with driver(suite, store, *options, held=True) as run:
+            # A worker is named after its node.
+            while not (worker := run.next_held() or "").startswith(there[:6]):
+                assert worker, run.log.read_text()[-3000:]
+                run.release()
             cluster.remove_node(second, allow_graceful=False)
-            code = run.wait(400)
+            run.hold(False)
+            code = run.process.wait()
     finally:
         cluster.shutdown()
     assert code == 0, run.log.read_text()[-3000:]
@@ -183,8 +188,8 @@ def outage(
     both: bool = True,
     options: tuple[str, ...] = ("--executor", "local", "--workers", "2"),
 ) -> Report:
-    """Two drivers on one experiment, and their MLflow server over PostgreSQL goes away in the middle and
-    comes back; then PostgreSQL does.
+    """Two drivers on one experiment, and their MLflow server over PostgreSQL goes away while trials run and
+    comes back when some have ended; then PostgreSQL does.
     """
     suite = write_suite(folder, trials, steps)
     began = time.monotonic()
@@ -194,19 +199,31 @@ def outage(
         server = Server(postgres.uri, folder)
         stack.callback(lambda: server.stop())
         runs = [
-            stack.enter_context(driver(suite, server.uri, *options, name=name)) for name in ("one", "two")
+            stack.enter_context(driver(suite, server.uri, *options, name=name, held=True))
+            for name in ("one", "two")
         ]
         outages: list[tuple[str, Callable[[], None], Callable[[], None]]] = [
             ("MLflow server", server.stop, server.start),
             ("PostgreSQL", postgres.stop, postgres.start),
         ]
-        for index, (_, stop, start) in enumerate(outages[: 1 + both]):
-            wait_until(lambda: finished(server.uri) >= trials * (index + 1) // 4, 300, "some trials")  # noqa: B023
+        for _, stop, start in outages[: 1 + both]:
+            for run in runs:
+                run.hold(True)
+                for _ in range(max(1, trials // 10)):
+                    assert run.next_held() is not None, run.log.read_text()[-3000:]
+                    run.release()
+            for run in runs:
+                assert run.next_held() is not None, run.log.read_text()[-3000:]
+            outbox = Store.existing(server.uri, "stress").outbox
             stop()
+            for run in runs:
+                run.hold(False)
+            # Each of the two had a trial at work, whose record cannot be sent now.
+            wait_until(lambda: len(list(outbox.glob("*/[!.]*"))) >= len(runs), *(r.process for r in runs))  # noqa: B023
             time.sleep(seconds)
             start()
-        for run in runs:
-            assert run.wait(500) == 0, run.log.read_text()[-3000:]
+        codes = [run.process.wait() for run in runs]
+        assert codes == [0, 0], [run.log.read_text()[-3000:] for run in runs]
         statuses = check(suite, server.uri)
         # A run that was opened when its answer was lost is closed as killed.
         assert statuses.keys() <= {"FINISHED", "KILLED"}, statuses
@@ -228,7 +245,7 @@ def two_drivers(folder: Path, trials: int = 60, workers: int = 2) -> Report:
     options = ("--executor", "local", "--workers", str(workers))
     began = time.monotonic()
     with driver(suite, store, *options, name="one") as one, driver(suite, store, *options, name="two") as two:
-        codes = [one.wait(500), two.wait(500)]
+        codes = [one.process.wait(), two.process.wait()]
     assert codes == [0, 0], (one.log.read_text()[-2000:], two.log.read_text()[-2000:])
     statuses = check(suite, store)
     assert statuses == {"FINISHED": trials}, statuses
@@ -251,7 +268,7 @@ def many_writers(folder: Path, trials: int = 96, drivers: int = 8) -> Report:
             )
             for i in range(drivers)
         ]
-        codes = [run.wait(550) for run in runs]
+        codes = [run.process.wait() for run in runs]
     assert set(codes) == {0}, codes
     statuses = check(suite, store)
     assert statuses == {"FINISHED": trials}, statuses

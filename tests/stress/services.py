@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import urlopen
 
 import psutil
+
+from ..bench import held as holding
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -27,12 +28,13 @@ def free_port() -> int:
     return port
 
 
-def wait_until(there: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(there: Callable[[], bool], *processes: subprocess.Popen[bytes]) -> None:
+    """Waits for an event, however long it takes. Raises RuntimeError if one of the processes ends before."""
     while not there():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.5)
+        for process in processes:
+            if process.poll() is not None:
+                raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+        time.sleep(0.1)
 
 
 def postgres_programs() -> Path | None:
@@ -79,7 +81,6 @@ class Postgres:
             cwd="/",
             check=True,
             stdout=subprocess.DEVNULL,
-            timeout=60,
         )
 
 
@@ -97,11 +98,7 @@ class Server:
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with (self.folder / "mlflow-server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_until(
-            lambda: self.answers() or self.process.poll() is not None, 120, "the MLflow server answers"
-        )
-        if not self.answers():
-            raise RuntimeError((self.folder / "mlflow-server.log").read_text()[-2000:])
+        wait_until(self.answers, self.process)
 
     def answers(self) -> bool:
         try:
@@ -116,34 +113,63 @@ class Server:
         self.process.wait()
 
 
-@dataclass
 class Driver:
-    """`tensorbench run` as a process of its own."""
+    """`tensorbench run` as a process of its own, held at the first progress of each trial if `held`."""
 
-    suite: Path
-    store: str
-    options: tuple[str, ...] = ()
-    name: str = "driver"
-    process: subprocess.Popen[bytes] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.log = self.suite.parent / f"{self.name}.log"
-        command = [sys.executable, "-m", "bench", "run", str(self.suite), "--store", self.store]
+    def __init__(
+        self, suite: Path, store: str, *options: str, name: str = "driver", held: bool = False
+    ) -> None:
+        self.log = suite.parent / f"{name}.log"
+        self._folder = suite.parent / name
+        self._folder.mkdir(exist_ok=True)
+        holding.release(self._folder)
+        self.hold(held)
+        command = [
+            sys.executable,
+            holding.__file__,
+            "0",
+            str(self._folder),
+            "run",
+            str(suite),
+            "--store",
+            store,
+        ]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *self.options], stdout=log, stderr=log, cwd=self.suite.parent, env=environment
+                [*command, *options], stdout=log, stderr=log, cwd=suite.parent, env=environment
             )
+
+    def hold(self, held: bool) -> None:
+        """Whether trials are held from now on; one that is held now goes on if they are not."""
+        go = self._folder / "go"
+        if held:
+            go.unlink(missing_ok=True)
+        else:
+            go.touch()
+
+    def next_held(self) -> str | None:
+        """Waits until a trial is held, and returns the name of its worker; None where the driver ends."""
+        file = self._folder / "held"
+        while not file.exists():
+            if self.process.poll() is not None:
+                return None
+            time.sleep(holding.LOOK)
+        return file.read_text()
+
+    def release(self) -> None:
+        """Lets the held trial go on."""
+        holding.release(self._folder)
 
     def workers(self) -> list[psutil.Process]:
         """Its worker processes."""
-        with suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self.process.pid).children()
-            return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-        return []
-
-    def wait(self, seconds: float) -> int:
-        return self.process.wait(seconds)
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            # One that was killed may not be gone yet.
+            with suppress(psutil.NoSuchProcess):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     def end(self) -> None:
         self.process.kill()
@@ -151,8 +177,10 @@ class Driver:
 
 
 @contextmanager
-def driver(suite: Path, store: str, *options: str, name: str = "driver") -> Iterator[Driver]:
-    started = Driver(suite, store, options, name)
+def driver(
+    suite: Path, store: str, *options: str, name: str = "driver", held: bool = False
+) -> Iterator[Driver]:
+    started = Driver(suite, store, *options, name=name, held=held)
     try:
         yield started
     finally:

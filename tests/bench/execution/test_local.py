@@ -5,13 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import subprocess
-import sys
 import termios
 import time
 from array import array
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,15 +27,21 @@ from bench.plan.rows import Plan
 from bench.store.records import Record
 from bench.store.store import Store
 from bench.training.loop import Pruned
+from bench.wire.words import Status
 from methods import UserError
 
+from ..held import await_held, started
 from ..toy_suites import DIGITS, plan, write
 
 SHORT = {"batch_size": 16, "steps": 2}
-#: Long enough to be met while it runs.
-LONG = {"batch_size": 16, "steps": 4000}
+#: It tells more of its progress than a pipe holds, so that it does not end while the driver does not listen.
+TALKATIVE = {"batch_size": 16, "steps": 400}
+#: Nobody waits for its end.
+LONG = {"batch_size": 16, "steps": 10**7}
 
 NewStore = Callable[[Path], str]
+
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], 
 
 
 def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, workers: Local) -> None:
-    made = plan(seeds=[0], training={"batch_size": 16, "steps": 200})
+    made = plan(seeds=[0], training=TALKATIVE)
     events = run(store, workers, made, killing(workers, signal.SIGSEGV, 1))
     assert [e.kind for e in events if e.kind != "progress"] == ["started", "lost", "started", "finished"]
     lost, done = store.records()
@@ -112,8 +115,8 @@ def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, wo
         if event.kind == "started" and left[0]:
             left[0] -= 1
             worker = next(w for w in workers._workers if w.trial)
-            waiting, deadline = array("i", [0]), time.monotonic() + 60
-            while waiting[0] < 2**16 and time.monotonic() < deadline:
+            waiting = array("i", [0])
+            while waiting[0] < 2**16:
                 fcntl.ioctl(worker.link.fileno(), termios.FIONREAD, waiting)
                 time.sleep(0.05)
             worker.process.kill()
@@ -139,7 +142,7 @@ def test_an_error_of_who_listens_is_not_taken_for_the_worker_s(
 def test_a_trial_that_ends_its_worker_twice_is_lost_and_the_others_go_on(
     store: Store, workers: Local
 ) -> None:
-    made = plan(seeds=[0, 1], training={"batch_size": 16, "steps": 200})
+    made = plan(seeds=[0, 1], training=TALKATIVE)
 
     def notify(event: Event) -> None:
         if event.kind == "progress" and event.trial.seed == 0:
@@ -198,7 +201,7 @@ def test_a_later_preparation_checks_too_and_outlasts_a_worker_that_died_idle() -
 
 
 def test_pruning_a_trial_whose_worker_died_meanwhile_is_a_loss(store: Store, workers: Local) -> None:
-    made = plan(seeds=[0], training={"batch_size": 16, "steps": 200})
+    made = plan(seeds=[0], training=TALKATIVE)
     left = [1]
 
     def notify(event: Event) -> None:
@@ -216,47 +219,20 @@ def test_pruning_a_trial_whose_worker_died_meanwhile_is_a_loss(store: Store, wor
 # --- the program, told to stop ---
 
 
-def start(folder: Path, suite: Path, uri: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "bench", "run", str(suite), "--store", uri]
-    command += ["--executor", "local", "--workers", "1"]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def running(uri: str) -> list[Record]:
-    with suppress(UserError):
-        return [record for record in Store.existing(uri, "toy").records() if record.metrics.get("train/loss")]
-    return []
-
-
 def test_a_signal_to_all_processes_closes_what_runs_and_leaves_none(
     tmp_path: Path, new_store: NewStore
 ) -> None:
     """As a terminal does on Ctrl-C, and SLURM before the time limit."""
     suite, uri = write(tmp_path, seeds=[0], training=LONG), new_store(tmp_path)
-    process = start(tmp_path, suite, uri)
-    try:
-        deadline = time.monotonic() + 150
-        while not running(uri):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
+    options = ("--executor", "local", "--workers", "1")
+    with started(tmp_path, "run", suite, "--store", uri, *options, through=0) as process:
+        await_held(process, tmp_path)
         children = psutil.Process(process.pid).children(recursive=True)
-        told = time.monotonic()
         os.killpg(process.pid, signal.SIGTERM)
-        out = process.communicate(timeout=60)[0]
-        assert time.monotonic() - told < 10
-    finally:
-        process.kill()
+        out = process.communicate()[0]
+        psutil.wait_procs(children)
     assert process.returncode == 130, out
     assert "Traceback" not in out
-    assert not psutil.wait_procs(children, timeout=10)[1]
     opened = Store.existing(uri, "toy")
     assert [record.status for record in opened.records()] == ["KILLED"]
     assert not opened.running()
@@ -280,7 +256,7 @@ def test_longest_trials_come_first_by_steps_or_by_what_was_measured() -> None:
         Record(
             row.method,
             "other",
-            "FINISHED",
+            Status.FINISHED,
             0,
             {"method": row.method, "backbone": row.backbone, "task": row.task},
             {"cost/seconds": 50.0 if row.trials[0] == lora.id else 10.0, "cost/steps": 10.0},
@@ -299,7 +275,7 @@ def test_trials_on_one_seed_s_split_stay_together() -> None:
         Record(
             row.method,
             "other",
-            "FINISHED",
+            Status.FINISHED,
             0,
             {"method": row.method, "backbone": row.backbone, "task": row.task},
             {"cost/seconds": seconds[row.method], "cost/steps": 10.0},

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
+from bench.execution import make_executor
 from bench.execution.perform import Event
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
+from bench.wire.words import Artifact, Measure
+from methods import UserError
 
 from ..toy_suites import plan
 
@@ -18,20 +20,23 @@ if TYPE_CHECKING:
     from bench.execution.ray import RayCluster
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
 
-TRIAL = plan(training={"batch_size": 16, "steps": 400}).trials[0]
+(SHORT,) = plan(training={"batch_size": 16, "steps": 2}).trials
+#: Whoever waits for its end waits for a prune.
+ENDLESS = SHORT.model_copy(update={"recipe": SHORT.recipe.model_copy(update={"steps": 10**7})})
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     from bench.execution.ray import RayCluster
 
-    with RayCluster("cpu", 1, None, None) as made:
+    with RayCluster.connect("cpu", workers=1) as made:
         yield made
 
 
 def run(
-    cluster: RayCluster, trial: Trial = TRIAL, listen: Callable[[Event], None] = lambda event: None
+    cluster: RayCluster, trial: Trial, listen: Callable[[Event], None] = lambda event: None
 ) -> list[Event]:
     events: list[Event] = []
 
@@ -40,30 +45,65 @@ def run(
         listen(event)
 
     cluster.submit(trial)
-    deadline = time.monotonic() + 240
     while not (events and events[-1].ending):
-        assert time.monotonic() < deadline, events
         cluster.step(note)
     return events
 
 
 def test_a_prune_is_for_one_run_of_a_trial(cluster: RayCluster) -> None:
-    def prune(event: Event) -> None:
-        if event.progress is not None:
-            raise Pruned
+    def steps_until_pruned(asked: int) -> int:
+        reached = 0
 
-    assert run(cluster, listen=prune)[-1].kind == "pruned"
-    assert run(cluster)[-1].kind == "finished"
+        def prune(event: Event) -> None:
+            nonlocal reached
+            if event.progress is not None:
+                reached = event.progress.step
+                if reached >= asked:
+                    raise Pruned
+
+        assert run(cluster, ENDLESS, prune)[-1].kind == "pruned"
+        return reached
+
+    assert steps_until_pruned(1) >= 1
+    assert steps_until_pruned(100) >= 100
 
 
 def test_an_error_outside_of_the_trial_costs_it_and_its_actor(cluster: RayCluster) -> None:
     cluster.device = "cuda:99"
     cluster.stop()
-    (event,) = run(cluster)
+    (event,) = run(cluster, SHORT)
     assert event.kind == "lost"
     assert event.ending is not None
     assert event.ending.message.startswith(f"its worker ({event.worker}) broke: ")
     assert "CUDA" in event.ending.message or "cuda" in event.ending.message
     # What broke the actor would break its next trial too.
     cluster.device = "cpu"
-    assert run(cluster)[-1].kind == "finished"
+    assert run(cluster, SHORT)[-1].kind == "finished"
+
+
+def test_the_words_of_the_wire_come_back_as_they_are(cluster: RayCluster) -> None:
+    ending = run(cluster, SHORT)[-1].ending
+    assert ending is not None
+    assert {type(key) for key in ending.metrics} == {Measure}
+    assert {type(name) for name in ending.files} == {Artifact}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "mps"}, "accepted are auto, cpu and cuda"),
+        ({"device": "cpu", "slots_per_device": 2}, "--slots-per-device is for GPUs"),
+        ({"device": "cuda"}, "no node of the Ray cluster has a GPU"),
+    ],
+)
+def test_what_a_cluster_cannot_do_is_told_and_leaves_no_connection(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
+) -> None:
+    closed: list[bool] = []
+    # The tests share one connection, which stays open.
+    monkeypatch.setattr("bench.execution.ray._connect", lambda address: None)
+    monkeypatch.setattr("ray.shutdown", lambda: closed.append(True))
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    with pytest.raises(UserError, match=message):
+        make_executor("ray", **options)  # type: ignore[arg-type]
+    assert closed == [True]

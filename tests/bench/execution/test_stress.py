@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,28 @@ from bench.store.store import Store
 
 from ...stress import scenarios
 from ...stress.services import Postgres, postgres_programs
-from ..held import await_held, start
+from ..held import await_held, let_all_through, started
 from ..toy_suites import DIGITS, plan, write
+
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """One that PostgreSQL's unprivileged user can come by."""
+def folder(new_store: Callable[[Path], str]) -> Iterator[Path]:
+    """One that PostgreSQL's unprivileged user can come by, with an empty store."""
     with tempfile.TemporaryDirectory(prefix="tensorbench-") as made:
         path = Path(made)
         path.chmod(0o755)
+        new_store(path)
         yield path
 
 
 def test_killed_workers_and_drivers_lose_and_repeat_nothing(folder: Path) -> None:
     report: dict[str, Any] = scenarios.kills(
-        folder, trials=10, steps=200, workers=1, worker_kills=1, driver_kills=1
+        folder, trials=6, steps=20, workers=1, worker_kills=1, driver_kills=1
     )
     assert (report["workers killed"], report["drivers killed"], report["starts"]) == (1, 1, 2)
+    assert report["lost"] == 1
 
 
 POSTGRES = pytest.mark.skipif(
@@ -42,12 +46,14 @@ POSTGRES = pytest.mark.skipif(
 )
 
 
+@pytest.mark.postgres
 @POSTGRES
 def test_two_drivers_outlast_an_outage_of_the_server_over_postgresql(folder: Path) -> None:
-    report = scenarios.outage(folder, trials=8, steps=600, seconds=2, both=False, options=())
-    assert sum(report["by driver"]) == 8
+    report = scenarios.outage(folder, trials=6, steps=20, seconds=0, both=False, options=())
+    assert sum(report["by driver"]) == 6
 
 
+@pytest.mark.postgres
 @POSTGRES
 def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(folder: Path) -> None:
     methods = [{"method": "tenslora", "variant": "qkv_depth"}]
@@ -56,20 +62,12 @@ def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(fol
     database = Postgres(folder / "postgres")
     try:
         command = ("search", suite, "--store", store, "--storage", database.uri)
-        first = start(folder, *command, through=1)
-        try:
+        with started(folder, *command, through=1) as first:
             await_held(first, folder)
-        finally:
-            first.kill()
-            first.wait()
-        (folder / "go").touch()
-        both = [start(folder, *command, through=0) for _ in range(2)]
-        try:
-            said = [process.communicate(timeout=240)[0] for process in both]
-        finally:
-            for process in both:
-                process.kill()
-        assert [process.returncode for process in both] == [0, 0], said
+        let_all_through(folder)
+        with started(folder, *command, through=0) as one, started(folder, *command, through=0) as two:
+            said = [process.communicate()[0] for process in (one, two)]
+        assert [one.returncode, two.returncode] == [0, 0], said
         (name,) = optuna.get_all_study_names(database.uri)
         trials = optuna.load_study(study_name=name, storage=database.uri).trials
     finally:
@@ -82,12 +80,14 @@ def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(fol
 RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
 
+@pytest.mark.ray
 @RAY
 def test_a_lost_ray_node_costs_only_what_ran_there(folder: Path) -> None:
-    report = scenarios.ray_nodes(folder, trials=4, steps=1000, cpus=1)
+    report = scenarios.ray_nodes(folder, trials=4, steps=20, cpus=1)
     assert report["lost with the node"] == 1
 
 
+@pytest.mark.ray
 @RAY
 def test_ray_prepares_again_where_idle_actors_hold_every_slot(folder: Path) -> None:
     """As between the phases of a tuned suite, and between the points of a search."""
@@ -99,7 +99,7 @@ def test_ray_prepares_again_where_idle_actors_hold_every_slot(folder: Path) -> N
         for size in (40, 41)
     )
     kinds = []
-    cluster = RayCluster("cpu", 1, None, None)
+    cluster = RayCluster.connect("cpu", workers=1)
     with cluster, session(Store.create(scenarios.sqlite(folder), "toy")) as at_work:
         for made in (first, more, more):
             cluster.prepare(list(made.trials))

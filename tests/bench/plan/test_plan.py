@@ -60,10 +60,12 @@ def counts(printed: dict[str, Any], budget: str) -> dict[str, int]:
     return {row["title"]: row["parameters"] for row in printed["rows"] if row["budget"] == budget}
 
 
+@pytest.mark.processes
 def test_isorank_4_gives_the_counts_of_the_paper(paper: tuple[dict[str, Any], set[str]]) -> None:
     assert counts(paper[0], "isorank 4") == PAPER
 
 
+@pytest.mark.processes
 def test_isoparameters_are_within_3_percent_of_lora(paper: tuple[dict[str, Any], set[str]]) -> None:
     fitted = counts(paper[0], "isoparameters 4")
     assert set(fitted) == set(PAPER)
@@ -76,6 +78,7 @@ def test_isoparameters_are_within_3_percent_of_lora(paper: tuple[dict[str, Any],
             assert row["ratio"] == pytest.approx(row["parameters"] / row["asked"])
 
 
+@pytest.mark.processes
 def test_lora_r4_stands_in_both_blocks_and_runs_once(paper: tuple[dict[str, Any], set[str]]) -> None:
     rows = [row for row in paper[0]["rows"] if row["title"] == "LoRA"]
     assert [row["budget"] for row in rows] == ["isorank 4", "isoparameters 4"]
@@ -85,6 +88,7 @@ def test_lora_r4_stands_in_both_blocks_and_runs_once(paper: tuple[dict[str, Any]
     assert ids.count(rows[0]["trials"]["0"]) == 1
 
 
+@pytest.mark.processes
 def test_planning_registered_names_imports_neither_mlflow_nor_transformers(
     paper: tuple[dict[str, Any], set[str]],
 ) -> None:
@@ -214,6 +218,7 @@ def test_an_id_depends_on_tokens_weights_protocol_and_data() -> None:
         assert Trial.model_validate({**text.model_dump(), **change}).id != text.id
 
 
+@pytest.mark.processes
 def test_an_id_is_the_same_in_every_process() -> None:
     program = "from tests.bench.toy_suites import plan, TEXT; print(plan(TEXT).trials[0].id)"
     done = subprocess.run(

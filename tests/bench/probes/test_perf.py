@@ -24,8 +24,8 @@ def wide() -> LoadedBackbone:
 
 
 def labels(names: list[str]) -> list[tuple[str, str]]:
-    found = perf.candidates(names, perf.RANK_MODES, wide())
-    return [(candidate.label, candidate.rank_mode) for candidate in found]
+    found = perf.contenders(names, perf.RANK_MODES, wide())
+    return [(contender.label, contender.rank_mode) for contender in found]
 
 
 def test_floor_and_lora_come_first_and_each_rank_mode_once() -> None:
@@ -45,17 +45,17 @@ def test_what_adapts_other_layers_stands_beside_lora_on_them() -> None:
 
 
 def test_all_is_every_method_and_every_variant() -> None:
-    found = {candidate.label for candidate in perf.candidates(["all"], ["isorank"], wide())}
+    found = {contender.label for contender in perf.contenders(["all"], ["isorank"], wide())}
     assert {template.label for name in METHODS for template in METHODS.get(name).listed()} <= found
 
 
 def test_of_all_what_does_not_suit_the_backbone_is_left_out_with_a_warning() -> None:
     backbone = load("tiny-random-vit")
     with pytest.warns(UserWarning, match="left out: CaRA .* MLP of 4 × hidden"):
-        found = perf.candidates(["all"], ["isorank"], backbone)
-    assert "CaRA" not in {candidate.label for candidate in found}
+        found = perf.contenders(["all"], ["isorank"], backbone)
+    assert "CaRA" not in {contender.label for contender in found}
     with pytest.raises(UserError, match="MLP of 4 × hidden"):
-        perf.candidates(["cara"], ["isorank"], backbone)
+        perf.contenders(["cara"], ["isorank"], backbone)
 
 
 def test_the_floor_is_the_first_bias_there_is() -> None:

@@ -2,98 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import optuna
 import pytest
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-from optuna.trial import TrialState
 
-from bench.execution.inline import Inline
-from bench.execution.perform import Event
-from bench.execution.session import Session, session
-from bench.plan.cells import cells
-from bench.search.allocation import log_spaced, path
-from bench.search.importance import importances
-from bench.search.nested import Nested
-from bench.search.study import default_storage, open_storage
+from bench.search.study import open_storage
 from bench.store.records import latest
 from bench.store.store import Store
-from bench.training.loop import Pruned
-from bench.wire.trial import Ending, lost
+from bench.wire.words import Kind
 from methods import UserError
 
-from ..held import await_held, start
+from ..held import await_held, let_all_through, started
 from ..synthetic import QKV_DEPTH_RANKS, registered
-from ..toy_suites import VISION, suite, write
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
-
-SEARCH: dict[str, Any] = {
-    "methods": [{"method": "tenslora", "variant": "qkv_depth"}],
-    "seeds": [0],
-    "search": {"trials": 6},
-}
-DONE = ("COMPLETE", "PRUNED")
-
-
-@dataclass
-class Searched:
-    """A search that ended, and where."""
-
-    folder: Path
-    suite: Path
-    uri: str
-    ended: Any = None
-
-    @property
-    def storage(self) -> str:
-        return default_storage(self.uri)
-
-    @property
-    def store(self) -> Store:
-        return Store.existing(self.uri, "toy")
-
-    def study(self) -> optuna.Study:
-        (name,) = optuna.get_all_study_names(self.storage)
-        return optuna.load_study(study_name=name, storage=self.storage)
-
-    def states(self) -> Counter[str]:
-        return Counter(trial.state.name for trial in self.study().trials)
-
-    def artifact(self, kind: str = "search") -> dict[str, Any]:
-        (run,) = self.store._search(kind)
-        path = self.store.client.download_artifacts(run.info.run_id, f"{kind}.json")
-        content: dict[str, Any] = json.loads(Path(path).read_text())
-        return content
-
-
-def prepared(folder: Path, new_store: NewStore, **changes: Any) -> Searched:
-    return Searched(folder, write(folder, VISION, **{**SEARCH, **changes}), new_store(folder))
-
-
-def run(folder: Path, new_store: NewStore, call: Call, **changes: Any) -> Searched:
-    made = prepared(folder, new_store, **changes)
-    made.ended = call("search", made.suite, "--store", made.uri)
-    return made
-
+from .searched import DONE, Call, NewStore, Searched, prepared, run
 
 # --- killed and resumed ---
 
 
-def begin(made: Searched, through: int) -> subprocess.Popen[str]:
-    return start(made.folder, "search", made.suite, "--store", made.uri, through=through)
+def begin(made: Searched, through: int) -> AbstractContextManager[subprocess.Popen[str]]:
+    return started(made.folder, "search", made.suite, "--store", made.uri, through=through)
 
 
 @pytest.fixture(scope="module")
@@ -104,23 +36,16 @@ def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Sea
         "search": {"trials": 6, "pruner": "median"},
     }
     made = prepared(tmp_path_factory.mktemp("killed"), new_store, **changes)
-    first = begin(made, 2)
-    try:
+    with begin(made, 2) as first:
         await_held(first, made.folder)
-    finally:
-        first.kill()
-        first.wait()
-    (made.folder / "go").touch()
-    both = [begin(made, 0), begin(made, 0)]
-    try:
-        made.ended = [process.communicate(timeout=240)[0] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], made.ended
+    let_all_through(made.folder)
+    with begin(made, 0) as one, begin(made, 0) as two:
+        made.ended = [process.communicate()[0] for process in (one, two)]
+    assert [one.returncode, two.returncode] == [0, 0], made.ended
     return made
 
 
+@pytest.mark.processes
 def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(killed: Searched) -> None:
     states = killed.states()
     assert sum(states[state] for state in DONE) == 6
@@ -129,6 +54,7 @@ def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(kil
     assert states["FAIL"] >= 1
 
 
+@pytest.mark.processes
 def test_no_point_was_tried_twice(killed: Searched) -> None:
     tried = [t for t in killed.study().trials if t.state.name in DONE]
     assert len({tuple(trial.user_attrs["ranks"]) for trial in tried}) == 6
@@ -137,11 +63,12 @@ def test_no_point_was_tried_twice(killed: Searched) -> None:
     assert {trial["state"] for trial in artifact["trials"]} <= {"COMPLETE", "PRUNED"}
 
 
+@pytest.mark.processes
 def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> None:
-    (parent,) = killed.store._search("search")
+    (parent,) = killed.store.records(Kind.SEARCH)
     records = killed.store.records()
-    assert {record.tags["mlflow.parentRunId"] for record in records} == {parent.info.run_id}
-    assert parent.info.status == "FINISHED"
+    assert {record.tags["mlflow.parentRunId"] for record in records} == {parent.run_id}
+    assert parent.status == "FINISHED"
     chosen = latest(records)
     artifact = killed.artifact()
     for trial in artifact["trials"]:
@@ -154,6 +81,7 @@ def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> No
     assert not [record for record in records if record.status == "RUNNING"]
 
 
+@pytest.mark.processes
 def test_the_best_and_the_heuristic_run_on_fresh_seeds(killed: Searched) -> None:
     artifact, chosen = killed.artifact(), latest(killed.store.records())
     complete = [trial for trial in artifact["trials"] if trial["state"] == "COMPLETE"]
@@ -171,6 +99,7 @@ def test_the_best_and_the_heuristic_run_on_fresh_seeds(killed: Searched) -> None
     assert any("On fresh seeds: test accuracy" in out for out in killed.ended)
 
 
+@pytest.mark.processes
 def test_another_start_tries_nothing_more_and_a_larger_number_goes_on(
     killed: Searched, call: Call, tmp_path: Path
 ) -> None:
@@ -182,6 +111,7 @@ def test_another_start_tries_nothing_more_and_a_larger_number_goes_on(
     assert sum(killed.states()[state] for state in DONE) == 7
 
 
+@pytest.mark.processes
 def test_a_study_of_another_space_is_refused_with_what_differs(killed: Searched, call: Call) -> None:
     text = killed.suite.read_text()
     other = killed.folder / "other.yaml"
@@ -224,125 +154,6 @@ def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: 
     assert len({(*t["ranks"], t["lr"], t["scale"]) for t in found["trials"]}) == 4
     assert "the front of metric and parameters" in made.ended.out
     assert all(trial["head_lr"] is None for trial in found["trials"])
-
-
-def test_a_trial_that_diverges_counts_as_tried(tmp_path: Path, new_store: NewStore, call: Call) -> None:
-    section = {"trials": 4, "lr": [1e-3, 1e30]}
-    made = run(tmp_path, new_store, call, methods=["lora"], search=section, training={"batch_size": 16})
-    assert made.ended.code == 0, made.ended.err
-    trials = made.artifact()["trials"]
-    assert {(trial["lr"], trial["state"]) for trial in trials} == {(1e-3, "COMPLETE"), (1e30, "FAILED")}
-    assert len(trials) == 4
-    assert made.artifact()["best"]["lr"] == 1e-3
-
-
-def test_an_interrupt_leaves_the_point_for_the_next_start(
-    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import bench.execution.perform
-
-    made = prepared(tmp_path, new_store, search={"trials": 2})
-
-    def stop(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.perform, "run_trial", stop)
-        assert call("search", made.suite, "--store", made.uri).code == 130
-    assert made.states() == {"FAIL": 1}
-    (lost,) = made.study().trials
-    assert call("search", made.suite, "--store", made.uri).code == 0
-    tried = made.study().get_trials(states=[TrialState.COMPLETE])
-    assert len(tried) == 2
-    assert tried[0].user_attrs["key"] == lost.user_attrs["key"]
-
-
-def test_a_point_that_failed_is_tried_again_only_when_asked(
-    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import bench.execution.perform
-
-    made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
-
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("the disk was full")
-
-    def search(*options: str) -> list[str]:
-        made.ended = call("search", made.suite, "--store", made.uri, *options)
-        return [trial["state"] for trial in made.artifact()["trials"]]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.perform, "run_trial", fail)
-        assert search() == ["FAILED", "FAILED"]
-    assert search() == ["FAILED", "FAILED"]
-    assert search("--retry-failed") == ["COMPLETE", "COMPLETE"]
-    assert made.ended.code == 0
-    assert search("--retry-failed") == ["COMPLETE", "COMPLETE"]
-    assert sorted(trial["ranks"] for trial in made.artifact()["trials"]) == [[1], [2]]
-
-
-def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
-    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import bench.execution.inline
-
-    made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
-    with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.inline, "perform", lambda *_: lost("its node died"))
-        ended = call("search", made.suite, "--store", made.uri)
-    assert (ended.code, "was lost with its worker; start the same command again" in ended.err) == (2, True)
-    assert made.states() == {"FAIL": 1}
-    assert [run.info.status for run in made.store._search("search")] == ["KILLED"]
-    assert call("search", made.suite, "--store", made.uri).code == 0
-    assert made.states()["COMPLETE"] == 2
-
-
-@pytest.mark.parametrize("kind", ["search", "allocation"])
-def test_what_a_search_gave_up_is_no_result_of_another_or_of_an_allocation(
-    tmp_path: Path, new_store: NewStore, kind: Literal["search", "allocation"]
-) -> None:
-    loaded = suite(**{**SEARCH, "training": {"lr": 5e-3, "batch_size": 16, "steps": 2}})
-    ((_, cell),) = cells(loaded, "cpu")
-    store, shown = Store.create(new_store(tmp_path), "toy"), nullcontext(lambda event: None)
-
-    def give_up(event: Event) -> None:
-        if event.kind == "progress":
-            raise Pruned
-
-    with session(store) as at_work, Inline("cpu") as place:
-        statuses = []
-        for phase, listen in (("search", give_up), (kind, None)):
-            with Nested(cell, phase, at_work, place, lambda *_: shown) as nested:
-                rows, trials = nested.trials([cell.method], [1000], phase)
-                statuses += [record.status for record in nested.run(rows, trials, phase, listen).values()]
-    assert statuses == ["PRUNED", "FINISHED"]
-
-
-def test_a_parent_run_that_cannot_be_closed_hides_no_interrupt(
-    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ((_, cell),) = cells(suite(**SEARCH), "cpu")
-    store = Store.create(new_store(tmp_path), "toy")
-
-    def interrupted(at_work: Session) -> None:
-        with (
-            monkeypatch.context() as patch,
-            Nested(cell, "search", at_work, Inline("cpu"), lambda *_: nullcontext(print)),
-        ):
-            patch.setattr(MlflowClient, "set_terminated", away)
-            raise KeyboardInterrupt
-
-    with session(store) as at_work, pytest.raises(KeyboardInterrupt):
-        interrupted(at_work)
-    # Its driver is gone, and the next one closes it.
-    assert [run.data.tags["kind"] for run in store.running()] == ["search"]
-    with session(store) as at_work:
-        assert at_work.closed == 1
-    assert not store.running()
-
-
-def away(*_: Any) -> None:
-    raise MlflowException("the store is away")
 
 
 @pytest.mark.parametrize(
@@ -412,68 +223,6 @@ def test_no_error_shows_a_storage_s_password(scheme: str) -> None:
     with pytest.raises(UserError, match=rf"cannot use --storage {re.escape(scheme)}://127.0.0.1:9/x") as told:
         open_storage(f"{scheme}://me:secret@127.0.0.1:9/x")
     assert "secret" not in str(told.value)
-
-
-def test_a_score_that_is_no_number_wins_nothing_and_counts_as_tried(
-    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import bench.execution.inline
-
-    made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
-    with monkeypatch.context() as patch:
-        values = {"score": math.nan, "selected/validation": math.nan, "cost/seconds": 1.0}
-        unmeasurable = Ending("finished", values)
-        patch.setattr(bench.execution.inline, "perform", lambda *_: unmeasurable)
-        ended = call("search", made.suite, "--store", made.uri)
-    assert (ended.code, "No point finished" in ended.out) == (1, True), ended.err
-    assert made.states() == {"PRUNED": 2}
-    assert made.artifact()["best"] is None
-
-
-# --- the ablation ---
-
-
-def test_an_ablation_sweeps_every_mode_walks_the_path_and_compares(
-    tmp_path: Path, new_store: NewStore, call: Call
-) -> None:
-    section = {"ranks": 2, "path": 3, "isorank": 1, "seeds": [5, 6], "epochs": 1, "modes": ["input", "layer"]}
-    made = run(tmp_path, new_store, call, search=None, allocation=section, training={"batch_size": 16})
-    assert made.ended.code == 0, made.ended.err
-    found, chosen = made.artifact("allocation"), latest(made.store.records())
-    assert {point["mode"] for point in found["points"]} == {"input", "layer"}
-    for point in found["points"]:
-        assert point["ranks"][found["modes"].index(point["mode"])] == point["rank"]
-        assert point["parameters"] <= found["asked"] == 768
-    for line in (*found["points"], *found["path"], found["heuristic"], found["best"]):
-        records = [chosen[id_] for id_ in line["trials"].values()]
-        assert [record.tags["seed"] for record in records] == ["5", "6"]
-        assert {(r.status, r.tags["phase"], r.tags["evaluated"]) for r in records} == {
-            ("FINISHED", "allocation", "validation")
-        }
-    assert found["path"][0]["ranks"] == [1, 1, 1, 1]
-    assert found["path"][-1]["ranks"] == found["heuristic"]["ranks"] == [7, 7, 3, 2]
-    assert [line["label"] for line in found["final"]] == ["best allocation", "heuristic"]
-    before = len(made.store.records())
-    again = call("search", made.suite, "--store", made.uri)
-    assert (again.code, len(made.store.records())) == (0, before)
-    assert "one mode at a time" in again.out
-
-
-def test_ranks_are_log_spaced_and_few() -> None:
-    assert log_spaced(1, 144, 6) == [1, 3, 7, 20, 53, 144]
-    assert log_spaced(1, 3, 6) == [1, 2, 3]
-    assert log_spaced(1, 1, 6) == [1]
-    assert path((4, 4, 4), (60, 3, 12), 3) == [(4, 4, 4), (15, 3, 7), (60, 3, 12)]
-
-
-def test_importance_finds_the_mode_that_matters() -> None:
-    points = [((i, j), 0.5 + 0.1 * i) for i in (1, 2, 4, 8) for j in (1, 2, 4)]
-    found = importances(("input", "output"), points)
-    assert set(found) == {"fanova", "mean_decrease_impurity", "ped_anova"}
-    for values in found.values():
-        assert values["input"] > 0.8
-    assert importances(("input", "output"), points[:3]) == {}
-    assert set(importances(("input", "output"), [((i, 3), v) for (i, _), v in points])["fanova"]) == {"input"}
 
 
 # --- a task whose true ranks are known ---

@@ -46,7 +46,7 @@ def test_a_plan_names_the_tuning_trials_and_leaves_the_final_ones_open(call: Cal
     assert {trial.seed for trial in tuning.trials} == {7}
     assert {trial.evaluate for trial in tuning.trials} == {"validation"}
     assert {(trial.recipe.epochs, trial.recipe.steps) for trial in tuning.trials} == {(1, None)}
-    assert all(row["trials"] == {"0": None, "1": None} for row in made.as_json()["rows"])
+    assert all(row.trials == {0: None, 1: None} for row in made.stored().rows)
     shown = call("plan", write(tmp_path, **CHANGES)).out
     assert "toy: 9 tuning trials, seeds 7; final seeds 0,1" in shown
     assert "The final trials are known once the tuning trials have ended." in shown
@@ -67,23 +67,26 @@ def test_the_stored_plan_says_what_was_spent_and_chosen(tuned: tuple[Path, str, 
     store = Store.existing(tuned[1], "toy")
     stored, records = store.plan(), {record.trial_id: record for record in store.records()}
     assert stored is not None
-    assert stored["tuning"] == "equal"
-    assert len(stored["rows"]) == 3
-    for row in stored["rows"]:
-        spent = row["tuning"]
-        assert set(spent["ids"]) <= set(records)
-        scores = [records[id_].metrics["score"] for id_ in spent["ids"]]
-        best = records[spent["ids"][scores.index(max(scores))]]
+    assert stored.tuning == "equal"
+    assert len(stored.rows) == 3
+    for row in stored.rows:
+        spent = row.tuning
+        assert spent is not None
+        assert spent.chosen is not None
+        assert set(spent.ids) <= set(records)
+        scores = [records[id_].metrics["score"] for id_ in spent.ids]
+        best = records[spent.ids[scores.index(max(scores))]]
         params = store.client.get_run(best.run_id).data.params
-        assert spent["epochs"] == 1
-        for seed, id_ in row["trials"].items():
+        assert spent.epochs == 1
+        for seed, id_ in row.trials.items():
+            assert id_ is not None
             final = store.client.get_run(records[id_].run_id).data.params
             assert final["recipe.lr"] == params["recipe.lr"]
             assert final.get("method.scale") == params.get("method.scale")
-            assert (final["seed"], final["recipe.steps"]) == (seed, "4")
-        if "lr" in spent["chosen"]:
-            assert ("lr" in spent["edge"]) == (spent["chosen"]["lr"] in (1e-3, 1e-1))
-            assert float(params["recipe.lr"]) == spent["chosen"]["lr"]
+            assert (final["seed"], final["recipe.steps"]) == (str(seed), "4")
+        if "lr" in spent.chosen:
+            assert ("lr" in spent.edge) == (spent.chosen["lr"] in (1e-3, 1e-1))
+            assert float(params["recipe.lr"]) == spent.chosen["lr"]
 
 
 def test_the_choices_are_shown(tuned: tuple[Path, str, Any]) -> None:
@@ -172,7 +175,7 @@ def test_tuning_by_name() -> None:
     equal = suite(tuning="equal").tuning
     assert equal is not None
     assert (min(equal.lr or ()), max(equal.lr or ()), equal.scale) == (1e-4, 1e-1, (0.1, 1.0, 10.0))
-    assert json.loads(json.dumps(plan(tuning="none").as_json()))["tuning"] == "none"
+    assert json.loads(plan(tuning="none").stored().model_dump_json())["tuning"] == "none"
 
 
 @pytest.mark.parametrize(

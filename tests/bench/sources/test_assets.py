@@ -321,7 +321,7 @@ def die_half_way(folder: Path) -> None:
 BUILD_TOGETHER = """
 import os, sys, time
 from pathlib import Path
-from bench.assets import prepared
+from bench.sources.assets import prepared
 
 def build(folder):
     with open(sys.argv[1], "a") as log:
@@ -336,6 +336,7 @@ print(folder)
 """
 
 
+@pytest.mark.processes
 def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     log = tmp_path / "builds"
     root = Path(assets.__file__).parents[2]

@@ -6,7 +6,6 @@ import json
 import platform
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,17 +15,18 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from bench.execution import driver as driving
 from bench.execution.driver import execute, failures
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.process.alive import owner
 from bench.store import claims
-from bench.store.claims import DRIVER, Claims
+from bench.store.claims import SIGN, Claims
 from bench.store.connect import StoreError
 from bench.store.store import Store
 from bench.store.writer import begin_trial
-from bench.wire.trial import Ending
+from bench.wire.trial import Ending, failed
 
 from ..toy_suites import plan
 
@@ -44,7 +44,7 @@ def opened(store: Store, who: str | None = None) -> Claims:
     made.beat()
     if who:
         sign = json.dumps({"owner": who, "beat": 1})
-        store.client.set_experiment_tag(store.experiment.experiment_id, DRIVER + made.driver, sign)
+        store.client.set_experiment_tag(store.experiment.experiment_id, SIGN + made.driver, sign)
     return made
 
 
@@ -124,7 +124,7 @@ def test_a_driver_elsewhere_is_dead_when_it_has_given_no_sign_for_long(
     assert not take(here)
     # A sign of life, and it counts from there.
     store.client.set_experiment_tag(
-        store.experiment.experiment_id, DRIVER + far.driver, json.dumps({"owner": ELSEWHERE, "beat": 2})
+        store.experiment.experiment_id, SIGN + far.driver, json.dumps({"owner": ELSEWHERE, "beat": 2})
     )
     clock[0] += 2
     assert not take(here)
@@ -191,16 +191,16 @@ def test_what_dead_drivers_left_running_is_closed_and_what_live_ones_run_is_not(
         runs[gone.driver]: "KILLED",
         runs["swept long ago"]: "KILLED",
     }
-    assert owner() in store.client.get_experiment(store.experiment.experiment_id).tags[DRIVER + live.driver]
+    assert owner() in store.client.get_experiment(store.experiment.experiment_id).tags[SIGN + live.driver]
 
 
 def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store: Store) -> None:
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
     (trial,) = made.trials
-    failed = begin_trial(store, trial, list(made.rows), "accuracy", "none", {})
-    failed.end(failed("error", "as it prepared", ""))
+    first = begin_trial(store, trial, list(made.rows), "accuracy", "none", {})
+    first.end(failed("error", "as it prepared", ""))
     asked = failures(store)
-    assert asked == {trial.id: failed.run_id}
+    assert asked == {trial.id: first.run_id}
     later = begin_trial(store, trial, list(made.rows), "accuracy", "none", {})
     later.end(failed("error", "once more, by another driver", ""))
     kinds = []
@@ -212,7 +212,9 @@ def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store:
     assert kinds == ["elsewhere", "elsewhere", "finished"]
 
 
-def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(store: Store) -> None:
+def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
     (trial,) = made.trials
     other = opened(store)
@@ -224,13 +226,21 @@ def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(stor
         other.settle(trial.id)
 
     events: list[Event] = []
-    # When this driver starts it sees the run, still open.
-    later = threading.Timer(2, finish)
+    waits = []
+    real = driving._Driving._wait
+
+    def wait(self: driving._Driving) -> None:
+        # The other driver ends when this one has begun to wait.
+        if not waits:
+            finish()
+        waits.append(1)
+        real(self)
+
+    monkeypatch.setattr(driving._Driving, "_wait", wait)
     here = Store.existing(store.uri, "toy")
     with session(here) as at_work, Inline("cpu") as place:
-        later.start()
         execute(made, [trial], at_work, place, events.append)
-    later.join()
+    assert waits
     assert [event.kind for event in events] == ["elsewhere"]
     assert [record.status for record in store.records()] == ["FINISHED"]
     assert names(store) == []

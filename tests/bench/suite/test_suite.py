@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bench.suite.load import load_suite
 from bench.suite.recipe import Recipe
 from bench.suite.suite import Suite
+from bench.suite.yaml_text import parse, written
 from methods import UserError
 from methods.tenslora import VARIANTS
 from methods.validation import validate
@@ -136,13 +139,20 @@ def test_every_wrong_field_is_told_at_once() -> None:
     [
         (b"name: [toy", "not valid YAML.*line 1"),
         (b"name: caf\xe9", "not UTF-8"),
-        (b"name: 2025-02-30\n", "not valid YAML: day is out of range for month"),
-        (b"seeds: [!!int x]\n", "not valid YAML: invalid literal"),
+        (b"name: toy\nclosing: 2025-02-30\n", r"not valid YAML: day is out of range for month \(line 2"),
+        (b"seeds: [!!int x]\n", r"not valid YAML: invalid literal.*\(line 1, column 9\)"),
+        (b"name: toy\nseeds: [0]\nname: [1]\n", r"not valid YAML: 'name' stands there twice \(line 3"),
+        (b"tasks:\n- {task: a, 'task': b}\n", r"'task' stands there twice \(line 2, column 13\)"),
+        (b"name: a\n---\nname: b\n", r"single document.* \(line 2"),
+        (b"name: \x07\n", "not valid YAML: .*#x0007"),
+        (b"name: a\nseeds: &a [*a]\n", r"seeds.0: .*integer \(got \[\[\.\.\.\]\]\)"),
+        (b"a: *nowhere\n", r"undefined alias 'nowhere' \(line 1"),
+        (b"a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor for the tag"),
         (b"- digits\n", "a suite is a mapping with the fields name, "),
         (b"", "a suite is a mapping"),
         (b"yes: 1\n", "field 'seeds' is required"),
         (b"a: &a {b: 1}\nc:\n  <<: *a\n", r"merge keys \(<<\) are not taken; repeat the fields.*line 3"),
-        (b"[" * 3000 + b"]" * 3000, "nested too deep"),
+        (b"[" * 3000 + b"]" * 3000, r"nested too deep, more than 50 levels \(line 1, column 51\)"),
         (None, "cannot read suite .*No such file"),
     ],
 )
@@ -162,8 +172,43 @@ def test_a_folder_is_no_suite(tmp_path: Path) -> None:
         load_suite(tmp_path)
 
 
+def test_plain_words_mean_what_they_always_meant() -> None:
+    said = {
+        "5e-4": 5e-4,
+        "1E3": 1e3,
+        "1.5e3": 1.5e3,
+        "-1e-3": -1e-3,
+        "no": False,
+        "On": True,
+        "n": "n",
+        "Y": "Y",
+        "none": "none",
+        "~": None,
+        "010": 8,
+        "08": "08",
+        "0x1F": 31,
+        "30_000": 30_000,
+        "1:30": 90,
+        "2025-01-02": date(2025, 1, 2),
+        ".inf": float("inf"),
+        "'no'": "no",
+    }
+    for header in ("", "%YAML 1.2\n---\n"):
+        assert {word: parse(f"{header}a: {word}")["a"] for word in said} == said
+
+
+def test_what_is_written_is_read_back_the_same() -> None:
+    values = {
+        "b": ["n", "no", "1e5", "010", "1:30", "2025-01-02", "~", "", "é", "a: b", "<<"],
+        "a": {},
+        "c": None,
+    }
+    assert parse(written(values)) == values
+    assert list(parse(written(values))) == ["b", "a", "c"]
+    assert yaml.safe_load(written(values)) == values
+
+
 def test_rates_without_a_dot_are_numbers(tmp_path: Path) -> None:
-    # To YAML 1.1 `5e-4` is a string.
     file = write(tmp_path)
     text = file.read_text().replace("lr: 0.005", "lr: 5e-4").replace("- lora", "- {method: lora, scale: 2e0}")
     file.write_text(text)

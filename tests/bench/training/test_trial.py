@@ -57,13 +57,13 @@ def test_the_backbone_is_clean_after_every_trial_failed_ones_too(base: dict[str,
 def test_several_trials_load_a_backbone_and_its_data_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     for name in ("load", "prepare"):
-        real = getattr(bench.trial, name)
+        real = getattr(bench.training.trial, name)
 
         def counted(*arguments: Any, name: str = name, real: Any = real, **options: Any) -> Any:
             calls.append(name)
             return real(*arguments, **options)
 
-        monkeypatch.setattr(bench.trial, name, counted)
+        monkeypatch.setattr(bench.training.trial, name, counted)
     resources = Resources("cpu")
     for trial in trials(methods=METHODS, seeds=[0, 1]):
         run_trial(trial, resources, nothing)
@@ -109,7 +109,7 @@ def test_a_method_that_fails_while_it_is_put_on_leaves_no_trace(monkeypatch: pyt
             raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.trial, "from_identity", lambda identity: HalfDone())
+        patch.setattr(bench.training.trial, "from_identity", lambda identity: HalfDone())
         with pytest.warns(UserWarning, match="left traces"), pytest.raises(MemoryError):
             run_trial(trial, resources, nothing)
     expected = run_trial(trial, Resources("cpu"), nothing)

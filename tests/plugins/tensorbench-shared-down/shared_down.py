@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from methods import Geometry, Site
+from methods import Geometry
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
 
@@ -19,8 +19,8 @@ class SharedDown(OneRank, LowRankMethod):
         return rank * geometry.hidden * (1 + 3 * geometry.layers)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator):
-        sites = [Site(layer, name) for layer in range(geometry.layers) for name in self.projections]
-        return Tensors(sites, geometry.hidden, self.rank, self.scale, generator)
+        sites = geometry.sites(self.projections)
+        return Tensors(sites, geometry.hidden, self.resolved_rank, self.scale, generator)
 
 
 class Tensors(Parametrisation):

@@ -1,124 +1,20 @@
-"""Every registered method passes the conformance checks, and the checks catch what they are for."""
+"""The smallest plug-in, and copies of it that each break one thing that a conformance check is for."""
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
-import pytest
 import torch
 from pydantic import PositiveInt
-from rich.console import Console
 from torch import Tensor, nn
 
-from bench.conformance import (
-    BACKBONES,
-    CHECKS,
-    Case,
-    CheckResult,
-    check_case,
-    conformance_cases,
-    print_checks,
-    run_case,
-    run_checks,
-    variations,
-)
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry, Site
-from methods.base import METHODS, create
-from methods.errors import NotLowRank, UnknownNameError, UserError
+from methods.errors import UserError
 from methods.lowrank import Contracted, LowRankAdapter, LowRankMethod, Parametrisation
 from methods.ranks import nearest_rank, too_small
-
-CASES = [case for name in METHODS for case in conformance_cases(name)]
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_conformance(case: Case) -> None:
-    check_case(case)
-
-
-@pytest.mark.parametrize(
-    "method", [create("lora", rank=2), create("tenslora", variant="qkv_depth", ranks=(3, 3, 3, 3))], ids=str
-)
-def test_generated_code(method: Any) -> None:
-    (case,) = conformance_cases(method, backbones=["bert"], checks=["inductor"])
-    check_case(case)
-
-
-@pytest.mark.parametrize("name", list(METHODS))
-def test_no_method_is_passed_over(name: str) -> None:
-    for case in (case for case in CASES if case.method.name == name and case.check == "start"):
-        assert run_case(case).status == "passed", run_case(case)
-
-
-# --- what cases there are ---
-
-
-@pytest.mark.parametrize("name", list(METHODS))
-def test_every_preset_meets_every_kind_of_backbone(name: str) -> None:
-    met = {(case.method.label, case.backbone) for case in CASES if case.method.name == name}
-    for preset in METHODS.get(name).presets():
-        sized = preset.isorank(4) if preset.size is None else preset
-        assert {(sized.label, kind) for kind in BACKBONES} <= met
-
-
-def test_every_pair_of_options_is_shown() -> None:
-    presets = METHODS.get("tenslora").presets()
-    shown = [*presets, *variations(presets)]
-    for variant in ("att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "att_qkv_depth"):
-        for field, values in {
-            "heads": ("aligned", "interleaved"),
-            "init": ("orthogonal", "normal", "kaiming_uniform"),
-            "factorization": ("tucker", "cp", "tt"),
-        }.items():
-            met = {getattr(m, field) for m in shown if m.variant == variant}
-            # Where heads are no mode their order changes nothing, and one of the two stands for both.
-            wanted = set(values) if field != "heads" or "att" in variant else set()
-            assert wanted <= met, (variant, field)
-    assert len({m.label for m in shown}) == len(shown)
-    # Each of 7 · 3 · 3 · 2 · 3 combinations would show the pairs too.
-    assert len(shown) < 40
-
-
-def test_cases_can_be_narrowed() -> None:
-    cases = conformance_cases("lora", backbones=["vit"], checks=["start", "merge"], quick=True)
-    assert [(case.backbone, case.check) for case in cases] == [("vit", "start"), ("vit", "merge")]
-    assert str(cases[0]) == "LoRA-vit-start"
-    assert not any(CHECKS[case.check].slow for case in conformance_cases("lora", quick=True))
-    compiled = {str(case) for case in conformance_cases("lora") if CHECKS[case.check].slow}
-    assert compiled == {f"LoRA-{kind}-compiled" for kind in BACKBONES}
-
-
-def test_unknown_names_are_refused() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'tenslora'"):
-        conformance_cases("tenslroa")
-    with pytest.raises(UserError, match="unknown check strat; known are identity"):
-        conformance_cases("lora", checks=["strat"])
-
-
-def test_a_method_whose_option_has_no_default_is_asked_for_presets() -> None:
-    class Required(Pairs):
-        width: PositiveInt
-
-    with pytest.raises(
-        UserError, match=r"the preset of method 'pairs' .*presets.*: field 'width' is required"
-    ):
-        conformance_cases(Required)
-
-
-def test_random_state_and_threads_are_left_alone() -> None:
-    before, threads = torch.get_rng_state(), torch.get_num_threads()
-    results = run_checks(create("lora", rank=1), backbones=["vit"], checks=["seeds", "training", "dropout"])
-    assert [result.status for result in results] == ["passed"] * 3
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.get_num_threads() == threads
-
-
-# --- faults that the checks must catch ---
 
 
 class Pairs(LowRankMethod):
@@ -445,75 +341,3 @@ FAULTS = {
     IgnoresTheScale: ("scale", "at twice the scale: differs"),
     DiffersWhenCompiled: ("compiled", "compiled outputs, step 0: differs"),
 }
-
-
-@pytest.mark.parametrize("kind", BACKBONES)
-def test_a_method_of_a_plug_in_passes(kind: Any) -> None:
-    results = run_checks(Pairs(rank=3), backbones=[kind])
-    assert {r.check: r.message for r in results if r.status == "failed"} == {}
-    assert {r.check: r.message for r in results if r.status == "not applicable"} == {
-        "identity": "Pairs is not registered as 'pairs'"
-    }
-
-
-@pytest.mark.parametrize(
-    ("faulty", "check", "message"),
-    [(m, *v) for m, v in FAULTS.items()],
-    ids=[faulty.__name__ for faulty in FAULTS],
-)
-def test_the_checks_catch(faulty: type[Pairs], check: str, message: str) -> None:
-    (result,) = run_checks(faulty(rank=3), backbones=["bert"], checks=[check])
-    assert result.status == "failed", result
-    assert re.search(message, result.message), result.message
-
-
-def test_every_check_is_seen_to_fail() -> None:
-    assert {check for check, _ in FAULTS.values()} == set(CHECKS) - {"inductor"}
-
-
-def test_a_method_without_low_rank_form_passes_if_it_says_so() -> None:
-    class Dense(Pairs):
-        class adapter(RaisesAnotherError.adapter):  # noqa: N801
-            def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
-                raise NotLowRank("dense")
-
-    results = run_checks(Dense(rank=2), backbones=["bert"], checks=["factors", "merge", "start", "detach"])
-    assert [result.status for result in results] == ["passed"] * 4
-    assert "not low-rank: dense" in [result.message for result in results]
-
-
-def test_what_a_method_lacks_is_not_applicable_with_its_reason() -> None:
-    class NeedsSquareHeads(Pairs):
-        def count(self, geometry: Geometry) -> int:
-            if geometry.heads != geometry.head_size:
-                raise UserError("needs as many heads as channels in each")
-            return super().count(geometry)
-
-    results = run_checks(NeedsSquareHeads(rank=2), backbones=["vit"], checks=["count", "start", "merge"])
-    assert [result.status for result in results] == ["passed", "not applicable", "not applicable"]
-    assert results[0].message == "4 sizes, 12 refused"
-    assert results[1].message == "refuses this backbone: needs as many heads as channels in each"
-
-
-def test_the_table_shows_every_outcome() -> None:
-    results = [
-        CheckResult("a", "A", "bert", "start", "passed", "", 0.1),
-        CheckResult("a", "A", "vit", "start", "failed", "outputs [differ]", 0.1),
-        CheckResult("a", "A", "bert", "scale", "passed", "", 0.1),
-        CheckResult("b", "B", "bert", "scale", "not applicable", "has no scale", 0.1),
-    ]
-    console = Console(width=80, record=True)
-    print_checks(console, results)
-    text = console.export_text()
-    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()[:1] in ("A", "B")}
-    assert rows == {"A": ["✗", "✓"], "B": ["–"]}
-    assert "✗ A on vit, start: outputs [differ]" in text
-    assert "– scale not applicable: has no scale (B)" in text
-    assert "2 passed, 1 failed, 1 not applicable, on bert, vit" in text
-
-
-def test_checkpointing_brings_no_warning_to_the_user() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
-        (result,) = run_checks(create("lora", rank=1), backbones=["bert"], checks=["checkpointing"])
-    assert result.status == "passed", result.message

@@ -1,0 +1,158 @@
+"""Other ways to compute the same: lower precision, recomputation, dropout, compiled code."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from typing import Any
+
+import torch
+
+from bench.conformance.subject import (
+    NotApplicable,
+    Subject,
+    expect,
+    expect_close,
+    expect_same_gradients,
+    gradients,
+    outputs,
+    same_bits,
+    scatter,
+    sites_of,
+    transient_tensors,
+)
+from methods.backbone import Site
+
+
+def bfloat16(subject: Subject) -> None:
+    """Under bf16 autocast everything is finite and near float32, and parameters stay in float32."""
+    backbone, batch = subject.backbone(), subject.batch()
+    bare = outputs(backbone, batch)
+    _, adapter = subject.randomised(backbone=backbone)
+    # So far that what the update does stands out of the rounding.
+    scatter(adapter, 0.2)
+    for name, parameter in adapter.named_parameters().items():
+        expect(parameter.dtype == torch.float32, f"{name} is {parameter.dtype}")
+    exact = outputs(backbone, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = backbone.module(**batch)
+    expect(bool(torch.isfinite(logits).all()), "outputs under bf16 autocast are not finite")
+    effect = float((exact - bare).abs().max()) if subject.adapts else float(exact.abs().max())
+    error = float((logits.float() - exact).detach().abs().max())
+    expect(error <= effect / 4, f"outputs under bf16 autocast are off by {error:.1e} of {effect:.1e}")
+    for name, gradient in gradients(adapter, backbone, logits).items():
+        if gradient is not None:
+            expect(bool(torch.isfinite(gradient).all()), f"gradient of {name} is not finite")
+            expect(gradient.dtype == torch.float32, f"gradient of {name} is {gradient.dtype}")
+
+
+def checkpointing(subject: Subject) -> None:
+    """Non-reentrant gradient checkpointing gives the same gradients, with dropout on."""
+    method = subject.method
+    if "dropout" in type(method).model_fields:
+        method = method.model_copy(update={"dropout": 0.2})
+    results = []
+    for checkpointed in (False, True):
+        backbone, adapter = subject.randomised(method=method)
+        encoder: Any = backbone.module.encoder
+        if checkpointed and subject.kind == "timm":
+            encoder.set_grad_checkpointing(True)
+        elif checkpointed:
+            encoder.config.use_cache = False
+            with warnings.catch_warnings():
+                # transformers renamed it within version 5; the old name is there in all of them.
+                warnings.simplefilter("ignore", FutureWarning)
+                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        calls: list[int] = []
+        layer = backbone.module.get_submodule(backbone.path(min(sites_of(method), default=Site(0, "query"))))
+        hook = layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        places = transient_tensors(adapter, backbone)
+        backbone.module.train()
+        torch.default_generator.manual_seed(7)
+        logits = backbone.module(**subject.batch())
+        results.append((logits.detach(), gradients(adapter, backbone, logits)))
+        hook.remove()
+        stale = transient_tensors(adapter, backbone) - places
+        expect(not stale, f"tensors kept after a recomputed backward: {sorted(stale)[:4]}")
+        if subject.adapts:
+            expect(
+                len(calls) == 1 + checkpointed,
+                f"a layer ran {len(calls)} times, checkpointed: {checkpointed}",
+            )
+    expect_close(results[1][0], results[0][0], 1e-6, "checkpointed outputs")
+    expect_same_gradients(results[1][1], results[0][1], 1e-5, "checkpointed")
+
+
+def dropout(subject: Subject) -> None:
+    """Dropout acts in training only."""
+    if "dropout" not in type(subject.method).model_fields:
+        raise NotApplicable("has no dropout")
+    batch = subject.batch()
+    backbone = subject.backbone()
+    own = set(backbone.module.modules())
+    wanted = None
+    for probability in (0.0, 0.5):
+        copied = subject.backbone() if probability else backbone
+        own |= set(copied.module.modules())
+        adapter = subject.randomised(
+            backbone=copied, method=subject.method.model_copy(update={"dropout": probability})
+        )[1]
+        plain = outputs(copied, batch)
+        wanted = plain if wanted is None else wanted
+        expect(same_bits(plain, wanted), f"dropout {probability} changes the outputs in eval mode")
+        # Only what the method brought: the backbone's own dropout would hide a missing one.
+        for module in copied.module.modules():
+            module.training = module not in own
+        with torch.no_grad():
+            torch.default_generator.manual_seed(0)
+            drawn = [copied.module(**batch) for _ in range(2)]
+        if probability and adapter.bases:
+            expect(not torch.equal(drawn[0], wanted), "dropout does nothing in training mode")
+            expect(not torch.equal(drawn[0], drawn[1]), "dropout drops the same at every forward")
+        elif not probability:
+            expect_close(drawn[0], wanted, 1e-6, "training mode without dropout")
+
+
+def compiled(subject: Subject) -> str:
+    """torch.compile gives the same outputs and gradients, traced through autograd (aot_eager)."""
+    return _compiled(subject, "aot_eager", 1e-5)
+
+
+def inductor(subject: Subject) -> str:
+    """torch.compile gives the same outputs and gradients with generated code (inductor)."""
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        raise NotApplicable("there is no C++ compiler")
+    return _compiled(subject, "inductor", 1e-4)
+
+
+def _compiled(subject: Subject, backend: str, tolerance: float) -> str:
+    from torch._dynamo.utils import counters
+
+    plain, adapter = subject.randomised()
+    backbone, compiled_adapter = subject.randomised()
+    batch = subject.batch()
+    torch._dynamo.reset()
+    counters.clear()
+    try:
+        for module in (plain.module, backbone.module):
+            module.eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            forward: Any = torch.compile(backbone.module, backend=backend)
+            for step in range(2):
+                wanted, logits = plain.module(**batch), forward(**batch)
+                expect_close(logits, wanted, tolerance, f"compiled outputs, step {step}")
+                expect_same_gradients(
+                    gradients(compiled_adapter, backbone, logits),
+                    gradients(adapter, plain, wanted),
+                    tolerance,
+                    f"compiled, step {step}",
+                )
+                # What was compiled must not have the first parameters baked in.
+                for one in (adapter, compiled_adapter):
+                    scatter(one, seed=6)
+        graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+        expect(graphs > 0, "nothing was compiled")
+        return f"{graphs} graphs, {breaks} breaks"
+    finally:
+        torch._dynamo.reset()

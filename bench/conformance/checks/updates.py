@@ -1,0 +1,154 @@
+"""The update itself: where it starts, that it trains, that its forms agree, that it scales."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
+from torch.autograd.gradcheck import gradcheck as numerical_gradcheck
+
+from bench.conformance.subject import (
+    NotApplicable,
+    Subject,
+    expect,
+    expect_close,
+    expect_equal,
+    loss,
+    outputs,
+    same_bits,
+    snapshot,
+    trained,
+)
+from methods.errors import NotLowRank
+
+
+def start(subject: Subject) -> None:
+    """A fresh adapter changes nothing."""
+    backbone, batch = subject.backbone(), subject.batch()
+    before = outputs(backbone, batch)
+    adapter = subject.attach(backbone)
+    expect_close(outputs(backbone, batch), before, 1e-6, "outputs at the start")
+    for site, delta in adapter.deltas():
+        expect(delta.shape == backbone.geometry.shape(site.projection), f"delta of {site} is {delta.shape}")
+        expect_close(delta, torch.zeros_like(delta), 1e-6, f"delta of {site} at the start")
+    for site, bias in adapter.biases().items():
+        expect_close(bias, torch.zeros_like(bias), 1e-6, f"bias of {site} at the start")
+
+
+def training(subject: Subject) -> None:
+    """Only adapter and head get gradients and change, and by the second step all of them do."""
+    backbone, batch = subject.backbone(), subject.batch()
+    adapter = subject.attach(backbone)
+    moving, module = trained(adapter, backbone), backbone.module
+    ids = {id(parameter) for parameter in moving.values()}
+    loose = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in ids]
+    expect(not loose, f"trains beside the adapter: {loose[:4]}")
+    expect(all(p.requires_grad for p in moving.values()), "a trained parameter does not require a gradient")
+    groups = {group["name"]: group["params"] for group in adapter.parameter_groups()}
+    grouped = [id(parameter) for group in groups.values() for parameter in group]
+    expect(sorted(grouped) == sorted(ids), "the parameter groups are not adapter and head, each once")
+    before = {name: parameter.detach().clone() for name, parameter in moving.items()}
+    frozen = {name: t.detach().clone() for name, t in module.named_parameters() if id(t) not in ids}
+    optimizer = torch.optim.Adam(adapter.parameter_groups(), lr=1e-2)
+    module.train()
+    for step in range(2):
+        optimizer.zero_grad()
+        loss(module(**batch)).backward()
+        if step == 1:
+            dead = [name for name, p in moving.items() if p.grad is None or not p.grad.any()]
+            expect(not dead, f"no gradient in the second step: {dead[:4]}")
+        optimizer.step()
+    still = [name for name, parameter in moving.items() if torch.equal(parameter, before[name])]
+    expect(not still, f"unchanged after two steps: {still[:4]}")
+    now = dict(module.named_parameters())
+    for name, tensor in frozen.items():
+        expect(same_bits(now[name].detach(), tensor), f"frozen, yet changed: {name}")
+        expect(now[name].grad is None, f"frozen, yet has a gradient: {name}")
+
+
+def factors(subject: Subject) -> str | None:
+    """`factors` and `deltas` agree with `delta`; a method without a low-rank form says NotLowRank."""
+    backbone, adapter = subject.randomised(torch.float64)
+    deltas = {site: adapter.delta(site) for site in adapter.bases}
+    for site, delta in adapter.deltas():
+        expect_close(delta, deltas[site], 1e-12, f"deltas() of {site}")
+    expect({site for site, _ in adapter.deltas()} == set(deltas), "deltas() leaves sites out")
+    expect(set(adapter.biases()) <= set(deltas), "biases() names sites that are not adapted")
+    if deltas:
+        expect(any(bool(delta.any()) for delta in deltas.values()), "every delta is zero off the start")
+    try:
+        pairs = adapter.factors()
+    except NotLowRank as reason:
+        expect(bool(str(reason)), "NotLowRank without a reason")
+        return f"not low-rank: {reason}"
+    expect(set(pairs) == set(deltas), "factors() leaves sites out")
+    for site, (down, up) in pairs.items():
+        out, wide = backbone.geometry.shape(site.projection)
+        shapes = (down.shape[1], up.shape[0], up.shape[1])
+        expect(shapes == (wide, out, down.shape[0]), f"factors of {site} are {down.shape} and {up.shape}")
+        expect_close(up @ down, deltas[site], 1e-12, f"factors() of {site}")
+    return None
+
+
+def merge(subject: Subject) -> None:
+    """Merged and unmerged forwards agree, and `unmerge` restores every bit."""
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        backbone, batch = subject.backbone(dtype), subject.batch(dtype)
+        bare = outputs(backbone, batch)
+        adapter = subject.randomised(backbone=backbone)[1]
+        before, adapted = snapshot(backbone), outputs(backbone, batch)
+        if subject.adapts:
+            expect(float((adapted - bare).abs().max()) > 1e-3, "the update does not reach the outputs")
+        installed = any(
+            backbone.module.get_submodule(backbone.path(site)) is not base
+            for site, base in adapter.bases.items()
+        )
+        adapter.merge()
+        expect(adapter.merged or not installed, "merged is False after merge()")
+        for site, base in adapter.bases.items():
+            placed = backbone.module.get_submodule(backbone.path(site))
+            expect(placed is base, f"merged, yet {site} is a {type(placed).__name__}")
+        expect_close(outputs(backbone, batch), adapted, tolerance, f"merged outputs in {dtype}")
+        adapter.merge()
+        expect_close(outputs(backbone, batch), adapted, tolerance, f"twice merged outputs in {dtype}")
+        adapter.unmerge()
+        expect(not adapter.merged, "merged is True after unmerge()")
+        expect_equal(snapshot(backbone), before, f"unmerged in {dtype}")
+        expect(same_bits(outputs(backbone, batch), adapted), f"unmerged outputs differ in {dtype}")
+
+
+def scale(subject: Subject) -> None:
+    """Twice the scale is twice the update, in the forward too."""
+    if "scale" not in type(subject.method).model_fields:
+        raise NotApplicable("has no scale")
+    _, adapter = subject.randomised(torch.float64)
+    twice = subject.method.model_copy(update={"scale": 2 * dict(subject.method)["scale"]})
+    backbone, other = subject.randomised(torch.float64, method=twice)
+    other.load(adapter.state())
+    for site, delta in adapter.deltas():
+        expect_close(other.delta(site), 2 * delta, 1e-12, f"delta of {site} at twice the scale")
+    for site, bias in adapter.biases().items():
+        expect_close(other.biases()[site], 2 * bias, 1e-12, f"bias of {site} at twice the scale")
+    wanted = outputs(backbone, subject.batch(torch.float64))
+    other.merge()
+    merged = outputs(backbone, subject.batch(torch.float64))
+    expect_close(merged, wanted, 1e-10, "merged outputs at twice the scale")
+
+
+def gradcheck(subject: Subject) -> None:
+    """Gradients in float64 agree with finite differences."""
+    if subject.method.approximates_gradient:
+        raise NotApplicable(subject.method.approximates_gradient)
+    backbone, adapter = subject.randomised(torch.float64)
+    batch = subject.batch(torch.float64)
+    backbone.module.eval()
+
+    def forward(*_: Tensor) -> Tensor:
+        # gradcheck moves the parameters in place, so that they need not be handed over.
+        return backbone.module(**batch)
+
+    parameters = tuple(trained(adapter, backbone).values())
+    try:
+        numerical_gradcheck(forward, parameters, fast_mode=True, check_undefined_grad=False)
+    except GradcheckError as error:
+        raise AssertionError(f"gradients are wrong: {str(error).strip().splitlines()[0]}") from error

@@ -1,0 +1,146 @@
+"""Exports for timm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bench.backbones import LoadedBackbone
+from bench.export.form import ORIGINAL, Form, Origin, copies, lines, no_place
+from bench.export.updates import Update, fuse
+from bench.inputs import ImageInput
+from methods import Site, UserError
+from methods.backbone import SHARED_INPUT
+
+
+class TimmForm(Form):
+    """A model of timm, whose query, key and value are one layer, and which ends in its own classifier."""
+
+    def __init__(self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str]) -> None:
+        import timm
+
+        super().__init__(backbone, origin, classes)
+        assert origin.blueprint is not None
+        assert isinstance(backbone.info.input, ImageInput)
+        self.blueprint, self.size = origin.blueprint, backbone.info.input.size
+        arguments = {**self.blueprint.arguments, "num_classes": len(classes)}
+        with torch.device("meta"):
+            model = timm.create_model(self.blueprint.architecture, pretrained=False, **arguments)
+        self.bare: nn.Module = model
+        native = getattr(model.patch_embed, "img_size", None)
+        self.resized = native is not None and native[0] != self.size
+        found = model.get_classifier()
+        # Distilled ones have two classifiers, whose logits they average.
+        classifiers = found if isinstance(found, tuple) else (found,)
+        self.head_paths = [name for name, module in model.named_modules() if module in classifiers]
+        for module in classifiers:
+            if not isinstance(module, nn.Linear):
+                raise UserError(
+                    f"timm's {self.blueprint.architecture} ends in a {type(module).__name__}, "
+                    "not in a linear layer that could be the trained head"
+                )
+
+    def layers(self, updates: Mapping[Site, Update]) -> dict[str, Update]:
+        fused: dict[str, list[Update | None]] = {}
+        layers = {}
+        for site, update in updates.items():
+            path = self.backbone.path(site).removeprefix("encoder.")
+            if site.projection in SHARED_INPUT:
+                of_layer = fused.setdefault(path.rpartition(".")[0], [None] * len(SHARED_INPUT))
+                of_layer[SHARED_INPUT.index(site.projection)] = update
+            else:
+                layers[path] = update
+        return layers | {path: fuse(parts, self.backbone.geometry.hidden) for path, parts in fused.items()}
+
+    def heads(self) -> dict[str, dict[str, Tensor]]:
+        return {path: copies(self.backbone.head.state_dict()) for path in self.head_paths}
+
+    def write_original(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        folder.mkdir()
+        save_file(self._fused(state), folder / "model.safetensors", metadata={"format": "pt"})
+
+    def write_merged(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        whole = self._fused(state)
+        for path, head in self.heads().items():
+            whole |= {f"{path}.{name}": tensor for name, tensor in head.items()}
+        expected = set(self.bare.state_dict())
+        if wrong := sorted(expected ^ set(whole)):
+            raise no_place(wrong)
+        save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+        config = {
+            "architecture": self.blueprint.architecture,
+            "num_classes": len(self.classes),
+            "model_args": self.blueprint.arguments,
+            "image_size": self.size,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+    def code(self, folder: Path, merged: bool) -> str:
+        return lines(
+            *(["import json", "from pathlib import Path", None] if merged else []),
+            "import timm",
+            "import torch",
+            "" if merged or not self.origin.revision else "from huggingface_hub import hf_hub_download",
+            "" if merged else "from peft import PeftModel",
+            "from safetensors.torch import load_file" if merged else "",
+            None,
+            f"FOLDER = {str(folder)!r}  # this one",
+            None,
+            *(self._create_merged() if merged else self._create_original()),
+            "model.eval()",
+            None,
+            None,
+            "@torch.no_grad()",
+            "def logits(pixel_values):",
+            "    return model(pixel_values)",
+        )
+
+    def _create_merged(self) -> list[str]:
+        return [
+            'config = json.loads(Path(FOLDER, "config.json").read_text())',
+            'name, arguments = config["architecture"], config["model_args"]',
+            'model = timm.create_model(name, num_classes=config["num_classes"], **arguments)',
+            *self._resize('config["image_size"]'),
+            'model.load_state_dict(load_file(FOLDER + "/model.safetensors"))',
+        ]
+
+    def _create_original(self) -> list[str]:
+        reference, revision = self.origin.reference, self.origin.revision
+        weights = f'FOLDER + "/{ORIGINAL}/model.safetensors"' if reference is None else repr(reference)
+        if revision:
+            weights = f'hf_hub_download({reference!r}, "model.safetensors", revision={revision!r})'
+        name = self.blueprint.architecture
+        arguments = "".join(f", {key}={value!r}" for key, value in self.blueprint.arguments.items())
+        return [
+            f"weights = {weights}",
+            "model = timm.create_model(",
+            f"    {name!r}, pretrained=True, num_classes={len(self.classes)}{arguments},",
+            '    pretrained_cfg_overlay={"file": weights, "custom_load": False},',
+            ").float()",
+            *self._resize(str(self.size)),
+            "model = PeftModel.from_pretrained(model, FOLDER)",
+        ]
+
+    def _resize(self, size: str) -> list[str]:
+        return [f"model.set_input_size(img_size=({size}, {size}))"] if self.resized else []
+
+    def _fused(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state with query, key and value in one layer again."""
+        whole: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            layer, _, kind = name.rpartition(".")
+            fused, _, projection = layer.rpartition(".")
+            if not fused.endswith(".qkv") or projection not in SHARED_INPUT:
+                whole[name] = tensor
+                continue
+            parts = [f"{fused}.{each}.{kind}" for each in SHARED_INPUT]
+            if not all(part in state for part in parts):
+                # One of the three got a bias, which the other two have not.
+                raise no_place([name])
+            whole[f"{fused}.{kind}"] = torch.cat([state[part] for part in parts])
+        return whole

@@ -1,0 +1,101 @@
+"""The YAML of suites and locks: to values and back."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
+
+#: A suite needs a few levels. Without a limit a file of nothing but brackets would exhaust the stack.
+MAX_DEPTH = 50
+
+
+class _Resolver(VersionedResolver):
+    """Tells what a plain word means by YAML 1.1, whatever a file's `%YAML` line says.
+
+    So `no` is false and `010` is eight, as they always were in a suite. By YAML 1.2 `no` would be a text,
+    which Python takes for true, and `010` would be ten.
+    """
+
+    @property
+    def processing_version(self) -> tuple[int, int]:
+        return (1, 1)
+
+    def resolve(self, kind: type[Node], value: Any, implicit: Any) -> Any:
+        # An option may well be named `n`; hardly any reader of YAML 1.1 takes a letter for true or false.
+        if kind is ScalarNode and value in ("y", "Y", "n", "N"):
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)
+
+
+class _Constructor(SafeConstructor):
+    """Makes plain values only, and tells where one stands that cannot be.
+
+    A key that stands twice is refused, where other readers take the last one's value. So are merge keys:
+    whatever stands beside one may repeat what it merges.
+    """
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # the date 2025-02-30, say, or a number of thousands of digits
+            raise ConstructorError(None, None, str(error), node.start_mark) from error
+
+    def check_mapping_key(
+        self, node: Node, key_node: Node, mapping: dict[Any, Any], key: Any, value: Any
+    ) -> bool:
+        if key in mapping:
+            raise ConstructorError(None, None, f"'{key}' stands there twice", key_node.start_mark)
+        return True
+
+    def flatten_mapping(self, node: MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConstructorError(
+                    None, None, "merge keys (<<) are not taken; repeat the fields", key.start_mark
+                )
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver, yaml.Constructor = _Resolver, _Constructor
+    yaml.max_depth = MAX_DEPTH
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared as None alone
+    yaml.width = 200
+    return yaml
+
+
+def parse(text: str) -> Any:
+    """The values of a YAML text. Raises ValueError, whose message says what is wrong, and where."""
+    try:
+        with warnings.catch_warnings():
+            # Such as that by YAML 1.1 a number needs a dot. Here 1e-3 is one without.
+            warnings.simplefilter("ignore", YAMLWarning)
+            return _yaml().load(text)
+    except MaxDepthExceededError as error:
+        raise ValueError(f"nested too deep, more than {MAX_DEPTH} levels{_place(error)}") from error
+    except MarkedYAMLError as error:
+        said = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ValueError(f"{said}{_place(error)}") from error
+    except YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _place(error: MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return f" (line {mark.line + 1}, column {mark.column + 1})"
+
+
+def written(values: Any) -> str:
+    """The YAML text of plain values, which `parse` reads back."""
+    text = io.StringIO()
+    _yaml().dump(values, text)
+    return text.getvalue()

@@ -1,0 +1,181 @@
+"""The adapter that puts a method's low-rank pairs on a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from methods.adapter import Adapter
+from methods.backbone import SHARED_INPUT, Backbone, Site
+from methods.lowrank.autograd import after_backward, in_backward
+from methods.lowrank.contracted import Contracted, Parametrisation, pair
+from methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
+
+
+class LowRankAdapter(Adapter):
+    """Low-rank pairs on a backbone's sites.
+
+    A hook contracts the factors before a forward of the backbone's module, and another lets go of them after
+    it, also when it raises.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        parametrisation: Parametrisation,
+        dropout: float = 0.0,
+        dropout_at: DropoutAt = "input",
+    ) -> None:
+        super().__init__(backbone, parametrisation.down_of)
+        reference = next(backbone.module.parameters())
+        # Never below float32, where small steps of an optimizer would be lost to rounding.
+        dtype = torch.promote_types(reference.dtype, torch.float32)
+        self.parametrisation = parametrisation.to(device=reference.device, dtype=dtype)
+        self._holding = False
+        self._inputs: list[SharedInput] = []
+        self._linears: dict[Site, AdaptedLinear] = {}
+        with torch.no_grad():
+            widths = [down.shape[0] for down in self.contract().downs]
+        for sites in _by_input(parametrisation.down_of):
+            self._adapt(sites, widths, dropout, dropout_at)
+        self._hooks = [
+            backbone.module.register_forward_pre_hook(lambda *_: self._refresh()),
+            backbone.module.register_forward_hook(lambda *_: self._drop(), always_call=True),
+        ]
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.parametrisation.named_parameters())
+
+    def contract(self) -> Contracted:
+        """The factors of all sites, never in the lower precision of an autocast around the call."""
+        with torch.autocast(next(self.backbone.module.parameters()).device.type, enabled=False):
+            return self.parametrisation.contract()
+
+    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        contracted = self.contract()
+        method = self.parametrisation
+        return {
+            site: pair(
+                contracted.downs[method.down_of[site]],
+                contracted.middles.get(site),
+                up,
+                method.input_slices.get(site, 1),
+                method.output_slices.get(site, 1),
+            )
+            for site, up in contracted.ups.items()
+        }
+
+    def biases(self) -> dict[Site, Tensor]:
+        return self.contract().biases
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        with torch.no_grad():
+            self._refresh()
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+            self._drop()
+
+    def detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._drop()
+        super().detach()
+
+    def recontract(self) -> None:
+        """Contracts for a layer that gradient checkpointing runs again during backward.
+
+        In its non-reentrant form only the values of the second run matter, since gradients flow through the
+        factors of the first. The reentrant form would send gradients to the factors of the second run, where
+        they would be lost. That raises RuntimeError, and so does a layer that is called outside of its
+        backbone's forward and of any backward.
+        """
+        if not in_backward():
+            raise RuntimeError("an adapted layer was called outside the forward of its backbone's module")
+        # Hooks of our own, so that the checkpoint does not take what the contraction saves for the layer's.
+        with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+            contracted = self.contract()
+        self._distribute(contracted.each(_value))
+        after_backward(self._drop)
+
+    def _adapt(self, sites: list[Site], widths: list[int], dropout: float, dropout_at: DropoutAt) -> None:
+        """Puts adapted layers on sites that read one activation; `widths` are the rows of every down."""
+        method = self.parametrisation
+        indices = tuple(dict.fromkeys(method.down_of[site] for site in sites))
+        shared = SharedInput(
+            self.recontract,
+            indices,
+            widths=[widths[i] for i in indices],
+            readers=len(sites),
+            input_slices=method.input_slices.get(sites[0], 1),
+            dropout=dropout if dropout_at == "input" else 0.0,
+        )
+        self._inputs.append(shared)
+        for site in sites:
+            self._linears[site] = AdaptedLinear(
+                self.bases[site],
+                shared,
+                indices.index(method.down_of[site]),
+                output_slices=method.output_slices.get(site, 1),
+                dropout=dropout if dropout_at != "input" else 0.0,
+                drops_update=dropout_at == "update" and dropout > 0,
+            )
+            self.install(site, self._linears[site])
+
+    def _refresh(self) -> None:
+        if not self._holding and not self.merged:
+            self._distribute(self.contract())
+
+    def _distribute(self, contracted: Contracted) -> None:
+        joined: dict[tuple[int, ...], Tensor] = {}
+        for shared in self._inputs:
+            if shared.indices not in joined:
+                parts = [contracted.downs[i] for i in shared.indices]
+                joined[shared.indices] = parts[0] if len(parts) == 1 else torch.cat(parts)
+            shared.down = joined[shared.indices]
+        for site, linear in self._linears.items():
+            middle, bias = contracted.middles.get(site), contracted.biases.get(site)
+            linear.receive(contracted.ups[site], middle, bias)
+
+    def _drop(self) -> None:
+        """Lets go of activations and, unless they are held, of factors."""
+        for shared in self._inputs:
+            shared.forget()
+            if not self._holding:
+                shared.down = None
+        if not self._holding:
+            for linear in self._linears.values():
+                linear.forget()
+
+
+def _by_input(sites: dict[Site, int]) -> list[list[Site]]:
+    """The sites in groups that read one activation."""
+    groups: dict[tuple[int, str], list[Site]] = {}
+    for site in sites:
+        source = "attention" if site.projection in SHARED_INPUT else site.projection
+        groups.setdefault((site.layer, source), []).append(site)
+    return list(groups.values())
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
+
+
+def _value(factor: Tensor) -> Tensor:
+    """A leaf with the factor's value: the recomputed layer must save what the first run saved."""
+    value = factor.detach()
+    if factor.requires_grad:
+        value.requires_grad_().register_hook(_refuse_gradient)
+    return value
+
+
+def _refuse_gradient(_: Tensor) -> None:
+    raise RuntimeError(
+        "reentrant gradient checkpointing would lose the adapter's gradients: use_reentrant=False"
+    )

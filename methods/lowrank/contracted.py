@@ -1,0 +1,102 @@
+"""What a method's parameters contract to: the factors of every site."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from methods.backbone import Site
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix between down and up.
+
+    `entries` is (r of the up, r of the down). For an output in n slices it holds a matrix for each, one below
+    the other; for an input in n slices, a matrix for each, side by side.
+    """
+
+    entries: Tensor
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """A diagonal between a down and an up of one r.
+
+    `entries` is (n, r): a diagonal for each of the n slices of the output or of the input, and only one where
+    neither is cut.
+    """
+
+    entries: Tensor
+
+    def scaled(self, narrow: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """The activation (N, r) that enters `up` (out, r), and `up`, the smaller of the two scaled.
+
+        With n slices it is the activation (N·n, r), or `up` (n·out, r).
+        """
+        if len(narrow) < len(up):
+            return (narrow.unsqueeze(1) * self.entries.to(narrow.dtype)).flatten(0, 1), up
+        return narrow, (up * self.entries.unsqueeze(1)).flatten(0, 1)
+
+    def summed(self, narrow: Tensor) -> Tensor:
+        """The activations of n input slices, side by side as (N, n·r), each scaled, and summed to (N, r)."""
+        return (narrow.unflatten(1, self.entries.shape) * self.entries.to(narrow.dtype)).sum(1)
+
+
+Middle = Matrix | Diagonal
+
+
+@dataclass
+class Contracted:
+    """What a forward needs: `downs[i]` is (r, in), `ups[site]` is (out, r), `biases[site]` is (out,).
+
+    `middles[site]`, where given, stands between the two. All slices of an output read the same activation,
+    dropout included, and what the slices of an input give is summed: see `Parametrisation`.
+    """
+
+    downs: list[Tensor]
+    ups: dict[Site, Tensor]
+    biases: dict[Site, Tensor] = field(default_factory=dict)
+    middles: dict[Site, Middle] = field(default_factory=dict)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Contracted:
+        """The same with every tensor changed."""
+        return Contracted(
+            [change(down) for down in self.downs],
+            {site: change(up) for site, up in self.ups.items()},
+            {site: change(bias) for site, bias in self.biases.items()},
+            {site: replace(middle, entries=change(middle.entries)) for site, middle in self.middles.items()},
+        )
+
+
+class Parametrisation(nn.Module):
+    """A method's trained parameters and their contraction to factors."""
+
+    #: Which of the contracted `downs` each adapted site reads. Sites that share one compute it once.
+    down_of: dict[Site, int]
+    #: Sites whose `down` applies to each of n equal slices of the input, the results side by side.
+    input_slices: Mapping[Site, int] = MappingProxyType({})
+    #: Sites whose `up` applies to each of n equal slices of the narrow activation, the results side by side.
+    output_slices: Mapping[Site, int] = MappingProxyType({})
+
+    @abstractmethod
+    def contract(self) -> Contracted:
+        """The factors of all sites, differentiable, scale included."""
+
+
+def pair(
+    down: Tensor, middle: Middle | None, up: Tensor, input_slices: int, output_slices: int
+) -> tuple[Tensor, Tensor]:
+    """A site's (down, up) as (r, in) and (out, r), with its middle and its slices multiplied out."""
+    if isinstance(middle, Diagonal):
+        if output_slices > 1:
+            return down, (up * middle.entries.unsqueeze(1)).flatten(0, 1)
+        return (middle.entries.T.unsqueeze(2) * down.unsqueeze(1)).flatten(1), up
+    down = torch.block_diag(*[down] * input_slices)
+    up = torch.block_diag(*[up] * output_slices)
+    return (down if middle is None else middle.entries @ down), up

@@ -1,0 +1,162 @@
+"""The forward of an adapted layer, and the activation that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.lowrank.autograd import reshaped
+from methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
+
+#: Where dropout sits: on the activation that enters `down`, on the r-wide one that enters `up`, or on the
+#: entries of the update itself, which a training forward then builds (slow: a d×d matrix for each site).
+DropoutAt = Literal["input", "before_up", "update"]
+
+
+class SharedInput:
+    """The sites of a layer that read one activation, and the down factors that they share.
+
+    `indices` says which of the contracted downs they are, `widths` how many rows each of these has, and
+    `readers` how many sites there are. The downs apply to each of `input_slices` equal slices of the
+    activation. A layer that finds no factors calls `recontract`.
+    """
+
+    def __init__(
+        self,
+        recontract: Callable[[], None],
+        indices: tuple[int, ...],
+        *,
+        widths: list[int],
+        readers: int,
+        input_slices: int,
+        dropout: float,
+    ) -> None:
+        self.recontract = recontract
+        self.indices = indices
+        self.widths = widths
+        self.readers = readers
+        self.input_slices = input_slices
+        self.dropout = dropout
+        #: The downs, one below the other; None outside a forward of the backbone.
+        self.down: Tensor | None = None
+        self._input: Tensor | None = None
+        self._narrow: tuple[Tensor, ...] = ()
+        self._left = 0
+
+    def own_down(self, position: int) -> Tensor:
+        """The down (r, in) at a position of `indices`."""
+        assert self.down is not None
+        return self.down.split(self.widths)[position]
+
+    def project(self, x: Tensor, training: bool) -> tuple[Tensor, ...]:
+        """The projection (N, r) of x by each of the downs. The first site that reads this x computes them."""
+        if self._input is not x:
+            assert self.down is not None
+            dropped = F.dropout(x, self.dropout, training) if self.dropout else x
+            self._input, self._left = x, self.readers
+            narrow = _by_slices(dropped.flatten(0, -2), self.down, self.input_slices)
+            self._narrow = (narrow,) if len(self.indices) == 1 else narrow.split(self.widths, -1)
+        narrows = self._narrow
+        self._left -= 1
+        if not self._left:
+            self.forget()
+        return narrows
+
+    def forget(self) -> None:
+        """Lets go of the activation and its projections."""
+        self._input = None
+        self._narrow = ()
+
+
+class AdaptedLinear(nn.Module):
+    """`base(x) + up(dropout(middle(down(x))))`. Sites that read the same x share the down projection.
+
+    `position` says which of the downs of `shared` is this site's. Its up makes each of `output_slices` equal
+    slices of the output. The factors are there only during a forward of the backbone.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        shared: SharedInput,
+        position: int,
+        *,
+        output_slices: int,
+        dropout: float,
+        drops_update: bool = False,
+    ) -> None:
+        super().__init__()
+        self.training = base.training
+        self.base = base
+        self.position = position
+        self.output_slices = output_slices
+        self.dropout = dropout
+        self.drops_update = drops_update
+        self.up: Tensor | None = None
+        self.middle: Middle | None = None
+        self.bias_update: Tensor | None = None
+        # Not a module: the adapter's parameters are not this layer's.
+        self.shared = shared
+
+    def receive(self, up: Tensor, middle: Middle | None, bias_update: Tensor | None) -> None:
+        """Takes the factors of one forward."""
+        self.up, self.middle, self.bias_update = _unregistered(up), middle, _unregistered(bias_update)
+
+    def forget(self) -> None:
+        """Lets go of the factors."""
+        self.up = self.middle = self.bias_update = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` is (..., in). The update goes into the base's own output, without another pass over it."""
+        if self.up is None:
+            self.shared.recontract()
+        bias: Tensor | None = self.base.bias
+        if self.bias_update is not None:
+            bias = self.bias_update if bias is None else bias + self.bias_update
+        # Flat, since autograd would copy gradients for an operation in place on a view.
+        y = F.linear(x.flatten(0, -2), self.base.weight, bias)
+        if self.drops_update and self.training:
+            y += self._update_by_entries(x).flatten(0, -2)
+        else:
+            narrow, up = self._before_up(self.shared.project(x, self.training)[self.position])
+            y = reshaped(y, (-1, len(up)))
+            # In place, autocast does not cast, and on a GPU it has made a sum's result float32.
+            y.addmm_(narrow.reshape(len(y), -1).to(y.dtype), up.T.to(y.dtype))
+        return y.view(*x.shape[:-1], self.base.out_features)
+
+    def _before_up(self, narrow: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the up, and the up, from the projection (N, r) by the down."""
+        up, middle = self.up, self.middle
+        assert up is not None
+        if isinstance(middle, Diagonal) and self.shared.input_slices == 1:
+            # The mask commutes with a diagonal, which then also scales what has the fewer entries.
+            return middle.scaled(self._dropped(narrow), up)
+        if isinstance(middle, Diagonal):
+            narrow = middle.summed(narrow)
+        elif isinstance(middle, Matrix):
+            narrow = F.linear(narrow, middle.entries)
+        return self._dropped(narrow), up
+
+    def _dropped(self, narrow: Tensor) -> Tensor:
+        return F.dropout(narrow, self.dropout, self.training) if self.dropout else narrow
+
+    def _update_by_entries(self, x: Tensor) -> Tensor:
+        assert self.up is not None
+        own = self.shared.own_down(self.position)
+        down, up = pair(own, self.middle, self.up, self.shared.input_slices, self.output_slices)
+        return F.linear(x, F.dropout(up @ down, self.dropout, self.training))
+
+
+def _unregistered(factor: Tensor | None) -> Tensor | None:
+    """A module takes any `nn.Parameter` that is assigned to it for one of its own, but not a view of it."""
+    return factor.view_as(factor) if isinstance(factor, nn.Parameter) else factor
+
+
+def _by_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
+    """`weight` applied to each of the equal slices of x's last dimension, the results side by side."""
+    if slices == 1:
+        return F.linear(x, weight)
+    return F.linear(x.unflatten(-1, (slices, -1)), weight).flatten(-2)

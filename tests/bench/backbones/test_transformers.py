@@ -1,0 +1,293 @@
+"""Checkpoints of transformers, from folders and the hub: loaded whole and right, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bench.backbones import BackboneSpec, describe, load
+from bench.inputs import ImageInput, TextInput
+from methods.backbone import PROJECTIONS, Geometry, Site
+from methods.errors import UserError
+
+from ..local_checkpoints import KINDS, batch, edit, encoder, features, write
+
+
+def local(folder: Path, **more: Any) -> BackboneSpec:
+    return BackboneSpec(local=folder, **more)
+
+
+@pytest.mark.parametrize("prefix", [False, True], ids=["bare", "prefixed"])
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_of_transformers_4_and_5_load_right(
+    tmp_path: Path, kind: str, version: int, prefix: bool
+) -> None:
+    model = encoder(kind)
+    backbone = load(local(write(tmp_path / "model", kind, model, version=version, prefix=prefix)))
+    inputs = batch(kind)
+    with torch.no_grad():
+        states = model(**inputs).last_hidden_state
+    expected = states[:, 0]
+    if kind == "bert":
+        expected = torch.stack((states[0].mean(0), states[1, :4].mean(0)))
+    torch.testing.assert_close(features(backbone, inputs), expected)
+    assert backbone.info.kind == kind
+    assert backbone.info == describe(local(tmp_path / "model"))
+    assert backbone.module(**inputs).shape == (2, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_site_is_a_frozen_linear_of_its_own(tmp_path: Path, kind: str) -> None:
+    backbone = load(local(write(tmp_path / "model", kind, encoder(kind))))
+    sites = [Site(layer, projection) for layer in range(2) for projection in PROJECTIONS]
+    modules = [backbone.module.get_submodule(backbone.path(site)) for site in sites]
+    assert backbone.projections == PROJECTIONS
+    assert backbone.geometry == Geometry(16, 2, 2, 32 if kind == "dinov2" else 24)
+    assert len({id(module) for module in modules}) == 12
+    for site, module in zip(sites, modules, strict=True):
+        assert isinstance(module, nn.Linear)
+        assert tuple(module.weight.shape) == backbone.geometry.shape(site.projection)
+    assert not any(parameter.requires_grad for parameter in backbone.module.encoder.parameters())
+    assert all(parameter.requires_grad for parameter in backbone.head.parameters())
+    assert not any(module.training for module in backbone.module.modules())
+    with pytest.raises(UserError, match=r"no site 2\.query"):
+        backbone.path(Site(2, "query"))
+
+
+def test_query_key_value_are_told_apart(tmp_path: Path) -> None:
+    model = encoder("vit")
+    backbone = load(local(write(tmp_path / "model", "vit", model, version=4)))
+    own = dict(model.named_parameters())
+    by_size = {
+        "query": "layers.1.attention.q_proj",
+        "key": "layers.1.attention.k_proj",
+        "value": "layers.1.attention.v_proj",
+        "output": "layers.1.attention.o_proj",
+    }
+    for projection, path in by_size.items():
+        linear: Any = backbone.module.get_submodule(backbone.path(Site(1, projection)))
+        assert torch.equal(linear.weight, own[f"{path}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "drop"),
+    [
+        ("vit", 4, "1.attention.attention.query.weight"),
+        ("vit", 5, "0.attention.o_proj.bias"),
+        ("dinov2", 4, "mlp.fc1.weight"),
+        ("bert", 4, "attention.self.value"),
+        ("roberta", 5, "embeddings.position_embeddings"),
+    ],
+)
+def test_a_missing_weight_is_refused_by_name(tmp_path: Path, kind: str, version: int, drop: str) -> None:
+    folder = write(tmp_path / "model", kind, encoder(kind), version=version)
+    edit(folder, drop=drop)
+    with pytest.raises(UserError, match="lacks weights, which would stay random: ") as caught:
+        load(local(folder))
+    assert any(
+        word in str(caught.value) for word in ("q_proj", "o_proj", "fc1", "value", "position_embeddings")
+    )
+
+
+def test_misnamed_attention_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "dinov2", encoder("dinov2"))
+    state = load_file(folder / "model.safetensors")
+    renamed = {key.replace("attention.", "attn."): tensor for key, tensor in state.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights.*k_proj.* and \d+ more"):
+        load(local(folder))
+
+
+def test_weights_that_no_layer_takes_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert"))
+    edit(folder, add={"encoder.layer.0.attention.self.distance_embedding.weight": torch.zeros(3, 8)})
+    with pytest.raises(UserError, match=r"no layer takes: encoder\.layer\.0.*distance_embedding"):
+        load(local(folder))
+
+
+def test_only_the_mask_token_may_be_missing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "dinov2", encoder("dinov2"))
+    edit(folder, drop="mask_token")
+    load(local(folder))
+
+
+def test_a_weight_of_another_shape_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert"))
+    edit(folder, add={"encoder.layer.0.output.dense.weight": torch.zeros(16, 25)})
+    with pytest.raises(UserError, match="does not load"):
+        load(local(folder))
+
+
+def test_half_precision_checkpoints_are_used_in_float32(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert").bfloat16())
+    backbone = load(local(folder))
+    assert {parameter.dtype for parameter in backbone.module.parameters()} == {torch.float32}
+
+
+def test_a_gated_mlp_leaves_four_projections(tmp_path: Path) -> None:
+    model = encoder("dinov2", use_swiglu_ffn=True)
+    backbone = load(local(write(tmp_path / "model", "dinov2", model)))
+    assert backbone.projections == PROJECTIONS[:4]
+    torch.testing.assert_close(
+        features(backbone, batch("dinov2")), model(**batch("dinov2")).last_hidden_state[:, 0]
+    )
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_another_image_size_interpolates_the_position_embeddings(tmp_path: Path, kind: str) -> None:
+    model = encoder(kind)
+    spec = local(write(tmp_path / "model", kind, model), image_size=48)
+    backbone = load(spec)
+    inputs = batch(kind, size=48)
+    more = {"interpolate_pos_encoding": True} if kind == "vit" else {}
+    with torch.no_grad():
+        expected = model(**inputs, **more).last_hidden_state[:, 0]
+    torch.testing.assert_close(features(backbone, inputs), expected)
+    assert backbone.info.input == describe(spec).input
+    assert load(local(tmp_path / "model")).module(**batch(kind)).shape == (2, 2)
+
+
+def test_dropout_stays_as_in_the_checkpoint(tmp_path: Path) -> None:
+    backbone = load(local(write(tmp_path / "model", "vit", encoder("vit"))))
+    inputs = batch("vit")
+    assert torch.equal(backbone.module(**inputs), backbone.module(**inputs))
+    backbone.module.train()
+    assert not torch.equal(backbone.module(**inputs), backbone.module(**inputs))
+
+
+def test_roberta_keeps_its_own_head(tmp_path: Path) -> None:
+    backbone = load(local(write(tmp_path / "model", "roberta", encoder("roberta"))))
+    inputs = batch("roberta")
+    states = features(backbone, inputs)
+    head: Any = backbone.head
+    expected = head.out_proj(torch.tanh(head.dense(states)))
+    torch.testing.assert_close(backbone.module(**inputs), expected)
+    assert head.dropout.p == 0.25
+    text = backbone.info.input
+    assert isinstance(text, TextInput)
+    assert text.max_tokens == 32
+
+
+def test_preprocessing_is_read_from_the_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "vit", encoder("vit"))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]})
+    )
+    assert describe(local(folder)).input == ImageInput(32, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+
+
+def test_the_hash_follows_weights_and_config(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert"))
+    first = describe(local(folder)).weights_hash
+    write(tmp_path / "copy", "bert", encoder("bert"))
+    assert describe(local(tmp_path / "copy")).weights_hash == first
+    write(folder, "bert", encoder("bert", seed=2))
+    second = describe(local(folder)).weights_hash
+    write(folder, "bert", encoder("bert", seed=2, layer_norm_eps=1e-3))
+    assert len({first, second, describe(local(folder)).weights_hash}) == 3
+
+
+def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder"):
+        describe(local(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"no model\.safetensors"):
+        load(local(tmp_path))
+    folder = write(tmp_path / "model", "bert", encoder("bert"))
+    text = describe(local(folder)).input
+    assert isinstance(text, TextInput)
+    with pytest.raises(UserError, match="has no tokenizer: put"):
+        text.load_tokenizer()
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(UserError, match="holds a 't5' model; supported are vit, dinov2, bert, roberta"):
+        describe(local(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("preprocessor_config.json", b"{", "cannot be read: Expecting property name"),
+        ("preprocessor_config.json", b"\xff", "cannot be read: 'utf-8' codec"),
+        ("preprocessor_config.json", b"[1]", r"should hold a JSON object, got \[1\]"),
+        (
+            "preprocessor_config.json",
+            b'{"image_mean": [0.5]}',
+            r"image_mean should be three .*\(got \[0.5\]\)",
+        ),
+        ("preprocessor_config.json", b'{"image_std": 0.5}', r"image_std should be three .*\(got 0.5\)"),
+        ("config.json", b"[1]", r"should hold a JSON object, got \[1\]"),
+        ("config.json", b'{"model_type": "vit", "hidden_size": "x"}', "no vit model: .*hidden_size.*got str"),
+        ("config.json", b'{"model_type": "vit", "patch_size": 0}', "no vit model: ZeroDivisionError"),
+        ("config.json", b'{"model_type": "vit", "intermediate_size": -1}', "no vit model: .*dimension -1"),
+    ],
+)
+def test_a_broken_description_is_refused_by_file(
+    tmp_path: Path, file: str, content: bytes, message: str
+) -> None:
+    folder = write(tmp_path / "model", "vit", encoder("vit"))
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=f"{folder / file}:? .*{message}"):
+        describe(local(folder))
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}"])
+def test_a_broken_tokenizer_or_index_is_refused_by_folder(tmp_path: Path, content: str) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert"))
+    (folder / "tokenizer.json").write_text(content)
+    text = describe(local(folder)).input
+    assert isinstance(text, TextInput)
+    with pytest.raises(UserError, match=f"{folder} has a tokenizer that does not load: .*Error"):
+        text.load_tokenizer()
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=f"in {folder} does not load: .*Error"):
+        load(local(folder))
+
+
+@pytest.mark.parametrize("keep", [slice(0), slice(4), slice(-1)], ids=["empty", "no header", "cut off"])
+def test_weights_that_are_not_whole_are_refused_by_file(tmp_path: Path, keep: slice) -> None:
+    file = write(tmp_path / "model", "bert", encoder("bert")) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[keep])
+    with pytest.raises(UserError, match=f"{file} is not a safetensors file: "):
+        load(local(file.parent))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A hub cache with one model in it, and no network."""
+    from huggingface_hub import constants
+
+    from bench.sources.hub import snapshot
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--me--tiny"
+    write(repository / "snapshots" / commit, "bert", encoder("bert"), version=4)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot.cache_clear()
+    yield tmp_path
+    snapshot.cache_clear()
+
+
+def test_a_hub_model_is_named_by_its_commit(hub: Path) -> None:
+    backbone = load(BackboneSpec(hub="me/tiny"))
+    assert backbone.info.weights_hash == "hub:me/tiny@0123456789abcdef0123456789abcdef01234567"
+    assert backbone.module(**batch("bert")).shape == (2, 2)
+
+
+def test_without_network_the_message_says_what_to_do(hub: Path) -> None:
+    for spec in (BackboneSpec(hub="me/other"), BackboneSpec(timm="vit_tiny_patch16_224")):
+        with pytest.raises(UserError, match=r"(?s)hf download \S+/\S+.*`local:`"):
+            load(spec)
+    with pytest.raises(UserError, match="is not a hub id"):
+        describe(BackboneSpec(hub="no spaces please"))

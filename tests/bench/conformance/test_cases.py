@@ -1,0 +1,112 @@
+"""Which cases there are, and how their results are told."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from pydantic import PositiveInt
+from rich.console import Console
+
+from bench.conformance import (
+    BACKBONES,
+    CHECKS,
+    CheckResult,
+    conformance_cases,
+    print_checks,
+    run_checks,
+    variations,
+)
+from methods.base import METHODS, create
+from methods.errors import UnknownNameError, UserError
+
+from .faulty import Pairs
+
+
+def test_every_pair_of_options_is_shown() -> None:
+    presets = METHODS.get("tenslora").presets()
+    shown = [*presets, *variations(presets)]
+    for variant in ("att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "att_qkv_depth"):
+        for field, values in {
+            "heads": ("aligned", "interleaved"),
+            "init": ("orthogonal", "normal", "kaiming_uniform"),
+            "factorization": ("tucker", "cp", "tt"),
+        }.items():
+            met = {getattr(m, field) for m in shown if m.variant == variant}
+            # Where heads are no mode their order changes nothing, and one of the two stands for both.
+            wanted = set(values) if field != "heads" or "att" in variant else set()
+            assert wanted <= met, (variant, field)
+    assert len({m.label for m in shown}) == len(shown)
+    # Each of 7 · 3 · 3 · 2 · 3 combinations would show the pairs too.
+    assert len(shown) < 40
+
+
+def test_cases_can_be_narrowed() -> None:
+    cases = conformance_cases("lora", backbones=["vit"], checks=["start", "merge"], quick=True)
+    assert [(case.backbone, case.check) for case in cases] == [("vit", "start"), ("vit", "merge")]
+    assert str(cases[0]) == "LoRA-vit-start"
+    assert not any(CHECKS[case.check].slow for case in conformance_cases("lora", quick=True))
+
+
+def test_what_depends_on_the_method_alone_is_asked_on_the_first_kind_of_backbone() -> None:
+    kinds = BACKBONES[1:]
+    asked: dict[str, list[str]] = {}
+    for case in conformance_cases(create("lora", rank=2), backbones=kinds):
+        asked.setdefault(case.check, []).append(case.backbone)
+    for name, check in CHECKS.items():
+        wanted = list(kinds if check.on_each else kinds[:1]) if check.default else []
+        assert asked.get(name, []) == wanted, name
+    # What goes through the backbone's own modules.
+    assert {"start", "training", "merge", "detach", "transients", "checkpointing", "state"} <= {
+        name for name in asked if CHECKS[name].on_each
+    }
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'tenslora'"):
+        conformance_cases("tenslroa")
+    with pytest.raises(UserError, match="unknown check strat; known are identity"):
+        conformance_cases("lora", checks=["strat"])
+
+
+def test_a_method_whose_option_has_no_default_is_asked_for_presets() -> None:
+    class Required(Pairs):
+        width: PositiveInt
+
+    with pytest.raises(
+        UserError, match=r"the preset of method 'pairs' .*presets.*: field 'width' is required"
+    ):
+        conformance_cases(Required)
+
+
+def test_random_state_and_threads_are_left_alone() -> None:
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    results = run_checks(create("lora", rank=1), backbones=["vit"], checks=["seeds", "training", "dropout"])
+    assert [result.status for result in results] == ["passed"] * 3
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_table_shows_every_outcome() -> None:
+    results = [
+        CheckResult("a", "A", "bert", "start", "passed", "", 0.1),
+        CheckResult("a", "A", "vit", "start", "failed", "outputs [differ]", 0.1),
+        CheckResult("a", "A", "bert", "scale", "passed", "", 0.1),
+        CheckResult("b", "B", "bert", "scale", "not applicable", "has no scale", 0.1),
+    ]
+    console = Console(width=80, record=True)
+    print_checks(console, results)
+    text = console.export_text()
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()[:1] in ("A", "B")}
+    assert rows == {"A": ["✗", "✓"], "B": ["–"]}
+    assert "✗ A on vit, start: outputs [differ]" in text
+    assert "– scale not applicable: has no scale (B)" in text
+    assert "2 passed, 1 failed, 1 not applicable, on bert, vit" in text
+
+
+def test_checkpointing_brings_no_warning_to_the_user() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        (result,) = run_checks(create("lora", rank=1), backbones=["bert"], checks=["checkpointing"])
+    assert result.status == "passed", result.message

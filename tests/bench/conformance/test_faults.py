@@ -1,0 +1,62 @@
+"""The checks catch what they are for, and pass what is right."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from torch import Tensor
+
+from bench.conformance import BACKBONES, CHECKS, run_checks
+from methods.backbone import Geometry, Site
+from methods.errors import NotLowRank, UserError
+
+from .faulty import FAULTS, Pairs, RaisesAnotherError
+
+
+def test_a_method_of_a_plug_in_passes() -> None:
+    results = run_checks(Pairs(rank=3), quick=True)
+    assert {result.backbone for result in results} == set(BACKBONES)
+    assert {r.check: r.message for r in results if r.status == "failed"} == {}
+    assert {r.check: r.message for r in results if r.status == "not applicable"} == {
+        "identity": "Pairs is not registered as 'pairs'"
+    }
+
+
+@pytest.mark.parametrize(
+    ("faulty", "check", "message"),
+    [(m, *v) for m, v in FAULTS.items()],
+    ids=[faulty.__name__ for faulty in FAULTS],
+)
+def test_the_checks_catch(faulty: type[Pairs], check: str, message: str) -> None:
+    (result,) = run_checks(faulty(rank=3), backbones=["bert"], checks=[check])
+    assert result.status == "failed", result
+    assert re.search(message, result.message), result.message
+
+
+def test_every_check_is_seen_to_fail() -> None:
+    assert {check for check, _ in FAULTS.values()} == set(CHECKS) - {"inductor"}
+
+
+def test_a_method_without_low_rank_form_passes_if_it_says_so() -> None:
+    class Dense(Pairs):
+        class adapter(RaisesAnotherError.adapter):  # noqa: N801
+            def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+                raise NotLowRank("dense")
+
+    results = run_checks(Dense(rank=2), backbones=["bert"], checks=["factors", "merge", "start", "detach"])
+    assert [result.status for result in results] == ["passed"] * 4
+    assert "not low-rank: dense" in [result.message for result in results]
+
+
+def test_what_a_method_lacks_is_not_applicable_with_its_reason() -> None:
+    class NeedsSquareHeads(Pairs):
+        def count(self, geometry: Geometry) -> int:
+            if geometry.heads != geometry.head_size:
+                raise UserError("needs as many heads as channels in each")
+            return super().count(geometry)
+
+    results = run_checks(NeedsSquareHeads(rank=2), backbones=["vit"], checks=["count", "start", "merge"])
+    assert [result.status for result in results] == ["passed", "not applicable", "not applicable"]
+    assert results[0].message == "4 sizes, 12 refused"
+    assert results[1].message == "refuses this backbone: needs as many heads as channels in each"

@@ -1,0 +1,162 @@
+"""Trials that fail, are pruned, interrupted or tried again: what is stored of each, and what runs next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bench.execution.perform
+from bench.execution.driver import pending
+from bench.store.records import latest
+from bench.store.store import Store
+from bench.store.writer import TrialRun, begin_trial
+from bench.training.loop import Pruned
+from bench.wire.trial import Ending
+from bench.wire.words import Kind
+
+from ..toy_runs import SHORT, Ran, executed, raising, run, run_inline
+from ..toy_suites import VISION, plan
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_store: NewStore) -> Store:
+    return Store.create(new_store(tmp_path), "toy")
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: Call) -> Ran:
+    return run(
+        tmp_path_factory.mktemp("failed"),
+        new_store,
+        call,
+        VISION,
+        methods=[{"method": "tenslora", "variant": "att", "training": {"lr": 1e30}}, "lora"],
+        training={"lr": 5e-3, "batch_size": 16, "steps": 3, "warmup": 0},
+    )
+
+
+def test_a_diverging_trial_is_stored_with_its_reason_and_the_others_go_on(failed: Ran) -> None:
+    assert failed.ended.code == 1
+    bad, good = failed.by_method("TensLoRA att [lr=1e+30]"), failed.by_method("LoRA")
+    assert (bad.status, good.status) == ("FAILED", "FINISHED")
+    assert bad.tags["failure"] == "diverged"
+    assert "the loss is nan at step" in bad.tags["failure_message"]
+    assert "Diverged" in failed.artifact(bad, "traceback.txt").read_text()
+    assert "score" not in bad.metrics
+
+
+def test_the_terminal_shows_a_failure_in_line_and_table(failed: Ran) -> None:
+    assert "✗ TensLoRA att" in failed.ended.out
+    assert "diverged: the loss is nan at step" in failed.ended.out
+    assert "0/1 (diverged)" in failed.ended.out
+    assert "1 trial(s) failed; they are in no mean. `--retry-failed` runs them again." in failed.ended.out
+
+
+def test_a_failure_is_retried_only_on_request_and_nothing_else_with_it(failed: Ran, call: Call) -> None:
+    again = call("run", failed.suite, "--store", failed.uri)
+    assert (again.code, len(failed.store.records())) == (1, 2)
+    retried = call("run", failed.suite, "--store", failed.uri, "--retry-failed")
+    assert "2 trials, 1 to run" in retried.out
+    assert retried.code == 1
+    methods = Counter(record.tags["method"] for record in failed.store.records())
+    assert methods == {"TensLoRA att [lr=1e+30]": 2, "LoRA": 1}
+
+
+def allocate(*_: Any) -> Any:
+    return torch.empty(1 << 50)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (allocate, "out of memory"),
+        (raising(torch.OutOfMemoryError("CUDA out of memory")), "out of memory"),
+        (raising(MemoryError()), "out of memory"),
+        (raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")), "out of memory"),
+        (raising(ValueError("a [bug]")), "error"),
+    ],
+)
+def test_a_failure_is_named_and_the_next_trial_runs(
+    store: Store, monkeypatch: pytest.MonkeyPatch, broken: Any, reason: str
+) -> None:
+    made = plan(methods=["lora", "head_only"], training=SHORT)
+    real = bench.execution.perform.run_trial
+
+    def run_trial(trial: Any, *rest: Any) -> Any:
+        return broken() if trial.method["method"] == "lora" else real(trial, *rest)
+
+    monkeypatch.setattr(bench.execution.perform, "run_trial", run_trial)
+    events = executed(store, made)
+    assert [event.kind for event in events] == ["failed", "finished"]
+    assert events[0].ending is not None
+    assert events[0].ending.failure.startswith(reason)
+    bad, good = store.records()
+    assert (bad.status, bad.tags["failure"], good.status) == ("FAILED", reason, "FINISHED")
+    if reason == "error":
+        assert bad.tags["failure_message"] == "ValueError: a [bug]"
+
+
+def test_a_pruned_trial_is_told_stored_and_does_not_run_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(methods=["lora"], training=SHORT)
+    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(Pruned()))
+    assert [event.kind for event in run_inline(store, made)] == ["started", "pruned"]
+    assert [record.status for record in store.records()] == ["PRUNED"]
+    assert pending(made, store) == []
+    assert pending(made, store, retry_failed=True) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [(bench.execution.perform, "run_trial"), (TrialRun, "start"), (TrialRun, "end")],
+    ids=["in the trial", "before it", "after it"],
+)
+def test_an_interrupt_closes_the_running_trial_and_the_suite_and_goes_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch, where: Any, what: str
+) -> None:
+    made = plan(methods=["lora", "head_only"], training=SHORT)
+    monkeypatch.setattr(where, what, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        executed(store, made)
+    assert [record.status for record in store.records()] == ["KILLED"]
+    assert {record.status for record in store.records(Kind.SUITE)} == {"KILLED"}
+    assert len(pending(made, store)) == 2
+
+
+def test_a_killed_retry_is_retried_by_the_same_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(methods=["lora"], training=SHORT)
+    for error in (ValueError(), KeyboardInterrupt()):
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.execution.perform, "run_trial", raising(error))
+            if isinstance(error, KeyboardInterrupt):
+                with pytest.raises(KeyboardInterrupt):
+                    executed(store, made)
+            else:
+                executed(store, made)
+    assert [record.status for record in store.records()] == ["FAILED", "KILLED"]
+    assert pending(made, store) == []
+    assert pending(made, store, retry_failed=True) == list(made.trials)
+    executed(store, made)
+    assert pending(made, store, retry_failed=True) == []
+
+
+def test_a_trial_that_two_starts_finished_counts_once(store: Store) -> None:
+    made = plan(methods=["head_only"], training=SHORT)
+    executed(store, made)
+    # One that finished while this driver made its plan does not run again.
+    assert [event.kind for event in run_inline(store, made)] == ["elsewhere"]
+    late = begin_trial(store, made.trials[0], list(made.rows), "accuracy", "none", {})
+    late.end(Ending("finished", {"score": 0.5}))
+    first, second = store.records()
+    assert first.trial_id == second.trial_id
+    assert (first.status, second.status) == ("FINISHED", "DUPLICATE")
+    assert latest(store.records())[first.trial_id].run_id == first.run_id

@@ -1,0 +1,49 @@
+"""What tests of exports share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.backbones import BACKBONES, BackboneSpec, catalog, load
+
+from ..local_checkpoints import KINDS, encoder, write
+from .cases import (
+    CLASSES,
+    PLUGIN_TIMM,
+    RANDOM_TIMM,
+    WIDE,
+    Case,
+    generator,
+    save_timm,
+)
+
+
+@pytest.fixture(scope="session")
+def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_timm(tmp_path_factory.mktemp("timm") / "weights.safetensors", "test_vit")
+
+
+@pytest.fixture
+def case(tmp_path: Path, timm_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Case]:
+    for name, entry in (("timm-random", RANDOM_TIMM), ("timm-plugin", PLUGIN_TIMM)):
+        monkeypatch.setattr(catalog, name, entry, raising=False)
+        monkeypatch.setitem(BACKBONES._targets, name, f"{catalog.__name__}:{name}")
+
+    def make(source: str, image_size: int | None = None, **config: Any) -> Case:
+        if source in KINDS:
+            changes = WIDE.get(source, {"intermediate_size": 64}) | config
+            folder = write(tmp_path / "model", source, encoder(source, **changes), version=4, prefix=True)
+            spec = BackboneSpec(local=folder, image_size=image_size)
+        elif source == "timm":
+            spec = BackboneSpec(timm="test_vit", local=timm_file, image_size=image_size)
+        else:
+            spec = BackboneSpec(name=source, image_size=image_size)
+        backbone = load(spec)
+        backbone.reset(len(CLASSES), generator(0))
+        return Case(spec, backbone, tmp_path / "export")
+
+    return make

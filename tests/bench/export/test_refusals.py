@@ -1,0 +1,119 @@
+"""What cannot be exported is told, and what lies in the folder is kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import bench.export.write
+import bench.store.trained
+from baselines.full import FullFineTuning
+from baselines.peft_method import Peft
+from bench.process.outputs import output_folder
+from methods import NotLowRank, UserError, create
+
+from .cases import (
+    METHODS,
+    Case,
+)
+
+# --- what cannot be exported ---
+
+
+@pytest.mark.parametrize("type_", ["DORA", "LOKR", "IA3"])
+def test_what_is_not_low_rank_is_referred_to_merged(case: Callable[..., Case], type_: str) -> None:
+    made = case("bert")
+    adapter = made.attach(Peft(type=type_, rank=None if type_ == "IA3" else 2))
+    with pytest.raises(NotLowRank, match=r"no low-rank factors.*--merged"):
+        made.export(adapter)
+    assert not made.folder.exists()
+
+
+def test_full_fine_tuning_and_a_lone_head_are_referred_to_merged(case: Callable[..., Case]) -> None:
+    made = case("vit")
+    adapter = made.attach(FullFineTuning())
+    with pytest.raises(NotLowRank, match=r"full fine-tuning.*--merged"):
+        made.export(adapter)
+    adapter.detach()
+    with pytest.raises(UserError, match="there is no adapter; --merged"):
+        made.export(made.attach(create("head_only")))
+
+
+def test_a_timm_model_of_a_plugin_has_no_name_to_load_it_by(case: Callable[..., Case]) -> None:
+    made = case("timm-plugin")
+    with pytest.raises(UserError, match="by which name timm makes it is not known"):
+        made.export(made.attach(METHODS["lora"]))
+
+
+def test_a_timm_head_that_is_not_linear(case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = case("timm")
+    adapter = made.attach(METHODS["lora"])
+    monkeypatch.setattr("timm.models.VisionTransformer.get_classifier", lambda self: nn.Identity())
+    with pytest.raises(UserError, match="test_vit ends in a Identity, not in a linear layer"):
+        made.export(adapter)
+
+
+@pytest.mark.parametrize("off", [1e-3, float("nan")])
+def test_an_export_that_computes_something_else_is_not_written(
+    case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, off: float
+) -> None:
+    made = case("vit")
+    adapter = made.attach(METHODS["lora"])
+    honest = bench.export.write._logits
+    monkeypatch.setattr(bench.export.write, "_logits", lambda *given: honest(*given) + off)
+    with pytest.raises(UserError, match="logits differ from the trial's"):
+        made.export(adapter)
+    assert [path.name for path in made.folder.parent.iterdir()] == ["model"]
+
+
+def test_an_original_that_is_gone(case: Callable[..., Case]) -> None:
+    made = case("vit")
+    adapter = made.attach(METHODS["lora"])
+    shutil.rmtree(made.spec.local or "")
+    with pytest.raises(UserError, match="loading the export fails with"):
+        made.export(adapter)
+    assert not made.folder.exists()
+
+
+# --- the folder ---
+
+
+def test_what_is_there_is_kept_unless_an_export_wrote_it(case: Callable[..., Case]) -> None:
+    made = case("tiny-random-vit")
+    adapter = made.attach(METHODS["lora"])
+    made.folder.mkdir()
+    made.export(adapter)  # an empty folder will do
+    notes = made.folder / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty.*--force"):
+        made.export(adapter)
+    exported = made.export(adapter, merged=True, force=True)
+    assert {path.name for path in made.folder.iterdir()} == {*exported.files, "notes.txt"}
+    assert exported.files == ("README.md", "config.json", "export.json", "model.safetensors")
+    assert notes.read_text() == "mine"
+    assert [path.name for path in made.folder.parent.iterdir()] == ["export"]
+
+
+def test_folders_in_the_way(case: Callable[..., Case], tmp_path: Path) -> None:
+    made = case("vit")
+    adapter = made.attach(METHODS["lora"])
+    made.folder.write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        made.export(adapter, force=True)
+    made.folder.unlink()
+    (made.folder / "README.md").mkdir(parents=True)
+    kept = made.folder / "adapter_config.json"
+    kept.write_text("mine")
+    with pytest.raises(UserError, match="a folder that no export wrote"):
+        made.export(adapter, force=True)
+    assert kept.read_text() == "mine"
+    kept.unlink()
+    with pytest.raises(UserError, match=r"--out ~nobody-has-this-name/x: .*home directory"):
+        output_folder(Path("~nobody-has-this-name/x"), "export", force=False)
+    made.folder = made.folder / "README.md" / "a" / "b"
+    made.export(adapter)
+    assert (made.folder / "adapter_config.json").is_file()

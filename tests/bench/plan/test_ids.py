@@ -1,0 +1,72 @@
+"""Stored trials keep their ids: `ids.json` holds some that an earlier version gave them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.plan.make import make_plan
+from bench.suite.load import load_suite
+
+from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
+
+SUITES = Path(__file__).parents[3] / "suites"
+STORED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "ids.json").read_text())
+
+TRAINING = VISION["training"]
+
+#: What came later than the first ids, at its default and off it, and options that change nothing.
+TOYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "nothing": (VISION, {}),
+    "normalise": (VISION, {"tasks": [{**DIGITS, "normalise": False}]}),
+    "resize": (VISION, {"tasks": [{**DIGITS, "resize": 40}]}),
+    "split": (VISION, {"tasks": [{**DIGITS, "split": "per_seed"}]}),
+    "augmentation": (VISION, {"training": {**TRAINING, "augmentation": ["flip", "crop"]}}),
+    "compile": (VISION, {"training": {**TRAINING, "compile": True}}),
+    "deterministic": (VISION, {"training": {**TRAINING, "deterministic": True}}),
+    "image size": (VISION, {"backbones": [{"name": "tiny-random-vit", "image_size": 16}]}),
+    "text": (TEXT, {}),
+    "padding": (TEXT, {"tasks": [{**MOVIES, "padding": "max_tokens"}]}),
+    "starts": (VISION, {"methods": [{"method": "tenslora", "variant": "att", "starts": "identical"}]}),
+    "starts of one tensor": (
+        VISION,
+        {"methods": [{"method": "tenslora", "variant": "qkv_depth", "starts": "identical"}]},
+    ),
+    "heads without a head mode": (
+        VISION,
+        {"methods": [{"method": "tenslora", "variant": "depth", "heads": "interleaved"}]},
+    ),
+    "place of no dropout": (
+        {**VISION, "backbones": ["random-vit-small"], "budgets": []},
+        {"methods": [{"method": "cara", "rank": 2, "dropout": 0, "dropout_on": "update"}]},
+    ),
+    "place of dropout": (
+        {**VISION, "backbones": ["random-vit-small"], "budgets": []},
+        {"methods": [{"method": "cara", "rank": 2, "dropout_on": "update"}]},
+    ),
+    "configuration of peft": (
+        VISION,
+        {"methods": [{"method": "peft", "type": "LORA", "config": {"lora_dropout": 0.1}}]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in STORED if name != "toys"])
+def test_the_trials_of_a_suite_keep_their_ids(name: str) -> None:
+    now = {}
+    for row in make_plan(load_suite(SUITES / f"{name}.yaml")).rows:
+        budget = row.budget.label if row.budget else "own size"
+        for seed, trial in row.trials.items():
+            now[f"{row.method}, {budget}, {row.backbone}, {row.task}, seed {seed}"] = trial
+    assert {what: now.get(what) for what in STORED[name]} == STORED[name]
+
+
+def test_what_came_later_changes_ids_off_its_default_only() -> None:
+    now = {}
+    for what, (base, changes) in TOYS.items():
+        (trial,) = plan(base, **changes).trials
+        now[what] = trial.id
+    assert now == STORED["toys"]

@@ -1,0 +1,69 @@
+"""Toy searches run through the program, and what they left."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from bench.search.study import default_storage
+from bench.store.store import Store
+from bench.wire.words import Kind
+
+from ..toy_suites import VISION, write
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+SEARCH: dict[str, Any] = {
+    "methods": [{"method": "tenslora", "variant": "qkv_depth"}],
+    "seeds": [0],
+    "search": {"trials": 6},
+}
+DONE = ("COMPLETE", "PRUNED")
+
+
+@dataclass
+class Searched:
+    """A search that ended, and where."""
+
+    folder: Path
+    suite: Path
+    uri: str
+    ended: Any = None
+
+    @property
+    def storage(self) -> str:
+        return default_storage(self.uri)
+
+    @property
+    def store(self) -> Store:
+        return Store.existing(self.uri, "toy")
+
+    def study(self) -> optuna.Study:
+        (name,) = optuna.get_all_study_names(self.storage)
+        return optuna.load_study(study_name=name, storage=self.storage)
+
+    def states(self) -> Counter[str]:
+        return Counter(trial.state.name for trial in self.study().trials)
+
+    def artifact(self, kind: str = "search") -> dict[str, Any]:
+        (record,) = self.store.records(Kind(kind))
+        path = self.store.client.download_artifacts(record.run_id, f"{kind}.json")
+        content: dict[str, Any] = json.loads(Path(path).read_text())
+        return content
+
+
+def prepared(folder: Path, new_store: NewStore, **changes: Any) -> Searched:
+    return Searched(folder, write(folder, VISION, **{**SEARCH, **changes}), new_store(folder))
+
+
+def run(folder: Path, new_store: NewStore, call: Call, **changes: Any) -> Searched:
+    made = prepared(folder, new_store, **changes)
+    made.ended = call("search", made.suite, "--store", made.uri)
+    return made

@@ -1,0 +1,145 @@
+"""Points that fail, are pruned, interrupted or lost: which of them count as tried, and which come back."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from optuna.trial import TrialState
+
+import bench.execution.inline
+import bench.execution.perform
+from bench.execution.inline import Inline
+from bench.execution.perform import Event
+from bench.execution.session import Session, session
+from bench.plan.cells import cells
+from bench.search.nested import Nested
+from bench.store.store import Store
+from bench.training.loop import Pruned
+from bench.wire.trial import Ending, lost
+from bench.wire.words import Kind, Measure
+
+from ..toy_runs import raising
+from ..toy_suites import suite
+from .searched import SEARCH, Call, NewStore, prepared, run
+
+
+def test_a_trial_that_diverges_counts_as_tried(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    section = {"trials": 4, "lr": [1e-3, 1e30]}
+    made = run(tmp_path, new_store, call, methods=["lora"], search=section, training={"batch_size": 16})
+    assert made.ended.code == 0, made.ended.err
+    trials = made.artifact()["trials"]
+    assert {(trial["lr"], trial["state"]) for trial in trials} == {(1e-3, "COMPLETE"), (1e30, "FAILED")}
+    assert len(trials) == 4
+    assert made.artifact()["best"]["lr"] == 1e-3
+
+
+def test_an_interrupt_leaves_the_point_for_the_next_start(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepared(tmp_path, new_store, search={"trials": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.perform, "run_trial", raising(KeyboardInterrupt()))
+        assert call("search", made.suite, "--store", made.uri).code == 130
+    assert made.states() == {"FAIL": 1}
+    (lost,) = made.study().trials
+    assert call("search", made.suite, "--store", made.uri).code == 0
+    tried = made.study().get_trials(states=[TrialState.COMPLETE])
+    assert len(tried) == 2
+    assert tried[0].user_attrs["key"] == lost.user_attrs["key"]
+
+
+def test_a_point_that_failed_is_tried_again_only_when_asked(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
+
+    def search(*options: str) -> list[str]:
+        made.ended = call("search", made.suite, "--store", made.uri, *options)
+        return [trial["state"] for trial in made.artifact()["trials"]]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.perform, "run_trial", raising(RuntimeError("the disk was full")))
+        assert search() == ["FAILED", "FAILED"]
+    assert search() == ["FAILED", "FAILED"]
+    assert search("--retry-failed") == ["COMPLETE", "COMPLETE"]
+    assert made.ended.code == 0
+    assert search("--retry-failed") == ["COMPLETE", "COMPLETE"]
+    assert sorted(trial["ranks"] for trial in made.artifact()["trials"]) == [[1], [2]]
+
+
+def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.inline, "perform", lambda *_: lost("its node died"))
+        ended = call("search", made.suite, "--store", made.uri)
+    assert (ended.code, "was lost with its worker; start the same command again" in ended.err) == (2, True)
+    assert made.states() == {"FAIL": 1}
+    assert [record.status for record in made.store.records(Kind.SEARCH)] == ["KILLED"]
+    assert call("search", made.suite, "--store", made.uri).code == 0
+    assert made.states()["COMPLETE"] == 2
+
+
+@pytest.mark.parametrize("kind", ["search", "allocation"])
+def test_what_a_search_gave_up_is_no_result_of_another_or_of_an_allocation(
+    tmp_path: Path, new_store: NewStore, kind: Literal["search", "allocation"]
+) -> None:
+    loaded = suite(**{**SEARCH, "training": {"lr": 5e-3, "batch_size": 16, "steps": 2}})
+    ((_, cell),) = cells(loaded, "cpu")
+    store, shown = Store.create(new_store(tmp_path), "toy"), nullcontext(lambda event: None)
+
+    def give_up(event: Event) -> None:
+        if event.kind == "progress":
+            raise Pruned
+
+    with session(store) as at_work, Inline("cpu") as place:
+        statuses = []
+        for phase, listen in (("search", give_up), (kind, None)):
+            with Nested(cell, Kind(phase), at_work, place, lambda *_: shown) as nested:
+                rows, trials = nested.trials([cell.method], [1000], phase)
+                statuses += [record.status for record in nested.run(rows, trials, phase, listen).values()]
+    assert statuses == ["PRUNED", "FINISHED"]
+
+
+def test_a_parent_run_that_cannot_be_closed_hides_no_interrupt(
+    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((_, cell),) = cells(suite(**SEARCH), "cpu")
+    store = Store.create(new_store(tmp_path), "toy")
+
+    def interrupted(at_work: Session) -> None:
+        with (
+            monkeypatch.context() as patch,
+            Nested(cell, Kind.SEARCH, at_work, Inline("cpu"), lambda *_: nullcontext(print)),
+        ):
+            patch.setattr(MlflowClient, "set_terminated", raising(MlflowException("the store is away")))
+            raise KeyboardInterrupt
+
+    with session(store) as at_work, pytest.raises(KeyboardInterrupt):
+        interrupted(at_work)
+    # Its driver is gone, and the next one closes it.
+    assert [record.tags["kind"] for record in store.running()] == ["search"]
+    with session(store) as at_work:
+        assert at_work.closed == 1
+    assert not store.running()
+
+
+def test_a_score_that_is_no_number_wins_nothing_and_counts_as_tried(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
+    with monkeypatch.context() as patch:
+        values = dict.fromkeys((Measure.SCORE, Measure.SELECTED_VALIDATION), math.nan)
+        unmeasurable = Ending("finished", {**values, Measure.SECONDS: 1.0})
+        patch.setattr(bench.execution.inline, "perform", lambda *_: unmeasurable)
+        ended = call("search", made.suite, "--store", made.uri)
+    assert (ended.code, "No point finished" in ended.out) == (1, True), ended.err
+    assert made.states() == {"PRUNED": 2}
+    assert made.artifact()["best"] is None

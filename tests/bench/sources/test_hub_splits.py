@@ -1,0 +1,130 @@
+"""The splits of hub tasks: official ones stay, others are dealt, by one deal or by each seed's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.tasks import TASKS, DataSource, PreparedData
+
+from ..hub_stand_in import Hub
+from .paper_hub import (
+    SIZES,
+    ids,
+    local_cola,
+    parts,
+    plan,
+    prepared,
+)
+
+
+@pytest.mark.parametrize("name", ["cola", "mrpc"])
+def test_glue_s_development_set_is_the_test_and_validation_is_cut_from_train(online: Hub, name: str) -> None:
+    examples, data = prepared(name)
+    split = parts(data)
+    train, development = range(SIZES["train"]), range(10**9, 10**9 + SIZES["validation"])
+    assert sorted(split["test"]) == list(development)
+    assert sorted(split["train"] + split["validation"]) == list(train)
+    assert len(split["validation"]) == SIZES["train"] // 10
+    assert Counter(data.validation.labels.tolist()) == {0: 4, 1: 4}
+    texts = examples.inputs[0] if name == "mrpc" else (examples.inputs[0],)
+    columns = ("sentence1", "sentence2") if name == "mrpc" else ("sentence",)
+    assert [text.rpartition(" ")[0] for text in texts] == [f"train {column} 0" for column in columns]
+    assert split == parts(prepared(name)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("dtd", (235, 235, 94)), ("dtd-merged", (423, 47, 94)), ("eurosat", (72, 8, 20))],
+)
+def test_splits_of_images(online: Hub, name: str, sizes: tuple[int, ...]) -> None:
+    examples, data = prepared(name)
+    split = parts(data)
+    every = [i for positions in split.values() for i in positions]
+    assert sorted(every) == sorted(examples.ids)
+    counts = [len(positions) for positions in split.values()]
+    # Ten images of each land: a percent is one of them only for some.
+    assert max(abs(n - wanted) for n, wanted in zip(counts, sizes, strict=True)) <= (
+        10 if name == "eurosat" else 0
+    )
+    # The repository's splits that are in each of ours.
+    wanted = {"dtd": ({0}, {1}, {2}), "dtd-merged": ({0}, {0}, {2}), "eurosat": ({0, 1, 2},) * 3}[name]
+    found = tuple({i // 10**9 for i in positions} for positions in split.values())
+    assert found == wanted or (name == "eurosat" and found[0] == wanted[0])
+
+
+def test_dtd_s_partition_serves_as_the_merged_one_too(online: Hub) -> None:
+    source = DataSource(hub="HuggingFaceM4/DTD_Describable-Textures-Dataset")
+    _, data = prepared("dtd-merged", source=source)
+    split = parts(data)
+    assert {i // 10**9 for i in split["train"] + split["validation"]} == {0, 1}
+    assert {i // 10**9 for i in split["test"]} == {2}
+
+
+def test_images_are_decoded_as_they_were_stored(online: Hub) -> None:
+    examples = TASKS.get("eurosat").examples()
+    first = np.random.default_rng(len("train")).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    assert np.array_equal(examples.inputs[0], first)
+    assert np.array_equal(examples.inputs[:3][2], examples.inputs[2])
+    assert examples.labels[:4] == [0, 2, 4, 6], "the first shard has every second image"
+
+
+def test_the_cut_parts_no_duplicates_and_official_examples_are_all_kept(tmp_path: Path) -> None:
+    rows = [(f"sentence {i // 2}{'!' * (i % 2)}", i // 2 % 2) for i in range(120)]
+    rows += [("Is it?", 0), ("is it", 1)]
+    held = [("sentence 0", 0), ("sentence 0", 1), ("new", 0), ("new one", 1)]
+    _, data = prepared("cola", source=local_cola(tmp_path, rows, held))
+    split = parts(data)
+    assert sorted(split["train"] + split["validation"]) == list(range(122))
+    assert len(split["test"]) == 4
+    for first in range(0, 122, 2):
+        assert (first in split["train"]) == (first + 1 in split["train"])
+
+
+def test_per_seed_deals_anew_for_each_seed_but_never_the_official_test(online: Hub) -> None:
+    for name in ("cola", "eurosat", "dtd"):
+        first, again, other = (parts(prepared(name, seed)[1]) for seed in (0, 0, 1))
+        assert first == again
+        assert first["train"] != other["train"]
+        same_test = sorted(first["test"]) == sorted(other["test"])
+        assert same_test is (name != "eurosat")
+        if name == "dtd":
+            assert sorted(first["train"]) == sorted(other["train"]), "only the order is the seed's"
+        fixed = parts(prepared(name)[1])
+        assert sorted(chain(*fixed.values())) == sorted(chain(*first.values()))
+
+
+@pytest.mark.parametrize("name", ["cola", "eurosat"])
+def test_a_pool_gives_the_examples_that_a_fixed_split_gives(online: Hub, name: str) -> None:
+    fixed, seeded = prepared(name)[1], prepared(name, 3)[1]
+
+    def rows(data: PreparedData) -> dict[int, tuple[int, bytes]]:
+        found = {}
+        for split in (data.train, data.validation, data.test):
+            for i in range(len(split)):
+                (first, *_) = split.batch(torch.tensor([i])).values()
+                found[int(split.ids[i])] = (int(split.labels[i]), first.numpy().tobytes())
+        return found
+
+    assert rows(fixed) == rows(seeded)
+
+
+def test_a_split_per_seed_pairs_the_methods_of_a_seed(online: Hub, tmp_path: Path) -> None:
+    from bench.training.trial import Resources
+
+    row = {"task": "eurosat", "train_size": 40, "split": "per_seed"}
+    vision = {"backbones": [{"hub": "google/tiny-vit"}]}
+    made = plan(tasks=[row], methods=["head_only", {"method": "lora", "rank": 2}], seeds=[0, 1], **vision)
+    fixed = plan(tasks=[{**row, "split": "fixed"}], seeds=[0, 1], **vision)
+    assert not set(ids(made)) & set(ids(fixed))
+    resources = Resources("cpu")
+    seen = [
+        resources.data(trial, resources.backbone(trial).info.input).train.ids.tolist()
+        for trial in made.trials
+    ]
+    assert seen[0] == seen[1] != seen[2] == seen[3]

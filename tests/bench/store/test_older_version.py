@@ -1,0 +1,164 @@
+"""What version 0.1.0 stored, when the harness was laid out otherwise: read, resumed, reported and exported.
+
+`version_0_1_0.tar.xz` has four suites, the rows that they left in the tables of MLflow and of Optuna, their
+artifacts and an outbox. `@FOLDER@` in it stands for where it lies, `@HOST@` for the machine that ran it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sqlite3
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.plan.make import make_plan
+from bench.search.study import open_storage
+from bench.store.records import Record, latest
+from bench.store.store import Store
+from bench.suite.load import load_suite
+from bench.wire.found import AllocationResult, Redundancy, SearchResult
+from bench.wire.words import Artifact, Kind, Measure, Status, Tag
+
+Call = Callable[..., Any]
+
+ARCHIVE = Path(__file__).with_name("version_0_1_0.tar.xz")
+
+
+class Old:
+    """The suites and the store of that version, in a folder of their own."""
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        self.folder, self.uri = folder, uri
+        with tarfile.open(ARCHIVE) as archive:
+            archive.extractall(folder, filter="data")
+        storage = f"sqlite:///{folder / 'optuna.db'}"
+        open_storage(storage)
+        for database in ("mlflow", "optuna"):
+            text = (folder / f"{database}.json").read_text(encoding="utf-8")
+            filled = text.replace("@FOLDER@", str(folder)).replace("@HOST@", platform.node())
+            _fill(folder / f"{database}.db", json.loads(filled))
+
+    def suite(self, name: str) -> Path:
+        return self.folder / f"{name}.yaml"
+
+    def store(self, name: str) -> Store:
+        return Store.existing(self.uri, name)
+
+
+def _fill(database: Path, tables: dict[str, list[dict[str, Any]]]) -> None:
+    """Puts rows into tables that the installed version of MLflow or Optuna has made."""
+    with sqlite3.connect(database) as connection:
+        for table, rows in tables.items():
+            for row in rows:
+                marks = ",".join("?" * len(row))
+                connection.execute(f"insert into {table} ({','.join(row)}) values ({marks})", [*row.values()])
+    connection.close()
+
+
+@pytest.fixture
+def old(tmp_path: Path, new_store: Callable[[Path], str]) -> Old:
+    return Old(tmp_path, new_store(tmp_path))
+
+
+def by_method(records: list[Record], method: str) -> list[Record]:
+    return [record for record in records if record.tag(Tag.METHOD).startswith(method)]
+
+
+def test_its_records_and_its_plan_say_what_they_said(old: Old) -> None:
+    store = old.store("old")
+    records = store.records()
+    assert Counter(record.status for record in records) == {Status.FINISHED: 4, Status.FAILED: 4}
+    first, second = by_method(records, "LoRA")
+    assert (first.score, second.score) == (first.measure(Measure.SCORE), 0.25)
+    assert (first.tag(Tag.SEED), first.tag(Tag.RANKS), first.tag(Tag.BUDGETS)[:14]) == (
+        "0",
+        "2",
+        '[{"budget": "i',
+    )
+    assert first.name == "LoRA 2 · digits · seed 0"
+    assert first.provenance["harness"] == "0.1.0"
+    assert [step for step, _ in store.history(first, Measure.TRAIN_LOSS)] == [1, 2, 3, 4]
+    assert {record.tag(Tag.FAILURE) for record in by_method(records, "TensLoRA")} == {"diverged"}
+    plan = store.plan()
+    assert plan is not None
+    assert (plan.suite, plan.closing, plan.tuning, len(plan.rows)) == ("old", "The end.", "none", 5)
+    assert plan == make_plan(load_suite(old.suite("old"))).stored()
+    assert set(plan.by_id()) == {record.trial_id for record in records}
+
+
+def test_what_its_tuning_chose_is_known(old: Old) -> None:
+    plan = old.store("old-tuned").plan()
+    assert plan is not None
+    (row,) = plan.rows
+    assert row.tuning is not None
+    assert (row.tuning.chosen, row.tuning.edge, row.tuning.epochs) == ({"lr": 0.1}, ("lr",), 1)
+    (planned,) = make_plan(load_suite(old.suite("old-tuned"))).stored().rows
+    assert planned.tuning is not None
+    assert planned.tuning.ids == row.tuning.ids
+
+
+def test_what_it_searched_allocated_and_analysed_is_known(old: Old) -> None:
+    store = old.store("old-searched")
+    (search,) = store.records(Kind.SEARCH)
+    found = store.content(search, Artifact.SEARCH, SearchResult)
+    assert found is not None
+    assert Counter(point.state for point in found.trials) == {"COMPLETE": 8, "PRUNED": 1}
+    assert found.best is not None
+    assert [line.label for line in found.final] == ["best of the search", "heuristic"]
+    (allocation,) = store.records(Kind.ALLOCATION)
+    allocated = store.content(allocation, Artifact.ALLOCATION, AllocationResult)
+    assert allocated is not None
+    assert {point.mode for point in allocated.points} == {"input"}
+    statuses = Counter(record.status for record in store.records())
+    assert statuses == {Status.FINISHED: 14, Status.PRUNED: 1}
+    (analysed,) = [record for record in store.records() if record.tag(Tag.REDUNDANCY)]
+    redundancy = store.content(analysed, Artifact.REDUNDANCY, Redundancy)
+    assert redundancy is not None
+    assert (redundancy.trial_id, redundancy.ranks) == (analysed.trial_id, (15, 4, 2, 1))
+    assert [worth.projection for worth in redundancy.components if worth.singled == ("projection",)] == [
+        "query",
+        "key",
+        "value",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "code"), [("run", "old", 1), ("run", "old-tuned", 0), ("search", "old-searched", 0)]
+)
+def test_its_suites_start_again_and_train_nothing(
+    old: Old, call: Call, command: str, name: str, code: int
+) -> None:
+    before = old.store(name).records()
+    ended = call(command, old.suite(name), "--store", old.uri)
+    assert ended.code == code, ended.err
+    assert old.store(name).records() == before
+
+
+def test_what_it_could_not_send_is_sent_and_what_it_left_undone_runs(old: Old, call: Call) -> None:
+    interrupted, waiting = old.store("old-stopped").records()
+    assert (interrupted.status, waiting.status) == (Status.KILLED, Status.RUNNING)
+    ended = call("run", old.suite("old-stopped"), "--store", old.uri)
+    assert ended.code == 0, ended.err
+    assert "Sent 1 record(s) that an earlier start could not store." in ended.out
+    assert "2 trials, 1 to run" in ended.out
+    records = old.store("old-stopped").records()
+    assert [record.status for record in records] == [Status.KILLED, Status.FINISHED, Status.FINISHED]
+    assert latest(records)[waiting.trial_id].run_id == waiting.run_id
+
+
+def test_it_is_reported_and_exported(old: Old, call: Call) -> None:
+    report, export = old.folder / "report", old.folder / "export"
+    ended = call("report", "old", "old-searched", "--store", old.uri, "--out", report)
+    assert ended.code == 0, ended.err
+    read = json.loads((report / "report.json").read_text(encoding="utf-8"))
+    assert [found["kind"] for found in read["ablations"]] == ["search", "allocation", "redundancy"]
+    (first, _) = by_method(old.store("old").records(), "LoRA")
+    ended = call("export", first.run_id, "--store", old.uri, "--out", export)
+    assert ended.code == 0, ended.err
+    assert (export / "adapter_model.safetensors").is_file()

@@ -1,0 +1,143 @@
+"""A store that is full, away or short of a run: nothing reported is lost, and nothing comes twice."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+import bench.execution.driver
+from bench.execution.driver import pending
+from bench.execution.session import session
+from bench.store.connect import StoreError, StoreRefusedError
+from bench.store.outbox import Letter
+from bench.store.store import Store
+from bench.store.writer import TrialRun, begin_trial
+
+from ..toy_runs import SHORT, executed
+from ..toy_suites import plan
+
+NewStore = Callable[[Path], str]
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_store: NewStore) -> Store:
+    return Store.create(new_store(tmp_path), "toy")
+
+
+def test_finished_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("log_batch", "log_artifacts", "log_text", "set_terminated"):
+        real = getattr(MlflowClient, name)
+
+        def noted(
+            self: MlflowClient, run_id: str, *rest: Any, name: str = name, real: Any = real, **more: Any
+        ) -> Any:
+            calls.append(f"{name} {rest[0]}" if name == "set_terminated" else name)
+            return real(self, run_id, *rest, **more)
+
+        monkeypatch.setattr(MlflowClient, name, noted)
+    executed(store, plan(methods=["head_only"], training=SHORT))
+    # The last call closes the suite's run.
+    assert calls[-2:] == ["set_terminated FINISHED"] * 2
+    assert calls[-3] == "log_artifacts"
+
+
+def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(methods=["lora", "head_only"], training=SHORT)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.driver, "FILE_PATIENCE", 0)
+        patch.setattr(MlflowClient, "log_artifacts", full)
+        with pytest.raises(StoreError, match=r"No space left on device.*1 record\(s\) wait in .*outbox"):
+            executed(store, made)
+    assert [record.status for record in store.records()] == ["RUNNING"]
+    again = Store.existing(store.uri, "toy")
+    with session(again) as at_work:
+        assert at_work.sent == 1
+    (record,) = store.records()
+    assert record.status == "FINISHED"
+    assert {file.path for file in store.client.list_artifacts(record.run_id)} == {
+        "adapter.safetensors",
+        "config.json",
+        "predictions.parquet",
+    }
+    assert pending(made, store) == [made.trials[1]]
+    assert not list(store.outbox.glob("*/*"))
+
+
+def test_a_store_that_is_away_for_a_while_gets_all_that_was_reported_and_nothing_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(methods=["lora", "head_only"], training={"batch_size": 16, "steps": 60})
+    real, calls = MlflowClient.log_batch, []
+
+    def away(self: MlflowClient, run_id: str, **more: Any) -> Any:
+        calls.append(more)
+        if 2 < len(calls) < 5:
+            raise MlflowException("the server is away")
+        return real(self, run_id, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", away)
+    assert [event.kind for event in executed(store, made)] == ["finished", "finished"]
+    for record in store.records():
+        assert record.status == "FINISHED"
+        losses = store.client.get_metric_history(record.run_id, "train/loss")
+        assert sorted(metric.step for metric in losses) == list(range(1, 61))
+
+
+def test_a_run_that_somebody_deleted_is_refused_and_its_record_put_aside(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(methods=["head_only"], training=SHORT)
+    real = TrialRun.end
+
+    def deleted(self: TrialRun, ending: Any) -> None:
+        store.client.delete_run(self.run_id)
+        real(self, ending)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialRun, "end", deleted)
+        with pytest.raises(StoreRefusedError, match="must be in the 'active' state"):
+            executed(store, made)
+    with pytest.warns(UserWarning, match="the record is kept at .*refused"), session(store) as at_work:
+        assert at_work.sent == 0
+    assert pending(made, store) == list(made.trials)
+    with session(store):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "[1", '{"run_id": "1", "of": "a later version"}', "[]", None])
+def test_a_record_that_cannot_be_read_is_put_aside_and_the_others_are_sent(
+    store: Store, content: str | None
+) -> None:
+    made = plan(methods=["head_only"], training=SHORT)
+    run = begin_trial(store, made.trials[0], list(made.rows), "accuracy", "none", {})
+    letter = Letter(store.experiment.experiment_id, run.run_id, made.trials[0].id, status="FAILED", ended=1)
+    left = store.outbox / "gone"
+    for name, text in (("0", content), (run.run_id, json.dumps(asdict(letter)))):
+        (left / name / "files").mkdir(parents=True)
+        if text is not None:
+            (left / name / "letter.json").write_text(text)
+    left.with_suffix(".lock").touch()
+    with (
+        pytest.warns(UserWarning, match=r"0/letter.json cannot be read.*; the record is kept at .*refused/0"),
+        session(store) as at_work,
+    ):
+        assert at_work.sent == 1
+    assert [record.status for record in store.records()] == ["FAILED"]
+    with warnings.catch_warnings(), session(store) as at_work:
+        warnings.simplefilter("error", UserWarning)
+        assert at_work.sent == 0

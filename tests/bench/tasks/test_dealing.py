@@ -1,0 +1,138 @@
+"""What is dealt together, what is dropped, and what every deal has in common."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from bench.tasks import Examples, Task
+from bench.tasks.dealing import deal, link, near_duplicates, normalise_text
+from methods.errors import UserError
+
+from .toy_tasks import WORDS, ToyText
+
+
+def dealt(task: Task, examples: Examples) -> dict[str, list[int]]:
+    contents = [normalise_text(str(text)) for text in examples.inputs]
+    parts = deal(task, examples.labels, examples.ids, contents, examples.groups)
+    return {split: [examples.ids[i] for i in chosen] for split, chosen in parts.items()}
+
+
+def test_split_does_not_depend_on_the_order_of_the_examples() -> None:
+    task = ToyText()
+    examples = task.examples()
+    order = random.Random(1).sample(range(200), 200)
+    shuffled = Examples(
+        [str(examples.inputs[i]) for i in order],
+        [examples.labels[i] for i in order],
+        [examples.ids[i] for i in order],
+    )
+    first = dealt(task, examples)
+    assert dealt(task, shuffled) == first
+    assert {split: len(ids) for split, ids in first.items()} == {"train": 140, "validation": 30, "test": 30}
+    assert first["train"] != sorted(first["train"])
+
+
+def test_duplicates_with_two_labels_are_dropped_and_others_kept_together() -> None:
+    unique = [f"text number {i}" for i in range(100)]
+    texts = [*unique, "Good film!", "good  FILM", "so so", "So, so.", "So so"]
+    labels = [*(i % 2 for i in range(100)), 1, 1, 0, 1, 0]
+    parts = dealt(ToyText(), Examples(texts, labels, range(105)))
+    kept = [i for ids in parts.values() for i in ids]
+    assert sorted(kept) == list(range(102))
+    assert sum({100, 101} <= set(ids) for ids in parts.values()) == 1
+
+
+def test_groups_are_kept_together_across_duplicates() -> None:
+    texts = [f"text number {i}" for i in range(90)]
+    texts[10] = texts[20]  # joins group 1 and group 2
+    groups = [i // 10 for i in range(90)]
+    parts = dealt(ToyText(), Examples(texts, [i % 2 for i in range(90)], range(90), groups))
+    where = {i: split for split, ids in parts.items() for i in ids}
+    assert len({where[i] for i in range(10, 30)}) == 1
+    for group in range(9):
+        assert len({where[i] for i in range(90) if i // 10 == group}) == 1
+    assert all(parts.values())
+
+
+def test_split_without_some_class_is_an_error() -> None:
+    labels = [int(i == 0) for i in range(100)]
+    with pytest.raises(UserError, match="'toy-text': its validation split has no example of yes"):
+        dealt(ToyText(), Examples([f"text {i}" for i in range(100)], labels, range(100)))
+
+
+@pytest.mark.parametrize("fractions", [(70, 15, 10), (100, 0, 0)])
+def test_fractions_must_be_percentages(fractions: tuple[int, int, int]) -> None:
+    task = ToyText()
+    task.fractions = fractions
+    with pytest.raises(UserError, match="fractions"):
+        dealt(task, task.examples())
+
+
+def test_near_duplicates_are_those_of_the_definition() -> None:
+    draw = random.Random(0)
+    texts = [" ".join(draw.sample(WORDS[:9], draw.randint(1, 7))) for _ in range(150)]
+    words = [set(text.split()) for text in texts]
+    for percent in (75, 80, 100):
+        groups = near_duplicates(texts, percent)
+        reached = list(range(150))
+        for _ in range(150):
+            before = list(reached)
+            for i in range(150):
+                for j in range(i):
+                    if 100 * len(words[i] & words[j]) >= percent * len(words[i] | words[j]):
+                        reached[i] = reached[j] = min(reached[i], reached[j])
+            if reached == before:
+                break
+        assert groups == reached
+        assert 1 < len(set(groups)) < 150
+
+
+def test_link_joins_over_all_keyings() -> None:
+    assert link([1, 2, 3, 4, 1], ["a", "b", "b", "c", "d"]) == [0, 1, 1, 3, 0]
+    assert link([1, 2, 3], ["a", "b", "a"], ["x", "y", "y"]) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Wow -- GREAT!", "wow great", True),
+        ("café", "cafe\u0301", True),
+        ("not_bad", "not bad", True),
+        ("good", "goods", False),
+        (":)", ":(", False),
+        (" :) ", ":)", True),
+    ],
+)
+def test_normalised_text(one: str, other: str, same: bool) -> None:
+    assert (normalise_text(one) == normalise_text(other)) is same
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids", "groups", "said"),
+    [
+        ([0], [0, 1], None, "agree in number"),
+        ([0, 1], [0, 1], ["a"], "agree in number"),
+        ([0, 1], [5, 5], None, "unique"),
+    ],
+)
+def test_examples_that_do_not_fit(
+    labels: Sequence[int], ids: Sequence[int], groups: Sequence[str] | None, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        Examples(["a", "b"], labels, ids, groups)
+
+
+def test_identity_changes_with_data_and_version() -> None:
+    tasks = [ToyText() for _ in range(3)]
+    tasks[1].version = 2
+    tasks[2].data_hash = "1"
+    assert len({task.identity_hash() for task in tasks}) == 3
+
+
+def test_a_score_by_another_metric_is_another_task_s() -> None:
+    one, other = ToyText(), ToyText()
+    other.metric = "matthews"
+    assert one.identity_hash() != other.identity_hash()

@@ -1,0 +1,68 @@
+"""Tasks of random words and of noise, and what a backbone would want of them."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from bench.inputs import ImageInput, TextInput
+from bench.tasks import Examples, ImageSplit, PreparedData, Task, TextSplit
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+@cache
+def tokenizer() -> Any:
+    """A real tokenizer over a toy vocabulary, with BERT's frame around each text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    frame = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    fast = Tokenizer(models.WordLevel({w: i + 7 for i, w in enumerate(frame + WORDS)}, unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 9), ("[SEP]", 10)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="[PAD]", unk_token="[UNK]")
+
+
+TEXT = TextInput(tokenizer_hash="toy", max_tokens=32, load_tokenizer=tokenizer)
+IMAGES = ImageInput(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+class ToyText(Task):
+    name = "toy-text"
+    modality = "text"
+    classes = ("no", "yes")
+    data_hash = "0"
+    description = "random words"
+    license = "CC0-1.0"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def examples(self) -> Examples:
+        self.asked += 1
+        draw = random.Random(0)
+        texts = [" ".join(draw.choices(WORDS, k=draw.randint(6, 30))) for _ in range(200)]
+        return Examples(texts, [i % 2 for i in range(200)], range(1000, 1200))
+
+
+class ToyImages(Task):
+    name = "toy-images"
+    modality = "vision"
+    classes = ("a", "b")
+    data_hash = "0"
+    description = "noise"
+    license = "CC0-1.0"
+
+    def examples(self) -> Examples:
+        noise = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+        return Examples(list(noise), [i % 2 for i in range(40)], range(40))
+
+
+def splits(data: PreparedData) -> list[TextSplit | ImageSplit]:
+    return [data.train, data.validation, data.test]

@@ -1,0 +1,134 @@
+"""A suite that is killed, interrupted and started again, in processes of its own: every trial counts once."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.execution.driver import pending
+from bench.store.records import latest
+from bench.store.store import Store
+
+from .held import await_held, let_all_through, started
+from .toy_runs import Ran, executed
+from .toy_suites import plan, write
+
+pytestmark = pytest.mark.processes
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+METHODS: list[Any] = ["lora", "head_only", {"method": "tenslora", "variant": "att"}]
+
+
+def begin(ran: Ran, through: int) -> AbstractContextManager[subprocess.Popen[str]]:
+    return started(ran.folder, "run", ran.suite, "--store", ran.uri, through=through)
+
+
+def count(ran: Ran) -> Counter[str]:
+    return Counter(record.status for record in ran.store.records())
+
+
+def stop(ran: Ran, how: signal.Signals, through: int) -> tuple[int, str, Counter[str]]:
+    """Starts the suite, signals it while a trial runs after so many; its end and what it left."""
+    with begin(ran, through) as process:
+        await_held(process, ran.folder)
+        process.send_signal(how)
+        out = process.communicate()[0]
+    return process.returncode, out, count(ran)
+
+
+@dataclass
+class Resumed:
+    """A suite whose start was killed and interrupted before it was let through."""
+
+    ran: Ran
+    second: Any = None
+    ends: dict[str, tuple[int, str, Counter[str]]] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: Call) -> Resumed:
+    folder = tmp_path_factory.mktemp("resumed")
+    changes: dict[str, Any] = {"methods": METHODS, "seeds": [0, 1]}
+    ran = Ran(folder, write(folder, **changes), new_store(folder), plan(**changes))
+    history = Resumed(ran)
+    history.ends["SIGKILL"] = stop(ran, signal.SIGKILL, 1)
+    history.ends["SIGINT"] = stop(ran, signal.SIGINT, 0)
+    done = threading.Event()
+
+    def let_go() -> None:
+        """When all is done but the trial that the first start holds, for which the second waits."""
+        while count(ran)["FINISHED"] < len(ran.plan.trials) - 1 and not done.is_set():
+            time.sleep(0.1)
+        let_all_through(folder)
+
+    with begin(ran, 0) as last:
+        await_held(last, folder)
+        beside = threading.Thread(target=let_go)
+        beside.start()
+        try:
+            history.second = call("run", ran.suite, "--store", ran.uri)
+        finally:
+            done.set()
+            beside.join()
+        out = last.communicate()[0]
+    history.ends["last"] = last.returncode, out, count(ran)
+    return history
+
+
+def test_a_killed_process_leaves_its_trial_running_and_the_next_start_closes_it(resumed: Resumed) -> None:
+    code, _, left = resumed.ends["SIGKILL"]
+    assert code == -signal.SIGKILL
+    assert left["RUNNING"] == 1
+    _, out, left = resumed.ends["SIGINT"]
+    # The trial's run and the suite's.
+    assert "Closed 2 unfinished run(s) of a process that died" in out
+    assert left["RUNNING"] == 0
+
+
+def test_an_interrupt_closes_the_running_trial_and_exits_130(resumed: Resumed) -> None:
+    code, out, left = resumed.ends["SIGINT"]
+    assert code == 130
+    # The other one is what the first start was killed in.
+    assert (left["KILLED"], left["RUNNING"]) == (2, 0)
+    assert "stopped; start the same command again to go on" in out
+    assert "Traceback" not in out
+
+
+def test_a_second_start_at_once_shares_the_work_and_waits_for_the_rest(resumed: Resumed) -> None:
+    assert resumed.second.code == 0, resumed.second.err
+    assert "settled by another driver" in resumed.second.out
+    assert resumed.second.out.count("✓") == 4
+
+
+def test_in_the_end_every_trial_has_finished_exactly_once(resumed: Resumed) -> None:
+    code, out, _ = resumed.ends["last"]
+    assert code == 0, out
+    records = resumed.ran.store.records()
+    done = Counter(record.trial_id for record in records if record.status == "FINISHED")
+    assert done == {trial.id: 1 for trial in resumed.ran.plan.trials}
+    assert Counter(record.status for record in records) == {"FINISHED": 6, "KILLED": 2}
+    assert pending(resumed.ran.plan, resumed.ran.store) == []
+
+
+def test_a_resumed_suite_has_the_results_of_one_that_was_never_stopped(
+    resumed: Resumed, tmp_path: Path, new_store: NewStore
+) -> None:
+    made, after = resumed.ran.plan, latest(resumed.ran.store.records())
+    straight = Store.create(new_store(tmp_path), "toy")
+    trial = made.trials[-1]
+    executed(straight, made, [trial])
+    (alone,) = straight.records()
+    for key in ("score", "score_loss", "selected/validation"):
+        assert alone.metrics[key] == after[trial.id].metrics[key]

@@ -1,0 +1,52 @@
+"""The code of the documents runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from bench.backbones import describe
+from bench.tasks import Task, prepare
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def code(page: str) -> list[str]:
+    """The Python blocks of a page, each at its own line, so that an error names the page's line."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return [
+        "\n" * text.count("\n", 0, found.start(1)) + found[1]
+        for found in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)
+    ]
+
+
+def test_a_notebook_can_do_what_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "notebook"}
+    for block in code("python.md"):
+        exec(compile(block, str(DOCS / "python.md"), "exec"), names)
+    said = capsys.readouterr().out
+    assert "0 trials ran: the store had the others" in said
+    assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_the_task_of_the_guide_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = code("adding-a-task.md")
+    lines = [f"sentence number {i},{kind}" for i in range(40) for kind in [("statement", "question")[i % 2]]]
+    (tmp_path / "sentences.csv").write_text("\n".join(["text,kind", *lines]), encoding="utf-8")
+    module = types.ModuleType("sentence_kind")
+    module.__file__ = str(tmp_path / "sentence_kind.py")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(block, str(DOCS / "adding-a-task.md"), "exec"), module.__dict__)
+    task = module.TASK
+    assert isinstance(task, Task)
+    data = prepare(task, describe("minilm-l6").input)
+    assert data.classes == 2
+    # None of these sentences is another but for its marks.
+    assert sorted(map(len, (data.train, data.validation, data.test))) == [6, 6, 28]
