@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from typer import Context
 from typer.core import TyperGroup
 
 from bench.commands import catalogue, results, suites
@@ -20,7 +19,7 @@ from bench.process import interrupts
 class Program(TyperGroup):
     """All commands. What the user can mend is shown without a traceback, unless with --debug."""
 
-    def invoke(self, ctx: Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except Exception as error:
