@@ -77,7 +77,7 @@ _STYLE: Any = {
 WIDTH, NARROW, PIXELS = 8.6, 6.4, 97
 
 
-@dataclass
+@dataclass(frozen=True)
 class Drawn:
     """A figure with the words that belong to it."""
 

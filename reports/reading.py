@@ -41,9 +41,10 @@ MEASURED = {
 
 
 def load_results(*experiments: str, store: str = DEFAULT_STORE) -> Study:
-    """The results of these experiments of a store, as data frames of cells and of seeds: see `Study`.
+    """The results of these experiments of a store, as data frames of cells and of seeds.
 
-    Raises UserError for one that is not there or has no result.
+    `reports.study.Study` says what they hold. Raises UserError for an experiment that is not there or has no
+    result.
     """
     return read(store, experiments)
 
@@ -129,7 +130,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
                 cell = replace(cell, method=f"{cell.method} · {experiment.name}")
             known[key].append(ids)
             found = [_seed(own_first, len(cells), seed, id_) for seed, id_ in row.trials.items()]
-            metric, evaluated = _measured(experiments, found)
+            metric, evaluated = _metric(experiments, found)
             cells.append(replace(cell, metric=metric, evaluated=evaluated))
             seeds.extend(found)
     frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(dict.fromkeys(MEASURED, float))
@@ -197,7 +198,7 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> tuple[Ex
     return next(iter(finished or found), (experiments[0], None))
 
 
-def _measured(experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> tuple[str, str]:
+def _metric(experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> tuple[str, str]:
     """Metric and evaluated split of a cell, which the runs tell."""
     by_name = {experiment.name: experiment for experiment in experiments}
     for seed in seeds:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from bench.process.outputs import output_folder
+from bench.process.outputs import earlier_files, output_folder
 from bench.store.connect import StoreError
 from methods import UnknownNameError, UserError
 from reports import ablation, curves, figures, mixtures, page, tables
@@ -111,15 +111,11 @@ def _files(
 def _write(target: Path, files: Files) -> None:
     """Writes the files, once those of an earlier report are gone; what else lies there stays."""
     try:
-        manifest = target / MANIFEST
-        if manifest.is_file():
-            for name in json.loads(manifest.read_text(encoding="utf-8")):
-                old = (target / name).resolve()
-                if old.is_relative_to(target):
-                    old.unlink(missing_ok=True)
+        for old in earlier_files(target, MANIFEST):
+            old.unlink(missing_ok=True)
         _put(target, files)
-        manifest.write_text(json.dumps(sorted(files), indent=1), encoding="utf-8")
-    except (OSError, ValueError, TypeError) as error:
+        (target / MANIFEST).write_text(json.dumps(sorted(files), indent=1), encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise UserError(f"the report cannot be written to {target}: {error}") from error
 
 

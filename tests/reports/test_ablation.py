@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ from reports.reading import Study, read
 from reports.report import write_report
 
 from ..stored import Result, write
-from .made_up import SMALL, plan_of
+from .made_up import SMALL, NewStore, plan_of
 
 MODES = ("input", "head size", "heads")
 IMPORTANCE = {"fanova": {"input": 0.7, "head size": 0.2, "heads": 0.1}}
@@ -95,7 +94,7 @@ def redundancy(record: Record) -> Redundancy:
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> str:
+def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     """A suite of two seeds with a search, an allocation and a redundancy analysis of its own trials."""
     made = new_store(tmp_path_factory.mktemp("ablation"))
     plan = plan_of(**SMALL)
@@ -179,7 +178,7 @@ def test_the_page_shows_them_with_names_escaped(uri: str, tmp_path: Path) -> Non
     assert [found["kind"] for found in content["ablations"]] == ["search", "allocation", "redundancy"]
 
 
-def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: NewStore) -> None:
     class Half(Wired):
         name: str
 

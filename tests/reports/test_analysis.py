@@ -15,7 +15,6 @@ from reports.analysis import Analysis, Block, analyse
 from reports.comparisons import verdict as verdict_of
 from reports.reading import read
 from reports.statistics import Effect
-from reports.study import Study
 
 from ..stored import Result, write
 from .made_up import EXAMPLES, SMALL, NewStore, plan_of, result, store
@@ -123,12 +122,14 @@ def test_test_examples_are_resampled_with_the_stored_predictions(analysis: Analy
 
 
 def test_predictions_beyond_the_limit_are_left_out_and_that_is_told(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    analysis: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resampling, "MOST_PREDICTIONS", 20)
-    limited = analyse(study)
-    assert 0 < sum(len(block.resampled) for block in limited.blocks) < 20
-    assert any("reads the predictions of 20 runs at most" in note for note in limited.notes)
+    comparisons = [block.comparisons for block in analysis.blocks]
+    limited, notes = resampling.resample(analysis.study, comparisons)
+    assert 0 < sum(map(len, limited)) < 20
+    assert list(limited[0]) == list(analysis.blocks[0].resampled[: len(limited[0])])
+    assert any("reads the predictions of 20 runs at most" in note for note in notes)
 
 
 def test_too_little_data_is_said_instead_of_a_claim(tmp_path: Path, new_store: NewStore) -> None:

@@ -61,14 +61,15 @@ def test_an_experiment_that_is_not_there_gets_the_nearest_name(call: Call, rich:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_tells_what_it_wrote_and_what_to_know(call: Call, rich: str, tmp_path: Path) -> None:
-    ended = call("report", NAME, "--store", rich, "--out", tmp_path / "out", "--format", "csv", "--no-log")
+def test_the_command_tells_what_it_wrote_and_what_to_know(call: Call, small: str, tmp_path: Path) -> None:
+    ended = call(
+        "report", "small", "--store", small, "--out", tmp_path / "out", "--format", "csv", "--no-log"
+    )
     assert ended.code == 0
-    assert "note: 2 cells of 36 incomplete" in ended.out
+    assert "note: 2 seeds per cell at most" in ended.out
     assert "files to" in ended.out
 
 
 def test_the_password_of_a_store_is_not_shown() -> None:
-
     assert shown_uri("postgresql://me:secret@host:5432/db") == "postgresql://host:5432/db"
     assert shown_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"

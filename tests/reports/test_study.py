@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.store.store import Store
 from methods import UserError
+from reports.analysis import analyse
 from reports.reading import read
-from reports.study import Cell, Study
+from reports.study import NUMBER, Cell, Seed, Study
 
 from ..stored import Result, write
 from .made_up import NAME, SMALL, NewStore, plan_of, result, store
@@ -91,3 +94,19 @@ def test_an_experiment_of_something_else_is_refused(tmp_path: Path, new_store: N
     Store.create(uri, "empty")
     with pytest.raises(UserError, match="holds no suite of this harness"):
         read(uri, ["empty"])
+
+
+def test_the_fields_of_records_are_the_columns_of_the_frames(study: Study) -> None:
+    names = [[column.name for column in fields(form)] for form in (Cell, Seed)]
+    names[0].remove(NUMBER)
+    assert names == [list(study.cells.columns), list(study.seeds.columns)]
+    assert [cell.number for cell in study.all_cells] == list(study.cells.index)
+    assert [seed.score for seed in study.all_seeds if not seed.finished] == [None, None]
+
+
+def test_an_analysis_leaves_the_study_as_it_was(small: str) -> None:
+    study = read(small, ["small"])
+    cells, seeds = study.cells.copy(), study.seeds.copy()
+    analyse(study)
+    pd.testing.assert_frame_equal(study.cells, cells)
+    pd.testing.assert_frame_equal(study.seeds, seeds)

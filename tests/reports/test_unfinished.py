@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,7 @@ from reports.report import write_report
 
 from ..bench import toy_suites
 from ..stored import Result, write
-from .made_up import SMALL, plan_of, result
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
+from .made_up import SMALL, Call, NewStore, plan_of, result
 
 TUNED = SMALL | {
     "name": "tuned",
