@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
@@ -118,7 +120,7 @@ def merge(subject: Subject) -> None:
 
 
 def scale(subject: Subject) -> None:
-    """Twice the scale is twice the update, in the forward too."""
+    """Twice the scale is twice the update, in the factors and in the forward too."""
     if "scale" not in type(subject.method).model_fields:
         raise NotApplicable("has no scale")
     _, adapter = subject.randomised(torch.float64)
@@ -129,6 +131,9 @@ def scale(subject: Subject) -> None:
         expect_close(other.delta(site), 2 * delta, 1e-12, f"delta of {site} at twice the scale")
     for site, bias in adapter.biases().items():
         expect_close(other.biases()[site], 2 * bias, 1e-12, f"bias of {site} at twice the scale")
+    with suppress(NotLowRank):
+        for site, (down, up) in other.factors().items():
+            expect_close(up @ down, other.delta(site), 1e-12, f"factors() of {site} at twice the scale")
     wanted = outputs(backbone, subject.batch(torch.float64))
     other.merge()
     merged = outputs(backbone, subject.batch(torch.float64))

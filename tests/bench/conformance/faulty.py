@@ -300,6 +300,19 @@ class IgnoresTheScale(Pairs):
         return _Pairs(self.model_copy(update={"scale": 1.0}), geometry, generator)
 
 
+class ForgetsTheScaleInItsFactors(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+            scale = self.parametrisation.method.scale
+            return {site: (down / scale, up) for site, (down, up) in super().factors().items()}
+
+        def delta(self, site: Site) -> Tensor:
+            return dict(self.deltas())[site]
+
+        def deltas(self) -> Iterator[tuple[Site, Tensor]]:
+            return ((site, up @ down) for site, (down, up) in super().factors().items())
+
+
 class DiffersWhenCompiled(Pairs):
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         pairs = _Pairs(self, geometry, generator)
@@ -338,6 +351,7 @@ FAULTS = {
     RecordsTheContractionAgain: ("checkpointing", "CheckpointError"),
     NeverDrops: ("dropout", "dropout does nothing in training mode"),
     AlwaysDrops: ("dropout", "changes the outputs in eval mode"),
-    IgnoresTheScale: ("scale", "at twice the scale: differs"),
+    IgnoresTheScale: ("scale", "delta of .* at twice the scale: differs"),
+    ForgetsTheScaleInItsFactors: ("scale", "factors.. of .* at twice the scale: differs"),
     DiffersWhenCompiled: ("compiled", "compiled outputs, step 0: differs"),
 }
