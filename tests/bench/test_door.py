@@ -63,6 +63,7 @@ class Heard(Audience):
         self.said.append(f"allocated {len(found.points)}")
 
 
+@pytest.mark.processes
 def test_the_door_opens_at_once_and_has_what_it_says() -> None:
     program = "import sys, bench; print(bench.__version__, *{'torch', 'mlflow', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -28,8 +28,6 @@ pytestmark = pytest.mark.processes
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
 
-pytestmark = pytest.mark.processes
-
 METHODS: list[Any] = ["lora", "head_only", {"method": "tenslora", "variant": "att"}]
 
 

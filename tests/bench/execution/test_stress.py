@@ -72,6 +72,7 @@ def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_g
         database.stop()
 
 
+@pytest.mark.postgres
 @POSTGRES
 def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(folder: Path) -> None:
     methods = [{"method": "tenslora", "variant": "qkv_depth"}]
