@@ -5,17 +5,36 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from bench.commands import catalogue, results, suites
 from bench.commands.options import err
 from bench.process import interrupts
 
+
+class Program(TyperGroup):
+    """All commands. What the user can mend is shown without a traceback, unless with --debug."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            # Where nobody has imported the class yet, the error is not of it: usage and help stay quick.
+            errors = sys.modules.get("methods.errors")
+            if errors is None or not isinstance(error, errors.UserError) or ctx.params["debug"]:
+                raise
+            err.print("[bold red]error:[/bold red]", end=" ")
+            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            ctx.exit(2)
+
+
 app = typer.Typer(
     name="tensorbench",
+    cls=Program,
     help="Compare tensor PEFT methods under matched parameter budgets.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -43,24 +62,16 @@ for command in (
 def _options(
     debug: Annotated[bool, typer.Option(help="Show a traceback with errors.")] = False,
 ) -> None:
-    main.debug = debug  # type: ignore[attr-defined]
+    """`Program` reads them."""
 
 
 def main() -> None:
-    """Runs the program. What the user can mend is shown without a traceback, unless with --debug."""
+    """Runs the program."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
     interrupts.install()
     try:
         app()
-    except Exception as error:
-        from methods.errors import UserError
-
-        if not isinstance(error, UserError) or getattr(main, "debug", False):
-            raise
-        err.print("[bold red]error:[/bold red]", end=" ")
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
     except SystemExit as end:
         # What typer makes of an interrupt.
         if end.code == 130:

@@ -1,18 +1,18 @@
-"""What searches, rank allocations and redundancy analyses stored beside the trials."""
+"""What searches, rank allocations and redundancy analyses stored beside the trials, in one form to show."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
 from bench.store.records import Record, scores
 from bench.wire.found import AllocationResult, ComponentWorth, Found, Redundancy, SearchResult, Tried
 from bench.wire.words import Artifact, Tag
-from reports.reading import OWN_SIZE, Source, Study, ablation_artifacts
+from reports.artifacts import ablations
+from reports.study import OWN_SIZE, Experiment, Study
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,17 @@ class Scored:
     value: float | None
     sd: float | None
     runs: list[str]
+    #: "complete", or why `value` is no mean over all seeds.
     state: str = "complete"
 
 
 @dataclass(frozen=True)
-class Ablation:
+class StoredAblation:
     """One search, allocation or redundancy analysis."""
 
     kind: str
     name: str
+    #: The run that holds it.
     run_id: str
     method: str
     task: str
@@ -63,64 +65,69 @@ class Ablation:
         return [(level, list(group)) for level, group in groupby(self.components[:most], heading)]
 
 
-def read(study: Study) -> list[Ablation]:
+def read(study: Study) -> list[StoredAblation]:
     """Those of the study's experiments. Raises UserError for an artifact that is not of its form."""
-    found: list[Ablation] = []
-    for source in study.sources:
-        for record, content in ablation_artifacts(source):
+    found: list[StoredAblation] = []
+    for experiment in study.experiments:
+        for record, content in ablations(experiment):
             if isinstance(content, SearchResult):
-                found.append(_search(source, record, content))
+                found.append(_search(experiment, record, content))
             else:
-                found.append(_allocation(source, record, content))
-        for record in source.records.values():
+                found.append(_allocation(experiment, record, content))
+        for record in experiment.records.values():
             # The tag, so that nobody need look for a file on every run.
             if record.tag(Tag.REDUNDANCY):
-                told = source.store.content(record, Artifact.REDUNDANCY, Redundancy)
+                told = experiment.store.content(record, Artifact.REDUNDANCY, Redundancy)
                 if told is not None:
                     found.append(_redundancy(record, told))
     return found
 
 
-def _search(source: Source, record: Record, content: SearchResult) -> Ablation:
-    numbers = {point.number: i for i, point in enumerate(content.trials)}
-    return Ablation(
-        kind="search",
-        **_head(record, content),
-        tried=[
-            Scored(
-                f"#{point.number}",
-                list(point.ranks),
-                point.parameters,
-                point.value,
-                None,
-                _runs(source, point.trials.values() or [point.trial_id]),
-                point.state.lower(),
-            )
-            for point in content.trials
-        ],
-        pareto=[numbers[number] for number in content.pareto],
-        importance=content.importance,
-        final=[_scored(source, entry, entry.label) for entry in content.final],
-    )
+def _search(experiment: Experiment, record: Record, content: SearchResult) -> StoredAblation:
+    places = {point.number: place for place, point in enumerate(content.trials)}
+    tried = [
+        Scored(
+            label=f"#{point.number}",
+            ranks=list(point.ranks),
+            parameters=point.parameters,
+            value=point.value,
+            sd=None,
+            runs=_runs(experiment, point.trials.values() or [point.trial_id]),
+            state=point.state.lower(),
+        )
+        for point in content.trials
+    ]
+    pareto = [places[number] for number in content.pareto]
+    return replace(_found("search", experiment, record, content), tried=tried, pareto=pareto)
 
 
-def _allocation(source: Source, record: Record, content: AllocationResult) -> Ablation:
-    tried = [_scored(source, point, f"{point.mode} {point.rank}") for point in content.points]
-    tried += [_scored(source, entry, f"step {i}") for i, entry in enumerate(content.path, 1)]
-    tried.append(_scored(source, content.heuristic, "heuristic"))
+def _allocation(experiment: Experiment, record: Record, content: AllocationResult) -> StoredAblation:
+    tried = [_scored(experiment, point, f"{point.mode} {point.rank}") for point in content.points]
+    tried += [_scored(experiment, step, f"step {number}") for number, step in enumerate(content.path, 1)]
+    tried.append(_scored(experiment, content.heuristic, "heuristic"))
     if content.best:
-        tried.append(_scored(source, content.best, "best"))
-    return Ablation(
-        kind="allocation",
-        **_head(record, content),
-        tried=tried,
+        tried.append(_scored(experiment, content.best, "best"))
+    return replace(_found("allocation", experiment, record, content), tried=tried)
+
+
+def _found(kind: str, experiment: Experiment, record: Record, content: Found) -> StoredAblation:
+    """What a search and an allocation say alike."""
+    return StoredAblation(
+        kind=kind,
+        name=content.name,
+        run_id=record.run_id,
+        method=content.method,
+        task=content.task,
+        backbone=content.backbone,
+        budget=content.budget or OWN_SIZE,
+        modes=list(content.modes),
         importance=content.importance,
-        final=[_scored(source, entry, entry.label) for entry in content.final],
+        final=[_scored(experiment, finalist, finalist.label) for finalist in content.final],
     )
 
 
-def _redundancy(record: Record, content: Redundancy) -> Ablation:
-    return Ablation(
+def _redundancy(record: Record, content: Redundancy) -> StoredAblation:
+    return StoredAblation(
         kind="redundancy",
         name=f"{content.method}, seed {record.tag(Tag.SEED, '?')}",
         run_id=record.run_id,
@@ -135,31 +142,19 @@ def _redundancy(record: Record, content: Redundancy) -> Ablation:
     )
 
 
-def _head(record: Record, content: Found) -> dict[str, Any]:
-    return {
-        "name": content.name,
-        "method": content.method,
-        "task": content.task,
-        "backbone": content.backbone,
-        "budget": content.budget or OWN_SIZE,
-        "run_id": record.run_id,
-        "modes": list(content.modes),
-    }
-
-
-def _scored(source: Source, entry: Tried, label: str) -> Scored:
-    ids = list(entry.trials.values())
-    found = scores(source.records, ids)
+def _scored(experiment: Experiment, tried: Tried, label: str) -> Scored:
+    ids = list(tried.trials.values())
+    found = scores(experiment.records, ids)
     return Scored(
-        label,
-        list(entry.ranks),
-        entry.parameters,
-        float(np.mean(found)) if found else None,
-        float(np.std(found, ddof=1)) if len(found) > 1 else None,
-        _runs(source, ids),
-        "complete" if len(found) == len(ids) else f"{len(found)} of {len(ids)} finished",
+        label=label,
+        ranks=list(tried.ranks),
+        parameters=tried.parameters,
+        value=float(np.mean(found)) if found else None,
+        sd=float(np.std(found, ddof=1)) if len(found) > 1 else None,
+        runs=_runs(experiment, ids),
+        state="complete" if len(found) == len(ids) else f"{len(found)} of {len(ids)} finished",
     )
 
 
-def _runs(source: Source, trial_ids: Iterable[str | None]) -> list[str]:
-    return [source.records[id_].run_id for id_ in trial_ids if id_ in source.records]
+def _runs(experiment: Experiment, trial_ids: Iterable[str]) -> list[str]:
+    return [experiment.records[id_].run_id for id_ in trial_ids if id_ in experiment.records]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bench.wire.words import validation_key
-from reports.reading import OWN_SIZE, Frame, Study, history
+from reports.artifacts import histories
+from reports.statistics import Array
+from reports.study import CEILING, FLOOR, OWN_SIZE, REFERENCE, Cell, Seed, Study, grouped
 
 #: Panels, methods of one panel beside the baselines, and metric histories that one report reads.
 MOST_PANELS, MOST_CURVES, MOST_HISTORIES = 12, 10, 600
@@ -25,8 +27,8 @@ class Curve:
     #: Seeds in the mean, and in the plan.
     seeds: int
     planned: int
-    epochs: np.ndarray
-    values: np.ndarray
+    epochs: Array
+    values: Array
 
     @property
     def label(self) -> str:
@@ -40,68 +42,71 @@ class Curve:
 
 def read(study: Study) -> tuple[list[Curve], list[str]]:
     """The curves of the first panels, and what was left out."""
-    cells = study.cells[study.cells["finished"] > 0]
-    budgets = [budget for budget in cells["budget"].unique() if budget != OWN_SIZE] or [OWN_SIZE]
-    panels = [
-        (f"{task} · {backbone}" + (f" · {budget}" if len(budgets) > 1 else ""), _shown(group, budget))
-        for (task, backbone), group in cells.groupby(["task", "backbone"], sort=False)
-        for budget in budgets
-        if (group["budget"] == budget).any()
-    ]
+    panels = _panels(study)
     notes = []
     if len(panels) > MOST_PANELS:
         notes.append(
             f"Training curves are shown for the first {MOST_PANELS} of {len(panels)} settings and budgets."
         )
-        panels = panels[:MOST_PANELS]
-    shown = {cell for _, group in panels for cell in group}
-    each = max(1, MOST_HISTORIES // max(1, len(shown)))
-    if each < max((int(cells.at[cell, "finished"]) for cell in shown), default=0):
+    shown = dict(list(panels.items())[:MOST_PANELS])
+    cells = {cell.number: cell for some in shown.values() for cell in some}
+    each = max(1, MOST_HISTORIES // max(1, len(cells)))
+    if each < max((cell.finished for cell in cells.values()), default=0):
         notes.append(
             f"Training curves are means of at most {each} seeds: a report reads {MOST_HISTORIES:,} of them."
         )
-    curves = _histories(study, shown, each)
+    stored = _histories(study, {number: study.finished(number)[:each] for number in sorted(cells)})
     return [
-        Curve(panel, cell, cells.at[cell, "method"], cells.at[cell, "family"], *curves[cell])
-        for panel, group in panels
-        for cell in group
-        if cell in curves
+        Curve(panel, cell.number, cell.method, cell.family, len(found), cell.seeds, *_mean(found))
+        for panel, some in shown.items()
+        for cell in some
+        if (found := stored[cell.number])
     ], notes
 
 
-def _shown(group: Frame, budget: str) -> list[int]:
+def _panels(study: Study) -> dict[str, list[Cell]]:
+    """A panel for each setting and budget, with the cells to draw in it."""
+    begun = [cell for cell in study.all_cells if cell.finished]
+    budgets = list(dict.fromkeys(cell.budget for cell in begun if cell.budget != OWN_SIZE)) or [OWN_SIZE]
+    return {
+        f"{setting}" + (f" · {budget}" if len(budgets) > 1 else ""): _shown(cells, budget)
+        for setting, cells in grouped(begun, lambda cell: cell.setting).items()
+        for budget in budgets
+        if any(cell.budget == budget for cell in cells)
+    }
+
+
+def _shown(cells: Sequence[Cell], budget: str) -> list[Cell]:
     """The best methods of a budget, with LoRA whatever its score, and the baselines."""
-    of_budget = group[group["budget"] == budget].sort_values("mean", ascending=False)
-    chosen = of_budget[:MOST_CURVES]
-    lora = of_budget[of_budget["family"] == "lora"][:1]
-    baselines = group[(group["budget"] == OWN_SIZE) & group["family"].isin(["head_only", "full"])]
-    return [int(cell) for cell in dict.fromkeys([*chosen.index, *lora.index, *baselines.index])]
+    best = sorted(
+        (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.mean or 0.0, reverse=True
+    )
+    lora = [cell for cell in best if cell.family == REFERENCE][:1]
+    baselines = [cell for cell in cells if cell.budget == OWN_SIZE and cell.family in (FLOOR, CEILING)]
+    chosen = {cell.number: cell for cell in (*best[:MOST_CURVES], *lora, *baselines)}
+    return list(chosen.values())
 
 
-def _histories(
-    study: Study, cells: set[int], each: int
-) -> dict[int, tuple[int, int, np.ndarray, np.ndarray]]:
-    wanted = {cell: study.finished(cell)[:each] for cell in sorted(cells)}
-    found: dict[str, np.ndarray] = {}
-    for source in study.sources:
-        for metric in set(study.cells.loc[list(wanted), "metric"]):
+def _histories(study: Study, wanted: Mapping[int, Sequence[Seed]]) -> dict[int, list[Array]]:
+    """The stored histories of the validation score of each cell's seeds."""
+    found: dict[str, Array] = {}
+    for experiment in study.experiments:
+        by_metric = grouped(wanted, lambda number: study.all_cells[number].metric)
+        for metric, numbers in by_metric.items():
             ids = [
-                trial
-                for cell, seeds in wanted.items()
-                if study.cells.at[cell, "metric"] == metric
-                for trial, name in zip(seeds["trial_id"], seeds["experiment"], strict=True)
-                if name == source.name
+                seed.trial_id
+                for number in numbers
+                for seed in wanted[number]
+                if seed.experiment == experiment.name
             ]
-            found |= history(source, dict.fromkeys(ids), validation_key(metric))
-    curves = {}
-    for cell, seeds in wanted.items():
-        some = [found[trial] for trial in seeds["trial_id"] if trial in found]
-        if some:
-            curves[cell] = (len(some), int(study.cells.at[cell, "seeds"]), *_mean(some))
-    return curves
+            found |= histories(experiment, dict.fromkeys(ids), validation_key(metric))
+    return {
+        number: [found[seed.trial_id] for seed in seeds if seed.trial_id in found]
+        for number, seeds in wanted.items()
+    }
 
 
-def _mean(histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    points = np.concatenate(histories)
+def _mean(some: Sequence[Array]) -> tuple[Array, Array]:
+    points = np.concatenate(some)
     epochs = np.unique(points[:, 0])
     return epochs, np.array([points[points[:, 0] == epoch, 1].mean() for epoch in epochs])

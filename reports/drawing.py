@@ -1,6 +1,7 @@
-"""What all figures share: one style, colours that change with the page's theme, PNG and SVG.
+"""What all figures share: one style, colours that follow the page's theme, and how they become PNG or SVG.
 
-Figures are drawn on matplotlib's own canvas, never through pyplot: there is no global state to leak.
+Figures are drawn on matplotlib's own canvas, never through pyplot, whose list of open figures would keep
+every one of them in memory.
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ from html import escape
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from scipy.optimize import isotonic_regression
+
+from reports.study import CEILING, FLOOR, REFERENCE
 
 INK, MUTED, RULE = "#1b1c1e", "#63666b", "#d5d7da"
-#: Okabe and Ito's colours, darkened where white would swallow them; shapes tell them apart as well.
+#: The colours of Okabe and Ito, which the colour-blind can tell apart, darkened where they would be too pale
+#: on white. Shapes tell the families apart as well.
 SERIES = ("#0072b2", "#c2500a", "#00795a", "#a4487c", "#7d6200", "#3f4fa8", "#8a3b3b", "#4d6a73")
 SHAPES = ("o", "s", "D", "^", "v", "P", "X", "h")
 
-#: Colours that follow the theme where a figure stands in the page.
+#: For each colour of a figure the variable of page.css that takes its place when the figure stands in the
+#: page, so that it changes with the theme.
 _THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)
 }
@@ -65,21 +72,23 @@ _STYLE: Any = {
     "savefig.facecolor": "none",
 }
 
-#: Inches of a figure, and pixels of an inch in the page.
-WIDTH, PIXELS = 8.6, 97
+#: How wide figures of several columns and of one column are, in inches, and how many pixels of the page an
+#: inch becomes.
+WIDTH, NARROW, PIXELS = 8.6, 6.4, 97
 
 
-@dataclass
+@dataclass(frozen=True)
 class Drawn:
-    """A figure with what stands around it."""
+    """A figure with the words that belong to it."""
 
+    #: The name of its file, which is also unique in the page.
     name: str
     title: str
     caption: str
-    #: What it shows, for who does not see it.
+    #: What the figure shows, in words, for readers who cannot see it.
     alternative: str
     figure: Figure = field(repr=False)
-    #: What an element of the figure is called when it is pointed at, by its group id.
+    #: Group id of an element of the figure -> the text that appears when it is pointed at.
     told: dict[str, str] = field(default_factory=dict, repr=False)
 
     def png(self) -> bytes:
@@ -90,13 +99,17 @@ class Drawn:
         return file.getvalue()
 
     def svg(self) -> str:
-        """The figure for itself, on white."""
+        """The figure as a file of its own, on a white background."""
         return re.sub(
             r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', self._drawn, count=1
         )
 
     def inline(self) -> str:
-        """The figure for a page that holds several: ids of its own, the page's colours, names to point at."""
+        """The figure as an element of the page.
+
+        Its ids begin with its name, since several figures share the page; its colours are the page's; and its
+        elements have titles, which browsers show when one is pointed at.
+        """
         text = self._drawn[self._drawn.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = re.sub(r'\b(id=")', rf"\g<1>{self.name}-", text)
@@ -108,31 +121,29 @@ class Drawn:
             text = text.replace(opened, f"{opened}<title>{escape(told)}</title>")
         text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
         label = escape(f"{self.title}. {self.alternative}", quote=True)
-        # As wide as makes its letters as large as those of the others.
+        # All figures are scaled alike, so that their letters are of one size.
         widest = self.figure.get_figwidth() * PIXELS
         size = f"max-width: {widest:.0f}px; min-width: {min(widest, 0.62 * WIDTH * PIXELS):.0f}px"
         return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="{size}"', 1)
 
     @cached_property
     def _drawn(self) -> str:
-        """SVG without a background."""
+        """The figure as SVG, without a background."""
         file = io.StringIO()
         with matplotlib.rc_context(_STYLE):
             self.figure.savefig(file, format="svg", metadata={"Date": None})
-        # It is laid out now; doing it again takes longer than drawing.
+        # The layout is done and stays as it is: to compute it again for the PNG takes longer than drawing.
         self.figure.set_layout_engine("none")
         return file.getvalue()
 
 
-def panels(
-    count: int, *, columns: int = 2, height: float = 2.7, width: float = WIDTH
-) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes in a grid."""
+def panels(count: int, *, columns: int = 2, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes in a grid; `height` is that of a row, in inches."""
     columns = min(columns, count)
     rows = -(-count // columns)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(
-            figsize=(width if columns > 1 else min(width, 6.4), rows * height),
+            figsize=(WIDTH if columns > 1 else NARROW, rows * height),
             layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04),
         )
         FigureCanvasAgg(figure)
@@ -143,47 +154,40 @@ def panels(
 
 
 def styled() -> Any:
-    """The style, as a context: what is drawn outside it would look like matplotlib's own."""
+    """The style as a context manager. What is drawn outside of it has matplotlib's own style."""
     return matplotlib.rc_context(_STYLE)
 
 
 class Looks:
-    """Colour and shape of each family, the same in every figure."""
+    """The colour and the shape of each family of methods, the same in every figure."""
 
     def __init__(self, families: Iterable[str]) -> None:
-        # What others are compared with comes first, whatever order the suite has.
+        # These come first whatever order a suite has, so that they look alike in every report.
         known = list(dict.fromkeys(families))
-        first = [family for family in ("tenslora", "lora", "full", "head_only") if family in known]
+        first = [family for family in ("tenslora", REFERENCE, CEILING, FLOOR) if family in known]
         self.families = first + [family for family in known if family not in first]
 
     def colour(self, family: str) -> str:
         return SERIES[self.families.index(family) % len(SERIES)]
 
     def shape(self, family: str) -> str:
-        # Another shape once the colours begin anew.
+        # Families that share a colour differ in shape.
         number = self.families.index(family)
         return SHAPES[(number + number // len(SERIES)) % len(SHAPES)]
 
 
 def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[float]:
-    """The values moved apart so that neighbours are `gap` apart at least, near to where they were, none above
-    `top`.
+    """The values moved apart so that neighbours are `gap` apart at least, and none is above `top`.
+
+    Among all such values they are those nearest to where they were, by least squares, before `top` pushes
+    some down.
     """
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    groups: list[list[float]] = []  # [sum of wished starts, members]
-    for position, i in enumerate(order):
-        groups.append([values[i] - position * gap, 1])
-        while len(groups) > 1 and groups[-2][0] / groups[-2][1] > groups[-1][0] / groups[-1][1]:
-            total, members = groups.pop()
-            groups[-1][0] += total
-            groups[-1][1] += members
-    placed = [0.0] * len(values)
-    position = 0
-    for total, members in groups:
-        for _ in range(int(members)):
-            placed[order[position]] = total / members + position * gap
-            position += 1
-    for i in reversed(order):
-        placed[i] = min(placed[i], top)
-        top = placed[i] - gap
-    return placed
+    if not len(values):
+        return []
+    order = np.argsort(values, kind="stable")
+    # Without the gaps, to move apart is to put in order.
+    gaps = gap * np.arange(len(values))
+    in_order = isotonic_regression(np.array(values, dtype=float)[order] - gaps).x
+    placed = np.empty(len(values))
+    placed[order] = np.minimum(in_order, top - gaps[-1]) + gaps
+    return [float(value) for value in placed]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.wire.plan import PlannedTrial
 from methods import UserError
-from reports.reading import Study
+from reports.study import Cell, Study, grouped
 
 #: Fields of a trial that say what is measured. Scores that differ in one of them do not compare.
 MEASURED = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
@@ -61,47 +62,47 @@ def fields(trial: PlannedTrial) -> dict[str, str]:
 
 
 def _trials(study: Study) -> list[Mixture]:
-    trials = {id_: trial for source in study.sources for id_, trial in source.trials.items()}
-    # A cell's seeds share all but the seed.
-    firsts = study.seeds.drop_duplicates("cell").set_index("cell")["trial_id"]
+    trials = {id_: trial for experiment in study.experiments for id_, trial in experiment.trials.items()}
+    # A cell's trials share all but the seed, so that any of them tells the configuration.
+    trial_of = {seed.cell: seed.trial_id for seed in study.all_seeds}
     found = []
-    for (task, backbone), cells in study.cells.groupby(["task", "backbone"], sort=False):
-        values: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for cell in cells.index:
+    for setting, cells in grouped(study.all_cells, lambda cell: cell.setting).items():
+        values: defaultdict[str, defaultdict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+        for cell in cells:
             # A cell that waits for its tuning has no trial yet.
-            if firsts[cell] in trials:
-                for key, value in fields(trials[firsts[cell]]).items():
-                    if not (key in PER_METHOD and cells.at[cell, "tuning"] is not None):
-                        values[key][value].append(int(cell))
+            if (trial := trials.get(trial_of[cell.number])) is not None:
+                for key, value in fields(trial).items():
+                    if not (key in PER_METHOD and cell.tuning is not None):
+                        values[key][value].append(cell)
         for key, by_value in values.items():
-            experiments = {value: set(cells.loc[some, "experiment"]) for value, some in by_value.items()}
-            if len(by_value) == 1 or (
-                key in PER_METHOD and len(set(map(frozenset, experiments.values()))) == 1
-            ):
+            experiments = [frozenset(cell.experiment for cell in some) for some in by_value.values()]
+            if len(by_value) == 1 or (key in PER_METHOD and len(set(experiments)) == 1):
                 continue
-            told = {}
-            for value, some in by_value.items():
-                names = list(dict.fromkeys(cells.loc[some, "method"]))
-                who = (
-                    ", ".join(sorted(experiments[value])) if len(study.sources) > 1 else ", ".join(names[:3])
-                )
-                more = f" and {len(names) - 3} more" if len(study.sources) == 1 and len(names) > 3 else ""
-                told[_short(value)] = f"{who}{more}"
-            found.append(Mixture(key, f"{task} · {backbone}", told, key in MEASURED))
+            several = len(study.experiments) > 1
+            told = {_short(value): _whose(some, by_experiment=several) for value, some in by_value.items()}
+            found.append(Mixture(key, str(setting), told, key in MEASURED))
     return found
 
 
+def _whose(cells: Sequence[Cell], *, by_experiment: bool) -> str:
+    if by_experiment:
+        return ", ".join(sorted({cell.experiment for cell in cells}))
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    return ", ".join(methods[:3]) + (f" and {len(methods) - 3} more" if len(methods) > 3 else "")
+
+
 def _tuning(study: Study) -> list[Mixture]:
-    by_source = {source.name: "tuned" if source.tuned else "not tuned" for source in study.sources}
     found = []
-    if len(set(by_source.values())) > 1:
-        values = {v: ", ".join(n for n, w in by_source.items() if w == v) for v in ("tuned", "not tuned")}
-        found.append(Mixture("tuning", "", values, True))
-    for source in study.sources:
-        spent = Counter(str(row.tuning.trials if row.tuning else 0) for row in source.rows)
+    by_kind = grouped(study.experiments, lambda experiment: experiment.tuned)
+    if len(by_kind) > 1:
+        kinds = (("tuned", by_kind[True]), ("not tuned", by_kind[False]))
+        told = {kind: ", ".join(experiment.name for experiment in some) for kind, some in kinds}
+        found.append(Mixture("tuning", "", told, True))
+    for experiment in study.experiments:
+        spent = Counter(str(row.tuning.trials if row.tuning else 0) for row in experiment.rows)
         if len(spent) > 1:
-            values = {f"{trials} trials": f"{rows} rows" for trials, rows in spent.items()}
-            found.append(Mixture("tuning spent", source.name, values, False))
+            told = {f"{trials} trials": f"{rows} rows" for trials, rows in spent.items()}
+            found.append(Mixture("tuning spent", experiment.name, told, False))
     return found
 
 
@@ -125,10 +126,10 @@ def _surroundings(study: Study) -> list[Mixture]:
 
 def provenance(study: Study) -> list[dict[str, str]]:
     """Where each finished trial of the tables came from."""
-    done = study.seeds[study.seeds["status"] == "FINISHED"].drop_duplicates("run_id")
+    # A trial of two cells counts once.
+    by_run = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.run_id)
     return [
-        study.source(name).records[id_].provenance
-        for name, id_ in zip(done["experiment"], done["trial_id"], strict=True)
+        study.experiment(seed.experiment).records[seed.trial_id].provenance for seed, *_ in by_run.values()
     ]
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.store.connect import shown_uri
-from bench.wire.words import Measure, Tag
+from bench.wire.words import Measure, Status, Tag
 from reports import mixtures
-from reports.ablation import Ablation
-from reports.analysis import Analysis, pareto
+from reports.ablation import StoredAblation
+from reports.analysis import Analysis
 from reports.drawing import SERIES, Drawn, Looks
+from reports.figures.cost import COSTS, PARAMETERS
 from reports.mixtures import Mixture
-from reports.reading import Frame, Study
+from reports.pareto import pareto
+from reports.rendering import environment
+from reports.study import Cell, Study, grouped
 from reports.tables import INCOMPLETE, main_tables
 
 #: Lines of the lists that could be as long as the study; the CSV files hold all.
@@ -29,111 +32,130 @@ MOST_LINES = 300
 def render(
     analysis: Analysis,
     drawn: Sequence[Drawn],
-    ablations: Sequence[Ablation],
+    ablations: Sequence[StoredAblation],
     of_ablations: Sequence[Sequence[Drawn]],
     found: Sequence[Mixture],
 ) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    made = environment(autoescape=True)
+    made.filters |= {
         "percent": _percent,
         "points": _points,
         "count": _count,
         "number": _number,
         "p": _p,
+        "shown_uri": shown_uri,
     }
     study = analysis.study
-    cells = study.cells
+    cells = study.all_cells
     figures = {figure.name: figure for figure in drawn}
-    looks = Looks(cells["family"])
-    return environment.get_template("page.html").render(
+    return made.get_template("page.html").render(
         data=Markup(_embedded(_seed_data(study))),
         title=study.title,
         analysis=analysis,
         study=study,
-        rows=_rows(analysis, looks),
-        choices={name: list(cells[name].unique()) for name in ("task", "backbone", "budget", "family")},
+        rows=_board(study),
+        choices={
+            name: list(dict.fromkeys(getattr(cell, name) for cell in cells))
+            for name in ("task", "backbone", "budget", "family")
+        },
         facts=_facts(study),
         measured=_measured(cells),
         tables=main_tables(cells),
         incomplete=INCOMPLETE,
         figures=figures,
         inline=lambda figure: Markup(figure.inline()),
-        costs=[figures[name] for name in figures if name.startswith("score-vs-")],
+        costs=[figures[cost.name] for cost in COSTS if cost.name in figures],
         ablations=list(zip(ablations, of_ablations, strict=True)),
         mixtures=found,
         budgets=_budgets(cells),
-        lost=_lost(study),
+        lost=[(cells[seed.cell], seed) for seed in study.all_seeds if not seed.finished],
         most=MOST_LINES,
-        tuning=_tuning(study),
-        sources=[
-            {"name": s.name, "run_id": s.run_id, "store": shown_uri(s.uri), "closing": s.closing}
-            for s in study.sources
-        ],
+        phases=_phases(study),
+        tuned=[cell for cell in cells if cell.tuning],
         provenance=_provenance(study),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
-def _rows(analysis: Analysis, looks: Looks) -> list[dict[str, Any]]:
-    """The leaderboard's rows: settings in the plan's order, the best first."""
-    cells, front = analysis.study.cells, set(pareto(analysis.study.cells, "parameters"))
-    scales = {
-        setting: _scale(analysis.study, group)
-        for setting, group in cells.groupby(["task", "backbone"], sort=False)
-    }
-    places = {setting: place for place, setting in enumerate(scales)}
+@dataclass(frozen=True)
+class Strip:
+    """Where a mean and its interval lie on the strip of their setting, in percent of its width."""
+
+    at: float
+    start: float | None
+    end: float | None
+
+
+@dataclass(frozen=True)
+class BoardRow:
+    """A row of the leaderboard."""
+
+    cell: Cell
+    #: The number of its colour.
+    colour: int
+    #: Whether it is on the front of score and parameters.
+    pareto: bool
+    #: None where no seed has finished.
+    strip: Strip | None
+
+
+def _board(study: Study) -> list[BoardRow]:
+    """The leaderboard: settings in the plan's order, the best first."""
+    looks = Looks(cell.family for cell in study.all_cells)
+    front = {cell.number for cell in pareto(study.all_cells, PARAMETERS.of)}
     rows = []
-    for cell, line in cells.iterrows():
-        low, high = scales[line["task"], line["backbone"]]
-        at = _position(low, high)
-        row = line.to_dict() | {
-            "cell": cell,
-            "colour": looks.families.index(line["family"]) % len(SERIES),
-            "pareto": cell in front,
-            "at": None if pd.isna(line["mean"]) else at(line["mean"]),
-            "from": None if pd.isna(line["low"]) else at(line["low"]),
-            "to": None if pd.isna(line["high"]) else at(line["high"]),
-            "scale": (low, high),
-            "place": places[line["task"], line["backbone"]],
-        }
-        rows.append({key: None if _absent(value) else value for key, value in row.items()})
-    return sorted(rows, key=lambda row: (row["place"], -(row["mean"] if row["mean"] is not None else -9)))
+    for cells in grouped(study.all_cells, lambda cell: cell.setting).values():
+        low, high = _scale(study, cells)
+        for cell in sorted(
+            cells, key=lambda cell: -math.inf if cell.mean is None else cell.mean, reverse=True
+        ):
+            colour = looks.families.index(cell.family) % len(SERIES)
+            rows.append(BoardRow(cell, colour, cell.number in front, _strip(cell, low, high)))
+    return rows
 
 
-def _absent(value: Any) -> bool:
-    return isinstance(value, float) and pd.isna(value)
-
-
-def _scale(study: Study, cells: Frame) -> tuple[float, float]:
+def _scale(study: Study, cells: Sequence[Cell]) -> tuple[float, float]:
     """The range of a setting's strip: every seed is on it."""
-    scores = study.seeds.loc[study.seeds["cell"].isin(cells.index), "score"].dropna()
-    if not len(scores):
+    scores = [seed.score for cell in cells for seed in study.finished(cell.number) if seed.score is not None]
+    if not scores:
         return 0.0, 1.0
-    pad = max(0.08 * (scores.max() - scores.min()), 0.002)
-    return float(scores.min() - pad), float(scores.max() + pad)
+    pad = max(0.08 * (max(scores) - min(scores)), 0.002)
+    return min(scores) - pad, max(scores) + pad
 
 
-def _position(low: float, high: float) -> Any:
-    return lambda value: round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
+def _strip(cell: Cell, low: float, high: float) -> Strip | None:
+    def place(value: float) -> float:
+        return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
+
+    if cell.mean is None:
+        return None
+    if cell.low is None or cell.high is None:
+        return Strip(place(cell.mean), None, None)
+    return Strip(place(cell.mean), place(cell.low), place(cell.high))
 
 
 def _seed_data(study: Study) -> dict[str, Any]:
     """What the script draws dots and lists runs from: by cell, seeds in order."""
-    links = {s.name: _link(s.uri, s.store.experiment_id) for s in study.sources}
-    data: dict[str, list[list[Any]]] = {}
-    columns = ["cell", "seed", "score", "validation", "status", "run_id", "trial_id", "failure"]
-    for cell, seed, score, validation, *rest in study.seeds[columns].itertuples(index=False):
-        values = [None if pd.isna(value) else round(value, 6) for value in (score, validation)]
-        data.setdefault(str(cell), []).append([seed, *values, *rest])
-    experiments = dict(zip(map(str, study.cells.index), study.cells["experiment"], strict=True))
-    return {"seeds": data, "links": links, "experiments": experiments}
+    return {
+        "seeds": {
+            str(cell): [
+                [
+                    seed.seed,
+                    None if seed.score is None else round(seed.score, 6),
+                    None if seed.validation is None else round(seed.validation, 6),
+                    seed.status,
+                    seed.run_id,
+                    seed.trial_id,
+                    seed.failure,
+                ]
+                for seed in seeds
+            ]
+            for cell, seeds in grouped(study.all_seeds, lambda seed: seed.cell).items()
+        },
+        "links": {each.name: _link(each.uri, each.store.experiment_id) for each in study.experiments},
+        "experiments": {str(cell.number): cell.experiment for cell in study.all_cells},
+    }
 
 
 def _link(uri: str, experiment_id: str) -> str | None:
@@ -153,74 +175,85 @@ def _embedded(data: Any) -> str:
     return text
 
 
-def _measured(cells: Frame) -> str:
+def _measured(cells: Sequence[Cell]) -> str:
     """What the scores are: split and metric, or those that there are."""
-    known = cells[cells["metric"] != ""]
-    names = dict.fromkeys(f"{e} {m}" for e, m in zip(known["evaluated"], known["metric"], strict=True))
+    names = dict.fromkeys(f"{cell.evaluated} {cell.metric}" for cell in cells if cell.metric)
     return ", ".join(names).capitalize()
 
 
-def _facts(study: Study) -> dict[str, Any]:
-    # A trial of two rows counts once; those that wait for their tuning have no id yet.
-    seeds = study.seeds[(study.seeds["trial_id"] == "") | ~study.seeds.duplicated("trial_id")]
-    states = seeds["status"].value_counts()
-    return {
-        "trials": int(states.sum()),
-        "finished": int(states.get("FINISHED", 0)),
-        "failed": int(states.get("FAILED", 0)),
-        "missing": int(states.sum() - states.get("FINISHED", 0) - states.get("FAILED", 0)),
-        "methods": int(study.cells["method"].nunique()),
-        "tasks": int(study.cells["task"].nunique()),
-        "backbones": int(study.cells["backbone"].nunique()),
-        "seeds": int(study.cells["seeds"].max()),
-        "hours": float(seeds.loc[seeds["status"] == "FINISHED", "seconds"].sum() / 3600),
-    }
+@dataclass(frozen=True)
+class Facts:
+    """The numbers at the top of the page."""
+
+    trials: int
+    finished: int
+    failed: int
+    methods: int
+    tasks: int
+    backbones: int
+    #: Of the cell that has most.
+    seeds: int
+    hours: float
+
+    @property
+    def missing(self) -> int:
+        return self.trials - self.finished - self.failed
 
 
-def _budgets(cells: Frame) -> list[dict[str, Any]]:
+def _facts(study: Study) -> Facts:
+    cells = study.all_cells
+    # A trial of two cells counts once; those that wait for their tuning have no id yet.
+    trials = {seed.trial_id or (seed.cell, seed.seed): seed for seed in reversed(study.all_seeds)}.values()
+    return Facts(
+        trials=len(trials),
+        finished=sum(seed.finished for seed in trials),
+        failed=sum(seed.status == Status.FAILED for seed in trials),
+        methods=len({cell.method for cell in cells}),
+        tasks=len({cell.task for cell in cells}),
+        backbones=len({cell.backbone for cell in cells}),
+        seeds=max(cell.seeds for cell in cells),
+        hours=sum(seed.seconds or 0.0 for seed in trials if seed.finished) / 3600,
+    )
+
+
+class Size(NamedTuple):
+    """A line of the budget audit."""
+
+    method: str
+    backbone: str
+    budget: str
+    ranks: str
+    asked: float | None
+    parameters: int
+    ratio: float | None
+    within: bool | None
+    percent_of_lora: float
+
+
+def _budgets(cells: Sequence[Cell]) -> list[Size]:
     """One line a method, backbone and budget, those beyond their tolerance first."""
-    columns = [
-        "budget",
-        "backbone",
-        "method",
-        "ranks",
-        "parameters",
-        "asked",
-        "ratio",
-        "within",
-        "percent_of_lora",
-    ]
-    unique = cells[columns].drop_duplicates()
-    lines = [
-        {str(key): None if _absent(value) else value for key, value in line.items()}
-        for line in unique.to_dict("records")
-    ]
-    return sorted(lines, key=lambda line: line["within"] is not False)
+    every = dict.fromkeys(Size(*(getattr(cell, name) for name in Size._fields)) for cell in cells)
+    return sorted(every, key=lambda size: size.within is not False)
 
 
-def _lost(study: Study) -> list[dict[str, Any]]:
-    lost = study.seeds[study.seeds["status"] != "FINISHED"]
+@dataclass(frozen=True)
+class Phase:
+    """What was spent on choosing."""
+
+    name: str
+    trials: int
+    hours: float
+
+
+def _phases(study: Study) -> list[Phase]:
+    """What tuning, searches and allocations have spent."""
+    records = [record for experiment in study.experiments for record in experiment.records.values()]
+    by_phase = grouped(records, lambda record: record.tag(Tag.PHASE, "final"))
     return [
-        study.cells.loc[line["cell"], ["method", "task", "backbone", "budget"]].to_dict() | line
-        for line in lost.to_dict("records")
+        Phase(name, len(some), sum(record.measure(Measure.SECONDS) or 0.0 for record in some) / 3600)
+        for name, some in by_phase.items()
+        if name != "final"
     ]
-
-
-def _tuning(study: Study) -> dict[str, Any]:
-    """What was spent on choosing: trials and hours by phase, and what was chosen for each row."""
-    phases: Counter[str] = Counter()
-    seconds: defaultdict[str, float] = defaultdict(float)
-    for source in study.sources:
-        for record in source.records.values():
-            phase = record.tag(Tag.PHASE, "final")
-            if phase != "final":
-                phases[phase] += 1
-                seconds[phase] += record.measure(Measure.SECONDS) or 0.0
-    rows = study.cells[study.cells["tuning"].notna()]
-    return {
-        "phases": [(phase, trials, seconds[phase] / 3600) for phase, trials in phases.items()],
-        "rows": rows.to_dict("records"),
-    }
 
 
 def _provenance(study: Study) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -233,19 +266,19 @@ def _provenance(study: Study) -> list[tuple[str, list[tuple[str, int]]]]:
 
 
 def _percent(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or pd.isna(value) else f"{100 * value:.{digits}f}"
+    return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
 def _points(value: float | None) -> str:
-    return "–" if value is None or pd.isna(value) else f"{100 * value:+.2f}".replace("-", "−")
+    return "–" if value is None else f"{100 * value:+.2f}".replace("-", "−")
 
 
 def _count(value: float | None) -> str:
-    return "–" if value is None or pd.isna(value) else f"{value:,.0f}"
+    return "–" if value is None else f"{value:,.0f}"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or pd.isna(value) else f"{value:.{digits}f}".replace("-", "−")
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def _p(value: float) -> str:

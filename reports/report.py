@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from bench.process.outputs import output_folder
+from bench.process.outputs import earlier_files, output_folder
 from bench.store.connect import StoreError
 from methods import UnknownNameError, UserError
 from reports import ablation, curves, figures, mixtures, page, tables
 from reports.analysis import THRESHOLD, Analysis, analyse
+from reports.frames import as_json, csv, frames
 from reports.reading import read
 
 Format = Literal["html", "csv", "md", "latex", "json", "png", "svg"]
 FORMATS: tuple[str, ...] = get_args(Format)
+#: The formats that show figures.
+DRAWN = {"html", "png", "svg"}
 
 #: What says which files a report wrote, so that `force` removes no others.
 MANIFEST = "report-files.json"
 #: Where the report lies among the artifacts of the suite's run.
 ARTIFACTS = "report"
+
+#: The files of a report by name, in which folders are set off by slashes.
+Files = Mapping[str, str | bytes]
 
 
 @dataclass(frozen=True)
@@ -63,66 +69,73 @@ def write_report(
     if not mixed:
         mixtures.refuse(found)
     ablations = ablation.read(study)
+    shown, left_out = curves.read(study)
     analysis = analyse(study, threshold)
-    shown, notes = curves.read(study)
-    analysis.notes.extend(notes)
-    drawn = figures.draw(analysis, shown) if {"html", "png", "svg"} & set(formats) else []
-    of_ablations = [figures.ablation(number, entry) for number, entry in enumerate(ablations)]
-    every = [*drawn, *(figure for some in of_ablations for figure in some)]
-    files: dict[str, Callable[[], str | bytes]] = {}
+    analysis = replace(analysis, notes=(*analysis.notes, *left_out))
+    files = dict(_files(analysis, ablations, shown, found, formats))
+    _write(target, files)
+    logged = _log(analysis, target, files) if log else ()
+    return Written(target, tuple(files), analysis, tuple(found), logged)
+
+
+def _files(
+    analysis: Analysis,
+    ablations: Sequence[ablation.StoredAblation],
+    shown: Sequence[curves.Curve],
+    found: Sequence[mixtures.Mixture],
+    formats: Collection[str],
+) -> Iterator[tuple[str, str | bytes]]:
+    """Every file of the report, by name."""
+    drawn, of_ablations = [], []
+    if DRAWN & set(formats):
+        drawn = figures.draw(analysis, shown)
+        of_ablations = [figures.ablation(number, entry) for number, entry in enumerate(ablations)]
     if "html" in formats:
-        files["index.html"] = lambda: page.render(analysis, drawn, ablations, of_ablations, found)
+        yield "index.html", page.render(analysis, drawn, ablations, of_ablations, found)
     if "csv" in formats:
-        for name, frame in tables.frames(analysis).items():
-            files[f"tables/{name}.csv"] = lambda frame=frame: tables.csv(frame)  # type: ignore[misc]
+        for name, frame in frames(analysis).items():
+            yield f"tables/{name}.csv", csv(frame)
     if "md" in formats:
-        files["tables/tables.md"] = lambda: tables.markdown(analysis, found)
+        yield "tables/tables.md", tables.markdown(analysis, found)
     if "latex" in formats:
-        files["tables/tables.tex"] = lambda: tables.latex(analysis)
+        yield "tables/tables.tex", tables.latex(analysis)
     if "json" in formats:
-        files["report.json"] = lambda: tables.as_json(analysis, found, ablations)
-    for figure in every:
+        yield "report.json", as_json(analysis, found, ablations)
+    for figure in (*drawn, *(figure for some in of_ablations for figure in some)):
         if "png" in formats:
-            files[f"figures/{figure.name}.png"] = figure.png
+            yield f"figures/{figure.name}.png", figure.png()
         if "svg" in formats:
-            files[f"figures/{figure.name}.svg"] = figure.svg
-    content = {name: make() for name, make in files.items()}
-    _write(target, content)
-    logged = _log(analysis, target, content) if log else ()
-    return Written(target, tuple(content), analysis, tuple(found), logged)
+            yield f"figures/{figure.name}.svg", figure.svg()
 
 
-def _write(target: Path, content: dict[str, str | bytes]) -> None:
+def _write(target: Path, files: Files) -> None:
     """Writes the files, once those of an earlier report are gone; what else lies there stays."""
     try:
-        manifest = target / MANIFEST
-        if manifest.is_file():
-            for name in json.loads(manifest.read_text(encoding="utf-8")):
-                old = (target / name).resolve()
-                if old.is_relative_to(target):
-                    old.unlink(missing_ok=True)
-        _put(target, content)
-        manifest.write_text(json.dumps(sorted(content), indent=1), encoding="utf-8")
-    except (OSError, ValueError, TypeError) as error:
+        for old in earlier_files(target, MANIFEST):
+            old.unlink(missing_ok=True)
+        _put(target, files)
+        (target / MANIFEST).write_text(json.dumps(sorted(files), indent=1), encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise UserError(f"the report cannot be written to {target}: {error}") from error
 
 
-def _put(folder: Path, content: dict[str, str | bytes]) -> None:
-    for name, written in content.items():
+def _put(folder: Path, files: Files) -> None:
+    for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(written.encode() if isinstance(written, str) else written)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _log(analysis: Analysis, target: Path, content: dict[str, str | bytes]) -> tuple[str, ...]:
+def _log(analysis: Analysis, target: Path, files: Files) -> tuple[str, ...]:
+    """Puts the files on the suites' runs; returns the experiments."""
     # The target may hold what is not ours, and one request for all files is many times as fast.
     with tempfile.TemporaryDirectory() as folder:
-        _put(Path(folder), content)
-        for source in analysis.study.sources:
+        _put(Path(folder), files)
+        for experiment in analysis.study.experiments:
             try:
-                source.store.keep_folder(source.run_id, Path(folder), ARTIFACTS)
+                experiment.store.keep_folder(experiment.run_id, Path(folder), ARTIFACTS)
             except StoreError as error:
                 raise StoreError(
-                    f"the report is in {target}, but could not be logged on run {source.run_id}: {error}"
+                    f"the report is in {target}, but could not be logged on run {experiment.run_id}: {error}"
                 ) from error
-    return tuple(source.name for source in analysis.study.sources)
+    return tuple(experiment.name for experiment in analysis.study.experiments)

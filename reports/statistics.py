@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 
@@ -40,8 +40,9 @@ LEAST_RESAMPLED = 5
 CHUNK = 1_000_000
 
 
-def t_half(sd: Array, count: Array) -> Array:
+def t_half(sd: ArrayLike, count: ArrayLike) -> Array:
     """Half the width of Student's interval of a mean, of a standard deviation over `count` values."""
+    count = np.asarray(count)
     half: Array = stats.t.ppf((1 + LEVEL) / 2, count - 1) * sd / np.sqrt(count)
     return half
 

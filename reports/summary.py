@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
+
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.wire.plan import StoredPlan
-from reports.reading import Frame, Source, tabulate
+from reports.reading import tabulate
+from reports.study import Experiment
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A row a line of the plan; `mean` and `sd` are over the finished seeds, whose number stands beside."""
+    """What came of a plan or a part of it: `cells` and `seeds` as in `reports.study.Study`."""
 
     closing: str
-    #: As in `reading.Study`.
-    cells: Frame
-    seeds: Frame
+    cells: pd.DataFrame
+    seeds: pd.DataFrame
 
     @property
     def complete(self) -> bool:
@@ -25,11 +27,11 @@ class Summary:
 
 
 def summarise(store: Store, plan: StoredPlan) -> Summary:
-    """Reads what tracking stored for a plan or a part of it.
+    """Reads what is stored of a plan or a part of it.
 
     A seed that failed or is missing is counted as such, never averaged.
     """
-    source = Source(
+    experiment = Experiment(
         store=store,
         name=store.name,
         closing=plan.closing,
@@ -39,4 +41,4 @@ def summarise(store: Store, plan: StoredPlan) -> Summary:
         records=latest(store.records()),
         duplicates=0,
     )
-    return Summary(source.closing, *tabulate([source]))
+    return Summary(plan.closing, *tabulate([experiment]))

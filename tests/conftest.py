@@ -114,7 +114,6 @@ def call() -> Callable[..., Ended]:
         show = warnings.showwarning
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["tensorbench", *map(str, arguments)])
-            patch.setattr(cli.main, "debug", False, raising=False)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
                     cli.main()

@@ -59,8 +59,8 @@ def compare(
 ) -> None:
     """Compare two experiments: what changed in configuration, and which cells moved beyond noise."""
     from bench.suite.load import experiment_of
+    from bench.terminal.comparison import print_comparison
     from reports.compare import compare as compare_experiments
-    from reports.compare import print_comparison
 
     found = compare_experiments((store, experiment_of(first)), (store_b or store, experiment_of(second)))
     if as_json:

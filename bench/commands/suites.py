@@ -45,7 +45,8 @@ def run(
     """
     from bench.run import run_suite
     from bench.terminal.audience import Terminal
-    from bench.terminal.results import print_summary, print_tuning
+    from bench.terminal.plans import print_tuning
+    from bench.terminal.results import print_summary
 
     done = run_suite(
         suite,
@@ -131,7 +132,7 @@ def plan(
     from bench.execution import choose_device
     from bench.plan.make import make_plan
     from bench.suite.load import load_suite
-    from bench.terminal.results import print_plan
+    from bench.terminal.plans import print_plan
 
     made = make_plan(load_suite(suite), choose_device(device)).select(task or (), method or (), seed or ())
     if as_json:

@@ -20,7 +20,7 @@ Entry = TypeVar("Entry")
 
 
 class Candidate(Frozen):
-    """A setting that tuning may choose: the trials that tell how good it is, and those that it leads to."""
+    """A setting that tuning may choose, with the trials that try it and those that run if it is chosen."""
 
     setting: Setting
     #: Trial id of every tuning seed.
@@ -49,8 +49,9 @@ class Row(Frozen):
     trials: dict[int, str | None]
     #: None where nothing is tuned.
     tuning: Tuned | None = None
+    #: What tuning may choose from.
     candidates: tuple[Candidate, ...] = Field((), exclude=True, repr=False)
-    #: None for a row of the tables.
+    #: What the row's trials are for; None for a row of the tables.
     phase: Phase | None = Field(None, exclude=True)
     #: The name under which the method is registered.
     registered: str = Field(exclude=True)
@@ -66,8 +67,19 @@ class Row(Frozen):
             return None
         return abs(self.ratio - 1) <= self.budget.tolerance
 
+    def tuned(self, candidate: Candidate, grids: Mapping[str, Sequence[float] | None]) -> Row:
+        """The row with the setting that its tuning has chosen from these grids, and its trials."""
+        assert self.tuning is not None
+        chosen = candidate.setting.model_dump(exclude_none=True)
+        edge = candidate.setting.edges(
+            {axis: grid for axis, grid in grids.items() if grid and axis in chosen}
+        )
+        tuning = self.tuning.model_copy(update={"chosen": chosen, "edge": edge})
+        trials = {seed: candidate.final[seed].id for seed in self.trials}
+        return self.model_copy(update={"trials": trials, "tuning": tuning})
+
     def planned(self) -> PlannedRow:
-        """The row as it is stored and printed, what can be derived from it included."""
+        """The row as it is stored and printed, with what follows from its fields."""
         return PlannedRow(
             **self.model_dump(exclude={"budget", "tuning"}),
             tuning=self.tuning,
@@ -86,9 +98,10 @@ class Plan(Frozen):
     trials: tuple[Trial, ...]
 
     def select(self, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Plan:
-        """The part with these tasks, methods (by registered name or title) and seeds; no name selects all.
+        """The part of these tasks, methods and seeds; each selects all if empty.
 
-        What was selected keeps all its tuning trials. Raises UserError for one that the plan does not have.
+        A method is named by its registered name or by its title. Every selected row keeps all its tuning
+        trials. Raises UserError for a name or a seed that the plan does not have.
         """
 
         def names(row: Row) -> set[str]:
@@ -112,36 +125,28 @@ class Plan(Frozen):
         ]
         tuning = {id_ for row in kept if row.tuning for id_ in row.tuning.ids}
         kept += [row for row in self.rows if row.phase and tuning & set(row.trials.values())]
-        wanted = {id_ for row in kept for id_ in row.trials.values()}
-        trials = [trial for trial in self.trials if trial.id in wanted]
-        return Plan(suite=self.suite, rows=tuple(kept), trials=tuple(trials))
+        return self._part(kept)
 
     def of(self, phase: Phase | None) -> Plan:
         """The part of one phase; None: what the tables show."""
-        rows = tuple(row for row in self.rows if row.phase == phase)
+        return self._part([row for row in self.rows if row.phase == phase])
+
+    def _part(self, rows: Sequence[Row]) -> Plan:
+        """These rows and the trials behind them."""
         ids = {id_ for row in rows for id_ in row.trials.values()}
-        return Plan(suite=self.suite, rows=rows, trials=tuple(t for t in self.trials if t.id in ids))
+        trials = tuple(trial for trial in self.trials if trial.id in ids)
+        return Plan(suite=self.suite, rows=tuple(rows), trials=trials)
 
     def with_choices(self, chosen: Mapping[int, Candidate]) -> Plan:
-        """The plan with the trials that these candidates, one for an index of `rows`, lead to."""
+        """The plan with the final trials of what tuning has chosen; the keys are indices of `rows`."""
         rows, trials = list(self.rows), {trial.id: trial for trial in self.trials}
+        grids = self.suite.tuning.grids if self.suite.tuning else {}
         new: list[tuple[tuple[int, int], Trial]] = []
         for index, candidate in chosen.items():
-            row = rows[index]
-            assert row.tuning is not None
-            final = {seed: candidate.final[seed] for seed in row.trials}
-            grids = self.suite.tuning.grids if self.suite.tuning else {}
-            set_axes = candidate.setting.model_dump(exclude_none=True)
-            tuned = row.tuning.model_copy(
-                update={
-                    "chosen": set_axes,
-                    "edge": candidate.setting.edges({a: g for a, g in grids.items() if g and a in set_axes}),
-                }
-            )
-            rows[index] = row.model_copy(
-                update={"trials": {seed: trial.id for seed, trial in final.items()}, "tuning": tuned}
-            )
-            new += [((self.suite.seeds.index(seed), index), trial) for seed, trial in final.items()]
+            rows[index] = rows[index].tuned(candidate, grids)
+            new += [
+                ((self.suite.seeds.index(seed), index), candidate.final[seed]) for seed in rows[index].trials
+            ]
         for trial in in_order(new):
             trials.setdefault(trial.id, trial)
         return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials.values()))
@@ -161,4 +166,5 @@ class Plan(Frozen):
 
 
 def in_order(entries: Iterable[tuple[tuple[int, int], Entry]]) -> tuple[Entry, ...]:
+    """The entries sorted by their keys; those with equal keys stay in order."""
     return tuple(entry for _, entry in sorted(entries, key=lambda keyed: keyed[0]))

@@ -185,16 +185,15 @@ def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
     return norms
 
 
-class Zeroing:
-    """The backbone with the update in its weights, from which parts can be taken for a while."""
+@dataclass(frozen=True)
+class Merged:
+    """A backbone with the update in its weights, from which parts of it can be taken for a while."""
 
-    def __init__(self, adapter: Adapter, device: str) -> None:
-        self.geometry = adapter.backbone.geometry
-        self.bases: dict[Site, nn.Linear] = dict(adapter.bases)
-        self.before = {site: base.weight.data.to(device) for site, base in self.bases.items()}
-        adapter.merge()
-        adapter.backbone.module.to(device)
-        self.after = {site: base.weight.data for site, base in self.bases.items()}
+    geometry: Geometry
+    bases: Mapping[Site, nn.Linear]
+    #: The weight of every site without the update, and with it.
+    before: Mapping[Site, Tensor]
+    after: Mapping[Site, Tensor]
 
     @contextmanager
     def without(self, component: Component) -> Iterator[None]:
@@ -220,6 +219,19 @@ class Zeroing:
         else:
             mixed[rows] = self.before[site][rows]
         return mixed
+
+
+@contextmanager
+def merged(adapter: Adapter, device: str) -> Iterator[Merged]:
+    """Moves the backbone to `device`, with the update in its weights until the end of the block."""
+    before = {site: base.weight.data.to(device) for site, base in adapter.bases.items()}
+    adapter.merge()
+    try:
+        adapter.backbone.module.to(device)
+        after = {site: base.weight.data for site, base in adapter.bases.items()}
+        yield Merged(adapter.backbone.geometry, dict(adapter.bases), before, after)
+    finally:
+        adapter.unmerge()
 
 
 def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) -> Redundancy:
@@ -271,16 +283,16 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
     metric_name = trial.task.lookup().metric
     data = Resources(device).data(trial, backbone.info.input)
-    zeroing = Zeroing(adapter, device)
 
     def metric() -> float:
         return evaluate(backbone, adapter, data.validation, trial.recipe, metric_name, data.classes).metric
 
-    whole = metric()
     drops = {}
-    for part in parts:
-        with zeroing.without(part):
-            drops[part] = whole - metric()
+    with merged(adapter, device) as backbone_with_update:
+        whole = metric()
+        for part in parts:
+            with backbone_with_update.without(part):
+                drops[part] = whole - metric()
     return drops
 
 

@@ -1,76 +1,26 @@
-"""The tables of plans and results at the terminal."""
+"""The tables of results at the terminal."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from bench.plan.rows import Plan
-from bench.terminal.tables import RowTable, fitted, joined, plain_table
-from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult
-from bench.wire.words import PointState, Tag
-
-if TYPE_CHECKING:
-    from bench.store.records import Record
-    from reports.summary import Summary
-
-
-def print_plan(console: Console, plan: Plan) -> None:
-    """One table for each task and backbone."""
-    final, tuning = plan.of(None), plan.of("tuning")
-    recipes = {trial.id: trial.recipe for trial in final.trials}
-    seeds = joined(sorted({seed for row in final.rows for seed in row.trials}))
-    count = f"{len(final.trials)} trials, seeds {seeds}"
-    if tuning.trials:
-        tuned = joined(sorted({trial.seed for trial in tuning.trials}))
-        count = f"{len(tuning.trials)} tuning trials, seeds {tuned}; final seeds {seeds}"
-    console.print(f"[bold]{plan.suite.name}[/bold]: {count}")
-    for task, backbone in dict.fromkeys((row.task, row.backbone) for row in final.rows):
-        table = RowTable(f"{task} · {backbone}", ("lr",))
-        for row in final.rows:
-            if (row.task, row.backbone) == (task, backbone):
-                first = next(iter(row.trials.values()))
-                lr = f"{recipes[first].lr:g}" if first else "tuned"
-                table.add(row.budget.label if row.budget else None, row.planned().model_dump(), lr)
-        console.print(fitted(console, table.table, "% LoRA", "lr", "params"))
-    if tuning.trials:
-        console.print("The final trials are known once the tuning trials have ended.")
-    shared = sum(len(row.trials) for row in final.rows) - len(final.trials)
-    if shared and not tuning.trials:
-        console.print(f"{shared} trial(s) stand in more than one row and run once.")
-    _print_missed(console, sum(row.within is False for row in final.rows))
+from bench.store.records import Record, scores
+from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
+from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult, Tried
+from bench.wire.words import PointState, Status, Tag
+from reports.statistics import t_half
+from reports.study import Cell, Seed, grouped, lines_of
+from reports.summary import Summary
 
 
-def print_tuning(console: Console, plan: Plan) -> None:
-    """What equal tuning spent on each row, and what it chose; one table for each task and backbone."""
-    rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
-    for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
-        title = f"{task} · {backbone} · tuning on validation; ! is on the edge of its grid"
-        table = plain_table(title, "method", "budget", "trials", "seeds", "epochs", "lr", "scale", "head lr")
-        for row, tuned in rows:
-            if (row.task, row.backbone) != (task, backbone):
-                continue
-            chosen = tuned.chosen or {}
-            shown = [
-                f"{'×' * (axis == 'scale')}{chosen[axis]:g}" + " !" * (axis in tuned.edge)
-                if axis in chosen
-                else "–"
-                for axis in ("lr", "scale", "head_lr")
-            ]
-            budget = row.budget.label if row.budget else "own size"
-            spent = (str(tuned.trials), joined(tuned.seeds), str(tuned.epochs or "–"))
-            table.add_row(escape(row.method), budget, *spent, *shown)
-        console.print(table)
-
-
-def print_search(console: Console, found: SearchResult, records: Mapping[str, Record]) -> bool:
-    """The end of a search: its points, what mattered, and the final runs; whether these are complete."""
+def print_search(console: Console, found: SearchResult, records: Mapping[str, Record]) -> None:
+    """The end of a search: its points, what mattered, and the final runs."""
     states = Counter(trial.state for trial in found.trials)
     console.print(", ".join(f"{count} {state.lower()}" for state, count in states.items()) + "; the best:")
     complete = [trial for trial in found.trials if trial.state == PointState.COMPLETE]
@@ -88,28 +38,23 @@ def print_search(console: Console, found: SearchResult, records: Mapping[str, Re
         table.add_row(*cells, *rates, f"{trial.value:.4f}")
     console.print(table)
     _print_importance(console, found)
-    return _print_final(console, found, records)
+    _print_final(console, found, records)
 
 
-def print_allocation(console: Console, found: AllocationResult, records: Mapping[str, Record]) -> bool:
-    """The metric against each mode's rank, along the path, and of the final runs; whether all is complete."""
+def print_allocation(console: Console, found: AllocationResult, records: Mapping[str, Record]) -> None:
+    """The metric against each mode's rank, along the path, and of the final runs."""
     heads = (", ".join(found.modes), "params", "validation, mean ± 95% t-interval")
     table = plain_table(f"{found.method} · {found.budget}: one mode at a time", "mode", "rank", *heads)
-    whole = True
     for point in found.points:
-        text, done = _scores(point.trials, records)
-        whole &= done
-        table.add_row(point.mode, str(point.rank), joined(point.ranks), f"{point.parameters:,}", text)
+        table.add_row(point.mode, str(point.rank), *_tried(point, records))
     console.print(table)
-    table = plain_table("From isorank to the heuristic", *heads)
-    for step in found.path:
-        text, done = _scores(step.trials, records)
-        whole &= done
-        table.add_row(joined(step.ranks), f"{step.parameters:,}", text)
     if found.path:
+        table = plain_table("From isorank to the heuristic", *heads)
+        for step in found.path:
+            table.add_row(*_tried(step, records))
         console.print(table)
     _print_importance(console, found)
-    return _print_final(console, found, records) and whole
+    _print_final(console, found, records)
 
 
 def print_redundancy(console: Console, found: Redundancy) -> None:
@@ -144,63 +89,50 @@ def _print_importance(console: Console, found: Found) -> None:
     console.print(table)
 
 
-def _print_final(console: Console, found: Found, records: Mapping[str, Record]) -> bool:
-    lines = [(line, *_scores(line.trials, records)) for line in found.final]
-    if not lines:
+def _print_final(console: Console, found: Found, records: Mapping[str, Record]) -> None:
+    if not found.final:
         console.print("[red]No point finished: there is nothing to compare with the heuristic.[/red]")
-        return False
-    first = records.get(next(iter(lines[0][0].trials.values())))
+        return
+    first = records.get(next(iter(found.final[0].trials.values())))
     what = f"{first.tag(Tag.EVALUATED)} {first.tag(Tag.METRIC)}" if first else "score"
     table = plain_table(f"On fresh seeds: {what}, mean ± 95% t-interval", "", "ranks", "params", "score")
-    for line, text, _ in lines:
-        table.add_row(line.label, joined(line.ranks), f"{line.parameters:,}", text)
+    for finalist in found.final:
+        table.add_row(finalist.label, *_tried(finalist, records))
     console.print(table)
-    return all(done for _, _, done in lines)
 
 
-def _scores(trials: Mapping[int, str], records: Mapping[str, Record]) -> tuple[str, bool]:
-    """Mean and interval of the trials that finished, and whether all did."""
-    from bench.store.records import scores
-
-    found = scores(records, trials.values())
-    if not found:
-        return "[red]–[/red]", False
-    text = f"{fmean(found):.4f}"
+def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
+    """Ranks, parameters, and mean with interval of the trials that finished."""
+    found = scores(records, tried.trials.values())
+    text = f"{fmean(found):.4f}" if found else "[red]–[/red]"
     if len(found) > 1:
-        from scipy.stats import t
-
-        text += f" ± {t.ppf(0.975, len(found) - 1) * stdev(found) / len(found) ** 0.5:.4f}"
-    whole = len(found) == len(trials)
-    return text if whole else f"{text} [red]({len(found)}/{len(trials)} seeds)[/red]", whole
+        text += f" ± {float(t_half(stdev(found), len(found))):.4f}"
+    if 0 < len(found) < len(tried.trials):
+        text += f" [red]({len(found)}/{len(tried.trials)} seeds)[/red]"
+    return joined(tried.ranks), f"{tried.parameters:,}", text
 
 
 def print_summary(console: Console, summary: Summary) -> None:
     """One table for each task and backbone."""
-    lines = summary.cells.astype(object).where(summary.cells.notna(), None)
-    for (task, backbone), group in lines.groupby(["task", "backbone"], sort=False):
-        measured = group[group["finished"] > 0]
-        what = (
-            f"{measured['evaluated'].iloc[0]} {measured['metric'].iloc[0]}" if len(measured) else "no result"
-        )
-        table = RowTable(
-            f"{task} · {backbone} · {what}, mean ± standard deviation over seeds",
-            ("score", "seeds", "ms/step"),
-        )
-        for line in group.to_dict("records"):
-            step = "–" if line["step_ms"] is None else f"{line['step_ms']:.0f}"
-            table.add(line["budget"], line, _score(line), _seeds(line), step)
+    cells = lines_of(summary.cells, Cell)
+    for setting, some in grouped(cells, lambda cell: cell.setting).items():
+        measured = next((f"{cell.evaluated} {cell.metric}" for cell in some if cell.finished), "no result")
+        title = f"{setting} · {measured}, mean ± standard deviation over seeds"
+        table = RowTable(title, "score", "seeds", "ms/step")
+        for cell in some:
+            step = "–" if cell.step_ms is None else f"{cell.step_ms:.0f}"
+            table.add(cell, _score(cell), _seeds(cell), step)
         console.print(fitted(console, table.table, "ms/step", "% LoRA", "params"))
-    _print_missed(console, int(lines["within"].eq(False).sum()))
-    _print_lost(console, summary)
+    print_missed(console, sum(cell.within is False for cell in cells))
+    _print_lost(console, lines_of(summary.seeds, Seed))
     if summary.closing:
         console.print(escape(summary.closing), highlight=False)
 
 
-def _print_lost(console: Console, summary: Summary) -> None:
-    lost = summary.seeds[summary.seeds["status"] != "FINISHED"]
+def _print_lost(console: Console, seeds: Sequence[Seed]) -> None:
     # A trial of two budgets is one to run; what waits for its tuning has no trial yet.
-    lost = lost[~lost["trial_id"].duplicated() | (lost["trial_id"] == "")]
-    failed = int((lost["status"] == "FAILED").sum())
+    lost = {seed.trial_id or (seed.cell, seed.seed): seed for seed in seeds if not seed.finished}
+    failed = sum(seed.status == Status.FAILED for seed in lost.values())
     missing = len(lost) - failed
     if failed:
         console.print(
@@ -212,20 +144,12 @@ def _print_lost(console: Console, summary: Summary) -> None:
         )
 
 
-def _print_missed(console: Console, rows: int) -> None:
-    if rows:
-        console.print(
-            f"[yellow]{rows} row(s) marked ! miss their budget by more than its tolerance.[/yellow]"
-        )
-
-
-def _score(line: dict[Any, Any]) -> str:
-    if not line["finished"]:
+def _score(cell: Cell) -> str:
+    if cell.mean is None:
         return "–"
-    spread = "" if line["sd"] is None else f" ± {line['sd']:.4f}"
-    return f"{line['mean']:.4f}{spread}"
+    return f"{cell.mean:.4f}" + ("" if cell.sd is None else f" ± {cell.sd:.4f}")
 
 
-def _seeds(line: dict[Any, Any]) -> str:
-    count = f"{line['finished']}/{line['seeds']}"
-    return f"[red]{count} ({line['failures']})[/red]" if line["failed"] else count
+def _seeds(cell: Cell) -> str:
+    count = f"{cell.finished}/{cell.seeds}"
+    return f"[red]{count} ({cell.failures})[/red]" if cell.failed else count

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+
+from bench.wire.plan import PlannedRow
+
+if TYPE_CHECKING:
+    from reports.study import Cell
+
+
+def plain_table(
+    title: str,
+    *headings: str,
+    texts: Collection[str] = ("mode",),
+    whole: Collection[str] = (),
+    folded: Collection[str] = (),
+) -> Table:
+    """A table with these columns: the first and those in `texts` hold text, the others numbers.
+
+    On a narrow terminal the cells of the columns in `whole` stay on one line, and those in `folded` go on in
+    the next one rather than being cut.
+    """
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(
+            escape(heading),
+            justify="left" if heading in (headings[0], *texts) else "right",
+            no_wrap=heading in whole,
+            overflow="fold" if heading in folded else "ellipsis",
+        )
+    return table
 
 
 def fitted(console: Console, table: Table, *spare: str) -> Table:
@@ -19,43 +48,42 @@ def fitted(console: Console, table: Table, *spare: str) -> Table:
         if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
             break
         kept = [column for column in table.columns if column.header != heading]
+        table = copy(table)
         table.columns = [replace(column, _index=index) for index, column in enumerate(kept)]
-    return table
-
-
-def plain_table(title: str, *headings: str, texts: Collection[str] = ("mode",)) -> Table:
-    """A table with these columns: the first and those in `texts` hold text, the others numbers."""
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in (headings[0], *texts) else "right")
     return table
 
 
 class RowTable:
     """Rows of a plan or a summary, with a heading wherever the budget changes."""
 
-    def __init__(self, title: str, measured: tuple[str, ...]) -> None:
-        self.table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        self.table.add_column("method", min_width=15)
-        self.table.add_column("ranks", no_wrap=True)
-        for heading in ("params", "% LoRA", "budget", *measured):
-            # A seed's failures are words, which may go on in the next line.
-            self.table.add_column(heading, justify="right", no_wrap=heading != "seeds")
+    def __init__(self, title: str, *measured: str) -> None:
+        numbers = ("params", "% LoRA", "budget", *measured)
+        # A seed's failures are words, which may go on in the next line.
+        whole = [heading for heading in ("ranks", *numbers) if heading != "seeds"]
+        self.table = plain_table(title, "method", "ranks", *numbers, texts=("ranks",), whole=whole)
+        self.table.columns[0].min_width = 15
         self._block: str | None = ""
 
-    def add(self, budget: str | None, row: dict[Any, Any], *measured: str) -> None:
-        if budget != self._block:
-            self.table.add_row(f"[bold]{budget or 'own size'}[/bold]")
-            self._block = budget
-        ranks = row["ranks"] if isinstance(row["ranks"], str) else joined(row["ranks"])
-        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.3f}" + " !" * (row["within"] is False)
+    def add(self, row: PlannedRow | Cell, *measured: str) -> None:
+        if row.budget != self._block:
+            self.table.add_row(f"[bold]{row.budget or 'own size'}[/bold]")
+            self._block = row.budget
+        ranks = row.ranks if isinstance(row.ranks, str) else joined(row.ranks)
+        ratio = "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False)
         self.table.add_row(
-            escape(row["method"]),
+            escape(row.method),
             ranks or "–",
-            f"{row['parameters']:,}",
-            f"{row['percent_of_lora']:.2f}",
+            f"{row.parameters:,}",
+            f"{row.percent_of_lora:.2f}",
             ratio,
             *measured,
+        )
+
+
+def print_missed(console: Console, rows: int) -> None:
+    if rows:
+        console.print(
+            f"[yellow]{rows} row(s) marked ! miss their budget by more than its tolerance.[/yellow]"
         )
 
 

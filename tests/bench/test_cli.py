@@ -19,7 +19,8 @@ from rich.table import Table
 from bench.backbones import BACKBONES
 from bench.store.store import Store
 from bench.tasks import TASKS
-from bench.terminal.results import print_allocation, print_plan
+from bench.terminal.plans import print_plan
+from bench.terminal.results import print_allocation
 from bench.terminal.tables import fitted
 from bench.wire.found import AllocationResult, Tried
 from methods.tenslora import VARIANTS

@@ -23,10 +23,10 @@ from .held import await_held, let_all_through, started
 from .toy_runs import Ran, executed
 from .toy_suites import plan, write
 
+pytestmark = pytest.mark.processes
+
 Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
-
-pytestmark = pytest.mark.processes
 
 METHODS: list[Any] = ["lora", "head_only", {"method": "tenslora", "variant": "att"}]
 

@@ -1,92 +1,22 @@
-"""One store for all tests of reports: three settings, seven methods, two budgets, five seeds, some losses."""
+"""One store and one report for all tests that only read."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from bench.plan.make import make_plan
-from bench.plan.rows import Plan, Row
-from bench.plan.trial import Trial
-from bench.suite.suite import Suite
-from methods.validation import validate
 from reports.analysis import Analysis, analyse
-from reports.reading import Study, read
+from reports.reading import read
 from reports.report import write_report
+from reports.study import Study
 
-from ..stored import Result, write
-
-NAME = "rich"
-EXAMPLES = 200
-
-RICH: dict[str, Any] = {
-    "name": NAME,
-    "backbones": ["tiny-random-bert", "tiny-random-vit"],
-    "tasks": ["movie-sentiment", "digits", "textile"],
-    "methods": [
-        "head_only",
-        {"method": "full", "training": {"lr": 1e-4}},
-        "lora",
-        {"method": "tenslora", "each": {"variant": ["att", "qkv", "depth"]}},
-        "lotr",
-    ],
-    "budgets": [{"isorank": 2}, {"isoparameters": 2, "tolerance": 0.2}],
-    "seeds": [0, 1, 2, 3, 4],
-    "closing": "Made up, [all] of it.",
-}
-
-#: How many of the examples each method answers rightly beyond LoRA.
-EDGE = {
-    "head only": -40,
-    "full fine-tuning": 16,
-    "LoRA": 0,
-    "TensLoRA att": 8,
-    "TensLoRA qkv": -1,
-    "TensLoRA depth": -9,
-    "LoTR": 2,
-}
-#: Title and budget, task, seed -> how it ended.
-LOST = {
-    ("TensLoRA depth", "isoparameters 2", "digits", 3): "diverged",
-    ("LoTR", "isorank 2", "movie-sentiment", 4): "missing",
-}
-BASE = {"movie-sentiment": 150, "digits": 170, "textile": 120}
-
-
-def plan_of(**changes: Any) -> Plan:
-    return make_plan(validate(Suite, {**RICH, **changes}, "suite"))
-
-
-def result(trial: Trial, row: Row) -> Result | None:
-    """Made up from the trial alone: the base of its task, its method's edge, and noise that a seed shares."""
-    lost = LOST.get((row.title, row.budget.label if row.budget else "", row.task, trial.seed))
-    if lost == "missing":
-        return None
-    own = random.Random(f"{row.title} {row.task} {trial.seed}")
-    right = BASE[row.task] + EDGE[row.title] + 3 * (trial.seed - 2) + own.choice([-1, 0, 1])
-    labels = np.arange(EXAMPLES) % 2
-    answers = labels.copy()
-    wrong = random.Random(f"{row.task} {trial.seed}").sample(range(EXAMPLES), EXAMPLES - right)
-    answers[wrong] = 1 - answers[wrong]
-    score = right / EXAMPLES
-    return Result(
-        score=score,
-        failure=lost or "",
-        labels=labels,
-        answers=answers,
-        validation=[score - 0.1 / epoch for epoch in range(1, 7)],
-        step_ms=10 + own.random() + 2 * ("TensLoRA" in row.title),
-        peak_mib=100 + 5 * own.random(),
-    )
+from ..stored import write
+from .made_up import NAME, NewStore, plan_of, result, store
 
 
 @pytest.fixture(scope="session")
-def rich(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> str:
+def rich(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     """URI of the store; read only."""
     uri = new_store(tmp_path_factory.mktemp("rich"))
     write(uri, plan_of(), result)
@@ -109,3 +39,9 @@ def written(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def analysis(study: Study) -> Analysis:
     return analyse(study)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+    """URI of a store with `SMALL`; read only."""
+    return store(tmp_path_factory.mktemp("small"), new_store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,7 @@ from reports.reading import Study, read
 from reports.report import write_report
 
 from ..stored import Result, write
-from .conftest import plan_of
-from .test_report import SMALL
+from .made_up import SMALL, NewStore, plan_of
 
 MODES = ("input", "head size", "heads")
 IMPORTANCE = {"fanova": {"input": 0.7, "head size": 0.2, "heads": 0.1}}
@@ -96,7 +94,7 @@ def redundancy(record: Record) -> Redundancy:
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> str:
+def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     """A suite of two seeds with a search, an allocation and a redundancy analysis of its own trials."""
     made = new_store(tmp_path_factory.mktemp("ablation"))
     plan = plan_of(**SMALL)
@@ -134,7 +132,7 @@ def test_scores_come_from_the_trials_and_their_runs_are_named(study: Study) -> N
     (final,) = search.final
     assert final.value == pytest.approx(0.65)
     assert final.sd == pytest.approx(0.1 / 2**0.5)
-    assert set(final.runs) <= {record.run_id for record in study.sources[0].records.values()}
+    assert set(final.runs) <= {record.run_id for record in study.experiments[0].records.values()}
     assert [entry.label for entry in allocation.tried] == [
         "input 2",
         "heads 3",
@@ -164,7 +162,7 @@ def test_the_same_ranks_under_several_labels_count_once_in_the_mean_at_a_rank() 
         ablation.Scored("best", [2, 3], 10, 0.9, None, []),
     ]
     head = {"name": "n", "run_id": "", "method": "", "task": "", "backbone": "", "budget": ""}
-    found = ablation.Ablation(kind="allocation", **head, modes=["input", "heads"], tried=tried)
+    found = ablation.StoredAblation(kind="allocation", **head, modes=["input", "heads"], tried=tried)
     (drawn,) = figures.ablation(0, found)
     (line,) = drawn.figure.axes[0].lines
     assert list(line.get_xydata()[0]) == pytest.approx([2, 70])
@@ -180,7 +178,7 @@ def test_the_page_shows_them_with_names_escaped(uri: str, tmp_path: Path) -> Non
     assert [found["kind"] for found in content["ablations"]] == ["search", "allocation", "redundancy"]
 
 
-def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+def test_an_artifact_of_another_form_is_named(tmp_path: Path, new_store: NewStore) -> None:
     class Half(Wired):
         name: str
 

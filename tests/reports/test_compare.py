@@ -18,10 +18,7 @@ from methods import UserError
 from reports.compare import Comparison, Move, compare
 
 from ..stored import Result, write
-from .conftest import plan_of, result
-from .test_report import SMALL
-
-Call = Callable[..., Any]
+from .made_up import SMALL, Call, NewStore, plan_of, result
 
 FIVE = SMALL | {"seeds": [0, 1, 2, 3, 4], "training": {"lr": 1e-3}}
 
@@ -38,9 +35,10 @@ def shifted(by: float) -> Callable[[Trial, Row], Result | None]:
     return told
 
 
-@pytest.fixture
-def uri(tmp_path: Path, new_store: Callable[[Path], str]) -> str:
-    made = new_store(tmp_path)
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+    """Two experiments of five seeds; read only."""
+    made = new_store(tmp_path_factory.mktemp("compare"))
     write(made, plan_of(**FIVE | {"name": "before"}), result)
     more = {"name": "after", "training": {"lr": 2e-3}, "methods": [*FIVE["methods"], "lotr"]}
     write(made, plan_of(**FIVE | more), shifted(0.05))
@@ -85,7 +83,7 @@ def test_what_changed_and_what_only_one_has_is_named(uri: str) -> None:
     assert found.only == ([], ["LoTR · isorank 2 · digits · tiny-random-vit"])
 
 
-def test_other_seeds_are_compared_without_pairs(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+def test_other_seeds_are_compared_without_pairs(tmp_path: Path, new_store: NewStore) -> None:
     made = new_store(tmp_path)
     write(made, plan_of(**FIVE | {"name": "before"}), result)
     write(made, plan_of(**FIVE | {"name": "after", "seeds": [5, 6, 7]}), shifted(0.0))
@@ -94,7 +92,7 @@ def test_other_seeds_are_compared_without_pairs(tmp_path: Path, new_store: Calla
     assert lora.p is not None
 
 
-def test_too_few_seeds_and_the_same_trials_are_said(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+def test_too_few_seeds_and_the_same_trials_are_said(tmp_path: Path, new_store: NewStore) -> None:
     made = new_store(tmp_path)
     write(made, plan_of(**SMALL | {"name": "a", "seeds": [0]}), result)
     write(made, plan_of(**SMALL | {"name": "b", "seeds": [0]}), result)
@@ -107,7 +105,7 @@ def test_too_few_seeds_and_the_same_trials_are_said(tmp_path: Path, new_store: C
     ("by", "verdict", "interval"), [(0.0, "within noise", (0.0, 0.0)), (0.05, "too little data", None)]
 )
 def test_differences_without_spread_tell_nothing_of_noise(
-    by: float, verdict: str, interval: Any, tmp_path: Path, new_store: Callable[[Path], str]
+    by: float, verdict: str, interval: Any, tmp_path: Path, new_store: NewStore
 ) -> None:
     def told(trial: Trial, row: Row) -> Result | None:
         made = result(trial, row)
@@ -132,7 +130,7 @@ def test_the_command_shows_it_and_speaks_json(call: Call, uri: str) -> None:
 
 
 def test_without_common_cells_nothing_is_said_to_be_equal(
-    call: Call, tmp_path: Path, new_store: Callable[[Path], str]
+    call: Call, tmp_path: Path, new_store: NewStore
 ) -> None:
     made = new_store(tmp_path)
     for name, method in (("a", "lora"), ("b", "lotr"), ("c", "lora")):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from reports.analysis import Analysis
 from reports.report import write_report
 
 from ..stored import Result
-from .test_report import store
+from .made_up import NewStore, store
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -164,7 +164,7 @@ def test_every_seed_has_a_dot_on_demand(shown: webdriver.Chrome, analysis: Analy
 
 
 def test_dots_of_equal_seeds_do_not_hide_one_another(
-    browser: webdriver.Chrome, tmp_path: Path, new_store: Callable[[Path], str]
+    browser: webdriver.Chrome, tmp_path: Path, new_store: NewStore
 ) -> None:
     uri = store(tmp_path, new_store, told=lambda *_: Result(score=0.5))
     write_report(uri, ["small"], tmp_path / "out", ["html"])

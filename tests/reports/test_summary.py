@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from bench.wire.trial import failed
 from bench.wire.words import Status
 from methods.validation import validate
 from reports.summary import Summary, summarise
+
+from .made_up import NewStore
 
 SEEDS = (0, 1, 2)
 
@@ -45,7 +46,7 @@ SUITE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Summary:
+def summary(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Summary:
     plan = make_plan(validate(Suite, SUITE, "suite"))
     store = Store.create(new_store(tmp_path_factory.mktemp("summary")), "toy")
     store.end(store.begin_suite(plan), Status.FINISHED)
@@ -143,9 +144,7 @@ def test_a_narrow_terminal_shows_names_and_scores_whole(summary: Summary) -> Non
         assert text in shown.getvalue()
 
 
-def test_what_two_budgets_share_and_never_ran_is_missing_once(
-    tmp_path: Path, new_store: Callable[[Path], str]
-) -> None:
+def test_what_two_budgets_share_and_never_ran_is_missing_once(tmp_path: Path, new_store: NewStore) -> None:
     budgets = [{"isorank": 2}, {"isoparameters": 2}]
     plan = make_plan(validate(Suite, {**SUITE, "methods": ["lora"], "budgets": budgets}, "suite"))
     store = Store.create(new_store(tmp_path), "toy")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,7 @@ from reports.report import write_report
 
 from ..bench import toy_suites
 from ..stored import Result, write
-from .conftest import plan_of, result
-from .test_report import SMALL
-
-Call = Callable[..., Any]
-NewStore = Callable[[Path], str]
+from .made_up import SMALL, Call, NewStore, plan_of, result
 
 TUNED = SMALL | {
     "name": "tuned",

@@ -293,6 +293,8 @@ def test_cores_are_divided_among_workers() -> None:
     assert local_slots("cpu", 1, None) == [("cpu/0", "cpu", cores)]
     assert [slot[2] for slot in local_slots("cpu", 2 * cores, None)] == [1] * 2 * cores
     assert local_slots("cuda:1", None, 2)[1][:2] == ("cuda:1/1", "cuda:1")
+    with pytest.raises(UserError, match="--workers 3: there are 2 slots on 1 GPU"):
+        local_slots("cuda:0", 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,6 @@ def test_cores_are_divided_among_workers() -> None:
         ),
         ({"kind": "local", "slots_per_device": 2}, "--slots-per-device is for GPUs; on CPUs use --workers"),
         ({"kind": "local", "ray_address": "auto"}, "--ray-address goes with --executor ray"),
-        ({"kind": "local", "device": "cuda:0", "workers": 3, "slots_per_device": 2}, "2 slots on 1 GPU"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:

@@ -14,10 +14,12 @@ import pytest
 from bench.execution.driver import execute
 from bench.execution.session import session
 from bench.store.store import Store
+from bench.wire.words import Kind, Status
 
 from ...stress import scenarios
 from ...stress.services import Postgres, postgres_programs
 from ..held import await_held, let_all_through, started
+from ..toy_runs import SHORT, executed
 from ..toy_suites import DIGITS, plan, write
 
 pytestmark = pytest.mark.processes
@@ -51,6 +53,23 @@ POSTGRES = pytest.mark.skipif(
 def test_two_drivers_outlast_an_outage_of_the_server_over_postgresql(folder: Path) -> None:
     report = scenarios.outage(folder, trials=6, steps=20, seconds=0, both=False, options=())
     assert sum(report["by driver"]) == 6
+
+
+@pytest.mark.postgres
+@POSTGRES
+def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_gives(folder: Path) -> None:
+    database = Postgres(folder / "postgres")
+    try:
+        made = plan(methods=["head_only", "lora"], training=SHORT)
+        store = Store.create(database.uri, "toy")
+        assert [event.kind for event in executed(store, made)] == ["finished", "finished"]
+        for kind in Kind:
+            assert store.records(kind) == store._find(kind)
+        assert {record.status for record in store.records()} == {Status.FINISHED}
+        assert store.plan() == made.stored()
+        assert not store.client.search_registered_models()
+    finally:
+        database.stop()
 
 
 @pytest.mark.postgres
@@ -93,9 +112,8 @@ def test_ray_prepares_again_where_idle_actors_hold_every_slot(folder: Path) -> N
     """As between the phases of a tuned suite, and between the points of a search."""
     from bench.execution.ray import RayCluster
 
-    steps = {"batch_size": 16, "steps": 1}
     first, more = (
-        plan(methods=["head_only"], tasks=[{**DIGITS, "test_size": size}], training=steps)
+        plan(methods=["head_only"], tasks=[{**DIGITS, "test_size": size}], training=SHORT)
         for size in (40, 41)
     )
     kinds = []

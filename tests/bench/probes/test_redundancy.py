@@ -18,11 +18,11 @@ from bench.probes.redundancy import (
     ATTENTION,
     MODES,
     Component,
-    Zeroing,
     analyse,
     components,
     effective_rank,
     held_rank,
+    merged,
     spectrum,
     squared_norms,
 )
@@ -105,30 +105,34 @@ def test_effective_ranks() -> None:
     assert held_rank([0.0]) == 0
 
 
-def test_zeroing_takes_a_part_from_the_weights_and_gives_it_back() -> None:
+def test_a_part_is_taken_from_the_weights_and_given_back() -> None:
     adapter = attached(METHODS[0])
     deltas = {site: delta.detach().clone() for site, delta in adapter.deltas()}
-    zeroing = Zeroing(adapter, "cpu")
+    plain = {site: base.weight.detach().clone() for site, base in adapter.bases.items()}
     size = SMALL.head_size
 
     def difference(site: Site) -> Tensor:
-        return zeroing.bases[site].weight.data - zeroing.before[site]
+        return adapter.bases[site].weight.data - plain[site]
 
-    for site, delta in deltas.items():
-        assert torch.allclose(difference(site), delta.to(difference(site).dtype), atol=1e-6)
-    with zeroing.without(Component(layer=1)):
-        assert not difference(Site(1, "query")).any()
-        assert difference(Site(0, "query")).any()
-    with zeroing.without(Component(projection="fc1")):
-        assert not difference(Site(2, "fc1")).any()
-        assert difference(Site(2, "fc2")).any()
-    with zeroing.without(Component(head=1)):
-        assert not difference(Site(0, "key"))[size:].any()
-        assert difference(Site(0, "key"))[:size].any()
-        assert not difference(Site(0, "output"))[:, size:].any()
-        assert difference(Site(0, "fc1")).any()
-    for site, delta in deltas.items():
-        assert torch.allclose(difference(site), delta.to(difference(site).dtype), atol=1e-6)
+    def whole() -> bool:
+        return all(torch.allclose(difference(site), delta, atol=1e-6) for site, delta in deltas.items())
+
+    with merged(adapter, "cpu") as backbone:
+        assert whole()
+        with backbone.without(Component(layer=1)):
+            assert not difference(Site(1, "query")).any()
+            assert difference(Site(0, "query")).any()
+        with backbone.without(Component(projection="fc1")):
+            assert not difference(Site(2, "fc1")).any()
+            assert difference(Site(2, "fc2")).any()
+        with backbone.without(Component(head=1)):
+            assert not difference(Site(0, "key"))[size:].any()
+            assert difference(Site(0, "key"))[:size].any()
+            assert not difference(Site(0, "output"))[:, size:].any()
+            assert difference(Site(0, "fc1")).any()
+        assert whole()
+    assert not adapter.merged
+    assert not any(difference(site).any() for site in deltas)
 
 
 def test_an_adapter_without_attention_or_factors_is_refused() -> None:

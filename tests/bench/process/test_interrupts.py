@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 CLOSING = """
 import time
 from bench.process import interrupts

@@ -350,7 +350,11 @@ def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=60) for process in both]
+    try:
+        said = [process.communicate() for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0][0] == said[1][0]
     assert len(log.read_text().splitlines()) == 1

@@ -81,6 +81,17 @@ def test_a_claim_holds_against_others_and_again_for_its_driver(store: Store) -> 
     assert take(other, "u")
 
 
+def test_claims_on_several_pages_are_all_known_and_settled(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "PAGE", 1)
+    one = opened(store)
+    assert all(take(one, trial) for trial in ("a", "ab", "b"))
+    assert one.taken() == dict.fromkeys(("a", "ab", "b"), (1, one.driver))
+    one.settle("a")
+    assert set(one.taken()) == {"ab", "b"}
+
+
 def test_a_claim_that_is_settled_in_the_moment_it_is_contested_is_not_taken(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,57 @@
+"""The tables of plans at the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from bench.plan.rows import Plan
+from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """One table for each task and backbone."""
+    final, tuning = plan.of(None), plan.of("tuning")
+    recipes = {trial.id: trial.recipe for trial in final.trials}
+    seeds = joined(sorted({seed for row in final.rows for seed in row.trials}))
+    count = f"{len(final.trials)} trials, seeds {seeds}"
+    if tuning.trials:
+        tuned = joined(sorted({trial.seed for trial in tuning.trials}))
+        count = f"{len(tuning.trials)} tuning trials, seeds {tuned}; final seeds {seeds}"
+    console.print(f"[bold]{plan.suite.name}[/bold]: {count}")
+    for task, backbone in dict.fromkeys((row.task, row.backbone) for row in final.rows):
+        table = RowTable(f"{task} · {backbone}", "lr")
+        for row in final.rows:
+            if (row.task, row.backbone) == (task, backbone):
+                first = next(iter(row.trials.values()))
+                lr = f"{recipes[first].lr:g}" if first else "tuned"
+                table.add(row.planned(), lr)
+        console.print(fitted(console, table.table, "% LoRA", "lr", "params"))
+    if tuning.trials:
+        console.print("The final trials are known once the tuning trials have ended.")
+    shared = sum(len(row.trials) for row in final.rows) - len(final.trials)
+    if shared and not tuning.trials:
+        console.print(f"{shared} trial(s) stand in more than one row and run once.")
+    print_missed(console, sum(row.within is False for row in final.rows))
+
+
+def print_tuning(console: Console, plan: Plan) -> None:
+    """What equal tuning spent on each row, and what it chose; one table for each task and backbone."""
+    rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
+    for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
+        title = f"{task} · {backbone} · tuning on validation; ! is on the edge of its grid"
+        table = plain_table(title, "method", "budget", "trials", "seeds", "epochs", "lr", "scale", "head lr")
+        for row, tuned in rows:
+            if (row.task, row.backbone) != (task, backbone):
+                continue
+            chosen = tuned.chosen or {}
+            shown = [
+                f"{'×' * (axis == 'scale')}{chosen[axis]:g}" + " !" * (axis in tuned.edge)
+                if axis in chosen
+                else "–"
+                for axis in ("lr", "scale", "head_lr")
+            ]
+            budget = row.budget.label if row.budget else "own size"
+            spent = (str(tuned.trials), joined(tuned.seeds), str(tuned.epochs or "–"))
+            table.add_row(escape(row.method), budget, *spent, *shown)
+        console.print(table)

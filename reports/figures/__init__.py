@@ -1,0 +1,30 @@
+"""The figures of a report. Each function returns None where there is nothing to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reports.analysis import Analysis
+from reports.curves import Curve
+from reports.drawing import Drawn, Looks, styled
+from reports.figures.ablations import ablation as ablation
+from reports.figures.blocks import better, differences, normalised, ranks
+from reports.figures.cost import COSTS, score_against
+from reports.figures.training import training
+
+
+def draw(analysis: Analysis, curves: Sequence[Curve] = ()) -> list[Drawn]:
+    """All figures that this study has something for."""
+    study = analysis.study
+    looks = Looks(cell.family for cell in study.all_cells)
+    with styled():
+        drawn = [score_against(study, cost, looks) for cost in COSTS]
+        for number, block in enumerate(analysis.blocks):
+            drawn += [
+                differences(block, number, analysis.threshold, looks),
+                ranks(study, block, number, looks),
+                better(block, number),
+                normalised(study, block, number, looks),
+            ]
+        drawn.append(training(curves, looks))
+    return [figure for figure in drawn if figure is not None]

@@ -1,0 +1,271 @@
+"""What a report is made from: experiments, the cells of their tables, and the seeds behind each cell.
+
+A cell is one method under one budget on one task and backbone, over seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from bench.store.records import Record
+from bench.store.store import Store
+from bench.wire.plan import PlannedRow, PlannedTrial, Tuned
+from bench.wire.words import Status
+from reports.statistics import Array
+
+#: The budget of cells whose method has a size of its own.
+OWN_SIZE = "own size"
+
+#: The registered names of the methods that others are measured by: what they are compared with, and what a
+#: normalised score is 0 and 1 at.
+REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
+
+#: The column that the index of `Study.cells` becomes in a record of it.
+NUMBER = "number"
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
+
+
+class TaskAndBackbone(NamedTuple):
+    """What reports call a setting: methods are compared within it, and over several of them."""
+
+    task: str
+    backbone: str
+
+    def __str__(self) -> str:
+        return f"{self.task} · {self.backbone}"
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A planned seed of a cell, with the run behind it. The fields are the columns of `Study.seeds`.
+
+    A number that is not known is None here, and NaN in the frame.
+    """
+
+    #: The number of its cell: the index of `Study.cells`.
+    cell: int
+    #: Where its run is stored; the experiment of its cell, unless only another one has the run.
+    experiment: str
+    seed: int
+    #: Empty while the row waits for its tuning.
+    trial_id: str
+    #: MLflow's id of the run; empty where the trial never started.
+    run_id: str
+    #: One of the words of `bench.wire.words.Status`: FINISHED, FAILED, MISSING, …
+    status: str
+    #: Why it failed, in a word or two, and in full. Empty unless it did.
+    failure: str
+    message: str
+    #: By the cell's metric on the evaluated split, as stored: an accuracy is in [0, 1]. Only what has
+    #: finished has a score.
+    score: float | None
+    #: Mean loss on the evaluated split.
+    loss: float | None
+    #: The validation score of the epoch that was selected, by the same metric, and that epoch.
+    validation: float | None
+    selected_epoch: float | None
+    #: Training steps.
+    steps: float | None
+    #: Median time of a training step, in milliseconds.
+    step_ms: float | None
+    #: Peak memory, in MiB.
+    peak_mib: float | None
+    #: Time of the whole trial, in seconds.
+    seconds: float | None
+
+    @property
+    def finished(self) -> bool:
+        return self.status == Status.FINISHED
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """What is known of a cell before any of its seeds has run."""
+
+    experiment: str
+    task: str
+    backbone: str
+    #: As the suite calls it: isorank 4, say; or `OWN_SIZE`.
+    budget: str
+    #: As tables call it; two methods of one task, backbone and budget have two names.
+    method: str
+    #: The method's name without what sets it apart from others of its kind.
+    title: str
+    #: The name under which the method is registered.
+    family: str
+    #: In the order of the method's modes, separated by commas.
+    ranks: str
+    #: Adapter parameters, head excluded.
+    parameters: int
+    #: The parameters that the budget asks for; None where it sets the ranks instead.
+    asked: float | None
+    #: Parameters over what is asked for, and whether that is within the budget's tolerance.
+    ratio: float | None
+    within: bool | None
+    #: Share of the parameters of LoRA at rank 4, in percent.
+    percent_of_lora: float
+    #: What was spent on choosing rates and scale, and what was chosen; None where nothing is tuned.
+    tuning: Tuned | None
+    #: The metric of the scores and the split that they are of; empty while no seed has finished.
+    metric: str
+    evaluated: str
+
+    @property
+    def setting(self) -> TaskAndBackbone:
+        return TaskAndBackbone(self.task, self.backbone)
+
+
+@dataclass(frozen=True)
+class Cell(PlannedCell):
+    """A cell with what its seeds gave. The fields are the columns of `Study.cells`, but for its number, which
+    is the index there.
+
+    A number that is not known is None here, and NaN in the frame. Seeds that failed or are missing are
+    counted, and in no mean.
+    """
+
+    number: int
+    #: How many seeds are planned, have finished and have failed.
+    seeds: int
+    finished: int
+    failed: int
+    #: The kinds of failures, separated by commas.
+    failures: str
+    #: How many seeds have neither finished nor failed.
+    missing: int
+    #: Whether every seed has finished.
+    complete: bool
+    #: Mean and standard deviation (n − 1) of the scores, in their units.
+    mean: float | None
+    sd: float | None
+    #: Mean of the seeds' validation scores.
+    validation: float | None
+    #: The median of the seeds' step times, in milliseconds.
+    step_ms: float | None
+    #: The largest of the seeds' peaks of memory, in MiB.
+    peak_mib: float | None
+    #: Time of all finished seeds together, in seconds.
+    seconds: float | None
+    #: Student's 95% interval of the mean, from two finished seeds on.
+    low: float | None
+    high: float | None
+
+
+Line = TypeVar("Line", Cell, Seed)
+
+
+def lines_of(frame: pd.DataFrame, form: type[Line]) -> tuple[Line, ...]:
+    """The rows of `Study.cells`, `Study.seeds` or a part of one as typed records."""
+    columns = [column.name for column in fields(form)]
+    rows = frame.reset_index(names=NUMBER)[columns].itertuples(index=False, name=None)
+    return tuple(form(*map(_known, row)) for row in rows)
+
+
+def _known(value: Any) -> Any:
+    """The value, or None for a number that is not there."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A suite's plan with what is stored of it."""
+
+    store: Store
+    name: str
+    closing: str
+    #: The run that holds its plan.
+    run_id: str
+    rows: tuple[PlannedRow, ...] = field(repr=False)
+    #: Resolved trials by id, as the plan has them. A row that waits for its tuning has none yet.
+    trials: dict[str, PlannedTrial] = field(repr=False)
+    #: The run that counts of every stored trial, those of tuning and search included.
+    records: dict[str, Record] = field(repr=False)
+    #: Finished runs that do not count, because an earlier one of the same trial does.
+    duplicates: int
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    @property
+    def tuned(self) -> bool:
+        return any(row.tuning for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The results of one or more experiments: what all figures and tables of a report are made from.
+
+    `cells` is a data frame with a row a cell, and `seeds` one with a row a planned seed, whose column `cell`
+    is the index of `cells`. `Cell` and `Seed` say what their columns are, with units; `all_cells` and
+    `all_seeds` are the same rows as typed records.
+    """
+
+    experiments: tuple[Experiment, ...]
+    cells: pd.DataFrame
+    seeds: pd.DataFrame
+    #: What whoever reads the results must know.
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return ", ".join(experiment.name for experiment in self.experiments)
+
+    @cached_property
+    def all_cells(self) -> tuple[Cell, ...]:
+        """By number: the first is cell 0."""
+        return lines_of(self.cells, Cell)
+
+    @cached_property
+    def all_seeds(self) -> tuple[Seed, ...]:
+        return lines_of(self.seeds, Seed)
+
+    @cached_property
+    def _finished(self) -> dict[int, list[Seed]]:
+        return grouped((seed for seed in self.all_seeds if seed.finished), lambda seed: seed.cell)
+
+    @cached_property
+    def _scores(self) -> dict[int, dict[int, float]]:
+        return {
+            cell: {seed.seed: seed.score for seed in seeds if seed.score is not None}
+            for cell, seeds in self._finished.items()
+        }
+
+    def finished(self, cell: int) -> Sequence[Seed]:
+        """The finished seeds of a cell."""
+        return self._finished.get(cell, [])
+
+    def scores(self, cells: Sequence[int]) -> tuple[list[int], Array]:
+        """The seeds that have finished in all these cells, and their scores (cells, seeds)."""
+        found = [self._scores.get(cell, {}) for cell in cells]
+        common = sorted(set.intersection(*map(set, found)))
+        return common, np.array([[scores[seed] for seed in common] for scores in found], dtype=float)
+
+    def experiment(self, name: str) -> Experiment:
+        return next(experiment for experiment in self.experiments if experiment.name == name)
+
+
+def block_order(budget: str) -> int:
+    """Isorank first, then isoparameters, then other budgets, then what has its own size."""
+    for place, start in enumerate(("isorank", "isoparameters")):
+        if budget.startswith(start):
+            return place
+    return 3 if budget == OWN_SIZE else 2
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items that share a key, wherever they stand, in the order in which the keys first come."""
+    groups: defaultdict[Key, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return dict(groups)

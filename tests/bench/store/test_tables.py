@@ -1,0 +1,106 @@
+"""Records read from MLflow's tables: those that its client gives, also where the tables are other ones."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow.store.tracking.dbmodels import models
+from sqlalchemy import create_engine
+
+from bench.store import runs, tables
+from bench.store.connect import StoreError
+from bench.store.records import Record
+from bench.store.store import Store
+from bench.store.tables import read_tables
+from bench.store.writer import TrialRun, begin_trial
+from bench.wire.trial import Progress, failed
+from bench.wire.words import Kind
+
+from ..toy_suites import plan
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Store:
+    """One with a suite's run, and trials that run, failed and were deleted."""
+    opened = Store.create(new_store(tmp_path_factory.mktemp("tables")), "toy")
+    made = plan(methods=["lora", "head_only"])
+
+    def begin(index: int) -> TrialRun:
+        rows = [row for row in made.rows if made.trials[index].id in row.trials.values()]
+        return begin_trial(opened, made.trials[index], rows, "accuracy", "no-suite-run", {})
+
+    opened.begin_suite(made)
+    begin(0).progress(Progress(1, 1, 1, [(1, 0.5)], 0.25, float("nan")))
+    begin(1).end(failed("error", "it broke", "trace"))
+    begin(1)
+    opened.client.delete_run(begin(0).run_id)
+    return opened
+
+
+def shown(records: list[Record]) -> list[str]:
+    """As texts, since a number that is none differs from itself."""
+    return [str(asdict(record)) for record in records]
+
+
+def of_the_client(store: Store, kind: Kind) -> list[str]:
+    return shown(store._find(kind))
+
+
+def test_they_are_those_that_the_client_gives(store: Store) -> None:
+    for kind in Kind:
+        found = read_tables(store.uri, store.experiment_id, kind)
+        assert found is not None
+        assert shown(found) == of_the_client(store, kind)
+    assert [record.status for record in store.records()] == ["RUNNING", "FAILED", "RUNNING"]
+    assert len(store.records(Kind.SUITE)) == 1
+
+
+def test_where_the_client_answers_in_pages_all_of_them_are_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = of_the_client(store, Kind.TRIAL)
+    monkeypatch.setattr(runs, "PAGE", 1)
+    assert of_the_client(store, Kind.TRIAL) == whole
+
+
+@pytest.mark.parametrize("changed", ["gone", "without a column"])
+def test_where_mlflow_has_other_tables_the_client_is_asked(
+    store: Store, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    whole = shown(store.records())
+    if changed == "gone":
+        monkeypatch.delattr(models, "SqlLatestMetric")
+    else:
+        columns = SimpleNamespace(run_uuid=models.SqlRun.run_uuid)
+        monkeypatch.setattr(models, "SqlRun", columns)
+    assert read_tables(store.uri, store.experiment_id, Kind.TRIAL) is None
+    assert shown(store.records()) == whole
+
+
+def test_a_database_that_is_locked_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would wait for five seconds.
+    monkeypatch.setattr(tables, "create_engine", lambda uri: create_engine(uri, connect_args={"timeout": 0}))
+    lock = sqlite3.connect(store.uri.removeprefix("sqlite:///"), isolation_level=None)
+    lock.execute("begin exclusive")
+    try:
+        with pytest.raises(StoreError, match="database is locked"):
+            store.records()
+    finally:
+        lock.close()
+    assert len(store.records()) == 3
+
+
+def test_a_database_that_is_away_is_asked_once_and_says_so() -> None:
+    uri = "postgresql+psycopg2://me:secret@127.0.0.1:9/away"
+    # The client, which would ask again, has nothing to answer with.
+    client: Any = SimpleNamespace(tracking_uri=uri)
+    experiment: Any = SimpleNamespace(experiment_id="1")
+    with pytest.raises(StoreError, match="Connection refused") as told:
+        Store(client, experiment, uri).records()
+    assert "secret" not in str(told.value)

@@ -1,0 +1,141 @@
+"""The Python door: suites run, searched and read as a notebook does it, with no program and no terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import bench
+import bench.run
+from bench.execution.inline import Inline
+from bench.execution.perform import Event, Report
+from bench.plan.rows import Plan
+from bench.run import Audience
+from bench.search.allocation import RankAllocation
+from bench.search.study import RankSearch
+from bench.store.records import Record
+from bench.wire.found import AllocationResult, SearchResult
+from bench.wire.words import Phase
+from methods import UserError
+
+from .toy_runs import SHORT
+from .toy_suites import suite
+
+NewStore = Callable[[Path], str]
+
+
+class Heard(Audience):
+    """Notes all that it hears, in order."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def opened(self, sent: int, closed: int) -> None:
+        self.said.append(f"opened {sent} {closed}")
+
+    def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
+        self.said.append(f"{phase or 'final'}: {waiting} of {len(plan.trials)} on {device}")
+
+    @contextmanager
+    def watch(self, plan: Plan, count: int, slots: int) -> Iterator[Report]:
+        def hear(event: Event) -> None:
+            if event.kind != "progress":
+                self.said.append(event.kind)
+
+        self.said.append(f"watching {count} on {slots}")
+        yield hear
+
+    def searching(self, search: RankSearch) -> None:
+        self.said.append(f"searching {search.trials}")
+
+    def searched(self, found: SearchResult, records: dict[str, Record]) -> None:
+        self.said.append(f"searched {len(found.trials)}")
+
+    def allocating(self, name: str, allocation: RankAllocation) -> None:
+        self.said.append(f"allocating {len(allocation.vectors)}")
+
+    def allocated(self, found: AllocationResult, records: dict[str, Record]) -> None:
+        self.said.append(f"allocated {len(found.points)}")
+
+
+@pytest.mark.processes
+def test_the_door_opens_at_once_and_has_what_it_says() -> None:
+    program = "import sys, bench; print(bench.__version__, *{'torch', 'mlflow', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{bench.__version__}\n"
+    assert all(callable(getattr(bench, name)) for name in bench.__all__)
+    with pytest.raises(AttributeError, match="module 'bench' has no attribute 'run_suit'"):
+        bench.run_suit  # noqa: B018
+
+
+def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewStore) -> None:
+    uri, told = new_store(tmp_path), Heard()
+    tuning = {"trials": 2, "seeds": [7], "epochs": 1, "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
+    done = bench.run_suite(suite(training=SHORT, tuning=tuning), store=uri, device="cpu", audience=told)
+    started, ended = "started", "finished"
+    assert told.said == [
+        "opened 0 0",
+        "tuning: 2 of 2 on cpu",
+        "watching 2 on 1",
+        *[started, ended] * 2,
+        "final: 1 of 1 on cpu",
+        "watching 1 on 1",
+        *[started, ended],
+    ]
+    assert done.complete
+    (row,) = done.plan.of(None).rows
+    assert row.tuning is not None
+    assert row.tuning.chosen is not None
+    results = bench.load_results("toy", store=uri)
+    assert results.seeds["trial_id"].tolist() == [row.trials[0]]
+    assert results.cells["mean"].tolist() == done.summary.cells["mean"].tolist()
+
+    again = Heard()
+    assert bench.run_suite(suite(training=SHORT, tuning=tuning), store=uri, audience=again).complete
+    assert [said.partition(" on")[0] for said in again.said] == [
+        "opened 0 0",
+        "tuning: 0 of 2",
+        "final: 0 of 1",
+    ]
+
+
+def test_a_suite_is_searched_and_allocated_and_heard_of(tmp_path: Path, new_store: NewStore) -> None:
+    uri, told = new_store(tmp_path), Heard()
+    made = suite(
+        methods=[{"method": "tenslora", "variant": "qkv_depth"}],
+        training=SHORT,
+        search={"trials": 1},
+        allocation={"ranks": 2, "path": 0, "seeds": [5], "modes": ["input"]},
+    )
+    done = bench.search_suite(made, store=uri, device="cpu", audience=told)
+    steps = [said for said in told.said if said.partition(" ")[0] not in ("watching", "started", "finished")]
+    assert steps == ["opened 0 0", "searching 1", "searched 1", "allocating 2", "allocated 2"]
+    assert done.complete
+    search, allocation = done.found
+    assert isinstance(search, SearchResult)
+    assert isinstance(allocation, AllocationResult)
+    assert search.best is not None
+    assert [line.label for line in search.final] == ["best of the search", "heuristic"]
+    assert [point.mode for point in allocation.points] == ["input", "input"]
+
+
+@pytest.mark.parametrize("start", [bench.run_suite, bench.search_suite])
+def test_what_cannot_be_is_an_error_and_leaves_no_worker(
+    monkeypatch: pytest.MonkeyPatch, start: Callable[..., object]
+) -> None:
+    stopped: list[bool] = []
+
+    class Place(Inline):
+        def stop(self) -> None:
+            stopped.append(True)
+
+    monkeypatch.setattr(bench.run, "make_executor", lambda *_, **__: Place("cpu"))
+    made = suite(search={"trials": 1}) if start is bench.search_suite else suite()
+    with pytest.raises(UserError, match="unknown task of this suite 'digit': did you mean 'digits'"):
+        start(made, tasks=["digit"])
+    assert stopped == [True]

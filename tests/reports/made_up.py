@@ -1,0 +1,101 @@
+"""Made-up results for the tests of reports: three settings, seven methods, two budgets, five seeds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.plan.make import make_plan
+from bench.plan.rows import Plan, Row
+from bench.plan.trial import Trial
+from bench.suite.suite import Suite
+from methods.validation import validate
+
+from ..stored import Result, write
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+NAME = "rich"
+EXAMPLES = 200
+
+RICH: dict[str, Any] = {
+    "name": NAME,
+    "backbones": ["tiny-random-bert", "tiny-random-vit"],
+    "tasks": ["movie-sentiment", "digits", "textile"],
+    "methods": [
+        "head_only",
+        {"method": "full", "training": {"lr": 1e-4}},
+        "lora",
+        {"method": "tenslora", "each": {"variant": ["att", "qkv", "depth"]}},
+        "lotr",
+    ],
+    "budgets": [{"isorank": 2}, {"isoparameters": 2, "tolerance": 0.2}],
+    "seeds": [0, 1, 2, 3, 4],
+    "closing": "Made up, [all] of it.",
+}
+
+#: Small enough to be written anew by a test.
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "tasks": ["digits"],
+    "backbones": ["tiny-random-vit"],
+    "methods": ["lora", {"method": "tenslora", "variant": "att"}],
+    "budgets": [{"isorank": 2}],
+    "seeds": [0, 1],
+}
+
+#: How many of the examples each method answers rightly beyond LoRA.
+EDGE = {
+    "head only": -40,
+    "full fine-tuning": 16,
+    "LoRA": 0,
+    "TensLoRA att": 8,
+    "TensLoRA qkv": -1,
+    "TensLoRA depth": -9,
+    "LoTR": 2,
+}
+#: Title and budget, task, seed -> how it ended.
+LOST = {
+    ("TensLoRA depth", "isoparameters 2", "digits", 3): "diverged",
+    ("LoTR", "isorank 2", "movie-sentiment", 4): "missing",
+}
+BASE = {"movie-sentiment": 150, "digits": 170, "textile": 120}
+
+
+def plan_of(**changes: Any) -> Plan:
+    return make_plan(validate(Suite, {**RICH, **changes}, "suite"))
+
+
+def result(trial: Trial, row: Row) -> Result | None:
+    """Made up from the trial alone: the base of its task, its method's edge, and noise that a seed shares."""
+    lost = LOST.get((row.title, row.budget.label if row.budget else "", row.task, trial.seed))
+    if lost == "missing":
+        return None
+    own = random.Random(f"{row.title} {row.task} {trial.seed}")
+    right = BASE[row.task] + EDGE[row.title] + 3 * (trial.seed - 2) + own.choice([-1, 0, 1])
+    labels = np.arange(EXAMPLES) % 2
+    answers = labels.copy()
+    wrong = random.Random(f"{row.task} {trial.seed}").sample(range(EXAMPLES), EXAMPLES - right)
+    answers[wrong] = 1 - answers[wrong]
+    score = right / EXAMPLES
+    return Result(
+        score=score,
+        failure=lost or "",
+        labels=labels,
+        answers=answers,
+        validation=[score - 0.1 / epoch for epoch in range(1, 7)],
+        step_ms=10 + own.random() + 2 * ("TensLoRA" in row.title),
+        peak_mib=100 + 5 * own.random(),
+    )
+
+
+def store(folder: Path, new_store: NewStore, plan: Plan | None = None, told: Any = result) -> str:
+    folder.mkdir(exist_ok=True)
+    uri = new_store(folder)
+    write(uri, plan or plan_of(**SMALL), told)
+    return uri

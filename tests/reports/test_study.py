@@ -1,0 +1,112 @@
+"""Cells and seeds: what is in a mean, and where each number comes from."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
+from bench.store.store import Store
+from methods import UserError
+from reports.analysis import analyse
+from reports.reading import read
+from reports.study import NUMBER, Cell, Seed, Study
+
+from ..stored import Result, write
+from .made_up import NAME, SMALL, NewStore, plan_of, result, store
+
+
+def cell(study: Study, **where: str) -> Cell:
+    (found,) = (
+        cell for cell in study.all_cells if all(getattr(cell, name) == value for name, value in where.items())
+    )
+    return found
+
+
+def test_a_cell_is_the_mean_of_its_finished_seeds_with_students_interval(study: Study) -> None:
+    line = cell(study, task="digits", budget="isorank 2", method="LoRA")
+    scores = [result(trial, row).score for trial, row in _trials("LoRA", "isorank 2", "digits")]  # type: ignore[union-attr]
+    assert len(scores) == 5
+    assert line.mean == pytest.approx(np.mean(scores))
+    assert line.sd == pytest.approx(np.std(scores, ddof=1))
+    assert line.mean is not None
+    assert line.sd is not None
+    assert line.high == pytest.approx(line.mean + 2.776445 * line.sd / 5**0.5)
+    assert line.low == pytest.approx(line.mean - 2.776445 * line.sd / 5**0.5)
+    assert (line.finished, line.seeds, line.complete) == (5, 5, True)
+
+
+def _trials(title: str, budget: str, task: str) -> list[tuple[Trial, Row]]:
+    plan = plan_of()
+    trials = {trial.id: trial for trial in plan.trials}
+    return [
+        (trials[id_], row)
+        for row in plan.rows
+        if row.title == title and row.budget and row.budget.label == budget and row.task == task
+        for id_ in row.trials.values()
+    ]
+
+
+def test_lost_seeds_are_shown_and_in_no_mean(study: Study) -> None:
+    failed = cell(study, task="digits", budget="isoparameters 2", method="TensLoRA depth")
+    missing = cell(study, task="movie-sentiment", budget="isorank 2", method="LoTR")
+    assert (failed.finished, failed.failed, failed.missing) == (4, 1, 0)
+    assert (missing.finished, missing.failed, missing.missing) == (4, 0, 1)
+    assert not failed.complete
+    lost = study.seeds[study.seeds["status"] != "FINISHED"]
+    assert set(zip(lost["status"], lost["failure"], strict=True)) == {("FAILED", "diverged"), ("MISSING", "")}
+    assert lost["score"].isna().all()
+
+
+def test_every_seed_is_traced_to_its_run(rich: str, study: Study) -> None:
+    client = Store.existing(rich, NAME).client
+    line = study.seeds[study.seeds["status"] == "FINISHED"].iloc[17]
+    run = client.get_run(line["run_id"])
+    assert run.data.metrics["score"] == line["score"]
+    assert run.data.tags["trial_id"] == line["trial_id"]
+
+
+def test_the_same_trials_in_two_experiments_stand_once(tmp_path: Path, new_store: NewStore) -> None:
+    uri = store(tmp_path, new_store)
+    write(uri, plan_of(**SMALL | {"name": "other"}), result)
+    write(uri, plan_of(**SMALL | {"name": "longer", "training": {"epochs": 9}}), result)
+    assert len(read(uri, ["small", "other"]).cells) == len(read(uri, ["small"]).cells)
+    # In any order, an experiment of the same names but other trials between them.
+    for names in (["small", "longer", "other"], ["small", "other", "longer"]):
+        assert len(read(uri, names).cells) == 2 * len(read(uri, ["small"]).cells)
+
+
+def test_nothing_finished_is_nothing_to_report(tmp_path: Path, new_store: NewStore) -> None:
+    uri = store(
+        tmp_path, new_store, told=lambda trial, row: Result(failure="diverged") if trial.seed else None
+    )
+    with pytest.raises(UserError, match=r"no finished trial \(2 failed, 2 missing\)"):
+        read(uri, ["small"])
+
+
+def test_an_experiment_of_something_else_is_refused(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    Store.create(uri, "empty")
+    with pytest.raises(UserError, match="holds no suite of this harness"):
+        read(uri, ["empty"])
+
+
+def test_the_fields_of_records_are_the_columns_of_the_frames(study: Study) -> None:
+    names = [[column.name for column in fields(form)] for form in (Cell, Seed)]
+    names[0].remove(NUMBER)
+    assert names == [list(study.cells.columns), list(study.seeds.columns)]
+    assert [cell.number for cell in study.all_cells] == list(study.cells.index)
+    assert [seed.score for seed in study.all_seeds if not seed.finished] == [None, None]
+
+
+def test_an_analysis_leaves_the_study_as_it_was(small: str) -> None:
+    study = read(small, ["small"])
+    cells, seeds = study.cells.copy(), study.seeds.copy()
+    analyse(study)
+    pd.testing.assert_frame_equal(study.cells, cells)
+    pd.testing.assert_frame_equal(study.seeds, seeds)
