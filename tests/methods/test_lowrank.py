@@ -107,12 +107,13 @@ def test_factors_are_contracted_once_a_forward() -> None:
     assert len(calls) == 2
 
 
-def test_inside_hold_they_are_contracted_once_for_all_forwards() -> None:
+def test_inside_hold_they_are_contracted_once_for_all_forwards_and_without_a_graph() -> None:
     backbone, adapter = attached(variant="att_qkv_depth")
+    backbone.module.requires_grad_(False)
     calls = contractions(adapter)
-    with torch.no_grad(), adapter.hold():
+    with adapter.hold():
         for _ in range(3):
-            backbone.module(backbone.inputs())
+            assert not backbone.module(backbone.inputs()).requires_grad
     assert len(calls) == 1
 
 
@@ -272,6 +273,16 @@ def test_a_diagonal_scales_activations_or_the_up_whichever_is_smaller(name: str,
 
 
 # --- where it may be called ---
+
+
+def test_a_site_that_reads_another_activation_projects_its_own() -> None:
+    backbone, adapter = attached(variant="att")
+    x, other = backbone.inputs(), backbone.inputs().flip(0)
+    with torch.no_grad(), adapter.hold():
+        for name, read in (("query", x), ("key", other), ("value", x)):
+            site = Site(0, name)
+            layer, base = backbone.module.get_submodule(backbone.path(site)), adapter.bases[site]
+            torch.testing.assert_close(layer(read), base(read) + read @ adapter.delta(site).T)
 
 
 def test_a_layer_called_on_its_own_is_refused() -> None:

@@ -10,7 +10,7 @@ import numpy
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.conformance.subject import Subject, expect, expect_equal, outputs, same_bits
+from bench.conformance.subject import Subject, expect, expect_equal, outputs, same_bits, scatter
 from methods.errors import UserError
 
 
@@ -22,6 +22,7 @@ def state(subject: Subject) -> None:
         sum(tensor.numel() for tensor in saved.values()) == subject.method.count(subject.geometry),
         "state() does not hold each parameter once",
     )
+    kept = {name: tensor.clone() for name, tensor in saved.items()}
     with tempfile.TemporaryDirectory() as folder:
         save_file(saved, Path(folder) / "adapter.safetensors")
         loaded = load_file(Path(folder) / "adapter.safetensors")
@@ -44,6 +45,8 @@ def state(subject: Subject) -> None:
             expect_equal(fresh.state(), saved, f"state after refusing {what}")
         else:
             raise AssertionError(f"a state with {what} is not refused")
+    scatter(adapter, seed=6)
+    expect_equal(saved, kept, "a state after its parameters have changed")
 
 
 def seeds(subject: Subject) -> str | None:

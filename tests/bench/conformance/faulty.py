@@ -207,6 +207,12 @@ class LoadsAnything(Pairs):
                     parameter.copy_(state[name])
 
 
+class SavesNoCopy(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def state(self) -> dict[str, Tensor]:
+            return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
+
+
 class SavesHalf(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def state(self) -> dict[str, Tensor]:
@@ -342,6 +348,7 @@ FAULTS = {
     DropsOnSuccessOnly: ("interruption", "tensors kept after a forward that raised"),
     HoldsForEver: ("hold", "tensors kept after hold"),
     LoadsAnything: ("state", "a state with another name is not refused"),
+    SavesNoCopy: ("state", "a state after its parameters have changed: .* differs"),
     SavesHalf: ("state", "does not hold each parameter once"),
     DrawsGlobally: ("seeds", "moves the global random state of torch"),
     IgnoresTheSeed: ("seeds", "another seed gives the same start"),
