@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bench.backbones.plain import wrap
     from bench.plan.make import make_plan
     from bench.run import run_suite, search_suite
     from bench.suite.load import load_suite
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
 __version__ = version("tensorpeft-bench")
 
-__all__ = ["load_results", "load_suite", "make_plan", "run_suite", "search_suite", "write_report"]
+__all__ = ["load_results", "load_suite", "make_plan", "run_suite", "search_suite", "wrap", "write_report"]
 
 _HOMES = {
     "load_suite": "bench.suite.load",
     "make_plan": "bench.plan.make",
     "run_suite": "bench.run",
     "search_suite": "bench.run",
+    "wrap": "bench.backbones.plain",
     "load_results": "reports.reading",
     "write_report": "reports.report",
 }

@@ -13,15 +13,21 @@ from torch import Tensor, nn
 from methods.backbone import Backbone, Site
 from methods.errors import UserError
 
+#: The name under which a backbone's module holds trained parameters that are in none of its layers.
+REGISTERED = "adapter"
+
 
 class Adapter(ABC):
     """The trainable part that a method put on a backbone.
 
-    Building one freezes the whole backbone but its head; `detach` puts every module and every
-    `requires_grad` back as it was.
+    Building one freezes the whole backbone but its head. While it is on and not merged, the backbone's module
+    has every trained parameter among its own, once. `detach` puts every module and every `requires_grad` back
+    as it was. Raises UserError for a backbone that has an adapter already.
     """
 
     def __init__(self, backbone: Backbone, sites: Iterable[Site]) -> None:
+        if hasattr(backbone.module, REGISTERED):
+            raise UserError(f"the model has a part '{REGISTERED}' already: detach the adapter on it first")
         self.backbone = backbone
         self.bases: dict[Site, nn.Linear] = {}
         for site in sites:
@@ -30,6 +36,7 @@ class Adapter(ABC):
                 raise UserError(f"site {site} is a {type(base).__name__}, already adapted or not linear")
             self.bases[site] = base
         self._adapted: dict[Site, nn.Module] = {}
+        self._registered: nn.Module | None = None
         self._unmerged: dict[Site, tuple[Tensor, nn.Parameter | None]] = {}
         self._required_grad = {p: p.requires_grad for p in backbone.module.parameters()}
         for parameter in self._required_grad:
@@ -102,9 +109,12 @@ class Adapter(ABC):
                 update = biases[site].to(base.weight.dtype)
                 base.bias = nn.Parameter(update if base.bias is None else base.bias + update, False)
             self.backbone.module.set_submodule(self.backbone.path(site), base)
+        self._unregister()
 
     def unmerge(self) -> None:
         """Takes the update out of the weights again, bit for bit; does nothing where none is merged."""
+        if not self.merged:
+            return
         for site, (weight, bias) in self._unmerged.items():
             base = self.bases[site]
             base.weight.data = weight
@@ -113,6 +123,8 @@ class Adapter(ABC):
             adapted = self._adapted[site].train(base.training)
             self.backbone.module.set_submodule(self.backbone.path(site), adapted)
         self._unmerged = {}
+        if self._registered is not None:
+            self.register(self._registered)
 
     def detach(self) -> None:
         """Takes the adapter off: modules, weights and `requires_grad` as they were before `attach`."""
@@ -120,6 +132,8 @@ class Adapter(ABC):
         for site in self._adapted:
             self.backbone.module.set_submodule(self.backbone.path(site), self.bases[site])
         self._adapted = {}
+        self._unregister()
+        self._registered = None
         for parameter, required_grad in self._required_grad.items():
             parameter.requires_grad_(required_grad)
 
@@ -127,6 +141,19 @@ class Adapter(ABC):
         """Puts `module` where the site's linear layer is, until `detach`."""
         self.backbone.module.set_submodule(self.backbone.path(site), module)
         self._adapted[site] = module
+
+    def register(self, parameters: nn.Module) -> None:
+        """Makes trained parameters that are in none of the installed layers part of the backbone's module.
+
+        So an optimizer of `module.parameters()` trains them, `state_dict` holds them and `to` moves them.
+        """
+        module = self.backbone.module
+        module.add_module(REGISTERED, parameters.train(module.training))
+        self._registered = parameters
+
+    def _unregister(self) -> None:
+        if self._registered is not None:
+            delattr(self.backbone.module, REGISTERED)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of every trained parameter, on the CPU and contiguous, as safetensors wants them."""

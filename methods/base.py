@@ -133,6 +133,14 @@ class Method(Frozen, ABC):
         return f"{self.title} ({', '.join(options)})" if options else self.title
 
     @property
+    def revisions(self) -> int:
+        """How often these options, and not all others, came to mean other numbers.
+
+        An identity shows it added to `version`: old trials of the other options keep their ids.
+        """
+        return 0
+
+    @property
     def idle(self) -> Set[str]:
         """The options that change nothing, given the others: where dropout sits, if there is none."""
         return frozenset()
@@ -144,7 +152,7 @@ class Method(Frozen, ABC):
         """
         defaults = {name: type(self).model_fields[name].default for name in self.idle}
         hyperparameters = identity(self.model_copy(update=defaults))
-        return {"method": self.name, "version": self.version, **hyperparameters}
+        return {"method": self.name, "version": self.version + self.revisions, **hyperparameters}
 
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
         """Raises UserError where a backbone lacks what the method adapts, or the size is still free."""
@@ -187,8 +195,9 @@ def from_identity(identity: Mapping[str, Any]) -> Method:
     """The method behind `Method.identity`. Raises UserError where its version has moved on."""
     options = {key: value for key, value in identity.items() if key not in ("method", "version")}
     method = create(identity["method"], **options)
-    if method.version != identity["version"]:
+    version = method.identity()["version"]
+    if version != identity["version"]:
         raise UserError(
-            f"method '{method.name}' is at version {method.version}, the stored one is {identity['version']}"
+            f"method '{method.name}' is at version {version}, the stored one is {identity['version']}"
         )
     return method

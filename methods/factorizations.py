@@ -19,18 +19,28 @@ from torch import Tensor, nn
 Init = Literal["orthogonal", "normal", "kaiming_uniform"]
 
 
-def fill(factor: Tensor, init: Init, generator: torch.Generator) -> None:
+def fill(factor: Tensor, init: Init, std: float, generator: torch.Generator) -> None:
     """Starts a factor in place.
 
-    `orthogonal` gives orthonormal columns, or rows where these are fewer, `normal` draws from N(0, 1), and
-    `kaiming_uniform` draws as a linear layer of torch starts.
+    `orthogonal` gives orthonormal columns, or rows where these are fewer, `normal` draws with the standard
+    deviation `std` (see `normal_std`), and `kaiming_uniform` draws as a linear layer of torch starts.
     """
     if init == "orthogonal":
         nn.init.orthogonal_(factor, generator=generator)
     elif init == "normal":
-        nn.init.normal_(factor, generator=generator)
+        nn.init.normal_(factor, std=std, generator=generator)
     else:
         nn.init.kaiming_uniform_(factor, a=math.sqrt(5), generator=generator)
+
+
+def normal_std(ranks: Sequence[int], parts: int) -> float:
+    """The standard deviation (1 / ∏ √r) ^ (1 / parts) of a normal start.
+
+    A tensor of which every part were drawn with it would have entries of variance one. TensLoRA's reference
+    starts Tucker (N + 1 parts for N modes) and CP (N parts) so; that a tensor train, which it lacks, follows
+    the same rule by its N cores is our choice.
+    """
+    return math.prod(ranks) ** (-1 / (2 * parts))
 
 
 def khatri_rao(left: Tensor, right: Tensor) -> Tensor:
@@ -89,7 +99,7 @@ class Tucker:
     ) -> FactorizedTensor:
         factors = [nn.Parameter(torch.empty(n, r)) for n, r in zip(shape, ranks, strict=True)]
         for factor in factors:
-            fill(factor, init, generator)
+            fill(factor, init, normal_std(ranks, len(shape) + 1), generator)
         core = nn.Parameter(torch.zeros(*ranks))
         return TuckerTensor(core, factors, shape=tuple(shape), rank=tuple(ranks))
 
@@ -125,7 +135,7 @@ class CP:
         (rank,) = ranks
         factors = [nn.Parameter(torch.zeros(n, rank)) for n in shape]
         for factor in factors[1:]:
-            fill(factor, init, generator)
+            fill(factor, init, normal_std(ranks, len(shape)), generator)
         return CPTensor(torch.ones(rank), factors, shape=tuple(shape), rank=rank)
 
     def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:
@@ -160,7 +170,7 @@ class TensorTrain:
     ) -> FactorizedTensor:
         cores = [nn.Parameter(torch.zeros(core)) for core in _cores(shape, ranks)]
         for core in cores[:-1]:
-            fill(core.detach().flatten(0, 1), init, generator)
+            fill(core.detach().flatten(0, 1), init, normal_std(ranks, len(shape)), generator)
         return TTTensor(cores, shape=tuple(_chain(shape)), rank=(1, *ranks, 1))
 
     def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class TensLoRA(LowRankMethod):
     #: `aligned`: output channel = head · head size + j, which are the backbone's real heads. `interleaved`:
     #: channel = j · heads + head, as the reference code unfolds it, so that a slice is spread over all heads.
     heads: Literal["aligned", "interleaved"] = "aligned"
-    #: How the parts start that do not start at zero.
+    #: How the parts start that do not start at zero; `methods.factorizations` says what each is.
     init: Init = "orthogonal"
     #: Whether each tensor starts from draws of its own, or all of them from the same ones, as in the
     #: reference code, which seeds anew for each.
@@ -105,6 +105,11 @@ class TensLoRA(LowRankMethod):
     @property
     def title(self) -> str:
         return f"TensLoRA {self.variant}"
+
+    @property
+    def revisions(self) -> int:
+        """`init: normal` drew from N(0, 1) at first, which is not the reference's."""
+        return super().revisions + (self.init == "normal")
 
     @property
     def idle(self) -> set[str]:

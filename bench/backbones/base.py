@@ -157,7 +157,7 @@ class LoadedBackbone:
     ) -> None:
         self.info = info
         self._make_head = make_head
-        self._paths = locate(info, encoder, paths)
+        self._paths = locate(info.name, info.geometry, info.projections, encoder, paths)
         counted, real = info.geometry.encoder, sum(p.numel() for p in encoder.parameters())
         if counted is not None and counted != real:
             raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
@@ -214,11 +214,12 @@ class LoadedBackbone:
     def fingerprint(self) -> str:
         """A hash over the encoder: names, shapes, dtypes and bits of its tensors, and its modules.
 
-        Modules count with name, class, number of forward hooks and a `forward` put on the instance,
-        so that what an adapter left behind shows even if no weight changed. Head and device are left out.
+        Modules count with name, class, number of forward hooks and a `forward` put on the instance, and so do
+        the names of what stands beside the encoder, so that what an adapter left behind shows even if no
+        weight changed. Head and device are left out.
         Tensors are summed where they are: one transfer per call, no hashing of whole weights.
         """
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(" ".join(name for name, _ in self._module.named_children()).encode())
         modules = [("", self._module), *self._module.encoder.named_modules(prefix="encoder")]
         for name, module in modules:
             kind = type(module)
@@ -299,27 +300,34 @@ def key_list(keys: Sequence[str]) -> str:
     return ", ".join(keys[:6]) + more
 
 
-def locate(info: BackboneInfo, encoder: nn.Module, layouts: Sequence[Mapping[str, str]]) -> dict[Site, str]:
-    """Paths of all sites inside a Classifier, by the first layout that fits every layer.
+def locate(
+    name: str,
+    geometry: Geometry,
+    projections: Sequence[str],
+    encoder: nn.Module,
+    layouts: Sequence[Mapping[str, str]],
+    prefix: str = "encoder",
+) -> dict[Site, str]:
+    """Paths of all sites inside a module that has the encoder at `prefix`, by the first layout that fits.
 
-    Raises UserError if none does: a site has to be a Linear of the shape that the geometry says.
+    Raises UserError if none fits every layer: a site has to be a Linear of the shape that the geometry says.
     """
     faults = []
     for layout in layouts:
         found = {}
-        for layer in range(info.geometry.layers):
-            for projection in info.projections:
+        for layer in range(geometry.layers):
+            for projection in projections:
                 path = layout[projection].format(layer=layer)
-                fault = _fault(encoder, path, info.geometry.shape(projection))
+                fault = _fault(encoder, path, geometry.shape(projection))
                 if fault:
                     faults.append(fault)
                     break
-                found[Site(layer, projection)] = f"encoder.{path}"
-        if len(found) == info.geometry.layers * len(info.projections):
+                found[Site(layer, projection)] = f"{prefix}.{path}"
+        if len(found) == geometry.layers * len(projections):
             return found
     raise UserError(
-        f"backbone '{info.name}' is not laid out as {', '.join(info.projections)} in "
-        f"{info.geometry.layers} layers ({info.geometry}): {'; '.join(faults[:4])}"
+        f"backbone '{name}' is not laid out as {', '.join(projections)} in "
+        f"{geometry.layers} layers ({geometry}): {'; '.join(faults[:4])}"
     )
 
 

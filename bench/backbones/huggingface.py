@@ -86,7 +86,7 @@ def describe_folder(
     """Description of a checkpoint folder, read from its config. Raises UserError for a bad one."""
     with _config(folder) as config:
         wanted = _model_input(folder, config, name, image_size)
-        geometry, projections = _shape(config, wanted)
+        geometry, projections = shape_of(config, _parameters(config, wanted))
         return BackboneInfo(
             name=name,
             kind=config.model_type,
@@ -98,7 +98,8 @@ def describe_folder(
         )
 
 
-def _shape(config: Any, wanted: ModelInput) -> tuple[Geometry, tuple[str, ...]]:
+def shape_of(config: Any, encoder: int) -> tuple[Geometry, tuple[str, ...]]:
+    """The geometry that a config describes, for an encoder of so many parameters, and the projections."""
     projections: tuple[str, ...] = PROJECTIONS
     if config.model_type == "dinov2":
         mlp = int(config.hidden_size * config.mlp_ratio)
@@ -109,11 +110,7 @@ def _shape(config: Any, wanted: ModelInput) -> tuple[Geometry, tuple[str, ...]]:
     else:
         mlp = config.intermediate_size
     geometry = Geometry(
-        config.hidden_size,
-        config.num_attention_heads,
-        config.num_hidden_layers,
-        mlp,
-        encoder=_parameters(config, wanted),
+        config.hidden_size, config.num_attention_heads, config.num_hidden_layers, mlp, encoder=encoder
     )
     return geometry, projections
 
@@ -157,10 +154,10 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     _refuse(info.name, "lacks weights, which would stay random", report["missing_keys"], MAY_MISS)
     _refuse(info.name, "has weights that no layer takes", report["unexpected_keys"], MAY_EXCEED)
     # transformers 5 keeps a half-precision checkpoint's dtype, transformers 4 does not.
-    return wrap(info, encoder.float())
+    return as_backbone(info, encoder.float())
 
 
-def wrap(info: BackboneInfo, encoder: Any) -> LoadedBackbone:
+def as_backbone(info: BackboneInfo, encoder: Any) -> LoadedBackbone:
     """A transformers model as a backbone, its position embeddings at the described image size."""
     family = FAMILIES[info.kind]
     if isinstance(info.input, ImageInput):

@@ -87,7 +87,7 @@ class RandomBackbone:
     def _transformers(self, info: BackboneInfo) -> LoadedBackbone:
         import transformers
 
-        from bench.backbones.huggingface import wrap
+        from bench.backbones.huggingface import as_backbone
 
         geometry, family = self.geometry, FAMILIES[self.kind]
         shape: dict[str, Any] = {
@@ -110,7 +110,7 @@ class RandomBackbone:
             }
         model_class = getattr(transformers, family.model_class)
         config = model_class.config_class(attn_implementation="sdpa", **shape)
-        return wrap(info, model_class(config, **family.arguments))
+        return as_backbone(info, model_class(config, **family.arguments))
 
     def _timm(self, info: BackboneInfo) -> LoadedBackbone:
         from bench.backbones.timm_vit import plain_vit

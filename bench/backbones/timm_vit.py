@@ -159,7 +159,7 @@ class TimmBackbone:
             description=f"timm {blueprint.architecture}, {licence}"
             + ("" if self.weights is None else "; weights from a file of your own"),
         )
-        locate(info, encoder, [PATHS])
+        locate(info.name, info.geometry, info.projections, encoder, [PATHS])
         try:
             with torch.no_grad():
                 own_pooling(encoder, pixel_values=torch.empty(1, 3, size, size, device="meta"))

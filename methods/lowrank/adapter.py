@@ -41,6 +41,8 @@ class LowRankAdapter(Adapter):
             widths = [down.shape[0] for down in self.contract().downs]
         for sites in _by_input(parametrisation.down_of):
             self._adapt(sites, widths, dropout, dropout_at)
+        if self.named_parameters():
+            self.register(self.parametrisation)
         self._hooks = [
             backbone.module.register_forward_pre_hook(lambda *_: self._refresh()),
             backbone.module.register_forward_hook(lambda *_: self._drop(), always_call=True),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods import create
+from methods import create, from_identity
 from methods.adapter import Adapter
 from methods.backbone import Geometry, Site
 from methods.errors import UserError
@@ -157,6 +157,8 @@ def test_every_part_starts_by_init(factorization: str, init: str) -> None:
     (container,) = tensors(adapter)
     parts = [p.detach().flatten(0, -2) for p in container.parameters() if p.any()]
     assert len(parts) == (4 if factorization == "tucker" else 3)
+    # Four modes: five parts and four ranks for Tucker, four and one for CP, four and three for a train.
+    stds = {"tucker": (1 / 40**2) ** (1 / 5), "cp": (1 / 40**0.5) ** (1 / 4), "tt": (1 / 40**1.5) ** (1 / 4)}
     for part in parts:
         rows, columns = part.shape
         if init == "orthogonal":
@@ -164,7 +166,7 @@ def test_every_part_starts_by_init(factorization: str, init: str) -> None:
             gram = part.T @ part if rows >= columns else part @ part.T
             torch.testing.assert_close(gram, torch.eye(len(gram), dtype=part.dtype), rtol=0, atol=1e-5)
         elif init == "normal":
-            assert abs(float(part.std()) - 1) < 0.15
+            assert abs(float(part.std()) / stds[factorization] - 1) < 0.15
         else:
             # torch's linear layers: uniform within 1 / √fan-in.
             assert 0.9 / math.sqrt(columns) < float(part.abs().max()) <= 1 / math.sqrt(columns)
@@ -277,6 +279,16 @@ def test_tensors_start_from_draws_of_their_own_or_all_from_the_same(variant: str
     assert torch.equal(own[0], same[0])
     assert all(torch.equal(start, same[0]) for start in same)
     assert not any(torch.equal(one, other) for one, other in combinations(own, 2))
+
+
+def test_only_the_normal_start_is_revised_and_what_is_stored_of_the_old_one_refused() -> None:
+    for init in ("orthogonal", "kaiming_uniform"):
+        assert sized("att", init=init).identity()["version"] == 1
+    identity = sized("att", init="normal").identity()
+    assert identity["version"] == 2
+    assert from_identity(identity).identity() == identity
+    with pytest.raises(UserError, match="'tenslora' is at version 2, the stored one is 1"):
+        from_identity({**identity, "version": 1})
 
 
 def test_starts_are_part_of_the_identity_only_where_they_change_something() -> None:

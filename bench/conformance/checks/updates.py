@@ -45,6 +45,9 @@ def training(subject: Subject) -> None:
     ids = {id(parameter) for parameter in moving.values()}
     loose = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in ids]
     expect(not loose, f"trains beside the adapter: {loose[:4]}")
+    held = {id(parameter) for parameter in module.parameters()}
+    lost = [name for name, parameter in moving.items() if id(parameter) not in held]
+    expect(not lost, f"not among the module's own parameters: {lost[:4]} (see Adapter.register)")
     expect(all(p.requires_grad for p in moving.values()), "a trained parameter does not require a gradient")
     groups = {group["name"]: group["params"] for group in adapter.parameter_groups()}
     grouped = [id(parameter) for group in groups.values() for parameter in group]

@@ -221,5 +221,10 @@ def test_the_fingerprint_sees_order_modules_and_hooks() -> None:
     handle.remove()
     assert backbone.fingerprint() == before
 
+    backbone.module.add_module("adapter", nn.Linear(2, 2))
+    assert backbone.fingerprint() != before
+    del backbone.module.adapter
+    assert backbone.fingerprint() == before
+
     backbone.module.encoder.half().float()
     assert backbone.fingerprint() != before

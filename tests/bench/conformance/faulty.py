@@ -114,6 +114,12 @@ class TrainsABias(Pairs):
         return adapter
 
 
+class KeepsItsParameters(Pairs):
+    class adapter(LowRankAdapter):  # noqa: N801
+        def register(self, parameters: nn.Module) -> None:
+            pass
+
+
 class HasADeadParameter(Pairs):
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         pairs = _Pairs(self, geometry, generator)
@@ -337,6 +343,7 @@ FAULTS = {
     AcceptsAnyBackbone: ("sites", "accepts a backbone without value"),
     StartsOff: ("start", "outputs at the start: differs"),
     TrainsABias: ("training", r"trains beside the adapter: .*query.*bias"),
+    KeepsItsParameters: ("training", r"not among the module's own parameters: \['downs.0'"),
     HasADeadParameter: ("training", r"no gradient in the second step: \['downs.0'\]"),
     WrongDelta: ("factors", "deltas.. of 0.query: differs"),
     RaisesAnotherError: ("factors", "NotImplementedError"),

@@ -1,0 +1,193 @@
+"""A method in somebody's own loop: on a model of transformers, with AdamW or with transformers' Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import bench
+from bench.backbones import load
+from methods import Adapter, Method, Site, UserError, create
+
+from ..local_checkpoints import KINDS, batch
+
+CLASSIFIERS = {
+    "bert": "BertForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+    "vit": "ViTForImageClassification",
+    "dinov2": "Dinov2ForImageClassification",
+}
+
+TENSLORA = create("tenslora", variant="qkv_depth").isorank(3)
+CP = create("tenslora", variant="att_qkv_depth", factorization="cp").isorank(3)
+LORA = create("lora", rank=2)
+LABELS = torch.tensor([0, 2])
+
+
+def classifier(kind: str) -> Any:
+    _, config = KINDS[kind]
+    model_class = getattr(transformers, CLASSIFIERS[kind])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return model_class(model_class.config_class(**config, num_labels=3)).eval()
+
+
+def logits(model: Any, kind: str) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(**batch(kind)).logits
+
+
+def by_adamw(model: Any, kind: str, parameters: Iterable[nn.Parameter] | None = None) -> None:
+    optimizer = torch.optim.AdamW(model.parameters() if parameters is None else parameters, lr=1e-2)
+    model.train()
+    for _ in range(3):
+        model(**batch(kind), labels=LABELS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def by_trainer(model: Any, kind: str, folder: Path) -> None:
+    inputs = batch(kind)
+    examples = [
+        {"labels": label, **{name: values[index] for name, values in inputs.items()}}
+        for index, label in enumerate(LABELS)
+    ]
+    arguments = transformers.TrainingArguments(
+        str(folder), max_steps=3, learning_rate=1e-2, report_to=[], save_steps=3, use_cpu=True
+    )
+    transformers.Trainer(model, arguments, train_dataset=examples).train()
+
+
+def moved(adapter: Adapter, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, tensor in adapter.state().items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_an_optimizer_of_all_parameters_trains_adapter_and_head(kind: str) -> None:
+    model = classifier(kind)
+    bare, encoder = logits(model, kind), {n: p.clone() for n, p in model.base_model.named_parameters()}
+    adapter = bench.wrap(model, TENSLORA)
+    torch.testing.assert_close(logits(model, kind), bare)
+    head = {name: tensor.clone() for name, tensor in model.classifier.state_dict().items()}
+    start = adapter.state()
+    by_adamw(model, kind)
+    assert moved(adapter, start) == set(start)
+    assert not any(torch.equal(tensor, head[name]) for name, tensor in model.classifier.state_dict().items())
+    adapter.detach()
+    assert all(torch.equal(p, encoder[name]) for name, p in model.base_model.named_parameters())
+
+
+@pytest.mark.parametrize("method", [TENSLORA, LORA], ids=["tenslora", "lora"])
+def test_the_trainer_of_transformers_trains_adapter_and_head(method: Method, tmp_path: Path) -> None:
+    model = classifier("bert")
+    adapter = bench.wrap(model, method)
+    start, head = adapter.state(), model.classifier.weight.detach().clone()
+    by_trainer(model, "bert", tmp_path)
+    assert moved(adapter, start) == set(start)
+    assert not torch.equal(model.classifier.weight, head)
+    # Its checkpoint holds the adapter, and goes back into a model that is wrapped alike.
+    other = classifier("bert")
+    bench.wrap(other, method, seed=9)
+    missing, unexpected = other.load_state_dict(
+        load_file(tmp_path / "checkpoint-3" / "model.safetensors"), strict=False
+    )
+    assert (missing, unexpected) == ([], [])
+    assert torch.equal(logits(other, "bert"), logits(model, "bert"))
+
+
+@pytest.mark.parametrize("method", [TENSLORA, CP, LORA], ids=["tucker", "cp", "lora"])
+def test_the_model_names_every_trained_parameter_once(method: Method) -> None:
+    model = classifier("bert")
+    adapter = bench.wrap(model, method)
+    trained = {id(p) for p in (*adapter.named_parameters().values(), *model.classifier.parameters())}
+    named = [id(p) for _, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
+    assert len(named) == len(trained)
+    assert set(named) == trained
+    stored = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert {p.data_ptr() for p in adapter.named_parameters().values()} <= stored
+
+
+@pytest.mark.parametrize("method", [TENSLORA, CP, LORA], ids=["tucker", "cp", "lora"])
+def test_detaching_leaves_the_model_as_it_was(method: Method) -> None:
+    model = classifier("vit")
+
+    def seen() -> Any:
+        modules = {name: (id(module), sorted(vars(module))) for name, module in model.named_modules()}
+        hooks = len(model._forward_hooks) + len(model._forward_pre_hooks)
+        return modules, hooks, {name: p.requires_grad for name, p in model.named_parameters()}
+
+    before, state = seen(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for merged in (False, True):
+        adapter = bench.wrap(model, method)
+        by_adamw(model, "vit", adapter.named_parameters().values())
+        if merged:
+            adapter.merge()
+        adapter.detach()
+        assert seen() == before
+        assert list(model.state_dict()) == list(state)
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_merged_model_is_saved_as_a_plain_one(tmp_path: Path) -> None:
+    model = classifier("bert")
+    names = list(model.state_dict())
+    adapter = bench.wrap(model, TENSLORA)
+    by_adamw(model, "bert")
+    wanted, adapted = logits(model, "bert"), list(model.state_dict())
+    adapter.merge()
+    assert list(model.state_dict()) == names
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(loaded, "bert"), wanted, rtol=0, atol=1e-5)
+    adapter.unmerge()
+    assert list(model.state_dict()) == adapted
+    assert torch.equal(logits(model, "bert"), wanted)
+
+
+def test_a_loaded_backbone_is_wrapped_too() -> None:
+    backbone = load("tiny-random-vit")
+    adapter = bench.wrap(backbone, TENSLORA, seed=3)
+    trained = {id(p) for p in backbone.module.parameters() if p.requires_grad}
+    assert {id(p) for p in adapter.named_parameters().values()} < trained
+
+
+def test_the_seed_decides_the_start() -> None:
+    starts = [bench.wrap(classifier("bert"), LORA, seed).state() for seed in (1, 1, 2)]
+    same, other = (
+        all(torch.equal(tensor, starts[0][name]) for name, tensor in start.items()) for start in starts[1:]
+    )
+    assert same
+    assert not other
+
+
+def test_full_fine_tuning_counts_all_but_the_head() -> None:
+    model = classifier("bert")
+    adapter = bench.wrap(model, create("full"))
+    head = sum(p.numel() for p in model.classifier.parameters())
+    assert adapter.parameter_count == sum(p.numel() for p in model.parameters()) - head
+
+
+def test_what_cannot_be_wrapped_is_refused_and_left_alone() -> None:
+    unknown = nn.Sequential(nn.Linear(2, 2))
+    _, config = KINDS["bert"]
+    headless = transformers.BertModel(transformers.BertConfig(**config))
+    for model in (unknown, headless):
+        with pytest.raises(UserError, match=f"a {type(model).__name__} cannot be wrapped; accepted are"):
+            bench.wrap(model, TENSLORA)
+    model = classifier("bert")
+    model.bert.encoder.layer[1].attention.self.key = nn.Identity()
+    with pytest.raises(UserError, match=r"not laid out .*attention\.self\.key is a Identity"):
+        bench.wrap(model, TENSLORA)
+    model = classifier("bert")
+    adapter = bench.wrap(model, TENSLORA)
+    query = model.get_submodule(adapter.backbone.path(Site(0, "query")))
+    with pytest.raises(UserError, match="query is a AdaptedLinear, not a Linear"):
+        bench.wrap(model, TENSLORA)
+    assert model.get_submodule(adapter.backbone.path(Site(0, "query"))) is query
