@@ -29,6 +29,13 @@ class Candidate(Frozen):
     final: dict[int, Trial]
 
 
+class Choice(Frozen):
+    """What tuning chose for a row, and how many other candidates have the same validation score."""
+
+    candidate: Candidate
+    tied: int
+
+
 class Row(Frozen):
     """A line of the tables: one method under one budget on one backbone and task, over all seeds."""
 
@@ -122,12 +129,12 @@ class Plan(Frozen):
         ids = {id_ for row in rows for id_ in row.trials.values()}
         return Plan(suite=self.suite, rows=rows, trials=tuple(t for t in self.trials if t.id in ids))
 
-    def with_choices(self, chosen: Mapping[int, Candidate]) -> Plan:
-        """The plan with the trials that these candidates, one for an index of `rows`, lead to."""
+    def with_choices(self, chosen: Mapping[int, Choice]) -> Plan:
+        """The plan with the trials that these choices, one for an index of `rows`, lead to."""
         rows, trials = list(self.rows), {trial.id: trial for trial in self.trials}
         new: list[tuple[tuple[int, int], Trial]] = []
-        for index, candidate in chosen.items():
-            row = rows[index]
+        for index, choice in chosen.items():
+            row, candidate = rows[index], choice.candidate
             assert row.tuning is not None
             final = {seed: candidate.final[seed] for seed in row.trials}
             grids = self.suite.tuning.grids if self.suite.tuning else {}
@@ -136,6 +143,7 @@ class Plan(Frozen):
                 update={
                     "chosen": set_axes,
                     "edge": candidate.setting.edges({a: g for a, g in grids.items() if g and a in set_axes}),
+                    "tied": choice.tied,
                 }
             )
             rows[index] = row.model_copy(
