@@ -36,6 +36,8 @@ class CaRA(OneRank, LowRankMethod):
 
     name: ClassVar[str] = "cara"
     dropout_at: ClassVar[DropoutAt] = "before_up"
+    #: Of the reference code, on VTAB-1k.
+    published_lr: ClassVar[float | None] = 1e-3
 
     #: At `dropout_on`. 0.1 in the reference code (its settings note 0.3 for DTD and some others).
     dropout: float = Field(0.1, ge=0.0, lt=1.0)

@@ -30,6 +30,8 @@ class _FacT(OneRank, LowRankMethod):
     """
 
     dropout_at: ClassVar[DropoutAt] = "before_up"
+    #: Of the reference code, on VTAB-1k.
+    published_lr: ClassVar[float | None] = 1e-3
 
     #: On Σ·U·x, which is as wide as the rank (for fc1, four times that). 0.1 in the reference code.
     dropout: float = Field(0.1, ge=0.0, lt=1.0)

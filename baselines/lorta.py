@@ -25,6 +25,10 @@ class LoRTA(OneRank, LowRankMethod):
     """
 
     name: ClassVar[str] = "lorta"
+    #: Of the reference code, on CoLA; on MRPC its head has 4e-3.
+    published_lr: ClassVar[float | None] = 1e-2
+    published_head_lr: ClassVar[float | None] = 1e-3
+    published_scale: ClassVar[float | None] = 1.0
 
     #: alpha, divided by the rank. 1 in the reference code.
     scale: float = 1.0

@@ -49,6 +49,12 @@ class Method(Frozen, ABC):
     version: ClassVar[int] = 1
     #: Whether a rank or a budget can set the size.
     sizeable: ClassVar[bool] = True
+    #: The adapter's learning rate that its authors used, which equal tuning always tries. None: not known.
+    published_lr: ClassVar[float | None] = None
+    #: The head's beside it. None: the same.
+    published_head_lr: ClassVar[float | None] = None
+    #: The scale beside them. None: not known, or another for each data set.
+    published_scale: ClassVar[float | None] = None
     #: Why the gradients are not those of the forward, where that is meant (DoRA takes a norm for a constant).
     approximates_gradient: ClassVar[str] = ""
     #: Fields that `title` or `size` already show.

@@ -37,6 +37,9 @@ class TensLoRA(LowRankMethod):
 
     name: ClassVar[str] = "tenslora"
     titled: ClassVar[frozenset[str]] = frozenset({"variant", "ranks"})
+    #: Of the reference code, for all tasks.
+    published_lr: ClassVar[float | None] = 5e-4
+    published_scale: ClassVar[float | None] = 1.0
 
     #: What is stacked: heads (att), projections (qkv), layers (depth), or a combination.
     variant: Variant

@@ -38,6 +38,8 @@ class Result:
     """What a trial gave."""
 
     score: float = 0.0
+    #: The loss beside the score, on the same split.
+    loss: float = 0.5
     #: Why it failed; its score is none then.
     failure: str = ""
     #: Classes that it predicted, and the right ones.
@@ -127,6 +129,7 @@ def _clone(database: Path, template: str, given: list[tuple[Trial, Row, Result]]
             continue
         told = {
             "score": result.score,
+            "score_loss": result.loss,
             "selected/validation": max(result.validation),
             "parameters/adapter": row.parameters,
             "cost/step_ms": result.step_ms,

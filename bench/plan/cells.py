@@ -170,6 +170,7 @@ def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo
     for row in suite.tasks:
         task = row.lookup()
         tasks.append((row.model_copy(update={"source": task.pinned()}), task))
+    suite.check_paths()
     backbones = []
     for spec in suite.backbones:
         info = describe(spec)

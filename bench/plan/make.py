@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from bench.plan.cells import Cell, cells
 from bench.plan.rows import Candidate, Plan, Row, Tuned, in_order
-from bench.plan.settings import applicable, sample
+from bench.plan.settings import applicable, points, published
 from bench.plan.trial import Trial
 from bench.suite.choosing import Tuning
 from bench.suite.rows import Budget
 from bench.suite.suite import Suite
 
-#: Of the points that equal tuning tries: the same for every method.
-TUNING_SEED = 0
+#: Of the points that equal tuning tries. With this one the default grids begin with rates that several
+#: methods were published with (1e-3 for adapter and head), at the published scale, and over the first 7 to 12
+#: points no two axes have a correlation above 0.24.
+TUNING_SEED = 29856
 
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
@@ -56,7 +58,7 @@ def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
     rows: list[Row] = []
     trials: list[Trial] = []
     candidates: list[Candidate] = []
-    for setting in sample(grids, tuning.trials, TUNING_SEED):
+    for setting in points(grids, tuning.trials, TUNING_SEED, published(method)):
         tried = {
             seed: cell.trial(seed, "validation", setting=setting, epochs=tuning.epochs)
             for seed in tuning.seeds

@@ -29,6 +29,13 @@ class Candidate(Frozen):
     final: dict[int, Trial]
 
 
+class Choice(Frozen):
+    """What tuning chose for a row, and how many other candidates have the same validation score."""
+
+    candidate: Candidate
+    tied: int
+
+
 class Row(Frozen):
     """A line of the tables: one method under one budget on one backbone and task, over all seeds."""
 
@@ -67,14 +74,15 @@ class Row(Frozen):
             return None
         return abs(self.ratio - 1) <= self.budget.tolerance
 
-    def tuned(self, candidate: Candidate, grids: Mapping[str, Sequence[float] | None]) -> Row:
+    def tuned(self, choice: Choice, grids: Mapping[str, Sequence[float] | None]) -> Row:
         """The row with the setting that its tuning has chosen from these grids, and its trials."""
         assert self.tuning is not None
+        candidate = choice.candidate
         chosen = candidate.setting.model_dump(exclude_none=True)
         edge = candidate.setting.edges(
             {axis: grid for axis, grid in grids.items() if grid and axis in chosen}
         )
-        tuning = self.tuning.model_copy(update={"chosen": chosen, "edge": edge})
+        tuning = self.tuning.model_copy(update={"chosen": chosen, "edge": edge, "tied": choice.tied})
         trials = {seed: candidate.final[seed].id for seed in self.trials}
         return self.model_copy(update={"trials": trials, "tuning": tuning})
 
@@ -137,16 +145,15 @@ class Plan(Frozen):
         trials = tuple(trial for trial in self.trials if trial.id in ids)
         return Plan(suite=self.suite, rows=tuple(rows), trials=trials)
 
-    def with_choices(self, chosen: Mapping[int, Candidate]) -> Plan:
+    def with_choices(self, chosen: Mapping[int, Choice]) -> Plan:
         """The plan with the final trials of what tuning has chosen; the keys are indices of `rows`."""
         rows, trials = list(self.rows), {trial.id: trial for trial in self.trials}
         grids = self.suite.tuning.grids if self.suite.tuning else {}
         new: list[tuple[tuple[int, int], Trial]] = []
-        for index, candidate in chosen.items():
-            rows[index] = rows[index].tuned(candidate, grids)
-            new += [
-                ((self.suite.seeds.index(seed), index), candidate.final[seed]) for seed in rows[index].trials
-            ]
+        for index, choice in chosen.items():
+            rows[index] = rows[index].tuned(choice, grids)
+            final = choice.candidate.final
+            new += [((self.suite.seeds.index(seed), index), final[seed]) for seed in rows[index].trials]
         for trial in in_order(new):
             trials.setdefault(trial.id, trial)
         return Plan(suite=self.suite, rows=tuple(rows), trials=tuple(trials.values()))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import lcm, prod
+from random import Random
 from typing import Any
 
 from bench.suite.recipe import Recipe
@@ -13,6 +13,9 @@ from methods.validation import Frozen, validate
 
 #: The axes in their order, by the names that a suite's grids have.
 AXES = ("lr", "scale", "head_lr")
+#: The axes in the order in which points are made. An axis that some methods lack comes late, so that the
+#: others have the same values in all methods.
+SHARED_FIRST = ("lr", "head_lr", "scale")
 
 Grids = Mapping[str, Sequence[float]]
 
@@ -54,11 +57,13 @@ class Setting(Frozen):
         )
 
     def edges(self, grids: Grids) -> tuple[str, ...]:
-        """The axes on which this setting is at an end of the grid, so that a better one may lie beyond."""
+        """The axes on which this setting is at an end of the grid or outside of it, so that a better one may
+        lie beyond.
+        """
         return tuple(
             axis
             for axis, grid in grids.items()
-            if len(grid) > 1 and getattr(self, axis) in (grid[0], grid[-1])
+            if len(grid) > 1 and not grid[0] < getattr(self, axis) < grid[-1]
         )
 
 
@@ -77,42 +82,61 @@ def applicable(
     return {axis: grid for axis, grid in grids.items() if grid is not None and axis not in without}
 
 
-def sample(grids: Grids, count: int, seed: int) -> list[Setting]:
+def published(method: Method) -> Setting:
+    """The rates and the scale that the method was published with. What its source does not state is None."""
+    scale = method.published_scale
+    if scale is not None:
+        scale /= getattr(method, "scale")  # noqa: B009
+    return Setting(
+        lr=method.published_lr, scale=scale, head_lr=method.published_head_lr or method.published_lr
+    )
+
+
+def points(grids: Grids, count: int, seed: int, first: Setting) -> list[Setting]:
     """`count` different points of the grids, or all of them if there are no more; the same for the same seed.
 
-    They are drawn by Optuna's QMCSampler, a scrambled Sobol' sequence, and snapped to the grids. All are
-    known before the first trial starts, so that every method gets the same ones, and their trials can run in
-    any order on any number of machines. Even a few of them spread over each axis, where independent draws
-    would leave gaps on the learning rate.
-    """
-    sizes = {axis: len(grid) for axis, grid in grids.items()}
-    wanted = min(count, prod(sizes.values()))
-    import optuna
-    from optuna.distributions import BaseDistribution, IntDistribution
+    They cover every axis evenly: each of its values stands as often as any other, or once more. Fewer points
+    are always the first ones of more. All are known before the first trial starts, so that their trials can
+    run in any order on any number of machines. Methods with other axes get the same points without what they
+    lack, as far as these still differ.
 
-    with warnings.catch_warnings():
-        # Optuna calls the sampler experimental. Its interface may change, but not its sequence.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=sampler)
-    space: dict[str, BaseDistribution] = {
-        axis: IntDistribution(0, size - 1) for axis, size in sizes.items() if size > 1
-    }
-    # The sampler learns its axes from the first finished trial, so it is given one that is no point.
-    study.add_trial(
-        optuna.trial.create_trial(
-            value=0.0,
-            params=dict.fromkeys(space, 0),
-            distributions=space,
-            state=optuna.trial.TrialState.COMPLETE,
-        )
-    )
-    points: dict[tuple[int, ...], Setting] = {}
-    while len(points) < wanted:
-        trial = study.ask(space)
-        index = {axis: trial.params.get(axis, 0) for axis in sizes}
-        study.tell(trial, 0.0)
-        setting = Setting.model_validate({axis: grids[axis][i] for axis, i in index.items()})
-        points.setdefault(tuple(index.values()), setting)
-    return list(points.values())
+    What `first` sets is in the first point. Where the grids have it, each axis begins with it, in exchange
+    for the value with which it would have begun. Otherwise it makes a point of its own, before those of the
+    grids, and the evenness is that of the others.
+    """
+    orders = {axis: _shuffled(grids[axis], f"{seed} {axis}") for axis in SHARED_FIRST if axis in grids}
+    start = {axis: getattr(first, axis) or order[0] for axis, order in orders.items()}
+    own: list[Setting] = []
+    if all(value in orders[axis] for axis, value in start.items()):
+        orders = {axis: _beginning(order, start[axis]) for axis, order in orders.items()}
+    else:
+        own.append(Setting.model_validate(start))
+    size = prod(map(len, orders.values()))
+    return own + [_point(orders, number) for number in range(min(count - len(own), size))]
+
+
+def _shuffled(grid: Sequence[float], seed: str) -> list[float]:
+    # Of Python's generator only `random` promises the same numbers in every version.
+    draw = Random(seed)
+    return sorted(grid, key=lambda _: draw.random())
+
+
+def _beginning(order: Sequence[float], value: float) -> list[float]:
+    """The order with `value` and the first one exchanged."""
+    swapped = {value: order[0], order[0]: value}
+    return [swapped.get(other, other) for other in order]
+
+
+def _point(orders: Mapping[str, Sequence[float]], number: int) -> Setting:
+    """The point of this number: each axis goes round, and makes no point twice before all were made.
+
+    Where an axis and those before it would meet the same way again, it skips one value. It does so only
+    after whole rounds, which keeps it even.
+    """
+    values: dict[str, float] = {}
+    combinations = 1
+    for axis, order in orders.items():
+        turn = number % (combinations * len(order))
+        values[axis] = order[(turn + turn // lcm(combinations, len(order))) % len(order)]
+        combinations *= len(order)
+    return Setting.model_validate(values)

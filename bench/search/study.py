@@ -142,6 +142,8 @@ class RankSearch:
         """All that must not change between two starts of a study, in the types that JSON gives back."""
         trial = self.cell.trial(self.search.seeds[0], "validation", epochs=self.search.epochs)
         content = trial.model_dump(mode="json", exclude={"seed", "evaluate", "backbone"})
+        # Where a task's data lie may change. `data` tells which they are.
+        del content["task"]["source"]
         method = {key: value for key, value in content.pop("method").items() if key not in ("rank", "ranks")}
         described = {
             "budget": self.budget,
@@ -169,7 +171,9 @@ class RankSearch:
         own, there = self._described(), study.user_attrs.get("space")
         if there is None:
             study.set_user_attr("space", own)
-        elif there != own:
+            return study
+        there.pop("task.source", None)  # an earlier version kept it
+        if there != own:
             differing = [
                 f"{key} is {there.get(key, 'not there')} in it and {own.get(key, 'not there')} here"
                 for key in {**there, **own}

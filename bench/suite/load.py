@@ -16,11 +16,12 @@ from methods.validation import validate
 def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -> Suite:
     """Reads and validates a suite, and obeys the lock file beside it unless told otherwise.
 
-    `source` is a suite's file, or its fields as a dictionary, which has no lock. Raises UserError naming
-    file, field, value and what is accepted.
+    `source` is a suite's file, or its fields as a dictionary, which has no lock. Relative paths in a file
+    begin at its folder, those in a dictionary at the working folder. Raises UserError naming file, field,
+    value and what is accepted.
     """
     if isinstance(source, Mapping):
-        return validate(Suite, dict(source), "suite")
+        return validate(Suite, dict(source), "suite").beside(Path.cwd())
     path = Path(source)
     try:
         text = path.read_text(encoding="utf-8")
@@ -34,7 +35,7 @@ def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a suite is a mapping with the fields {', '.join(Suite.model_fields)}")
-    suite = validate(Suite, values, str(path))
+    suite = validate(Suite, values, str(path)).beside(path.parent)
     lock = lock_path(path)
     return read_lock(lock).apply(suite, lock) if locked and lock.exists() else suite
 

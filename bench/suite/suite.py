@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,7 +13,12 @@ from bench.backbones import BackboneSpec
 from bench.suite.choosing import Allocation, Search, Tuning
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
+from bench.tasks import DataSource
+from methods import UserError
 from methods.validation import Frozen, validate
+
+#: What may lie in a folder of this machine.
+Place = TypeVar("Place", BackboneSpec, DataSource | None)
 
 
 class Suite(Frozen):
@@ -99,6 +106,32 @@ class Suite(Frozen):
                         f"leave it out, or give {where} {axis}: null"
                     )
         return self
+
+    def beside(self, folder: Path) -> Suite:
+        """The suite with whole paths to what it names on this machine; `folder` is where relative ones begin.
+
+        So a stored trial finds its folders from any working folder.
+        """
+
+        def whole(place: Place) -> Place:
+            if place is None or place.local is None:
+                return place
+            path = os.path.abspath(folder / place.local.expanduser())
+            return place.model_copy(update={"local": Path(path)})
+
+        tasks = [row.model_copy(update={"source": whole(row.source)}) for row in self.tasks]
+        return self.model_copy(update={"backbones": tuple(map(whole, self.backbones)), "tasks": tuple(tasks)})
+
+    def check_paths(self) -> None:
+        """Raises UserError for a path that the suite names and this machine lacks."""
+        named = [("backbone", spec.local) for spec in self.backbones]
+        named += [(f"task '{row.task}'", row.source.local) for row in self.tasks if row.source]
+        for what, path in named:
+            if path is not None and not path.expanduser().exists():
+                raise UserError(
+                    f"suite '{self.name}', {what}, local: there is no {path} on this machine "
+                    "(a relative path in a suite's file begins at the folder of that file)"
+                )
 
     def recipe(self, task: TaskRow, method: MethodRow) -> Recipe:
         """The suite's recipe with the task's overrides, and then the method's, put over it.

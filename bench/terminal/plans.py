@@ -40,7 +40,8 @@ def print_tuning(console: Console, plan: Plan) -> None:
     rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
         title = f"{task} · {backbone} · tuning on validation; ! is on the edge of its grid"
-        table = plain_table(title, "method", "budget", "trials", "seeds", "epochs", "lr", "scale", "head lr")
+        heads = ("budget", "trials", "seeds", "epochs", "lr", "scale", "head lr", "tied")
+        table = plain_table(title, "method", *heads)
         for row, tuned in rows:
             if (row.task, row.backbone) != (task, backbone):
                 continue
@@ -53,5 +54,8 @@ def print_tuning(console: Console, plan: Plan) -> None:
             ]
             budget = row.budget.label if row.budget else "own size"
             spent = (str(tuned.trials), joined(tuned.seeds), str(tuned.epochs or "–"))
-            table.add_row(escape(row.method), budget, *spent, *shown)
-        console.print(table)
+            tied = "–" if tuned.chosen is None else str(tuned.tied)
+            table.add_row(escape(row.method), budget, *spent, *shown, tied)
+        console.print(fitted(console, table, "epochs", "seeds"))
+    if any(tuned.tied for _, tuned in rows):
+        console.print("tied: so many other points have the same score; their validation loss decided.")

@@ -17,8 +17,10 @@ class Tuned(Wired):
     seeds: tuple[int, ...]
     #: The setting; None until every tuning trial has ended.
     chosen: dict[str, float] | None = None
-    #: Axes on which it is the smallest or the largest value of the grid.
+    #: Axes on which it is the smallest or the largest value of the grid, or outside of it.
     edge: tuple[str, ...] = ()
+    #: How many other settings have the same validation score. Among them the validation loss chose.
+    tied: int = 0
     #: Every tuning trial.
     ids: tuple[str, ...]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ def test_rows_that_wait_for_their_tuning_are_missing_and_in_no_aggregate(
     # Both waiting seeds count, though neither has an id.
     assert "4 of 6 trials finished" in page
     assert WAITING in page
+
+
+def test_the_tuning_table_marks_ties(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    half_tuned(uri)
+    write_report(uri, ["tuned"], tmp_path / "out", log=False)
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    table = page[page.index('<section aria-labelledby="tuning">') :]
+    lines = next(line for line in table.splitlines() if '<th scope="row">' in line).split("<tr>")[1:]
+    # Both points of LoRA and of the head have one score; LoTR has chosen nothing yet.
+    tied = [re.findall(r"<td[^>]*>([^<]*)</td></tr>", line)[0] for line in lines]
+    assert tied == ["1", "1", "–"]
 
 
 def test_two_half_tuned_experiments_are_compared(tmp_path: Path, new_store: NewStore) -> None:

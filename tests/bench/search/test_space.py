@@ -8,9 +8,8 @@ from typing import Any
 import optuna
 import pytest
 
-from bench.plan.settings import Setting, applicable, sample
+from bench.plan.settings import Setting, applicable
 from bench.search.space import RankSpace
-from bench.suite.choosing import LR_GRID
 from bench.suite.recipe import Recipe
 from methods import Geometry, Method, UserError, create
 
@@ -114,19 +113,6 @@ def test_a_mode_that_the_variant_lacks_and_a_budget_below_the_smallest_are_refus
 
 
 # --- what is tuned beside ranks ---
-
-
-def test_points_of_the_grids_differ_and_are_the_same_every_time() -> None:
-    grids = {"lr": LR_GRID, "scale": (0.1, 1.0, 10.0), "head_lr": (1e-3, 1e-2)}
-    drawn = sample(grids, 12, 0)
-    assert drawn == sample(grids, 12, 0)
-    assert drawn != sample(grids, 12, 1)
-    assert sample(grids, 20, 0)[:12] == drawn
-    assert len(set(drawn)) == 12
-    # Even this few reach the whole range of rates.
-    assert len({setting.lr for setting in drawn}) >= 6
-    assert len(sample(grids, 1000, 0)) == 42
-    assert sample({}, 5, 0) == [Setting()]
 
 
 def test_a_method_is_tuned_by_what_it_has() -> None:

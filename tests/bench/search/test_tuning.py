@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import bench.execution.perform
-from bench.plan.rows import Plan
+from bench.plan.rows import Choice, Plan
 from bench.search.tuning import with_choices
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
+from bench.terminal.plans import print_tuning
 from bench.wire.trial import failed
+from bench.wire.words import Status
 from methods import UserError
 
+from ...stored import Result
+from ...stored import write as stored
 from ..toy_suites import plan, suite, write
 
 Call = Callable[..., Any]
@@ -74,8 +79,9 @@ def test_the_stored_plan_says_what_was_spent_and_chosen(tuned: tuple[Path, str, 
         assert spent is not None
         assert spent.chosen is not None
         assert set(spent.ids) <= set(records)
-        scores = [records[id_].metrics["score"] for id_ in spent.ids]
-        best = records[spent.ids[scores.index(max(scores))]]
+        ended = [records[id_] for id_ in spent.ids]
+        best = max(ended, key=lambda record: (record.metrics["score"], -record.metrics["score_loss"]))
+        assert spent.tied == sum(r.metrics["score"] == best.metrics["score"] for r in ended) - 1
         params = store.client.get_run(best.run_id).data.params
         assert spent.epochs == 1
         for seed, id_ in row.trials.items():
@@ -100,6 +106,65 @@ def test_a_second_start_chooses_and_runs_nothing_again(tuned: tuple[Path, str, A
     assert (again.code, len(Store.existing(uri, "toy").records())) == (0, 15)
     assert "9 tuning trials, 0 to run" in again.out
     assert Store.existing(uri, "toy").plan() == before
+
+
+def told(scores: dict[tuple[float, int], tuple[float, float] | None]) -> Callable[..., Result]:
+    """Gives a tuning trial the score and the loss of its rate and seed; None: it failed."""
+
+    def result(trial: Any, row: Any) -> Result:
+        ended = scores[trial.recipe.lr, trial.seed]
+        return Result(failure="diverged") if ended is None else Result(score=ended[0], loss=ended[1])
+
+    return result
+
+
+@pytest.mark.parametrize(
+    ("scores", "lr", "tied"),
+    [
+        # The best score, whatever its loss.
+        ({1e-3: [(0.7, 0.2)], 1e-2: [(0.8, 0.9)]}, 1e-2, 0),
+        # Of equal scores the lowest loss, whatever the order.
+        ({1e-3: [(0.7, 0.4)], 1e-2: [(0.7, 0.3)]}, 1e-2, 1),
+        ({1e-3: [(0.7, 0.3)], 1e-2: [(0.7, 0.4)]}, 1e-3, 1),
+        # By means over the seeds.
+        ({1e-3: [(0.6, 0.1), (0.8, 0.7)], 1e-2: [(0.8, 0.3), (0.6, 0.3)]}, 1e-2, 1),
+        # One seed less comes after, however good the other one.
+        ({1e-3: [(0.6, 0.9), (0.6, 0.9)], 1e-2: [(0.9, 0.1), None]}, 1e-3, 0),
+        # Nothing to share.
+        ({1e-3: [None], 1e-2: [None]}, 1e-3, 0),
+    ],
+)
+def test_ties_are_broken_by_the_validation_loss_and_counted(
+    tmp_path: Path,
+    new_store: NewStore,
+    scores: dict[float, list[tuple[float, float] | None]],
+    lr: float,
+    tied: int,
+) -> None:
+    seeds = {7 + i for ended in scores.values() for i in range(len(ended))}
+    tuning = {"trials": 2, "seeds": sorted(seeds), "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
+    made = plan(methods=["lora"], tuning=tuning)
+    by_seed = {(rate, 7 + i): one for rate, ended in scores.items() for i, one in enumerate(ended)}
+    store = stored(new_store(tmp_path), made.of("tuning"), told(by_seed))
+    (row,) = with_choices(made, store).of(None).rows
+    assert row.tuning is not None
+    assert (row.tuning.chosen, row.tuning.tied) == ({"lr": lr}, tied)
+    # Stored and read again, it stays as it was.
+    store.end(store.begin_suite(with_choices(made, store)), Status.FINISHED)
+    assert with_choices(made, store).of(None).rows == (row,)
+
+
+def test_a_tie_is_told_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    made = plan(**{**CHANGES, "methods": ["lora", "head_only"]})
+    tables = [index for index, row in enumerate(made.rows) if row.tuning]
+    chosen = {
+        index: Choice(candidate=made.rows[index].candidates[0], tied=tied)
+        for index, tied in zip(tables, (2, 0), strict=True)
+    }
+    print_tuning(Console(width=120), made.with_choices(chosen))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[-1] for line in lines if line and line[0] in ("LoRA", "head")] == ["2", "0"]
+    assert "tied: so many other points have the same score" in " ".join(map(" ".join, lines))
 
 
 def test_a_choice_stays_when_a_tuning_trial_is_tried_again(

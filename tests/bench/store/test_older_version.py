@@ -100,7 +100,8 @@ def test_what_its_tuning_chose_is_known(old: Old) -> None:
     assert (row.tuning.chosen, row.tuning.edge, row.tuning.epochs) == ({"lr": 0.1}, ("lr",), 1)
     (planned,) = make_plan(load_suite(old.suite("old-tuned"))).stored().rows
     assert planned.tuning is not None
-    assert planned.tuning.ids == row.tuning.ids
+    # The points of a grid that is tried whole are the same, in another order.
+    assert set(planned.tuning.ids) == set(row.tuning.ids)
 
 
 def test_what_it_searched_allocated_and_analysed_is_known(old: Old) -> None:

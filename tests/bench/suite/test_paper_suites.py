@@ -22,7 +22,7 @@ TASKS = ("dtd", "eurosat", "cola", "mrpc")
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Plan]]:
-    """Both suites, planned on configurations of the backbones' real shapes without any weights or data."""
+    """Both suites, planned for a GPU on configurations of the backbones' shapes, without weights or data."""
     from transformers import RobertaConfig, ViTConfig, ViTImageProcessor
 
     from bench.backbones.random_weights import byte_tokenizer
@@ -45,7 +45,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Plan]]
         }
         with client(folder / "cache", hub.endpoint):
             yield {
-                name: make_plan(load_suite(SUITES / f"{name}.yaml"))
+                name: make_plan(load_suite(SUITES / f"{name}.yaml"), "cuda")
                 for name in ("paper_untuned", "paper_reference")
             }
 
@@ -129,6 +129,11 @@ def test_the_reference_s_switches_are_on_there_and_nowhere_else(plans: dict[str,
         assert (trial.recipe.select, trial.recipe.augmentation) == ("validation", ())
         assert (trial.task.split, trial.task.normalise, trial.task.resize) == ("fixed", True, None)
         assert "starts" not in trial.method
+
+
+def test_the_reference_trains_in_fp32_on_a_gpu_too(plans: dict[str, Plan]) -> None:
+    used = {name: {trial.recipe.precision for trial in plan.trials} for name, plan in plans.items()}
+    assert used == {"paper_reference": {"fp32"}, "paper_untuned": {"bf16"}}
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_untuned", "paper_reference"])
