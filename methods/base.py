@@ -14,6 +14,18 @@ from methods.errors import UserError
 from methods.registry import Registry
 from methods.validation import Frozen, identity, validate
 
+
+def _check_method(name: str, method: Any) -> None:
+    """Raises UserError unless what is registered under `name` is a whole `Method` class of that name."""
+    where = f"method '{name}'"
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise UserError(f"{where}: should be a subclass of methods.base.Method, got {method!r:.60}")
+    if lacking := sorted(method.__abstractmethods__):
+        raise UserError(f"{where}: {method.__name__} does not define {', '.join(lacking)}")
+    if getattr(method, "name", None) != name:
+        raise UserError(f"{where}: {method.__name__} should have the name under which it is registered")
+
+
 METHODS = Registry(
     "method",
     {
@@ -28,12 +40,15 @@ METHODS = Registry(
         "lorta": "baselines.lorta:LoRTA",
         "cara": "baselines.cara:CaRA",
     },
+    _check_method,
 )
 
 
 def create(name: str, /, **options: Any) -> Method:
     """A registered method by its name. Raises UserError for unknown names, fields and bad values."""
-    return validate(METHODS.get(name), options, f"method '{name}'")
+    method = METHODS.get(name)
+    with METHODS.blaming(name):
+        return validate(method, options, f"method '{name}'")
 
 
 class Method(Frozen, ABC):

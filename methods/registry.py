@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -16,11 +17,16 @@ class Registry:
 
     Plug-ins register in the entry-point group `tensorbench.<kind>s`. One that clashes with a name
     of ours, or with another plug-in's, is refused when it is asked for, never picked silently.
+    `check` gets each name and target that is asked for and raises UserError for a target that is no such
+    thing.
     """
 
-    def __init__(self, kind: str, targets: dict[str, str]) -> None:
+    def __init__(
+        self, kind: str, targets: dict[str, str], check: Callable[[str, Any], None] | None = None
+    ) -> None:
         self.kind = kind
         self._targets = dict(targets)
+        self._check = check
         self._plugins: dict[str, list[EntryPoint]] | None = None
 
     def _plugin_points(self) -> dict[str, list[EntryPoint]]:
@@ -43,19 +49,23 @@ class Registry:
             owners = [point.value for point in points]
             owners += [self._targets[name]] if name in self._targets else []
             raise UserError(f"{self.kind} '{name}' is registered more than once: {', '.join(owners)}")
-        if name in self._targets:
-            module, attribute = self._targets[name].split(":")
-            return getattr(importlib.import_module(module), attribute)
-        if not points:
+        if name not in self:
             raise UnknownNameError(self.kind, name, self)
-        try:
-            return points[0].load()
-        except Exception as error:
-            package = points[0].dist.name if points[0].dist else points[0].value
-            raise UserError(
-                f"the plug-in '{package}' that brings {self.kind} '{name}' fails to import: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        if not points:
+            module, attribute = self._targets[name].split(":")
+            target = getattr(importlib.import_module(module), attribute)
+        else:
+            try:
+                target = points[0].load()
+            except Exception as error:
+                raise UserError(
+                    f"the plug-in '{_package(points[0])}' that brings {self.kind} '{name}' fails to import: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        if self._check is not None:
+            with self.blaming(name):
+                self._check(name, target)
+        return target
 
     def available(self) -> Iterator[tuple[str, Any]]:
         """Every (name, target) that can be imported. A warning names a broken plug-in, which is left out."""
@@ -64,3 +74,25 @@ class Registry:
                 yield name, self.get(name)
             except UserError as error:
                 warnings.warn(str(error), stacklevel=2)
+
+    @contextmanager
+    def blaming(self, name: str) -> Iterator[None]:
+        """Inside, whatever goes wrong in a plug-in becomes a UserError that names its package.
+
+        What is ours is left alone: its UserErrors say enough, and anything else is a mistake of ours.
+        """
+        try:
+            yield
+        except Exception as error:
+            points = self._plugin_points().get(name)
+            if not points:
+                raise
+            told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            blamed = f"{self.kind} '{name}' of the plug-in '{_package(points[0])}': "
+            if told.startswith(blamed):
+                raise
+            raise UserError(blamed + told.removeprefix(f"{self.kind} '{name}': ")) from error
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value

@@ -11,6 +11,8 @@ from bench.backbones.base import (
     LoadedBackbone,
 )
 from bench.backbones.catalog import BACKBONES
+from bench.backbones.declared import check_info
+from methods.errors import UserError
 
 __all__ = [
     "BACKBONES",
@@ -32,7 +34,11 @@ def describe(spec: BackboneSpec | str) -> BackboneInfo:
     a source that cannot be found or read, an unsupported model, or an image size that does not fit.
     """
     spec = BackboneSpec.model_validate(spec)
-    return entry_of(spec).describe(spec.image_size)
+    entry = entry_of(spec)
+    with BACKBONES.blaming(spec.name or ""):
+        info = entry.describe(spec.image_size)
+        check_info(info)
+    return info
 
 
 def load(spec: BackboneSpec | str) -> LoadedBackbone:
@@ -41,7 +47,12 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
     Raises UserError as `describe` does, and if any encoder weight is missing or has no place.
     """
     spec = BackboneSpec.model_validate(spec)
-    return entry_of(spec).load(spec.image_size)
+    entry = entry_of(spec)
+    with BACKBONES.blaming(spec.name or ""):
+        backbone = entry.load(spec.image_size)
+        if not isinstance(backbone, LoadedBackbone):
+            raise UserError(f"load() should return a LoadedBackbone, got a {type(backbone).__name__}")
+    return backbone
 
 
 def entry_of(spec: BackboneSpec) -> BackboneEntry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.backbones.declared import check_entry
 from bench.backbones.indexed import AssetBackbone, Pixels, minilm_l6_folder, vit_s14_folder
 from bench.backbones.random_weights import RandomBackbone
 from methods.backbone import Geometry
@@ -42,4 +43,5 @@ BACKBONES = Registry(
         for attribute, entry in list(globals().items())
         if isinstance(entry, AssetBackbone | RandomBackbone)
     },
+    check_entry,
 )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bench.commands.options import AsJson, Device, echo_json, err, out
+
+if TYPE_CHECKING:
+    from bench.conformance import Finding
 
 
 def methods(
@@ -43,22 +47,45 @@ def backbones() -> None:
 
 
 def check(
-    method: Annotated[str, typer.Argument(help="A registered method, or all.")],
-    quick: Annotated[bool, typer.Option(help="Only the presets, not the other options.")] = False,
+    name: Annotated[str, typer.Argument(help="A registered method, task or backbone, or all methods: all.")],
+    quick: Annotated[bool, typer.Option(help="Of a method only the presets, not the other options.")] = False,
 ) -> None:
-    """Run the conformance checks on a method, a plug-in's too."""
+    """Run the conformance checks on a method, a task or a backbone, a plug-in's too.
+
+    Of a task the examples are read, of a backbone the weights: what is not there yet is downloaded.
+    """
+    from bench.backbones import BACKBONES
+    from bench.conformance import check_backbone, check_task, print_findings
+    from bench.tasks import TASKS
+    from methods import METHODS, UnknownNameError
+
+    methods = [known for known, _ in METHODS.available()] if name == "all" else [name] * (name in METHODS)
+    others: dict[str, Callable[[str], list[Finding]]] = {}
+    if name in TASKS:
+        others[f"task {name}"] = check_task
+    if name in BACKBONES:
+        others[f"backbone {name}"] = check_backbone
+    if not (methods or others):
+        raise UnknownNameError("method, task or backbone", name, {*METHODS, *TASKS, *BACKBONES})
+    failed = bool(methods) and _methods_fail(methods, quick)
+    for title, run in others.items():
+        findings = run(name)
+        print_findings(out, title, findings)
+        failed |= any(finding.status == "failed" for finding in findings)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _methods_fail(names: list[str], quick: bool) -> bool:
     from rich.progress import track
 
     from bench.conformance import conformance_cases, print_checks, run_case
-    from methods import METHODS
 
-    names = [name for name, _ in METHODS.available()] if method == "all" else [method]
     cases = [case for name in names for case in conformance_cases(name, quick=quick)]
     shown = track(cases, "checking", console=err, transient=True, disable=not err.is_terminal)
     results = [run_case(case) for case in shown]
     print_checks(out, results)
-    if any(result.status == "failed" for result in results):
-        raise typer.Exit(1)
+    return any(result.status == "failed" for result in results)
 
 
 def perf(

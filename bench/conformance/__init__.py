@@ -1,4 +1,6 @@
-"""The conformance checks that every method must pass, ours and plug-ins'. No network is needed.
+"""The conformance checks that every method, task and backbone must pass, ours and plug-ins'.
+
+Those of methods need no network; a task's read its examples, and a backbone's load its weights.
 
 In the tests of a plug-in:
 
@@ -13,9 +15,10 @@ and every pair of its other options on BERT (without compiling). Presets meet ev
 what is checked goes through the backbone's modules: merging, detaching, training, storing. What depends on
 the method alone (its count, its gradients, its seeds) is asked on BERT; `backbones=["vit"]` asks all of it
 there. What a check cannot ask of a method is skipped with its reason. At the terminal:
-`tensorbench check my_method`.
+`tensorbench check NAME`, of a method, a task or a backbone.
 """
 
+from bench.conformance.backbones import check_backbone
 from bench.conformance.cases import (
     Case,
     CheckResult,
@@ -26,8 +29,10 @@ from bench.conformance.cases import (
     variations,
 )
 from bench.conformance.checks import CHECKS
-from bench.conformance.display import print_checks
+from bench.conformance.display import print_checks, print_findings
+from bench.conformance.findings import Finding
 from bench.conformance.subject import BACKBONES, CheckFailed, NotApplicable
+from bench.conformance.tasks import check_task
 
 __all__ = [
     "BACKBONES",
@@ -35,10 +40,14 @@ __all__ = [
     "Case",
     "CheckFailed",
     "CheckResult",
+    "Finding",
     "NotApplicable",
+    "check_backbone",
     "check_case",
+    "check_task",
     "conformance_cases",
     "print_checks",
+    "print_findings",
     "run_case",
     "run_checks",
     "variations",

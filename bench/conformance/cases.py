@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, Literal, get_args, get_origin
 
-import torch
-
 from bench.backbones.base import BackboneKind
 from bench.conformance.checks import CHECKS
-from bench.conformance.subject import BACKBONES, GEOMETRY, RANK, NotApplicable, Subject
+from bench.conformance.findings import Status, judge, undisturbed
+from bench.conformance.subject import BACKBONES, GEOMETRY, RANK, Subject
 from methods.backbone import PROJECTIONS
 from methods.base import METHODS, Method
 from methods.errors import UserError
-
-Status = Literal["passed", "failed", "not applicable"]
 
 
 @dataclass(frozen=True)
@@ -144,32 +141,18 @@ def check_case(case: Case) -> str:
     Raises AssertionError where the method is wrong, or whatever it raised itself, and NotApplicable
     where the check cannot be asked, on which pytest skips. torch's random state is left as it was.
     """
-    threads = torch.get_num_threads()
-    # Tensors this small are many times slower on several threads when other processes run too.
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            return CHECKS[case.check].run(Subject(case.method, case.backbone)) or ""
-    finally:
-        torch.set_num_threads(threads)
+    with undisturbed():
+        return CHECKS[case.check].run(Subject(case.method, case.backbone)) or ""
 
 
 def run_case(case: Case) -> CheckResult:
     """Runs one case and says what came of it; raises nothing that the method raised."""
     began = time.perf_counter()
-    status: Status = "passed"
-    try:
-        message = check_case(case)
-    except NotApplicable as reason:
-        status, message = "not applicable", str(reason)
-    except AssertionError as failure:
-        status, message = "failed", str(failure)
-    except Exception as error:
-        status, message = "failed", f"{type(error).__name__}: {error}"
+    found = judge(case.check, lambda: check_case(case))
     seconds = time.perf_counter() - began
     return CheckResult(
-        case.method.name, case.method.label, case.backbone, case.check, status, message, seconds
+        *(case.method.name, case.method.label, case.backbone, case.check),
+        *(found.status, found.message, seconds),
     )
 
 

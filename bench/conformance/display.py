@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.conformance.cases import CheckResult
+from bench.conformance.findings import Finding
 
 _PASSED, _FAILED, _REFUSED = "[green]✓[/green]", "[bold red]✗[/bold red]", "[dim]–[/dim]"
 
@@ -40,6 +41,18 @@ def print_checks(console: Console, results: Sequence[CheckResult]) -> None:
         f"({sum(result.seconds for result in results):.0f} s)",
         highlight=False,
     )
+
+
+def print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
+    """A line for each check of one task or backbone, then how many passed."""
+    console.print(f"[bold]{escape(title)}[/bold]", highlight=False)
+    marks = {"passed": _PASSED, "failed": _FAILED, "not applicable": _REFUSED}
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        line = f"{finding.check:{width}}  {finding.message}".rstrip()
+        console.print(f"{marks[finding.status]} {escape(line)}", highlight=False, soft_wrap=True)
+    passed, failed = (sum(f.status == status for f in findings) for status in ("passed", "failed"))
+    console.print(f"{passed} passed, {failed} failed, {len(findings) - passed - failed} not applicable")
 
 
 def _mark(results: Sequence[CheckResult]) -> str:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bench.backbones.base import BackboneKind, LoadedBackbone
 from bench.backbones.random_weights import RandomBackbone
+from bench.inputs import ImageInput
 from methods.adapter import Adapter
 from methods.backbone import Geometry, Site
 from methods.base import Method
@@ -89,13 +90,16 @@ class Subject:
 
     def backbone(self, dtype: torch.dtype = torch.float32, geometry: Geometry = GEOMETRY) -> LoadedBackbone:
         """A copy of its own: nothing that a check does to it is seen by another."""
-        backbone = copy.deepcopy(_pristine(self.kind, geometry))
+        backbone = copy.deepcopy(self._original(geometry))
         backbone.reset(CLASSES, torch.Generator().manual_seed(2))
         with torch.no_grad():
             for parameter in backbone.head.parameters():
                 parameter.mul_(20)
         backbone.module.to(dtype)
         return backbone
+
+    def _original(self, geometry: Geometry) -> LoadedBackbone:
+        return _pristine(self.kind, geometry)
 
     def attach(self, backbone: LoadedBackbone, seed: int = 3, method: Method | None = None) -> Adapter:
         method = method or self.method
@@ -121,7 +125,7 @@ class Subject:
     @property
     def geometry(self) -> Geometry:
         """As the backbone itself says it: with the size of its encoder."""
-        return _pristine(self.kind, GEOMETRY).geometry
+        return self._original(GEOMETRY).geometry
 
     @property
     def adapts(self) -> bool:
@@ -137,6 +141,31 @@ class Subject:
             ids[2, 4:], mask[2, 4:] = 1, 0
             return {"input_ids": ids, "attention_mask": mask}
         return {"pixel_values": torch.randn(3, 3, 16, 16, generator=draws).to(dtype)}
+
+
+@dataclass(frozen=True)
+class LoadedSubject(Subject):
+    """A sized method on a backbone as it was loaded, whatever its shape. `tokenizer` is a text backbone's."""
+
+    loaded: LoadedBackbone
+    tokenizer: Any = None
+
+    def _original(self, geometry: Geometry) -> LoadedBackbone:
+        return self.loaded
+
+    def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:
+        """Three examples, images of noise or texts of numbers; the last text is padded."""
+        draws = torch.Generator().manual_seed(seed)
+        wanted = self.loaded.info.input
+        if isinstance(wanted, ImageInput):
+            return {"pixel_values": torch.randn(3, 3, wanted.size, wanted.size, generator=draws).to(dtype)}
+        numbers = torch.randint(1000, 9999, (3, 4), generator=draws).tolist()
+        numbers[2] = numbers[2][:1]
+        texts = [" ".join(map(str, row)) for row in numbers]
+        encoded = self.tokenizer(
+            texts, padding=True, return_tensors="pt", truncation=True, max_length=wanted.max_tokens
+        )
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
 def scatter(adapter: Adapter, amount: float = 0.1, seed: int = 5) -> None:

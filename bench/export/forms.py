@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from bench.backbones import BackboneKind, BackboneSpec, LoadedBackbone, entry_of
+from bench.backbones.families import FAMILIES, RobertaHead
 from bench.backbones.huggingface import FolderBackbone, HubBackbone
 from bench.backbones.indexed import AssetBackbone
 from bench.backbones.random_weights import RandomBackbone
@@ -17,8 +20,29 @@ from methods import UserError
 
 
 def form_of(backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str]) -> Form:
+    """The form of an export. Raises UserError for a plug-in's backbone that no library can load again."""
+    _check_library(backbone)
     forms: dict[BackboneKind, type[Form]] = {"timm": TimmForm, "bert": BertForm}
     return forms.get(backbone.info.kind, TransformersForm)(backbone, _origin(backbone, spec), classes)
+
+
+def _check_library(backbone: LoadedBackbone) -> None:
+    """Raises UserError for a backbone of a kind of transformers that is none of its models or heads."""
+    family = FAMILIES.get(backbone.info.kind)
+    if family is None:
+        return
+    import transformers
+
+    encoder, head = backbone.module.encoder, backbone.head
+    wanted = getattr(transformers, family.model_class)
+    its_head = RobertaHead if backbone.info.kind == "roberta" else nn.Linear
+    for what, module, needed in (("encoder", encoder, wanted), ("head", head, its_head)):
+        if not isinstance(module, needed):
+            raise UserError(
+                f"backbone '{backbone.info.name}' of a plug-in cannot be exported: a backbone of kind "
+                f"'{backbone.info.kind}' is exported for transformers, but its {what} is a "
+                f"{type(module).__name__}, not a {needed.__name__}"
+            )
 
 
 def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:

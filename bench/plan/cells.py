@@ -17,7 +17,7 @@ from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.suite import Suite
 from bench.tasks import Task, check_sizes, data_key
-from methods import Geometry, Method, UserError, create
+from methods import METHODS, Geometry, Method, UserError, create
 from methods.validation import identity
 
 #: Tables give parameters in percent of LoRA of this rank on query, key and value, as the paper does.
@@ -120,8 +120,11 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
             recipe = asked.resolved(device)
             _check_recipe(recipe, task_row, task)
             overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in method_row.training)
-            for budget, method in _sized(template, method_row, suite, info.geometry):
-                method.check(info.geometry, info.projections)
+            with METHODS.blaming(method_row.method):
+                sized = _sized(template, method_row, suite, info.geometry)
+                for _, method in sized:
+                    method.check(info.geometry, info.projections)
+            for budget, method in sized:
                 yield (
                     pair,
                     Cell(

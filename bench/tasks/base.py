@@ -69,12 +69,12 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
 class Examples:
     """A task's raw examples, in any order that is the same every time.
 
-    `inputs`: strings, pairs of strings, or RGB images as uint8 arrays (height, width, 3); a lazy sequence
-    that decodes an image when it is indexed will do. `labels`: indices into the task's classes. `ids`:
-    integers that name the examples in their source for good. `groups`: examples that must not be parted by
-    the split (near-duplicates, the same review, the same place) have equal keys; None where there are none.
-    Exact duplicates need no key: they are found and kept together in any case. `splits`: which official
-    split an example belongs to; None where there are none and all splits are ours to deal.
+    `inputs`: all strings, all tuples of two strings, or RGB images as uint8 arrays (height, width, 3); a lazy
+    sequence that decodes an image when it is indexed will do. `labels`: indices into the task's classes.
+    `ids`: integers that name the examples in their source for good. `groups`: examples that must not be
+    parted by the split (near-duplicates, the same review, the same place) have equal keys; None where there
+    are none. Exact duplicates need no key: they are found and kept together in any case. `splits`: which
+    official split an example belongs to; None where there are none and all splits are ours to deal.
     """
 
     inputs: Sequence[str] | Sequence[tuple[str, str]] | Sequence[NDArray[np.uint8]]
@@ -146,8 +146,14 @@ class Task(ABC):
         return None
 
     def identity_hash(self) -> str:
-        """Names data, labels, splits, preparation and metric for good; known without having the data."""
-        parts = [self.name, self.data_hash, str(self.version), str(PREPARATION_VERSION)]
+        """Names data, labels, splits, preparation and metric for good; known without having the data.
+
+        Raises UserError for a `data_hash` that is no text, or cannot be known.
+        """
+        data_hash = self.data_hash
+        if not isinstance(data_hash, str) or not data_hash:
+            raise UserError(f"task '{self.name}': data_hash should be a text, got {data_hash!r}")
+        parts = [self.name, data_hash, str(self.version), str(PREPARATION_VERSION)]
         # Accuracy was there before any other metric, and its trials keep their ids.
         parts += [self.metric] if self.metric != "accuracy" else []
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

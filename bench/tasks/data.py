@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,9 @@ from torch import Tensor
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.sources.assets import prepared
 from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task
-from bench.tasks.dealing import blocks, deal, normalise_text
+from bench.tasks.catalog import TASKS
+from bench.tasks.dealing import blocks, deal
+from bench.tasks.reading import image_content, read_examples, read_images, text_content
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from methods.errors import UserError
 from methods.validation import Frozen, Later, identity
@@ -60,9 +61,11 @@ def data_key(
         )
     if max_tokens < 1:
         raise UserError(f"max_tokens must be at least 1, got {max_tokens}")
+    with TASKS.blaming(task.name):
+        task_identity = task.identity_hash()
     common: dict[str, Any] = {
         "task": task.name,
-        "task_identity": task.identity_hash(),
+        "task_identity": task_identity,
         "split": "per_seed" if per_seed else "fixed",
     }
     if isinstance(model_input, TextInput):
@@ -120,13 +123,18 @@ def check_sizes(
 
 
 def score(metric: Metric, logits: Tensor, labels: Tensor) -> float:
-    """The metric of logits (N, classes) against labels (N,): accuracy in [0, 1] or Matthews in [-1, 1]."""
+    """The metric of logits (N, classes) against labels (N,): accuracy in [0, 1] or Matthews in [-1, 1].
+
+    Raises UserError for another metric.
+    """
     # These are scikit-learn's. torchmetrics gives Matthews points to a model that always guesses the larger
     # of two classes, and counts in float32, where equal accuracies of several seeds have different sums.
     from sklearn.metrics import accuracy_score, matthews_corrcoef
 
-    measure = accuracy_score if metric == "accuracy" else matthews_corrcoef
-    return float(measure(labels, logits.argmax(1)))
+    measures = {"accuracy": accuracy_score, "matthews": matthews_corrcoef}
+    if metric not in measures:
+        raise UserError(f"metric '{metric}' is not known; known are {', '.join(measures)}")
+    return float(measures[metric](labels, logits.argmax(1)))
 
 
 def _check_size(task: Task, split: str, wanted: int | None, available: int, dealt: str = "") -> None:
@@ -146,12 +154,8 @@ _Built = tuple[_Tensors, list[str]]
 
 def _build(task: Task, build: Callable[[Examples], _Built], per_seed: bool, folder: Path) -> None:
     """Writes one file for each split, or one pool from which seeds deal."""
-    examples = task.examples()
-    labels, ids = [int(label) for label in examples.labels], [int(i) for i in examples.ids]
-    if unknown := {label for label in labels if not 0 <= label < len(task.classes)}:
-        raise UserError(
-            f"task '{task.name}': labels {sorted(unknown)} are none of its {len(task.classes)} classes"
-        )
+    examples = read_examples(task)
+    labels, ids = list(examples.labels), list(examples.ids)
     tensors, contents = build(examples)
     tensors |= {"labels": torch.tensor(labels), "ids": torch.tensor(ids)}
     if not per_seed:
@@ -166,7 +170,7 @@ def _build(task: Task, build: Callable[[Examples], _Built], per_seed: bool, fold
 
 
 def _build_text(task: Task, model_input: TextInput, max_tokens: int, examples: Examples) -> _Built:
-    inputs = [text if isinstance(text, tuple) else str(text) for text in examples.inputs]
+    inputs: list[Any] = list(examples.inputs)
     paired = isinstance(inputs[0], tuple)
     tokenizer = model_input.load_tokenizer()
     if tokenizer.pad_token_id is None:
@@ -188,22 +192,15 @@ def _build_text(task: Task, model_input: TextInput, max_tokens: int, examples: E
     }
     if paired and any(map(any, types)):
         tensors["seconds"] = torch.tensor([row.index(1) for row in types])
-    pairs = (text if isinstance(text, tuple) else (text,) for text in inputs)
-    return tensors, ["\0".join(map(normalise_text, pair)) for pair in pairs]
+    return tensors, [text_content(text) for text in inputs]
 
 
 def _build_images(task: Task, model_input: ImageInput, examples: Examples) -> _Built:
     size = model_input.size
     contents: list[str] = []
     resized = np.empty((len(examples.inputs), 3, size, size), dtype=np.uint8)
-    for i, pixels in enumerate(examples.inputs):
-        array = np.asarray(pixels)
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-            raise UserError(
-                f"task '{task.name}': images must be uint8 (height, width, 3), "
-                f"example {examples.ids[i]} is {array.dtype} {array.shape}"
-            )
-        contents.append(hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest())
+    for i, array in enumerate(read_images(task, examples)):
+        contents.append(image_content(array))
         image = Image.fromarray(array)
         if model_input.resize is None:
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from rich.markup import escape
 from rich.table import Table
 
-from bench.backbones import BACKBONES
+from bench.backbones import BACKBONES, describe
 from bench.plan.cells import REFERENCE_RANK
 from bench.tasks import TASKS
 from bench.terminal.tables import plain_table
 from methods import METHODS, Geometry, Method, UserError, create
+from methods.registry import Registry
+
+Shown = TypeVar("Shown")
 
 #: A task's classes are named up to so many.
 MOST_CLASSES = 10
@@ -19,11 +24,11 @@ MOST_CLASSES = 10
 
 def count_methods(geometry: Geometry) -> list[dict[str, Any]]:
     """Every method with its parameters at isorank 4 and nearest to LoRA r=4, and its ranks there."""
-    return [
-        _method_row(name, template, geometry)
-        for name, cls in METHODS.available()
-        for template in cls.listed()
-    ]
+
+    def rows(name: str, cls: type[Method]) -> list[dict[str, Any]]:
+        return [_method_row(name, template, geometry) for template in cls.listed()]
+
+    return [row for found in _each(METHODS, rows) for row in found]
 
 
 def _method_row(name: str, template: Method, geometry: Geometry) -> dict[str, Any]:
@@ -61,12 +66,23 @@ def list_tasks() -> Table:
 def list_backbones() -> Table:
     """Every registered backbone with its kind, input and geometry."""
     table = _listing("Backbones", "backbone", "kind", "input", "geometry", "what it is")
-    for name, entry in BACKBONES.available():
-        info = entry.describe(None)
+    for info in _each(BACKBONES, lambda name, _: describe(name)):
         table.add_row(
-            *map(escape, (name, info.kind, info.input.modality, str(info.geometry), info.description))
+            *map(escape, (info.name, info.kind, info.input.modality, str(info.geometry), info.description))
         )
     return table
+
+
+def _each(registry: Registry, show: Callable[[str, Any], Shown]) -> Iterator[Shown]:
+    """What `show` makes of every name and target; one that a plug-in's mistake stops is told and left out."""
+    for name, target in registry.available():
+        try:
+            with registry.blaming(name):
+                shown = show(name, target)
+        except UserError as error:
+            warnings.warn(str(error), stacklevel=2)
+        else:
+            yield shown
 
 
 def _listing(title: str, *headings: str) -> Table:

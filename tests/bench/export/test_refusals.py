@@ -13,8 +13,11 @@ import bench.export.write
 import bench.store.trained
 from baselines.full import FullFineTuning
 from baselines.peft_method import Peft
+from bench.backbones import BackboneInfo, BackboneSpec, LoadedBackbone
+from bench.export.forms import form_of
+from bench.inputs import ImageInput
 from bench.process.outputs import output_folder
-from methods import NotLowRank, UserError, create
+from methods import Geometry, NotLowRank, UserError, create
 
 from .cases import (
     METHODS,
@@ -117,3 +120,25 @@ def test_folders_in_the_way(case: Callable[..., Case], tmp_path: Path) -> None:
     made.folder = made.folder / "README.md" / "a" / "b"
     made.export(adapter)
     assert (made.folder / "adapter_config.json").is_file()
+
+
+class Straight(nn.Module):
+    """A backbone's encoder of an author's own make, with one site a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8)])
+
+
+def test_a_plug_ins_own_model_is_said_to_be_no_librarys() -> None:
+    half = (0.5, 0.5, 0.5)
+    info = BackboneInfo("mine", "vit", Geometry(8, 2, 1, 8), ("query",), ImageInput(4, half, half), "1", "-")
+    backbone = LoadedBackbone(
+        info,
+        Straight(),
+        lambda encoder, pixel_values: encoder.layers[0](pixel_values.flatten(1)[:, :8]),
+        lambda classes: nn.Linear(8, classes),
+        [{"query": "layers.{layer}"}],
+    )
+    with pytest.raises(UserError, match=r"'mine' of a plug-in .* encoder is a Straight, not a ViTModel"):
+        form_of(backbone, BackboneSpec(name="mine"), ("a", "b"))

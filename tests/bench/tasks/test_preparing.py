@@ -177,21 +177,6 @@ def test_tokenizer_without_padding(own_cache: Path) -> None:
         prepare(ToyText(), replace(TEXT, load_tokenizer=NoPadding))
 
 
-def test_labels_and_images_of_a_user_that_do_not_fit(own_cache: Path) -> None:
-    class BadLabels(ToyText):
-        def examples(self) -> Examples:
-            return replace(super().examples(), labels=[2] * 200)
-
-    class BadImages(ToyImages):
-        def examples(self) -> Examples:
-            return replace(super().examples(), inputs=[np.zeros((8, 8), dtype=np.uint8)] * 40)
-
-    with pytest.raises(UserError, match=r"labels \[2\] are none of its 2 classes"):
-        prepare(BadLabels(), TEXT)
-    with pytest.raises(UserError, match=r"uint8 \(height, width, 3\), example 0 is uint8 \(8, 8\)"):
-        prepare(BadImages(), IMAGES)
-
-
 def test_moving_to_a_device_keeps_what_plans_batches(own_cache: Path) -> None:
     text = prepare(ToyText(), TEXT).train.to("meta")
     assert isinstance(text, TextSplit)
@@ -202,6 +187,11 @@ def test_moving_to_a_device_keeps_what_plans_batches(own_cache: Path) -> None:
     images = prepare(ToyImages(), IMAGES).train.to("meta")
     assert images.batch(torch.tensor([0]))["pixel_values"].is_meta
     assert not images.ids.is_meta
+
+
+def test_a_metric_that_is_not_known_is_scored_as_nothing() -> None:
+    with pytest.raises(UserError, match="metric 'f1' is not known; known are accuracy, matthews"):
+        score("f1", torch.zeros(2, 2), torch.tensor([0, 1]))  # type: ignore[arg-type]
 
 
 def test_scores() -> None:

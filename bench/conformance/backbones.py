@@ -1,0 +1,150 @@
+"""What a backbone must keep to, ours and plug-ins': asked of the loaded one, with methods on it too."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.backbones import BACKBONES, BackboneInfo, LoadedBackbone, describe, load
+from bench.conformance.checks import CHECKS
+from bench.conformance.findings import Finding, judge, undisturbed
+from bench.conformance.subject import (
+    CLASSES,
+    LoadedSubject,
+    expect,
+    expect_equal,
+    outputs,
+    snapshot,
+)
+from bench.inputs import TextInput
+from methods.backbone import Site
+from methods.base import Method, create
+
+#: One method of matrices and one of a tensor over the whole model.
+METHODS: tuple[Method, ...] = (create("lora", rank=2), create("tenslora", variant="att_qkv_depth").isorank(2))
+
+#: The checks of methods that go through the backbone's own modules. That a fresh adapter changes no output is
+#: part of `detach`; `start` also asks for deltas nearer to zero than real weights are rounded.
+ASKED = ("training", "merge", "detach", "interruption", "transients", "state")
+
+
+def check_backbone(name: str) -> list[Finding]:
+    """Loads a registered backbone, downloading what that takes, and runs two methods on it.
+
+    Raises UserError for a name that is unknown, and for a backbone that cannot be described or loaded.
+    """
+    BACKBONES.get(name)
+    with undisturbed():
+        info, backbone = describe(name), load(name)
+        found = [
+            judge("described", lambda: _described(name, info, backbone)),
+            judge("loaded again", lambda: _loaded_again(name, backbone)),
+            judge("frozen", lambda: _frozen(backbone)),
+            judge("head", lambda: _head(backbone)),
+        ]
+        tokenizer: list[Any] = []
+        if isinstance(info.input, TextInput):
+            found.append(judge("tokenizer", partial(_tokenizer, info.input, tokenizer)))
+            if not tokenizer:
+                return found
+        subjects = [LoadedSubject(method, info.kind, backbone, *tokenizer) for method in METHODS]
+        found.append(judge("sites", lambda: _sites(subjects[0])))
+        found.append(judge("forward", lambda: _forward(subjects[0])))
+        found += [
+            judge(f"{subject.method.title}: {check}", partial(CHECKS[check].run, subject))
+            for subject in subjects
+            for check in ASKED
+        ]
+    return found
+
+
+def _described(name: str, info: BackboneInfo, backbone: LoadedBackbone) -> str:
+    """`describe` says the same every time, and what `load` gives is what it says."""
+    expect(info.name == name, f"describe() calls it '{info.name}', it is registered as '{name}'")
+    expect(describe(name) == info, "asked twice, describe() says something else")
+    expect(backbone.info == info, "load() gives a backbone with another description than describe()")
+    # Whether every site is a Linear of the described shape was asked when it was loaded.
+    sites = len(info.geometry.sites(info.projections))
+    return f"{info.kind}, {info.geometry}, {sites} sites: {', '.join(info.projections)}"
+
+
+def _loaded_again(name: str, backbone: LoadedBackbone) -> None:
+    """The weights are the same at every load."""
+    expect(load(name).fingerprint() == backbone.fingerprint(), "loaded twice, its weights are others")
+
+
+def _frozen(backbone: LoadedBackbone) -> str:
+    """The encoder is on the CPU, in float32, frozen and in eval mode."""
+    encoder = backbone.module.encoder
+    for name, parameter in encoder.named_parameters():
+        expect(parameter.device.type == "cpu", f"{name} is on {parameter.device}, not on the CPU")
+        expect(parameter.dtype == torch.float32, f"{name} is {parameter.dtype}, not float32")
+        expect(not parameter.requires_grad, f"{name} is not frozen")
+    training = [name or "the encoder" for name, module in encoder.named_modules() if module.training]
+    expect(not training, f"not in eval mode: {training[:4]}")
+    return f"{sum(parameter.numel() for parameter in encoder.parameters()):,} parameters"
+
+
+def _head(backbone: LoadedBackbone) -> None:
+    """`reset` draws the head from the generator alone, whole, and leaves the encoder as it is."""
+    before = backbone.fingerprint()
+    heads = []
+    for seed, ambient in ((2, 0), (2, 1), (3, 1)):
+        torch.default_generator.manual_seed(ambient)
+        state = torch.get_rng_state()
+        backbone.reset(CLASSES, torch.Generator().manual_seed(seed))
+        expect(torch.equal(torch.get_rng_state(), state), "making a head moves the global random state")
+        heads.append({name: tensor.clone() for name, tensor in backbone.head.state_dict().items()})
+    drawn = {
+        id(parameter)
+        for layer in backbone.head.modules()
+        if isinstance(layer, nn.Linear)
+        for parameter in layer.parameters(recurse=False)
+    }
+    undrawn = [name for name, parameter in backbone.head.named_parameters() if id(parameter) not in drawn]
+    expect(not undrawn, f"learned in the head, but in no Linear layer, so that nothing draws it: {undrawn}")
+    expect_equal(heads[0], heads[1], "heads of one seed")
+    other = not drawn or any(not torch.equal(heads[1][name], tensor) for name, tensor in heads[2].items())
+    expect(other, "heads of two seeds are equal")
+    expect(backbone.fingerprint() == before, "making a head changes the encoder")
+
+
+def _tokenizer(wanted: TextInput, found: list[Any]) -> None:
+    """The tokenizer loads and can pad; it goes into `found`."""
+    tokenizer = wanted.load_tokenizer()
+    expect(tokenizer.pad_token_id is not None, "it has no padding token, so that texts cannot be batched")
+    found.append(tokenizer)
+
+
+def _sites(subject: LoadedSubject) -> str:
+    """Every site is run by a forward: an adapter there would do something."""
+    backbone = subject.backbone()
+    run: set[Site] = set()
+    sites = backbone.geometry.sites(backbone.projections)
+    for site in sites:
+        layer = backbone.module.get_submodule(backbone.path(site))
+        layer.register_forward_hook(lambda *_, site=site: run.add(site))
+    outputs(backbone, subject.batch())
+    idle = [str(site) for site in sites if site not in run]
+    expect(not idle, f"the forward does not run {idle[:6]}")
+    return f"all {len(run)} are run by a forward"
+
+
+def _forward(subject: LoadedSubject) -> None:
+    """Logits are finite, of the right shape, and no forward changes the encoder, in training neither."""
+    backbone, batch = subject.backbone(), subject.batch()
+    before = snapshot(backbone)
+    logits: Tensor = outputs(backbone, batch)
+    shape = (len(next(iter(batch.values()))), CLASSES)
+    expect(tuple(logits.shape) == shape, f"logits have the shape {tuple(logits.shape)}, not {shape}")
+    expect(bool(torch.isfinite(logits).all()), "logits are not finite")
+    expect(torch.equal(outputs(backbone, batch), logits), "in eval mode, two forwards differ")
+    features = backbone.module.pool(backbone.module.encoder, **batch)
+    wanted = (shape[0], backbone.geometry.hidden)
+    expect(tuple(features.shape) == wanted, f"features have the shape {tuple(features.shape)}, not {wanted}")
+    backbone.module.train()
+    backbone.module(**batch)
+    expect_equal(snapshot(backbone), before, "after a forward in training")

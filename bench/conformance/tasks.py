@@ -1,0 +1,85 @@
+"""What a task must keep to, ours and plug-ins': asked of its real examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from bench.conformance.findings import Finding, judge
+from bench.conformance.subject import NotApplicable, expect
+from bench.tasks import TASKS, Task
+from bench.tasks.base import Examples
+from bench.tasks.dealing import deal
+from bench.tasks.reading import image_content, read_examples, read_images, text_content
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Examples with what makes two of them duplicates, and what makes them the same to the last bit."""
+
+    examples: Examples
+    contents: list[str]
+    exact: list[Any]
+
+
+def check_task(name: str) -> list[Finding]:
+    """Reads a task's examples twice and deals them into splits.
+
+    Raises UserError for a name that is unknown, and for a task that does not declare what it must.
+    """
+    task: Task = TASKS.get(name)
+    read: list[_Read] = []
+
+    def data_hash() -> str:
+        with TASKS.blaming(name):
+            expect(task.identity_hash() == task.identity_hash(), "asked twice, it is another one")
+            return task.data_hash
+
+    def examples() -> str:
+        read.append(_read(task))
+        found = Counter(read[0].examples.labels)
+        return ", ".join(f"{found[label]:,} {called}" for label, called in enumerate(task.classes))
+
+    return [
+        judge("data_hash", data_hash),
+        judge("examples", examples),
+        judge("read again", lambda: _read_again(task, read)),
+        judge("splits", lambda: _splits(task, read)),
+    ]
+
+
+def _read(task: Task) -> _Read:
+    examples = read_examples(task)
+    if task.modality == "text":
+        texts: list[Any] = list(examples.inputs)
+        return _Read(examples, [text_content(text) for text in texts], texts)
+    contents = [image_content(image) for image in read_images(task, examples)]
+    return _Read(examples, contents, contents)
+
+
+def _read_again(task: Task, read: list[_Read]) -> None:
+    known = _first(read)
+    later = _read(task)
+    expect(known.exact == later.exact, "read twice, the inputs differ, or their order does")
+    for what in ("ids", "labels", "groups", "splits"):
+        one, other = (list(getattr(each.examples, what) or ()) for each in (known, later))
+        expect(one == other, f"read twice, the {what} differ, or their order does")
+
+
+def _splits(task: Task, read: list[_Read]) -> str:
+    known = _first(read)
+    of = known.examples
+    dealt = deal(task, of.labels, of.ids, known.contents, of.groups, of.splits)
+    sizes = {split: len(chosen) for split, chosen in dealt.items()}
+    found = tuple(sizes.values())
+    expect(task.sizes in (None, found), f"`sizes` says {task.sizes}, but the splits have {found}")
+    told = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    dropped = len(of.ids) - sum(found)
+    return told + (f"; {dropped:,} duplicates with other labels are left out" if dropped else "")
+
+
+def _first(read: list[_Read]) -> _Read:
+    if not read:
+        raise NotApplicable("the examples cannot be read")
+    return read[0]

@@ -1,0 +1,63 @@
+"""What a task has to say of itself, checked when it is found."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, field_validator
+
+from bench.inputs import Modality
+from bench.tasks.base import Metric, Task
+from methods.errors import UserError
+from methods.validation import Frozen, validate
+
+_Words = Annotated[str, Field(min_length=1)]
+
+
+class _Declared(Frozen):
+    """The attributes of a task, whose meaning `Task` tells."""
+
+    name: _Words
+    modality: Modality
+    classes: Annotated[tuple[_Words, ...], Field(min_length=2)]
+    metric: Metric
+    version: StrictInt
+    description: _Words
+    license: _Words
+    fractions: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
+    sizes: tuple[PositiveInt, PositiveInt, PositiveInt] | None
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) < len(classes):
+            raise ValueError("should be different from each other")
+        return classes
+
+
+def check_task(name: str, task: Any) -> None:
+    """Raises UserError unless what is registered under `name` is a task that declares what it must.
+
+    A `data_hash` that is computed, by a property, is not asked for: it may have to read files.
+    """
+    where = f"task '{name}'"
+    if isinstance(task, type):
+        raise UserError(f"{where}: {task.__name__} is a class: register an instance, `{task.__name__}()`")
+    if not isinstance(task, Task):
+        raise UserError(
+            f"{where}: should be an instance of a subclass of bench.tasks.Task, got a {type(task).__name__}"
+        )
+    validate(
+        _Declared,
+        {field: getattr(task, field) for field in _Declared.model_fields if hasattr(task, field)},
+        where,
+    )
+    stated = inspect.getattr_static(task, "data_hash", None)
+    if not (hasattr(stated, "__get__") or (isinstance(stated, str) and stated)):
+        raise UserError(
+            f"{where}: field 'data_hash' is required, a text that names the data for good, such as the "
+            f"SHA-256 of their files (got {stated!r})"
+        )
+    if task.name != name:
+        raise UserError(f"{where}: its `name` is '{task.name}'; register it under that name")

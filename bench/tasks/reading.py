@@ -1,0 +1,116 @@
+"""A task's examples as they come, checked against what the task declares, with the row named."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.tasks.base import SPLITS, Examples, Task
+from bench.tasks.catalog import TASKS
+from bench.tasks.dealing import normalise_text
+from methods.errors import UserError
+
+Value = TypeVar("Value")
+
+#: How long a value may be in a message.
+_SHOWN = 60
+
+
+def read_examples(task: Task) -> Examples:
+    """The task's examples with labels and ids as int. Images are left to `read_images`, one by one.
+
+    Raises UserError for a row whose label is none of the classes, whose id is no 64-bit integer, whose text
+    is neither a string nor a pair like the first row's, whose split is unknown or whose group has no hash.
+    """
+    with TASKS.blaming(task.name):
+        examples = task.examples()
+        if not isinstance(examples, Examples):
+            raise UserError(
+                f"task '{task.name}': examples() should return Examples, got a {type(examples).__name__}"
+            )
+        if not len(examples.inputs):
+            raise UserError(f"task '{task.name}': it has no examples")
+        groups = () if examples.groups is None else examples.groups
+        _check(task, "group", groups, hash, "groups are keys, such as texts and numbers")
+        _check(task, "split", examples.splits or (), SPLITS.index, f"splits are {', '.join(SPLITS)}")
+        if task.modality == "text":
+            read = _pair if isinstance(examples.inputs[0], tuple) else _string
+            _check(task, "text", examples.inputs, read, "texts are all strings, or all tuples of two strings")
+        classes = len(task.classes)
+        labels = _check(
+            task,
+            "label",
+            examples.labels,
+            _whole(0, classes),
+            f"labels are whole numbers from 0 to {classes - 1}",
+        )
+        ids = _check(task, "id", examples.ids, _whole(-(2**63), 2**63), "ids are whole numbers of 64 bits")
+        return replace(examples, labels=labels, ids=ids)
+
+
+def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
+    """The images one after the other. Raises UserError for one that is not uint8 (height, width, 3)."""
+    for row in range(len(examples.inputs)):
+        with TASKS.blaming(task.name):
+            image = np.asarray(examples.inputs[row])
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                raise UserError(
+                    f"task '{task.name}': images must be uint8 (height, width, 3), "
+                    f"that of row {row} (id {examples.ids[row]}) is {image.dtype} {image.shape}"
+                )
+        yield image
+
+
+def text_content(text: str | tuple[str, str]) -> str:
+    """What two texts, or pairs of texts, share if they are duplicates."""
+    return "\0".join(map(normalise_text, text if isinstance(text, tuple) else (text,)))
+
+
+def image_content(image: NDArray[np.uint8]) -> str:
+    """What two images share if they are duplicates."""
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+
+
+def _check(
+    task: Task, what: str, values: Iterable[Any], read: Callable[[Any], Value], accepted: str
+) -> list[Value]:
+    """What `read` makes of every value; it raises TypeError or ValueError for one that is not accepted."""
+    found = []
+    for row, value in enumerate(values):
+        try:
+            found.append(read(value))
+        except (TypeError, ValueError) as error:
+            shown = f"{value!r:.{_SHOWN}} ({type(value).__name__})"
+            raise UserError(f"task '{task.name}': the {what} of row {row} is {shown}; {accepted}") from error
+    return found
+
+
+def _whole(least: int, beyond: int) -> Callable[[Any], int]:
+    """Takes whole numbers from `least` to below `beyond`, those of numpy too."""
+
+    def read(value: Any) -> int:
+        number = operator.index(value)
+        if not least <= number < beyond:
+            raise ValueError
+        return number
+
+    return read
+
+
+def _string(text: Any) -> None:
+    if not isinstance(text, str):
+        raise TypeError
+
+
+def _pair(text: Any) -> None:
+    if not isinstance(text, tuple):
+        raise TypeError
+    first, second = text
+    _string(first)
+    _string(second)

@@ -1,0 +1,89 @@
+"""What `tensorbench check` finds of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+
+import pytest
+
+from bench.conformance import check_task
+from bench.tasks import TASKS, Examples, Task
+
+from ..tasks.toy_tasks import ToyImages, ToyText
+
+Check = Callable[[Task], dict[str, tuple[str, str]]]
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Check:
+    """The status and the message of each check of a task."""
+
+    def found(task: Task) -> dict[str, tuple[str, str]]:
+        monkeypatch.setattr(TASKS, "get", lambda name: task)
+        return {finding.check: (finding.status, finding.message) for finding in check_task(task.name)}
+
+    return found
+
+
+@pytest.mark.parametrize("kind", [ToyText, ToyImages])
+def test_a_task_that_keeps_to_everything(check: Check, kind: type[Task]) -> None:
+    found = check(kind())
+    assert {status for status, _ in found.values()} == {"passed"}
+    examples, splits = {
+        "toy-text": ("100 no, 100 yes", "140 train, 30 validation, 30 test"),
+        "toy-images": ("20 a, 20 b", "28 train, 6 validation, 6 test"),
+    }[kind.name]
+    assert (found["examples"][1], found["splits"][1]) == (examples, splits)
+
+
+def test_a_hash_that_moves(check: Check) -> None:
+    class Moving(ToyText):
+        number = count()
+        data_hash = property(lambda self: str(next(self.number)))  # type: ignore[assignment]
+
+    assert check(Moving())["data_hash"] == ("failed", "asked twice, it is another one")
+
+
+@pytest.mark.parametrize("kind", [ToyText, ToyImages])
+def test_examples_in_another_order_every_time(check: Check, kind: type[Task]) -> None:
+    class Turning(kind):  # type: ignore[misc, valid-type]
+        number = count()
+
+        def examples(self) -> Examples:
+            plain: Examples = super().examples()
+            turn = next(self.number)
+            return replace(plain, inputs=[*plain.inputs[turn:], *plain.inputs[:turn]])
+
+    found = check(Turning())
+    assert found["read again"] == ("failed", "read twice, the inputs differ, or their order does")
+    assert found["examples"][0] == "passed"
+
+
+def test_labels_that_change(check: Check) -> None:
+    class Changing(ToyText):
+        number = count()
+
+        def examples(self) -> Examples:
+            return replace(super().examples(), labels=[next(self.number) // 3 % 2 for _ in range(200)])
+
+    assert check(Changing())["read again"] == ("failed", "read twice, the labels differ, or their order does")
+
+
+def test_stated_sizes_that_are_not_the_splits(check: Check) -> None:
+    class Sized(ToyText):
+        sizes = (1, 2, 3)
+
+    said = "`sizes` says (1, 2, 3), but the splits have (140, 30, 30)"
+    assert check(Sized())["splits"] == ("failed", said)
+
+
+def test_a_split_without_a_class(check: Check) -> None:
+    class Rare(ToyText):
+        def examples(self) -> Examples:
+            return replace(super().examples(), labels=[1, *[0] * 199])
+
+    status, said = check(Rare())["splits"]
+    assert status == "failed"
+    assert "split has no example of yes" in said

@@ -1,0 +1,128 @@
+"""Examples that are not what the task declares are refused with the row named, and never cut to fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench.tasks import Examples, Task, prepare
+from bench.tasks.reading import read_examples, read_images
+from methods.errors import UserError
+
+from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText
+
+
+def changed(task: type[Task], **fields: Any) -> Task:
+    """A toy task with other examples: a function of the old field's values, or new values."""
+
+    class Changed(task):  # type: ignore[misc, valid-type]
+        def examples(self) -> Examples:
+            plain = super().examples()
+            return replace(plain, **{name: change(plain) for name, change in fields.items()})
+
+    return Changed()
+
+
+def at(row: int, field: str, value: Any) -> Any:
+    """The field with another value in one row."""
+
+    def change(plain: Examples) -> list[Any]:
+        values = getattr(plain, field) or ["train"] * len(plain.ids)
+        return [value if i == row else old for i, old in enumerate(values)]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("field", "row", "value", "said"),
+    [
+        ("labels", 3, 1.5, r"the label of row 3 is 1\.5 \(float\); labels are whole numbers from 0 to 1"),
+        ("labels", 0, np.float32(1), r"the label of row 0 is .*\(float32\); labels are whole numbers"),
+        ("labels", 9, "yes", r"the label of row 9 is 'yes' \(str\); labels are whole numbers from 0 to 1"),
+        ("labels", 199, 2, r"the label of row 199 is 2 \(int\); labels are whole numbers from 0 to 1"),
+        ("labels", 7, -1, r"the label of row 7 is -1 \(int\)"),
+        ("labels", 7, None, r"the label of row 7 is None \(NoneType\)"),
+        ("ids", 4, "a", r"the id of row 4 is 'a' \(str\); ids are whole numbers of 64 bits"),
+        ("ids", 4, 2**63, r"the id of row 4 is 9223372036854775808 \(int\)"),
+        (
+            "inputs",
+            5,
+            ("a", "b"),
+            r"the text of row 5 is \('a', 'b'\) \(tuple\); texts are all strings, or all",
+        ),
+        ("inputs", 0, ("a", "b", "c"), r"the text of row 0 is .*texts are all strings, or all tuples of two"),
+        ("inputs", 2, None, r"the text of row 2 is None \(NoneType\)"),
+        ("inputs", 2, ["a"] * 99, r"the text of row 2 is \['a', .{0,60}\(list\); texts are"),
+        ("splits", 6, "dev", r"the split of row 6 is 'dev' \(str\); splits are train, validation, test"),
+        ("groups", 8, [1], r"the group of row 8 is \[1\] \(list\); groups are keys"),
+    ],
+)
+def test_a_row_that_is_not_as_declared(own_cache: Path, field: str, row: int, value: Any, said: str) -> None:
+    task = changed(ToyText, **{field: at(row, field, value)})
+    with pytest.raises(UserError, match=f"^task 'toy-text': {said}"):
+        prepare(task, TEXT)
+
+
+def test_a_third_text_is_not_dropped(own_cache: Path) -> None:
+    pairs = changed(ToyText, inputs=lambda plain: [("a", "b")] * 150 + [("a", "b", "c")] * 50)
+    with pytest.raises(UserError, match=r"the text of row 150 is \('a', 'b', 'c'\)"):
+        prepare(pairs, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((8, 8), dtype=np.uint8), r"uint8 \(8, 8\)"),
+        (np.zeros((8, 8, 4), dtype=np.uint8), r"uint8 \(8, 8, 4\)"),
+        (np.zeros((8, 8, 3)), r"float64 \(8, 8, 3\)"),
+        (np.zeros((0, 8, 3), dtype=np.uint8), r"uint8 \(0, 8, 3\)"),
+        ("a text", r"<U6 \(\)"),
+    ],
+)
+def test_an_image_that_is_none(own_cache: Path, image: Any, said: str) -> None:
+    task = changed(ToyImages, inputs=at(11, "inputs", image))
+    with pytest.raises(
+        UserError, match=rf"images must be uint8 \(height, width, 3\), that of row 11 \(id 11\) is {said}"
+    ):
+        prepare(task, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (Examples([], [], []), "it has no examples"),
+        ([("a text", 1)], r"examples\(\) should return Examples, got a list"),
+    ],
+)
+def test_what_is_no_examples_or_none_at_all(monkeypatch: pytest.MonkeyPatch, made: Any, said: str) -> None:
+    monkeypatch.setattr(ToyText, "examples", lambda self: made)
+    with pytest.raises(UserError, match=f"task 'toy-text': {said}"):
+        read_examples(ToyText())
+
+
+def test_whole_numbers_of_numpy_and_torch_are_labels_and_texts_of_numpy_are_texts(own_cache: Path) -> None:
+    plain = prepare(ToyText(), TEXT)
+    numbers = changed(
+        ToyText,
+        labels=lambda plain: np.array(plain.labels, dtype=np.uint8),
+        ids=lambda plain: torch.tensor(plain.ids).tolist(),
+        inputs=lambda plain: np.array(plain.inputs),
+    )
+    numbers.name, numbers.data_hash = "toy-text", "numbers"
+    again = prepare(numbers, TEXT)
+    assert torch.equal(plain.train.ids, again.train.ids)
+    assert torch.equal(plain.train.labels, again.train.labels)
+    assert torch.equal(plain.train.tokens, again.train.tokens)  # type: ignore[union-attr]
+    bools = changed(ToyText, labels=lambda plain: [bool(label) for label in plain.labels])
+    assert read_examples(bools).labels == [i % 2 for i in range(200)]
+
+
+def test_images_are_decoded_one_by_one() -> None:
+    examples = read_examples(ToyImages())
+    found = read_images(ToyImages(), examples)
+    assert np.array_equal(next(found), examples.inputs[0])

@@ -1,0 +1,268 @@
+"""A mistake in a plug-in is told with its package's name, and stops nobody else's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from bench.backbones import BACKBONES
+from bench.tasks import TASKS
+from methods import METHODS
+
+from .bench.toy_suites import write
+
+Call = Callable[..., Any]
+Install = Callable[[str, str], None]
+
+TASK = """
+from bench.tasks import Examples, Task
+
+class Mine(Task):
+    name = "mine"
+    modality = "text"
+    classes = ("no", "yes")
+    data_hash = "1"
+    description = "numbers, even or odd"
+    license = "CC0-1.0"
+
+    def examples(self):
+        return Examples([f"number {i}" for i in range(40)], [i % 2 for i in range(40)], range(40))
+
+MINE = Mine()
+"""
+
+BACKBONE = """
+import dataclasses
+
+from bench.backbones.random_weights import RandomBackbone
+from methods import Geometry
+
+class Mine:
+    made = RandomBackbone("mine", "bert", Geometry(32, 4, 2, 64), max_tokens=64)
+
+    def describe(self, image_size):
+        return self.made.describe(image_size)
+
+    def load(self, image_size):
+        return self.made.load(image_size)
+
+MINE = Mine()
+"""
+
+METHOD = """
+from baselines.lora import LoRA
+
+class MINE(LoRA):
+    name = "mine"
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Puts a package 'mistaken' with one entry point, `mine_plugin:MINE`, where this process looks for it."""
+
+    def put(group: str, source: str) -> None:
+        site = tmp_path / "site"
+        package = site / "mistaken-1.0.dist-info"
+        package.mkdir(parents=True)
+        (package / "METADATA").write_text("Metadata-Version: 2.1\nName: mistaken\nVersion: 1.0\n")
+        (package / "entry_points.txt").write_text(f"[tensorbench.{group}]\nmine = mine_plugin:MINE\n")
+        (site / "mine_plugin.py").write_text(dedent(source))
+        monkeypatch.syspath_prepend(site)
+        for registry in (METHODS, TASKS, BACKBONES):
+            monkeypatch.setattr(registry, "_plugins", None)
+
+    yield put
+    sys.modules.pop("mine_plugin", None)
+
+
+def replaced(source: str, old: str, new: str) -> str:
+    assert old in source
+    return source.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("group", "source", "old", "new", "said"),
+    [
+        ("tasks", TASK, "MINE = Mine()", "MINE = Mine", "Mine is a class: register an instance, `Mine()`"),
+        (
+            "tasks",
+            TASK,
+            "MINE = Mine()",
+            "MINE = 3",
+            "should be an instance of a subclass of bench.tasks.Task",
+        ),
+        ("tasks", TASK, 'data_hash = "1"', "", "field 'data_hash' is required"),
+        ("tasks", TASK, 'data_hash = "1"', "data_hash = 5", "field 'data_hash' is required"),
+        ("tasks", TASK, 'description = "numbers, even or odd"', "", "field 'description' is required"),
+        (
+            "tasks",
+            TASK,
+            'license = "CC0-1.0"',
+            'license = "-"; metric = "f1"',
+            "metric: Input should be 'accuracy'",
+        ),
+        ("tasks", TASK, '("no", "yes")', '"ny"', "classes: should be a list"),
+        ("tasks", TASK, '("no", "yes")', '("no",)', "classes: should list at least 2"),
+        ("tasks", TASK, '("no", "yes")', '("no", "no")', "classes: should be different from each other"),
+        (
+            "tasks",
+            TASK,
+            'modality = "text"',
+            'modality = "sound"',
+            "modality: Input should be 'text' or 'vision'",
+        ),
+        (
+            "tasks",
+            TASK,
+            'name = "mine"',
+            'name = "yours"',
+            "its `name` is 'yours'; register it under that name",
+        ),
+        ("backbones", BACKBONE, "MINE = Mine()", "MINE = Mine", "Mine is a class: register an instance"),
+        ("backbones", BACKBONE, "MINE = Mine()", "MINE = 3", "it has no method describe or load"),
+        (
+            "backbones",
+            BACKBONE,
+            "return self.made.describe(image_size)",
+            "raise KeyError('x')",
+            "KeyError: 'x'",
+        ),
+        (
+            "backbones",
+            BACKBONE,
+            "return self.made.describe(image_size)",
+            "return {}",
+            "should return a BackboneInfo",
+        ),
+        (
+            "backbones",
+            BACKBONE,
+            "self.made.describe(image_size)",
+            "dataclasses.replace(self.made.describe(image_size), kind='gpt')",
+            "kind should be one of vit, dinov2, bert, roberta, timm, got 'gpt'",
+        ),
+        (
+            "methods",
+            METHOD,
+            'name = "mine"',
+            "pass",
+            "MINE should have the name under which it is registered",
+        ),
+        ("methods", METHOD, "class MINE", "class Other", "fails to import: AttributeError"),
+        ("methods", METHOD, 'name = "mine"', 'name = "mine"\nMINE = MINE()', "should be a subclass of"),
+        (
+            "methods",
+            METHOD,
+            'name = "mine"',
+            'name = "mine"\n    @classmethod\n    def listed(cls): raise KeyError("x")',
+            "KeyError: 'x'",
+        ),
+    ],
+)
+def test_lists_name_the_package_and_go_on(
+    call: Call, install: Install, group: str, source: str, old: str, new: str, said: str
+) -> None:
+    install(group, replaced(source, old, new))
+    listed = call(group)
+    assert listed.code == 0
+    assert {"tasks": "digits", "backbones": "minilm-l6", "methods": "tenslora"}[group] in listed.out
+    told = " ".join(listed.err.split())
+    assert "plug-in 'mistaken'" in told
+    assert said in told
+
+
+def test_a_method_that_is_not_whole_is_refused(install: Install) -> None:
+    from methods import UserError
+
+    install("methods", "from methods.base import Method\nclass MINE(Method):\n    name = 'mine'\n")
+    with pytest.raises(UserError, match=r"'mine' of the plug-in 'mistaken': MINE does not define count, fit"):
+        METHODS.get("mine")
+
+
+@pytest.mark.parametrize(
+    ("group", "source", "old", "new", "said"),
+    [
+        ("tasks", TASK, "return Examples(", "raise KeyError('x')\n        (", "KeyError: 'x'"),
+        (
+            "tasks",
+            TASK,
+            "[i % 2 for",
+            "[i % 2 / 1 for",
+            "the label of row 0 is 0.0 (float); labels are whole",
+        ),
+        ("tasks", TASK, "range(40))", "[1] * 40)", "example ids must be unique"),
+        (
+            "tasks",
+            TASK,
+            'data_hash = "1"',
+            "data_hash = property(lambda self: open('/no/such/file').read())",
+            "FileNotFoundError",
+        ),
+        ("tasks", TASK, 'data_hash = "1"', "data_hash = property(lambda self: 5)", "should be a text, got 5"),
+        ("backbones", BACKBONE, "return self.made.load(image_size)", "raise KeyError('x')", "KeyError: 'x'"),
+        (
+            "backbones",
+            BACKBONE,
+            "return self.made.load(image_size)",
+            "pass",
+            "should return a LoadedBackbone",
+        ),
+        (
+            "methods",
+            METHOD,
+            'name = "mine"',
+            'name = "mine"\n    def count(self, geometry): raise KeyError("x")',
+            "KeyError: 'x'",
+        ),
+    ],
+)
+def test_a_run_ends_before_any_trial_and_names_the_package(
+    *,
+    call: Call,
+    install: Install,
+    tmp_path: Path,
+    new_store: Callable[[Path], str],
+    group: str,
+    source: str,
+    old: str,
+    new: str,
+    said: str,
+) -> None:
+    install(group, replaced(source, old, new))
+    install_rest = {
+        "tasks": {"tasks": ["mine"], "backbones": ["tiny-random-bert"]},
+        "backbones": {"tasks": ["movie-sentiment"], "backbones": ["mine"]},
+        "methods": {"methods": ["mine"]},
+    }[group]
+    ended = call("run", write(tmp_path, **install_rest), "--store", new_store(tmp_path))
+    assert ended.code == 2
+    assert f"{group[:-1]} 'mine' of the plug-in 'mistaken': " in ended.err
+    assert said in ended.err
+
+
+@pytest.mark.parametrize(("group", "source"), [("tasks", TASK), ("backbones", BACKBONE)])
+def test_without_a_mistake_every_check_passes(call: Call, install: Install, group: str, source: str) -> None:
+    install(group, source)
+    checked = call("check", "mine")
+    assert checked.code == 0, checked.out
+    assert "0 failed, 0 not applicable" in checked.out
+
+
+def test_check_tells_what_fails(call: Call, install: Install) -> None:
+    install("tasks", replaced(TASK, "[i % 2 for", "[i % 2 / 1 for"))
+    checked = call("check", "mine")
+    assert checked.code == 1
+    assert "✗ examples    task 'mine' of the plug-in 'mistaken': the label of row 0 is 0.0" in checked.out
+    assert "– splits      the examples cannot be read" in checked.out
+
+
+def test_check_of_nothing_known_suggests_the_nearest(call: Call) -> None:
+    ended = call("check", "digitz")
+    assert ended.code == 2
+    assert "unknown method, task or backbone 'digitz': did you mean 'digits'?" in ended.err
