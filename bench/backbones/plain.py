@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from bench.backbones.base import locate
-from bench.backbones.families import FAMILIES, Family
+from bench.backbones.families import FAMILIES
 from bench.backbones.huggingface import shape_of
 from methods import Adapter, Backbone, Geometry, Method, Site, UserError, attach
 
@@ -41,8 +41,8 @@ class _PlainBackbone:
 
 def _classifier(model: Any) -> _PlainBackbone:
     config, head = getattr(model, "config", None), getattr(model, "classifier", None)
-    kinds: Mapping[str, Family] = FAMILIES
-    family = kinds.get(getattr(config, "model_type", ""))
+    model_type: Any = getattr(config, "model_type", None)
+    family = FAMILIES.get(model_type)
     if family is None or not isinstance(head, nn.Module):
         raise UserError(
             f"a {type(model).__name__} cannot be wrapped; accepted are transformers' models of the types "
