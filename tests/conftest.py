@@ -38,16 +38,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         item.config.stash[frozen] = len(sys.modules)
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more worker than cores: tests of processes and servers wait for these most of their time."""
-    return (os.cpu_count() or 1) + 1
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long tests first, so that in the end no worker is left alone with one."""
-    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("processes", "ray", "postgres"))))
-
-
 class Ended(NamedTuple):
     """How a call of the program ended."""
 
