@@ -262,6 +262,14 @@ def test_check_tells_what_fails(call: Call, install: Install) -> None:
     assert "– splits      the examples cannot be read" in checked.out
 
 
+def test_check_of_a_method_without_presets_names_the_package(call: Call, install: Install) -> None:
+    broken = 'name = "mine"\n    @classmethod\n    def presets(cls): raise KeyError("x")'
+    install("methods", replaced(METHOD, 'name = "mine"', broken))
+    ended = call("check", "mine")
+    assert ended.code == 2
+    assert "method 'mine' of the plug-in 'mistaken': KeyError: 'x'" in ended.err
+
+
 def test_check_of_nothing_known_suggests_the_nearest(call: Call) -> None:
     ended = call("check", "digitz")
     assert ended.code == 2

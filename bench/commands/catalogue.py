@@ -80,8 +80,12 @@ def _methods_fail(names: list[str], quick: bool) -> bool:
     from rich.progress import track
 
     from bench.conformance import conformance_cases, print_checks, run_case
+    from methods import METHODS
 
-    cases = [case for name in names for case in conformance_cases(name, quick=quick)]
+    cases = []
+    for name in names:
+        with METHODS.blaming(name):
+            cases += conformance_cases(name, quick=quick)
     shown = track(cases, "checking", console=err, transient=True, disable=not err.is_terminal)
     results = [run_case(case) for case in shown]
     print_checks(out, results)

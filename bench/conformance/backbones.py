@@ -24,7 +24,10 @@ from methods.backbone import Site
 from methods.base import Method, create
 
 #: One method of matrices and one of a tensor over the whole model.
-METHODS: tuple[Method, ...] = (create("lora", rank=2), create("tenslora", variant="att_qkv_depth").isorank(2))
+ATTACHED: tuple[Method, ...] = (
+    create("lora", rank=2),
+    create("tenslora", variant="att_qkv_depth").isorank(2),
+)
 
 #: The checks of methods that go through the backbone's own modules. That a fresh adapter changes no output is
 #: part of `detach`; `start` also asks for deltas nearer to zero than real weights are rounded.
@@ -50,7 +53,7 @@ def check_backbone(name: str) -> list[Finding]:
             found.append(judge("tokenizer", partial(_tokenizer, info.input, tokenizer)))
             if not tokenizer:
                 return found
-        subjects = [LoadedSubject(method, info.kind, backbone, *tokenizer) for method in METHODS]
+        subjects = [LoadedSubject(method, info.kind, backbone, *tokenizer) for method in ATTACHED]
         found.append(judge("sites", lambda: _sites(subjects[0])))
         found.append(judge("forward", lambda: _forward(subjects[0])))
         found += [

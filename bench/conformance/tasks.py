@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +64,8 @@ def _read_again(task: Task, read: list[_Read]) -> None:
     later = _read(task)
     expect(known.exact == later.exact, "read twice, the inputs differ, or their order does")
     for what in ("ids", "labels", "groups", "splits"):
-        one, other = (list(getattr(each.examples, what) or ()) for each in (known, later))
-        expect(one == other, f"read twice, the {what} differ, or their order does")
+        one, other = (getattr(each.examples, what) for each in (known, later))
+        expect(_listed(one) == _listed(other), f"read twice, the {what} differ, or their order does")
 
 
 def _splits(task: Task, read: list[_Read]) -> str:
@@ -83,3 +84,7 @@ def _first(read: list[_Read]) -> _Read:
     if not read:
         raise NotApplicable("the examples cannot be read")
     return read[0]
+
+
+def _listed(values: Sequence[Any] | None) -> list[Any] | None:
+    return None if values is None else list(values)

@@ -36,9 +36,9 @@ def read_examples(task: Task) -> Examples:
             )
         if not len(examples.inputs):
             raise UserError(f"task '{task.name}': it has no examples")
-        groups = () if examples.groups is None else examples.groups
+        groups, splits = (() if keys is None else keys for keys in (examples.groups, examples.splits))
         _check(task, "group", groups, hash, "groups are keys, such as texts and numbers")
-        _check(task, "split", examples.splits or (), SPLITS.index, f"splits are {', '.join(SPLITS)}")
+        _check(task, "split", splits, SPLITS.index, f"splits are {', '.join(SPLITS)}")
         if task.modality == "text":
             read = _pair if isinstance(examples.inputs[0], tuple) else _string
             _check(task, "text", examples.inputs, read, "texts are all strings, or all tuples of two strings")

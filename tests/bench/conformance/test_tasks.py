@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
+import numpy as np
 import pytest
 
 from bench.conformance import check_task
@@ -59,6 +60,25 @@ def test_examples_in_another_order_every_time(check: Check, kind: type[Task]) ->
     found = check(Turning())
     assert found["read again"] == ("failed", "read twice, the inputs differ, or their order does")
     assert found["examples"][0] == "passed"
+
+
+def test_groups_and_splits_may_be_arrays_and_may_come_and_go(check: Check) -> None:
+    class Arrays(ToyText):
+        fractions = (100, 0, 0)
+
+        def examples(self) -> Examples:
+            splits = np.repeat(["train", "validation", "test", "test"], 50)
+            return replace(super().examples(), groups=np.arange(200) // 2, splits=splits)
+
+    class Once(ToyText):
+        number = count()
+
+        def examples(self) -> Examples:
+            groups = None if next(self.number) else list(range(200))
+            return replace(super().examples(), groups=groups)
+
+    assert {status for status, _ in check(Arrays()).values()} == {"passed"}
+    assert check(Once())["read again"] == ("failed", "read twice, the groups differ, or their order does")
 
 
 def test_labels_that_change(check: Check) -> None:
