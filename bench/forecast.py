@@ -195,9 +195,9 @@ def _seconds_per_operation(device: str) -> float:
     import torch
 
     # As `precision: auto` trains.
-    kind = {"device": device, "dtype": torch.bfloat16 if device.startswith("cuda") else torch.float32}
-    weight, inputs = torch.ones(WIDTH, WIDTH, **kind), torch.ones(POSITIONS, WIDTH, **kind)
-    inputs.requires_grad_()
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    weight = torch.ones(WIDTH, WIDTH, device=device, dtype=dtype)
+    inputs = torch.ones(POSITIONS, WIDTH, device=device, dtype=dtype, requires_grad=True)
     times = []
     for _ in range(ROUNDS):
         begun = time.perf_counter()
