@@ -14,8 +14,7 @@ from bench.execution.driver import execute, failures, pending
 from bench.execution.executor import Executor
 from bench.execution.perform import Report
 from bench.execution.session import CLOSING, Session, session, within
-from bench.plan.cells import Cell, cells
-from bench.plan.make import make_plan
+from bench.plan.make import cells_of, make_plan
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.search.allocation import RankAllocation
@@ -120,6 +119,12 @@ def run_suite(
         phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
         with session(opened) as at_work:
             told.opened(at_work.sent, at_work.closed)
+            if whole.suite.searched:
+                sections = " and ".join(whole.suite.searched)
+                told.note(
+                    f"'{whole.suite.name}' also has {sections}, which this does not run: "
+                    f"{_search_command(suite)} does."
+                )
             for phase in phases:
                 whole = with_choices(whole, opened)
                 plan = whole.select(tasks, methods, seeds)
@@ -192,7 +197,7 @@ def search_suite(
     ) as place:
         whole = make_plan(loaded, place.device)
         wanted = whole.select(tasks, methods, ())
-        chosen = _cells_of(wanted, loaded, place.device)
+        chosen = cells_of(wanted, place.device)
         opened = Store.create(store, loaded.name)
         _check_memory(list(wanted.trials), place)
         if loaded.search and not storage and not opened.local:
@@ -248,6 +253,10 @@ def _complete(found: SearchResult | AllocationResult, records: dict[str, Record]
     return bool(found.final) and all(id_ in records and records[id_].score is not None for id_ in ids)
 
 
+def _search_command(suite: Suite | Path | str) -> str:
+    return "`bench.search_suite`" if isinstance(suite, Suite) else f"`tensorbench search {suite}`"
+
+
 def _loaded(suite: Suite | Path | str) -> Suite:
     return suite if isinstance(suite, Suite) else load_suite(suite)
 
@@ -270,15 +279,6 @@ def _with_search(suite: Suite, trials: int | None, seed: int | None, storage: st
         return suite
     changed = validate(Search, suite.search.model_dump() | update, "--trials, --sampler-seed")
     return suite.model_copy(update={"search": changed})
-
-
-def _cells_of(plan: Plan, suite: Suite, device: str) -> list[Cell]:
-    """The cells behind the rows of a plan. Equal rows have one cell."""
-    rows = {(row.method, row.task, row.backbone, row.budget) for row in plan.rows}
-    keyed = (
-        ((cell.label, cell.task.task, cell.info.name, cell.budget), cell) for _, cell in cells(suite, device)
-    )
-    return list({key: cell for key, cell in keyed if key in rows}.values())
 
 
 def _check_memory(trials: list[Trial], place: Executor) -> None:

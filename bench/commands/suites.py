@@ -122,23 +122,32 @@ def search(
 
 def plan(
     suite: SuiteFile,
+    store: StoreUri = DEFAULT_STORE,
     device: Device = "auto",
     task: Tasks = None,
     method: Methods = None,
     seed: Seeds = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what would run: resolved ranks and parameter counts; with --json trial ids too. Starts nothing."""
+    """Show what would run: resolved ranks and parameter counts; with --json trial ids too. Starts nothing.
+
+    Also how many trials tuning, search and allocation are, and what all would take: by stored trials of the
+    suite if the store has some, else by the operations.
+    """
     from bench.execution import choose_device
+    from bench.forecast import forecast
     from bench.plan.make import make_plan
     from bench.suite.load import load_suite
-    from bench.terminal.plans import print_plan
+    from bench.terminal.plans import print_forecast, print_plan
 
-    made = make_plan(load_suite(suite), choose_device(device)).select(task or (), method or (), seed or ())
+    device = choose_device(device)
+    made = make_plan(load_suite(suite), device).select(task or (), method or (), seed or ())
+    expected = forecast(made, store, device)
     if as_json:
-        echo_json(made.stored().model_dump(mode="json"))
+        echo_json(made.stored().model_dump(mode="json") | {"forecast": expected.model_dump(mode="json")})
     else:
         print_plan(out, made)
+        print_forecast(out, expected)
 
 
 def fetch(

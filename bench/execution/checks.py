@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -13,8 +14,11 @@ from bench.execution.estimate import encoder_weights
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.sources.assets import cache_dir
-from bench.store.store import Store
 from methods import UserError
+
+if TYPE_CHECKING:
+    # Its import takes seconds, and a plan without a store needs none of it.
+    from bench.store.store import Store
 
 MIB = 2**20
 #: A trial's record without its weights: predictions, configuration, metrics.
@@ -29,7 +33,7 @@ def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
     """Raises UserError where results would not fit, in the store if it is a file and in the outbox."""
     wanted = {trial.id for trial in trials}
     parameters = {id_: row.parameters for row in plan.rows for id_ in row.trials.values() if id_ in wanted}
-    sizes = [RECORD_MIB + 4 * count / MIB for count in parameters.values()]
+    sizes = list(map(record_mib, parameters.values()))
     needs = {cache_dir(): SPARE_MIB, store.outbox: SPARE_MIB + max(sizes, default=0)}
     if store.local:
         needs[store.outbox] += sum(sizes)
@@ -40,6 +44,11 @@ def check_disk(plan: Plan, trials: list[Trial], store: Store) -> None:
                 f"{_existing(folder)} has {free:,.0f} MiB free, and {len(trials)} trial(s) need {mib:,.0f} "
                 "there; free some space, or name another store or TENSORBENCH_CACHE"
             )
+
+
+def record_mib(parameters: int) -> float:
+    """What the record of a trial with so many adapter parameters takes, in MiB."""
+    return RECORD_MIB + 4 * parameters / MIB
 
 
 def check_memory(trials: list[Trial], workers: int) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from bench.backbones import describe
 from bench.inputs import ImageInput
-from bench.plan.rows import Plan
+from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
-from bench.store.records import Record
 from bench.wire.words import Measure, Status, Tag
 from methods import Geometry
+
+if TYPE_CHECKING:
+    # Its import takes seconds, and a plan without a store needs none of it.
+    from bench.store.records import Record
 
 #: Training examples of a task that does not state its sizes.
 UNKNOWN_SIZE = 10_000
@@ -28,24 +32,9 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
     same workload or, where there are none, in proportion to the floating-point operations. Trials on the
     split of one seed stay together, where the longest of them stands: a worker holds one such split.
     """
-    workloads: dict[str, Workload] = {
-        id_: (row.method, row.backbone, row.task) for row in plan.rows for id_ in row.trials.values() if id_
-    }
-    flops = {workloads[trial.id]: step_flops(trial) for trial in plan.trials}
-    measured: dict[Workload, list[float]] = defaultdict(list)
-    for record in records:
-        seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
-        if record.status == Status.FINISHED and seconds and steps:
-            workload = record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
-            measured[workload].append(seconds / steps)
-    pace = [statistics.median(times) / flops[work] for work, times in measured.items() if work in flops]
-    per_flop = statistics.median(pace) if pace else 1.0
-
-    def seconds_of(trial: Trial) -> float:
-        times = measured.get(workloads[trial.id])
-        return step_count(trial) * (statistics.median(times) if times else per_flop * step_flops(trial))
-
-    lengths = {trial.id: seconds_of(trial) for trial in trials}
+    pace = Pace(plan, records)
+    workloads = {id_: workload_of(row) for row in plan.rows for id_ in row.trials.values() if id_}
+    lengths = {trial.id: pace.seconds(trial, workloads[trial.id]) for trial in trials}
     groups: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
         split = trial.task.split_seed(trial.seed)
@@ -54,6 +43,39 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
         group.sort(key=lambda trial: lengths[trial.id], reverse=True)
     ordered = sorted(groups.values(), key=lambda group: lengths[group[0].id], reverse=True)
     return [trial for group in ordered for trial in group]
+
+
+class Pace:
+    """The seconds of a step: of a workload that stored trials had, or in proportion to the operations.
+
+    What an operation takes is the median over the workloads of the plan that were measured. Where none was,
+    it takes `per_operation`, and seconds can only be compared with each other unless that was measured.
+    """
+
+    def __init__(self, plan: Plan, records: Iterable[Record], per_operation: float = 1.0) -> None:
+        times: dict[Workload, list[float]] = defaultdict(list)
+        for record in records:
+            seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
+            if record.status == Status.FINISHED and seconds and steps:
+                workload = record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
+                times[workload].append(seconds / steps)
+        self.measured = {workload: statistics.median(some) for workload, some in times.items()}
+        by_id = {trial.id: trial for trial in plan.trials}
+        known = {
+            workload_of(row): by_id[id_] for row in plan.rows for id_ in row.trials.values() if id_ in by_id
+        }
+        paces = [self.measured[work] / step_flops(t) for work, t in known.items() if work in self.measured]
+        #: Whether a trial of this plan's kind was ever measured.
+        self.stored = bool(paces)
+        self._per_operation = statistics.median(paces) if paces else per_operation
+
+    def seconds(self, trial: Trial, workload: Workload) -> float:
+        step = self.measured.get(workload)
+        return step_count(trial) * (self._per_operation * step_flops(trial) if step is None else step)
+
+
+def workload_of(row: Row) -> Workload:
+    return row.method, row.backbone, row.task
 
 
 def step_count(trial: Trial) -> int:

@@ -76,3 +76,13 @@ def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
     )
     waiting = dict.fromkeys(cell.suite.seeds)
     return [cell.row(waiting, tuning=tuned, candidates=candidates), *rows], trials
+
+
+def cells_of(plan: Plan, device: str) -> list[Cell]:
+    """The cells behind the rows of a plan. Equal rows have one cell."""
+    rows = {(row.method, row.task, row.backbone, row.budget) for row in plan.rows}
+    keyed = (
+        ((cell.label, cell.task.task, cell.info.name, cell.budget), cell)
+        for _, cell in cells(plan.suite, device)
+    )
+    return list({key: cell for key, cell in keyed if key in rows}.values())

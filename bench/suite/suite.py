@@ -107,6 +107,12 @@ class Suite(Frozen):
                     )
         return self
 
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The sections that `tensorbench search` runs, and `tensorbench run` does not."""
+        there = {"a search": self.search, "an allocation": self.allocation}
+        return tuple(name for name, section in there.items() if section)
+
     def beside(self, folder: Path) -> Suite:
         """The suite with whole paths to what it names on this machine; `folder` is where relative ones begin.
 

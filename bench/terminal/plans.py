@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from bench.plan.rows import Plan
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
+from bench.wire.plan import Forecast
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -33,6 +34,35 @@ def print_plan(console: Console, plan: Plan) -> None:
     if shared and not tuning.trials:
         console.print(f"{shared} trial(s) stand in more than one row and run once.")
     print_missed(console, sum(row.within is False for row in final.rows))
+
+
+def print_forecast(console: Console, expected: Forecast) -> None:
+    """What each part of a suite would start, and what all of it would take."""
+    table = plain_table("Estimate", "part", "by", "points", "trials", "to run", "time", texts=("by",))
+    for part in expected.parts:
+        at_most = "≤ " * (part.command == "search")
+        counts = (f"{part.points:,}", f"{at_most}{part.trials:,}", f"{at_most}{part.open:,}")
+        table.add_row(part.part, f"tensorbench {part.command}", *counts, at_most + _duration(part.seconds))
+    console.print(table)
+    source = {
+        "stored trials": "by stored trials of this suite",
+        "operations": "by operations, at what this machine does of them now: no more than its order",
+    }[expected.based_on]
+    peak = "" if expected.peak_mib is None else f" (stored trials: up to {expected.peak_mib:,.0f})"
+    console.print(
+        f"Time is of one worker, {source}. A worker needs at least {expected.memory_mib:,.0f} MiB of "
+        f"memory{peak}; the results take about {expected.disk_mib:,.0f} MiB of disk.",
+        highlight=False,
+    )
+    for note in expected.notes:
+        console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def print_tuning(console: Console, plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from bench.wire import Wired
+from bench.wire.words import Phase
 
 
 class Tuned(Wired):
@@ -65,6 +66,37 @@ class PlannedTrial(Wired):
     seed: int
     evaluate: Literal["test", "validation"]
     protocol: int
+
+
+class Share(Wired):
+    """What one command would start of a suite, by what it is for."""
+
+    part: Phase | Literal["final"]
+    command: Literal["run", "search"]
+    #: Settings or rank vectors that are tried; of the final trials, rows of the tables.
+    points: int
+    #: All trials; of a search at most, since it gives weak ones up and may meet ranks twice.
+    trials: int
+    #: Those without a stored result, as far as they are known beforehand, which those of a search are not.
+    open: int
+    #: Of the open trials one after the other.
+    seconds: float
+
+
+class Forecast(Wired):
+    """What a suite would take: an estimate, made before anything starts."""
+
+    parts: tuple[Share, ...]
+    #: Of a worker, at least.
+    memory_mib: float
+    #: The largest that a stored trial of the same kind took, on its device; None where there is none.
+    peak_mib: float | None
+    #: Of the results of the open trials.
+    disk_mib: float
+    #: What the seconds are from: stored trials of this suite, or operations at the pace of this machine.
+    based_on: Literal["stored trials", "operations"]
+    #: What cannot be started, or could not be read.
+    notes: tuple[str, ...] = ()
 
 
 class StoredPlan(Wired):

@@ -1,0 +1,208 @@
+"""What a suite would take, before anything starts: trials, time, memory and disk of all its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+from bench.execution.checks import record_mib, worker_mib
+from bench.execution.estimate import Pace, Workload, workload_of
+from bench.plan.cells import Cell
+from bench.plan.make import cells_of
+from bench.plan.rows import Plan
+from bench.plan.trial import Trial
+from bench.wire.plan import Forecast, Share
+from bench.wire.words import Measure, Phase, Tag
+from methods import UserError
+
+if TYPE_CHECKING:
+    # Neither is imported unless it is needed: MLflow and Optuna take seconds.
+    from bench.store.records import Record
+    from bench.store.store import Store
+
+#: How wide the square weight is by which the machine's pace is taken, for how many positions and how often.
+WIDTH, POSITIONS, ROUNDS = 768, 1024, 3
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A trial that would run, or one of its kind where the trial itself is not known yet."""
+
+    trial: Trial
+    workload: Workload
+    parameters: int
+    known: bool
+
+
+@dataclass
+class _Part:
+    name: Phase | Literal["final"]
+    command: Literal["run", "search"]
+    points: int = 0
+    jobs: list[_Job] = field(default_factory=list)
+
+
+def forecast(plan: Plan, store: str, device: str) -> Forecast:
+    """Estimates what the plan and its suite's search and allocation would take. Starts nothing.
+
+    Seconds are by stored trials of the suite in `store`, if there are some of the same method, backbone and
+    task; else in proportion to the operations, at the pace of such trials or, without any, of this machine.
+    """
+    opened, notes = _opened(store, plan.suite.name)
+    records: list[Record] = []
+    settled: set[str] = set()
+    if opened is not None:
+        from bench.search.tuning import with_choices
+        from bench.store.records import latest
+
+        records, plan = opened.records(), with_choices(plan, opened)
+        settled = {id_ for id_, record in latest(records).items() if record.settled}
+    parts = _run_parts(plan)
+    if plan.suite.searched:
+        parts += _search_parts(plan, device, notes)
+    parts = [part for part in parts if part.jobs]
+    pace = Pace(plan, records)
+    if not pace.stored:
+        pace = Pace(plan, records, _seconds_per_operation(device))
+    open_ = {part.name: _open(part, settled) for part in parts}
+    jobs = [job for part in parts for job in part.jobs]
+    workloads = {job.workload for job in jobs}
+    peaks = [record.measure(Measure.PEAK_MIB) for record in records if _workload(record) in workloads]
+    return Forecast(
+        parts=tuple(
+            Share(
+                part=part.name,
+                command=part.command,
+                points=part.points,
+                trials=len(part.jobs),
+                open=len(open_[part.name]),
+                seconds=sum(pace.seconds(job.trial, job.workload) for job in open_[part.name]),
+            )
+            for part in parts
+        ),
+        memory_mib=worker_mib([job.trial for job in jobs]),
+        peak_mib=max((peak for peak in peaks if peak is not None), default=None),
+        disk_mib=sum(record_mib(job.parameters) for some in open_.values() for job in some),
+        based_on="stored trials" if pace.stored else "operations",
+        notes=tuple(notes),
+    )
+
+
+def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
+    """The suite's experiment, if there is one, and what to say where it cannot be read."""
+    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
+        return None, []
+    from bench.store.store import Store
+
+    try:
+        return Store.existing(store, name), []
+    except UserError as error:
+        # Most often nothing of this suite has run yet, which is no news.
+        return None, [] if str(error).startswith("no experiment") else [str(error)]
+
+
+def _workload(record: Record) -> Workload:
+    return record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
+
+
+def _open(part: _Part, settled: set[str]) -> list[_Job]:
+    return [job for job in part.jobs if not (job.known and job.trial.id in settled)]
+
+
+def _run_parts(plan: Plan) -> list[_Part]:
+    """What `tensorbench run` starts: tuning, then the final trials."""
+    final, tuning = _Part("final", "run"), _Part("tuning", "run")
+    trials = {trial.id: trial for trial in plan.trials}
+    seen: set[str] = set()
+    for row in plan.rows:
+        part = tuning if row.phase else final
+        part.points += 1
+        for seed, id_ in row.trials.items():
+            # Until tuning has chosen, the trial of any candidate stands for the final one.
+            trial = trials[id_] if id_ else row.candidates[0].final[seed]
+            if trial.id not in seen:
+                part.jobs.append(_Job(trial, workload_of(row), row.parameters, known=id_ is not None))
+            if id_:
+                seen.add(id_)
+    return [tuning, final]
+
+
+def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
+    """What `tensorbench search` starts. A method that it cannot search goes to the notes."""
+    import optuna
+
+    from bench.search.allocation import RankAllocation
+    from bench.search.study import RankSearch
+
+    # It would tell of every study, and these are none that anybody asked for.
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    suite = plan.suite
+    search, allocation = _Part("search", "search"), _Part("allocation", "search")
+    for cell in cells_of(plan, device):
+        if suite.search:
+            try:
+                points = RankSearch(cell, suite.search, optuna.storages.InMemoryStorage(), cell.label).trials
+            except UserError as error:
+                notes.append(f"search: {error}")
+            else:
+                search.points += points
+                tried = [
+                    cell.trial(seed, "validation", epochs=suite.search.epochs) for seed in suite.search.seeds
+                ]
+                search.jobs += _jobs(cell, points * tried)
+                search.jobs += _jobs(cell, _final(cell), known=True)
+                # The best point, which nobody knows yet, is compared with the heuristic's.
+                search.jobs += _jobs(cell, _final(cell))
+        if suite.allocation:
+            try:
+                vectors = RankAllocation(cell, suite.allocation).vectors
+            except UserError as error:
+                notes.append(f"allocation: {error}")
+            else:
+                allocation.points += len(vectors)
+                for ranks in vectors:
+                    method = cell.method.with_size(ranks)
+                    tried = [
+                        cell.trial(seed, "validation", method=method, epochs=suite.allocation.epochs)
+                        for seed in suite.allocation.seeds
+                    ]
+                    allocation.jobs += _jobs(cell, tried, known=True)
+                allocation.jobs += _jobs(cell, _final(cell), known=True)
+                # The best allocation, which nobody knows yet, is compared with the heuristic's.
+                allocation.jobs += _jobs(cell, _final(cell))
+    return [search, allocation]
+
+
+def _final(cell: Cell) -> list[Trial]:
+    return [cell.trial(seed, cell.suite.evaluate) for seed in cell.suite.seeds]
+
+
+def _jobs(cell: Cell, trials: list[Trial], *, known: bool = False) -> Iterator[_Job]:
+    row = cell.row({})
+    for trial in trials:
+        yield _Job(trial, workload_of(row), row.parameters, known)
+
+
+def _seconds_per_operation(device: str) -> float:
+    """What a frozen weight costs for a position, forward and back, by a product that is timed.
+
+    A trial also validates and moves data, and a layer is more than its weights, so that it takes longer.
+    """
+    import torch
+
+    # As `precision: auto` trains.
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    weight = torch.ones(WIDTH, WIDTH, device=device, dtype=dtype)
+    inputs = torch.ones(POSITIONS, WIDTH, device=device, dtype=dtype, requires_grad=True)
+    times = []
+    for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        # Reading the sum waits for the device.
+        (gradient,) = torch.autograd.grad((inputs @ weight).sum(), inputs)
+        float(gradient.sum())
+        times.append(time.perf_counter() - begun)
+    return median(times) / (WIDTH * WIDTH * POSITIONS)

@@ -1,0 +1,185 @@
+"""What `plan` says that a suite would take, and what `run` says of what it leaves out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bench.execution.estimate import step_count
+from bench.forecast import forecast
+from bench.run import Audience, run_suite
+from bench.search.tuning import with_choices
+from bench.store.store import Store
+from bench.terminal.plans import print_forecast
+from bench.wire.plan import Forecast, Share
+
+from ..stored import Result
+from ..stored import write as stored
+from .toy_suites import plan, suite, write
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+#: What a stored trial took for each of its steps: the stand-in's hour in two of them.
+SECONDS_A_STEP = 1800.0
+
+TENSOR = {"method": "tenslora", "variant": "qkv_depth"}
+TUNED: dict[str, Any] = {
+    "methods": ["lora", "head_only"],
+    "seeds": [0, 1],
+    "tuning": {"trials": 3, "seeds": [7, 8], "lr": [1e-3, 1e-2, 1e-1], "head_lr": None},
+}
+SEARCHED: dict[str, Any] = {
+    "methods": [TENSOR, "head_only"],
+    "seeds": [0, 1, 2],
+    "search": {"trials": 5, "seeds": [7, 8]},
+    "allocation": {"seeds": [7], "ranks": 2, "path": 0},
+}
+
+
+class Heard(Audience):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def nowhere(folder: Path) -> str:
+    return f"sqlite:///{folder / 'none.db'}"
+
+
+def counts(found: Forecast) -> dict[str, tuple[str, int, int, int]]:
+    return {part.part: (part.command, part.points, part.trials, part.open) for part in found.parts}
+
+
+def ended(only: Callable[[Any], bool] = lambda _: True) -> Callable[..., Result | None]:
+    return lambda trial, row: Result(score=0.5, peak_mib=321.0) if only(trial) else None
+
+
+def test_every_part_of_a_suite_is_counted(tmp_path: Path) -> None:
+    store = nowhere(tmp_path)
+    assert counts(forecast(plan(seeds=[0, 1]), store, "cpu")) == {"final": ("run", 1, 2, 2)}
+    # Three points on two seeds for each method, then two final seeds.
+    assert counts(forecast(plan(**TUNED), store, "cpu")) == {
+        "tuning": ("run", 6, 12, 12),
+        "final": ("run", 2, 4, 4),
+    }
+    found = forecast(plan(**SEARCHED), store, "cpu")
+    # The search ends with its best point and the heuristic, each on three seeds; so does the allocation.
+    assert counts(found)["final"] == ("run", 2, 6, 6)
+    assert counts(found)["search"] == ("search", 5, 5 * 2 + 6, 5 * 2 + 6)
+    command, points, trials, open_ = counts(found)["allocation"]
+    assert (command, trials, open_) == ("search", points + 6, points + 6)
+    assert points >= 5
+    assert [note.partition(":")[0] for note in found.notes] == ["search", "allocation"]
+    assert all("head_only" in note or "head only" in note for note in found.notes)
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_part_that_was_selected_is_counted_alone(tmp_path: Path) -> None:
+    part = plan(**TUNED).select([], ["lora"], [1])
+    assert counts(forecast(part, nowhere(tmp_path), "cpu")) == {
+        "tuning": ("run", 3, 6, 6),
+        "final": ("run", 1, 1, 1),
+    }
+
+
+def test_without_stored_trials_the_time_is_in_proportion_to_the_operations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.forecast._seconds_per_operation", lambda device: 1e-9)
+    once, twice = (
+        forecast(plan(training={"batch_size": 16, "epochs": epochs}), nowhere(tmp_path), "cpu")
+        for epochs in (2, 4)
+    )
+    assert once.based_on == "operations"
+    assert once.peak_mib is None
+    assert twice.parts[0].seconds == pytest.approx(2 * once.parts[0].seconds)
+    assert once.parts[0].seconds > 0
+    assert once.memory_mib > 400
+    assert once.disk_mib > 1
+
+
+def test_stored_trials_tell_time_and_memory_and_what_is_left(tmp_path: Path, new_store: NewStore) -> None:
+    made, uri = plan(seeds=[0, 1, 2]), new_store(tmp_path)
+    stored(uri, made, ended(lambda trial: trial.seed == 0))
+    found = forecast(made, uri, "cpu")
+    assert (found.based_on, found.peak_mib) == ("stored trials", 321.0)
+    assert counts(found) == {"final": ("run", 1, 3, 2)}
+    left = [trial for trial in made.trials if trial.seed]
+    assert found.parts[0].seconds == pytest.approx(SECONDS_A_STEP * sum(map(step_count, left)))
+    stored(uri, made, ended(lambda trial: trial.seed != 0))
+    assert forecast(made, uri, "cpu").parts[0].seconds == 0
+
+
+def test_what_tuning_has_chosen_is_known(tmp_path: Path, new_store: NewStore) -> None:
+    made, uri = plan(**TUNED), new_store(tmp_path)
+    store = stored(uri, made.of("tuning"), ended())
+    assert {name: part[-1] for name, part in counts(forecast(made, uri, "cpu")).items()} == {
+        "tuning": 0,
+        "final": 4,
+    }
+    chosen = with_choices(made, store).of(None)
+    stored(uri, chosen, ended(lambda trial: trial.seed == 0))
+    assert counts(forecast(made, uri, "cpu"))["final"] == ("run", 2, 4, 2)
+
+
+def test_a_store_of_other_suites_or_a_broken_one_is_no_obstacle(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    assert forecast(plan(), uri, "cpu").notes == ()
+    (tmp_path / "broken.db").write_text("no database at all")
+    found = forecast(plan(), f"sqlite:///{tmp_path / 'broken.db'}", "cpu")
+    assert counts(found) == {"final": ("run", 1, 1, 1)}
+    assert "cannot use the store" in found.notes[0]
+
+
+def test_the_command_prints_the_forecast_and_has_it_in_its_json(call: Call, tmp_path: Path) -> None:
+    file, store = write(tmp_path, **SEARCHED), nowhere(tmp_path)
+    printed = call("plan", file, "--store", store)
+    assert (printed.code, printed.err) == (0, "")
+    shown = " ".join(printed.out.split())
+    assert "search tensorbench search 5 ≤ 16 ≤ 16 ≤ " in shown
+    assert "final tensorbench run 2 6 6 " in shown
+    assert "A worker needs at least" in shown
+    read = json.loads(call("plan", file, "--store", store, "--json").out)
+    assert read["suite"] == "toy"
+    parts = [part.part for part in Forecast.model_validate(read["forecast"]).parts]
+    assert parts == ["final", "search", "allocation"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0, "0 s"), (100, "100 s"), (150, "2 min"), (7300, "2 h"), (200_000, "2 days")]
+)
+def test_times_are_told_in_their_unit(seconds: float, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    part = Share(part="final", command="run", points=1, trials=1, open=1, seconds=seconds)
+    found = Forecast(parts=(part,), memory_mib=1, peak_mib=None, disk_mib=1, based_on="operations")
+    print_forecast(Console(width=120), found)
+    assert told in capsys.readouterr().out
+
+
+def test_run_says_what_it_leaves_out_and_which_command_does_it(
+    call: Call, tmp_path: Path, new_store: NewStore
+) -> None:
+    changes = {"training": {"batch_size": 16, "steps": 1}, "methods": [TENSOR]}
+    file = write(tmp_path, **changes, allocation=SEARCHED["allocation"])
+    done = call("run", file, "--store", new_store(tmp_path))
+    assert done.code == 0, done.err
+    said = " ".join(done.err.split())
+    assert f"'toy' also has an allocation, which this does not run: `tensorbench search {file}` does." in said
+    # As Python calls it; every trial is there already.
+    heard = Heard()
+    both = suite(**changes, allocation=SEARCHED["allocation"], search={"trials": 2})
+    run_suite(both, store=f"sqlite:///{tmp_path / 'mlflow.db'}", device="cpu", audience=heard)
+    assert heard.notes == [
+        "'toy' also has a search and an allocation, which this does not run: `bench.search_suite` does."
+    ]
+    plain = suite(**changes)
+    run_suite(plain, store=f"sqlite:///{tmp_path / 'mlflow.db'}", device="cpu", audience=heard)
+    assert len(heard.notes) == 1
+    assert len(Store.existing(f"sqlite:///{tmp_path / 'mlflow.db'}", "toy").records()) == 1
