@@ -31,10 +31,12 @@ from bench.search.nested import Nested, about
 from bench.search.space import Ranks, RankSpace
 from bench.store.connect import SQLITE, shown_uri
 from bench.suite.choosing import Search
+from bench.suite.recipe import Recipe
 from bench.training.loop import Pruned
 from bench.wire.found import SearchPoint, SearchResult
 from bench.wire.words import PointState, Tag
 from methods import UserError
+from methods.validation import earlier
 
 #: How often the model may draw points that were tried already before points are drawn at random, and how
 #: often those may be before the points that are left are listed.
@@ -167,9 +169,11 @@ class RankSearch:
             sampler=optuna.samplers.RandomSampler(seed=self.search.seed),
         )
         own, there = self._described(), study.user_attrs.get("space")
+        # A study of an earlier version lacks what a recipe could not say yet.
+        before = {f"recipe.{key}": value for key, value in earlier(Recipe).items()}
         if there is None:
             study.set_user_attr("space", own)
-        elif there != own:
+        elif (there := before | there) != own:
             differing = [
                 f"{key} is {there.get(key, 'not there')} in it and {own.get(key, 'not there')} here"
                 for key in {**there, **own}
