@@ -19,7 +19,8 @@ from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.search.allocation import RankAllocation
 from bench.search.nested import Nested
-from bench.search.study import RankSearch, default_storage, open_storage
+from bench.search.storage import default_storage, open_storage
+from bench.search.study import RankSearch
 from bench.search.tuning import with_choices
 from bench.store.connect import DEFAULT_STORE
 from bench.store.records import Record, latest

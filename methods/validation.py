@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,12 +16,16 @@ _LISTS = ("list_type", "tuple_type")
 _MAPPINGS = ("dict_type", "mapping_type", "model_type")
 
 
+@dataclass(frozen=True)
 class Later:
     """Marks a field that was added when ids had already been stored, by `Annotated[bool, Later()] = False`.
 
-    Its default is what was done before there was a choice. `identity` leaves it out there, so that the trials
-    of that time keep their ids; fields without the mark are always part of an identity.
+    `before` is what was done before there was a choice; without it, the field's default is. `identity` leaves
+    the field out there, so that the trials of that time keep their ids. Fields without the mark are always
+    part of an identity.
     """
+
+    before: Any = ...
 
 
 class Frozen(BaseModel):
@@ -29,16 +34,26 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def earlier(model: type[BaseModel]) -> dict[str, Any]:
+    """What was done before there was a choice, for every field marked `Later`."""
+    return {
+        name: field.get_default(call_default_factory=True) if mark.before is ... else mark.before
+        for name, field in model.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, Later)
+    }
+
+
 def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, Any]:
     """The fields of a configuration that an id covers, as JSON.
 
-    All, or those to `include`, except the ones marked `Later` that are at their default.
+    All, or those to `include`, except the ones marked `Later` that say what was done before them.
     """
+    before = earlier(type(values))
     shown = {
         name
-        for name, field in type(values).model_fields.items()
-        if not any(isinstance(mark, Later) for mark in field.metadata)
-        or getattr(values, name) != field.get_default(call_default_factory=True)
+        for name in type(values).model_fields
+        if name not in before or getattr(values, name) != before[name]
     }
     return values.model_dump(mode="json", include=shown if include is None else shown & include)
 

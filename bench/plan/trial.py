@@ -7,10 +7,12 @@ import json
 from functools import cached_property
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from bench.backbones import BackboneSpec
 from bench.suite.recipe import Recipe
 from bench.suite.rows import TaskRow
-from methods.validation import Frozen, identity
+from methods.validation import Frozen, earlier, identity
 
 #: Raised whenever the same trial would come out differently, whatever the reason in this harness.
 PROTOCOL = 1
@@ -30,6 +32,12 @@ class Trial(Frozen):
     seed: int
     evaluate: Literal["test", "validation"]
     protocol: int = PROTOCOL
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, recipe: Any) -> Any:
+        """A stored recipe lacks what came later."""
+        return earlier(Recipe) | recipe if isinstance(recipe, dict) else recipe
 
     @cached_property
     def id(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import time
 import warnings
@@ -13,14 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import product
 from math import ceil, prod
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from bench.execution.perform import Event
 from bench.plan.cells import Cell
@@ -29,20 +25,19 @@ from bench.process.alive import dead, owner
 from bench.search.importance import importances
 from bench.search.nested import Nested, about
 from bench.search.space import Ranks, RankSpace
-from bench.store.connect import SQLITE, shown_uri
 from bench.suite.choosing import Search
+from bench.suite.recipe import Recipe
 from bench.training.loop import Pruned
 from bench.wire.found import SearchPoint, SearchResult
 from bench.wire.words import PointState, Tag
 from methods import UserError
+from methods.validation import earlier
 
 #: How often the model may draw points that were tried already before points are drawn at random, and how
 #: often those may be before the points that are left are listed.
 DRAWS = 100
 #: Seconds between two looks at what other processes do.
 LOOK = 1.0
-#: Seconds between two signs of life of a running trial, and after how many without one it is given up.
-HEARTBEAT, SILENCE = 30, 180
 #: Seconds that a process has from when it takes a trial to when it signs it as its own.
 UNSIGNED = 60
 
@@ -65,35 +60,6 @@ class Point:
     def key(self) -> str:
         """A text that is equal for equal points, and that `_point` reads."""
         return json.dumps([self.ranks, self.setting.model_dump(exclude_none=True)])
-
-
-def default_storage(store: str) -> str:
-    """The study's database: beside a store that is a file, else in the working folder."""
-    if not store.startswith(SQLITE):
-        return f"{SQLITE}optuna.db"
-    return f"{SQLITE}{Path(store.removeprefix(SQLITE)).parent / 'optuna.db'}"
-
-
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """Optuna's storage at a database URL. Raises UserError for one that cannot be used."""
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    options: dict[str, Any] = {"heartbeat_interval": HEARTBEAT, "grace_period": SILENCE}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if not url.startswith(SQLITE):
-                return optuna.storages.RDBStorage(url, **options)
-            file = Path(url.removeprefix(SQLITE))
-            (file.parent / ".tensorbench").mkdir(parents=True, exist_ok=True)
-            # Two processes that made the schema at once would break it.
-            with FileLock(file.parent / ".tensorbench" / "optuna.lock", timeout=120):
-                # Several writers wait for each other so many seconds.
-                return optuna.storages.RDBStorage(
-                    url, engine_kwargs={"connect_args": {"timeout": 120}}, **options
-                )
-    except (SQLAlchemyError, ImportError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot use --storage {shown_uri(url)}: {shown_uri(str(error))}") from error
 
 
 class RankSearch:
@@ -172,7 +138,9 @@ class RankSearch:
         if there is None:
             study.set_user_attr("space", own)
             return study
-        there.pop("task.source", None)  # an earlier version kept it
+        # A study of an earlier version lacks what a recipe could not say yet, and has a task's source.
+        there = {f"recipe.{key}": v for key, v in earlier(Recipe).items()} | there
+        there.pop("task.source", None)
         if there != own:
             differing = [
                 f"{key} is {there.get(key, 'not there')} in it and {own.get(key, 'not there')} here"

@@ -28,11 +28,13 @@ from bench.store.outbox import Letter
 from bench.store.records import Record
 from bench.store.runs import find_runs, keep_json
 from bench.store.tables import read_tables
+from bench.suite.recipe import Recipe
 from bench.wire import Wired
 from bench.wire.plan import StoredPlan
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import did_you_mean
+from methods.validation import earlier
 
 Content = TypeVar("Content", bound=Wired)
 
@@ -137,7 +139,7 @@ class Store:
         """
         # A start may have died after it made its run and before it stored its plan.
         plans = (self.content(run, Artifact.PLAN, StoredPlan) for run in reversed(self._find(Kind.SUITE)))
-        return next((plan for plan in plans if plan is not None), None)
+        return next((_whole(plan) for plan in plans if plan is not None), None)
 
     def artifact(self, record: Record, name: Artifact) -> Path | None:
         """An artifact as a local file; None where the run has none of that name."""
@@ -243,3 +245,9 @@ class Store:
             client.log_artifacts(run_id, str(folder))
         if letter.status:
             client.set_terminated(run_id, letter.status, letter.ended)
+
+
+def _whole(plan: StoredPlan) -> StoredPlan:
+    """The plan with what its version of the harness did before a recipe could say so."""
+    trials = [trial.model_copy(update={"recipe": earlier(Recipe) | trial.recipe}) for trial in plan.trials]
+    return plan.model_copy(update={"trials": tuple(trials)})

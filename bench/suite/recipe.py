@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from methods import UserError
 from methods.validation import Frozen, Later
+
+#: The adapter decays as the head does: what was always done before there was a choice.
+AS_HEAD = "as weight_decay"
 
 Augmentation = Literal["colour_jitter", "flip", "crop"]
 
@@ -23,7 +35,11 @@ class Recipe(Frozen):
     lr: PositiveFloat = 5e-4
     #: Peak learning rate of the head; None means the adapter's.
     head_lr: PositiveFloat | None = None
+    #: Of the head.
     weight_decay: float = Field(0.01, ge=0)
+    #: Of the adapter. It decays each of a method's factors, so that ΔW shrinks the faster the more there are,
+    #: and pulls gates and magnitudes to 0, not to where they start: no decay is alike for all methods.
+    adapter_weight_decay: Annotated[NonNegativeFloat | Literal["as weight_decay"], Later(AS_HEAD)] = 0.0
     batch_size: PositiveInt = 64
     #: How often the training split is passed over. A recipe has this or `steps`; with neither it is 10.
     epochs: PositiveInt | None = None
@@ -47,6 +63,14 @@ class Recipe(Frozen):
     #: algorithm then fails the trial.
     deterministic: Annotated[bool, Later()] = False
 
+    @field_validator("adapter_weight_decay", mode="wrap")
+    @classmethod
+    def _in_one_message(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError(f"should be a number of at least 0, or '{AS_HEAD}'") from None
+
     @model_validator(mode="after")
     def _length_and_floor(self) -> Self:
         if self.epochs is not None and self.steps is not None:
@@ -68,9 +92,15 @@ class Recipe(Frozen):
                 f"which has {available} examples"
             )
 
+    @property
+    def adapter_decay(self) -> float:
+        """The weight decay of the adapter, as a number."""
+        decay = self.adapter_weight_decay
+        return self.weight_decay if decay == "as weight_decay" else decay
+
     def resolved(self, device: str) -> Recipe:
         """The recipe with a value in place of every default that depends on something, as an id needs it."""
-        precision = self.precision
+        precision, decay = self.precision, self.adapter_decay
         if precision == "auto":
             precision = "bf16" if device.startswith("cuda") else "fp32"
         return self.model_copy(
@@ -78,5 +108,7 @@ class Recipe(Frozen):
                 "head_lr": self.head_lr or self.lr,
                 "epochs": self.epochs or (None if self.steps else 10),
                 "precision": precision,
+                # What trains alike has one id, however it is written.
+                "adapter_weight_decay": AS_HEAD if decay == self.weight_decay else decay,
             }
         )

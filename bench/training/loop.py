@@ -218,13 +218,13 @@ def train(
 def _optimizer(
     groups: Sequence[dict[str, Any]], recipe: Recipe, steps: int
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW on the groups "adapter" and "head", and the schedule of their rates."""
+    """AdamW on the groups "adapter" and "head", each with its rate and decay, and the rates' schedule."""
     peaks = {"adapter": recipe.lr, "head": recipe.head_lr or recipe.lr}
+    decays = {"adapter": recipe.adapter_decay, "head": recipe.weight_decay}
     # Two steps are left to the cosine where there are as many: one at the peak, one at the floor.
     warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
     optimizer = torch.optim.AdamW(
-        [group | {"lr": peaks[group["name"]]} for group in groups],
-        weight_decay=recipe.weight_decay,
+        [group | {"lr": peaks[group["name"]], "weight_decay": decays[group["name"]]} for group in groups],
         fused=True,
     )
     multipliers = [_multiplier(peaks[group["name"]], steps, warmup, recipe.lr_floor) for group in groups]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from methods import UserError
 from methods.errors import did_you_mean, near_names
-from methods.validation import Frozen, Later, identity, validate
+from methods.validation import Frozen, Later, earlier, identity, validate
 
 
 class Options(Frozen):
@@ -39,12 +39,15 @@ class Trained(Frozen):
     compile: Annotated[bool, Later()] = False
     crops: Annotated[tuple[str, ...], Later()] = ()
     notes: Annotated[list[str], Later()] = Field(default_factory=list)
+    decay: Annotated[float | str, Later("all")] = 0.0
 
 
-def test_a_later_field_is_in_an_identity_only_off_its_default() -> None:
-    assert identity(Trained(rate=0.1)) == {"rate": 0.1, "clip": None}
-    assert identity(Trained(rate=0.1, compile=False, crops=())) == {"rate": 0.1, "clip": None}
-    other = Trained(rate=0.1, compile=True, crops=("left",))
+def test_a_later_field_is_in_an_identity_only_where_it_says_what_was_not_done_before() -> None:
+    assert identity(Trained(rate=0.1, decay="all")) == {"rate": 0.1, "clip": None}
+    assert identity(Trained(rate=0.1, compile=False, crops=(), decay="all")) == {"rate": 0.1, "clip": None}
+    assert identity(Trained(rate=0.1)) == {"rate": 0.1, "clip": None, "decay": 0.0}
+    assert earlier(Trained) == {"compile": False, "crops": (), "notes": [], "decay": "all"}
+    other = Trained(rate=0.1, compile=True, crops=("left",), decay="all")
     assert identity(other) == {"rate": 0.1, "clip": None, "compile": True, "crops": ["left"]}
 
 

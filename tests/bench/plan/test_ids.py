@@ -1,4 +1,8 @@
-"""Stored trials keep their ids: `ids.json` holds some that an earlier version gave them."""
+"""Stored trials keep their ids: `ids.json` holds some that an earlier version gave them.
+
+That version decayed adapters as it did heads. So its trials are those that say so now, and what says nothing
+of it, and does not decay adapters, is another trial.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ from typing import Any
 import pytest
 
 from bench.plan.make import make_plan
+from bench.plan.trial import Trial
 from bench.suite.load import load_suite
+from bench.suite.recipe import AS_HEAD
 
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
 
@@ -17,6 +23,9 @@ SUITES = Path(__file__).parents[3] / "suites"
 STORED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "ids.json").read_text())
 
 TRAINING = VISION["training"]
+
+#: What the recipes of that version did before they could say it, where it is not the default now.
+THEN = {"adapter_weight_decay": AS_HEAD}
 
 #: What came later than the first ids, at its default and off it, and options that change nothing.
 TOYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -57,7 +66,9 @@ TOYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", [name for name in STORED if name != "toys"])
 def test_the_trials_of_a_suite_keep_their_ids(name: str) -> None:
     now = {}
-    for row in make_plan(load_suite(SUITES / f"{name}.yaml")).rows:
+    suite = load_suite(SUITES / f"{name}.yaml")
+    then = suite.model_copy(update={"training": suite.training.model_copy(update=THEN)})
+    for row in make_plan(then).rows:
         budget = row.budget.label if row.budget else "own size"
         for seed, trial in row.trials.items():
             now[f"{row.method}, {budget}, {row.backbone}, {row.task}, seed {seed}"] = trial
@@ -67,6 +78,31 @@ def test_the_trials_of_a_suite_keep_their_ids(name: str) -> None:
 def test_what_came_later_changes_ids_off_its_default_only() -> None:
     now = {}
     for what, (base, changes) in TOYS.items():
-        (trial,) = plan(base, **changes).trials
+        training = changes.get("training", base["training"]) | THEN
+        (trial,) = plan(base, **{**changes, "training": training}).trials
         now[what] = trial.id
     assert now == STORED["toys"]
+
+
+@pytest.mark.parametrize(
+    ("decay", "as_then"),
+    [
+        ({}, False),
+        ({"adapter_weight_decay": 0.5}, False),
+        ({"adapter_weight_decay": 0.01}, True),
+        ({"weight_decay": 0.5, "adapter_weight_decay": 0.01}, False),
+    ],
+)
+def test_adapters_that_decay_as_then_are_the_trials_of_then(decay: dict[str, Any], as_then: bool) -> None:
+    (trial,) = plan(VISION, training=TRAINING | decay).trials
+    (then,) = plan(VISION, training=TRAINING | decay | THEN).trials
+    assert (trial.id == then.id) == as_then
+
+
+def test_a_stored_trial_of_then_is_read_as_what_it_was() -> None:
+    (trial,) = plan(VISION, training=TRAINING | THEN).trials
+    stored = trial.model_dump(mode="json")
+    del stored["recipe"]["adapter_weight_decay"]
+    read = Trial.model_validate(stored)
+    assert (read.recipe, read.id) == (trial.recipe, STORED["toys"]["nothing"])
+    assert read.recipe.adapter_decay == 0.01

@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from bench.search.study import default_storage
+from bench.search.storage import default_storage
 from bench.store.store import Store
 from bench.wire.words import Kind
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench.search.study import open_storage
+from bench.search.storage import open_storage
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.wire.words import Kind

@@ -1,7 +1,8 @@
 """What version 0.1.0 stored, when the harness was laid out otherwise: read, resumed, reported and exported.
 
 `version_0_1_0.tar.xz` has four suites, the rows that they left in the tables of MLflow and of Optuna, their
-artifacts and an outbox. `@FOLDER@` in it stands for where it lies, `@HOST@` for the machine that ran it.
+artifacts and an outbox. `@FOLDER@` in it stands for where it lies, `@HOST@` for the machine that ran it. That
+version decayed adapters as it did heads: to mean the same trials now, its suites have to say so.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from typing import Any
 import pytest
 
 from bench.plan.make import make_plan
-from bench.search.study import open_storage
+from bench.search.storage import open_storage
 from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.suite.load import load_suite
+from bench.suite.recipe import AS_HEAD
 from bench.wire.found import AllocationResult, Redundancy, SearchResult
 from bench.wire.words import Artifact, Kind, Measure, Status, Tag
 
@@ -37,6 +39,9 @@ class Old:
         self.folder, self.uri = folder, uri
         with tarfile.open(ARCHIVE) as archive:
             archive.extractall(folder, filter="data")
+        for suite in folder.glob("*.yaml"):
+            decays = f"training: {{adapter_weight_decay: {AS_HEAD}, "
+            suite.write_text(suite.read_text().replace("\ntraining: {", f"\n{decays}"))
         storage = f"sqlite:///{folder / 'optuna.db'}"
         open_storage(storage)
         for database in ("mlflow", "optuna"):

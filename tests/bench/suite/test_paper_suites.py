@@ -11,6 +11,7 @@ import pytest
 from bench.plan.make import make_plan
 from bench.plan.rows import Plan, Row
 from bench.suite.load import load_suite
+from bench.suite.recipe import AS_HEAD
 from methods import UserError
 from methods.tenslora import VARIANTS
 
@@ -58,12 +59,16 @@ def rows(plan: Plan, task: str = "dtd") -> dict[str, Row]:
     }
 
 
-def test_the_leaderboard_differs_from_the_untuned_suite_in_its_tuning_alone() -> None:
+def test_the_leaderboard_differs_from_the_untuned_suite_in_its_tuning_and_the_decay_of_adapters() -> None:
     tuned, untuned = (load_suite(SUITES / f"{name}.yaml") for name in ("paper", "paper_untuned"))
     assert tuned.tuning is not None
     assert untuned.tuning is None
-    told = {"name", "description", "closing", "tuning"}
+    told = {"name", "description", "closing", "tuning", "training"}
     assert tuned.model_dump(exclude=told) == untuned.model_dump(exclude=told)
+    assert tuned.training.adapter_decay == 0
+    assert untuned.training.adapter_decay == 0.01
+    decays = {"adapter_weight_decay": AS_HEAD}
+    assert tuned.training.model_copy(update=decays) == untuned.training
 
 
 def test_every_task_meets_the_backbone_of_its_modality_with_five_seeds(plans: dict[str, Plan]) -> None:
@@ -109,7 +114,7 @@ def test_the_reference_s_switches_are_on_there_and_nowhere_else(plans: dict[str,
     for task, trial in reference.items():
         recipe, vision = trial.recipe, task in ("dtd", "eurosat")
         assert (recipe.lr, recipe.weight_decay, recipe.batch_size, recipe.epochs) == (5e-4, 0.01, 64, 10)
-        assert recipe.select == "last"
+        assert (recipe.select, recipe.adapter_decay) == ("last", 0.01)
         assert (recipe.warmup, recipe.lr_floor) == ((0.0, 1e-6) if vision else (0.1, 0.0))
         assert recipe.augmentation == (("colour_jitter", "flip") if task == "eurosat" else ())
         assert trial.task.split == ("per_seed" if vision else "fixed")

@@ -120,6 +120,25 @@ Watch = Callable[..., Watched]
 TENSLORA = [{"method": "tenslora", "variant": "att"}]
 
 
+def test_the_head_decays_and_the_adapter_only_where_the_recipe_says_so(watch: Watch) -> None:
+    def after_a_step(decay: float, **more: Any) -> tuple[Tensor, Tensor]:
+        (state,) = watch(training={"steps": 1, "weight_decay": decay, **more}).states
+        head = [name for name in state if name.startswith("head.")]
+        return (
+            torch.cat([state[name].flatten() for name in state if name not in head]),
+            torch.cat([state[name].flatten() for name in head]),
+        )
+
+    still, default, number = after_a_step(0), after_a_step(0.5), after_a_step(0, adapter_weight_decay=0.5)
+    both = after_a_step(0.5, adapter_weight_decay="as weight_decay")
+    assert torch.equal(default[0], still[0])
+    assert not torch.equal(default[1], still[1])
+    assert torch.equal(number[0], both[0])
+    assert not torch.equal(number[0], still[0])
+    assert torch.equal(number[1], still[1])
+    assert torch.equal(both[1], default[1])
+
+
 def test_methods_of_a_seed_see_the_same_data_from_the_same_head_and_seeds_differ(watch: Watch) -> None:
     lora, tensor, other = watch(), watch(methods=TENSLORA), watch(seeds=[1])
     assert lora.order == tensor.order != other.order
