@@ -8,10 +8,12 @@ comes later can tell what was left.
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,9 +21,6 @@ from filelock import FileLock, Timeout
 from bench.process.files import remove, written_whole
 from bench.wire.words import Artifact
 from methods import UserError
-
-#: The name of this process's folder.
-PROCESS = uuid.uuid4().hex[:12]
 
 #: Names of records. What is being written or removed begins with a dot.
 WHOLE = "[!.]*"
@@ -57,7 +56,7 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._own = folder / PROCESS
+        self._own = folder / _name_of(os.getpid())
 
     def keep(self, letter: Letter, files: Mapping[Artifact, bytes]) -> Path:
         """Puts a whole record on disk and returns its folder. Raises OSError if the disk does not take it."""
@@ -129,6 +128,12 @@ class Outbox:
         aside.parent.mkdir(exist_ok=True)
         remove(aside)
         return kept.rename(aside)
+
+
+@cache
+def _name_of(process: int) -> str:
+    """The name of a process's folder. One that was forked has another process id, and so another name."""
+    return uuid.uuid4().hex[:12]
 
 
 def _lock_of(folder: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from bench.execution.driver import pending
 from bench.store.records import latest
 from bench.store.store import Store
 
+from .forked import Program
 from .held import await_held, let_all_through, started
 from .toy_runs import Ran, executed
 from .toy_suites import plan, write
@@ -31,7 +31,7 @@ NewStore = Callable[[Path], str]
 METHODS: list[Any] = ["lora", "head_only", {"method": "tenslora", "variant": "att"}]
 
 
-def begin(ran: Ran, through: int) -> AbstractContextManager[subprocess.Popen[str]]:
+def begin(ran: Ran, through: int) -> AbstractContextManager[Program]:
     return started(ran.folder, "run", ran.suite, "--store", ran.uri, through=through)
 
 
@@ -44,7 +44,7 @@ def stop(ran: Ran, how: signal.Signals, through: int) -> tuple[int, str, Counter
     with begin(ran, through) as process:
         await_held(process, ran.folder)
         process.send_signal(how)
-        out = process.communicate()[0]
+        out = process.output()
     return process.returncode, out, count(ran)
 
 
@@ -82,7 +82,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call:
         finally:
             done.set()
             beside.join()
-        out = last.communicate()[0]
+        out = last.output()
     history.ends["last"] = last.returncode, out, count(ran)
     return history
 

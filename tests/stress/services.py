@@ -16,9 +16,9 @@ from urllib.request import urlopen
 
 import psutil
 
-from ..bench import held as holding
-
-REPOSITORY = Path(__file__).parents[2]
+from ..bench.forked import Program
+from ..bench.held import begin, release
+from ..bench.holding import LOOK
 
 
 def free_port() -> int:
@@ -28,7 +28,7 @@ def free_port() -> int:
     return port
 
 
-def wait_until(there: Callable[[], bool], *processes: subprocess.Popen[bytes]) -> None:
+def wait_until(there: Callable[[], bool], *processes: subprocess.Popen[bytes] | Program) -> None:
     """Waits for an event, however long it takes. Raises RuntimeError if one of the processes ends before."""
     while not there():
         for process in processes:
@@ -122,23 +122,9 @@ class Driver:
         self.log = suite.parent / f"{name}.log"
         self._folder = suite.parent / name
         self._folder.mkdir(exist_ok=True)
-        holding.release(self._folder)
         self.hold(held)
-        command = [
-            sys.executable,
-            holding.__file__,
-            "0",
-            str(self._folder),
-            "run",
-            str(suite),
-            "--store",
-            store,
-        ]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *options], stdout=log, stderr=log, cwd=suite.parent, env=environment
-            )
+        arguments = ("run", suite, "--store", store, *options)
+        self.process = begin(self._folder, suite.parent, self.log, arguments)
 
     def hold(self, held: bool) -> None:
         """Whether trials are held from now on; one that is held now goes on if they are not."""
@@ -154,12 +140,12 @@ class Driver:
         while not file.exists():
             if self.process.poll() is not None:
                 return None
-            time.sleep(holding.LOOK)
+            time.sleep(LOOK)
         return file.read_text()
 
     def release(self) -> None:
         """Lets the held trial go on."""
-        holding.release(self._folder)
+        release(self._folder)
 
     def workers(self) -> list[psutil.Process]:
         """Its worker processes."""

@@ -229,7 +229,7 @@ def test_a_signal_to_all_processes_closes_what_runs_and_leaves_none(
         await_held(process, tmp_path)
         children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGTERM)
-        out = process.communicate()[0]
+        out = process.output()
         psutil.wait_procs(children)
     assert process.returncode == 130, out
     assert "Traceback" not in out

@@ -85,7 +85,7 @@ def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(fol
             await_held(first, folder)
         let_all_through(folder)
         with started(folder, *command, through=0) as one, started(folder, *command, through=0) as two:
-            said = [process.communicate()[0] for process in (one, two)]
+            said = [process.output() for process in (one, two)]
         assert [one.returncode, two.returncode] == [0, 0], said
         (name,) = optuna.get_all_study_names(database.uri)
         trials = optuna.load_study(study_name=name, storage=database.uri).trials

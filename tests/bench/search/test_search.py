@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections import Counter
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +16,7 @@ from bench.store.store import Store
 from bench.wire.words import Kind
 from methods import UserError
 
+from ..forked import Program
 from ..held import await_held, let_all_through, started
 from ..synthetic import QKV_DEPTH_RANKS, registered
 from .searched import DONE, Call, NewStore, Searched, prepared, run
@@ -24,7 +24,7 @@ from .searched import DONE, Call, NewStore, Searched, prepared, run
 # --- killed and resumed ---
 
 
-def begin(made: Searched, through: int) -> AbstractContextManager[subprocess.Popen[str]]:
+def begin(made: Searched, through: int) -> AbstractContextManager[Program]:
     return started(made.folder, "search", made.suite, "--store", made.uri, through=through)
 
 
@@ -40,7 +40,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Sea
         await_held(first, made.folder)
     let_all_through(made.folder)
     with begin(made, 0) as one, begin(made, 0) as two:
-        made.ended = [process.communicate()[0] for process in (one, two)]
+        made.ended = [process.output() for process in (one, two)]
     assert [one.returncode, two.returncode] == [0, 0], made.ended
     return made
 

@@ -1,0 +1,64 @@
+"""The command line, held while one of its trials runs.
+
+A script: `holding.py TRIALS FOLDER run suite.yaml …` lets so many trials through. A later one is held at its
+first progress: the file FOLDER/held appears, with the name of the trial's worker, and the whole driver waits
+until it is removed, or until there is a file FOLDER/go, which lets everything through.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+#: Seconds between two looks at a file.
+LOOK = 0.02
+
+
+def main(through: int, folder: Path) -> None:
+    from bench.cli import main as command_line
+    from bench.execution.perform import Event
+    from bench.plan.rows import Plan
+    from bench.terminal import audience
+
+    def hold(worker: str) -> None:
+        held, go = folder / "held", folder / "go"
+        if go.exists():
+            return
+        aside = folder / ".held"
+        aside.write_text(worker)
+        aside.rename(held)
+        while held.exists() and not go.exists():
+            time.sleep(LOOK)
+        held.unlink(missing_ok=True)
+
+    class Holding(audience.Terminal):
+        """Prints what the terminal prints, and holds."""
+
+        starts = 0
+
+        @contextmanager
+        def watch(self, plan: Plan, count: int, slots: int) -> Iterator[Callable[[Event], None]]:
+            to_hold: set[str] = set()
+
+            def hear(event: Event) -> None:
+                show(event)
+                if event.kind == "started":
+                    self.starts += 1
+                    if self.starts > through:
+                        to_hold.add(event.trial.id)
+                elif event.progress and event.trial.id in to_hold:
+                    to_hold.remove(event.trial.id)
+                    hold(event.worker)
+
+            with super().watch(plan, count, slots) as show:
+                yield hear
+
+    audience.Terminal = Holding  # type: ignore[misc]
+    command_line()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv.pop(1)), Path(sys.argv.pop(1)))
