@@ -26,16 +26,20 @@ MANY_MODULES = 50
 SUITES = Path(__file__).parent.parent / "suites"
 
 
-#: The number of modules when the garbage collector was last told to look at them no more.
-frozen = pytest.StashKey[int]()
+#: The file of tests, and roughly how many modules there were, when the garbage collector was last told to
+#: look at nothing that exists any more.
+frozen = pytest.StashKey[tuple[Path, int]]()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Modules are no garbage: a collection, and every trial makes one, takes long to find that out again."""
-    if len(sys.modules) > item.config.stash.get(frozen, 0) + MANY_MODULES:
+    """Modules, and what earlier files of tests keep, are no garbage: a collection, and every trial makes one,
+    takes long to find that out again.
+    """
+    now = (item.path, len(sys.modules) // MANY_MODULES)
+    if item.config.stash.get(frozen, None) != now:
         gc.collect()
         gc.freeze()
-        item.config.stash[frozen] = len(sys.modules)
+        item.config.stash[frozen] = now
 
 
 class Ended(NamedTuple):

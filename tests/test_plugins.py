@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from typing import Any
 import pytest
 
 from methods import METHODS
+
+from .bench.forked import Program
 
 Call = Callable[..., Any]
 
@@ -61,16 +62,15 @@ def test_a_suite_can_name_it(installed: Path, tmp_path: Path, new_store: Callabl
         "name: plugin\nbackbones: [tiny-random-vit]\ntasks: [digits]\nmethods: [shared_down]\n"
         "budgets: [{isorank: 2}]\nseeds: [0]\ntraining: {steps: 2, batch_size: 8}\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-m", "bench", "run", suite, "--store", new_store(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(installed)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    ran = Program(
+        ROOT / "bench" / "__main__.py",
+        ("run", suite, "--store", new_store(tmp_path)),
+        ROOT,
+        tmp_path / "log",
+        PYTHONPATH=str(installed),
     )
-    assert ran.returncode == 0, ran.stderr
-    assert "1/1" in ran.stdout
+    assert ran.wait() == 0, ran.output()
+    assert "1/1" in ran.output()
 
 
 def test_it_passes_the_conformance_checks(found: Path, call: Call) -> None:
@@ -90,7 +90,17 @@ def test_one_that_fails_to_import_is_named_and_the_rest_goes_on(
     listed = call("methods")
     assert listed.code == 0
     assert "tenslora" in listed.out
-    timed = call("perf", "--backbone", "tiny-random-vit", "--methods", "all", "--rounds", "1")
+    timed = call(
+        "perf",
+        "--backbone",
+        "tiny-random-vit",
+        "--methods",
+        "all",
+        "--rounds",
+        "1",
+        "--rank-modes",
+        "isorank",
+    )
     assert timed.code == 0, timed.err
     for ended in (listed, timed):
         assert "shared_down" in ended.out

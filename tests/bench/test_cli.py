@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench import cli
 from bench.backbones import BACKBONES
 from bench.store.store import Store
 from bench.tasks import TASKS
@@ -25,6 +26,7 @@ from bench.terminal.tables import fitted
 from bench.wire.found import AllocationResult, Tried
 from methods.tenslora import VARIANTS
 
+from .forked import Program
 from .toy_suites import DIGITS, MOVIES, plan, write
 
 Call = Callable[..., Any]
@@ -167,13 +169,12 @@ def test_a_plan_on_a_narrow_terminal_keeps_methods_ranks_and_budgets() -> None:
 
 
 @pytest.mark.processes
-def test_debug_shows_the_traceback() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "--debug", "plan", "missing.yaml"], capture_output=True, text=True
-    )
-    assert done.returncode != 0
-    assert "Traceback" in done.stderr
-    assert "cannot read suite missing.yaml" in done.stderr
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    program = Path(cli.__file__).with_name("__main__.py")
+    done = Program(program, ("--debug", "plan", "missing.yaml"), tmp_path, tmp_path / "log")
+    assert done.wait() != 0
+    assert "Traceback" in done.output()
+    assert "cannot read suite missing.yaml" in done.output()
 
 
 def test_a_plan_as_json_is_nothing_but_json(call: Call, tmp_path: Path) -> None:

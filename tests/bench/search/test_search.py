@@ -238,7 +238,7 @@ def test_the_search_prefers_the_true_ranks(tmp_path: Path, new_store: NewStore, 
             tasks=["synthetic"],
             # What the true update needs and no more: 103 parameters.
             budgets=[{"parameters": 103}],
-            training={"lr": 2e-2, "batch_size": 32, "epochs": 6, "weight_decay": 0},
+            training={"lr": 4e-2, "batch_size": 96, "epochs": 6, "weight_decay": 0},
             search={"trials": 40},
         )
     assert made.ended.code == 0, made.ended.err

@@ -227,6 +227,12 @@ def test_a_store_that_takes_nothing_more_is_told_from_a_failing_trial(
 # --- stores that cannot be used ---
 
 
+@pytest.fixture
+def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow waits for seconds before it asks a server again that is not there."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
@@ -247,7 +253,7 @@ def test_a_store_that_takes_nothing_more_is_told_from_a_failing_trial(
         ("http://127.0.0.1:9", "tracking server at http://127.0.0.1:9 does not answer"),
     ],
 )
-def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: str) -> None:
+def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: str, no_retries: None) -> None:
     file = tmp_path / "file"
     file.write_text("this is no database" * 100)
     with pytest.raises(UserError, match=message):
@@ -256,7 +262,7 @@ def test_a_store_that_cannot_be_is_refused(tmp_path: Path, uri: str, message: st
 
 
 @pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:9", "http://me:a@secret@127.0.0.1:9"])
-def test_no_error_shows_a_store_s_password(uri: str) -> None:
+def test_no_error_shows_a_store_s_password(uri: str, no_retries: None) -> None:
     with pytest.raises(UserError, match=r"the tracking server at http://127.0.0.1:9 does not answer") as told:
         Store.create(uri, "toy")
     assert "secret" not in str(told.value)
