@@ -32,8 +32,9 @@ IMPORTED = (
     "baselines.peft_adapter",
 )
 
-_forks = get_context("forkserver")
-_forks.set_forkserver_preload(list(IMPORTED))
+#: Starts processes that have imported what the command line imports.
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(list(IMPORTED))
 
 
 class Program:
@@ -41,7 +42,7 @@ class Program:
 
     def __init__(self, file: Path, arguments: tuple[Any, ...], folder: Path, log: Path, **environment: str):
         self.args, self._log = [str(file), *map(str, arguments)], log
-        self._process = _forks.Process(
+        self._process = FORKS.Process(
             target=_run, args=(self.args, folder, log, {**os.environ, **environment})
         )
         self._process.start()

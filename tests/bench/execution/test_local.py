@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.execution import local_slots, make_executor
+from bench.execution import local, local_slots, make_executor
 from bench.execution.checks import MIB, available_mib, check_disk, check_memory
 from bench.execution.driver import execute
 from bench.execution.estimate import longest_first
@@ -30,6 +30,7 @@ from bench.training.loop import Pruned
 from bench.wire.words import Status
 from methods import UserError
 
+from ..forked import FORKS
 from ..held import await_held, started
 from ..toy_suites import DIGITS, plan, write
 
@@ -46,10 +47,16 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def workers() -> Any:
-    """Two warm workers, which the tests share; a test may kill them."""
-    with Local([Slot(f"cpu/{i}", "cpu", 1) for i in range(2)]) as place:
-        place.prepare(list(plan(seeds=[0, 1]).trials))
-        yield place
+    """Two warm workers, which the tests share; a test may kill them.
+
+    They are forks, which need not import anything. Those that the program starts, below and in test_stress.py,
+    are spawned.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "get_context", lambda _: FORKS)
+        with Local([Slot(f"cpu/{i}", "cpu", 1) for i in range(2)]) as place:
+            place.prepare(list(plan(seeds=[0, 1]).trials))
+            yield place
 
 
 @pytest.fixture
