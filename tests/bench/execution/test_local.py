@@ -49,8 +49,8 @@ pytestmark = pytest.mark.processes
 def workers() -> Any:
     """Two warm workers, which the tests share; a test may kill them.
 
-    They are forks, which need not import anything. Those that the program starts, below and in test_stress.py,
-    are spawned.
+    They are forks, which need not import anything. The program spawns those that it starts, below and in
+    test_stress.py.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "get_context", lambda _: FORKS)

@@ -1,20 +1,24 @@
-"""Ray's actors, one at a time; whole runs and lost nodes are in the stress scenarios."""
+"""Ray's actors on one node; whole runs and lost nodes are in the stress scenarios."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from bench.execution import make_executor
+from bench.execution.driver import execute
 from bench.execution.perform import Event
+from bench.execution.session import session
 from bench.plan.trial import Trial
+from bench.store.store import Store
 from bench.training.loop import Pruned
 from bench.wire.words import Artifact, Measure
 from methods import UserError
 
-from ..toy_suites import plan
+from ..toy_suites import DIGITS, plan
 
 if TYPE_CHECKING:
     from bench.execution.ray import RayCluster
@@ -33,6 +37,11 @@ def cluster() -> Iterator[RayCluster]:
 
     with RayCluster.connect("cpu", workers=1) as made:
         yield made
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
+    return Store.create(new_store(tmp_path), "toy")
 
 
 def run(
@@ -107,3 +116,19 @@ def test_what_a_cluster_cannot_do_is_told_and_leaves_no_connection(
     with pytest.raises(UserError, match=message):
         make_executor("ray", **options)  # type: ignore[arg-type]
     assert closed == [True]
+
+
+def test_it_prepares_again_where_idle_actors_hold_every_slot(cluster: RayCluster, store: Store) -> None:
+    """As between the phases of a tuned suite, and between the points of a search."""
+    training = {"batch_size": 16, "steps": 2}
+    first, more = (
+        plan(methods=["head_only"], tasks=[{**DIGITS, "test_size": size}], training=training)
+        for size in (40, 41)
+    )
+    kinds = []
+    with session(store) as at_work:
+        for made in (first, more, more):
+            cluster.prepare(list(made.trials))
+            execute(made, list(made.trials), at_work, cluster, lambda event: kinds.append(event.kind))
+    assert kinds.count("finished") == 2
+    assert kinds[-1] == "elsewhere"

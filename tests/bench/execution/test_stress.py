@@ -11,8 +11,6 @@ from typing import Any
 import optuna
 import pytest
 
-from bench.execution.driver import execute
-from bench.execution.session import session
 from bench.store.store import Store
 from bench.wire.words import Kind, Status
 
@@ -20,7 +18,7 @@ from ...stress import scenarios
 from ...stress.services import Postgres, postgres_programs
 from ..held import await_held, let_all_through, started
 from ..toy_runs import SHORT, executed
-from ..toy_suites import DIGITS, plan, write
+from ..toy_suites import plan, write
 
 pytestmark = pytest.mark.processes
 
@@ -104,23 +102,3 @@ RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is
 def test_a_lost_ray_node_costs_only_what_ran_there(folder: Path) -> None:
     report = scenarios.ray_nodes(folder, trials=4, steps=20, cpus=1)
     assert report["lost with the node"] == 1
-
-
-@pytest.mark.ray
-@RAY
-def test_ray_prepares_again_where_idle_actors_hold_every_slot(folder: Path) -> None:
-    """As between the phases of a tuned suite, and between the points of a search."""
-    from bench.execution.ray import RayCluster
-
-    first, more = (
-        plan(methods=["head_only"], tasks=[{**DIGITS, "test_size": size}], training=SHORT)
-        for size in (40, 41)
-    )
-    kinds = []
-    cluster = RayCluster.connect("cpu", workers=1)
-    with cluster, session(Store.create(scenarios.sqlite(folder), "toy")) as at_work:
-        for made in (first, more, more):
-            cluster.prepare(list(made.trials))
-            execute(made, list(made.trials), at_work, cluster, lambda event: kinds.append(event.kind))
-    assert kinds.count("finished") == 2
-    assert kinds[-1] == "elsewhere"
