@@ -14,13 +14,13 @@ from methods.lowrank.autograd import current_node, in_backward, next_node
 
 
 class Masks:
-    """The dropout of one adapter. It never draws from torch's global stream, which is the backbone's.
+    """The dropout of one adapter. It leaves torch's global stream to the backbone.
 
     Each forward draws a seed for every place where the adapter drops, and a mask is made of its place's seed
     alone. So a layer that gradient checkpointing runs again in a backward finds the mask of its own forward,
     whatever was drawn since. A place that runs twice in one forward drops the same entries twice.
 
-    Under `torch.compile`, which knows no such generators, the masks do come from the global stream.
+    Only under `torch.compile`, which cannot trace generators, do masks come from the global stream.
     """
 
     def __init__(self, probability: float, seed: int) -> None:
