@@ -9,10 +9,9 @@ from pydantic import Field
 from tltorch import CPTensor
 from torch import Tensor, nn
 
-from methods.adapter import Adapter
-from methods.backbone import PROJECTIONS, SHARED_INPUT, Backbone, Geometry
+from methods.backbone import PROJECTIONS, SHARED_INPUT, Geometry
 from methods.factorizations import khatri_rao
-from methods.lowrank import Contracted, Diagonal, DropoutAt, LowRankAdapter, LowRankMethod, Parametrisation
+from methods.lowrank import Contracted, Diagonal, DropoutAt, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
 from methods.slices import Slices, by_site, cut_inputs, cut_outputs
 
@@ -35,7 +34,6 @@ class CaRA(OneRank, LowRankMethod):
     """
 
     name: ClassVar[str] = "cara"
-    dropout_at: ClassVar[DropoutAt] = "before_up"
     #: Of the reference code, on VTAB-1k.
     published_lr: ClassVar[float | None] = 1e-3
 
@@ -57,6 +55,10 @@ class CaRA(OneRank, LowRankMethod):
         return "CaRA"
 
     @property
+    def dropout_at(self) -> DropoutAt:  # type: ignore[override]
+        return "update" if self.dropout_on == "update" else "before_up"
+
+    @property
     def idle(self) -> set[str]:
         """Without dropout it does not matter where it would be."""
         return set() if self.dropout else {"dropout_on"}
@@ -75,10 +77,6 @@ class CaRA(OneRank, LowRankMethod):
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _TwoTensors(self, geometry, generator)
-
-    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
-        where: DropoutAt = "update" if self.dropout_on == "update" else self.dropout_at
-        return LowRankAdapter(backbone, self.parametrise(backbone.geometry, generator), self.dropout, where)
 
 
 class _TwoTensors(Parametrisation):

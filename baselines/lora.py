@@ -27,6 +27,10 @@ class LoRA(OneRank):
     targets: Targets = "qkv"
 
     @property
+    def shifts_dropout(self) -> str:  # type: ignore[override]
+        return "peft's dropout draws from the backbone's stream" if self.dropout else ""
+
+    @property
     def projections(self) -> tuple[str, ...]:
         return TARGETS[self.targets]
 

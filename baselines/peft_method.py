@@ -39,6 +39,13 @@ REFUSED = {
     "TRAINABLE_TOKENS": "it trains embeddings",
 }
 
+#: Types that draw in every training forward, whatever their configuration says of dropout.
+DRAWING = {
+    "LOHA": "peft's LoHa draws a number at every layer, from the CPU's stream",
+    "LOKR": "peft's LoKr draws a number at every layer, from the CPU's stream",
+    "PVERA": "peft's PVERA draws its update anew at every layer",
+}
+
 #: Fields that are ours to set, or would make a comparison of adapters on the same sites unfair.
 RESERVED = {
     "target_modules": "use targets",
@@ -119,6 +126,12 @@ class Peft(OneRank):
     @property
     def approximates_gradient(self) -> str:  # type: ignore[override]
         return "DoRA takes the norm of the weight for a constant" if self.type == "DORA" else ""
+
+    @property
+    def shifts_dropout(self) -> str:  # type: ignore[override]
+        dropped = [name for name, value in self.config.items() if name.endswith("dropout") and value]
+        named = f"peft's {', '.join(dropped)} draws from the backbone's stream" if dropped else ""
+        return DRAWING.get(self.type, named)
 
     @property
     def projections(self) -> tuple[str, ...]:

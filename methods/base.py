@@ -72,6 +72,9 @@ class Method(Frozen, ABC):
     published_scale: ClassVar[float | None] = None
     #: Why the gradients are not those of the forward, where that is meant (DoRA takes a norm for a constant).
     approximates_gradient: ClassVar[str] = ""
+    #: Why a training forward draws from torch's global stream, so that the backbone's dropout is another than
+    #: under other methods of the seed.
+    shifts_dropout: ClassVar[str] = ""
     #: Fields that `title` or `size` already show.
     titled: ClassVar[frozenset[str]] = frozenset()
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 import torch
 
-#: Head start, data order and augmentation depend on the seed alone, so that all methods of a seed share them.
+#: All but the adapter's start depend on the seed alone, so methods of a seed share them. `dropout` is
+#: of the backbone: an adapter's own has another stream, which begins where its start ends.
 Stream = Literal["head_start", "adapter_start", "data_order", "augmentation", "dropout"]
 
 

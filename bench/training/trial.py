@@ -115,7 +115,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     metric = trial.task.lookup().metric
     encoder = backbone.module.encoder
     backbone.reset(data.classes, generator(trial.seed, "head_start"))
-    # Dropout draws from torch's global generators, on a GPU from the device's.
+    # The backbone's dropout draws from torch's global generators, on a GPU from the device's.
     torch.manual_seed(stream_seed(trial.seed, "dropout"))
     try:
         adapter = from_identity(trial.method).attach(backbone, generator(trial.seed, "adapter_start"))

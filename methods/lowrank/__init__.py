@@ -8,6 +8,7 @@ float32 and outside autocast, and no dense update is built.
 from methods.lowrank.adapter import LowRankAdapter
 from methods.lowrank.contracted import Contracted, Diagonal, Matrix, Parametrisation
 from methods.lowrank.linear import AdaptedLinear, DropoutAt
+from methods.lowrank.masks import Masks
 from methods.lowrank.method import LowRankMethod
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "DropoutAt",
     "LowRankAdapter",
     "LowRankMethod",
+    "Masks",
     "Matrix",
     "Parametrisation",
 ]

@@ -13,20 +13,21 @@ from methods.backbone import SHARED_INPUT, Backbone, Site
 from methods.lowrank.autograd import after_backward, in_backward
 from methods.lowrank.contracted import Contracted, Parametrisation, pair
 from methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
+from methods.lowrank.masks import Masks, Place
 
 
 class LowRankAdapter(Adapter):
     """Low-rank pairs on a backbone's sites.
 
     A hook contracts the factors before a forward of the backbone's module, and another lets go of them after
-    it, also when it raises.
+    it, also when it raises. `masks` drop entries at `dropout_at`; None: nothing is dropped.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         parametrisation: Parametrisation,
-        dropout: float = 0.0,
+        masks: Masks | None = None,
         dropout_at: DropoutAt = "input",
     ) -> None:
         super().__init__(backbone, parametrisation.down_of)
@@ -34,16 +35,23 @@ class LowRankAdapter(Adapter):
         # Never below float32, where small steps of an optimizer would be lost to rounding.
         dtype = torch.promote_types(reference.dtype, torch.float32)
         self.parametrisation = parametrisation.to(device=reference.device, dtype=dtype)
+        self.masks = masks
         self._holding = False
         self._inputs: list[SharedInput] = []
         self._linears: dict[Site, AdaptedLinear] = {}
         with torch.no_grad():
             widths = [down.shape[0] for down in self.contract().downs]
         for sites in _by_input(parametrisation.down_of):
-            self._adapt(sites, widths, dropout, dropout_at)
+            self._adapt(sites, widths, dropout_at)
         if self.named_parameters():
             self.register(self.parametrisation)
-        self._hooks = [
+        self._hooks = []
+        if masks is not None:
+            self._hooks += [
+                backbone.module.register_forward_pre_hook(lambda *_: masks.begin()),
+                backbone.module.register_forward_hook(lambda *_: masks.end(), always_call=True),
+            ]
+        self._hooks += [
             backbone.module.register_forward_pre_hook(lambda *_: self._refresh()),
             backbone.module.register_forward_hook(lambda *_: self._drop(), always_call=True),
         ]
@@ -106,7 +114,7 @@ class LowRankAdapter(Adapter):
         self._distribute(contracted.each(_value))
         after_backward(self._drop)
 
-    def _adapt(self, sites: list[Site], widths: list[int], dropout: float, dropout_at: DropoutAt) -> None:
+    def _adapt(self, sites: list[Site], widths: list[int], dropout_at: DropoutAt) -> None:
         """Puts adapted layers on sites that read one activation; `widths` are the rows of every down."""
         method = self.parametrisation
         indices = tuple(dict.fromkeys(method.down_of[site] for site in sites))
@@ -116,7 +124,7 @@ class LowRankAdapter(Adapter):
             widths=[widths[i] for i in indices],
             readers=len(sites),
             input_slices=method.input_slices.get(sites[0], 1),
-            dropout=dropout if dropout_at == "input" else 0.0,
+            dropout=self._place(dropout_at == "input"),
         )
         self._inputs.append(shared)
         for site in sites:
@@ -125,10 +133,13 @@ class LowRankAdapter(Adapter):
                 shared,
                 indices.index(method.down_of[site]),
                 output_slices=method.output_slices.get(site, 1),
-                dropout=dropout if dropout_at != "input" else 0.0,
-                drops_update=dropout_at == "update" and dropout > 0,
+                dropout=self._place(dropout_at != "input"),
+                drops_update=dropout_at == "update" and self.masks is not None,
             )
             self.install(site, self._linears[site])
+
+    def _place(self, here: bool) -> Place | None:
+        return self.masks.place() if here and self.masks is not None else None
 
     def _refresh(self) -> None:
         if not self._holding and not self.merged:

@@ -25,6 +25,16 @@ def after_backward(call: Callable[[], None]) -> None:
     torch.autograd.Variable._execution_engine.queue_callback(call)
 
 
+def next_node() -> int:
+    """The number that autograd gives to the next node which this thread makes."""
+    return torch._C._autograd._get_sequence_nr()
+
+
+def current_node() -> int:
+    """The number of the node whose gradient this thread computes now; only inside of a backward."""
+    return torch._C._current_autograd_node()._sequence_nr()
+
+
 def reshaped(result: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`result`, which nothing else holds, in another shape, ready for an operation in place.
 

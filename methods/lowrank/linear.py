@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from methods.lowrank.autograd import reshaped
 from methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
+from methods.lowrank.masks import Place
 
 #: Where dropout sits: on the activation that enters `down`, on the r-wide one that enters `up`, or on the
 #: entries of the update itself, which a training forward then builds (slow: a d×d matrix for each site).
@@ -21,7 +22,8 @@ class SharedInput:
 
     `indices` says which of the contracted downs they are, `widths` how many rows each of these has, and
     `readers` how many sites there are. The downs apply to each of `input_slices` equal slices of the
-    activation. A layer that finds no factors calls `recontract`.
+    activation, of which training drops entries where there is a `dropout`. A layer that finds no factors
+    calls `recontract`.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class SharedInput:
         widths: list[int],
         readers: int,
         input_slices: int,
-        dropout: float,
+        dropout: Place | None,
     ) -> None:
         self.recontract = recontract
         self.indices = indices
@@ -55,7 +57,7 @@ class SharedInput:
         """The projection (N, r) of x by each of the downs. The first site that reads this x computes them."""
         if self._input is not x:
             assert self.down is not None
-            dropped = F.dropout(x, self.dropout, training) if self.dropout else x
+            dropped = self.dropout.drop(x) if self.dropout and training else x
             self._input, self._left = x, self.readers
             narrow = _by_slices(dropped.flatten(0, -2), self.down, self.input_slices)
             self._narrow = (narrow,) if len(self.indices) == 1 else narrow.split(self.widths, -1)
@@ -85,7 +87,7 @@ class AdaptedLinear(nn.Module):
         position: int,
         *,
         output_slices: int,
-        dropout: float,
+        dropout: Place | None,
         drops_update: bool = False,
     ) -> None:
         super().__init__()
@@ -125,6 +127,8 @@ class AdaptedLinear(nn.Module):
             y = reshaped(y, (-1, len(up)))
             # In place, autocast does not cast, and on a GPU it has made a sum's result float32.
             y.addmm_(narrow.reshape(len(y), -1).to(y.dtype), up.T.to(y.dtype))
+        if self.training and (dropout := self.dropout or self.shared.dropout):
+            dropout.masks.remember(y)
         return y.view(*x.shape[:-1], self.base.out_features)
 
     def _before_up(self, narrow: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,13 +145,14 @@ class AdaptedLinear(nn.Module):
         return self._dropped(narrow), up
 
     def _dropped(self, narrow: Tensor) -> Tensor:
-        return F.dropout(narrow, self.dropout, self.training) if self.dropout else narrow
+        return self.dropout.drop(narrow) if self.dropout and self.training else narrow
 
     def _update_by_entries(self, x: Tensor) -> Tensor:
         assert self.up is not None
+        assert self.dropout is not None
         own = self.shared.own_down(self.position)
         down, up = pair(own, self.middle, self.up, self.shared.input_slices, self.output_slices)
-        return F.linear(x, F.dropout(up @ down, self.dropout, self.training))
+        return F.linear(x, self.dropout.drop(up @ down))
 
 
 def _unregistered(factor: Tensor | None) -> Tensor | None:

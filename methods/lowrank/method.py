@@ -14,6 +14,7 @@ from methods.base import Method
 from methods.lowrank.adapter import LowRankAdapter
 from methods.lowrank.contracted import Parametrisation
 from methods.lowrank.linear import DropoutAt
+from methods.lowrank.masks import Masks
 
 
 class LowRankMethod(Method):
@@ -26,10 +27,21 @@ class LowRankMethod(Method):
 
     dropout_at: ClassVar[DropoutAt] = "input"
 
+    @property
+    def revisions(self) -> int:
+        """Dropout drew from the backbone's stream before it had one of its own."""
+        return super().revisions + (self.dropout > 0)
+
     @abstractmethod
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         """Builds and starts the parameters. The update that they contract to is zero."""
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         parametrisation = self.parametrise(backbone.geometry, generator)
-        return LowRankAdapter(backbone, parametrisation, self.dropout, self.dropout_at)
+        return LowRankAdapter(backbone, parametrisation, self.masks(generator), self.dropout_at)
+
+    def masks(self, generator: torch.Generator) -> Masks | None:
+        """The adapter's dropout, None without any. It draws after the start, which is the same with both."""
+        if not self.dropout:
+            return None
+        return Masks(self.dropout, int(torch.randint(2**63 - 1, (), generator=generator)))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import methods
 from methods import PROJECTIONS, Geometry, Site, UserError
-from methods.lowrank import LowRankAdapter
+from methods.lowrank import LowRankAdapter, Masks
 
 BASE = Geometry(768, 12, 12, 3072)
 #: Few sizes in common, heads ≠ head size in all, hidden ≠ heads².
@@ -203,16 +203,14 @@ def check_refuses_other_mlps(name: str) -> None:
 
 
 class SpiedDropout:
-    """In the place of torch's dropout: a mask that depends on the width only, and a record of the calls."""
+    """In the place of an adapter's dropout: a mask by the shape alone, and a record of the calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[tuple[int, ...], float]] = []
-        monkeypatch.setattr("torch.nn.functional.dropout", self)
+        monkeypatch.setattr(Masks, "drop", lambda masks, x, place: self.drop(x, masks.probability))
 
-    def __call__(self, x: Tensor, p: float, training: bool) -> Tensor:
-        if not training:
-            return x
-        self.calls.append((tuple(x.shape), p))
+    def drop(self, x: Tensor, probability: float) -> Tensor:
+        self.calls.append((tuple(x.shape), probability))
         return x * self.mask(x)
 
     @staticmethod

@@ -188,9 +188,7 @@ def test_gradients_reach_every_parameter_through_the_dropped_update() -> None:
     geometry = GEOMETRIES[0]
     backbone, adapter = attach("cara", geometry, rank=RANK, dropout_on="update", dropout=0.5)
     backbone.module.train()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        first, second = (backbone.module(inputs(geometry)) for _ in range(2))
+    first, second = (backbone.module(inputs(geometry)) for _ in range(2))
     assert not torch.equal(first, second)
     first.square().sum().backward()
     for name, parameter in adapter.named_parameters().items():

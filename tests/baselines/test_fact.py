@@ -11,7 +11,7 @@ from torch import Tensor
 
 import methods
 from methods import PROJECTIONS, Geometry, Site
-from methods.lowrank import LowRankAdapter
+from methods.lowrank import LowRankAdapter, Masks
 
 from .dense import (
     BASE,
@@ -244,7 +244,7 @@ def test_shared_dropout_of_entries_where_downs_are_joined_and_outputs_sliced(
     with torch.no_grad():
         parametrisation.tensor.factors[2].normal_(generator=torch.Generator().manual_seed(1))
     backbone = SmallBackbone(geometry)
-    adapter = LowRankAdapter(backbone, parametrisation, 0.3, "update")
+    adapter = LowRankAdapter(backbone, parametrisation, Masks(0.3, 0), "update")
     spy = SpiedDropout(monkeypatch)
     seen = trained_forward(backbone, inputs(geometry))
     assert spy.calls == [(geometry.shape(p), 0.3) for p in PROJECTIONS] * geometry.layers

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods import create
 from methods.backbone import PROJECTIONS, Geometry, Site
+from methods.lowrank import LowRankAdapter
 
 CLASSES = 3
+
+GEOMETRY = Geometry(12, 3, 2, 48)
 
 
 class Layer(nn.Module):
@@ -76,3 +81,23 @@ def scatter(parameters: dict[str, nn.Parameter], seed: int = 2) -> None:
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+
+
+def attached(
+    geometry: Geometry = GEOMETRY, name: str = "tenslora", **options: Any
+) -> tuple[ToyBackbone, LowRankAdapter]:
+    """A backbone and an adapter of the method at rank 2, off its start."""
+    backbone = ToyBackbone(geometry)
+    method = create(name, **options).isorank(2)
+    adapter = method.attach(backbone, torch.Generator().manual_seed(0))
+    assert isinstance(adapter, LowRankAdapter)
+    scatter(adapter.named_parameters())
+    return backbone, adapter
+
+
+def gradients(backbone: ToyBackbone, adapter: LowRankAdapter) -> dict[str, Tensor | None]:
+    """Of the adapter's parameters, after one forward."""
+    for parameter in adapter.named_parameters().values():
+        parameter.grad = None
+    backbone.module(backbone.inputs()).square().sum().backward()
+    return {name: parameter.grad for name, parameter in adapter.named_parameters().items()}

@@ -52,6 +52,7 @@ CHECKS = {
         Check(numerics.bfloat16, on_each=False),
         Check(numerics.checkpointing),
         Check(numerics.dropout, on_each=False),
+        Check(numerics.streams, on_each=False),
         Check(updates.scale, on_each=False),
         Check(numerics.compiled, on_each=False, slow=True),
         Check(numerics.inductor, on_each=False, default=False, slow=True),

@@ -15,6 +15,7 @@ from bench.conformance.subject import (
     expect_close,
     expect_same_gradients,
     gradients,
+    loss,
     outputs,
     same_bits,
     scatter,
@@ -22,6 +23,7 @@ from bench.conformance.subject import (
     transient_tensors,
 )
 from methods.backbone import Site
+from methods.base import Method
 
 
 def bfloat16(subject: Subject) -> None:
@@ -111,6 +113,43 @@ def dropout(subject: Subject) -> None:
             expect(not torch.equal(drawn[0], drawn[1]), "dropout drops the same at every forward")
         elif not probability:
             expect_close(drawn[0], wanted, 1e-6, "training mode without dropout")
+
+
+def streams(subject: Subject) -> str | None:
+    """The backbone's dropout is what it would be without the method, unless `shifts_dropout` says why not.
+
+    So methods of a seed see the same. Asked of the method as it is, and with dropout where it has that.
+    """
+    if reason := _shifts(subject, subject.method):
+        raise NotApplicable(reason)
+    if "dropout" not in type(subject.method).model_fields:
+        return None
+    reason = _shifts(subject, subject.method.model_copy(update={"dropout": 0.2}))
+    return f"with dropout: {reason}" if reason else None
+
+
+def _shifts(subject: Subject, method: Method) -> str:
+    """The method's reason to shift the backbone's dropout. Raises CheckFailed where it is not true."""
+    states = []
+    for adapted in (False, True):
+        backbone = subject.backbone()
+        if adapted:
+            subject.attach(backbone, method=method)
+        backbone.module.train()
+        torch.default_generator.manual_seed(7)
+        loss(backbone.module(**subject.batch())).backward()
+        states.append(torch.get_rng_state())
+    if torch.equal(*states):
+        expect(
+            not method.shifts_dropout, f"draws nothing, though shifts_dropout says: {method.shifts_dropout}"
+        )
+    else:
+        expect(
+            bool(method.shifts_dropout),
+            "a training step draws from torch's global stream, which shifts the backbone's dropout "
+            "(see Method.shifts_dropout)",
+        )
+    return method.shifts_dropout
 
 
 def compiled(subject: Subject) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry, Site
 from methods.errors import UserError
-from methods.lowrank import Contracted, LowRankAdapter, LowRankMethod, Parametrisation
+from methods.lowrank import Contracted, LowRankAdapter, LowRankMethod, Masks, Parametrisation
 from methods.ranks import nearest_rank, too_small
 
 
@@ -50,9 +50,8 @@ class Pairs(LowRankMethod):
         return _Pairs(self, geometry, generator)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
-        return self.adapter(
-            backbone, self.parametrise(backbone.geometry, generator), self.dropout, self.dropout_at
-        )
+        parametrisation = self.parametrise(backbone.geometry, generator)
+        return self.adapter(backbone, parametrisation, self.masks(generator), self.dropout_at)
 
 
 class _Pairs(Parametrisation):
@@ -299,12 +298,32 @@ class AlwaysDrops(Pairs):
                 linear.forward = self._always(linear.forward)  # type: ignore[method-assign]
 
         def _always(self, forward: Any) -> Any:
-            probability = self._inputs[0].dropout
+            return lambda x: self.masks.drop(forward(x), 0) if self.masks else forward(x)
 
-            def dropping(x: Tensor) -> Tensor:
-                return nn.functional.dropout(forward(x), probability, True)
 
-            return dropping
+class _RunningOn(Masks):
+    def drop(self, x: Tensor, place: int) -> Tensor:
+        mask = torch.empty_like(x).bernoulli_(1 - self.probability, generator=self._seeds)
+        return x * mask / (1 - self.probability)
+
+
+class DropsAnewWhenRecomputed(Pairs):
+    def masks(self, generator: torch.Generator) -> Masks | None:
+        return _RunningOn(self.dropout, 0) if self.dropout else None
+
+
+class _Global(Masks):
+    def drop(self, x: Tensor, place: int) -> Tensor:
+        return nn.functional.dropout(x, self.probability)
+
+
+class DropsFromTheBackbonesStream(Pairs):
+    def masks(self, generator: torch.Generator) -> Masks | None:
+        return _Global(self.dropout, 0) if self.dropout else None
+
+
+class ShiftsNothingAsItSays(Pairs):
+    shifts_dropout: ClassVar[str] = "it draws noise"
 
 
 class IgnoresTheScale(Pairs):
@@ -365,6 +384,9 @@ FAULTS = {
     RecordsTheContractionAgain: ("checkpointing", "CheckpointError"),
     NeverDrops: ("dropout", "dropout does nothing in training mode"),
     AlwaysDrops: ("dropout", "changes the outputs in eval mode"),
+    DropsAnewWhenRecomputed: ("checkpointing", "checkpointed: gradient of .*: differs"),
+    DropsFromTheBackbonesStream: ("streams", "draws from torch's global stream"),
+    ShiftsNothingAsItSays: ("streams", "draws nothing, though shifts_dropout says: it draws noise"),
     IgnoresTheScale: ("scale", "delta of .* at twice the scale: differs"),
     ForgetsTheScaleInItsFactors: ("scale", "factors.. of .* at twice the scale: differs"),
     DiffersWhenCompiled: ("compiled", "compiled outputs, step 0: differs"),

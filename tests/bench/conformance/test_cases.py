@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -110,3 +111,28 @@ def test_checkpointing_brings_no_warning_to_the_user() -> None:
         warnings.simplefilter("error", FutureWarning)
         (result,) = run_checks(create("lora", rank=1), backbones=["bert"], checks=["checkpointing"])
     assert result.status == "passed", result.message
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "message"),
+    [
+        ({"name": "lora"}, "passed", "with dropout: peft's dropout draws from the backbone's stream"),
+        ({"name": "lora", "dropout": 0.1}, "not applicable", "peft's dropout draws"),
+        ({"name": "peft", "type": "VERA"}, "passed", ""),
+        (
+            {"name": "peft", "type": "VERA", "config": {"vera_dropout": 0.1}},
+            "not applicable",
+            "peft's vera_dropout draws from the backbone's stream",
+        ),
+        ({"name": "peft", "type": "LOKR"}, "not applicable", "peft's LoKr draws a number at every layer"),
+        ({"name": "peft", "type": "PVERA"}, "not applicable", "peft's PVERA draws its update anew"),
+        ({"name": "fact_tt"}, "passed", ""),
+    ],
+    ids=str,
+)
+def test_what_shifts_the_backbones_dropout_says_so(method: dict[str, Any], status: str, message: str) -> None:
+    name, options = method["name"], {key: value for key, value in method.items() if key != "name"}
+    (result,) = run_checks(create(name, **options), backbones=["bert"], checks=["streams"])
+    assert result.status == status
+    assert result.message.startswith(message)
+    assert bool(result.message) == bool(message)

@@ -1,7 +1,8 @@
 """Stored trials keep their ids: `ids.json` holds some that an earlier version gave them.
 
 That version decayed adapters as it did heads. So its trials are those that say so now, and what says nothing
-of it, and does not decay adapters, is another trial.
+of it, and does not decay adapters, is another trial. Its dropout drew from the backbone's stream: trials of
+methods with dropout (FacT and CaRA by default) are new ones too, and stand here as they are now.
 """
 
 from __future__ import annotations

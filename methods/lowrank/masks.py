@@ -1,0 +1,119 @@
+"""Dropout by masks of the adapter's own, so that the backbone's dropout is the same under every method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.lowrank.autograd import current_node, in_backward, next_node
+
+
+class Masks:
+    """The dropout of one adapter. It leaves torch's global stream to the backbone.
+
+    Each forward draws a seed for every place where the adapter drops, and a mask is made of its place's seed
+    alone. So a layer that gradient checkpointing runs again in a backward finds the mask of its own forward,
+    whatever was drawn since. A place that runs twice in one forward drops the same entries twice.
+
+    Only under `torch.compile`, which cannot trace generators, do masks come from the global stream.
+    """
+
+    def __init__(self, probability: float, seed: int) -> None:
+        self.probability = probability
+        self._seeds = torch.Generator().manual_seed(seed)
+        self._places = 0
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._running: _Forward | None = None
+        #: The forwards that a backward may still pass: their graphs hold them.
+        self._open: WeakSet[_Forward] = WeakSet()
+
+    def place(self) -> Place:
+        """Another place where the adapter drops."""
+        self._places += 1
+        return Place(self, self._places - 1)
+
+    def begin(self) -> None:
+        """To be called before a forward of the backbone."""
+        if not torch.compiler.is_compiling():
+            self._running = _Forward(next_node())
+
+    def end(self) -> None:
+        """To be called after a forward of the backbone, also one that raised."""
+        if self._running is not None:
+            self._running.end = next_node()
+            self._running = None
+
+    def drop(self, x: Tensor, place: int) -> Tensor:
+        """`x` with entries dropped and the others scaled up. A layer that is run again drops what it did.
+
+        Raises RuntimeError where a layer is run again of which it cannot be told to what forward it belongs.
+        """
+        if torch.compiler.is_compiling():
+            return F.dropout(x, self.probability)
+        if x.device not in self._generators:
+            self._generators[x.device] = torch.Generator(x.device)
+        generator = self._generators[x.device].manual_seed(self._forward().seeds[place])
+        kept = 1 - self.probability
+        return x * torch.empty_like(x).bernoulli_(kept, generator=generator).div_(kept)
+
+    def remember(self, output: Tensor) -> None:
+        """Keeps the masks of the running forward for as long as `output`, which it made, has a graph."""
+        if torch.compiler.is_compiling():
+            return
+        forward = self._running
+        if forward is not None and forward.seeds and forward not in self._open and output.requires_grad:
+            self._open.add(forward)
+            output.register_hook(forward)
+
+    def _forward(self) -> _Forward:
+        """The forward to which what is computed now belongs."""
+        if in_backward():
+            return self._recomputed()
+        # Layers may be called by themselves while an adapter holds its factors.
+        forward = _Forward(next_node()) if self._running is None else self._running
+        if not forward.seeds:
+            forward.seeds = torch.randint(2**63 - 1, (self._places,), generator=self._seeds).tolist()
+        return forward
+
+    def _recomputed(self) -> _Forward:
+        node = current_node()
+        found = [forward for forward in self._open if forward.start <= node < forward.end]
+        # A backbone that runs again as a whole may be any of several that one checkpoint encloses.
+        if len(found) != 1 or (self._running is not None and len(self._open) > 1):
+            raise RuntimeError(
+                "an adapter with dropout cannot tell which forward a backward computes again; "
+                "gradient checkpointing has to be around the backbone's layers, with use_reentrant=False"
+            )
+        return found[0]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of an adapter where entries are dropped."""
+
+    masks: Masks
+    number: int
+
+    def drop(self, x: Tensor) -> Tensor:
+        """See `Masks.drop`."""
+        return self.masks.drop(x, self.number)
+
+
+@dataclass(eq=False)
+class _Forward:
+    """The seeds of a forward's masks, drawn when it first drops, and the nodes of autograd that it made.
+
+    Nodes are numbered in the order in which they are made: `start` is the first, `end` one past the last.
+    """
+
+    start: int
+    end: float = math.inf
+    seeds: list[int] = field(default_factory=list)
+
+    def __call__(self, gradient: Tensor) -> None:
+        """Does nothing: as a hook of a tensor it is held by the graph, and goes with it."""
