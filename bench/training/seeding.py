@@ -16,7 +16,6 @@ Stream = Literal["head_start", "adapter_start", "data_order", "augmentation", "d
 
 def stream_seed(seed: int, stream: Stream) -> int:
     """The seed of a stream, in 63 bits."""
-    """The seed of a stream, in 63 bits."""
     digest = hashlib.sha256(f"tensorbench/{stream}/{seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -135,11 +135,13 @@ BEFORE = {"vision": "26e291087d9acc77", "text": "6581c102f5a4a324"}
 
 
 def test_switches_that_are_off_leave_older_ids_and_those_that_are_on_change_them() -> None:
-    assert plan(VISION).trials[0].id == BEFORE["vision"]
-    assert plan(TEXT).trials[0].id == BEFORE["text"]
+    training = {**VISION["training"], "adapter_weight_decay": "as weight_decay"}
+    assert plan(VISION, training=training).trials[0].id == BEFORE["vision"]
+    assert plan(TEXT, training=training).trials[0].id == BEFORE["text"]
     changes: list[dict[str, Any]] = [{"augmentation": ["flip"]}, {"compile": True}, {"deterministic": True}]
     changes += [{"augmentation": ["crop", "flip"]}, {"augmentation": ["flip", "crop"]}]
-    ids = {plan(VISION, training={**VISION["training"], **change}).trials[0].id for change in changes}
+    changes.append({"adapter_weight_decay": 0.0})
+    ids = {plan(VISION, training={**training, **change}).trials[0].id for change in changes}
     rows = [{**DIGITS, "split": "per_seed"}, {**DIGITS, "normalise": False}, {**DIGITS, "resize": 40}]
     ids |= {plan(VISION, tasks=[row]).trials[0].id for row in rows}
     assert len(ids - set(BEFORE.values())) == len(changes) + len(rows)
