@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bench.export.write import Exported, write_export
+from bench.inputs import TextInput
 from bench.process.outputs import output_folder
 from bench.store.trained import stored_trial
 from bench.wire.words import Tag
@@ -32,7 +34,9 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
             "seed": str(trial.seed),
             "precision in training": trial.recipe.precision,
         }
-        classes = trial.task.lookup().classes
+        classes, wanted = trial.task.lookup().classes, trial.task.input(stored.backbone.info.input)
+        if isinstance(wanted, TextInput):
+            wanted = replace(wanted, max_tokens=min(wanted.max_tokens, trial.task.max_tokens))
         return write_export(
             stored.backbone,
             adapter,
@@ -40,6 +44,7 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
             target,
             classes,
             facts,
+            wanted=wanted,
             merged=merged,
             force=force,
         )
