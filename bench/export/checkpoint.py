@@ -32,7 +32,7 @@ def write_checkpoint(form: Form, adapter: Adapter, folder: Path) -> list[str]:
     except NotLowRank as error:
         if not isinstance(adapter, PeftAdapter):
             raise NotLowRank(
-                f"{error}, so it is no LoRA checkpoint; --merged writes a plain model, for every linear update"
+                f"{error}, so peft has no form for it; --merged writes a plain model, for every linear update"
             ) from error
         notes = _write_own(form, adapter, folder)
     if loose := form.loose_head():
@@ -111,7 +111,6 @@ def _save(form: Form, folder: Path, config: Any, tensors: dict[str, Tensor]) -> 
         setattr(config, field, value)
     config.save_pretrained(folder)
     save_file(copies(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    form.write_preprocessor(folder)
 
 
 def _pristine(form: Form, adapter: Adapter) -> dict[str, Tensor]:

@@ -85,9 +85,6 @@ class Form(ABC):
     def write_original(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Writes the frozen encoder, whose tensors are in `state`, as a model of its own."""
 
-    def write_preprocessor(self, folder: Path) -> None:
-        """Writes how images were prepared, where the library has a file for it."""
-
     @abstractmethod
     def write_merged(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Writes the encoder, whose tensors are in `state`, with its head.

@@ -18,18 +18,14 @@ from bench.inputs import ImageInput, ModelInput
 from methods import UserError
 
 
-def form_of(
-    backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str], wanted: ModelInput
-) -> Form:
+def form_of(backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str], wanted: ModelInput) -> Form:
     """The form of an export; `wanted` is how training prepared the examples.
 
     Raises UserError for a plug-in's backbone that no library can load again.
     """
     _check_library(backbone)
     forms: dict[BackboneKind, type[Form]] = {"timm": TimmForm, "bert": BertForm}
-    return forms.get(backbone.info.kind, TransformersForm)(
-        backbone, _origin(backbone, spec), classes, wanted
-    )
+    return forms.get(backbone.info.kind, TransformersForm)(backbone, _origin(backbone, spec), classes, wanted)
 
 
 def _check_library(backbone: LoadedBackbone) -> None:

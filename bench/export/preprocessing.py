@@ -67,8 +67,8 @@ def differences(wanted: ImageInput, library: Literal["timm", "transformers"]) ->
     told = []
     if library == "transformers":
         told.append(
-            'Training resized images with PIL, as transformers does with `backend="pil"`. With torchvision, its '
-            "default, a pixel is off by at most one of 255 levels."
+            'Training resized images with PIL, as transformers does with `backend="pil"`. With its default, '
+            "torchvision, a pixel is off by at most one of 255 levels."
         )
     if wanted.resize is None:
         told.append(

@@ -64,9 +64,8 @@ class TransformersForm(Form):
         notes = super().notes(merged)
         if not merged:
             notes.append(self._loader())
-        if isinstance(self.wanted, ImageInput):
-            if merged:
-                notes.append(f'`transformers.pipeline("image-classification", model=FOLDER)` takes images.')
+        elif isinstance(self.wanted, ImageInput):
+            notes.append('`transformers.pipeline("image-classification", model=FOLDER)` takes images.')
             notes += differences(self.wanted, "transformers")
         return notes
 
@@ -95,11 +94,6 @@ class TransformersForm(Form):
             self.encoder.save_pretrained(folder, state_dict=dict(state))
             self._config().save_pretrained(folder)
 
-    def write_preprocessor(self, folder: Path) -> None:
-        if isinstance(self.wanted, ImageInput):
-            text = json.dumps(processor(self.wanted), indent=1)
-            (folder / PROCESSOR_FILE).write_text(text + "\n", encoding="utf-8")
-
     def write_merged(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         model: Any = self.bare()
         load_state(model.base_model, state)
@@ -107,7 +101,9 @@ class TransformersForm(Form):
             load_state(model.get_submodule(path), head)
         with quiet():
             model.save_pretrained(folder)
-        self.write_preprocessor(folder)
+        if isinstance(self.wanted, ImageInput):
+            text = json.dumps(processor(self.wanted), indent=1)
+            (folder / PROCESSOR_FILE).write_text(text + "\n", encoding="utf-8")
 
     def code(self, folder: str, merged: bool, original: str) -> str:
         return lines(

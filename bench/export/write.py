@@ -103,8 +103,8 @@ def _write_merged(form: Form, adapter: Adapter, folder: Path) -> list[str]:
     if not isinstance(wanted, ImageInput):
         try:
             wanted.load_tokenizer().save_pretrained(folder)
-        except UserError as error:
-            return [f"Without a tokenizer: {error}"]
+        except UserError:
+            return ["There is no tokenizer here: none of the backbone's loads."]
     return []
 
 
@@ -181,8 +181,8 @@ def _check(code: str, inputs: Mapping[str, Tensor], expected: Tensor) -> float:
     # Written so that not-a-number fails too.
     if not difference <= allowed:
         raise UserError(
-            f"the export's logits differ from the trial's by {difference:.1e}, allowed are {allowed:.1e}; "
-            "nothing was written"
+            f"the export's logits differ from the trial's by {difference:.1e}, allowed are {allowed:.1e}: "
+            "the original model's library computes something else (another pooling, say); nothing was written"
         )
     return difference
 
