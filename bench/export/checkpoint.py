@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
 
     model = form.bare()
     config = adapter.config([form.path(site) for site in adapter.bases])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         wrapped: Any = get_peft_model(model, config, NAME)
     # On the backbone the same layers are below other names.
     inside, outside = "model.encoder.", f"model.{form.prefix}"

@@ -193,8 +193,9 @@ class BertForm(TransformersForm):
 
     def _logits(self) -> list[str]:
         return [
-            "def logits(input_ids, attention_mask):",
-            "    states = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state",
+            "def logits(input_ids, attention_mask, token_type_ids=None):",
+            "    texts = {'input_ids': input_ids, 'token_type_ids': token_type_ids}",
+            "    states = model(attention_mask=attention_mask, **texts).last_hidden_state",
             "    mask = attention_mask.unsqueeze(-1).to(states.dtype)",
             "    mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)",
             '    return torch.nn.functional.linear(mean, head["weight"], head["bias"])',

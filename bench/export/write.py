@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.backbones import BackboneSpec, LoadedBackbone
 from bench.backbones.huggingface import quiet
+from bench.export.answers import Agreement, Answers, agreement
 from bench.export.checkpoint import write_checkpoint
 from bench.export.form import Form, copies
 from bench.export.forms import form_of
@@ -34,6 +35,14 @@ MANIFEST = "export.json"
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """What could not be checked, and why; neither ends in a dot. Only the reason may name a path."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Exported:
     """A written and checked export."""
 
@@ -41,6 +50,9 @@ class Exported:
     files: tuple[str, ...]
     #: Largest difference of a logit between the export, loaded as its README.md says, and the harness.
     difference: float
+    #: How it answers the examples that the trial was scored on; None where that was not asked for.
+    agreement: Agreement | None
+    doubts: tuple[Doubt, ...]
 
 
 def write_export(
@@ -52,13 +64,16 @@ def write_export(
     facts: Mapping[str, str] | None = None,
     *,
     wanted: ModelInput | None = None,
+    answers: Answers | None = None,
+    doubts: Sequence[Doubt] = (),
     merged: bool = False,
     force: bool = False,
 ) -> Exported:
     """Writes an attached adapter and the head. Raises UserError as `export_run` does.
 
     `facts` are told in README.md. `wanted` is how training prepared the examples; without, it is as the
-    backbone wants them. Nothing is in `out` before the export, loaded by the very code in its
+    backbone wants them. `answers` are what the trial answered, which the export has to answer too; `doubts`
+    are told. Nothing is in `out` before the export, loaded by the very code in its
     README.md, gave the logits of `backbone.module` on a fixed batch. The adapter is left as it was.
     """
     target = output_folder(out, "export", force=force)
@@ -75,7 +90,11 @@ def write_export(
     with _beside(target) as made:
         notes = _write_merged(form, adapter, made) if merged else write_checkpoint(form, adapter, made)
         notes = [*form.notes(merged), *notes]
-        difference = _check(form.code(str(made), merged, form.origin.reference or ""), inputs, expected)
+        logits = _run(form.code(str(made), merged, form.origin.reference or ""))
+        difference = _check(logits(**inputs), expected)
+        agreed = None if answers is None else agreement(logits(**answers.batch), answers)
+        notes += [f"{agreed}."] if agreed else []
+        notes += [f"{doubt.what}." for doubt in doubts]
         # The reader is in the folder, wherever that will be: no path of this machine is in the code.
         code = form.code(".", merged, form.origin.told)
         (made / "README.md").write_text(_readme(facts, code, notes, difference, merged), encoding="utf-8")
@@ -83,7 +102,7 @@ def write_export(
         manifest = {**facts, "merged": merged, "largest difference of logits": difference, "files": files}
         (made / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
         _publish(made, target)
-    return Exported(target, files, difference)
+    return Exported(target, files, difference, agreed, tuple(doubts))
 
 
 @torch.no_grad()
@@ -161,22 +180,38 @@ def _logits(backbone: LoadedBackbone, inputs: Mapping[str, Tensor]) -> Tensor:
         module.train(training)
 
 
-def _check(code: str, inputs: Mapping[str, Tensor], expected: Tensor) -> float:
-    """The largest difference of the logits of `code`. Raises UserError if it fails or is too far off."""
+def _run(code: str) -> Callable[..., Tensor]:
+    """What the code of an export computes logits with. Raises UserError where it, or later that, fails."""
     names: dict[str, Any] = {}
+
+    def logits(**inputs: Tensor) -> Tensor:
+        with _telling():
+            found: Tensor = names["logits"](**inputs)
+        return found.float().cpu()
+
+    with _telling():
+        exec(compile(code, "README.md", "exec"), names)
+    return logits
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
     try:
         with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            exec(compile(code, "README.md", "exec"), names)
-            found = names["logits"](**inputs)
+            yield
     except Exception as error:  # whatever the libraries raise, the export is of no use
         raise UserError(
             f"the original model cannot carry what was trained: loading the export fails with "
             f"{type(error).__name__}: {error}; nothing was written"
         ) from error
+
+
+def _check(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of the logits. Raises UserError if it is too large."""
     if found.shape != expected.shape:
         raise UserError(f"the export gives logits of shape {tuple(found.shape)}, not {tuple(expected.shape)}")
-    difference = float((found.cpu() - expected).abs().max())
+    difference = float((found - expected).abs().max())
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     # Written so that not-a-number fails too.
     if not difference <= allowed:

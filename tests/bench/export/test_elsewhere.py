@@ -84,7 +84,9 @@ def test_pefts_loader_finds_the_original(case: Callable[..., Case], source: str,
     if source != "bert":  # whose head is beside it
         close(found.logits, made.logits())
     else:
-        close(found.last_hidden_state, made.backbone.module.encoder(**made.inputs()).last_hidden_state)
+        with torch.no_grad():
+            own = made.backbone.module.encoder(**made.inputs()).last_hidden_state
+        close(found.last_hidden_state, own)
 
 
 @pytest.mark.parametrize("name", ["tiny-random-vit", "tiny-random-bert"])
@@ -174,6 +176,20 @@ def test_what_a_preprocessor_cannot_say_is_told(case: Callable[..., Case]) -> No
     readme = (made.folder / "README.md").read_text()
     assert "squashed to 40×40 pixels (bilinear), of which the central 32×32 are cut out" in readme
     assert "shifted by up to a pixel" not in readme
+
+
+# --- pairs of texts ---
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_berts_code_takes_the_types_of_tokens(case: Callable[..., Case], merged: bool) -> None:
+    made = case("bert")
+    made.export(made.attach(METHODS["lora"]), merged=merged)
+    inputs = made.inputs()
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    inputs["token_type_ids"][:, 2:] = 1
+    with torch.no_grad():
+        close(made.loaded()["logits"](**inputs), made.backbone.module.eval()(**inputs))
 
 
 # --- another machine ---
