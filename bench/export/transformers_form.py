@@ -70,14 +70,14 @@ class TransformersForm(Form):
         return notes
 
     def _loader(self) -> str:
-        labels = "" if self.origin.reference is None else self._labels(", ")
-        loads = f"`peft.{self.LOADERS[self.task_type]}.from_pretrained(FOLDER{labels})` loads it too"
-        where = "" if self.origin.told == self.origin.reference else ", run here"
-        return f"{loads}{where}."
+        arguments = "FOLDER" if self.origin.reference is None else f"FOLDER, {self._labels}"
+        where = "" if self.origin.told == self.origin.reference else ", run in this folder"
+        return f"`peft.{self.LOADERS[self.task_type]}.from_pretrained({arguments})` loads it too{where}."
 
-    def _labels(self, before: str) -> str:
-        """The argument that gives the original, whose own head may have other classes, as many as ours."""
-        return f"{before}num_labels={len(self.classes)}, ignore_mismatched_sizes=True"
+    @property
+    def _labels(self) -> str:
+        """The arguments that give an original, which may end in a head for other classes, as many as ours."""
+        return f"num_labels={len(self.classes)}, ignore_mismatched_sizes=True"
 
     def layers(self, updates: Mapping[Site, Update]) -> dict[str, Update]:
         return {self.path(site): update for site, update in updates.items()}
@@ -146,10 +146,9 @@ class TransformersForm(Form):
         return f"{self.origin.reference!r}, revision={self.origin.revision!r}"
 
     def _create(self, source: str) -> list[str]:
-        # The original may end in a head of its own, for other classes.
         return [
             f"model = {self.class_name}.from_pretrained(",
-            f"    {source}{self._labels(', ')}, {FLOAT32}",
+            f"    {source}, {self._labels}, {FLOAT32}",
             ")",
         ]
 
@@ -194,7 +193,7 @@ class BertForm(TransformersForm):
     def _logits(self) -> list[str]:
         return [
             "def logits(input_ids, attention_mask, token_type_ids=None):",
-            "    texts = {'input_ids': input_ids, 'token_type_ids': token_type_ids}",
+            '    texts = {"input_ids": input_ids, "token_type_ids": token_type_ids}',
             "    states = model(attention_mask=attention_mask, **texts).last_hidden_state",
             "    mask = attention_mask.unsqueeze(-1).to(states.dtype)",
             "    mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)",

@@ -71,10 +71,10 @@ def write_export(
 ) -> Exported:
     """Writes an attached adapter and the head. Raises UserError as `export_run` does.
 
-    `facts` are told in README.md. `wanted` is how training prepared the examples; without, it is as the
-    backbone wants them. `answers` are what the trial answered, which the export has to answer too; `doubts`
-    are told. Nothing is in `out` before the export, loaded by the very code in its
-    README.md, gave the logits of `backbone.module` on a fixed batch. The adapter is left as it was.
+    `facts` and `doubts` are told in README.md. `wanted` is how training prepared the examples; without, it
+    is as the backbone wants them. Nothing is in `out` before the export, loaded by the very code in its
+    README.md, gave the logits of `backbone.module` on a fixed batch, and those of `answers`. The adapter is
+    left as it was.
     """
     target = output_folder(out, "export", force=force)
     form = form_of(backbone, spec, classes, wanted or backbone.info.input)
