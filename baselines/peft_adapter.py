@@ -38,6 +38,7 @@ class PeftAdapter(Adapter):
         config: Callable[[list[str]], Any],
         generator: torch.Generator,
     ) -> None:
+        self.config = config
         sites = backbone.geometry.sites(projections)
         super().__init__(backbone, sites)
         # Copies, since some starts write into the weights themselves (PiSSA, OLoRA).
@@ -46,7 +47,7 @@ class PeftAdapter(Adapter):
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                self._tuner = inject(backbone.module, config([backbone.path(site) for site in sites]))
+                self.tuner = inject(backbone.module, config([backbone.path(site) for site in sites]))
         except BaseException:
             self._adapted = dict(self.bases)
             self._restore(before)
@@ -59,7 +60,7 @@ class PeftAdapter(Adapter):
         head = {id(parameter) for parameter in backbone.head.parameters()}
         self._parameters = {
             name: parameter
-            for name, parameter in self._tuner.named_parameters()
+            for name, parameter in self.tuner.named_parameters()
             if parameter.requires_grad and id(parameter) not in head
         }
         if not all(torch.equal(self.bases[site].weight, copy) for site, (_, copy) in before.items()):

@@ -28,7 +28,7 @@ from bench.training.ending import finished
 from bench.training.loop import Evaluation, Trained
 from bench.training.trial import Outcome
 from bench.wire.trial import Progress
-from bench.wire.words import Status
+from bench.wire.words import Status, Tag
 
 TABLES = ("runs", "tags", "params", "metrics", "latest_metrics")
 
@@ -123,6 +123,8 @@ def _clone(database: Path, template: str, given: list[tuple[Trial, Row, Result]]
             | {"status": "FAILED" if result.failure else "FINISHED", "start_time": run["start_time"] + number}
         )
         known = {line["key"]: line["value"] for line in stored["tags"]} | tags
+        # The hashes are those of the first one's artifacts.
+        known.pop(Tag.HASHES)
         lines["tags"] += [changed | {"key": key, "value": value} for key, value in known.items()]
         lines["params"] += [line | changed for line in stored["params"]]
         if result.failure:

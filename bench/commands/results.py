@@ -76,12 +76,20 @@ def export(
     merged: Annotated[bool, typer.Option(help="A plain model with the update in its weights.")] = False,
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
 ) -> None:
-    """Write a trained adapter as a PEFT LoRA checkpoint, or as a merged model."""
+    """Write a trained adapter as a PEFT checkpoint, or as a merged model."""
     from bench.export import export_run
 
     done = export_run(store, run, folder, merged=merged, force=force)
-    out.print(f"Wrote {', '.join(done.files)} to {done.folder}.")
-    out.print(f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.")
+    for line in (
+        f"Wrote {', '.join(done.files)} to {done.folder}.",
+        f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.",
+        *([f"{done.agreement}."] if done.agreement else []),
+    ):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for doubt in done.doubts:
+        out.print(
+            f"[yellow]note:[/yellow] {escape(f'{doubt.what}: {doubt.why}.')}", highlight=False, soft_wrap=True
+        )
 
 
 def redundancy(

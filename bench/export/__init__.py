@@ -1,4 +1,4 @@
-"""A trained adapter for use without this harness: as a PEFT LoRA checkpoint, or merged into a plain model."""
+"""A trained adapter for use without this harness: as a PEFT checkpoint, or merged into a plain model."""
 
 from __future__ import annotations
 

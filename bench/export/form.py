@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from bench.backbones import LoadedBackbone
 from bench.backbones.timm_vit import Blueprint
+from bench.export.preprocessing import in_words
 from bench.export.updates import Update
-from bench.inputs import ImageInput
+from bench.inputs import ImageInput, ModelInput
 from methods import Site, UserError
 
 #: Where the frozen model lies in an export that has to bring it.
@@ -29,17 +30,48 @@ class Origin:
     #: How timm builds the model, if it is one of timm's.
     blueprint: Blueprint | None = None
 
+    @property
+    def own(self) -> bool:
+        """Whether it is a folder or a file of the user's, which nobody else can find."""
+        return self.reference is not None and self.revision is None
+
+    @property
+    def told(self) -> str:
+        """How an export names it: without this machine's paths, which mean nothing elsewhere.
+
+        What begins with `./` lies where the code runs, or has to be put there.
+        """
+        if self.reference is None:
+            return f"./{ORIGINAL}"
+        return f"./{Path(self.reference).name}" if self.own else self.reference
+
 
 class Form(ABC):
     """How a library names the layers of the model, holds its head and loads it."""
 
-    def __init__(self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str]) -> None:
-        self.backbone, self.origin, self.classes = backbone, origin, classes
+    #: Where the encoder's modules are in the original model.
+    prefix = ""
+
+    def __init__(
+        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], wanted: ModelInput
+    ) -> None:
+        self.backbone, self.origin, self.classes, self.wanted = backbone, origin, classes, wanted
         self.encoder: Any = backbone.module.encoder
+
+    def path(self, site: Site) -> str:
+        """The dotted path of a site's layer in the original model."""
+        return f"{self.prefix}{self.backbone.path(site).removeprefix('encoder.')}"
 
     @abstractmethod
     def layers(self, updates: Mapping[Site, Update]) -> dict[str, Update]:
         """The updates by the dotted paths of the original model's linear layers."""
+
+    @abstractmethod
+    def bare(self) -> nn.Module:
+        """The original model's class with our classes, not loaded yet.
+
+        Raises UserError where a site is only a part of a layer of it.
+        """
 
     @abstractmethod
     def heads(self) -> dict[str, dict[str, Tensor]]:
@@ -61,32 +93,47 @@ class Form(ABC):
         """
 
     @abstractmethod
-    def code(self, folder: Path, merged: bool) -> str:
-        """Python that loads the export in `folder` and defines `logits(**batch)`."""
+    def code(self, folder: str, merged: bool, original: str) -> str:
+        """Python that loads the export in `folder` and defines `logits(**batch)`.
+
+        `original` is where the frozen model is; it means nothing to an export that needs or brings none.
+        """
+
+    def places(self, folder: str, merged: bool, original: str) -> list[str]:
+        """The lines of the code that change with where things lie."""
+        own = not merged and self.origin.own
+        return [
+            f"FOLDER = {folder!r}  # this one",
+            *([f"ORIGINAL = {original!r}  # wherever the frozen model lies, see below"] if own else []),
+        ]
+
+    def base(self) -> dict[str, Any]:
+        """What a PEFT configuration says of the original model, by its fields."""
+        return {"base_model_name_or_path": self.origin.told, "revision": self.origin.revision}
 
     def input(self) -> str:
         """How the model wants its input, in words."""
-        wanted = self.backbone.info.input
-        if isinstance(wanted, ImageInput):
-            return f"{wanted.size}×{wanted.size} pixels in [0, 1], mean {wanted.mean}, std {wanted.std}"
-        return f"token ids of the backbone's own tokenizer, at most {wanted.max_tokens}"
+        if isinstance(self.wanted, ImageInput):
+            return in_words(self.wanted)
+        return f"token ids of the backbone's own tokenizer, at most {self.wanted.max_tokens}"
 
     def notes(self, merged: bool) -> list[str]:
         """What a user of the export has to know."""
-        name = self.backbone.info.name
         if merged:
             return ["The update is added to the backbone's weights: peft is not needed."]
-        if self.origin.reference is None:
-            found = (
-                f"`{ORIGINAL}/` holds the frozen model: '{name}' is made by tensorpeft-bench, not published."
-            )
-        elif self.origin.revision is not None:
-            found = f"The frozen model is {self.origin.reference} of the Hugging Face hub, at that commit."
-        else:
-            found = (
-                f"The frozen model, '{name}', is in `{self.origin.reference}`; copy it to use it elsewhere."
-            )
-        return [found, "`model.merge_and_unload()` adds the update to the backbone's weights."]
+        return [self._found()]
+
+    def _found(self) -> str:
+        name, origin = self.backbone.info.name, self.origin
+        if origin.reference is None:
+            return f"`{ORIGINAL}/` holds the frozen model, '{name}'."
+        if not origin.own:
+            return f"The frozen model is {origin.reference} of the Hugging Face hub, at that commit."
+        return (
+            f"The frozen model is not here: it is a checkpoint of your own, '{name}', with the weights "
+            f"{self.backbone.info.weights_hash}. Name where it lies as ORIGINAL in the code above, and as "
+            f"`base_model_name_or_path` in adapter_config.json, or put it at `{origin.told}`."
+        )
 
 
 def copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,21 +9,23 @@ from torch import nn
 from bench.backbones import BackboneKind, BackboneSpec, LoadedBackbone, entry_of
 from bench.backbones.families import FAMILIES, RobertaHead
 from bench.backbones.huggingface import FolderBackbone, HubBackbone
-from bench.backbones.indexed import AssetBackbone
 from bench.backbones.random_weights import RandomBackbone
 from bench.backbones.timm_vit import Blueprint, TimmBackbone
 from bench.export.form import Form, Origin
 from bench.export.timm_form import TimmForm
 from bench.export.transformers_form import BertForm, TransformersForm
-from bench.inputs import ImageInput
+from bench.inputs import ImageInput, ModelInput
 from methods import UserError
 
 
-def form_of(backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str]) -> Form:
-    """The form of an export. Raises UserError for a plug-in's backbone that no library can load again."""
+def form_of(backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str], wanted: ModelInput) -> Form:
+    """The form of an export; `wanted` is how training prepared the examples.
+
+    Raises UserError for a plug-in's backbone that no library can load again.
+    """
     _check_library(backbone)
     forms: dict[BackboneKind, type[Form]] = {"timm": TimmForm, "bert": BertForm}
-    return forms.get(backbone.info.kind, TransformersForm)(backbone, _origin(backbone, spec), classes)
+    return forms.get(backbone.info.kind, TransformersForm)(backbone, _origin(backbone, spec), classes, wanted)
 
 
 def _check_library(backbone: LoadedBackbone) -> None:
@@ -50,8 +52,6 @@ def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:
     commit = backbone.info.weights_hash.rpartition("@")[2]
     if isinstance(entry, FolderBackbone):
         return Origin(str(entry.path.expanduser().resolve()))
-    if isinstance(entry, AssetBackbone):
-        return Origin(str(entry.folder().resolve()))
     if isinstance(entry, HubBackbone):
         return Origin(entry.repository, commit)
     if isinstance(entry, TimmBackbone):

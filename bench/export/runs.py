@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from bench.export.write import Exported, write_export
+from bench.export.answers import Answers, stored_answers
+from bench.export.write import Doubt, Exported, write_export
+from bench.inputs import TextInput
 from bench.process.outputs import output_folder
-from bench.store.trained import stored_trial
+from bench.store.trained import StoredTrial, stored_trial
+from bench.store.verified import ChangedError
 from bench.wire.words import Tag
+from methods import UserError
 
 
 def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: bool = False) -> Exported:
@@ -16,7 +21,8 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
     `run` is an MLflow run id or a trial id, or the beginning of one, in the store at that URI. Raises
     UserError, and leaves `out` as it was, for a run that is unknown, ambiguous or not finished, a folder
     with something in it (`force` replaces files of that name), a backbone or method that is not the
-    trial's any more, an update without the asked-for form, or an export that gives other logits.
+    trial's any more, files that were changed since they were stored, an update without the asked-for form, or
+    an export that gives other logits, or other predictions than are stored.
     """
     target = output_folder(out, "export", force=force)
     with stored_trial(store, run) as stored:
@@ -32,7 +38,10 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
             "seed": str(trial.seed),
             "precision in training": trial.recipe.precision,
         }
-        classes = trial.task.lookup().classes
+        classes, wanted = trial.task.lookup().classes, trial.task.input(stored.backbone.info.input)
+        if isinstance(wanted, TextInput):
+            wanted = replace(wanted, max_tokens=min(wanted.max_tokens, trial.task.max_tokens))
+        answers, doubts = _to_hold_against(stored)
         return write_export(
             stored.backbone,
             adapter,
@@ -40,6 +49,27 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
             target,
             classes,
             facts,
+            wanted=wanted,
+            answers=answers,
+            doubts=doubts,
             merged=merged,
             force=force,
         )
+
+
+def _to_hold_against(stored: StoredTrial) -> tuple[Answers | None, list[Doubt]]:
+    """What the trial answered, and what cannot be checked. Raises ChangedError for changed predictions."""
+    doubts = []
+    if not stored.verified:
+        doubts.append(
+            Doubt(
+                "The trial's files are not verified (stored by an older version)",
+                "their run has no hashes of them",
+            )
+        )
+    try:
+        return stored_answers(stored), doubts
+    except ChangedError:
+        raise
+    except UserError as error:
+        return None, [*doubts, Doubt("The trial's stored predictions were not compared", str(error))]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from bench.backbones import LoadedBackbone
 from bench.export.form import ORIGINAL, Form, Origin, copies, lines, no_place
+from bench.export.preprocessing import differences, timm_settings
 from bench.export.updates import Update, fuse
-from bench.inputs import ImageInput
+from bench.inputs import ImageInput, ModelInput
 from methods import Site, UserError
 from methods.backbone import SHARED_INPUT
 
@@ -21,19 +22,21 @@ from methods.backbone import SHARED_INPUT
 class TimmForm(Form):
     """A model of timm, whose query, key and value are one layer, and which ends in its own classifier."""
 
-    def __init__(self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str]) -> None:
+    def __init__(
+        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], wanted: ModelInput
+    ) -> None:
         import timm
 
-        super().__init__(backbone, origin, classes)
+        super().__init__(backbone, origin, classes, wanted)
         assert origin.blueprint is not None
-        assert isinstance(backbone.info.input, ImageInput)
-        self.blueprint, self.size = origin.blueprint, backbone.info.input.size
+        assert isinstance(wanted, ImageInput)
+        self.blueprint, self.images = origin.blueprint, wanted
         arguments = {**self.blueprint.arguments, "num_classes": len(classes)}
         with torch.device("meta"):
             model = timm.create_model(self.blueprint.architecture, pretrained=False, **arguments)
-        self.bare: nn.Module = model
+        self._empty: nn.Module = model
         native = getattr(model.patch_embed, "img_size", None)
-        self.resized = native is not None and native[0] != self.size
+        self.resized = native is not None and native[0] != wanted.size
         found = model.get_classifier()
         # Distilled ones have two classifiers, whose logits they average.
         classifiers = found if isinstance(found, tuple) else (found,)
@@ -49,13 +52,20 @@ class TimmForm(Form):
         fused: dict[str, list[Update | None]] = {}
         layers = {}
         for site, update in updates.items():
-            path = self.backbone.path(site).removeprefix("encoder.")
+            path = self.path(site)
             if site.projection in SHARED_INPUT:
                 of_layer = fused.setdefault(path.rpartition(".")[0], [None] * len(SHARED_INPUT))
                 of_layer[SHARED_INPUT.index(site.projection)] = update
             else:
                 layers[path] = update
         return layers | {path: fuse(parts, self.backbone.geometry.hidden) for path, parts in fused.items()}
+
+    def bare(self) -> nn.Module:
+        # Every method adapts at least query, key and value.
+        raise UserError(
+            "timm holds query, key and value in one layer, on which peft would put another adapter; "
+            "--merged writes a plain model"
+        )
 
     def heads(self) -> dict[str, dict[str, Tensor]]:
         return {path: copies(self.backbone.head.state_dict()) for path in self.head_paths}
@@ -68,19 +78,30 @@ class TimmForm(Form):
         whole = self._fused(state)
         for path, head in self.heads().items():
             whole |= {f"{path}.{name}": tensor for name, tensor in head.items()}
-        expected = set(self.bare.state_dict())
+        expected = set(self._empty.state_dict())
         if wrong := sorted(expected ^ set(whole)):
             raise no_place(wrong)
         save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+        size = {"img_size": self.images.size} if self.resized else {}
+        # As timm's own models on the hub have it, so that timm and transformers load it as one of those.
         config = {
             "architecture": self.blueprint.architecture,
             "num_classes": len(self.classes),
-            "model_args": self.blueprint.arguments,
-            "image_size": self.size,
+            "label_names": list(self.classes),
+            "model_args": {**self.blueprint.arguments, **size},
+            "pretrained_cfg": timm_settings(self.images),
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        text = json.dumps(config, indent=1, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
-    def code(self, folder: Path, merged: bool) -> str:
+    def notes(self, merged: bool) -> list[str]:
+        notes = super().notes(merged)
+        if merged:
+            notes.append('`transformers.pipeline("image-classification", model=FOLDER)` takes images.')
+            return notes + differences(self.images, "timm")
+        return notes
+
+    def code(self, folder: str, merged: bool, original: str) -> str:
         return lines(
             *(["import json", "from pathlib import Path", None] if merged else []),
             "import timm",
@@ -89,7 +110,7 @@ class TimmForm(Form):
             "" if merged else "from peft import PeftModel",
             "from safetensors.torch import load_file" if merged else "",
             None,
-            f"FOLDER = {str(folder)!r}  # this one",
+            *self.places(folder, merged, original),
             None,
             *(self._create_merged() if merged else self._create_original()),
             "model.eval()",
@@ -105,16 +126,15 @@ class TimmForm(Form):
             'config = json.loads(Path(FOLDER, "config.json").read_text())',
             'name, arguments = config["architecture"], config["model_args"]',
             'model = timm.create_model(name, num_classes=config["num_classes"], **arguments)',
-            *self._resize('config["image_size"]'),
             'model.load_state_dict(load_file(FOLDER + "/model.safetensors"))',
         ]
 
     def _create_original(self) -> list[str]:
         reference, revision = self.origin.reference, self.origin.revision
-        weights = f'FOLDER + "/{ORIGINAL}/model.safetensors"' if reference is None else repr(reference)
+        weights = f'FOLDER + "/{ORIGINAL}/model.safetensors"' if reference is None else "ORIGINAL"
         if revision:
             weights = f'hf_hub_download({reference!r}, "model.safetensors", revision={revision!r})'
-        name = self.blueprint.architecture
+        name, size = self.blueprint.architecture, self.images.size
         arguments = "".join(f", {key}={value!r}" for key, value in self.blueprint.arguments.items())
         return [
             f"weights = {weights}",
@@ -122,12 +142,9 @@ class TimmForm(Form):
             f"    {name!r}, pretrained=True, num_classes={len(self.classes)}{arguments},",
             '    pretrained_cfg_overlay={"file": weights, "custom_load": False},',
             ").float()",
-            *self._resize(str(self.size)),
+            f"model.set_input_size(img_size=({size}, {size}))" if self.resized else "",
             "model = PeftModel.from_pretrained(model, FOLDER)",
         ]
-
-    def _resize(self, size: str) -> list[str]:
-        return [f"model.set_input_size(img_size=({size}, {size}))"] if self.resized else []
 
     def _fused(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state with query, key and value in one layer again."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,23 +14,32 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.backbones import BackboneSpec, LoadedBackbone
 from bench.backbones.huggingface import quiet
-from bench.export.form import ORIGINAL, Form, copies
+from bench.export.answers import Agreement, Answers, agreement
+from bench.export.checkpoint import write_checkpoint
+from bench.export.form import Form, copies
 from bench.export.forms import form_of
-from bench.export.updates import Update
-from bench.inputs import ImageInput
+from bench.inputs import ImageInput, ModelInput
 from bench.process.files import remove
 from bench.process.outputs import earlier_files, output_folder
-from methods import Adapter, NotLowRank, UserError
+from methods import Adapter, UserError
 
 #: How far a logit may be from the harness's own, relative to the largest one (at least 1).
 TOLERANCE = 1e-5
 
 #: What says which files an export wrote, so that `force` removes no others.
 MANIFEST = "export.json"
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What could not be checked, and why; neither ends in a dot. Only the reason may name a path."""
+
+    what: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,9 @@ class Exported:
     files: tuple[str, ...]
     #: Largest difference of a logit between the export, loaded as its README.md says, and the harness.
     difference: float
+    #: How it answers the examples that the trial was scored on; None where that was not asked for.
+    agreement: Agreement | None
+    doubts: tuple[Doubt, ...]
 
 
 def write_export(
@@ -53,16 +63,21 @@ def write_export(
     classes: Sequence[str],
     facts: Mapping[str, str] | None = None,
     *,
+    wanted: ModelInput | None = None,
+    answers: Answers | None = None,
+    doubts: Sequence[Doubt] = (),
     merged: bool = False,
     force: bool = False,
 ) -> Exported:
     """Writes an attached adapter and the head. Raises UserError as `export_run` does.
 
-    `facts` are told in README.md. Nothing is in `out` before the export, loaded by the very code in its
-    README.md, gave the logits of `backbone.module` on a fixed batch. The adapter is left as it was.
+    `facts` and `doubts` are told in README.md. `wanted` is how training prepared the examples; without, it
+    is as the backbone wants them. Nothing is in `out` before the export, loaded by the very code in its
+    README.md, gave the logits of `backbone.module` on a fixed batch, and those of `answers`. The adapter is
+    left as it was.
     """
     target = output_folder(out, "export", force=force)
-    form = form_of(backbone, spec, classes)
+    form = form_of(backbone, spec, classes, wanted or backbone.info.input)
     inputs = _inputs(backbone)
     expected = _logits(backbone, inputs)
     facts = {
@@ -73,74 +88,21 @@ def write_export(
         "input": form.input(),
     }
     with _beside(target) as made:
-        notes = _write_merged(form, adapter, made) if merged else _write_lora(form, adapter, made, target)
-        difference = _check(form.code(made, merged), inputs, expected)
-        (made / "README.md").write_text(
-            _readme(facts, form.code(target, merged), [*form.notes(merged), *notes], difference, merged),
-            encoding="utf-8",
-        )
+        notes = _write_merged(form, adapter, made) if merged else write_checkpoint(form, adapter, made)
+        notes = [*form.notes(merged), *notes]
+        logits = _run(form.code(str(made), merged, form.origin.reference or ""))
+        difference = _check(logits(**inputs), expected)
+        agreed = None if answers is None else agreement(logits(**answers.batch), answers)
+        notes += [f"{agreed}."] if agreed else []
+        notes += [f"{doubt.what}." for doubt in doubts]
+        # The reader is in the folder, wherever that will be: no path of this machine is in the code.
+        code = form.code(".", merged, form.origin.told)
+        (made / "README.md").write_text(_readme(facts, code, notes, difference, merged), encoding="utf-8")
         files = tuple(sorted([MANIFEST, *(entry.name for entry in made.iterdir())]))
         manifest = {**facts, "merged": merged, "largest difference of logits": difference, "files": files}
         (made / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
         _publish(made, target)
-    return Exported(target, files, difference)
-
-
-@torch.no_grad()
-def _write_lora(form: Form, adapter: Adapter, folder: Path, final: Path) -> list[str]:
-    """Writes a LoRA checkpoint that will lie at `final`; returns notes on it."""
-    from peft import LoraConfig
-
-    if not adapter.bases:
-        raise UserError("the trial trained a head only: there is no adapter; --merged writes the whole model")
-    try:
-        factors = adapter.factors()
-    except NotLowRank as error:
-        raise NotLowRank(
-            f"{error}, so it is no LoRA checkpoint; --merged writes a plain model, for every linear update"
-        ) from error
-    biases = adapter.biases()
-    layers = form.layers({site: Update(*pair, biases.get(site)) for site, pair in factors.items()})
-    ranks = {layer: update.down.shape[0] for layer, update in layers.items()}
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    # peft reads keys as regular expressions that a layer's path has to end with.
-    others = {re.escape(layer): rank for layer, rank in ranks.items() if rank != usual}
-    heads = form.heads()
-    reference = str(final / ORIGINAL) if form.origin.reference is None else form.origin.reference
-    config = LoraConfig(
-        r=usual,
-        # The factors hold the scale: alpha / rank is 1 everywhere.
-        lora_alpha=usual,
-        rank_pattern=others,
-        alpha_pattern=dict(others),
-        target_modules=list(layers),
-        modules_to_save=list(heads) or None,
-        lora_bias=bool(biases),
-        inference_mode=True,
-        base_model_name_or_path=reference,
-        revision=form.origin.revision,
-    )
-    config.save_pretrained(folder)
-    tensors = {}
-    for layer, update in layers.items():
-        tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"] = update.down, update.up
-        if biases:
-            none = update.up.new_zeros(update.up.shape[0])
-            tensors[f"{layer}.lora_B.bias"] = none if update.bias is None else update.bias
-    for path, head in heads.items():
-        tensors |= {f"{path}.{name}": tensor for name, tensor in head.items()}
-    prefixed = {f"base_model.model.{name}": tensor for name, tensor in copies(tensors).items()}
-    save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    if loose := form.loose_head():
-        save_file(loose, folder / "head.safetensors", metadata={"format": "pt"})
-    if form.origin.reference is None:
-        form.write_original(folder / ORIGINAL, _pristine(form.encoder, form.backbone, adapter))
-    if biases and not all(base.bias is not None for base in adapter.bases.values()):
-        return [
-            "Some adapted layers have no bias of their own. peft then applies the trained biases, but "
-            "`merge_and_unload` refuses: export with `--merged` instead."
-        ]
-    return []
+    return Exported(target, files, difference, agreed, tuple(doubts))
 
 
 @torch.no_grad()
@@ -160,25 +122,15 @@ def _write_merged(form: Form, adapter: Adapter, folder: Path) -> list[str]:
     if not isinstance(wanted, ImageInput):
         try:
             wanted.load_tokenizer().save_pretrained(folder)
-        except UserError as error:
-            return [f"Without a tokenizer: {error}"]
+        except UserError:
+            return ["There is no tokenizer here: none of the backbone's loads."]
     return []
-
-
-def _pristine(encoder: nn.Module, backbone: LoadedBackbone, adapter: Adapter) -> dict[str, Tensor]:
-    """The frozen encoder's state, without the adapter that is on it."""
-    layers = {backbone.path(site).removeprefix("encoder."): base for site, base in adapter.bases.items()}
-    inside = tuple(f"{path}." for path in layers)
-    state = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith(inside)}
-    for path, base in layers.items():
-        state |= {f"{path}.{name}": tensor for name, tensor in base.state_dict().items()}
-    return copies(state)
 
 
 def _readme(
     facts: Mapping[str, str], code: str, notes: Iterable[str], difference: float, merged: bool
 ) -> str:
-    title = "A fine-tuned model" if merged else "A LoRA checkpoint"
+    title = "A fine-tuned model" if merged else "A PEFT checkpoint"
     libraries = ("torch", "transformers", "timm", "peft")
     checked = ", ".join(f"{library} {version(library)}" for library in libraries)
     return "\n".join(
@@ -188,6 +140,8 @@ def _readme(
             "| | |",
             "|---|---|",
             *(f"| {key} | {value} |" for key, value in facts.items()),
+            "",
+            "Run in this folder:",
             "",
             "```python",
             f"{code}```",
@@ -226,28 +180,44 @@ def _logits(backbone: LoadedBackbone, inputs: Mapping[str, Tensor]) -> Tensor:
         module.train(training)
 
 
-def _check(code: str, inputs: Mapping[str, Tensor], expected: Tensor) -> float:
-    """The largest difference of the logits of `code`. Raises UserError if it fails or is too far off."""
+def _run(code: str) -> Callable[..., Tensor]:
+    """What the code of an export computes logits with. Raises UserError where it, or later that, fails."""
     names: dict[str, Any] = {}
+
+    def logits(**inputs: Tensor) -> Tensor:
+        with _telling():
+            found: Tensor = names["logits"](**inputs)
+        return found.float().cpu()
+
+    with _telling():
+        exec(compile(code, "README.md", "exec"), names)
+    return logits
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
     try:
         with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            exec(compile(code, "README.md", "exec"), names)
-            found = names["logits"](**inputs)
+            yield
     except Exception as error:  # whatever the libraries raise, the export is of no use
         raise UserError(
             f"the original model cannot carry what was trained: loading the export fails with "
             f"{type(error).__name__}: {error}; nothing was written"
         ) from error
+
+
+def _check(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of the logits. Raises UserError if it is too large."""
     if found.shape != expected.shape:
         raise UserError(f"the export gives logits of shape {tuple(found.shape)}, not {tuple(expected.shape)}")
-    difference = float((found.cpu() - expected).abs().max())
+    difference = float((found - expected).abs().max())
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     # Written so that not-a-number fails too.
     if not difference <= allowed:
         raise UserError(
-            f"the export's logits differ from the trial's by {difference:.1e}, allowed are {allowed:.1e}; "
-            "nothing was written"
+            f"the export's logits differ from the trial's by {difference:.1e}, allowed are {allowed:.1e}: "
+            "the original model's library computes something else (another pooling, say); nothing was written"
         )
     return difference
 

@@ -18,6 +18,11 @@ def sha256(file: Path) -> str:
     return _digest((_version(file),), sized=False)
 
 
+def sha256_of(content: bytes) -> str:
+    """Hex sha256 of what a file holds or will hold."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def sha256_of_all(*files: Path) -> str:
     """Hex sha256 over several files in this order: of each its size, then its content, whatever its name."""
     return _digest(tuple(map(_version, files)), sized=True)

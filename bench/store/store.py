@@ -28,6 +28,7 @@ from bench.store.outbox import Letter
 from bench.store.records import Record
 from bench.store.runs import find_runs, keep_json
 from bench.store.tables import read_tables
+from bench.store.verified import check_content
 from bench.suite.recipe import Recipe
 from bench.wire import Wired
 from bench.wire.plan import StoredPlan
@@ -142,16 +143,23 @@ class Store:
         return next((_whole(plan) for plan in plans if plan is not None), None)
 
     def artifact(self, record: Record, name: Artifact) -> Path | None:
-        """An artifact as a local file; None where the run has none of that name."""
+        """An artifact as a local file; None where the run has none of that name.
+
+        Raises UserError for one that is not as it was stored.
+        """
         where = urlparse(record.artifacts)
         if where.scheme in ("", "file"):
             path = Path(unquote(where.path)) / name
-            return path if path.exists() else None
-        try:
-            uri = f"{record.artifacts}/{name}"
-            return Path(download_artifacts(artifact_uri=uri, tracking_uri=self.client.tracking_uri))
-        except BROKEN_STORE:
-            return None
+            if not path.exists():
+                return None
+        else:
+            try:
+                uri = f"{record.artifacts}/{name}"
+                path = Path(download_artifacts(artifact_uri=uri, tracking_uri=self.client.tracking_uri))
+            except BROKEN_STORE:
+                return None
+        check_content(record, name, path)
+        return path
 
     def content(self, record: Record, name: Artifact, form: type[Content]) -> Content | None:
         """What a JSON artifact holds; None where the run has none of that name.

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from bench.backbones import LoadedBackbone, load
 from bench.plan.trial import Trial
-from bench.store.connect import BROKEN_STORE, connect, storing
+from bench.store.connect import BROKEN_STORE, connect, shown_uri, storing
 from bench.store.records import Record, latest
 from bench.store.runs import find_runs, keep_json
+from bench.store.verified import check_content, hashes
 from bench.wire import Wired
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import Adapter, Method, UserError, from_identity
@@ -41,6 +41,15 @@ class StoredTrial:
     backbone: LoadedBackbone
     adapter: Adapter
 
+    @property
+    def verified(self) -> bool:
+        """Whether its files are known to be what the trial left; an older version stored no hashes."""
+        return {Artifact.CONFIG, Artifact.ADAPTER} <= hashes(self.record).keys()
+
+    def content(self, name: Artifact) -> bytes:
+        """What an artifact holds. Raises UserError where it cannot be had, or was changed."""
+        return _content(self.client, self.record, name)
+
     def keep(self, name: Artifact, content: Wired, tag: Tag) -> None:
         """Stores an artifact on the trial's run, and the tag by which reports find it."""
         keep_json(self.client, self.record.run_id, name, content)
@@ -58,9 +67,10 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
     client = connect(store, create=False)
     try:
         record = _finished(_find(client, run))
-        trial, state = _artifacts(client, record)
-    except (*BROKEN_STORE, SafetensorError) as error:
-        raise UserError(f"run {run} cannot be read from {store}: {error}") from error
+    except BROKEN_STORE as error:
+        raise UserError(shown_uri(f"run {run} cannot be read from {store}: {error}")) from error
+    trial = _trial(record, _content(client, record, Artifact.CONFIG))
+    state = _state(record, _content(client, record, Artifact.ADAPTER))
     method, classes = from_identity(trial.method), trial.task.lookup().classes
     backbone = load(trial.backbone)
     if backbone.info.weights_hash != trial.weights_hash:
@@ -128,18 +138,30 @@ def _finished(record: Record) -> Record:
     raise UserError(f"{name} {told.get(record.status, record.status.lower())}; run its suite again")
 
 
-def _artifacts(client: MlflowClient, record: Record) -> tuple[Trial, dict[str, Tensor]]:
+def _content(client: MlflowClient, record: Record, name: Artifact) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        config = client.download_artifacts(record.run_id, Artifact.CONFIG, folder)
-        weights = client.download_artifacts(record.run_id, Artifact.ADAPTER, folder)
-        stored = json.loads(Path(config).read_text(encoding="utf-8"))
         try:
-            trial = Trial.model_validate(stored["trial"])
-        except (KeyError, ValidationError) as error:
-            raise UserError(
-                f"run {record.run_id} was stored by another version of the harness: {error}"
-            ) from error
-        return trial, load_file(weights)
+            file = Path(client.download_artifacts(record.run_id, name, folder))
+        except BROKEN_STORE as error:
+            raise UserError(shown_uri(f"{name} of run {record.run_id} cannot be had: {error}")) from error
+        check_content(record, name, file)
+        return file.read_bytes()
+
+
+def _trial(record: Record, config: bytes) -> Trial:
+    try:
+        return Trial.model_validate(json.loads(config)["trial"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{Artifact.CONFIG} of run {record.run_id} is damaged or another version's: {error}"
+        ) from error
+
+
+def _state(record: Record, weights: bytes) -> dict[str, Tensor]:
+    try:
+        return load_tensors(weights)
+    except SafetensorError as error:
+        raise UserError(f"{Artifact.ADAPTER} of run {record.run_id} cannot be read: {error}") from error
 
 
 def _part(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.process.alive import owner
+from bench.process.files import sha256_of
 from bench.store.connect import storing
 from bench.store.outbox import Letter, Outbox
 from bench.store.store import Store
@@ -90,6 +91,8 @@ class TrialRun:
         self._store = store
         self._metric = metric
         self._letter = Letter(store.experiment.experiment_id, run_id, trial_id)
+        #: The sha256 of each artifact.
+        self._hashes: dict[Artifact, str] = {}
         #: Where the whole record lies once the trial has ended.
         self._kept: Path | None = None
         self._told = -PROGRESS_EVERY
@@ -104,7 +107,8 @@ class TrialRun:
         self._letter.params |= {key: str(value) for key, value in _flat(config).items()}
         self._letter.tags |= {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
         resolved = {"trial": config, "provenance": dict(provenance)}
-        self._letter.texts[Artifact.CONFIG] = json.dumps(resolved, indent=1)
+        text = self._letter.texts[Artifact.CONFIG] = json.dumps(resolved, indent=1)
+        self._hashes[Artifact.CONFIG] = sha256_of(text.encode())
         self.flush()
 
     def progress(self, progress: Progress) -> None:
@@ -130,6 +134,8 @@ class TrialRun:
             letter.tags |= {Tag.FAILURE: ending.reason, Tag.FAILURE_MESSAGE: ending.message[:5000]}
         if ending.status == "pruned":
             letter.tags[Tag.PRUNED] = YES
+        self._hashes |= {name: sha256_of(content) for name, content in ending.files.items()}
+        letter.tags[Tag.HASHES] = json.dumps(self._hashes, sort_keys=True)
         letter.status = ENDED.get(ending.status, Status.KILLED)
         letter.ended = now
         with storing():

@@ -79,6 +79,8 @@ class Tag(StrEnum):
     FAILURE_MESSAGE = "failure_message"
     PRUNED = "pruned"
     DUPLICATE = "duplicate"
+    #: JSON: the sha256 of each artifact that the trial left, by name.
+    HASHES = "sha256"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
     #: The name of a search or an allocation.

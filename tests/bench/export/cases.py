@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +72,10 @@ class Case:
     def export(self, adapter: Adapter, **options: Any) -> Exported:
         return write_export(self.backbone, adapter, self.spec, self.folder, CLASSES, **options)
 
+    def loaded(self) -> dict[str, Any]:
+        """What the code in the export's README.md defines."""
+        return shown(self.folder, self.spec.local)
+
     def inputs(self, seed: int = 5) -> dict[str, Tensor]:
         wanted = self.backbone.info.input
         return batch(self.kind, getattr(wanted, "size", 0), seed)
@@ -85,12 +90,19 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def shown(folder: Path) -> dict[str, Any]:
-    """What the code in an export's README.md defines."""
+def shown(folder: Path, original: Path | None = None) -> dict[str, Any]:
+    """What the code in an export's README.md defines, run in that folder.
+
+    `original` is where a user finds the frozen model, if that is neither in the export nor on the hub.
+    """
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     assert code
+    text = code[1]
+    if original is not None:
+        text = re.sub(r"^ORIGINAL = .*$", f"ORIGINAL = {str(original)!r}", text, flags=re.M)
     names: dict[str, Any] = {}
-    exec(code[1], names)
+    with contextlib.chdir(folder):
+        exec(text, names)
     return names
 
 

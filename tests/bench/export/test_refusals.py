@@ -27,12 +27,10 @@ from .cases import (
 # --- what cannot be exported ---
 
 
-@pytest.mark.parametrize("type_", ["DORA", "LOKR", "IA3"])
-def test_what_is_not_low_rank_is_referred_to_merged(case: Callable[..., Case], type_: str) -> None:
-    made = case("bert")
-    adapter = made.attach(Peft(type=type_, rank=None if type_ == "IA3" else 2))
-    with pytest.raises(NotLowRank, match=r"no low-rank factors.*--merged"):
-        made.export(adapter)
+def test_what_peft_would_put_on_a_fused_layer_is_referred_to_merged(case: Callable[..., Case]) -> None:
+    made = case("timm")
+    with pytest.raises(UserError, match=r"timm holds query, key and value in one layer.*--merged"):
+        made.export(made.attach(Peft(type="LOKR", rank=2)))
     assert not made.folder.exists()
 
 
@@ -96,7 +94,13 @@ def test_what_is_there_is_kept_unless_an_export_wrote_it(case: Callable[..., Cas
         made.export(adapter)
     exported = made.export(adapter, merged=True, force=True)
     assert {path.name for path in made.folder.iterdir()} == {*exported.files, "notes.txt"}
-    assert exported.files == ("README.md", "config.json", "export.json", "model.safetensors")
+    assert exported.files == (
+        "README.md",
+        "config.json",
+        "export.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    )
     assert notes.read_text() == "mine"
     assert [path.name for path in made.folder.parent.iterdir()] == ["export"]
 
@@ -141,4 +145,4 @@ def test_a_plug_ins_own_model_is_said_to_be_no_librarys() -> None:
         [{"query": "layers.{layer}"}],
     )
     with pytest.raises(UserError, match=r"'mine' of a plug-in .* encoder is a Straight, not a ViTModel"):
-        form_of(backbone, BackboneSpec(name="mine"), ("a", "b"))
+        form_of(backbone, BackboneSpec(name="mine"), ("a", "b"), info.input)

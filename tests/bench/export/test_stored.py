@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +12,9 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, pipeline
 
 import bench.export.write
 import bench.store.trained
@@ -19,11 +22,13 @@ from bench.backbones import load
 from bench.execution.driver import execute
 from bench.execution.inline import Inline
 from bench.execution.session import session
-from bench.export import export_run
+from bench.export import Exported, export_run
 from bench.store.records import Record
 from bench.store.store import Store
 from bench.store.writer import begin_trial
 from bench.tasks import TASKS, prepare
+from bench.training.trial import Resources
+from bench.wire.words import Tag
 from methods import UserError
 
 from ..toy_suites import VISION, plan
@@ -143,6 +148,136 @@ def test_which_run_an_id_names(monkeypatch: pytest.MonkeyPatch) -> None:
         bench.store.trained._find(client, "aa")
     with pytest.raises(UserError, match=r"(?s)no run or trial 'cc04'.*nearest first:\n  trial cc0"):
         bench.store.trained._find(client, "cc04")
+
+
+# --- what was stored is what is read ---
+
+
+@dataclass
+class Kept:
+    """A finished trial's run, whose artifacts may be changed: its files are put back afterwards."""
+
+    stored: Stored
+    record: Record
+    out: Path
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.stored.uri)
+
+    def file(self, name: str) -> Path:
+        return Path(self.record.artifacts.removeprefix("file://")) / name
+
+    def flip(self, name: str, at: int = -1) -> None:
+        content = bytearray(self.file(name).read_bytes())
+        content[at] ^= 0x40
+        self.file(name).write_bytes(content)
+
+    def as_of_an_older_version(self) -> None:
+        self.client.delete_tag(self.record.run_id, Tag.HASHES)
+
+    def export(self, **options: Any) -> Exported:
+        return export_run(self.stored.uri, self.record.run_id, self.out, **options)
+
+
+@pytest.fixture
+def kept(stored: Stored, tmp_path: Path) -> Iterator[Kept]:
+    made = Kept(stored, stored.one("FINISHED", "LoRA"), tmp_path / "export")
+    files = {file: file.read_bytes() for file in made.file(".").iterdir()}
+    yield made
+    made.client.set_tag(made.record.run_id, Tag.HASHES, made.record.tag(Tag.HASHES))
+    for file, content in files.items():
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "predictions.parquet", "config.json"])
+def test_a_flipped_bit_is_refused_with_run_and_file(kept: Kept, name: str) -> None:
+    kept.flip(name)
+    with pytest.raises(UserError, match=rf"{name} of run {kept.record.run_id} .* was changed after it was"):
+        kept.export()
+    assert not kept.out.exists()
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_it_is_told_how_the_stored_predictions_agree(
+    kept: Kept, call: Callable[..., Any], merged: bool
+) -> None:
+    ended = call(
+        "export", kept.record.run_id, "--store", kept.stored.uri, "--out", kept.out, *["--merged"] * merged
+    )
+    assert ended.code == 0, ended.err
+    assert "Of 32 stored predictions of the trial it gives 32, their logits to" in ended.out
+    assert "note:" not in ended.out
+    assert "Of 32 stored predictions of the trial it gives 32" in (kept.out / "README.md").read_text()
+
+
+def test_a_run_without_hashes_is_exported_and_said_to_be_not_verified(
+    kept: Kept, call: Callable[..., Any]
+) -> None:
+    kept.as_of_an_older_version()
+    ended = call("export", kept.record.run_id, "--store", kept.stored.uri, "--out", kept.out)
+    assert ended.code == 0, ended.err
+    assert "not verified (stored by an older version)" in ended.out
+    assert "not verified (stored by an older version)" in (kept.out / "README.md").read_text()
+    assert "it gives 32" in ended.out
+
+
+def test_without_hashes_another_adapter_is_known_by_the_predictions(kept: Kept) -> None:
+    kept.as_of_an_older_version()
+    state = load_file(kept.file("adapter.safetensors"))
+    save_file({name: tensor + 1 for name, tensor in state.items()}, kept.file("adapter.safetensors"))
+    with pytest.raises(UserError, match="does not answer as the trial did when it was scored"):
+        kept.export()
+    assert not kept.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "", "is damaged or another version's"),
+        ("config.json", "[]", "is damaged or another version's"),
+        ("config.json", '{"trial": 1}', "is damaged or another version's"),
+        ("adapter.safetensors", "x", "cannot be read"),
+        ("adapter.safetensors", None, "cannot be had"),
+    ],
+)
+def test_damaged_files_of_a_run_without_hashes(kept: Kept, name: str, content: str | None, said: str) -> None:
+    kept.as_of_an_older_version()
+    if content is None:
+        kept.file(name).unlink()
+    else:
+        kept.file(name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} of run {kept.record.run_id} {said}"):
+        kept.export()
+
+
+def test_predictions_that_cannot_be_compared_are_no_reason_to_refuse(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> Any:
+        raise UserError("the data are at /some/where else")
+
+    monkeypatch.setattr(Resources, "data", away)
+    (doubt,) = kept.export().doubts
+    assert doubt.why == "the data are at /some/where else"
+    readme = (kept.out / "README.md").read_text()
+    assert "stored predictions were not compared." in readme
+    assert "/some/where" not in readme
+
+
+def test_a_pipeline_of_a_merged_trial_gives_its_stored_predictions(kept: Kept) -> None:
+    kept.export(merged=True)
+    frame = pd.read_parquet(kept.file("predictions.parquet"))
+    examples = TASKS.get("digits").examples()
+    images = dict(zip(examples.ids, examples.inputs, strict=True))
+    exact = AutoImageProcessor.from_pretrained(kept.out, backend="pil")
+    classify = pipeline("image-classification", model=str(kept.out), image_processor=exact)
+    shown_images = [Image.fromarray(images[each]) for each in frame["example"]]
+    answers = classify(shown_images, function_to_apply="none", top_k=10)
+    found = [
+        [{one["label"]: one["score"] for one in answer}[str(i)] for i in range(10)] for answer in answers
+    ]
+    close(torch.tensor(found), torch.tensor(frame[[f"logit_{i}" for i in range(10)]].to_numpy()))
 
 
 def test_weights_that_are_not_the_trials(

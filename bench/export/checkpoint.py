@@ -1,0 +1,128 @@
+"""Checkpoints that peft loads: LoRA where the update is low-rank, else the adapter as peft itself has it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from baselines.peft_adapter import NAME, PeftAdapter
+from bench.export.form import ORIGINAL, Form, copies
+from bench.export.updates import Update
+from methods import Adapter, NotLowRank, UserError
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@torch.no_grad()
+def write_checkpoint(form: Form, adapter: Adapter, folder: Path) -> list[str]:
+    """Writes a checkpoint of peft and, where nobody else has it, the original model; returns notes on it.
+
+    Raises NotLowRank for an update that peft has no form for.
+    """
+    if not adapter.bases:
+        raise UserError("the trial trained a head only: there is no adapter; --merged writes the whole model")
+    try:
+        notes = _write_lora(form, adapter, folder)
+    except NotLowRank as error:
+        if not isinstance(adapter, PeftAdapter):
+            raise NotLowRank(
+                f"{error}, so peft has no form for it; --merged writes a plain model, for every linear update"
+            ) from error
+        notes = _write_own(form, adapter, folder)
+    if loose := form.loose_head():
+        save_file(loose, folder / "head.safetensors", metadata={"format": "pt"})
+    if form.origin.reference is None:
+        form.write_original(folder / ORIGINAL, _pristine(form, adapter))
+    return notes
+
+
+def _write_lora(form: Form, adapter: Adapter, folder: Path) -> list[str]:
+    from peft import LoraConfig
+
+    factors, biases = adapter.factors(), adapter.biases()
+    layers = form.layers({site: Update(*pair, biases.get(site)) for site, pair in factors.items()})
+    ranks = {layer: update.down.shape[0] for layer, update in layers.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    # peft reads keys as regular expressions that a layer's path has to end with.
+    others = {re.escape(layer): rank for layer, rank in ranks.items() if rank != usual}
+    heads = form.heads()
+    config = LoraConfig(
+        r=usual,
+        # The factors hold the scale: alpha / rank is 1 everywhere.
+        lora_alpha=usual,
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        target_modules=list(layers),
+        lora_bias=bool(biases),
+    )
+    tensors = {}
+    for layer, update in layers.items():
+        tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"] = update.down, update.up
+        if biases:
+            none = update.up.new_zeros(update.up.shape[0])
+            tensors[f"{layer}.lora_B.bias"] = none if update.bias is None else update.bias
+    for path, head in heads.items():
+        tensors |= {f"{path}.{name}": tensor for name, tensor in head.items()}
+    _save(form, folder, config, {f"base_model.model.{name}": tensor for name, tensor in tensors.items()})
+    notes = ["`model.merge_and_unload()` adds the update to the backbone's weights."]
+    if biases and not all(base.bias is not None for base in adapter.bases.values()):
+        notes = [
+            "Some adapted layers have no bias of their own. peft then applies the trained biases, but "
+            "`merge_and_unload` refuses: export with `--merged` instead."
+        ]
+    return notes
+
+
+def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
+    """Writes what peft put on the backbone as peft would have put it on the original model."""
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    model = form.bare()
+    config = adapter.config([form.path(site) for site in adapter.bases])
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped: Any = get_peft_model(model, config, NAME)
+    # On the backbone the same layers are below other names.
+    inside, outside = "model.encoder.", f"model.{form.prefix}"
+    there = {
+        outside + name.removeprefix(inside) if name.startswith(inside) else name: tensor
+        for name, tensor in adapter.tuner.state_dict().items()
+        if not name.startswith("model.head.")
+    }
+    missing = set(wrapped.base_model.load_state_dict(there, strict=False).missing_keys)
+    heads = form.heads()
+    if wrong := [name for name in missing if not name.startswith(tuple(f"model.{path}." for path in heads))]:
+        raise UserError(f"peft has other parts on the original model: {', '.join(sorted(wrong)[:4])}")
+    tensors = get_peft_model_state_dict(wrapped, adapter_name=NAME, save_embedding_layers=False)
+    for path, head in heads.items():
+        tensors |= {f"base_model.model.{path}.{name}": tensor for name, tensor in head.items()}
+    _save(form, folder, config, tensors)
+    return ["`model.merge_and_unload()` adds the update to the backbone's weights, if peft merges this type."]
+
+
+def _save(form: Form, folder: Path, config: Any, tensors: dict[str, Tensor]) -> None:
+    known = {"modules_to_save": list(form.heads()) or None, "inference_mode": True, **form.base()}
+    for field, value in known.items():
+        setattr(config, field, value)
+    config.save_pretrained(folder)
+    save_file(copies(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _pristine(form: Form, adapter: Adapter) -> dict[str, Tensor]:
+    """The frozen encoder's state, without the adapter that is on it."""
+    backbone = form.backbone
+    layers = {backbone.path(site).removeprefix("encoder."): base for site, base in adapter.bases.items()}
+    inside = tuple(f"{path}." for path in layers)
+    state = {
+        name: tensor for name, tensor in form.encoder.state_dict().items() if not name.startswith(inside)
+    }
+    for path, base in layers.items():
+        state |= {f"{path}.{name}": tensor for name, tensor in base.state_dict().items()}
+    return copies(state)

@@ -1,0 +1,260 @@
+"""What other programs make of an export: peft's own types, its loaders, pipelines, another machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, pipeline
+
+from baselines.peft_method import Peft
+from bench.backbones import BACKBONES, BackboneInfo, LoadedBackbone, catalog
+from bench.backbones.families import FAMILIES
+from bench.backbones.random_weights import byte_tokenizer
+from bench.inputs import ImageInput
+from bench.tasks import Examples, Task, prepare
+from methods import Geometry, UserError
+from methods.backbone import PROJECTIONS
+
+from ..local_checkpoints import encoder
+from .cases import CLASSES, METHODS, Case, close
+
+# --- peft's own types ---
+
+TYPES = [("DORA", 2), ("LOKR", 2), ("LOHA", 2), ("VERA", 4), ("IA3", None), ("HRA", 2), ("GLORA", 2)]
+
+
+@pytest.mark.parametrize(("type_", "rank"), TYPES)
+@pytest.mark.parametrize("source", ["vit", "tiny-random-bert"])
+def test_an_own_type_of_peft_is_its_own_checkpoint(
+    case: Callable[..., Case], source: str, type_: str, rank: int | None
+) -> None:
+    made = case(source)
+    adapter = made.attach(Peft(type=type_, rank=rank, targets="qkvo+mlp"), 0.05)
+    before, fingerprint = made.logits(), made.backbone.fingerprint()
+    made.export(adapter)
+    assert torch.equal(made.logits(), before)
+    assert made.backbone.fingerprint() == fingerprint
+    config = json.loads((made.folder / "adapter_config.json").read_text())
+    assert config["peft_type"] == ("LORA" if type_ == "DORA" else type_)
+    names = made.loaded()
+    assert isinstance(names["model"], peft.PeftModel)
+    assert sum(p.numel() for p in adapter.named_parameters().values()) == sum(
+        p.numel() for name, p in names["model"].named_parameters() if names["model"].prefix in name
+    )
+    close(names["logits"](**made.inputs()), before)
+    names["model"] = names["model"].merge_and_unload()
+    close(names["logits"](**made.inputs()), before)
+
+
+# --- peft's loaders ---
+
+LOADERS = {
+    "vit": "AutoPeftModel",
+    "dinov2": "AutoPeftModel",
+    "roberta": "AutoPeftModelForSequenceClassification",
+    "bert": "AutoPeftModelForFeatureExtraction",
+}
+
+
+@pytest.mark.parametrize("method", ["lora", "IA3"])
+@pytest.mark.parametrize("source", LOADERS)
+def test_pefts_loader_finds_the_original(case: Callable[..., Case], source: str, method: str) -> None:
+    made = case(source)
+    made.export(made.attach(METHODS.get(method) or Peft(type=method)))
+    arguments = "FOLDER, num_labels=3, ignore_mismatched_sizes=True"
+    call = f"peft.{LOADERS[source]}.from_pretrained({arguments})"
+    assert call in (made.folder / "README.md").read_text()
+    # The checkpoint is a folder named `model`, which lies where the code runs.
+    with contextlib.chdir(made.folder.parent):
+        model = eval(call, {"peft": peft, "FOLDER": str(made.folder)}).eval()
+    with torch.no_grad():
+        found = model(**made.inputs())
+    if source != "bert":  # whose head is beside it
+        close(found.logits, made.logits())
+    else:
+        with torch.no_grad():
+            own = made.backbone.module.encoder(**made.inputs()).last_hidden_state
+        close(found.last_hidden_state, own)
+
+
+@pytest.mark.parametrize("name", ["tiny-random-vit", "tiny-random-bert"])
+def test_an_original_that_is_brought_along_needs_nothing_named(case: Callable[..., Case], name: str) -> None:
+    made = case(name)
+    made.export(made.attach(METHODS["lora"]))
+    loader = getattr(peft, LOADERS[made.kind])
+    with contextlib.chdir(made.folder):
+        model = loader.from_pretrained(".").eval()
+    assert model.config.id2label == dict(enumerate(CLASSES))
+    if made.kind == "vit":
+        close(model(**made.inputs()).logits, made.logits())
+
+
+# --- pictures ---
+
+
+class Pictures(Task):
+    """Noise in some shapes."""
+
+    name = "pictures"
+    modality = "vision"
+    classes = CLASSES
+    data_hash = "noise"
+    description = "Noise"
+    license = "none"
+
+    def __init__(self, *shapes: tuple[int, int]) -> None:
+        draw = np.random.default_rng(0)
+        self.images = [draw.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in shapes * 20]
+
+    def examples(self) -> Examples:
+        numbers = range(len(self.images))
+        return Examples(self.images, [number % 3 for number in numbers], numbers)
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("fresh_cache")
+@pytest.mark.parametrize("resize", [None, 6])
+@pytest.mark.parametrize(
+    ("source", "size"), [("vit", 96), ("dinov2", None), ("timm", 96), ("timm-random", None)]
+)
+def test_a_pipeline_prepares_images_as_training_did(
+    case: Callable[..., Case], source: str, size: int | None, resize: int | None
+) -> None:
+    made = case(source, image_size=size)
+    plain = made.backbone.info.input
+    assert isinstance(plain, ImageInput)
+    wanted = replace(plain, mean=(0.1, 0.2, 0.3), std=(0.3, 0.4, 0.5), resize=resize and plain.size + resize)
+    task = Pictures((50, 50), (20, 20), (50, 70) if resize else (96, 96))
+    split = prepare(task, wanted).test
+    batch = split.batch(torch.arange(len(split)))
+    adapter = made.attach(METHODS["lora"], 0.1)
+    with torch.no_grad():
+        expected = made.backbone.module.eval()(**batch)
+    made.export(adapter, merged=True, wanted=wanted)
+    images = [Image.fromarray(task.images[i]) for i in split.ids.tolist()]
+    # timm resizes with PIL, as training did; transformers can.
+    exact = AutoImageProcessor.from_pretrained(
+        made.folder, **({} if "timm" in source else {"backend": "pil"})
+    )
+    close(_answers(made.folder, images, image_processor=exact), expected)
+    by_default = _answers(made.folder, images)
+    torch.testing.assert_close(by_default, expected, atol=0.02, rtol=0)
+
+
+def _answers(folder: Path, images: list[Image.Image], **options: Any) -> Tensor:
+    """The logits of a pipeline, by class."""
+    classify = pipeline("image-classification", model=str(folder), **options)
+    answers = classify(images, function_to_apply="none")
+    scores = [{answer["label"]: answer["score"] for answer in each} for each in answers]
+    return torch.tensor([[each[name] for name in CLASSES] for each in scores])
+
+
+def test_what_a_preprocessor_cannot_say_is_told(case: Callable[..., Case]) -> None:
+    made = case("vit")
+    adapter = made.attach(METHODS["lora"])
+    made.export(adapter, merged=True)
+    assert "shifted by up to a pixel" in (made.folder / "README.md").read_text()
+    plain = made.backbone.info.input
+    assert isinstance(plain, ImageInput)
+    made.export(adapter, merged=True, force=True, wanted=replace(plain, resize=40))
+    readme = (made.folder / "README.md").read_text()
+    assert "squashed to 40×40 pixels (bilinear), of which the central 32×32 are cut out" in readme
+    assert "shifted by up to a pixel" not in readme
+
+
+# --- pairs of texts ---
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_berts_code_takes_the_types_of_tokens(case: Callable[..., Case], merged: bool) -> None:
+    made = case("bert")
+    made.export(made.attach(METHODS["lora"]), merged=merged)
+    inputs = made.inputs()
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    inputs["token_type_ids"][:, 2:] = 1
+    with torch.no_grad():
+        close(made.loaded()["logits"](**inputs), made.backbone.module.eval()(**inputs))
+
+
+# --- another machine ---
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("source", ["vit", "roberta", "timm", "tiny-random-bert", "timm-random"])
+def test_no_file_names_a_folder_of_this_machine(
+    case: Callable[..., Case], tmp_path: Path, source: str, merged: bool
+) -> None:
+    made = case(source)
+    if source == "roberta":
+        byte_tokenizer(32).save_pretrained(tmp_path / "model")
+    exported = made.export(made.attach(METHODS["lora"]), merged=merged)
+    assert ("tokenizer.json" in exported.files) is (merged and made.kind in ("bert", "roberta"))
+    texts = [file for file in made.folder.rglob("*") if file.suffix in (".json", ".md")]
+    assert len(texts) >= 3
+    here = str(tmp_path.parent)
+    assert [file.name for file in texts if here in file.read_text(encoding="utf-8")] == []
+    if made.spec.local and not merged:
+        readme = (made.folder / "README.md").read_text(encoding="utf-8")
+        assert f"a checkpoint of your own, '{made.backbone.info.name}'" in readme
+        assert readme.count(made.backbone.info.weights_hash) == 2
+
+
+# --- plug-ins ---
+
+
+class Wrapping:
+    """A plug-in's entry that wraps a model of transformers, and may pool its features in a way of its own."""
+
+    def __init__(self, pool: Callable[..., Tensor] = FAMILIES["vit"].pool) -> None:
+        self.pool = pool
+
+    def describe(self, image_size: int | None) -> BackboneInfo:
+        half, shape = (0.5, 0.5, 0.5), Geometry(16, 2, 2, 24)
+        return BackboneInfo("mine", "vit", shape, PROJECTIONS, ImageInput(32, half, half), "mine-1", "mine")
+
+    def load(self, image_size: int | None) -> LoadedBackbone:
+        make_head, layouts = partial(torch.nn.Linear, 16), FAMILIES["vit"].layouts
+        return LoadedBackbone(self.describe(None), encoder("vit"), self.pool, make_head, layouts)
+
+
+@pytest.fixture
+def plug_in(case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> Callable[[Wrapping], Case]:
+    def make(entry: Wrapping) -> Case:
+        monkeypatch.setattr(catalog, "mine", entry, raising=False)
+        monkeypatch.setitem(BACKBONES._targets, "mine", f"{catalog.__name__}:mine")
+        return case("mine")
+
+    return make
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_plug_in_that_wraps_a_model_of_transformers(
+    plug_in: Callable[[Wrapping], Case], merged: bool
+) -> None:
+    made = plug_in(Wrapping())
+    exported = made.export(made.attach(METHODS["qkv_depth"]), merged=merged)
+    assert ("original" in exported.files) is not merged
+    close(made.loaded()["logits"](**made.inputs()), made.logits())
+
+
+def test_a_plug_in_that_pools_in_its_own_way_is_told_so(plug_in: Callable[[Wrapping], Case]) -> None:
+    made = plug_in(Wrapping(lambda model, pixel_values: model(pixel_values).last_hidden_state.mean(1)))
+    with pytest.raises(UserError, match=r"another pooling"):
+        made.export(made.attach(METHODS["lora"]), merged=True)
+    assert not made.folder.exists()
