@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from bench.commands.options import DEFAULT_STORE, AsJson, Device, StoreUri, echo_json, err, out
+from bench.commands import completion
+from bench.commands.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Device,
+    StoreUri,
+    echo_json,
+    err,
+    names_option,
+    out,
+)
 
 
 def report(
@@ -18,8 +28,10 @@ def report(
     folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
     formats: Annotated[
         list[str] | None,
-        typer.Option(
-            "--format", help="html, csv, md, latex, json, png or svg; may be repeated. Default: all."
+        names_option(
+            "--format",
+            help="html, csv, md, latex, json, png or svg; default: all",
+            complete=completion.one_of("html", "csv", "md", "latex", "json", "png", "svg"),
         ),
     ] = None,
     store: StoreUri = DEFAULT_STORE,

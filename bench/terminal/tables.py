@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from bench.wire.plan import PlannedRow
+from bench.wire.words import OWN_SIZE
 
 if TYPE_CHECKING:
     from reports.study import Cell
@@ -66,7 +67,7 @@ class RowTable:
 
     def add(self, row: PlannedRow | Cell, *measured: str) -> None:
         if row.budget != self._block:
-            self.table.add_row(f"[bold]{row.budget or 'own size'}[/bold]")
+            self.table.add_row(f"[bold]{row.budget or OWN_SIZE}[/bold]")
             self._block = row.budget
         ranks = row.ranks if isinstance(row.ranks, str) else joined(row.ranks)
         ratio = "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False)

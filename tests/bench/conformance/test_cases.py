@@ -18,7 +18,7 @@ from bench.conformance import (
     run_checks,
     variations,
 )
-from methods.base import METHODS, create
+from methods import METHODS, create
 from methods.errors import UnknownNameError, UserError
 
 from .faulty import Pairs
