@@ -50,6 +50,8 @@ for command in (
     catalogue.perf,
     catalogue.methods,
     catalogue.check,
+    results.ls,
+    results.show,
     results.export,
     results.report,
     results.compare,

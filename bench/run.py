@@ -108,9 +108,9 @@ def run_suite(
 
     Trials that have finished are kept, so that a run that was stopped goes on where it was. `suite` is a
     suite or the path of its file. `tasks`, `methods`, `seeds`, `backbones` and `budgets` select a part of it,
-    as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. With `retry_failed` only trials run that have failed. Raises
-    UserError for what cannot be done, before any work. A trial that fails raises nothing: it is stored with
-    its reason.
+    as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. With `retry_failed`
+    only trials run that have failed. Raises UserError for what cannot be done, before any work. A trial that
+    fails raises nothing: it is stored with its reason.
     """
     told = audience or Audience()
     with make_executor(

@@ -34,7 +34,7 @@ def split_numbers(text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"'{text}' is no whole number, nor several with commas between them") from None
+        raise typer.BadParameter(f"'{text}' is no whole number, nor several with commas") from None
 
 
 def joined(values: list[list[Item]] | None) -> list[Item] | None:
@@ -81,9 +81,7 @@ ExecutorKind = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(
-        min=1, metavar="N", help="How many trials at once. Default: every slot of the executor."
-    ),
+    typer.Option(min=1, metavar="N", help="How many trials at once. Default: every slot of the executor."),
 ]
 SearchWorkers = Annotated[
     int | None,

@@ -1,7 +1,8 @@
-"""Commands on what is stored: reports, comparisons, exports, redundancy."""
+"""Commands on what is stored: lists, single trials, reports, comparisons, exports, redundancy."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,34 @@ from bench.commands.options import (
     names_option,
     out,
 )
+
+
+def ls(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List what the store holds: each suite with how many of its trials are complete, failed or missing."""
+    from bench.terminal.stored import print_contents
+    from reports.contents import contents
+
+    found = contents(store)
+    if as_json:
+        echo_json([asdict(one) for one in found])
+    else:
+        print_contents(out, store, found)
+
+
+def show(
+    trial: Annotated[str, typer.Argument(help="A trial id or an MLflow run id, or the start of one.")],
+    store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show one trial: its row, parameters, scores, times and artifacts, and why it failed if it did."""
+    from bench.terminal.stored import print_trial
+    from reports.contents import trial_contents
+
+    found = trial_contents(store, trial)
+    if as_json:
+        echo_json(found.as_dict())
+    else:
+        print_trial(out, found)
 
 
 def report(

@@ -41,7 +41,9 @@ def run(
     workers: Workers = None,
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run only the trials that failed.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run only the trials that failed.")
+    ] = False,
 ) -> None:
     """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept.
 

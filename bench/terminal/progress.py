@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
@@ -38,20 +39,26 @@ class TimeLeft(ProgressColumn):
 
 
 def progress_bars(console: Console) -> Bars:
-    """Lines of a description, a detail, a bar and the time left, each as wide as the terminal allows.
-
-    What has no room is cut from the description. Nothing is shown off a terminal.
-    """
+    """A line of a description, a bar and the time left, as wide as the terminal; none off a terminal."""
     return Bars(
         TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=24 if console.width >= WIDE else 10),
+        BarColumn(bar_width=console.width // 3),
         TimeLeft(table_column=Column(no_wrap=True, justify="right", min_width=11)),
         console=console,
         expand=True,
         transient=True,
         disable=not console.is_terminal,
         speed_estimate_period=PACE,
+    )
+
+
+def worker_lines(console: Console) -> Bars:
+    """A line for each worker: its trial, cut where it has no room, and how far that is."""
+    return Bars(
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, justify="right")),
+        console=console,
+        expand=True,
     )
 
 
@@ -85,51 +92,57 @@ class RunDisplay:
         self._done = 0
         #: The share of each running trial that is done.
         self._shares: dict[str, float] = {}
-        self._progress = progress_bars(console)
-        on = f" on {workers} workers" if workers > 1 else ""
-        self._all = self._progress.add_task(f"all trials{on}", total=trials, detail=f"0/{trials}")
+        self._on = f" on {workers} workers" if workers > 1 else ""
+        self._bar = progress_bars(console)
+        self._all = self._bar.add_task(self._told_all(), total=trials)
+        self._workers = worker_lines(console)
         #: One line a worker, in the order in which they take their first trial.
         self._lines: dict[str, TaskID] = {}
+        self._live = Live(Group(self._bar, self._workers), console=console, transient=True)
 
     def __enter__(self) -> RunDisplay:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def __call__(self, event: Event) -> None:
         name, id_ = escape(self._names[event.trial.id]), event.trial.id
-        if event.worker not in self._lines and event.kind != "elsewhere":
-            self._lines[event.worker] = self._progress.add_task("", total=1, detail="")
-        line = self._lines.get(event.worker, self._all)
-        where = f"[dim]{escape(event.worker)}[/dim] " if event.worker else ""
         if event.kind == "started":
             self._shares[id_] = 0
-            self._progress.reset(line, description=where + name, total=1, detail="")
+            self._show(event.worker, name, "")
         elif event.progress is not None:
-            progress = event.progress
-            self._shares[id_] = progress.step / progress.steps
-            detail = _told(progress, self._console.width)
-            self._progress.update(line, total=progress.steps, completed=progress.step, detail=detail)
-            self._progress.update(self._all, completed=self._done + sum(self._shares.values()))
+            self._shares[id_] = event.progress.step / event.progress.steps
+            self._show(event.worker, name, _told(event.progress, self._console.width))
         else:
             self._shares.pop(id_, None)
             # A lost trial may run again.
             self._done += event.kind != "lost"
-            detail = f"{self._done}/{self._total}"
-            self._progress.update(self._all, completed=self._done + sum(self._shares.values()), detail=detail)
-            if line != self._all:
-                self._progress.update(line, description=where + "[dim]idle[/dim]", completed=0, detail="")
+            if event.kind != "elsewhere":
+                self._show(event.worker, "[dim]idle[/dim]", "")
             # In a file a line is a trial, however long.
             self._console.print(_ended(name, event), highlight=False, soft_wrap=not self._console.is_terminal)
+        done = self._done + sum(self._shares.values())
+        self._bar.update(self._all, completed=done, description=self._told_all())
+
+    def _told_all(self) -> str:
+        return f"{self._done}/{self._total} trials{self._on}"
+
+    def _show(self, worker: str, what: str, detail: str) -> None:
+        """Puts this on the line of a worker."""
+        if worker not in self._lines:
+            self._lines[worker] = self._workers.add_task("", total=None, detail="")
+        where = f"[dim]{escape(worker)}[/dim] " if worker else ""
+        self._workers.update(self._lines[worker], description=where + what, detail=detail)
 
 
 def _told(progress: Progress, width: int) -> str:
     """What a running trial tells, as much of it as a terminal of this width has room for."""
-    parts = [f"epoch {progress.epoch}"]
+    parts = [f"epoch {progress.epoch}", f"{100 * progress.step / progress.steps:.0f}%"]
     if progress.losses and width >= MEDIUM:
         parts.append(f"loss {progress.losses[-1][1]:.3f}")
     if progress.validation_metric is not None and width >= WIDE:
