@@ -83,7 +83,7 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
     interrupts.install()
     try:
-        app()
+        app(prog_name="tensorbench")
     except SystemExit as end:
         # What typer makes of an interrupt.
         if end.code == 130:

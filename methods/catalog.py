@@ -12,11 +12,11 @@ from methods.registry import Registry
 def _check_method(name: str, method: Any) -> None:
     """Raises UserError unless what is registered under `name` is a whole `Method` class of that name."""
     # By its name, as the methods themselves: names alone need no torch.
-    interface = import_module("methods.base").Method
+    interface: Any = import_module("methods.base").Method
     where = f"method '{name}'"
     if not (isinstance(method, type) and issubclass(method, interface)):
         raise UserError(f"{where}: should be a subclass of methods.base.Method, got {method!r:.60}")
-    if lacking := sorted(method.__abstractmethods__):
+    if lacking := sorted(getattr(method, "__abstractmethods__", ())):
         raise UserError(f"{where}: {method.__name__} does not define {', '.join(lacking)}")
     if getattr(method, "name", None) != name:
         raise UserError(f"{where}: {method.__name__} should have the name under which it is registered")

@@ -55,11 +55,13 @@ def _counted(store: Store) -> Contents | None:
     seeds = [(i, *seed) for i, row in enumerate(plan.rows if plan else ()) for seed in row.trials.items()]
     planned = {id_ or (row, seed) for row, seed, id_ in seeds}
     states = Counter(records[id_].status for id_ in planned if id_ in records)
-    known = {state: states[state] for state in (Status.FINISHED, Status.FAILED, Status.RUNNING)}
+    complete, failed, running = (states[s] for s in (Status.FINISHED, Status.FAILED, Status.RUNNING))
     return Contents(
-        store.name,
-        *known.values(),
-        missing=len(planned) - sum(known.values()),
+        experiment=store.name,
+        complete=complete,
+        failed=failed,
+        running=running,
+        missing=len(planned) - complete - failed - running,
         others=len(records.keys() - planned),
         latest=max(record.started for record in (*suites, *records.values())),
     )

@@ -249,6 +249,7 @@ class Study:
         return common, np.array([[scores[seed] for seed in common] for scores in found], dtype=float)
 
     def experiment(self, name: str) -> Experiment:
+        """The experiment of this name, which has to be one of `experiments`."""
         return next(experiment for experiment in self.experiments if experiment.name == name)
 
 

@@ -69,10 +69,10 @@ def _suite(context: typer.Context) -> dict[str, Any]:
     from bench.suite.yaml_text import parse
 
     # An option that has no value yet leaves the arguments before it unparsed.
-    for given in (context.params.get("suite"), *context.args):
+    for given in filter(None, (context.params.get("suite"), *context.args)):
         try:
             values = parse(Path(given).read_text(encoding="utf-8"))
-        except (OSError, TypeError, ValueError):
+        except (OSError, ValueError):
             continue
         if isinstance(values, dict):
             return values
