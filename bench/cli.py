@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from bench import __version__
 from bench.commands import catalogue, results, suites
 from bench.commands.options import err
 from bench.process import interrupts
@@ -38,7 +39,7 @@ app = typer.Typer(
     help="Compare tensor PEFT methods under matched parameter budgets.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
     suites.run,
@@ -49,6 +50,8 @@ for command in (
     catalogue.perf,
     catalogue.methods,
     catalogue.check,
+    results.ls,
+    results.show,
     results.export,
     results.report,
     results.compare,
@@ -58,9 +61,18 @@ for command in (
     app.command()(command)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tensorbench {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option(help="Show a traceback with errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
 ) -> None:
     """`Program` reads them."""
 
@@ -71,7 +83,7 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
     interrupts.install()
     try:
-        app()
+        app(prog_name="tensorbench")
     except SystemExit as end:
         # What typer makes of an interrupt.
         if end.code == 130:

@@ -22,7 +22,7 @@ from bench.search.nested import Nested
 from bench.search.storage import default_storage, open_storage
 from bench.search.study import RankSearch
 from bench.search.tuning import with_choices
-from bench.store.connect import DEFAULT_STORE
+from bench.store import DEFAULT_STORE
 from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.suite.choosing import Allocation, Search
@@ -95,6 +95,8 @@ def run_suite(
     tasks: Sequence[str] = (),
     methods: Sequence[str] = (),
     seeds: Sequence[int] = (),
+    backbones: Sequence[str] = (),
+    budgets: Sequence[str] = (),
     executor: str = "inline",
     workers: int | None = None,
     slots_per_device: int | None = None,
@@ -105,17 +107,21 @@ def run_suite(
     """Runs a suite's trials into MLflow: those of its tuning first, then the final ones.
 
     Trials that have finished are kept, so that a run that was stopped goes on where it was. `suite` is a
-    suite or the path of its file. `tasks`, `methods` and `seeds` select a part of it; each selects all if
-    empty. `executor` is inline, local or ray. With `retry_failed` only trials run that have failed. Raises
-    UserError for what cannot be done, before any work. A trial that fails raises nothing: it is stored with
-    its reason.
+    suite or the path of its file. `tasks`, `methods`, `seeds`, `backbones` and `budgets` select a part of it,
+    as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. With `retry_failed`
+    only trials run that have failed. Raises UserError for what cannot be done, before any work. A trial that
+    fails raises nothing: it is stored with its reason.
     """
     told = audience or Audience()
     with make_executor(
         executor, device, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
     ) as place:
         whole = make_plan(_loaded(suite), place.device)
-        plan = whole.select(tasks, methods, seeds)
+
+        def wanted(whole: Plan) -> Plan:
+            return whole.select(tasks, methods, seeds, backbones, budgets)
+
+        plan = wanted(whole)
         opened = Store.create(store, whole.suite.name)
         phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
         with session(opened) as at_work:
@@ -128,7 +134,7 @@ def run_suite(
                 )
             for phase in phases:
                 whole = with_choices(whole, opened)
-                plan = whole.select(tasks, methods, seeds)
+                plan = wanted(whole)
                 part = plan.of(phase)
                 whole = _run_phase(whole, part, phase, at_work, place, told, retry_failed=retry_failed)
             return SuiteRun(plan, summarise(opened, plan.stored()))
@@ -174,6 +180,8 @@ def search_suite(
     sampler_seed: int | None = None,
     tasks: Sequence[str] = (),
     methods: Sequence[str] = (),
+    backbones: Sequence[str] = (),
+    budgets: Sequence[str] = (),
     executor: str = "inline",
     workers: int | None = None,
     slots_per_device: int | None = None,
@@ -197,7 +205,7 @@ def search_suite(
         executor, device, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
     ) as place:
         whole = make_plan(loaded, place.device)
-        wanted = whole.select(tasks, methods, ())
+        wanted = whole.select(tasks, methods, (), backbones, budgets)
         chosen = cells_of(wanted, place.device)
         opened = Store.create(store, loaded.name)
         _check_memory(list(wanted.trials), place)

@@ -1,9 +1,19 @@
-"""The `Method` interface, what all methods share, and TensLoRA."""
+"""The `Method` interface, what all methods share, and TensLoRA.
 
-from methods.adapter import Adapter
-from methods.backbone import PROJECTIONS, Backbone, Geometry, Site
-from methods.base import METHODS, Method, attach, create, from_identity
-from methods.errors import NotLowRank, UnknownNameError, UserError
+Each name is imported when it is first used: most of them need torch, errors and the list of names do not.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from methods.adapter import Adapter
+    from methods.backbone import PROJECTIONS, Backbone, Geometry, Site
+    from methods.base import Method, attach, create, from_identity
+    from methods.catalog import METHODS
+    from methods.errors import NotLowRank, UnknownNameError, UserError
 
 __all__ = [
     "METHODS",
@@ -20,3 +30,25 @@ __all__ = [
     "create",
     "from_identity",
 ]
+
+_HOMES = {
+    "METHODS": "methods.catalog",
+    "PROJECTIONS": "methods.backbone",
+    "Adapter": "methods.adapter",
+    "Backbone": "methods.backbone",
+    "Geometry": "methods.backbone",
+    "Method": "methods.base",
+    "NotLowRank": "methods.errors",
+    "Site": "methods.backbone",
+    "UnknownNameError": "methods.errors",
+    "UserError": "methods.errors",
+    "attach": "methods.base",
+    "create": "methods.base",
+    "from_identity": "methods.base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'methods' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Literal, NamedTuple, Protocol
-
-from torch import nn
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from methods.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: The linear maps of a transformer layer, in the order in which every stack of slices is built.
 PROJECTIONS = ("query", "key", "value", "output", "fc1", "fc2")

@@ -36,6 +36,11 @@ class Registry:
                 self._plugins.setdefault(point.name, []).append(point)
         return self._plugins
 
+    @property
+    def plugins(self) -> list[str]:
+        """The names that plug-ins register."""
+        return sorted(self._plugin_points())
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._targets, *self._plugin_points()}))
 

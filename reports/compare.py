@@ -27,6 +27,7 @@ class Name(NamedTuple):
 
     @classmethod
     def of(cls, cell: Cell) -> Name:
+        """The name of a cell of either experiment."""
         return cls(cell.task, cell.backbone, cell.budget, cell.method)
 
     def __str__(self) -> str:
@@ -79,6 +80,7 @@ class Comparison:
     only: tuple[list[str], list[str]]
 
     def as_dict(self) -> dict[str, Any]:
+        """The same as JSON takes it."""
         return {
             "names": self.names,
             "changes": [vars(change) for change in self.changes],

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from bench.store.connect import BROKEN_STORE, DEFAULT_STORE, shown_uri
+from bench.store import DEFAULT_STORE
+from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.wire.plan import PlannedRow

@@ -18,11 +18,8 @@ import pandas as pd
 from bench.store.records import Record
 from bench.store.store import Store
 from bench.wire.plan import PlannedRow, PlannedTrial, Tuned
-from bench.wire.words import Status
+from bench.wire.words import OWN_SIZE, Status
 from reports.statistics import Array
-
-#: The budget of cells whose method has a size of its own.
-OWN_SIZE = "own size"
 
 #: The registered names of the methods that others are measured by: what they are compared with, and what a
 #: normalised score is 0 and 1 at.
@@ -252,6 +249,7 @@ class Study:
         return common, np.array([[scores[seed] for seed in common] for scores in found], dtype=float)
 
     def experiment(self, name: str) -> Experiment:
+        """The experiment of this name, which has to be one of `experiments`."""
         return next(experiment for experiment in self.experiments if experiment.name == name)
 
 

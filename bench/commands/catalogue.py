@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
-from bench.commands.options import AsJson, Device, echo_json, err, out
+from bench.commands import completion
+from bench.commands.options import AsJson, Device, echo_json, err, names_option, out
 
 if TYPE_CHECKING:
     from bench.conformance import Finding
@@ -21,7 +23,7 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List the methods, with their parameter counts on a geometry (ViT-B and RoBERTa-base by default)."""
-    from bench.terminal.listings import count_methods, list_methods
+    from bench.terminal.method_list import count_methods, list_methods
     from methods import Geometry
 
     geometry = Geometry(hidden, heads, layers, 4 * hidden)
@@ -47,8 +49,16 @@ def backbones() -> None:
 
 
 def check(
-    name: Annotated[str, typer.Argument(help="A registered method, task or backbone, or all methods: all.")],
-    quick: Annotated[bool, typer.Option(help="Of a method only the presets, not the other options.")] = False,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A registered method, task or backbone, or all methods: all.",
+            autocompletion=completion.methods,
+        ),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Of a method only the presets, not the other options.")
+    ] = False,
 ) -> None:
     """Run the conformance checks on a method, a task or a backbone, a plug-in's too.
 
@@ -77,31 +87,55 @@ def check(
 
 
 def _methods_fail(names: list[str], quick: bool) -> bool:
-    from rich.progress import track
-
     from bench.conformance import conformance_cases, print_checks, run_case
+    from bench.terminal.progress import progress_bars
     from methods import METHODS
 
     cases = []
     for name in names:
         with METHODS.blaming(name):
             cases += conformance_cases(name, quick=quick)
-    shown = track(cases, "checking", console=err, transient=True, disable=not err.is_terminal)
-    results = [run_case(case) for case in shown]
+    results = []
+    with progress_bars(err) as bar:
+        line = bar.add_task("checking", total=len(cases))
+        for case in cases:
+            bar.update(line, description=f"checking {escape(str(case))}")
+            results.append(run_case(case))
+            bar.advance(line)
     print_checks(out, results)
     return any(result.status == "failed" for result in results)
 
 
 def perf(
     backbone: Annotated[
-        str, typer.Option(help="A shape (vit-base, vit-small, roberta-base) or a registered backbone.")
+        str,
+        typer.Option(
+            help="A shape (vit-base, vit-small, roberta-base) or a registered backbone.",
+            autocompletion=completion.one_of("vit-base", "vit-small", "roberta-base"),
+        ),
     ] = "vit-base",
-    methods: Annotated[str, typer.Option(help="Names, separated by commas, or all.")] = "all",
-    rank_modes: Annotated[
-        str, typer.Option(help="isorank, isoparameters, or both.")
-    ] = "isorank,isoparameters",
-    batch: Annotated[int, typer.Option(min=1)] = 4,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; ratios are paired by round.")] = 15,
+    method: Annotated[
+        list[str] | None,
+        names_option(
+            "--method",
+            "--methods",
+            help="Names or variants of TensLoRA; default: all",
+            complete=completion.methods,
+        ),
+    ] = None,
+    rank_mode: Annotated[
+        list[str] | None,
+        names_option(
+            "--rank-mode",
+            "--rank-modes",
+            help="isorank or isoparameters; default: both",
+            complete=completion.one_of("isorank", "isoparameters"),
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Examples of a step.")] = 4,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Interleaved rounds; ratios are paired by round.")
+    ] = 15,
     device: Device = "auto",
     bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile, anew every round.")] = False,
@@ -109,12 +143,11 @@ def perf(
     as_json: AsJson = False,
 ) -> None:
     """Time a training step of every method, side by side in one process, with peak memory."""
-    from rich.progress import Progress
-
     from bench.backbones import BACKBONES
     from bench.execution import choose_device
     from bench.probes import perf as timing
     from bench.process.outputs import prepare_plot
+    from bench.terminal.progress import progress_bars
     from bench.terminal.tables import fitted
     from bench.training.measure import device_name
 
@@ -122,19 +155,19 @@ def perf(
         prepare_plot(plot)
     chosen = choose_device(device)
     name = backbone if backbone in BACKBONES else f"random-{backbone}"
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-        bar = progress.add_task("loading the backbone", total=None)
+    with progress_bars(err) as bar:
+        line = bar.add_task("loading the backbone", total=None)
         rows = timing.measure(
             name,
-            methods.split(","),
-            rank_modes.split(","),
+            method or timing.ALL,
+            rank_mode or timing.RANK_MODES,
             batch=batch,
             rounds=rounds,
             device=chosen,
             bf16=bf16,
             compiled=compiled,
-            notify=lambda index, label: progress.update(
-                bar, description=f"round {index + 1}/{rounds} {label}"
+            notify=lambda done, total, label: bar.update(
+                line, completed=done, total=total, description=escape(label)
             ),
         )
     title = f"{name}, batch {batch}, {device_name(chosen)}, {rounds} rounds"

@@ -3,21 +3,60 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+
+from bench.commands import completion
+from bench.store import DEFAULT_STORE as DEFAULT_STORE
+
+Item = TypeVar("Item")
 
 #: Off a terminal nothing limits the width, and rich would assume 80 columns.
 out = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else 120, emoji=False)
 
-#: Also `bench.store.connect.DEFAULT_STORE`, whose import would take seconds.
-DEFAULT_STORE = "sqlite:///mlflow.db"
+#: A comma between two names: neither in the brackets of a label, `LoRA (rank=8, scale=2)`, nor of thousands.
+COMMA = re.compile(r",(?![^(\[]*[)\]])(?!\d{3}(?!\d))")
 
-SuiteFile = Annotated[Path, typer.Argument(help="The suite, a YAML file.")]
+
+def split_names(text: str) -> list[str]:
+    """The names that an option has when it is given once. Every option that takes several reads them so."""
+    return [name.strip() for name in COMMA.split(text)]
+
+
+def split_numbers(text: str) -> list[int]:
+    """Likewise, of whole numbers."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no whole number, nor several with commas") from None
+
+
+def joined(values: list[list[Item]] | None) -> list[Item] | None:
+    """All that an option has that may be repeated."""
+    return [item for items in values for item in items] if values else None
+
+
+def names_option(*options: str, help: str, complete: completion.Complete) -> Any:
+    """An option that takes several names, with commas between them or in as many options."""
+    return typer.Option(
+        *options,
+        parser=split_names,
+        callback=joined,
+        metavar="NAME,…",
+        help=f"{help}; may be repeated.",
+        autocompletion=complete,
+    )
+
+
+SuiteFile = Annotated[
+    Path, typer.Argument(help="The suite, a YAML file.", autocompletion=completion.suite_files)
+]
 StoreUri = Annotated[
     str,
     typer.Option(
@@ -27,38 +66,76 @@ StoreUri = Annotated[
         "The default is a file in the working folder.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda or cuda:N.", autocompletion=completion.one_of("auto", "cpu", "cuda", "cuda:0")
+    ),
+]
 ExecutorKind = Annotated[
     str,
     typer.Option(
-        help="Where trials run: inline (this process), local (processes of this machine) or ray (a cluster)."
+        help="Where trials run: inline (this process), local (processes of this machine) or ray (a cluster).",
+        autocompletion=completion.one_of("inline", "local", "ray"),
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="How many trials at once. Default: every slot of the executor."),
+    typer.Option(min=1, metavar="N", help="How many trials at once. Default: every slot of the executor."),
 ]
 SearchWorkers = Annotated[
     int | None,
     typer.Option(
         min=1,
+        metavar="N",
         help="How many trials at once: the seeds of final runs, an allocation's trials. "
         "Default: 1 for a search, every slot for an allocation alone.",
     ),
 ]
-SlotsPerDevice = Annotated[int | None, typer.Option(min=1, help="How many trials share a GPU. Default: one.")]
+SlotsPerDevice = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="How many trials share a GPU. Default: one.")
+]
 RayAddress = Annotated[
     str | None,
     typer.Option(help="A running Ray cluster: auto or HOST:PORT. Default: RAY_ADDRESS, or one started here."),
 ]
-Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
+Tasks = Annotated[
+    list[str] | None,
+    names_option("--task", help="Only this task", complete=completion.of_suite("tasks")),
+]
 Methods = Annotated[
     list[str] | None,
-    typer.Option(
-        "--method", help="Only this method, by name or title ('TensLoRA qkv_depth'); may be repeated."
+    names_option(
+        "--method",
+        help="Only this method, by name or title ('TensLoRA qkv_depth')",
+        complete=completion.of_suite("methods"),
     ),
 ]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; may be repeated.")]
+Backbones = Annotated[
+    list[str] | None,
+    names_option(
+        "--backbone", help="Only this backbone, as plans name it", complete=completion.of_suite("backbones")
+    ),
+]
+Budgets = Annotated[
+    list[str] | None,
+    names_option(
+        "--budget",
+        help="Only this budget, as plans name it ('isorank 4', 'own size'), or all of a kind (isorank)",
+        complete=completion.of_suite("budgets"),
+    ),
+]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--seed",
+        parser=split_numbers,
+        callback=joined,
+        metavar="N,…",
+        help="Only this seed; may be repeated.",
+        autocompletion=completion.of_suite("seeds"),
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
 
 

@@ -1,14 +1,53 @@
-"""Commands on what is stored: reports, comparisons, exports, redundancy."""
+"""Commands on what is stored: lists, single trials, reports, comparisons, exports, redundancy."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from bench.commands.options import DEFAULT_STORE, AsJson, Device, StoreUri, echo_json, err, out
+from bench.commands import completion
+from bench.commands.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Device,
+    StoreUri,
+    echo_json,
+    err,
+    names_option,
+    out,
+)
+
+
+def ls(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List what the store holds: each suite with how many of its trials are complete, failed or missing."""
+    from bench.terminal.stored import print_contents
+    from reports.contents import contents
+
+    found = contents(store)
+    if as_json:
+        echo_json([asdict(one) for one in found])
+    else:
+        print_contents(out, store, found)
+
+
+def show(
+    trial: Annotated[str, typer.Argument(help="A trial id or an MLflow run id, or the start of one.")],
+    store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show one trial: its row, parameters, scores, times and artifacts, and why it failed if it did."""
+    from bench.terminal.stored import print_trial
+    from reports.contents import trial_contents
+
+    found = trial_contents(store, trial)
+    if as_json:
+        echo_json(found.as_dict())
+    else:
+        print_trial(out, found)
 
 
 def report(
@@ -18,8 +57,10 @@ def report(
     folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
     formats: Annotated[
         list[str] | None,
-        typer.Option(
-            "--format", help="html, csv, md, latex, json, png or svg; may be repeated. Default: all."
+        names_option(
+            "--format",
+            help="html, csv, md, latex, json, png or svg; default: all",
+            complete=completion.one_of("html", "csv", "md", "latex", "json", "png", "svg"),
         ),
     ] = None,
     store: StoreUri = DEFAULT_STORE,

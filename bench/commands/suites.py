@@ -9,6 +9,8 @@ import typer
 from bench.commands.options import (
     DEFAULT_STORE,
     AsJson,
+    Backbones,
+    Budgets,
     Device,
     ExecutorKind,
     Methods,
@@ -33,11 +35,15 @@ def run(
     task: Tasks = None,
     method: Methods = None,
     seed: Seeds = None,
+    backbone: Backbones = None,
+    budget: Budgets = None,
     executor: ExecutorKind = "inline",
     workers: Workers = None,
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
-    retry_failed: Annotated[bool, typer.Option(help="Run only the trials that failed.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run only the trials that failed.")
+    ] = False,
 ) -> None:
     """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept.
 
@@ -55,6 +61,8 @@ def run(
         tasks=task or (),
         methods=method or (),
         seeds=seed or (),
+        backbones=backbone or (),
+        budgets=budget or (),
         executor=executor,
         workers=workers,
         slots_per_device=slots_per_device,
@@ -83,12 +91,15 @@ def search(
     sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
     method: Methods = None,
     task: Tasks = None,
+    backbone: Backbones = None,
+    budget: Budgets = None,
     executor: ExecutorKind = "inline",
     workers: SearchWorkers = None,
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
     retry_failed: Annotated[
-        bool, typer.Option(help="Also try trials again that failed, and with them their points.")
+        bool,
+        typer.Option("--retry-failed", help="Also try trials again that failed, and with them their points."),
     ] = False,
 ) -> None:
     """Search ranks within a budget, or ablate how it is shared: what the suite's `search` or `allocation`
@@ -109,6 +120,8 @@ def search(
         sampler_seed=sampler_seed,
         tasks=task or (),
         methods=method or (),
+        backbones=backbone or (),
+        budgets=budget or (),
         executor=executor,
         workers=workers,
         slots_per_device=slots_per_device,
@@ -127,6 +140,8 @@ def plan(
     task: Tasks = None,
     method: Methods = None,
     seed: Seeds = None,
+    backbone: Backbones = None,
+    budget: Budgets = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: resolved ranks and parameter counts; with --json trial ids too. Starts nothing.
@@ -141,7 +156,9 @@ def plan(
     from bench.terminal.plans import print_forecast, print_plan
 
     device = choose_device(device)
-    made = make_plan(load_suite(suite), device).select(task or (), method or (), seed or ())
+    made = make_plan(load_suite(suite), device).select(
+        task or (), method or (), seed or (), backbone or (), budget or ()
+    )
     expected = forecast(made, store, device)
     if as_json:
         echo_json(made.stored().model_dump(mode="json") | {"forecast": expected.model_dump(mode="json")})

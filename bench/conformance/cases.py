@@ -13,8 +13,8 @@ from bench.backbones.base import BackboneKind
 from bench.conformance.checks import CHECKS
 from bench.conformance.findings import Status, judge, undisturbed
 from bench.conformance.subject import BACKBONES, GEOMETRY, RANK, Subject
+from methods import METHODS, Method
 from methods.backbone import PROJECTIONS
-from methods.base import METHODS, Method
 from methods.errors import UserError
 
 

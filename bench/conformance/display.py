@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import get_args
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,33 +12,36 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.conformance.cases import CheckResult
-from bench.conformance.findings import Finding
+from bench.conformance.findings import Finding, Status
 
 _PASSED, _FAILED, _REFUSED = "[green]✓[/green]", "[bold red]✗[/bold red]", "[dim]–[/dim]"
 
 
 def print_checks(console: Console, results: Sequence[CheckResult]) -> None:
-    """A table of methods × checks over all backbones, then every failure and what did not apply."""
-    checks = list(dict.fromkeys(result.check for result in results))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
-    table.add_column("method", vertical="bottom", ratio=1, min_width=16)
-    for check in checks:
-        # One letter a line: thirty words do not fit beside each other.
-        table.add_column("\n".join(check.replace("_", " ")), vertical="bottom", width=1)
+    """How many checks each method passed over all backbones, which ones were asked, then every failure and
+    what did not apply.
+    """
+    statuses = get_args(Status)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", overflow="fold")
+    for status in statuses:
+        table.add_column(status, justify="right", no_wrap=True)
     for preset in dict.fromkeys(result.preset for result in results):
-        own = [result for result in results if result.preset == preset]
-        table.add_row(escape(preset), *(_mark([r for r in own if r.check == check]) for check in checks))
+        counts = Counter(result.status for result in results if result.preset == preset)
+        mark = _FAILED if counts["failed"] else _PASSED
+        table.add_row(f"{mark} {escape(preset)}", *(f"{counts[status] or '–'}" for status in statuses))
     console.print(table)
+    asked = ", ".join(dict.fromkeys(result.check for result in results))
+    console.print(f"[dim]The checks: {asked}.[/dim]", highlight=False)
     for result in results:
         if result.status == "failed":
             where = escape(f"{result.preset} on {result.backbone}, {result.check}")
             console.print(f"{_FAILED} {where}: {escape(result.message)}", highlight=False)
     for line in _refusals(results):
         console.print(f"{_REFUSED} {escape(line)}", highlight=False)
-    counts = {status: sum(r.status == status for r in results) for status in ("passed", "failed")}
+    total = Counter(result.status for result in results)
     console.print(
-        f"{counts['passed']:,} passed, {counts['failed']:,} failed, "
-        f"{len(results) - sum(counts.values()):,} not applicable, on "
+        f"{', '.join(f'{total[status]:,} {status}' for status in statuses)}, on "
         f"{', '.join(dict.fromkeys(result.backbone for result in results))} "
         f"({sum(result.seconds for result in results):.0f} s)",
         highlight=False,
@@ -53,15 +58,6 @@ def print_findings(console: Console, title: str, findings: Sequence[Finding]) ->
         console.print(f"{marks[finding.status]} {escape(line)}", highlight=False, soft_wrap=True)
     passed, failed = (sum(f.status == status for f in findings) for status in ("passed", "failed"))
     console.print(f"{passed} passed, {failed} failed, {len(findings) - passed - failed} not applicable")
-
-
-def _mark(results: Sequence[CheckResult]) -> str:
-    statuses = {result.status for result in results}
-    if "failed" in statuses:
-        return _FAILED
-    if "passed" in statuses:
-        return _PASSED
-    return _REFUSED if statuses else " "
 
 
 def _refusals(results: Sequence[CheckResult]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from pydantic import Field
@@ -12,8 +12,8 @@ from bench.plan.trial import Trial
 from bench.suite.rows import Budget
 from bench.suite.suite import Suite
 from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan, Tuned
-from bench.wire.words import Phase
-from methods import UnknownNameError
+from bench.wire.words import OWN_SIZE, Phase
+from methods import UnknownNameError, UserError
 from methods.validation import Frozen
 
 Entry = TypeVar("Entry")
@@ -105,32 +105,43 @@ class Plan(Frozen):
     rows: tuple[Row, ...]
     trials: tuple[Trial, ...]
 
-    def select(self, tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> Plan:
-        """The part of these tasks, methods and seeds; each selects all if empty.
+    def select(
+        self,
+        tasks: Sequence[str] = (),
+        methods: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+        backbones: Sequence[str] = (),
+        budgets: Sequence[str] = (),
+    ) -> Plan:
+        """The part of these tasks, methods, seeds, backbones and budgets; each selects all if empty.
 
-        A method is named by its registered name or by its title. Every selected row keeps all its tuning
-        trials. Raises UserError for a name or a seed that the plan does not have.
+        A method is named by its registered name, its title or its label, and a budget as `budget_names`
+        says. Every selected row keeps all its tuning trials. Raises UserError for a name or a seed that the
+        plan does not have, and for a choice that leaves nothing.
         """
-
-        def names(row: Row) -> set[str]:
-            return {row.title, row.method, row.registered}
-
         final = self.of(None).rows
-        for kind, asked, known in (
-            ("task of this suite", tasks, {row.task for row in final}),
-            ("method of this suite", methods, set().union(*map(names, final))),
-            ("seed of this suite", map(str, seeds), set(map(str, self.suite.seeds))),
-        ):
+        kept = list(final)
+        choices: list[tuple[str, Sequence[str], Callable[[Row], set[str]]]] = [
+            ("task", tasks, lambda row: {row.task}),
+            ("method", methods, lambda row: {row.title, row.method, row.registered}),
+            ("backbone", backbones, lambda row: {row.backbone}),
+            ("budget", budgets, lambda row: budget_names(row.budget)),
+            ("seed", list(map(str, seeds)), lambda row: set(map(str, row.trials))),
+        ]
+        for kind, asked, names in choices:
+            known: set[str] = set().union(*map(names, final))
             for name in asked:
                 if name not in known:
-                    raise UnknownNameError(kind, name, known)
-        kept = [
-            row.model_copy(
-                update={"trials": {s: id_ for s, id_ in row.trials.items() if not seeds or s in seeds}}
-            )
-            for row in final
-            if (not tasks or row.task in tasks) and (not methods or names(row) & set(methods))
-        ]
+                    raise UnknownNameError(f"{kind} of this suite", name, known)
+            kept = [row for row in kept if not asked or names(row) & set(asked)]
+        if final and not kept:
+            told = "; ".join(f"{kind} {', '.join(asked)}" for kind, asked, _ in choices if asked)
+            raise UserError(f"suite '{self.suite.name}' has no row of all of these: {told}")
+        if seeds:
+            kept = [
+                row.model_copy(update={"trials": {s: id_ for s, id_ in row.trials.items() if s in seeds}})
+                for row in kept
+            ]
         tuning = {id_ for row in kept if row.tuning for id_ in row.tuning.ids}
         kept += [row for row in self.rows if row.phase and tuning & set(row.trials.values())]
         return self._part(kept)
@@ -170,6 +181,14 @@ class Plan(Frozen):
                 PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in final.trials
             ),
         )
+
+
+def budget_names(budget: Budget | None) -> set[str]:
+    """How a budget may be named: as tables show it, without the commas of its thousands, or by its kind."""
+    if budget is None:
+        return {OWN_SIZE}
+    (kind,) = budget.model_dump(exclude={"tolerance"}, exclude_none=True)
+    return {budget.label, budget.label.replace(",", ""), kind}
 
 
 def in_order(entries: Iterable[tuple[tuple[int, int], Entry]]) -> tuple[Entry, ...]:

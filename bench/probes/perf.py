@@ -6,7 +6,6 @@ off, so that whatever else the machine does falls on all of them alike and ratio
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 import warnings
@@ -174,9 +173,9 @@ def measure(
     device: str,
     bf16: bool,
     compiled: bool = False,
-    notify: Callable[[int, str], None],
+    notify: Callable[[int, int, str], None],
 ) -> list[Timing]:
-    """Times every contender. `notify(round, label)` is called before each. Raises UserError.
+    """Times every contender. `notify(done, all, label)` is called before each of so many. Raises UserError.
 
     `backbone_name` is a registered one, that of a shape with `SHAPES` before it.
     """
@@ -194,8 +193,9 @@ def measure(
     measured: dict[Contender, list[_Round]] = {contender: [] for contender in chosen}
     for index in range(rounds):
         # Another one first in every round, so that none is always behind the same neighbour.
-        for contender in chosen[index % len(chosen) :] + chosen[: index % len(chosen)]:
-            notify(index, contender.label)
+        turned = chosen[index % len(chosen) :] + chosen[: index % len(chosen)]
+        for place, contender in enumerate(turned, index * len(chosen)):
+            notify(place, rounds * len(chosen), contender.label)
             measured[contender].append(_round(contender, backbone, inputs, labels, bf16, compiled))
     return _timings(measured)
 
@@ -211,7 +211,6 @@ def _round(
     """Puts the contender on the backbone, warms it up, times it and takes it off."""
     adapter = contender.put(backbone, torch.Generator().manual_seed(0))
     parameters = adapter.parameter_count
-    gc.collect()
     memory = PeakMemory(labels.device)
     with numerics.compiled(backbone.module.encoder, compiled):
         steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, WARMUP + TIMED))[WARMUP:]

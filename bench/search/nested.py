@@ -17,7 +17,7 @@ from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.store.records import Record, latest
 from bench.wire.found import Finalist, Found
-from bench.wire.words import Artifact, Kind, Phase, Status, Tag
+from bench.wire.words import OWN_SIZE, Artifact, Kind, Phase, Status, Tag
 from methods import Method
 
 #: Shows how so many trials of a plan run on so many slots; what it gives hears of every event.
@@ -47,7 +47,7 @@ class Nested:
         self.cell, self.kind, self.store = cell, kind, at_work.store
         self.again = again
         self._at_work, self._executor, self._watch = at_work, executor, watch
-        budget = cell.budget.label if cell.budget else "own size"
+        budget = cell.budget.label if cell.budget else OWN_SIZE
         self.name = " · ".join((cell.suite.name, cell.label, cell.task.task, cell.info.name, budget))
         self._found: Found | None = None
 

@@ -20,8 +20,6 @@ from bench.process import interrupts
 from bench.sources.assets import cache_dir
 from methods import UserError
 
-DEFAULT_STORE = "sqlite:///mlflow.db"
-
 SQLITE = "sqlite:///"
 
 DATABASES = ("postgresql", "mysql", "mssql")

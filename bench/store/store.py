@@ -26,7 +26,7 @@ from bench.store.connect import (
 )
 from bench.store.outbox import Letter
 from bench.store.records import Record
-from bench.store.runs import find_runs, keep_json
+from bench.store.runs import every_page, find_runs, keep_json
 from bench.store.tables import read_tables
 from bench.store.verified import check_content
 from bench.suite.recipe import Recipe
@@ -94,6 +94,13 @@ class Store:
                 f"no experiment '{name}' in {shown_uri(uri)}{hint and f'; {hint}'} (there: {there})"
             )
         return cls(client, experiment, uri)
+
+    @classmethod
+    def every(cls, uri: str) -> list[Store]:
+        """Every experiment of a store for reading, by name. Raises UserError where there is no store."""
+        client = connect(uri, create=False)
+        found = every_page(lambda token: client.search_experiments(order_by=["name ASC"], page_token=token))
+        return [cls(client, experiment, uri) for experiment in found]
 
     @property
     def name(self) -> str:
@@ -173,6 +180,12 @@ class Store:
             return form.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
+
+    def details(self, record: Record) -> tuple[dict[str, str], dict[str, int | None]]:
+        """The configuration that a run was given, and its artifacts with their bytes (None: a folder)."""
+        listed = self.client.list_artifacts(record.run_id)
+        params = self.client.get_run(record.run_id).data.params
+        return dict(params), {file.path: file.file_size for file in listed}
 
     def history(self, record: Record, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric, by step. Of a step that was logged twice the last value counts."""

@@ -21,6 +21,7 @@ from bench.plan.trial import Trial
 from bench.store.connect import BROKEN_STORE, connect, shown_uri, storing
 from bench.store.records import Record, latest
 from bench.store.runs import find_runs, keep_json
+from bench.store.store import Store
 from bench.store.verified import check_content, hashes
 from bench.wire import Wired
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
@@ -86,6 +87,17 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
         yield StoredTrial(client, record, trial, method, backbone, adapter)
     finally:
         adapter.detach()
+
+
+def find_trial(store: str, run: str) -> tuple[Store, Record]:
+    """The trial whose run id or trial id begins with `run`, and the experiment that has it.
+
+    Raises UserError for none or several.
+    """
+    client = connect(store, create=False)
+    record = _find(client, run)
+    experiment = client.get_run(record.run_id).info.experiment_id
+    return Store(client, client.get_experiment(experiment), store), record
 
 
 def _find(client: MlflowClient, run: str) -> Record:

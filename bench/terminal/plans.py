@@ -8,6 +8,7 @@ from rich.markup import escape
 from bench.plan.rows import Plan
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.plan import Forecast
+from bench.wire.words import OWN_SIZE
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -82,7 +83,7 @@ def print_tuning(console: Console, plan: Plan) -> None:
                 else "–"
                 for axis in ("lr", "scale", "head_lr")
             ]
-            budget = row.budget.label if row.budget else "own size"
+            budget = row.budget.label if row.budget else OWN_SIZE
             spent = (str(tuned.trials), joined(tuned.seeds), str(tuned.epochs or "–"))
             tied = "–" if tuned.chosen is None else str(tuned.tied)
             table.add_row(escape(row.method), budget, *spent, *shown, tied)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Column
+from rich.text import Text
 
 from bench.plan.rows import Plan
 from bench.terminal.tables import joined
@@ -15,6 +19,55 @@ from bench.wire.words import Measure
 
 if TYPE_CHECKING:
     from bench.execution.perform import Event
+    from bench.wire.trial import Progress
+
+#: Columns of a terminal from which a line has room for a long bar and for all that a trial tells, ...
+WIDE = 110
+#: ... and from which it has room for more of that than the epoch.
+MEDIUM = 72
+
+#: Seconds of the past by which the time left is estimated. The pace of one step says little.
+PACE = 300.0
+
+
+class TimeLeft(ProgressColumn):
+    """How long the rest takes at the pace so far."""
+
+    def render(self, task: Task) -> Text:
+        seconds = None if task.finished else task.time_remaining
+        return Text("" if seconds is None else f"{duration(seconds)} left", style="cyan")
+
+
+def progress_bars(console: Console) -> Bars:
+    """A line of a description, a bar and the time left, as wide as the terminal; none off a terminal."""
+    return Bars(
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=console.width // 3),
+        TimeLeft(table_column=Column(no_wrap=True, justify="right", min_width=11)),
+        console=console,
+        expand=True,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=PACE,
+    )
+
+
+def worker_lines(console: Console) -> Bars:
+    """A line for each worker: its trial, cut where it has no room, and how far that is."""
+    return Bars(
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, justify="right")),
+        console=console,
+        expand=True,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, minutes and seconds, or seconds: the two largest units."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole // 60 % 60:02} m"
+    return f"{whole // 60} m {whole % 60:02} s" if whole >= 60 else f"{whole} s"
 
 
 class RunDisplay:
@@ -22,8 +75,16 @@ class RunDisplay:
 
     def __init__(self, console: Console, plan: Plan, trials: int, workers: int = 1) -> None:
         self._console = console
+        several = len({row.backbone for row in plan.rows}) > 1
         self._names = {
-            id_: f"{row.method} {joined(row.ranks)}".rstrip() + f" · {row.task} · seed {seed}"
+            id_: " · ".join(
+                [
+                    f"{row.method} {joined(row.ranks)}".rstrip(),
+                    row.task,
+                    *[row.backbone] * several,
+                    f"seed {seed}",
+                ]
+            )
             for row in plan.rows
             for seed, id_ in row.trials.items()
         }
@@ -31,61 +92,67 @@ class RunDisplay:
         self._done = 0
         #: The share of each running trial that is done.
         self._shares: dict[str, float] = {}
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        several = f" on {workers} workers" if workers > 1 else ""
-        self._all = self._progress.add_task(f"all trials{several}", total=trials, detail=f"0/{trials}")
+        self._on = f" on {workers} workers" if workers > 1 else ""
+        self._bar = progress_bars(console)
+        self._all = self._bar.add_task(self._told_all(), total=trials)
+        self._workers = worker_lines(console)
         #: One line a worker, in the order in which they take their first trial.
         self._lines: dict[str, TaskID] = {}
+        self._live = Live(Group(self._bar, self._workers), console=console, transient=True)
 
     def __enter__(self) -> RunDisplay:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def __call__(self, event: Event) -> None:
         name, id_ = escape(self._names[event.trial.id]), event.trial.id
-        if event.worker not in self._lines and event.kind != "elsewhere":
-            self._lines[event.worker] = self._progress.add_task("", total=1, detail="")
-        line = self._lines.get(event.worker, self._all)
-        where = f"[dim]{escape(event.worker)}[/dim] " if event.worker else ""
         if event.kind == "started":
             self._shares[id_] = 0
-            self._progress.reset(line, description=where + name, total=1, detail="")
+            self._show(event.worker, name, "")
         elif event.progress is not None:
-            progress = event.progress
-            detail = f"epoch {progress.epoch}"
-            if progress.losses:
-                detail += f" · loss {progress.losses[-1][1]:.3f}"
-            if progress.validation_metric is not None:
-                detail += f" · validation {progress.validation_metric:.4f}"
-            self._shares[id_] = progress.step / progress.steps
-            self._progress.update(line, total=progress.steps, completed=progress.step, detail=detail)
-            self._progress.update(self._all, completed=self._done + sum(self._shares.values()))
+            self._shares[id_] = event.progress.step / event.progress.steps
+            self._show(event.worker, name, _told(event.progress, self._console.width))
         else:
             self._shares.pop(id_, None)
             # A lost trial may run again.
             self._done += event.kind != "lost"
-            detail = f"{self._done}/{self._total}"
-            self._progress.update(self._all, completed=self._done + sum(self._shares.values()), detail=detail)
-            if line != self._all:
-                self._progress.update(line, description=where + "[dim]idle[/dim]", completed=0, detail="")
+            if event.kind != "elsewhere":
+                self._show(event.worker, "[dim]idle[/dim]", "")
             # In a file a line is a trial, however long.
             self._console.print(_ended(name, event), highlight=False, soft_wrap=not self._console.is_terminal)
+        done = self._done + sum(self._shares.values())
+        self._bar.update(self._all, completed=done, description=self._told_all())
+
+    def _told_all(self) -> str:
+        return f"{self._done}/{self._total} trials{self._on}"
+
+    def _show(self, worker: str, what: str, detail: str) -> None:
+        """Puts this on the line of a worker."""
+        if worker not in self._lines:
+            self._lines[worker] = self._workers.add_task("", total=None, detail="")
+        where = f"[dim]{escape(worker)}[/dim] " if worker else ""
+        self._workers.update(self._lines[worker], description=where + what, detail=detail)
+
+
+def _told(progress: Progress, width: int) -> str:
+    """What a running trial tells, as much of it as a terminal of this width has room for."""
+    parts = [f"epoch {progress.epoch}", f"{100 * progress.step / progress.steps:.0f}%"]
+    if progress.losses and width >= MEDIUM:
+        parts.append(f"loss {progress.losses[-1][1]:.3f}")
+    if progress.validation_metric is not None and width >= WIDE:
+        parts.append(f"validation {progress.validation_metric:.4f}")
+    return " · ".join(parts)
 
 
 def _ended(name: str, event: Event) -> str:
+    # As much of the id as other commands need to find the trial.
+    id_ = f"[dim]{event.trial.id[:8]}[/dim]"
     if event.kind == "pruned":
         return f"[dim]–[/dim] {name}: pruned"
     if event.kind == "elsewhere":
@@ -93,12 +160,10 @@ def _ended(name: str, event: Event) -> str:
     ending = event.ending
     assert ending is not None
     if ending.status != "finished":
-        return f"[red]✗[/red] {name}: {escape(ending.failure)}"
+        return f"[red]✗[/red] {name}: {escape(ending.failure)} {id_}"
     metrics = ending.metrics
     step = f", {metrics[Measure.STEP_MS]:.0f} ms a step" if Measure.STEP_MS in metrics else ""
     scores = f"validation {metrics[Measure.SELECTED_VALIDATION]:.4f}"
     if event.trial.evaluate == "test":
         scores = f"test {metrics[Measure.SCORE]:.4f}, {scores}"
-    # As much of the id as other commands need to find the run.
-    id_ = event.trial.id[:8]
-    return f"[green]✓[/green] {name}: {scores} ({metrics[Measure.SECONDS]:.0f} s{step}) [dim]{id_}[/dim]"
+    return f"[green]✓[/green] {name}: {scores} ({metrics[Measure.SECONDS]:.0f} s{step}) {id_}"

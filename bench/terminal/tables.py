@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,9 +15,14 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from bench.wire.plan import PlannedRow
+from bench.wire.words import OWN_SIZE
+from methods import UserError
+from methods.registry import Registry
 
 if TYPE_CHECKING:
     from reports.study import Cell
+
+Shown = TypeVar("Shown")
 
 
 def plain_table(
@@ -66,7 +72,7 @@ class RowTable:
 
     def add(self, row: PlannedRow | Cell, *measured: str) -> None:
         if row.budget != self._block:
-            self.table.add_row(f"[bold]{row.budget or 'own size'}[/bold]")
+            self.table.add_row(f"[bold]{row.budget or OWN_SIZE}[/bold]")
             self._block = row.budget
         ranks = row.ranks if isinstance(row.ranks, str) else joined(row.ranks)
         ratio = "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False)
@@ -85,6 +91,18 @@ def print_missed(console: Console, rows: int) -> None:
         console.print(
             f"[yellow]{rows} row(s) marked ! miss their budget by more than its tolerance.[/yellow]"
         )
+
+
+def each_of(registry: Registry, show: Callable[[str, Any], Shown]) -> Iterator[Shown]:
+    """What `show` makes of every name and target; one that a plug-in's mistake stops is told and left out."""
+    for name, target in registry.available():
+        try:
+            with registry.blaming(name):
+                shown = show(name, target)
+        except UserError as error:
+            warnings.warn(str(error), stacklevel=2)
+        else:
+            yield shown
 
 
 def joined(numbers: Iterable[int]) -> str:

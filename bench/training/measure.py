@@ -68,6 +68,8 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._reset = True
+        # What earlier trials left in circles is none of this one's memory.
+        gc.collect()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
@@ -92,7 +94,6 @@ class PeakMemory:
 
 def _give_back() -> None:
     """Returns the memory to the system that earlier trials freed and the allocator kept."""
-    gc.collect()
     with suppress(OSError, AttributeError):  # elsewhere than on glibc
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -109,4 +109,5 @@ class StoredPlan(Wired):
     trials: tuple[PlannedTrial, ...]
 
     def by_id(self) -> dict[str, PlannedTrial]:
+        """The trials by their ids."""
         return {trial.id: trial for trial in self.trials}

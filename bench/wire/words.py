@@ -91,6 +91,9 @@ class Tag(StrEnum):
     NOTE = "mlflow.note.content"
 
 
+#: What stands for the budget of a method that has a size of its own.
+OWN_SIZE = "own size"
+
 #: The value of a tag that is a flag, where it is set.
 YES = "yes"
 

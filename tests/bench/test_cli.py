@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import cli
+import bench
 from bench.backbones import BACKBONES
 from bench.store.store import Store
 from bench.tasks import TASKS
@@ -44,13 +44,43 @@ try:
     main()
 finally:
     slow = {"torch", "mlflow", "pandas", "pydantic", "numpy", "scipy", "matplotlib"}
-    slow |= {"transformers", "methods"}
+    slow |= {"transformers", "methods", "ruamel"}
     print(*sorted(slow & set(sys.modules)), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.split() == []
     for command in ("run", "plan", "methods", "tasks", "backbones"):
         assert re.search(rf"\b{command}\b", done.stdout)
+
+
+@pytest.mark.processes
+def test_the_list_of_methods_is_counted_once_and_then_read_without_torch(call: Call) -> None:
+    first = call("methods", "--layers", 3, "--json")
+    program = """
+import sys
+from bench.cli import main
+sys.argv = ["tensorbench", "methods", "--layers", "3", "--json"]
+try:
+    main()
+finally:
+    print(*sorted({"torch", "peft", "transformers"} & set(sys.modules)), file=sys.stderr)
+"""
+    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert again.stderr.split() == []
+    assert json.loads(again.stdout) == json.loads(first.out)
+    assert call("methods", "--layers", 2, "--json").out != first.out
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("run", "-h"), ("show", "--help"), ("ls", "-h")])
+def test_help_has_a_short_name_everywhere(call: Call, arguments: tuple[str, ...]) -> None:
+    ended = call(*arguments)
+    assert (ended.code, ended.err) == (0, "")
+    assert "Usage: tensorbench" in ended.out
+    assert call(*arguments[:-1], "-h").out == call(*arguments[:-1], "--help").out
+
+
+def test_the_version_is_the_packages(call: Call) -> None:
+    assert call("--version") == (0, f"tensorbench {bench.__version__}\n", "")
 
 
 @pytest.mark.processes
@@ -170,7 +200,7 @@ def test_a_plan_on_a_narrow_terminal_keeps_methods_ranks_and_budgets() -> None:
 
 @pytest.mark.processes
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    program = Path(cli.__file__).with_name("__main__.py")
+    program = Path(bench.__file__).with_name("__main__.py")
     done = Program(program, ("--debug", "plan", "missing.yaml"), tmp_path, tmp_path / "log")
     assert done.wait() != 0
     assert "Traceback" in done.output()

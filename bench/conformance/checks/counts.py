@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from bench.conformance.subject import GEOMETRY, NotApplicable, Subject, expect, sites_of
+from methods import METHODS, Method, from_identity
 from methods.backbone import Geometry
-from methods.base import METHODS, Method, from_identity
 from methods.errors import UserError
 
 #: Head size equal to, above and below the number of heads; 1, 3 and 5 layers.

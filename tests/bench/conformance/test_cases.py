@@ -19,7 +19,7 @@ from bench.conformance import (
     run_checks,
     variations,
 )
-from methods.base import METHODS, create
+from methods import METHODS, create
 from methods.errors import UnknownNameError, UserError
 
 from .faulty import Pairs
@@ -99,8 +99,11 @@ def test_the_table_shows_every_outcome() -> None:
     console = Console(width=80, record=True)
     print_checks(console, results)
     text = console.export_text()
-    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()[:1] in ("A", "B")}
-    assert rows == {"A": ["✗", "✓"], "B": ["–"]}
+    assert [line.split() for line in text.splitlines() if line.startswith((" ✗", " ✓"))] == [
+        ["✗", "A", "2", "1", "–"],
+        ["✓", "B", "–", "–", "1"],
+    ]
+    assert "The checks: start, scale." in text
     assert "✗ A on vit, start: outputs [differ]" in text
     assert "– scale not applicable: has no scale (B)" in text
     assert "2 passed, 1 failed, 1 not applicable, on bert, vit" in text

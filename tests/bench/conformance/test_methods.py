@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from bench.conformance import BACKBONES, CHECKS, Case, check_case, conformance_cases, run_case
-from methods.base import METHODS, create
+from methods import METHODS, create
 
 #: What depends on the method alone is asked of one method on every kind of backbone: this one adapts every
 #: projection, cuts the MLP, has biases and dropout.

@@ -1,0 +1,133 @@
+"""What a store holds, at the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.store.connect import shown_uri
+from bench.store.records import Record
+from bench.terminal.progress import duration
+from bench.terminal.tables import fitted, plain_table
+from bench.wire.words import OWN_SIZE, Measure, Status, Tag
+from reports.contents import Contents, TrialContents
+
+#: The parts of a trial's configuration that are shown, by what their keys begin with.
+PARTS = ("method", "task", "recipe")
+
+COLOURS = {Status.FINISHED: "green", Status.FAILED: "red", Status.RUNNING: "cyan"}
+
+
+def print_contents(console: Console, uri: str, found: Sequence[Contents]) -> None:
+    """A line for each experiment."""
+    if not found:
+        console.print(f"{shown_uri(uri)} holds no suite yet.", markup=False, soft_wrap=True)
+        return
+    heads = ("complete", "failed", "running", "missing", "others", "latest run")
+    table = plain_table(shown_uri(uri), "experiment", *heads, folded=("experiment",), whole=heads)
+    for one in found:
+        failed = f"[red]{one.failed}[/red]" if one.failed else "0"
+        counts = (str(one.complete), failed, str(one.running), str(one.missing), str(one.others))
+        table.add_row(escape(one.experiment), *counts, _when(one.latest))
+    console.print(fitted(console, table, "others", "running"))
+
+
+def print_trial(console: Console, found: TrialContents) -> None:
+    """All of one trial: what it is, what came of it, and where that lies."""
+    record = found.record
+    console.print(f"[bold]{escape(record.name)}[/bold]", highlight=False)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for head, text in (*_identity(found), *_outcome(found), *_surroundings(found)):
+        grid.add_row(head, text)
+    console.print(grid, highlight=False)
+    if found.traceback:
+        console.print()
+        console.print(found.traceback.rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+
+def _identity(found: TrialContents) -> Iterator[tuple[str, str]]:
+    record, row = found.record, found.row
+    yield "trial", record.trial_id
+    yield "run", f"{record.run_id}, in experiment {escape(found.experiment)}"
+    yield "method", escape(f"{record.tag(Tag.METHOD)} ({record.tag(Tag.FAMILY)})")
+    yield "ranks", record.tag(Tag.RANKS) or "–"
+    for budget in found.budgets:
+        ratio = "" if budget["ratio"] is None else f", {budget['ratio']:.3f} of {budget['asked']:,}"
+        yield "budget", f"{budget['budget']}{ratio}" + ", missed" * (budget["within"] is False)
+    if not found.budgets:
+        yield "budget", OWN_SIZE
+    adapter, head = found.measure(Measure.ADAPTER_PARAMETERS), found.measure(Measure.HEAD_PARAMETERS)
+    count = row.parameters if row else adapter
+    if count is not None:
+        share = f", {row.percent_of_lora:.2f}% of LoRA r=4" if row else ""
+        yield "parameters", f"{count:,.0f}{share}" + ("" if head is None else f"; head {head:,.0f}")
+    yield "backbone", escape(record.tag(Tag.BACKBONE))
+    yield "task", f"{escape(record.tag(Tag.TASK))}, seed {record.tag(Tag.SEED)}"
+    if phase := record.tag(Tag.PHASE):
+        yield "part of", phase
+
+
+def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
+    record = found.record
+    yield "status", _status(record)
+    if record.status == Status.FAILED:
+        message = escape(record.tag(Tag.FAILURE_MESSAGE))
+        yield "failure", f"[red]{escape(record.tag(Tag.FAILURE))}[/red]: {message}"
+    score, loss = found.measure(Measure.SCORE), found.measure(Measure.SCORE_LOSS)
+    if score is not None:
+        told = f"{record.tag(Tag.METRIC)} {score:.4f}" + ("" if loss is None else f", loss {loss:.4f}")
+        yield record.tag(Tag.EVALUATED, "score"), told
+    validation, epoch = found.measure(Measure.SELECTED_VALIDATION), found.measure(Measure.SELECTED_EPOCH)
+    if validation is not None:
+        at = "" if epoch is None else f", at epoch {epoch:.0f}"
+        yield "validation", f"{record.tag(Tag.METRIC)} {validation:.4f}{at}"
+    seconds, steps = found.measure(Measure.SECONDS), found.measure(Measure.STEPS)
+    if seconds is not None:
+        step = found.measure(Measure.STEP_MS)
+        each = "" if step is None else f" of {step:.1f} ms"
+        yield "time", duration(seconds) + ("" if steps is None else f", {steps:.0f} steps{each}")
+    peak = found.measure(Measure.PEAK_MIB)
+    if peak is not None:
+        yield "peak memory", f"{peak:,.0f} MiB"
+
+
+def _surroundings(found: TrialContents) -> Iterator[tuple[str, str]]:
+    record = found.record
+    yield "started", _when(record.started)
+    for part in PARTS:
+        own = {
+            key.removeprefix(f"{part}."): value
+            for key, value in found.configuration.items()
+            if key.startswith(f"{part}.")
+        }
+        if own:
+            yield f"{part} options", escape(_pairs(own))
+    provenance = {key: value for key, value in record.provenance.items() if value}
+    if provenance:
+        yield "surroundings", escape(_pairs(provenance))
+    for name, size in found.artifacts.items():
+        yield "artifact", escape(name) + ("" if size is None else f", {size:,} bytes")
+    if found.artifacts:
+        yield "artifacts at", escape(shown_uri(record.artifacts))
+    for other in found.others:
+        yield "other run", f"{other.run_id}, {_status(other)}, {_when(other.started)}"
+
+
+def _status(record: Record) -> str:
+    colour = COLOURS.get(record.status, "yellow")
+    return f"[{colour}]{record.status.lower()}[/{colour}]"
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _when(milliseconds: int) -> str:
+    """A moment in the time of this machine."""
+    return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,113 @@
+"""Writes the API reference from docstrings: `python docs/api.py FOLDER`.
+
+Raises SystemExit, with a line for each, for a public name without a docstring and for a docstring that names
+something which is not there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pdoc
+from pdoc.doc import Class, Doc, Function, Module
+
+#: What users and plug-ins import. Everything else is free to move.
+PUBLIC = (
+    "bench",
+    "bench.run",
+    "bench.suite.suite",
+    "bench.suite.rows",
+    "bench.suite.recipe",
+    "bench.suite.choosing",
+    "bench.plan.rows",
+    "bench.plan.trial",
+    "bench.tasks",
+    "bench.tasks.hub",
+    "bench.backbones",
+    "bench.inputs",
+    "bench.conformance",
+    "bench.wire.plan",
+    "bench.wire.words",
+    "methods",
+    "methods.lowrank",
+    "methods.sizes",
+    "reports.study",
+    "reports.report",
+    "reports.compare",
+)
+
+PACKAGES = ("bench", "methods", "baselines", "reports")
+
+#: A dotted name of ours in a docstring, between backquotes.
+NAMED = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)(?:\(\))?`")
+
+
+def build(folder: Path) -> list[str]:
+    """Writes the pages of all public modules into a folder; returns what is wrong with their docstrings."""
+    for name in PUBLIC:
+        module = importlib.import_module(name)
+        # What a package imports when it is asked for, pdoc would not see.
+        vars(module).update({public: getattr(module, public) for public in getattr(module, "__all__", ())})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pdoc.pdoc(*PUBLIC, output_directory=folder)
+    wrong = [str(warning.message) for warning in told if issubclass(warning.category, UserWarning)]
+    for name in PUBLIC:
+        for doc in _documented(Module(importlib.import_module(name))):
+            if _wants_words(doc) and not doc.docstring.strip():
+                wrong.append(f"{doc.fullname} has no docstring")
+            missing = [named for named in NAMED.findall(doc.docstring) if not _exists(named)]
+            wrong += [f"{doc.fullname} names {named}, which is not there" for named in missing]
+    return wrong
+
+
+def _documented(doc: Doc) -> Iterator[Doc]:
+    """A module or a class with what it defines itself and shows."""
+    yield doc
+    if isinstance(doc, Module | Class):
+        for member in doc.own_members:
+            if member.name.startswith("_") or isinstance(member, Module):
+                continue
+            yield from _documented(member)
+
+
+def _wants_words(doc: Doc) -> bool:
+    """Constants and fields speak for themselves, and so does what overrides something that has words."""
+    if isinstance(doc, Function):
+        return not any(doc.name in vars(base) for base in _bases(doc))
+    return isinstance(doc, Module | Class)
+
+
+def _bases(doc: Function) -> tuple[type, ...]:
+    owner = getattr(importlib.import_module(doc.modulename), doc.qualname.partition(".")[0], None)
+    return inspect.getmro(owner)[1:] if inspect.isclass(owner) else ()
+
+
+def _exists(dotted: str) -> bool:
+    """Whether a dotted name leads to a module, or to something in one."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[end:]:
+            fields = getattr(found, "model_fields", {}) | getattr(found, "__annotations__", {})
+            if attribute in fields:
+                return True
+            if not hasattr(found, attribute):
+                return False
+            found = getattr(found, attribute)
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    if problems := build(Path(sys.argv[1])):
+        raise SystemExit("\n".join(problems))

@@ -1,0 +1,142 @@
+"""What a store holds, experiment by experiment, and all that it holds of one trial."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.store.connect import BROKEN_STORE, shown_uri
+from bench.store.records import Record, latest
+from bench.store.store import Store
+from bench.store.trained import find_trial
+from bench.wire.plan import PlannedRow, StoredPlan
+from bench.wire.words import Artifact, Kind, Measure, Status, Tag
+from methods import UserError
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An experiment in numbers: how the trials of its suite's latest plan stand, each counted once."""
+
+    experiment: str
+    #: Planned trials that have finished, have failed, run, and all others. What waits for its tuning is among
+    #: the missing.
+    complete: int
+    failed: int
+    running: int
+    missing: int
+    #: Stored trials that are no row's of the latest plan: of tuning and search, and of what the suite was.
+    others: int
+    #: When the latest run of any kind began, in milliseconds since the epoch.
+    latest: int
+
+
+def contents(uri: str) -> list[Contents]:
+    """Every experiment of a store that holds a suite, by name.
+
+    Raises UserError where there is no store, or it cannot be read.
+    """
+    try:
+        counted = (_counted(store) for store in Store.every(uri))
+        return [found for found in counted if found is not None]
+    except BROKEN_STORE as error:
+        raise UserError(shown_uri(f"{uri} cannot be read: {error}")) from error
+
+
+def _counted(store: Store) -> Contents | None:
+    suites, records = store.records(Kind.SUITE), latest(store.records())
+    if not (suites or records):
+        return None
+    plan = store.plan()
+    # Waiting seeds of a row have no trial yet, and each is one to come.
+    seeds = [(i, *seed) for i, row in enumerate(plan.rows if plan else ()) for seed in row.trials.items()]
+    planned = {id_ or (row, seed) for row, seed, id_ in seeds}
+    states = Counter(records[id_].status for id_ in planned if id_ in records)
+    complete, failed, running = (states[s] for s in (Status.FINISHED, Status.FAILED, Status.RUNNING))
+    return Contents(
+        experiment=store.name,
+        complete=complete,
+        failed=failed,
+        running=running,
+        missing=len(planned) - complete - failed - running,
+        others=len(records.keys() - planned),
+        latest=max(record.started for record in (*suites, *records.values())),
+    )
+
+
+@dataclass(frozen=True)
+class TrialContents:
+    """All that a store holds of one trial."""
+
+    experiment: str
+    #: The run that counts.
+    record: Record
+    #: Its row in the suite's latest plan; None of a trial of a search, say.
+    row: PlannedRow | None
+    #: Every budget that it stands under: `budget`, `asked`, `ratio`, `within`.
+    budgets: tuple[Mapping[str, Any], ...]
+    #: Its resolved configuration, as MLflow has it: `method.rank`, `recipe.lr`.
+    configuration: Mapping[str, str]
+    #: Names of artifacts, with their bytes.
+    artifacts: Mapping[str, int | None]
+    #: Where Python stood when it failed; empty unless it did.
+    traceback: str
+    #: Its other runs, oldest first: failures that were tried again, say.
+    others: tuple[Record, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON takes it."""
+        record = self.record
+        return {
+            "trial_id": record.trial_id,
+            "run_id": record.run_id,
+            "experiment": self.experiment,
+            "status": str(record.status),
+            "started": record.started,
+            "tags": dict(record.tags),
+            "metrics": dict(record.metrics),
+            "row": self.row and self.row.model_dump(mode="json", exclude={"trials"}),
+            "budgets": list(self.budgets),
+            "configuration": dict(self.configuration),
+            "artifacts": dict(self.artifacts),
+            "artifacts_at": record.artifacts,
+            "traceback": self.traceback,
+            "other_runs": {other.run_id: str(other.status) for other in self.others},
+        }
+
+    def measure(self, measure: Measure) -> float | None:
+        """What was measured, as stored; None where nothing was."""
+        return self.record.measure(measure)
+
+
+def trial_contents(uri: str, trial: str) -> TrialContents:
+    """What is stored of the trial whose trial id or run id begins with `trial`.
+
+    Raises UserError where there is none or several, and for a store that cannot be read.
+    """
+    try:
+        store, record = find_trial(uri, trial)
+        trace = store.artifact(record, Artifact.TRACEBACK) if record.status == Status.FAILED else None
+        configuration, artifacts = store.details(record)
+        return TrialContents(
+            experiment=store.name,
+            record=record,
+            row=_row(store.plan(), record.trial_id),
+            budgets=tuple(json.loads(record.tag(Tag.BUDGETS, "[]"))),
+            configuration=configuration,
+            artifacts=artifacts,
+            traceback=trace.read_text(encoding="utf-8") if trace else "",
+            others=tuple(
+                other for other in store.records(trial_id=record.trial_id) if other.run_id != record.run_id
+            ),
+        )
+    except BROKEN_STORE as error:
+        raise UserError(shown_uri(f"trial '{trial}' cannot be read from {uri}: {error}")) from error
+
+
+def _row(plan: StoredPlan | None, trial_id: str) -> PlannedRow | None:
+    rows = plan.rows if plan else ()
+    return next((row for row in rows if trial_id in row.trials.values()), None)

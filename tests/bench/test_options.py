@@ -1,0 +1,163 @@
+"""Options that take several values, those that pick a part of a suite, and what the shell completes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.commands.options import split_names
+from bench.plan.rows import Plan
+from methods import UserError
+
+from .toy_suites import DIGITS, MOVIES, VISION, plan, write
+
+Call = Callable[..., Any]
+
+BOTH: dict[str, Any] = {
+    **VISION,
+    "backbones": ["tiny-random-vit", "tiny-random-bert"],
+    "tasks": [DIGITS, MOVIES],
+    "methods": ["head_only", "lora", {"method": "lora", "scale": 2.0, "dropout": 0.1}],
+    "budgets": [{"isorank": 2}, {"parameters": 1000}],
+    "seeds": [0, 1, 2],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("lora,head_only", ["lora", "head_only"]),
+        ("lora, head_only", ["lora", "head_only"]),
+        ("LoRA (scale=2.0, dropout=0.1),head_only", ["LoRA (scale=2.0, dropout=0.1)", "head_only"]),
+        ("LoRA [augmentation=[flip, crop], lr=0.1],a", ["LoRA [augmentation=[flip, crop], lr=0.1]", "a"]),
+        ("30,000 parameters,own size", ["30,000 parameters", "own size"]),
+        ("1,000,000 parameters", ["1,000,000 parameters"]),
+        ("isorank 4,isorank 16", ["isorank 4", "isorank 16"]),
+        ("", [""]),
+    ],
+)
+def test_names_are_parted_at_commas_between_them(text: str, names: list[str]) -> None:
+    assert split_names(text) == names
+
+
+def cells(made: Plan) -> set[tuple[str, str, str | None]]:
+    return {(row.backbone, row.method, row.budget.label if row.budget else None) for row in made.rows}
+
+
+def test_a_part_of_a_suite_is_picked_by_backbone_and_budget() -> None:
+    whole = plan(BOTH)
+    vit = whole.select(backbones=["tiny-random-vit"])
+    assert {row.backbone for row in vit.rows} == {"tiny-random-vit"}
+    for name in ("1,000 parameters", "1000 parameters", "parameters"):
+        picked = whole.select(methods=["LoRA"], budgets=[name], backbones=["tiny-random-bert"])
+        assert {budget for _, _, budget in cells(picked)} == {"1,000 parameters"}
+        assert {backbone for backbone, _, _ in cells(picked)} == {"tiny-random-bert"}
+    assert {method for _, method, _ in cells(whole.select(budgets=["own size"]))} == {"head only"}
+    assert cells(whole.select(budgets=["own size", "isorank", "parameters"])) == cells(whole)
+
+
+@pytest.mark.parametrize(
+    ("picked", "message"),
+    [
+        ({"backbones": ["vit"]}, "unknown backbone of this suite 'vit'"),
+        ({"budgets": ["isorank 3"]}, "unknown budget of this suite 'isorank 3': did you mean 'isorank 2'"),
+        ({"tasks": [""]}, "unknown task of this suite ''"),
+        (
+            {"tasks": ["digits"], "backbones": ["tiny-random-bert"]},
+            "suite 'toy' has no row of all of these: task digits; backbone tiny-random-bert",
+        ),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(picked: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(BOTH).select(**picked)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        ("--method", "head_only,LoRA", "--seed", "0,2", "--task", "digits"),
+        ("--method", "head_only", "--method", "LoRA", "--seed", 0, "--seed", 2, "--task", "digits"),
+        ("--method", "head_only, LoRA", "--seed", "0, 2", "--backbone", "tiny-random-vit"),
+    ],
+)
+def test_commas_and_repeated_options_are_the_same(
+    call: Call, tmp_path: Path, filters: tuple[object, ...]
+) -> None:
+    read = json.loads(call("plan", write(tmp_path, BOTH), "--json", *filters).out)
+    assert {row["title"] for row in read["rows"]} == {"head only", "LoRA"}
+    assert {row["task"] for row in read["rows"]} == {"digits"}
+    assert {trial["seed"] for trial in read["trials"]} == {0, 2}
+
+
+@pytest.mark.parametrize("seed", ["x", "1,", "1.5", "0 1"])
+def test_a_seed_that_is_no_number_ends_with_2(call: Call, tmp_path: Path, seed: str) -> None:
+    ended = call("plan", write(tmp_path), "--seed", seed)
+    assert ended.code == 2
+    assert f"'{seed}' is no whole number" in ended.err
+
+
+@pytest.mark.parametrize("command", ["run", "search"])
+def test_running_commands_know_the_same_filters(call: Call, tmp_path: Path, command: str) -> None:
+    section = {"search": {"trials": 1}} if command == "search" else {}
+    suite = write(tmp_path, **section)
+    for option, kind in (("--backbone", "backbone"), ("--budget", "budget")):
+        ended = call(command, suite, option, "none", "--store", f"sqlite:///{tmp_path}/mlflow.db")
+        assert ended.code == 2
+        assert f"unknown {kind} of this suite 'none'" in ended.err
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.fixture
+def complete(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """What bash is offered for the last word of a command line."""
+
+    def completions(line: str) -> list[str]:
+        monkeypatch.setenv("_TENSORBENCH_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        return list(filter(None, call().out.split("\n")))
+
+    return completions
+
+
+def test_the_shell_completes_what_the_suite_names(
+    complete: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, BOTH)
+    (tmp_path / "suite.lock.yaml").write_text("")
+    (tmp_path / "suites").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert complete("tensorbench ru") == ["run"]
+    assert complete("tensorbench run su") == ["suite.yaml", "suites/"]
+    assert complete("tensorbench run ./sui") == ["./suite.yaml", "./suites/"]
+    assert complete("tensorbench run suite.yaml --task ") == ["digits", "movie-sentiment"]
+    assert complete("tensorbench run suite.yaml --task digits,m") == ["digits,movie-sentiment"]
+    assert complete("tensorbench plan suite.yaml --seed 1 --backbone tiny-random-b") == ["tiny-random-bert"]
+    assert complete("tensorbench plan suite.yaml --budget ") == ["isorank", "parameters"]
+    assert complete("tensorbench search suite.yaml --method l") == ["lora"]
+    assert complete("tensorbench run suite.yaml --seed ") == ["0", "1", "2"]
+    assert complete("tensorbench run suite.yaml --executor r") == ["ray"]
+    assert complete("tensorbench check fact_") == ["fact_tk", "fact_tt"]
+    for unreadable in ("nothing.yaml", "suites", ""):
+        assert complete(f"tensorbench run {unreadable} --task ") == []
+
+
+@pytest.mark.processes
+def test_completing_names_of_methods_needs_no_torch() -> None:
+    program = """
+import sys
+import bench.cli
+from bench.commands import completion
+assert completion.methods(None, "lor") == ["lora", "lorta"]
+print(*{"torch", "mlflow", "numpy", "pandas"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

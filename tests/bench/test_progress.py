@@ -1,0 +1,80 @@
+"""Live progress: what a terminal of each width shows of it."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+from rich.console import Console
+
+from bench.execution.perform import Event
+from bench.terminal import progress
+from bench.terminal.progress import RunDisplay, duration, progress_bars
+from bench.wire.trial import Progress, failed
+
+from .test_options import BOTH
+from .toy_suites import plan
+
+
+def shown(width: int) -> list[str]:
+    """The lines of two workers at work on two trials, an event a second."""
+    seconds = itertools.count()
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    made = plan(BOTH)
+    display = RunDisplay(console, made, 2, 2)
+    display._bar.get_time = lambda: float(next(seconds))
+    first, second = made.trials[1], made.trials[-1]
+    display(Event(first, "started", worker="cpu:0"))
+    display(Event(second, "started", worker="cpu:1"))
+    for step in range(1, 6):
+        told = Progress(step, 8, 1, [(step, 0.6931)], 0.8123, 0.5)
+        display(Event(second, "progress", worker="cpu:1", progress=told))
+    with console.capture() as captured:
+        console.print(display._live.renderable)
+    return captured.get().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_bar_and_the_time_left_fit_every_width(width: int) -> None:
+    lines = shown(width)
+    assert all(len(line) <= width for line in lines)
+    everything, *workers = lines
+    assert everything.startswith("0/2 trials")
+    assert "━" in everything
+    assert everything.rstrip().endswith("s left")
+    assert [line[:5] for line in workers] == ["cpu:0", "cpu:1"]
+    assert "62%" in workers[1]
+    assert ("loss 0.693" in workers[1]) == (width >= progress.MEDIUM)
+    assert ("validation 0.8123" in workers[1]) == (width >= progress.WIDE)
+
+
+def test_lines_name_the_backbone_where_there_are_several() -> None:
+    for backbones, tasks, named in (
+        (BOTH["backbones"], BOTH["tasks"], True),
+        (BOTH["backbones"][:1], BOTH["tasks"][:1], False),
+    ):
+        made = plan(BOTH, backbones=backbones, tasks=tasks)
+        console = Console(file=io.StringIO(), width=120)
+        RunDisplay(console, made, 1)(Event(made.trials[0], "failed", ending=failed("error", "why", "")))
+        line = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("tiny-random-vit" in line) == named
+        assert line.endswith(f"seed 0: error: why {made.trials[0].id[:8]}\n")
+
+
+def test_nothing_moves_off_a_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    made = plan()
+    with RunDisplay(console, made, 1) as display:
+        display(Event(made.trials[0], "started"))
+    with progress_bars(console) as bar:
+        bar.add_task("checking", total=1)
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0, "0 s"), (59.4, "59 s"), (61, "1 m 01 s"), (3599.6, "1 h 00 m"), (90_061, "25 h 01 m")],
+)
+def test_durations_have_two_units(seconds: float, told: str) -> None:
+    assert duration(seconds) == told

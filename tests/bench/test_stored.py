@@ -1,0 +1,114 @@
+"""`ls` and `show`: what a store holds, and all of one trial."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.store.store import Store
+
+from .toy_runs import SHORT, Ran, run
+from .toy_suites import VISION
+
+Call = Callable[..., Any]
+
+#: The second LoRA diverges at once.
+DIVERGES = {"method": "lora", "rank": 2, "training": {"lr": 1e30, "steps": 3}}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str], call: Call) -> Ran:
+    """A suite of which a trial finished, one failed and two never ran."""
+    folder = tmp_path_factory.mktemp("stored")
+    methods = ["lora", DIVERGES, {"method": "tenslora", "variant": "qkv_depth"}]
+    ran = run(folder, new_store, call, VISION, methods=methods, seeds=[0, 1], training=SHORT | {"lr": 5e-3})
+    for record in ran.store.records():
+        if record.tags["method"].startswith("TensLoRA") or record.tags["seed"] == "1":
+            ran.store.client.delete_run(record.run_id)
+    return ran
+
+
+def test_the_list_counts_each_suites_trials(ran: Ran, call: Call) -> None:
+    Store.create(ran.uri, "not_of_ours")
+    ended = call("ls", "--store", ran.uri)
+    assert ended.code == 0, ended.err
+    (line,) = (line.split() for line in ended.out.splitlines() if line.split()[:1] == ["toy"])
+    assert line[1:6] == ["1", "1", "0", "4", "0"]
+    assert "not_of_ours" not in ended.out
+    (listed,) = json.loads(call("ls", "--store", ran.uri, "--json").out)
+    assert (listed["experiment"], listed["complete"], listed["failed"], listed["missing"]) == ("toy", 1, 1, 4)
+    assert listed["latest"] >= max(record.started for record in ran.store.records())
+
+
+def test_trials_that_the_plan_has_no_more_are_others(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path
+) -> None:
+    before = run(tmp_path, new_store, call, VISION, methods=["head_only"], training=SHORT)
+    before.suite.write_text(before.suite.read_text().replace("head_only", "lora"))
+    assert call("run", before.suite, "--store", before.uri).code == 0
+    (listed,) = json.loads(call("ls", "--store", before.uri, "--json").out)
+    assert (listed["complete"], listed["missing"], listed["others"]) == (1, 0, 1)
+
+
+def test_a_store_without_a_suite_says_so(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path
+) -> None:
+    uri = new_store(tmp_path)
+    assert call("ls", "--store", uri) == (0, f"{uri} holds no suite yet.\n", "")
+    assert call("ls", "--store", uri, "--json").out == "[]\n"
+    missing = call("ls", "--store", f"sqlite:///{tmp_path}/none.db")
+    assert missing.code == 2
+    assert "there is no store at" in missing.err
+
+
+def test_a_finished_trial_is_shown_with_all_that_is_stored_of_it(ran: Ran, call: Call) -> None:
+    record = ran.by_method("LoRA")
+    ended = call("show", record.trial_id[:6], "--store", ran.uri)
+    assert ended.code == 0, ended.err
+    shown = {line[:15].strip(): line[15:].strip() for line in ended.out.splitlines()}
+    assert shown["trial"] == record.trial_id
+    assert shown["run"] == f"{record.run_id}, in experiment toy"
+    assert shown["budget"] == "isoparameters 2, 1.000 of 768"
+    assert shown["parameters"].startswith("768, 50.00% of LoRA r=4; head ")
+    assert shown["status"] == "finished"
+    assert shown["test"].startswith(f"accuracy {record.score:.4f}, loss ")
+    assert "1 steps" in shown["time"]
+    assert "lr 0.005" in shown["recipe options"]
+    for artifact in ("adapter.safetensors", "config.json", "predictions.parquet"):
+        assert f"{artifact}, " in ended.out
+    assert call("show", record.run_id, "--store", ran.uri).out == ended.out
+
+
+def test_a_failed_trial_is_shown_with_its_traceback(ran: Ran, call: Call) -> None:
+    record = ran.by_method("LoRA [lr=1e+30, steps=3]")
+    ended = call("show", record.trial_id, "--store", ran.uri)
+    assert ended.code == 0, ended.err
+    assert "diverged: the loss is" in ended.out
+    assert "Traceback (most recent call last)" in ended.out
+    read = json.loads(call("show", record.trial_id, "--store", ran.uri, "--json").out)
+    assert read["traceback"] == ran.artifact(record, "traceback.txt").read_text()
+    assert (read["status"], read["budgets"], read["row"]["parameters"]) == ("FAILED", [], 768)
+    assert read["configuration"]["recipe.lr"] == "1e+30"
+
+
+def test_an_id_of_none_and_the_beginning_of_several_are_told(ran: Ran, call: Call) -> None:
+    first, second = (ran.by_method(name).trial_id for name in ("LoRA", "LoRA [lr=1e+30, steps=3]"))
+    unknown = call("show", "zz", "--store", ran.uri)
+    assert unknown.code == 2
+    assert "there is no run or trial 'zz'" in unknown.err
+    assert first in unknown.err
+    for record in ran.store.records():
+        ran.store.client.set_tag(record.run_id, "trial_id", f"abc{record.trial_id}")
+    try:
+        ambiguous = call("show", "abc", "--store", ran.uri)
+    finally:
+        for record in ran.store.records():
+            ran.store.client.set_tag(record.run_id, "trial_id", record.trial_id.removeprefix("abc"))
+    assert ambiguous.code == 2
+    assert "'abc' is the beginning of several" in ambiguous.err
+    assert first in ambiguous.err
+    assert second in ambiguous.err

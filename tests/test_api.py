@@ -1,0 +1,45 @@
+"""The API reference can be made, and has words for every public name."""
+
+from __future__ import annotations
+
+import importlib.util
+import types
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def api() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("api", Path(__file__).parents[1] / "docs" / "api.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_has_words_that_render(api: types.ModuleType, tmp_path: Path) -> None:
+    assert api.build(tmp_path) == []
+    assert "compared under matched budgets" in (tmp_path / "bench.html").read_text(encoding="utf-8")
+    assert 'id="Method.fit"' in (tmp_path / "methods.html").read_text(encoding="utf-8")
+
+
+def test_a_name_without_words_and_words_about_nothing_are_told(
+    api: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "undocumented.py").write_text(
+        '"""See `bench.no_such_thing`, and `bench.run.run_suite`."""\n\n'
+        "class Told:\n"
+        '    """Has words."""\n\n'
+        "    def wordless(self):\n"
+        "        pass\n\n"
+        "    def _own(self):\n"
+        "        pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(api, "PUBLIC", ("undocumented",))
+    assert api.build(tmp_path / "pages") == [
+        "undocumented names bench.no_such_thing, which is not there",
+        "undocumented.Told.wordless has no docstring",
+    ]
