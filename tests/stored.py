@@ -129,14 +129,7 @@ def _clone(database: Path, template: str, given: list[tuple[Trial, Row, Result]]
         lines["params"] += [line | changed for line in stored["params"]]
         if result.failure:
             continue
-        told = {
-            "score": result.score,
-            "score_loss": result.loss,
-            "selected/validation": max(result.validation),
-            "parameters/adapter": row.parameters,
-            "cost/step_ms": result.step_ms,
-            "cost/peak_mib": result.peak_mib,
-        }
+        told = _told(row, result)
         for table in ("metrics", "latest_metrics"):
             for line in stored[table]:
                 if not line["key"].startswith("validation/"):
@@ -154,6 +147,18 @@ def _clone(database: Path, template: str, given: list[tuple[Trial, Row, Result]]
         )
     connection.commit()
     connection.close()
+
+
+def _told(row: Row, result: Result) -> dict[str, float]:
+    """The metrics that differ from run to run."""
+    return {
+        "score": result.score,
+        "score_loss": result.loss,
+        "selected/validation": max(result.validation),
+        "parameters/adapter": row.parameters,
+        "cost/step_ms": result.step_ms,
+        "cost/peak_mib": result.peak_mib,
+    }
 
 
 def _tags(trial: Trial, row: Row) -> dict[str, str]:

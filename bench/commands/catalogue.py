@@ -106,32 +106,37 @@ def _methods_fail(names: list[str], quick: bool) -> bool:
     return any(result.status == "failed" for result in results)
 
 
+TimedBackbone = Annotated[
+    str,
+    typer.Option(
+        help="A shape (vit-base, vit-small, roberta-base) or a registered backbone.",
+        autocompletion=completion.one_of("vit-base", "vit-small", "roberta-base"),
+    ),
+]
+TimedMethods = Annotated[
+    list[str] | None,
+    names_option(
+        "--method",
+        "--methods",
+        help="Names or variants of TensLoRA; default: all",
+        complete=completion.methods,
+    ),
+]
+RankModes = Annotated[
+    list[str] | None,
+    names_option(
+        "--rank-mode",
+        "--rank-modes",
+        help="isorank or isoparameters; default: both",
+        complete=completion.one_of("isorank", "isoparameters"),
+    ),
+]
+
+
 def perf(
-    backbone: Annotated[
-        str,
-        typer.Option(
-            help="A shape (vit-base, vit-small, roberta-base) or a registered backbone.",
-            autocompletion=completion.one_of("vit-base", "vit-small", "roberta-base"),
-        ),
-    ] = "vit-base",
-    method: Annotated[
-        list[str] | None,
-        names_option(
-            "--method",
-            "--methods",
-            help="Names or variants of TensLoRA; default: all",
-            complete=completion.methods,
-        ),
-    ] = None,
-    rank_mode: Annotated[
-        list[str] | None,
-        names_option(
-            "--rank-mode",
-            "--rank-modes",
-            help="isorank or isoparameters; default: both",
-            complete=completion.one_of("isorank", "isoparameters"),
-        ),
-    ] = None,
+    backbone: TimedBackbone = "vit-base",
+    method: TimedMethods = None,
+    rank_mode: RankModes = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Examples of a step.")] = 4,
     rounds: Annotated[
         int, typer.Option(min=1, metavar="N", help="Interleaved rounds; ratios are paired by round.")
