@@ -89,7 +89,8 @@ class Peft(OneRank):
         if value in REFUSED:
             raise ValueError(f"peft's {value} does not fit here: {REFUSED[value]}")
         if value not in _types():
-            raise ValueError(str(UnknownNameError("peft type", value, _types())))
+            known = [kind for kind in _types() if kind not in REFUSED]
+            raise ValueError(str(UnknownNameError("peft type", value, known)))
         return value
 
     @model_validator(mode="after")
@@ -162,6 +163,16 @@ class Peft(OneRank):
                 # LoKr's count stands still from some rank on, and is higher at the ranks just below.
                 rank = nearest(range(1, 2 * rank + 1), counted, budget)
         return self.isorank(rank)
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """Of LoRA the smaller side of the largest weight. Of other types, which may share what they multiply, or
+        count single entries, the entries of that weight.
+        """
+        if not self.sizeable:
+            return ()
+        shapes = [geometry.shape(name) for name in self.projections]
+        of_lora = self.type == "LORA" or self.type in SHORTHANDS
+        return (max(map(min if of_lora else math.prod, shapes)),)
 
     def count(self, geometry: Geometry) -> int:
         return super().count(geometry) if self.sizeable else self.count_at(geometry, 0)

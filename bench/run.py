@@ -149,11 +149,13 @@ def _run_phase(
     # This comes first: a failure that is stored later is another driver's, and stands.
     again = failures(store) if retry_failed else {}
     trials = pending(part, store, retry_failed=retry_failed)
-    told.phase(part, phase, len(trials), place.device)
     if trials:
         check_disk(part, trials, store)
         _check_memory(trials, place)
         place.prepare(trials)
+    # Said only now that nothing is in the way.
+    told.phase(part, phase, len(trials), place.device)
+    if trials:
         # Preparing takes some time, in which another driver may have chosen.
         whole = with_choices(whole, store)
         with told.watch(part, len(trials), place.slots) as report:

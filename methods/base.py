@@ -10,7 +10,7 @@ import torch
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
-from methods.errors import UserError
+from methods.errors import UserError, shown
 from methods.registry import Registry
 from methods.validation import Frozen, identity, validate
 
@@ -19,7 +19,7 @@ def _check_method(name: str, method: Any) -> None:
     """Raises UserError unless what is registered under `name` is a whole `Method` class of that name."""
     where = f"method '{name}'"
     if not (isinstance(method, type) and issubclass(method, Method)):
-        raise UserError(f"{where}: should be a subclass of methods.base.Method, got {method!r:.60}")
+        raise UserError(f"{where}: should be a subclass of methods.base.Method, got {shown(method)}")
     if lacking := sorted(method.__abstractmethods__):
         raise UserError(f"{where}: {method.__name__} does not define {', '.join(lacking)}")
     if getattr(method, "name", None) != name:

@@ -17,13 +17,14 @@ import psutil
 import pytest
 
 from bench.execution import local_slots, make_executor
-from bench.execution.checks import MIB, available_mib, check_disk, check_memory
+from bench.execution.checks import check_disk, check_memory
 from bench.execution.driver import execute
 from bench.execution.estimate import longest_first
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.plan.rows import Plan
+from bench.process.memory import MIB, available_mib
 from bench.store.records import Record
 from bench.store.store import Store
 from bench.training.loop import Pruned
