@@ -213,7 +213,9 @@ def attach(backbone: Backbone, method: Method, seed: int = 0) -> Adapter:
 
 
 def from_identity(identity: Mapping[str, Any]) -> Method:
-    """The method behind `Method.identity`. Raises UserError where its version has moved on."""
+    """The method behind `Method.identity`. Raises UserError where its version has moved on, or it is none."""
+    if not {"method", "version"} <= identity.keys():
+        raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")
     options = {key: value for key, value in identity.items() if key not in ("method", "version")}
     method = create(identity["method"], **options)
     version = method.identity()["version"]

@@ -117,18 +117,21 @@ def validate(model: type[Model], values: Any, where: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = error.errors()
-        # A list of which an item is wrong is to pydantic also too short: only the item is news.
-        told = [
-            problem
-            for problem in problems
-            if problem["type"] != "too_short"
-            or not any(_inside(other["loc"], problem["loc"]) for other in problems)
-        ]
-        lines = [_explain(problem, model) for problem in told[:MOST_TOLD]]
-        if len(told) > MOST_TOLD:
-            lines.append(f"and {len(told) - MOST_TOLD:,} more such fields")
-        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from error
+        raise UserError("\n".join(f"{where}: {line}" for line in explained(error, model))) from error
+
+
+def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """What is wrong with the values of a model, field by field, and how many more fields are."""
+    problems = error.errors()
+    # A list of which an item is wrong is to pydantic also too short: only the item is news.
+    told = [
+        problem
+        for problem in problems
+        if problem["type"] != "too_short"
+        or not any(_inside(other["loc"], problem["loc"]) for other in problems)
+    ]
+    lines = [_explain(problem, model) for problem in told[:MOST_TOLD]]
+    return lines + ([f"and {len(told) - MOST_TOLD:,} more such fields"] if len(told) > MOST_TOLD else [])
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:

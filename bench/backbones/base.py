@@ -286,12 +286,10 @@ def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError, with the file named, if it holds none."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} should hold a JSON object, and what it holds is none: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read: {error}; it should hold a JSON object") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file} should hold a JSON object (got {shown(values)})")
+        raise UserError(f"{file} should hold a JSON object, got {shown(values)}")
     return values
 
 

@@ -190,9 +190,7 @@ def _config(folder: Path) -> Iterator[Any]:
     values = read_object(file)
     model_type = values.get("model_type")
     if model_type not in tuple(FAMILIES):
-        raise UserError(
-            f"{file}: model_type should be one of {', '.join(FAMILIES)} (got {shown(model_type)})"
-        )
+        raise UserError(f"{folder} holds a {shown(model_type)} model; supported are {', '.join(FAMILIES)}")
     check_shape(file, values)
     try:
         yield AutoConfig.from_pretrained(folder, local_files_only=True)

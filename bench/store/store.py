@@ -26,7 +26,7 @@ from bench.store.connect import (
 )
 from bench.store.outbox import Letter
 from bench.store.records import Record
-from bench.store.runs import find_runs, keep_json
+from bench.store.runs import broken, find_runs, keep_json
 from bench.store.tables import read_tables
 from bench.suite.recipe import Recipe
 from bench.wire import Wired
@@ -34,7 +34,7 @@ from bench.wire.plan import StoredPlan
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import did_you_mean
-from methods.validation import earlier
+from methods.validation import earlier, explained
 
 Content = TypeVar("Content", bound=Wired)
 
@@ -163,8 +163,10 @@ class Store:
             return None
         try:
             return form.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+        except OSError as error:
             raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
+        except ValidationError as error:
+            raise broken(record, name, explained(error, form)[0]) from error
 
     def history(self, record: Record, key: str) -> list[tuple[int, float]]:
         """(step, value) of a metric, by step. Of a step that was logged twice the last value counts."""

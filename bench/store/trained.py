@@ -21,10 +21,11 @@ from bench.backbones import LoadedBackbone, load
 from bench.plan.trial import Trial
 from bench.store.connect import BROKEN_STORE, connect, storing
 from bench.store.records import Record, latest
-from bench.store.runs import find_runs, keep_json
+from bench.store.runs import broken, find_runs, keep_json
 from bench.wire import Wired
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import Adapter, Method, UserError, from_identity
+from methods.validation import explained
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -59,7 +60,7 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
     try:
         record = _finished(_find(client, run))
         trial, state = _artifacts(client, record)
-    except (*BROKEN_STORE, SafetensorError) as error:
+    except BROKEN_STORE as error:
         raise UserError(f"run {run} cannot be read from {store}: {error}") from error
     method, classes = from_identity(trial.method), trial.task.lookup().classes
     backbone = load(trial.backbone)
@@ -132,14 +133,17 @@ def _artifacts(client: MlflowClient, record: Record) -> tuple[Trial, dict[str, T
     with tempfile.TemporaryDirectory() as folder:
         config = client.download_artifacts(record.run_id, Artifact.CONFIG, folder)
         weights = client.download_artifacts(record.run_id, Artifact.ADAPTER, folder)
-        stored = json.loads(Path(config).read_text(encoding="utf-8"))
         try:
-            trial = Trial.model_validate(stored["trial"])
-        except (KeyError, ValidationError) as error:
-            raise UserError(
-                f"run {record.run_id} was stored by another version of the harness: {error}"
-            ) from error
-        return trial, load_file(weights)
+            stored = json.loads(Path(config).read_text(encoding="utf-8"))
+            trial = Trial.model_validate(stored.get("trial") if isinstance(stored, dict) else None)
+        except ValidationError as error:
+            raise broken(record, Artifact.CONFIG, explained(error, Trial)[0]) from error
+        except (ValueError, RecursionError) as error:
+            raise broken(record, Artifact.CONFIG, f"{error}") from error
+        try:
+            return trial, load_file(weights)
+        except SafetensorError as error:
+            raise broken(record, Artifact.ADAPTER, f"{error}") from error
 
 
 def _part(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
