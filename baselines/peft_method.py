@@ -14,7 +14,7 @@ from torch import nn
 
 from baselines.peft_adapter import PeftAdapter, inject
 from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Targets
-from methods.errors import UnknownNameError, UserError
+from methods.errors import UnknownNameError, UserError, cut
 from methods.ranks import nearest
 from methods.sizes import OneRank
 
@@ -182,7 +182,10 @@ class Peft(OneRank):
 
         A type that has no rank takes no notice of `rank`.
         """
-        method = self.isorank(rank).model_dump_json()
+        try:
+            method = self.isorank(rank).model_dump_json()
+        except ValueError as error:
+            raise UserError(f"{self.title}: config should hold what JSON can hold: {error}") from error
         one, two = (_count(method, dataclasses.replace(geometry, layers=layers)) for layers in (1, 2))
         return one + (geometry.layers - 1) * (two - one)
 
@@ -244,7 +247,7 @@ def _count(method_json: str, geometry: Geometry) -> int:
             # A few types look at values while they build; those need memory to look at.
             tuner = inject(_Skeleton(geometry), config)
     except Exception as error:  # whatever peft raises, the configuration is what the user can mend
-        raise UserError(f"peft cannot build {method.label} at {geometry}: {error}") from error
+        raise UserError(f"peft cannot build {cut(method.label)} at {geometry}: {cut(str(error), 300)}") from error
     return sum(p.numel() for p in tuner.parameters() if p.requires_grad)
 
 

@@ -203,7 +203,7 @@ def search_suite(
         chosen = cells_of(wanted, place.device)
         opened = Store.create(store, loaded.name)
         _check_memory(list(wanted.trials), place)
-        if loaded.search and not storage and not opened.local:
+        if loaded.search and storage is None and not opened.local:
             told.note(
                 f"The study is in {default_storage(store)}, which only this machine sees: to search on "
                 "several, name a database that all reach."
@@ -217,7 +217,8 @@ def search_suite(
 
             found: list[SearchResult | AllocationResult] = []
             if loaded.search:
-                found += _search(loaded.search, nests(Kind.SEARCH), storage or default_storage(store), told)
+                where = default_storage(store) if storage is None else storage
+                found += _search(loaded.search, nests(Kind.SEARCH), where, told)
             if loaded.allocation:
                 found += _allocate(loaded.allocation, nests(Kind.ALLOCATION), told)
             records = latest(opened.records())

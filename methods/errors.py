@@ -28,8 +28,12 @@ def shown(value: Any) -> str:
 
 
 def cut(text: str, most: int = SHOWN) -> str:
-    """The text, or its beginning and an ellipsis where it is longer than `most` characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    """The text, or its beginning and an ellipsis where it is longer than `most` characters.
+
+    What no terminal or file could take, half of a surrogate pair, is spelled out.
+    """
+    short = text if len(text) <= most else f"{text[: most - 1]}…"
+    return short.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 #: Looks at no more of a value than can be shown.
@@ -56,7 +60,7 @@ class UnknownNameError(UserError):
         self.kind, self.name, self.known = kind, name, sorted(known)
         hint = did_you_mean(name, self.known)
         told = f"{hint} known" if hint else "known"
-        super().__init__(f"unknown {kind} '{cut(name)}': {told} are {', '.join(self.known)}")
+        super().__init__(f"unknown {kind} '{cut(str(name))}': {told} are {', '.join(self.known)}")
 
 
 class NotLowRank(UserError):  # noqa: N818 - the contract's name

@@ -19,7 +19,8 @@ from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.suite import Suite
 from bench.tasks import Task, check_sizes, data_key
 from methods import METHODS, Geometry, Method, UserError, create
-from methods.validation import identity
+from methods.errors import cut
+from methods.validation import MOST_SAID, identity
 
 #: Tables give parameters in percent of LoRA of this rank on query, key and value, as the paper does.
 REFERENCE_RANK = 4
@@ -160,7 +161,7 @@ def _naming(row: int) -> Iterator[None]:
         yield
     except UserError as error:
         lines = str(error).splitlines()
-        raise UserError("\n".join(f"methods.{row}: {line}" for line in lines)) from error
+        raise UserError("\n".join(f"methods.{row}: {cut(line, MOST_SAID)}" for line in lines)) from error
 
 
 def _check_number(suite: Suite, pairs: int, methods: int) -> None:

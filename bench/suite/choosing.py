@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from bench.suite.recipe import Epochs
+from bench.suite.rows import BudgetRank
 from methods.validation import Frozen, refuse_repeats
 
 #: The largest seed of a search. Optuna's samplers take 32 bits, and each point that is tried adds one.
@@ -116,4 +117,4 @@ class Allocation(Selection):
     #: How many rank vectors lie on the path from isorank to the heuristic's, both ends included; 0 skips it.
     path: int = Field(5, ge=0, le=12)
     #: Every rank of the vector at which the path begins.
-    isorank: PositiveInt = 4
+    isorank: BudgetRank = 4

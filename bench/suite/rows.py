@@ -19,17 +19,19 @@ from methods.validation import Frozen, Later, refuse_repeats
 #: How many combinations of values a row may stand for.
 MAX_ROWS = 10_000
 
+BudgetRank = Annotated[int, Field(gt=0, le=10**6)]
+
 
 class Budget(Frozen):
     """How large the adapters are, in exactly one of three ways."""
 
     #: Every rank is this one.
-    isorank: PositiveInt | None = None
+    isorank: BudgetRank | None = None
     #: The ranks are the paper's heuristic's for as many parameters as LoRA of this rank has on query, key and
     #: value.
-    isoparameters: PositiveInt | None = None
+    isoparameters: BudgetRank | None = None
     #: The ranks are those that come nearest to this many adapter parameters.
-    parameters: PositiveInt | None = None
+    parameters: Annotated[int, Field(gt=0, le=10**12)] | None = None
     #: How far a count may be from the budget, relative to it, before tables flag it.
     tolerance: float = Field(0.05, ge=0, lt=1)
 

@@ -53,6 +53,13 @@ class Suite(Frozen):
             raise ValueError("at most 128 letters, digits, '_', '.' and '-', a letter or digit first")
         return name
 
+    @field_validator("description", "closing")
+    @classmethod
+    def _storable(cls, text: str) -> str:
+        if re.search("[\0\ud800-\udfff]", text):
+            raise ValueError("should be a text without NUL and halves of surrogate pairs, which no store takes")
+        return text
+
     @field_validator("tuning", mode="before")
     @classmethod
     def _tuning_by_name(cls, value: Any) -> Any:
