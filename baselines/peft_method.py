@@ -165,7 +165,7 @@ class Peft(OneRank):
         return self.isorank(rank)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Of LoRA the smaller side of the largest weight. Of other types, which may share what they multiply, or
+        """Of LoRA the smaller side of the largest weight. Of other types, which may share what they multiply or
         count single entries, the entries of that weight.
         """
         if not self.sizeable:
@@ -247,7 +247,9 @@ def _count(method_json: str, geometry: Geometry) -> int:
             # A few types look at values while they build; those need memory to look at.
             tuner = inject(_Skeleton(geometry), config)
     except Exception as error:  # whatever peft raises, the configuration is what the user can mend
-        raise UserError(f"peft cannot build {cut(method.label)} at {geometry}: {cut(str(error), 300)}") from error
+        raise UserError(
+            f"peft cannot build {cut(method.label)} at {geometry}: {cut(str(error), 300)}"
+        ) from error
     return sum(p.numel() for p in tuner.parameters() if p.requires_grad)
 
 

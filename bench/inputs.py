@@ -20,7 +20,7 @@ Padding = Literal["longest", "max_tokens"]
 class TextInput:
     """Text as token ids.
 
-    `tokenizer_hash` names the tokenizer's files, so that a plan can key on it; it is empty where there are none.
+    `tokenizer_hash` names the tokenizer's files, so that a plan can key on it; without any it is empty.
     Whatever `load_tokenizer` and its tokenizer raise is raised inside of `blaming`.
     """
 

@@ -180,7 +180,9 @@ def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str
             continue
         field = model.model_fields.get(part)
         inside = _leaves(field.annotation) if field else ()
-        inner = next((leaf for leaf in inside if isinstance(leaf, type) and issubclass(leaf, BaseModel)), None)
+        inner = next(
+            (leaf for leaf in inside if isinstance(leaf, type) and issubclass(leaf, BaseModel)), None
+        )
         if inner is None:
             return []
         model = inner

@@ -24,13 +24,15 @@ HEAD_STD = 0.02
 #: How many classes the head has that a backbone carries between loading and its first `reset`.
 INITIAL_CLASSES = 2
 
-#: The largest values of what a configuration calls the sizes of a model, in transformers' words and in timm's.
+#: The largest sizes that a model's configuration may state, in transformers' words and in timm's.
 LARGEST = {
     **dict.fromkeys(("num_hidden_layers", "depth"), 1000),
     **dict.fromkeys(("num_attention_heads", "num_heads"), 1024),
     **dict.fromkeys(("hidden_size", "embed_dim"), 2**16),
     **dict.fromkeys(("intermediate_size", "max_position_embeddings"), 2**20),
     "vocab_size": 10**7,
+    # Of which the configuration makes a table of names.
+    "num_labels": 10**5,
     "mlp_ratio": 64,
     **dict.fromkeys(("image_size", "img_size", "patch_size"), MAX_PIXELS),
 }

@@ -80,13 +80,15 @@ def _check_reachable(address: str | None) -> None:
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not (host and port.isdecimal() and int(port) < 2**16):
-        raise UserError(f"--ray-address {cut(address)}: accepted are auto or HOST:PORT of a running Ray cluster")
+        raise UserError(
+            f"--ray-address {cut(address)}: accepted are auto or HOST:PORT of a running Ray cluster"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTING).close()
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"--ray-address {cut(address)}: no Ray cluster answers there ({error}); accepted are auto or HOST:PORT "
-            "of a running one, which `ray status` tells"
+            f"--ray-address {cut(address)}: no Ray cluster answers there ({error}); accepted are auto or "
+            "HOST:PORT of a running one"
         ) from error
 
 

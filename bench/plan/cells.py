@@ -172,8 +172,8 @@ def _check_number(suite: Suite, pairs: int, methods: int) -> None:
     budgets = max(1, len(suite.budgets))
     if (trials := pairs * methods * budgets * seeds) > MOST_TRIALS:
         raise UserError(
-            f"suite '{suite.name}' would be {trials:,} trials, at most {MOST_TRIALS:,} are taken: {pairs} pairs of "
-            f"task and backbone × {methods:,} methods × {budgets} budgets × {seeds:,} seeds and tuning trials"
+            f"suite '{suite.name}' would be {trials:,} trials, at most {MOST_TRIALS:,} are taken: {pairs} pairs "
+            f"of task and backbone × {methods:,} methods × {budgets} budgets × {seeds:,} seeds, tuning included"
         )
 
 
@@ -192,7 +192,8 @@ def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> N
             asked = f"{budget.label}: " if budget else ""
             of = "rank" if len(ranks) == 1 else f"rank of {name}"
             raise UserError(
-                f"{asked}{method.label}: {of} is {rank:,}, at most {limit:,} gains anything on a backbone of {geometry}"
+                f"{asked}{method.label}: {of} is {rank:,}, accepted is at most {limit:,}: "
+                f"more gains nothing on a backbone of {geometry}"
             )
 
 
@@ -207,8 +208,8 @@ def _data(task: Task, row: TaskRow, info: BackboneInfo) -> dict[str, Any]:
     if isinstance(wanted, TextInput):
         if not wanted.tokenizer_hash:
             raise UserError(
-                f"backbone '{info.name}' has no tokenizer, which task '{row.task}' needs: put its tokenizer.json or "
-                "vocabulary into its folder"
+                f"backbone '{info.name}' has no tokenizer, which task '{row.task}' needs: put its "
+                "tokenizer.json or vocabulary into its folder"
             )
         if "max_tokens" in row.model_fields_set and row.max_tokens > wanted.max_tokens:
             raise UserError(

@@ -310,7 +310,9 @@ def _templates(names: Sequence[str]) -> list[Method]:
     for name in [name for name, _ in METHODS.available()] if list(names) == ALL else names:
         try:
             with METHODS.blaming(name):
-                found += [create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed()
+                found += (
+                    [create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed()
+                )
         except UserError as error:
             if list(names) != ALL:
                 raise

@@ -63,7 +63,9 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if not uri:
-        raise UserError(f"--store '' names no store: use {DEFAULT_STORE}, a server (http://…) or a database URI")
+        raise UserError(
+            f"--store '' names no store: use {DEFAULT_STORE}, a server (http://…) or a database URI"
+        )
     # A database URI may name its driver: mysql+pymysql.
     scheme = urlparse(uri).scheme.partition("+")[0]
     if uri.startswith(SQLITE):
@@ -98,7 +100,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         ) from error
     except ModuleNotFoundError as error:
         raise UserError(
-            f"store '{shown_uri(uri)}' needs the package {error.name}, which is not installed{_driver(scheme)}"
+            f"store '{shown_uri(uri)}' needs the package {error.name}, which is missing{_driver(scheme)}"
         ) from error
 
 

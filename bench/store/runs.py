@@ -50,8 +50,8 @@ def broken(record: Record, name: Artifact, said: str) -> UserError:
     if name == Artifact.REDUNDANCY:
         again = f"`tensorbench redundancy {record.run_id}` writes it anew"
     return UserError(
-        f"{name} of run {record.run_id} ({record.name}) is broken, or of another version of the harness: {said}; "
-        f"{again}"
+        f"{name} of run {record.run_id} ({record.name}) is broken, or of another version of the harness: "
+        f"{said}; {again}"
     )
 
 

@@ -42,8 +42,8 @@ class Budget(Frozen):
             raise ValueError(f"a budget is one of isorank, isoparameters, parameters; got {given or 'none'}")
         if self.isorank and "tolerance" in self.model_fields_set:
             raise ValueError(
-                f"tolerance {self.tolerance:g} has nothing to apply to beside isorank, which asks for no count; "
-                "it goes with isoparameters or parameters"
+                f"tolerance {self.tolerance:g} has nothing to apply to beside isorank, which asks for no "
+                "count; it goes with isoparameters or parameters"
             )
         return self
 

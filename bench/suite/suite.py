@@ -57,7 +57,9 @@ class Suite(Frozen):
     @classmethod
     def _storable(cls, text: str) -> str:
         if re.search("[\0\ud800-\udfff]", text):
-            raise ValueError("should be a text without NUL and halves of surrogate pairs, which no store takes")
+            raise ValueError(
+                "should be a text without NUL and halves of surrogate pairs, which no store takes"
+            )
         return text
 
     @field_validator("tuning", mode="before")

@@ -109,7 +109,7 @@ def _yaml() -> YAML:
 
 
 def read(path: Path) -> Any:
-    """The values of a YAML file. Raises OSError, or ValueError whose message says what is wrong, and where."""
+    """The values of a YAML file. Raises OSError, or ValueError as `parse` does."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

@@ -183,7 +183,8 @@ def _tokenise(task: Task, tokenizer: Any, max_tokens: int, inputs: list[Any], pa
         raise UserError("the backbone's tokenizer has no padding token, so that its texts cannot be batched")
     if max_tokens <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
         raise UserError(
-            f"task '{task.name}': max_tokens must exceed the tokenizer's {special} special tokens, got {max_tokens}"
+            f"task '{task.name}': max_tokens must exceed the tokenizer's {special} special tokens, "
+            f"got {max_tokens}"
         )
     tokens: list[list[int]] = []
     types: list[list[int]] = []
@@ -210,8 +211,8 @@ def _build_images(task: Task, model_input: ImageInput, examples: Examples) -> _B
     needed, free = 2 * len(examples.inputs) * 3 * size**2 / MIB, available_mib()
     if needed > free:
         raise UserError(
-            f"task '{task.name}': {len(examples.inputs):,} images of {size} pixels need {needed:,.0f} MiB of memory "
-            f"to prepare, and {free:,.0f} MiB are free; take a smaller image_size"
+            f"task '{task.name}': {len(examples.inputs):,} images of {size} pixels need {needed:,.0f} MiB of "
+            f"memory to prepare, and {free:,.0f} MiB are free; take a smaller image_size"
         )
     resized = np.empty((len(examples.inputs), 3, size, size), dtype=np.uint8)
     for i, array in enumerate(read_images(task, examples)):

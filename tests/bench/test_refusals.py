@@ -1,4 +1,4 @@
-"""What cannot be, or means nothing, is refused at once and in a few words: which field, its value, what is taken."""
+"""What cannot be, or means nothing, is refused at once: which field, its value and what is accepted."""
 
 from __future__ import annotations
 
@@ -97,8 +97,16 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
         ),
         ("methods.0", "each", "4,000,000", "10,000"),
     ),
-    "trials": (field(seeds=list(range(15_000)), budgets=[{"isorank": n} for n in range(1, 5)], methods=["lora", "lotr"]), ("120,000", "100,000")),
-    "layers": (checkpoint("vit", num_hidden_layers=10**7), ("num_hidden_layers", "10000000", "from 1 to 1,000")),
+    "trials": (
+        field(
+            seeds=list(range(15_000)), budgets=[{"isorank": n} for n in range(1, 5)], methods=["lora", "lotr"]
+        ),
+        ("120,000", "100,000"),
+    ),
+    "layers": (
+        checkpoint("vit", num_hidden_layers=10**7),
+        ("num_hidden_layers", "10000000", "from 1 to 1,000"),
+    ),
     "width": (checkpoint("bert", hidden_size=2 * 10**9), ("hidden_size", "2000000000", "65,536")),
     "image size": (
         field(backbones=[{"name": "tiny-random-vit", "image_size": 1_000_000}]),
@@ -150,7 +158,10 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
     ),
     "no store": (run("--store", ""), ("--store", "''", "sqlite:///")),
     # Found before anything is said to run.
-    "max_tokens": (run(base=TEXT, tasks=[{**MOVIES, "max_tokens": 1}]), ("max_tokens", "1", "special tokens")),
+    "max_tokens": (
+        run(base=TEXT, tasks=[{**MOVIES, "max_tokens": 1}]),
+        ("max_tokens", "1", "special tokens"),
+    ),
     "tokenizer": (checkpoint("bert"), ("has no tokenizer", "tokenizer.json")),
     "no cluster": (
         run("--executor", "ray", "--ray-address", "127.0.0.1:1"),
@@ -177,6 +188,34 @@ CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] =
         ("methods.0", "LILI", "LOHA"),
     ),
 }
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache folder that cannot be made, since a file is in its place."""
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_said_to_run(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path, unwritable: None
+) -> None:
+    ended = call("run", write(tmp_path), "--store", new_store(tmp_path))
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.startswith(f"error: cannot write to the cache folder {tmp_path / 'cache'}: ")
+    assert "set TENSORBENCH_CACHE to a folder of yours" in ended.err
+
+
+def test_images_that_memory_cannot_hold_are_refused(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.tasks.data.available_mib", lambda: 100.0)
+    suite = write(tmp_path, backbones=[{"name": "tiny-random-vit", "image_size": 1024}])
+    ended = call("run", suite, "--store", new_store(tmp_path))
+    assert (ended.code, ended.out) == (2, "")
+    assert "task 'digits': 1,797 images of 1024 pixels need" in ended.err
+    assert "100 MiB are free; take a smaller image_size" in ended.err
 
 
 @pytest.mark.parametrize("name", CASES)

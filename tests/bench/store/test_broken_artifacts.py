@@ -1,4 +1,4 @@
-"""An artifact that is empty, cut or something else is told by its run, its name and what to do, in a few words."""
+"""An artifact that is empty, cut or something else is told by its run, its name and what to do."""
 
 from __future__ import annotations
 
