@@ -165,8 +165,8 @@ class Peft(OneRank):
         return self.isorank(rank)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Of LoRA the smaller side of the largest weight. Of other types, which may share what they multiply or
-        count single entries, the entries of that weight.
+        """Of LoRA the smaller side of the largest weight. Of other types, which may share what they multiply
+        or count single entries, the entries of that weight.
         """
         if not self.sizeable:
             return ()

@@ -40,7 +40,7 @@ def cut(text: str, most: int = SHOWN) -> str:
 _REPR = Repr()
 _REPR.maxlevel = 3
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = SHOWN // 4
-_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 2 * SHOWN
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 4 * SHOWN
 
 
 def near_names(name: str, known: Iterable[str], at_most: int = 1) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import prod
 from typing import Any, Literal
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
@@ -168,12 +169,14 @@ def _check_number(suite: Suite, pairs: int, methods: int) -> None:
     """Raises UserError for more trials than anybody runs; budgets are counted for every method."""
     seeds = len(suite.seeds)
     if suite.tuning:
-        seeds += len(suite.tuning.seeds) * suite.tuning.trials
+        # The published setting may be a point beside those of the grids.
+        most = 1 + prod(len(grid) for grid in suite.tuning.grids.values() if grid)
+        seeds += len(suite.tuning.seeds) * min(suite.tuning.trials, most)
     budgets = max(1, len(suite.budgets))
     if (trials := pairs * methods * budgets * seeds) > MOST_TRIALS:
         raise UserError(
-            f"suite '{suite.name}' would be {trials:,} trials, at most {MOST_TRIALS:,} are taken: {pairs} pairs "
-            f"of task and backbone × {methods:,} methods × {budgets} budgets × {seeds:,} seeds, tuning included"
+            f"suite '{suite.name}' would be {trials:,} trials, accepted are at most {MOST_TRIALS:,}: {pairs} "
+            f"pairs of task and backbone × {methods:,} methods × {budgets} budgets × {seeds:,} trials of each"
         )
 
 

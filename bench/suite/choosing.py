@@ -25,7 +25,7 @@ HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 #: How many points are tried.
-Points = Annotated[int, Field(ge=1, le=100_000)]
+Points = Annotated[int, Field(gt=0, le=100_000)]
 
 SelectionSeeds = Annotated[tuple[int, ...], Field(min_length=1)]
 

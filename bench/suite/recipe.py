@@ -25,7 +25,7 @@ AS_HEAD = "as weight_decay"
 #: More are a slip: a power of ten too many, say.
 MAX_EPOCHS, MAX_STEPS = 100_000, 10**9
 
-Epochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
+Epochs = Annotated[int, Field(gt=0, le=MAX_EPOCHS)]
 
 Augmentation = Literal["colour_jitter", "flip", "crop"]
 
@@ -49,7 +49,7 @@ class Recipe(Frozen):
     #: How often the training split is passed over. A recipe has this or `steps`; with neither it is 10.
     epochs: Epochs | None = None
     #: How many optimizer steps are taken.
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] | None = None
     #: The share of the steps in which the learning rate rises linearly from zero.
     warmup: float = Field(0.1, ge=0, lt=1)
     #: The learning rate at which the cosine ends.

@@ -69,7 +69,7 @@ class TaskRow(Frozen):
     padding: Annotated[Padding, Later()] = "longest"
     #: With a number of pixels, images are squashed to squares of that side and the centre is cut out of them.
     #: Without, their central square is resized to what the backbone reads.
-    resize: Annotated[int, Field(ge=1, le=MAX_PIXELS)] | None = None
+    resize: Annotated[int, Field(gt=0, le=MAX_PIXELS)] | None = None
     #: Whether images are normalised as the backbone wants them. Otherwise pixels are between 0 and 1.
     normalise: bool = True
     #: Whether all seeds share one split or each deals its own. An official split is the same for all.
