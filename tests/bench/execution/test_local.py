@@ -109,7 +109,8 @@ def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, w
 
 def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, workers: Local) -> None:
     """As when memory runs out; the result is larger than what a pipe holds."""
-    made = plan(methods=[{"method": "lora", "rank": 512}], budgets=[], training=SHORT)
+    large = {"method": "tenslora", "variant": "qkv_depth", "ranks": [20] * 4}
+    made = plan(methods=[large], budgets=[], training=SHORT)
     left = [1]
 
     def notify(event: Event) -> None:
