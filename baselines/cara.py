@@ -10,7 +10,7 @@ from tltorch import CPTensor
 from torch import Tensor, nn
 
 from methods.backbone import PROJECTIONS, SHARED_INPUT, Geometry
-from methods.factorizations import khatri_rao
+from methods.factorizations import cp_limit, khatri_rao
 from methods.lowrank import Contracted, Diagonal, DropoutAt, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
 from methods.slices import Slices, by_site, cut_inputs, cut_outputs
@@ -74,6 +74,10 @@ class CaRA(OneRank, LowRankMethod):
         MLP.check(geometry, self.title)
         modes = sum(self.attention_shape(geometry)) + 1 + sum(self.mlp_shape(geometry)) + 1
         return rank * modes + sum(geometry.shape(name)[0] for name in BIASED)
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """Of the two tensors the larger limit: what all modes but the largest multiply to."""
+        return (max(cp_limit(self.attention_shape(geometry)), cp_limit(self.mlp_shape(geometry))),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _TwoTensors(self, geometry, generator)

@@ -54,6 +54,10 @@ class FacTTT(_FacT):
     def title(self) -> str:
         return "FacT-TT"
 
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """d, of which U and V are bases."""
+        return (geometry.hidden,)
+
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """2·d·r + 12·L·r²."""
         SLICES.check(geometry, self.title)
@@ -79,6 +83,10 @@ class FacTTK(_FacT):
     @property
     def title(self) -> str:
         return "FacT-TK"
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The largest mode: d, or the slices of all layers."""
+        return (max(geometry.hidden, len(SLICES) * geometry.layers),)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """2·d·r + 12·L·r + r³."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from baselines.peft_adapter import PeftAdapter
 from methods.backbone import TARGETS, Backbone, Geometry, Targets
 from methods.sizes import OneRank
+from methods.validation import Scale
 
 
 class LoRA(OneRank):
@@ -21,7 +22,7 @@ class LoRA(OneRank):
     name: ClassVar[str] = "lora"
 
     #: alpha / rank.
-    scale: float = 1.0
+    scale: Scale = 1.0
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     #: `qkvo+mlp` is every linear layer.
     targets: Targets = "qkv"
@@ -41,6 +42,10 @@ class LoRA(OneRank):
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """rank · Σ (in + out) over the sites."""
         return geometry.layers * rank * sum(sum(geometry.shape(name)) for name in self.projections)
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The smaller side of the largest weight."""
+        return (max(min(geometry.shape(name)) for name in self.projections),)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
         from peft import LoraConfig

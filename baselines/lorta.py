@@ -10,9 +10,10 @@ from tltorch import CPTensor
 from torch import nn
 
 from methods.backbone import Geometry
-from methods.factorizations import khatri_rao
+from methods.factorizations import cp_limit, khatri_rao
 from methods.lowrank import Contracted, Diagonal, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
+from methods.validation import Scale
 
 
 class LoRTA(OneRank, LowRankMethod):
@@ -31,7 +32,7 @@ class LoRTA(OneRank, LowRankMethod):
     published_scale: ClassVar[float | None] = 1.0
 
     #: alpha, divided by the rank. 1 in the reference code.
-    scale: float = 1.0
+    scale: Scale = 1.0
     #: `reference`: the d-sized factor is the output, and the input is split over heads, as only the input of
     #: the output projection really is. `output_heads`: the other way round, which suits query, key and value.
     #: In both, channel = head · head size + j.
@@ -53,6 +54,10 @@ class LoRTA(OneRank, LowRankMethod):
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """r · (d + h + H + L + 4)."""
         return rank * sum(self.shape(geometry))
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """What all modes but the largest multiply to."""
+        return (cp_limit(self.shape(geometry)),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _AttentionTensor(self, geometry, generator)

@@ -11,6 +11,7 @@ from torch import nn
 from methods.backbone import Geometry
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
+from methods.validation import Scale
 
 
 class LoTR(OneRank, LowRankMethod):
@@ -22,7 +23,7 @@ class LoTR(OneRank, LowRankMethod):
     name: ClassVar[str] = "lotr"
 
     #: Divided by the rank, as alpha is in LoRA. 1 in the reference code.
-    scale: float = 1.0
+    scale: Scale = 1.0
     #: `joint`: query and value are one tensor (d, 2·L, d). `separate`: each has a tensor (d, L, d).
     tensors: Literal["joint", "separate"] = "joint"
 
@@ -38,6 +39,10 @@ class LoTR(OneRank, LowRankMethod):
         """2·d·r for each tensor, and 2·L·r²."""
         tensors = 1 if self.tensors == "joint" else 2
         return 2 * tensors * geometry.hidden * rank + 2 * geometry.layers * rank**2
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """d, of which left and right are bases."""
+        return (geometry.hidden,)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _SharedEnds(self, geometry, generator)

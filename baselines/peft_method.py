@@ -14,7 +14,7 @@ from torch import nn
 
 from baselines.peft_adapter import PeftAdapter, inject
 from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Targets
-from methods.errors import UnknownNameError, UserError
+from methods.errors import UnknownNameError, UserError, cut
 from methods.ranks import nearest
 from methods.sizes import OneRank
 
@@ -96,7 +96,8 @@ class Peft(OneRank):
         if value in REFUSED:
             raise ValueError(f"peft's {value} does not fit here: {REFUSED[value]}")
         if value not in _types():
-            raise ValueError(str(UnknownNameError("peft type", value, _types())))
+            known = [kind for kind in _types() if kind not in REFUSED]
+            raise ValueError(str(UnknownNameError("peft type", value, known)))
         return value
 
     @model_validator(mode="after")
@@ -176,6 +177,16 @@ class Peft(OneRank):
                 rank = nearest(range(1, 2 * rank + 1), counted, budget)
         return self.isorank(rank)
 
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """Of LoRA the smaller side of the largest weight. Of other types, which may share what they multiply
+        or count single entries, the entries of that weight.
+        """
+        if not self.sizeable:
+            return ()
+        shapes = [geometry.shape(name) for name in self.projections]
+        of_lora = self.type == "LORA" or self.type in SHORTHANDS
+        return (max(map(min if of_lora else math.prod, shapes)),)
+
     def count(self, geometry: Geometry) -> int:
         return super().count(geometry) if self.sizeable else self.count_at(geometry, 0)
 
@@ -184,7 +195,10 @@ class Peft(OneRank):
 
         A type that has no rank takes no notice of `rank`.
         """
-        method = self.isorank(rank).model_dump_json()
+        try:
+            method = self.isorank(rank).model_dump_json()
+        except ValueError as error:
+            raise UserError(f"{self.title}: config should hold what JSON can hold: {error}") from error
         one, two = (_count(method, dataclasses.replace(geometry, layers=layers)) for layers in (1, 2))
         return one + (geometry.layers - 1) * (two - one)
 
@@ -246,7 +260,9 @@ def _count(method_json: str, geometry: Geometry) -> int:
             # A few types look at values while they build; those need memory to look at.
             tuner = inject(_Skeleton(geometry), config)
     except Exception as error:  # whatever peft raises, the configuration is what the user can mend
-        raise UserError(f"peft cannot build {method.label} at {geometry}: {error}") from error
+        raise UserError(
+            f"peft cannot build {cut(method.label)} at {geometry}: {cut(str(error), 300)}"
+        ) from error
     return sum(p.numel() for p in tuner.parameters() if p.requires_grad)
 
 

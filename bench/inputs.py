@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Modality = Literal["text", "vision"]
+
+#: The largest side of an image. At patches of 16 pixels such an image is 65,536 tokens.
+MAX_PIXELS = 4096
 
 #: What a batch of texts is padded to: its longest, or as many tokens as a text may have at most.
 Padding = Literal["longest", "max_tokens"]
@@ -14,13 +18,18 @@ Padding = Literal["longest", "max_tokens"]
 
 @dataclass(frozen=True)
 class TextInput:
-    """Text as token ids. `tokenizer_hash` names the tokenizer's files, so that a plan can key on it."""
+    """Text as token ids.
+
+    `tokenizer_hash` names the tokenizer's files, so that a plan can key on it; without any it is empty.
+    Whatever `load_tokenizer` and its tokenizer raise is raised inside of `blaming`.
+    """
 
     tokenizer_hash: str
     max_tokens: int
     load_tokenizer: Callable[[], Any] = field(compare=False)
     padding: Padding = "longest"
     modality: Modality = "text"
+    blaming: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False)
 
 
 @dataclass(frozen=True)

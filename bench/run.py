@@ -155,11 +155,13 @@ def _run_phase(
     # This comes first: a failure that is stored later is another driver's, and stands.
     again = failures(store) if retry_failed else {}
     trials = pending(part, store, retry_failed=retry_failed)
-    told.phase(part, phase, len(trials), place.device)
     if trials:
         check_disk(part, trials, store)
         _check_memory(trials, place)
         place.prepare(trials)
+    # Said only now that nothing is in the way.
+    told.phase(part, phase, len(trials), place.device)
+    if trials:
         # Preparing takes some time, in which another driver may have chosen.
         whole = with_choices(whole, store)
         with told.watch(part, len(trials), place.slots) as report:
@@ -209,7 +211,7 @@ def search_suite(
         chosen = cells_of(wanted, place.device)
         opened = Store.create(store, loaded.name)
         _check_memory(list(wanted.trials), place)
-        if loaded.search and not storage and not opened.local:
+        if loaded.search and storage is None and not opened.local:
             told.note(
                 f"The study is in {default_storage(store)}, which only this machine sees: to search on "
                 "several, name a database that all reach."
@@ -223,7 +225,8 @@ def search_suite(
 
             found: list[SearchResult | AllocationResult] = []
             if loaded.search:
-                found += _search(loaded.search, nests(Kind.SEARCH), storage or default_storage(store), told)
+                where = default_storage(store) if storage is None else storage
+                found += _search(loaded.search, nests(Kind.SEARCH), where, told)
             if loaded.allocation:
                 found += _allocate(loaded.allocation, nests(Kind.ALLOCATION), told)
             records = latest(opened.records())

@@ -11,7 +11,7 @@ import torch
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
 from methods.catalog import METHODS
-from methods.errors import UserError
+from methods.errors import UserError, shown
 from methods.validation import Frozen, identity, validate
 
 
@@ -187,7 +187,9 @@ def attach(backbone: Backbone, method: Method, seed: int = 0) -> Adapter:
 
 
 def from_identity(identity: Mapping[str, Any]) -> Method:
-    """The method behind `Method.identity`. Raises UserError where its version has moved on."""
+    """The method behind `Method.identity`. Raises UserError where its version has moved on, or it is none."""
+    if not {"method", "version"} <= identity.keys():
+        raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")
     options = {key: value for key, value in identity.items() if key not in ("method", "version")}
     method = create(identity["method"], **options)
     version = method.identity()["version"]

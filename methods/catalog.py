@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from methods.errors import UserError
+from methods.errors import UserError, shown
 from methods.registry import Registry
 
 
@@ -15,7 +15,7 @@ def _check_method(name: str, method: Any) -> None:
     interface: Any = import_module("methods.base").Method
     where = f"method '{name}'"
     if not (isinstance(method, type) and issubclass(method, interface)):
-        raise UserError(f"{where}: should be a subclass of methods.base.Method, got {method!r:.60}")
+        raise UserError(f"{where}: should be a subclass of methods.base.Method, got {shown(method)}")
     if lacking := sorted(getattr(method, "__abstractmethods__", ())):
         raise UserError(f"{where}: {method.__name__} does not define {', '.join(lacking)}")
     if getattr(method, "name", None) != name:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
+from typing import Any
+
+#: How many characters of a value a message shows.
+SHOWN = 80
 
 #: How alike two names must be, from 0 to 1, for one to be offered in place of the other.
 ALIKE = 0.5
@@ -13,9 +18,34 @@ class UserError(Exception):
     """Input or surroundings that the user can mend; the message says what and how."""
 
 
+def shown(value: Any) -> str:
+    """A value as a message shows it: as Python writes it, cut to `SHOWN` characters however large it is."""
+    try:
+        text = _REPR.repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"<{type(value).__name__}>"
+    return cut(text)
+
+
+def cut(text: str, most: int = SHOWN) -> str:
+    """The text, or its beginning and an ellipsis where it is longer than `most` characters.
+
+    What no terminal or file could take, half of a surrogate pair, is spelled out.
+    """
+    short = text if len(text) <= most else f"{text[: most - 1]}…"
+    return short.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+#: Looks at no more of a value than can be shown.
+_REPR = Repr()
+_REPR.maxlevel = 3
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = SHOWN // 4
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 4 * SHOWN
+
+
 def near_names(name: str, known: Iterable[str], at_most: int = 1) -> list[str]:
     """The known names that look most like `name`, the likest first; none where none does."""
-    return get_close_matches(name, list(known), n=at_most, cutoff=ALIKE)
+    return get_close_matches(name[:SHOWN], list(known), n=at_most, cutoff=ALIKE)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -30,7 +60,7 @@ class UnknownNameError(UserError):
         self.kind, self.name, self.known = kind, name, sorted(known)
         hint = did_you_mean(name, self.known)
         told = f"{hint} known" if hint else "known"
-        super().__init__(f"unknown {kind} '{name}': {told} are {', '.join(self.known)}")
+        super().__init__(f"unknown {kind} '{cut(str(name))}': {told} are {', '.join(self.known)}")
 
 
 class NotLowRank(UserError):  # noqa: N818 - the contract's name

@@ -43,6 +43,11 @@ def normal_std(ranks: Sequence[int], parts: int) -> float:
     return math.prod(ranks) ** (-1 / (2 * parts))
 
 
+def cp_limit(shape: Sequence[int]) -> int:
+    """The CP rank with which every tensor of this shape can be written: one component a fibre."""
+    return math.prod(shape) // max(shape)
+
+
 def khatri_rao(left: Tensor, right: Tensor) -> Tensor:
     """The column-wise Kronecker product of (m, r) and (n, r).
 
@@ -60,8 +65,8 @@ class Factorization(Protocol):
         """What each rank belongs to: one of the modes, or what the factorisation has in their place."""
         ...
 
-    def rank_limits(self, shape: Sequence[int]) -> tuple[int | None, ...]:
-        """For each rank, the value above which no further tensor can be written; None where there is none."""
+    def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """For each rank, the value above which no further tensor can be written."""
         ...
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
@@ -88,7 +93,7 @@ class Tucker:
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
         return tuple(modes)
 
-    def rank_limits(self, shape: Sequence[int]) -> tuple[int | None, ...]:
+    def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(shape)
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
@@ -123,8 +128,8 @@ class CP:
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
         return ("components",)
 
-    def rank_limits(self, shape: Sequence[int]) -> tuple[int | None, ...]:
-        return (None,)
+    def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (cp_limit(shape),)
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
         return sum(shape) * ranks[0]
@@ -158,7 +163,7 @@ class TensorTrain:
         chain = _chain(modes)
         return tuple(f"{left}-{right}" for left, right in pairwise(chain))
 
-    def rank_limits(self, shape: Sequence[int]) -> tuple[int | None, ...]:
+    def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
         chain = _chain(shape)
         return tuple(min(math.prod(chain[:i]), math.prod(chain[i:])) for i in range(1, len(chain)))
 

@@ -173,7 +173,9 @@ class TensLoRA(LowRankMethod):
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Tucker: a mode's size. Tensor train: what the modes on the smaller side of a bond multiply to."""
+        """Tucker: a mode's size. CP: what all but the largest mode multiply to. Tensor train: what the modes
+        on the smaller side of a bond multiply to.
+        """
         return FACTORIZATIONS[self.factorization].rank_limits(self.shape(geometry))
 
     def isorank(self, rank: int) -> Self:

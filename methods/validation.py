@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from functools import cache
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from methods.errors import UserError, did_you_mean
+from methods.errors import UserError, cut, did_you_mean, shown
 
 Model = TypeVar("Model", bound=BaseModel)
+
+#: How many wrong fields are told at once, and how many characters of what is wrong with one.
+MOST_TOLD, MOST_SAID = 12, 600
 
 _LISTS = ("list_type", "tuple_type")
 _MAPPINGS = ("dict_type", "mapping_type", "model_type")
@@ -29,9 +33,56 @@ class Later:
 
 
 class Frozen(BaseModel):
-    """Base of every configuration: immutable, numbers finite, and a field that is not known is an error."""
+    """Base of every configuration: immutable, numbers finite, and a field that is not known is an error.
+
+    True and false, which Python and so pydantic take for one and zero, are no numbers here.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        items = value if isinstance(value, (list, tuple)) else (value,)
+        if any(isinstance(item, bool) for item in items) and _takes_numbers(cls, str(info.field_name)):
+            raise ValueError("should be a number, not true or false")
+        return value
+
+
+def refuse_repeats(values: Iterable[Hashable], names: Iterable[object] | None = None) -> None:
+    """Raises ValueError for a value that stands there twice, by its name where they have other ones."""
+    values = list(values)
+    seen: set[Hashable] = set()
+    for value, name in zip(values, values if names is None else names, strict=True):
+        if value in seen:
+            raise ValueError(f"{name} stands there twice")
+        seen.add(value)
+
+
+@cache
+def _takes_numbers(model: type[BaseModel], field: str) -> bool:
+    """Whether a field, or each item of its list, is a number and cannot be a bool."""
+    leaves = list(_leaves(model.model_fields[field].annotation))
+    return any(leaf in (int, float) for leaf in leaves) and not any(leaf in (bool, Any) for leaf in leaves)
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of: int and None of `tuple[int, ...] | None`."""
+    arguments = get_args(annotation)
+    if not arguments:
+        yield annotation
+    for argument in arguments:
+        yield from _leaves(argument)
+
+
+def _not_zero(value: float) -> float:
+    if not value:
+        raise ValueError("should be other than 0, with which the update would do nothing")
+    return value
+
+
+#: What multiplies an update.
+Scale = Annotated[float, AfterValidator(_not_zero)]
 
 
 def earlier(model: type[BaseModel]) -> dict[str, Any]:
@@ -66,34 +117,38 @@ def validate(model: type[Model], values: Any, where: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = error.errors()
-        # A list of which an item is wrong is to pydantic also too short: only the item is news.
-        told = [
-            problem
-            for problem in problems
-            if problem["type"] != "too_short"
-            or not any(_inside(other["loc"], problem["loc"]) for other in problems)
-        ]
-        lines = [_explain(problem, model) for problem in told]
-        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from error
+        raise UserError("\n".join(f"{where}: {line}" for line in explained(error, model))) from error
+
+
+def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """What is wrong with the values of a model, field by field, and how many more fields are."""
+    problems = error.errors()
+    # A list of which an item is wrong is to pydantic also too short: only the item is news.
+    told = [
+        problem
+        for problem in problems
+        if problem["type"] != "too_short"
+        or not any(_inside(other["loc"], problem["loc"]) for other in problems)
+    ]
+    lines = [_explain(problem, model) for problem in told[:MOST_TOLD]]
+    return lines + ([f"and {len(told) - MOST_TOLD:,} more such fields"] if len(told) > MOST_TOLD else [])
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
-    field = ".".join(str(part) for part in problem["loc"])
+    field = ".".join(cut(str(part)) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
         known = _fields_beside(problem["loc"], model)
         parts = [did_you_mean(name, known), f"accepted are {', '.join(known)}" if known else ""]
         return "; ".join([f"unknown field '{field}'", *filter(None, parts)])
-    message = _message(problem)
+    message = cut(_message(problem), MOST_SAID)
     if problem["type"] == "literal_error":
         # pydantic's "'fp32', 'bf16' or 'auto'": what stands between quotes.
         expected = problem["ctx"]["expected"].split("'")[1::2]
         message = "; ".join(filter(None, [message, did_you_mean(str(problem["input"]), expected)]))
     if problem["type"] == "missing":
         return f"field '{field}' is required"
-    shown = f" (got {problem['input']!r})" if field else ""
-    return f"{field}: {message}{shown}" if field else message
+    return f"{field}: {message} (got {shown(problem['input'])})" if field else message
 
 
 def _message(problem: Any) -> str:
@@ -111,7 +166,7 @@ def _message(problem: Any) -> str:
 
 def _example(value: Any) -> str:
     """The list that whoever wrote a single value may have meant."""
-    return f", such as [{value}]" if isinstance(value, (str, int, float)) else ""
+    return f", such as [{cut(str(value))}]" if isinstance(value, (str, int, float)) else ""
 
 
 def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:
@@ -124,16 +179,11 @@ def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str
         if isinstance(part, int):
             continue
         field = model.model_fields.get(part)
-        inner = next(_models(field.annotation), None) if field else None
+        inside = _leaves(field.annotation) if field else ()
+        inner = next(
+            (leaf for leaf in inside if isinstance(leaf, type) and issubclass(leaf, BaseModel)), None
+        )
         if inner is None:
             return []
         model = inner
     return sorted(model.model_fields)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models inside an annotation such as `tuple[Budget, ...] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models(argument)

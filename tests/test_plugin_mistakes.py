@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from bench.backbones import BACKBONES
+from bench.backbones import BACKBONES, load
+from bench.probes.perf import contenders
 from bench.tasks import TASKS
-from methods import METHODS
+from methods import METHODS, UserError
 
 from .bench.toy_suites import write
 
@@ -178,8 +179,6 @@ def test_lists_name_the_package_and_go_on(
 
 
 def test_a_method_that_is_not_whole_is_refused(install: Install) -> None:
-    from methods import UserError
-
     install("methods", "from methods.base import Method\nclass MINE(Method):\n    name = 'mine'\n")
     with pytest.raises(UserError, match=r"'mine' of the plug-in 'mistaken': MINE does not define count, fit"):
         METHODS.get("mine")
@@ -243,7 +242,62 @@ def test_a_run_ends_before_any_trial_and_names_the_package(
     ended = call("run", write(tmp_path, **install_rest), "--store", new_store(tmp_path))
     assert ended.code == 2
     assert f"{group[:-1]} 'mine' of the plug-in 'mistaken': " in ended.err
+    assert "to run" not in ended.out
     assert said in ended.err
+
+
+TOKENIZER = """
+    def describe(self, image_size):
+        return self.with_tokenizer(self.made.describe(image_size))
+
+    def load(self, image_size):
+        loaded = self.made.load(image_size)
+        loaded.info = self.with_tokenizer(loaded.info)
+        return loaded
+
+    def with_tokenizer(self, info):
+        own = dataclasses.replace(info.input, tokenizer_hash="mine", load_tokenizer=Tokenizer)
+        return dataclasses.replace(info, input=own)
+
+class Tokenizer:
+    pad_token_id = 0
+
+    def num_special_tokens_to_add(self, pair):
+        return 0
+
+    def __call__(self, *texts, **options):
+        raise KeyError("no such word")
+
+MINE = Mine()
+"""
+
+
+def test_a_tokenizer_that_raises_names_its_backbone_s_package(
+    call: Call, install: Install, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    install("backbones", BACKBONE.partition("    def describe")[0] + TOKENIZER)
+    suite = write(tmp_path, tasks=["movie-sentiment"], backbones=["mine"])
+    ended = call("run", suite, "--store", new_store(tmp_path))
+    assert ended.code == 2
+    assert ended.err == "error: backbone 'mine' of the plug-in 'mistaken': KeyError: 'no such word'\n"
+    assert "to run" not in ended.out
+
+
+def test_timing_all_methods_leaves_out_one_that_raises(install: Install) -> None:
+    install(
+        "methods",
+        replaced(
+            METHOD,
+            'name = "mine"',
+            'name = "mine"\n    @classmethod\n    def listed(cls): raise KeyError("x")',
+        ),
+    )
+    backbone = load("tiny-random-vit")
+    with pytest.warns(UserWarning, match="left out: method 'mine' of the plug-in 'mistaken': KeyError: 'x'"):
+        chosen = contenders(["all"], ["isorank"], backbone)
+    assert {"LoRA", "LoTR"} <= {contender.label for contender in chosen}
+    with pytest.raises(UserError, match="method 'mine' of the plug-in 'mistaken': KeyError: 'x'"):
+        contenders(["mine"], ["isorank"], backbone)
 
 
 @pytest.mark.parametrize(("group", "source"), [("tasks", TASK), ("backbones", BACKBONE)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from bench.backbones.base import (
     BackboneEntry,
     BackboneInfo,
@@ -12,6 +15,7 @@ from bench.backbones.base import (
 )
 from bench.backbones.catalog import BACKBONES
 from bench.backbones.declared import check_info
+from bench.inputs import TextInput
 from methods.errors import UserError
 
 __all__ = [
@@ -38,7 +42,7 @@ def describe(spec: BackboneSpec | str) -> BackboneInfo:
     with BACKBONES.blaming(spec.name or ""):
         info = entry.describe(spec.image_size)
         check_info(info)
-    return info
+    return _answerable(spec, info)
 
 
 def load(spec: BackboneSpec | str) -> LoadedBackbone:
@@ -52,7 +56,15 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
         backbone = entry.load(spec.image_size)
         if not isinstance(backbone, LoadedBackbone):
             raise UserError(f"load() should return a LoadedBackbone, got a {type(backbone).__name__}")
+    backbone.info = _answerable(spec, backbone.info)
     return backbone
+
+
+def _answerable(spec: BackboneSpec, info: BackboneInfo) -> BackboneInfo:
+    """The description with a tokenizer whose mistakes name the plug-in that it comes from."""
+    if spec.name is None or not isinstance(info.input, TextInput):
+        return info
+    return replace(info, input=replace(info.input, blaming=partial(BACKBONES.blaming, spec.name)))
 
 
 def entry_of(spec: BackboneSpec) -> BackboneEntry:

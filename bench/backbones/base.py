@@ -13,16 +13,29 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from bench.inputs import ModelInput
+from bench.inputs import MAX_PIXELS, ModelInput
 from bench.sources.hub import Lockable
 from methods.backbone import Geometry, Site
-from methods.errors import UserError
+from methods.errors import UserError, shown
 
 #: The standard deviation of a fresh head's weights. Its biases start at zero.
 HEAD_STD = 0.02
 
 #: How many classes the head has that a backbone carries between loading and its first `reset`.
 INITIAL_CLASSES = 2
+
+#: The largest sizes that a model's configuration may state, in transformers' words and in timm's.
+LARGEST = {
+    **dict.fromkeys(("num_hidden_layers", "depth"), 1000),
+    **dict.fromkeys(("num_attention_heads", "num_heads"), 1024),
+    **dict.fromkeys(("hidden_size", "embed_dim"), 2**16),
+    **dict.fromkeys(("intermediate_size", "max_position_embeddings"), 2**20),
+    "vocab_size": 10**7,
+    # Of which the configuration makes a table of names.
+    "num_labels": 10**5,
+    "mlp_ratio": 64,
+    **dict.fromkeys(("image_size", "img_size", "patch_size"), MAX_PIXELS),
+}
 
 BackboneKind = Literal["vit", "dinov2", "bert", "roberta", "timm"]
 
@@ -42,7 +55,7 @@ class BackboneSpec(Lockable):
     revision: str | None = None
     local: Path | None = None
     timm: str | None = None
-    image_size: int | None = Field(default=None, ge=1)
+    image_size: int | None = Field(default=None, ge=1, le=MAX_PIXELS)
 
     @model_validator(mode="before")
     @classmethod
@@ -276,10 +289,21 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"{file} cannot be read: {error}; it should hold a JSON object") from error
     if not isinstance(values, dict):
-        raise UserError(f"{file} should hold a JSON object, got {values!r:.60}")
+        raise UserError(f"{file} should hold a JSON object, got {shown(values)}")
     return values
+
+
+def check_shape(file: Path, values: Mapping[str, Any]) -> None:
+    """Raises UserError for a size in a model's configuration that no model has.
+
+    A model of ten million layers would be built before anybody saw that its weights are not there.
+    """
+    for name, most in LARGEST.items():
+        value = values.get(name)
+        if isinstance(value, bool) or (isinstance(value, int | float) and not 1 <= value <= most):
+            raise UserError(f"{file}: {name} should be a number from 1 to {most:,} (got {shown(value)})")
 
 
 def check_safetensors(name: str, *files: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from bench.backbones.base import BackboneInfo, BackboneKind
 from bench.inputs import ModelInput
 from methods.backbone import PROJECTIONS, Geometry
-from methods.errors import UserError
+from methods.errors import UserError, shown
 
 
 def check_entry(name: str, entry: Any) -> None:
@@ -43,7 +43,7 @@ def check_info(info: Any) -> None:
         if not fits:
             raise UserError(
                 f"describe() gives a BackboneInfo whose {field} should be {wanted}, "
-                f"got {getattr(info, field)!r:.60}"
+                f"got {shown(getattr(info, field))}"
             )
 
 

@@ -18,6 +18,7 @@ from bench.backbones.base import (
     LoadedBackbone,
     channels,
     check_safetensors,
+    check_shape,
     key_list,
     pixel_size,
     read_object,
@@ -28,7 +29,7 @@ from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.backbone import PROJECTIONS, Geometry
-from methods.errors import UserError
+from methods.errors import UserError, cut, shown
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,11 @@ def _config(folder: Path) -> Iterator[Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
-    model_type = read_object(file).get("model_type")
+    values = read_object(file)
+    model_type = values.get("model_type")
     if model_type not in tuple(FAMILIES):
-        raise UserError(f"{folder} holds a '{model_type}' model; supported are {', '.join(FAMILIES)}")
+        raise UserError(f"{folder} holds a {shown(model_type)} model; supported are {', '.join(FAMILIES)}")
+    check_shape(file, values)
     try:
         yield AutoConfig.from_pretrained(folder, local_files_only=True)
     except UserError:
@@ -199,7 +202,7 @@ def _config(folder: Path) -> Iterator[Any]:
 
 def _told(error: Exception) -> str:
     """What transformers says of a file. It checks none, so that any exception may come when one is used."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {cut(' '.join(str(error).split()), 300)}"
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
@@ -227,7 +230,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
         # RoBERTa numbers positions from its padding id + 1.
         reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
         return TextInput(
-            tokenizer_hash=f"sha256:{sha256_of_all(*_tokenizer_files(folder))}",
+            tokenizer_hash=f"sha256:{sha256_of_all(*files)}" if (files := _tokenizer_files(folder)) else "",
             max_tokens=config.max_position_embeddings - reserved,
             load_tokenizer=partial(load_tokenizer, folder),
         )
@@ -248,7 +251,7 @@ def _channels(file: Path, field: str, values: Any) -> tuple[float, float, float]
         return channels(values)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{file}: {field} should be three numbers, for red, green and blue (got {values!r})"
+            f"{file}: {field} should be three numbers, for red, green and blue (got {shown(values)})"
         ) from error
 
 
@@ -262,7 +265,7 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 def _side(value: Any, name: str) -> int:
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1:
-        raise UserError(f"backbone '{name}' takes images of {value}; only square ones are supported")
+        raise UserError(f"backbone '{name}' takes images of {shown(value)}; only square ones are supported")
     return sides.pop()
 
 

@@ -17,6 +17,7 @@ from bench.backbones.base import (
     LoadedBackbone,
     channels,
     check_safetensors,
+    check_shape,
     key_list,
     locate,
     read_object,
@@ -117,9 +118,11 @@ class TimmBackbone:
                 raise UserError(
                     f"hub model {repository} is not a timm model: its config names no architecture"
                 )
+            arguments = config.get("model_args") or {}
+            check_shape(folder / "config.json", arguments)
             # Older timm configs hold the settings at the top level.
             settings = {**config, **config.get("pretrained_cfg", {})}
-            return Blueprint(config["architecture"], config.get("model_args") or {}, settings)
+            return Blueprint(config["architecture"], arguments, settings)
         if not timm.is_model(self.model):
             near = near_names(self.model, timm.list_models(), at_most=3)
             hint = f"; near are {', '.join(near)}" if near else ""

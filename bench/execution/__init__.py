@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING
 
-from methods.errors import UnknownNameError, UserError
+from methods.errors import UnknownNameError, UserError, cut
 
 if TYPE_CHECKING:
     from bench.execution.executor import Executor
 
 EXECUTORS = ("inline", "local", "ray")
+
+#: Seconds that a Ray cluster may take to accept a connection.
+CONNECTING = 10
 
 
 def choose_device(asked: str) -> str:
@@ -64,9 +68,28 @@ def make_executor(
         from bench.execution.local import Local, Slot
 
         return Local([Slot(*slot) for slot in local_slots(device, workers, slots_per_device)])
+    _check_reachable(ray_address or os.environ.get("RAY_ADDRESS"))
     from bench.execution.ray import RayCluster
 
     return RayCluster.connect(device, workers=workers, slots_per_device=slots_per_device, address=ray_address)
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raises UserError for an address where nothing listens: Ray itself would try for a minute."""
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 2**16):
+        raise UserError(
+            f"--ray-address {cut(address)}: accepted are auto or HOST:PORT of a running Ray cluster"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTING).close()
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"--ray-address {cut(address)}: no Ray cluster answers there ({error}); accepted are auto or "
+            "HOST:PORT of a running one"
+        ) from error
 
 
 def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[tuple[str, str, int]]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import psutil
 
 from bench.backbones import describe
 from bench.execution.estimate import encoder_weights
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
+from bench.process.memory import MIB, available_mib
 from bench.sources.assets import cache_dir
 from methods import UserError
 
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     # Its import takes seconds, and a plan without a store needs none of it.
     from bench.store.store import Store
 
-MIB = 2**20
 #: A trial's record without its weights: predictions, configuration, metrics.
 RECORD_MIB = 1
 #: Left for everything else.
@@ -66,25 +63,6 @@ def worker_mib(trials: list[Trial]) -> float:
     """What a worker needs at least, in MiB: it holds one backbone at a time."""
     specs = {trial.backbone for trial in trials}
     return PROCESS_MIB + max(4 * encoder_weights(describe(spec).geometry) for spec in specs) / MIB
-
-
-def available_mib(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Memory that may still be used, in MiB: by the machine, and by the control groups (version 2) that this
-    process is in, a SLURM job's say.
-    """
-    free = psutil.virtual_memory().available
-    lines = own.read_text().splitlines() if own.exists() else []
-    group = root / next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    for limiting in (group, *group.parents):
-        # The root has no limit outside of a container.
-        with suppress(OSError):
-            limit = (limiting / "memory.max").read_text().strip()
-            if limit != "max":
-                stat = dict(line.split() for line in (limiting / "memory.stat").read_text().splitlines())
-                # What is cached of files goes when memory is needed.
-                used = int((limiting / "memory.current").read_text()) - int(stat["inactive_file"])
-                free = min(free, int(limit) - used)
-    return free / MIB
 
 
 def _existing(folder: Path) -> Path:

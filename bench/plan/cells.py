@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import prod
 from typing import Any, Literal
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
-from bench.inputs import ImageInput
+from bench.inputs import ImageInput, TextInput
 from bench.plan.rows import Candidate, Phase, Row, Tuned
 from bench.plan.settings import Setting
 from bench.plan.trial import Trial
@@ -18,10 +20,14 @@ from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.suite import Suite
 from bench.tasks import Task, check_sizes, data_key
 from methods import METHODS, Geometry, Method, UserError, create
-from methods.validation import identity
+from methods.errors import cut
+from methods.validation import MOST_SAID, identity
 
 #: Tables give parameters in percent of LoRA of this rank on query, key and value, as the paper does.
 REFERENCE_RANK = 4
+
+#: A study of everything here has thousands.
+MOST_TRIALS = 100_000
 
 
 @dataclass(frozen=True)
@@ -108,22 +114,29 @@ class Cell:
 def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
     """Every method under every budget, each with the number of its pair of task and backbone.
 
-    Raises UserError for names, ranks, budgets, sizes and pairings that cannot be.
+    Raises UserError for names, ranks, budgets, sizes and pairings that cannot be, and for too many trials.
     """
     # Every row's options are checked once, whether or not a pair of task and backbone reaches them.
-    expanded = [(row, method) for row in suite.methods for method in row.methods()]
-    for pair, (task_row, task, spec, info) in enumerate(_pairs(suite)):
+    expanded: list[tuple[int, MethodRow, Method]] = []
+    for number, row in enumerate(suite.methods):
+        with _naming(number):
+            expanded += [(number, row, method) for method in row.methods()]
+    pairs = _pairs(suite)
+    _check_number(suite, len(pairs), len(expanded))
+    for pair, (task_row, task, spec, info) in enumerate(pairs):
         data = _data(task, task_row, info)
         check_sizes(task, *task_row.sizes)
-        for method_row, template in expanded:
-            asked = suite.recipe(task_row, method_row)
-            recipe = asked.resolved(device)
+        for number, method_row, template in expanded:
+            with _naming(number):
+                asked = suite.recipe(task_row, method_row)
+                recipe = asked.resolved(device)
+                with METHODS.blaming(method_row.method):
+                    sized = _sized(template, method_row, suite, info.geometry)
+                    for budget, method in sized:
+                        _check_ranks(method, budget, info.geometry)
+                        method.check(info.geometry, info.projections)
             _check_recipe(recipe, task_row, task)
             overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in method_row.training)
-            with METHODS.blaming(method_row.method):
-                sized = _sized(template, method_row, suite, info.geometry)
-                for _, method in sized:
-                    method.check(info.geometry, info.projections)
             for budget, method in sized:
                 yield (
                     pair,
@@ -142,6 +155,51 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
                 )
 
 
+@contextmanager
+def _naming(row: int) -> Iterator[None]:
+    """Inside, a UserError says of which row of the suite's methods it is."""
+    try:
+        yield
+    except UserError as error:
+        lines = str(error).splitlines()
+        raise UserError("\n".join(f"methods.{row}: {cut(line, MOST_SAID)}" for line in lines)) from error
+
+
+def _check_number(suite: Suite, pairs: int, methods: int) -> None:
+    """Raises UserError for more trials than anybody runs; budgets are counted for every method."""
+    seeds = len(suite.seeds)
+    if suite.tuning:
+        # The published setting may be a point beside those of the grids.
+        most = 1 + prod(len(grid) for grid in suite.tuning.grids.values() if grid)
+        seeds += len(suite.tuning.seeds) * min(suite.tuning.trials, most)
+    budgets = max(1, len(suite.budgets))
+    if (trials := pairs * methods * budgets * seeds) > MOST_TRIALS:
+        raise UserError(
+            f"suite '{suite.name}' would be {trials:,} trials, accepted are at most {MOST_TRIALS:,}: {pairs} "
+            f"pairs of task and backbone × {methods:,} methods × {budgets} budgets × {seeds:,} trials of each"
+        )
+
+
+def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:
+    """Raises UserError for ranks with which a method gains nothing over smaller ones on this backbone.
+
+    A budget's ranks may exceed the smaller modes, as the paper's isorank does, and so may equal ones that a
+    row gives; no rank exceeds the largest.
+    """
+    ranks, limits = method.size or (), method.rank_limits(geometry)
+    if budget is not None or len(set(ranks)) == 1:
+        known = [limit for limit in limits if limit is not None]
+        limits = (max(known) if len(known) == len(limits) and known else None,) * len(limits)
+    for name, rank, limit in zip(method.rank_names, ranks, limits, strict=True):
+        if limit is not None and rank > limit:
+            asked = f"{budget.label}: " if budget else ""
+            of = "rank" if len(ranks) == 1 else f"rank of {name}"
+            raise UserError(
+                f"{asked}{method.label}: {of} is {rank:,}, accepted is at most {limit:,}: "
+                f"more gains nothing on a backbone of {geometry}"
+            )
+
+
 def _shown(value: Any) -> str:
     """The value of a recipe's field as a suite has it."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
@@ -150,6 +208,17 @@ def _shown(value: Any) -> str:
 def _data(task: Task, row: TaskRow, info: BackboneInfo) -> dict[str, Any]:
     """All that a trial's examples depend on, except for its seed and how many are used."""
     wanted = row.input(info.input)
+    if isinstance(wanted, TextInput):
+        if not wanted.tokenizer_hash:
+            raise UserError(
+                f"backbone '{info.name}' has no tokenizer, which task '{row.task}' needs: put its "
+                "tokenizer.json or vocabulary into its folder"
+            )
+        if "max_tokens" in row.model_fields_set and row.max_tokens > wanted.max_tokens:
+            raise UserError(
+                f"task '{row.task}': max_tokens {row.max_tokens} is more than backbone '{info.name}' reads, "
+                f"which is at most {wanted.max_tokens}"
+            )
     key = data_key(task, wanted, row.max_tokens, per_seed=row.split == "per_seed")
     key["data_hash"] = task.data_hash
     if isinstance(wanted, ImageInput):

@@ -307,7 +307,15 @@ def _templates(names: Sequence[str]) -> list[Method]:
     """The methods that the names stand for. A variant of TensLoRA may be named too."""
     found: list[Method] = []
     for name in [name for name, _ in METHODS.available()] if list(names) == ALL else names:
-        found.extend([create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed())
+        try:
+            with METHODS.blaming(name):
+                found += (
+                    [create("tenslora", variant=name)] if name in VARIANTS else METHODS.get(name).listed()
+                )
+        except UserError as error:
+            if list(names) != ALL:
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
     return found
 
 

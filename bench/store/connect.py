@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bench.process import interrupts
 from bench.sources.assets import cache_dir
+from bench.store import DEFAULT_STORE
 from methods import UserError
 
 SQLITE = "sqlite:///"
@@ -60,6 +61,10 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    if not uri:
+        raise UserError(
+            f"--store '' names no store: use {DEFAULT_STORE}, a server (http://…) or a database URI"
+        )
     # A database URI may name its driver: mysql+pymysql.
     scheme = urlparse(uri).scheme.partition("+")[0]
     if uri.startswith(SQLITE):
@@ -94,9 +99,16 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         ) from error
     except ModuleNotFoundError as error:
         raise UserError(
-            f"store '{shown_uri(uri)}' needs the package {error.name}: "
-            "for PostgreSQL, pip install 'tensorpeft-bench[postgres]'"
+            f"store '{shown_uri(uri)}' needs the package {error.name}, which is missing{_driver(scheme)}"
         ) from error
+
+
+def _driver(scheme: str) -> str:
+    """How to have a driver of such a database."""
+    if scheme == "postgresql":
+        return ": pip install 'tensorpeft-bench[postgres]'"
+    name, package = {"mysql": ("mysql+pymysql", "pymysql"), "mssql": ("mssql+pyodbc", "pyodbc")}[scheme]
+    return f"; or pip install {package} and begin the address with {name}://"
 
 
 def _open(uri: str) -> MlflowClient:

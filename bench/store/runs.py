@@ -10,8 +10,10 @@ from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
 
 from bench.store.connect import storing
+from bench.store.records import Record
 from bench.wire import Wired
 from bench.wire.words import Artifact
+from methods import UserError
 
 #: What one request of a search asks for at most.
 PAGE = 1000
@@ -39,6 +41,17 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )
+    )
+
+
+def broken(record: Record, name: Artifact, said: str) -> UserError:
+    """The error for an artifact that is there and is not what was stored."""
+    again = f"delete that run (`mlflow runs delete --run-id {record.run_id}`) and start its suite again"
+    if name == Artifact.REDUNDANCY:
+        again = f"`tensorbench redundancy {record.run_id}` writes it anew"
+    return UserError(
+        f"{name} of run {record.run_id} ({record.name}) is broken, or of another version of the harness: "
+        f"{said}; {again}"
     )
 
 

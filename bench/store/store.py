@@ -26,7 +26,7 @@ from bench.store.connect import (
 )
 from bench.store.outbox import Letter
 from bench.store.records import Record
-from bench.store.runs import every_page, find_runs, keep_json
+from bench.store.runs import broken, every_page, find_runs, keep_json
 from bench.store.tables import read_tables
 from bench.store.verified import check_content
 from bench.suite.recipe import Recipe
@@ -35,7 +35,7 @@ from bench.wire.plan import StoredPlan
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import did_you_mean
-from methods.validation import earlier
+from methods.validation import earlier, explained
 
 Content = TypeVar("Content", bound=Wired)
 
@@ -178,8 +178,10 @@ class Store:
             return None
         try:
             return form.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+        except OSError as error:
             raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
+        except ValidationError as error:
+            raise broken(record, name, explained(error, form)[0]) from error
 
     def details(self, record: Record) -> tuple[dict[str, str], dict[str, int | None]]:
         """The configuration that a run was given, and its artifacts with their bytes (None: a folder)."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
@@ -20,12 +21,13 @@ from bench.backbones import LoadedBackbone, load
 from bench.plan.trial import Trial
 from bench.store.connect import BROKEN_STORE, connect, shown_uri, storing
 from bench.store.records import Record, latest
-from bench.store.runs import find_runs, keep_json
+from bench.store.runs import broken, find_runs, keep_json
 from bench.store.store import Store
 from bench.store.verified import check_content, hashes
 from bench.wire import Wired
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import Adapter, Method, UserError, from_identity
+from methods.validation import explained
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -162,18 +164,19 @@ def _content(client: MlflowClient, record: Record, name: Artifact) -> bytes:
 
 def _trial(record: Record, config: bytes) -> Trial:
     try:
-        return Trial.model_validate(json.loads(config)["trial"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{Artifact.CONFIG} of run {record.run_id} is damaged or another version's: {error}"
-        ) from error
+        stored = json.loads(config)
+        return Trial.model_validate(stored.get("trial") if isinstance(stored, dict) else None)
+    except ValidationError as error:
+        raise broken(record, Artifact.CONFIG, explained(error, Trial)[0]) from error
+    except (ValueError, RecursionError) as error:
+        raise broken(record, Artifact.CONFIG, f"{error}") from error
 
 
 def _state(record: Record, weights: bytes) -> dict[str, Tensor]:
     try:
         return load_tensors(weights)
     except SafetensorError as error:
-        raise UserError(f"{Artifact.ADAPTER} of run {record.run_id} cannot be read: {error}") from error
+        raise broken(record, Artifact.ADAPTER, f"{error}") from error
 
 
 def _part(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

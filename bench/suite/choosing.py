@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from methods.validation import Frozen
+from bench.suite.recipe import Epochs
+from bench.suite.rows import BudgetRank
+from methods.validation import Frozen, refuse_repeats
 
 #: The largest seed of a search. Optuna's samplers take 32 bits, and each point that is tried adds one.
 MAX_SEED = 2**31
@@ -22,6 +24,9 @@ HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 
 Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
+#: How many points are tried.
+Points = Annotated[int, Field(gt=0, le=100_000)]
+
 SelectionSeeds = Annotated[tuple[int, ...], Field(min_length=1)]
 
 Modes = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -33,14 +38,12 @@ class Selection(Frozen):
     #: The seeds of the trials by which is chosen. None of them may be a seed of the final runs.
     seeds: SelectionSeeds = (1000,)
     #: How many epochs each of these trials trains; None means as many as the final runs.
-    epochs: PositiveInt | None = None
+    epochs: Epochs | None = None
 
     @field_validator("seeds", "lr", "scale", "head_lr", "modes", check_fields=False)
     @classmethod
     def _different(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        repeated = [value for i, value in enumerate(values or ()) if value in (values or ())[:i]]
-        if repeated:
-            raise ValueError(f"{repeated[0]} stands there twice")
+        refuse_repeats(values or ())
         return values
 
     @field_validator("lr", "scale", "head_lr", check_fields=False)
@@ -57,7 +60,7 @@ class Tuning(Selection):
 
     #: How many points of the grids each method tries on every task, backbone and budget. Each point is
     #: trained on every seed.
-    trials: PositiveInt = 8
+    trials: Points = 8
     lr: Grid | None = LR_GRID
     scale: Grid | None = SCALE_GRID
     head_lr: Grid | None = HEAD_LR_GRID
@@ -77,7 +80,7 @@ class Search(Selection):
     """A search over the ranks of each mode that never exceeds the budget."""
 
     #: In the end exactly so many points have been tried, or all of them if there are fewer.
-    trials: PositiveInt
+    trials: Points
     #: The modes whose ranks are searched, while the others keep the heuristic's; None means all.
     modes: Modes | None = None
     #: Where these are given, they are searched together with the ranks.
@@ -114,4 +117,4 @@ class Allocation(Selection):
     #: How many rank vectors lie on the path from isorank to the heuristic's, both ends included; 0 skips it.
     path: int = Field(5, ge=0, le=12)
     #: Every rank of the vector at which the path begins.
-    isorank: PositiveInt = 4
+    isorank: BudgetRank = 4

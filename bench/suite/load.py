@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.suite.lock import lock_path, read_lock
 from bench.suite.suite import Suite
-from bench.suite.yaml_text import parse
+from bench.suite.yaml_text import read
 from methods import UserError
 from methods.validation import validate
 
@@ -24,13 +24,9 @@ def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -
         return validate(Suite, dict(source), "suite").beside(Path.cwd())
     path = Path(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        values = read(path)
     except OSError as error:
         raise UserError(f"cannot read suite {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text") from error
-    try:
-        values = parse(text)
     except ValueError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

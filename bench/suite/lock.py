@@ -14,7 +14,7 @@ from bench.process.files import written_whole
 from bench.sources.hub import LockedFiles
 from bench.suite.rows import TaskRow
 from bench.suite.suite import Suite
-from bench.suite.yaml_text import parse, written
+from bench.suite.yaml_text import read, written
 from bench.tasks import DataSource
 from bench.tasks.hub import HubTask
 from methods.errors import UserError
@@ -104,7 +104,7 @@ def lock_path(suite: Path) -> Path:
 def read_lock(path: Path) -> Lock:
     """The lock in a file. Raises UserError if the file holds none."""
     try:
-        values = parse(path.read_text(encoding="utf-8"))
+        values = read(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read lock {path}: {error}") from error
     return validate(Lock, values, str(path))

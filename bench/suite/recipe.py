@@ -17,10 +17,15 @@ from pydantic import (
 )
 
 from methods import UserError
-from methods.validation import Frozen, Later
+from methods.validation import Frozen, Later, refuse_repeats
 
 #: The adapter decays as the head does: what was always done before there was a choice.
 AS_HEAD = "as weight_decay"
+
+#: More are a slip: a power of ten too many, say.
+MAX_EPOCHS, MAX_STEPS = 100_000, 10**9
+
+Epochs = Annotated[int, Field(gt=0, le=MAX_EPOCHS)]
 
 Augmentation = Literal["colour_jitter", "flip", "crop"]
 
@@ -42,9 +47,9 @@ class Recipe(Frozen):
     adapter_weight_decay: Annotated[NonNegativeFloat | Literal["as weight_decay"], Later(AS_HEAD)] = 0.0
     batch_size: PositiveInt = 64
     #: How often the training split is passed over. A recipe has this or `steps`; with neither it is 10.
-    epochs: PositiveInt | None = None
+    epochs: Epochs | None = None
     #: How many optimizer steps are taken.
-    steps: PositiveInt | None = None
+    steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] | None = None
     #: The share of the steps in which the learning rate rises linearly from zero.
     warmup: float = Field(0.1, ge=0, lt=1)
     #: The learning rate at which the cosine ends.
@@ -62,6 +67,12 @@ class Recipe(Frozen):
     #: Whether torch may use only algorithms that give the same bits every time. An operation that has no such
     #: algorithm then fails the trial.
     deterministic: Annotated[bool, Later()] = False
+
+    @field_validator("augmentation")
+    @classmethod
+    def _each_once(cls, augmentation: tuple[Augmentation, ...]) -> tuple[Augmentation, ...]:
+        refuse_repeats(augmentation)
+        return augmentation
 
     @field_validator("adapter_weight_decay", mode="wrap")
     @classmethod

@@ -5,27 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from math import prod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from bench.backbones.base import refuse_unknown_home
-from bench.inputs import ImageInput, ModelInput, Padding
+from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding
 from bench.tasks import TASKS, DataSource, Task
 from methods import METHODS, Method, UnknownNameError, UserError, create
-from methods.validation import Frozen, Later
+from methods.validation import Frozen, Later, refuse_repeats
+
+#: How many combinations of values a row may stand for.
+MAX_ROWS = 10_000
+
+BudgetRank = Annotated[int, Field(gt=0, le=10**6)]
 
 
 class Budget(Frozen):
     """How large the adapters are, in exactly one of three ways."""
 
     #: Every rank is this one.
-    isorank: PositiveInt | None = None
+    isorank: BudgetRank | None = None
     #: The ranks are the paper's heuristic's for as many parameters as LoRA of this rank has on query, key and
     #: value.
-    isoparameters: PositiveInt | None = None
+    isoparameters: BudgetRank | None = None
     #: The ranks are those that come nearest to this many adapter parameters.
-    parameters: PositiveInt | None = None
+    parameters: Annotated[int, Field(gt=0, le=10**12)] | None = None
     #: How far a count may be from the budget, relative to it, before tables flag it.
     tolerance: float = Field(0.05, ge=0, lt=1)
 
@@ -34,6 +40,11 @@ class Budget(Frozen):
         given = [n for n in ("isorank", "isoparameters", "parameters") if getattr(self, n) is not None]
         if len(given) != 1:
             raise ValueError(f"a budget is one of isorank, isoparameters, parameters; got {given or 'none'}")
+        if self.isorank and "tolerance" in self.model_fields_set:
+            raise ValueError(
+                f"tolerance {self.tolerance:g} has nothing to apply to beside isorank, which asks for no "
+                "count; it goes with isoparameters or parameters"
+            )
         return self
 
     @property
@@ -58,7 +69,7 @@ class TaskRow(Frozen):
     padding: Annotated[Padding, Later()] = "longest"
     #: With a number of pixels, images are squashed to squares of that side and the centre is cut out of them.
     #: Without, their central square is resized to what the backbone reads.
-    resize: PositiveInt | None = None
+    resize: Annotated[int, Field(gt=0, le=MAX_PIXELS)] | None = None
     #: Whether images are normalised as the backbone wants them. Otherwise pixels are between 0 and 1.
     normalise: bool = True
     #: Whether all seeds share one split or each deals its own. An official split is the same for all.
@@ -137,11 +148,26 @@ class MethodRow(Frozen):
             raise ValueError(f"write {', '.join(map(str, options))} into 'options', or all beside 'method'")
         return {key: value for key, value in row.items() if key in cls.model_fields} | {"options": options}
 
+    @field_validator("each")
+    @classmethod
+    def _few_and_different(cls, each: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if (rows := prod(map(len, each.values()))) > MAX_ROWS:
+            raise ValueError(f"makes {rows:,} combinations; a row stands for at most {MAX_ROWS:,}")
+        for values in each.values():
+            refuse_repeats(map(repr, values))
+        return each
+
     @model_validator(mode="after")
     def _one_value(self) -> Self:
         if twice := sorted(set(self.options) & set(self.each)):
             raise ValueError(f"{', '.join(twice)}: give one value, or several in 'each', not both")
         return self
+
+    @property
+    def content(self) -> str:
+        """All that the row says, the same in whichever order."""
+        mappings = (self.options, self.each, self.training)
+        return repr((self.method, self.budgets, *(sorted(mapping.items()) for mapping in mappings)))
 
     def methods(self) -> Iterator[Method]:
         """The methods that the row stands for.

@@ -15,7 +15,7 @@ from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.tasks import DataSource
 from methods import UserError
-from methods.validation import Frozen, validate
+from methods.validation import Frozen, refuse_repeats, validate
 
 #: What may lie in a folder of this machine.
 Place = TypeVar("Place", BackboneSpec, DataSource | None)
@@ -53,6 +53,15 @@ class Suite(Frozen):
             raise ValueError("at most 128 letters, digits, '_', '.' and '-', a letter or digit first")
         return name
 
+    @field_validator("description", "closing")
+    @classmethod
+    def _storable(cls, text: str) -> str:
+        if re.search("[\0\ud800-\udfff]", text):
+            raise ValueError(
+                "should be a text without NUL and halves of surrogate pairs, which no store takes"
+            )
+        return text
+
     @field_validator("tuning", mode="before")
     @classmethod
     def _tuning_by_name(cls, value: Any) -> Any:
@@ -71,14 +80,17 @@ class Suite(Frozen):
     @field_validator("tasks", "seeds", "backbones", "budgets")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        keys = [
+        refuse_repeats(
             value.task if isinstance(value, TaskRow) else value.label if isinstance(value, Budget) else value
             for value in values
-        ]
-        repeated = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if repeated:
-            raise ValueError(f"{repeated[0]} stands there twice")
+        )
         return values
+
+    @field_validator("methods")
+    @classmethod
+    def _no_row_twice(cls, rows: tuple[MethodRow, ...]) -> tuple[MethodRow, ...]:
+        refuse_repeats((row.content for row in rows), (row.method for row in rows))
+        return rows
 
     @model_validator(mode="after")
     def _chosen_apart(self) -> Self:

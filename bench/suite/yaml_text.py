@@ -1,20 +1,29 @@
-"""The YAML of suites and locks: to values and back."""
+"""The YAML of suites and locks: to values and back, within bounds that no file meant well comes near."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.composer import MaxDepthExceededError
+from ruamel.yaml.composer import Composer, ComposerError, MaxDepthExceededError
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLWarning
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 
+from methods.errors import cut
+
 #: A suite needs a few levels. Without a limit a file of nothing but brackets would exhaust the stack.
 MAX_DEPTH = 50
+
+#: A lock with the hashes of thousands of files has some hundred thousand bytes.
+MAX_BYTES = 2**20
+
+#: Keys and values, with every alias written out: a few aliases of aliases can stand for billions.
+MAX_VALUES = 20_000
 
 
 class _Resolver(VersionedResolver):
@@ -33,6 +42,32 @@ class _Resolver(VersionedResolver):
         if kind is ScalarNode and value in ("y", "Y", "n", "N"):
             return self.DEFAULT_SCALAR_TAG
         return super().resolve(kind, value, implicit)
+
+
+class _Composer(Composer):
+    """Counts the values as they come, with every alias written out, and reads on no further than that."""
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self._values = 0
+        #: By the node's id: how many values it holds, itself included.
+        self._sizes: dict[int, int] = {}
+
+    def return_alias(self, node: Node) -> Node:
+        # What is not whole yet is within itself, and has no end.
+        self._values += self._sizes.get(id(node), MAX_VALUES + 1)
+        return node
+
+    def compose_node(self, parent: Any, index: Any) -> Node:
+        before = self._values
+        node: Node = super().compose_node(parent, index)
+        if id(node) not in self._sizes:
+            self._values += 1
+            self._sizes[id(node)] = self._values - before
+        if self._values > MAX_VALUES:
+            said = f"more than {MAX_VALUES:,} values, with its aliases written out"
+            raise ComposerError(None, None, said, node.start_mark)
+        return node
 
 
 class _Constructor(SafeConstructor):
@@ -65,12 +100,24 @@ class _Constructor(SafeConstructor):
 
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
-    yaml.Resolver, yaml.Constructor = _Resolver, _Constructor
+    yaml.Composer, yaml.Resolver, yaml.Constructor = _Composer, _Resolver, _Constructor
     yaml.max_depth = MAX_DEPTH
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared as None alone
     yaml.width = 200
     return yaml
+
+
+def read(path: Path) -> Any:
+    """The values of a YAML file. Raises OSError, or ValueError as `parse` does."""
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"longer than {MAX_BYTES:,} bytes")
+    try:
+        return parse(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
 
 
 def parse(text: str) -> Any:
@@ -84,9 +131,9 @@ def parse(text: str) -> Any:
         raise ValueError(f"nested too deep, more than {MAX_DEPTH} levels{_place(error)}") from error
     except MarkedYAMLError as error:
         said = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ValueError(f"{said}{_place(error)}") from error
+        raise ValueError(f"{cut(said, 300)}{_place(error)}") from error
     except YAMLError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(cut(str(error), 300)) from error
 
 
 def _place(error: MarkedYAMLError) -> str:

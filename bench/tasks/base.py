@@ -15,7 +15,7 @@ from pydantic import model_validator
 
 from bench.inputs import Modality
 from bench.sources.hub import Lockable
-from methods.errors import UserError
+from methods.errors import UserError, shown
 
 Metric = Literal["accuracy", "matthews"]
 
@@ -152,7 +152,7 @@ class Task(ABC):
         """
         data_hash = self.data_hash
         if not isinstance(data_hash, str) or not data_hash:
-            raise UserError(f"task '{self.name}': data_hash should be a text, got {data_hash!r}")
+            raise UserError(f"task '{self.name}': data_hash should be a text, got {shown(data_hash)}")
         parts = [self.name, data_hash, str(self.version), str(PREPARATION_VERSION)]
         # Accuracy was there before any other metric, and its trials keep their ids.
         parts += [self.metric] if self.metric != "accuracy" else []

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.inputs import ImageInput, ModelInput, TextInput
+from bench.process.memory import MIB, available_mib
 from bench.sources.assets import prepared
 from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task
 from bench.tasks.catalog import TASKS
@@ -172,11 +173,19 @@ def _build(task: Task, build: Callable[[Examples], _Built], per_seed: bool, fold
 def _build_text(task: Task, model_input: TextInput, max_tokens: int, examples: Examples) -> _Built:
     inputs: list[Any] = list(examples.inputs)
     paired = isinstance(inputs[0], tuple)
-    tokenizer = model_input.load_tokenizer()
+    with model_input.blaming():
+        tensors = _tokenise(task, model_input.load_tokenizer(), max_tokens, inputs, paired)
+    return tensors, [text_content(text) for text in inputs]
+
+
+def _tokenise(task: Task, tokenizer: Any, max_tokens: int, inputs: list[Any], paired: bool) -> _Tensors:
     if tokenizer.pad_token_id is None:
         raise UserError("the backbone's tokenizer has no padding token, so that its texts cannot be batched")
     if max_tokens <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
-        raise UserError(f"max_tokens must exceed the tokenizer's {special} special tokens, got {max_tokens}")
+        raise UserError(
+            f"task '{task.name}': max_tokens must exceed the tokenizer's {special} special tokens, "
+            f"got {max_tokens}"
+        )
     tokens: list[list[int]] = []
     types: list[list[int]] = []
     for start in range(0, len(inputs), _TEXTS_AT_ONCE):
@@ -192,12 +201,19 @@ def _build_text(task: Task, model_input: TextInput, max_tokens: int, examples: E
     }
     if paired and any(map(any, types)):
         tensors["seconds"] = torch.tensor([row.index(1) for row in types])
-    return tensors, [text_content(text) for text in inputs]
+    return tensors
 
 
 def _build_images(task: Task, model_input: ImageInput, examples: Examples) -> _Built:
     size = model_input.size
     contents: list[str] = []
+    # All of them, and once more when they are dealt to the splits.
+    needed, free = 2 * len(examples.inputs) * 3 * size**2 / MIB, available_mib()
+    if needed > free:
+        raise UserError(
+            f"task '{task.name}': {len(examples.inputs):,} images of {size} pixels need {needed:,.0f} MiB of "
+            f"memory to prepare, and {free:,.0f} MiB are free; take a smaller image_size"
+        )
     resized = np.empty((len(examples.inputs), 3, size, size), dtype=np.uint8)
     for i, array in enumerate(read_images(task, examples)):
         contents.append(image_content(array))

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, field_valida
 
 from bench.inputs import Modality
 from bench.tasks.base import Metric, Task
-from methods.errors import UserError
+from methods.errors import UserError, shown
 from methods.validation import Frozen, validate
 
 _Words = Annotated[str, Field(min_length=1)]
@@ -57,7 +57,7 @@ def check_task(name: str, task: Any) -> None:
     if not (hasattr(stated, "__get__") or (isinstance(stated, str) and stated)):
         raise UserError(
             f"{where}: field 'data_hash' is required, a text that names the data for good, such as the "
-            f"SHA-256 of their files (got {stated!r})"
+            f"SHA-256 of their files (got {shown(stated)})"
         )
     if task.name != name:
         raise UserError(f"{where}: its `name` is '{task.name}'; register it under that name")

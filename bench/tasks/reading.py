@@ -14,12 +14,9 @@ from numpy.typing import NDArray
 from bench.tasks.base import SPLITS, Examples, Task
 from bench.tasks.catalog import TASKS
 from bench.tasks.dealing import normalise_text
-from methods.errors import UserError
+from methods.errors import UserError, shown
 
 Value = TypeVar("Value")
-
-#: How long a value may be in a message.
-_SHOWN = 60
 
 
 def read_examples(task: Task) -> Examples:
@@ -86,8 +83,10 @@ def _check(
         try:
             found.append(read(value))
         except (TypeError, ValueError) as error:
-            shown = f"{value!r:.{_SHOWN}} ({type(value).__name__})"
-            raise UserError(f"task '{task.name}': the {what} of row {row} is {shown}; {accepted}") from error
+            kind = type(value).__name__
+            raise UserError(
+                f"task '{task.name}': the {what} of row {row} is {shown(value)} ({kind}); {accepted}"
+            ) from error
     return found
 
 

@@ -15,13 +15,14 @@ from methods.lowrank.adapter import LowRankAdapter
 from methods.lowrank.contracted import Parametrisation
 from methods.lowrank.linear import DropoutAt
 from methods.lowrank.masks import Masks
+from methods.validation import Scale
 
 
 class LowRankMethod(Method):
     """A method whose update of every site is `up @ down`."""
 
     #: Multiplies the update; not divided by any rank unless the method says so.
-    scale: float = 1.0
+    scale: Scale = 1.0
     #: Dropout probability, at `dropout_at`.
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 

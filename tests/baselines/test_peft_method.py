@@ -154,3 +154,11 @@ def test_delta_leaves_the_mode_alone() -> None:
     backbone.module.train()
     adapter.delta(Site(0, "query"))
     assert all(module.training for module in backbone.module.modules())
+
+
+def test_an_unknown_type_is_answered_with_those_that_fit() -> None:
+    with pytest.raises(UserError, match="unknown peft type 'LILI'") as refused:
+        create("peft", type="LILI")
+    known = str(refused.value).partition("known are ")[2].split(", ")
+    assert {"DORA", "LORA", "VERA"} <= set(known)
+    assert not set(peft_method.REFUSED) & set(known)

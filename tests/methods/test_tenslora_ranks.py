@@ -67,7 +67,7 @@ def test_rank_limits() -> None:
         factorization: create("tenslora", variant="qkv_depth", factorization=factorization).rank_limits(BASE)
         for factorization in ("tucker", "cp", "tt")
     }
-    assert limits == {"tucker": (768, 768, 3, 12), "cp": (None,), "tt": (768, 3 * 768, 768)}
+    assert limits == {"tucker": (768, 768, 3, 12), "cp": (768 * 3 * 12,), "tt": (768, 3 * 768, 768)}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

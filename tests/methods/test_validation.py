@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
 
 from methods import UserError
-from methods.errors import did_you_mean, near_names
+from methods.errors import did_you_mean, near_names, shown
 from methods.validation import Frozen, Later, earlier, identity, validate
 
 
@@ -31,6 +31,39 @@ def test_lists_and_mappings_are_asked_for_in_words(values: object, said: str) ->
     with pytest.raises(UserError) as refused:
         validate(Options, values, "here")
     assert str(refused.value) == f"here: {said}"
+
+
+class Counted(Frozen):
+    number: int | None = None
+    rates: tuple[float, ...] = ()
+    flag: bool = False
+    some: dict[str, Any] = {}
+    either: bool | int = 0
+
+
+@pytest.mark.parametrize("values", [{"number": True}, {"rates": [0.1, False]}, {"rates": True}])
+def test_true_and_false_are_no_numbers(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"should be a number, not true or false"):
+        validate(Counted, values, "here")
+
+
+def test_true_and_false_are_taken_where_they_may_stand_and_whole_numbers_for_others() -> None:
+    values = {"number": 3, "rates": [1, 2.5], "flag": True, "some": {"a": True}, "either": True}
+    assert validate(Counted, values, "here").model_dump() == {**values, "rates": (1.0, 2.5)}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("x" * 10**6, "'" + "x" * 78 + "…"),
+        (list(range(10**6)), "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, ...]"),
+        pytest.param(10**5000, "<int>", id="digits"),
+        ("\ud800", r"'\ud800'"),
+        ({"a": [1, None]}, "{'a': [1, None]}"),
+    ],
+)
+def test_a_value_is_shown_in_a_few_words(value: object, said: str) -> None:
+    assert shown(value) == said
 
 
 class Trained(Frozen):

@@ -17,13 +17,14 @@ import psutil
 import pytest
 
 from bench.execution import local, local_slots, make_executor
-from bench.execution.checks import MIB, available_mib, check_disk, check_memory
+from bench.execution.checks import check_disk, check_memory
 from bench.execution.driver import execute
 from bench.execution.estimate import longest_first
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.plan.rows import Plan
+from bench.process.memory import MIB, available_mib
 from bench.store.records import Record
 from bench.store.store import Store
 from bench.training.loop import Pruned
@@ -115,7 +116,8 @@ def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, w
 
 def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, workers: Local) -> None:
     """As when memory runs out; the result is larger than what a pipe holds."""
-    made = plan(methods=[{"method": "lora", "rank": 512}], budgets=[], training=SHORT)
+    large = {"method": "tenslora", "variant": "qkv_depth", "ranks": [20] * 4}
+    made = plan(methods=[large], budgets=[], training=SHORT)
     left = [1]
 
     def notify(event: Event) -> None:

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.backbones import BACKBONES
+from bench.backbones.catalog import TINY_RANDOM_BERT
 from bench.plan.trial import Trial
 from methods import UserError
 from methods.tenslora import VARIANTS
@@ -147,9 +149,12 @@ def test_an_id_depends_on_the_precision_not_on_the_device() -> None:
     assert trial(device="cuda").id == trial(training={**training, "precision": "bf16"}).id != trial().id
 
 
-def test_tokens_beyond_the_model_s_limit_change_nothing() -> None:
-    ids = {n: trial(TEXT, tasks=[{**MOVIES, "max_tokens": n}]).id for n in (127, 128, 400)}
-    assert ids[128] == ids[400] != ids[127]
+def test_tokens_that_nobody_asked_for_are_as_many_as_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(TINY_RANDOM_BERT, max_tokens=40)
+    monkeypatch.setattr("bench.backbones.catalog.TINY_RANDOM_BERT", short)
+    unasked = {key: value for key, value in MOVIES.items() if key != "max_tokens"}
+    ids = [trial(TEXT, tasks=[row]).id for row in (unasked, {**MOVIES, "max_tokens": 40}, MOVIES)]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_trials_do_not_depend_on_the_order_of_the_suite() -> None:

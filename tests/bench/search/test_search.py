@@ -189,10 +189,10 @@ def test_bad_input_ends_with_2_before_any_trial(
     assert Store.create(made.uri, "toy").records() == []
 
 
-def test_rows_that_stand_there_twice_are_searched_once(
-    tmp_path: Path, new_store: NewStore, call: Call
-) -> None:
-    made = run(tmp_path, new_store, call, methods=["lora", "lora"], search={"trials": 1})
+def test_rows_that_mean_the_same_are_searched_once(tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    made = run(
+        tmp_path, new_store, call, methods=["lora", {"method": "lora", "scale": 1.0}], search={"trials": 1}
+    )
     assert made.ended.code == 0, made.ended.err
     assert made.ended.out.count("1 points within") == 1
 

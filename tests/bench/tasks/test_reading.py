@@ -57,7 +57,7 @@ def at(row: int, field: str, value: Any) -> Any:
         ),
         ("inputs", 0, ("a", "b", "c"), r"the text of row 0 is .*texts are all strings, or all tuples of two"),
         ("inputs", 2, None, r"the text of row 2 is None \(NoneType\)"),
-        ("inputs", 2, ["a"] * 99, r"the text of row 2 is \['a', .{0,60}\(list\); texts are"),
+        ("inputs", 2, ["a"] * 99, r"the text of row 2 is \['a', .{0,80}\(list\); texts are"),
         ("splits", 6, "dev", r"the split of row 6 is 'dev' \(str\); splits are train, validation, test"),
         ("groups", 8, [1], r"the group of row 8 is \[1\] \(list\); groups are keys"),
     ],

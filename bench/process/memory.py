@@ -1,0 +1,29 @@
+"""How much memory this process may still use."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+MIB = 2**20
+
+
+def available_mib(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Memory that may still be used, in MiB: by the machine, and by the control groups (version 2) that this
+    process is in, a SLURM job's say.
+    """
+    free = psutil.virtual_memory().available
+    lines = own.read_text().splitlines() if own.exists() else []
+    group = root / next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    for limiting in (group, *group.parents):
+        # The root has no limit outside of a container.
+        with suppress(OSError):
+            limit = (limiting / "memory.max").read_text().strip()
+            if limit != "max":
+                stat = dict(line.split() for line in (limiting / "memory.stat").read_text().splitlines())
+                # What is cached of files goes when memory is needed.
+                used = int((limiting / "memory.current").read_text()) - int(stat["inactive_file"])
+                free = min(free, int(limit) - used)
+    return free / MIB

@@ -1,0 +1,240 @@
+"""What cannot be, or means nothing, is refused at once: which field, its value and what is accepted."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import local_checkpoints
+from .toy_suites import DIGITS, MOVIES, TEXT, VISION, write
+
+Call = Callable[..., Any]
+
+#: Seconds of this process's own time, whatever else the machine does.
+SECONDS = 3.0
+LINES = 20
+CHARACTERS = 3000
+
+#: A list of two of the lists before it, 30 times: a billion values.
+BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported(call: Call, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is imported once is not the time of the case that happens to come first."""
+    import ray  # noqa: F401
+    from transformers import AutoConfig, AutoTokenizer, BertModel, ViTModel  # noqa: F401
+
+    folder = tmp_path_factory.mktemp("imported")
+    assert call("plan", write(folder, methods=["lora", "lotr", {"method": "peft", "type": "VERA"}])).code == 0
+
+
+def field(base: dict[str, Any] = VISION, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
+    """Plans a suite with these fields."""
+    return lambda folder: ("plan", write(folder, base, **changes))
+
+
+def text(content: str) -> Callable[[Path], tuple[object, ...]]:
+    """Plans a suite with this text."""
+
+    def made(folder: Path) -> tuple[object, ...]:
+        (folder / "suite.yaml").write_text(content)
+        return "plan", folder / "suite.yaml"
+
+    return made
+
+
+def run(*options: str, **changes: Any) -> Callable[[Path], tuple[object, ...]]:
+    base = changes.pop("base", VISION)
+    return lambda folder: ("run", write(folder, base, **changes), *options)
+
+
+def checkpoint(kind: str, **config: Any) -> Callable[[Path], tuple[object, ...]]:
+    """Plans a suite with a checkpoint of which these fields of its config are changed."""
+
+    def made(folder: Path) -> tuple[object, ...]:
+        place = local_checkpoints.write(folder / "checkpoint", kind, local_checkpoints.encoder(kind))
+        file = place / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | config))
+        return "plan", write(folder, TEXT if kind == "bert" else VISION, backbones=[{"local": str(place)}])
+
+    return made
+
+
+def broken(name: str, content: bytes) -> Callable[[Path], tuple[object, ...]]:
+    """Plans a suite with a checkpoint of which this file holds something else."""
+
+    def made(folder: Path) -> tuple[object, ...]:
+        place = local_checkpoints.write(folder / "checkpoint", "vit", local_checkpoints.encoder("vit"))
+        (place / name).write_bytes(content)
+        return "run", write(folder, backbones=[{"local": str(place)}])
+
+    return made
+
+
+LONG = "x" * 311_000
+
+CASES: dict[str, tuple[Callable[[Path], tuple[object, ...]], tuple[str, ...]]] = {
+    # Too large to be meant.
+    "alias bomb": (text(BOMB), ("suite.yaml", "aliases", "20,000")),
+    "bomb in each": (
+        text(BOMB.replace("a0:", "name: toy\na0:", 1) + "methods: [{method: lora, each: {rank: *a29}}]\n"),
+        ("suite.yaml", "aliases", "20,000"),
+    ),
+    "alias of itself": (text("name: a\nseeds: &a [*a]\n"), ("aliases", "20,000")),
+    "file size": (text("name: toy\n# " + "x" * 2**21), ("suite.yaml", "1,048,576 bytes")),
+    "each": (
+        field(
+            methods=[
+                {"method": "lora", "each": {"rank": list(range(1, 2001)), "scale": list(range(1, 2001))}}
+            ]
+        ),
+        ("methods.0", "each", "4,000,000", "10,000"),
+    ),
+    "trials": (
+        field(
+            seeds=list(range(15_000)), budgets=[{"isorank": n} for n in range(1, 5)], methods=["lora", "lotr"]
+        ),
+        ("120,000", "100,000"),
+    ),
+    "layers": (
+        checkpoint("vit", num_hidden_layers=10**7),
+        ("num_hidden_layers", "10000000", "from 1 to 1,000"),
+    ),
+    "width": (checkpoint("bert", hidden_size=2 * 10**9), ("hidden_size", "2000000000", "65,536")),
+    "image size": (
+        field(backbones=[{"name": "tiny-random-vit", "image_size": 1_000_000}]),
+        ("backbones.0.image_size", "1000000", "4096"),
+    ),
+    "resize": (
+        field(tasks=[{**DIGITS, "resize": 1_000_000}]),
+        ("tasks.0.resize", "1000000", "4096"),
+    ),
+    "epochs": (field(training={"epochs": 1e12}), ("training.epochs", "1000000000000.0", "100000")),
+    "rank": (
+        field(methods=["lotr", {"method": "lora", "rank": 10**9}]),
+        ("methods.1", "rank", "1,000,000,000", "at most 32"),
+    ),
+    "ranks": (
+        field(methods=[{"method": "tenslora", "variant": "qkv", "ranks": [4, 4, 9]}]),
+        ("methods.0", "projection", "9", "at most 3"),
+    ),
+    "isorank": (field(budgets=[{"isorank": 10**6}]), ("methods.0", "isorank", "1,000,000", "at most 32")),
+    "long value": (field(evaluate=LONG), ("evaluate", "'test' or 'validation'", "xxx")),
+    "long key": (field(**{LONG: 1}), ("unknown field", "xxx", "accepted are")),
+    "long name": (field(methods=[LONG]), ("methods.0", "unknown method", "xxx", "lora")),
+    "many wrong values": (field(seeds=["x"] * 5000), ("seeds.0", "integer", "more")),
+    # Accepted once, and meaningless.
+    "scale": (field(methods=[{"method": "lora", "scale": 0}]), ("methods.0", "scale", "0", "other than 0")),
+    "true rate": (field(training={"lr": True}), ("training.lr", "number", "true")),
+    "true epochs": (field(training={"epochs": True}), ("training.epochs", "number", "true")),
+    "true rank": (field(methods=[{"method": "lora", "rank": True}]), ("methods.0", "rank", "number", "true")),
+    "true ranks": (
+        field(methods=[{"method": "tenslora", "variant": "qkv", "ranks": [4, True, 4]}]),
+        ("methods.0", "ranks", "number", "true"),
+    ),
+    "true seed": (field(seeds=[0, True]), ("seeds", "number", "true")),
+    "same augmentation": (
+        field(training={"augmentation": ["flip", "flip"]}),
+        ("training.augmentation", "flip stands there twice"),
+    ),
+    "same method": (
+        field(methods=["lora", {"method": "lora"}]),
+        ("methods", "lora stands there twice"),
+    ),
+    "tolerance": (
+        field(budgets=[{"isorank": 2, "tolerance": 0.1}]),
+        ("budgets.0", "tolerance", "0.1", "isoparameters or parameters"),
+    ),
+    "max_tokens beyond": (
+        field(TEXT, tasks=[{**MOVIES, "max_tokens": 4096}]),
+        ("max_tokens", "4096", "128", "tiny-random-bert"),
+    ),
+    "no store": (run("--store", ""), ("--store", "''", "sqlite:///")),
+    # Found before anything is said to run.
+    "max_tokens": (
+        run(base=TEXT, tasks=[{**MOVIES, "max_tokens": 1}]),
+        ("max_tokens", "1", "special tokens"),
+    ),
+    "tokenizer": (checkpoint("bert"), ("has no tokenizer", "tokenizer.json")),
+    "no cluster": (
+        run("--executor", "ray", "--ray-address", "127.0.0.1:1"),
+        ("--ray-address 127.0.0.1:1", "refused"),
+    ),
+    "no address": (
+        run("--executor", "ray", "--ray-address", "nobody"),
+        ("--ray-address nobody", "auto or HOST:PORT"),
+    ),
+    # Files that hold something else.
+    "empty config": (broken("config.json", b""), ("config.json", "checkpoint", "JSON")),
+    "cut config": (broken("config.json", b'{"model_type": "vit", "hid'), ("config.json", "JSON")),
+    "nested config": (broken("config.json", b"[" * 100_000), ("config.json", "JSON")),
+    "absurd header": (
+        broken("model.safetensors", struct.pack("<Q", 2**60) + b"{}"),
+        ("model.safetensors", "not a safetensors file"),
+    ),
+    "driver": (
+        lambda folder: ("run", write(folder), "--store", "mysql://u:p@127.0.0.1:1/x"),
+        ("mysql", "pip install pymysql"),
+    ),
+    "peft type": (
+        field(methods=[{"method": "peft", "type": "LILI"}]),
+        ("methods.0", "LILI", "LOHA"),
+    ),
+}
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache folder that cannot be made, since a file is in its place."""
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_said_to_run(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path, unwritable: None
+) -> None:
+    ended = call("run", write(tmp_path), "--store", new_store(tmp_path))
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.startswith(f"error: cannot write to the cache folder {tmp_path / 'cache'}: ")
+    assert "set TENSORBENCH_CACHE to a folder of yours" in ended.err
+
+
+def test_images_that_memory_cannot_hold_are_refused(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.tasks.data.available_mib", lambda: 100.0)
+    suite = write(tmp_path, backbones=[{"name": "tiny-random-vit", "image_size": 1024}])
+    ended = call("run", suite, "--store", new_store(tmp_path))
+    assert (ended.code, ended.out) == (2, "")
+    assert "task 'digits': 1,797 images of 1024 pixels need" in ended.err
+    assert "100 MiB are free; take a smaller image_size" in ended.err
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused_at_once_and_in_a_few_words(
+    call: Call, new_store: Callable[[Path], str], tmp_path: Path, name: str
+) -> None:
+    made, said = CASES[name]
+    arguments = made(tmp_path)
+    if "--store" not in arguments:
+        arguments += ("--store", new_store(tmp_path))
+    began = time.process_time()
+    ended = call(*arguments)
+    took = time.process_time() - began
+    shown = ended.out + ended.err
+    assert ended.code != 0
+    assert "Traceback" not in shown
+    assert ended.err.startswith("error: ")
+    assert [part for part in said if part not in shown] == [], shown[:2000]
+    assert "to run" not in shown
+    assert len(shown.splitlines()) <= LINES
+    assert len(shown) <= CHARACTERS
+    assert took < SECONDS
