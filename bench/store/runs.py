@@ -44,14 +44,18 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
     )
 
 
+def remedy(record: Record, name: Artifact) -> str:
+    """What to do about an artifact that is not what was stored."""
+    if name == Artifact.REDUNDANCY:
+        return f"`tensorbench redundancy {record.run_id}` writes it anew"
+    return f"delete that run (`mlflow runs delete --run-id {record.run_id}`) and start its suite again"
+
+
 def broken(record: Record, name: Artifact, said: str) -> UserError:
     """The error for an artifact that is there and is not what was stored."""
-    again = f"delete that run (`mlflow runs delete --run-id {record.run_id}`) and start its suite again"
-    if name == Artifact.REDUNDANCY:
-        again = f"`tensorbench redundancy {record.run_id}` writes it anew"
     return UserError(
         f"{name} of run {record.run_id} ({record.name}) is broken, or of another version of the harness: "
-        f"{said}; {again}"
+        f"{said}; {remedy(record, name)}"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.process.files import sha256
 from bench.store.records import Record
+from bench.store.runs import remedy
 from bench.wire.words import Artifact, Tag
 from methods import UserError
 
@@ -37,5 +38,5 @@ def check_content(record: Record, name: Artifact, file: Path) -> None:
     if expected is not None and (actual := sha256(file)) != expected:
         raise ChangedError(
             f"{name} of run {record.run_id} ({record.name}) was changed after it was stored: its sha256 is "
-            f"{actual}, stored was {expected}; delete the run and start its suite again"
+            f"{actual}, stored was {expected}; {remedy(record, name)}"
         )

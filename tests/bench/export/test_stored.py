@@ -231,26 +231,6 @@ def test_without_hashes_another_adapter_is_known_by_the_predictions(kept: Kept) 
     assert not kept.out.exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("config.json", "", "is damaged or another version's"),
-        ("config.json", "[]", "is damaged or another version's"),
-        ("config.json", '{"trial": 1}', "is damaged or another version's"),
-        ("adapter.safetensors", "x", "cannot be read"),
-        ("adapter.safetensors", None, "cannot be had"),
-    ],
-)
-def test_damaged_files_of_a_run_without_hashes(kept: Kept, name: str, content: str | None, said: str) -> None:
-    kept.as_of_an_older_version()
-    if content is None:
-        kept.file(name).unlink()
-    else:
-        kept.file(name).write_text(content)
-    with pytest.raises(UserError, match=rf"{name} of run {kept.record.run_id} {said}"):
-        kept.export()
-
-
 def test_predictions_that_cannot_be_compared_are_no_reason_to_refuse(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from bench.wire.words import Tag
+
 from ..toy_runs import SHORT, Ran, run
 from ..toy_suites import VISION
 
@@ -30,6 +32,9 @@ def broken(ran: Ran) -> Any:
         record = ran.by_method("LoRA")
         if name == "plan.json":
             (record,) = ran.store.records("suite")  # type: ignore[arg-type]
+        elif Tag.HASHES in record.tags:
+            # As of an older version: otherwise its hash alone would tell.
+            ran.store.client.delete_tag(record.run_id, Tag.HASHES)
         file = ran.artifact(record, name)
         kept[file] = file.read_bytes()
         file.write_bytes(kept[file][: len(kept[file]) // 2] if content is None else content)
