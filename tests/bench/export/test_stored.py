@@ -271,3 +271,10 @@ def test_weights_that_are_not_the_trials(
 def test_an_empty_store(new_store: Callable[[Path], str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no trial yet"):
         export_run(new_store(tmp_path), "abc", tmp_path / "export")
+
+
+def test_a_file_that_is_gone_is_named_with_its_run(kept: Kept) -> None:
+    kept.as_of_an_older_version()
+    kept.file("adapter.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"adapter.safetensors of run {kept.record.run_id} cannot be had"):
+        kept.export()
