@@ -99,7 +99,7 @@ class _Driving:
         # A single worker goes seed by seed: then a run that is stopped half-way has compared all methods.
         self.queue = longest_first(plan, trials, self.store.records()) if executor.slots > 1 else list(trials)
         self.running: dict[str, TrialRun] = {}
-        #: Trials that have ended, whose records are in the outbox still.
+        #: Trials that have ended, whose records are in the outbox still, or whose claims are still there.
         self.unsent: dict[str, TrialRun] = {}
         #: How many workers died with each trial.
         self.losses: Counter[str] = Counter()
@@ -133,16 +133,8 @@ class _Driving:
         for run in self.running.values():
             # A record that is on disk already is sent, now or at the next start.
             self._write(run.flush if run.ended else run.kill)
-        if self.why:
-            self._write(self._close_unheard_of)
         if suite_run is not None:
             self._write(lambda: self.store.end(suite_run, ended))
-
-    def _close_unheard_of(self) -> None:
-        """Closes runs that the store opened and whose ids it could not tell any more, as it went away."""
-        for run in self.store.running():
-            if run.trial_id and run.tag(Tag.DRIVER) == self.claims.driver:
-                self.store.end(run.run_id, Status.KILLED)
 
     def _write(self, write: Callable[[], None], *, kept: bool = False) -> bool:
         """Writes to the store, and returns whether it is there.
@@ -166,10 +158,9 @@ class _Driving:
     def _caught_up(self) -> bool:
         """Sends the records that wait, and returns whether none is left."""
         for trial, run in list(self.unsent.items()):
-            if not self._write(run.flush):
+            if not (self._write(run.flush) and self._write(partial(self.claims.settle, trial))):
                 return False
             del self.unsent[trial]
-            self._write(partial(self.claims.settle, trial))
         return self.store.online
 
     def _fill(self) -> None:
@@ -230,10 +221,10 @@ class _Driving:
             self.losses[trial.id] += 1
             if self.losses[trial.id] < ATTEMPTS:
                 self.queue.insert(0, trial)
+        if ending.status != "lost":
+            sent = sent and self._write(partial(self.claims.settle, trial.id))
         if not sent:
             self.unsent[trial.id] = run
-        elif ending.status != "lost":
-            self._write(partial(self.claims.settle, trial.id))
         # A slot is free: look at once what may run there.
         self.looked = -LOOK
 

@@ -19,7 +19,7 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from bench.process.alive import dead, owner
-from bench.store.connect import StoreError, storing
+from bench.store.connect import StoreError, insisting
 from bench.store.runs import PAGE, every_page
 from bench.store.store import Store
 from bench.wire.words import Status, Tag
@@ -46,7 +46,6 @@ class Claims:
         self._client = store.client
         self._experiment = store.experiment.experiment_id
         self.driver = uuid.uuid4().hex[:12]
-        self._mine: set[str] = set()
         #: The last sign of each driver, and when this driver saw it first (seconds, monotonic).
         self._signs: dict[str, tuple[str, float]] = {}
         self._beats = 0
@@ -59,14 +58,28 @@ class Claims:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the signs of life: others may run at once what this driver claimed and did not settle."""
-        self._closing.set()
-        self._thread.join(1)
-        if self._store.online:
-            with storing():
-                self._client.delete_experiment_tag(self._experiment, SIGN + self.driver)
+        """Ends the signs of life: others may run at once what this driver claimed and did not settle.
 
-    @storing()
+        It also closes runs of this driver that are still open: one that the store opened and could not tell
+        of, say.
+        """
+        self._closing.set()
+        # A sign that is on its way would come after the end.
+        self._thread.join()
+        self._forget(self.driver)
+        for run in self._store.running(self.driver):
+            self._store.end(run.run_id, Status.KILLED)
+
+    @insisting
+    def _forget(self, driver: str) -> None:
+        """Deletes a driver's sign of life."""
+        try:
+            self._client.delete_experiment_tag(self._experiment, SIGN + driver)
+        except MlflowException as error:
+            if error.error_code != GONE:
+                raise
+
+    @insisting
     def beat(self) -> None:
         """Gives a sign of life."""
         self._beats += 1
@@ -85,7 +98,7 @@ class Claims:
             except StoreError:
                 self._store.online = False
 
-    @storing()
+    @insisting
     def living(self) -> set[str]:
         """The drivers that give signs of life, this one included."""
         now = time.monotonic()
@@ -108,7 +121,7 @@ class Claims:
         tags = self._client.get_experiment(self._experiment).tags
         return {key.removeprefix(SIGN): sign for key, sign in tags.items() if key.startswith(SIGN)}
 
-    @storing()
+    @insisting
     def taken(self) -> dict[str, tuple[int, str]]:
         """The latest attempt at each trial that is claimed, and the driver that claimed it."""
         latest: dict[str, tuple[int, str]] = {}
@@ -132,15 +145,16 @@ class Claims:
         # For some databases LIKE does not tell small letters from capitals.
         return (claim for claim in found if claim.name.startswith(start))
 
-    @storing()
+    @insisting
     def take(self, trial: str, taken: dict[str, tuple[int, str]], living: set[str]) -> bool:
         """Claims a trial, given what `taken` and `living` returned; False if another driver has it.
 
         A driver that succeeds must look whether the trial was settled meanwhile.
         """
-        if trial in self._mine:
-            return True
         attempt, driver = taken.get(trial, (0, ""))
+        if driver == self.driver:
+            # Also where the store took the claim and could not tell so.
+            return True
         if driver in living:
             return False
         name = self._name(trial, str(attempt + 1))
@@ -150,9 +164,7 @@ class Claims:
             if error.error_code != THERE:
                 raise
             # Where the answer to a request was lost, it is sent again and finds this driver's own claim.
-            if self._holder(name) != self.driver:
-                return False
-        self._mine.add(trial)
+            return self._holder(name) == self.driver
         return True
 
     def _holder(self, name: str) -> str | None:
@@ -166,7 +178,7 @@ class Claims:
         holder: str | None = model.tags.get(Tag.DRIVER)
         return holder
 
-    @storing()
+    @insisting
     def settle(self, trial: str) -> None:
         """Deletes all claims on a trial that has its result."""
         # The whole list first: the pages would shift with every claim that is deleted.
@@ -176,9 +188,8 @@ class Claims:
             except MlflowException as error:
                 if error.error_code != GONE:
                     raise
-        self._mine.discard(trial)
 
-    @storing()
+    @insisting
     def close_stale(self) -> int:
         """Closes the runs that dead drivers left open as killed; returns how many."""
         # In this order: a driver gives its first sign before it opens a run.
@@ -192,7 +203,7 @@ class Claims:
                 closed += 1
         for driver, sign in self._signs_there().items():
             if dead(_owner(sign)):
-                self._client.delete_experiment_tag(self._experiment, SIGN + driver)
+                self._forget(driver)
         return closed
 
 

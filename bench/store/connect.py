@@ -6,14 +6,17 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from requests.exceptions import ChunkedEncodingError
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.process import interrupts
@@ -41,6 +44,45 @@ class StoreRefusedError(StoreError):
     """The store answers and refuses: a write to a run that somebody deleted, for example."""
 
 
+#: How often a request is made whose answer did not come whole.
+ASKED = 5
+#: What MLflow says where an answer ends too soon and nothing announced how long it would be.
+NO_JSON = "not in a valid JSON format"
+
+Given, Got = ParamSpec("Given"), TypeVar("Got")
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _cut(error: BaseException) -> bool:
+    """Whether the store did what it was asked for and its answer did not come whole.
+
+    MLflow asks again where no answer comes, but not in this case.
+    """
+    return any(isinstance(one, ChunkedEncodingError) or NO_JSON in str(one) for one in chain(error))
+
+
+def asking_again(function: Callable[Given, Got]) -> Callable[Given, Got]:
+    """Calls a function again whose answer was cut. It must be one that may be called twice."""
+
+    @wraps(function)
+    def call(*given: Given.args, **named: Given.kwargs) -> Got:
+        for _ in range(ASKED - 1):
+            try:
+                return function(*given, **named)
+            except BROKEN_STORE as error:
+                if not _cut(error):
+                    raise
+        return function(*given, **named)
+
+    return call
+
+
 @contextmanager
 def storing() -> Iterator[None]:
     """Raises StoreError for what a store raises that cannot be reached. Interrupts wait until this ends."""
@@ -53,6 +95,11 @@ def storing() -> Iterator[None]:
         raise (StoreRefusedError if refused else StoreError)(
             f"the store could not be written to: {said}; what it lacks runs again at the next start"
         ) from error
+
+
+def insisting(function: Callable[Given, Got]) -> Callable[Given, Got]:
+    """The same for a whole function, which is called again where an answer was cut."""
+    return storing()(asking_again(function))
 
 
 def connect(uri: str, *, create: bool) -> MlflowClient:
@@ -101,6 +148,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         ) from error
 
 
+@asking_again
 def _open(uri: str) -> MlflowClient:
     # Two processes that made the schema at once would break it.
     with FileLock(state_folder(uri) / "schema.lock", timeout=120):

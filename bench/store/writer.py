@@ -11,7 +11,7 @@ from typing import Any
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.process.alive import owner
-from bench.store.connect import storing
+from bench.store.connect import insisting, storing
 from bench.store.outbox import Letter, Outbox
 from bench.store.store import Store
 from bench.wire.trial import Ending, Progress
@@ -21,7 +21,7 @@ from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Measure, Status, T
 PROGRESS_EVERY = 2.0
 
 
-@storing()
+@insisting
 def begin_trial(
     store: Store,
     trial: Trial,
@@ -136,7 +136,7 @@ class TrialRun:
             self._kept = Outbox(self._store.outbox).keep(letter, ending.files)
         self.flush()
 
-    @storing()
+    @insisting
     def kill(self) -> None:
         self._store.client.set_terminated(self.run_id, Status.KILLED)
 
