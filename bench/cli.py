@@ -22,6 +22,13 @@ class Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except SystemExit as end:
+            # No command ends so: a plug-in does, or a library, and nothing tells what is left undone.
+            if ctx.params["debug"]:
+                raise
+            err.print("[bold red]error:[/bold red]", end=" ")
+            err.print(f"something ended the program before its end: sys.exit({end.code!r})", markup=False)
+            ctx.exit(1)
         except Exception as error:
             # Where nobody has imported the class yet, the error is not of it: usage and help stay quick.
             errors = sys.modules.get("methods.errors")

@@ -36,7 +36,10 @@ class Inline(Executor):
             return
         report(Event(trial, "started", provenance=provenance(self.device)))
         ending = perform(
-            trial, self.resources, lambda progress: report(Event(trial, "progress", progress=progress))
+            trial,
+            self.resources,
+            lambda progress: report(Event(trial, "progress", progress=progress)),
+            interrupts=(KeyboardInterrupt,),
         )
         report(ended(trial, "", ending))
 

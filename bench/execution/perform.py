@@ -74,10 +74,15 @@ def needed(trial: Trial) -> str:
     return json.dumps([content, split, trial.recipe.batch_size], sort_keys=True)
 
 
-def perform(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Ending:
-    """Runs a trial, and whatever goes wrong with it becomes its ending.
+def perform(
+    trial: Trial,
+    resources: Resources,
+    report: Callable[[Progress], None],
+    interrupts: tuple[type[BaseException], ...] = (),
+) -> Ending:
+    """Runs a trial, and whatever goes wrong with it becomes its ending: also an attempt to end the program.
 
-    Raises interrupts, and what `report` raises other than Pruned: neither says anything about the trial.
+    Raises `interrupts`, and what `report` raises other than Pruned: neither says anything about the trial.
     """
     #: What the listener raised, which is no failure of the trial.
     told: BaseException | None = None
@@ -86,7 +91,7 @@ def perform(trial: Trial, resources: Resources, report: Callable[[Progress], Non
         nonlocal told
         try:
             report(progress)
-        except Exception as error:
+        except BaseException as error:
             told = error
             raise
 
@@ -99,8 +104,8 @@ def perform(trial: Trial, resources: Resources, report: Callable[[Progress], Non
         ending = failed("diverged", str(error), traceback.format_exc())
     except (torch.OutOfMemoryError, MemoryError) as error:
         ending = failed("out of memory", str(error), traceback.format_exc())
-    except Exception as error:  # a trial may fail in any way; the others must go on
-        if error is told:
+    except BaseException as error:  # a trial may fail in any way; the others must go on
+        if error is told or isinstance(error, interrupts):
             raise
         reason = "out of memory" if any(said in str(error) for said in NO_MEMORY) else "error"
         ending = failed(reason, f"{type(error).__name__}: {error}", traceback.format_exc())

@@ -16,8 +16,8 @@ from urllib.parse import urlparse
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from requests.exceptions import ChunkedEncodingError
-from sqlalchemy.exc import SQLAlchemyError
+from requests.exceptions import ChunkedEncodingError, RetryError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from bench.process import interrupts
 from bench.sources.assets import cache_dir
@@ -32,6 +32,9 @@ DATABASES = ("postgresql", "mysql", "mssql")
 #: What MLflow raises where a store cannot be read or written: its own error, the database's, the disk's.
 BROKEN_STORE = (MlflowException, SQLAlchemyError, OSError)
 
+#: MLflow's error code where a server answers that its database does not.
+BUSY = "TEMPORARILY_UNAVAILABLE"
+
 #: MLflow's error codes where the store answers and refuses: asking again does not help.
 REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 
@@ -42,6 +45,10 @@ class StoreError(UserError):
 
 class StoreRefusedError(StoreError):
     """The store answers and refuses: a write to a run that somebody deleted, for example."""
+
+
+class StoreFailedError(StoreError):
+    """The store answers that it failed. If it does so again and does other things, this cannot be stored."""
 
 
 #: How often a request is made whose answer did not come whole.
@@ -90,11 +97,23 @@ def storing() -> Iterator[None]:
         with interrupts.deferred():
             yield
     except BROKEN_STORE as error:
-        refused = isinstance(error, MlflowException) and error.error_code in REFUSALS
         said = shown_uri(str(error))
-        raise (StoreRefusedError if refused else StoreError)(
+        raise _kind(error)(
             f"the store could not be written to: {said}; what it lacks runs again at the next start"
         ) from error
+
+
+def _kind(error: Exception) -> type[StoreError]:
+    """What an error of the store says about it."""
+    if not isinstance(error, MlflowException):
+        return StoreError
+    if error.error_code in REFUSALS:
+        return StoreRefusedError
+    # A server's own error; a gateway's are others, and the disk of the artifacts may be full.
+    if any(isinstance(one, RetryError) and "too many 500" in str(one) for one in chain(error)):
+        return StoreError if "/mlflow-artifacts/" in str(error) else StoreFailedError
+    away = any(isinstance(one, OSError | OperationalError | InterfaceError) for one in chain(error))
+    return StoreError if away or error.error_code == BUSY else StoreFailedError
 
 
 def insisting(function: Callable[Given, Got]) -> Callable[Given, Got]:

@@ -33,6 +33,7 @@ from bench.store.tables import read_tables
 from bench.suite.recipe import Recipe
 from bench.wire import Wired
 from bench.wire.plan import StoredPlan
+from bench.wire.text import all_storable
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import did_you_mean
@@ -213,6 +214,8 @@ class Store:
         several finished runs of a trial the first counts, and the others are marked as duplicates.
         """
         client, run_id = self.client, letter.run_id
+        for part in ("params", "tags", "texts"):
+            setattr(letter, part, all_storable(getattr(letter, part)))
         while letter.params:
             some = dict(list(letter.params.items())[:MOST_PARAMS])
             client.log_batch(run_id, params=[Param(key, value) for key, value in some.items()])

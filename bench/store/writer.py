@@ -14,6 +14,7 @@ from bench.process.alive import owner
 from bench.store.connect import insisting, storing
 from bench.store.outbox import Letter, Outbox
 from bench.store.store import Store
+from bench.wire.text import all_storable, storable
 from bench.wire.trial import Ending, Progress
 from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Measure, Status, Tag, validation_key
 
@@ -62,7 +63,9 @@ def begin_trial(
         **tags,
     }
     name = f"{row.method} {known[Tag.RANKS]}".rstrip() + f" · {row.task} · seed {trial.seed}"
-    run = store.client.create_run(store.experiment.experiment_id, tags=known, run_name=name)
+    run = store.client.create_run(
+        store.experiment.experiment_id, tags=all_storable(known), run_name=storable(name)
+    )
     writer = TrialRun(store, run.info.run_id, metric, trial.id)
     if provenance is not None:
         try:
@@ -127,7 +130,7 @@ class TrialRun:
         letter, now = self._letter, _now()
         letter.metrics += [(key, value, now, 0) for key, value in ending.metrics.items()]
         if ending.reason:
-            letter.tags |= {Tag.FAILURE: ending.reason, Tag.FAILURE_MESSAGE: ending.message[:5000]}
+            letter.tags |= {Tag.FAILURE: ending.reason, Tag.FAILURE_MESSAGE: ending.message}
         if ending.status == "pruned":
             letter.tags[Tag.PRUNED] = YES
         letter.status = ENDED.get(ending.status, Status.KILLED)
@@ -139,6 +142,11 @@ class TrialRun:
     @insisting
     def kill(self) -> None:
         self._store.client.set_terminated(self.run_id, Status.KILLED)
+
+    def put_aside(self) -> Path:
+        """Puts the whole record where nobody sends it any more; returns where it lies."""
+        assert self._kept is not None
+        return Outbox.refuse(self._kept)
 
     def flush(self) -> None:
         """Sends what the store still lacks, unless the store is known to be away."""

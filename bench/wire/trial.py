@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bench.wire.text import message, storable
 from bench.wire.words import Artifact, Measure
 
 #: How a trial ends. A lost one is not to blame: its worker died, and it may run again.
@@ -43,9 +44,9 @@ class Ending:
         return f"{self.reason}: {self.message}" if self.reason else ""
 
 
-def failed(reason: Failure, message: str, trace: str) -> Ending:
-    return Ending("failed", {}, {Artifact.TRACEBACK: trace.encode()}, reason, message)
+def failed(reason: Failure, said: str, trace: str) -> Ending:
+    return Ending("failed", {}, {Artifact.TRACEBACK: storable(trace).encode()}, reason, message(said))
 
 
-def lost(message: str) -> Ending:
-    return Ending("lost", reason="lost", message=message)
+def lost(said: str) -> Ending:
+    return Ending("lost", reason="lost", message=message(said))
