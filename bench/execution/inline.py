@@ -39,7 +39,7 @@ class Inline(Executor):
             trial,
             self.resources,
             lambda progress: report(Event(trial, "progress", progress=progress)),
-            interrupts=(KeyboardInterrupt,),
+            (KeyboardInterrupt,),
         )
         report(ended(trial, "", ending))
 
