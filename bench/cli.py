@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from bench.commands import catalogue, results, suites
+from bench.commands import catalogue, housekeeping, results, suites
 from bench.commands.options import err
 from bench.process import interrupts
 
@@ -61,6 +61,7 @@ for command in (
     results.compare,
     catalogue.tasks,
     catalogue.backbones,
+    housekeeping.gc,
 ):
     app.command()(command)
 

@@ -58,7 +58,9 @@ def session(store: Store) -> Iterator[Session]:
     claims.open()
     try:
         sent = _send_left(store, claims)
-        yield Session(store, claims, sent, claims.close_stale())
+        closed = claims.close_stale()
+        claims.sweep()
+        yield Session(store, claims, sent, closed)
     finally:
         Outbox(store.outbox).close()
         # A store that is away may be back in this moment.

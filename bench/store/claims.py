@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from bench.process.alive import dead, owner
 from bench.store.connect import StoreError, insisting
+from bench.store.records import Record, latest
 from bench.store.runs import PAGE, every_page
 from bench.store.store import Store
 from bench.wire.words import Status, Tag
@@ -40,6 +41,9 @@ EXPIRY = 60.0
 
 class Claims:
     """The claims of one driver on one experiment. Raises StoreError where the store cannot be reached."""
+
+    #: The drivers of this process that have ended. Their sign stays where the store was away.
+    _ended: set[str] = set()
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -64,11 +68,15 @@ class Claims:
         of, say.
         """
         self._closing.set()
+        self._ended.add(self.driver)
         # A sign that is on its way would come after the end.
         self._thread.join()
         self._forget(self.driver)
         for run in self._store.running(self.driver):
             self._store.end(run.run_id, Status.KILLED)
+        # Who died while this driver was at work was not known at its start.
+        self.close_stale()
+        self.sweep()
 
     @insisting
     def _forget(self, driver: str) -> None:
@@ -103,7 +111,7 @@ class Claims:
         """The drivers that give signs of life, this one included."""
         now = time.monotonic()
         try:
-            signs = self._signs_there()
+            signs = self.signs()
         except BaseException:
             # While the store was away no driver could give a sign, so that none is late.
             self._signs.clear()
@@ -112,11 +120,13 @@ class Claims:
         for driver, sign in signs.items():
             if self._signs.get(driver, ("", 0.0))[0] != sign:
                 self._signs[driver] = sign, now
-            if not dead(_owner(sign)) and now - self._signs[driver][1] < EXPIRY:
+            late = now - self._signs[driver][1] >= EXPIRY
+            if not (late or driver in self._ended or dead(_owner(sign))):
                 living.add(driver)
         return living
 
-    def _signs_there(self) -> dict[str, str]:
+    @insisting
+    def signs(self) -> dict[str, str]:
         """The sign of every driver that has not closed, by driver."""
         tags = self._client.get_experiment(self._experiment).tags
         return {key.removeprefix(SIGN): sign for key, sign in tags.items() if key.startswith(SIGN)}
@@ -190,21 +200,58 @@ class Claims:
                     raise
 
     @insisting
-    def close_stale(self) -> int:
-        """Closes the runs that dead drivers left open as killed; returns how many."""
+    def stale(self) -> list[Record]:
+        """The runs that dead drivers left open."""
         # In this order: a driver gives its first sign before it opens a run.
         open_runs, living = self._store.running(), self.living()
-        closed = 0
-        for run in open_runs:
+
+        def gone(run: Record) -> bool:
             driver = run.tag(Tag.DRIVER)
-            gone = driver not in living if driver else dead(run.tag(Tag.OWNER))
-            if gone:
-                self._store.end(run.run_id, Status.KILLED)
-                closed += 1
-        for driver, sign in self._signs_there().items():
-            if dead(_owner(sign)):
-                self._forget(driver)
-        return closed
+            return driver not in living if driver else dead(run.tag(Tag.OWNER))
+
+        return [run for run in open_runs if gone(run)]
+
+    @insisting
+    def silent(self) -> set[str]:
+        """The dead drivers whose signs are still there."""
+        living = self.living()
+        return self.signs().keys() - living
+
+    @insisting
+    def close_stale(self) -> int:
+        """Closes the runs that dead drivers left open as killed, and deletes their signs; returns how many
+        runs these were.
+        """
+        stale = self.stale()
+        for run in stale:
+            self._store.end(run.run_id, Status.KILLED)
+        for driver in self.silent():
+            self._forget(driver)
+        return len(stale)
+
+    @insisting
+    def left(self) -> list[str]:
+        """The trials that have their result, and claims that dead drivers left.
+
+        A trial that did not finish may be tried again by a driver that has just looked at its claims. So of
+        those the claims count as needed as long as another driver is at work.
+        """
+        taken = self.taken()
+        if not taken:
+            return []
+        living, records = self.living(), latest(self._store.records())
+        others = living - {self.driver}
+
+        def done(trial: str) -> bool:
+            record = records.get(trial)
+            return bool(record and (record.status == Status.FINISHED or (record.settled and not others)))
+
+        return [trial for trial, (_, driver) in taken.items() if driver not in living and done(trial)]
+
+    def sweep(self) -> None:
+        """Deletes claims that dead drivers left on trials that have their result."""
+        for trial in self.left():
+            self.settle(trial)
 
 
 def _owner(sign: str) -> str:

@@ -26,6 +26,9 @@ from methods import UserError
 #: The name of this process's folder.
 PROCESS = uuid.uuid4().hex[:12]
 
+#: The name of the folder of records that the store does not take.
+REFUSED = "refused"
+
 #: Names of records. What is being written or removed begins with a dot.
 WHOLE = "[!.]*"
 
@@ -129,10 +132,16 @@ class Outbox:
             finally:
                 lock.release()
 
+    def everything(self) -> tuple[list[Path], list[Path]]:
+        """The records that wait to be sent, of whatever process, and those that were put aside."""
+        records = sorted(self._folder.glob(f"*/{WHOLE}"))
+        refused = [record for record in records if record.parent.name == REFUSED]
+        return [record for record in records if record not in refused], refused
+
     @staticmethod
     def refuse(kept: Path) -> Path:
         """Puts aside a record that can never be sent; returns where it lies."""
-        aside = kept.parent.parent / "refused" / kept.name
+        aside = kept.parent.parent / REFUSED / kept.name
         aside.parent.mkdir(exist_ok=True)
         if aside.exists():
             aside = aside.with_name(f"{kept.name}-{uuid.uuid4().hex[:6]}")

@@ -122,8 +122,9 @@ def test_a_parent_run_that_cannot_be_closed_hides_no_interrupt(
             patch.setattr(MlflowClient, "set_terminated", raising(MlflowException("the store is away")))
             raise KeyboardInterrupt
 
-    with session(store) as at_work, pytest.raises(KeyboardInterrupt):
-        interrupted(at_work)
+    with session(store) as at_work:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(at_work)
         assert [record.tags["kind"] for record in store.running()] == ["search"]
     # The end of its driver closes it.
     assert not store.running()
