@@ -56,7 +56,8 @@ ASKED = 5
 #: What MLflow says where an answer ends too soon and nothing announced how long it would be.
 NO_JSON = "not in a valid JSON format"
 
-Given, Got = ParamSpec("Given"), TypeVar("Got")
+Given = ParamSpec("Given")
+Got = TypeVar("Got")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

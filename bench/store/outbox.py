@@ -20,8 +20,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.process.files import remove, written_whole
 from bench.wire.text import all_storable
-from bench.wire.words import Artifact
+from bench.wire.words import Artifact, Status
 from methods import UserError
+
+#: How MLflow says that a run has ended.
+EndStatus = Literal[Status.FINISHED, Status.FAILED, Status.KILLED]
 
 #: The name of this process's folder.
 PROCESS = uuid.uuid4().hex[:12]
@@ -47,7 +50,7 @@ class Letter:
     #: Key, value, milliseconds since the epoch, step.
     metrics: list[tuple[str, float, int, int]] = field(default_factory=list)
     #: MLflow's status at the end, and when that was (milliseconds since the epoch); None before.
-    status: Literal["FINISHED", "FAILED", "KILLED"] | None = None
+    status: EndStatus | None = None
     ended: int | None = None
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")

@@ -12,7 +12,7 @@ from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.process.alive import owner
 from bench.store.connect import insisting, storing
-from bench.store.outbox import Letter, Outbox
+from bench.store.outbox import EndStatus, Letter, Outbox
 from bench.store.store import Store
 from bench.wire.text import all_storable, storable
 from bench.wire.trial import Ending, Progress
@@ -78,7 +78,7 @@ def begin_trial(
 
 
 #: MLflow's status of a trial that ended so; the others are killed for MLflow, and tags tell how they ended.
-ENDED = {"finished": Status.FINISHED, "failed": Status.FAILED}
+ENDED: dict[str, EndStatus] = {"finished": Status.FINISHED, "failed": Status.FAILED}
 
 
 class TrialRun:

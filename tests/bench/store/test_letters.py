@@ -21,7 +21,7 @@ from bench.store.connect import StoreError
 from bench.store.outbox import Letter
 from bench.store.store import Store
 from bench.store.writer import begin_trial
-from bench.wire.words import Artifact
+from bench.wire.words import Artifact, Status
 
 from ..toy_runs import SHORT, executed, raising
 from ..toy_suites import plan
@@ -37,7 +37,7 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 
 def leave(store: Store, name: str, run_id: str) -> Path:
     """A record in the outbox, as a process that ended leaves it."""
-    letter = Letter(store.experiment_id, run_id, "t", {}, {"failure": "error"}, status="FAILED", ended=1)
+    letter = Letter(store.experiment_id, run_id, "t", {}, {"failure": "error"}, status=Status.FAILED, ended=1)
     kept = store.outbox / "gone" / name
     (kept / "files").mkdir(parents=True)
     (kept / "letter.json").write_text(json.dumps(asdict(letter)))
