@@ -19,6 +19,7 @@ from bench.commands.options import (
     StoreUri,
     SuiteFile,
     Tasks,
+    TrialTimeout,
     Workers,
     echo_json,
     err,
@@ -37,6 +38,7 @@ def run(
     workers: Workers = None,
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
+    trial_timeout: TrialTimeout = None,
     retry_failed: Annotated[bool, typer.Option(help="Run only the trials that failed.")] = False,
 ) -> None:
     """Run a suite's trials into MLflow. Safe to stop and start again: finished trials are kept.
@@ -59,6 +61,7 @@ def run(
         workers=workers,
         slots_per_device=slots_per_device,
         ray_address=ray_address,
+        trial_timeout=trial_timeout,
         retry_failed=retry_failed,
         audience=Terminal(out, err),
     )
@@ -87,6 +90,7 @@ def search(
     workers: SearchWorkers = None,
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
+    trial_timeout: TrialTimeout = None,
     retry_failed: Annotated[
         bool, typer.Option(help="Also try trials again that failed, and with them their points.")
     ] = False,
@@ -113,6 +117,7 @@ def search(
         workers=workers,
         slots_per_device=slots_per_device,
         ray_address=ray_address,
+        trial_timeout=trial_timeout,
         retry_failed=retry_failed,
         audience=Terminal(out, err),
     )

@@ -17,6 +17,7 @@ from bench.execution.estimate import longest_first
 from bench.execution.executor import Executor
 from bench.execution.perform import Event
 from bench.execution.session import CLOSING, STRIKES, Session, put_aside, within
+from bench.execution.watch import Limits
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError, shown_uri
@@ -98,7 +99,9 @@ class _Driving:
             trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
         }
         # A single worker goes seed by seed: then a run that is stopped half-way has compared all methods.
-        self.queue = longest_first(plan, trials, self.store.records()) if executor.slots > 1 else list(trials)
+        known = self.store.records()
+        self.queue = longest_first(plan, trials, known) if executor.slots > 1 else list(trials)
+        self.limits = Limits(plan.suite.trial_timeout, plan, known)
         self.running: dict[str, TrialRun] = {}
         #: Trials that have ended, whose records are in the outbox still, or whose claims are still there.
         self.unsent: dict[str, TrialRun] = {}
@@ -226,7 +229,7 @@ class _Driving:
         run = begin_trial(self.store, trial, self.rows[trial.id], metric, self.parent, tags=self.tags)
         self.running[trial.id] = run
         self.queue.remove(trial)
-        self.executor.submit(trial)
+        self.executor.submit(trial, self.limits.seconds(trial))
 
     def _receive(self, event: Event) -> None:
         """Stores an event and passes it on."""
@@ -243,6 +246,7 @@ class _Driving:
     def _end(self, trial: Trial, run: TrialRun, ending: Ending) -> None:
         sent = self._deliver(run, partial(run.end, ending))
         del self.running[trial.id]
+        self.limits.learn(trial, ending)
         if ending.status == "lost":
             self.losses[trial.id] += 1
             if self.losses[trial.id] < ATTEMPTS:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from bench.execution.watch import Silence
 from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
@@ -24,16 +25,17 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 @dataclass(frozen=True)
 class Event:
-    """What happens to a trial: it starts, makes progress, or ends, be it with another driver."""
+    """What happens to a trial: it starts, makes progress, is silent, or ends, be it with another driver."""
 
     trial: Trial
-    kind: Literal["started", "progress", "elsewhere"] | End
+    kind: Literal["started", "progress", "silent", "elsewhere"] | End
     #: The name of the worker that runs it; empty where the driver does.
     worker: str = ""
     #: Versions, commit and hardware behind the numbers to come; of a trial that starts.
     provenance: dict[str, str] | None = None
     progress: Progress | None = None
     ending: Ending | None = None
+    silence: Silence | None = None
 
 
 #: Takes events as they happen. Raises Pruned on a progress that is not worth going on with.

@@ -31,6 +31,8 @@ class RunDisplay:
         self._done = 0
         #: The share of each running trial that is done.
         self._shares: dict[str, float] = {}
+        #: The running trials whose silence was told.
+        self._silent: set[str] = set()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -63,7 +65,17 @@ class RunDisplay:
         if event.kind == "started":
             self._shares[id_] = 0
             self._progress.reset(line, description=where + name, total=1, detail="")
+        elif event.silence is not None:
+            quiet = event.silence
+            said = (
+                f"{'no progress' if quiet.answers else 'its worker does not answer'}: {quiet.seconds:.0f} s"
+            )
+            self._progress.update(line, detail=f"[yellow]{said}[/yellow]")
+            if id_ not in self._silent and not self._console.is_terminal:
+                self._console.print(f"… {name}: {said}", highlight=False, soft_wrap=True)
+            self._silent.add(id_)
         elif event.progress is not None:
+            self._silent.discard(id_)
             progress = event.progress
             detail = f"epoch {progress.epoch}"
             if progress.losses:

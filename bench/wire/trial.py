@@ -13,7 +13,7 @@ from bench.wire.words import Artifact, Measure
 End = Literal["finished", "failed", "pruned", "lost"]
 
 #: Why a trial has no result.
-Failure = Literal["diverged", "out of memory", "error", "lost"]
+Failure = Literal["diverged", "out of memory", "timeout", "error", "lost"]
 
 
 @dataclass
