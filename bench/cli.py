@@ -12,7 +12,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from bench import __version__
-from bench.commands import catalogue, results, suites
+from bench.commands import catalogue, housekeeping, results, suites
 from bench.commands.options import err
 from bench.process import interrupts
 
@@ -23,6 +23,13 @@ class Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except SystemExit as end:
+            # No command ends so: a plug-in does, or a library, and nothing tells what is left undone.
+            if ctx.params["debug"]:
+                raise
+            err.print("[bold red]error:[/bold red]", end=" ")
+            err.print(f"something ended the program before its end: sys.exit({end.code!r})", markup=False)
+            ctx.exit(1)
         except Exception as error:
             # Where nobody has imported the class yet, the error is not of it: usage and help stay quick.
             errors = sys.modules.get("methods.errors")
@@ -57,6 +64,7 @@ for command in (
     results.compare,
     catalogue.tasks,
     catalogue.backbones,
+    housekeeping.gc,
 ):
     app.command()(command)
 

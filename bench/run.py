@@ -26,6 +26,7 @@ from bench.store import DEFAULT_STORE
 from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.suite.choosing import Allocation, Search
+from bench.suite.limit import Limit
 from bench.suite.load import load_suite
 from bench.suite.suite import Suite
 from bench.wire.found import AllocationResult, SearchResult, Tried
@@ -101,6 +102,7 @@ def run_suite(
     workers: int | None = None,
     slots_per_device: int | None = None,
     ray_address: str | None = None,
+    trial_timeout: float | str | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SuiteRun:
@@ -108,15 +110,16 @@ def run_suite(
 
     Trials that have finished are kept, so that a run that was stopped goes on where it was. `suite` is a
     suite or the path of its file. `tasks`, `methods`, `seeds`, `backbones` and `budgets` select a part of it,
-    as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. With `retry_failed`
-    only trials run that have failed. Raises UserError for what cannot be done, before any work. A trial that
-    fails raises nothing: it is stored with its reason.
+    as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. `trial_timeout`
+    replaces the suite's: seconds, or a multiple as `5x`. With `retry_failed` only trials run that have
+    failed. Raises UserError for what cannot be done, before any work. A trial that fails raises nothing: it is
+    stored with its reason.
     """
     told = audience or Audience()
     with make_executor(
         executor, device, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
     ) as place:
-        whole = make_plan(_loaded(suite), place.device)
+        whole = make_plan(_limited(_loaded(suite), trial_timeout, place, told), place.device)
 
         def wanted(whole: Plan) -> Plan:
             return whole.select(tasks, methods, seeds, backbones, budgets)
@@ -188,6 +191,7 @@ def search_suite(
     workers: int | None = None,
     slots_per_device: int | None = None,
     ray_address: str | None = None,
+    trial_timeout: float | str | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SearchRun:
@@ -206,7 +210,7 @@ def search_suite(
     with make_executor(
         executor, device, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
     ) as place:
-        whole = make_plan(loaded, place.device)
+        whole = make_plan(_limited(loaded, trial_timeout, place, told), place.device)
         wanted = whole.select(tasks, methods, (), backbones, budgets)
         chosen = cells_of(wanted, place.device)
         opened = Store.create(store, loaded.name)
@@ -271,6 +275,16 @@ def _search_command(suite: Suite | Path | str) -> str:
 
 def _loaded(suite: Suite | Path | str) -> Suite:
     return suite if isinstance(suite, Suite) else load_suite(suite)
+
+
+def _limited(suite: Suite, timeout: float | str | None, place: Executor, told: Audience) -> Suite:
+    """The suite with this limit, if one is given. Raises UserError for one that is none."""
+    if timeout is not None:
+        given = validate(Limit, {"trial_timeout": timeout}, "this run")
+        suite = suite.model_copy(update={"trial_timeout": given.trial_timeout})
+    if suite.trial_timeout is not None and not place.ends_trials:
+        told.note("trial_timeout has no effect with --executor inline: no other process could end a trial.")
+    return suite
 
 
 def _with_search(suite: Suite, trials: int | None, seed: int | None, storage: str | None) -> Suite:

@@ -99,6 +99,13 @@ RayAddress = Annotated[
     str | None,
     typer.Option(help="A running Ray cluster: auto or HOST:PORT. Default: RAY_ADDRESS, or one started here."),
 ]
+TrialTimeout = Annotated[
+    str | None,
+    typer.Option(
+        help="How long a trial may take, with --executor local or ray: seconds, or a multiple of what such "
+        "trials took, as 5x. Default: what the suite says, else for ever."
+    ),
+]
 Tasks = Annotated[
     list[str] | None,
     names_option("--task", help="Only this task", complete=completion.of_suite("tasks")),

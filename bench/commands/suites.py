@@ -21,6 +21,7 @@ from bench.commands.options import (
     StoreUri,
     SuiteFile,
     Tasks,
+    TrialTimeout,
     Workers,
     echo_json,
     err,
@@ -41,6 +42,7 @@ def run(
     workers: Workers = None,
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
+    trial_timeout: TrialTimeout = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run only the trials that failed.")
     ] = False,
@@ -67,6 +69,7 @@ def run(
         workers=workers,
         slots_per_device=slots_per_device,
         ray_address=ray_address,
+        trial_timeout=trial_timeout,
         retry_failed=retry_failed,
         audience=Terminal(out, err),
     )
@@ -97,6 +100,7 @@ def search(
     workers: SearchWorkers = None,
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
+    trial_timeout: TrialTimeout = None,
     retry_failed: Annotated[
         bool,
         typer.Option("--retry-failed", help="Also try trials again that failed, and with them their points."),
@@ -126,6 +130,7 @@ def search(
         workers=workers,
         slots_per_device=slots_per_device,
         ray_address=ray_address,
+        trial_timeout=trial_timeout,
         retry_failed=retry_failed,
         audience=Terminal(out, err),
     )

@@ -9,16 +9,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Literal
 
 from bench.execution.estimate import longest_first
 from bench.execution.executor import Executor
 from bench.execution.perform import Event
-from bench.execution.session import CLOSING, Session, within
+from bench.execution.session import CLOSING, STRIKES, Session, put_aside, within
+from bench.execution.watch import Limits
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
-from bench.store.connect import StoreError, StoreRefusedError, shown_uri
+from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError, shown_uri
 from bench.store.outbox import Outbox
 from bench.store.records import latest
 from bench.store.store import Store
@@ -97,12 +99,16 @@ class _Driving:
             trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
         }
         # A single worker goes seed by seed: then a run that is stopped half-way has compared all methods.
-        self.queue = longest_first(plan, trials, self.store.records()) if executor.slots > 1 else list(trials)
+        known = self.store.records()
+        self.queue = longest_first(plan, trials, known) if executor.slots > 1 else list(trials)
+        self.limits = Limits(plan.suite.trial_timeout, plan, known)
         self.running: dict[str, TrialRun] = {}
-        #: Trials that have ended, whose records are in the outbox still.
+        #: Trials that have ended, whose records are in the outbox still, or whose claims are still there.
         self.unsent: dict[str, TrialRun] = {}
         #: How many workers died with each trial.
         self.losses: Counter[str] = Counter()
+        #: How often the store failed at each record, by run, though it was there before and after.
+        self.strikes: Counter[str] = Counter()
         #: When this driver looked last at what others hold, and since when the store is away (monotonic).
         self.looked = -LOOK
         self.away_since: float | None = None
@@ -133,16 +139,8 @@ class _Driving:
         for run in self.running.values():
             # A record that is on disk already is sent, now or at the next start.
             self._write(run.flush if run.ended else run.kill)
-        if self.why:
-            self._write(self._close_unheard_of)
         if suite_run is not None:
             self._write(lambda: self.store.end(suite_run, ended))
-
-    def _close_unheard_of(self) -> None:
-        """Closes runs that the store opened and whose ids it could not tell any more, as it went away."""
-        for run in self.store.running():
-            if run.trial_id and run.tag(Tag.DRIVER) == self.claims.driver:
-                self.store.end(run.run_id, Status.KILLED)
 
     def _write(self, write: Callable[[], None], *, kept: bool = False) -> bool:
         """Writes to the store, and returns whether it is there.
@@ -166,10 +164,35 @@ class _Driving:
     def _caught_up(self) -> bool:
         """Sends the records that wait, and returns whether none is left."""
         for trial, run in list(self.unsent.items()):
-            if not self._write(run.flush):
+            if not self._deliver(run, run.flush) or not self._write(partial(self.claims.settle, trial)):
                 return False
             del self.unsent[trial]
-            self._write(partial(self.claims.settle, trial))
+        return self.store.online
+
+    def _tell(self, write: Callable[[], None]) -> None:
+        """Writes what a running trial tells; what cannot be sent is kept.
+
+        What is refused, a write to a run that somebody deleted say, is refused again with the whole record.
+        """
+        with suppress(StoreRefusedError):
+            self._write(write, kept=True)
+
+    def _deliver(self, run: TrialRun, send: Callable[[], None]) -> bool:
+        """Sends a record, and returns whether nothing is left to be sent.
+
+        A record that the store does not take, while it answers others, is put aside: the work goes on.
+        """
+        try:
+            send()
+        except StoreError as error:
+            if not run.ended:
+                # Not even the disk of this machine took it.
+                raise
+            self.strikes[run.run_id] += isinstance(error, StoreFailedError)
+            if isinstance(error, StoreRefusedError) or self.strikes[run.run_id] == STRIKES:
+                put_aside(error, run.put_aside())
+            else:
+                self._away(error)
         return self.store.online
 
     def _fill(self) -> None:
@@ -206,34 +229,32 @@ class _Driving:
         run = begin_trial(self.store, trial, self.rows[trial.id], metric, self.parent, tags=self.tags)
         self.running[trial.id] = run
         self.queue.remove(trial)
-        self.executor.submit(trial)
+        self.executor.submit(trial, self.limits.seconds(trial))
 
     def _receive(self, event: Event) -> None:
         """Stores an event and passes it on."""
         trial, run = event.trial, self.running[event.trial.id]
         if event.provenance is not None:
             config = trial.model_dump(mode="json", exclude_none=True)
-            self._write(partial(run.start, config, event.provenance), kept=True)
+            self._tell(partial(run.start, config, event.provenance))
         elif event.progress is not None:
-            self._write(partial(run.progress, event.progress), kept=True)
+            self._tell(partial(run.progress, event.progress))
         elif event.ending is not None:
             self._end(trial, run, event.ending)
         self.notify(event)
 
     def _end(self, trial: Trial, run: TrialRun, ending: Ending) -> None:
-        sent = self._write(partial(run.end, ending), kept=True)
-        if not run.ended:
-            # Not even the disk of this machine took the record.
-            raise StoreError(self.why)
+        sent = self._deliver(run, partial(run.end, ending))
         del self.running[trial.id]
+        self.limits.learn(trial, ending)
         if ending.status == "lost":
             self.losses[trial.id] += 1
             if self.losses[trial.id] < ATTEMPTS:
                 self.queue.insert(0, trial)
+        if ending.status != "lost":
+            sent = sent and self._write(partial(self.claims.settle, trial.id))
         if not sent:
             self.unsent[trial.id] = run
-        elif ending.status != "lost":
-            self._write(partial(self.claims.settle, trial.id))
         # A slot is free: look at once what may run there.
         self.looked = -LOOK
 

@@ -53,12 +53,7 @@ class Pace:
     """
 
     def __init__(self, plan: Plan, records: Iterable[Record], per_operation: float = 1.0) -> None:
-        times: dict[Workload, list[float]] = defaultdict(list)
-        for record in records:
-            seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
-            if record.status == Status.FINISHED and seconds and steps:
-                workload = record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
-                times[workload].append(seconds / steps)
+        times = seconds_per_step(records)
         self.measured = {workload: statistics.median(some) for workload, some in times.items()}
         by_id = {trial.id: trial for trial in plan.trials}
         known = {
@@ -72,6 +67,17 @@ class Pace:
     def seconds(self, trial: Trial, workload: Workload) -> float:
         step = self.measured.get(workload)
         return step_count(trial) * (self._per_operation * step_flops(trial) if step is None else step)
+
+
+def seconds_per_step(records: Iterable[Record]) -> dict[Workload, list[float]]:
+    """What the steps of stored trials took, by workload, one value a trial."""
+    times: dict[Workload, list[float]] = defaultdict(list)
+    for record in records:
+        seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
+        if record.status == Status.FINISHED and seconds and steps:
+            workload = record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
+            times[workload].append(seconds / steps)
+    return times
 
 
 def workload_of(row: Row) -> Workload:

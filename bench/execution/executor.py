@@ -18,6 +18,8 @@ class Executor(ABC):
     slots: int
     #: Whether its workers share the memory of this machine.
     on_this_machine = True
+    #: Whether it can end a trial that takes too long.
+    ends_trials = True
 
     def __enter__(self) -> Self:
         return self
@@ -37,13 +39,15 @@ class Executor(ABC):
         """How many more trials may be submitted now."""
 
     @abstractmethod
-    def submit(self, trial: Trial) -> None: ...
+    def submit(self, trial: Trial, limit: float | None = None) -> None:
+        """Gives a trial to a worker, which is ended if it takes longer than `limit` seconds."""
 
     @abstractmethod
     def step(self, report: Report) -> None:
         """Waits, about a second at most unless it runs the trial itself, and reports what happened.
 
-        Every submitted trial ends in one event: finished, failed, pruned, or lost with its worker. Where
+        Every submitted trial ends in one event: finished, failed, pruned, or lost with its worker. One that
+        takes too long has failed, and one that tells nothing for a while is reported as silent. Where
         `report` raises Pruned on a progress, that trial is pruned.
         """
 

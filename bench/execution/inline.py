@@ -13,6 +13,7 @@ class Inline(Executor):
     """The executor without workers. A crash of the process costs the running trial and stops the run."""
 
     slots = 1
+    ends_trials = False
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -26,7 +27,8 @@ class Inline(Executor):
     def free(self) -> int:
         return 0 if self._next else 1
 
-    def submit(self, trial: Trial) -> None:
+    def submit(self, trial: Trial, limit: float | None = None) -> None:
+        """Sets what is run next, without a limit: nobody is there to end it."""
         self._next = trial
 
     def step(self, report: Report) -> None:
@@ -36,7 +38,10 @@ class Inline(Executor):
             return
         report(Event(trial, "started", provenance=provenance(self.device)))
         ending = perform(
-            trial, self.resources, lambda progress: report(Event(trial, "progress", progress=progress))
+            trial,
+            self.resources,
+            lambda progress: report(Event(trial, "progress", progress=progress)),
+            (KeyboardInterrupt,),
         )
         report(ended(trial, "", ending))
 

@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,12 @@ import torch
 
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why
+from bench.execution.watch import BEAT, Watch, too_long
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 from bench.training.measure import provenance
 from bench.training.trial import Resources
-from bench.wire.trial import Progress, lost
+from bench.wire.trial import Progress, failed, lost
 from methods import UserError
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class _Worker:
     ready: bool = False
     #: Why it could not prepare the trials, empty where it could; None as long as it has not said.
     prepared: str | None = None
+    watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 class Local(Executor):
@@ -99,16 +102,16 @@ class Local(Executor):
     def free(self) -> int:
         return len(self._free) + sum(worker.trial is None for worker in self._workers)
 
-    def submit(self, trial: Trial) -> None:
+    def submit(self, trial: Trial, limit: float | None = None) -> None:
         idle = [worker for worker in self._workers if worker.trial is None]
         for worker in idle:
             if not worker.process.is_alive():
                 self._remove(worker)
         worker = next((one for one in idle if one in self._workers), None) or self._start()
-        self._give(worker, trial)
+        self._give(worker, trial, limit)
 
-    def _give(self, worker: _Worker, trial: Trial) -> None:
-        worker.trial = trial
+    def _give(self, worker: _Worker, trial: Trial, limit: float | None) -> None:
+        worker.trial, worker.watch = trial, Watch(limit)
         self._send(worker, ("run", trial))
 
     @staticmethod
@@ -121,7 +124,9 @@ class Local(Executor):
         busy = [worker for worker in self._workers if worker.trial]
         wait([end for worker in busy for end in (worker.link, worker.process.sentinel)], timeout=1)
         for worker in busy:
+            worker.watch.listen(at_work=worker.ready)
             if self._heard(worker, report):
+                self._look_after(worker, report)
                 continue
             trial = worker.trial
             if worker.ready:
@@ -131,6 +136,18 @@ class Local(Executor):
                     report(ended(trial, worker.slot.name, lost(reason)))
             else:
                 self._replace_stillborn(worker)
+
+    def _look_after(self, worker: _Worker, report: Report) -> None:
+        """Ends a worker whose trial takes too long, and tells of one that tells nothing."""
+        trial, watch = worker.trial, worker.watch
+        if trial is None:
+            return
+        if watch.limit is not None and watch.late:
+            worker.process.kill()
+            self._remove(worker)
+            report(ended(trial, worker.slot.name, failed("timeout", too_long(watch.limit), "")))
+        elif silence := watch.silence():
+            report(Event(trial, "silent", worker.slot.name, silence=silence))
 
     def processes(self) -> list[psutil.Process]:
         """The worker processes."""
@@ -169,7 +186,7 @@ class Local(Executor):
         self._stillborn += 1
         if self._stillborn >= STILLBORN:
             raise UserError(f"the last {STILLBORN} workers {_died(worker.process)} before they could start")
-        self._give(self._start(), trial)
+        self._give(self._start(), trial, worker.watch.limit)
 
     def _heard(self, worker: _Worker, report: Report) -> bool:
         """Takes in what the worker has said so far; False if nothing will follow, because it is dead."""
@@ -191,7 +208,10 @@ class Local(Executor):
             worker.ready, self._stillborn = True, 0
         elif kind == "prepared":
             worker.prepared = what
+        elif kind == "alive":
+            worker.watch.answered()
         else:
+            worker.watch.progressed()
             event: Event = what
             if event.ending is not None:
                 worker.trial = None
@@ -236,21 +256,51 @@ def _serve(link: Connection, slot: Slot) -> None:
     threading.Thread(target=_end_with_driver, daemon=True).start()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     torch.set_num_threads(slot.threads)
-    resources = Resources(slot.device)
-    link.send(("ready", None))
+    resources, line = Resources(slot.device), _Line(link)
+    threading.Thread(target=line.keep_beating, daemon=True).start()
+    line.send("ready", None)
     # An error of the pipe means that the driver is gone.
     with suppress(EOFError, OSError):
         while True:
             asked, about = link.recv()
             if asked == "prepare":
-                link.send(("prepared", prepare_or_say_why(about, resources)))
+                line.send("prepared", prepare_or_say_why(about, resources))
             elif asked == "run":
-                _run(about, resources, link, slot)
+                with line.at_work():
+                    _run(about, resources, line, slot)
 
 
-def _run(trial: Trial, resources: Resources, link: Connection, slot: Slot) -> None:
+class _Line:
+    """A worker's end of the pipe, over which two threads speak: its trial, and its signs of life."""
+
+    def __init__(self, link: Connection) -> None:
+        self.link = link
+        self._speaking, self._busy = threading.Lock(), threading.Event()
+
+    def send(self, kind: str, what: Any) -> None:
+        with self._speaking:
+            self.link.send((kind, what))
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While it runs a trial it gives signs of life; nobody listens to an idle worker."""
+        self._busy.set()
+        yield
+        self._busy.clear()
+
+    def keep_beating(self) -> None:
+        # An error of the pipe means that the driver is gone.
+        with suppress(OSError):
+            while self._busy.wait():
+                self.send("alive", None)
+                time.sleep(BEAT)
+
+
+def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
+    link = line.link
+
     def tell(event: Event) -> None:
-        link.send(("event", event))
+        line.send("event", event)
 
     def report(progress: Progress) -> None:
         tell(Event(trial, "progress", slot.name, progress=progress))

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from bench.execution.watch import Silence
 from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
@@ -24,16 +25,17 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 @dataclass(frozen=True)
 class Event:
-    """What happens to a trial: it starts, makes progress, or ends, be it with another driver."""
+    """What happens to a trial: it starts, makes progress, is silent, or ends, be it with another driver."""
 
     trial: Trial
-    kind: Literal["started", "progress", "elsewhere"] | End
+    kind: Literal["started", "progress", "silent", "elsewhere"] | End
     #: The name of the worker that runs it; empty where the driver does.
     worker: str = ""
     #: Versions, commit and hardware behind the numbers to come; of a trial that starts.
     provenance: dict[str, str] | None = None
     progress: Progress | None = None
     ending: Ending | None = None
+    silence: Silence | None = None
 
 
 #: Takes events as they happen. Raises Pruned on a progress that is not worth going on with.
@@ -74,10 +76,15 @@ def needed(trial: Trial) -> str:
     return json.dumps([content, split, trial.recipe.batch_size], sort_keys=True)
 
 
-def perform(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Ending:
-    """Runs a trial, and whatever goes wrong with it becomes its ending.
+def perform(
+    trial: Trial,
+    resources: Resources,
+    report: Callable[[Progress], None],
+    interrupts: tuple[type[BaseException], ...] = (),
+) -> Ending:
+    """Runs a trial, and whatever goes wrong with it becomes its ending: also an attempt to end the program.
 
-    Raises interrupts, and what `report` raises other than Pruned: neither says anything about the trial.
+    Raises `interrupts`, and what `report` raises other than Pruned: neither says anything about the trial.
     """
     #: What the listener raised, which is no failure of the trial.
     told: BaseException | None = None
@@ -86,7 +93,7 @@ def perform(trial: Trial, resources: Resources, report: Callable[[Progress], Non
         nonlocal told
         try:
             report(progress)
-        except Exception as error:
+        except BaseException as error:
             told = error
             raise
 
@@ -99,8 +106,8 @@ def perform(trial: Trial, resources: Resources, report: Callable[[Progress], Non
         ending = failed("diverged", str(error), traceback.format_exc())
     except (torch.OutOfMemoryError, MemoryError) as error:
         ending = failed("out of memory", str(error), traceback.format_exc())
-    except Exception as error:  # a trial may fail in any way; the others must go on
-        if error is told:
+    except BaseException as error:  # a trial may fail in any way; the others must go on
+        if error is told or isinstance(error, interrupts):
             raise
         reason = "out of memory" if any(said in str(error) for said in NO_MEMORY) else "error"
         ending = failed(reason, f"{type(error).__name__}: {error}", traceback.format_exc())

@@ -8,7 +8,7 @@ import queue
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -17,11 +17,12 @@ import torch
 from bench.execution.checks import worker_mib
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why
+from bench.execution.watch import Watch, too_long
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 from bench.training.measure import provenance
 from bench.training.trial import Resources
-from bench.wire.trial import Progress, lost
+from bench.wire.trial import Progress, failed, lost
 from methods import UserError
 
 # Nothing leaves the machine unless the user names a cluster.
@@ -47,6 +48,9 @@ class _Worker:
     heard: Any = None
     #: Whether it has answered once: then Ray has found a place for it.
     placed: bool = False
+    #: As its events tell it.
+    name: str = ""
+    watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 @dataclass(frozen=True)
@@ -180,16 +184,16 @@ class RayCluster(Executor):
             self._slots_now, self._looked = self._capacity(), time.monotonic()
         return self._slots_now
 
-    def submit(self, trial: Trial) -> None:
+    def submit(self, trial: Trial, limit: float | None = None) -> None:
         worker = next((worker for worker in self._workers if worker.trial is None), None)
         if worker is None:
             actor = ray.remote(_Slot).options(max_concurrency=3, **self._options()).remote(self.device)
             worker = _Worker(actor)
             self._workers.append(worker)
-        self._give(worker, trial)
+        self._give(worker, trial, limit)
 
-    def _give(self, worker: _Worker, trial: Trial) -> None:
-        worker.trial = trial
+    def _give(self, worker: _Worker, trial: Trial, limit: float | None) -> None:
+        worker.trial, worker.watch = trial, Watch(limit)
         worker.actor.run.remote(trial)
         worker.heard = worker.actor.events.remote()
 
@@ -205,7 +209,7 @@ class RayCluster(Executor):
             trial = waiting.trial
             assert trial is not None
             self._remove(waiting)
-            self._give(idle, trial)
+            self._give(idle, trial, waiting.watch.limit)
 
     def step(self, report: Report) -> None:
         self._replace_waiting()
@@ -225,7 +229,10 @@ class RayCluster(Executor):
                 report(ended(trial, "", lost(f"its worker or node died: {reason}")))
                 continue
             worker.placed = True
+            worker.watch.answered()
             for event in events:
+                worker.name = event.worker
+                worker.watch.progressed()
                 if event.ending is not None:
                     worker.trial = worker.heard = None
                 if event.kind == "lost":
@@ -237,6 +244,20 @@ class RayCluster(Executor):
                     worker.actor.prune.remote(event.trial.id)
             if worker.trial:
                 worker.heard = worker.actor.events.remote()
+        for worker in busy.values():
+            self._look_after(worker, report)
+
+    def _look_after(self, worker: _Worker, report: Report) -> None:
+        """Ends a worker whose trial takes too long, and tells of one that tells nothing."""
+        trial, watch = worker.trial, worker.watch
+        watch.listen(at_work=worker.placed)
+        if trial is None or worker not in self._workers:
+            return
+        if watch.limit is not None and watch.late:
+            self._remove(worker)
+            report(ended(trial, worker.name, failed("timeout", too_long(watch.limit), "")))
+        elif silence := watch.silence():
+            report(Event(trial, "silent", worker.name, silence=silence))
 
     def stop(self) -> None:
         for worker in self._workers[:]:

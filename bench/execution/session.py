@@ -7,14 +7,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.store.claims import Claims
-from bench.store.connect import StoreError, StoreRefusedError
+from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError
 from bench.store.outbox import Outbox, UnreadableLetterError
 from bench.store.store import Store
+from methods import UserError
 
 #: Seconds for what is written when a program is told to stop: SLURM kills soon after it has sent SIGTERM.
 CLOSING = 4.0
+#: Seconds for it where the store is known to be away.
+BRIEFLY = 0.5
+
+#: How often the store must fail at a record, and answer others, until the record is put aside.
+STRIKES = 3
 
 
 def within(seconds: float, close: Callable[[], None]) -> bool:
@@ -50,20 +57,45 @@ def session(store: Store) -> Iterator[Session]:
     claims = Claims(store)
     claims.open()
     try:
-        sent = send_left(store)
-        yield Session(store, claims, sent, claims.close_stale())
+        sent = _send_left(store, claims)
+        closed = claims.close_stale()
+        claims.sweep()
+        yield Session(store, claims, sent, closed)
     finally:
         Outbox(store.outbox).close()
-        within(CLOSING, claims.close)
+        # A store that is away may be back in this moment.
+        within(CLOSING if store.online else BRIEFLY, claims.close)
 
 
-def send_left(store: Store) -> int:
-    """Sends the records in this machine's outbox that ended processes left; returns how many."""
-    sent = 0
-    for kept in Outbox(store.outbox).left():
+def _send_left(store: Store, claims: Claims) -> int:
+    """Sends the records in this machine's outbox that ended processes left; returns how many.
+
+    One that the store does not take, while it does other things, holds up nothing. Raises StoreError where
+    the store is away.
+    """
+    return sum(_sent(kept, store, claims) for kept in Outbox(store.outbox).left())
+
+
+def _sent(kept: Path, store: Store, claims: Claims) -> bool:
+    for attempt in range(STRIKES):
         try:
             Outbox.send(kept, store.send)
-            sent += 1
+            return True
         except (StoreRefusedError, UnreadableLetterError) as error:
-            warnings.warn(f"{error}; the record is kept at {Outbox.refuse(kept)}", stacklevel=2)
-    return sent
+            put_aside(error, Outbox.refuse(kept))
+            return False
+        except StoreError as error:
+            # This one goes up where the store is away.
+            claims.beat()
+            if attempt < STRIKES - 1:
+                continue
+            if isinstance(error, StoreFailedError):
+                put_aside(error, Outbox.refuse(kept))
+            else:
+                warnings.warn(f"{error}; the record still waits at {kept}", stacklevel=2)
+    return False
+
+
+def put_aside(error: UserError, where: Path) -> None:
+    """Tells of a record that cannot be stored."""
+    warnings.warn(f"{error}; the record is kept at {where}", stacklevel=2)

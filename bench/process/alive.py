@@ -8,10 +8,20 @@ from pathlib import Path
 
 import psutil
 
+#: Where Linux tells which start of the machine this is, and in which namespace process ids are counted.
+BOOT, NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+
 
 def owner() -> str:
-    """The name of this process: machine, process id, and when it started."""
-    return f"{platform.node()}:{os.getpid()}:{_started(os.getpid())}"
+    """The name of this process: where its id means anything, the id, and when it started."""
+    return f"{_place()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def _place() -> str:
+    """The machine since it was started, or the container: two of these may have one host name."""
+    boot = BOOT.read_text().strip() if BOOT.exists() else ""
+    namespace = os.readlink(NAMESPACE).strip("pid:[]") if NAMESPACE.exists() else ""
+    return "/".join((platform.node(), boot, namespace))
 
 
 def _started(pid: int) -> str:
@@ -26,9 +36,13 @@ def _started(pid: int) -> str:
 
 
 def dead(owner: str) -> bool:
-    """Whether the process of this name ran on this machine and has ended."""
-    host, _, rest = owner.partition(":")
-    if host != platform.node():
+    """Whether the process of this name ran where this one does and has ended.
+
+    Of one that ran elsewhere, on another machine, before a restart, or in another container, nothing is
+    known. Earlier versions named the host alone.
+    """
+    place, _, rest = owner.partition(":")
+    if place not in (_place(), platform.node()):
         return False
     pid, _, started = rest.partition(":")
     try:

@@ -53,7 +53,7 @@ class Nested:
 
     def __enter__(self) -> Self:
         name = f"{self.kind}: {self.name}"
-        self.run_id = self.store.begin(self.kind, name, {Tag.STUDY: self.name}, self._at_work.claims.driver)
+        self.run_id = self.store.begin(self.kind, name, {Tag.STUDY: self.name}, self.driver)
         return self
 
     def __exit__(
@@ -69,6 +69,15 @@ class Nested:
         if self._found is not None:
             self.store.keep(self.run_id, RESULT[self.kind], self._found)
         self.store.end(self.run_id, status)
+
+    @property
+    def driver(self) -> str:
+        """The driver that runs the trials."""
+        return self._at_work.claims.driver
+
+    def living(self) -> set[str]:
+        """The drivers that give signs of life, this one included."""
+        return self._at_work.claims.living()
 
     def keep(self, found: Found) -> None:
         """Sets what the parent run will hold as `search.json` or `allocation.json` when it is left."""

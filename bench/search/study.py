@@ -164,7 +164,7 @@ class RankSearch:
         """Tries points until as many are done as were asked for, or raises what stopped it."""
         self._try_again(nested.again)
         while True:
-            self._release()
+            self._release(nested)
             trials = self._trials()
             done = [trial for trial in trials if trial.state in DONE]
             if len(done) >= self.trials:
@@ -201,12 +201,15 @@ class RankSearch:
             if trial.state in DONE and "failure" in trial.user_attrs and any(id_ in failures for id_ in ids):
                 self._study.set_user_attr(f"again {trial.number}", True)
 
-    def _release(self) -> None:
+    def _release(self, nested: Nested) -> None:
         """Lets running trials fail whose process is gone, so that their points are tried again."""
+        living = nested.living()
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             taker = trial.user_attrs.get("owner")
             unsigned = datetime.now() - (trial.datetime_start or datetime.now()) > timedelta(seconds=UNSIGNED)
-            if dead(taker) if taker else unsigned:
+            driver = trial.user_attrs.get("driver")
+            gone = driver not in living if driver else dead(taker) if taker else unsigned
+            if gone:
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> Point | None:
@@ -263,6 +266,7 @@ class RankSearch:
         return {**self.space.parameters(point.ranks), **{a: getattr(point.setting, a) for a in self.grids}}
 
     def _try(self, trial: optuna.Trial, nested: Nested) -> float | tuple[float, float]:
+        trial.set_user_attr("driver", nested.driver)
         trial.set_user_attr("owner", owner())
         before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
         point = self._suggest(trial)

@@ -19,7 +19,8 @@ from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from bench.process.alive import dead, owner
-from bench.store.connect import StoreError, storing
+from bench.store.connect import StoreError, insisting
+from bench.store.records import Record, latest
 from bench.store.runs import PAGE, every_page
 from bench.store.store import Store
 from bench.wire.words import Status, Tag
@@ -41,12 +42,14 @@ EXPIRY = 60.0
 class Claims:
     """The claims of one driver on one experiment. Raises StoreError where the store cannot be reached."""
 
+    #: The drivers of this process that have ended. Their sign stays where the store was away.
+    _ended: set[str] = set()
+
     def __init__(self, store: Store) -> None:
         self._store = store
         self._client = store.client
         self._experiment = store.experiment.experiment_id
         self.driver = uuid.uuid4().hex[:12]
-        self._mine: set[str] = set()
         #: The last sign of each driver, and when this driver saw it first (seconds, monotonic).
         self._signs: dict[str, tuple[str, float]] = {}
         self._beats = 0
@@ -59,14 +62,32 @@ class Claims:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the signs of life: others may run at once what this driver claimed and did not settle."""
-        self._closing.set()
-        self._thread.join(1)
-        if self._store.online:
-            with storing():
-                self._client.delete_experiment_tag(self._experiment, SIGN + self.driver)
+        """Ends the signs of life: others may run at once what this driver claimed and did not settle.
 
-    @storing()
+        It also closes runs of this driver that are still open: one that the store opened and could not tell
+        of, say.
+        """
+        self._closing.set()
+        self._ended.add(self.driver)
+        # A sign that is on its way would come after the end.
+        self._thread.join()
+        self._forget(self.driver)
+        for run in self._store.running(self.driver):
+            self._store.end(run.run_id, Status.KILLED)
+        # Who died while this driver was at work was not known at its start.
+        self.close_stale()
+        self.sweep()
+
+    @insisting
+    def _forget(self, driver: str) -> None:
+        """Deletes a driver's sign of life."""
+        try:
+            self._client.delete_experiment_tag(self._experiment, SIGN + driver)
+        except MlflowException as error:
+            if error.error_code != GONE:
+                raise
+
+    @insisting
     def beat(self) -> None:
         """Gives a sign of life."""
         self._beats += 1
@@ -85,12 +106,12 @@ class Claims:
             except StoreError:
                 self._store.online = False
 
-    @storing()
+    @insisting
     def living(self) -> set[str]:
         """The drivers that give signs of life, this one included."""
         now = time.monotonic()
         try:
-            signs = self._signs_there()
+            signs = self.signs()
         except BaseException:
             # While the store was away no driver could give a sign, so that none is late.
             self._signs.clear()
@@ -99,16 +120,18 @@ class Claims:
         for driver, sign in signs.items():
             if self._signs.get(driver, ("", 0.0))[0] != sign:
                 self._signs[driver] = sign, now
-            if not dead(_owner(sign)) and now - self._signs[driver][1] < EXPIRY:
+            late = now - self._signs[driver][1] >= EXPIRY
+            if not (late or driver in self._ended or dead(_owner(sign))):
                 living.add(driver)
         return living
 
-    def _signs_there(self) -> dict[str, str]:
+    @insisting
+    def signs(self) -> dict[str, str]:
         """The sign of every driver that has not closed, by driver."""
         tags = self._client.get_experiment(self._experiment).tags
         return {key.removeprefix(SIGN): sign for key, sign in tags.items() if key.startswith(SIGN)}
 
-    @storing()
+    @insisting
     def taken(self) -> dict[str, tuple[int, str]]:
         """The latest attempt at each trial that is claimed, and the driver that claimed it."""
         latest: dict[str, tuple[int, str]] = {}
@@ -132,15 +155,16 @@ class Claims:
         # For some databases LIKE does not tell small letters from capitals.
         return (claim for claim in found if claim.name.startswith(start))
 
-    @storing()
+    @insisting
     def take(self, trial: str, taken: dict[str, tuple[int, str]], living: set[str]) -> bool:
         """Claims a trial, given what `taken` and `living` returned; False if another driver has it.
 
         A driver that succeeds must look whether the trial was settled meanwhile.
         """
-        if trial in self._mine:
-            return True
         attempt, driver = taken.get(trial, (0, ""))
+        if driver == self.driver:
+            # Also where the store took the claim and could not tell so.
+            return True
         if driver in living:
             return False
         name = self._name(trial, str(attempt + 1))
@@ -150,9 +174,7 @@ class Claims:
             if error.error_code != THERE:
                 raise
             # Where the answer to a request was lost, it is sent again and finds this driver's own claim.
-            if self._holder(name) != self.driver:
-                return False
-        self._mine.add(trial)
+            return self._holder(name) == self.driver
         return True
 
     def _holder(self, name: str) -> str | None:
@@ -166,7 +188,7 @@ class Claims:
         holder: str | None = model.tags.get(Tag.DRIVER)
         return holder
 
-    @storing()
+    @insisting
     def settle(self, trial: str) -> None:
         """Deletes all claims on a trial that has its result."""
         # The whole list first: the pages would shift with every claim that is deleted.
@@ -176,24 +198,60 @@ class Claims:
             except MlflowException as error:
                 if error.error_code != GONE:
                     raise
-        self._mine.discard(trial)
 
-    @storing()
-    def close_stale(self) -> int:
-        """Closes the runs that dead drivers left open as killed; returns how many."""
+    @insisting
+    def stale(self) -> list[Record]:
+        """The runs that dead drivers left open."""
         # In this order: a driver gives its first sign before it opens a run.
         open_runs, living = self._store.running(), self.living()
-        closed = 0
-        for run in open_runs:
+
+        def gone(run: Record) -> bool:
             driver = run.tag(Tag.DRIVER)
-            gone = driver not in living if driver else dead(run.tag(Tag.OWNER))
-            if gone:
-                self._store.end(run.run_id, Status.KILLED)
-                closed += 1
-        for driver, sign in self._signs_there().items():
-            if dead(_owner(sign)):
-                self._client.delete_experiment_tag(self._experiment, SIGN + driver)
-        return closed
+            return driver not in living if driver else dead(run.tag(Tag.OWNER))
+
+        return [run for run in open_runs if gone(run)]
+
+    @insisting
+    def silent(self) -> set[str]:
+        """The dead drivers whose signs are still there."""
+        living = self.living()
+        return self.signs().keys() - living
+
+    @insisting
+    def close_stale(self) -> int:
+        """Closes the runs that dead drivers left open as killed, and deletes their signs; returns how many
+        runs these were.
+        """
+        stale = self.stale()
+        for run in stale:
+            self._store.end(run.run_id, Status.KILLED)
+        for driver in self.silent():
+            self._forget(driver)
+        return len(stale)
+
+    @insisting
+    def left(self) -> list[str]:
+        """The trials that have their result, and claims that dead drivers left.
+
+        A trial that did not finish may be tried again by a driver that has just looked at its claims. So of
+        those the claims count as needed as long as another driver is at work.
+        """
+        taken = self.taken()
+        if not taken:
+            return []
+        living, records = self.living(), latest(self._store.records())
+        others = living - {self.driver}
+
+        def done(trial: str) -> bool:
+            record = records.get(trial)
+            return bool(record and (record.status == Status.FINISHED or (record.settled and not others)))
+
+        return [trial for trial, (_, driver) in taken.items() if driver not in living and done(trial)]
+
+    def sweep(self) -> None:
+        """Deletes claims that dead drivers left on trials that have their result."""
+        for trial in self.left():
+            self.settle(trial)
 
 
 def _owner(sign: str) -> str:

@@ -6,15 +6,18 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
+from requests.exceptions import ChunkedEncodingError, RetryError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from bench.process import interrupts
 from bench.sources.assets import cache_dir
@@ -28,6 +31,9 @@ DATABASES = ("postgresql", "mysql", "mssql")
 #: What MLflow raises where a store cannot be read or written: its own error, the database's, the disk's.
 BROKEN_STORE = (MlflowException, SQLAlchemyError, OSError)
 
+#: MLflow's error code where a server answers that its database does not.
+BUSY = "TEMPORARILY_UNAVAILABLE"
+
 #: MLflow's error codes where the store answers and refuses: asking again does not help.
 REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 
@@ -40,6 +46,50 @@ class StoreRefusedError(StoreError):
     """The store answers and refuses: a write to a run that somebody deleted, for example."""
 
 
+class StoreFailedError(StoreError):
+    """The store answers that it failed. If it does so again and does other things, this cannot be stored."""
+
+
+#: How often a request is made whose answer did not come whole.
+ASKED = 5
+#: What MLflow says where an answer ends too soon and nothing announced how long it would be.
+NO_JSON = "not in a valid JSON format"
+
+Given = ParamSpec("Given")
+Got = TypeVar("Got")
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _cut(error: BaseException) -> bool:
+    """Whether the store did what it was asked for and its answer did not come whole.
+
+    MLflow asks again where no answer comes, but not in this case.
+    """
+    return any(isinstance(one, ChunkedEncodingError) or NO_JSON in str(one) for one in chain(error))
+
+
+def asking_again(function: Callable[Given, Got]) -> Callable[Given, Got]:
+    """Calls a function again whose answer was cut. It must be one that may be called twice."""
+
+    @wraps(function)
+    def call(*given: Given.args, **named: Given.kwargs) -> Got:
+        for _ in range(ASKED - 1):
+            try:
+                return function(*given, **named)
+            except BROKEN_STORE as error:
+                if not _cut(error):
+                    raise
+        return function(*given, **named)
+
+    return call
+
+
 @contextmanager
 def storing() -> Iterator[None]:
     """Raises StoreError for what a store raises that cannot be reached. Interrupts wait until this ends."""
@@ -47,11 +97,28 @@ def storing() -> Iterator[None]:
         with interrupts.deferred():
             yield
     except BROKEN_STORE as error:
-        refused = isinstance(error, MlflowException) and error.error_code in REFUSALS
         said = shown_uri(str(error))
-        raise (StoreRefusedError if refused else StoreError)(
+        raise _kind(error)(
             f"the store could not be written to: {said}; what it lacks runs again at the next start"
         ) from error
+
+
+def _kind(error: Exception) -> type[StoreError]:
+    """What an error of the store says about it."""
+    if not isinstance(error, MlflowException):
+        return StoreError
+    if error.error_code in REFUSALS:
+        return StoreRefusedError
+    # A server's own error; a gateway's are others, and the disk of the artifacts may be full.
+    if any(isinstance(one, RetryError) and "too many 500" in str(one) for one in chain(error)):
+        return StoreError if "/mlflow-artifacts/" in str(error) else StoreFailedError
+    away = any(isinstance(one, OSError | OperationalError | InterfaceError) for one in chain(error))
+    return StoreError if away or error.error_code == BUSY else StoreFailedError
+
+
+def insisting(function: Callable[Given, Got]) -> Callable[Given, Got]:
+    """The same for a whole function, which is called again where an answer was cut."""
+    return storing()(asking_again(function))
 
 
 def connect(uri: str, *, create: bool) -> MlflowClient:
@@ -111,6 +178,7 @@ def _driver(scheme: str) -> str:
     return f"; or pip install {package} and begin the address with {name}://"
 
 
+@asking_again
 def _open(uri: str) -> MlflowClient:
     # Two processes that made the schema at once would break it.
     with FileLock(state_folder(uri) / "schema.lock", timeout=120):

@@ -15,12 +15,21 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.process.files import remove, written_whole
-from bench.wire.words import Artifact
+from bench.wire.text import all_storable
+from bench.wire.words import Artifact, Status
 from methods import UserError
+
+#: How MLflow says that a run has ended.
+EndStatus = Literal[Status.FINISHED, Status.FAILED, Status.KILLED]
+
+#: The name of the folder of records that the store does not take.
+REFUSED = "refused"
 
 #: Names of records. What is being written or removed begins with a dot.
 WHOLE = "[!.]*"
@@ -40,8 +49,10 @@ class Letter:
     #: Key, value, milliseconds since the epoch, step.
     metrics: list[tuple[str, float, int, int]] = field(default_factory=list)
     #: MLflow's status at the end, and when that was (milliseconds since the epoch); None before.
-    status: str | None = None
+    status: EndStatus | None = None
     ended: int | None = None
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
 
 class UnreadableLetterError(UserError):
@@ -80,11 +91,13 @@ class Outbox:
         """
         if not kept.exists():
             return
+        letter = _read(kept)
         try:
-            letter = Letter(**json.loads((kept / "letter.json").read_text(encoding="utf-8")))
-        except (ValueError, TypeError, FileNotFoundError) as error:
-            raise UnreadableLetterError(f"{kept / 'letter.json'} cannot be read: {error}") from error
-        send(letter, kept / "files")
+            send(letter, kept / "files")
+        except UserError:
+            raise
+        except Exception as error:  # of a letter that was damaged anything may come
+            raise UnreadableLetterError(f"{kept / 'letter.json'} cannot be sent: {error!r}") from error
         # Under its name there is all of it or nothing, also where this process dies while it removes files.
         remove(kept.rename(kept.with_name(f".{kept.name}")))
 
@@ -121,12 +134,19 @@ class Outbox:
             finally:
                 lock.release()
 
+    def everything(self) -> tuple[list[Path], list[Path]]:
+        """The records that wait to be sent, of whatever process, and those that were put aside."""
+        records = sorted(self._folder.glob(f"*/{WHOLE}"))
+        refused = [record for record in records if record.parent.name == REFUSED]
+        return [record for record in records if record not in refused], refused
+
     @staticmethod
     def refuse(kept: Path) -> Path:
         """Puts aside a record that can never be sent; returns where it lies."""
-        aside = kept.parent.parent / "refused" / kept.name
+        aside = kept.parent.parent / REFUSED / kept.name
         aside.parent.mkdir(exist_ok=True)
-        remove(aside)
+        if aside.exists():
+            aside = aside.with_name(f"{kept.name}-{uuid.uuid4().hex[:6]}")
         return kept.rename(aside)
 
 
@@ -138,3 +158,20 @@ def _name_of(process: int) -> str:
 
 def _lock_of(folder: Path) -> Path:
     return folder.with_suffix(".lock")
+
+
+def _read(kept: Path) -> Letter:
+    """The letter of a record. Raises UnreadableLetterError where its folder holds none, or not all of it."""
+    try:
+        content = json.loads((kept / "letter.json").read_text(encoding="utf-8"))
+        if not (kept / "files").is_dir():
+            raise ValueError("the folder of its files is not there")
+        return _LETTER.validate_python(all_storable(content))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UnreadableLetterError(f"{kept / 'letter.json'} cannot be read: {wrong}") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise UnreadableLetterError(f"{kept / 'letter.json'} cannot be read: {error}") from error
+
+
+_LETTER = TypeAdapter(Letter)

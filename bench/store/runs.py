@@ -9,7 +9,7 @@ from typing import Any
 from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
 
-from bench.store.connect import storing
+from bench.store.connect import insisting
 from bench.store.records import Record
 from bench.wire import Wired
 from bench.wire.words import Artifact
@@ -59,7 +59,7 @@ def broken(record: Record, name: Artifact, said: str) -> UserError:
     )
 
 
-@storing()
+@insisting
 def keep_json(client: MlflowClient, run_id: str, name: Artifact, content: Wired) -> None:
     """Stores a JSON artifact."""
     client.log_text(run_id, json.dumps(content.model_dump(mode="json"), indent=1), name)

@@ -18,8 +18,10 @@ from bench.process.alive import owner
 from bench.store.connect import (
     BROKEN_STORE,
     SQLITE,
+    asking_again,
     connect,
     database_file,
+    insisting,
     shown_uri,
     state_folder,
     storing,
@@ -32,6 +34,7 @@ from bench.store.verified import check_content
 from bench.suite.recipe import Recipe
 from bench.wire import Wired
 from bench.wire.plan import StoredPlan
+from bench.wire.text import all_storable
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import did_you_mean
@@ -60,20 +63,7 @@ class Store:
         Raises UserError where the store cannot be used, or the experiment was deleted.
         """
         client = connect(uri, create=True)
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            location = None
-            if uri.startswith(SQLITE):
-                location = (database_file(uri).parent / "mlartifacts" / name).absolute().as_uri()
-            try:
-                experiment = client.get_experiment(client.create_experiment(name, artifact_location=location))
-            except MlflowException as error:
-                # Where two processes start at once, the second finds the experiment that the first one made.
-                experiment = client.get_experiment_by_name(name)
-                if experiment is None:
-                    raise UserError(
-                        f"cannot create experiment '{name}' in {shown_uri(uri)}: {shown_uri(str(error))}"
-                    ) from error
+        experiment = _experiment(client, uri, name)
         if experiment.lifecycle_stage == "deleted":
             raise UserError(
                 f"experiment '{name}' was deleted in {shown_uri(uri)}; restore it with "
@@ -131,11 +121,14 @@ class Store:
                 return found
         return self._find(kind, f" and tags.{Tag.TRIAL_ID} = '{trial_id}'" if trial_id else "")
 
-    def running(self) -> list[Record]:
-        """The open runs of every kind, whoever writes them."""
-        return [run for kind in Kind for run in self._find(kind, " and attributes.status = 'RUNNING'")]
+    def running(self, driver: str | None = None) -> list[Record]:
+        """The open runs of every kind, whoever writes them, or those of one driver."""
+        whose = f" and tags.{Tag.DRIVER} = '{driver}'" if driver else ""
+        return [
+            run for kind in Kind for run in self._find(kind, f" and attributes.status = 'RUNNING'{whose}")
+        ]
 
-    @storing()
+    @insisting
     def _find(self, kind: Kind, more: str = "") -> list[Record]:
         condition = f"tags.{Tag.KIND} = '{kind}'{more}"
         return [Record.of(run) for run in find_runs(self.client, [self.experiment.experiment_id], condition)]
@@ -196,7 +189,7 @@ class Store:
 
     # --- writing ---
 
-    @storing()
+    @insisting
     def begin(self, kind: Kind, name: str, tags: Mapping[Tag, str], driver: str) -> str:
         """Opens the newest run of this kind that has these tags again, or a new one; returns its id."""
         whose = {Tag.OWNER: owner(), Tag.DRIVER: driver}
@@ -219,7 +212,7 @@ class Store:
         self.tag(run_id, Tag.NOTE, plan.suite.description)
         return run_id
 
-    @storing()
+    @insisting
     def end(self, run_id: str, status: Literal[Status.FINISHED, Status.KILLED]) -> None:
         self.client.set_terminated(run_id, status)
 
@@ -227,16 +220,16 @@ class Store:
         """Stores a JSON artifact."""
         keep_json(self.client, run_id, name, content)
 
-    @storing()
+    @insisting
     def tag(self, run_id: str, tag: Tag, value: str) -> None:
         self.client.set_tag(run_id, tag, value)
 
-    @storing()
+    @insisting
     def keep_folder(self, run_id: str, folder: Path, where: str) -> None:
         """Stores all files of a folder under `where` among the artifacts, in one request."""
         self.client.log_artifacts(run_id, str(folder), where)
 
-    @storing()
+    @insisting
     def send(self, letter: Letter, folder: Path | None = None) -> None:
         """Writes what a letter holds, and takes out of it what has arrived; sending one twice does no harm.
 
@@ -244,6 +237,8 @@ class Store:
         several finished runs of a trial the first counts, and the others are marked as duplicates.
         """
         client, run_id = self.client, letter.run_id
+        for part in ("params", "tags", "texts"):
+            setattr(letter, part, all_storable(getattr(letter, part)))
         while letter.params:
             some = dict(list(letter.params.items())[:MOST_PARAMS])
             client.log_batch(run_id, params=[Param(key, value) for key, value in some.items()])
@@ -268,6 +263,25 @@ class Store:
             client.log_artifacts(run_id, str(folder))
         if letter.status:
             client.set_terminated(run_id, letter.status, letter.ended)
+
+
+@asking_again
+def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
+    """The experiment of this name, which is made where there is none."""
+    if experiment := client.get_experiment_by_name(name):
+        return experiment
+    location = None
+    if uri.startswith(SQLITE):
+        location = (database_file(uri).parent / "mlartifacts" / name).absolute().as_uri()
+    try:
+        return client.get_experiment(client.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        # Where two processes start at once, the second finds the experiment that the first one made.
+        if experiment := client.get_experiment_by_name(name):
+            return experiment
+        raise UserError(
+            f"cannot create experiment '{name}' in {shown_uri(uri)}: {shown_uri(str(error))}"
+        ) from error
 
 
 def _whole(plan: StoredPlan) -> StoredPlan:

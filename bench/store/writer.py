@@ -12,9 +12,10 @@ from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.process.alive import owner
 from bench.process.files import sha256_of
-from bench.store.connect import storing
-from bench.store.outbox import Letter, Outbox
+from bench.store.connect import insisting, storing
+from bench.store.outbox import EndStatus, Letter, Outbox
 from bench.store.store import Store
+from bench.wire.text import all_storable, storable
 from bench.wire.trial import Ending, Progress
 from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Measure, Status, Tag, validation_key
 
@@ -22,7 +23,7 @@ from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Measure, Status, T
 PROGRESS_EVERY = 2.0
 
 
-@storing()
+@insisting
 def begin_trial(
     store: Store,
     trial: Trial,
@@ -63,7 +64,9 @@ def begin_trial(
         **tags,
     }
     name = f"{row.method} {known[Tag.RANKS]}".rstrip() + f" · {row.task} · seed {trial.seed}"
-    run = store.client.create_run(store.experiment.experiment_id, tags=known, run_name=name)
+    run = store.client.create_run(
+        store.experiment.experiment_id, tags=all_storable(known), run_name=storable(name)
+    )
     writer = TrialRun(store, run.info.run_id, metric, trial.id)
     if provenance is not None:
         try:
@@ -76,7 +79,7 @@ def begin_trial(
 
 
 #: MLflow's status of a trial that ended so; the others are killed for MLflow, and tags tell how they ended.
-ENDED = {"finished": Status.FINISHED, "failed": Status.FAILED}
+ENDED: dict[str, EndStatus] = {"finished": Status.FINISHED, "failed": Status.FAILED}
 
 
 class TrialRun:
@@ -131,7 +134,7 @@ class TrialRun:
         letter, now = self._letter, _now()
         letter.metrics += [(key, value, now, 0) for key, value in ending.metrics.items()]
         if ending.reason:
-            letter.tags |= {Tag.FAILURE: ending.reason, Tag.FAILURE_MESSAGE: ending.message[:5000]}
+            letter.tags |= {Tag.FAILURE: ending.reason, Tag.FAILURE_MESSAGE: ending.message}
         if ending.status == "pruned":
             letter.tags[Tag.PRUNED] = YES
         self._hashes |= {name: sha256_of(content) for name, content in ending.files.items()}
@@ -142,9 +145,14 @@ class TrialRun:
             self._kept = Outbox(self._store.outbox).keep(letter, ending.files)
         self.flush()
 
-    @storing()
+    @insisting
     def kill(self) -> None:
         self._store.client.set_terminated(self.run_id, Status.KILLED)
+
+    def put_aside(self) -> Path:
+        """Puts the whole record where nobody sends it any more; returns where it lies."""
+        assert self._kept is not None
+        return Outbox.refuse(self._kept)
 
     def flush(self) -> None:
         """Sends what the store still lacks, unless the store is known to be away."""

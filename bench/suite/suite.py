@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bench.backbones import BackboneSpec
 from bench.suite.choosing import Allocation, Search, Tuning
+from bench.suite.limit import Timeout
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.tasks import DataSource
@@ -38,6 +39,8 @@ class Suite(Frozen):
     evaluate: Literal["test", "validation"] = "test"
     #: A text that is printed under the results.
     closing: str = ""
+    #: How long a trial may take.
+    trial_timeout: Timeout = None
     #: How learning rates and scales are chosen, alike for every method. With None, which YAML calls `none`,
     #: they are what the suite says.
     tuning: Tuning | None = None

@@ -19,6 +19,7 @@ from bench.wire.words import Measure
 
 if TYPE_CHECKING:
     from bench.execution.perform import Event
+    from bench.execution.watch import Silence
     from bench.wire.trial import Progress
 
 #: Columns of a terminal from which a line has room for a long bar and for all that a trial tells, ...
@@ -92,6 +93,8 @@ class RunDisplay:
         self._done = 0
         #: The share of each running trial that is done.
         self._shares: dict[str, float] = {}
+        #: The running trials whose silence was told.
+        self._silent: set[str] = set()
         self._on = f" on {workers} workers" if workers > 1 else ""
         self._bar = progress_bars(console)
         self._all = self._bar.add_task(self._told_all(), total=trials)
@@ -115,7 +118,14 @@ class RunDisplay:
         if event.kind == "started":
             self._shares[id_] = 0
             self._show(event.worker, name, "")
+        elif event.silence is not None:
+            said = _quiet(event.silence)
+            self._show(event.worker, name, f"[yellow]{said}[/yellow]")
+            if id_ not in self._silent and not self._console.is_terminal:
+                self._console.print(f"… {name}: {said}", highlight=False, soft_wrap=True)
+            self._silent.add(id_)
         elif event.progress is not None:
+            self._silent.discard(id_)
             self._shares[id_] = event.progress.step / event.progress.steps
             self._show(event.worker, name, _told(event.progress, self._console.width))
         else:
@@ -148,6 +158,10 @@ def _told(progress: Progress, width: int) -> str:
     if progress.validation_metric is not None and width >= WIDE:
         parts.append(f"validation {progress.validation_metric:.4f}")
     return " · ".join(parts)
+
+
+def _quiet(silence: Silence) -> str:
+    return f"{'no progress' if silence.answers else 'its worker does not answer'}: {silence.seconds:.0f} s"
 
 
 def _ended(name: str, event: Event) -> str:

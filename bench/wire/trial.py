@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bench.wire.text import message, storable
 from bench.wire.words import Artifact, Measure
 
 #: How a trial ends. A lost one is not to blame: its worker died, and it may run again.
 End = Literal["finished", "failed", "pruned", "lost"]
 
 #: Why a trial has no result.
-Failure = Literal["diverged", "out of memory", "error", "lost"]
+Failure = Literal["diverged", "out of memory", "timeout", "error", "lost"]
 
 
 @dataclass
@@ -43,9 +44,9 @@ class Ending:
         return f"{self.reason}: {self.message}" if self.reason else ""
 
 
-def failed(reason: Failure, message: str, trace: str) -> Ending:
-    return Ending("failed", {}, {Artifact.TRACEBACK: trace.encode()}, reason, message)
+def failed(reason: Failure, said: str, trace: str) -> Ending:
+    return Ending("failed", {}, {Artifact.TRACEBACK: storable(trace).encode()}, reason, message(said))
 
 
-def lost(message: str) -> Ending:
-    return Ending("lost", reason="lost", message=message)
+def lost(said: str) -> Ending:
+    return Ending("lost", reason="lost", message=message(said))

@@ -13,6 +13,7 @@ WHOLE = {
     "kills": scenarios.kills,
     "ray_nodes": scenarios.ray_nodes,
     "outage": scenarios.outage,
+    "faults": scenarios.faults,
     "two_drivers": scenarios.two_drivers,
     "many_writers": scenarios.many_writers,
     "memory": scenarios.memory,

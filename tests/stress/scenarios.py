@@ -6,6 +6,7 @@ what happened. The tests run them small; `python -m tests.stress` runs them whol
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import statistics
@@ -29,6 +30,7 @@ from bench.store.records import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
 
+from .proxy import Choose, proxy, share
 from .services import Driver, Postgres, Server, driver, wait_until
 
 Report = dict[str, Any]
@@ -237,6 +239,58 @@ def outage(
         "runs by status": dict(statuses),
         "seconds": round(time.monotonic() - began),
     }
+
+
+def faults(folder: Path, trials: int = 12, silence: float = 45) -> Report:
+    """Two drivers on a server behind a network that loses or cuts a fifth of all answers; then one that makes
+    errors of a fifth, one that holds up every request for half a second, and one that is silent for a while.
+    """
+    report: Report = {"trials": trials}
+    networks: dict[str, Choose] = {
+        "a fifth cut, lost or doubled": share(0.2, "cut", "lost", "doubled"),
+        "a fifth answered with 500": share(0.2, "refused", "failed"),
+        "half a second late": lambda endpoint: "late",
+        f"silent for {silence:g} s": lambda endpoint: "late",
+    }
+    for number, (name, choose) in enumerate(networks.items()):
+        where = folder / str(number)
+        where.mkdir()
+        suite = write_suite(where, trials)
+        began = time.monotonic()
+        with ExitStack() as stack:
+            server = Server(sqlite(where), where)
+            stack.callback(server.stop)
+            between = stack.enter_context(proxy(server.uri))
+            between.choose = choose
+            if silent := name.startswith("silent"):
+                between.choose, between.delay = lambda endpoint: None, math.inf
+            runs = [
+                stack.enter_context(
+                    driver(suite, between.uri, "--executor", "local", "--workers", "1", name=who, held=silent)
+                )
+                for who in ("one", "two")
+            ]
+            if silent:
+                for run in runs:
+                    assert run.next_held() is not None, run.log.read_text()[-3000:]
+                between.choose = choose
+                for run in runs:
+                    run.hold(False)
+                time.sleep(silence)
+                between.go_on.set()
+            codes = [run.process.wait() for run in runs]
+            assert codes == [0, 0], [run.log.read_text()[-3000:] for run in runs]
+            statuses = check(suite, server.uri)
+            for run in runs:
+                no_secret_words(run.log)
+        report[name] = {
+            "by driver": [_done(run) for run in runs],
+            "faults": sum(between.faults.values()),
+            "requests": sum(between.asked.values()),
+            "runs by status": dict(statuses),
+            "seconds": round(time.monotonic() - began),
+        }
+    return report
 
 
 def two_drivers(folder: Path, trials: int = 60, workers: int = 2) -> Report:

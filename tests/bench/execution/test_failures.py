@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+import bench.execution.inline
 import bench.execution.perform
 from bench.execution.driver import pending
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
 from bench.training.loop import Pruned
+from bench.training.trial import Resources
 from bench.wire.trial import Ending
 from bench.wire.words import Kind
 
@@ -82,6 +84,8 @@ def allocate(*_: Any) -> Any:
         (raising(MemoryError()), "out of memory"),
         (raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")), "out of memory"),
         (raising(ValueError("a [bug]")), "error"),
+        (raising(SystemExit(0)), "error"),
+        (raising(GeneratorExit()), "error"),
     ],
 )
 def test_a_failure_is_named_and_the_next_trial_runs(
@@ -101,7 +105,30 @@ def test_a_failure_is_named_and_the_next_trial_runs(
     bad, good = store.records()
     assert (bad.status, bad.tags["failure"], good.status) == ("FAILED", reason, "FINISHED")
     if reason == "error":
-        assert bad.tags["failure_message"] == "ValueError: a [bug]"
+        assert bad.tags["failure_message"] in ("ValueError: a [bug]", "SystemExit: 0", "GeneratorExit: ")
+
+
+def test_a_plug_in_that_ends_the_program_makes_no_success(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(SystemExit(0)))
+    ran = run(tmp_path, new_store, call, VISION, methods=["lora", "head_only"], training=SHORT)
+    assert ran.ended.code == 1
+    assert [record.tags["failure"] for record in ran.store.records()] == ["error", "error"]
+    monkeypatch.setattr(bench.execution.inline, "prepare_all", raising(SystemExit(0)))
+    before = call("run", ran.suite, "--store", ran.uri, "--retry-failed")
+    assert (before.code, len(ran.store.records())) == (1, 2)
+    assert "something ended the program before its end: sys.exit(0)" in before.err
+
+
+def test_a_trial_in_a_worker_is_never_interrupted_by_itself() -> None:
+    """A worker gets no signal, so that what looks like an interrupt is the trial's."""
+    (trial,) = plan(training=SHORT).trials
+    resources = Resources("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.execution.perform, "run_trial", raising(KeyboardInterrupt()))
+        ending = bench.execution.perform.perform(trial, resources, lambda progress: None)
+    assert (ending.status, ending.failure) == ("failed", "error: KeyboardInterrupt: ")
 
 
 def test_a_pruned_trial_is_told_stored_and_does_not_run_again(

@@ -11,13 +11,14 @@ from typing import Any
 import optuna
 import pytest
 
+import bench.execution.perform
 from bench.store.store import Store
 from bench.wire.words import Kind, Status
 
 from ...stress import scenarios
 from ...stress.services import Postgres, postgres_programs
 from ..held import await_held, let_all_through, started
-from ..toy_runs import SHORT, executed
+from ..toy_runs import SHORT, executed, raising
 from ..toy_suites import plan, write
 
 pytestmark = pytest.mark.processes
@@ -55,7 +56,9 @@ def test_two_drivers_outlast_an_outage_of_the_server_over_postgresql(folder: Pat
 
 @pytest.mark.postgres
 @POSTGRES
-def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_gives(folder: Path) -> None:
+def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_gives(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database = Postgres(folder / "postgres")
     try:
         made = plan(methods=["head_only", "lora"], training=SHORT)
@@ -66,6 +69,12 @@ def test_a_suite_runs_straight_into_postgresql_and_its_tables_have_what_mlflow_g
         assert {record.status for record in store.records()} == {Status.FINISHED}
         assert store.plan() == made.stored()
         assert not store.client.search_registered_models()
+        # PostgreSQL takes no NUL.
+        monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ValueError("a\0b \udce9")))
+        failing = plan(methods=["lora"], training={**SHORT, "lr": 0.1})
+        assert [event.kind for event in executed(store, failing)] == ["failed"]
+        assert store.records()[-1].tags["failure_message"] == "ValueError: a\\x00b \\udce9"
+        assert not list(store.outbox.glob("*/[!.]*"))
     finally:
         database.stop()
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -21,7 +21,7 @@ from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.process.alive import owner
-from bench.store import claims
+from bench.store import claims, leftovers
 from bench.store.claims import SIGN, Claims
 from bench.store.connect import StoreError
 from bench.store.store import Store
@@ -255,3 +255,138 @@ def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(
     assert [event.kind for event in events] == ["elsewhere"]
     assert [record.status for record in store.records()] == ["FINISHED"]
     assert names(store) == []
+
+
+# --- what is left over ---
+
+
+def stored(store: Store, status: Literal["finished", "failed"], driver: str = "") -> str:
+    """A trial with its result; returns its id."""
+    made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
+    (trial,) = made.trials
+    run = begin_trial(store, trial, list(made.rows), "accuracy", "none", {}, {"driver": driver})
+    run.end(Ending("finished", {"score": 1.0}) if status == "finished" else failed("error", "it broke", ""))
+    return trial.id
+
+
+def signs(store: Store) -> list[str]:
+    tags = store.client.get_experiment(store.experiment_id).tags
+    return [tag.removeprefix(SIGN) for tag in tags if tag.startswith(SIGN)]
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_a_start_sweeps_what_a_killed_driver_left_of_a_trial_that_has_its_result(
+    store: Store, status: Literal["finished", "failed"]
+) -> None:
+    gone = opened(store, dead_owner())
+    settled = stored(store, status)
+    assert take(gone, settled)
+    assert take(gone, "open")
+    with session(store) as at_work:
+        # One that has no result says which attempt is the next.
+        assert set(at_work.claims.taken()) == {"open"}
+    assert signs(store) == []
+
+
+def test_a_claim_on_a_failed_trial_stays_while_another_driver_may_be_trying_it_again(store: Store) -> None:
+    gone, live = opened(store, dead_owner()), opened(store)
+    trial = stored(store, "failed")
+    assert take(gone, trial)
+    assert live.left() == [trial]
+    opened(store)
+    assert live.left() == []
+    assert take(live, trial)
+    assert live.left() == []
+
+
+def test_a_record_that_is_sent_by_a_later_start_takes_its_claim_with_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver ended while the store was away: neither its claim nor its sign could be deleted."""
+    first = Store.existing(store.uri, "toy")
+    made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
+
+    def away(*_: object, **__: object) -> None:
+        raise OSError("the store is away")
+
+    left = []
+
+    def end_while_it_is_away(patch: pytest.MonkeyPatch) -> None:
+        with session(first) as at_work, Inline("cpu") as place:
+            left.append(at_work.claims.driver)
+            patch.setattr(driving, "FILE_PATIENCE", 0)
+            for name in ("log_artifacts", "set_terminated", "delete_experiment_tag", "set_experiment_tag"):
+                patch.setattr(MlflowClient, name, away)
+            execute(made, list(made.trials), at_work, place, lambda event: None)
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError):
+        end_while_it_is_away(patch)
+    assert (len(names(store)), signs(store)) == (1, left)
+    assert {run.tags["kind"] for run in store.running()} == {"trial", "suite"}
+    with session(store) as again:
+        assert again.sent == 1
+        assert names(store) == []
+        assert signs(store) == [again.claims.driver]
+        assert not store.running()
+
+
+def test_who_dies_elsewhere_while_a_driver_is_at_work_is_swept_at_its_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = opened(store, ELSEWHERE)
+    trial = stored(store, "finished")
+    assert take(far, trial)
+    store.begin_suite(plan(), far.driver)
+    clock = [1000.0]
+    monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
+    with session(store) as at_work:
+        assert at_work.closed == 0
+        clock[0] += claims.EXPIRY + 1
+    assert (names(store), signs(store), store.running()) == ([], [], [])
+
+
+def test_gc_lists_what_is_left_over_and_cleans_it_when_asked(store: Store, call: Callable[..., Any]) -> None:
+    gone = opened(store, dead_owner())
+    trial = stored(store, "failed")
+    for taken in (trial, "open"):
+        assert take(gone, taken)
+    run = store.begin_suite(plan(), gone.driver)
+    (store.outbox / "refused" / "r").mkdir(parents=True)
+    listed = call("gc", "--store", store.uri)
+    assert listed.code == 0, listed.err
+    for line in (
+        f"claims on trial {trial}",
+        "claims on trial open",
+        f"open run {run}",
+        gone.driver,
+        "refused/r",
+    ):
+        assert line in listed.out
+    assert "4 to be deleted or closed: with --delete" in listed.out
+    assert (len(names(store)), len(signs(store)), len(store.running())) == (2, 1, 1)
+    assert "Deleted or closed 4" in call("gc", "toy", "--store", store.uri, "--delete").out
+    assert (names(store), signs(store), store.running()) == ([], [], [])
+    assert "Nothing is left over" in call("gc", "--store", store.uri).out
+    assert (store.outbox / "refused" / "r").exists()
+
+
+def test_gc_leaves_a_driver_elsewhere_alone_that_gives_a_sign(
+    store: Store, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, gone = opened(store, ELSEWHERE), opened(store, "elsewhere:2:0")
+    assert take(far, "a")
+    assert take(gone, "b")
+    clock = [1000.0]
+
+    def pass_time(seconds: float) -> None:
+        clock[0] += seconds
+        sign = json.dumps({"owner": ELSEWHERE, "beat": clock[0]})
+        store.client.set_experiment_tag(store.experiment_id, SIGN + far.driver, sign)
+
+    monkeypatch.setattr(leftovers, "LOOK", claims.EXPIRY / 2)
+    monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(leftovers.time, "sleep", pass_time)
+    ended = call("gc", "--store", store.uri, "--delete")
+    assert "waiting for a sign of life of 2 driver(s)" in ended.err
+    assert signs(store) == [far.driver]
+    assert len(names(store)) == 2

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,9 @@ from mlflow.tracking import MlflowClient
 import bench.execution.driver
 from bench.execution.driver import pending
 from bench.execution.session import session
-from bench.store.connect import StoreError, StoreRefusedError
-from bench.store.outbox import Letter
+from bench.store.connect import StoreError
 from bench.store.store import Store
-from bench.store.writer import TrialRun, begin_trial
+from bench.store.writer import TrialRun
 
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan
@@ -63,7 +60,8 @@ def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
         patch.setattr(MlflowClient, "log_artifacts", full)
         with pytest.raises(StoreError, match=r"No space left on device.*1 record\(s\) wait in .*outbox"):
             executed(store, made)
-    assert [record.status for record in store.records()] == ["RUNNING"]
+    # Closed, for whoever sees only the store; the record says how it really ended.
+    assert [record.status for record in store.records()] == ["KILLED"]
     again = Store.existing(store.uri, "toy")
     with session(again) as at_work:
         assert at_work.sent == 1
@@ -110,34 +108,11 @@ def test_a_run_that_somebody_deleted_is_refused_and_its_record_put_aside(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrialRun, "end", deleted)
-        with pytest.raises(StoreRefusedError, match="must be in the 'active' state"):
+        with pytest.warns(
+            UserWarning, match="must be in the 'active' state.*the record is kept at .*refused"
+        ):
             executed(store, made)
-    with pytest.warns(UserWarning, match="the record is kept at .*refused"), session(store) as at_work:
-        assert at_work.sent == 0
     assert pending(made, store) == list(made.trials)
-    with session(store):
-        pass
-
-
-@pytest.mark.parametrize("content", ["", "[1", '{"run_id": "1", "of": "a later version"}', "[]", None])
-def test_a_record_that_cannot_be_read_is_put_aside_and_the_others_are_sent(
-    store: Store, content: str | None
-) -> None:
-    made = plan(methods=["head_only"], training=SHORT)
-    run = begin_trial(store, made.trials[0], list(made.rows), "accuracy", "none", {})
-    letter = Letter(store.experiment.experiment_id, run.run_id, made.trials[0].id, status="FAILED", ended=1)
-    left = store.outbox / "gone"
-    for name, text in (("0", content), (run.run_id, json.dumps(asdict(letter)))):
-        (left / name / "files").mkdir(parents=True)
-        if text is not None:
-            (left / name / "letter.json").write_text(text)
-    left.with_suffix(".lock").touch()
-    with (
-        pytest.warns(UserWarning, match=r"0/letter.json cannot be read.*; the record is kept at .*refused/0"),
-        session(store) as at_work,
-    ):
-        assert at_work.sent == 1
-    assert [record.status for record in store.records()] == ["FAILED"]
     with warnings.catch_warnings(), session(store) as at_work:
         warnings.simplefilter("error", UserWarning)
         assert at_work.sent == 0

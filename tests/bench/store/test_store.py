@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from math import inf, nan
 from pathlib import Path
@@ -14,7 +12,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from bench.plan.rows import Plan
-from bench.process.alive import dead, owner
 from bench.store import connect
 from bench.store.connect import StoreError, storing
 from bench.store.records import Record, latest, scores
@@ -114,18 +111,6 @@ def test_two_first_starts_at_once_make_one_experiment(uri: str, monkeypatch: pyt
 
     monkeypatch.setattr(MlflowClient, "create_experiment", late)
     assert Store.create(uri, "toy").experiment.name == "toy"
-
-
-def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:
-    me = owner()
-    host, pid, started = me.split(":")
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    assert dead(f"{host}:{gone.pid}:{started}")
-    assert dead(f"{host}:{pid}:{int(started) - 100}")
-    assert not dead(me)
-    assert not dead(f"elsewhere:{gone.pid}:{started}")
-    assert not dead("")
 
 
 # --- what is stored ---

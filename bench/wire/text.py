@@ -1,0 +1,33 @@
+"""Text as every store takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: What is kept of a message, in characters: MLflow takes no more in one tag.
+LONGEST = 5000
+
+
+def storable(text: str) -> str:
+    """The text with escapes for what databases and UTF-8 do not take: NUL, and halves of surrogate pairs.
+
+    Python has such halves for the bytes of a file name that is not UTF-8.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def message(text: str) -> str:
+    """A storable text that is no longer than `LONGEST`."""
+    text = storable(text)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def all_storable(content: Any) -> Any:
+    """Content of JSON, with every text in it storable."""
+    if isinstance(content, str):
+        return storable(content)
+    if isinstance(content, dict):
+        return {storable(key): all_storable(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [all_storable(value) for value in content]
+    return content

@@ -1,0 +1,183 @@
+"""Trials that never end and workers that never answer: both are seen, and ended where there is a limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from bench.execution import watch
+from bench.execution.driver import execute
+from bench.execution.local import Local, Slot
+from bench.execution.perform import Event
+from bench.execution.session import session
+from bench.execution.watch import Limits, Silence, Watch
+from bench.store.records import Record
+from bench.store.store import Store
+from bench.suite.suite import Suite
+from bench.terminal.progress import RunDisplay
+from bench.wire.trial import Ending
+from bench.wire.words import Measure, Status
+from methods import UserError
+from methods.validation import validate
+
+from ..toy_suites import VISION, plan, write
+
+NewStore = Callable[[Path], str]
+#: Nobody waits for its end.
+LONG = {"batch_size": 16, "steps": 10**7}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, to be set by hand."""
+    now = [1000.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    return now
+
+
+def listen(watched: Watch, clock: list[float], seconds: int, *, answering: bool = False) -> list[Silence]:
+    """Listens once a second; returns what was told."""
+    told = []
+    for _ in range(seconds):
+        clock[0] += 1
+        watched.listen(at_work=True)
+        if answering:
+            watched.answered()
+        if silence := watched.silence():
+            told.append(silence)
+    return told
+
+
+def test_a_worker_that_does_not_answer_is_told_of_and_again(clock: list[float]) -> None:
+    watched = Watch(None)
+    assert listen(watched, clock, 29) == []
+    told = listen(watched, clock, 46)
+    assert [silence.seconds for silence in told] == [30, 35, 40, 45, 50, 55, 60, 65, 70, 75]
+    assert not any(silence.answers for silence in told)
+    watched.progressed()
+    assert listen(watched, clock, 29) == []
+
+
+def test_a_trial_without_progress_is_told_of_where_its_worker_answers(clock: list[float]) -> None:
+    watched = Watch(None)
+    told = listen(watched, clock, 61, answering=True)
+    assert told == [Silence(60, answers=True)]
+
+
+def test_what_a_driver_did_not_hear_while_it_was_stopped_does_not_count(clock: list[float]) -> None:
+    watched = Watch(100)
+    clock[0] += 10**4
+    watched.listen(at_work=True)
+    assert (watched.late, watched.silence()) == (False, None)
+    # Nor what a worker takes to start.
+    listening = Watch(1)
+    for _ in range(100):
+        clock[0] += 1
+        listening.listen(at_work=False)
+    assert not listening.late
+    listen(listening, clock, 2)
+    assert listening.late
+
+
+def test_a_multiple_is_of_what_such_trials_took() -> None:
+    made = plan(methods=["lora", "head_only"], training={"batch_size": 16, "steps": 100})
+    by_method = {row.method: row.trials[0] for row in made.rows}
+    lora, head = (next(t for t in made.trials if t.id == by_method[name]) for name in ("LoRA", "head only"))
+    (row,) = [row for row in made.rows if row.method == "LoRA"]
+    tags = {"method": "LoRA", "backbone": row.backbone, "task": row.task}
+    stored = Record("r", "t", Status.FINISHED, 0, tags, {"cost/seconds": 20.0, "cost/steps": 10.0})
+    limits = Limits("5x", made, [stored])
+    assert limits.seconds(lora) == 5 * 100 * 2.0
+    assert limits.seconds(head) is None
+    limits.learn(head, Ending("finished", {Measure.SECONDS: 1.0, Measure.STEPS: 100.0}))
+    # A short one is given time to load its backbone.
+    assert limits.seconds(head) == watch.LEAST
+    assert Limits(7.0, made, []).seconds(head) == 7.0
+    assert Limits(None, made, [stored]).seconds(lora) is None
+
+
+@pytest.mark.parametrize(("given", "read"), [(60, 60.0), ("90.5", 90.5), ("5x", "5x"), (None, None)])
+def test_a_suite_says_how_long_a_trial_may_take(given: Any, read: Any) -> None:
+    assert validate(Suite, {**VISION, "trial_timeout": given}, "toy").trial_timeout == read
+
+
+@pytest.mark.parametrize("given", [0, -1, "x", "5 x", "soon", True, float("inf")])
+def test_what_is_no_time_is_refused(given: Any) -> None:
+    with pytest.raises(UserError, match=r"trial_timeout.*seconds, or a multiple"):
+        validate(Suite, {**VISION, "trial_timeout": given}, "toy")
+
+
+def test_inline_says_that_it_ends_no_trial(
+    tmp_path: Path, new_store: NewStore, call: Callable[..., Any]
+) -> None:
+    suite = write(tmp_path, methods=["head_only"], training={"batch_size": 16, "steps": 1})
+    ended = call("run", suite, "--store", new_store(tmp_path), "--trial-timeout", "5x")
+    assert ended.code == 0
+    assert "trial_timeout has no effect with --executor inline" in ended.err
+    refused = call("run", suite, "--store", new_store(tmp_path), "--trial-timeout", "soon")
+    assert (refused.code, "seconds, or a multiple" in refused.err) == (2, True)
+
+
+def test_off_a_terminal_a_silence_is_one_line(tmp_path: Path) -> None:
+    made = plan()
+    with (tmp_path / "log").open("w+") as file:
+        with RunDisplay(Console(file=file, width=100), made, 1) as show:
+            for seconds in (30, 35, 75):
+                show(Event(made.trials[0], "silent", "cpu/0", silence=Silence(seconds, answers=False)))
+        file.seek(0)
+        (line,) = file.read().splitlines()
+    assert line.endswith("its worker does not answer: 30 s")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("how", ["endless", "stopped"])
+def test_a_trial_that_never_ends_is_ended_and_has_failed(
+    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Whether its worker answers or was stopped; the next trial has a worker of its own."""
+    monkeypatch.setattr(watch, "SILENT", 0.5)
+    monkeypatch.setattr(watch, "DEAF", 2 * watch.BEAT if how == "endless" else 0.0)
+    monkeypatch.setattr(watch, "IDLE", 10**9)
+    made = plan(
+        methods=["head_only", {"method": "lora", "training": {"steps": 2}}],
+        training=LONG,
+        trial_timeout=1000,
+    )
+    events: list[Event] = []
+
+    def notify(event: Event) -> None:
+        events.append(event)
+        worker = next((one for one in place._workers if one.trial == event.trial), None)
+        if event.progress is None or worker is None or event.progress.steps < 10:
+            return
+        if how == "stopped":
+            os.kill(worker.process.pid or 0, signal.SIGSTOP)
+        else:
+            worker.watch.limit = 0.0
+
+    def end(event: Event) -> None:
+        notify(event)
+        if event.kind == "silent":
+            worker = next(one for one in place._workers if one.trial == event.trial)
+            worker.watch.limit = 0.0
+
+    store = Store.create(new_store(tmp_path), "toy")
+    with Local([Slot("cpu/0", "cpu", 1)]) as place:
+        place.prepare(list(made.trials))
+        (process,) = place.processes()
+        with session(store) as at_work:
+            execute(made, list(made.trials), at_work, place, end)
+        assert not psutil.pid_exists(process.pid)
+    kinds = [event.kind for event in events if event.kind in ("failed", "finished", "silent")]
+    assert kinds == ["silent"] * (how == "stopped") + ["failed", "finished"]
+    bad, good = store.records()
+    assert (bad.status, bad.tags["failure"], good.status) == ("FAILED", "timeout", "FINISHED")
+    assert "trial_timeout" in bad.tags["failure_message"]
+    assert bad.score is None

@@ -1,0 +1,107 @@
+"""Who is dead: only a process that is known to be, not one of another container or another start."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.process import alive
+from bench.process.alive import dead, owner
+
+#: Prints who it is, and what it thinks of the processes that it is told of.
+TELLING = """
+import sys
+from bench.process.alive import dead, owner
+print(owner(), flush=True)
+for other in sys.stdin:
+    print(dead(other.strip()), flush=True)
+"""
+
+
+def gone() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:
+    me = owner()
+    place, pid, started = me.split(":")
+    assert dead(f"{place}:{gone()}:{started}")
+    # A later process with the same id.
+    assert dead(f"{place}:{pid}:{int(started) - 100}")
+    assert not dead(me)
+    assert not dead(f"elsewhere:{gone()}:{started}")
+    assert not dead("")
+
+
+def test_the_names_that_earlier_versions_gave_can_be_read() -> None:
+    host, (_, pid, started) = platform.node(), owner().split(":")
+    assert dead(f"{host}:{gone()}:{started}")
+    assert not dead(f"{host}:{pid}:{started}")
+
+
+@pytest.mark.parametrize("what", ["boot", "namespace"])
+def test_of_another_start_or_container_of_this_host_name_nothing_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    there = tmp_path / what
+    if what == "boot":
+        there.write_text("another\n")
+        monkeypatch.setattr(alive, "BOOT", there)
+    else:
+        there.symlink_to("pid:[1]")
+        # What the kernel shows here is a link that leads nowhere, and is there all the same.
+        monkeypatch.setattr(alive, "NAMESPACE", there)
+        (tmp_path / "pid:[1]").touch()
+    place, _, started = owner().split(":")
+    name = f"{place}:{gone()}:{started}"
+    assert dead(name)
+    monkeypatch.undo()
+    assert not dead(name)
+
+
+def test_where_the_system_tells_neither_the_host_name_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alive, "BOOT", tmp_path / "no")
+    monkeypatch.setattr(alive, "NAMESPACE", tmp_path / "no")
+    assert not dead(owner())
+    assert dead(f"{owner().split(':')[0]}:{gone()}:0")
+
+
+def container() -> list[str] | None:
+    """The command that starts another one among processes of its own; None where that is not permitted."""
+    for rights in ([], ["--user", "--map-root-user"]):
+        command = ["unshare", *rights, "--pid", "--fork", "--mount-proc", "--kill-child"]
+        if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode:
+            return command
+    return None
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(container() is None, reason="processes may not have a namespace of their own here")
+def test_a_driver_in_another_container_is_not_taken_for_dead_by_either() -> None:
+    made = container()
+    assert made is not None
+    with subprocess.Popen(
+        [*made, sys.executable, "-c", TELLING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        name = other.stdout.readline().strip()
+        # In there it is the first process of all.
+        assert name.split(":")[1] == "1"
+        assert not dead(name)
+        print(owner(), file=other.stdin, flush=True)
+        assert other.stdout.readline() == "False\n"
+        print(name, file=other.stdin, flush=True)
+        assert other.stdout.readline() == "False\n"
+        other.stdin.close()
+    assert not dead(name)

@@ -1,0 +1,122 @@
+"""A network that loses, cuts, doubles and delays answers: nothing hangs, and nothing is there twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from bench.store import claims
+from bench.store.store import Store
+
+from ...stress.proxy import Fault, Proxy, first_of_each, proxy, share
+from ...stress.services import Server
+from ..toy_runs import SHORT, executed
+from ..toy_suites import plan
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Server]:
+    """An MLflow server over a SQLite file."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    started = Server(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def between(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The way to the server. What is tried again is tried at once."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    monkeypatch.setattr(claims, "PROBE", 0.05)
+    with proxy(server.uri) as made:
+        yield made
+
+
+def check(store: Store, trials: int) -> None:
+    """Each trial exactly once finished, nothing open, no claim and no sign left."""
+    found = store.records()
+    done = Counter(record.trial_id for record in found if record.status == "FINISHED")
+    assert sorted(done.values()) == [1] * trials
+    assert not store.running()
+    assert not list(
+        store.client.search_registered_models(f"name LIKE '{claims.PREFIX}.{store.experiment_id}.%'")
+    )
+    signs = [
+        tag for tag in store.client.get_experiment(store.experiment_id).tags if tag.startswith(claims.SIGN)
+    ]
+    assert not signs
+    assert not list(store.outbox.glob("*/[!.]*"))
+
+
+@pytest.mark.parametrize("fault", get_args(Fault))
+def test_a_fault_at_the_first_request_to_every_endpoint_loses_and_repeats_nothing(
+    between: Proxy, fault: Fault
+) -> None:
+    made = plan(methods=["lora", "head_only"], training=SHORT)
+    store = Store.create(between.uri, f"every-{fault}")
+    between.choose = first_of_each(fault)
+    events = executed(store, made)
+    between.choose = lambda endpoint: None
+    assert {endpoint for endpoint, _ in between.faults} >= {
+        "POST mlflow/registered-models/create",
+        "DELETE mlflow/registered-models/delete",
+        "POST mlflow/experiments/set-experiment-tag",
+        "POST mlflow/runs/create",
+        "POST mlflow/runs/log-batch",
+        "POST mlflow/runs/search",
+        "POST mlflow/runs/update",
+        "PUT mlflow-artifacts/artifacts",
+    }
+    assert [event.kind for event in events] == ["finished", "finished"]
+    check(store, 2)
+
+
+@pytest.mark.parametrize("endpoint", ["POST mlflow/registered-models/create", "POST mlflow/runs/create"])
+def test_what_the_store_did_and_could_not_tell_is_taken_up(
+    between: Proxy, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    """A claim is adopted; a run that nobody knows of is closed."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    made = plan(methods=["head_only"], training=SHORT)
+    store = Store.create(between.uri, f"untold-{endpoint.rpartition('/')[0].rpartition('/')[2]}")
+    lost: list[str] = []
+
+    def choose(asked: str) -> Fault | None:
+        # The suite's own run is made first.
+        if asked != endpoint or (between.asked[asked] < 2 and "runs" in asked) or lost:
+            return None
+        lost.append(asked)
+        return "lost"
+
+    between.choose = choose
+    assert [event.kind for event in executed(store, made)] == ["finished"]
+    assert lost
+    check(store, 1)
+
+
+def test_a_fifth_of_all_answers_may_be_cut(between: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    made = plan(methods=["lora", "head_only"], seeds=[0, 1], training=SHORT)
+    store = Store.create(between.uri, "cut")
+    between.choose = share(0.2, "cut", "lost", "shortened", "doubled")
+    events = executed(store, made)
+    between.choose = lambda endpoint: None
+    assert [event.kind for event in events] == ["finished"] * 4
+    check(store, 4)
+
+
+def test_a_fifth_of_all_answers_may_be_errors_of_the_server(between: Proxy) -> None:
+    made = plan(methods=["lora", "head_only"], seeds=[0, 1], training=SHORT)
+    store = Store.create(between.uri, "errors")
+    between.choose = share(0.2, "refused", "failed")
+    assert [event.kind for event in executed(store, made)] == ["finished"] * 4
+    between.choose = lambda endpoint: None
+    check(store, 4)

@@ -1,0 +1,247 @@
+"""Records that the store does not take, on disk or from a trial: each is put aside, and the work goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+import bench.execution.perform
+from bench.execution.session import session
+from bench.store import claims
+from bench.store.connect import StoreError
+from bench.store.outbox import Letter
+from bench.store.store import Store
+from bench.store.writer import begin_trial
+from bench.wire.words import Artifact, Status
+
+from ..toy_runs import SHORT, executed, raising
+from ..toy_suites import plan
+
+NewStore = Callable[[Path], str]
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_store: NewStore) -> Store:
+    return Store.create(new_store(tmp_path), "toy")
+
+
+def leave(store: Store, name: str, run_id: str) -> Path:
+    """A record in the outbox, as a process that ended leaves it."""
+    letter = Letter(store.experiment_id, run_id, "t", {}, {"failure": "error"}, status=Status.FAILED, ended=1)
+    kept = store.outbox / "gone" / name
+    (kept / "files").mkdir(parents=True)
+    (kept / "letter.json").write_text(json.dumps(asdict(letter)))
+    (store.outbox / "gone.lock").touch()
+    return kept
+
+
+def begun(store: Store) -> str:
+    made = plan(methods=["head_only"], training=SHORT)
+    return begin_trial(store, made.trials[0], list(made.rows), "accuracy", "none", {}).run_id
+
+
+#: What is left of the file, by what is done to its content.
+CHANGES: dict[str, Change] = {
+    "no object": lambda letter: [1],
+    "a field too many": lambda letter: {**letter, "of": "a later version"},
+    "a field too few": lambda letter: {key: letter[key] for key in letter if key != "run_id"},
+    "nobody's run": lambda letter: {**letter, "run_id": "0" * 32},
+    "a run id that is no id": lambda letter: {**letter, "run_id": "../../x"},
+    "an unknown status": lambda letter: {**letter, "status": "DONE"},
+    "an end that is no time": lambda letter: {**letter, "ended": "now"},
+    "an end beyond all time": lambda letter: {**letter, "ended": 10**30},
+    "params that are a list": lambda letter: {**letter, "params": ["lr"]},
+    "tags of numbers": lambda letter: {**letter, "tags": {"a": {"b": 1}}},
+    "a metric without a step": lambda letter: {**letter, "metrics": [["score", 1.0, 5]]},
+    "a metric of a word": lambda letter: {**letter, "metrics": [["score", "high", 5, 1]]},
+    "a step beyond all numbers": lambda letter: {**letter, "metrics": [["score", 1.0, 5, 10**30]]},
+    "a metric that cannot be named so": lambda letter: {**letter, "metrics": [["a\nb", 1.0, 5, 1]]},
+    "a text that leads out of the run": lambda letter: {**letter, "texts": {"../../x": "text"}},
+    "a param that is another one": lambda letter: {**letter, "params": {"seed": "another"}},
+}
+FILES: dict[str, Callable[[Path], Any]] = {
+    "nothing in the file": lambda kept: (kept / "letter.json").write_text(""),
+    "half a file": lambda kept: (kept / "letter.json").write_bytes((kept / "letter.json").read_bytes()[:50]),
+    "no text": lambda kept: (kept / "letter.json").write_bytes(b"\xff\xfe\x00{"),
+    "deeper than can be read": lambda kept: (kept / "letter.json").write_text("[" * 10**5 + "]" * 10**5),
+    "no file": lambda kept: (kept / "letter.json").unlink(),
+    "no folder of files": lambda kept: (kept / "files").rmdir(),
+}
+
+
+def folder_for_file(kept: Path) -> None:
+    (kept / "letter.json").unlink()
+    (kept / "letter.json").mkdir()
+
+
+def file_for_record(kept: Path) -> None:
+    shutil.rmtree(kept)
+    kept.touch()
+
+
+FILES |= {"a folder for the file": folder_for_file, "a file for the record": file_for_record}
+
+
+@pytest.mark.parametrize("damage", [*CHANGES, *FILES])
+def test_a_damaged_record_is_put_aside_and_the_others_are_sent(store: Store, damage: str) -> None:
+    bad = leave(store, "0-damaged", begun(store))
+    good = leave(store, "1-whole", begun(store))
+    if damage in CHANGES:
+        content = CHANGES[damage](json.loads((bad / "letter.json").read_text()))
+        (bad / "letter.json").write_text(json.dumps(content))
+    else:
+        FILES[damage](bad)
+    with (
+        pytest.warns(UserWarning, match=r"the record is kept at .*/refused/0-damaged"),
+        session(store) as at_work,
+    ):
+        assert at_work.sent == 1
+    assert not good.exists()
+    assert [path.name for path in (store.outbox / "refused").iterdir()] == ["0-damaged"]
+    assert "FAILED" in {record.status for record in store.records()}
+
+
+@pytest.mark.parametrize("said", ["a\0b", "a\udcffb", "a\ud800\0b", "a" * 10**6])
+def test_a_record_with_any_text_is_stored(store: Store, said: str) -> None:
+    kept = leave(store, "0", begun(store))
+    letter = json.loads((kept / "letter.json").read_text())
+    letter["tags"]["note"], letter["texts"] = said[:5000], {"traceback.txt": said}
+    (kept / "letter.json").write_text(json.dumps(letter))
+    with session(store) as at_work:
+        assert at_work.sent == 1
+    (record,) = store.records()
+    assert record.tags["note"].startswith("a")
+    assert "\0" not in record.tags["note"]
+
+
+def test_a_record_that_is_put_aside_replaces_none(store: Store) -> None:
+    for _ in range(2):
+        kept = leave(store, "0", begun(store))
+        (kept / "letter.json").write_text("")
+        with pytest.warns(UserWarning, match="kept at"), session(store):
+            pass
+    assert len(list((store.outbox / "refused").iterdir())) == 2
+
+
+def failing_at(run_id: Callable[[str], bool], error: Exception) -> Callable[..., Any]:
+    real = MlflowClient.set_terminated
+
+    def set_terminated(self: MlflowClient, run: str, *rest: Any) -> Any:
+        if run_id(run):
+            raise error
+        return real(self, run, *rest)
+
+    return set_terminated
+
+
+def test_a_record_at_which_the_store_fails_every_time_is_put_aside(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows why; the store takes others."""
+    bad = begun(store)
+    leave(store, "0", bad)
+    leave(store, "1", begun(store))
+    monkeypatch.setattr(
+        MlflowClient, "set_terminated", failing_at(lambda run: run == bad, MlflowException("internal error"))
+    )
+    with pytest.warns(UserWarning, match="internal error.*kept at .*refused/0"), session(store) as at_work:
+        assert at_work.sent == 1
+
+
+def test_a_record_that_the_store_has_no_room_for_waits_and_the_work_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = begun(store)
+    kept = leave(store, "0", bad)
+    leave(store, "1", begun(store))
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_terminated", failing_at(lambda run: run == bad, OSError(28, "full")))
+        with pytest.warns(UserWarning, match="full.*still waits at .*gone/0"), session(store) as at_work:
+            assert at_work.sent == 1
+    assert kept.exists()
+    with session(store) as at_work:
+        assert at_work.sent == 1
+
+
+def test_a_start_while_the_store_is_away_says_so_and_puts_nothing_aside(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = leave(store, "0", begun(store))
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise MlflowException("internal error")
+
+    opened = Store.existing(store.uri, "toy")
+    real = claims.Claims.beat
+    monkeypatch.setattr(MlflowClient, "set_terminated", away)
+    beats: list[int] = []
+
+    def beat(self: claims.Claims) -> None:
+        beats.append(1)
+        if len(beats) > 1:
+            raise StoreError("the store is away")
+        real(self)
+
+    monkeypatch.setattr(claims.Claims, "beat", beat)
+    with pytest.raises(StoreError, match="is away"), session(opened):
+        pass
+    assert kept.exists()
+
+
+@pytest.mark.parametrize("error", [MlflowException("internal error"), MlflowException("gone", 3)])
+def test_a_trial_whose_record_is_not_taken_does_not_stop_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: MlflowException
+) -> None:
+    made = plan(methods=["lora", "head_only"], training=SHORT)
+    first: list[str] = []
+
+    def bad(run: str) -> bool:
+        method = store.client.get_run(run).data.tags.get("family")
+        if method == "lora":
+            first.append(run)
+        return method == "lora"
+
+    monkeypatch.setattr(claims, "PROBE", 0.02)
+    monkeypatch.setattr(MlflowClient, "set_terminated", failing_at(bad, error))
+    with pytest.warns(UserWarning, match=r"the record is kept at .*refused"):
+        executed(store, made)
+    by_method = {record.tags["method"]: record.status for record in store.records()}
+    assert by_method["head only"] == "FINISHED"
+    assert by_method["LoRA"] != "FINISHED"
+    assert [path.name for path in (store.outbox / "refused").iterdir()] == [first[0]]
+    assert not list(store.client.search_registered_models())
+
+
+@pytest.mark.parametrize("said", ["a\0b", "/data/caf\udce9.png", "\ud83d", "x" * 10**6])
+def test_a_failure_with_any_message_is_stored(
+    store: Store, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(ValueError(said)))
+    (event,) = executed(store, plan(methods=["head_only"], training=SHORT))
+    assert event.ending is not None
+    # A terminal takes nothing else.
+    event.ending.failure.encode()
+    (record,) = store.records()
+    assert record.status == "FAILED"
+    assert record.tags["failure_message"].startswith("ValueError: ")
+    trace = store.artifact(record, Artifact.TRACEBACK)
+    assert trace is not None
+    assert "ValueError" in trace.read_text()
+
+
+def test_a_file_name_that_is_no_utf8_is_told_as_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = b"caf\xe9.png".decode(sys.getfilesystemencoding(), "surrogateescape")
+    monkeypatch.setattr(bench.execution.perform, "run_trial", raising(FileNotFoundError(2, "gone", name)))
+    executed(store, plan(methods=["head_only"], training=SHORT))
+    (record,) = store.records()
+    assert "caf\\udce9.png" in record.tags["failure_message"].replace("\\\\", "\\")

@@ -1,0 +1,141 @@
+"""A proxy in front of an MLflow server that loses, cuts, doubles or delays answers, as bad networks do."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+#: What happens to a request. Its answer is `lost`, `cut` (fewer bytes than were announced), `shortened`
+#: (fewer bytes, and nothing tells) or `failed` (the server did it, and answers 500). Or the request is
+#: `doubled`, which networks do that send again what seems lost, `refused` (500, and nothing was done), or
+#: held up: `late`.
+Fault = Literal["lost", "cut", "shortened", "failed", "doubled", "refused", "late"]
+
+#: Chooses the fault of a request to this endpoint; None lets it through.
+Choose = Callable[[str], Fault | None]
+
+
+def endpoint_of(method: str, path: str) -> str:
+    """What a request is for, without whom: of artifacts, only that it is one."""
+    path = urlparse(path).path.removeprefix("/api/2.0/")
+    return f"{method} " + re.sub(r"(artifacts/artifacts).*", r"\1", path)
+
+
+def first_of_each(fault: Fault) -> Choose:
+    """The first request to each endpoint."""
+    seen: set[str] = set()
+
+    def choose(endpoint: str) -> Fault | None:
+        if endpoint in seen:
+            return None
+        seen.add(endpoint)
+        return fault
+
+    return choose
+
+
+def share(fraction: float, *faults: Fault, seed: int = 0) -> Choose:
+    """So many of all requests, by chance."""
+    chance = random.Random(seed)
+    return lambda endpoint: chance.choice(faults) if chance.random() < fraction else None
+
+
+class Proxy:
+    """Passes requests on to a server. `choose` may be set anew at any time."""
+
+    def __init__(self, server: str) -> None:
+        self.server = urlparse(server).netloc
+        self.choose: Choose = lambda endpoint: None
+        #: Seconds that a late request is held up at most, and what lets it go on before.
+        self.delay = 0.5
+        self.go_on = threading.Event()
+        #: How often each fault befell each endpoint.
+        self.faults: Counter[tuple[str, Fault]] = Counter()
+        #: All endpoints that were asked.
+        self.asked: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
+        self._http.daemon_threads = True
+        self.uri = f"http://127.0.0.1:{self._http.server_address[1]}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def fault(self, endpoint: str) -> Fault | None:
+        with self._lock:
+            self.asked[endpoint] += 1
+            if chosen := self.choose(endpoint):
+                self.faults[endpoint, chosen] += 1
+            return chosen
+
+    def close(self) -> None:
+        self.go_on.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@contextmanager
+def proxy(server: str) -> Iterator[Proxy]:
+    made = Proxy(server)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection; each answer ends it."""
+
+    proxy: Proxy
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.proxy.fault(endpoint_of(self.command, self.path))
+        self.close_connection = True
+        if fault == "refused":
+            self._answer(500, b"")
+            return
+        if fault == "late":
+            self.proxy.go_on.wait(self.proxy.delay)
+        if fault == "doubled":
+            self._pass_on(body)
+        status, kind, content = self._pass_on(body)
+        if fault == "failed":
+            status, content = 500, b""
+        if fault == "lost":
+            return
+        sent = content[: len(content) // 2] if fault in ("cut", "shortened") else content
+        self._answer(status, sent, kind, len(sent) if fault == "shortened" else len(content))
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _serve  # noqa: N815
+
+    def _pass_on(self, body: bytes) -> tuple[int, str, bytes]:
+        server = HTTPConnection(self.proxy.server)
+        try:
+            headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
+            server.request(self.command, self.path, body or None, headers | {"Connection": "close"})
+            answer = server.getresponse()
+            return answer.status, answer.getheader("Content-Type", "application/json"), answer.read()
+        except OSError:
+            return 502, "text/plain", b"the server is away"
+        finally:
+            server.close()
+
+    def _answer(self, status: int, content: bytes, kind: str = "text/plain", size: int | None = None) -> None:
+        # Whoever asked may have given up.
+        with suppress(OSError):
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content) if size is None else size))
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing: faults are counted."""
