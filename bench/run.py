@@ -112,8 +112,8 @@ def run_suite(
     suite or the path of its file. `tasks`, `methods`, `seeds`, `backbones` and `budgets` select a part of it,
     as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. `trial_timeout`
     replaces the suite's: seconds, or a multiple as `5x`. With `retry_failed` only trials run that have
-    failed. Raises UserError for what cannot be done, before any work. A trial that fails raises nothing: it is
-    stored with its reason.
+    failed. Raises UserError for what cannot be done, before any work. A trial that fails raises nothing:
+    it is stored with its reason.
     """
     told = audience or Audience()
     with make_executor(

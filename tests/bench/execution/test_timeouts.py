@@ -12,7 +12,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from bench.execution import watch
+from bench.execution import local, watch
 from bench.execution.driver import execute
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
@@ -27,6 +27,7 @@ from bench.wire.words import Measure, Status
 from methods import UserError
 from methods.validation import validate
 
+from ..forked import FORKS
 from ..toy_suites import VISION, plan, write
 
 NewStore = Callable[[Path], str]
@@ -108,7 +109,7 @@ def test_a_suite_says_how_long_a_trial_may_take(given: Any, read: Any) -> None:
     assert validate(Suite, {**VISION, "trial_timeout": given}, "toy").trial_timeout == read
 
 
-@pytest.mark.parametrize("given", [0, -1, "x", "5 x", "soon", True, float("inf")])
+@pytest.mark.parametrize("given", [0, -1, "x", "5 x", "soon", float("inf")])
 def test_what_is_no_time_is_refused(given: Any) -> None:
     with pytest.raises(UserError, match=r"trial_timeout.*seconds, or a multiple"):
         validate(Suite, {**VISION, "trial_timeout": given}, "toy")
@@ -145,6 +146,7 @@ def test_a_trial_that_never_ends_is_ended_and_has_failed(
     monkeypatch.setattr(watch, "SILENT", 0.5)
     monkeypatch.setattr(watch, "DEAF", 2 * watch.BEAT if how == "endless" else 0.0)
     monkeypatch.setattr(watch, "IDLE", 10**9)
+    monkeypatch.setattr(local, "get_context", lambda _: FORKS)
     made = plan(
         methods=["head_only", {"method": "lora", "training": {"steps": 2}}],
         training=LONG,
@@ -164,7 +166,7 @@ def test_a_trial_that_never_ends_is_ended_and_has_failed(
 
     def end(event: Event) -> None:
         notify(event)
-        if event.kind == "silent":
+        if event.kind == "silent" and event.trial == made.trials[0]:
             worker = next(one for one in place._workers if one.trial == event.trial)
             worker.watch.limit = 0.0
 
@@ -175,8 +177,9 @@ def test_a_trial_that_never_ends_is_ended_and_has_failed(
         with session(store) as at_work:
             execute(made, list(made.trials), at_work, place, end)
         assert not psutil.pid_exists(process.pid)
-    kinds = [event.kind for event in events if event.kind in ("failed", "finished", "silent")]
-    assert kinds == ["silent"] * (how == "stopped") + ["failed", "finished"]
+    assert [event.kind for event in events if event.ending] == ["failed", "finished"]
+    # The next one may be silent too, on a busy machine.
+    assert (how == "stopped") == (events[0].trial in [e.trial for e in events if e.kind == "silent"])
     bad, good = store.records()
     assert (bad.status, bad.tags["failure"], good.status) == ("FAILED", "timeout", "FINISHED")
     assert "trial_timeout" in bad.tags["failure_message"]
