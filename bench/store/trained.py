@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.backbones import LoadedBackbone, load
 from bench.plan.trial import Trial
-from bench.store.connect import BROKEN_STORE, connect, storing
+from bench.store.connect import BROKEN_STORE, connect, shown_uri, storing
 from bench.store.records import Record, latest
 from bench.store.runs import find_runs, keep_json
 from bench.wire import Wired
@@ -60,7 +60,7 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
         record = _finished(_find(client, run))
         trial, state = _artifacts(client, record)
     except (*BROKEN_STORE, SafetensorError) as error:
-        raise UserError(f"run {run} cannot be read from {store}: {error}") from error
+        raise UserError(shown_uri(f"run {run} cannot be read from {store}: {error}")) from error
     method, classes = from_identity(trial.method), trial.task.lookup().classes
     backbone = load(trial.backbone)
     if backbone.info.weights_hash != trial.weights_hash:
