@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+
+from bench.terminal.console import VisibleConsole
 
 #: Off a terminal nothing limits the width, and rich would assume 80 columns.
-out = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
-err = Console(stderr=True, width=None if sys.stderr.isatty() else 120, emoji=False)
+out = VisibleConsole(width=None if sys.stdout.isatty() else 120, emoji=False)
+err = VisibleConsole(stderr=True, width=None if sys.stderr.isatty() else 120, emoji=False)
 
 #: Also `bench.store.connect.DEFAULT_STORE`, whose import would take seconds.
 DEFAULT_STORE = "sqlite:///mlflow.db"
