@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy.optimize import isotonic_regression
 
+from bench.process.visible import visible
 from reports.study import CEILING, FLOOR, REFERENCE
 
 INK, MUTED, RULE = "#1b1c1e", "#63666b", "#d5d7da"
@@ -134,7 +135,7 @@ class Drawn:
             self.figure.savefig(file, format="svg", metadata={"Date": None})
         # The layout is done and stays as it is: to compute it again for the PNG takes longer than drawing.
         self.figure.set_layout_engine("none")
-        return file.getvalue()
+        return visible(file.getvalue())
 
 
 def panels(count: int, *, columns: int = 2, height: float) -> tuple[Figure, list[Axes]]:

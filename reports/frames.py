@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,9 +15,6 @@ from reports.analysis import Analysis, Block
 from reports.mixtures import Mixture
 from reports.statistics import Bounds
 from reports.study import Study
-
-#: Columns that hold names which a user, a plug-in or an error made up.
-TEXTS = ("method", "other", "reference", "message")
 
 
 def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
@@ -132,12 +130,15 @@ def _numbers(cells: Iterable[int]) -> str:
 
 def csv(frame: pd.DataFrame) -> str:
     """The table as CSV; text that a spreadsheet would take for a formula begins with a quote."""
-    texts = {
-        column: frame[column].str.replace(r"^([=+@-])", r"'\1", regex=True)
-        for column in TEXTS
-        if column in frame
-    }
-    return frame.assign(**texts).to_csv(index=False)
+    return frame.map(_no_formula).to_csv(index=False)
+
+
+def _no_formula(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    # A carriage return is not quoted by every writer, and what follows it would be a row of its own.
+    text = re.sub(r"\r\n?", "\n", value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
 
 
 def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence[StoredAblation]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from bench.process.visible import visible
 from bench.store.connect import shown_uri
 from bench.wire.words import Measure, Status, Tag
 from reports import mixtures
@@ -49,7 +50,7 @@ def render(
     study = analysis.study
     cells = study.all_cells
     figures = {figure.name: figure for figure in drawn}
-    return made.get_template("page.html").render(
+    text = made.get_template("page.html").render(
         data=Markup(_embedded(_seed_data(study))),
         title=study.title,
         analysis=analysis,
@@ -76,6 +77,7 @@ def render(
         provenance=_provenance(study),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+    return visible(text)
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,16 @@ def _seed_data(study: Study) -> dict[str, Any]:
                     seed.status,
                     seed.run_id,
                     seed.trial_id,
-                    seed.failure,
+                    visible(seed.failure),
                 ]
                 for seed in seeds
             ]
             for cell, seeds in grouped(study.all_seeds, lambda seed: seed.cell).items()
         },
-        "links": {each.name: _link(each.uri, each.store.experiment_id) for each in study.experiments},
-        "experiments": {str(cell.number): cell.experiment for cell in study.all_cells},
+        "links": {
+            visible(each.name): _link(each.uri, each.store.experiment_id) for each in study.experiments
+        },
+        "experiments": {str(cell.number): visible(cell.experiment) for cell in study.all_cells},
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.process.visible import visible
 from reports.analysis import Analysis
 from reports.mixtures import Mixture
 from reports.rendering import environment
@@ -164,7 +165,7 @@ def _block_title(budget: str) -> str:
 
 def markdown_text(text: str) -> str:
     """Text without meaning to Markdown or HTML."""
-    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(visible(text).split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -184,4 +185,4 @@ _LATEX = {
 
 def latex_text(text: str) -> str:
     """Text without meaning to LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return "".join(_LATEX.get(character, character) for character in " ".join(visible(text).split()))

@@ -25,6 +25,7 @@ from bench.backbones.base import (
     refuse_image_size,
 )
 from bench.backbones.families import FAMILIES, MAY_EXCEED, MAY_MISS
+from bench.backbones.untrusted import ATTENTION, refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
@@ -147,7 +148,7 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
-                attn_implementation="sdpa",
+                attn_implementation=ATTENTION,
                 **family.arguments,
             )
     except Exception as error:
@@ -174,7 +175,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not _tokenizer_files(folder):
         raise UserError(f"{folder} has no tokenizer: put its tokenizer.json or vocabulary there")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"{folder} has a tokenizer that does not load: {_told(error)}") from error
 
@@ -187,13 +188,16 @@ def _config(folder: Path) -> Iterator[Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
-    values = read_object(file)
-    model_type = values.get("model_type")
+    settings = read_object(file)
+    model_type = settings.get("model_type")
     if model_type not in tuple(FAMILIES):
         raise UserError(f"{folder} holds a {shown(model_type)} model; supported are {', '.join(FAMILIES)}")
-    check_shape(file, values)
+    check_shape(file, settings)
+    refuse_choices(file, settings)
     try:
-        yield AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config._attn_implementation = ATTENTION
+        yield config
     except UserError:
         raise
     except Exception as error:

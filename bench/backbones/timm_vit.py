@@ -22,6 +22,7 @@ from bench.backbones.base import (
     locate,
     read_object,
 )
+from bench.backbones.untrusted import refuse_timm_choices
 from bench.inputs import ImageInput
 from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
@@ -113,16 +114,18 @@ class TimmBackbone:
         if named := _hub_name(self.model):
             repository, revision = named
             folder = self._snapshot(repository, self.revision or revision, SMALL_FILES)
-            config = read_object(folder / "config.json")
+            file = folder / "config.json"
+            config = read_object(file)
             if "architecture" not in config:
                 raise UserError(
                     f"hub model {repository} is not a timm model: its config names no architecture"
                 )
-            arguments = config.get("model_args") or {}
-            check_shape(folder / "config.json", arguments)
+            architecture, arguments = config["architecture"], config.get("model_args") or {}
+            check_shape(file, arguments)
+            refuse_timm_choices(file, architecture, arguments)
             # Older timm configs hold the settings at the top level.
             settings = {**config, **config.get("pretrained_cfg", {})}
-            return Blueprint(config["architecture"], arguments, settings)
+            return Blueprint(architecture, arguments, settings)
         if not timm.is_model(self.model):
             near = near_names(self.model, timm.list_models(), at_most=3)
             hint = f"; near are {', '.join(near)}" if near else ""

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 
 from bench.commands import completion
 from bench.store import DEFAULT_STORE as DEFAULT_STORE
+from bench.terminal.console import VisibleConsole
 
 Item = TypeVar("Item")
 
 #: Off a terminal nothing limits the width, and rich would assume 80 columns.
-out = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
-err = Console(stderr=True, width=None if sys.stderr.isatty() else 120, emoji=False)
+out = VisibleConsole(width=None if sys.stdout.isatty() else 120, emoji=False)
+err = VisibleConsole(stderr=True, width=None if sys.stderr.isatty() else 120, emoji=False)
 
 #: A comma between two names: neither in the brackets of a label, `LoRA (rank=8, scale=2)`, nor of thousands.
 COMMA = re.compile(r",(?![^(\[]*[)\]])(?!\d{3}(?!\d))")

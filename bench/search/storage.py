@@ -11,7 +11,7 @@ import optuna
 from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 
-from bench.store.connect import SQLITE, shown_uri
+from bench.store.connect import SQLITE, shown_uri, with_driver
 from methods import UserError
 
 #: Seconds between two signs of life of a running trial, and after how many without one it is given up.
@@ -27,6 +27,7 @@ def default_storage(store: str) -> str:
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:
     """Optuna's storage at a database URL. Raises UserError for one that cannot be used."""
+    url = with_driver(url)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     options: dict[str, Any] = {"heartbeat_interval": HEARTBEAT, "grace_period": SILENCE}

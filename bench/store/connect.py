@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
@@ -132,17 +132,20 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         raise UserError(
             f"--store '' names no store: use {DEFAULT_STORE}, a server (http://…) or a database URI"
         )
+    uri = with_driver(uri)
     # A database URI may name its driver: mysql+pymysql.
     scheme = urlparse(uri).scheme.partition("+")[0]
     if uri.startswith(SQLITE):
         database = database_file(uri)
         if not database.name or database.name.startswith(":"):
             raise UserError(
-                f"store '{uri}' would be lost with this process; name a file: sqlite:///mlflow.db"
+                f"store '{shown_uri(uri)}' would be lost with this process; name a file: sqlite:///mlflow.db"
             )
         if "?" in uri or "%" in uri:
             # What comes after a '?' is an option to SQLAlchemy, and it decodes '%20'.
-            raise UserError(f"store '{uri}' cannot be named so: the path of a SQLite file has no '?' or '%'")
+            raise UserError(
+                f"store '{shown_uri(uri)}' cannot be named so: the path of a SQLite file has no '?' or '%'"
+            )
         if os.path.isdir(database):
             raise UserError(
                 f"the store {database} is a folder; name a file in it: {SQLITE}{database / 'mlflow.db'}"
@@ -192,16 +195,35 @@ def state_folder(uri: str) -> Path:
     if uri.startswith(SQLITE):
         folder = database_file(uri).parent / ".tensorbench" / database_file(uri).name
     else:
-        where = shown_uri(uri)
+        where = shown_uri(with_driver(uri))
         safe = "".join(c if c.isalnum() else "_" for c in where.partition("://")[2])[:60]
         folder = cache_dir() / "stores" / f"{safe}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
+def with_driver(uri: str) -> str:
+    """The address with the driver of the extra `postgres` where it names none.
+
+    What a plain `postgresql://` means changed with SQLAlchemy 2.1.
+    """
+    return re.sub(r"^postgresql://", "postgresql+psycopg2://", uri)
+
+
+#: Who asks and by which secret: before the host, where a password may hold a slash, and in the query.
+_BEFORE_HOST = re.compile(r"://(?:[^/\s:@]*:\S*|[^/\s]*)@")
+_IN_QUERY = re.compile(r"([?&;])([^=&;\s]+)=[^&\s]*")
+_SECRET = re.compile("user|pass|pwd|token|secret|key|auth|cred|sig|odbc_connect", re.IGNORECASE)
+
+
 def shown_uri(text: str) -> str:
-    """A store's address, or an error that tells it, without the name and password that it may hold."""
-    return re.sub(r"(://)[^/\s]*@", r"\1", text)
+    """A store's address, or an error that tells it, without the names, passwords and tokens it may hold."""
+
+    def hidden(option: re.Match[str]) -> str:
+        before, name = option.groups()
+        return f"{before}{name}=***" if _SECRET.search(unquote(name)) else option[0]
+
+    return _IN_QUERY.sub(hidden, _BEFORE_HOST.sub("://", text))
 
 
 def database_file(uri: str) -> Path:

@@ -16,6 +16,7 @@ import numpy as np
 from bench.process.files import sha256
 from bench.sources.hub import commit_of, snapshot
 from bench.tasks.base import DataSource, Examples, LazyImages, SplitName, Task
+from bench.tasks.pictures import decoded
 from methods.errors import UserError
 
 #: The examples of the repository's first split have ids from 0 on, those of its second from here, and so on.
@@ -203,27 +204,46 @@ class HubTexts(HubTask):
 
 
 class HubImages(HubTask):
-    """Images of one column, as `datasets.Image` stores them: encoded, with or without a path."""
+    """Images of one column: their encoded bytes, alone or as `datasets.Image` stores them, beside a path.
+
+    A path is never followed: it could name any file of this machine, and any address.
+    """
 
     modality = "vision"
     columns = ("image",)
 
     def inputs(self, tables: list[Any]) -> Any:
-        import datasets
-
-        whole = datasets.concatenate_datasets([table.select_columns(self.columns) for table in tables])
-        (column,) = self.columns
-        decoded = whole.cast_column(column, datasets.Image(mode="RGB"))
-        starts = [0, *accumulate(map(len, tables))]
+        parts = [self._contents(table) for table in tables]
+        starts = [0, *accumulate(map(len, parts))]
 
         def image(i: int) -> np.ndarray:
+            part = bisect(starts, i) - 1
+            row = i - starts[part]
             try:
-                return np.asarray(decoded[i][column])
-            except OSError as error:
-                place = bisect(starts, i) - 1
-                where = f"row {i - starts[place]} of the {tables[place].split} split"
+                return decoded(parts[part][row].as_py())
+            except ValueError as error:
                 raise UserError(
-                    f"task '{self.name}': the image in {where} cannot be read: {error}"
+                    f"task '{self.name}': the image in row {row} of the {tables[part].split} split cannot be "
+                    f"read: {error}"
                 ) from error
 
-        return LazyImages(range(len(decoded)), image)
+        return LazyImages(range(starts[-1]), image)
+
+    def _contents(self, table: Any) -> Any:
+        """The images' bytes, a pyarrow array. Raises UserError for an image that is not in the file."""
+        from pyarrow import compute, types
+
+        (column,) = self.columns
+        images = table.data.column(column)
+        where = f"task '{self.name}': {column} of the {table.split} split"
+        if types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
+            images = compute.struct_field(images, "bytes")
+        if not (types.is_binary(images.type) or types.is_large_binary(images.type)):
+            raise UserError(f"{where} should hold embedded images, got values of type {images.type}")
+        if images.null_count:
+            row = compute.index(compute.is_null(images), True).as_py()
+            raise UserError(
+                f"{where} has no embedded image in {images.null_count} of {len(images)} rows, the first of "
+                f"them row {row}; paths and addresses are not followed"
+            )
+        return images

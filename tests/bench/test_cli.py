@@ -20,6 +20,7 @@ import bench
 from bench.backbones import BACKBONES
 from bench.store.store import Store
 from bench.tasks import TASKS
+from bench.terminal.console import VisibleConsole
 from bench.terminal.plans import print_plan
 from bench.terminal.results import print_allocation
 from bench.terminal.tables import fitted
@@ -112,6 +113,23 @@ def test_bad_input_ends_with_2_before_any_training_and_without_a_traceback(
     assert message in ended.err
     assert "Traceback" not in ended.err + ended.out
     assert not (tmp_path / ".tensorbench").exists() or Store.create(uri, "toy").records() == []
+
+
+@pytest.mark.parametrize("control", ["\x1b[2J", "\u202e"])
+def test_no_name_commands_the_terminal(call: Call, tmp_path: Path, control: str) -> None:
+    spelled = f"lo{control}ra".replace(control[0], f"\\u{ord(control[0]):04x}")
+    ended = call("plan", write(tmp_path, methods=[f"lo{control}ra"]))
+    assert f"unknown method '{spelled}'" in ended.err
+    assert control[0] not in ended.err
+    shown = VisibleConsole(file=io.StringIO(), force_terminal=True, width=60, color_system="standard")
+    table = Table(title=f"[red]{control}[/red]")
+    table.add_row(f"lo{control}ra")
+    shown.print(table, f"lo{control}ra")
+    assert isinstance(shown.file, io.StringIO)
+    told = shown.file.getvalue()
+    assert "31m" in told
+    # Its own colours are all that is left of what commands a terminal.
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", re.sub("\x1b\\[[0-9;]*m", "", told))
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "sqlite:////proc/nowhere/mlflow.db"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.store.connect import shown_uri
 from bench.store.store import Store
 from bench.wire.words import Kind
 from methods import UserError
@@ -68,8 +67,3 @@ def test_the_command_tells_what_it_wrote_and_what_to_know(call: Call, small: str
     assert ended.code == 0
     assert "note: 2 seeds per cell at most" in ended.out
     assert "files to" in ended.out
-
-
-def test_the_password_of_a_store_is_not_shown() -> None:
-    assert shown_uri("postgresql://me:secret@host:5432/db") == "postgresql://host:5432/db"
-    assert shown_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
@@ -20,16 +23,21 @@ from ..stored import Result
 from .made_up import SMALL, NewStore, plan_of, store
 
 
-def test_text_that_a_spreadsheet_would_run_is_quoted() -> None:
-    frame = pd.DataFrame(
-        {"method": ["=HYPERLINK(1)", "LoRA"], "message": ["-1 at", None], "difference": [-0.5, 1]}
-        | {"reference": ["@a", None], "other": ["+b", "c"]}
-    )
-    assert frames.csv(frame).splitlines() == [
-        "method,message,difference,reference,other",
-        "'=HYPERLINK(1),'-1 at,-0.5,'@a,'+b",
-        "LoRA,,1.0,,c",
-    ]
+@pytest.mark.parametrize("first", "=+-@\t\r")
+def test_text_that_a_spreadsheet_would_run_is_quoted_in_every_column(first: str) -> None:
+    evil = f"{first}HYPERLINK(1)"
+    quoted = "'" + evil.replace("\r", "\n")
+    texts = {column: [evil, "a=b", None] for column in ("method", "task", "failure", "a plug-in's own")}
+    frame = pd.DataFrame({**texts, "difference": [-0.5, 1, 2], "mixed": [evil, -1, True]})
+    frame["typed"] = pd.Series([evil, "-", pd.NA], dtype="string")
+    frame["few"] = pd.Categorical([evil, evil, "b"])
+    read = list(csv.DictReader(io.StringIO(frames.csv(frame), newline="")))
+    for column in texts:
+        assert [line[column] for line in read] == [quoted, "a=b", ""]
+    assert [line["difference"] for line in read] == ["-0.5", "1.0", "2.0"]
+    assert [line["mixed"] for line in read] == [quoted, "-1", "True"]
+    assert [line["typed"] for line in read] == [quoted, "'-", ""]
+    assert [line["few"] for line in read] == [quoted, quoted, "b"]
 
 
 def test_csv_and_json_hold_what_was_stored_with_its_runs(written: Path, study: Study) -> None:
@@ -113,3 +121,36 @@ def test_names_are_escaped_everywhere(tmp_path: Path, new_store: NewStore) -> No
     )
     assert escaped + r" \textasciitilde{}\textasciicircum{}\textbackslash{}" in latex
     assert "<script>" not in (out / "tables" / "tables.md").read_text()
+
+
+#: Every control of the direction of text, and one that moves a terminal's cursor.
+HIDDEN = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c\x1b"
+
+
+def test_what_turns_text_around_is_spelled_out_wherever_it_is_read(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    name = f"LoRA{HIDDEN}%"
+    plan = plan_of(**SMALL, closing=f"Closing {HIDDEN}")
+    rows = tuple(row.model_copy(update={"method": f"{row.title}{name}", "task": name}) for row in plan.rows)
+
+    def told(trial: Trial, row: Row) -> Result:
+        return Result(score=0.5) if trial.seed else Result(failure=f"no {HIDDEN}")
+
+    uri = store(tmp_path, new_store, Plan(suite=plan.suite, rows=rows, trials=plan.trials), told)
+    out = tmp_path / "out"
+    write_report(uri, ["small"], out, log=False)
+    spelled = "".join(f"\\u{ord(character):04x}" for character in HIDDEN)
+    page = (out / "index.html").read_text()
+    (embedded,) = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)
+    read = {
+        "page": page,
+        "its data": json.dumps(json.loads(embedded), ensure_ascii=False).replace("\\\\", "\\"),
+        "Markdown": (out / "tables" / "tables.md").read_text().replace("\\\\", "\\"),
+        "LaTeX": (out / "tables" / "tables.tex").read_text().replace(r"\textbackslash{}", "\\"),
+        **{file.name: file.read_text() for file in (out / "figures").glob("*.svg")},
+    }
+    for where, text in read.items():
+        assert not set(HIDDEN) & set(text), where
+    for where in ("page", "its data", "Markdown", "LaTeX"):
+        assert spelled in read[where], where

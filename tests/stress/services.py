@@ -16,6 +16,8 @@ from urllib.request import urlopen
 
 import psutil
 
+from bench.store.connect import with_driver
+
 from ..bench.forked import Program
 from ..bench.held import begin, release
 from ..bench.holding import LOOK
@@ -62,7 +64,7 @@ class Postgres:
 
     @property
     def uri(self) -> str:
-        return f"postgresql+psycopg2://mlflow@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://mlflow@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
@@ -88,7 +90,7 @@ class Server:
     """An MLflow server over a database."""
 
     def __init__(self, database: str, folder: Path) -> None:
-        self.database, self.folder, self.port = database, folder, free_port()
+        self.database, self.folder, self.port = with_driver(database), folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.start()
 

@@ -12,6 +12,7 @@ import optuna
 import pytest
 
 import bench.execution.perform
+from bench.search.storage import open_storage
 from bench.store.store import Store
 from bench.wire.words import Kind, Status
 
@@ -94,8 +95,9 @@ def test_a_killed_search_goes_on_as_two_that_share_its_study_over_postgresql(fol
         with started(folder, *command, through=0) as one, started(folder, *command, through=0) as two:
             said = [process.output() for process in (one, two)]
         assert [one.returncode, two.returncode] == [0, 0], said
-        (name,) = optuna.get_all_study_names(database.uri)
-        trials = optuna.load_study(study_name=name, storage=database.uri).trials
+        storage = open_storage(database.uri)
+        (name,) = optuna.get_all_study_names(storage)
+        trials = optuna.load_study(study_name=name, storage=storage).trials
     finally:
         database.stop()
     tried = [tuple(trial.user_attrs["ranks"]) for trial in trials if trial.state.name == "COMPLETE"]

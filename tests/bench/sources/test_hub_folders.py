@@ -158,20 +158,3 @@ def test_values_that_are_no_labels_or_texts_are_refused(
         datasets.Dataset.from_dict(rows | {column: values * 20}).to_parquet(tmp_path / f"{part}.parquet")
     with pytest.raises(UserError, match=f"task 'cola': {column} of the train split {said}"):
         task_of("cola", DataSource(local=tmp_path)).examples()
-
-
-@pytest.mark.parametrize(
-    "stored",
-    [{"bytes": b"no image", "path": None}, {"bytes": None, "path": "none.png"}],
-    ids=["bytes", "path"],
-)
-def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, stored: dict[str, Any]) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    good = {"bytes": encoded(np.zeros((5, 5), dtype=np.uint8)), "path": None}
-    for part, rows in (("train", [good, good]), ("test", [good, stored])):
-        parquet.write_table(pyarrow.table({"image": rows, "label": [0, 1]}), tmp_path / f"{part}.parquet")
-    examples = task_of("eurosat", DataSource(local=tmp_path)).examples()
-    with pytest.raises(UserError, match="the image in row 1 of the test split cannot be read"):
-        examples.inputs[3]

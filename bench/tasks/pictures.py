@@ -1,0 +1,34 @@
+"""Images that somebody else encoded, read from their bytes alone."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+#: What is read. PIL knows many more formats: of some it runs programs (EPS), of most nobody tests the reader.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+def decoded(content: bytes) -> NDArray[np.uint8]:
+    """The image in RGB (height, width, 3), turned as its EXIF data say.
+
+    Raises ValueError for what is in none of the formats, is not whole, or has more pixels than PIL takes for
+    an image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image.load()
+        if image.getexif().get(Image.ExifTags.Base.Orientation) is not None:
+            image = ImageOps.exif_transpose(image)
+        return np.asarray(image.convert("RGB"))
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"it is no image in a format that is read ({', '.join(FORMATS)})") from error
+    except Exception as error:
+        # PIL's readers trust what they read, so that a damaged image may raise anything.
+        raise ValueError(f"{type(error).__name__}: {error}") from error

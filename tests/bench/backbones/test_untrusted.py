@@ -1,0 +1,123 @@
+"""Somebody's checkpoint chooses neither code that runs nor weights beside those that it is known by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.backbones import BackboneSpec, describe, load
+from bench.inputs import TextInput
+from methods.errors import UserError
+
+from ..local_checkpoints import batch, encoder, features, write
+
+
+def saying(folder: Path, file: str = "config.json", **more: Any) -> BackboneSpec:
+    """A checkpoint whose file says more than transformers wrote there."""
+    where = write(folder / "model", "bert", encoder("bert")) / file
+    said = json.loads(where.read_text()) if where.exists() else {}
+    where.write_text(json.dumps(said | more))
+    return BackboneSpec(local=folder / "model")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"attn_implementation": "kernels-community/flash-attn2"},
+        {"_attn_implementation": "somebody/kernel@main:attention"},
+        {"attn_implementation": "paged|kernels-community/flash-attn2"},
+        {"_attn_implementation": {"": "somebody/kernel"}},
+        {"attn_implementation": "flash_attention_9"},
+        {"experts_implementation": "somebody/kernel"},
+        {"quantization_config": {"quant_method": "fp8"}},
+        {"transformers_weights": "other.safetensors"},
+        {"fusion_config": {"patch_embeddings": True}},
+    ],
+    ids=lambda more: " ".join(more),
+)
+def test_a_config_that_chooses_code_is_refused_by_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    from transformers import modeling_utils
+
+    def fetched(*_: Any, **__: Any) -> None:
+        pytest.fail("a kernel was fetched")
+
+    monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", fetched)
+    spec = saying(tmp_path, **more)
+    (field,) = more
+    for use in (describe, load):
+        with pytest.raises(UserError, match=f"config.json: {field} .*got "):
+            use(spec)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", "eager", "sdpa", None])
+def test_the_attention_that_runs_is_torch_s_own(tmp_path: Path, attention: str | None) -> None:
+    backbone = load(saying(tmp_path, attn_implementation=attention))
+    assert backbone.info.geometry.encoder == describe(BackboneSpec(local=tmp_path / "model")).geometry.encoder
+    config: Any = backbone.module.encoder.config
+    assert config._attn_implementation == "sdpa"
+
+
+def test_a_config_s_own_classes_are_not_imported(tmp_path: Path) -> None:
+    spec = saying(tmp_path, auto_map={"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"})
+    (tmp_path / "model" / "own.py").write_text("raise SystemExit('its code ran')")
+    plain = write(tmp_path / "plain", "bert", encoder("bert"))
+    inputs = batch("bert")
+    with torch.no_grad():
+        own, expected = features(load(spec), inputs), features(load(BackboneSpec(local=plain)), inputs)
+    assert torch.equal(own, expected)
+
+
+def test_a_tokenizer_s_own_class_is_refused_and_never_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asked whether to run code"))
+    spec = saying(
+        tmp_path,
+        "tokenizer_config.json",
+        tokenizer_class="OwnTokenizer",
+        auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]},
+    )
+    (tmp_path / "model" / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    (tmp_path / "model" / "own.py").write_text("raise SystemExit('its code ran')")
+    text = describe(spec).input
+    assert isinstance(text, TextInput)
+    with pytest.raises(UserError, match="has a tokenizer that does not load"):
+        text.load_tokenizer()
+
+
+def test_an_adapter_in_the_folder_is_refused(tmp_path: Path) -> None:
+    spec = saying(tmp_path, "adapter_config.json", peft_type="LORA", base_model_name_or_path="elsewhere")
+    for use in (describe, load):
+        with pytest.raises(UserError, match=r"adapter_config\.json"):
+            use(spec)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"architecture": "local-dir:/etc"}, "architecture .*got 'local-dir:/etc'"),
+        ({"architecture": ["test_vit"]}, "architecture .*got "),
+        (
+            {"architecture": "test_vit", "model_args": {"checkpoint_path": "/tmp/other.pth"}},
+            "model_args may not hold checkpoint_path",
+        ),
+        (
+            {"architecture": "test_vit", "model_args": {"pretrained": True, "cache_dir": "/"}},
+            "model_args may not hold cache_dir, pretrained",
+        ),
+        ({"architecture": "test_vit", "model_args": ["img_size"]}, "model_args should be an object"),
+    ],
+)
+def test_a_timm_config_loads_nothing_beside_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    monkeypatch.setattr("bench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
+    with pytest.raises(UserError, match=f"config.json: {message}"):
+        describe(BackboneSpec(timm="hf_hub:me/model"))
