@@ -121,8 +121,8 @@ class TimmBackbone:
                     f"hub model {repository} is not a timm model: its config names no architecture"
                 )
             architecture, arguments = config["architecture"], config.get("model_args") or {}
-            check_shape(file, arguments)
             refuse_timm_choices(file, architecture, arguments)
+            check_shape(file, arguments)
             # Older timm configs hold the settings at the top level.
             settings = {**config, **config.get("pretrained_cfg", {})}
             return Blueprint(architecture, arguments, settings)
