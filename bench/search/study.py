@@ -7,6 +7,7 @@ import random
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import copy as shallow_copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -210,7 +211,9 @@ class RankSearch:
             driver = trial.user_attrs.get("driver")
             gone = driver not in living if driver else dead(taker) if taker else unsigned
             if gone:
-                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                # Of several processes that see it at once, one is first.
+                with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> Point | None:
         """A point that an interrupted trial left untried."""

