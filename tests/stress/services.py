@@ -45,6 +45,15 @@ def postgres_programs() -> Path | None:
     return next((folder for folder in debian if (folder / "initdb").exists()), None)
 
 
+def container() -> tuple[str, ...] | None:
+    """The command that starts another one among processes of its own; None where that is not permitted."""
+    for rights in ((), ("--user", "--map-root-user")):
+        command = ("unshare", *rights, "--pid", "--fork", "--mount-proc", "--kill-child")
+        if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode:
+            return command
+    return None
+
+
 class Postgres:
     """A server in a folder of its own, as an unprivileged user: it refuses to run as root."""
 
@@ -117,7 +126,13 @@ class Driver:
     """`tensorbench run` as a process of its own, held at the first progress of each trial if `held`."""
 
     def __init__(
-        self, suite: Path, store: str, *options: str, name: str = "driver", held: bool = False
+        self,
+        suite: Path,
+        store: str,
+        *options: str,
+        name: str = "driver",
+        held: bool = False,
+        inside: tuple[str, ...] = (),
     ) -> None:
         self.log = suite.parent / f"{name}.log"
         self._folder = suite.parent / name
@@ -125,6 +140,7 @@ class Driver:
         holding.release(self._folder)
         self.hold(held)
         command = [
+            *inside,
             sys.executable,
             holding.__file__,
             "0",
@@ -178,9 +194,15 @@ class Driver:
 
 @contextmanager
 def driver(
-    suite: Path, store: str, *options: str, name: str = "driver", held: bool = False
+    suite: Path,
+    store: str,
+    *options: str,
+    name: str = "driver",
+    held: bool = False,
+    inside: tuple[str, ...] = (),
 ) -> Iterator[Driver]:
-    started = Driver(suite, store, *options, name=name, held=held)
+    """One that is ended at the end; `inside` is a command that starts it in a container."""
+    started = Driver(suite, store, *options, name=name, held=held, inside=inside)
     try:
         yield started
     finally:
