@@ -7,17 +7,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import scenarios
+from . import figures, scenarios
 
 WHOLE = {
     "kills": scenarios.kills,
     "ray_nodes": scenarios.ray_nodes,
     "outage": scenarios.outage,
     "faults": scenarios.faults,
+    "silence": scenarios.silence,
+    "containers": scenarios.containers,
+    "stops": scenarios.stops,
     "two_drivers": scenarios.two_drivers,
     "many_writers": scenarios.many_writers,
-    "memory": scenarios.memory,
-    "throughput": scenarios.throughput,
+    "memory": figures.memory,
+    "throughput": figures.throughput,
 }
 
 if __name__ == "__main__":

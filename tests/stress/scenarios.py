@@ -6,10 +6,8 @@ what happened. The tests run them small; `python -m tests.stress` runs them whol
 
 from __future__ import annotations
 
-import math
 import os
 import random
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,18 +18,13 @@ from typing import Any
 import psutil
 import yaml
 
-from bench.execution.driver import execute
-from bench.execution.local import Local, Slot
-from bench.execution.perform import Event
-from bench.execution.session import session
 from bench.plan.make import make_plan
-from bench.plan.rows import Plan
 from bench.store.records import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
 
 from .proxy import Choose, proxy, share
-from .services import Driver, Postgres, Server, driver, wait_until
+from .services import Driver, Postgres, Server, container, driver, wait_until
 
 Report = dict[str, Any]
 
@@ -241,56 +234,118 @@ def outage(
     }
 
 
-def faults(folder: Path, trials: int = 12, silence: float = 45) -> Report:
+def faults(folder: Path, trials: int = 6) -> Report:
     """Two drivers on a server behind a network that loses or cuts a fifth of all answers; then one that makes
-    errors of a fifth, one that holds up every request for half a second, and one that is silent for a while.
+    errors of a fifth; then one that holds up every request for half a second.
     """
-    report: Report = {"trials": trials}
     networks: dict[str, Choose] = {
         "a fifth cut, lost or doubled": share(0.2, "cut", "lost", "doubled"),
         "a fifth answered with 500": share(0.2, "refused", "failed"),
         "half a second late": lambda endpoint: "late",
-        f"silent for {silence:g} s": lambda endpoint: "late",
     }
+    report: Report = {"trials": trials}
     for number, (name, choose) in enumerate(networks.items()):
         where = folder / str(number)
         where.mkdir()
-        suite = write_suite(where, trials)
-        began = time.monotonic()
-        with ExitStack() as stack:
-            server = Server(sqlite(where), where)
-            stack.callback(server.stop)
-            between = stack.enter_context(proxy(server.uri))
-            between.choose = choose
-            if silent := name.startswith("silent"):
-                between.choose, between.delay = lambda endpoint: None, math.inf
-            runs = [
-                stack.enter_context(
-                    driver(suite, between.uri, "--executor", "local", "--workers", "1", name=who, held=silent)
-                )
-                for who in ("one", "two")
-            ]
-            if silent:
-                for run in runs:
-                    assert run.next_held() is not None, run.log.read_text()[-3000:]
-                between.choose = choose
-                for run in runs:
-                    run.hold(False)
-                time.sleep(silence)
-                between.go_on.set()
-            codes = [run.process.wait() for run in runs]
-            assert codes == [0, 0], [run.log.read_text()[-3000:] for run in runs]
-            statuses = check(suite, server.uri)
-            for run in runs:
-                no_secret_words(run.log)
-        report[name] = {
-            "by driver": [_done(run) for run in runs],
-            "faults": sum(between.faults.values()),
-            "requests": sum(between.asked.values()),
-            "runs by status": dict(statuses),
-            "seconds": round(time.monotonic() - began),
-        }
+        report[name] = _behind(where, trials, choose)
     return report
+
+
+def silence(folder: Path, trials: int = 6, seconds: float = 45) -> Report:
+    """The server of two drivers takes every request and answers none for a while, as trials run."""
+    return {"trials": trials, "seconds silent": seconds, **_behind(folder, trials, silent=seconds)}
+
+
+def _behind(folder: Path, trials: int, choose: Choose | None = None, *, silent: float = 0) -> Report:
+    """Two drivers of one worker behind a proxy; `silent` seconds without an answer begin as both work."""
+    suite = write_suite(folder, trials)
+    began = time.monotonic()
+    with ExitStack() as stack:
+        server = Server(sqlite(folder), folder)
+        stack.callback(server.stop)
+        between = stack.enter_context(proxy(server.uri))
+        between.choose = choose or between.choose
+        options = ("--executor", "local", "--workers", "1")
+        runs = [
+            stack.enter_context(driver(suite, between.uri, *options, name=who, held=bool(silent)))
+            for who in ("one", "two")
+        ]
+        if silent:
+            for run in runs:
+                assert run.next_held() is not None, run.log.read_text()[-3000:]
+            between.delay, between.choose = 10 * silent, lambda endpoint: "late"
+            for run in runs:
+                run.hold(False)
+            time.sleep(silent)
+            between.go_on.set()
+        codes = [run.process.wait() for run in runs]
+        assert codes == [0, 0], [run.log.read_text()[-3000:] for run in runs]
+        statuses = check(suite, server.uri)
+        for run in runs:
+            no_secret_words(run.log)
+    return {
+        "by driver": [_done(run) for run in runs],
+        "faults": sum(between.faults.values()),
+        "requests": sum(between.asked.values()),
+        "runs by status": dict(statuses),
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def containers(folder: Path, trials: int = 24) -> Report:
+    """Two drivers on one store and one host name, each among processes of its own, as in two containers; one
+    of them runs all the others' trials while the other's only one is held.
+    """
+    inside = container()
+    assert inside is not None, "processes may not have a namespace of their own here"
+    suite, store = write_suite(folder, trials), sqlite(folder)
+    began = time.monotonic()
+    with driver(suite, store, name="one", held=True, inside=inside) as one:
+        assert one.next_held() is not None, one.log.read_text()[-3000:]
+        with driver(suite, store, name="two", inside=inside) as two:
+            # It does all but the trial that the other one holds, which it must not take.
+            wait_until(lambda: _done(two) == trials - 1, two.process)
+            one.hold(False)
+            codes = [one.process.wait(), two.process.wait()]
+    assert codes == [0, 0], (one.log.read_text()[-2000:], two.log.read_text()[-2000:])
+    statuses = check(suite, store)
+    assert statuses == {"FINISHED": trials}, statuses
+    return {
+        "trials": trials,
+        "by driver": [_done(run) for run in (one, two)],
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def stops(folder: Path, trials: int = 12, seconds: float = 75) -> Report:
+    """One worker is stopped for a while and goes on; then one is stopped for good, and there is a limit."""
+    suite, store = write_suite(folder, trials, trial_timeout=seconds + 15), sqlite(folder)
+    began = time.monotonic()
+    with driver(suite, store, "--executor", "local", "--workers", "1", held=True) as run:
+        for number in range(2):
+            assert run.next_held() is not None, run.log.read_text()[-3000:]
+            (worker,) = run.workers()
+            worker.suspend()
+            run.release()
+            if not number:
+                time.sleep(seconds)
+                worker.resume()
+        assert run.next_held() is not None, run.log.read_text()[-3000:]
+        run.hold(False)
+        code = run.process.wait()
+    log = run.log.read_text()
+    assert code == 1, log[-3000:]
+    silent = [line for line in log.splitlines() if "does not answer" in line]
+    assert len(silent) == 2, log[-3000:]
+    by_status = Counter((str(record.status), record.tags.get("failure", "")) for record in records(store))
+    assert by_status == {("FINISHED", ""): trials - 1, ("FAILED", "timeout"): 1}, by_status
+    return {
+        "trials": trials,
+        "stopped for": seconds,
+        "runs by status": {" ".join(key).strip(): value for key, value in by_status.items()},
+        "said": silent[0],
+        "seconds": round(time.monotonic() - began),
+    }
 
 
 def two_drivers(folder: Path, trials: int = 60, workers: int = 2) -> Report:
@@ -337,71 +392,3 @@ def many_writers(folder: Path, trials: int = 96, drivers: int = 8) -> Report:
 
 def _done(run: Driver) -> int:
     return run.log.read_text().count("✓")
-
-
-def _timed(plan: Plan, store: Store, place: Local) -> float:
-    """Seconds from the first start of a trial to the last end."""
-    marks: list[float] = []
-
-    def note(event: Event) -> None:
-        if event.kind in ("started", "finished"):
-            marks.append(time.monotonic())
-        assert event.kind in ("started", "progress", "finished"), event
-
-    with session(store) as at_work:
-        execute(plan, list(plan.trials), at_work, place, note)
-    return marks[-1] - marks[0]
-
-
-def throughput(folder: Path, trials: int = 12, rounds: int = 3, steps: int = 150) -> Report:
-    """Two workers of one thread against one of one thread, in turns; workers are warm."""
-    ratios, times = [], []
-    places = {count: Local([Slot(f"cpu/{i}", "cpu", 1) for i in range(count)]) for count in (1, 2)}
-    tasks = [{"task": "digits", "train_size": 600, "validation_size": 100, "test_size": 100}]
-    training = {"lr": 1e-3, "batch_size": 64, "steps": steps}
-    with places[1], places[2]:
-        for number in range(rounds + 1):
-            seconds = {}
-            for count, place in places.items():
-                where = folder / f"{number}-{count}"
-                where.mkdir()
-                # The first round only warms up.
-                size = trials if number else 2 * count
-                suite = write_suite(
-                    where, size, tasks=tasks, training=training, methods=["lora", "head_only"]
-                )
-                plan = make_plan(load_suite(suite))
-                place.prepare(list(plan.trials))
-                seconds[count] = _timed(plan, Store.create(sqlite(where), "stress"), place)
-            if number:
-                times.append(seconds)
-                ratios.append(seconds[1] / seconds[2])
-    return {"trials a round": trials, "seconds": times, "ratios": ratios, "median": statistics.median(ratios)}
-
-
-def memory(folder: Path, trials: int = 500, warm: int = 50) -> Report:
-    """Many trials in one worker: its resident memory after the first ones and after the last."""
-    seeds = list(range(trials // 4))
-    methods = ["head_only", "lora", "lotr", {"method": "tenslora", "variant": "att"}]
-    suite = write_suite(folder, trials, steps=8, seeds=seeds, methods=methods)
-    plan, store = make_plan(load_suite(suite)), Store.create(sqlite(folder), "stress")
-    sizes: list[float] = []
-    place = Local([Slot("cpu/0", "cpu", 1)])
-
-    def note(event: Event) -> None:
-        if event.kind == "finished":
-            sizes.append(place.processes()[0].memory_info().rss / 2**20)
-
-    began = time.monotonic()
-    with place, session(store) as at_work:
-        place.prepare(list(plan.trials))
-        execute(plan, list(plan.trials), at_work, place, note)
-    first = statistics.median(sizes[warm - 10 : warm])
-    last = statistics.median(sizes[-10:])
-    return {
-        "trials": len(sizes),
-        f"MiB after {warm}": round(first, 1),
-        "MiB at the end": round(last, 1),
-        "growth": last / first - 1,
-        "seconds": round(time.monotonic() - began),
-    }

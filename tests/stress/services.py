@@ -18,9 +18,9 @@ import psutil
 
 from bench.store.connect import with_driver
 
+from ..bench import holding
 from ..bench.forked import Program
 from ..bench.held import begin, release
-from ..bench.holding import LOOK
 
 
 def free_port() -> int:
@@ -45,6 +45,15 @@ def postgres_programs() -> Path | None:
         return Path(found).resolve().parent
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in debian if (folder / "initdb").exists()), None)
+
+
+def container() -> tuple[str, ...] | None:
+    """The command that starts another one among processes of its own; None where that is not permitted."""
+    for rights in ((), ("--user", "--map-root-user")):
+        command = ("unshare", *rights, "--pid", "--fork", "--mount-proc", "--kill-child")
+        if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode:
+            return command
+    return None
 
 
 class Postgres:
@@ -119,14 +128,30 @@ class Driver:
     """`tensorbench run` as a process of its own, held at the first progress of each trial if `held`."""
 
     def __init__(
-        self, suite: Path, store: str, *options: str, name: str = "driver", held: bool = False
+        self,
+        suite: Path,
+        store: str,
+        *options: str,
+        name: str = "driver",
+        held: bool = False,
+        inside: tuple[str, ...] = (),
     ) -> None:
         self.log = suite.parent / f"{name}.log"
         self._folder = suite.parent / name
         self._folder.mkdir(exist_ok=True)
         self.hold(held)
         arguments = ("run", suite, "--store", store, *options)
-        self.process = begin(self._folder, suite.parent, self.log, arguments)
+        self.process: Program | subprocess.Popen[bytes]
+        if not inside:
+            self.process = begin(self._folder, suite.parent, self.log, arguments)
+            return
+        # A fork would be in the namespaces of this process.
+        command = [*inside, sys.executable, holding.__file__, "0", self._folder, *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=suite.parent, env=environment
+            )
 
     def hold(self, held: bool) -> None:
         """Whether trials are held from now on; one that is held now goes on if they are not."""
@@ -142,7 +167,7 @@ class Driver:
         while not file.exists():
             if self.process.poll() is not None:
                 return None
-            time.sleep(LOOK)
+            time.sleep(holding.LOOK)
         return file.read_text()
 
     def release(self) -> None:
@@ -166,9 +191,15 @@ class Driver:
 
 @contextmanager
 def driver(
-    suite: Path, store: str, *options: str, name: str = "driver", held: bool = False
+    suite: Path,
+    store: str,
+    *options: str,
+    name: str = "driver",
+    held: bool = False,
+    inside: tuple[str, ...] = (),
 ) -> Iterator[Driver]:
-    started = Driver(suite, store, *options, name=name, held=held)
+    """One that is ended at the end; `inside` is a command that starts it in a container."""
+    started = Driver(suite, store, *options, name=name, held=held, inside=inside)
     try:
         yield started
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ import pytest
 
 from bench.process import alive
 from bench.process.alive import dead, owner
+
+from ...stress.services import container
 
 #: Prints who it is, and what it thinks of the processes that it is told of.
 TELLING = """
@@ -74,15 +75,6 @@ def test_where_the_system_tells_neither_the_host_name_counts(
     monkeypatch.setattr(alive, "NAMESPACE", tmp_path / "no")
     assert not dead(owner())
     assert dead(f"{owner().split(':')[0]}:{gone()}:0")
-
-
-def container() -> list[str] | None:
-    """The command that starts another one among processes of its own; None where that is not permitted."""
-    for rights in ([], ["--user", "--map-root-user"]):
-        command = ["unshare", *rights, "--pid", "--fork", "--mount-proc", "--kill-child"]
-        if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode:
-            return command
-    return None
 
 
 @pytest.mark.processes
