@@ -214,8 +214,9 @@ class Claims:
     @insisting
     def silent(self) -> set[str]:
         """The dead drivers whose signs are still there."""
-        living = self.living()
-        return self.signs().keys() - living
+        signs = self.signs()
+        # Asked after them, or one that has just begun would be taken for dead.
+        return signs.keys() - self.living()
 
     @insisting
     def close_stale(self) -> int:
