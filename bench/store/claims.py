@@ -214,8 +214,9 @@ class Claims:
     @insisting
     def silent(self) -> set[str]:
         """The dead drivers whose signs are still there."""
-        living = self.living()
-        return self.signs().keys() - living
+        # In this order: one that gives its first sign meanwhile lives.
+        there = self.signs()
+        return there.keys() - self.living()
 
     @insisting
     def close_stale(self) -> int:
