@@ -214,9 +214,9 @@ class Claims:
     @insisting
     def silent(self) -> set[str]:
         """The dead drivers whose signs are still there."""
-        signs = self.signs()
-        # Asked after them, or one that has just begun would be taken for dead.
-        return signs.keys() - self.living()
+        # In this order: one that gives its first sign meanwhile lives.
+        there = self.signs()
+        return there.keys() - self.living()
 
     @insisting
     def close_stale(self) -> int:

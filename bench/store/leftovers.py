@@ -52,9 +52,12 @@ def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) ->
     waits until each has given a sign, or none for so long that it counts as dead.
     """
     claims = Claims(store)
-    living = _watched(claims, watching)
+    _watch(claims, watching)
+    # In this order: a driver gives its first sign of life before it claims.
+    taken = claims.taken()
+    living = claims.living() - {claims.driver}
     # Without any driver at work nobody asks which attempt at a trial is the next.
-    needless = claims.left() if living else list(claims.taken())
+    needless = claims.left() if living else list(taken)
     waiting, refused = Outbox(store.outbox).everything()
     found = Leftovers(
         store.name,
@@ -72,8 +75,8 @@ def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) ->
     return found
 
 
-def _watched(claims: Claims, watching: Callable[[int], None]) -> set[str]:
-    """The drivers that live."""
+def _watch(claims: Claims, watching: Callable[[int], None]) -> None:
+    """Waits until every driver has given a sign of life, or none for so long that it is dead."""
     first, until = claims.signs(), time.monotonic() + EXPIRY
     living = claims.living() - {claims.driver}
     if living:
@@ -83,4 +86,3 @@ def _watched(claims: Claims, watching: Callable[[int], None]) -> set[str]:
             break
         time.sleep(LOOK)
         living = claims.living() - {claims.driver}
-    return claims.living() - {claims.driver}

@@ -390,3 +390,21 @@ def test_gc_leaves_a_driver_elsewhere_alone_that_gives_a_sign(
     assert "waiting for a sign of life of 2 driver(s)" in ended.err
     assert signs(store) == [far.driver]
     assert len(names(store)) == 2
+
+
+def test_a_driver_that_begins_while_another_sweeps_keeps_its_sign(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeping = opened(store)
+    real, begun = MlflowClient.get_experiment, []
+
+    def slow(self: MlflowClient, experiment: str) -> Any:
+        found = real(self, experiment)
+        if not begun:
+            begun.append(None)
+            begun[0] = opened(store)
+        return found
+
+    monkeypatch.setattr(MlflowClient, "get_experiment", slow)
+    assert sweeping.silent() == set()
+    assert len(signs(store)) == 2
