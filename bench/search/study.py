@@ -205,7 +205,7 @@ class RankSearch:
     def _release(self, nested: Nested) -> None:
         """Lets running trials fail whose process is gone, so that their points are tried again."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        # Asked after the trials: a driver gives its sign before it takes any, so the living ones are all in it.
+        # Asked after the trials: a driver gives its sign before it takes any, so all living ones are in it.
         living = nested.living()
         for trial in running:
             taker = trial.user_attrs.get("owner")
