@@ -22,8 +22,6 @@ class Leftovers:
     """What is left over of one experiment."""
 
     experiment: str
-    #: How many drivers are at work on it now.
-    at_work: int
     #: The trials that have claims of dead drivers, and need none.
     claims: list[str]
     #: Runs that dead drivers left open.
@@ -33,10 +31,6 @@ class Leftovers:
     #: Records on this machine: those that the next start sends, and those that the store did not take.
     waiting: list[Path]
     refused: list[Path]
-
-    @property
-    def deletable(self) -> bool:
-        return bool(self.claims or self.runs or self.drivers)
 
 
 def experiments(uri: str) -> list[str]:
@@ -61,7 +55,6 @@ def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) ->
     waiting, refused = Outbox(store.outbox).everything()
     found = Leftovers(
         store.name,
-        len(living),
         sorted(needless),
         claims.stale(),
         sorted(claims.silent()),
