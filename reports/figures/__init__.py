@@ -21,7 +21,7 @@ def draw(analysis: Analysis, curves: Sequence[Curve] = ()) -> list[Drawn]:
         drawn = [score_against(study, cost, looks) for cost in COSTS]
         for number, block in enumerate(analysis.blocks):
             drawn += [
-                differences(block, number, analysis.threshold, looks),
+                differences(block, number, looks),
                 ranks(study, block, number, looks),
                 better(block, number),
                 normalised(study, block, number, looks),
