@@ -98,8 +98,9 @@ def _step_down(values: Array, alone: Sequence[float]) -> list[float]:
     values, observed = values[order], observed[order]
     # What rounding leaves in sums that are equal.
     observed = observed - 1e-9
-    middle = values.shape[1] // 2
-    first = np.stack([_sums(row[:middle]) for row in values])
+    # The other half of the flips has the same sums with the other sign: the first pair keeps its own.
+    middle = values.shape[1] // 2 + 1
+    first = np.stack([row[0] + _sums(row[1:middle]) for row in values])
     second = np.stack([_sums(row[middle:]) for row in values])
     reached = np.zeros(len(values))
     step = max(1, CHUNK // first.shape[1])
@@ -108,7 +109,7 @@ def _step_down(values: Array, alone: Sequence[float]) -> list[float]:
         # The largest of each method and those after it.
         largest = np.maximum.accumulate(sums[::-1], axis=0)[::-1]
         reached += (largest >= observed[:, None, None]).sum((1, 2))
-    stepped = np.maximum.accumulate(reached / 2.0 ** values.shape[1])
+    stepped = np.maximum.accumulate(reached / 2.0 ** (values.shape[1] - 1))
     p = np.empty(len(values))
     p[order] = np.minimum(1.0, stepped)
     return [max(float(one), own) for one, own in zip(p, alone, strict=True)]
