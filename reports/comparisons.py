@@ -107,9 +107,12 @@ def find_reference(
             if not differs:
                 return Reference(method, there, tuple(found[setting].number for setting in recipe)), []
             other = other or differs
+        # A budget that has a LoRA of its own is measured by no other.
+        if of_budget and there == budget != OWN_SIZE and some is lora:
+            break
     if other:
         return None, [f"LoRA was made otherwise ({told(other)}): nothing here is compared with it."]
-    return None, ["No LoRA has a finished run on all settings of this budget: nothing is compared with it."]
+    return None, ["No LoRA has finished runs on all settings of this budget: nothing is compared with it."]
 
 
 def against_reference(
@@ -210,9 +213,11 @@ class _Family:
 
 def _floored(study: Study, cell: int) -> dict[int, float]:
     """The scores of a cell by seed, with the floor for runs that diverged."""
-    floor = floor_of(study, study.all_cells[cell].setting)
-    scores = {seed.seed: floor if seed.failure == DIVERGED else seed.score for seed in study.of_cell(cell)}
-    return {seed: score for seed, score in scores.items() if score is not None}
+    seeds = study.of_cell(cell)
+    scores = {seed.seed: seed.score for seed in seeds if seed.score is not None}
+    if lost := [seed.seed for seed in seeds if seed.failure == DIVERGED]:
+        scores |= dict.fromkeys(lost, floor_of(study, study.all_cells[cell].setting))
+    return scores
 
 
 def _planned(study: Study, pair: Sequence[int]) -> list[int]:

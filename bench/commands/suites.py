@@ -24,7 +24,6 @@ from bench.commands.options import (
     err,
     out,
 )
-from methods import UserError
 
 
 def run(
@@ -153,6 +152,7 @@ def plan(
     from bench.power import power as suite_power
     from bench.suite.load import load_suite
     from bench.terminal.plans import print_forecast, print_plan, print_power
+    from methods import UserError
 
     if sd is not None and not power:
         raise UserError("--sd is of --power, which is not asked for")

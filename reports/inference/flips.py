@@ -49,17 +49,22 @@ def p_of(values: Array) -> float:
         signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(RANDOM, len(values)))
         return float((1 + (np.abs(signs @ values) >= observed).sum()) / (RANDOM + 1))
     middle = len(values) // 2
-    first, second = _sums(values[:middle]), np.sort(_sums(values[middle:]))
+    first, second = _sums(values[:middle], ordered=True), _sums(values[middle:], ordered=True)
     above = len(second) - np.searchsorted(second, observed - first, side="left")
     # The flips come in pairs of opposite sums, so that as many are below as above.
     return float(2 * above.sum() / 2.0 ** len(values))
 
 
-def _sums(values: Array) -> Array:
-    """The sums under all flips of the signs, in ascending order of the binary number that the signs are."""
+def _sums(values: Array, *, ordered: bool = False) -> Array:
+    """The sums under all flips of the signs, in the order of the binary number that the signs are, or
+    sorted.
+    """
     sums = np.zeros(1)
     for value in values:
         sums = np.concatenate([sums - value, sums + value])
+        if ordered:
+            # Two sorted halves, which a stable sort merges.
+            sums.sort(kind="stable")
     return sums
 
 

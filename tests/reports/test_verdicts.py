@@ -168,10 +168,24 @@ def test_one_task_says_nothing_of_others(analysed: Callable[..., Analysis]) -> N
 def test_without_lora_methods_are_compared_with_one_another_alone(analysed: Callable[..., Analysis]) -> None:
     found = analysed(scores(0.05), {"methods": ["lotr", {"method": "tenslora", "variant": "att"}]})
     assert of(found).comparisons == ()
-    assert any("No LoRA has a finished run" in note for note in of(found).notes)
+    assert any("No LoRA has finished runs" in note for note in of(found).notes)
     ranking = of(found).ranking
     assert ranking is not None
     assert ranking.letters is not None
+
+
+def test_a_budget_whose_lora_failed_is_measured_by_no_other(analysed: Callable[..., Analysis]) -> None:
+    def told(trial: Trial, row: Row) -> Result | None:
+        made = scores(0.05)(trial, row)
+        lost = row.title == "LoRA" and row.budget is not None and row.budget.label == "isorank 2"
+        return made and dataclasses.replace(made, failure="error" if lost else "")
+
+    found = analysed(
+        told, {"budgets": [{"isorank": 2}, {"isorank": 3}], "methods": [*FIVE["methods"], "lotr"]}
+    )
+    assert of(found).comparisons == ()
+    assert any("No LoRA has finished runs" in note for note in of(found).notes)
+    assert len(of(found, "isorank 3").comparisons) == 2
 
 
 def test_without_head_only_nothing_is_normalised(analysed: Callable[..., Analysis]) -> None:
