@@ -1,47 +1,57 @@
 """What the stored scores say: comparisons with LoRA, ranks, groups, aggregates; and where they say nothing.
 
-One block is one budget. Within it methods are compared over settings (a task on a backbone), and only
-methods whose every cell is complete take part; the others are named with the reason.
+One block is one budget, of settings with one metric and of methods that were made alike. Within it methods
+are compared over settings (a task on a backbone), seed by seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from reports.comparisons import AgainstReference, Reference, against_reference, find_reference
+from reports.evidence import Evidence, gather
+from reports.inference import power
+from reports.inference.normalised import Aggregate
+from reports.inference.power import Design
 from reports.ranking import Ranking, normalise, rank
-from reports.resampling import Resampled, resample
-from reports.statistics import Aggregate
-from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
+from reports.recipes import Alike, Recipe, alike, recipes, told
+from reports.study import CEILING, FLOOR, Cell, Study, TaskAndBackbone, block_order, grouped
 from reports.words import listed, many
 
-#: The smallest difference that matters unless the user says otherwise: one point of a score in [0, 1].
+#: The smallest difference that matters unless the user says otherwise: one point of accuracy.
 THRESHOLD = 0.01
+#: What a point of accuracy is in other metrics: Matthews' correlation of two even classes is twice an
+#: accuracy, less one.
+UNITS = {"matthews": 2.0}
 
 
 @dataclass(frozen=True)
 class Block:
-    """What can be said about the methods of one budget."""
+    """What can be said about the methods of one budget that were made alike, by one metric."""
 
     budget: str
-    #: Those on which some method is complete.
+    metric: str
+    #: The budget, with what tells the block from others of the same budget.
+    title: str
+    #: The smallest difference that matters, in the metric's units.
+    threshold: float
+    #: Those on which there is something to compare.
     settings: tuple[TaskAndBackbone, ...]
-    #: The cells of every method that is complete on all of them, in the order of the settings.
+    #: The cells of every method that has runs on all of them, in the order of the settings.
     cells: Mapping[str, tuple[int, ...]] = field(repr=False)
     #: Method -> why it is in no comparison and no aggregate.
     left_out: Mapping[str, str]
-    #: How many seeds all methods share on every setting at least.
-    seeds: int = 0
     #: What the methods are compared with; None where there is no such thing.
     reference: Reference | None = None
     comparisons: tuple[AgainstReference, ...] = ()
-    resampled: tuple[Resampled, ...] = ()
-    #: None where the methods share no seed.
+    #: What the comparisons could find; None where nothing is known of the noise.
+    design: Design | None = None
+    #: None where no method takes part.
     ranking: Ranking | None = None
     #: Method -> its scores between head only and full fine-tuning.
     aggregates: Mapping[str, Aggregate] = field(default_factory=dict)
-    #: Why a method, or every one, is not compared with the reference.
+    #: What is to be said of the comparisons, and why a method, or every one, is in none.
     notes: tuple[str, ...] = ()
     #: The same of ranks, groups and aggregates.
     rank_notes: tuple[str, ...] = ()
@@ -51,12 +61,24 @@ class Block:
         """Those that take part, best mean rank first."""
         return self.ranking.methods if self.ranking else tuple(self.cells)
 
+    @property
+    def without_examples(self) -> tuple[TaskAndBackbone, ...]:
+        """The settings on which some comparison is of seeds alone."""
+        alone = {
+            setting
+            for comparison in self.comparisons
+            for setting, part in zip(self.settings, comparison.effect.parts, strict=True)
+            if part.count is None
+        }
+        return tuple(setting for setting in self.settings if setting in alone)
+
 
 @dataclass(frozen=True)
 class Analysis:
     """A study with everything that is computed from it."""
 
     study: Study
+    #: Of accuracy; each block has its own.
     threshold: float
     blocks: tuple[Block, ...]
     #: What whoever reads the report must know, the notes of the study included.
@@ -65,86 +87,146 @@ class Analysis:
 
 def analyse(study: Study, threshold: float = THRESHOLD) -> Analysis:
     """Computes what the report shows beyond means."""
+    made = recipes(study)
     budgets = sorted(dict.fromkeys(cell.budget for cell in study.all_cells), key=block_order)
-    blocks = [_block(study, budget, threshold) for budget in budgets]
-    resampled, left_out = resample(study, [block.comparisons for block in blocks])
-    whole = (replace(block, resampled=found) for block, found in zip(blocks, resampled, strict=True))
-    return Analysis(study, threshold, tuple(whole), (*study.notes, *left_out, *_sparse(study)))
+    begun = [
+        _referred(study, block, made)
+        for budget in budgets
+        for block in _blocks(study, budget, made, threshold)
+    ]
+    evidence = gather(study, _needed(study, begun))
+    blocks = tuple(_finished(evidence, block, made) for block in begun)
+    notes = (*study.notes, *evidence.notes, *_sparse(study), *_metrics(study))
+    return Analysis(study, threshold, blocks, notes)
 
 
-def _block(study: Study, budget: str, threshold: float) -> Block:
-    block = _entrants(budget, [cell for cell in study.all_cells if cell.budget == budget])
-    if not block.cells:
+def _blocks(study: Study, budget: str, made: Mapping[int, Recipe], threshold: float) -> Iterator[Block]:
+    """The blocks of a budget, with who takes part in each."""
+    planned = [cell for cell in study.all_cells if cell.budget == budget]
+    metric_of = {cell.setting: cell.metric for cell in reversed(study.all_cells) if cell.metric}
+    # What has not run yet has told no metric.
+    first = next(iter(metric_of.values()), "")
+    by_metric = grouped(planned, lambda cell: metric_of.get(cell.setting, first))
+    for metric, cells in by_metric.items():
+        groups = alike(made, grouped(cells, lambda cell: cell.method))
+        for number, group in enumerate(groups):
+            parts = [
+                budget,
+                *([metric] if len(by_metric) > 1 else []),
+                *([f"recipe {number + 1}"] if number else []),
+            ]
+            block = Block(
+                budget=budget,
+                metric=metric,
+                title=" · ".join(part for part in parts if part),
+                threshold=threshold * UNITS.get(metric, 1.0),
+                settings=(),
+                cells={},
+                left_out={},
+            )
+            yield _apart(_entrants(study, block, group), group, groups[0])
+
+
+def _apart(block: Block, group: Alike, first: Alike) -> Block:
+    """Says in what a group differs from the first of its budget."""
+    if group is first:
         return block
-    shared = [len(study.scores(cells)[0]) for cells in zip(*block.cells.values(), strict=True)]
-    if min(shared) == 0:
-        told = "The methods share no seed on some setting: nothing here is paired or ranked."
-        return replace(block, notes=(*block.notes, told))
-    ranking = rank(study, block.cells)
-    reference, missing = find_reference(study, budget, block.settings)
-    comparisons, uncompared = against_reference(
-        study, {method: block.cells[method] for method in ranking.methods}, reference, threshold
+    differs = first.differs([cell for cells in group.methods.values() for cell in cells])
+    note = (
+        f"Made otherwise than {listed(list(first.methods)[:3])} ({told(differs)}), and so shown apart: no "
+        "verdict compares them."
     )
-    aggregates, unnormalised = normalise(study, block.settings, block.cells, threshold)
-    return replace(
-        block,
-        seeds=min(shared),
-        reference=reference,
-        comparisons=comparisons,
-        ranking=ranking,
-        aggregates=aggregates,
-        notes=(*block.notes, *missing, *uncompared),
-        rank_notes=(*_shared(study, block, min(shared)), *ranking.notes, *unnormalised),
-    )
+    return replace(block, notes=(note, *block.notes))
 
 
-def _entrants(budget: str, planned: Sequence[Cell]) -> Block:
-    """Who takes part in the comparisons of a budget, and who does not and why."""
-    begun = {cell.setting for cell in planned if cell.complete}
-    every = dict.fromkeys(cell.setting for cell in planned)
-    settings = tuple(setting for setting in every if setting in begun)
+def _entrants(study: Study, block: Block, group: Alike) -> Block:
+    """Who takes part in the comparisons of a block, and who does not and why."""
+    planned = [cell for cells in group.methods.values() for cell in cells]
+    every = grouped(planned, lambda cell: cell.setting)
+    # A setting on which hardly anything has run yet would keep everybody out.
+    least = min(2, len(group.methods))
+    settings = tuple(
+        setting for setting, cells in every.items() if sum(cell.finished > 0 for cell in cells) >= least
+    )
     taking_part: dict[str, tuple[int, ...]] = {}
     left_out: dict[str, str] = {}
-    for method, cells in grouped(planned, lambda cell: cell.method).items():
-        found = {cell.setting: cell for cell in cells if cell.setting in begun}
+    for method, cells in group.methods.items():
+        found = {cell.setting: cell for cell in cells if cell.setting in settings}
         if not found:
             continue
-        if reason := _incomplete(settings, found):
+        if reason := _absent(settings, found):
             left_out[method] = reason
         else:
             taking_part[method] = tuple(found[setting].number for setting in settings)
     notes = []
     if len(settings) < len(every):
-        others = listed(setting for setting in every if setting not in begun)
-        notes.append(f"No method is complete on {others}: not in what follows.")
+        others = listed(setting for setting in every if setting not in settings)
+        notes.append(f"Too few methods have finished runs on {others}: not in what follows.")
     if left_out:
-        methods = len(taking_part) + len(left_out)
         notes.append(
-            f"{len(left_out)} of {methods} methods have incomplete cells and are in no comparison, "
-            "rank or aggregate of this budget."
+            f"{many(len(left_out), 'method')} of {len(taking_part) + len(left_out)} have no finished run on "
+            f"some setting and are in no comparison, rank or aggregate of this budget: {listed(left_out)}."
         )
-    return Block(budget, settings, taking_part, left_out, notes=tuple(notes))
+    return replace(block, settings=settings, cells=taking_part, left_out=left_out, notes=tuple(notes))
 
 
-def _incomplete(settings: Iterable[TaskAndBackbone], found: Mapping[TaskAndBackbone, Cell]) -> str:
+def _absent(settings: Iterable[TaskAndBackbone], found: Mapping[TaskAndBackbone, Cell]) -> str:
     """Why a method does not take part; empty if it does."""
     if absent := [setting for setting in settings if setting not in found]:
         return f"not planned on {listed(absent)}"
-    short = (
-        f"{cell.finished} of {cell.seeds} seeds on {cell.setting}"
-        for cell in found.values()
-        if not cell.complete
+    return "; ".join(
+        f"0 of {cell.seeds} seeds on {cell.setting}" for cell in found.values() if not cell.finished
     )
-    return "; ".join(short)
 
 
-def _shared(study: Study, block: Block, seeds: int) -> list[str]:
-    most = max(study.all_cells[cell].finished for cells in block.cells.values() for cell in cells)
-    if seeds == most:
+def _referred(study: Study, block: Block, made: Mapping[int, Recipe]) -> Block:
+    """The block with what its methods are compared with."""
+    if not block.cells:
+        return block
+    first = [study.all_cells[number] for number in next(iter(block.cells.values()))]
+    reference, missing = find_reference(study, block.budget, first, made)
+    return replace(block, reference=reference, notes=(*block.notes, *missing))
+
+
+def _needed(study: Study, blocks: Sequence[Block]) -> list[int]:
+    """The cells whose predictions the blocks need: of comparisons, then of normalised scores."""
+    numbers = [
+        number
+        for block in blocks
+        for cells in ((block.reference.cells if block.reference else ()), *block.cells.values())
+        for number in cells
+    ]
+    return numbers + [cell.number for cell in study.all_cells if cell.family in (FLOOR, CEILING)]
+
+
+def _finished(evidence: Evidence, block: Block, made: Mapping[int, Recipe]) -> Block:
+    if not block.cells:
+        return block
+    ranking = rank(evidence, block.cells)
+    comparisons, notes = against_reference(
+        evidence,
+        {method: block.cells[method] for method in ranking.methods},
+        block.reference,
+        block.threshold,
+    )
+    aggregates, unnormalised = normalise(evidence, block.settings, block.cells, made, block.threshold)
+    return replace(
+        block,
+        comparisons=comparisons,
+        design=power.of_effects([comparison.effect for comparison in comparisons]),
+        ranking=ranking,
+        aggregates=aggregates,
+        notes=(*block.notes, *notes),
+        rank_notes=(*ranking.notes, *unnormalised),
+    )
+
+
+def _metrics(study: Study) -> list[str]:
+    found = list(dict.fromkeys(cell.metric for cell in study.all_cells if cell.metric))
+    if len(found) < 2:
         return []
     return [
-        f"On some setting all methods share {seeds} of up to {many(most, 'seed')}: ranks, groups "
-        "and P(better) are of shared seeds alone, and may differ from the means."
+        f"Scores are of several metrics ({listed(found)}): they are not averaged, and each has its threshold."
     ]
 
 
@@ -152,12 +234,20 @@ def _sparse(study: Study) -> list[str]:
     """Notes on how little there is to go by."""
     notes = []
     most = max(cell.seeds for cell in study.all_cells)
-    if most < 5:
+    if most == 1:
         notes.append(
-            f"{many(most, 'seed')} per cell at most: intervals are wide or absent, and hardly any difference "
-            "can be shown."
+            "One seed: nothing is known of how much training varies, so that no difference can be claimed."
         )
+    elif most < 5:
+        notes.append(
+            f"{many(most, 'seed')} per cell at most: intervals are wide, and hardly any difference can be "
+            "shown."
+        )
+    if len({cell.task for cell in study.all_cells}) == 1:
+        notes.append("One task: what is said holds for it, and nothing can be said of other tasks.")
     cells = len(study.all_cells)
     if lost := sum(not cell.complete for cell in study.all_cells):
-        notes.append(f"{many(lost, 'cell')} of {cells:,} incomplete: shown, marked †, and in no aggregate.")
+        notes.append(
+            f"{many(lost, 'cell')} of {cells:,} incomplete: shown, marked †, with the seeds that they have."
+        )
     return notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +15,7 @@ from pyarrow import ArrowException
 from bench.store.records import Record
 from bench.wire.found import AllocationResult, SearchResult
 from bench.wire.words import Artifact, Kind
-from reports.statistics import Array
+from reports.inference.intervals import Array
 from reports.study import Experiment
 
 #: How many artifacts or histories are asked for at once.
@@ -41,7 +41,7 @@ def ablations(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | A
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one run answered: arrays (examples,), sorted by example."""
+    """What one run answered: arrays (examples,), sorted by example. -1 is no answer."""
 
     examples: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -59,11 +59,16 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str]) -> dict[str, P
             table = pq.read_table(path, columns=["example", "label", "prediction"])
         except (OSError, ArrowException):
             return None
-        example, label, answer = (table.column(name).to_numpy() for name in table.column_names)
+        example, label, answer = (_whole(table.column(name).to_numpy()) for name in table.column_names)
         order = np.argsort(example, kind="stable")
         return Predictions(example[order], label[order], answer[order])
 
     return _in_parallel(one, trial_ids)
+
+
+def _whole(numbers: NDArray[Any]) -> NDArray[np.int64]:
+    """As whole numbers; -1 for what is none, which is no example, label or answer."""
+    return np.nan_to_num(numbers, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
 
 
 def histories(experiment: Experiment, trial_ids: Iterable[str], key: str) -> dict[str, Array]:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from methods import UserError
-from reports import mixtures, statistics
+from reports import mixtures
+from reports.inference.flips import holm
+from reports.inference.intervals import ALPHA, LEVEL, RESOLUTION, Array, Bounds
 from reports.reading import read
-from reports.statistics import ALPHA, LEVEL, RESOLUTION, Array, Bounds
 from reports.study import Cell, Study, grouped
 
 
@@ -157,7 +158,7 @@ def _tested(x: Array, y: Array, paired: bool) -> tuple[Bounds | None, float | No
 
 def _corrected(moves: Sequence[Move]) -> list[Move]:
     """The moves with p corrected for their number, the largest differences first."""
-    p = iter(statistics.holm([move.p for move in moves if move.p is not None]))
+    p = iter(holm([move.p for move in moves if move.p is not None]))
     corrected = []
     for move in moves:
         if move.p is not None:

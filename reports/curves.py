@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.wire.words import validation_key
 from reports.artifacts import histories
-from reports.statistics import Array
+from reports.inference.intervals import Array
 from reports.study import CEILING, FLOOR, OWN_SIZE, REFERENCE, Cell, Seed, Study, grouped
 
 #: Panels, methods of one panel beside the baselines, and metric histories that one report reads.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -12,24 +13,33 @@ from pydantic_core import to_jsonable_python
 
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis, Block
+from reports.inference.intervals import Bounds
 from reports.mixtures import Mixture
-from reports.statistics import Bounds
 from reports.study import Study
 
 
 def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
     """All tables by file name, as stored numbers, each traced to cells or runs."""
-    study, blocks = analysis.study, analysis.blocks
-    built = {
-        "cells": _cells(study),
-        "seeds": study.seeds,
-        "comparisons": pd.DataFrame(line for block in blocks for line in _comparisons(block)),
-        "ranks": pd.DataFrame(line for block in blocks for line in _ranks(block)),
-        "p_better": pd.DataFrame(line for block in blocks for line in _better(block)),
-        "normalised": pd.DataFrame(line for block in blocks for line in _normalised(block)),
-        "resampled_examples": pd.DataFrame(line for block in blocks for line in _resampled(study, block)),
+    study = analysis.study
+    by_block = {
+        "comparisons": _comparisons,
+        "by_setting": _by_setting,
+        "without_task": _without_task,
+        "power": _power,
+        "ranks": _ranks,
+        "p_better": _better,
+        "normalised": _normalised,
+    }
+    built = {"cells": _cells(study), "seeds": study.seeds} | {
+        name: pd.DataFrame(_block(block) | line for block in analysis.blocks for line in lines(block))
+        for name, lines in by_block.items()
     }
     return {name: frame for name, frame in built.items() if len(frame)}
+
+
+def _block(block: Block) -> dict[str, Any]:
+    """What tells the block of a line."""
+    return {"block": block.title, "budget": block.budget, "metric": block.metric}
 
 
 def _cells(study: Study) -> pd.DataFrame:
@@ -41,41 +51,100 @@ def _cells(study: Study) -> pd.DataFrame:
 def _comparisons(block: Block) -> Iterator[dict[str, Any]]:
     for found in block.comparisons:
         assert block.reference is not None
+        error, new_task, if_floor = found.effect.error, found.beyond.new_task, found.if_floor
         yield {
-            "budget": block.budget,
             "method": found.method,
             "reference": block.reference.method,
             "reference_budget": block.reference.budget,
-            "settings": found.effect.settings,
+            "settings": len(found.effect.parts),
+            "settings_with_examples": found.effect.counted,
             "seed_pairs": found.effect.pairs,
+            "lost_pairs": found.lost,
             "difference": found.effect.difference,
-            **_bounds("low", "high", found.effect.interval),
-            "hedges_g": found.effect.g,
-            **_bounds("g_low", "g_high", found.effect.g_interval),
+            **_bounds("low", "high", found.interval),
+            "threshold": block.threshold,
+            "verdict": str(found.verdict.answer),
+            "side": found.verdict.side,
+            "error": error and error.total,
+            "error_of_seeds": error and math.sqrt(error.seeds),
+            "hedges_g": found.g,
             "p_better": found.better,
             **_bounds("p_better_low", "p_better_high", found.better_interval),
-            "p": found.effect.p,
-            "p_holm": found.p_holm,
-            "smallest_p": found.effect.smallest_p,
-            "verdict": found.verdict,
+            "criterion": found.criterion and str(found.criterion),
+            "p": found.p,
+            "p_adjusted": found.p_adjusted,
+            "smallest_p": found.smallest_p,
+            "difference_if_floor": if_floor and if_floor.difference,
+            **_bounds("low_if_floor", "high_if_floor", if_floor.interval if if_floor else None),
+            "verdict_if_floor": if_floor and str(if_floor.verdict),
+            "wins": found.beyond.wins,
+            "ties": found.beyond.ties,
+            "losses": found.beyond.losses,
+            "new_task_better": new_task and new_task.better,
+            "new_task_equal": new_task and new_task.equal,
+            "new_task_worse": new_task and new_task.worse,
             "cells": _numbers(found.cells),
             "reference_cells": _numbers(found.reference_cells),
         }
 
 
-def _ranks(block: Block) -> Iterator[dict[str, Any]]:
-    letters = (block.ranking and block.ranking.letters) or ()
-    for i, method in enumerate(block.methods):
-        line: dict[str, Any] = {"budget": block.budget, "method": method}
-        if block.ranking:
-            ranks = block.ranking.ranks
-            line |= {
-                "mean_rank": ranks.mean[i],
-                "low": None if ranks.low is None else ranks.low[i],
-                "high": None if ranks.high is None else ranks.high[i],
+def _by_setting(block: Block) -> Iterator[dict[str, Any]]:
+    for found in block.comparisons:
+        assert block.reference is not None
+        pairs = zip(block.settings, found.effect.parts, found.cells, found.reference_cells, strict=True)
+        for setting, part, cell, reference_cell in pairs:
+            yield {
+                "method": found.method,
+                "task": setting.task,
+                "backbone": setting.backbone,
+                "reference": block.reference.method,
+                "seeds": part.pairs,
+                "examples": part.count,
+                "difference": part.difference,
+                **_bounds("low", "high", part.interval),
+                "cell": cell,
+                "reference_cell": reference_cell,
             }
-        groups = letters[i] if i < len(letters) else None
-        yield line | {"groups": groups, "cells": _numbers(block.cells[method])}
+
+
+def _without_task(block: Block) -> Iterator[dict[str, Any]]:
+    for found in block.comparisons:
+        for one in found.beyond.without:
+            yield {
+                "method": found.method,
+                "without": one.task,
+                "difference": one.difference,
+                "verdict": str(one.verdict),
+            }
+
+
+def _power(block: Block) -> Iterator[dict[str, Any]]:
+    if (design := block.design) is not None:
+        yield {
+            "settings": design.settings,
+            "seeds": design.seeds,
+            "comparisons": design.claims,
+            "threshold": block.threshold,
+            "finds": design.finds,
+            "margin": design.margin,
+            "seeds_for_threshold": design.needs(block.threshold),
+        }
+
+
+def _ranks(block: Block) -> Iterator[dict[str, Any]]:
+    if block.ranking is None:
+        return
+    ranks, letters = block.ranking.ranks, block.ranking.letters or ()
+    for i, method in enumerate(block.methods):
+        yield {
+            "method": method,
+            "mean_rank": ranks.mean[i],
+            "rank": ranks.place[i],
+            "low": None if ranks.low is None else ranks.low[i],
+            "high": None if ranks.high is None else ranks.high[i],
+            "groups": letters[i] if i < len(letters) else None,
+            "cells": _numbers(block.cells[method]),
+        }
 
 
 def _better(block: Block) -> Iterator[dict[str, Any]]:
@@ -84,40 +153,18 @@ def _better(block: Block) -> Iterator[dict[str, Any]]:
     for i, method in enumerate(block.ranking.paired):
         for j, other in enumerate(block.ranking.paired):
             if i != j:
-                p = block.ranking.better[i, j]
-                yield {"budget": block.budget, "method": method, "other": other, "p_better": p}
+                yield {"method": method, "other": other, "p_better": block.ranking.better[i, j]}
 
 
 def _normalised(block: Block) -> Iterator[dict[str, Any]]:
     for method in block.methods:
         if (found := block.aggregates.get(method)) is not None:
             yield {
-                "budget": block.budget,
                 "method": method,
                 "mean": found.mean,
                 "iqm": found.iqm,
                 **_bounds("mean_low", "mean_high", found.mean_interval),
-                **_bounds("iqm_low", "iqm_high", found.iqm_interval),
             }
-
-
-def _resampled(study: Study, block: Block) -> Iterator[dict[str, Any]]:
-    for found in block.resampled:
-        assert block.reference is not None
-        cell = study.all_cells[found.cell]
-        yield {
-            "budget": block.budget,
-            "method": cell.method,
-            "task": cell.task,
-            "backbone": cell.backbone,
-            "reference": block.reference.method,
-            "seeds": found.seeds,
-            "examples": found.examples,
-            "difference": found.difference,
-            **_bounds("low", "high", found.interval),
-            "cell": found.cell,
-            "reference_cell": found.reference_cell,
-        }
 
 
 def _bounds(low: str, high: str, interval: Bounds | None) -> dict[str, float | None]:
@@ -152,7 +199,8 @@ def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence
         "notes": analysis.notes,
         "blocks": [
             {
-                "budget": block.budget,
+                **_block(block),
+                "threshold": block.threshold,
                 "notes": block.notes + block.rank_notes,
                 "left_out": block.left_out,
                 "settings": block.settings,

@@ -79,7 +79,7 @@ def _trials(study: Study) -> list[Mixture]:
             if len(by_value) == 1 or (key in PER_METHOD and len(set(experiments)) == 1):
                 continue
             several = len(study.experiments) > 1
-            told = {_short(value): _whose(some, by_experiment=several) for value, some in by_value.items()}
+            told = {short(value): _whose(some, by_experiment=several) for value, some in by_value.items()}
             found.append(Mixture(key, str(setting), told, key in MEASURED))
     return found
 
@@ -133,5 +133,6 @@ def provenance(study: Study) -> list[dict[str, str]]:
     ]
 
 
-def _short(value: str) -> str:
+def short(value: str) -> str:
+    """The value, cut where it is long."""
     return value if len(value) <= 60 else f"{value[:57]}…"

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
-from reports import statistics
-from reports.statistics import ALPHA, Aggregate, Array, Ranks
+from reports.evidence import Evidence
+from reports.inference import normalised, orders
+from reports.inference.chances import better_matrix
+from reports.inference.crossed import OnSetting
+from reports.inference.effects import Effect, effect
+from reports.inference.intervals import Array
+from reports.inference.normalised import Aggregate, aggregate
+from reports.inference.orders import Ranks
+from reports.mixtures import PER_METHOD
+from reports.recipes import Recipe, difference
 from reports.study import CEILING, FLOOR, Study, TaskAndBackbone
-from reports.words import listed, many
+from reports.words import listed
 
 #: Methods of a block in its pairwise comparisons; of more, the best by mean rank.
 MOST_PAIRED = 20
@@ -22,89 +32,102 @@ class Ranking:
 
     #: Best mean rank first.
     methods: tuple[str, ...]
-    #: Their ranks, in the same order.
+    #: Their ranks, in the same order; intervals are of the methods that are compared pair by pair.
     ranks: Ranks
     #: The methods that are compared pair by pair, and P(row beats column); None where there is no pair.
     paired: tuple[str, ...]
     better: Array | None
+    #: 1 where the row is better than the column for certain, -1 where worse; None where nothing is known.
+    separations: NDArray[np.int64] | None
     #: Letters of the groups that cannot be told apart; None where there is too little data to tell any.
     letters: tuple[str, ...] | None
     notes: tuple[str, ...]
 
 
-def rank(study: Study, cells: Mapping[str, Sequence[int]]) -> Ranking:
-    """Ranks methods by the seeds that all of them share. `cells`: those of each method, one a setting."""
-    tables = _tables(study, list(cells.values()))
-    seeds = min(table.shape[1] for table in tables)
-    found = statistics.ranks(tables)
-    order = np.argsort(found.mean, kind="stable")
+def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]]) -> Ranking:
+    """Ranks methods by the means of their runs, and tells them apart by the seeds that two of them share.
+
+    `cells`: those of each method, one a setting.
+    """
+    study = evidence.study
+    means = _means(study, list(cells.values()))
+    order = np.argsort(orders.ranks(means, None).mean, kind="stable")
     methods = tuple(list(cells)[i] for i in order)
-    ranks = Ranks(
-        found.mean[order],
-        None if found.low is None else found.low[order],
-        None if found.high is None else found.high[order],
-    )
-    notes = []
-    if seeds < 2:
-        notes.append("One seed: no interval, no test and no group can be given.")
-    elif ranks.low is None:
-        notes.append(
-            f"Fewer than {statistics.LEAST_RESAMPLED} seeds: intervals of ranks, P(better) and normalised "
-            "scores would be far too narrow, and are not given."
-        )
+    means = means[:, order]
     paired = methods[:MOST_PAIRED]
     if len(paired) < 2:
-        return Ranking(methods, ranks, paired, None, None, tuple(notes))
+        return Ranking(methods, orders.ranks(means, None), paired, None, None, None, ())
+    notes = []
     if len(methods) > MOST_PAIRED:
-        notes.append(f"Groups and P(better) are of the {MOST_PAIRED} best of {len(methods)} methods by rank.")
-    tables = _tables(study, [cells[method] for method in paired])
-    letters, untold = (None, []) if seeds < 2 else _groups(tables)
-    better = statistics.better_matrix(tables)
-    return Ranking(methods, ranks, paired, better, letters, (*notes, *untold))
+        notes.append(
+            f"Groups and P(better) are of the {MOST_PAIRED} best of {len(methods)} methods by rank, and "
+            "ranks have no interval."
+        )
+    apart = orders.separations(_pairs(evidence, [cells[method] for method in paired]), len(paired))
+    letters = None
+    if apart is None:
+        notes.append(
+            "No two methods share two seeds on every setting: no rank has an interval, and no two are "
+            "told apart."
+        )
+    else:
+        letters = tuple(orders.letters(apart != 0))
+    scores = [[study.scores([cell])[1][0] for cell in cells[method]] for method in paired]
+    found = orders.ranks(means, apart if len(paired) == len(methods) else None)
+    return Ranking(methods, found, paired, better_matrix(scores), apart, letters, tuple(notes))
 
 
-def _tables(study: Study, cells: Sequence[Sequence[int]]) -> list[Array]:
-    """For each setting the scores (methods, seeds) of the seeds that all methods share."""
-    return [study.scores(of_setting)[1] for of_setting in zip(*cells, strict=True)]
+def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:
+    """Mean scores (settings, methods)."""
+    return np.array([[study.scores([cell])[1].mean() for cell in of_method] for of_method in cells]).T
 
 
-def _groups(tables: Sequence[Array]) -> tuple[tuple[str, ...] | None, list[str]]:
-    """The letters of groups that cannot be told apart, or why there are none."""
-    methods = len(tables[0])
-    pairs = methods * (methods - 1) // 2
-    seed_pairs = sum(table.shape[1] for table in tables)
-    least = statistics.smallest_p(seed_pairs)
-    if least * pairs > ALPHA:
-        return None, [
-            f"Too little data to tell any two methods apart: over {seed_pairs} seed "
-            f"pairs the smallest p, corrected for {many(pairs, 'pair')}, is {min(1, least * pairs):.2g}."
-        ]
-    p = statistics.pairwise_p(tables)
-    upper = np.triu_indices(methods, 1)
-    separable = np.zeros(p.shape, dtype=bool)
-    separable[upper] = np.array(statistics.holm(list(p[upper]))) < ALPHA
-    return tuple(statistics.letters(separable | separable.T)), []
+def _pairs(evidence: Evidence, cells: Sequence[Sequence[int]]) -> list[tuple[int, int, Effect]]:
+    """The effects of all pairs that share a seed on every setting."""
+    found = []
+    for i, one in enumerate(cells):
+        for j in range(i + 1, len(cells)):
+            parts = [evidence.on_setting(pair) for pair in zip(one, cells[j], strict=True)]
+            known = [part for part in parts if part is not None]
+            if len(known) == len(parts):
+                found.append((i, j, effect(known)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """What a setting's normalised scores are 0 and 1 at."""
+
+    floor: int
+    ceiling: int
+    #: Mean of the floor, and how far the ceiling is above it.
+    base: float
+    gap: float
 
 
 def normalise(
-    study: Study,
+    evidence: Evidence,
     settings: Sequence[TaskAndBackbone],
     cells: Mapping[str, Sequence[int]],
+    made: Mapping[int, Recipe],
     threshold: float,
 ) -> tuple[dict[str, Aggregate], list[str]]:
     """Each method's scores between head only and full fine-tuning, and what was left out.
 
     `cells`: those of each method, one a setting. A setting on which these two are less than `threshold`
-    apart is left out.
+    apart is left out. Their rates may be other ones: they are ends, and nothing is said of them.
     """
-    ends: list[list[float]] = []
+    study = evidence.study
+    numbers: list[dict[TaskAndBackbone, int]] = []
     for family, called in ((FLOOR, "head only"), (CEILING, "full fine-tuning")):
-        means = _means(study, family)
-        if lacking := [setting for setting in settings if setting not in means]:
-            return {}, [f"No normalised score: {called} is not there, or incomplete, on {listed(lacking)}."]
-        ends.append([means[setting] for setting in settings])
-    floors, ceilings = ends
-    kept = [i for i in range(len(settings)) if ceilings[i] - floors[i] >= threshold]
+        found = _ends_of(study, family, next(iter(cells.values()), ()), made)
+        if lacking := [setting for setting in settings if setting not in found]:
+            return {}, [
+                f"No normalised score: {called} is not there, or made otherwise, on {listed(lacking)}."
+            ]
+        numbers.append(found)
+    ends = [_ends(study, numbers[0][setting], numbers[1][setting]) for setting in settings]
+    kept = [i for i, end in enumerate(ends) if end.gap >= threshold]
     notes = []
     if len(kept) < len(settings):
         out = listed(setting for i, setting in enumerate(settings) if i not in kept)
@@ -114,21 +137,38 @@ def normalise(
         )
     if not kept:
         return {}, notes
-    aggregates = {
-        method: statistics.aggregate(
-            [study.scores([of_setting[i]])[1][0] for i in kept],
-            [floors[i] for i in kept],
-            [ceilings[i] for i in kept],
-        )
-        for method, of_setting in cells.items()
-    }
-    return aggregates, notes
+    return {
+        method: _aggregate(evidence, [of_method[i] for i in kept], [ends[i] for i in kept])
+        for method, of_method in cells.items()
+    }, notes
 
 
-def _means(study: Study, family: str) -> dict[TaskAndBackbone, float]:
-    """The mean of the first complete cell of a family on each setting."""
-    means: dict[TaskAndBackbone, float] = {}
-    for cell in study.all_cells:
-        if cell.family == family and cell.complete and cell.mean is not None:
-            means.setdefault(cell.setting, cell.mean)
-    return means
+def _ends_of(
+    study: Study, family: str, cells: Sequence[int], made: Mapping[int, Recipe]
+) -> dict[TaskAndBackbone, int]:
+    """The first cell of a family on each setting that was made as these cells were, but for its rates."""
+    found: dict[TaskAndBackbone, int] = {}
+    for number in cells:
+        setting = study.all_cells[number].setting
+        for cell in study.all_cells:
+            if (cell.family, cell.setting) != (family, setting) or not cell.finished or setting in found:
+                continue
+            if not set(difference(made[cell.number], made[number])) - {*PER_METHOD, "tuning"}:
+                found[setting] = cell.number
+    return found
+
+
+def _ends(study: Study, floor: int, ceiling: int) -> _Ends:
+    low, high = (float(study.scores([cell])[1].mean()) for cell in (floor, ceiling))
+    return _Ends(floor, ceiling, low, high - low)
+
+
+def _aggregate(evidence: Evidence, cells: Sequence[int], ends: Sequence[_Ends]) -> Aggregate:
+    runs: list[Array] = []
+    parts: list[OnSetting | None] = []
+    for cell, end in zip(cells, ends, strict=True):
+        scores = (evidence.study.scores([cell])[1][0] - end.base) / end.gap
+        varies = partial(normalised.remainder, share=float(scores.mean()), gap=end.gap)
+        runs.append(scores)
+        parts.append(evidence.on_setting([cell, end.floor, end.ceiling], varies))
+    return aggregate(runs, parts)

@@ -18,8 +18,8 @@ from bench.store.store import Store
 from bench.wire.plan import PlannedRow
 from bench.wire.words import Kind, Measure, Status, Tag
 from methods import UserError
-from reports import statistics
 from reports.artifacts import ablations
+from reports.inference.intervals import t_half
 from reports.study import OWN_SIZE, Experiment, PlannedCell, Seed, Study
 
 #: The message of a seed whose trial is not known before its row's tuning has ended.
@@ -219,7 +219,7 @@ def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
     # What has not finished has no score, so that it is in no mean.
     mean, sd = of_cell["score"].mean(), of_cell["score"].std(ddof=1)
     enough = finished.where(finished >= 2)
-    half = statistics.t_half(sd.to_numpy(), enough.to_numpy(dtype=float))
+    half = t_half(sd.to_numpy(), enough.to_numpy(dtype=float))
     return cells.assign(
         seeds=of_cell.size(),
         finished=finished,

@@ -19,7 +19,7 @@ from bench.store.records import Record
 from bench.store.store import Store
 from bench.wire.plan import PlannedRow, PlannedTrial, Tuned
 from bench.wire.words import OWN_SIZE, Status
-from reports.statistics import Array
+from reports.inference.intervals import Array
 
 #: The registered names of the methods that others are measured by: what they are compared with, and what a
 #: normalised score is 0 and 1 at.
@@ -237,6 +237,14 @@ class Study:
             cell: {seed.seed: seed.score for seed in seeds if seed.score is not None}
             for cell, seeds in self._finished.items()
         }
+
+    @cached_property
+    def _planned(self) -> dict[int, list[Seed]]:
+        return grouped(self.all_seeds, lambda seed: seed.cell)
+
+    def of_cell(self, cell: int) -> Sequence[Seed]:
+        """The planned seeds of a cell."""
+        return self._planned.get(cell, [])
 
     def finished(self, cell: int) -> Sequence[Seed]:
         """The finished seeds of a cell."""

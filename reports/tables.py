@@ -57,7 +57,9 @@ class MainTable:
     def legend(self) -> str:
         text = "Best mean of a block in bold, second underlined; neither claims a difference."
         return text + (
-            f" {INCOMPLETE} seeds are missing; the cell is in no comparison." if self.incomplete else ""
+            f" {INCOMPLETE} seeds are missing; the mean is of those that are there."
+            if self.incomplete
+            else ""
         )
 
 

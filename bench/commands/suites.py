@@ -147,6 +147,18 @@ def plan(
     seed: Seeds = None,
     backbone: Backbones = None,
     budget: Budgets = None,
+    power: Annotated[
+        bool, typer.Option("--power", help="Also show the smallest differences that the suite could find.")
+    ] = False,
+    sd: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1,
+            help="With --power: the standard deviation of a score over seeds, .007 say. Default: that "
+            "of stored runs of the suite, else several.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: resolved ranks and parameter counts; with --json trial ids too. Starts nothing.
@@ -157,19 +169,27 @@ def plan(
     from bench.execution import choose_device
     from bench.forecast import forecast
     from bench.plan.make import make_plan
+    from bench.power import power as suite_power
     from bench.suite.load import load_suite
-    from bench.terminal.plans import print_forecast, print_plan
+    from bench.terminal.plans import print_forecast, print_plan, print_power
+    from methods import UserError
 
+    if sd is not None and not power:
+        raise UserError("--sd is of --power, which is not asked for")
     device = choose_device(device)
     made = make_plan(load_suite(suite), device).select(
         task or (), method or (), seed or (), backbone or (), budget or ()
     )
     expected = forecast(made, store, device)
+    found = suite_power(made, store, sd) if power else []
     if as_json:
-        echo_json(made.stored().model_dump(mode="json") | {"forecast": expected.model_dump(mode="json")})
-    else:
-        print_plan(out, made)
-        print_forecast(out, expected)
+        told = made.stored().model_dump(mode="json") | {"forecast": expected.model_dump(mode="json")}
+        echo_json(told | ({"power": [one.as_dict() for one in found]} if power else {}))
+        return
+    print_plan(out, made)
+    print_forecast(out, expected)
+    if power:
+        print_power(out, found)
 
 
 def fetch(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 
 from bench.plan.rows import Plan
+from bench.power import Power
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.plan import Forecast
 from bench.wire.words import OWN_SIZE
@@ -57,6 +60,37 @@ def print_forecast(console: Console, expected: Forecast) -> None:
     )
     for note in expected.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
+
+
+def print_power(console: Console, found: Sequence[Power]) -> None:
+    """The smallest differences that a suite could find."""
+    heads = ("metric", "settings", "seeds", "compared", "run sd", "found", "shown equal", "seeds to find")
+    table = plain_table("Power: differences in points that are found 80% of the time", "budget", *heads)
+    for one in found:
+        design, needed = one.design, one.design.needs(one.threshold)
+        table.add_row(
+            escape(one.budget),
+            one.metric,
+            str(design.settings),
+            str(design.seeds),
+            str(design.claims),
+            f"{100 * one.sd:.2f}" + " (stored)" * one.stored,
+            *("–" if value is None else f"{100 * value:.2f}" for value in (design.finds, design.margin)),
+            f"{100 * one.threshold:g}: " + ("no number" if needed is None else str(needed)),
+        )
+    console.print(table)
+    console.print(
+        "Found: the interval of a method that is so much better excludes zero, all methods' intervals "
+        "holding at once. Shown equal: the least threshold within which methods that do not differ are "
+        f"shown to be. By P(A > B) of .75, {max((one.seeds_of_chance for one in found), default=0)} seeds "
+        "are asked for.",
+        highlight=False,
+    )
+    if not all(one.stored for one in found):
+        console.print(
+            "Assumed noise leaves test examples out, which add to it whatever the number of seeds.",
+            highlight=False,
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from bench.store.records import Record, scores
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult, Tried
 from bench.wire.words import PointState, Status, Tag
-from reports.statistics import t_half
+from reports.inference.intervals import t_half
 from reports.study import Cell, Seed, grouped, lines_of
 from reports.summary import Summary
 

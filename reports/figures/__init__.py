@@ -10,6 +10,7 @@ from reports.drawing import Drawn, Looks, styled
 from reports.figures.ablations import ablation as ablation
 from reports.figures.blocks import better, differences, normalised, ranks
 from reports.figures.cost import COSTS, score_against
+from reports.figures.summaries import apart, profile
 from reports.figures.training import training
 
 
@@ -21,10 +22,12 @@ def draw(analysis: Analysis, curves: Sequence[Curve] = ()) -> list[Drawn]:
         drawn = [score_against(study, cost, looks) for cost in COSTS]
         for number, block in enumerate(analysis.blocks):
             drawn += [
-                differences(block, number, analysis.threshold, looks),
+                differences(block, number, looks),
                 ranks(study, block, number, looks),
+                apart(study, block, number, looks),
                 better(block, number),
                 normalised(study, block, number, looks),
+                profile(study, block, number, looks),
             ]
         drawn.append(training(curves, looks))
     return [figure for figure in drawn if figure is not None]

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from reports.analysis import Block
 from reports.comparisons import AgainstReference
 from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, panels
-from reports.statistics import Bounds
+from reports.inference.intervals import Bounds
 from reports.study import Study
 from reports.words import many
 
@@ -19,18 +19,19 @@ from reports.words import many
 MOST_METHODS = 40
 
 
-def differences(block: Block, number: int, threshold: float, looks: Looks) -> Drawn | None:
+def differences(block: Block, number: int, looks: Looks) -> Drawn | None:
     """Difference from the reference with its interval."""
     shown = sorted(block.comparisons, key=lambda c: c.effect.difference)[-MOST_METHODS:]
     if len(shown) < 2 or block.reference is None:
         return None
+    threshold = block.threshold
     figure, (ax,) = panels(1, height=_height(shown))
     ax.axvspan(-100 * threshold, 100 * threshold, color=RULE, alpha=0.5, lw=0)
     ax.axvline(0, color=MUTED, lw=0.8)
     told: dict[str, str] = {}
     for y, comparison in enumerate(shown):
         points = 100 * comparison.effect.difference
-        interval = comparison.effect.interval
+        interval = comparison.interval
         _dot(
             ax,
             points,
@@ -49,18 +50,19 @@ def differences(block: Block, number: int, threshold: float, looks: Looks) -> Dr
     reference = block.reference.method
     ax.set_xlabel(f"points above {reference}")
     caption = (
-        f"Mean difference from {reference} over {_settings(block)}, with its 95% interval (cut at the "
-        f"frame). The band is ±{100 * threshold:g} points, the smallest difference taken to matter."
+        f"Mean difference from {reference} over {_settings(block)}, with its interval (cut at the frame); "
+        f"all intervals hold at once with 95%. The band is ±{100 * threshold:g} points, the smallest "
+        "difference taken to matter."
     ) + _left_out(shown, block.comparisons)
     alternative = "; ".join(f"{c.method} {100 * c.effect.difference:+.2f}" for c in reversed(shown))
-    title = f"Against {reference}, {block.budget}"
+    title = f"Against {reference}, {block.title}"
     return Drawn(f"differences-{number}", title, caption, alternative, figure, told)
 
 
 def _reach(shown: Sequence[AgainstReference], threshold: float) -> float:
     """How far the axis reaches to either side of zero: no wide interval may leave nothing else to see."""
     reach = max(2.2 * max(abs(100 * c.effect.difference) for c in shown), 250 * threshold)
-    ends = [abs(100 * bound) for c in shown for bound in c.effect.interval or ()]
+    ends = [abs(100 * bound) for c in shown for bound in c.interval or ()]
     return max(min(reach, 1.05 * max(ends)) if ends else reach, 150 * threshold)
 
 
@@ -75,7 +77,7 @@ def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
         interval = None
         if found.low is not None and found.high is not None:
             interval = (found.low[y], found.high[y])
-        _dot(ax, found.mean[y], -y, interval, _family(study, block, method), looks)
+        _dot(ax, found.place[y], -y, interval, _family(study, block, method), looks)
         if y < len(letters):
             ax.annotate(
                 letters[y],
@@ -88,21 +90,17 @@ def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
     _name_rows(ax, methods, methods)
     ax.set_xlim(0.7, len(block.methods) + 0.3)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("mean rank (1 is best)")
-    caption = f"Mean rank over {_settings(block)}. "
+    ax.set_xlabel("rank (1 is best)")
+    caption = f"Rank by the mean score over {_settings(block)}, in order of the mean of each setting's ranks."
     if found.low is not None:
         caption += (
-            f"Intervals (95%) resample the {block.seeds} seeds within settings; they describe these runs "
-            "and are no test."
+            " Intervals are the ranks that are left by who is apart from whom; all hold at once with 95%."
         )
     if letters:
-        caption += (
-            " Methods that share a letter at the right cannot be told apart by sign-flip tests of all pairs "
-            "(Holm, .05)."
-        )
+        caption += " Methods that share a letter at the right cannot be told apart."
     caption += _left_out(methods, block.methods)
-    alternative = "; ".join(f"{m} {r:.1f}" for m, r in zip(methods, found.mean, strict=False))
-    return Drawn(f"ranks-{number}", f"Ranks, {block.budget}", caption, alternative, figure)
+    alternative = "; ".join(f"{m} {r:.1f}" for m, r in zip(methods, found.place, strict=False))
+    return Drawn(f"ranks-{number}", f"Ranks, {block.title}", caption, alternative, figure)
 
 
 def better(block: Block, number: int) -> Drawn | None:
@@ -136,7 +134,7 @@ def better(block: Block, number: int) -> Drawn | None:
         f"the mean over {_settings(block)}. Blue above 50, orange below; methods in order of mean rank."
     )
     alternative = "Its numbers stand in the table below."
-    return Drawn(f"p-better-{number}", f"P(better), {block.budget}", caption, alternative, figure)
+    return Drawn(f"p-better-{number}", f"P(better), {block.title}", caption, alternative, figure)
 
 
 def normalised(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
@@ -145,9 +143,9 @@ def normalised(study: Study, block: Block, number: int, looks: Looks) -> Drawn |
     if not methods:
         return None
     found = [block.aggregates[method] for method in methods]
-    shown = (
+    shown: tuple[tuple[str, list[tuple[float, Bounds | None]]], ...] = (
         ("mean", [(one.mean, one.mean_interval) for one in found]),
-        ("interquartile mean", [(one.iqm, one.iqm_interval) for one in found]),
+        ("interquartile mean", [(one.iqm, None) for one in found]),
     )
     figure, axes = panels(2, height=_height(methods))
     for ax, (title, values) in zip(axes, shown, strict=True):
@@ -157,11 +155,11 @@ def normalised(study: Study, block: Block, number: int, looks: Looks) -> Drawn |
         ax.set_title(title)
         ax.set_xlabel("0: head only, 1: full fine-tuning")
     caption = (
-        "Scores between head only and full fine-tuning, over all runs; 95% intervals resample seeds within "
-        "settings."
+        "Scores between head only and full fine-tuning, over all runs; 95% intervals over seeds, and over "
+        "test examples where predictions are stored, of the ends as well."
     ) + _left_out(methods, block.aggregates)
     alternative = "; ".join(f"{m} {block.aggregates[m].mean:.2f}" for m in methods)
-    return Drawn(f"normalised-{number}", f"Normalised score, {block.budget}", caption, alternative, figure)
+    return Drawn(f"normalised-{number}", f"Normalised score, {block.title}", caption, alternative, figure)
 
 
 def _height(rows: Sized) -> float:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from reports import curves
+from reports.analysis import Analysis
 from reports.drawing import Looks, spread
+from reports.figures.summaries import apart, profile
 from reports.pareto import pareto
 from reports.study import Cell, Study
 
@@ -63,3 +65,30 @@ def test_a_curve_says_that_a_seed_is_not_in_its_mean(study: Study) -> None:
     assert short
     assert all(label == f"{cell.method} ({cell.finished} of {cell.seeds} seeds)" for cell, label in short)
     assert all(label == cell.method for cell, label in drawn if cell.complete)
+
+
+def test_bars_join_the_methods_that_are_not_told_apart(analysis: Analysis) -> None:
+    block = analysis.blocks[0]
+    drawn = apart(analysis.study, block, 0, Looks(["lora", "tenslora", "lotr"]))
+    assert drawn is not None
+    assert block.ranking is not None
+    letters = block.ranking.letters or ()
+    ranks = block.ranking.ranks.mean
+    (ax,) = drawn.figure.axes
+    # A bar is level; what leads to a name is not.
+    bars = [line.get_xdata() for line in ax.lines if len(set(line.get_ydata())) == 1]
+    shared = {a for a in "".join(letters) if sum(a in some for some in letters) > 1}
+    ends = [[rank for rank, some in zip(ranks, letters, strict=True) if a in some] for a in sorted(shared)]
+    assert [(min(bar), max(bar)) for bar in bars] == [(min(some), max(some)) for some in ends]
+
+
+def test_a_profile_is_the_share_of_runs_that_reach_a_score(analysis: Analysis) -> None:
+    block = analysis.blocks[0]
+    drawn = profile(analysis.study, block, 0, Looks(["lora", "tenslora", "lotr"]))
+    assert drawn is not None
+    line = drawn.figure.axes[0].lines[0]
+    runs = block.aggregates[block.methods[0]].runs
+    x, y = line.get_xdata(), line.get_ydata()
+    for score in (runs.min() - 1e-6, float(sorted(runs)[3]) + 1e-6, runs.max()):
+        reached = y[max(0, int((x < score).sum()) - 1)]
+        assert reached == pytest.approx(100 * (runs >= score).mean())

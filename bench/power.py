@@ -1,0 +1,106 @@
+"""What differences a suite could find, before it is run: with results of its own, or for assumed noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.plan.rows import Plan, Row
+from methods import UserError
+from reports.analysis import THRESHOLD, UNITS, analyse
+from reports.inference.chances import MEANINGFUL, noether
+from reports.inference.power import Design, of_runs
+from reports.reading import read
+from reports.study import OWN_SIZE, REFERENCE
+
+#: Standard deviations of a run's score over seeds that are tried where nothing is known, in the score's
+#: units.
+ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)
+
+
+@dataclass(frozen=True)
+class Power:
+    """What one budget could find by one metric, for one size of the noise."""
+
+    budget: str
+    metric: str
+    design: Design
+    #: Whether its noise is that of stored runs; else it is assumed.
+    stored: bool
+    #: The smallest difference that matters, in the metric's units.
+    threshold: float
+
+    @property
+    def sd(self) -> float:
+        """The standard deviation of a run's score over seeds, if the sides of a pair share nothing."""
+        return math.sqrt(self.design.spread / 2)
+
+    @property
+    def seeds_of_chance(self) -> int:
+        """Seeds on each setting with which a true P(A > B) of `MEANINGFUL` is found."""
+        return math.ceil(noether(MEANINGFUL) / self.design.settings)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "budget": self.budget,
+            "metric": self.metric,
+            "settings": self.design.settings,
+            "seeds": self.design.seeds,
+            "comparisons": self.design.claims,
+            "sd": self.sd,
+            "stored": self.stored,
+            "threshold": self.threshold,
+            "finds": self.design.finds,
+            "margin": self.design.margin,
+            "seeds_for_threshold": self.design.needs(self.threshold),
+            "seeds_for_chance": self.seeds_of_chance,
+        }
+
+
+def power(plan: Plan, store: str, sd: float | None = None) -> list[Power]:
+    """Every budget and metric of a plan: with the noise of stored runs of the suite if there are some, else
+    with each of `ASSUMED`; `sd` takes the place of both.
+
+    Assumed noise is that of the two sides of a pair by themselves, and without test examples.
+    """
+    rows = plan.of(None).rows
+    metrics = {row.task: row.lookup().metric for row in plan.suite.tasks}
+    known = _stored(plan, store) if sd is None else {}
+    found: list[Power] = []
+    for budget in dict.fromkeys(map(_budget, rows)):
+        for metric in dict.fromkeys(metrics.values()):
+            of_both = [row for row in rows if (_budget(row), metrics[row.task]) == (budget, metric)]
+            if not of_both:
+                continue
+            settings = len({(row.task, row.backbone) for row in of_both})
+            seeds = max(len(row.trials) for row in of_both)
+            methods = {row.method: row.registered for row in of_both}
+            claims = max(1, len(methods) - (REFERENCE in methods.values()))
+            threshold = THRESHOLD * UNITS.get(metric, 1.0)
+            if then := known.get((budget, metric)):
+                examples = then.examples * then.settings / settings
+                designs = [Design(settings, seeds, claims, then.spread, examples)]
+            else:
+                noises = ASSUMED if sd is None else (sd,)
+                designs = [of_runs(noise, settings, seeds, claims) for noise in noises]
+            found += [Power(budget, metric, design, then is not None, threshold) for design in designs]
+    return found
+
+
+def _budget(row: Row) -> str:
+    return row.budget.label if row.budget else OWN_SIZE
+
+
+def _stored(plan: Plan, store: str) -> dict[tuple[str, str], Design]:
+    """By budget and metric, the designs of what is stored of the suite and tells its noise."""
+    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
+        return {}
+    try:
+        study = read(store, [plan.suite.name])
+    except UserError:
+        # Nothing of this suite has finished yet.
+        return {}
+    blocks = reversed(analyse(study).blocks)
+    return {(block.budget, block.metric): block.design for block in blocks if block.design is not None}

@@ -1,0 +1,132 @@
+"""Seeds and test examples as crossed random effects: how far a difference on one setting is from the truth.
+
+Seeds are a sample of all seeds, and the test examples one of all examples; every seed answers the same
+examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reports.inference.intervals import Array, Bounds, Error, welch
+
+#: The metrics whose scores `contributions` can take apart.
+METRICS = ("accuracy", "matthews")
+
+
+def contributions(metric: str, labels: NDArray[np.int64], answers: NDArray[np.int64]) -> Array:
+    """What each example (examples,) contributes to a score, which is their mean.
+
+    Of accuracy it is 1 or 0. Matthews' correlation is no mean of examples: the contributions are the score
+    plus the influence of each example on it (Hampel, 1974), whose variance is the score's to the first order.
+    Classes are numbers from 0; an answer of -1 is none at all.
+    """
+    if metric == "accuracy":
+        return (labels == answers).astype(float)
+    classes = np.arange(-1, max(labels.max(), answers.max()) + 1)
+    told = (labels[:, None] == classes).mean(0)
+    said = (answers[:, None] == classes).mean(0)
+    right = labels == answers
+    above = right.mean() - told @ said
+    of_answers, of_labels = 1 - said @ said, 1 - told @ told
+    if of_answers * of_labels <= 0:
+        return np.zeros(len(labels))
+    score = above / np.sqrt(of_answers * of_labels)
+    # The slope of `above` and of the two below along each example's cell of the confusion matrix.
+    slope_above = right - said[labels + 1] - told[answers + 1]
+    slope_below = said[answers + 1] / of_answers + told[labels + 1] / of_labels
+    influence = slope_above / np.sqrt(of_answers * of_labels) + score * slope_below
+    return score + influence - influence.mean()
+
+
+@dataclass(frozen=True)
+class OnSetting:
+    """The paired differences of two methods on one setting."""
+
+    pairs: int
+    #: Mean over the pairs.
+    difference: float
+    #: Squared standard error over seeds; None of one pair.
+    seeds: float | None
+    #: What the test examples add to it; 0 where only seeds are known.
+    examples: float = 0.0
+    #: How many test examples are behind it; None where the analysis is of seeds alone.
+    count: int | None = None
+    #: Each example's difference (examples,), mean over seeds, and what tells their test set from others.
+    by_example: Array | None = field(default=None, repr=False)
+    test_set: Any = None
+
+    @property
+    def error(self) -> Error | None:
+        """None of one pair."""
+        return None if self.seeds is None else Error(self.seeds, self.pairs - 1, self.examples)
+
+    @property
+    def interval(self) -> Bounds | None:
+        """Of this setting alone; None where nothing is known of the noise."""
+        error = self.error
+        return None if error is None or error.none else error.interval(self.difference)
+
+
+def of_seeds(differences: Array) -> OnSetting:
+    """The differences (pairs,) by themselves: as if the test examples were all that there are."""
+    pairs = len(differences)
+    seeds = float(np.var(differences, ddof=1)) / pairs if pairs > 1 else None
+    return OnSetting(pairs, float(differences.mean()), seeds)
+
+
+def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any = None) -> OnSetting:
+    """The differences (pairs,) with those of each example, (pairs, examples).
+
+    With mean squares of seeds S, examples E and the rest R, over n pairs and e examples, the variance of the
+    mean is estimated by (S + E - R) / ne (Searle, Casella and McCulloch, 1992, chapter 4): S / ne is the
+    squared standard error over seeds, (E - R) / ne what the examples add to it, never less than nothing.
+    """
+    alone = of_seeds(differences)
+    pairs, examples = by_example.shape
+    if alone.seeds is None or examples < 2:
+        return alone
+    of_pair, of_example = by_example.mean(1), by_example.mean(0)
+    whole = by_example.mean()
+    rest = (
+        np.einsum("se,se->", by_example, by_example)
+        - examples * of_pair @ of_pair
+        - pairs * of_example @ of_example
+        + pairs * examples * whole**2
+    )
+    noise = rest / ((pairs - 1) * (examples - 1)) / (pairs * examples)
+    added = max(0.0, float(of_example.var(ddof=1) / examples - noise))
+    return OnSetting(
+        pairs=pairs,
+        difference=alone.difference,
+        seeds=alone.seeds,
+        examples=added,
+        count=examples,
+        by_example=of_example,
+        test_set=test_set,
+    )
+
+
+def over_settings(parts: Sequence[OnSetting]) -> Error | None:
+    """The error of the mean over settings; None where a setting has one pair only.
+
+    Settings of one test set, which several backbones have, share its examples: their covariance counts too.
+    """
+    errors = [part.error for part in parts]
+    known = [error for error in errors if error is not None]
+    if len(known) < len(errors):
+        return None
+    seeds, freedom = welch([error.seeds for error in known], [error.freedom for error in known])
+    examples = sum(error.examples for error in known)
+    for i, one in enumerate(parts):
+        for other in parts[i + 1 :]:
+            if one.by_example is None or other.by_example is None or one.test_set != other.test_set:
+                continue
+            together = np.cov(one.by_example, other.by_example)[0, 1] / len(one.by_example)
+            examples += 2 * float(together)
+    return Error(seeds, freedom, max(0.0, examples) / len(parts) ** 2)

@@ -1,0 +1,99 @@
+"""How far one method is from another over all settings, and what may be said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from reports.inference.crossed import OnSetting, over_settings
+from reports.inference.intervals import RESOLUTION, Array, Bounds, Error
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The mean over settings of a mean difference over seed pairs, in the score's units."""
+
+    parts: tuple[OnSetting, ...]
+    difference: float
+    #: None where a setting has one pair only.
+    error: Error | None
+
+    @property
+    def pairs(self) -> int:
+        return sum(part.pairs for part in self.parts)
+
+    @property
+    def counted(self) -> int:
+        """On how many settings the test examples count, and not the seeds alone."""
+        return sum(part.count is not None for part in self.parts)
+
+    def interval(self, level: float) -> Bounds | None:
+        """None where nothing is known of the noise: one pair on a setting, or no spread at all."""
+        if self.error is None or self.error.none:
+            return None
+        return self.error.interval(self.difference, level)
+
+
+def effect(parts: Sequence[OnSetting]) -> Effect:
+    """The effect over these settings, each with one weight."""
+    return Effect(tuple(parts), float(np.mean([part.difference for part in parts])), over_settings(parts))
+
+
+def hedges(differences: Sequence[Array]) -> float | None:
+    """Hedges' g (1981) of differences (pairs,) on each setting: their mean over their pooled standard
+    deviation, corrected for few pairs. None where it has no value.
+    """
+    freedom = sum(len(values) - 1 for values in differences)
+    # One degree of freedom gives it no value, and what rounding leaves of equal differences is no spread.
+    if freedom < 2:
+        return None
+    pooled = math.sqrt(sum(((v - v.mean()) ** 2).sum() for v in differences) / freedom)
+    if pooled <= RESOLUTION:
+        return None
+    return float((1 - 3 / (4 * freedom - 1)) * np.mean([v.mean() for v in differences]) / pooled)
+
+
+class Answer(StrEnum):
+    """What a verdict says of the size of a difference."""
+
+    BEYOND = "beyond"
+    WITHIN = "within"
+    UNDECIDED = "undecided"
+    NONE = "no verdict"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one interval says of a difference. It never depends on where in the interval the estimate is."""
+
+    answer: Answer
+    #: "better" or "worse" where the whole interval is on one side of zero, else empty.
+    side: str = ""
+
+    def __str__(self) -> str:
+        if self.answer is Answer.BEYOND:
+            return f"{self.side}, beyond the threshold"
+        if self.answer is Answer.WITHIN:
+            return "within the threshold" + (f" ({self.side})" if self.side else "")
+        if self.answer is Answer.UNDECIDED and self.side:
+            return f"{self.side}, size undecided"
+        return str(self.answer)
+
+
+def verdict(interval: Bounds | None, threshold: float) -> Verdict:
+    """Beyond the threshold if the whole interval is, within it if the whole interval is (which is two
+    one-sided tests, Schuirmann, 1987), and else undecided.
+    """
+    if interval is None:
+        return Verdict(Answer.NONE)
+    low, high = interval
+    side = "better" if low > 0 else "worse" if high < 0 else ""
+    if low > threshold or high < -threshold:
+        return Verdict(Answer.BEYOND, side)
+    if -threshold < low and high < threshold:
+        return Verdict(Answer.WITHIN, side)
+    return Verdict(Answer.UNDECIDED, side)

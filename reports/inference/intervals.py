@@ -1,0 +1,89 @@
+"""What intervals are made of: levels, standard errors of two sources, and how they widen for several
+claims.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Array = NDArray[np.float64]
+Bounds = tuple[float, float]
+
+LEVEL = 0.95
+ALPHA = 0.05
+#: Scores are told apart to so many digits. Below that is what rounding left, in float32 of older stores:
+#: differences that are equal would not add up to equal sums.
+RESOLUTION_DIGITS = 6
+RESOLUTION = 10.0**-RESOLUTION_DIGITS
+
+
+def simultaneous(claims: int) -> float:
+    """The level of each of so many two-sided intervals that hold all at once with `LEVEL` (Šidák, 1967).
+
+    It needs no independence: for estimates that are jointly normal, whatever their correlations, the chance
+    that all hold is at least the product. Methods that share a reference are such.
+    """
+    return float(LEVEL ** (1 / max(1, claims)))
+
+
+def t_half(sd: ArrayLike, count: ArrayLike) -> Array:
+    """Half the width of Student's interval of a mean, of a standard deviation over `count` values."""
+    count = np.asarray(count)
+    half: Array = stats.t.ppf((1 + LEVEL) / 2, count - 1) * sd / np.sqrt(count)
+    return half
+
+
+@dataclass(frozen=True)
+class Error:
+    """What makes a mean over settings uncertain, apart by source, in squared units of the score."""
+
+    #: Squared standard error over seeds, and its degrees of freedom.
+    seeds: float
+    freedom: float
+    #: What test examples add to it.
+    examples: float
+
+    @property
+    def total(self) -> float:
+        """The standard error of both."""
+        return math.sqrt(self.seeds + self.examples)
+
+    @property
+    def none(self) -> bool:
+        """Whether nothing varies, so that nothing is known of the noise."""
+        return self.total <= RESOLUTION
+
+    def half(self, level: float = LEVEL) -> float:
+        """Half the width of the interval: the squares of either source's own half add up (Howe, 1974; Zou and
+        Donner, 2008).
+
+        So the few degrees of freedom of the seeds widen their part alone, and a spread of seeds that is small
+        by chance does not narrow the whole: one Satterthwaite approximation of both holds less often than it
+        says with few seeds on one task. The variance of the examples, of which there are many, is taken as
+        known.
+        """
+        tail = (1 + level) / 2
+        of_seeds = float(stats.t.ppf(tail, self.freedom)) ** 2 * self.seeds if self.seeds else 0.0
+        return math.sqrt(of_seeds + float(stats.norm.ppf(tail)) ** 2 * self.examples)
+
+    def interval(self, mean: float, level: float = LEVEL) -> Bounds:
+        half = self.half(level)
+        return mean - half, mean + half
+
+
+def welch(variances: Sequence[float], freedoms: Sequence[float]) -> tuple[float, float]:
+    """Squared standard error of a mean over settings, and its degrees of freedom (Satterthwaite, 1946).
+
+    `variances`: the squared standard error of each setting's mean.
+    """
+    whole = sum(variances)
+    if not whole:
+        return 0.0, float(sum(freedoms))
+    parts = sum(part**2 / freedom for part, freedom in zip(variances, freedoms, strict=True))
+    return whole / len(variances) ** 2, whole**2 / parts

@@ -1,0 +1,90 @@
+"""Who can be told from whom, what ranks that leaves open, and the letters that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from reports.inference.effects import Effect
+from reports.inference.intervals import RESOLUTION_DIGITS, Array, simultaneous
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Places among methods, 1 the best; ties share the mean of their places."""
+
+    #: The mean over settings of the place on each. A description: it has no interval.
+    mean: Array
+    #: The place by the mean score over settings, and the ends of its interval; None where nothing is known.
+    place: Array
+    low: Array | None
+    high: Array | None
+
+
+def places(values: Array) -> Array:
+    """Ranks along the last axis, the largest value first."""
+    found: Array = stats.rankdata(-np.round(values, RESOLUTION_DIGITS), axis=-1)
+    return found
+
+
+def ranks(means: Array, separations: NDArray[np.int64] | None) -> Ranks:
+    """Ranks from the mean scores (settings, methods) and who is apart from whom.
+
+    A method's place is no better than one after those that are above it for certain, and no worse than before
+    those that are below it. As all pairs hold at once with `LEVEL`, so do the intervals of all places (Klein,
+    Wright and Wieczorek, 2020; Al Mohamad, Goeman and van Zwet, 2022).
+    """
+    mean, place = places(means).mean(0), places(means.mean(0))
+    if separations is None:
+        return Ranks(mean, place, None, None)
+    above, below = (separations < 0).sum(1), (separations > 0).sum(1)
+    # Means are of all runs and pairs of shared seeds: where runs were lost the two may disagree.
+    low = np.minimum(1.0 + above, place)
+    high = np.maximum(len(place) - below, place).astype(float)
+    return Ranks(mean, place, low, high)
+
+
+def separations(pairs: Sequence[tuple[int, int, Effect]], methods: int) -> NDArray[np.int64] | None:
+    """1 where the row is better than the column for certain, -1 where worse, else 0: by intervals of all
+    pairs that hold at once. None where no pair has one.
+    """
+    apart = np.zeros((methods, methods), dtype=np.int64)
+    known = False
+    level = simultaneous(methods * (methods - 1) // 2)
+    for i, j, effect in pairs:
+        if (interval := effect.interval(level)) is not None:
+            known = True
+            apart[i, j] = int(interval[0] > 0) - int(interval[1] < 0)
+            apart[j, i] = -apart[i, j]
+    return apart if known else None
+
+
+def letters(separable: NDArray[np.bool_]) -> list[str]:
+    """A compact letter display: methods that share a letter cannot be told apart.
+
+    `separable` (methods, methods) in the order of the table. Groups come by insert and absorb (Piepho, 2004).
+    """
+    methods = len(separable)
+    groups: list[set[int]] = [set(range(methods))]
+    for i, j in zip(*np.nonzero(np.triu(separable)), strict=True):
+        split = [group for group in groups if {int(i), int(j)} <= group]
+        groups = [group for group in groups if group not in split]
+        groups += [part for group in split for part in (group - {int(i)}, group - {int(j)})]
+        groups = [
+            g
+            for k, g in enumerate(groups)
+            if not any(g < o or (g == o and m < k) for m, o in enumerate(groups) if m != k)
+        ]
+    groups.sort(key=sorted)
+    return [
+        "".join(letter(n) for n, group in enumerate(groups) if method in group) for method in range(methods)
+    ]
+
+
+def letter(number: int) -> str:
+    """a, b, … z, then a2, b2, …"""
+    return "abcdefghijklmnopqrstuvwxyz"[number % 26] + (str(number // 26 + 1) if number >= 26 else "")

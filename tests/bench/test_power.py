@@ -1,0 +1,72 @@
+"""What a suite could find, before it has run and with what is stored of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.power import ASSUMED, power
+
+from ..reports.made_up import plan_of, result
+from ..stored import write as store
+from .toy_suites import write
+
+Call = Callable[..., Any]
+
+
+def test_every_budget_is_told_for_several_sizes_of_the_noise(tmp_path: Path) -> None:
+    found = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
+    assert [(one.budget, one.sd) for one in found[: len(ASSUMED)]] == [
+        ("own size", pytest.approx(sd)) for sd in ASSUMED
+    ]
+    isorank = next(one for one in found if one.budget == "isorank 2" and one.sd == pytest.approx(0.007))
+    # Four methods beside LoRA, on three settings.
+    assert (isorank.design.claims, isorank.design.settings, isorank.design.seeds) == (4, 3, 5)
+    assert isorank.design.finds == pytest.approx(0.0094, abs=5e-4)
+    assert not isorank.stored
+
+
+def test_stored_runs_tell_the_noise(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    uri = new_store(tmp_path)
+    store(uri, plan_of(seeds=[0, 1]), result)
+    planned = plan_of()
+    isorank = next(one for one in power(planned, uri) if one.budget == "isorank 2")
+    assert isorank.stored
+    assert isorank.design.seeds == 5
+    assert isorank.design.examples > 0
+    assert power(planned, uri, sd=0.01)[0].sd == pytest.approx(0.01)
+
+
+def test_metrics_have_lines_of_their_own(tmp_path: Path) -> None:
+    planned = plan_of(
+        tasks=["movie-sentiment", "tweet-sentiment"],
+        methods=["lora", "lotr"],
+        backbones=["tiny-random-bert"],
+        budgets=[{"isorank": 2}],
+    )
+    found = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
+    assert [(one.metric, one.threshold, one.design.settings) for one in found] == [
+        ("accuracy", 0.01, 1),
+        ("matthews", 0.02, 1),
+    ]
+
+
+def test_the_command_shows_it_and_speaks_json(call: Call, tmp_path: Path) -> None:
+    suite, uri = write(tmp_path, seeds=[0, 1, 2]), f"sqlite:///{tmp_path / 'none.db'}"
+    shown = call("plan", suite, "--store", uri, "--power", "--sd", "0.007")
+    assert shown.code == 0
+    assert "found 80% of the time" in shown.out
+    assert "Assumed noise leaves test examples out" in shown.out
+    told = json.loads(call("plan", suite, "--store", uri, "--power", "--sd", "0.007", "--json").out)
+    assert [line["sd"] for line in told["power"]] == [pytest.approx(0.007)]
+    assert "power" not in json.loads(call("plan", suite, "--store", uri, "--json").out)
+
+
+def test_a_noise_without_power_is_refused(call: Call, tmp_path: Path) -> None:
+    ended = call("plan", write(tmp_path), "--sd", "0.007")
+    assert ended.code == 2
+    assert "--sd is of --power" in ended.err

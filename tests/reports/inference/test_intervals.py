@@ -1,0 +1,165 @@
+"""Intervals and verdicts against sums done by hand and against published examples."""
+
+from __future__ import annotations
+
+from math import nan
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import matthews_corrcoef
+
+from reports.inference.crossed import contributions, of_seeds, of_seeds_and_examples, over_settings
+from reports.inference.effects import Answer, effect, hedges, verdict
+from reports.inference.intervals import LEVEL, Array, Error, simultaneous, t_half
+
+
+def array(*values: float) -> Array:
+    return np.array(values, dtype=float)
+
+
+#: Darwin's maize, crossed minus self-fertilised, in eighths of an inch.
+DARWIN = array(49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48)
+
+
+def test_the_paired_interval_is_fishers() -> None:
+    # t = 2.148 on 14 degrees of freedom; the interval in inches is 0.0039 to 5.2294.
+    found = effect([of_seeds(DARWIN)])
+    interval = found.interval(LEVEL)
+    assert interval is not None
+    assert found.difference / 8 == pytest.approx(2.6167, abs=1e-4)
+    assert [bound / 8 for bound in interval] == pytest.approx([0.0039, 5.2294], abs=1e-3)
+
+
+def test_interval_of_a_mean() -> None:
+    # t(.975, 4) = 2.7764; sd 1, five values.
+    assert t_half(array(1.0), array(5.0)) == pytest.approx([2.776445 / 5**0.5])
+    assert np.isnan(t_half(array(nan), array(nan)))
+
+
+def test_the_interval_over_settings_is_welchs() -> None:
+    found = effect([of_seeds(array(1, 2, 3)), of_seeds(array(10, 14, 18))])
+    # Variances of the means 1/3 and 16/3: error √(17/3)/2; df (17/3)² / ((1/9 + 256/9)/2) = 578/257.
+    half = stats.t.ppf(0.975, 578 / 257) * (17 / 3) ** 0.5 / 2
+    assert found.interval(0.95) == pytest.approx((8 - half, 8 + half))
+
+
+def test_every_setting_weighs_the_same_however_many_pairs_it_has() -> None:
+    found = effect([of_seeds(array(1, 3)), of_seeds(array(0, 0, 0, 0))])
+    assert (found.difference, found.pairs) == (1, 6)
+
+
+def test_halves_of_seeds_and_examples_add_up_as_squares() -> None:
+    error = Error(seeds=4.0, freedom=4, examples=9.0)
+    assert error.half() == pytest.approx((2.776445**2 * 4 + 1.959964**2 * 9) ** 0.5, rel=1e-5)
+    assert error.total == pytest.approx(13**0.5)
+
+
+def test_several_claims_widen_each_and_one_does_not() -> None:
+    assert simultaneous(1) == LEVEL
+    assert simultaneous(14) ** 14 == pytest.approx(LEVEL)
+
+
+@pytest.mark.parametrize("parts", [[of_seeds(array(1))], [of_seeds(array(1, 2)), of_seeds(array(3))]])
+def test_one_pair_on_a_setting_has_no_interval(parts: list) -> None:
+    assert effect(parts).interval(LEVEL) is None
+
+
+def test_pairs_that_all_differ_by_the_same_tell_nothing_of_noise() -> None:
+    assert effect([of_seeds(array(0.1 + 0.2, 0.3, 0.3))]).interval(LEVEL) is None
+
+
+# --- seeds and examples ---
+
+
+def test_variance_components_are_those_of_the_textbook() -> None:
+    # Rows are seeds, columns examples.
+    table = array(1, 2, 3, 4, 5, 6, 6, 4, 5).reshape(3, 3)
+    seeds, examples = table.mean(1), table.mean(0)
+    rest = table - seeds[:, None] - examples + table.mean()
+    of_seeds_, of_examples, of_rest = 3 * seeds.var(ddof=1), 3 * examples.var(ddof=1), (rest**2).sum() / 4
+    found = of_seeds_and_examples(seeds, table)
+    assert found.seeds == pytest.approx(of_seeds_ / 9)
+    assert found.examples == pytest.approx(max(0, of_examples - of_rest) / 9)
+    assert (found.pairs, found.count) == (3, 3)
+
+
+def test_examples_add_what_the_binomial_says() -> None:
+    # One side always right, the other wrong on the same fifth: no spread over seeds, .02 over 400 examples.
+    table = np.tile((np.arange(400) % 5 == 0).astype(float), (4, 1))
+    found = of_seeds_and_examples(table.mean(1), table)
+    assert found.seeds == 0
+    assert found.examples**0.5 == pytest.approx(0.02, rel=0.01)
+
+
+def test_noise_of_single_answers_is_not_taken_for_examples() -> None:
+    numbers = np.random.default_rng(0)
+    tables = numbers.normal(size=(200, 5, 100))
+    added = [of_seeds_and_examples(table.mean(1), table).examples for table in tables]
+    seeds = [of_seeds(table.mean(1)).seeds for table in tables]
+    assert np.mean(added) < 0.1 * np.mean(seeds)
+
+
+def test_settings_of_one_test_set_share_its_examples() -> None:
+    table = np.tile((np.arange(400) % 5 == 0).astype(float), (4, 1))
+    one, same, other = (of_seeds_and_examples(table.mean(1), table, name) for name in ("a", "a", "b"))
+    shared, apart = over_settings([one, same]), over_settings([one, other])
+    assert shared is not None
+    assert apart is not None
+    assert shared.examples == pytest.approx(2 * apart.examples, rel=0.01)
+
+
+def test_contributions_make_up_the_metric() -> None:
+    numbers = np.random.default_rng(1)
+    labels, answers = numbers.integers(3, size=50), numbers.integers(-1, 3, size=50)
+    assert contributions("accuracy", labels, answers).mean() == (labels == answers).mean()
+    found = contributions("matthews", labels, answers)
+    assert found.mean() == pytest.approx(matthews_corrcoef(labels, answers))
+    assert list(contributions("matthews", labels, np.zeros(50, dtype=int))) == [0] * 50
+
+
+def test_the_spread_of_contributions_is_that_of_resampled_matthews() -> None:
+    numbers = np.random.default_rng(2)
+    labels = (numbers.random(300) < 0.3).astype(int)
+    answers = np.where(numbers.random(300) < 0.8, labels, 1 - labels)
+    error = contributions("matthews", labels, answers).std() / 300**0.5
+    draws = [numbers.integers(300, size=300) for _ in range(1000)]
+    resampled = np.std([matthews_corrcoef(labels[draw], answers[draw]) for draw in draws])
+    assert error == pytest.approx(resampled, rel=0.1)
+
+
+# --- effects ---
+
+
+def test_hedges_g_is_corrected_for_few_pairs() -> None:
+    assert hedges([DARWIN]) == pytest.approx((1 - 3 / (4 * 14 - 1)) * DARWIN.mean() / DARWIN.std(ddof=1))
+
+
+@pytest.mark.parametrize(
+    "differences", [[array(0.1, 0.1, 0.1)], [array(0.3)], [array(1, 2)], [array(0.1 + 0.2, 0.3)]]
+)
+def test_what_has_no_standard_effect_has_none(differences: list[Array]) -> None:
+    assert hedges(differences) is None
+
+
+@pytest.mark.parametrize(
+    ("interval", "answer", "side"),
+    [
+        ((0.011, 0.03), Answer.BEYOND, "better"),
+        ((-0.03, -0.011), Answer.BEYOND, "worse"),
+        ((0.001, 0.009), Answer.WITHIN, "better"),
+        ((-0.009, 0.004), Answer.WITHIN, ""),
+        ((0.001, 0.012), Answer.UNDECIDED, "better"),
+        ((-0.012, 0.009), Answer.UNDECIDED, ""),
+        ((-0.012, 0.03), Answer.UNDECIDED, ""),
+        (None, Answer.NONE, ""),
+    ],
+)
+def test_the_verdict_is_what_the_interval_says(interval: tuple | None, answer: Answer, side: str) -> None:
+    found = verdict(interval, 0.01)
+    assert (found.answer, found.side) == (answer, side)
+
+
+def test_no_threshold_leaves_nothing_within_it() -> None:
+    assert str(verdict((0.001, 0.002), 0.0)) == "better, beyond the threshold"
+    assert str(verdict((-0.001, 0.002), 0.0)) == "undecided"

@@ -1,0 +1,255 @@
+"""Stores whose truth is known: what may be said of them, and what may not."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
+from bench.search.tuning import with_choices
+from bench.wire.words import Status
+from reports.analysis import Analysis, Block, analyse
+from reports.comparisons import AgainstReference
+from reports.inference.effects import Answer
+from reports.reading import read
+from reports.report import write_report
+
+from ..stored import Result, write
+from .made_up import SMALL, NewStore, plan_of
+
+Told = Callable[[Trial, Row], Result | None]
+
+FIVE: dict[str, Any] = SMALL | {"seeds": [0, 1, 2, 3, 4]}
+OTHER = {"name": "other", "methods": [{"method": "tenslora", "variant": "att"}]}
+
+
+def scores(edge: float = 0.0, noise: float = 0.007, *, seed: int = 0) -> Told:
+    """Scores of .8 with that noise of each run, and an edge of what is not LoRA, without predictions."""
+
+    def told(trial: Trial, row: Row) -> Result | None:
+        own = random.Random(f"{row.title} {row.task} {trial.seed} {seed}")
+        return Result(score=0.8 + own.gauss(0, noise) + edge * (row.title != "LoRA"), answers=(), labels=())
+
+    return told
+
+
+def of(found: Analysis, title: str = "isorank 2") -> Block:
+    return next(block for block in found.blocks if block.title == title)
+
+
+def only(found: Analysis, title: str = "isorank 2") -> AgainstReference:
+    (comparison,) = of(found, title).comparisons
+    return comparison
+
+
+@pytest.fixture
+def analysed(tmp_path: Path, new_store: NewStore) -> Callable[..., Analysis]:
+    """Analyses what is told of each of some plans, which are the changes of `FIVE`."""
+
+    def make(told: Told, *plans: dict[str, Any]) -> Analysis:
+        uri = new_store(tmp_path)
+        made = [plan_of(**FIVE | changes) for changes in plans]
+        for plan in made:
+            write(uri, plan, told)
+        return analyse(read(uri, [plan.suite.name for plan in made]))
+
+    return make
+
+
+# --- the same recipe ---
+
+
+def test_rows_of_another_recipe_are_never_compared(analysed: Callable[..., Analysis]) -> None:
+    found = analysed(scores(0.05), {"methods": ["lora"]}, OTHER | {"training": {"epochs": 30}})
+    assert [block.title for block in found.blocks] == ["isorank 2", "isorank 2 · recipe 2"]
+    assert all(block.comparisons == () for block in found.blocks)
+    notes = of(found, "isorank 2 · recipe 2").notes
+    assert "training epochs 30 against 10" in notes[0]
+    assert "no verdict compares them" in notes[0]
+    assert notes[1].startswith("LoRA was made otherwise (training epochs 10 against 30)")
+
+
+def test_rates_that_a_suite_sets_by_hand_are_another_recipe(analysed: Callable[..., Analysis]) -> None:
+    by_hand = {"methods": ["lora", {"method": "tenslora", "variant": "att", "training": {"lr": 0.01}}]}
+    found = analysed(scores(0.05), by_hand)
+    assert all(block.comparisons == () for block in found.blocks)
+    assert "training lr 0.01 against 0.0005" in of(found, "isorank 2 · recipe 2").notes[0]
+
+
+def test_rates_that_were_tuned_are_not(tmp_path: Path, new_store: NewStore) -> None:
+    def told(trial: Trial, row: Row) -> Result | None:
+        made = scores(0.05)(trial, row)
+        best = 0.0005 if row.title == "LoRA" else 0.001
+        return made and dataclasses.replace(made, validation=[0.9 if trial.recipe.lr == best else 0.1])
+
+    tuning = {"trials": 2, "seeds": [7], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
+    uri, plan = new_store(tmp_path), plan_of(**FIVE | {"tuning": tuning})
+    opened = write(uri, plan.of("tuning"), told)
+    chosen = with_choices(plan, opened)
+    assert {trial.recipe.lr for trial in chosen.of(None).trials} == {0.0005, 0.001}
+    write(uri, chosen.of(None), told)
+    opened.end(opened.begin_suite(chosen), Status.FINISHED)
+    assert only(analyse(read(uri, ["small"]))).verdict.answer is Answer.BEYOND
+
+
+def test_the_recipe_is_of_each_setting(analysed: Callable[..., Analysis]) -> None:
+    tasks = ["digits", {"task": "textile", "training": {"epochs": 3}}]
+    found = analysed(scores(0.05), {"tasks": tasks})
+    assert [block.title for block in found.blocks] == ["isorank 2"]
+    assert len(only(found).effect.parts) == 2
+
+
+def test_metrics_are_never_averaged_and_have_thresholds_of_their_own(
+    analysed: Callable[..., Analysis],
+) -> None:
+    def told(trial: Trial, row: Row) -> Result | None:
+        made = scores(0.05)(trial, row)
+        metric = "matthews" if row.task == "textile" else "accuracy"
+        return made and dataclasses.replace(made, tags={"metric": metric})
+
+    found = analysed(told, {"tasks": ["digits", "textile"]})
+    assert [(block.title, block.threshold) for block in found.blocks] == [
+        ("isorank 2 · accuracy", 0.01),
+        ("isorank 2 · matthews", 0.02),
+    ]
+    assert [len(block.settings) for block in found.blocks] == [1, 1]
+    assert any("Scores are of several metrics (accuracy, matthews)" in note for note in found.notes)
+
+
+# --- three answers ---
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_true_difference_of_more_than_the_threshold_is_never_called_within_it(
+    seed: int, analysed: Callable[..., Analysis]
+) -> None:
+    tasks = {"tasks": ["digits", "textile"]}
+    assert only(analysed(scores(0.012, seed=seed), tasks)).verdict.answer is not Answer.WITHIN
+
+
+def test_what_is_equal_is_shown_to_be_with_little_noise(analysed: Callable[..., Analysis]) -> None:
+    assert only(analysed(scores(0.0, noise=0.001), {})).verdict.answer is Answer.WITHIN
+
+
+def test_a_large_difference_is_beyond(analysed: Callable[..., Analysis]) -> None:
+    assert str(only(analysed(scores(-0.06, noise=0.005), {})).verdict) == "worse, beyond the threshold"
+
+
+# --- bad input ---
+
+
+def test_a_single_seed_has_no_verdict(analysed: Callable[..., Analysis]) -> None:
+    found = analysed(scores(0.1), {"seeds": [0]})
+    comparison = only(found)
+    assert (comparison.verdict.answer, comparison.interval, comparison.better_interval) == (
+        Answer.NONE,
+        None,
+        None,
+    )
+    assert comparison.p == 1
+    assert of(found).design is None
+    assert any("One seed: nothing is known of how much training varies" in note for note in found.notes)
+    assert any("nothing is known of the noise, and there is no verdict" in note for note in of(found).notes)
+
+
+def test_one_task_says_nothing_of_others(analysed: Callable[..., Analysis]) -> None:
+    found = analysed(scores(0.05), {})
+    assert only(found).beyond.new_task is None
+    assert any("One task: what is said holds for it" in note for note in found.notes)
+
+
+def test_without_lora_methods_are_compared_with_one_another_alone(analysed: Callable[..., Analysis]) -> None:
+    found = analysed(scores(0.05), {"methods": ["lotr", {"method": "tenslora", "variant": "att"}]})
+    assert of(found).comparisons == ()
+    assert any("No LoRA has finished runs" in note for note in of(found).notes)
+    ranking = of(found).ranking
+    assert ranking is not None
+    assert ranking.letters is not None
+
+
+def test_a_budget_whose_lora_failed_is_measured_by_no_other(analysed: Callable[..., Analysis]) -> None:
+    def told(trial: Trial, row: Row) -> Result | None:
+        made = scores(0.05)(trial, row)
+        lost = row.title == "LoRA" and row.budget is not None and row.budget.label == "isorank 2"
+        return made and dataclasses.replace(made, failure="error" if lost else "")
+
+    found = analysed(
+        told, {"budgets": [{"isorank": 2}, {"isorank": 3}], "methods": [*FIVE["methods"], "lotr"]}
+    )
+    assert of(found).comparisons == ()
+    assert any("No LoRA has finished runs" in note for note in of(found).notes)
+    assert len(of(found, "isorank 3").comparisons) == 2
+
+
+def test_without_head_only_nothing_is_normalised(analysed: Callable[..., Analysis]) -> None:
+    found = analysed(scores(0.05), {"methods": [*FIVE["methods"], "full"]})
+    assert of(found).aggregates == {}
+    assert any("No normalised score: head only is not there" in note for note in of(found).rank_notes)
+    assert only(found).verdict.answer is Answer.BEYOND
+
+
+def test_equal_scores_tell_nothing_of_noise(analysed: Callable[..., Analysis]) -> None:
+    found = analysed(scores(0.0, noise=0.0), {})
+    assert (only(found).verdict.answer, only(found).p) == (Answer.NONE, 1)
+    assert any("tells nothing of the noise" in note for note in of(found).notes)
+    ranking = of(found).ranking
+    assert ranking is not None
+    assert (list(ranking.ranks.place), ranking.letters) == ([1.5, 1.5], None)
+
+
+def test_answers_that_are_no_numbers_are_wrong_ones(
+    analysed: Callable[..., Analysis], tmp_path: Path
+) -> None:
+    labels = np.arange(100) % 2
+
+    def told(trial: Trial, row: Row) -> Result | None:
+        answers = np.where(np.random.default_rng(trial.seed).random(100) < 0.9, labels, 1 - labels).astype(
+            float
+        )
+        if row.title != "LoRA":
+            answers[: 20 + trial.seed] = np.nan
+        return Result(score=float((answers == labels).mean()), answers=answers, labels=labels)
+
+    found = analysed(told, {})
+    assert [part.count for part in only(found).effect.parts] == [100]
+    assert only(found).verdict.side == "worse"
+
+
+def test_experiments_of_other_seeds_have_no_pairs(analysed: Callable[..., Analysis]) -> None:
+    found = analysed(scores(0.05), {"methods": ["lora"]}, OTHER | {"seeds": [5, 6, 7, 8, 9]})
+    assert of(found).comparisons == ()
+    assert any("shares no finished seed with LoRA" in note for note in of(found).notes)
+    ranking = of(found).ranking
+    assert ranking is not None
+    assert (ranking.letters, ranking.ranks.low) == (None, None)
+
+
+def test_a_setting_whose_runs_all_failed_costs_the_method_its_comparison_alone(
+    analysed: Callable[..., Analysis],
+) -> None:
+    def told(trial: Trial, row: Row) -> Result | None:
+        made = scores(0.05)(trial, row)
+        assert made is not None
+        lost = row.task == "textile" and row.title == "LoTR"
+        return dataclasses.replace(made, failure="diverged") if lost else made
+
+    found = of(analysed(told, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]}))
+    assert [comparison.method for comparison in found.comparisons] == ["TensLoRA att"]
+    assert found.left_out == {"LoTR": "0 of 5 seeds on textile · tiny-random-vit"}
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [0]}, {"methods": ["lotr"]}, {"methods": ["lora"]}])
+def test_little_can_be_reported_all_the_same(
+    changes: dict[str, Any], tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = new_store(tmp_path)
+    write(uri, plan_of(**FIVE | changes), scores(0.0))
+    done = write_report(uri, ["small"], tmp_path / "out", ["html", "md", "csv", "json"], log=False)
+    assert "index.html" in done.files
