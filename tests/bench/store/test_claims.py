@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,46 +18,20 @@ from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.process.alive import owner
-from bench.store import claims, leftovers
-from bench.store.claims import SIGN, Claims
+from bench.store import claims
+from bench.store.claims import SIGN
 from bench.store.connect import StoreError
 from bench.store.store import Store
 from bench.store.writer import begin_trial
 from bench.wire.trial import Ending, failed
 
 from ..toy_suites import plan
-
-ELSEWHERE = "elsewhere:1:0"
+from .drivers import ELSEWHERE, dead_owner, names, opened, signs, stored, take
 
 
 @pytest.fixture
 def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
     return Store.create(new_store(tmp_path), "toy")
-
-
-def opened(store: Store, who: str | None = None) -> Claims:
-    """A driver that has given one sign of life, without a heartbeat of its own."""
-    made = Claims(Store.existing(store.uri, "toy"))
-    made.beat()
-    if who:
-        sign = json.dumps({"owner": who, "beat": 1})
-        store.client.set_experiment_tag(store.experiment.experiment_id, SIGN + made.driver, sign)
-    return made
-
-
-def take(driver: Claims, trial: str = "t") -> bool:
-    taken = driver.taken()
-    return driver.take(trial, taken, driver.living())
-
-
-def dead_owner() -> str:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    return f"{platform.node()}:{gone.pid}:0"
-
-
-def names(store: Store) -> list[str]:
-    return [model.name for model in store.client.search_registered_models()]
 
 
 def test_of_several_drivers_one_claims_a_trial(store: Store) -> None:
@@ -260,20 +231,6 @@ def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(
 # --- what is left over ---
 
 
-def stored(store: Store, status: Literal["finished", "failed"], driver: str = "") -> str:
-    """A trial with its result; returns its id."""
-    made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
-    (trial,) = made.trials
-    run = begin_trial(store, trial, list(made.rows), "accuracy", "none", {}, {"driver": driver})
-    run.end(Ending("finished", {"score": 1.0}) if status == "finished" else failed("error", "it broke", ""))
-    return trial.id
-
-
-def signs(store: Store) -> list[str]:
-    tags = store.client.get_experiment(store.experiment_id).tags
-    return [tag.removeprefix(SIGN) for tag in tags if tag.startswith(SIGN)]
-
-
 @pytest.mark.parametrize("status", ["finished", "failed"])
 def test_a_start_sweeps_what_a_killed_driver_left_of_a_trial_that_has_its_result(
     store: Store, status: Literal["finished", "failed"]
@@ -343,53 +300,6 @@ def test_who_dies_elsewhere_while_a_driver_is_at_work_is_swept_at_its_end(
         assert at_work.closed == 0
         clock[0] += claims.EXPIRY + 1
     assert (names(store), signs(store), store.running()) == ([], [], [])
-
-
-def test_gc_lists_what_is_left_over_and_cleans_it_when_asked(store: Store, call: Callable[..., Any]) -> None:
-    gone = opened(store, dead_owner())
-    trial = stored(store, "failed")
-    for taken in (trial, "open"):
-        assert take(gone, taken)
-    run = store.begin_suite(plan(), gone.driver)
-    (store.outbox / "refused" / "r").mkdir(parents=True)
-    listed = call("gc", "--store", store.uri)
-    assert listed.code == 0, listed.err
-    for line in (
-        f"claims on trial {trial}",
-        "claims on trial open",
-        f"open run {run}",
-        gone.driver,
-        "refused/r",
-    ):
-        assert line in listed.out
-    assert "4 to be deleted or closed: with --delete" in listed.out
-    assert (len(names(store)), len(signs(store)), len(store.running())) == (2, 1, 1)
-    assert "Deleted or closed 4" in call("gc", "toy", "--store", store.uri, "--delete").out
-    assert (names(store), signs(store), store.running()) == ([], [], [])
-    assert "Nothing is left over" in call("gc", "--store", store.uri).out
-    assert (store.outbox / "refused" / "r").exists()
-
-
-def test_gc_leaves_a_driver_elsewhere_alone_that_gives_a_sign(
-    store: Store, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    far, gone = opened(store, ELSEWHERE), opened(store, "elsewhere:2:0")
-    assert take(far, "a")
-    assert take(gone, "b")
-    clock = [1000.0]
-
-    def pass_time(seconds: float) -> None:
-        clock[0] += seconds
-        sign = json.dumps({"owner": ELSEWHERE, "beat": clock[0]})
-        store.client.set_experiment_tag(store.experiment_id, SIGN + far.driver, sign)
-
-    monkeypatch.setattr(leftovers, "LOOK", claims.EXPIRY / 2)
-    monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(leftovers.time, "sleep", pass_time)
-    ended = call("gc", "--store", store.uri, "--delete")
-    assert "waiting for a sign of life of 2 driver(s)" in ended.err
-    assert signs(store) == [far.driver]
-    assert len(names(store)) == 2
 
 
 def test_a_driver_that_begins_while_another_sweeps_keeps_its_sign(

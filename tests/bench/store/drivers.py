@@ -1,0 +1,57 @@
+"""Drivers as a store knows them: alive, dead and elsewhere."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from typing import Literal
+
+from bench.store.claims import SIGN, Claims
+from bench.store.store import Store
+from bench.store.writer import begin_trial
+from bench.wire.trial import Ending, failed
+
+from ..toy_suites import plan
+
+ELSEWHERE = "elsewhere:1:0"
+
+
+def opened(store: Store, who: str | None = None) -> Claims:
+    """A driver that has given one sign of life, without a heartbeat of its own."""
+    made = Claims(Store.existing(store.uri, "toy"))
+    made.beat()
+    if who:
+        sign = json.dumps({"owner": who, "beat": 1})
+        store.client.set_experiment_tag(store.experiment.experiment_id, SIGN + made.driver, sign)
+    return made
+
+
+def take(driver: Claims, trial: str = "t") -> bool:
+    taken = driver.taken()
+    return driver.take(trial, taken, driver.living())
+
+
+def dead_owner() -> str:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    return f"{platform.node()}:{gone.pid}:0"
+
+
+def names(store: Store) -> list[str]:
+    return [model.name for model in store.client.search_registered_models()]
+
+
+def stored(store: Store, status: Literal["finished", "failed"], driver: str = "") -> str:
+    """A trial with its result; returns its id."""
+    made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
+    (trial,) = made.trials
+    run = begin_trial(store, trial, list(made.rows), "accuracy", "none", {}, {"driver": driver})
+    run.end(Ending("finished", {"score": 1.0}) if status == "finished" else failed("error", "it broke", ""))
+    return trial.id
+
+
+def signs(store: Store) -> list[str]:
+    tags = store.client.get_experiment(store.experiment_id).tags
+    return [tag.removeprefix(SIGN) for tag in tags if tag.startswith(SIGN)]
