@@ -136,7 +136,7 @@ def test_a_start_and_a_report_tell_of_results_of_another_source(
 def test_a_search_tells_it_once(
     site: Site, call: Call, tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
-    search = {"trials": 2, "seeds": [0]}
+    search = {"trials": 2, "seeds": [9]}
     suite = write(tmp_path, training=SHORT, methods=["mine"], budgets=[{"parameters": 4000}], search=search)
     command = ("search", suite, "--store", new_store(tmp_path), "--storage", f"sqlite:///{tmp_path}/study.db")
     first = call(*command)
