@@ -137,7 +137,13 @@ def test_a_search_tells_it_once(
     site: Site, call: Call, tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
     search = {"trials": 2, "seeds": [9]}
-    suite = write(tmp_path, training=SHORT, methods=["mine"], budgets=[{"parameters": 4000}], search=search)
+    suite = write(
+        tmp_path,
+        training=SHORT,
+        methods=["mine"],
+        budgets=[{"parameters": 4000}, {"parameters": 6000}],
+        search=search,
+    )
     command = ("search", suite, "--store", new_store(tmp_path), "--storage", f"sqlite:///{tmp_path}/study.db")
     first = call(*command)
     assert first.code == 0, first.err
