@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,10 @@ def test_a_search_tells_it_once(
     assert first.code == 0, first.err
     assert "source" not in first.err
     site.change()
-    again = call(*command)
+    # Python shows a warning of the same words once by itself.
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        again = call(*command)
     assert again.code == 0, again.err
     assert " ".join(again.err.split()).count("with the plug-in's method 'mine' ran with another source") == 1
 
