@@ -135,6 +135,11 @@ def run_suite(
                     f"'{whole.suite.name}' also has {sections}, which this does not run: "
                     f"{_search_command(suite)} does."
                 )
+            whole = with_choices(whole, opened)
+            known = latest(opened.records())
+            at_work.warn_of_changed_plugins(
+                known[trial.id] for trial in wanted(whole).trials if trial.id in known
+            )
             for phase in phases:
                 whole = with_choices(whole, opened)
                 plan = wanted(whole)

@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from methods.errors import UnknownNameError, UserError
+from methods.plugin_source import source_hash
 
 
 class Registry:
@@ -28,10 +29,11 @@ class Registry:
         self._targets = dict(targets)
         self._check = check
         self._plugins: dict[str, list[EntryPoint]] | None = None
+        self._sources: dict[str, str] = {}
 
     def _plugin_points(self) -> dict[str, list[EntryPoint]]:
         if self._plugins is None:
-            self._plugins = {}
+            self._plugins, self._sources = {}, {}
             for point in entry_points(group=f"tensorbench.{self.kind}s"):
                 self._plugins.setdefault(point.name, []).append(point)
         return self._plugins
@@ -40,6 +42,16 @@ class Registry:
     def plugins(self) -> list[str]:
         """The names that plug-ins register."""
         return sorted(self._plugin_points())
+
+    def source_hash(self, name: str) -> str:
+        """Hex sha256 of the source of the plug-in behind a name; empty for what is ours or not known.
+
+        It is read once in a process, which goes on with the code that it has imported.
+        """
+        points = self._plugin_points().get(name)
+        if points and name not in self._sources:
+            self._sources[name] = source_hash(points[0])
+        return self._sources.get(name, "")
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({*self._targets, *self._plugin_points()}))

@@ -13,6 +13,7 @@ import pandas as pd
 
 from bench.store import DEFAULT_STORE
 from bench.store.connect import BROKEN_STORE, shown_uri
+from bench.store.plugins import changed_plugins
 from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.wire.plan import PlannedRow
@@ -109,6 +110,8 @@ def _notes(experiment: Experiment) -> Iterator[str]:
         )
     if experiment.duplicates:
         yield f"{name}: {experiment.duplicates} finished run(s) repeat a trial; the first one counts."
+    for _, said in changed_plugins(records[id_] for id_ in experiment.trials if id_ in records):
+        yield f"{name}: {said}."
 
 
 def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.store.claims import Claims
 from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError
 from bench.store.outbox import Outbox, UnreadableLetterError
+from bench.store.plugins import changed_plugins
+from bench.store.records import Record
 from bench.store.store import Store
 from methods import UserError
 
@@ -49,6 +51,15 @@ class Session:
     sent: int
     #: How many runs it closed at the start that dead drivers had left open.
     closed: int
+    #: What it has told of, of which plug-ins changed since stored trials ran.
+    _told: set[str] = field(default_factory=set, repr=False)
+
+    def warn_of_changed_plugins(self, records: Iterable[Record]) -> None:
+        """Warns of results that are kept and come from another source of a plug-in, once for each."""
+        for what, said in changed_plugins(records):
+            if what not in self._told:
+                self._told.add(what)
+                warnings.warn(said, stacklevel=2)
 
 
 @contextmanager

@@ -120,6 +120,9 @@ class Nested:
             record = known.get(trial.id)
             return record is not None and record.settled and record.run_id != again.get(trial.id)
 
+        self._at_work.warn_of_changed_plugins(
+            known[id_] for id_ in {trial.id for trial in trials if has_result(trial)}
+        )
         pending = list({trial.id: trial for trial in trials if not has_result(trial)}.values())
         if pending:
             check_disk(plan, pending, self.store)

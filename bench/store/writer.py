@@ -14,6 +14,7 @@ from bench.process.alive import owner
 from bench.process.files import sha256_of
 from bench.store.connect import insisting, storing
 from bench.store.outbox import EndStatus, Letter, Outbox
+from bench.store.plugins import plugin_sources
 from bench.store.store import Store
 from bench.wire.text import all_storable, storable
 from bench.wire.trial import Ending, Progress
@@ -61,6 +62,7 @@ def begin_trial(
         Tag.BUDGETS: json.dumps(budgets),
         Tag.BUDGET_MISSED: YES if any(entry["within"] is False for entry in budgets) else "no",
         Tag.PARENT: parent,
+        **plugin_sources(trial),
         **tags,
     }
     name = f"{row.method} {known[Tag.RANKS]}".rstrip() + f" · {row.task} · seed {trial.seed}"

@@ -50,6 +50,10 @@ class PointState(StrEnum):
     FAILED = "FAILED"
 
 
+#: What tags of provenance begin with.
+PROVENANCE = "provenance."
+
+
 class Tag(StrEnum):
     """The tags of runs."""
 
@@ -81,6 +85,10 @@ class Tag(StrEnum):
     DUPLICATE = "duplicate"
     #: JSON: the sha256 of each artifact that the trial left, by name.
     HASHES = "sha256"
+    #: What a plug-in brings of a trial: its name and the sha256 of the plug-in's source.
+    METHOD_SOURCE = f"{PROVENANCE}source_method"
+    TASK_SOURCE = f"{PROVENANCE}source_task"
+    BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
     #: The name of a search or an allocation.
@@ -96,9 +104,6 @@ OWN_SIZE = "own size"
 
 #: The value of a tag that is a flag, where it is set.
 YES = "yes"
-
-#: What tags of provenance begin with.
-PROVENANCE = "provenance."
 
 
 class Measure(StrEnum):

@@ -1,0 +1,213 @@
+"""Results of a plug-in whose code changed under one version are kept, and told of."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.backbones import BACKBONES
+from bench.store.plugins import changed_plugins
+from bench.store.store import Store
+from bench.tasks import TASKS
+from bench.wire.words import Status, Tag
+from methods import METHODS
+from reports.reading import read
+
+from .bench.toy_runs import SHORT
+from .bench.toy_suites import DIGITS, write
+from .test_plugin_mistakes import METHOD
+
+Call = Callable[..., Any]
+
+#: A method, a backbone and a task of one distribution.
+SOURCES = {
+    "mine_plugin.py": METHOD + "\nfrom mine_parts.things import ENTRY, TASK\n",
+    "mine_parts/__init__.py": "",
+    "mine_parts/things.py": """
+from bench.backbones.random_weights import RandomBackbone
+from bench.tasks.digits import DIGITS
+from methods import Geometry
+
+class Task(type(DIGITS)):
+    name = "mine"
+
+ENTRY = RandomBackbone("mine", "vit", Geometry(32, 4, 2, 64), image_size=32, patch=8)
+TASK = Task()
+""",
+}
+POINTS = """[tensorbench.methods]
+mine = mine_plugin:MINE
+[tensorbench.backbones]
+mine = mine_plugin:ENTRY
+[tensorbench.tasks]
+mine = mine_plugin:TASK
+"""
+MINE = {"methods": ["mine"], "backbones": ["mine"], "tasks": [{**DIGITS, "task": "mine"}]}
+
+
+class Site:
+    """A folder with an installed plug-in, where this process looks for modules."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self._patch = folder, patch
+        self.package = folder / "mine-1.0.dist-info"
+        self.package.mkdir(parents=True)
+        (self.package / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+        (self.package / "entry_points.txt").write_text(POINTS)
+        (self.package / "RECORD").write_text("".join(f"{name},,\n" for name in SOURCES))
+        (folder / "mine_parts").mkdir()
+        for name, source in SOURCES.items():
+            (folder / name).write_text(source)
+        patch.syspath_prepend(folder)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """What a new process would find."""
+        for registry in (METHODS, TASKS, BACKBONES):
+            self._patch.setattr(registry, "_plugins", None)
+        importlib.invalidate_caches()
+        for name in [name for name in sys.modules if name.startswith("mine_p")]:
+            del sys.modules[name]
+
+    def change(self, name: str = "mine_parts/things.py") -> None:
+        with (self.folder / name).open("a") as file:
+            file.write("# another line\n")
+        self.look_again()
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    with monkeypatch.context() as patch:
+        made = Site(tmp_path / "site", patch)
+        yield made
+    made.look_again()
+
+
+def notes(uri: str) -> str:
+    return " ".join(read(uri, ["toy"]).notes)
+
+
+def test_a_start_and_a_report_tell_of_results_of_another_source(
+    site: Site, call: Call, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    suite = write(tmp_path, seeds=[0, 1], training=SHORT, **{**MINE, "methods": ["mine", "lora"]})
+    uri = new_store(tmp_path)
+    command = ("run", suite, "--store", uri)
+    first = call(*command)
+    assert first.code == 0, first.err
+    before = {record.trial_id: record for record in Store.existing(uri, "toy").records()}
+    again = call(*command)
+    for quiet in (first.err, again.err, notes(uri)):
+        assert "source" not in quiet
+
+    site.change()
+    changed = call(*command)
+    assert changed.code == 0, changed.err
+    assert "4 trials, 0 to run" in changed.out
+    said = " ".join(changed.err.split())
+    assert said.count("warning:") == 3
+    assert "2 of 2 finished trial(s) with the plug-in's method 'mine' ran with another source" in said
+    assert "4 of 4 finished trial(s) with the plug-in's task 'mine'" in said
+    assert "raise the method's `version` or delete those runs" in said
+    assert "give the backbone another `weights_hash` or delete" in said
+    assert "toy: 2 of 2 finished trial(s) with the plug-in's method 'mine' ran with another" in notes(uri)
+
+    # The hash is in no id, and what is ours has none.
+    after = Store.existing(uri, "toy").records()
+    assert {record.trial_id for record in after} == set(before)
+    assert {record.tag(Tag.METHOD_SOURCE)[:5] for record in after} == {"mine ", ""}
+
+    # Another version makes other trials: nothing that is kept is of another source.
+    plugin = site.folder / "mine_plugin.py"
+    plugin.write_text(plugin.read_text().replace('name = "mine"', 'name = "mine"\n    version = 7'))
+    site.look_again()
+    raised = call(*command, "--method", "mine")
+    assert raised.code == 0, raised.err
+    assert "2 trials, 2 to run" in raised.out
+    assert "method 'mine'" not in raised.err
+
+
+def test_a_search_tells_it_once(
+    site: Site, call: Call, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    search = {"trials": 2, "seeds": [9]}
+    suite = write(
+        tmp_path,
+        training=SHORT,
+        methods=["mine"],
+        budgets=[{"parameters": 4000}, {"parameters": 6000}],
+        search=search,
+    )
+    command = ("search", suite, "--store", new_store(tmp_path), "--storage", f"sqlite:///{tmp_path}/study.db")
+    first = call(*command)
+    assert first.code == 0, first.err
+    assert "source" not in first.err
+    site.change()
+    # Python shows a warning of the same words once by itself.
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        again = call(*command)
+    assert again.code == 0, again.err
+    assert " ".join(again.err.split()).count("with the plug-in's method 'mine' ran with another source") == 1
+
+
+def test_every_file_of_the_distribution_counts_and_nothing_else(site: Site) -> None:
+    def found() -> tuple[str, ...]:
+        return tuple(registry.source_hash("mine") for registry in (METHODS, TASKS, BACKBONES))
+
+    before = found()
+    assert len(set(before)) == 1
+    assert len(before[0]) == 64
+    (site.folder / "somebody_elses.py").write_text("")
+    (site.package / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 2.0\n")
+    site.look_again()
+    assert found() == before
+    for name in SOURCES:
+        site.change(name)
+        assert found() != before
+        before = found()
+    assert METHODS.source_hash("lora") == METHODS.source_hash("no such method") == ""
+
+
+def test_an_editable_install_has_the_hash_of_its_modules(site: Site) -> None:
+    listed = "__editable___mine_finder.py,,\nmine-1.0.dist-info/METADATA,,\n"
+    (site.package / "RECORD").write_text(listed)
+    (site.folder / "__editable___mine_finder.py").write_text("MAPPING = '/some/where'")
+    site.look_again()
+    before = METHODS.source_hash("mine")
+    assert before
+    site.change("mine_plugin.py")
+    assert METHODS.source_hash("mine") != before
+    # The whole package counts where the entry point is in one.
+    (site.package / "entry_points.txt").write_text("[tensorbench.tasks]\nmine = mine_parts.things:TASK\n")
+    site.look_again()
+    before = TASKS.source_hash("mine")
+    site.change("mine_parts/__init__.py")
+    assert TASKS.source_hash("mine") not in ("", before)
+
+
+def test_without_the_plugin_its_trials_are_compared_with_one_another(
+    site: Site, call: Call, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    suite = write(tmp_path, seeds=[0, 1, 2], training=SHORT, methods=["mine"])
+    uri = new_store(tmp_path)
+    command = ("run", suite, "--store", uri)
+    assert call(*command, "--seed", 0).code == 0
+    site.change()
+    assert call(*command).code == 0
+    assert "1 of 3 finished trial(s)" in notes(uri)
+    shutil.rmtree(site.package)
+    site.look_again()
+    assert METHODS.source_hash("mine") == ""
+    assert "1 of 3 finished trial(s)" in notes(uri)
+    records = Store.existing(uri, "toy").records()
+    same = [record for record in records if record.tag(Tag.SEED) != "0"]
+    assert [record.status for record in same] == [Status.FINISHED] * 2
+    assert list(changed_plugins(same)) == []
