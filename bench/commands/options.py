@@ -106,6 +106,12 @@ TrialTimeout = Annotated[
         "trials took, as 5x. Default: what the suite says, else for ever."
     ),
 ]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--log", metavar="FILE", help="Also add what happens to this file, as lines of JSON for programs."
+    ),
+]
 Tasks = Annotated[
     list[str] | None,
     names_option("--task", help="Only this task", complete=completion.of_suite("tasks")),

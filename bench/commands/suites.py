@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,7 @@ from bench.commands.options import (
     Budgets,
     Device,
     ExecutorKind,
+    LogFile,
     Methods,
     RayAddress,
     SearchWorkers,
@@ -27,6 +29,9 @@ from bench.commands.options import (
     err,
     out,
 )
+
+if TYPE_CHECKING:
+    from bench.run import Audience
 
 
 def run(
@@ -43,6 +48,7 @@ def run(
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
     trial_timeout: TrialTimeout = None,
+    log: LogFile = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run only the trials that failed.")
     ] = False,
@@ -52,7 +58,6 @@ def run(
     Several starts on one store share the work.
     """
     from bench.run import run_suite
-    from bench.terminal.audience import Terminal
     from bench.terminal.plans import print_tuning
     from bench.terminal.results import print_summary
 
@@ -71,7 +76,7 @@ def run(
         ray_address=ray_address,
         trial_timeout=trial_timeout,
         retry_failed=retry_failed,
-        audience=Terminal(out, err),
+        audience=_audience(log),
     )
     print_tuning(out, done.plan)
     print_summary(out, done.summary)
@@ -101,6 +106,7 @@ def search(
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
     trial_timeout: TrialTimeout = None,
+    log: LogFile = None,
     retry_failed: Annotated[
         bool,
         typer.Option("--retry-failed", help="Also try trials again that failed, and with them their points."),
@@ -113,7 +119,6 @@ def search(
     and the final runs use all workers.
     """
     from bench.run import search_suite
-    from bench.terminal.audience import Terminal
 
     done = search_suite(
         suite,
@@ -132,10 +137,22 @@ def search(
         ray_address=ray_address,
         trial_timeout=trial_timeout,
         retry_failed=retry_failed,
-        audience=Terminal(out, err),
+        audience=_audience(log),
     )
     if not done.complete:
         raise typer.Exit(1)
+
+
+def _audience(log: Path | None) -> Audience:
+    """The terminal, and a log where one is asked for."""
+    from bench.terminal.audience import Terminal
+
+    terminal = Terminal(out, err)
+    if log is None:
+        return terminal
+    from bench.log import Log
+
+    return Log(log, terminal)
 
 
 def plan(

@@ -16,6 +16,7 @@ from typing import Literal
 from bench.execution.estimate import longest_first
 from bench.execution.executor import Executor
 from bench.execution.perform import Event
+from bench.execution.retries import Retries
 from bench.execution.session import CLOSING, STRIKES, Session, put_aside, within
 from bench.execution.watch import Limits
 from bench.plan.rows import Plan
@@ -27,9 +28,6 @@ from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
 from bench.wire.trial import Ending
 from bench.wire.words import Status, Tag
-
-#: How many workers may die with a trial before it is given up until the next start.
-ATTEMPTS = 2
 
 #: Seconds between two looks at what other drivers hold.
 LOOK = 2.0
@@ -105,8 +103,7 @@ class _Driving:
         self.running: dict[str, TrialRun] = {}
         #: Trials that have ended, whose records are in the outbox still, or whose claims are still there.
         self.unsent: dict[str, TrialRun] = {}
-        #: How many workers died with each trial.
-        self.losses: Counter[str] = Counter()
+        self.retries = Retries()
         #: How often the store failed at each record, by run, though it was there before and after.
         self.strikes: Counter[str] = Counter()
         #: When this driver looked last at what others hold, and since when the store is away (monotonic).
@@ -205,11 +202,11 @@ class _Driving:
             for trial in list(self.queue):
                 if not self.executor.free:
                     return
-                if self.claims.take(trial.id, taken, living):
+                if self.retries.due(trial.id) and self.claims.take(trial.id, taken, living):
                     self._begin(trial)
                     if taken.get(trial.id, (0, self.claims.driver))[1] != self.claims.driver:
                         self.claims.close_stale()
-            # What is left in the queue, other drivers run.
+            # What is left in the queue, other drivers run, or it waits for its time.
             self.looked, self.away_since = time.monotonic(), None
         except StoreRefusedError:
             raise
@@ -248,10 +245,10 @@ class _Driving:
         del self.running[trial.id]
         self.limits.learn(trial, ending)
         if ending.status == "lost":
-            self.losses[trial.id] += 1
-            if self.losses[trial.id] < ATTEMPTS:
+            # Its claim stays, so that no other driver takes it while it waits.
+            if self.retries.another(trial.id, "lost"):
                 self.queue.insert(0, trial)
-        if ending.status != "lost":
+        else:
             sent = sent and self._write(partial(self.claims.settle, trial.id))
         if not sent:
             self.unsent[trial.id] = run

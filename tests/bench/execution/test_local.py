@@ -22,6 +22,7 @@ from bench.execution.driver import execute
 from bench.execution.estimate import longest_first
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
+from bench.execution.retries import RETRIES, Retry
 from bench.execution.session import session
 from bench.plan.rows import Plan
 from bench.process.memory import MIB, available_mib
@@ -58,6 +59,12 @@ def workers() -> Any:
         with Local([Slot(f"cpu/{i}", "cpu", 1) for i in range(2)]) as place:
             place.prepare(list(plan(seeds=[0, 1]).trials))
             yield place
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost trial is tried again without a wait."""
+    monkeypatch.setitem(RETRIES, "lost", Retry(times=2, wait=0.0, growth=1.0))
 
 
 @pytest.fixture
@@ -148,7 +155,7 @@ def test_an_error_of_who_listens_is_not_taken_for_the_worker_s(
     assert [record.status for record in store.records()] == ["KILLED"]
 
 
-def test_a_trial_that_ends_its_worker_twice_is_lost_and_the_others_go_on(
+def test_a_trial_that_ends_its_worker_each_time_is_lost_and_the_others_go_on(
     store: Store, workers: Local
 ) -> None:
     made = plan(seeds=[0, 1], training=TALKATIVE)
@@ -159,9 +166,9 @@ def test_a_trial_that_ends_its_worker_twice_is_lost_and_the_others_go_on(
             os.kill(worker.process.pid or 0, signal.SIGKILL)
 
     kinds = [e.kind for e in run(store, workers, made, notify) if e.kind not in ("progress", "started")]
-    assert sorted(kinds) == ["finished", "lost", "lost"]
+    assert sorted(kinds) == ["finished", "lost", "lost", "lost"]
     statuses = sorted((record.status, record.tags.get("failure")) for record in store.records())
-    assert statuses == [("FINISHED", None), ("KILLED", "lost"), ("KILLED", "lost")]
+    assert statuses == [("FINISHED", None), *[("KILLED", "lost")] * 3]
     assert not [record for record in store.records() if record.status == "KILLED" and record.settled]
 
 

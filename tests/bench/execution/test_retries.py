@@ -1,0 +1,82 @@
+"""What the driver tries again by itself, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import bench.execution.inline
+from bench.execution import driver, retries
+from bench.execution.driver import execute, pending
+from bench.execution.inline import Inline
+from bench.execution.perform import Event
+from bench.execution.retries import RETRIES, Retries, Retry
+from bench.execution.session import session
+from bench.store.store import Store
+from bench.wire.trial import lost
+
+from ..toy_runs import SHORT
+from ..toy_suites import plan
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time by which retries wait, to be set by hand."""
+    now = [1000.0]
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_each_attempt_waits_longer_and_there_are_so_many(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RETRIES, "lost", Retry(times=3, wait=2.0, growth=5.0))
+    tried = Retries()
+    for seconds in (2, 10, 50):
+        assert tried.due("a")
+        assert tried.another("a", "lost")
+        clock[0] += seconds - 0.5
+        assert (tried.due("a"), tried.due("b")) == (False, True)
+        clock[0] += 0.5
+    assert not tried.another("a", "lost")
+    assert tried.another("b", "lost")
+
+
+@pytest.mark.parametrize("failure", ["diverged", "out of memory", "timeout", "error"])
+def test_what_would_fail_again_is_not_tried_again(failure: Any) -> None:
+    assert not Retries().another("a", failure)
+
+
+def test_others_run_while_a_lost_trial_waits_and_lost_thrice_it_is_left_to_the_next_start(
+    tmp_path: Path, new_store: Callable[[Path], str], clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(seeds=[0, 1], training=SHORT)
+    first, second = made.trials
+    real = bench.execution.inline.perform
+    monkeypatch.setattr(driver, "LOOK", 0.0)
+    monkeypatch.setattr(
+        bench.execution.inline,
+        "perform",
+        lambda trial, *rest: lost("its node died") if trial == first else real(trial, *rest),
+    )
+    events: list[tuple[int, str]] = []
+
+    def notify(event: Event) -> None:
+        if event.kind != "progress":
+            events.append((event.trial.seed, event.kind))
+        if event.kind == "finished":
+            clock[0] += 2
+        elif events.count((0, "lost")) == 2 and event.kind == "lost":
+            clock[0] += 20
+
+    store = Store.create(new_store(tmp_path), "toy")
+    with session(store) as at_work, Inline("cpu") as place:
+        execute(made, [first, second], at_work, place, notify)
+    failing = [(0, "started"), (0, "lost")]
+    assert events == [*failing, (1, "started"), (1, "finished"), *failing, *failing]
+    assert sorted(record.status for record in store.records()) == ["FINISHED", "KILLED", "KILLED", "KILLED"]
+    assert pending(made, store) == [first]
