@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +102,7 @@ def run_suite(
     workers: int | None = None,
     slots_per_device: int | None = None,
     ray_address: str | None = None,
+    worker_memory: int | None = None,
     trial_timeout: float | str | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
@@ -110,14 +111,19 @@ def run_suite(
 
     Trials that have finished are kept, so that a run that was stopped goes on where it was. `suite` is a
     suite or the path of its file. `tasks`, `methods`, `seeds`, `backbones` and `budgets` select a part of it,
-    as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. `trial_timeout`
-    replaces the suite's: seconds, or a multiple as `5x`. With `retry_failed` only trials run that have
-    failed. Raises UserError for what cannot be done, before any work. A trial that fails raises nothing:
-    it is stored with its reason.
+    as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. `worker_memory` is
+    what a worker of `local` may take, in MiB. `trial_timeout` replaces the suite's: seconds, or a multiple as
+    `5x`. With `retry_failed` only trials run that have failed. Raises UserError for what cannot be done,
+    before any work. A trial that fails raises nothing: it is stored with its reason.
     """
     told = audience or Audience()
     with make_executor(
-        executor, device, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
+        executor,
+        device,
+        workers=workers,
+        slots_per_device=slots_per_device,
+        ray_address=ray_address,
+        worker_memory=worker_memory,
     ) as place:
         whole = make_plan(_limited(_loaded(suite), trial_timeout, place, told), place.device)
 
@@ -196,6 +202,7 @@ def search_suite(
     workers: int | None = None,
     slots_per_device: int | None = None,
     ray_address: str | None = None,
+    worker_memory: int | None = None,
     trial_timeout: float | str | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
@@ -213,7 +220,12 @@ def search_suite(
         # Idle workers would hold threads or GPUs that the one at work lacks.
         workers = workers or 1
     with make_executor(
-        executor, device, workers=workers, slots_per_device=slots_per_device, ray_address=ray_address
+        executor,
+        device,
+        workers=workers,
+        slots_per_device=slots_per_device,
+        ray_address=ray_address,
+        worker_memory=worker_memory,
     ) as place:
         whole = make_plan(_limited(loaded, trial_timeout, place, told), place.device)
         wanted = whole.select(tasks, methods, (), backbones, budgets)
@@ -232,14 +244,25 @@ def search_suite(
             def nests(kind: Literal[Kind.SEARCH, Kind.ALLOCATION]) -> list[Nested]:
                 return [Nested(cell, kind, at_work, place, told.watch, again) for cell in chosen]
 
-            found: list[SearchResult | AllocationResult] = []
-            if loaded.search:
-                where = default_storage(store) if storage is None else storage
-                found += _search(loaded.search, nests(Kind.SEARCH), where, told)
-            if loaded.allocation:
-                found += _allocate(loaded.allocation, nests(Kind.ALLOCATION), told)
-            records = latest(opened.records())
-            return SearchRun(tuple(found), all(_complete(one, records) for one in found))
+            where = default_storage(store) if storage is None else storage
+            return _run_sections(loaded, nests, where, opened, told)
+
+
+def _run_sections(
+    suite: Suite,
+    nests: Callable[[Literal[Kind.SEARCH, Kind.ALLOCATION]], list[Nested]],
+    storage: str,
+    store: Store,
+    told: Audience,
+) -> SearchRun:
+    """Searches first, then allocates, each where the suite says so."""
+    found: list[SearchResult | AllocationResult] = []
+    if suite.search:
+        found += _search(suite.search, nests(Kind.SEARCH), storage, told)
+    if suite.allocation:
+        found += _allocate(suite.allocation, nests(Kind.ALLOCATION), told)
+    records = latest(store.records())
+    return SearchRun(tuple(found), all(_complete(one, records) for one in found))
 
 
 def _search(section: Search, nests: Sequence[Nested], storage: str, told: Audience) -> Iterator[SearchResult]:

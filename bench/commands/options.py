@@ -106,6 +106,14 @@ TrialTimeout = Annotated[
         "trials took, as 5x. Default: what the suite says, else for ever."
     ),
 ]
+WorkerMemory = Annotated[
+    int | None,
+    typer.Option(
+        metavar="MIB",
+        help="How much memory a worker may take, with --executor local on Linux. A trial beyond it fails "
+        "with 'out of memory'. Default: as much as there is.",
+    ),
+]
 LogFile = Annotated[
     Path | None,
     typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 from methods.errors import UnknownNameError, UserError, cut
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from bench.execution.executor import Executor
 
 EXECUTORS = ("inline", "local", "ray")
+
+#: The least memory a worker can be given, in MiB: torch and the libraries alone take about 300.
+LEAST_MEMORY = 512
 
 #: Seconds that a Ray cluster may take to accept a connection.
 CONNECTING = 10
@@ -44,17 +48,21 @@ def make_executor(
     workers: int | None = None,
     slots_per_device: int | None = None,
     ray_address: str | None = None,
+    worker_memory: int | None = None,
 ) -> Executor:
     """An executor, not entered yet. `device` is auto, cpu, cuda or cuda:N.
 
     Without `workers` every slot is used: `slots_per_device` (1) on each GPU, or one a core on CPUs. With
-    `ray` this connects to the cluster, and leaving the executor closes the connection. Raises UserError for
-    options that do not go together, and a cluster that cannot be reached.
+    `ray` this connects to the cluster, and leaving the executor closes the connection. `worker_memory` is
+    what a worker of `local` may take, in MiB. Raises UserError for options that do not go together, and a
+    cluster that cannot be reached.
     """
     if kind not in EXECUTORS:
         raise UnknownNameError("executor", kind, EXECUTORS)
     if kind != "ray" and ray_address is not None:
         raise UserError("--ray-address goes with --executor ray")
+    if worker_memory is not None:
+        _check_limit(kind, worker_memory)
     if kind != "ray":
         # Of a cluster's devices this machine knows nothing.
         device = choose_device(device)
@@ -67,11 +75,23 @@ def make_executor(
     if kind == "local":
         from bench.execution.local import Local, Slot
 
-        return Local([Slot(*slot) for slot in local_slots(device, workers, slots_per_device)])
+        places = local_slots(device, workers, slots_per_device)
+        return Local([Slot(*place, worker_memory) for place in places])
     _check_reachable(ray_address or os.environ.get("RAY_ADDRESS"))
     from bench.execution.ray import RayCluster
 
     return RayCluster.connect(device, workers=workers, slots_per_device=slots_per_device, address=ray_address)
+
+
+def _check_limit(kind: str, mib: int) -> None:
+    """Raises UserError for a limit that no worker can be given, or none could work under."""
+    if kind != "local":
+        why = "Ray has a memory resource of its own" if kind == "ray" else "it would be this process's own"
+        raise UserError(f"--worker-memory goes with --executor local: {why}")
+    if sys.platform != "linux":
+        raise UserError("--worker-memory: only Linux limits the memory of a process so")
+    if mib < LEAST_MEMORY:
+        raise UserError(f"--worker-memory {mib}: accepted are {LEAST_MEMORY} MiB and more")
 
 
 def _check_reachable(address: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why
 from bench.execution.watch import BEAT, Watch, too_long
 from bench.plan.trial import Trial
+from bench.process.memory import MIB
 from bench.training.loop import Pruned
 from bench.training.measure import provenance
 from bench.training.trial import Resources
@@ -46,6 +48,8 @@ class Slot:
     name: str
     device: str
     threads: int
+    #: MiB of memory that its worker may take for its data; None: as much as there is.
+    memory: int | None = None
 
 
 @dataclass
@@ -258,6 +262,8 @@ def _serve(link: Connection, slot: Slot) -> None:
     torch.set_num_threads(slot.threads)
     resources, line = Resources(slot.device), _Line(link)
     threading.Thread(target=line.keep_beating, daemon=True).start()
+    if slot.memory:
+        _limit_memory(slot.memory)
     line.send("ready", None)
     # An error of the pipe means that the driver is gone.
     with suppress(EOFError, OSError):
@@ -268,6 +274,17 @@ def _serve(link: Connection, slot: Slot) -> None:
             elif asked == "run":
                 with line.at_work():
                     _run(about, resources, line, slot)
+
+
+def _limit_memory(mib: int) -> None:
+    """Lets this process take no more memory than this: what it asks for beyond that fails.
+
+    What counts is private and writable, so neither libraries nor mapped files, nor addresses that were set
+    aside only, as RLIMIT_AS counts them: that is three times as much in a process with torch.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = mib * MIB
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
 
 
 class _Line:

@@ -19,8 +19,8 @@ from bench.training.trial import Resources, run_trial
 from bench.wire.trial import End, Ending, Failure, Progress, failed
 from methods import UserError
 
-#: How libraries say so in a RuntimeError: torch on a CPU, cuBLAS.
-NO_MEMORY = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
+#: How libraries say so in a RuntimeError: torch on a CPU, C++, cuBLAS.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,19 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
     try:
         for trial in trials:
             resources.data(trial, resources.backbone(trial).info.input)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not _out_of_memory(error):
+            raise
         raise UserError(
-            f"a backbone and its data do not fit on {resources.device}: {error}; take fewer slots per device"
+            f"a backbone and its data do not fit on {resources.device}: {error}; take fewer slots per device "
+            "or give each worker more memory"
         ) from error
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(said in str(error) for said in NO_MEMORY)
 
 
 def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
@@ -109,7 +118,7 @@ def perform(
     except BaseException as error:  # a trial may fail in any way; the others must go on
         if error is told or isinstance(error, interrupts):
             raise
-        reason = "out of memory" if any(said in str(error) for said in NO_MEMORY) else "error"
+        reason = "out of memory" if _out_of_memory(error) else "error"
         ending = failed(reason, f"{type(error).__name__}: {error}", traceback.format_exc())
     # Memory can be freed only now, when no traceback holds the tensors of the trial any more.
     gc.collect()

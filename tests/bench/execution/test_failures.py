@@ -20,6 +20,7 @@ from bench.training.loop import Pruned
 from bench.training.trial import Resources
 from bench.wire.trial import Ending
 from bench.wire.words import Kind
+from methods import UserError
 
 from ..toy_runs import SHORT, Ran, executed, raising, run, run_inline
 from ..toy_suites import VISION, plan
@@ -82,6 +83,7 @@ def allocate(*_: Any) -> Any:
         (allocate, "out of memory"),
         (raising(torch.OutOfMemoryError("CUDA out of memory")), "out of memory"),
         (raising(MemoryError()), "out of memory"),
+        (raising(RuntimeError("std::bad_alloc")), "out of memory"),
         (raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")), "out of memory"),
         (raising(ValueError("a [bug]")), "error"),
         (raising(SystemExit(0)), "error"),
@@ -106,6 +108,26 @@ def test_a_failure_is_named_and_the_next_trial_runs(
     assert (bad.status, bad.tags["failure"], good.status) == ("FAILED", reason, "FINISHED")
     if reason == "error":
         assert bad.tags["failure_message"] in ("ValueError: a [bug]", "SystemExit: 0", "GeneratorExit: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_what_does_not_fit_before_any_trial_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    made = plan(training=SHORT)
+    monkeypatch.setattr(Resources, "backbone", raising(error))
+    with pytest.raises(UserError, match=r"do not fit on cpu.*or give each worker more memory"):
+        bench.execution.perform.prepare_all(list(made.trials), Resources("cpu"))
+    monkeypatch.setattr(Resources, "backbone", raising(ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        bench.execution.perform.prepare_all(list(made.trials), Resources("cpu"))
 
 
 def test_a_plug_in_that_ends_the_program_makes_no_success(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sys
 import termios
 import time
 from array import array
@@ -232,6 +233,37 @@ def test_pruning_a_trial_whose_worker_died_meanwhile_is_a_loss(store: Store, wor
     assert kinds == ["started", "lost", "started", "finished"]
 
 
+# --- a worker's memory ---
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits it")
+def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local, "get_context", lambda _: FORKS)
+    made = plan(methods=["lora", "head_only"], training=SHORT)
+    by_method = {trial.method["method"]: trial for trial in made.trials}
+    lora, head = by_method["lora"], by_method["head_only"]
+    # Of more ranks than a plan admits: a gigabyte for each layer.
+    hungry = lora.model_copy(update={"method": {**lora.method, "rank": 2**23}})
+    events: list[Event] = []
+    with Local([Slot("cpu/0", "cpu", 1, memory=1024)]) as place:
+        place.prepare([head])
+        (process,) = place.processes()
+        for trial in (hungry, head):
+            place.submit(trial)
+            before = len(events)
+            while not any(event.ending for event in events[before:]):
+                place.step(events.append)
+        assert place.processes() == [process], "the worker died for it"
+    endings = [event.ending for event in events if event.ending]
+    assert [(ending.status, ending.reason) for ending in endings] == [
+        ("failed", "out of memory"),
+        ("finished", None),
+    ]
+    assert "can't allocate memory" in endings[0].message
+
+
 # --- the program, told to stop ---
 
 
@@ -323,6 +355,9 @@ def test_cores_are_divided_among_workers() -> None:
         ),
         ({"kind": "local", "slots_per_device": 2}, "--slots-per-device is for GPUs; on CPUs use --workers"),
         ({"kind": "local", "ray_address": "auto"}, "--ray-address goes with --executor ray"),
+        ({"kind": "inline", "worker_memory": 9999}, "--worker-memory goes with --executor local"),
+        ({"kind": "ray", "worker_memory": 9999}, "Ray has a memory resource of its own"),
+        ({"kind": "local", "worker_memory": 100}, "--worker-memory 100: accepted are 512 MiB and more"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
