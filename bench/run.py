@@ -135,12 +135,7 @@ def run_suite(
         phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
         with session(opened) as at_work:
             told.opened(at_work.sent, at_work.closed)
-            if whole.suite.searched:
-                sections = " and ".join(whole.suite.searched)
-                told.note(
-                    f"'{whole.suite.name}' also has {sections}, which this does not run: "
-                    f"{_search_command(suite)} does."
-                )
+            _note_searched(whole.suite, suite, told)
             whole = with_choices(whole, opened)
             known = latest(opened.records())
             at_work.warn_of_changed_plugins(
@@ -152,6 +147,15 @@ def run_suite(
                 part = plan.of(phase)
                 whole = _run_phase(whole, part, phase, at_work, place, told, retry_failed=retry_failed)
             return SuiteRun(plan, summarise(opened, plan.stored()))
+
+
+def _note_searched(loaded: Suite, suite: Suite | Path | str, told: Audience) -> None:
+    """Says that a suite has more than its trials."""
+    if loaded.searched:
+        sections = " and ".join(loaded.searched)
+        told.note(
+            f"'{loaded.name}' also has {sections}, which this does not run: {_search_command(suite)} does."
+        )
 
 
 def _run_phase(

@@ -191,7 +191,6 @@ def plan(
     from bench.execution import choose_device
     from bench.forecast import forecast
     from bench.plan.make import make_plan
-    from bench.power import power as suite_power
     from bench.suite.load import load_suite
     from bench.terminal.plans import print_forecast, print_plan, print_power
     from methods import UserError
@@ -203,7 +202,12 @@ def plan(
         task or (), method or (), seed or (), backbone or (), budget or ()
     )
     expected = forecast(made, store, device)
-    found = suite_power(made, store, sd) if power else []
+    found = []
+    if power:
+        # Its import takes seconds, by what reads stored runs.
+        from bench.power import power as suite_power
+
+        found = suite_power(made, store, sd)
     if as_json:
         told = made.stored().model_dump(mode="json") | {"forecast": expected.model_dump(mode="json")}
         echo_json(told | ({"power": [one.as_dict() for one in found]} if power else {}))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from bench.plan.rows import Plan
-from bench.power import Power
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.plan import Forecast
 from bench.wire.words import OWN_SIZE
+
+if TYPE_CHECKING:
+    from bench.power import Power
 
 
 def print_plan(console: Console, plan: Plan) -> None:

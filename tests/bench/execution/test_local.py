@@ -20,22 +20,19 @@ import pytest
 from bench.execution import local, local_slots, make_executor
 from bench.execution.checks import check_disk, check_memory
 from bench.execution.driver import execute
-from bench.execution.estimate import longest_first
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
 from bench.execution.retries import RETRIES, Retry
 from bench.execution.session import session
 from bench.plan.rows import Plan
 from bench.process.memory import MIB, available_mib
-from bench.store.records import Record
 from bench.store.store import Store
 from bench.training.loop import Pruned
-from bench.wire.words import Status
 from methods import UserError
 
 from ..forked import FORKS
 from ..held import await_held, started
-from ..toy_suites import DIGITS, plan, write
+from ..toy_suites import plan, write
 
 SHORT = {"batch_size": 16, "steps": 2}
 #: It tells more of its progress than a pipe holds, so that it does not end while the driver does not listen.
@@ -287,52 +284,6 @@ def test_a_signal_to_all_processes_closes_what_runs_and_leaves_none(
 
 
 # --- before the start ---
-
-
-def test_longest_trials_come_first_by_steps_or_by_what_was_measured() -> None:
-    made = plan(
-        methods=[
-            {"method": "lora", "training": {"steps": 2}},
-            {"method": "head_only", "training": {"steps": 9}},
-        ],
-        training={"batch_size": 16, "steps": 5},
-    )
-    lora, head = sorted(made.trials, key=lambda trial: trial.method["method"], reverse=True)
-    assert longest_first(made, made.trials, []) == [head, lora]
-    # LoRA's steps took five times as long.
-    records = [
-        Record(
-            row.method,
-            "other",
-            Status.FINISHED,
-            0,
-            {"method": row.method, "backbone": row.backbone, "task": row.task},
-            {"cost/seconds": 50.0 if row.trials[0] == lora.id else 10.0, "cost/steps": 10.0},
-        )
-        for row in made.rows
-    ]
-    assert longest_first(made, made.trials, records) == [lora, head]
-
-
-def test_trials_on_one_seed_s_split_stay_together() -> None:
-    tasks = [{**DIGITS, "split": "per_seed"}]
-    methods = ["head_only", "lora", {"method": "tenslora", "variant": "att"}]
-    made = plan(tasks=tasks, methods=methods, seeds=[0, 1, 2])
-    seconds = dict(zip((row.method for row in made.rows), (10.0, 30.0, 20.0), strict=True))
-    records = [
-        Record(
-            row.method,
-            "other",
-            Status.FINISHED,
-            0,
-            {"method": row.method, "backbone": row.backbone, "task": row.task},
-            {"cost/seconds": seconds[row.method], "cost/steps": 10.0},
-        )
-        for row in made.rows
-    ]
-    ordered = longest_first(made, made.trials, records)
-    assert [trial.seed for trial in ordered] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert [trial.method["method"] for trial in ordered] == ["lora", "tenslora", "head_only"] * 3
 
 
 def test_cores_are_divided_among_workers() -> None:
