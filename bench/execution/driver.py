@@ -161,7 +161,11 @@ class _Driving:
     def _caught_up(self) -> bool:
         """Sends the records that wait, and returns whether none is left."""
         for trial, run in list(self.unsent.items()):
-            if not self._deliver(run, run.flush) or not self._write(partial(self.claims.settle, trial)):
+            if not self._deliver(run, run.flush):
+                return False
+            # A lost trial that waits for another attempt keeps its claim.
+            waits = any(waiting.id == trial for waiting in self.queue)
+            if not waits and not self._write(partial(self.claims.settle, trial)):
                 return False
             del self.unsent[trial]
         return self.store.online

@@ -16,8 +16,13 @@ from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.execution.retries import RETRIES, Retries, Retry
 from bench.execution.session import session
+from bench.store import claims
+from bench.store.claims import Claims
+from bench.store.connect import StoreError
+from bench.store.outbox import Letter
 from bench.store.store import Store
 from bench.wire.trial import lost
+from bench.wire.words import Status
 
 from ..toy_runs import SHORT
 from ..toy_suites import plan
@@ -80,3 +85,39 @@ def test_others_run_while_a_lost_trial_waits_and_lost_thrice_it_is_left_to_the_n
     assert events == [*failing, (1, "started"), (1, "finished"), *failing, *failing]
     assert sorted(record.status for record in store.records()) == ["FINISHED", "KILLED", "KILLED", "KILLED"]
     assert pending(made, store) == [first]
+
+
+def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_late(
+    tmp_path: Path, new_store: Callable[[Path], str], clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(seeds=[0], training=SHORT)
+    happened: list[str] = []
+    send, settle, perform = Store.send, Claims.settle, bench.execution.inline.perform
+
+    def once_away(store: Store, letter: Letter, *rest: Any) -> None:
+        if letter.status == Status.KILLED and "away" not in happened:
+            happened.append("away")
+            raise StoreError("the store is away")
+        send(store, letter, *rest)
+        if letter.status:
+            happened.append(f"sent {letter.status}")
+        if letter.status == Status.KILLED:
+            clock[0] += 2
+
+    def noted(held: Claims, trial: str) -> None:
+        happened.append("settled")
+        settle(held, trial)
+
+    monkeypatch.setattr(driver, "LOOK", 0.0)
+    monkeypatch.setattr(claims, "PROBE", 0.01)
+    monkeypatch.setattr(Store, "send", once_away)
+    monkeypatch.setattr(Claims, "settle", noted)
+    monkeypatch.setattr(
+        bench.execution.inline,
+        "perform",
+        lambda *given: perform(*given) if "away" in happened else lost("its node died"),
+    )
+    store = Store.create(new_store(tmp_path), "toy")
+    with session(store) as at_work, Inline("cpu") as place:
+        execute(made, list(made.trials), at_work, place, lambda event: None)
+    assert happened == ["away", "sent KILLED", "sent FINISHED", "settled"]
