@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -38,14 +39,17 @@ PAPER = {
 
 
 @pytest.fixture(scope="module")
-def paper() -> tuple[dict[str, Any], set[str]]:
-    """suites/paper_counts.yaml as `plan --json` prints it, without network, and the modules it imported."""
+def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], set[str]]:
+    """suites/paper_counts.yaml as `plan --json` prints it, without network, and the modules it imported.
+
+    In a folder without a store, whose runs a plan would read to tell how long it takes.
+    """
     program = """
 import socket, sys
 def refuse(*_): raise AssertionError("network")
 socket.socket.connect = refuse
 from bench.cli import main
-sys.argv = ["tensorbench", "plan", "suites/paper_counts.yaml", "--json"]
+sys.argv = ["tensorbench", "plan", sys.argv[1], "--json"]
 try:
     main()
 except SystemExit as end:
@@ -53,7 +57,12 @@ except SystemExit as end:
 print(*sys.modules, sep="\\n", file=sys.stderr)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", program, ROOT / "suites" / "paper_counts.yaml"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path_factory.mktemp("empty"),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     return json.loads(done.stdout), set(done.stderr.split())
 
