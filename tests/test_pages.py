@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench.backbones import describe
+from bench.store.store import Store
 from bench.tasks import Task, prepare
+from bench.wire.words import Tag
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -30,7 +32,12 @@ def test_a_notebook_can_do_what_the_page_says(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "notebook"}
     for block in code("python.md"):
-        exec(compile(block, str(DOCS / "python.md"), "exec"), names)
+        try:
+            exec(compile(block, str(DOCS / "python.md"), "exec"), names)
+        except AssertionError as error:
+            found = Store.existing("sqlite:///mlflow.db", "notebook").records()
+            told = [(one.name, one.status, one.tag(Tag.FAILURE_MESSAGE)) for one in found]
+            raise AssertionError(f"the page's store has {told}") from error
     said = capsys.readouterr().out
     assert "0 trials ran: the store had the others" in said
     assert (tmp_path / "report" / "index.html").exists()
