@@ -141,7 +141,9 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
             raise UserError(
                 f"store '{shown_uri(uri)}' would be lost with this process; name a file: sqlite:///mlflow.db"
             )
-        if "?" in uri or "%" in uri:
+        # MLflow keeps what it opened by its address, also where the working folder is another one since.
+        whole = f"{SQLITE}{database.absolute()}"
+        if "?" in uri or "%" in whole:
             # What comes after a '?' is an option to SQLAlchemy, and it decodes '%20'.
             raise UserError(
                 f"store '{shown_uri(uri)}' cannot be named so: the path of a SQLite file has no '?' or '%'"
@@ -153,7 +155,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         if not create and not database.exists():
             raise UserError(f"there is no store at {database}; run a suite first, or name it with --store")
         try:
-            return _open(uri)
+            return _open(whole)
         except BROKEN_STORE as error:
             raise UserError(f"cannot use the store at {database}: {error}") from error
     if scheme not in ("http", "https", *DATABASES):

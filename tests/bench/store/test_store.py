@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from math import inf, nan
 from pathlib import Path
@@ -288,3 +289,22 @@ def test_reading_needs_a_store_and_an_experiment_and_makes_neither(
     with pytest.raises(UserError, match=r"no experiment 'toyy' in .*did you mean 'toy'"):
         Store.existing(uri, "toyy")
     assert Store.existing(uri, "toy").experiment.experiment_id == store.experiment.experiment_id
+
+
+def test_a_relative_address_is_of_the_folder_in_which_it_is_used(
+    tmp_path: Path, new_store: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        new_store(tmp_path / name)
+        monkeypatch.chdir(tmp_path / name)
+        Store.create("sqlite:///mlflow.db", name)
+    assert names_in(tmp_path / "one") == ["one"]
+    assert names_in(tmp_path / "two") == ["two"]
+
+
+def names_in(folder: Path) -> list[str]:
+    with sqlite3.connect(folder / "mlflow.db") as connection:
+        return [
+            name for (name,) in connection.execute("select name from experiments where name != 'Default'")
+        ]
