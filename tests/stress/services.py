@@ -191,12 +191,12 @@ class Driver:
         release(self._folder)
 
     def workers(self) -> list[psutil.Process]:
-        """Its worker processes."""
+        """Its worker processes; multiprocessing has one of its own beside those that it spawns."""
         found = []
         for child in psutil.Process(self.process.pid).children():
             # One that was killed may not be gone yet.
             with suppress(psutil.NoSuchProcess):
-                if "spawn_main" in " ".join(child.cmdline()):
+                if "resource_tracker" not in " ".join(child.cmdline()):
                     found.append(child)
         return found
 
