@@ -116,6 +116,9 @@ class PlannedCell:
     #: The metric of the scores and the split that they are of; empty while no seed has finished.
     metric: str
     evaluated: str
+    #: What the method can do, separated by commas, as its runs tell (see `reports.capabilities`); empty where
+    #: none does.
+    capabilities: str
 
     @property
     def setting(self) -> TaskAndBackbone:
