@@ -25,6 +25,8 @@ class Record:
     metrics: Mapping[str, float] = field(repr=False)
     #: URI of the run's artifacts.
     artifacts: str = field(default="", repr=False)
+    #: Milliseconds since the epoch; None while it runs.
+    ended: int | None = None
 
     @classmethod
     def of(cls, run: Run) -> Record:
@@ -36,6 +38,7 @@ class Record:
             dict(run.data.tags),
             dict(run.data.metrics),
             info.artifact_uri,
+            info.end_time,
         )
 
     @classmethod
@@ -47,10 +50,13 @@ class Record:
         tags: Mapping[str, str],
         metrics: Mapping[str, float],
         artifacts: str,
+        ended: int | None = None,
     ) -> Record:
         """From what MLflow knows of a run. Its tags say more about its status than MLflow's own word."""
         trial_id = tags.get(Tag.TRIAL_ID, "")
-        return cls(run_id, trial_id, _status(status, tags), started, tags, metrics, artifacts)
+        stands = _status(status, tags)
+        # Some servers answer 0 for a run that is open.
+        return cls(run_id, trial_id, stands, started, tags, metrics, artifacts, ended or None)
 
     def tag(self, tag: Tag, default: str = "") -> str:
         return self.tags.get(tag, default)

@@ -33,7 +33,7 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
             .where(SqlTag.key == Tag.KIND, SqlTag.value == kind)
         )
         runs = (
-            select(SqlRun.run_uuid, SqlRun.status, SqlRun.start_time, SqlRun.artifact_uri)
+            select(SqlRun.run_uuid, SqlRun.status, SqlRun.start_time, SqlRun.artifact_uri, SqlRun.end_time)
             .where(SqlRun.run_uuid.in_(of_kind))
             .order_by(SqlRun.start_time, SqlRun.run_uuid)
         )
@@ -56,6 +56,6 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
     finally:
         engine.dispose()
     return [
-        Record.made(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts)
-        for run_id, status, started, artifacts in found
+        Record.made(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts, ended)
+        for run_id, status, started, artifacts, ended in found
     ]

@@ -16,6 +16,7 @@ from bench.store.connect import insisting, storing
 from bench.store.outbox import EndStatus, Letter, Outbox
 from bench.store.plugins import plugin_sources
 from bench.store.store import Store
+from bench.wire.origin import Origin, StoredConfig
 from bench.wire.text import all_storable, storable
 from bench.wire.trial import Ending, Progress
 from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Measure, Status, Tag, validation_key
@@ -107,12 +108,19 @@ class TrialRun:
         """Whether the whole record is on disk, from where it is sent now or later."""
         return self._kept is not None
 
-    def start(self, config: dict[str, Any], provenance: Mapping[str, str]) -> None:
-        """Stores the resolved configuration, and the provenance that the worker tells."""
+    def start(
+        self, config: dict[str, Any], provenance: Mapping[str, str], origin: Origin | None = None
+    ) -> None:
+        """Stores the resolved configuration, the provenance that the worker tells, and what was started."""
         self._letter.params |= {key: str(value) for key, value in _flat(config).items()}
         self._letter.tags |= {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
-        resolved = {"trial": config, "provenance": dict(provenance)}
-        text = self._letter.texts[Artifact.CONFIG] = json.dumps(resolved, indent=1)
+        if origin is not None:
+            self._letter.tags[Tag.SUITE_HASH] = origin.suite.sha256
+            if origin.lock is not None:
+                self._letter.tags[Tag.LOCK_HASH] = origin.lock.sha256
+        resolved = StoredConfig(trial=config, provenance=dict(provenance), origin=origin)
+        text = json.dumps(resolved.model_dump(exclude_none=True), indent=1)
+        self._letter.texts[Artifact.CONFIG] = text
         self._hashes[Artifact.CONFIG] = sha256_of(text.encode())
         self.flush()
 

@@ -89,6 +89,9 @@ class Tag(StrEnum):
     METHOD_SOURCE = f"{PROVENANCE}source_method"
     TASK_SOURCE = f"{PROVENANCE}source_task"
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
+    #: The sha256 of the suite and of the lock that the trial was started from; `config.json` has their texts.
+    SUITE_HASH = f"{PROVENANCE}suite_sha256"
+    LOCK_HASH = f"{PROVENANCE}lock_sha256"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
     #: The name of a search or an allocation.
