@@ -27,7 +27,7 @@ from bench.store.records import latest
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
 from bench.training.seeding import stream_seeds
-from bench.wire.origin import Origin
+from bench.wire.start import Start
 from bench.wire.trial import Ending
 from bench.wire.words import Status, Tag
 
@@ -239,18 +239,18 @@ class _Driving:
         trial, run = event.trial, self.running[event.trial.id]
         if event.provenance is not None:
             config = trial.model_dump(mode="json", exclude_none=True)
-            self._tell(partial(run.start, config, event.provenance, self._origin(event)))
+            self._tell(partial(run.start, config, event.provenance, self._start(event)))
         elif event.progress is not None:
             self._tell(partial(run.progress, event.progress))
         elif event.ending is not None:
             self._end(trial, run, event.ending)
         self.notify(event)
 
-    def _origin(self, event: Event) -> Origin:
+    def _start(self, event: Event) -> Start:
         """What a trial that starts comes from, as a reviewer follows it."""
         suite, trial = self.plan.suite, event.trial
         split = trial.task.split_seed(trial.seed)
-        return Origin(
+        return Start(
             suite=suite.source,
             lock=suite.lock_source,
             libraries=event.libraries or {},

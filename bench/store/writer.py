@@ -16,7 +16,7 @@ from bench.store.connect import insisting, storing
 from bench.store.outbox import EndStatus, Letter, Outbox
 from bench.store.plugins import plugin_sources
 from bench.store.store import Store
-from bench.wire.origin import Origin, StoredConfig
+from bench.wire.start import Start, StoredConfig
 from bench.wire.text import all_storable, storable
 from bench.wire.trial import Ending, Progress
 from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Measure, Status, Tag, validation_key
@@ -109,16 +109,16 @@ class TrialRun:
         return self._kept is not None
 
     def start(
-        self, config: dict[str, Any], provenance: Mapping[str, str], origin: Origin | None = None
+        self, config: dict[str, Any], provenance: Mapping[str, str], start: Start | None = None
     ) -> None:
         """Stores the resolved configuration, the provenance that the worker tells, and what was started."""
         self._letter.params |= {key: str(value) for key, value in _flat(config).items()}
         self._letter.tags |= {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
-        if origin is not None:
-            self._letter.tags[Tag.SUITE_HASH] = origin.suite.sha256
-            if origin.lock is not None:
-                self._letter.tags[Tag.LOCK_HASH] = origin.lock.sha256
-        resolved = StoredConfig(trial=config, provenance=dict(provenance), origin=origin)
+        if start is not None:
+            self._letter.tags[Tag.SUITE_HASH] = start.suite.sha256
+            if start.lock is not None:
+                self._letter.tags[Tag.LOCK_HASH] = start.lock.sha256
+        resolved = StoredConfig(trial=config, provenance=dict(provenance), start=start)
         text = json.dumps(resolved.model_dump(exclude_none=True), indent=1)
         self._letter.texts[Artifact.CONFIG] = text
         self._hashes[Artifact.CONFIG] = sha256_of(text.encode())

@@ -17,7 +17,7 @@ from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.yaml_text import written
 from bench.tasks import DataSource
-from bench.wire.origin import SourceFile
+from bench.wire.start import SourceFile
 from methods import UserError
 from methods.validation import Frozen, refuse_repeats, validate
 

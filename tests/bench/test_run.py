@@ -21,7 +21,7 @@ from bench.tasks import TASKS, prepare
 from bench.training.loop import evaluate
 from bench.training.measure import LIBRARIES
 from bench.training.seeding import stream_seed
-from bench.wire.origin import StoredConfig
+from bench.wire.start import StoredConfig
 from bench.wire.words import Artifact
 from methods import from_identity
 
@@ -144,13 +144,13 @@ def test_where_a_trial_comes_from_is_stored(finished: Ran) -> None:
     record = finished.by_method("LoRA", seed=1)
     stored = finished.store.content(record, Artifact.CONFIG, StoredConfig)
     assert stored is not None
-    assert stored.origin is not None
-    suite = stored.origin.suite
+    assert stored.start is not None
+    suite = stored.start.suite
     assert (suite.name, suite.text) == ("suite.yaml", finished.suite.read_text())
     assert suite.sha256 == sha256(finished.suite) == record.provenance["suite_sha256"]
-    assert stored.origin.lock is None
-    assert stored.origin.streams["data_order"] == stream_seed(1, "data_order")
-    assert stored.origin.libraries["torch"] == record.provenance["version_torch"]
+    assert stored.start.lock is None
+    assert stored.start.streams["data_order"] == stream_seed(1, "data_order")
+    assert stored.start.libraries["torch"] == record.provenance["version_torch"]
     assert record.ended is not None
     assert record.ended >= record.started
 

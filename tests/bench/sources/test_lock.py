@@ -18,7 +18,7 @@ from bench.store.store import Store
 from bench.suite.load import load_suite
 from bench.suite.lock import lock_path
 from bench.tasks import DataSource
-from bench.wire.origin import StoredConfig
+from bench.wire.start import StoredConfig
 from bench.wire.words import Artifact
 from methods import UserError
 
@@ -62,10 +62,10 @@ def test_fetched_once_a_suite_runs_without_network(
     for record in store.records():
         stored = store.content(record, Artifact.CONFIG, StoredConfig)
         assert stored is not None
-        assert stored.origin is not None
-        assert stored.origin.lock is not None
-        assert stored.origin.lock.text == lock_path(file).read_text()
-        assert stored.origin.lock.sha256 == record.provenance["lock_sha256"]
+        assert stored.start is not None
+        assert stored.start.lock is not None
+        assert stored.start.lock.text == lock_path(file).read_text()
+        assert stored.start.lock.sha256 == record.provenance["lock_sha256"]
 
 
 def digest(hub: Hub, split: str) -> str:

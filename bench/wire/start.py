@@ -17,7 +17,7 @@ class SourceFile(Wired):
     text: str
 
 
-class Origin(Wired):
+class Start(Wired):
     """What a trial was started from."""
 
     suite: SourceFile
@@ -37,4 +37,4 @@ class StoredConfig(Wired):
     #: Commit, main versions and hardware, as the tags of provenance have them.
     provenance: dict[str, str] = {}
     #: None where an earlier version stored none.
-    origin: Origin | None = None
+    start: Start | None = None
