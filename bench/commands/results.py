@@ -35,19 +35,47 @@ def ls(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 
 def show(
-    trial: Annotated[str, typer.Argument(help="A trial id or an MLflow run id, or the start of one.")],
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TRIAL|EXPERIMENT...",
+            help="A trial id or an MLflow run id, or the start of one; with --cell, what the report is of.",
+        ),
+    ],
+    cell: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="A cell of the report of these experiments, as cells.csv numbers it."
+        ),
+    ] = None,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="Only the text of the suite that the trial was started from.")
+    ] = False,
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Show one trial: its row, parameters, scores, times and artifacts, and why it failed if it did."""
-    from bench.terminal.stored import print_trial
+    """Show one trial, or a cell of a report: what it is, what came of it, and what made it."""
+    from bench.suite.load import experiment_of
+    from bench.terminal.stored import print_cell, print_trial
     from reports.contents import trial_contents
+    from reports.provenance import cell_contents
 
-    found = trial_contents(store, trial)
-    if as_json:
-        echo_json(found.as_dict())
+    if cell is not None:
+        found = cell_contents(store, [experiment_of(name) for name in what], cell)
+        if as_json:
+            echo_json(found.as_dict())
+        else:
+            print_cell(out, found)
+        return
+    if len(what) > 1:
+        raise typer.BadParameter(f"one trial at a time, or --cell with experiments; got {', '.join(what)}")
+    trial = trial_contents(store, what[0])
+    if suite:
+        typer.echo(trial.provenance.suite_text(), nl=False)
+    elif as_json:
+        echo_json(trial.as_dict())
     else:
-        print_trial(out, found)
+        print_trial(out, trial)
 
 
 def report(

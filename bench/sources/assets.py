@@ -265,17 +265,32 @@ def _unchanged(folder: Path) -> None:
             contents.save(found, hashes)
 
 
-def check_cache() -> tuple[int, list[str]]:
-    """Reads all that lies in the cache: how many files there are, and what is not as it was made."""
-    hashes = [file for kind in ("assets", "prepared") for file in (cache_dir() / kind).glob("*.json")]
-    folders = [file.with_suffix("") for file in sorted(hashes)]
+@dataclass(frozen=True)
+class CacheCheck:
+    """What a full check of the cache found."""
+
+    #: Files that were read.
+    files: int
+    #: What is not as it was made.
+    faults: list[str]
+    #: Folders of an earlier version, which wrote no hashes.
+    unhashed: list[Path]
+
+
+def check_cache() -> CacheCheck:
+    """Reads all that lies in the cache, whatever its size and time say. Changes nothing."""
+    kinds = [cache_dir() / kind for kind in ("assets", "prepared")]
+    # A name that begins with a dot is of a folder that is being made.
+    made = {path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()}
+    listed = {file.with_suffix("") for kind in kinds for file in kind.glob("[!.]*.json")}
     faults = []
-    for folder in folders:
+    for folder in sorted(listed):
         try:
             contents.check(folder, every=True)
         except UserError as error:
             faults.append(str(error))
-    return sum(file.is_file() for folder in folders for file in folder.rglob("*")), faults
+    files = sum(file.is_file() for folder in listed for file in folder.rglob("*"))
+    return CacheCheck(files, faults, sorted(made - listed))
 
 
 def _unpack(asset: Asset, folder: Path) -> None:
