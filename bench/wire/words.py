@@ -89,6 +89,8 @@ class Tag(StrEnum):
     METHOD_SOURCE = f"{PROVENANCE}source_method"
     TASK_SOURCE = f"{PROVENANCE}source_task"
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
+    #: Of a run that came in a pack: the run id that it had where it ran.
+    ORIGIN = "origin"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
     #: The name of a search or an allocation.
@@ -135,6 +137,8 @@ class Artifact(StrEnum):
 
     #: Of a suite's run: `StoredPlan`.
     PLAN = "plan.json"
+    #: Beside it the suite itself, as it was started, with what its lock file holds.
+    SUITE = "suite.json"
     #: Of a search's or an allocation's run: `SearchResult`, `AllocationResult`.
     SEARCH = "search.json"
     ALLOCATION = "allocation.json"
