@@ -1,4 +1,4 @@
-"""From a number back to what made it: suite, lock, commit, packages, seeds and hardware of a trial or a cell."""
+"""From a number back to what made it: suite, lock, commit, packages, seeds and hardware."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.store.source import Source
 from pydantic_core import to_jsonable_python
 
 from bench.store.records import Record
+from bench.store.source import Source
 from bench.wire.start import Start, StoredConfig
 from bench.wire.words import Artifact
 from methods import UserError
@@ -20,7 +20,7 @@ from reports.study import Cell, Seed
 #: What stands for something that was not stored.
 UNKNOWN = "not stored"
 
-#: The keys of provenance by what a reviewer asks for. What is in none of them stands by itself.
+#: The keys of provenance by what a reviewer asks for; one that ends in '_' stands for all that begin so.
 PARTS = {
     "code": ("harness", "git_commit", "git_dirty", "source_"),
     "packages": ("python", "version_"),
@@ -51,18 +51,16 @@ class Provenance:
     def lines(self) -> Iterator[tuple[str, str]]:
         """The same for people: headings and texts, in the order in which a reviewer asks."""
         suite, lock = (self.start.suite, self.start.lock) if self.start else (None, None)
-        yield (
-            "suite",
-            f"{suite.name or 'from Python'}, sha256 {suite.sha256}" if suite else self.why or UNKNOWN,
-        )
+        told = f"{suite.name or 'from Python'}, sha256 {suite.sha256}" if suite else self.why or UNKNOWN
+        yield "suite", told
         if self.start:
-            yield "lock", f"{lock.name}, sha256 {lock.sha256}" if lock else "none: nothing comes from a hub"
+            yield "lock", f"{lock.name}, sha256 {lock.sha256}" if lock else "none"
         for part, keys in PARTS.items():
             own = {key.removeprefix("version_"): value for key, value in self._of(keys) if value}
-            more = (
-                f"; {len(self.start.libraries)} packages in all" if part == "packages" and self.start else ""
-            )
-            yield part, ", ".join(f"{key} {value}" for key, value in own.items()) + more if own else UNKNOWN
+            text = ", ".join(f"{key} {value}" for key, value in own.items()) or UNKNOWN
+            if part == "packages" and self.start:
+                text += f"; {len(self.start.libraries)} packages in all"
+            yield part, text
         if self.start:
             yield "streams", ", ".join(f"{name} {seed}" for name, seed in self.start.streams.items())
 

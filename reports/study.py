@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from bench.store.records import Record
-from bench.store.store import Store
+from bench.store.source import Source
 from bench.wire.plan import PlannedRow, PlannedTrial, Tuned
 from bench.wire.words import OWN_SIZE, Status
 from reports.inference.intervals import Array
@@ -177,10 +177,10 @@ def _known(value: Any) -> Any:
 class Experiment:
     """A suite's plan with what is stored of it."""
 
-    store: Store
+    source: Source
     name: str
     closing: str
-    #: The run that holds its plan.
+    #: The run that holds its plan, by the id that it had where it ran.
     run_id: str
     rows: tuple[PlannedRow, ...] = field(repr=False)
     #: Resolved trials by id, as the plan has them. A row that waits for its tuning has none yet.
@@ -191,8 +191,9 @@ class Experiment:
     duplicates: int
 
     @property
-    def uri(self) -> str:
-        return self.store.uri
+    def where(self) -> str:
+        """Where it lies, for people: the store's address, or the files of the packs."""
+        return self.source.where
 
     @property
     def tuned(self) -> bool:

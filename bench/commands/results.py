@@ -44,9 +44,7 @@ def show(
     ],
     cell: Annotated[
         int | None,
-        typer.Option(
-            min=0, metavar="N", help="A cell of the report of these experiments, as cells.csv numbers it."
-        ),
+        typer.Option(min=0, metavar="N", help="A cell of their report, as its cells.csv numbers it."),
     ] = None,
     suite: Annotated[
         bool, typer.Option("--suite", help="Only the text of the suite that the trial was started from.")

@@ -55,10 +55,7 @@ def print_cell(console: Console, found: CellContents) -> None:
     mean = "–" if cell.mean is None else f"{cell.mean:.4f}" + ("" if cell.sd is None else f" ± {cell.sd:.4f}")
     lines = [
         ("cell", f"{cell.number}, of experiment {escape(cell.experiment)}"),
-        (
-            "mean",
-            f"{mean} of {cell.finished} of {cell.seeds} seeds; {cell.metric or 'no score'}, {cell.evaluated}",
-        ),
+        (cell.evaluated or "score", f"{cell.metric} {mean}, {cell.finished} of {cell.seeds} seeds".lstrip()),
         ("ranks", cell.ranks or "–"),
         ("parameters", f"{cell.parameters:,}, {cell.percent_of_lora:.2f}% of LoRA r=4"),
     ]
@@ -128,7 +125,7 @@ def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
 
 def _surroundings(found: TrialContents) -> Iterator[tuple[str, str]]:
     record = found.record
-    yield "time", _span(found.provenance)
+    yield "ran", _span(found.provenance)
     for part in PARTS:
         own = {
             key.removeprefix(f"{part}."): value

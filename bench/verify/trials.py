@@ -72,7 +72,9 @@ def examine(source: Source, record: Record, left_out: Set[Artifact]) -> tuple[Ex
     return found, trial
 
 
-def _contents(found: Examined, source: Source, record: Record, left_out: Set[Artifact]) -> dict[str, bytes]:
+def _contents(
+    found: Examined, source: Source, record: Record, left_out: Set[Artifact]
+) -> dict[Artifact, bytes]:
     """The artifacts that are there and can be read. One with another hash than its own tells nothing."""
     try:
         known = hashes(record)

@@ -1,0 +1,50 @@
+"""What must not travel: paths of the machine, who ran it and where, all that only means something there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bench.wire.words import PROVENANCE, Tag
+
+#: Tags that stay behind: they name processes, machines and runs of the one store.
+STAYS = {Tag.OWNER, Tag.DRIVER, Tag.PARENT, Tag.ORIGIN}
+_KNOWN = {str(tag) for tag in Tag} - STAYS
+
+#: A path from a root, a home or a drive, in a text; what stands after a scheme (`https://…`) is none.
+_PATH = re.compile(
+    r"(?:(?<![\w/:.~-])|(?<=file:)|(?<=file://))(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|:;,()]+[/\\])+"
+)
+
+
+def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags that travel, in the order of their keys. MLflow's own name users and files."""
+    kept = {key: value for key, value in tags.items() if key in _KNOWN or key.startswith(PROVENANCE)}
+    for key in (Tag.FAILURE_MESSAGE, Tag.NOTE):
+        if key in kept:
+            kept[key] = without_folders(kept[key])
+    return dict(sorted(kept.items()))
+
+
+def without_folders(text: str) -> str:
+    """The text with `…/` for the folders of each path in it."""
+    return _PATH.sub("…/", text)
+
+
+def clean_json(content: bytes) -> bytes:
+    """A JSON file with `./NAME` for what is a path of the machine; the same bytes where there is none."""
+    told = json.loads(content)
+    cleaned = _cleaned(told)
+    return content if cleaned == told else json.dumps(cleaned, indent=1).encode()
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _cleaned(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(inner) for inner in value]
+    if isinstance(value, str) and re.match(r"(file://)?(~[\w.-]*|[A-Za-z]:)?[/\\]", value):
+        return "./" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
