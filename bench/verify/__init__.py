@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.sources.assets import check_cache
+from bench.sources.checking import check_cache
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.pack.reading import Packed, open_pack
 from bench.store.results import is_pack

@@ -26,7 +26,7 @@ from bench.store.source import Source
 from bench.store.verified import ChangedError, hashes
 from bench.tasks import score
 from bench.verify.findings import Examined
-from bench.wire.start import StoredConfig
+from bench.wire.start import SourceFile, StoredConfig
 from bench.wire.words import YES, Artifact, Measure, Tag
 from methods import Method, UserError, from_identity
 from methods.validation import explained
@@ -118,8 +118,9 @@ def _trial(found: Examined, record: Record, config: bytes) -> Trial | None:
         found.broken("trial id", record.trial_id, trial.id)
         return None
     for file, tag in (("suite", Tag.SUITE_HASH), ("lock", Tag.LOCK_HASH)):
-        source = getattr(stored.start, file, None)
-        actual = sha256_of(source.text.encode()) if source else ""
+        source: SourceFile | None = getattr(stored.start, file, None)
+        # A pack has the text without folders, and tells the hash that it had with them.
+        actual = (source.sha256 if source.cleaned else sha256_of(source.text.encode())) if source else ""
         found.compare(f"sha256 of the {file}", record.tag(tag), actual)
     return trial
 

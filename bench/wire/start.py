@@ -15,6 +15,8 @@ class SourceFile(Wired):
     #: Of the text in UTF-8, which for a file are its bytes.
     sha256: str
     text: str
+    #: Whether folders of a machine were taken out of the text, in a pack, so that it has another hash.
+    cleaned: bool = False
 
 
 class Start(Wired):

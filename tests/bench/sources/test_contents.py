@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.sources import contents
-from bench.sources.assets import CacheCheck, cache_dir, check_cache, prepared
+from bench.sources.assets import cache_dir, prepared
+from bench.sources.checking import CacheCheck, check_cache
 from bench.tasks import TASKS, prepare
 from methods.errors import UserError
 
