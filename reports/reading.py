@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pandas as pd
 
-from bench.store import DEFAULT_STORE
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.plugins import changed_plugins
 from bench.store.records import Record, latest
@@ -41,16 +40,6 @@ MEASURED = {
     "peak_mib": Measure.PEAK_MIB,
     "seconds": Measure.SECONDS,
 }
-
-
-def load_results(*experiments: str, store: str = DEFAULT_STORE) -> Study:
-    """The results of these experiments of a store, or of packs, as data frames of cells and of seeds.
-
-    `experiments` are names, or files of packs, which need no store. `reports.study.Study` says what the
-    frames hold. Raises UserError for an experiment that is not there or has no result, and for a pack that is
-    refused.
-    """
-    return read(store, experiments)
 
 
 def read(uri: str, names: Sequence[str]) -> Study:
@@ -138,7 +127,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
             if known[key]:
                 cell = replace(cell, method=f"{cell.method} · {experiment.name}")
             known[key].append(ids)
-            found = [_seed(own_first, len(cells), seed, id_) for seed, id_ in row.trials.items()]
+            found = [_seed(own_first, len(cells), cell, seed, id_) for seed, id_ in row.trials.items()]
             metric, evaluated = _metric(experiments, found)
             cells.append(replace(cell, metric=metric, evaluated=evaluated))
             seeds.extend(found)
@@ -176,8 +165,13 @@ def _family(experiment: Experiment, row: PlannedRow) -> str:
     return next((str(trial.method["method"]) for trial in known), None) or row.family
 
 
-def _seed(experiments: Sequence[Experiment], cell: int, seed: int, trial_id: str | None) -> Seed:
-    """A seed of a cell; its trial may have been run in any of the experiments, the cell's own first."""
+def _seed(
+    experiments: Sequence[Experiment], number: int, cell: PlannedCell, seed: int, trial_id: str | None
+) -> Seed:
+    """A seed of the cell of this number.
+
+    Its trial may have been run in any of the experiments, the cell's own first.
+    """
     holder, record = _holder(experiments, trial_id)
     status = record.status if record else Status.MISSING
     failure = record.tag(Tag.FAILURE) if record else ""
@@ -188,7 +182,11 @@ def _seed(experiments: Sequence[Experiment], cell: int, seed: int, trial_id: str
     if status != Status.FINISHED:
         measured["score"] = None
     return Seed(
-        cell=cell,
+        cell=number,
+        task=cell.task,
+        backbone=cell.backbone,
+        budget=cell.budget,
+        method=cell.method,
         experiment=holder.name,
         seed=seed,
         trial_id=trial_id or "",

@@ -49,8 +49,12 @@ class Seed:
     A number that is not known is None here, and NaN in the frame.
     """
 
-    #: The number of its cell: the index of `Study.cells`.
+    #: The number of its cell: the index of `Study.cells`; and what that cell is.
     cell: int
+    task: str
+    backbone: str
+    budget: str
+    method: str
     #: Where its run is stored; the experiment of its cell, unless only another one has the run.
     experiment: str
     seed: int
