@@ -109,7 +109,7 @@ class TrialRun:
 
     def start(self, config: dict[str, Any], provenance: Mapping[str, str]) -> None:
         """Stores the resolved configuration, and the provenance that the worker tells."""
-        self._letter.params |= {key: str(value) for key, value in _flat(config).items()}
+        self._letter.params |= flat(config)
         self._letter.tags |= {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
         resolved = {"trial": config, "provenance": dict(provenance)}
         text = self._letter.texts[Artifact.CONFIG] = json.dumps(resolved, indent=1)
@@ -166,14 +166,15 @@ class TrialRun:
             Outbox.send(self._kept, self._store.send)
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """The parameters of a run: a trial's configuration, with dots in the keys of what is nested."""
+    found: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = str(value)
+    return found
 
 
 def _now() -> int:

@@ -17,7 +17,6 @@ from bench.store.records import Record
 from bench.store.source import CURVE, Source
 from bench.wire.pack import CURVES_TABLE, EXPERIMENT, RUNS_TABLE, PackedExperiment
 from bench.wire.words import Artifact, Kind, Status, Tag
-from methods import UserError
 from methods.errors import shown
 from methods.validation import explained
 
@@ -61,8 +60,7 @@ class Packed(Source):
             self._records = [_record(line) for line in lines]
         except (ValueError, TypeError, ArrowException) as error:
             raise self._refused(RUNS_TABLE, str(error)) from error
-        self.parents = {line["run_id"]: line["parent"] or "" for line in lines}
-        if len(self.parents) < len(lines):
+        if len({record.run_id for record in self._records}) < len(lines):
             raise self._refused(RUNS_TABLE, "a run is in it twice")
 
     def _file(self, name: str) -> bytes:
@@ -136,12 +134,6 @@ def _record(line: dict[str, Any]) -> Record:
         raise ValueError(f"kind of run {run_id}: {shown(tags.get(Tag.KIND))}; accepted are {', '.join(Kind)}")
     if tags[Tag.KIND] == Kind.TRIAL and not re.fullmatch("[0-9a-f]{16}", tags.get(Tag.TRIAL_ID, "")):
         raise ValueError(f"trial_id of run {run_id}: {shown(tags.get(Tag.TRIAL_ID))} is none")
+    if line["parent"]:
+        tags[Tag.PARENT] = line["parent"]
     return Record.made(run_id, status, started, tags, metrics, ended=line["ended"])
-
-
-def find_experiment(path: Path) -> Packed:
-    """The one experiment of a pack. Raises UserError where it holds several."""
-    found = open_pack(path)
-    if len(found) > 1:
-        raise UserError(f"the pack {path} holds several experiments: {', '.join(one.name for one in found)}")
-    return found[0]
