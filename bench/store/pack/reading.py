@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from bench.store.pack import tables
 from bench.store.pack.archive import Archive, PackError
+from bench.store.pack.clean import kept_tags
 from bench.store.records import Record
 from bench.store.source import CURVE, Source
 from bench.wire.pack import CURVES_TABLE, EXPERIMENT, RUNS_TABLE, PackedExperiment
@@ -84,7 +85,7 @@ class Packed(Source):
         return [record for record in self._records if record.tag(Tag.KIND) == kind]
 
     def read(self, record: Record, name: Artifact) -> bytes | None:
-        path = f"{self._folder}/artifacts/{record.origin}/{name}"
+        path = f"{self._folder}/artifacts/{record.run_id}/{name}"
         if path not in self.archive:
             return None
         content = self.archive.read(path)
@@ -134,6 +135,7 @@ def _record(line: dict[str, Any]) -> Record:
         raise ValueError(f"kind of run {run_id}: {shown(tags.get(Tag.KIND))}; accepted are {', '.join(Kind)}")
     if tags[Tag.KIND] == Kind.TRIAL and not re.fullmatch("[0-9a-f]{16}", tags.get(Tag.TRIAL_ID, "")):
         raise ValueError(f"trial_id of run {run_id}: {shown(tags.get(Tag.TRIAL_ID))} is none")
+    tags = kept_tags(tags)
     if line["parent"]:
         tags[Tag.PARENT] = line["parent"]
     return Record.made(run_id, status, started, tags, metrics, ended=line["ended"])

@@ -158,9 +158,8 @@ def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.Dat
     letter = Letter(store.experiment_id, run_id, run.trial_id, status=status, ended=ended)
     shown = () if curves is None else curves.itertuples(index=False, name=None)
     letter.metrics = [(key, value, ended, step) for _, key, step, value in shown]
-    letter.metrics += [
-        (key, value, ended, 0) for key, value in run.metrics.items() if not key.startswith(CURVES_BEGIN)
-    ]
+    single = (kv for kv in run.metrics.items() if not kv[0].startswith(CURVES_BEGIN))
+    letter.metrics += [(key, value, ended, 0) for key, value in single]
     with tempfile.TemporaryDirectory() as folder:
         for name in TRAVELS:
             content = source.read(run, name)
