@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from pyarrow import ArrowException
 from pydantic import ValidationError
 
@@ -56,12 +57,12 @@ class Packed(Source):
         except ValidationError as error:
             raise self._refused(EXPERIMENT, explained(error, PackedExperiment)[0]) from error
         self._name = told.name
-        try:
-            lines = tables.read(self._file(RUNS_TABLE), tables.RUNS_SCHEMA).to_pylist()
-            self._records = [_record(line) for line in lines]
-        except (ValueError, TypeError, ArrowException) as error:
-            raise self._refused(RUNS_TABLE, str(error)) from error
-        if len({record.run_id for record in self._records}) < len(lines):
+        runs = self._table(RUNS_TABLE, tables.RUNS_SCHEMA).to_pylist()
+        self._records = [self._record(line) for line in runs]
+        self._points = self._table(CURVES_TABLE, tables.CURVES_SCHEMA)
+        if any(column.null_count for column in self._points.columns):
+            raise self._refused(CURVES_TABLE, "a point lacks a part")
+        if len({record.run_id for record in self._records}) < len(runs):
             raise self._refused(RUNS_TABLE, "a run is in it twice")
 
     def _file(self, name: str) -> bytes:
@@ -69,6 +70,19 @@ class Packed(Source):
         if path not in self.archive:
             raise self._refused(name, "it is not there")
         return self.archive.read(path)
+
+    def _table(self, name: str, columns: pa.Schema) -> pa.Table:
+        content = self._file(name)
+        try:
+            return tables.read(content, columns)
+        except (ValueError, ArrowException) as error:
+            raise self._refused(name, str(error)) from error
+
+    def _record(self, line: dict[str, Any]) -> Record:
+        try:
+            return _record(line)
+        except (ValueError, TypeError) as error:
+            raise self._refused(RUNS_TABLE, str(error)) from error
 
     def _refused(self, name: str, why: str) -> PackError:
         return PackError(f"the pack {self.archive.path} is refused: {self._folder}/{name}: {why}")
@@ -100,11 +114,7 @@ class Packed(Source):
         return self._histories.get((record.run_id, key), [])
 
     def curves(self) -> pd.DataFrame:
-        try:
-            found = tables.read(self._file(CURVES_TABLE), tables.CURVES_SCHEMA)
-        except (ValueError, ArrowException) as error:
-            raise self._refused(CURVES_TABLE, str(error)) from error
-        frame: pd.DataFrame = found.to_pandas()
+        frame: pd.DataFrame = self._points.to_pandas()
         return frame.sort_values(list(CURVE[:3]), ignore_index=True)
 
     @cached_property

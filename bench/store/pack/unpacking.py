@@ -18,6 +18,7 @@ from bench.store.records import Record, latest
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.store.writer import flat
+from bench.wire.found import AllocationResult, SearchResult
 from bench.wire.pack import CURVES_BEGIN, TRAVELS
 from bench.wire.text import all_storable, storable
 from bench.wire.words import Artifact, Kind, Status, Tag
@@ -31,7 +32,10 @@ ENDED: dict[Status, EndStatus] = {
 }
 
 #: What searches and allocations found.
-FOUND = {Kind.SEARCH: Artifact.SEARCH, Kind.ALLOCATION: Artifact.ALLOCATION}
+FOUND: dict[Kind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
+    Kind.SEARCH: (Artifact.SEARCH, SearchResult),
+    Kind.ALLOCATION: (Artifact.ALLOCATION, AllocationResult),
+}
 
 #: Hears how many of how many trials are written.
 Told = Callable[[int, int], None]
@@ -114,7 +118,7 @@ class _Merge:
         for run in self._nested():
             there = _same(store, run)
             run_id = there[-1].run_id if there else _begin(store, run, found[""])
-            if not there or store.read(there[-1], FOUND[Kind(run.tag(Tag.KIND))]) is None:
+            if not there or _found(store, there[-1]) is None:
                 _fill(store, self.source, run, run_id, None)
             found[run.run_id] = run_id
         return found
@@ -127,15 +131,19 @@ def _same(store: Store, search: Record) -> list[Record]:
 
 
 def _refuse_other_result(source: Source, store: Store, search: Record) -> None:
-    kind = Kind(search.tag(Tag.KIND))
-    coming = source.read(search, FOUND[kind])
+    coming = _found(source, search)
     for run in _same(store, search):
-        here = store.read(run, FOUND[kind])
-        if here is not None and coming is not None and json.loads(here) != json.loads(coming):
+        here = _found(store, run)
+        if here is not None and coming is not None and here != coming:
             raise UserError(
-                f"experiment '{source.name}': {kind} '{search.tag(Tag.STUDY)}' found something else in the "
-                f"store (run {run.run_id}) than in {source.where}; nothing was merged"
+                f"experiment '{source.name}': the {search.tag(Tag.KIND)} '{search.tag(Tag.STUDY)}' found "
+                f"something else in the store (run {run.run_id}) than in {source.where}; nothing was merged"
             )
+
+
+def _found(source: Source, search: Record) -> SearchResult | AllocationResult | None:
+    name, form = FOUND[Kind(search.tag(Tag.KIND))]
+    return source.content(search, name, form)
 
 
 @insisting
