@@ -91,13 +91,13 @@ class Comparison:
 
 
 def compare(first: tuple[str, str], second: tuple[str, str]) -> Comparison:
-    """Compares two experiments, each a store's URI and a name.
+    """Compares two experiments, each a store's URI and a name, or any URI and the file of a pack.
 
     Raises UserError where one is not there or has no finished trial, or both are the same.
     """
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name two experiments, or another --store-b")
-    a, b = (read(uri, [name]) for uri, name in (first, second))
+    a, b = (_one(uri, name) for uri, name in (first, second))
     cells_a, cells_b = ({Name.of(cell): cell for cell in study.all_cells} for study in (a, b))
     common = {name: (cell, cells_b[name]) for name, cell in cells_a.items() if name in cells_b}
     return Comparison(
@@ -109,6 +109,14 @@ def compare(first: tuple[str, str], second: tuple[str, str]) -> Comparison:
             [str(name) for name in cells_b if name not in cells_a],
         ),
     )
+
+
+def _one(uri: str, name: str) -> Study:
+    """The results of one experiment. Raises UserError for a pack that holds several."""
+    study = read(uri, [name])
+    if len(study.experiments) > 1:
+        raise UserError(f"{name} holds several experiments ({study.title}); compare takes packs of one")
+    return study
 
 
 def _move(a: Study, b: Study, name: Name, cell_a: Cell, cell_b: Cell) -> Move:

@@ -78,7 +78,7 @@ def show(
 
 def report(
     experiment: Annotated[
-        list[str], typer.Argument(help="Experiments of one store, or their suites' files.")
+        list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs.")
     ],
     folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
     formats: Annotated[
@@ -118,7 +118,7 @@ def report(
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="An experiment, or a suite's file.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="An experiment, a suite's file or a pack.")],
     second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     store: StoreUri = DEFAULT_STORE,
     store_b: Annotated[str | None, typer.Option(help="The store of B, where it is another one.")] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.store.merging import brings_more, one_plan, refuse_other_scores
 from bench.store.records import Record, latest
+from bench.store.runs import as_json
 from bench.store.source import Source
 from bench.wire.plan import StoredPlan
 from bench.wire.words import Artifact, Kind, Tag
@@ -53,7 +54,10 @@ class Joined(Source):
         return self._records[kind]
 
     def read(self, record: Record, name: Artifact) -> bytes | None:
-        return self._of_run[record.run_id].read(record, name)
+        part = self._of_run[record.run_id]
+        if name == Artifact.PLAN and self._plan is not None and part.plan() != self._plan:
+            return as_json(self._plan).encode()
+        return part.read(record, name)
 
     def history(self, record: Record, key: str) -> list[tuple[int, float]]:
         return self._of_run[record.run_id].history(record, key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.store.records import Record
@@ -26,7 +26,7 @@ def brings_more(coming: Record, known: Record | None) -> bool:
     """Whether a run tells more of its trial than the one that is known."""
     if known is None:
         return True
-    if known.status == Status.FINISHED or known.origin == coming.origin:
+    if known.status == Status.FINISHED:
         return False
     return coming.status == Status.FINISHED or (coming.settled and not known.settled)
 
@@ -68,16 +68,19 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
     """The rows and seeds of both. Raises UserError where a row of both was not run alike."""
     if first == second:
         return first
-    trials = second.by_id() | first.by_id()
-    rows, coming = _by_key(first), _by_key(second)
-    for key, row in coming.items():
-        rows[key] = _merged_row(first.suite, rows[key], row, trials) if key in rows else row
+    known, coming = first.by_id(), second.by_id()
+    rows = _by_key(first)
+    for key, row in _by_key(second).items():
+        if key in rows:
+            trials = [*_of(rows[key], known), *_of(row, coming)]
+            row = _merged_row(first.suite, rows[key], row, trials)
+        rows[key] = row
     return first.model_copy(
         update={
             "closing": first.closing or second.closing,
             "tuning": first.tuning if first.tuning != "none" else second.tuning,
             "rows": tuple(rows.values()),
-            "trials": tuple((first.by_id() | second.by_id()).values()),
+            "trials": tuple((known | coming).values()),
         }
     )
 
@@ -93,16 +96,20 @@ def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
     return found
 
 
+def _of(row: PlannedRow, trials: Mapping[str, PlannedTrial]) -> list[PlannedTrial]:
+    return [trials[id_] for id_ in row.trials.values() if id_ is not None and id_ in trials]
+
+
 def _merged_row(
-    suite: str, first: PlannedRow, second: PlannedRow, trials: Mapping[str, PlannedTrial]
+    suite: str, first: PlannedRow, second: PlannedRow, trials: Sequence[PlannedTrial]
 ) -> PlannedRow:
+    """The row with the seeds of both, whose trials have to be alike but for the seed."""
     where = " · ".join(filter(None, (first.method, first.budget, first.task, first.backbone)))
     told = [row.model_dump(exclude={"trials", "tuning"}) for row in (first, second)]
     _refuse_other(suite, where, *told)
-    some = [trials.get(id_ or "") for row in (first, second) for id_ in row.trials.values()]
-    known = [_content(trial) for trial in some if trial is not None]
-    for content in known[1:]:
-        _refuse_other(suite, where, known[0], content)
+    contents = [_content(trial) for trial in trials]
+    for content in contents[1:]:
+        _refuse_other(suite, where, contents[0], content)
     ids = dict(first.trials)
     for seed, id_ in second.trials.items():
         if ids.get(seed) and id_ and ids[seed] != id_:

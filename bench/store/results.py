@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.store import DEFAULT_STORE
 from bench.store.joined import Joined
 from bench.store.pack.reading import open_pack
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.wire.pack import ENDING
+from methods import UserError
 
 
 def is_pack(name: str) -> bool:
@@ -31,3 +33,11 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
         for source in found:
             parts[source.name].append(source)
     return [some[0] if len(some) == 1 else Joined(some) for some in parts.values()]
+
+
+def open_packs(files: Iterable[Path]) -> list[Source]:
+    """The same for packs alone. Raises UserError for a name that is no pack's too."""
+    names = [str(file) for file in files]
+    if other := next((name for name in names if not is_pack(name)), None):
+        raise UserError(f"{other} is no pack: the name of one ends with {ENDING}")
+    return open_results(DEFAULT_STORE, names)

@@ -26,12 +26,14 @@ from bench.store.connect import (
     state_folder,
     storing,
 )
+from bench.store.moved import artifacts_of
 from bench.store.outbox import Letter
 from bench.store.records import Record
 from bench.store.runs import every_page, find_runs, keep_json
 from bench.store.source import CURVE, Source
 from bench.store.tables import read_curves, read_tables
 from bench.store.verified import check_content
+from bench.suite.lock import stored_suite
 from bench.wire import Wired
 from bench.wire.pack import CURVES_BEGIN
 from bench.wire.text import all_storable
@@ -87,6 +89,13 @@ class Store(Source):
                 f"no experiment '{name}' in {shown_uri(uri)}{hint and f'; {hint}'} (there: {there})"
             )
         return cls(client, experiment, uri)
+
+    @classmethod
+    def there(cls, uri: str, name: str) -> Store | None:
+        """Opens an experiment for reading; None where the store has none of this name."""
+        client = connect(uri, create=False)
+        experiment = client.get_experiment_by_name(name)
+        return None if experiment is None else cls(client, experiment, uri)
 
     @classmethod
     def every(cls, uri: str) -> list[Store]:
@@ -233,6 +242,7 @@ class Store(Source):
         """The run that holds the plan and that trial runs are nested under."""
         run_id = self.begin(Kind.SUITE, plan.suite.name, {}, driver)
         self.keep(run_id, Artifact.PLAN, plan.stored())
+        self.keep(run_id, Artifact.SUITE, stored_suite(plan.suite))
         self.tag(run_id, Tag.NOTE, plan.suite.description)
         return run_id
 
@@ -296,7 +306,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
         return experiment
     location = None
     if uri.startswith(SQLITE):
-        location = (database_file(uri).parent / "mlartifacts" / name).absolute().as_uri()
+        location = artifacts_of(database_file(uri), name)
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:

@@ -112,7 +112,7 @@ class TrialRun:
         self, config: dict[str, Any], provenance: Mapping[str, str], start: Start | None = None
     ) -> None:
         """Stores the resolved configuration, the provenance that the worker tells, and what was started."""
-        self._letter.params |= {key: str(value) for key, value in _flat(config).items()}
+        self._letter.params |= flat(config)
         self._letter.tags |= {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
         if start is not None:
             self._letter.tags[Tag.SUITE_HASH] = start.suite.sha256
@@ -174,14 +174,15 @@ class TrialRun:
             Outbox.send(self._kept, self._store.send)
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """The parameters of a run: a trial's configuration, with dots in the keys of what is nested."""
+    found: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = str(value)
+    return found
 
 
 def _now() -> int:

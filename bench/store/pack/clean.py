@@ -23,10 +23,15 @@ _PATH = re.compile(
 def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """The tags that travel, in the order of their keys. MLflow's own name users and files."""
     kept = {key: value for key, value in tags.items() if key in _KNOWN or key.startswith(PROVENANCE)}
-    for key in (Tag.FAILURE_MESSAGE, Tag.NOTE):
-        if key in kept:
-            kept[key] = without_folders(kept[key])
+    if Tag.FAILURE_MESSAGE in kept:
+        kept[Tag.FAILURE_MESSAGE] = without_folders(_without_host(kept[Tag.FAILURE_MESSAGE], tags))
     return dict(sorted(kept.items()))
+
+
+def _without_host(text: str, tags: Mapping[str, str]) -> str:
+    """The text without the name of the machine that the run was on. What came in a pack has none any more."""
+    host = re.split("[/:]", tags.get(Tag.OWNER, ""))[0]
+    return re.sub(rf"\b{re.escape(host)}\b", "…", text) if host and Tag.ORIGIN not in tags else text
 
 
 def without_folders(text: str) -> str:

@@ -8,16 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from pyarrow import ArrowException
 from pydantic import ValidationError
 
 from bench.store.pack import tables
 from bench.store.pack.archive import Archive, PackError
+from bench.store.pack.clean import kept_tags
 from bench.store.records import Record
 from bench.store.source import CURVE, Source
 from bench.wire.pack import CURVES_TABLE, EXPERIMENT, RUNS_TABLE, PackedExperiment
 from bench.wire.words import Artifact, Kind, Status, Tag
-from methods import UserError
 from methods.errors import shown
 from methods.validation import explained
 
@@ -56,13 +57,12 @@ class Packed(Source):
         except ValidationError as error:
             raise self._refused(EXPERIMENT, explained(error, PackedExperiment)[0]) from error
         self._name = told.name
-        try:
-            lines = tables.read(self._file(RUNS_TABLE), tables.RUNS_SCHEMA).to_pylist()
-            self._records = [_record(line) for line in lines]
-        except (ValueError, TypeError, ArrowException) as error:
-            raise self._refused(RUNS_TABLE, str(error)) from error
-        self.parents = {line["run_id"]: line["parent"] or "" for line in lines}
-        if len(self.parents) < len(lines):
+        runs = self._table(RUNS_TABLE, tables.RUNS_SCHEMA).to_pylist()
+        self._records = [self._record(line) for line in runs]
+        self._points = self._table(CURVES_TABLE, tables.CURVES_SCHEMA)
+        if any(column.null_count for column in self._points.columns):
+            raise self._refused(CURVES_TABLE, "a point lacks a part")
+        if len({record.run_id for record in self._records}) < len(runs):
             raise self._refused(RUNS_TABLE, "a run is in it twice")
 
     def _file(self, name: str) -> bytes:
@@ -70,6 +70,19 @@ class Packed(Source):
         if path not in self.archive:
             raise self._refused(name, "it is not there")
         return self.archive.read(path)
+
+    def _table(self, name: str, columns: pa.Schema) -> pa.Table:
+        content = self._file(name)
+        try:
+            return tables.read(content, columns)
+        except (ValueError, ArrowException) as error:
+            raise self._refused(name, str(error)) from error
+
+    def _record(self, line: dict[str, Any]) -> Record:
+        try:
+            return _record(line)
+        except (ValueError, TypeError) as error:
+            raise self._refused(RUNS_TABLE, str(error)) from error
 
     def _refused(self, name: str, why: str) -> PackError:
         return PackError(f"the pack {self.archive.path} is refused: {self._folder}/{name}: {why}")
@@ -86,7 +99,7 @@ class Packed(Source):
         return [record for record in self._records if record.tag(Tag.KIND) == kind]
 
     def read(self, record: Record, name: Artifact) -> bytes | None:
-        path = f"{self._folder}/artifacts/{record.origin}/{name}"
+        path = f"{self._folder}/artifacts/{record.run_id}/{name}"
         if path not in self.archive:
             return None
         content = self.archive.read(path)
@@ -101,11 +114,7 @@ class Packed(Source):
         return self._histories.get((record.run_id, key), [])
 
     def curves(self) -> pd.DataFrame:
-        try:
-            found = tables.read(self._file(CURVES_TABLE), tables.CURVES_SCHEMA)
-        except (ValueError, ArrowException) as error:
-            raise self._refused(CURVES_TABLE, str(error)) from error
-        frame: pd.DataFrame = found.to_pandas()
+        frame: pd.DataFrame = self._points.to_pandas()
         return frame.sort_values(list(CURVE[:3]), ignore_index=True)
 
     @cached_property
@@ -136,12 +145,7 @@ def _record(line: dict[str, Any]) -> Record:
         raise ValueError(f"kind of run {run_id}: {shown(tags.get(Tag.KIND))}; accepted are {', '.join(Kind)}")
     if tags[Tag.KIND] == Kind.TRIAL and not re.fullmatch("[0-9a-f]{16}", tags.get(Tag.TRIAL_ID, "")):
         raise ValueError(f"trial_id of run {run_id}: {shown(tags.get(Tag.TRIAL_ID))} is none")
+    tags = kept_tags(tags)
+    if line["parent"]:
+        tags[Tag.PARENT] = line["parent"]
     return Record.made(run_id, status, started, tags, metrics, ended=line["ended"])
-
-
-def find_experiment(path: Path) -> Packed:
-    """The one experiment of a pack. Raises UserError where it holds several."""
-    found = open_pack(path)
-    if len(found) > 1:
-        raise UserError(f"the pack {path} holds several experiments: {', '.join(one.name for one in found)}")
-    return found[0]

@@ -20,6 +20,7 @@ from bench.store.records import Record, latest
 from bench.store.source import Source
 from bench.store.verified import hashes
 from bench.wire.pack import (
+    CURVES_BEGIN,
     CURVES_TABLE,
     ENDING,
     EXPERIMENT,
@@ -182,7 +183,8 @@ class _Content:
                 "started": run.started,
                 "ended": run.started if run.ended is None else run.ended,
                 "tags": list(self._tags(run).items()),
-                "metrics": sorted(run.metrics.items()),
+                # The last value of a curve is its last point.
+                "metrics": sorted(kv for kv in run.metrics.items() if not kv[0].startswith(CURVES_BEGIN)),
             }
             for run in sorted(self._runs, key=lambda run: (run.started, run.origin))
         ]
