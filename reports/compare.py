@@ -120,14 +120,14 @@ class Comparison:
 
 
 def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = None) -> Comparison:
-    """Compares two experiments, each a store's URI and a name.
+    """Compares two experiments, each a store's URI and a name, or any URI and the file of a pack.
 
     Raises UserError where one is not there or has no finished trial, or both are the same; and for a
     threshold as `reports.thresholds.thresholds` does.
     """
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name two experiments, or another --store-b")
-    a, b = (read(uri, [name]) for uri, name in (first, second))
+    a, b = (_one(uri, name) for uri, name in (first, second))
     cells_a, cells_b = ({Name.of(cell): cell for cell in study.all_cells} for study in (a, b))
     common = {name: (cell, cells_b[name]) for name, cell in cells_a.items() if name in cells_b}
     metrics = (cell.metric for cells in common.values() for cell in cells if cell.metric)
@@ -147,6 +147,14 @@ def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = 
         ),
         notes=tuple(dict.fromkeys(note for side in sides for note in side.notes)),
     )
+
+
+def _one(uri: str, name: str) -> Study:
+    """The results of one experiment. Raises UserError for a pack that holds several."""
+    study = read(uri, [name])
+    if len(study.experiments) > 1:
+        raise UserError(f"{name} holds several experiments ({study.title}); compare takes packs of one")
+    return study
 
 
 @dataclass(frozen=True)
