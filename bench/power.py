@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.metrics import METRICS
 from bench.plan.rows import Plan, Row
 from methods import UserError
-from reports.analysis import THRESHOLD, UNITS, analyse
+from reports.analysis import THRESHOLD, analyse
 from reports.inference.chances import MEANINGFUL, noether
 from reports.inference.power import Design, of_runs
 from reports.reading import read
@@ -31,6 +32,11 @@ class Power:
     stored: bool
     #: The smallest difference that matters, in the metric's units.
     threshold: float
+
+    @property
+    def share(self) -> bool:
+        """Whether noise and differences are shares of the score: it has units, and nothing tells its size."""
+        return METRICS.get(self.metric).in_units and not self.stored
 
     @property
     def sd(self) -> float:
@@ -78,14 +84,15 @@ def power(plan: Plan, store: str, sd: float | None = None) -> list[Power]:
             seeds = max(len(row.trials) for row in of_both)
             methods = {row.method: row.registered for row in of_both}
             claims = max(1, len(methods) - (REFERENCE in methods.values()))
-            threshold = THRESHOLD * UNITS.get(metric, 1.0)
-            if then := known.get((budget, metric)):
+            threshold = THRESHOLD * METRICS.get(metric).point
+            if stored := known.get((budget, metric)):
+                then, threshold = stored
                 examples = then.examples * then.settings / settings
                 designs = [Design(settings, seeds, claims, then.spread, examples)]
             else:
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, settings, seeds, claims) for noise in noises]
-            found += [Power(budget, metric, design, then is not None, threshold) for design in designs]
+            found += [Power(budget, metric, design, stored is not None, threshold) for design in designs]
     return found
 
 
@@ -93,8 +100,8 @@ def _budget(row: Row) -> str:
     return row.budget.label if row.budget else OWN_SIZE
 
 
-def _stored(plan: Plan, store: str) -> dict[tuple[str, str], Design]:
-    """By budget and metric, the designs of what is stored of the suite and tells its noise."""
+def _stored(plan: Plan, store: str) -> dict[tuple[str, str], tuple[Design, float]]:
+    """By budget and metric, the designs and thresholds of what is stored of the suite and tells its noise."""
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
         return {}
     try:
@@ -103,4 +110,8 @@ def _stored(plan: Plan, store: str) -> dict[tuple[str, str], Design]:
         # Nothing of this suite has finished yet.
         return {}
     blocks = reversed(analyse(study).blocks)
-    return {(block.budget, block.metric): block.design for block in blocks if block.design is not None}
+    return {
+        (block.budget, block.metric): (block.design, block.threshold)
+        for block in blocks
+        if block.design is not None
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from bench.metrics import METRICS
 from reports.comparisons import AgainstReference, Reference, against_reference, find_reference
 from reports.evidence import Evidence, gather
 from reports.inference import power
@@ -16,14 +17,11 @@ from reports.inference.normalised import Aggregate
 from reports.inference.power import Design
 from reports.ranking import Ranking, normalise, rank
 from reports.recipes import Alike, Recipe, alike, recipes, told
-from reports.study import CEILING, FLOOR, Cell, Study, TaskAndBackbone, block_order, grouped
+from reports.study import CEILING, FLOOR, REFERENCE, Cell, Study, TaskAndBackbone, block_order, grouped
 from reports.words import listed, many
 
 #: The smallest difference that matters unless the user says otherwise: one point of accuracy.
 THRESHOLD = 0.01
-#: What a point of accuracy is in other metrics: Matthews' correlation of two even classes is twice an
-#: accuracy, less one.
-UNITS = {"matthews": 2.0}
 
 
 @dataclass(frozen=True)
@@ -106,25 +104,49 @@ def _blocks(study: Study, budget: str, made: Mapping[int, Recipe], threshold: fl
     metric_of = {cell.setting: cell.metric for cell in reversed(study.all_cells) if cell.metric}
     # What has not run yet has told no metric.
     first = next(iter(metric_of.values()), "")
-    by_metric = grouped(planned, lambda cell: metric_of.get(cell.setting, first))
-    for metric, cells in by_metric.items():
+    # Scores in units have no common mean over tasks.
+    by_metric = grouped(planned, lambda cell: _measured(cell, metric_of.get(cell.setting, first)))
+    for (metric, task), cells in by_metric.items():
         groups = alike(made, grouped(cells, lambda cell: cell.method))
         for number, group in enumerate(groups):
             parts = [
                 budget,
-                *([metric] if len(by_metric) > 1 else []),
+                *([f"{metric} on {task}" if task else metric] if len(by_metric) > 1 else []),
                 *([f"recipe {number + 1}"] if number else []),
             ]
             block = Block(
                 budget=budget,
                 metric=metric,
                 title=" · ".join(part for part in parts if part),
-                threshold=threshold * UNITS.get(metric, 1.0),
+                threshold=threshold_of(
+                    metric, threshold, study, [c for some in group.methods.values() for c in some]
+                ),
                 settings=(),
                 cells={},
                 left_out={},
             )
             yield _apart(_entrants(study, block, group), group, groups[0])
+
+
+def _measured(cell: Cell, metric: str) -> tuple[str, str]:
+    """The metric, with the task where its scores have that task's units."""
+    return metric, cell.task if metric and METRICS.get(metric).in_units else ""
+
+
+def threshold_of(metric: str, threshold: float, study: Study, cells: Sequence[Cell]) -> float:
+    """The smallest difference that matters, in the metric's units, from that of accuracy.
+
+    Where scores have units, it is the same share of LoRA's mean score, or of all cells' where none has run.
+    """
+    if not metric:
+        return threshold
+    known = METRICS.get(metric)
+    if not known.in_units:
+        return threshold * known.point
+    scored = [cell for cell in cells if cell.mean is not None]
+    means = [cell.mean for cell in scored if cell.family == REFERENCE] or [cell.mean for cell in scored]
+    size = sum(abs(mean) for mean in means if mean is not None) / max(1, len(means))
+    return threshold * known.point * (size or 1.0)
 
 
 def _apart(block: Block, group: Alike, first: Alike) -> Block:
@@ -166,6 +188,10 @@ def _entrants(study: Study, block: Block, group: Alike) -> Block:
         notes.append(
             f"{many(len(left_out), 'method')} of {len(taking_part) + len(left_out)} have no finished run on "
             f"some setting and are in no comparison, rank or aggregate of this budget: {listed(left_out)}."
+        )
+    if block.metric and not METRICS.get(block.metric).higher:
+        notes.append(
+            f"Less {block.metric} is better: differences are by how much less, so that more is better."
         )
     return replace(block, settings=settings, cells=taking_part, left_out=left_out, notes=tuple(notes))
 

@@ -55,6 +55,8 @@ class Move:
     backbone: str
     budget: str
     method: str
+    #: Of the scores; empty where neither has any.
+    metric: str
     before: float | None
     after: float | None
     #: Seeds that finished, and those that were planned.
@@ -128,6 +130,7 @@ def _move(a: Study, b: Study, name: Name, cell_a: Cell, cell_b: Cell) -> Move:
         difference = float(y.mean() - x.mean())
     return Move(
         **name._asdict(),
+        metric=cell_a.metric or cell_b.metric,
         before=float(x.mean()) if len(x) else None,
         after=float(y.mean()) if len(y) else None,
         seeds=(len(x), len(y)),

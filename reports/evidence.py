@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.metrics import METRICS, Metric
 from reports.artifacts import Predictions, predictions
-from reports.inference.crossed import METRICS, OnSetting, contributions, of_seeds, of_seeds_and_examples
+from reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
 from reports.inference.intervals import Array
 from reports.study import Cell, Seed, Study
 from reports.words import many
 
 #: Runs whose predictions one report reads.
 MOST_PREDICTIONS = 2000
-#: How far the score of stored predictions may be from the stored score: older stores have it in float32.
+#: How far the score of stored predictions may be from the stored score, as a share of it where that is
+#: above 1: older stores have it in float32.
 AGREES = 1e-4
 
 
@@ -43,11 +45,11 @@ class Evidence:
         self, cells: Sequence[int], combined: Callable[..., Array] = np.subtract
     ) -> OnSetting | None:
         """What cells of one setting differ by, over the seeds that all of them have; None where there is
-        none.
+        none. More is better in any case.
 
         `combined` makes it from one array for each cell, of (seeds,) or (seeds, examples).
         """
-        seeds, scores = self.study.scores(cells)
+        seeds, scores = self.study.gains(cells)
         if not seeds:
             return None
         values = combined(*scores)
@@ -61,7 +63,10 @@ class Evidence:
         if len({run.test_set for run in runs}) > 1:
             # Each seed has test examples of its own: its score varies with them already.
             return replace(of_seeds(values), count=len(runs[0].values))
-        tables = (np.stack([run.values for run in some or ()]).astype(float) for some in found)
+        tables = (
+            self.study.direction(cell) * np.stack([run.values for run in some or ()]).astype(float)
+            for cell, some in zip(cells, found, strict=True)
+        )
         return of_seeds_and_examples(values, combined(*tables), runs[0].test_set)
 
     def _of_cell(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
@@ -74,7 +79,10 @@ class Evidence:
 def gather(study: Study, cells: Iterable[int]) -> Evidence:
     """Reads the predictions of these cells, of the first of them if there are too many runs."""
     wanted = [study.all_cells[number] for number in dict.fromkeys(cells)]
-    wanted = [cell for cell in wanted if cell.metric in METRICS]
+    metrics: dict[str, Metric] = {
+        name: METRICS.get(name) for name in {cell.metric for cell in wanted if cell.metric}
+    }
+    wanted = [cell for cell in wanted if cell.metric]
     runs: dict[str, tuple[Cell, Seed]] = {}
     taken = 0
     for cell in wanted:
@@ -85,13 +93,17 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
         taken += 1
     stored: dict[str, Predictions] = {}
     for experiment in study.experiments:
-        stored |= predictions(
-            experiment, [id_ for id_, (_, s) in runs.items() if s.experiment == experiment.name]
-        )
+        for name, metric in metrics.items():
+            of_both = [
+                id_
+                for id_, (cell, seed) in runs.items()
+                if (seed.experiment, cell.metric) == (experiment.name, name)
+            ]
+            stored |= predictions(experiment, of_both, metric)
     answers = {
         id_: ByExample(_test_set(cell, stored[id_]), found.astype(np.float32))
         for id_, (cell, seed) in runs.items()
-        if id_ in stored and (found := _contributed(cell, seed, stored[id_])) is not None
+        if id_ in stored and (found := _contributed(metrics[cell.metric], seed, stored[id_])) is not None
     }
     notes = []
     if taken < len(wanted):
@@ -112,12 +124,14 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
     return Evidence(study, answers, notes)
 
 
-def _contributed(cell: Cell, seed: Seed, stored: Predictions) -> Array | None:
+def _contributed(metric: Metric, seed: Seed, stored: Predictions) -> Array | None:
     """What each example contributed; None where that is not the stored score."""
     if not len(stored.labels):
         return None
-    found = contributions(cell.metric, stored.labels, stored.answers)
-    return found if seed.score is not None and abs(found.mean() - seed.score) <= AGREES else None
+    with METRICS.blaming(metric.name):
+        found = metric.contributions(stored.labels, stored.given)
+    score = seed.score
+    return found if score is not None and abs(found.mean() - score) <= AGREES * max(1, abs(score)) else None
 
 
 def _test_set(cell: Cell, stored: Predictions) -> str:

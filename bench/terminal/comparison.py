@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.terminal.tables import plain_table
+from reports.units import unit_of
 
 if TYPE_CHECKING:
     from reports.compare import Change, Comparison, Move
@@ -27,7 +28,7 @@ def print_comparison(console: Console, found: Comparison) -> None:
     if found.moves:
         for task, backbone in dict.fromkeys((move.task, move.backbone) for move in found.moves):
             moves = [move for move in found.moves if (move.task, move.backbone) == (task, backbone)]
-            console.print(_moves(f"{task} · {backbone}, in percent", found.names, moves))
+            console.print(_moves(f"{task} · {backbone}", found.names, moves))
         moved = sum(move.verdict == "moved" for move in found.moves)
         tested = sum(move.p is not None for move in found.moves)
         console.print(
@@ -54,14 +55,17 @@ def _changes(names: tuple[str, str], changes: Sequence[Change]) -> Table:
 
 
 def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
+    metric = moves[0].metric
+    unit = unit_of(metric)
+    title += ", in percent" if unit.mark else f", {metric} in units of the targets"
     columns = ("method", "budget", *names, "difference", "95%", "seeds", "p (Holm)", "verdict")
     table = plain_table(title, *columns, texts=("budget",), whole=columns[1:])
     for move in moves:
-        percent = ["–" if value is None else f"{100 * value:.2f}" for value in (move.before, move.after)]
-        points = [f"{100 * value:+.2f}" for value in (move.interval or ())]
-        difference = "–" if move.difference is None else f"{100 * move.difference:+.2f}"
+        scores = [unit.score(value) for value in (move.before, move.after)]
+        points = [unit.difference(value) for value in (move.interval or ())]
+        difference = unit.difference(move.difference)
         p = "–" if move.p_holm is None else f"{move.p_holm:.3g}"
-        cells = (*percent, difference, " to ".join(points) or "–", _seeds(move), p, move.verdict)
+        cells = (*scores, difference, " to ".join(points) or "–", _seeds(move), p, move.verdict)
         table.add_row(*map(escape, (move.method, move.budget, *cells)))
     return table
 

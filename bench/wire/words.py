@@ -120,6 +120,9 @@ class Measure(StrEnum):
     STEP_MS = "cost/step_ms"
     SECONDS = "cost/seconds"
     PEAK_MIB = "cost/peak_mib"
+    #: Of a regression's training targets, in their units: its outputs are standardised by them.
+    TARGET_MEAN = "target/mean"
+    TARGET_SD = "target/sd"
     # By step, and by epoch; the validation metric has a key of its own, see `validation_key`.
     TRAIN_LOSS = "train/loss"
     VALIDATION_LOSS = "validation/loss"
