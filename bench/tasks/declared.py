@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, field_valida
 from bench.inputs import Modality
 from bench.metrics.base import Kind
 from bench.tasks.base import Task
+from bench.tasks.objective import objective
 from methods.errors import UserError, shown
 from methods.validation import Frozen, validate
 
@@ -41,9 +42,9 @@ class _Declared(Frozen):
     @model_validator(mode="after")
     def _classes_of_the_target(self) -> Self:
         if self.target == "regression" and self.classes:
-            raise ValueError(f"a regression has no classes, got {shown(self.classes)}")
+            raise ValueError(f"classes: a regression has none (got {shown(self.classes)})")
         if self.target != "regression" and len(self.classes) < 2:
-            raise ValueError(f"classes should list at least 2, got {shown(self.classes)}")
+            raise ValueError(f"classes: should list at least 2 (got {shown(self.classes)})")
         return self
 
 
@@ -72,3 +73,4 @@ def check_task(name: str, task: Any) -> None:
         )
     if task.name != name:
         raise UserError(f"{where}: its `name` is '{task.name}'; register it under that name")
+    objective(task)

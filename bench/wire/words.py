@@ -89,6 +89,7 @@ class Tag(StrEnum):
     METHOD_SOURCE = f"{PROVENANCE}source_method"
     TASK_SOURCE = f"{PROVENANCE}source_task"
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
+    METRIC_SOURCE = f"{PROVENANCE}source_metric"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
     #: The name of a search or an allocation.
