@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.plan.trial import Trial
 from bench.process.files import sha256_of
+from bench.store.pack.reading import Packed
 from bench.store.records import Record
 from bench.store.source import Source
 from bench.store.verified import ChangedError, hashes
@@ -52,13 +52,10 @@ class Resolved:
         return self.method.count(self.info.geometry)
 
 
-def examine(source: Source, record: Record, left_out: Set[Artifact]) -> tuple[Examined, Trial | None]:
-    """Checks one run; returns what was found, and its trial where the configuration can be trusted.
-
-    `left_out`: the artifacts that `source` does not carry.
-    """
+def examine(source: Source, record: Record) -> tuple[Examined, Trial | None]:
+    """Checks one run; returns what was found, and its trial where the configuration can be trusted."""
     found = Examined(source.name, record)
-    contents = _contents(found, source, record, left_out)
+    contents = _contents(found, source, record)
     trial = None
     if (config := contents.get(Artifact.CONFIG)) is not None:
         trial = _trial(found, record, config)
@@ -72,9 +69,7 @@ def examine(source: Source, record: Record, left_out: Set[Artifact]) -> tuple[Ex
     return found, trial
 
 
-def _contents(
-    found: Examined, source: Source, record: Record, left_out: Set[Artifact]
-) -> dict[Artifact, bytes]:
+def _contents(found: Examined, source: Source, record: Record) -> dict[Artifact, bytes]:
     """The artifacts that are there and can be read. One with another hash than its own tells nothing."""
     try:
         known = hashes(record)
@@ -83,8 +78,6 @@ def _contents(
         return {}
     contents = {}
     for name in LEFT:
-        if name in left_out:
-            continue
         try:
             content = source.read(record, name)
         except ChangedError as error:
@@ -93,7 +86,9 @@ def _contents(
         except UserError as error:
             found.broken(name, f"sha256 {known.get(name, 'not known')}", str(error))
             continue
-        if content is None and name in known:
+        if content is None and name == Artifact.ADAPTER and _travelled(source, record):
+            found.without_adapter = True
+        elif content is None and name in known:
             found.broken(name, f"sha256 {known[name]}", "missing")
         elif content is None:
             found.cannot(name, "it is not there, and neither is its hash: an earlier version stored none")
@@ -104,6 +99,11 @@ def _contents(
                 found.cannot(f"{name}, sha256", "an earlier version stored no hash of it")
             contents[name] = content
     return contents
+
+
+def _travelled(source: Source, record: Record) -> bool:
+    """Whether a run lies in a pack, or came in one: then it has its adapter only if somebody asked for it."""
+    return isinstance(source, Packed) or bool(record.tag(Tag.ORIGIN))
 
 
 def _trial(found: Examined, record: Record, config: bytes) -> Trial | None:
