@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -173,21 +174,26 @@ def _tokenise(task: Task, tokenizer: Any, max_tokens: int, inputs: list[Any], pa
             f"task '{task.name}': max_tokens must exceed the tokenizer's {special} special tokens, "
             f"got {max_tokens}"
         )
-    tokens: list[list[int]] = []
-    types: list[list[int]] = []
+    # Arrays, since a million texts as lists of Python's numbers would fill the memory of a laptop.
+    tokens: list[np.ndarray] = []
+    lengths: list[int] = []
+    seconds: list[int] = []
     for start in range(0, len(inputs), _TEXTS_AT_ONCE):
         part = inputs[start : start + _TEXTS_AT_ONCE]
         texts = tuple(map(list, zip(*part, strict=True))) if paired else (part,)
         encoded = tokenizer(*texts, truncation=True, max_length=max_tokens)
-        tokens += encoded["input_ids"]
-        types += encoded.get("token_type_ids", [])
+        tokens.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int32))
+        lengths += map(len, encoded["input_ids"])
+        if paired:
+            # Without types a tokenizer does not tell the two apart, in any pair.
+            seconds += [row.index(1) for row in encoded.get("token_type_ids", []) if any(row)]
     tensors = {
-        "tokens": torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int32) for row in tokens])),
-        "lengths": torch.tensor([len(row) for row in tokens]),
+        "tokens": torch.from_numpy(np.concatenate(tokens)),
+        "lengths": torch.tensor(lengths),
         "pad_id": torch.tensor(tokenizer.pad_token_id),
     }
-    if paired and any(map(any, types)):
-        tensors["seconds"] = torch.tensor([row.index(1) for row in types])
+    if seconds:
+        tensors["seconds"] = torch.tensor(seconds)
     return tensors
 
 

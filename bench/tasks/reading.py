@@ -60,7 +60,9 @@ def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
 
 def text_content(text: str | tuple[str, str]) -> str:
     """What two texts, or pairs of texts, share if they are duplicates."""
-    return "\0".join(map(normalise_text, text if isinstance(text, tuple) else (text,)))
+    shared = "\0".join(map(normalise_text, text if isinstance(text, tuple) else (text,)))
+    # As long for every text: those of a large table are all in memory at once.
+    return hashlib.sha256(shared.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def image_content(image: NDArray[np.uint8]) -> str:
