@@ -84,11 +84,15 @@ def conformance_cases(
 def variations(presets: Sequence[Method]) -> list[Method]:
     """Methods that together show every pair of option values, combined with the first preset's rest.
 
-    Options are the fields with a fixed set of values (Literal, bool).
+    Options are the fields with a fixed set of values (Literal, bool) that are not `unvaried`.
     Combinations that the method refuses are left out, and so are those that are presets already.
     """
     base = presets[0]
-    options = {name: values for name, field in type(base).model_fields.items() if (values := _values(field))}
+    options = {
+        name: values
+        for name, field in type(base).model_fields.items()
+        if name not in base.unvaried and (values := _values(field))
+    }
     built: dict[tuple[Any, ...], Method] = {}
     for values in product(*options.values()):
         fields = {**base.model_dump(), **dict(zip(options, values, strict=True))}
