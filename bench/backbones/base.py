@@ -26,8 +26,8 @@ INITIAL_CLASSES = 2
 
 #: The largest sizes that a model's configuration may state, in transformers' words and in timm's.
 LARGEST = {
-    **dict.fromkeys(("num_hidden_layers", "n_layers", "depth"), 1000),
-    **dict.fromkeys(("num_attention_heads", "n_heads", "num_heads"), 1024),
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "depth"), 1000),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_heads", "n_head", "num_heads"), 1024),
     **dict.fromkeys(("hidden_size", "embedding_size", "dim", "embed_dim"), 2**16),
     **dict.fromkeys(("intermediate_size", "hidden_dim", "max_position_embeddings"), 2**20),
     "vocab_size": 10**7,

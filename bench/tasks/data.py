@@ -180,7 +180,10 @@ def _build_text(task: Task, model_input: TextInput, max_tokens: int, examples: E
 
 def _tokenise(task: Task, tokenizer: Any, max_tokens: int, inputs: list[Any], paired: bool) -> _Tensors:
     if tokenizer.pad_token_id is None:
-        raise UserError("the backbone's tokenizer has no padding token, so that its texts cannot be batched")
+        raise UserError(
+            "the backbone's tokenizer has no padding token, so that its texts cannot be batched; "
+            "set pad_token in its tokenizer_config.json"
+        )
     if max_tokens <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
         raise UserError(
             f"task '{task.name}': max_tokens must exceed the tokenizer's {special} special tokens, "
