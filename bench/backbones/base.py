@@ -168,6 +168,7 @@ class LoadedBackbone:
         pool: Callable[..., Tensor],
         make_head: Callable[[int], nn.Module],
         paths: Sequence[Mapping[str, str]],
+        unembedding: Tensor | None = None,
     ) -> None:
         self.info = info
         self._make_head = make_head
@@ -176,6 +177,9 @@ class LoadedBackbone:
         if counted is not None and counted != real:
             raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
         encoder.requires_grad_(False)
+        self._pool = pool
+        #: (vocabulary, hidden), of a language model whose output layer is not its input embeddings.
+        self.unembedding = unembedding
         self._module = Classifier(encoder, pool, nn.Identity())
         self._module.eval()
         self.reset(INITIAL_CLASSES, torch.Generator().manual_seed(0))
@@ -223,6 +227,7 @@ class LoadedBackbone:
                     if layer.bias is not None:
                         layer.bias.zero_()
         device = next(self._module.encoder.parameters()).device
+        self._module.pool = self._pool
         self._module.head = head.to(device).train(self._module.training)
 
     def fingerprint(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bench.backbones.base import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.counting import with_encoder
-from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
+from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD, KINDS
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.sources import assets
 from methods.backbone import Geometry
@@ -102,7 +102,8 @@ class AssetBackbone:
         if self.pixels is None:
             refuse_image_size(self.name, image_size)
             tokenizer = partial(_load_tokenizer, self.folder)
-            return TextInput(f"sha256:{self._sha256}", self.max_tokens, tokenizer)
+            decodes = KINDS[self.kind].decodes
+            return TextInput(f"sha256:{self._sha256}", self.max_tokens, tokenizer, decodes=decodes)
         size = pixel_size(self.name, self.pixels.size, image_size, self.pixels.patch)
         return ImageInput(size, IMAGENET_MEAN, IMAGENET_STD)
 

@@ -36,6 +36,9 @@ MAY_EXCEED = (
     *("lm_head", "qa_outputs", "decoder", "mask_token", "position_ids"),
 )
 
+#: What checkpoints call the layer that turns a language model's states to logits of tokens.
+UNEMBEDDINGS = {"lm_head.weight", "embed_out.weight"}
+
 #: Where most configurations say the sizes.
 SHAPE = Shape()
 
@@ -149,6 +152,7 @@ def _decoder(model_class: str, **more: Any) -> Kind:
         pooling.last_token,
         shape=DecoderShape(),
         may_exceed=("score",),
+        usual={"tie_word_embeddings": True},
         **more,
     )
 
@@ -278,6 +282,7 @@ KINDS: dict[str, Kind] = {
         pooling.last_token,
         fused="layers.{layer}.attention.query_key_value",
         fused_by_head=True,
+        usual={"tie_word_embeddings": True},
         may_exceed=("embed_out", "score"),
         remark="Pythia",
     ),

@@ -20,6 +20,7 @@ from bench.sources.assets import prepared
 from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task
 from bench.tasks.catalog import TASKS
 from bench.tasks.dealing import blocks, deal
+from bench.tasks.prompts import prompted
 from bench.tasks.reading import image_content, read_examples, read_images, text_content
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from methods.errors import UserError
@@ -40,6 +41,8 @@ class _Key(Frozen):
 class _TextKey(_Key):
     tokenizer_hash: str
     max_tokens: int
+    #: A prompt's template, and then its words.
+    prompt: Annotated[tuple[str, ...] | None, Later()] = None
 
 
 class _ImageKey(_Key):
@@ -71,7 +74,9 @@ def data_key(
     }
     if isinstance(model_input, TextInput):
         limit = min(max_tokens, model_input.max_tokens)
-        return identity(_TextKey(**common, tokenizer_hash=model_input.tokenizer_hash, max_tokens=limit))
+        asked, tokenizer = model_input.prompt, model_input.tokenizer_hash
+        prompt = None if asked is None else (asked.template, *asked.words)
+        return identity(_TextKey(**common, tokenizer_hash=tokenizer, max_tokens=limit, prompt=prompt))
     if model_input.resize is not None and model_input.resize < model_input.size:
         raise UserError(
             f"task '{task.name}': resize must be at least {model_input.size}, as the backbone reads, "
@@ -174,16 +179,18 @@ def _build_text(task: Task, model_input: TextInput, max_tokens: int, examples: E
     inputs: list[Any] = list(examples.inputs)
     paired = isinstance(inputs[0], tuple)
     with model_input.blaming():
-        tensors = _tokenise(task, model_input.load_tokenizer(), max_tokens, inputs, paired)
+        tokenizer = model_input.load_tokenizer()
+        if model_input.prompt is None:
+            tensors = _tokenise(task, tokenizer, max_tokens, inputs, paired)
+        else:
+            _check_padding(tokenizer)
+            asked, cut = prompted(tokenizer, model_input.prompt, max_tokens, inputs)
+            tensors = {**_texts(asked, tokenizer), "cut": torch.tensor(cut)}
     return tensors, [text_content(text) for text in inputs]
 
 
 def _tokenise(task: Task, tokenizer: Any, max_tokens: int, inputs: list[Any], paired: bool) -> _Tensors:
-    if tokenizer.pad_token_id is None:
-        raise UserError(
-            "the backbone's tokenizer has no padding token, so that its texts cannot be batched; "
-            "set pad_token in its tokenizer_config.json"
-        )
+    _check_padding(tokenizer)
     if max_tokens <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
         raise UserError(
             f"task '{task.name}': max_tokens must exceed the tokenizer's {special} special tokens, "
@@ -197,14 +204,26 @@ def _tokenise(task: Task, tokenizer: Any, max_tokens: int, inputs: list[Any], pa
         encoded = tokenizer(*texts, truncation=True, max_length=max_tokens)
         tokens += encoded["input_ids"]
         types += encoded.get("token_type_ids", [])
-    tensors = {
+    tensors = _texts(tokens, tokenizer)
+    if paired and any(map(any, types)):
+        tensors["seconds"] = torch.tensor([row.index(1) for row in types])
+    return tensors
+
+
+def _check_padding(tokenizer: Any) -> None:
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            "the backbone's tokenizer has no padding token, so that its texts cannot be batched; "
+            "set pad_token in its tokenizer_config.json"
+        )
+
+
+def _texts(tokens: list[list[int]], tokenizer: Any) -> _Tensors:
+    return {
         "tokens": torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int32) for row in tokens])),
         "lengths": torch.tensor([len(row) for row in tokens]),
         "pad_id": torch.tensor(tokenizer.pad_token_id),
     }
-    if paired and any(map(any, types)):
-        tensors["seconds"] = torch.tensor([row.index(1) for row in types])
-    return tensors
 
 
 def _build_images(task: Task, model_input: ImageInput, examples: Examples) -> _Built:
@@ -286,4 +305,5 @@ def _split(tensors: _Tensors, model_input: ModelInput, key: dict[str, Any]) -> S
         int(tensors["pad_id"]),
         tensors.get("seconds"),
         key["max_tokens"] if model_input.padding == "max_tokens" else None,
+        cut=int(tensors["cut"].sum()) if "cut" in tensors else 0,
     )
