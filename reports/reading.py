@@ -5,6 +5,7 @@ What is left out, to keep a large report within time and memory, is told in the 
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -128,8 +129,8 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
                 cell = replace(cell, method=f"{cell.method} · {experiment.name}")
             known[key].append(ids)
             found = [_seed(own_first, len(cells), cell, seed, id_) for seed, id_ in row.trials.items()]
-            metric, evaluated = _metric(experiments, found)
-            cells.append(replace(cell, metric=metric, evaluated=evaluated))
+            metric, evaluated, capabilities = _told(experiments, found)
+            cells.append(replace(cell, metric=metric, evaluated=evaluated, capabilities=capabilities))
             seeds.extend(found)
     frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(dict.fromkeys(MEASURED, float))
     return _summed(pd.DataFrame([vars(cell) for cell in cells]), frame), frame
@@ -156,6 +157,7 @@ def _planned(experiment: Experiment, row: PlannedRow) -> PlannedCell:
         tuning=row.tuning,
         metric="",
         evaluated="",
+        capabilities="",
     )
 
 
@@ -205,14 +207,15 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> tuple[Ex
     return next(iter(finished or found), (experiments[0], None))
 
 
-def _metric(experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> tuple[str, str]:
-    """Metric and evaluated split of a cell, which the runs tell."""
+def _told(experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> tuple[str, str, str]:
+    """What only the runs tell of a cell: metric and evaluated split, and what the method can do."""
     by_name = {experiment.name: experiment for experiment in experiments}
     for seed in seeds:
         if seed.finished:
             record = by_name[seed.experiment].records[seed.trial_id]
-            return record.tag(Tag.METRIC), record.tag(Tag.EVALUATED)
-    return "", ""
+            capabilities = ", ".join(json.loads(record.tag(Tag.CAPABILITIES, "[]")))
+            return record.tag(Tag.METRIC), record.tag(Tag.EVALUATED), capabilities
+    return "", "", ""
 
 
 def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:

@@ -15,9 +15,11 @@ from bench.commands.options import (
     AsJson,
     Device,
     StoreUri,
+    Threshold,
     echo_json,
     err,
     names_option,
+    one_for_each,
     out,
 )
 
@@ -90,9 +92,7 @@ def report(
         ),
     ] = None,
     store: StoreUri = DEFAULT_STORE,
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="The smallest difference in score that matters.")
-    ] = 0.01,
+    threshold: Threshold = None,
     mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
     log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
     force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
@@ -106,7 +106,7 @@ def report(
         [experiment_of(name) for name in experiment],
         folder,
         formats or FORMATS,
-        threshold=threshold,
+        threshold=one_for_each(threshold),
         mixed=mixed,
         force=force,
         log=log,
@@ -122,14 +122,17 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     store: StoreUri = DEFAULT_STORE,
     store_b: Annotated[str | None, typer.Option(help="The store of B, where it is another one.")] = None,
+    threshold: Threshold = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two experiments: what changed in configuration, and which cells moved beyond noise."""
+    """Compare two experiments: what changed in configuration, and which cells moved."""
     from bench.suite.load import experiment_of
     from bench.terminal.comparison import print_comparison
     from reports.compare import compare as compare_experiments
 
-    found = compare_experiments((store, experiment_of(first)), (store_b or store, experiment_of(second)))
+    found = compare_experiments(
+        (store, experiment_of(first)), (store_b or store, experiment_of(second)), one_for_each(threshold)
+    )
     if as_json:
         echo_json(found.as_dict())
     else:

@@ -143,6 +143,7 @@ class TrialRun:
         """Puts the whole record on disk, then sends it: from here on nothing is lost."""
         letter, now = self._letter, _now()
         letter.metrics += [(key, value, now, 0) for key, value in ending.metrics.items()]
+        letter.tags |= {str(tag): value for tag, value in ending.tags.items()}
         if ending.reason:
             letter.tags |= {Tag.FAILURE: ending.reason, Tag.FAILURE_MESSAGE: ending.message}
         if ending.status == "pruned":

@@ -20,6 +20,7 @@ from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
 from bench.wire.words import Artifact, Measure
 from methods import UserError
+from reports.artifacts import numbered
 
 #: How far two scores may be apart: on the same hardware with the same torch, and elsewhere, where sums are
 #: taken in another order and a few examples of a test set go the other way.
@@ -88,10 +89,9 @@ def _compare_examples(found: Examined, one: Candidate, again: bytes) -> None:
         # It is told already.
         return
     if stored is not None:
-        parts = [
-            pd.read_parquet(io.BytesIO(content), columns=["example", "label"]) for content in (stored, again)
-        ]
-        if not parts[0].equals(parts[1]):
+        tables = [pd.read_parquet(io.BytesIO(content)) for content in (stored, again)]
+        then, now = (table[["example", *numbered(list(table.columns), "label")]] for table in tables)
+        if not then.equals(now):
             found.broken("examples and labels", "as in the predictions", "others in the task's data")
 
 

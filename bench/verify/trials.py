@@ -5,18 +5,16 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from pyarrow import ArrowException
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from torch import Tensor
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.plan.trial import Trial
@@ -25,12 +23,13 @@ from bench.store.pack.reading import Packed
 from bench.store.records import Record
 from bench.store.source import Source
 from bench.store.verified import ChangedError, hashes
-from bench.tasks import score
+from bench.tasks import objective
 from bench.verify.findings import Examined
 from bench.wire.start import SourceFile, StoredConfig
 from bench.wire.words import YES, Artifact, Measure, Tag
 from methods import Method, UserError, from_identity
 from methods.validation import explained
+from reports.artifacts import numbered
 
 #: What every finished trial leaves.
 LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
@@ -189,35 +188,40 @@ def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: 
 
 
 def _check_scores(found: Examined, record: Record, trial: Trial, predictions: bytes) -> None:
-    """Score, loss and answers are those that the stored logits give."""
+    """Score, loss and answers are those that the stored outputs give."""
     try:
         task = trial.task.lookup()
+        goal = objective(task)
     except UserError as error:
         found.cannot("score", str(error))
         return
     found.compare(f"tag {Tag.METRIC}", record.tag(Tag.METRIC), task.metric)
+    if goal.scale:
+        centre, spread = record.metrics.get(Measure.TARGET_MEAN), record.metrics.get(Measure.TARGET_SD)
+        goal = replace(goal, centre=centre or 0.0, spread=spread or math.nan)
     try:
-        frame = pd.read_parquet(io.BytesIO(predictions))
-        answered = answers(frame)
-        again = score(task.metric, answered["logits"], answered["labels"])
-        loss = F.cross_entropy(answered["logits"], answered["labels"]).item()
-    except (OSError, ArrowException, KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
-        found.broken(Artifact.PREDICTIONS, "logits and labels of every example", f"{error}")
+        table = pd.read_parquet(io.BytesIO(predictions))
+        labels, given, outputs = (_columns(table, name) for name in ("label", "prediction", "logit"))
+        again = goal.score(outputs, labels)
+        loss = goal.loss(outputs, labels.to(outputs) if labels.ndim > 1 else labels).item()
+        wrong = int((given.numpy() != goal.answers(outputs)).sum())
+    except (OSError, ArrowException, UserError, ValueError, TypeError, RuntimeError, IndexError) as error:
+        found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return
-    found.near("score", record.metrics.get(Measure.SCORE), again, SCORES_AGREE)
+    found.near("score", record.metrics.get(Measure.SCORE), again, SCORES_AGREE * max(1.0, abs(again)))
     allowed = LOSSES_AGREE * max(1.0, abs(loss)) if math.isfinite(loss) else 0.0
     found.near("loss", record.metrics.get(Measure.SCORE_LOSS), loss, allowed)
-    given = answered["logits"].argmax(1)
-    wrong = int((answered["predictions"] != given).sum())
-    found.compare("predictions that are not the largest logit", 0, wrong)
+    found.compare("predictions that their outputs do not give", 0, wrong)
 
 
-def answers(frame: pd.DataFrame) -> Mapping[str, Any]:
-    """Stored predictions as tensors: `examples`, `labels`, `predictions` (N,) and `logits` (N, classes).
+def _columns(table: pd.DataFrame, name: str) -> Tensor:
+    """What is stored of each example, (examples,), or (examples, outputs) where it is numbered; the outputs
+    always are.
 
-    Raises KeyError for a table without them.
+    Raises ValueError where the table has none.
     """
-    logits = frame[[name for name in frame.columns if name.startswith("logit_")]]
-    columns = {"examples": "example", "labels": "label", "predictions": "prediction"}
-    whole = {name: torch.from_numpy(frame[column].to_numpy(copy=True)) for name, column in columns.items()}
-    return whole | {"logits": torch.from_numpy(logits.to_numpy(copy=True))}
+    columns = numbered(list(table.columns), name)
+    if not columns:
+        raise ValueError(f"the column '{name}' is missing")
+    found = torch.from_numpy(table[columns].to_numpy(copy=True))
+    return found[:, 0] if columns == [name] else found

@@ -144,7 +144,7 @@ BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
     ),
     "an answer and its hash": (
         lambda kept: kept.replace(Artifact.PREDICTIONS, kept.predictions(_other_answers)),
-        "predictions that are not the largest logit",
+        "predictions that their outputs do not give",
     ),
     "a file of other columns and its hash": (
         lambda kept: kept.replace(
