@@ -51,7 +51,7 @@ class Merged:
     there: int
 
 
-def unpack(sources: Sequence[Source], uri: str, told: Told = lambda done, of: None) -> list[Merged]:
+def merge(sources: Sequence[Source], uri: str, told: Told = lambda done, of: None) -> list[Merged]:
     """Merges experiments, each of another name, into the store at `uri`, which is made if it is not there.
 
     A trial that the store has with the same score is left as it is. Killed halfway, the same call goes on.
@@ -60,12 +60,12 @@ def unpack(sources: Sequence[Source], uri: str, told: Told = lambda done, of: No
     """
     connect(uri, create=True)
     merges = [_Merge(source, Store.there(uri, source.name)) for source in sources]
-    total, done = sum(len(merge.coming) for merge in merges), 0
-    for merge in merges:
-        for _ in merge.write(Store.create(uri, merge.source.name)):
+    total, done = sum(len(one.coming) for one in merges), 0
+    for one in merges:
+        for _ in one.write(Store.create(uri, one.source.name)):
             done += 1
             told(done, total)
-    return [Merged(merge.source.name, len(merge.coming), merge.there) for merge in merges]
+    return [Merged(one.source.name, len(one.coming), one.there) for one in merges]
 
 
 class _Merge:

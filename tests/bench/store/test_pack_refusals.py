@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.store.pack import archive, tables
-from bench.store.results import open_packs
+from bench.store.results import open_results
 from bench.wire.pack import MANIFEST
 from bench.wire.words import Artifact
 from methods import UserError
@@ -34,7 +34,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
 
 def refused(pack: Path, said: str) -> None:
     with pytest.raises(UserError, match=said) as told:
-        open_packs([pack])
+        open_results("", [str(pack)])
     assert str(pack) in str(told.value)
 
 
@@ -153,7 +153,7 @@ def test_predictions_that_would_fill_the_memory_are_not_read(
                 content[name] = file.getvalue()
 
     monkeypatch.setattr(tables, "MOST_ROWS", 999)
-    (source,) = open_packs([changed(pack, tmp_path / "b.tensorbench.zip", many)])
+    (source,) = open_results("", [str(changed(pack, tmp_path / "b.tensorbench.zip", many))])
     record = source.records()[0]
     with pytest.raises(UserError, match="1,000 rows of"):
         source.read(record, Artifact.PREDICTIONS)
