@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -43,14 +44,14 @@ MEASURED = {
 }
 
 
-def load_results(*experiments: str, store: str = DEFAULT_STORE) -> Study:
+def load_results(*experiments: Path | str, store: str = DEFAULT_STORE) -> Study:
     """The results of these experiments of a store, or of packs, as data frames of cells and of seeds.
 
     `experiments` are names, or files of packs, which need no store. `reports.study.Study` says what the
     frames hold. Raises UserError for an experiment that is not there or has no result, and for a pack that is
     refused.
     """
-    return read(store, experiments)
+    return read(store, [str(one) for one in experiments])
 
 
 def read(uri: str, names: Sequence[str]) -> Study:
