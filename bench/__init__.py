@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from bench.run import run_suite, search_suite
     from bench.store.results import pack, unpack
     from bench.suite.load import load_suite
-    from reports.reading import load_results
     from reports.report import write_report
+    from reports.results import load_results
 
 __version__ = version("tensorpeft-bench")
 
@@ -40,7 +40,7 @@ _HOMES = {
     "pack": "bench.store.results",
     "unpack": "bench.store.results",
     "wrap": "bench.backbones.plain",
-    "load_results": "reports.reading",
+    "load_results": "reports.results",
     "write_report": "reports.report",
 }
 

@@ -67,6 +67,7 @@ for command in (
     catalogue.tasks,
     catalogue.backbones,
     housekeeping.gc,
+    housekeeping.verify,
 ):
     app.command()(command)
 

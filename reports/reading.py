@@ -5,14 +5,13 @@ What is left out, to keep a large report within time and memory, is told in the 
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
-from bench.store import DEFAULT_STORE
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.plugins import changed_plugins
 from bench.store.records import Record, latest
@@ -42,16 +41,6 @@ MEASURED = {
     "peak_mib": Measure.PEAK_MIB,
     "seconds": Measure.SECONDS,
 }
-
-
-def load_results(*experiments: Path | str, store: str = DEFAULT_STORE) -> Study:
-    """The results of these experiments of a store, or of packs, as data frames of cells and of seeds.
-
-    `experiments` are names, or files of packs, which need no store. `reports.study.Study` says what the
-    frames hold. Raises UserError for an experiment that is not there or has no result, and for a pack that is
-    refused.
-    """
-    return read(store, [str(one) for one in experiments])
 
 
 def read(uri: str, names: Sequence[str]) -> Study:
@@ -139,9 +128,9 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
             if known[key]:
                 cell = replace(cell, method=f"{cell.method} · {experiment.name}")
             known[key].append(ids)
-            found = [_seed(own_first, len(cells), seed, id_) for seed, id_ in row.trials.items()]
-            metric, evaluated = _metric(experiments, found)
-            cells.append(replace(cell, metric=metric, evaluated=evaluated))
+            found = [_seed(own_first, len(cells), cell, seed, id_) for seed, id_ in row.trials.items()]
+            metric, evaluated, capabilities = _told(experiments, found)
+            cells.append(replace(cell, metric=metric, evaluated=evaluated, capabilities=capabilities))
             seeds.extend(found)
     frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(dict.fromkeys(MEASURED, float))
     return _summed(pd.DataFrame([vars(cell) for cell in cells]), frame), frame
@@ -168,6 +157,7 @@ def _planned(experiment: Experiment, row: PlannedRow) -> PlannedCell:
         tuning=row.tuning,
         metric="",
         evaluated="",
+        capabilities="",
     )
 
 
@@ -177,8 +167,13 @@ def _family(experiment: Experiment, row: PlannedRow) -> str:
     return next((str(trial.method["method"]) for trial in known), None) or row.family
 
 
-def _seed(experiments: Sequence[Experiment], cell: int, seed: int, trial_id: str | None) -> Seed:
-    """A seed of a cell; its trial may have been run in any of the experiments, the cell's own first."""
+def _seed(
+    experiments: Sequence[Experiment], number: int, cell: PlannedCell, seed: int, trial_id: str | None
+) -> Seed:
+    """A seed of the cell of this number.
+
+    Its trial may have been run in any of the experiments, the cell's own first.
+    """
     holder, record = _holder(experiments, trial_id)
     status = record.status if record else Status.MISSING
     failure = record.tag(Tag.FAILURE) if record else ""
@@ -189,7 +184,11 @@ def _seed(experiments: Sequence[Experiment], cell: int, seed: int, trial_id: str
     if status != Status.FINISHED:
         measured["score"] = None
     return Seed(
-        cell=cell,
+        cell=number,
+        task=cell.task,
+        backbone=cell.backbone,
+        budget=cell.budget,
+        method=cell.method,
         experiment=holder.name,
         seed=seed,
         trial_id=trial_id or "",
@@ -208,14 +207,15 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> tuple[Ex
     return next(iter(finished or found), (experiments[0], None))
 
 
-def _metric(experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> tuple[str, str]:
-    """Metric and evaluated split of a cell, which the runs tell."""
+def _told(experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> tuple[str, str, str]:
+    """What only the runs tell of a cell: metric and evaluated split, and what the method can do."""
     by_name = {experiment.name: experiment for experiment in experiments}
     for seed in seeds:
         if seed.finished:
             record = by_name[seed.experiment].records[seed.trial_id]
-            return record.tag(Tag.METRIC), record.tag(Tag.EVALUATED)
-    return "", ""
+            capabilities = ", ".join(json.loads(record.tag(Tag.CAPABILITIES, "[]")))
+            return record.tag(Tag.METRIC), record.tag(Tag.EVALUATED), capabilities
+    return "", "", ""
 
 
 def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:

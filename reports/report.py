@@ -15,9 +15,10 @@ from bench.store.store import Store
 from bench.wire.words import Kind
 from methods import UnknownNameError, UserError
 from reports import ablation, curves, figures, mixtures, page, tables
-from reports.analysis import THRESHOLD, Analysis, analyse
+from reports.analysis import Analysis, analyse
 from reports.frames import as_json, csv, frames
 from reports.reading import read
+from reports.thresholds import Asked
 
 Format = Literal["html", "csv", "md", "latex", "json", "png", "svg"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -51,16 +52,18 @@ def write_report(
     out: Path,
     formats: Sequence[str] = FORMATS,
     *,
-    threshold: float = THRESHOLD,
+    threshold: Asked = None,
     mixed: bool = False,
     force: bool = False,
     log: bool = True,
 ) -> Written:
     """Writes a report into the folder `out` and logs it on the runs of the suites.
 
+    `threshold`: the smallest difference in score that matters, by metric ({"accuracy": 0.01}); a number where
+    there is one metric.
     Raises UserError, with nothing written, for a format or an experiment that is not there, an experiment
-    without a finished trial, trials that do not compare (`mixed` reports them all the same) or a folder with
-    something in it (`force` replaces an earlier report).
+    without a finished trial, trials that do not compare (`mixed` reports them all the same), a threshold that
+    fits no metric or several, or a folder with something in it (`force` replaces an earlier report).
     """
     for name in formats:
         if name not in FORMATS:

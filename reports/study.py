@@ -49,8 +49,12 @@ class Seed:
     A number that is not known is None here, and NaN in the frame.
     """
 
-    #: The number of its cell: the index of `Study.cells`.
+    #: The number of its cell: the index of `Study.cells`; and what that cell is.
     cell: int
+    task: str
+    backbone: str
+    budget: str
+    method: str
     #: Where its run is stored; the experiment of its cell, unless only another one has the run.
     experiment: str
     seed: int
@@ -116,6 +120,9 @@ class PlannedCell:
     #: The metric of the scores and the split that they are of; empty while no seed has finished.
     metric: str
     evaluated: str
+    #: What the method can do, separated by commas, as its runs tell (see `reports.capabilities`); empty where
+    #: none does.
+    capabilities: str
 
     @property
     def setting(self) -> TaskAndBackbone:

@@ -54,7 +54,9 @@ class Record:
     ) -> Record:
         """From what MLflow knows of a run. Its tags say more about its status than MLflow's own word."""
         trial_id = tags.get(Tag.TRIAL_ID, "")
-        return cls(run_id, trial_id, _status(status, tags), started, tags, metrics, artifacts, ended)
+        stands = _status(status, tags)
+        # Some servers answer 0 for a run that is open.
+        return cls(run_id, trial_id, stands, started, tags, metrics, artifacts, ended or None)
 
     def tag(self, tag: Tag, default: str = "") -> str:
         return self.tags.get(tag, default)

@@ -23,7 +23,7 @@ from bench.store.results import pack, unpack
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from bench.wire.words import Artifact
-from reports.reading import load_results
+from reports.results import load_results
 
 from .large_store import EXAMPLES, make
 

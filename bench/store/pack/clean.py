@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from bench.wire.start import SourceFile
 from bench.wire.words import PROVENANCE, Tag
 
 #: Tags that stay behind: they name processes, machines and runs of the one store.
@@ -47,9 +48,17 @@ def clean_json(content: bytes) -> bytes:
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, dict):
+        if value.keys() >= SourceFile.model_fields.keys() - {"cleaned"} and isinstance(value["text"], str):
+            return _cleaned_source(value)
         return {key: _cleaned(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_cleaned(inner) for inner in value]
     if isinstance(value, str) and re.match(r"(file://)?(~[\w.-]*|[A-Za-z]:)?[/\\]", value):
         return "./" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value
+
+
+def _cleaned_source(file: dict[str, Any]) -> dict[str, Any]:
+    """A suite's text or a lock's, which keeps the hash that it had with its folders."""
+    text = without_folders(file["text"])
+    return file if text == file["text"] else file | {"text": text, "cleaned": True}
