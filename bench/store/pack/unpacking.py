@@ -110,18 +110,24 @@ class _Merge:
         for run in self.source.records(Kind.SUITE):
             there = store.records(Kind.SUITE)
             run_id = there[-1].run_id if there else _begin(store, run, "")
-            if self._plan is None:
+            if self._plan is None or _unended(there, run):
                 _fill(store, self.source, run, run_id, None)
-            elif store.plan() != self._plan:
+            if self._plan is not None and store.plan() != self._plan:
                 store.keep(run_id, Artifact.PLAN, self._plan)
             found[run.run_id] = found[""] = run_id
         for run in self._nested():
             there = _same(store, run)
             run_id = there[-1].run_id if there else _begin(store, run, found[""])
-            if not there or _found(store, there[-1]) is None:
+            lacking = bool(there) and there[-1].status != Status.RUNNING and _found(store, there[-1]) is None
+            if not there or lacking or _unended(there, run):
                 _fill(store, self.source, run, run_id, None)
             found[run.run_id] = run_id
         return found
+
+
+def _unended(there: Sequence[Record], run: Record) -> bool:
+    """Whether the last of these is what an unpack of this run began and did not end."""
+    return bool(there) and there[-1].tag(Tag.ORIGIN) == run.origin and not there[-1].settled
 
 
 def _same(store: Store, search: Record) -> list[Record]:

@@ -79,11 +79,14 @@ def test_other_hashes(pack: Path, tmp_path: Path) -> None:
 
 def test_a_newer_schema(pack: Path, tmp_path: Path) -> None:
     def newer(manifest: dict[str, Any]) -> None:
-        manifest["schema"] = 2
+        manifest |= {"schema": 2, "members": ["of another form"]}
 
-    target = tmp_path / "b.tensorbench.zip"
+    def more(content: Files) -> None:
+        edit_json(MANIFEST, newer)(content)
+        content["of/another.kind"] = b""
+
     refused(
-        changed(pack, target, edit_json(MANIFEST, newer), signed=False),
+        changed(pack, tmp_path / "b.tensorbench.zip", more, signed=False),
         r"a later version of the harness wrote it \(schema 2; this one reads up to 1\): update",
     )
 
@@ -178,6 +181,7 @@ def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], Non
         ({"status": "RUNNING"}, "status of run .*: 'RUNNING'; accepted are FINISHED, FAILED, KILLED"),
         ({"started": None}, "started of run .* is missing"),
         ({"tags": [("kind", "trial"), ("trial_id", "<b>")]}, "trial_id of run .*: '<b>' is none"),
+        ({"tags": [("kind", "suite")]}, "2 runs of a suite; a pack has one"),
         ({"tags": [("kind", "other")]}, "kind of run .*: 'other'; accepted are suite"),
         (
             {"tags": [("kind", "suite"), ("mlflow.note.content", "x" * 8001)]},
