@@ -159,7 +159,11 @@ def _content(client: MlflowClient, record: Record, name: Artifact) -> bytes:
         try:
             file = Path(client.download_artifacts(record.run_id, name, folder))
         except BROKEN_STORE as error:
-            raise UserError(shown_uri(f"{name} of run {record.run_id} cannot be had: {error}")) from error
+            hint = ""
+            if name == Artifact.ADAPTER and record.origin != record.run_id:
+                hint = "; its pack may hold no adapters, which `tensorbench pack --adapters` takes along"
+            said = f"{name} of run {record.run_id} cannot be had: {error}{hint}"
+            raise UserError(shown_uri(said)) from error
         check_content(record, name, file)
         return file.read_bytes()
 
