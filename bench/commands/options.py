@@ -13,7 +13,6 @@ import typer
 from bench.commands import completion
 from bench.store import DEFAULT_STORE as DEFAULT_STORE
 from bench.terminal.console import VisibleConsole
-from methods import UserError
 
 Item = TypeVar("Item")
 
@@ -74,6 +73,8 @@ def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[s
     given = joined(values) or []
     named = dict(given)
     if len(named) < len(given) or ("" in named and len(named) > 1):
+        from methods import UserError
+
         raise UserError("--threshold: one for each metric is wanted, as accuracy=0.01 (got several)")
     return named.get("", named or None)
 
