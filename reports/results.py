@@ -55,7 +55,7 @@ TRIALS = WHICH | {
     "metric": Column(TEXT, "", "the metric of `score` and `validation`"),
     "evaluated": Column(TEXT, "", "the split that `score` and `loss` are of"),
     "score": Column(NUMBER, "the metric's", "an accuracy is in [0, 1]; of finished trials only"),
-    "loss": Column(NUMBER, "nats", "mean cross-entropy there; of a regression, squared error in standard units"),
+    "loss": Column(NUMBER, "nats", "mean cross-entropy; of a regression, standardised squared error"),
     "validation": Column(NUMBER, "the metric's", "on the validation split, at the epoch that was selected"),
     "selected_epoch": Column(WHOLE, "epochs", "that epoch; the first is 1"),
     "parameters": Column(WHOLE, "parameters", "of the adapter, head excluded"),

@@ -22,7 +22,7 @@ from bench.plan.trial import Trial
 from bench.process.files import sha256_of
 from bench.sources.assets import prepared
 from bench.store.pack.reading import open_pack
-from bench.store.pack.unpacking import unpack
+from bench.store.pack.unpacking import merge
 from bench.store.pack.writing import write_pack
 from bench.store.records import Record
 from bench.store.store import Store
@@ -259,7 +259,7 @@ def test_a_pack_is_verified_as_its_store_is(
     assert "4 finished trials: 4 verified" in ended.out
     # What came without its adapter is not taken for broken where it was unpacked.
     uri = new_store(tmp_path)
-    unpack(open_pack(bare), uri)
+    merge(open_pack(bare), uri)
     unpacked = verify(uri)
     assert (unpacked.ok, unpacked.verified, len(unpacked.notes)) == (True, 2, 1)
     kept.measure("score", 0.987)
