@@ -16,6 +16,7 @@ from bench.store import DEFAULT_STORE
 from bench.store.records import Record
 from bench.wire.words import OWN_SIZE, Artifact, Measure, Tag
 from methods import UserError
+from reports.artifacts import numbered
 from reports.reading import read
 from reports.study import Experiment, Study
 
@@ -54,7 +55,7 @@ TRIALS = WHICH | {
     "metric": Column(TEXT, "", "the metric of `score` and `validation`"),
     "evaluated": Column(TEXT, "", "the split that `score` and `loss` are of"),
     "score": Column(NUMBER, "the metric's", "an accuracy is in [0, 1]; of finished trials only"),
-    "loss": Column(NUMBER, "nats", "mean cross-entropy on the same split"),
+    "loss": Column(NUMBER, "nats", "mean cross-entropy; of a regression, standardised squared error"),
     "validation": Column(NUMBER, "the metric's", "on the validation split, at the epoch that was selected"),
     "selected_epoch": Column(WHOLE, "epochs", "that epoch; the first is 1"),
     "parameters": Column(WHOLE, "parameters", "of the adapter, head excluded"),
@@ -83,13 +84,16 @@ CURVES = WHICH | {
     "value": Column(NUMBER, "nats or the metric's", "the loss, or the score"),
 }
 
-#: The columns of `Results.predictions`, before those of the logits.
+#: The columns of `Results.predictions`, before those that are numbered.
 PREDICTIONS = WHICH | {
     "example": Column("int64", "", "the example's id in its source"),
-    "label": Column("int64", "", "the index of the right class"),
-    "prediction": Column("int64", "", "the index of the class with the largest logit"),
-    "correct": Column("bool", "", "whether the two are the same"),
+    "label": Column(NUMBER, "the target's", "the index of the right class; of a regression, the target"),
+    "prediction": Column(NUMBER, "the target's", "the index of the class that was answered, or the value"),
+    "correct": Column("boolean", "", "whether the two are the same; <NA> of a regression"),
 }
+
+#: What comes after them, `logit_0` and so on; `label_0` and `prediction_0` where there may be several labels.
+NUMBERED = {"label": WHOLE, "prediction": WHOLE, "logit": "float32"}
 
 #: Columns of `TRIALS` that are measured, and where.
 MEASURED = {
@@ -127,9 +131,9 @@ class Results(Study):
     def predictions(self) -> pd.DataFrame:
         """A line for every example that a finished trial of the tables was scored on.
 
-        The columns after those of `PREDICTIONS` are `logit_0` and so on, in float32; of a trial with fewer
-        classes than others the last ones are NaN. A trial without stored predictions has no line. Raises
-        UserError for predictions that were changed since, or cannot be read.
+        After the columns of `PREDICTIONS` come those of `NUMBERED`; of a trial with fewer classes than others
+        the last ones are missing. A trial without stored predictions has no line. Raises UserError for
+        predictions that were changed since, or cannot be read.
         """
         finished = {seed.trial_id for seed in self.all_seeds if seed.finished}
         # A trial of two experiments may have a run in each.
@@ -137,9 +141,12 @@ class Results(Study):
         read = [_predictions(*run) for id_, run in runs.items() if id_ in finished]
         frames = [frame for frame in read if frame is not None]
         found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-        classes = sum(str(name).startswith("logit_") for name in found)
-        logits = [f"logit_{number}" for number in range(classes)]
-        return typed(found, PREDICTIONS).join(found[logits].astype("float32"))
+        more = {
+            f"{name}_{number}": dtype
+            for name, dtype in NUMBERED.items()
+            for number in range(sum(str(column).startswith(f"{name}_") for column in found))
+        }
+        return typed(found, PREDICTIONS).join(found[list(more)].astype(more))
 
     def _records(self) -> Iterator[tuple[Experiment, Record]]:
         for experiment in self.experiments:
@@ -223,7 +230,10 @@ def _predictions(experiment: Experiment, record: Record) -> pd.DataFrame | None:
         return None
     try:
         frame = pd.read_parquet(io.BytesIO(content))
-        frame["correct"] = np.equal(frame["label"], frame["prediction"])
+        have = list(frame.columns)
+        labels, given = (frame[numbered(have, name)].to_numpy() for name in ("label", "prediction"))
+        counted = labels.size and np.issubdtype(labels.dtype, np.integer)
+        frame["correct"] = (labels == given).all(axis=1) if counted else pd.NA
     except (OSError, ArrowException, ValueError, KeyError) as error:
         raise UserError(
             f"{Artifact.PREDICTIONS} of run {record.run_id} ({record.name}) cannot be read: {error}"

@@ -111,6 +111,26 @@ def test_logits_are_there_where_they_are_stored(small: str, tmp_path: Path) -> N
     assert found.set_index("trial_id")["logit_2"].isna().to_dict() == {ids[0]: True, ids[1]: False}
 
 
+def test_targets_of_other_kinds_than_one_class_have_their_columns(results: Results) -> None:
+    labels, answers = {"label_0": [1, 0], "label_1": [0, 0]}, {"prediction_0": [1, 1], "prediction_1": [0, 0]}
+    several = pd.DataFrame({"example": [0, 1], **labels, **answers})
+    number = pd.DataFrame({"example": [0], "label": [2.5], "prediction": [2.25], "logit_0": [0.5]})
+    (experiment,) = results.experiments
+    told = []
+    for frame in (several, number):
+        file = io.BytesIO()
+        frame.to_parquet(file, index=False)
+        told.append(file.getvalue())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment.source, "read", lambda record, name: told.pop() if told else None)
+        found = Results(results.experiments, results.cells, results.seeds, ()).predictions
+    of_number, of_several = found[found["label"].notna()], found[found["label"].isna()]
+    assert of_number[["label", "prediction", "correct"]].values.tolist() == [[2.5, 2.25, pd.NA]]
+    assert of_several["correct"].tolist() == [True, False]
+    assert of_several[["label_0", "prediction_0"]].values.tolist() == [[1, 1], [0, 1]]
+    assert found["logit_0"].dtype == "float32"
+
+
 def test_a_pack_gives_the_frames_of_its_store(rich: str, results: Results, tmp_path: Path) -> None:
     pack = tmp_path / "rich.tensorbench.zip"
     write_pack(open_results(rich, [NAME]), pack)
