@@ -52,6 +52,7 @@ def _row(name: str) -> tuple[str, ...]:
     named = ", ".join(f"`{one}`" for one in (name, *kind.within))
     projections = [projection for projection in PROJECTIONS if projection in kind.layouts[0]]
     sites = "all six" if len(projections) == len(PROJECTIONS) else ", ".join(projections)
+    sites += " and gate" if "gate" in kind.layouts[0] else ""
     sites += ", qkv split" if kind.fused else ""
     wrapped = "yes" if kind.plain_head else "–"
     return named, f"`{kind.model_class}`", kind.reads, sites, kind.pools, kind.head, wrapped

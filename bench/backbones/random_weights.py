@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -119,7 +119,8 @@ class RandomBackbone:
         if self._reads_images:
             return ImageInput(pixel_size(self.name, self.image_size, image_size, self.patch), HALF, HALF)
         refuse_image_size(self.name, image_size)
-        return TextInput(BYTE_TOKENIZER, self.max_tokens, partial(byte_tokenizer, self.max_tokens))
+        tokenizer = partial(byte_tokenizer, self.max_tokens)
+        return TextInput(BYTE_TOKENIZER, self.max_tokens, tokenizer, decodes=KINDS[self.kind].decodes)
 
     @property
     def _reads_images(self) -> bool:
@@ -139,7 +140,8 @@ class RandomBackbone:
         if self.kind not in _COUNTED:
             from bench.backbones.huggingface import parameters
 
-            return replace(self.geometry, encoder=parameters(self._config(), wanted))
+            config = self._config()
+            return KINDS[self.kind].shape.geometry(config, parameters(config, wanted))
         if isinstance(wanted, ImageInput):
             return with_encoder(
                 self.geometry,
