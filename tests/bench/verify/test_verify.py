@@ -22,9 +22,9 @@ from bench.plan.trial import Trial
 from bench.process.files import sha256_of
 from bench.sources.assets import prepared
 from bench.store.pack.reading import open_pack
-from bench.store.pack.unpacking import unpack
 from bench.store.pack.writing import write_pack
 from bench.store.records import Record
+from bench.store.results import unpack
 from bench.store.store import Store
 from bench.store.verified import hashes
 from bench.verify import verify
@@ -259,7 +259,7 @@ def test_a_pack_is_verified_as_its_store_is(
     assert "4 finished trials: 4 verified" in ended.out
     # What came without its adapter is not taken for broken where it was unpacked.
     uri = new_store(tmp_path)
-    unpack(open_pack(bare), uri)
+    unpack(bare, store=uri)
     unpacked = verify(uri)
     assert (unpacked.ok, unpacked.verified, len(unpacked.notes)) == (True, 2, 1)
     kept.measure("score", 0.987)
