@@ -66,7 +66,7 @@ def power(plan: Plan, store: str, sd: float | None = None) -> list[Power]:
     Assumed noise is that of the two sides of a pair by themselves, and without test examples.
     """
     rows = plan.of(None).rows
-    metrics = {row.task: row.lookup().metric for row in plan.suite.tasks}
+    metrics = {row.shown: row.lookup().metric for row in plan.suite.tasks}
     known = _stored(plan, store) if sd is None else {}
     found: list[Power] = []
     for budget in dict.fromkeys(map(_budget, rows)):
