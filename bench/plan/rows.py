@@ -37,7 +37,7 @@ class Choice(Frozen):
 
 
 class Names(NamedTuple):
-    """What a row is called without any label."""
+    """What a row is called."""
 
     method: str
     backbone: str

@@ -108,7 +108,7 @@ class Suite(Frozen):
         """Refuses a label that another row has, or by which another is named."""
         labels = {value.label for value in values if value.label}
         named = [value.label or _name(value) for value in values]
-        for label in labels:
+        for label in sorted(labels):
             if named.count(label) > 1:
                 raise ValueError(
                     f"'{label}' is the label of one row and names another: tables need two names"
