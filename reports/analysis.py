@@ -17,13 +17,8 @@ from reports.inference.power import Design
 from reports.ranking import Ranking, normalise, rank
 from reports.recipes import Alike, Recipe, alike, recipes, told
 from reports.study import CEILING, FLOOR, Cell, Study, TaskAndBackbone, block_order, grouped
+from reports.thresholds import Asked, thresholds
 from reports.words import listed, many
-
-#: The smallest difference that matters unless the user says otherwise: one point of accuracy.
-THRESHOLD = 0.01
-#: What a point of accuracy is in other metrics: Matthews' correlation of two even classes is twice an
-#: accuracy, less one.
-UNITS = {"matthews": 2.0}
 
 
 @dataclass(frozen=True)
@@ -78,29 +73,30 @@ class Analysis:
     """A study with everything that is computed from it."""
 
     study: Study
-    #: Of accuracy; each block has its own.
-    threshold: float
+    #: The smallest difference that matters, by metric.
+    thresholds: Mapping[str, float]
     blocks: tuple[Block, ...]
     #: What whoever reads the report must know, the notes of the study included.
     notes: tuple[str, ...]
 
 
-def analyse(study: Study, threshold: float = THRESHOLD) -> Analysis:
-    """Computes what the report shows beyond means."""
+def analyse(study: Study, threshold: Asked = None) -> Analysis:
+    """Computes what the report shows beyond means. Raises UserError as `thresholds` does."""
+    matters = thresholds((cell.metric for cell in study.all_cells if cell.metric), threshold)
     made = recipes(study)
     budgets = sorted(dict.fromkeys(cell.budget for cell in study.all_cells), key=block_order)
     begun = [
-        _referred(study, block, made)
-        for budget in budgets
-        for block in _blocks(study, budget, made, threshold)
+        _referred(study, block, made) for budget in budgets for block in _blocks(study, budget, made, matters)
     ]
     evidence = gather(study, _needed(study, begun))
     blocks = tuple(_finished(evidence, block, made) for block in begun)
     notes = (*study.notes, *evidence.notes, *_sparse(study), *_metrics(study))
-    return Analysis(study, threshold, blocks, notes)
+    return Analysis(study, matters, blocks, notes)
 
 
-def _blocks(study: Study, budget: str, made: Mapping[int, Recipe], threshold: float) -> Iterator[Block]:
+def _blocks(
+    study: Study, budget: str, made: Mapping[int, Recipe], matters: Mapping[str, float]
+) -> Iterator[Block]:
     """The blocks of a budget, with who takes part in each."""
     planned = [cell for cell in study.all_cells if cell.budget == budget]
     metric_of = {cell.setting: cell.metric for cell in reversed(study.all_cells) if cell.metric}
@@ -119,7 +115,8 @@ def _blocks(study: Study, budget: str, made: Mapping[int, Recipe], threshold: fl
                 budget=budget,
                 metric=metric,
                 title=" · ".join(part for part in parts if part),
-                threshold=threshold * UNITS.get(metric, 1.0),
+                # Without any run there is no metric yet, and nothing to compare.
+                threshold=matters.get(metric, 0.0),
                 settings=(),
                 cells={},
                 left_out={},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,12 +31,12 @@ def ablations(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | A
 
     Raises UserError for a result that is not of its form.
     """
-    store = experiment.store
-    for record in store.records(Kind.SEARCH):
-        if (search := store.content(record, Artifact.SEARCH, SearchResult)) is not None:
+    source = experiment.source
+    for record in source.records(Kind.SEARCH):
+        if (search := source.content(record, Artifact.SEARCH, SearchResult)) is not None:
             yield record, search
-    for record in store.records(Kind.ALLOCATION):
-        if (allocation := store.content(record, Artifact.ALLOCATION, AllocationResult)) is not None:
+    for record in source.records(Kind.ALLOCATION):
+        if (allocation := source.content(record, Artifact.ALLOCATION, AllocationResult)) is not None:
             yield record, allocation
 
 
@@ -52,11 +53,11 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str]) -> dict[str, P
     """Stored predictions by trial id, of those trials that have readable ones."""
 
     def one(trial_id: str) -> Predictions | None:
-        path = experiment.store.artifact(experiment.records[trial_id], Artifact.PREDICTIONS)
+        content = experiment.source.read(experiment.records[trial_id], Artifact.PREDICTIONS)
+        if content is None:
+            return None
         try:
-            if path is None:
-                return None
-            table = pq.read_table(path, columns=["example", "label", "prediction"])
+            table = pq.read_table(io.BytesIO(content), columns=["example", "label", "prediction"])
         except (OSError, ArrowException):
             return None
         example, label, answer = (_whole(table.column(name).to_numpy()) for name in table.column_names)
@@ -75,7 +76,7 @@ def histories(experiment: Experiment, trial_ids: Iterable[str], key: str) -> dic
     """A metric's history by trial id: (points, 2) with step and value, by step."""
 
     def one(trial_id: str) -> Array | None:
-        points = experiment.store.history(experiment.records[trial_id], key)
+        points = experiment.source.history(experiment.records[trial_id], key)
         return np.array(points, dtype=float) if points else None
 
     return _in_parallel(one, trial_ids)

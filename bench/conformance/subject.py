@@ -234,7 +234,7 @@ def snapshot(backbone: LoadedBackbone) -> dict[str, Tensor]:
 
 
 def sites_of(method: Method) -> set[Site]:
-    return {Site(layer, name) for layer in range(GEOMETRY.layers) for name in method.projections}
+    return set(GEOMETRY.sites(method.projections))
 
 
 def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:

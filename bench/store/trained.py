@@ -112,7 +112,7 @@ def _find(client: MlflowClient, run: str) -> Record:
         Record.of(found) for found in find_runs(client, experiments, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")
     ]
     start = run.strip().lower()
-    by_run = [record for record in records if start and record.run_id.startswith(start)]
+    by_run = [r for r in records if start and (r.run_id.startswith(start) or r.origin.startswith(start))]
     trials = latest(record for record in records if start and record.trial_id.startswith(start))
     found = {record.run_id: record for record in (*by_run, *trials.values())}
     if len(found) == 1:

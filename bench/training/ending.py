@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pandas as pd
 from safetensors.torch import save
 
 from bench.training.trial import Outcome
 from bench.wire.trial import Ending
-from bench.wire.words import Artifact, Measure
+from bench.wire.words import Artifact, Measure, Tag
 
 
 def finished(outcome: Outcome) -> Ending:
@@ -32,6 +33,7 @@ def finished(outcome: Outcome) -> Ending:
         "finished",
         {key: float(value) for key, value in values.items() if value is not None},
         {Artifact.PREDICTIONS: _predictions(outcome), Artifact.ADAPTER: save(tensors)},
+        {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {},
     )
 
 

@@ -21,7 +21,9 @@ from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic
 from bench.training.seeding import generator, stream_seed
 from bench.wire.trial import Progress
-from methods import UserError, from_identity
+from methods import Method, UserError, from_identity
+from methods.capabilities import capabilities
+from methods.capability import Capability
 
 
 @dataclass
@@ -39,6 +41,8 @@ class Outcome:
     peak_mib: float | None
     adapter: dict[str, Tensor]
     head: dict[str, Tensor]
+    #: What the method can do; None where that is not known.
+    capabilities: tuple[Capability, ...] | None = None
 
 
 class Resources:
@@ -118,7 +122,8 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     # The backbone's dropout draws from torch's global generators, on a GPU from the device's.
     torch.manual_seed(stream_seed(trial.seed, "dropout"))
     try:
-        adapter = from_identity(trial.method).attach(backbone, generator(trial.seed, "adapter_start"))
+        method = from_identity(trial.method)
+        adapter = method.attach(backbone, generator(trial.seed, "adapter_start"))
         try:
             # The peak is that of training and evaluation. What putting a method on takes is gone by now.
             memory = PeakMemory(resources.device)
@@ -139,6 +144,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 peak_mib=memory.mib(),
                 adapter=adapter.state(),
                 head=head_state(backbone),
+                capabilities=_capabilities(method),
             )
         finally:
             adapter.detach()
@@ -146,3 +152,12 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
         # Whatever failed, be it attaching or detaching, the next trial gets a clean backbone.
         backbone.module.eval()
         resources.check()
+
+
+def _capabilities(method: Method) -> tuple[Capability, ...] | None:
+    """None, with a warning, where a tiny model cannot show them: the trial has its result all the same."""
+    try:
+        return capabilities(method)
+    except Exception as error:  # whatever a plug-in's method raises on a model that nobody asked it for
+        warnings.warn(f"what {method.label} can do is not known: {error}", stacklevel=2)
+        return None
