@@ -23,7 +23,7 @@ from bench.backbones.base import (
     read_object,
     refuse_image_size,
 )
-from bench.backbones.fused import SplitQKV
+from bench.backbones.fused import Split
 from bench.backbones.kinds import KINDS, MAY_EXCEED, MAY_MISS, MODEL_TYPES, Kind
 from bench.backbones.untrusted import refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
@@ -150,10 +150,10 @@ def as_backbone(info: BackboneInfo, encoder: Any) -> LoadedBackbone:
         if info.input.size != _side(config.image_size, info.name):
             kind.resize(encoder, info.input.size)
         config.image_size = info.input.size
-    if kind.fused:
+    for path, parts in kind.fused.items():
         for layer in range(info.geometry.layers):
-            path = kind.fused.format(layer=layer)
-            encoder.set_submodule(path, SplitQKV(encoder.get_submodule(path)))
+            place = path.format(layer=layer)
+            encoder.set_submodule(place, Split(encoder.get_submodule(place), parts))
     return LoadedBackbone(info, encoder, kind.pool, kind.make_head(config), kind.layouts)
 
 

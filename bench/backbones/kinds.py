@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.backbones import pooling, resizing
+from bench.backbones.fused import QKV
 from bench.backbones.resizing import Resize
 from bench.backbones.shapes import AlwaysGated, DinoShape, Shape
 from bench.backbones.untrusted import ATTENTION
@@ -44,10 +45,9 @@ Layout = Mapping[str, str]
 
 
 def _layout(layer: str, *paths: str) -> Layout:
-    """The paths below a layer, in the order of PROJECTIONS; a gated MLP is left out."""
-    return {
-        projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(PROJECTIONS, paths, strict=False)
-    }
+    """The paths below a layer, in the order of PROJECTIONS, then that of a gate where there is one."""
+    order = (*PROJECTIONS, "gate")[: len(paths)]
+    return {projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(order, paths, strict=True)}
 
 
 _ATTENTION = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
@@ -90,8 +90,8 @@ class Kind:
     normalisation: Normalisation | None = None
     #: Where its configuration says the sizes.
     shape: Shape = SHAPE
-    #: Path of the layer that computes query, key and value in one, with `{layer}` in it. It is split.
-    fused: str | None = None
+    #: Paths of layers that compute several projections in one, and the names of their parts below that path.
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: How position embeddings come to another image size; None: the forward itself takes any.
     resize: Resize | None = None
     #: The model types that hold this one beside others, and the field of their configuration with its own.
@@ -177,15 +177,21 @@ KINDS: dict[str, Kind] = {
     ),
     "modernbert": Kind(
         "ModernBertModel",
-        (_layout("layers", *(f"attn.{name}" for name in ("Wqkv.query", "Wqkv.key", "Wqkv.value", "Wo"))),),
+        (
+            _layout(
+                "layers",
+                *("attn.Wqkv.query", "attn.Wqkv.key", "attn.Wqkv.value", "attn.Wo"),
+                *("mlp.Wi.fc1", "mlp.Wo", "mlp.Wi.gate"),
+            ),
+        ),
         pooling.mean_of_windows,
         shape=AlwaysGated(),
-        fused="layers.{layer}.attn.Wqkv",
+        fused={"layers.{layer}.attn.Wqkv": QKV, "layers.{layer}.mlp.Wi": ("gate", "fc1")},
         # Its own special tokens lie beyond a small vocabulary.
         usual={"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2},
         may_exceed=("head",),
-        remark="the MLP is gated, so that adapters see the attention only; its own head has a learned norm, "
-        "which fresh heads have not",
+        remark="`Wi` is the gate, whose activation is taken, and fc1; its own head has a learned norm, which "
+        "fresh heads have not",
     ),
     "deberta-v2": Kind(
         "DebertaV2Model",
@@ -254,13 +260,13 @@ KINDS: dict[str, Kind] = {
     ),
     "dinov3_vit": Kind(
         "DINOv3ViTModel",
-        (_layout("model.layer", *_ATTENTION, "mlp.up_proj", "mlp.down_proj"),),
+        (_layout("model.layer", *_ATTENTION, "mlp.up_proj", "mlp.down_proj", "mlp.gate_proj"),),
         pooling.class_token,
         normalisation=IMAGENET,
         shape=Shape(gated="use_gated_mlp"),
         usual={"num_register_tokens": 4},
-        remark="rotary positions, rescaled at random in training where its configuration says so; where the "
-        "MLP is gated (huge, 7B), adapters see the attention only",
+        remark="rotary positions, rescaled at random in training where its configuration says so; the MLP is "
+        "gated where its configuration says so (huge, 7B)",
     ),
     "beit": Kind(
         "BeitModel",

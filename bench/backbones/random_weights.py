@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -139,7 +139,8 @@ class RandomBackbone:
         if self.kind not in _COUNTED:
             from bench.backbones.huggingface import parameters
 
-            return replace(self.geometry, encoder=parameters(self._config(), wanted))
+            config = self._config()
+            return KINDS[self.kind].shape.geometry(config, parameters(config, wanted))
         if isinstance(wanted, ImageInput):
             return with_encoder(
                 self.geometry,
