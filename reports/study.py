@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
+from bench.metrics import direction
 from bench.store.records import Record
 from bench.store.source import Source
 from bench.wire.plan import PlannedRow, PlannedTrial, Tuned
@@ -164,6 +165,11 @@ class Cell(PlannedCell):
     low: float | None
     high: float | None
 
+    @property
+    def gain(self) -> float | None:
+        """The mean, with its sign turned where less is better: more is better in any case."""
+        return None if self.mean is None else direction(self.metric) * self.mean
+
 
 Line = TypeVar("Line", Cell, Seed)
 
@@ -263,6 +269,15 @@ class Study:
         found = [self._scores.get(cell, {}) for cell in cells]
         common = sorted(set.intersection(*map(set, found)))
         return common, np.array([[scores[seed] for seed in common] for scores in found], dtype=float)
+
+    def gains(self, cells: Sequence[int]) -> tuple[list[int], Array]:
+        """The same, with the sign turned where less is better: more is better in any case."""
+        seeds, scores = self.scores(cells)
+        return seeds, scores * np.array([[self.direction(cell)] for cell in cells])
+
+    def direction(self, cell: int) -> float:
+        """What a score of this cell is multiplied by so that more is better."""
+        return direction(self.all_cells[cell].metric)
 
     def experiment(self, name: str) -> Experiment:
         """The experiment of this name, which has to be one of `experiments`."""

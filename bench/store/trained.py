@@ -74,14 +74,14 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
         raise UserError(shown_uri(f"run {run} cannot be read from {store}: {error}")) from error
     trial = _trial(record, _content(client, record, Artifact.CONFIG))
     state = _state(record, _content(client, record, Artifact.ADAPTER))
-    method, classes = from_identity(trial.method), trial.task.lookup().classes
+    method = from_identity(trial.method)
     backbone = load(trial.backbone)
     if backbone.info.weights_hash != trial.weights_hash:
         raise UserError(
             f"backbone '{backbone.info.name}' is not the one of the trial: that had weights "
             f"{trial.weights_hash}, these are {backbone.info.weights_hash}"
         )
-    backbone.reset(len(classes), torch.Generator())
+    backbone.reset(trial.task.lookup().outputs, torch.Generator())
     adapter = method.attach(backbone, torch.Generator())
     try:
         adapter.load(_part(state, "adapter"))

@@ -188,7 +188,10 @@ class Suite(Frozen):
             path = os.path.abspath(folder / place.local.expanduser())
             return place.model_copy(update={"local": Path(path)})
 
-        tasks = [row.model_copy(update={"source": whole(row.source)}) for row in self.tasks]
+        tasks = [
+            row.model_copy(update={"source": whole(row.source), "data": row.data and row.data.beside(folder)})
+            for row in self.tasks
+        ]
         return self.model_copy(update={"backbones": tuple(map(whole, self.backbones)), "tasks": tuple(tasks)})
 
     def check_paths(self) -> None:

@@ -20,10 +20,10 @@ def print_verification(console: Console, found: Verification) -> None:
     for one in found.unchecked:
         say(f"[yellow]not checkable[/yellow]  {escape(_whose(one))}: {escape(one.what)}: {escape(one.why)}")
     for again in found.reruns:
-        score = "no score" if again.score is None else f"{again.score:.6f}"
+        stored, now = ("no score" if one is None else f"{one:.6f}" for one in (again.stored, again.score))
         say(
             f"run again  {again.experiment} · trial {again.trial} ({escape(again.name)}): stored "
-            f"{again.stored:.6f}, now {score}; {again.allowed:g} allowed, since {escape(again.reason)}"
+            f"{stored}, now {now}; {again.allowed:g} allowed, since {escape(again.reason)}"
         )
     for note in found.notes:
         say(f"[yellow]note:[/yellow] {escape(note)}")

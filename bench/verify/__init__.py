@@ -7,15 +7,15 @@ from pathlib import Path
 
 from bench.sources.checking import check_cache
 from bench.store.connect import BROKEN_STORE, shown_uri
-from bench.store.pack.reading import Packed, open_pack
+from bench.store.pack.reading import open_pack
 from bench.store.results import is_pack
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
 from bench.verify.plans import examine_plan
-from bench.verify.rerun import ELSEWHERE, Candidate, chosen, rerun
+from bench.verify.rerun import ELSEWHERE, Candidate, chosen, run_again
 from bench.verify.trials import examine
-from bench.wire.words import Artifact, Kind, Status
+from bench.wire.words import Kind, Status
 from methods import UserError
 
 __all__ = ["ELSEWHERE", "Fault", "Rerun", "Unchecked", "Verification", "verify"]
@@ -39,38 +39,35 @@ def verify(
     UserError for what is not there, cannot be opened, or holds nothing to verify.
     """
     sources = _opened(uri, names)
-    examined, candidates, looked_at, verified = [], [], 0, 0
+    plans: list[Examined] = []
+    trials: list[Examined] = []
+    candidates: list[Candidate] = []
     for source in sources:
         watching(f"reading the plan of {source.name}")
         if source.records(Kind.SUITE):
-            examined.append(examine_plan(source))
+            plans.append(examine_plan(source))
         finished = [one for one in source.records() if one.status in (Status.FINISHED, Status.DUPLICATE)]
         for number, record in enumerate(finished, 1):
             watching(f"{source.name}: trial {number:,} of {len(finished):,}")
-            found, trial = examine(source, record, _left_out(source))
-            examined.append(found)
-            looked_at += 1
-            verified += not (found.faults or found.unchecked)
+            found, trial = examine(source, record)
+            trials.append(found)
             if trial is not None and record.status == Status.FINISHED:
-                candidates.append(Candidate(source, record, trial))
-    if not looked_at and not caches:
+                candidates.append(Candidate(found, source, record, trial))
+    if not trials and not caches:
         told = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(uri)
         raise UserError(f"{told} holds no finished trial: there is nothing to verify")
-    again = list(rerun(chosen(candidates, reruns, sample_seed), tolerance, watching))
-    examined += [found for found, _ in again]
-    cached_files = _check_caches(examined, watching) if caches else None
+    reran = list(run_again(chosen(candidates, reruns, sample_seed), tolerance, watching))
+    cache, cached_files = _check_caches(watching) if caches else (None, None)
+    examined = [*plans, *trials, *([cache] if cache else [])]
+    bare = sum(found.without_adapter for found in trials)
     return Verification(
-        looked_at=looked_at,
-        verified=verified,
+        looked_at=len(trials),
+        verified=sum(found.ok for found in trials),
         faults=[fault for found in examined for fault in found.faults],
         unchecked=[one for found in examined for one in found.unchecked],
-        reruns=[told for _, told in again if told is not None],
+        reruns=reran,
         cached_files=cached_files,
-        notes=[
-            f"{source.where} holds no adapters: their files were not compared, their sizes not counted"
-            for source in sources
-            if Artifact.ADAPTER in _left_out(source)
-        ],
+        notes=[f"{bare:,} trials were packed without their adapters, which were not checked"] if bare else [],
     )
 
 
@@ -87,18 +84,12 @@ def _opened(uri: str, names: Sequence[str]) -> list[Source]:
         raise UserError(shown_uri(f"{uri} cannot be read: {error}")) from error
 
 
-def _left_out(source: Source) -> set[Artifact]:
-    """What a pack does not carry."""
-    packed = isinstance(source, Packed) and not source.archive.manifest.adapters
-    return {Artifact.ADAPTER} if packed else set()
-
-
-def _check_caches(examined: list[Examined], watching: Callable[[str], None]) -> int:
+def _check_caches(watching: Callable[[str], None]) -> tuple[Examined, int]:
+    """What is found of the caches, and how many files were read."""
     watching("reading the caches")
     cache, found = check_cache(), Examined("cache")
     for fault in cache.faults:
         found.broken("a file", "as it was made", fault)
     for folder in cache.unhashed:
         found.cannot(f"{folder}", "an earlier version wrote no hashes; they are taken when it is used next")
-    examined.append(found)
-    return cache.files
+    return found, cache.files

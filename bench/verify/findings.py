@@ -42,8 +42,8 @@ class Rerun:
     run: str
     #: The trial in words.
     name: str
-    stored: float
-    #: None where it did not finish.
+    #: The two scores; None where one is missing.
+    stored: float | None
     score: float | None
     #: How far the two scores may be apart.
     allowed: float
@@ -59,11 +59,17 @@ class Examined:
     record: Record | None = None
     faults: list[Fault] = field(default_factory=list)
     unchecked: list[Unchecked] = field(default_factory=list)
+    #: Whether the adapter stayed behind when the trial was packed.
+    without_adapter: bool = False
 
     @property
     def _whose(self) -> tuple[str, str, str]:
         record = self.record
         return self.experiment, record.trial_id if record else "", record.run_id if record else ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults and not self.unchecked
 
     def broken(self, what: str, stored: Any, recomputed: Any) -> None:
         self.faults.append(Fault(*self._whose, what, _shown(stored), _shown(recomputed)))
@@ -85,7 +91,7 @@ class Examined:
 class Verification:
     """What came of it all."""
 
-    #: Runs of trials that have ended, and those of which everything was checked and is as it claims to be.
+    #: Runs that have finished, and those of which everything was checked and is as it claims to be.
     looked_at: int
     verified: int
     faults: Sequence[Fault]

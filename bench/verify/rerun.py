@@ -20,6 +20,7 @@ from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
 from bench.wire.words import Artifact, Measure
 from methods import UserError
+from reports.artifacts import numbered
 
 #: How far two scores may be apart: on the same hardware with the same torch, and elsewhere, where sums are
 #: taken in another order and a few examples of a test set go the other way.
@@ -33,6 +34,8 @@ HARDWARE = ("cpu", "gpu", "version_torch")
 class Candidate:
     """A finished trial that may be run again."""
 
+    #: What is found of it: what another run shows is added.
+    found: Examined
     source: Source
     record: Record
     trial: Trial
@@ -44,14 +47,11 @@ def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candi
     return random.Random(seed).sample(in_order, min(count, len(in_order)))
 
 
-def rerun(
-    some: Sequence[Candidate], tolerance: float, watching: Callable[[str], None]
-) -> Iterator[tuple[Examined, Rerun | None]]:
-    """Runs each again; gives what was found, and the two scores unless it cannot be run here."""
+def rerun(some: Sequence[Candidate], tolerance: float, watching: Callable[[str], None]) -> Iterator[Rerun]:
+    """Runs each again and compares, unless it cannot be run here, which is noted."""
     resources: Resources | None = None
     for one in some:
         watching(f"running trial {one.trial.id} again: {one.record.name}")
-        found = Examined(one.source.name, one.record)
         device = "cuda" if one.record.provenance.get("gpu") and torch.cuda.is_available() else "cpu"
         if resources is None or resources.device.type != device:
             resources = Resources(device)
@@ -59,26 +59,23 @@ def rerun(
             try:
                 prepare_all([one.trial], resources)
             except UserError as error:
-                found.cannot("score of another run", str(error))
-                yield found, None
+                one.found.cannot("score of another run", str(error))
                 continue
-            yield found, _run(found, one, resources, tolerance)
+            yield _run(one, resources, tolerance)
 
 
-def _run(found: Examined, one: Candidate, resources: Resources, tolerance: float) -> Rerun | None:
-    record, stored = one.record, one.record.score
-    if stored is None:
-        return None
+def _run(one: Candidate, resources: Resources, tolerance: float) -> Rerun:
+    record, found = one.record, one.found
     allowed, reason = _allowed(one, str(resources.device), tolerance)
     ending = perform(one.trial, resources, lambda progress: None, (KeyboardInterrupt,))
     score = ending.metrics.get(Measure.SCORE)
     if score is None:
-        found.broken("score of another run", stored, ending.failure)
+        found.broken("score of another run", record.score, ending.failure)
     else:
-        found.near(f"score of another run, to {allowed:g}", stored, score, allowed)
+        found.near(f"score of another run, to {allowed:g}", record.score, score, allowed)
         _compare_examples(found, one, ending.files[Artifact.PREDICTIONS])
     return Rerun(
-        found.experiment, record.trial_id, record.run_id, record.name, stored, score, allowed, reason
+        one.source.name, record.trial_id, record.run_id, record.name, record.score, score, allowed, reason
     )
 
 
@@ -90,10 +87,9 @@ def _compare_examples(found: Examined, one: Candidate, again: bytes) -> None:
         # It is told already.
         return
     if stored is not None:
-        parts = [
-            pd.read_parquet(io.BytesIO(content), columns=["example", "label"]) for content in (stored, again)
-        ]
-        if not parts[0].equals(parts[1]):
+        tables = [pd.read_parquet(io.BytesIO(content)) for content in (stored, again)]
+        then, now = (table[["example", *numbered(list(table.columns), "label")]] for table in tables)
+        if not then.equals(now):
             found.broken("examples and labels", "as in the predictions", "others in the task's data")
 
 

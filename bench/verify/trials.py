@@ -5,31 +5,31 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from pyarrow import ArrowException
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from torch import Tensor
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.plan.trial import Trial
 from bench.process.files import sha256_of
+from bench.store.pack.reading import Packed
 from bench.store.records import Record
 from bench.store.source import Source
 from bench.store.verified import ChangedError, hashes
-from bench.tasks import score
+from bench.tasks import objective
 from bench.verify.findings import Examined
 from bench.wire.start import SourceFile, StoredConfig
 from bench.wire.words import YES, Artifact, Measure, Tag
 from methods import Method, UserError, from_identity
 from methods.validation import explained
+from reports.artifacts import numbered
 
 #: What every finished trial leaves.
 LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
@@ -52,13 +52,10 @@ class Resolved:
         return self.method.count(self.info.geometry)
 
 
-def examine(source: Source, record: Record, left_out: Set[Artifact]) -> tuple[Examined, Trial | None]:
-    """Checks one run; returns what was found, and its trial where the configuration can be trusted.
-
-    `left_out`: the artifacts that `source` does not carry.
-    """
+def examine(source: Source, record: Record) -> tuple[Examined, Trial | None]:
+    """Checks one run; returns what was found, and its trial where the configuration can be trusted."""
     found = Examined(source.name, record)
-    contents = _contents(found, source, record, left_out)
+    contents = _contents(found, source, record)
     trial = None
     if (config := contents.get(Artifact.CONFIG)) is not None:
         trial = _trial(found, record, config)
@@ -72,9 +69,7 @@ def examine(source: Source, record: Record, left_out: Set[Artifact]) -> tuple[Ex
     return found, trial
 
 
-def _contents(
-    found: Examined, source: Source, record: Record, left_out: Set[Artifact]
-) -> dict[Artifact, bytes]:
+def _contents(found: Examined, source: Source, record: Record) -> dict[Artifact, bytes]:
     """The artifacts that are there and can be read. One with another hash than its own tells nothing."""
     try:
         known = hashes(record)
@@ -83,8 +78,6 @@ def _contents(
         return {}
     contents = {}
     for name in LEFT:
-        if name in left_out:
-            continue
         try:
             content = source.read(record, name)
         except ChangedError as error:
@@ -93,7 +86,9 @@ def _contents(
         except UserError as error:
             found.broken(name, f"sha256 {known.get(name, 'not known')}", str(error))
             continue
-        if content is None and name in known:
+        if content is None and name == Artifact.ADAPTER and _travelled(source, record):
+            found.without_adapter = True
+        elif content is None and name in known:
             found.broken(name, f"sha256 {known[name]}", "missing")
         elif content is None:
             found.cannot(name, "it is not there, and neither is its hash: an earlier version stored none")
@@ -104,6 +99,11 @@ def _contents(
                 found.cannot(f"{name}, sha256", "an earlier version stored no hash of it")
             contents[name] = content
     return contents
+
+
+def _travelled(source: Source, record: Record) -> bool:
+    """Whether a run lies in a pack, or came in one: then it has its adapter only if somebody asked for it."""
+    return isinstance(source, Packed) or bool(record.tag(Tag.ORIGIN))
 
 
 def _trial(found: Examined, record: Record, config: bytes) -> Trial | None:
@@ -188,35 +188,40 @@ def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: 
 
 
 def _check_scores(found: Examined, record: Record, trial: Trial, predictions: bytes) -> None:
-    """Score, loss and answers are those that the stored logits give."""
+    """Score, loss and answers are those that the stored outputs give."""
     try:
         task = trial.task.lookup()
+        goal = objective(task)
     except UserError as error:
         found.cannot("score", str(error))
         return
     found.compare(f"tag {Tag.METRIC}", record.tag(Tag.METRIC), task.metric)
+    if goal.scale:
+        centre, spread = record.metrics.get(Measure.TARGET_MEAN), record.metrics.get(Measure.TARGET_SD)
+        goal = replace(goal, centre=centre or 0.0, spread=spread or math.nan)
     try:
-        frame = pd.read_parquet(io.BytesIO(predictions))
-        answered = answers(frame)
-        again = score(task.metric, answered["logits"], answered["labels"])
-        loss = F.cross_entropy(answered["logits"], answered["labels"]).item()
-    except (OSError, ArrowException, KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
-        found.broken(Artifact.PREDICTIONS, "logits and labels of every example", f"{error}")
+        table = pd.read_parquet(io.BytesIO(predictions))
+        labels, given, outputs = (_columns(table, name) for name in ("label", "prediction", "logit"))
+        again = goal.score(outputs, labels)
+        loss = goal.loss(outputs, labels.to(outputs) if labels.ndim > 1 else labels).item()
+        wrong = int((given.numpy() != goal.answers(outputs)).sum())
+    except (OSError, ArrowException, UserError, ValueError, TypeError, RuntimeError, IndexError) as error:
+        found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return
-    found.near("score", record.metrics.get(Measure.SCORE), again, SCORES_AGREE)
+    found.near("score", record.metrics.get(Measure.SCORE), again, SCORES_AGREE * max(1.0, abs(again)))
     allowed = LOSSES_AGREE * max(1.0, abs(loss)) if math.isfinite(loss) else 0.0
     found.near("loss", record.metrics.get(Measure.SCORE_LOSS), loss, allowed)
-    given = answered["logits"].argmax(1)
-    wrong = int((answered["predictions"] != given).sum())
-    found.compare("predictions that are not the largest logit", 0, wrong)
+    found.compare("predictions that their outputs do not give", 0, wrong)
 
 
-def answers(frame: pd.DataFrame) -> Mapping[str, Any]:
-    """Stored predictions as tensors: `examples`, `labels`, `predictions` (N,) and `logits` (N, classes).
+def _columns(table: pd.DataFrame, name: str) -> Tensor:
+    """What is stored of each example, (examples,), or (examples, outputs) where it is numbered; the outputs
+    always are.
 
-    Raises KeyError for a table without them.
+    Raises ValueError where the table has none.
     """
-    logits = frame[[name for name in frame.columns if name.startswith("logit_")]]
-    columns = {"examples": "example", "labels": "label", "predictions": "prediction"}
-    whole = {name: torch.from_numpy(frame[column].to_numpy(copy=True)) for name, column in columns.items()}
-    return whole | {"logits": torch.from_numpy(logits.to_numpy(copy=True))}
+    columns = numbered(list(table.columns), name)
+    if not columns:
+        raise ValueError(f"the column '{name}' is missing")
+    found = torch.from_numpy(table[columns].to_numpy(copy=True))
+    return found[:, 0] if columns == [name] else found

@@ -96,6 +96,7 @@ class Tag(StrEnum):
     LOCK_HASH = f"{PROVENANCE}lock_sha256"
     #: Of a run that came in a pack: the run id that it had where it ran.
     ORIGIN = "origin"
+    METRIC_SOURCE = f"{PROVENANCE}source_metric"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
     #: The name of a search or an allocation.
@@ -127,6 +128,9 @@ class Measure(StrEnum):
     STEP_MS = "cost/step_ms"
     SECONDS = "cost/seconds"
     PEAK_MIB = "cost/peak_mib"
+    #: Of a regression's training targets, in their units: its outputs are standardised by them.
+    TARGET_MEAN = "target/mean"
+    TARGET_SD = "target/sd"
     # By step, and by epoch; the validation metric has a key of its own, see `validation_key`.
     TRAIN_LOSS = "train/loss"
     VALIDATION_LOSS = "validation/loss"

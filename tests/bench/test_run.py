@@ -179,7 +179,7 @@ def test_predictions_are_those_of_the_stored_adapter_and_give_the_score(finished
     adapter = from_identity(trial.method).attach(backbone, torch.Generator().manual_seed(99))
     adapter.load(parts["adapter"])
     backbone.head.load_state_dict(parts["head"])
-    result = evaluate(backbone, adapter, data.test, trial.recipe, "accuracy", data.classes)
+    result = evaluate(backbone, adapter, data.test, trial.recipe, data.objective)
     stored = torch.tensor(frame[["logit_0", "logit_1"]].to_numpy())
     assert torch.allclose(result.logits, stored, atol=1e-6)
 

@@ -22,7 +22,7 @@ from bench.store.results import open_packs, open_results
 from bench.store.store import Store
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
-from reports.reading import load_results
+from reports.results import load_results
 
 from ...packs import changed, edit_json, files, packed
 from ...reports.made_up import SMALL, plan_of, result

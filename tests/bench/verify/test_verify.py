@@ -17,10 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+import bench.verify.rerun
 from bench.plan.trial import Trial
 from bench.process.files import sha256_of
 from bench.sources.assets import prepared
 from bench.store.pack.reading import open_pack
+from bench.store.pack.unpacking import unpack
 from bench.store.pack.writing import write_pack
 from bench.store.records import Record
 from bench.store.store import Store
@@ -30,7 +32,7 @@ from bench.wire.start import StoredConfig
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 
-from ..toy_runs import SHORT, run_inline
+from ..toy_runs import SHORT, raising, run_inline
 from ..toy_suites import plan
 
 Call = Callable[..., Any]
@@ -142,7 +144,7 @@ BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
     ),
     "an answer and its hash": (
         lambda kept: kept.replace(Artifact.PREDICTIONS, kept.predictions(_other_answers)),
-        "predictions that are not the largest logit",
+        "predictions that their outputs do not give",
     ),
     "a file of other columns and its hash": (
         lambda kept: kept.replace(
@@ -245,14 +247,21 @@ def test_a_method_that_is_not_here_cannot_be_recounted(kept: Kept) -> None:
     assert found.verified == 1
 
 
-def test_a_pack_is_verified_as_its_store_is(kept: Kept, tmp_path: Path, call: Call) -> None:
+def test_a_pack_is_verified_as_its_store_is(
+    kept: Kept, tmp_path: Path, call: Call, new_store: Callable[[Path], str]
+) -> None:
     whole, bare = tmp_path / "whole.tensorbench.zip", tmp_path / "bare.tensorbench.zip"
     write_pack([kept.store], whole, adapters=True)
     write_pack([kept.store], bare)
     ended = call("verify", whole, bare)
     assert ended.code == 0, ended.out
-    assert f"{bare} holds no adapters" in ended.out
+    assert "2 trials were packed without their adapters, which were not checked" in ended.out
     assert "4 finished trials: 4 verified" in ended.out
+    # What came without its adapter is not taken for broken where it was unpacked.
+    uri = new_store(tmp_path)
+    unpack(open_pack(bare), uri)
+    unpacked = verify(uri)
+    assert (unpacked.ok, unpacked.verified, len(unpacked.notes)) == (True, 2, 1)
     kept.measure("score", 0.987)
     write_pack([kept.store], bare, force=True)
     ended = call("verify", bare)
@@ -288,6 +297,15 @@ def test_a_sample_runs_again_and_says_how_near_it_has_to_come(kept: Kept) -> Non
     assert first.trial == again.trial
 
 
+def test_a_trial_whose_data_are_not_here_cannot_run_again(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.verify.rerun, "prepare_all", raising(UserError("no data here")))
+    found = verify(kept.store.uri, reruns=1)
+    assert [(one.what, one.why) for one in found.unchecked] == [("score of another run", "no data here")]
+    assert (found.verified, found.reruns, found.ok) == (1, [], False)
+
+
 def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: Kept) -> None:
     """Labels are changed, and all that follows from them alone."""
 
@@ -305,6 +323,7 @@ def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: 
     assert verify(kept.store.uri).ok
     found = verify(kept.store.uri, reruns=2, tolerance=1.0)
     assert [fault.what for fault in found.faults] == ["examples and labels"]
+    assert found.verified == 1
     (elsewhere,) = (one for one in found.reruns if one.run == kept.record.run_id)
     assert (elsewhere.allowed, elsewhere.reason) == (1.0, "not the same cpu as then")
     found = verify(kept.store.uri, reruns=2)
