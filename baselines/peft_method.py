@@ -130,6 +130,10 @@ class Peft(OneRank):
         return "DoRA takes the norm of the weight for a constant" if self.type == "DORA" else ""
 
     @property
+    def not_low_rank(self) -> str:  # type: ignore[override]
+        return "" if self.type in ("LORA", "RSLORA") else f"peft's {self.title} has no low-rank factors"
+
+    @property
     def shifts_dropout(self) -> str:  # type: ignore[override]
         dropped = [name for name, value in self.config.items() if name.endswith("dropout") and value]
         named = f"peft's {', '.join(dropped)} draws from the backbone's stream" if dropped else ""

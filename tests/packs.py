@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.process.files import sha256_of
-from bench.store.pack.writing import write_pack
-from bench.store.results import open_results
+from bench.store.results import pack
 from bench.wire.pack import MANIFEST
 
 Files = dict[str, bytes]
@@ -18,7 +17,7 @@ Files = dict[str, bytes]
 def packed(uri: str, name: str, folder: Path, adapters: bool = False) -> Path:
     """The pack of an experiment, in this folder."""
     folder.mkdir(exist_ok=True)
-    return write_pack(open_results(uri, [name]), folder / f"{name}.tensorbench.zip", adapters=adapters).path
+    return pack(name, out=folder / f"{name}.tensorbench.zip", store=uri, adapters=adapters).path
 
 
 def files(pack: Path) -> Files:

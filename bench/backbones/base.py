@@ -27,8 +27,8 @@ INITIAL_CLASSES = 2
 
 #: The largest sizes that a model's configuration may state, in transformers' words and in timm's.
 LARGEST = {
-    **dict.fromkeys(("num_hidden_layers", "n_layers", "depth"), 1000),
-    **dict.fromkeys(("num_attention_heads", "n_heads", "num_heads"), 1024),
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "depth"), 1000),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_heads", "n_head", "num_heads"), 1024),
     **dict.fromkeys(("hidden_size", "embedding_size", "dim", "embed_dim"), 2**16),
     **dict.fromkeys(("intermediate_size", "hidden_dim", "max_position_embeddings"), 2**20),
     "vocab_size": 10**7,
@@ -171,6 +171,7 @@ class LoadedBackbone:
         pool: Callable[..., Tensor],
         make_head: Callable[[int], nn.Module],
         paths: Sequence[Mapping[str, str]],
+        unembedding: Tensor | None = None,
     ) -> None:
         self.info = info
         self._make_head = make_head
@@ -179,6 +180,9 @@ class LoadedBackbone:
         if counted is not None and counted != real:
             raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
         encoder.requires_grad_(False)
+        self._pool = pool
+        #: (vocabulary, hidden), of a language model whose output layer is not its input embeddings.
+        self.unembedding = unembedding
         self._module = Classifier(encoder, pool, nn.Identity())
         self._module.eval()
         self.reset(INITIAL_CLASSES, torch.Generator().manual_seed(0))
@@ -226,6 +230,7 @@ class LoadedBackbone:
                     if layer.bias is not None:
                         layer.bias.zero_()
         device = next(self._module.encoder.parameters()).device
+        self._module.pool = self._pool
         self._module.head = head.to(device).train(self._module.training)
 
     def fingerprint(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.backbones.base import (
     BackboneInfo,
@@ -23,8 +24,8 @@ from bench.backbones.base import (
     read_object,
     refuse_image_size,
 )
-from bench.backbones.fused import Split
-from bench.backbones.kinds import KINDS, MAY_EXCEED, MAY_MISS, MODEL_TYPES, Kind
+from bench.backbones.fused import Split, SplitHeads, transposed
+from bench.backbones.kinds import KINDS, MAY_EXCEED, MAY_MISS, MODEL_TYPES, UNEMBEDDINGS, Kind
 from bench.backbones.untrusted import refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.files import sha256_of_all
@@ -138,10 +139,21 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     may_exceed = (*MAY_EXCEED, *kind.may_exceed)
     _refuse(info.name, "has weights that no layer takes", report["unexpected_keys"], may_exceed)
     # transformers 5 keeps a half-precision checkpoint's dtype, transformers 4 does not.
-    return as_backbone(info, encoder.float())
+    return as_backbone(info, encoder.float(), _unembedding(folder) if kind.decodes else None)
 
 
-def as_backbone(info: BackboneInfo, encoder: Any) -> LoadedBackbone:
+def _unembedding(folder: Path) -> Tensor | None:
+    """What a language model's checkpoint turns states to tokens by, beside the encoder; None if nothing."""
+    from safetensors import safe_open
+
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as weights:
+            for name in UNEMBEDDINGS & set(weights.keys()):
+                return weights.get_tensor(name).float()
+    return None
+
+
+def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = None) -> LoadedBackbone:
     """A transformers model as a backbone: at the described image size, what is fused split."""
     kind, config = KINDS[info.kind], encoder.config
     for field, value in kind.sets.items():
@@ -150,24 +162,35 @@ def as_backbone(info: BackboneInfo, encoder: Any) -> LoadedBackbone:
         if info.input.size != _side(config.image_size, info.name):
             kind.resize(encoder, info.input.size)
         config.image_size = info.input.size
-    for path, parts in kind.fused.items():
-        for layer in range(info.geometry.layers):
-            place = path.format(layer=layer)
-            encoder.set_submodule(place, Split(encoder.get_submodule(place), parts))
-    return LoadedBackbone(info, encoder, kind.pool, kind.make_head(config), kind.layouts)
+    for layer in range(info.geometry.layers):
+        for path in (path.format(layer=layer) for path in kind.transposed):
+            encoder.set_submodule(path, transposed(encoder.get_submodule(path)))
+        for template, parts in kind.fused.items():
+            path = template.format(layer=layer)
+            fused = encoder.get_submodule(path)
+            split = SplitHeads(fused, info.geometry.head_size) if kind.fused_by_head else Split(fused, parts)
+            encoder.set_submodule(path, split)
+    return LoadedBackbone(info, encoder, kind.pool, kind.make_head(config), kind.layouts, unembedding)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint folder. Raises UserError if it has none."""
+def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
+    """The tokenizer of a checkpoint folder. Raises UserError if it has none.
+
+    Many a decoder's has no padding token. `pads_by_end` then pads by the one that ends a text, as is usual.
+    Since padding is masked, it does not matter which token it is.
+    """
     from transformers import AutoTokenizer
 
     # Without these transformers 5 makes an empty tokenizer, which turns every word into one unknown token.
     if not _tokenizer_files(folder):
         raise UserError(f"{folder} has no tokenizer: put its tokenizer.json or vocabulary there")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"{folder} has a tokenizer that does not load: {_told(error)}") from error
+    if pads_by_end and tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 @contextmanager
@@ -255,7 +278,8 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
         return TextInput(
             tokenizer_hash=f"sha256:{sha256_of_all(*files)}" if (files := _tokenizer_files(folder)) else "",
             max_tokens=config.max_position_embeddings - reserved,
-            load_tokenizer=partial(load_tokenizer, folder),
+            load_tokenizer=partial(load_tokenizer, folder, pads_by_end=kind.decodes),
+            decodes=kind.decodes,
         )
     size, patch = _side(config.image_size, name), _side(config.patch_size, name)
     mean, std = kind.normalisation

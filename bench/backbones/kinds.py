@@ -16,9 +16,9 @@ from torch import Tensor
 from bench.backbones import pooling, resizing
 from bench.backbones.fused import QKV
 from bench.backbones.resizing import Resize
-from bench.backbones.shapes import AlwaysGated, DinoShape, Shape
+from bench.backbones.shapes import AlwaysGated, DecoderShape, DinoShape, GPT2Shape, Shape
 from bench.backbones.untrusted import ATTENTION
-from methods.backbone import PROJECTIONS
+from methods.backbone import GATED_PROJECTIONS, PROJECTIONS
 
 #: What pixels are normalised by: mean and standard deviation of each channel.
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -37,6 +37,9 @@ MAY_EXCEED = (
     *("lm_head", "qa_outputs", "decoder", "mask_token", "position_ids"),
 )
 
+#: What checkpoints call the layer that turns a language model's states to logits of tokens.
+UNEMBEDDINGS = {"lm_head.weight", "embed_out.weight"}
+
 #: Where most configurations say the sizes.
 SHAPE = Shape()
 
@@ -45,9 +48,9 @@ Layout = Mapping[str, str]
 
 
 def _layout(layer: str, *paths: str) -> Layout:
-    """The paths below a layer, in the order of PROJECTIONS, then that of a gate where there is one."""
-    order = (*PROJECTIONS, "gate")[: len(paths)]
-    return {projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(order, paths, strict=True)}
+    """The paths below a layer, in the order of PROJECTIONS, or of GATED_PROJECTIONS where there are seven."""
+    names = GATED_PROJECTIONS if len(paths) == len(GATED_PROJECTIONS) else PROJECTIONS
+    return {projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(names, paths, strict=True)}
 
 
 _ATTENTION = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
@@ -62,6 +65,12 @@ _OF_BERT = _layout(
     "encoder.layer",
     *("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
     *("intermediate.dense", "output.dense"),
+)
+
+_OF_DECODER = _layout(
+    "layers",
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 )
 
 #: The layouts in which transformers 4 builds ViT and DINOv2, for who wraps a model of theirs.
@@ -92,6 +101,10 @@ class Kind:
     shape: Shape = SHAPE
     #: Paths of layers that compute several projections in one, and the names of their parts below that path.
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Whether the channels of such a layer are query, key and value of one head after the other.
+    fused_by_head: bool = False
+    #: Paths, with `{layer}` in them, of layers whose weight is (in, out). They become Linear.
+    transposed: tuple[str, ...] = ()
     #: How position embeddings come to another image size; None: the forward itself takes any.
     resize: Resize | None = None
     #: The model types that hold this one beside others, and the field of their configuration with its own.
@@ -117,6 +130,11 @@ class Kind:
         return "texts" if self.normalisation is None else "images"
 
     @property
+    def decodes(self) -> bool:
+        """Whether it is a language model that reads texts from left to right."""
+        return self.pool is pooling.last_token
+
+    @property
     def pools(self) -> str:
         """In words, what the head reads."""
         return _first_line(self.pool)
@@ -125,6 +143,19 @@ class Kind:
     def head(self) -> str:
         """In words, the layers of the head."""
         return _first_line(self.make_head)
+
+
+def _decoder(model_class: str, **more: Any) -> Kind:
+    """A decoder laid out as Llama is."""
+    return Kind(
+        model_class,
+        (_OF_DECODER,),
+        pooling.last_token,
+        shape=DecoderShape(),
+        may_exceed=("score",),
+        usual={"tie_word_embeddings": True},
+        **more,
+    )
 
 
 KINDS: dict[str, Kind] = {
@@ -181,7 +212,7 @@ KINDS: dict[str, Kind] = {
             _layout(
                 "layers",
                 *("attn.Wqkv.query", "attn.Wqkv.key", "attn.Wqkv.value", "attn.Wo"),
-                *("mlp.Wi.fc1", "mlp.Wo", "mlp.Wi.gate"),
+                *("mlp.Wi.gate", "mlp.Wi.fc1", "mlp.Wo"),
             ),
         ),
         pooling.mean_of_windows,
@@ -217,6 +248,50 @@ KINDS: dict[str, Kind] = {
         },
         remark="v2 and v3; where `share_att_key` is set, query and key project the relative positions too, "
         "so that an update of them moves both; transformers has no fused attention for it",
+    ),
+    "llama": _decoder("LlamaModel", remark="SmolLM and TinyLlama too"),
+    "mistral": _decoder("MistralModel"),
+    "qwen2": _decoder("Qwen2Model", remark="Qwen2.5 too"),
+    "qwen3": _decoder("Qwen3Model"),
+    "gemma2": _decoder(
+        "Gemma2Model",
+        attention="eager",
+        remark="attention scores are capped, for which transformers has no fused attention",
+    ),
+    "gemma3_text": _decoder("Gemma3TextModel", remark="the models of texts alone"),
+    "gpt2": Kind(
+        "GPT2Model",
+        (
+            _layout(
+                "h",
+                *("attn.c_attn.query", "attn.c_attn.key", "attn.c_attn.value", "attn.c_proj"),
+                *("mlp.c_fc", "mlp.c_proj"),
+            ),
+        ),
+        pooling.last_token,
+        shape=GPT2Shape(),
+        fused={"h.{layer}.attn.c_attn": QKV},
+        transposed=tuple(
+            f"h.{{layer}}.{path}" for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        ),
+        usual={"bos_token_id": 0, "eos_token_id": 2},
+        may_exceed=("score",),
+    ),
+    "gpt_neox": Kind(
+        "GPTNeoXModel",
+        (
+            _layout(
+                "layers",
+                *(f"attention.query_key_value.{name}" for name in ("query", "key", "value")),
+                *("attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+            ),
+        ),
+        pooling.last_token,
+        fused={"layers.{layer}.attention.query_key_value": QKV},
+        fused_by_head=True,
+        usual={"tie_word_embeddings": True},
+        may_exceed=("embed_out", "score"),
+        remark="Pythia",
     ),
     "vit": Kind(
         "ViTModel",
@@ -260,7 +335,7 @@ KINDS: dict[str, Kind] = {
     ),
     "dinov3_vit": Kind(
         "DINOv3ViTModel",
-        (_layout("model.layer", *_ATTENTION, "mlp.up_proj", "mlp.down_proj", "mlp.gate_proj"),),
+        (_layout("model.layer", *_ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),),
         pooling.class_token,
         normalisation=IMAGENET,
         shape=Shape(gated="use_gated_mlp"),

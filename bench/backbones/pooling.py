@@ -45,6 +45,27 @@ def first_token_as_masked(encoder: nn.Module, *, attention_mask: Tensor, **texts
     return encoder(attention_mask=attention_mask, **texts).last_hidden_state[:, 0]
 
 
+def last_token(
+    encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+) -> Tensor:
+    """the last state of the last token of the mask
+
+    For a decoder, whose other tokens have not seen the whole text. Padding may be on either side.
+    """
+    states = decoded(encoder, input_ids, attention_mask)
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    last = (attention_mask * places).argmax(1)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+def decoded(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The last states (batch, tokens, hidden) of a decoder, which counts positions from the first token."""
+    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    texts = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+    states: Tensor = encoder(**texts, use_cache=False).last_hidden_state
+    return states
+
+
 def mean_of_windows(
     encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
 ) -> Tensor:

@@ -119,7 +119,8 @@ class RandomBackbone:
         if self._reads_images:
             return ImageInput(pixel_size(self.name, self.image_size, image_size, self.patch), HALF, HALF)
         refuse_image_size(self.name, image_size)
-        return TextInput(BYTE_TOKENIZER, self.max_tokens, partial(byte_tokenizer, self.max_tokens))
+        tokenizer = partial(byte_tokenizer, self.max_tokens)
+        return TextInput(BYTE_TOKENIZER, self.max_tokens, tokenizer, decodes=KINDS[self.kind].decodes)
 
     @property
     def _reads_images(self) -> bool:

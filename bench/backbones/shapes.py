@@ -79,3 +79,42 @@ class DinoShape(Shape):
 
     def settings(self, geometry: Geometry) -> dict[str, Any]:
         return {**super().settings(geometry), self.mlp: geometry.mlp // geometry.hidden}
+
+
+@dataclass(frozen=True)
+class DecoderShape(Shape):
+    """The shape of a decoder whose query heads may share those of key and value, and whose MLP is gated."""
+
+    def geometry(self, config: Any, encoder: int | None = None) -> Geometry:
+        # Some configurations name no head size, and then heads split the hidden size.
+        own = {"head_size": size} if (size := getattr(config, "head_dim", None)) else {}
+        return Geometry(
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            layers=config.num_hidden_layers,
+            mlp=config.intermediate_size,
+            encoder=encoder,
+            kv_heads=config.num_key_value_heads,
+            gated=True,
+            **own,
+        )
+
+    def projections(self, config: Any) -> tuple[str, ...]:
+        return GATED_PROJECTIONS
+
+    def settings(self, geometry: Geometry) -> dict[str, Any]:
+        own = {"num_key_value_heads": geometry.kv_heads, "head_dim": geometry.head_size}
+        return {**super().settings(geometry), **own}
+
+
+@dataclass(frozen=True)
+class GPT2Shape(Shape):
+    """GPT-2's: the MLP is four times as wide as d where its width is not said."""
+
+    hidden: str = "n_embd"
+    heads: str = "n_head"
+    layers: str = "n_layer"
+    mlp: str = "n_inner"
+
+    def width(self, config: Any) -> int:
+        return config.n_inner or 4 * int(config.n_embd)

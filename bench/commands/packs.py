@@ -20,12 +20,11 @@ def pack(
     force: Annotated[bool, typer.Option(help="Replace an earlier pack.")] = False,
 ) -> None:
     """Write results into one file that reports read anywhere, and that `unpack` merges into other stores."""
-    from bench.store.pack.writing import write_pack
-    from bench.store.results import open_results
+    from bench.store import results
     from bench.suite.load import experiment_of
 
-    sources = open_results(store, [experiment_of(name) for name in experiment])
-    done = write_pack(sources, file, adapters=adapters, force=force)
+    names = [experiment_of(name) for name in experiment]
+    done = results.pack(*names, out=file, store=store, adapters=adapters, force=force)
     held = ", ".join(f"{trials:,} trials of {name}" for name, trials in done.trials.items())
     out.print(f"Wrote {held} to {file} ({done.bytes / 2**20:.1f} MiB).", markup=False, soft_wrap=True)
     notes = {
@@ -42,14 +41,14 @@ def unpack(
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Merge packs into a store. Trials that it has stay as they are; what contradicts them is refused."""
-    from bench.store.pack.unpacking import unpack as merge
-    from bench.store.results import open_packs
+    from bench.store import results
     from bench.terminal.progress import progress_bars
 
-    sources = open_packs(file)
     with progress_bars(err) as bars:
         task = bars.add_task("trials", total=None)
-        found = merge(sources, store, lambda done, of: bars.update(task, completed=done, total=of))
+        found = results.unpack(
+            *file, store=store, told=lambda done, of: bars.update(task, completed=done, total=of)
+        )
     for one in found:
         out.print(
             f"{one.name}: {one.written:,} trials written, {one.there:,} were there.",

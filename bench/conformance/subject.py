@@ -24,6 +24,16 @@ from methods.errors import UserError
 #: Head size and number of heads, layers, projections all differ; the MLP can be cut into four squares.
 GEOMETRY = Geometry(hidden=24, heads=3, layers=2, mlp=96)
 
+#: Decoders: query heads that share key and value heads, heads that do not split the hidden size, and MLPs
+#: with a gate that are no whole number of squares.
+SHARED_HEADS = Geometry(hidden=36, heads=9, layers=2, mlp=60, kv_heads=3, gated=True)
+OWN_HEAD_SIZE = Geometry(hidden=24, heads=6, layers=2, mlp=60, kv_heads=2, head_size=6, gated=True)
+
+GEOMETRIES: dict[BackboneKind, Geometry] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2"), SHARED_HEADS),
+    **dict.fromkeys(("qwen3", "gemma2", "gemma3_text"), OWN_HEAD_SIZE),
+}
+
 #: One backbone for each kind. What depends on the method alone is asked on the first only.
 BACKBONES: tuple[BackboneKind, ...] = ("bert", "roberta", "vit", "dinov2", "timm")
 
@@ -70,7 +80,12 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def tiny(kind: BackboneKind, geometry: Geometry = GEOMETRY) -> RandomBackbone:
-    """A random backbone of a kind, of 16 tokens or of images of 16 pixels."""
+    """A random backbone of a kind, of 16 tokens or of images of 16 pixels.
+
+    Decoders have shapes of their own.
+    """
+    if geometry == GEOMETRY:
+        geometry = GEOMETRIES.get(kind, geometry)
     return RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
 
 
@@ -233,8 +248,8 @@ def snapshot(backbone: LoadedBackbone) -> dict[str, Tensor]:
     }
 
 
-def sites_of(method: Method) -> set[Site]:
-    return set(GEOMETRY.sites(method.projections))
+def sites_of(method: Method, geometry: Geometry = GEOMETRY) -> set[Site]:
+    return set(geometry.sites(method.projections))
 
 
 def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:

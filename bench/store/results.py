@@ -9,6 +9,8 @@ from pathlib import Path
 from bench.store import DEFAULT_STORE
 from bench.store.joined import Joined
 from bench.store.pack.reading import open_pack
+from bench.store.pack.unpacking import Merged, Told, merge
+from bench.store.pack.writing import Written, write_pack
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.wire.pack import ENDING
@@ -35,9 +37,31 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
     return [some[0] if len(some) == 1 else Joined(some) for some in parts.values()]
 
 
-def open_packs(files: Iterable[Path]) -> list[Source]:
-    """The same for packs alone. Raises UserError for a name that is no pack's too."""
-    names = [str(file) for file in files]
-    if other := next((name for name in names if not is_pack(name)), None):
+def pack(
+    *experiments: Path | str,
+    out: Path | str,
+    store: str = DEFAULT_STORE,
+    adapters: bool = False,
+    force: bool = False,
+) -> Written:
+    """Writes experiments of a store into one file, or joins packs, whose files stand among the names.
+
+    The name of `out` ends with `.tensorbench.zip`; `force` replaces what is there. `adapters` takes what was
+    trained along. The same results give the same bytes. Raises UserError, with nothing written, for an
+    experiment that is not there or holds nothing, and for an artifact that is not as it was stored.
+    """
+    return write_pack(open_results(store, map(str, experiments)), Path(out), adapters=adapters, force=force)
+
+
+def unpack(
+    *files: Path | str, store: str = DEFAULT_STORE, told: Told = lambda done, of: None
+) -> list[Merged]:
+    """Merges packs into a store, which is made if it is not there; those of one experiment become one.
+
+    Trials that the store has stay as they are. Killed halfway, the same call goes on. `told` hears how many
+    of how many trials are written. Raises UserError, with nothing written, for a pack that is refused, for
+    other scores of a trial than the store's or another pack's, and for a suite that was run differently.
+    """
+    if other := next((file for file in files if not is_pack(str(file))), None):
         raise UserError(f"{other} is no pack: the name of one ends with {ENDING}")
-    return open_results(DEFAULT_STORE, names)
+    return merge(open_results(store, map(str, files)), store, told)

@@ -68,13 +68,7 @@ class Store(Source):
         Raises UserError where the store cannot be used, or the experiment was deleted.
         """
         client = connect(uri, create=True)
-        experiment = _experiment(client, uri, name)
-        if experiment.lifecycle_stage == "deleted":
-            raise UserError(
-                f"experiment '{name}' was deleted in {shown_uri(uri)}; restore it with "
-                f"'mlflow experiments restore -x {experiment.experiment_id}' or rename the suite"
-            )
-        return cls(client, experiment, uri)
+        return cls(client, _not_deleted(_experiment(client, uri, name), uri), uri)
 
     @classmethod
     def existing(cls, uri: str, name: str) -> Store:
@@ -92,10 +86,13 @@ class Store(Source):
 
     @classmethod
     def there(cls, uri: str, name: str) -> Store | None:
-        """Opens an experiment for reading; None where the store has none of this name."""
+        """Opens an experiment; None where the store has none of this name.
+
+        Raises UserError where the store cannot be used, or the experiment was deleted.
+        """
         client = connect(uri, create=False)
         experiment = client.get_experiment_by_name(name)
-        return None if experiment is None else cls(client, experiment, uri)
+        return None if experiment is None else cls(client, _not_deleted(experiment, uri), uri)
 
     @classmethod
     def every(cls, uri: str) -> list[Store]:
@@ -297,6 +294,15 @@ class Store(Source):
             client.log_artifacts(run_id, str(folder))
         if letter.status:
             client.set_terminated(run_id, letter.status, letter.ended)
+
+
+def _not_deleted(experiment: Experiment, uri: str) -> Experiment:
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(
+            f"experiment '{experiment.name}' was deleted in {shown_uri(uri)}; restore it with "
+            f"'mlflow experiments restore -x {experiment.experiment_id}' or rename the suite"
+        )
+    return experiment
 
 
 @asking_again

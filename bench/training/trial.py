@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.backbones import BackboneSpec, LoadedBackbone, load
+from bench.backbones.verbalizer import put_head
 from bench.inputs import ModelInput
 from bench.plan.trial import Trial
 from bench.tasks import PreparedData, data_key, prepare
@@ -105,7 +106,15 @@ class Resources:
         now = data_key(task, wanted, row.max_tokens, per_seed=split_seed is not None)
         if changed := [name for name in now if trial.data.get(name) != now[name]]:
             raise UserError(f"task '{row.task}' changed since the plan ({', '.join(changed)}); start again")
-        return prepare(task, wanted, row.max_tokens, *row.sizes, split_seed=split_seed).to(self.device)
+        made = prepare(task, wanted, row.max_tokens, *row.sizes, split_seed=split_seed)
+        splits = (made.train, made.validation, made.test)
+        if cut := sum(getattr(split, "cut", 0) for split in splits):
+            warnings.warn(
+                f"task '{row.task}': {cut:,} of {sum(map(len, splits)):,} prompts have more than "
+                f"{now['max_tokens']} tokens and were cut from the left; raise max_tokens, or know it",
+                stacklevel=2,
+            )
+        return made.to(self.device)
 
 
 def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
@@ -119,7 +128,8 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     # Not counting what the first trial of a worker loads.
     started = time.perf_counter()
     encoder = backbone.module.encoder
-    backbone.reset(data.classes, generator(trial.seed, "head_start"))
+    wanted = trial.task.input(backbone.info.input)
+    put_head(backbone, wanted, data.classes, generator(trial.seed, "head_start"))
     # The backbone's dropout draws from torch's global generators, on a GPU from the device's.
     torch.manual_seed(stream_seed(trial.seed, "dropout"))
     try:

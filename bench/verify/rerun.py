@@ -47,7 +47,9 @@ def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candi
     return random.Random(seed).sample(in_order, min(count, len(in_order)))
 
 
-def rerun(some: Sequence[Candidate], tolerance: float, watching: Callable[[str], None]) -> Iterator[Rerun]:
+def run_again(
+    some: Sequence[Candidate], tolerance: float, watching: Callable[[str], None]
+) -> Iterator[Rerun]:
     """Runs each again and compares, unless it cannot be run here, which is noted."""
     resources: Resources | None = None
     for one in some:

@@ -65,12 +65,17 @@ class Member(Wired):
     bytes: int = Field(ge=0)
 
 
-class Manifest(Wired):
-    """`manifest.json`: what else is in a pack."""
+class Layout(Wired):
+    """What every version states, and reads before anything else."""
 
     format: Literal["tensorbench pack"] = "tensorbench pack"
     #: `SCHEMA` of the version that wrote it.
     schema_: int = Field(alias="schema", ge=1)
+
+
+class Manifest(Layout):
+    """`manifest.json`: what else is in a pack."""
+
     #: Whether the trained adapters are in it.
     adapters: bool = False
     #: Every other file, by its name in the zip.

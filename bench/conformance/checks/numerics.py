@@ -66,7 +66,9 @@ def checkpointing(subject: Subject) -> None:
                 warnings.simplefilter("ignore", FutureWarning)
                 encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         calls: list[int] = []
-        layer = backbone.module.get_submodule(backbone.path(min(sites_of(method), default=Site(0, "query"))))
+        layer = backbone.module.get_submodule(
+            backbone.path(min(sites_of(method, subject.geometry), default=Site(0, "query")))
+        )
         hook = layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         places = transient_tensors(adapter, backbone)
         backbone.module.train()

@@ -13,7 +13,17 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from bench.wire.pack import CURVES_TABLE, EXPERIMENT, MANIFEST, RUNS_TABLE, SCHEMA, TRAVELS, Manifest, Member
+from bench.wire.pack import (
+    CURVES_TABLE,
+    EXPERIMENT,
+    MANIFEST,
+    RUNS_TABLE,
+    SCHEMA,
+    TRAVELS,
+    Layout,
+    Manifest,
+    Member,
+)
 from methods import UserError
 from methods.errors import shown
 from methods.validation import explained
@@ -105,29 +115,31 @@ class Archive:
             raise self._refused(f"{name} is a link")
         if _OUTSIDE.search(entry.filename):
             raise self._refused(f"{name} lies outside of it")
-        if entry.filename != MANIFEST and not _NAMES.fullmatch(entry.filename):
-            raise self._refused(f"{name} is no file of a pack")
         if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise self._refused(f"{name} is encrypted, or compressed in another way than packs are")
-        most = LARGEST[Path(entry.filename).suffix]
+        most = LARGEST.get(Path(entry.filename).suffix, SMALL)
         if entry.file_size > most:
             raise self._refused(f"{name} is {entry.file_size:,} bytes large, more than {most:,}")
         if entry.file_size > SMALL and entry.file_size > MOST_RATIO * entry.compress_size:
             raise self._refused(f"{name} is more than {MOST_RATIO} times as large as it is in the zip file")
 
     def _read_manifest(self) -> Manifest:
+        content = self.read(MANIFEST)
         try:
-            manifest = Manifest.model_validate_json(self.read(MANIFEST))
+            # First: what else a later version writes may have another form.
+            schema = Layout.model_validate_json(content).schema_
+            if schema > SCHEMA:
+                raise self._refused(
+                    f"a later version of the harness wrote it (schema {schema}; this one reads up to "
+                    f"{SCHEMA}): update tensorpeft-bench"
+                )
+            return Manifest.model_validate_json(content)
         except ValidationError as error:
             raise self._refused(f"{MANIFEST}: {explained(error, Manifest)[0]}") from error
-        if manifest.schema_ > SCHEMA:
-            raise self._refused(
-                f"a later version of the harness wrote it (schema {manifest.schema_}; this one reads up to "
-                f"{SCHEMA}): update tensorpeft-bench"
-            )
-        return manifest
 
     def _check_members(self, members: Mapping[str, Member]) -> None:
+        if other := next((name for name in self.names if not _NAMES.fullmatch(name)), None):
+            raise self._refused(f"{shown(other)} is no file of a pack")
         missing, added = members.keys() - set(self.names), set(self.names) - members.keys()
         if missing:
             raise self._refused(f"{shown(min(missing))} is not in it, it is cut or was changed")

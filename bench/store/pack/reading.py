@@ -64,6 +64,8 @@ class Packed(Source):
             raise self._refused(CURVES_TABLE, "a point lacks a part")
         if len({record.run_id for record in self._records}) < len(runs):
             raise self._refused(RUNS_TABLE, "a run is in it twice")
+        if len(suites := self.records(Kind.SUITE)) != 1:
+            raise self._refused(RUNS_TABLE, f"it has {len(suites)} runs of a suite; a pack has one")
 
     def _file(self, name: str) -> bytes:
         path = f"{self._folder}/{name}"

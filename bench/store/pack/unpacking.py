@@ -51,7 +51,7 @@ class Merged:
     there: int
 
 
-def unpack(sources: Sequence[Source], uri: str, told: Told = lambda done, of: None) -> list[Merged]:
+def merge(sources: Sequence[Source], uri: str, told: Told = lambda done, of: None) -> list[Merged]:
     """Merges experiments, each of another name, into the store at `uri`, which is made if it is not there.
 
     A trial that the store has with the same score is left as it is. Killed halfway, the same call goes on.
@@ -60,12 +60,12 @@ def unpack(sources: Sequence[Source], uri: str, told: Told = lambda done, of: No
     """
     connect(uri, create=True)
     merges = [_Merge(source, Store.there(uri, source.name)) for source in sources]
-    total, done = sum(len(merge.coming) for merge in merges), 0
-    for merge in merges:
-        for _ in merge.write(Store.create(uri, merge.source.name)):
+    total, done = sum(len(one.coming) for one in merges), 0
+    for one in merges:
+        for _ in one.write(Store.create(uri, one.source.name)):
             done += 1
             told(done, total)
-    return [Merged(merge.source.name, len(merge.coming), merge.there) for merge in merges]
+    return [Merged(one.source.name, len(one.coming), one.there) for one in merges]
 
 
 class _Merge:
@@ -110,18 +110,24 @@ class _Merge:
         for run in self.source.records(Kind.SUITE):
             there = store.records(Kind.SUITE)
             run_id = there[-1].run_id if there else _begin(store, run, "")
-            if self._plan is None:
+            if self._plan is None or _unended(there, run):
                 _fill(store, self.source, run, run_id, None)
-            elif store.plan() != self._plan:
+            if self._plan is not None and store.plan() != self._plan:
                 store.keep(run_id, Artifact.PLAN, self._plan)
             found[run.run_id] = found[""] = run_id
         for run in self._nested():
             there = _same(store, run)
             run_id = there[-1].run_id if there else _begin(store, run, found[""])
-            if not there or _found(store, there[-1]) is None:
+            lacking = bool(there) and there[-1].status != Status.RUNNING and _found(store, there[-1]) is None
+            if not there or lacking or _unended(there, run):
                 _fill(store, self.source, run, run_id, None)
             found[run.run_id] = run_id
         return found
+
+
+def _unended(there: Sequence[Record], run: Record) -> bool:
+    """Whether the last of these is what an unpack of this run began and did not end."""
+    return bool(there) and there[-1].tag(Tag.ORIGIN) == run.origin and not there[-1].settled
 
 
 def _same(store: Store, search: Record) -> list[Record]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.store.pack import archive, tables
-from bench.store.results import open_packs
+from bench.store.results import open_results
 from bench.wire.pack import MANIFEST
 from bench.wire.words import Artifact
 from methods import UserError
@@ -34,7 +34,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
 
 def refused(pack: Path, said: str) -> None:
     with pytest.raises(UserError, match=said) as told:
-        open_packs([pack])
+        open_results("", [str(pack)])
     assert str(pack) in str(told.value)
 
 
@@ -79,11 +79,14 @@ def test_other_hashes(pack: Path, tmp_path: Path) -> None:
 
 def test_a_newer_schema(pack: Path, tmp_path: Path) -> None:
     def newer(manifest: dict[str, Any]) -> None:
-        manifest["schema"] = 2
+        manifest |= {"schema": 2, "members": ["of another form"]}
 
-    target = tmp_path / "b.tensorbench.zip"
+    def more(content: Files) -> None:
+        edit_json(MANIFEST, newer)(content)
+        content["of/another.kind"] = b""
+
     refused(
-        changed(pack, target, edit_json(MANIFEST, newer), signed=False),
+        changed(pack, tmp_path / "b.tensorbench.zip", more, signed=False),
         r"a later version of the harness wrote it \(schema 2; this one reads up to 1\): update",
     )
 
@@ -153,7 +156,7 @@ def test_predictions_that_would_fill_the_memory_are_not_read(
                 content[name] = file.getvalue()
 
     monkeypatch.setattr(tables, "MOST_ROWS", 999)
-    (source,) = open_packs([changed(pack, tmp_path / "b.tensorbench.zip", many)])
+    (source,) = open_results("", [str(changed(pack, tmp_path / "b.tensorbench.zip", many))])
     record = source.records()[0]
     with pytest.raises(UserError, match="1,000 rows of"):
         source.read(record, Artifact.PREDICTIONS)
@@ -178,6 +181,7 @@ def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], Non
         ({"status": "RUNNING"}, "status of run .*: 'RUNNING'; accepted are FINISHED, FAILED, KILLED"),
         ({"started": None}, "started of run .* is missing"),
         ({"tags": [("kind", "trial"), ("trial_id", "<b>")]}, "trial_id of run .*: '<b>' is none"),
+        ({"tags": [("kind", "suite")]}, "2 runs of a suite; a pack has one"),
         ({"tags": [("kind", "other")]}, "kind of run .*: 'other'; accepted are suite"),
         (
             {"tags": [("kind", "suite"), ("mlflow.note.content", "x" * 8001)]},

@@ -16,9 +16,10 @@ import pytest
 
 from bench.store.pack import tables
 from bench.store.pack.clean import clean_json
-from bench.store.pack.unpacking import Merged, unpack
+from bench.store.pack.unpacking import Merged
 from bench.store.pack.writing import write_pack
-from bench.store.results import open_packs, open_results
+from bench.store.results import open_results, unpack
+from bench.store.results import pack as repack
 from bench.store.store import Store
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
@@ -61,22 +62,25 @@ def test_the_same_results_give_the_same_bytes_also_from_another_store(
 ) -> None:
     assert packed(small, "small", tmp_path / "again").read_bytes() == pack.read_bytes()
     uri = new_store(tmp_path)
-    assert unpack(open_packs([pack]), uri) == [Merged("small", 4, 0)]
+    assert unpack(pack, store=uri) == [Merged("small", 4, 0)]
     assert packed(uri, "small", tmp_path / "other").read_bytes() == pack.read_bytes()
-    assert packed("", str(pack), tmp_path / "pack").read_bytes() == pack.read_bytes()
+    again = repack(pack, out=tmp_path / "again.tensorbench.zip")
+    assert again.path.read_bytes() == pack.read_bytes()
     (run,) = Store.existing(uri, "small").records(Kind.SUITE)
     assert run.status == Status.FINISHED
-    assert unpack(open_packs([pack, pack]), uri) == [Merged("small", 0, 4)]
+    assert unpack(pack, pack, store=uri) == [Merged("small", 0, 4)]
 
 
+@pytest.mark.parametrize(("which", "there"), [(1, 0), (4, 2)])
 def test_an_unpack_that_was_killed_goes_on(
-    pack: Path, tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+    which: int, there: int, pack: Path, tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed while it writes the suite's run, or its third trial."""
     uri, send, sent = new_store(tmp_path), Store.send, []
 
     def killed(store: Store, letter: Any, folder: Path | None = None) -> None:
         sent.append(letter.run_id)
-        if len(sent) == 4:
+        if len(sent) == which:
             # What has arrived when a process dies is any part of it.
             letter.status = None
             send(store, letter, folder)
@@ -86,8 +90,8 @@ def test_an_unpack_that_was_killed_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "send", killed)
         with pytest.raises(KeyboardInterrupt):
-            unpack(open_packs([pack]), uri)
-    assert unpack(open_packs([pack]), uri) == [Merged("small", 2, 2)]
+            unpack(pack, store=uri)
+    assert unpack(pack, store=uri) == [Merged("small", 4 - there, there)]
     assert len(Store.existing(uri, "small").records()) == 4
     assert packed(uri, "small", tmp_path / "other").read_bytes() == pack.read_bytes()
 
@@ -104,7 +108,7 @@ def test_two_machines_halves_are_one_experiment_that_goes_on(
         uris[name] = store.uri
     whole = load_results("toy", store=uris["whole"])
     merged = new_store(tmp_path)
-    assert unpack(open_packs(packs[:2]), merged) == [Merged("toy", 4, 0)]
+    assert unpack(*packs[:2], store=merged) == [Merged("toy", 4, 0)]
     for found in (load_results(*map(str, packs[:2])), load_results("toy", store=merged)):
         same = ["cell", "seed", "trial_id", "status", "score", "loss", "validation"]
         assert found.seeds[same].equals(whole.seeds[same])
@@ -139,7 +143,7 @@ def test_a_pack_holds_what_explains_its_numbers_and_nothing_of_the_machine(
     store.tag(failed.run_id, Tag.FAILURE_MESSAGE, said)
     pack = packed(store.uri, "toy", tmp_path, adapters=True)
     content = files(pack)
-    (source,) = open_packs([pack])
+    (source,) = open_results("", [str(pack)])
     told = {record.status: record for record in source.records()}
     everything = b"".join(content.values()) + repr(told.values()).encode()
     for private in (str(tmp_path), str(Path.home()), failed.tag(Tag.OWNER).partition(":")[0]):
@@ -188,12 +192,12 @@ def test_other_scores_are_listed_and_nothing_is_written(
 ) -> None:
     tampered = changed(pack, tmp_path / "b.tensorbench.zip", other_score)
     uri = new_store(tmp_path)
-    unpack(open_packs([pack]), uri)
+    unpack(pack, store=uri)
     before = Store.existing(uri, "small").records()
     with pytest.raises(
         UserError, match=r"1 trial\(s\) have other scores.*nothing was merged:\n  trial [0-9a-f]{16}"
     ):
-        unpack(open_packs([tampered]), uri)
+        unpack(tampered, store=uri)
     assert Store.existing(uri, "small").records() == before
     with pytest.raises(UserError, match="have other scores"):
         open_results("", [str(pack), str(tampered)])
@@ -219,9 +223,9 @@ def test_packs_of_one_suite_that_was_run_differently_are_refused(
     with pytest.raises(UserError, match=f"not run alike.*LoRA.*{said}"):
         open_results("", [str(pack), str(other)])
     uri = new_store(tmp_path)
-    unpack(open_packs([pack]), uri)
+    unpack(pack, store=uri)
     with pytest.raises(UserError, match=f"not run alike.*{said}"):
-        unpack(open_packs([other]), uri)
+        unpack(other, store=uri)
 
 
 def test_a_pack_is_written_whole_or_not_at_all(small: str, pack: Path, tmp_path: Path) -> None:
@@ -231,4 +235,4 @@ def test_a_pack_is_written_whole_or_not_at_all(small: str, pack: Path, tmp_path:
             write_pack(sources, out)
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="small is no pack"):
-        open_packs([Path("small")])
+        unpack("small")
