@@ -74,7 +74,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
     Raises UserError for a threshold as `reports.thresholds.thresholds` does.
     """
     rows = plan.of(None).rows
-    metrics = {row.task: row.lookup().metric for row in plan.suite.tasks}
+    metrics = {row.shown: row.lookup().metric for row in plan.suite.tasks}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
     known = _stored(plan, store) if sd is None else {}
     found: list[Power] = []

@@ -17,6 +17,7 @@ from bench.inputs import MAX_PIXELS, ModelInput
 from bench.sources.hub import Lockable
 from methods.backbone import Geometry, Site
 from methods.errors import UserError, shown
+from methods.validation import Label
 
 #: The standard deviation of a fresh head's weights. Its biases start at zero.
 HEAD_STD = 0.02
@@ -57,6 +58,8 @@ class BackboneSpec(Lockable):
     local: Path | None = None
     timm: str | None = None
     image_size: int | None = Field(default=None, ge=1, le=MAX_PIXELS)
+    #: The name that tables, plots and reports have for it.
+    label: Label | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from math import prod
@@ -17,7 +17,10 @@ from bench.tasks import TASKS, DataSource, Task
 from bench.tasks.described import described
 from bench.tasks.description import FORMATS, Description
 from methods import METHODS, Method, UnknownNameError, UserError, create
-from methods.validation import Frozen, Later, refuse_repeats
+from methods.validation import Frozen, Label, Later, refuse_repeats
+
+#: What the names of a recipe's fields begin with in `each`.
+TRAINING = "training."
 
 #: Of ImageNet's images in red, green and blue.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -115,6 +118,8 @@ class TaskRow(Frozen):
     #: Where the data of a hub task come from, if not from the task's own repository.
     source: DataSource | None = None
     training: dict[str, Any] = {}
+    #: The name that tables, plots and reports have for it.
+    label: Label | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -127,7 +132,7 @@ class TaskRow(Frozen):
                 raise ValueError(f"data need a name: write name beside {there[0]}")
             return row
         own = {key: value for key, value in row.items() if key in cls.model_fields}
-        # A display name of a row would have the same word as the column of labels.
+        # Beside a description `label` is its column of labels; tables show the name.
         own.pop("label", None)
         data = {key: value for key, value in row.items() if key not in own and key != "name"}
         return {**own, "task": row["name"], "data": data}
@@ -149,6 +154,11 @@ class TaskRow(Frozen):
         if source is not None and source.local is not None:
             refuse_unknown_home(source.local)
         return source
+
+    @property
+    def shown(self) -> str:
+        """The name in tables."""
+        return self.label or self.task
 
     @property
     def sizes(self) -> tuple[int | None, int | None, int | None]:
@@ -207,7 +217,11 @@ class TaskRow(Frozen):
 
 
 class MethodRow(Frozen):
-    """A method with its options. Where `each` lists values, the row stands for every combination of them."""
+    """A method with its options. Where `each` lists values, the row stands for every combination of them.
+
+    The fields of the recipe stand there below `training`, as in `each: {training: {lr: [1e-4, 1e-3]}}`, or as
+    `training.lr`.
+    """
 
     method: str
     options: dict[str, Any] = {}
@@ -215,6 +229,8 @@ class MethodRow(Frozen):
     #: Replaces the suite's budgets for this row.
     budgets: tuple[Budget, ...] | None = None
     training: dict[str, Any] = {}
+    #: The name that tables, plots and reports have for it; of several, with the values of each behind it.
+    label: Label | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -231,6 +247,19 @@ class MethodRow(Frozen):
             raise ValueError(f"write {', '.join(map(str, options))} into 'options', or all beside 'method'")
         return {key: value for key, value in row.items() if key in cls.model_fields} | {"options": options}
 
+    @field_validator("each", mode="before")
+    @classmethod
+    def _flat(cls, each: Any) -> Any:
+        if not isinstance(each, dict):
+            return each
+        flat: dict[Any, Any] = {}
+        for key, values in each.items():
+            if key == "training" and isinstance(values, dict):
+                flat |= {f"{TRAINING}{name}": value for name, value in values.items()}
+            else:
+                flat[key] = values
+        return flat
+
     @field_validator("each")
     @classmethod
     def _few_and_different(cls, each: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -242,7 +271,8 @@ class MethodRow(Frozen):
 
     @model_validator(mode="after")
     def _one_value(self) -> Self:
-        if twice := sorted(set(self.options) & set(self.each)):
+        given = {*self.options, *(f"{TRAINING}{name}" for name in self.training)}
+        if twice := sorted(given & set(self.each)):
             raise ValueError(f"{', '.join(twice)}: give one value, or several in 'each', not both")
         return self
 
@@ -252,15 +282,44 @@ class MethodRow(Frozen):
         mappings = (self.options, self.each, self.training)
         return repr((self.method, self.budgets, *(sorted(mapping.items()) for mapping in mappings)))
 
-    def methods(self) -> Iterator[Method]:
-        """The methods that the row stands for.
+    @property
+    def recipe_fields(self) -> set[str]:
+        """The fields of the recipe that the row sets, to one value or to several."""
+        return {
+            *self.training,
+            *(key.removeprefix(TRAINING) for key in self.each if key.startswith(TRAINING)),
+        }
+
+    def variants(self) -> Iterator[tuple[MethodRow, Method]]:
+        """Every combination of `each`, as a row of its own that has none, and its method.
 
         Raises UserError for a name that is neither an option of the method nor a field of a row.
         """
-        options = METHODS.get(self.method).model_fields
+        known = METHODS.get(self.method).model_fields
         for key in (*self.options, *self.each):
-            if key not in options:
+            if key not in known and not (key in self.each and key.startswith(TRAINING)):
                 own = [field for field in type(self).model_fields if field != "options"]
-                raise UnknownNameError(f"field of method '{self.method}':", key, (*options, *own))
+                raise UnknownNameError(f"field of method '{self.method}':", key, (*known, *own))
         for values in product(*self.each.values()):
-            yield create(self.method, **self.options, **dict(zip(self.each, values, strict=True)))
+            chosen = dict(zip(self.each, values, strict=True))
+            options, training = dict(self.options), dict(self.training)
+            for key, value in chosen.items():
+                if key.startswith(TRAINING):
+                    training[key.removeprefix(TRAINING)] = value
+                else:
+                    options[key] = value
+            row = self.model_copy(
+                update={
+                    "options": options,
+                    "training": training,
+                    "each": {},
+                    "label": self._labelled(chosen),
+                }
+            )
+            yield row, create(self.method, **row.options)
+
+    def _labelled(self, chosen: Mapping[str, Any]) -> str | None:
+        if self.label is None or not chosen:
+            return self.label
+        told = (f"{key.removeprefix(TRAINING)}={value}" for key, value in chosen.items())
+        return f"{self.label} [{', '.join(told)}]"

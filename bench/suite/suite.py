@@ -25,6 +25,22 @@ from methods.validation import Frozen, refuse_repeats, validate
 Place = TypeVar("Place", BackboneSpec, DataSource | None)
 
 
+def _once(value: Any) -> Any:
+    """What of a row may stand in a suite only once."""
+    if isinstance(value, TaskRow):
+        return value.task
+    if isinstance(value, Budget):
+        return value.label
+    return value.model_copy(update={"label": None}) if isinstance(value, BackboneSpec) else value
+
+
+def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
+    """What a row is named by where it has no label."""
+    if isinstance(row, BackboneSpec):
+        return row.name or row.hub_name
+    return row.task if isinstance(row, TaskRow) else row.method
+
+
 class Suite(Frozen):
     """What a user wrote. Its trials are tasks × backbones × methods × budgets × seeds."""
 
@@ -89,10 +105,20 @@ class Suite(Frozen):
     @field_validator("tasks", "seeds", "backbones", "budgets")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        refuse_repeats(
-            value.task if isinstance(value, TaskRow) else value.label if isinstance(value, Budget) else value
-            for value in values
-        )
+        refuse_repeats(map(_once, values))
+        return values
+
+    @field_validator("tasks", "backbones", "methods")
+    @classmethod
+    def _told_apart(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Refuses a label that another row has, or by which another is named."""
+        labels = {value.label for value in values if value.label}
+        named = [value.label or _name(value) for value in values]
+        for label in sorted(labels):
+            if named.count(label) > 1:
+                raise ValueError(
+                    f"'{label}' is the label of one row and names another: tables need two names"
+                )
         return values
 
     @field_validator("methods")
@@ -116,12 +142,12 @@ class Suite(Frozen):
             )
         if self.tuning and (self.search or self.allocation):
             raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
-        rows = [(row.task, row.training) for row in self.tasks]
-        rows += [(row.method, row.training) for row in self.methods]
+        rows = [(row.task, set(row.training)) for row in self.tasks]
+        rows += [(row.method, row.recipe_fields) for row in self.methods]
         for where, section in (("tuning", self.tuning), ("search", self.search)):
             chosen = {axis for axis in ("lr", "head_lr") if section and section.grids[axis]}
-            for name, training in rows:
-                for axis in chosen & set(training):
+            for name, fields in rows:
+                for axis in sorted(chosen & fields):
                     raise ValueError(
                         f"'{name}' sets {axis}, which {where} chooses: "
                         f"leave it out, or give {where} {axis}: null"
