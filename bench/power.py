@@ -10,11 +10,12 @@ from typing import Any
 from bench.metrics import METRICS
 from bench.plan.rows import Plan, Row
 from methods import UserError
-from reports.analysis import THRESHOLD, analyse
+from reports.analysis import analyse
 from reports.inference.chances import MEANINGFUL, noether
 from reports.inference.power import Design, of_runs
 from reports.reading import read
 from reports.study import OWN_SIZE, REFERENCE
+from reports.thresholds import DEFAULT, Asked, thresholds
 
 #: Standard deviations of a run's score over seeds that are tried where nothing is known, in the score's
 #: units.
@@ -65,14 +66,16 @@ class Power:
         }
 
 
-def power(plan: Plan, store: str, sd: float | None = None) -> list[Power]:
+def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = None) -> list[Power]:
     """Every budget and metric of a plan: with the noise of stored runs of the suite if there are some, else
     with each of `ASSUMED`; `sd` takes the place of both.
 
     Assumed noise is that of the two sides of a pair by themselves, and without test examples.
+    Raises UserError for a threshold as `reports.thresholds.thresholds` does.
     """
     rows = plan.of(None).rows
     metrics = {row.task: row.lookup().metric for row in plan.suite.tasks}
+    matters = thresholds((metrics[row.task] for row in rows), threshold)
     known = _stored(plan, store) if sd is None else {}
     found: list[Power] = []
     for budget in dict.fromkeys(map(_budget, rows)):
@@ -84,15 +87,15 @@ def power(plan: Plan, store: str, sd: float | None = None) -> list[Power]:
             seeds = max(len(row.trials) for row in of_both)
             methods = {row.method: row.registered for row in of_both}
             claims = max(1, len(methods) - (REFERENCE in methods.values()))
-            threshold = THRESHOLD * METRICS.get(metric).point
-            if stored := known.get((budget, metric)):
-                then, threshold = stored
+            then, threshold = known.get((budget, metric), (None, DEFAULT * METRICS.get(metric).point))
+            if then:
                 examples = then.examples * then.settings / settings
                 designs = [Design(settings, seeds, claims, then.spread, examples)]
             else:
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, settings, seeds, claims) for noise in noises]
-            found += [Power(budget, metric, design, stored is not None, threshold) for design in designs]
+            threshold = matters.get(metric, threshold)
+            found += [Power(budget, metric, design, then is not None, threshold) for design in designs]
     return found
 
 

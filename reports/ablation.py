@@ -79,7 +79,7 @@ def read(study: Study) -> list[StoredAblation]:
         for record in experiment.records.values():
             # The tag, so that nobody need look for a file on every run.
             if record.tag(Tag.REDUNDANCY):
-                told = experiment.store.content(record, Artifact.REDUNDANCY, Redundancy)
+                told = experiment.source.content(record, Artifact.REDUNDANCY, Redundancy)
                 if told is not None:
                     found.append(_redundancy(record, told))
     return found
@@ -117,7 +117,7 @@ def _found(kind: str, experiment: Experiment, record: Record, content: Found) ->
     return StoredAblation(
         kind=kind,
         name=content.name,
-        run_id=record.run_id,
+        run_id=record.origin,
         method=content.method,
         task=content.task,
         backbone=content.backbone,
@@ -139,7 +139,7 @@ def _redundancy(record: Record, content: Redundancy) -> StoredAblation:
     return StoredAblation(
         kind="redundancy",
         name=f"{content.method}, seed {record.tag(Tag.SEED, '?')}",
-        run_id=record.run_id,
+        run_id=record.origin,
         method=content.method,
         task=record.tag(Tag.TASK),
         backbone=record.tag(Tag.BACKBONE),
@@ -167,4 +167,4 @@ def _scored(experiment: Experiment, tried: Tried, label: str) -> Scored:
 
 
 def _runs(experiment: Experiment, trial_ids: Iterable[str]) -> list[str]:
-    return [experiment.records[id_].run_id for id_ in trial_ids if id_ in experiment.records]
+    return [experiment.records[id_].origin for id_ in trial_ids if id_ in experiment.records]

@@ -17,11 +17,9 @@ from reports.inference.normalised import Aggregate
 from reports.inference.power import Design
 from reports.ranking import Ranking, normalise, rank
 from reports.recipes import Alike, Recipe, alike, recipes, told
-from reports.study import CEILING, FLOOR, REFERENCE, Cell, Study, TaskAndBackbone, block_order, grouped
+from reports.study import CEILING, FLOOR, Cell, Study, TaskAndBackbone, block_order, grouped
+from reports.thresholds import Asked, threshold_of, thresholds
 from reports.words import listed, many
-
-#: The smallest difference that matters unless the user says otherwise: one point of accuracy.
-THRESHOLD = 0.01
 
 
 @dataclass(frozen=True)
@@ -76,29 +74,30 @@ class Analysis:
     """A study with everything that is computed from it."""
 
     study: Study
-    #: Of accuracy; each block has its own.
-    threshold: float
+    #: The smallest difference that matters, by metric.
+    thresholds: Mapping[str, float]
     blocks: tuple[Block, ...]
     #: What whoever reads the report must know, the notes of the study included.
     notes: tuple[str, ...]
 
 
-def analyse(study: Study, threshold: float = THRESHOLD) -> Analysis:
-    """Computes what the report shows beyond means."""
+def analyse(study: Study, threshold: Asked = None) -> Analysis:
+    """Computes what the report shows beyond means. Raises UserError as `thresholds` does."""
+    matters = thresholds((cell.metric for cell in study.all_cells if cell.metric), threshold)
     made = recipes(study)
     budgets = sorted(dict.fromkeys(cell.budget for cell in study.all_cells), key=block_order)
     begun = [
-        _referred(study, block, made)
-        for budget in budgets
-        for block in _blocks(study, budget, made, threshold)
+        _referred(study, block, made) for budget in budgets for block in _blocks(study, budget, made, matters)
     ]
     evidence = gather(study, _needed(study, begun))
     blocks = tuple(_finished(evidence, block, made) for block in begun)
     notes = (*study.notes, *evidence.notes, *_sparse(study), *_metrics(study))
-    return Analysis(study, threshold, blocks, notes)
+    return Analysis(study, matters, blocks, notes)
 
 
-def _blocks(study: Study, budget: str, made: Mapping[int, Recipe], threshold: float) -> Iterator[Block]:
+def _blocks(
+    study: Study, budget: str, made: Mapping[int, Recipe], matters: Mapping[str, float]
+) -> Iterator[Block]:
     """The blocks of a budget, with who takes part in each."""
     planned = [cell for cell in study.all_cells if cell.budget == budget]
     metric_of = {cell.setting: cell.metric for cell in reversed(study.all_cells) if cell.metric}
@@ -118,9 +117,7 @@ def _blocks(study: Study, budget: str, made: Mapping[int, Recipe], threshold: fl
                 budget=budget,
                 metric=metric,
                 title=" · ".join(part for part in parts if part),
-                threshold=threshold_of(
-                    metric, threshold, study, [c for some in group.methods.values() for c in some]
-                ),
+                threshold=threshold_of(metric, matters, [c for some in group.methods.values() for c in some]),
                 settings=(),
                 cells={},
                 left_out={},
@@ -131,22 +128,6 @@ def _blocks(study: Study, budget: str, made: Mapping[int, Recipe], threshold: fl
 def _measured(cell: Cell, metric: str) -> tuple[str, str]:
     """The metric, with the task where its scores have that task's units."""
     return metric, cell.task if metric and METRICS.get(metric).in_units else ""
-
-
-def threshold_of(metric: str, threshold: float, study: Study, cells: Sequence[Cell]) -> float:
-    """The smallest difference that matters, in the metric's units, from that of accuracy.
-
-    Where scores have units, it is the same share of LoRA's mean score, or of all cells' where none has run.
-    """
-    if not metric:
-        return threshold
-    known = METRICS.get(metric)
-    if not known.in_units:
-        return threshold * known.point
-    scored = [cell for cell in cells if cell.mean is not None]
-    means = [cell.mean for cell in scored if cell.family == REFERENCE] or [cell.mean for cell in scored]
-    size = sum(abs(mean) for mean in means if mean is not None) / max(1, len(means))
-    return threshold * known.point * (size or 1.0)
 
 
 def _apart(block: Block, group: Alike, first: Alike) -> Block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +33,12 @@ def ablations(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | A
 
     Raises UserError for a result that is not of its form.
     """
-    store = experiment.store
-    for record in store.records(Kind.SEARCH):
-        if (search := store.content(record, Artifact.SEARCH, SearchResult)) is not None:
+    source = experiment.source
+    for record in source.records(Kind.SEARCH):
+        if (search := source.content(record, Artifact.SEARCH, SearchResult)) is not None:
             yield record, search
-    for record in store.records(Kind.ALLOCATION):
-        if (allocation := store.content(record, Artifact.ALLOCATION, AllocationResult)) is not None:
+    for record in source.records(Kind.ALLOCATION):
+        if (allocation := source.content(record, Artifact.ALLOCATION, AllocationResult)) is not None:
             yield record, allocation
 
 
@@ -59,13 +60,15 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric
     whole = {"example", *(() if metric.kinds == ("regression",) else ("label", "prediction"))}
 
     def one(trial_id: str) -> Predictions | None:
-        path = experiment.store.artifact(experiment.records[trial_id], Artifact.PREDICTIONS)
+        content = experiment.source.read(experiment.records[trial_id], Artifact.PREDICTIONS)
+        if content is None:
+            return None
         try:
-            if path is None:
-                return None
-            have = pq.read_schema(path).names
+            have = pq.read_schema(io.BytesIO(content)).names
             columns = {name: numbered(have, name) for name in ("example", "label", what)}
-            table = pq.read_table(path, columns=[name for some in columns.values() for name in some])
+            table = pq.read_table(
+                io.BytesIO(content), columns=[name for some in columns.values() for name in some]
+            )
             example, label, given = (_array(table, some, name in whole) for name, some in columns.items())
         except (OSError, ArrowException, ValueError):
             return None
@@ -95,7 +98,7 @@ def histories(experiment: Experiment, trial_ids: Iterable[str], key: str) -> dic
     """A metric's history by trial id: (points, 2) with step and value, by step."""
 
     def one(trial_id: str) -> Array | None:
-        points = experiment.store.history(experiment.records[trial_id], key)
+        points = experiment.source.history(experiment.records[trial_id], key)
         return np.array(points, dtype=float) if points else None
 
     return _in_parallel(one, trial_ids)

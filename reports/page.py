@@ -159,22 +159,17 @@ def _seed_data(study: Study) -> dict[str, Any]:
             ]
             for cell, seeds in grouped(study.all_seeds, lambda seed: seed.cell).items()
         },
-        "links": {
-            visible(each.name): _link(each.uri, each.store.experiment_id) for each in study.experiments
+        "links": {visible(each.name): each.source.link for each in study.experiments},
+        "moved": {
+            record.origin: record.run_id
+            for each in study.experiments
+            for record in each.records.values()
+            if record.origin != record.run_id
         },
         # Scores that are in no percent.
         "plain": [cell.number for cell in study.all_cells if not unit_of(cell.metric).mark],
         "experiments": {str(cell.number): visible(cell.experiment) for cell in study.all_cells},
     }
-
-
-def _link(uri: str, experiment_id: str) -> str | None:
-    """Where MLflow's interface shows the runs of an experiment; None where the store is no server."""
-    return (
-        f"{shown_uri(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/"
-        if uri.startswith("http")
-        else None
-    )
 
 
 def _embedded(data: Any) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from bench.metrics import direction
 from bench.store.records import Record
-from bench.store.store import Store
+from bench.store.source import Source
 from bench.wire.plan import PlannedRow, PlannedTrial, Tuned
 from bench.wire.words import OWN_SIZE, Status
 from reports.inference.intervals import Array
@@ -50,8 +50,12 @@ class Seed:
     A number that is not known is None here, and NaN in the frame.
     """
 
-    #: The number of its cell: the index of `Study.cells`.
+    #: The number of its cell: the index of `Study.cells`; and what that cell is.
     cell: int
+    task: str
+    backbone: str
+    budget: str
+    method: str
     #: Where its run is stored; the experiment of its cell, unless only another one has the run.
     experiment: str
     seed: int
@@ -117,6 +121,9 @@ class PlannedCell:
     #: The metric of the scores and the split that they are of; empty while no seed has finished.
     metric: str
     evaluated: str
+    #: What the method can do, separated by commas, as its runs tell (see `reports.capabilities`); empty where
+    #: none does.
+    capabilities: str
 
     @property
     def setting(self) -> TaskAndBackbone:
@@ -183,10 +190,10 @@ def _known(value: Any) -> Any:
 class Experiment:
     """A suite's plan with what is stored of it."""
 
-    store: Store
+    source: Source
     name: str
     closing: str
-    #: The run that holds its plan.
+    #: The run that holds its plan, by the id that it had where it ran.
     run_id: str
     rows: tuple[PlannedRow, ...] = field(repr=False)
     #: Resolved trials by id, as the plan has them. A row that waits for its tuning has none yet.
@@ -197,8 +204,9 @@ class Experiment:
     duplicates: int
 
     @property
-    def uri(self) -> str:
-        return self.store.uri
+    def where(self) -> str:
+        """Where it lies, for people: the store's address, or the files of the packs."""
+        return self.source.where
 
     @property
     def tuned(self) -> bool:

@@ -157,7 +157,7 @@ def replaced(source: str, old: str, new: str) -> str:
             BACKBONE,
             "self.made.describe(image_size)",
             "dataclasses.replace(self.made.describe(image_size), kind='gpt')",
-            "kind should be one of vit, dinov2, bert, roberta, timm, got 'gpt'",
+            "kind should be one of bert, roberta, xlm-roberta, ",
         ),
         (
             "methods",

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from bench.backbones.base import refuse_unknown_home
-from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding
+from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput
 from bench.tasks import TASKS, DataSource, Task
 from bench.tasks.described import described
 from bench.tasks.description import FORMATS, Description
@@ -69,6 +69,30 @@ class Budget(Frozen):
         return f"{self.parameters:,} parameters"
 
 
+class Verbalizer(Frozen):
+    """How a language model answers without a head: by the words that it finds likeliest after a prompt."""
+
+    #: `{text}` stands for the text; of a pair `{first}` and `{second}` for the two.
+    prompt: str
+    #: The words of each class, in the task's order, as they follow the prompt: with their space, if any.
+    words: Annotated[tuple[str, ...], Field(min_length=2)]
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_places(cls, prompt: str) -> str:
+        if ("{text}" in prompt) == ("{first}" in prompt and "{second}" in prompt):
+            raise ValueError("should have {text} in it, or for pairs {first} and {second}")
+        return prompt
+
+    @field_validator("words")
+    @classmethod
+    def _words_that_differ(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(word.strip() for word in words):
+            raise ValueError("every class needs words, not only spaces")
+        refuse_repeats(words)
+        return words
+
+
 class TaskRow(Frozen):
     """A task, how much of its data is used, and what its trials train differently.
 
@@ -93,6 +117,8 @@ class TaskRow(Frozen):
     normalise: bool | Literal["imagenet"] = True
     #: Whether all seeds share one split or each deals its own. An official split is the same for all.
     split: Literal["fixed", "per_seed"] = "fixed"
+    #: With one, a decoder has no head and answers a prompt.
+    verbalizer: Verbalizer | None = None
     #: Where the data of a hub task come from, if not from the task's own repository.
     source: DataSource | None = None
     training: dict[str, Any] = {}
@@ -158,14 +184,30 @@ class TaskRow(Frozen):
         Raises UserError for a field that is set and belongs to the other modality.
         """
         if isinstance(wanted, ImageInput):
-            self._refuse(("padding",), "images")
+            self._refuse(("padding", "verbalizer"), "images")
             if self.normalise == "imagenet":
                 wanted = replace(wanted, mean=IMAGENET_MEAN, std=IMAGENET_STD)
             elif not self.normalise:
                 wanted = replace(wanted, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
             return replace(wanted, resize=self.resize)
         self._refuse(("resize", "normalise"), "texts")
-        return replace(wanted, padding=self.padding)
+        return replace(wanted, padding=self.padding, prompt=self._prompt(wanted))
+
+    def _prompt(self, wanted: TextInput) -> Prompt | None:
+        """Raises UserError where the backbone answers no prompt, or words are not one for each class."""
+        if self.verbalizer is None:
+            return None
+        if not wanted.decodes:
+            raise UserError(
+                f"task '{self.task}': verbalizer needs a backbone that answers prompts, a decoder"
+            )
+        words, classes = self.verbalizer.words, self.lookup().classes
+        if len(words) != len(classes):
+            raise UserError(
+                f"task '{self.task}': verbalizer.words has {len(words)}, for the {len(classes)} classes "
+                f"{', '.join(classes)}"
+            )
+        return Prompt(self.verbalizer.prompt, words)
 
     def split_seed(self, seed: int) -> int | None:
         """The seed that deals the split of a trial with this seed; None where all seeds share one."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -22,6 +23,7 @@ from bench.tasks.base import SPLITS, Examples, SplitName, Task
 from bench.tasks.catalog import TASKS
 from bench.tasks.dealing import blocks, deal
 from bench.tasks.objective import as_labels, as_tensor, objective
+from bench.tasks.prompts import prompted
 from bench.tasks.reading import image_content, read_examples, read_images, text_content
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from methods.errors import UserError
@@ -42,6 +44,8 @@ class _Key(Frozen):
 class _TextKey(_Key):
     tokenizer_hash: str
     max_tokens: int
+    #: A prompt's template, and then its words.
+    prompt: Annotated[tuple[str, ...] | None, Later()] = None
 
 
 class _ImageKey(_Key):
@@ -73,7 +77,9 @@ def data_key(
     }
     if isinstance(model_input, TextInput):
         limit = min(max_tokens, model_input.max_tokens)
-        return identity(_TextKey(**common, tokenizer_hash=model_input.tokenizer_hash, max_tokens=limit))
+        asked, tokenizer = model_input.prompt, model_input.tokenizer_hash
+        prompt = None if asked is None else (asked.template, *asked.words)
+        return identity(_TextKey(**common, tokenizer_hash=tokenizer, max_tokens=limit, prompt=prompt))
     if model_input.resize is not None and model_input.resize < model_input.size:
         raise UserError(
             f"task '{task.name}': resize must be at least {model_input.size}, as the backbone reads, "
@@ -162,39 +168,62 @@ def _build_text(task: Task, model_input: TextInput, max_tokens: int, examples: E
     inputs: list[Any] = list(examples.inputs)
     paired = isinstance(inputs[0], tuple)
     with model_input.blaming():
-        tensors = _tokenise(task, model_input.load_tokenizer(), max_tokens, inputs, paired)
+        tokenizer = model_input.load_tokenizer()
+        if model_input.prompt is None:
+            tensors = _tokenise(task, tokenizer, max_tokens, inputs, paired)
+        else:
+            _check_padding(tokenizer)
+            asked, cut = prompted(tokenizer, model_input.prompt, max_tokens, inputs)
+            lengths = [len(row) for row in asked]
+            tensors = {**_texts(_flat(asked), lengths, tokenizer), "cut": torch.tensor(cut)}
     return tensors, [text_content(text) for text in inputs]
 
 
 def _tokenise(task: Task, tokenizer: Any, max_tokens: int, inputs: list[Any], paired: bool) -> _Tensors:
-    if tokenizer.pad_token_id is None:
-        raise UserError("the backbone's tokenizer has no padding token, so that its texts cannot be batched")
+    _check_padding(tokenizer)
     if max_tokens <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
         raise UserError(
             f"task '{task.name}': max_tokens must exceed the tokenizer's {special} special tokens, "
             f"got {max_tokens}"
         )
     # Arrays, since a million texts as lists of Python's numbers would fill the memory of a laptop.
-    tokens: list[np.ndarray] = []
+    tokens: list[NDArray[np.int32]] = []
     lengths: list[int] = []
     seconds: list[int] = []
     for start in range(0, len(inputs), _TEXTS_AT_ONCE):
         part = inputs[start : start + _TEXTS_AT_ONCE]
         texts = tuple(map(list, zip(*part, strict=True))) if paired else (part,)
         encoded = tokenizer(*texts, truncation=True, max_length=max_tokens)
-        tokens.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int32))
+        tokens.append(_flat(encoded["input_ids"]))
         lengths += map(len, encoded["input_ids"])
         if paired:
             # Without types a tokenizer does not tell the two apart, in any pair.
             seconds += [row.index(1) for row in encoded.get("token_type_ids", []) if any(row)]
-    tensors = {
-        "tokens": torch.from_numpy(np.concatenate(tokens)),
-        "lengths": torch.tensor(lengths),
-        "pad_id": torch.tensor(tokenizer.pad_token_id),
-    }
+    tensors = _texts(np.concatenate(tokens), lengths, tokenizer)
     if seconds:
         tensors["seconds"] = torch.tensor(seconds)
     return tensors
+
+
+def _check_padding(tokenizer: Any) -> None:
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            "the backbone's tokenizer has no padding token, so that its texts cannot be batched; "
+            "set pad_token in its tokenizer_config.json"
+        )
+
+
+def _flat(rows: list[list[int]]) -> NDArray[np.int32]:
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int32)
+
+
+def _texts(tokens: NDArray[np.int32], lengths: list[int], tokenizer: Any) -> _Tensors:
+    """The tokens of all texts, one behind the other."""
+    return {
+        "tokens": torch.from_numpy(tokens),
+        "lengths": torch.tensor(lengths),
+        "pad_id": torch.tensor(tokenizer.pad_token_id),
+    }
 
 
 def _build_images(task: Task, model_input: ImageInput, examples: Examples) -> _Built:
@@ -276,4 +305,5 @@ def _split(tensors: _Tensors, model_input: ModelInput, key: dict[str, Any]) -> S
         int(tensors["pad_id"]),
         tensors.get("seconds"),
         key["max_tokens"] if model_input.padding == "max_tokens" else None,
+        cut=int(tensors["cut"].sum()) if "cut" in tensors else 0,
     )

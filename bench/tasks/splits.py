@@ -30,6 +30,8 @@ class TextSplit:
     pad_id: int
     seconds: Tensor | None = None
     width: int | None = None
+    #: How many of the texts are prompts that were cut from the left.
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)

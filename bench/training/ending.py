@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,7 @@ from safetensors.torch import save
 
 from bench.training.trial import Outcome
 from bench.wire.trial import Ending
-from bench.wire.words import Artifact, Measure
+from bench.wire.words import Artifact, Measure, Tag
 
 
 def finished(outcome: Outcome) -> Ending:
@@ -36,6 +37,7 @@ def finished(outcome: Outcome) -> Ending:
         "finished",
         {key: float(value) for key, value in values.items() if value is not None},
         {Artifact.PREDICTIONS: _predictions(outcome), Artifact.ADAPTER: save(tensors)},
+        {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {},
     )
 
 

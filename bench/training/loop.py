@@ -180,13 +180,18 @@ def train(
 ) -> Trained:
     """Trains adapter and head, and leaves the selected state in place.
 
-    Validation is scored after each epoch and after the last step. Raises Diverged on a loss that is
-    not finite.
+    Validation is scored after each epoch and after the last step, and once where there is nothing to train.
+    Raises Diverged on a loss that is not finite.
     """
     device = next(backbone.module.parameters()).device
-    course = _Course(recipe.step_count(len(data.train)), report)
     groups = adapter.parameter_groups()
     trained = [parameter for group in groups for parameter in group["params"]]
+    course = _Course(recipe.step_count(len(data.train)) if trained else 0, report)
+    if not trained:
+        # Neither head nor adapter: what the backbone answers as it is.
+        result = evaluate(backbone, adapter, data.validation, recipe, data.objective)
+        course.validated(result)
+        return Trained(0, 0, result.metric, None)
     optimizer, scheduler = _optimizer(groups, recipe, course.steps)
     order, feed = generator(seed, "data_order"), _feed(data.train, recipe, seed)
     timer = StepTimer(device)

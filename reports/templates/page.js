@@ -164,7 +164,7 @@
     if (!id) return "–";
     const link = data.links[data.experiments[row.id.slice(1)]];
     const code = make("code", {}, id);
-    return link ? make("a", { href: link + id }, code) : code;
+    return link ? make("a", { href: link + (data.moved[id] || id) }, code) : code;
   };
   const detail = (row) => {
     const seeds = seedsOf(row);
