@@ -128,8 +128,10 @@ class Results(Study):
         """A line for every example that a finished trial of the tables was scored on.
 
         The columns after those of `PREDICTIONS` are `logit_0` and so on, in float32; of a trial with fewer
-        classes than others the last ones are NaN. A trial without stored predictions has no line. Raises
-        UserError for predictions that were changed since, or cannot be read.
+        classes than others the last ones are NaN. Where a task is no choice of one class, `label` and
+        `prediction` are float64: a regression's are in its units, and those of several labels are NaN, with a
+        column a class in their place, `label_0` and `prediction_0` and so on. A trial without stored
+        predictions has no line. Raises UserError for predictions that were changed since, or cannot be read.
         """
         finished = {seed.trial_id for seed in self.all_seeds if seed.finished}
         # A trial of two experiments may have a run in each.
@@ -138,8 +140,15 @@ class Results(Study):
         frames = [frame for frame in read if frame is not None]
         found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
         classes = sum(str(name).startswith("logit_") for name in found)
-        logits = [f"logit_{number}" for number in range(classes)]
-        return typed(found, PREDICTIONS).join(found[logits].astype("float32"))
+        numbered = [
+            f"{name}_{number}" for name in ("logit", "label", "prediction") for number in range(classes)
+        ]
+        others = [name for name in numbered if name in found]
+        columns = dict(PREDICTIONS)
+        for name in ("label", "prediction"):
+            if name in found and found[name].dtype.kind == "f":
+                columns[name] = columns[name]._replace(dtype=NUMBER)
+        return typed(found, columns).join(found[others].astype("float32"))
 
     def _records(self) -> Iterator[tuple[Experiment, Record]]:
         for experiment in self.experiments:
@@ -223,9 +232,19 @@ def _predictions(experiment: Experiment, record: Record) -> pd.DataFrame | None:
         return None
     try:
         frame = pd.read_parquet(io.BytesIO(content))
-        frame["correct"] = np.equal(frame["label"], frame["prediction"])
+        frame["correct"] = _correct(frame)
+        if "label" not in frame:
+            frame[["label", "prediction"]] = np.nan
     except (OSError, ArrowException, ValueError, KeyError) as error:
         raise UserError(
             f"{Artifact.PREDICTIONS} of run {record.run_id} ({record.name}) cannot be read: {error}"
         ) from error
     return frame.assign(**_which(experiment, record))
+
+
+def _correct(frame: pd.DataFrame) -> Any:
+    """Whether label and prediction are the same; of several labels, whether all are."""
+    if "label" in frame:
+        return np.equal(frame["label"], frame["prediction"])
+    label, answer = (frame.filter(regex=rf"^{name}_\d+$").to_numpy() for name in ("label", "prediction"))
+    return (label == answer).all(1)
