@@ -6,7 +6,9 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.backbones import describe
@@ -44,7 +46,10 @@ def test_a_notebook_can_do_what_the_page_says(
 
 
 def test_the_task_of_the_guide_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = code("adding-a-task.md")
+    block, of_metric = code("adding-a-task.md")
+    metric: dict[str, Any] = {}
+    exec(compile(of_metric, str(DOCS / "adding-a-task.md"), "exec"), metric)
+    assert metric["MEAN_ERROR"].score(np.array([1.0, 3.0]), np.array([2.0, 1.0])) == 1.5
     lines = [f"sentence number {i},{kind}" for i in range(40) for kind in [("statement", "question")[i % 2]]]
     (tmp_path / "sentences.csv").write_text("\n".join(["text,kind", *lines]), encoding="utf-8")
     module = types.ModuleType("sentence_kind")

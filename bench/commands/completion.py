@@ -87,5 +87,6 @@ def _names(suite: dict[str, Any], field: str) -> Iterator[str]:
         elif field == "budgets":
             # Its kind, which is a name of it without a space.
             yield from (key for key in row if key != "tolerance")
-        elif FIELDS[field] in row:
-            yield str(row[FIELDS[field]])
+        elif named := [row[key] for key in (FIELDS[field], "name") if key in row]:
+            # Data that the suite describes have a name where others have a task.
+            yield str(named[0])

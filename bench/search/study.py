@@ -113,7 +113,7 @@ class RankSearch:
         content = trial.model_dump(mode="json", exclude={"seed", "evaluate", "backbone"})
         # Where a task's data lie may change. `data` tells which they are.
         for place in ("source", "data"):
-            del content["task"][place]
+            content["task"].pop(place, None)
         method = {key: value for key, value in content.pop("method").items() if key not in ("rank", "ranks")}
         described = {
             "budget": self.budget,

@@ -9,7 +9,14 @@ from itertools import product
 from math import prod
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from bench.backbones.base import refuse_unknown_home
 from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput
@@ -147,6 +154,12 @@ class TaskRow(Frozen):
             for path in self.data.paths.values():
                 refuse_unknown_home(path)
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Rows of registered tasks are stored as they were before data could be described."""
+        found: dict[str, Any] = write(self)
+        return {key: value for key, value in found.items() if key != "data" or value is not None}
 
     @field_validator("source")
     @classmethod

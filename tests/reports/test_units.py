@@ -23,6 +23,7 @@ from reports.evidence import gather
 from reports.pareto import pareto
 from reports.reading import read
 from reports.report import write_report
+from reports.results import load_results
 
 from ..bench.toy_runs import run_inline
 
@@ -116,3 +117,10 @@ def test_the_page_shows_scores_in_their_units(uri: str, tmp_path: Path) -> None:
     assert "test rmse in units of the targets" in text
     tables = next((tmp_path / "out").rglob("tables.md")).read_text()
     assert "difference, units of the targets" in tables
+
+
+def test_predictions_of_a_regression_are_in_its_units(uri: str) -> None:
+    found = load_results("units", store=uri).predictions
+    assert found["label"].dtype == found["prediction"].dtype == "float64"
+    assert found["label"].max() > 4
+    assert len(found) == 12 * 10

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from bench.plan.make import make_plan
+from bench.plan.trial import Trial
 from bench.suite.load import load_suite
 from bench.suite.rows import TaskRow
 from bench.tasks import TASKS, DataSource, Task, data_key, prepare
@@ -327,3 +329,11 @@ def test_a_data_set_of_a_hub_by_its_columns(tmp_path: Path, own_cache: Path) -> 
         own.identity_hash()
         != task(tmp_path, **row, classes=["arts", "sport"]).at(DataSource(local=tmp_path)).identity_hash()
     )
+
+
+def test_the_suite_of_own_data_plans_every_kind() -> None:
+    made = make_plan(load_suite(SUITES / "own_data.yaml"))
+    assert Counter(trial.task.task for trial in made.trials) == {"reviews": 4, "similarity": 4, "shapes": 4}
+    again = Trial.model_validate(made.trials[0].model_dump(mode="json", exclude_none=True))
+    assert again.id == made.trials[0].id
+    assert again.task.lookup().identity_hash() == made.trials[0].data["task_identity"]
