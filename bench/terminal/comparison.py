@@ -74,7 +74,9 @@ def _changes(names: tuple[str, str], changes: Sequence[Change]) -> Table:
 
 def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
     columns = ("method", "budget", *names, "difference", "95%", "seeds", "p", "verdict")
-    table = plain_table(title, *columns, texts=("budget",), whole=columns[1:])
+    table = plain_table(
+        title, *columns, texts=("budget", "verdict"), whole=columns[1:-1], folded=("verdict",)
+    )
     for move in moves:
         percent = ["–" if value is None else f"{100 * value:.2f}" for value in (move.before, move.after)]
         points = [f"{100 * value:+.2f}" for value in (move.interval or ())]
@@ -93,4 +95,4 @@ def _seeds(move: Move) -> str:
     ]
     if not move.pairs:
         return ", ".join(told)
-    return f"{move.pairs} pairs" + ("" if {move.pairs} == {*move.planned} else f" of {', '.join(told)}")
+    return f"{move.pairs} pairs" + ("" if {move.pairs} == {*move.planned} else f" of {max(move.planned)}")
