@@ -124,7 +124,7 @@ def _figure(
         "that costs no more is better for certain. The line joins the best means, which are named; whiskers "
         f"are 95% intervals. {cost.caption}{more}"
     )
-    alternative = f"On the Pareto front: {', '.join(p.name for p in points if p.front) or 'no complete row'}."
+    alternative = f"The best means, from cheap to dear: {', '.join(p.name for p in line) or 'none'}."
     return Drawn(
         f"{cost.name}-{number}",
         f"{cost.title}, {setting}",
