@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.metrics import METRICS
 from bench.plan.rows import Plan, Row
 from methods import UserError
 from reports.analysis import analyse
@@ -14,7 +15,7 @@ from reports.inference.chances import MEANINGFUL, noether
 from reports.inference.power import Design, of_runs
 from reports.reading import read
 from reports.study import OWN_SIZE, REFERENCE
-from reports.thresholds import Asked, thresholds
+from reports.thresholds import DEFAULT, Asked, thresholds
 
 #: Standard deviations of a run's score over seeds that are tried where nothing is known, in the score's
 #: units.
@@ -32,6 +33,11 @@ class Power:
     stored: bool
     #: The smallest difference that matters, in the metric's units.
     threshold: float
+
+    @property
+    def share(self) -> bool:
+        """Whether noise and differences are shares of the score: it has units, and nothing tells its size."""
+        return METRICS.get(self.metric).in_units and not self.stored
 
     @property
     def sd(self) -> float:
@@ -73,7 +79,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
     known = _stored(plan, store) if sd is None else {}
     found: list[Power] = []
     for budget in dict.fromkeys(map(_budget, rows)):
-        for metric in matters:
+        for metric in dict.fromkeys(metrics.values()):
             of_both = [row for row in rows if (_budget(row), metrics[row.task]) == (budget, metric)]
             if not of_both:
                 continue
@@ -81,13 +87,15 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
             seeds = max(len(row.trials) for row in of_both)
             methods = {row.method: row.registered for row in of_both}
             claims = max(1, len(methods) - (REFERENCE in methods.values()))
-            if then := known.get((budget, metric)):
+            then, threshold = known.get((budget, metric), (None, DEFAULT * METRICS.get(metric).point))
+            if then:
                 examples = then.examples * then.settings / settings
                 designs = [Design(settings, seeds, claims, then.spread, examples)]
             else:
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, settings, seeds, claims) for noise in noises]
-            found += [Power(budget, metric, design, then is not None, matters[metric]) for design in designs]
+            threshold = matters.get(metric, threshold)
+            found += [Power(budget, metric, design, then is not None, threshold) for design in designs]
     return found
 
 
@@ -95,8 +103,8 @@ def _budget(row: Row) -> str:
     return row.budget.label if row.budget else OWN_SIZE
 
 
-def _stored(plan: Plan, store: str) -> dict[tuple[str, str], Design]:
-    """By budget and metric, the designs of what is stored of the suite and tells its noise."""
+def _stored(plan: Plan, store: str) -> dict[tuple[str, str], tuple[Design, float]]:
+    """By budget and metric, the designs and thresholds of what is stored of the suite and tells its noise."""
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
         return {}
     try:
@@ -105,4 +113,8 @@ def _stored(plan: Plan, store: str) -> dict[tuple[str, str], Design]:
         # Nothing of this suite has finished yet.
         return {}
     blocks = reversed(analyse(study).blocks)
-    return {(block.budget, block.metric): block.design for block in blocks if block.design is not None}
+    return {
+        (block.budget, block.metric): (block.design, block.threshold)
+        for block in blocks
+        if block.design is not None
+    }

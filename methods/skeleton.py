@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.backbone import PROJECTIONS, Geometry, Site
+from methods.backbone import Geometry, Site
 
 
 class Skeleton(nn.Module):
@@ -17,7 +17,7 @@ class Skeleton(nn.Module):
         super().__init__()
         for layer in range(geometry.layers):
             projections = nn.ModuleDict()
-            for name in PROJECTIONS:
+            for name in geometry.projections:
                 out, in_ = geometry.shape(name)
                 projections[name] = nn.Linear(in_, out)
             self.add_module(str(layer), projections)
@@ -47,12 +47,15 @@ class SkeletonBackbone:
 
     geometry: Geometry
     module: nn.Module
-    projections: tuple[str, ...] = PROJECTIONS
 
     @classmethod
     def random(cls, geometry: Geometry, classes: int = 3) -> SkeletonBackbone:
         """Drawn from torch's global stream."""
         return cls(geometry, _Classifier(geometry, classes).eval())
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return self.geometry.projections
 
     @property
     def head(self) -> nn.Module:

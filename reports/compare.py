@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.metrics import direction
 from methods import UserError
 from reports import mixtures
 from reports.evidence import Between, Evidence, between, gather
@@ -24,7 +25,7 @@ from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
 from reports.reading import read
 from reports.recipes import Recipe, difference
 from reports.study import Cell, Study, grouped
-from reports.thresholds import Asked, thresholds
+from reports.thresholds import Asked, threshold_of, thresholds
 
 #: Verdicts on cells whose scores no interval tells apart: there is nothing to tell, or it would tell nothing.
 SAME_TRIALS, SAME_SCORES, MEASURED_OTHERWISE = "same trials", "same scores", "measured otherwise"
@@ -67,6 +68,8 @@ class Move:
     backbone: str
     budget: str
     method: str
+    #: Of the scores; empty where neither has any.
+    metric: str
     #: Mean scores over the seeds that have finished.
     before: float | None
     after: float | None
@@ -120,14 +123,14 @@ class Comparison:
 
 
 def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = None) -> Comparison:
-    """Compares two experiments, each a store's URI and a name.
+    """Compares two experiments, each a store's URI and a name, or any URI and the file of a pack.
 
     Raises UserError where one is not there or has no finished trial, or both are the same; and for a
     threshold as `reports.thresholds.thresholds` does.
     """
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name two experiments, or another --store-b")
-    a, b = (read(uri, [name]) for uri, name in (first, second))
+    a, b = (_one(uri, name) for uri, name in (first, second))
     cells_a, cells_b = ({Name.of(cell): cell for cell in study.all_cells} for study in (a, b))
     common = {name: (cell, cells_b[name]) for name, cell in cells_a.items() if name in cells_b}
     metrics = (cell.metric for cells in common.values() for cell in cells if cell.metric)
@@ -149,6 +152,14 @@ def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = 
     )
 
 
+def _one(uri: str, name: str) -> Study:
+    """The results of one experiment. Raises UserError for a pack that holds several."""
+    study = read(uri, [name])
+    if len(study.experiments) > 1:
+        raise UserError(f"{name} holds several experiments ({study.title}); compare takes packs of one")
+    return study
+
+
 @dataclass(frozen=True)
 class _Pair:
     """A cell of either experiment, with what keeps their scores from being compared."""
@@ -158,6 +169,11 @@ class _Pair:
     #: Whether both are the same trials.
     same: bool
     differs: dict[str, tuple[str, str]]
+
+    @property
+    def metric(self) -> str:
+        """Of the scores; empty where neither has any."""
+        return self.before.metric or self.after.metric
 
 
 def _pair(a: Study, b: Study, before: Cell, after: Cell) -> _Pair:
@@ -197,7 +213,7 @@ def _moves(
             [seed.run_id for seed in side.study.finished(cell.number)]
             for side, cell in zip(sides, (pair.before, pair.after), strict=True)
         )
-        threshold = matters.get(pair.before.metric, 0.0)
+        threshold = threshold_of(pair.metric, matters, [pair.before, pair.after])
         moves.append(_move(pair, found.get(place), level, threshold, p.get(place), (runs[0], runs[1])))
     return sorted(moves, key=lambda move: (not move.moved, -abs(move.difference or 0)))
 
@@ -227,6 +243,7 @@ def _move(
     whole = effect([found.part]) if found else None
     interval = whole.interval(level) if whole else None
     said = verdict(interval, threshold)
+    sign = direction(pair.metric)
     if pair.same:
         told = SAME_TRIALS
     elif pair.differs:
@@ -237,13 +254,14 @@ def _move(
         told = str(said)
     return Move(
         **Name.of(pair.before)._asdict(),
+        metric=pair.metric,
         before=pair.before.mean,
         after=pair.after.mean,
         seeds=(pair.before.finished, pair.after.finished),
         planned=(pair.before.seeds, pair.after.seeds),
         pairs=len(found.seeds) if found else 0,
-        difference=whole.difference if whole else 0.0 if pair.same else None,
-        interval=interval,
+        difference=sign * whole.difference if whole else 0.0 if pair.same else None,
+        interval=interval and _turned(interval, sign),
         examples=bool(whole and whole.counted),
         p=p and p[0],
         p_adjusted=p and p[1],
@@ -252,6 +270,12 @@ def _move(
         differs=pair.differs,
         runs=runs,
     )
+
+
+def _turned(interval: Bounds, sign: float) -> Bounds:
+    """The bounds of a gain as those of the score's own difference."""
+    low, high = (sign * bound for bound in interval)
+    return min(low, high), max(low, high)
 
 
 def _configured(a: Study, b: Study, common: Mapping[Name, tuple[Cell, Cell]]) -> list[Change]:

@@ -36,6 +36,7 @@ class Curve:
     cell: int
     method: str
     family: str
+    metric: str
     #: Seeds in the mean, and in the plan.
     seeds: int
     planned: int
@@ -86,7 +87,8 @@ def _curve(panel: Panel, cell: Cell, found: Mapping[int, Array]) -> Curve:
         values = of_seeds[seed] = np.full(len(epochs), np.nan)
         values[np.searchsorted(epochs, points[:, 0])] = points[:, 1]
     mean = np.nanmean(np.stack(list(of_seeds.values())), axis=0)
-    return Curve(panel, cell.number, cell.method, cell.family, len(found), cell.seeds, epochs, mean, of_seeds)
+    names = cell.number, cell.method, cell.family, cell.metric
+    return Curve(panel, *names, len(found), cell.seeds, epochs, mean, of_seeds)
 
 
 def _panels(study: Study) -> dict[Panel, list[Cell]]:
@@ -104,7 +106,7 @@ def _panels(study: Study) -> dict[Panel, list[Cell]]:
 def _shown(cells: Sequence[Cell], budget: str) -> list[Cell]:
     """The best methods of a budget, with LoRA whatever its score, and the baselines."""
     best = sorted(
-        (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.mean or 0.0, reverse=True
+        (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.gain or 0.0, reverse=True
     )
     lora = [cell for cell in best if cell.family == REFERENCE][:1]
     baselines = [cell for cell in cells if cell.budget == OWN_SIZE and cell.family in (FLOOR, CEILING)]

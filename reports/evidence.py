@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.metrics import METRICS, Metric
 from reports.artifacts import Predictions, predictions
 from reports.inference.crossed import (
-    METRICS,
     OnSetting,
-    contributions,
     of_groups,
     of_groups_and_examples,
     of_seeds,
@@ -26,7 +25,8 @@ from reports.words import many
 
 #: Runs whose predictions one report reads.
 MOST_PREDICTIONS = 2000
-#: How far the score of stored predictions may be from the stored score: older stores have it in float32.
+#: How far the score of stored predictions may be from the stored score, as a share of it where that is
+#: above 1: older stores have it in float32.
 AGREES = 1e-4
 
 
@@ -52,20 +52,23 @@ class Evidence:
         self, cells: Sequence[int], combined: Callable[..., Array] = np.subtract
     ) -> OnSetting | None:
         """What cells of one setting differ by, over the seeds that all of them have; None where there is
-        none.
+        none. More is better in any case.
 
         `combined` makes it from one array for each cell, of (seeds,) or (seeds, examples).
         """
-        seeds, scores = self.study.scores(cells)
+        seeds, gains = self.study.gains(cells)
         if not seeds:
             return None
-        return _on_setting(combined(*scores), [self.of_runs(cell, seeds) for cell in cells], combined)
+        return _on_setting(combined(*gains), [self.of_runs(cell, seeds) for cell in cells], combined)
 
     def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
-        """What each run of these seeds of a cell contributed; None where that is not known of all."""
+        """What each run of these seeds of a cell contributed, with the sign turned where less is better;
+        None where that is not known of all.
+        """
         trial = {seed.seed: seed.trial_id for seed in self.study.finished(cell)}
         found = [self._answers.get(trial[seed]) for seed in seeds]
-        known = [run for run in found if run is not None]
+        sign = self.study.direction(cell)
+        known = [replace(run, values=sign * run.values) for run in found if run is not None]
         return known if len(known) == len(found) else None
 
 
@@ -92,7 +95,7 @@ def _table(runs: Sequence[ByExample]) -> Array:
 
 @dataclass(frozen=True)
 class Between:
-    """How far a cell of a second study is above that of a first on the same setting."""
+    """How much better a cell of a second study is than that of a first on the same setting."""
 
     #: The seeds that both have, and their differences (seeds,); where there are none, all seeds of either
     #: side are compared.
@@ -104,7 +107,7 @@ class Between:
 def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Between | None:
     """None where one side has no finished run. `cells`: the number of the cell in either study."""
     sides = list(zip((before, after), cells, strict=True))
-    (known_x, (x,)), (known_y, (y,)) = (side.study.scores([cell]) for side, cell in sides)
+    (known_x, (x,)), (known_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
     if not len(x) or not len(y):
         return None
     if common := sorted({*known_x} & {*known_y}):
@@ -134,7 +137,10 @@ def _of_groups(one: Array, other: Array, known: Sequence[list[ByExample]]) -> On
 def gather(study: Study, cells: Iterable[int]) -> Evidence:
     """Reads the predictions of these cells, of the first of them if there are too many runs."""
     wanted = [study.all_cells[number] for number in dict.fromkeys(cells)]
-    wanted = [cell for cell in wanted if cell.metric in METRICS]
+    metrics: dict[str, Metric] = {
+        name: METRICS.get(name) for name in {cell.metric for cell in wanted if cell.metric}
+    }
+    wanted = [cell for cell in wanted if cell.metric]
     runs: dict[str, tuple[Cell, Seed]] = {}
     taken = 0
     for cell in wanted:
@@ -145,13 +151,17 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
         taken += 1
     stored: dict[str, Predictions] = {}
     for experiment in study.experiments:
-        stored |= predictions(
-            experiment, [id_ for id_, (_, s) in runs.items() if s.experiment == experiment.name]
-        )
+        for name, metric in metrics.items():
+            of_both = [
+                id_
+                for id_, (cell, seed) in runs.items()
+                if (seed.experiment, cell.metric) == (experiment.name, name)
+            ]
+            stored |= predictions(experiment, of_both, metric)
     answers = {
         id_: ByExample(_test_set(cell, stored[id_]), found.astype(np.float32))
         for id_, (cell, seed) in runs.items()
-        if id_ in stored and (found := _contributed(cell, seed, stored[id_])) is not None
+        if id_ in stored and (found := _contributed(metrics[cell.metric], seed, stored[id_])) is not None
     }
     notes = []
     if taken < len(wanted):
@@ -172,12 +182,14 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
     return Evidence(study, answers, notes)
 
 
-def _contributed(cell: Cell, seed: Seed, stored: Predictions) -> Array | None:
+def _contributed(metric: Metric, seed: Seed, stored: Predictions) -> Array | None:
     """What each example contributed; None where that is not the stored score."""
     if not len(stored.labels):
         return None
-    found = contributions(cell.metric, stored.labels, stored.answers)
-    return found if seed.score is not None and abs(found.mean() - seed.score) <= AGREES else None
+    with METRICS.blaming(metric.name):
+        found = metric.contributions(stored.labels, stored.given)
+    score = seed.score
+    return found if score is not None and abs(found.mean() - score) <= AGREES * max(1, abs(score)) else None
 
 
 def _test_set(cell: Cell, stored: Predictions) -> str:

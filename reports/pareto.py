@@ -36,7 +36,7 @@ def pareto(evidence: Evidence, cells: Iterable[Cell], cost: CostOf) -> list[Cell
                 and other is not cell
                 and made.get(other.number) == made.get(cell.number)
             ]
-            rivals = sorted(others, key=lambda other: -(other.mean or 0.0))[:MOST_RIVALS]
+            rivals = sorted(others, key=lambda other: -(other.gain or 0.0))[:MOST_RIVALS]
             if not any(_beats(evidence, rival, cell, len(others)) for rival in rivals):
                 front.append(cell)
     return front
@@ -51,8 +51,8 @@ def best_means(cells: Iterable[Cell], cost: CostOf) -> list[Cell]:
         last: tuple[float, float] | None = None
         for cost_of, cell in points:
             # The same trials may stand in two budgets: then both cells are among the best.
-            if last is None or (cell.mean or 0.0) > last[1] or (cost_of, cell.mean) == last:
-                last = (cost_of, cell.mean or 0.0)
+            if last is None or (cell.gain or 0.0) > last[1] or (cost_of, cell.gain) == last:
+                last = (cost_of, cell.gain or 0.0)
                 best.append(cell)
     return best
 
@@ -62,17 +62,17 @@ def by_cost(cells: Iterable[Cell], cost: CostOf) -> list[list[tuple[float, Cell]
     known = [
         (cost_of, cell)
         for cell in cells
-        if cell.complete and cell.mean is not None and (cost_of := cost(cell)) is not None
+        if cell.complete and cell.gain is not None and (cost_of := cost(cell)) is not None
     ]
     return [
-        sorted(points, key=lambda point: (point[0], -(point[1].mean or 0.0)))
+        sorted(points, key=lambda point: (point[0], -(point[1].gain or 0.0)))
         for points in grouped(known, lambda point: point[1].setting).values()
     ]
 
 
 def _beats(evidence: Evidence, other: Cell, cell: Cell, claims: int) -> bool:
     """Whether `other` is better for certain, as one of so many claims."""
-    if (other.mean or 0.0) <= (cell.mean or 0.0):
+    if (other.gain or 0.0) <= (cell.gain or 0.0):
         return False
     part = evidence.on_setting((other.number, cell.number))
     one_sided = LEVEL ** (1 / claims)

@@ -11,6 +11,8 @@ from typing import Literal, get_args
 
 from bench.process.outputs import earlier_files, output_folder
 from bench.store.connect import StoreError
+from bench.store.store import Store
+from bench.wire.words import Kind
 from methods import UnknownNameError, UserError
 from reports import ablation, curves, figures, mixtures, page, tables
 from reports.analysis import Analysis, analyse
@@ -130,15 +132,18 @@ def _put(folder: Path, files: Files) -> None:
 
 
 def _log(analysis: Analysis, target: Path, files: Files) -> tuple[str, ...]:
-    """Puts the files on the suites' runs; returns the experiments."""
+    """Puts the files on the suites' runs; returns the experiments. A pack stays as it is."""
+    sources = (experiment.source for experiment in analysis.study.experiments)
+    stored = [source for source in sources if isinstance(source, Store)]
     # The target may hold what is not ours, and one request for all files is many times as fast.
     with tempfile.TemporaryDirectory() as folder:
         _put(Path(folder), files)
-        for experiment in analysis.study.experiments:
+        for experiment in stored:
+            run_id = experiment.records(Kind.SUITE)[-1].run_id
             try:
-                experiment.store.keep_folder(experiment.run_id, Path(folder), ARTIFACTS)
+                experiment.keep_folder(run_id, Path(folder), ARTIFACTS)
             except StoreError as error:
                 raise StoreError(
-                    f"the report is in {target}, but could not be logged on run {experiment.run_id}: {error}"
+                    f"the report is in {target}, but could not be logged on run {run_id}: {error}"
                 ) from error
-    return tuple(experiment.name for experiment in analysis.study.experiments)
+    return tuple(experiment.name for experiment in stored)

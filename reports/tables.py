@@ -1,6 +1,6 @@
 """The main tables of a report, and the report as Markdown and LaTeX.
 
-Scores are in percent, mean ± standard deviation over seeds.
+Scores are in percent or in the units of the targets, mean ± standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from typing import TypeVar
 
 import numpy as np
 
+from bench.metrics import direction
 from bench.process.visible import visible
 from reports.analysis import Analysis, Block
 from reports.inference.effects import Answer
 from reports.mixtures import Mixture
 from reports.rendering import environment
 from reports.study import OWN_SIZE, Cell, block_order, grouped
+from reports.units import unit_of
 
 #: Shown where a cell lacks seeds.
 INCOMPLETE = "†"
@@ -73,6 +75,8 @@ class MainTable:
     incomplete: bool
     #: Whether any entry has a mark.
     marked: bool
+    #: Whether all scores are in percent; others are in the units of their targets.
+    percent: bool = True
 
     @property
     def columns(self) -> int:
@@ -123,7 +127,12 @@ def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks) -> MainTable
         task: next((cell.metric for cell in some if cell.metric), "") for task, some in by_task.items()
     }
     of_metric = grouped(by_task, lambda task: metric_of[task])
-    averaged = {metric: tasks for metric, tasks in of_metric.items() if metric and len(tasks) > 1}
+    # The units of two tasks' targets have no mean.
+    averaged = {
+        metric: tasks
+        for metric, tasks in of_metric.items()
+        if metric and len(tasks) > 1 and unit_of(metric).mark
+    }
     blocks = {
         budget: _rows(by_budget[budget], metric_of, averaged, marks)
         for budget in sorted(by_budget, key=block_order)
@@ -137,6 +146,7 @@ def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks) -> MainTable
         blocks=blocks,
         incomplete=not all(cell.complete for cell in cells),
         marked=any(entry.mark for entry in entries),
+        percent=all(unit_of(cell.metric).mark for cell in cells),
     )
 
 
@@ -153,9 +163,11 @@ def _rows(
     """The rows of one budget. A mark is of all tasks of a metric, and stands in their average."""
     places: dict[int, int] = {}
     for of_task in grouped(cells, lambda cell: cell.task).values():
-        places |= _places({cell.number: cell.mean for cell in of_task if cell.complete})
+        places |= _places(
+            {cell.number: _printed(cell.metric, cell.mean) for cell in of_task if cell.complete}
+        )
     by_method = grouped(cells, lambda cell: cell.method)
-    averages = {metric: _averages(by_method, tasks) for metric, tasks in averaged.items()}
+    averages = {metric: _averages(by_method, metric, tasks) for metric, tasks in averaged.items()}
     rows = []
     for method, some in by_method.items():
         on = {cell.task: cell for cell in some}
@@ -175,7 +187,7 @@ def _rows(
     return rows
 
 
-def _averages(by_method: Mapping[str, Sequence[Cell]], tasks: Sequence[str]) -> dict[str, Entry]:
+def _averages(by_method: Mapping[str, Sequence[Cell]], metric: str, tasks: Sequence[str]) -> dict[str, Entry]:
     """The mean over these tasks of each method that has a score on all of them."""
     means: dict[str, float] = {}
     short = set()
@@ -185,7 +197,9 @@ def _averages(by_method: Mapping[str, Sequence[Cell]], tasks: Sequence[str]) -> 
             means[method] = float(np.mean([cell.mean for cell in found]))
             if not all(cell.complete for cell in found):
                 short.add(method)
-    places = _places({method: mean for method, mean in means.items() if method not in short})
+    places = _places(
+        {method: _printed(metric, mean) for method, mean in means.items() if method not in short}
+    )
     return {
         method: Entry(f"{100 * means[method]:.2f}" + f" {INCOMPLETE}" * (method in short), places.get(method))
         if method in means
@@ -194,9 +208,16 @@ def _averages(by_method: Mapping[str, Sequence[Cell]], tasks: Sequence[str]) -> 
     }
 
 
+def _printed(metric: str, mean: float | None) -> float | None:
+    """A mean as it is printed, so that equal figures are marked alike; with its sign turned where less is
+    better.
+    """
+    return None if mean is None else direction(metric) * float(unit_of(metric).score(mean))
+
+
 def _places(means: Mapping[Key, float | None]) -> dict[Key, int]:
-    """First and second by what is printed, so that equal figures are marked alike."""
-    shown = {key: float(np.round(100 * mean, 2)) for key, mean in means.items() if mean is not None}
+    """First and second of what `_printed` gave."""
+    shown = {key: mean for key, mean in means.items() if mean is not None}
     if len(shown) < 2:
         return {}
     best = sorted(set(shown.values()), reverse=True)[:2]
@@ -204,12 +225,13 @@ def _places(means: Mapping[Key, float | None]) -> dict[Key, int]:
 
 
 def score(cell: Cell) -> str:
-    """Mean ± standard deviation in percent, with what is missing."""
+    """Mean ± standard deviation, with what is missing."""
     if cell.mean is None:
         return f"– {INCOMPLETE}"
-    text = f"{100 * cell.mean:.2f}"
+    unit = unit_of(cell.metric)
+    text = unit.score(cell.mean)
     if cell.sd is not None:
-        text += f" ± {100 * cell.sd:.2f}"
+        text += f" ± {unit.score(cell.sd)}"
     return text if cell.complete else f"{text} {INCOMPLETE}"
 
 
@@ -250,7 +272,7 @@ def _rendered(
         **marks,
     )
     made.globals["raw"] = _Raw
-    made.filters["block_title"] = _block_title
+    made.filters |= {"block_title": _block_title, "unit": unit_of}
     return made.get_template(template).render(values)
 
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.terminal.tables import plain_table
+from reports.units import unit_of
 
 if TYPE_CHECKING:
     from reports.compare import Change, Comparison, Move
@@ -27,7 +28,7 @@ def print_comparison(console: Console, found: Comparison) -> None:
     if found.moves:
         for task, backbone in dict.fromkeys((move.task, move.backbone) for move in found.moves):
             moves = [move for move in found.moves if (move.task, move.backbone) == (task, backbone)]
-            console.print(_moves(f"{task} · {backbone}, in percent", found.names, moves))
+            console.print(_moves(f"{task} · {backbone}", found.names, moves))
         _close(console, found)
     else:
         console.print("They have no cell in common: no method under one budget on one task and backbone.")
@@ -51,10 +52,12 @@ def _close(console: Console, found: Comparison) -> None:
     if not tested:
         console.print("Two seeds of different trials on either side are the least that can be tested.")
         return
-    matters = ", ".join(f"{metric} {100 * value:g}" for metric, value in found.thresholds.items())
+    matters = ", ".join(
+        f"{unit_of(metric).size(value)} of {metric}" for metric, value in found.thresholds.items()
+    )
     alone = "" if all(move.examples for move in tested) else ", or seeds alone (*)"
     console.print(
-        f"All intervals hold at once with 95%, over seeds and test examples{alone}. Thresholds in points: "
+        f"All intervals hold at once with 95%, over seeds and test examples{alone}. Thresholds: "
         f"{matters}. p: sign flips, adjusted for all cells.",
         highlight=False,
     )
@@ -73,17 +76,19 @@ def _changes(names: tuple[str, str], changes: Sequence[Change]) -> Table:
 
 
 def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
+    metric = moves[0].metric
+    unit = unit_of(metric)
+    title += ", in percent" if unit.mark else f", {metric} in units of the targets"
     columns = ("method", "budget", *names, "difference", "95%", "seeds", "p", "verdict")
     table = plain_table(
         title, *columns, texts=("budget", "verdict"), whole=columns[1:-1], folded=("verdict",)
     )
     for move in moves:
-        percent = ["–" if value is None else f"{100 * value:.2f}" for value in (move.before, move.after)]
-        points = [f"{100 * value:+.2f}" for value in (move.interval or ())]
-        difference = "–" if move.difference is None else f"{100 * move.difference:+.2f}"
+        scores = [unit.score(value) for value in (move.before, move.after)]
+        points = [unit.difference(value) for value in (move.interval or ())]
         p = "–" if move.p_adjusted is None else f"{move.p_adjusted:.3g}"
         interval = (" to ".join(points) + "*" * (not move.examples)) if points else "–"
-        cells = (*percent, difference, interval, _seeds(move), p, move.verdict)
+        cells = (*scores, unit.difference(move.difference), interval, _seeds(move), p, move.verdict)
         table.add_row(*map(escape, (move.method, move.budget, *cells)))
     return table
 

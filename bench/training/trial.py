@@ -43,6 +43,8 @@ class Outcome:
     head: dict[str, Tensor]
     #: What the method can do; None where that is not known.
     capabilities: tuple[Capability, ...] | None = None
+    #: Mean and standard deviation of a regression's training targets; None of other targets.
+    scale: tuple[float, float] | None = None
 
 
 class Resources:
@@ -116,7 +118,6 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     data = resources.data(trial, backbone.info.input)
     # Not counting what the first trial of a worker loads.
     started = time.perf_counter()
-    metric = trial.task.lookup().metric
     encoder = backbone.module.encoder
     backbone.reset(data.classes, generator(trial.seed, "head_start"))
     # The backbone's dropout draws from torch's global generators, on a GPU from the device's.
@@ -129,15 +130,15 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
             memory = PeakMemory(resources.device)
             split = data.test if trial.evaluate == "test" else data.validation
             with deterministic(trial.recipe.deterministic), compiled(encoder, trial.recipe.compile):
-                trained = train(backbone, adapter, data, trial.recipe, metric, trial.seed, report)
-                final = evaluate(backbone, adapter, split, trial.recipe, metric, data.classes)
+                trained = train(backbone, adapter, data, trial.recipe, trial.seed, report)
+                final = evaluate(backbone, adapter, split, trial.recipe, data.objective)
             if not math.isfinite(final.loss):
                 raise Diverged(trained.steps, final.loss)
             return Outcome(
                 trained=trained,
                 final=final,
                 example_ids=split.ids.cpu(),
-                labels=split.labels.cpu(),
+                labels=data.objective.targets(split.labels.cpu()),
                 adapter_parameters=adapter.parameter_count,
                 head_parameters=sum(parameter.numel() for parameter in backbone.head.parameters()),
                 seconds=time.perf_counter() - started,
@@ -145,6 +146,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 adapter=adapter.state(),
                 head=head_state(backbone),
                 capabilities=_capabilities(method),
+                scale=data.objective.scale,
             )
         finally:
             adapter.detach()

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from bench.metrics import direction
 from methods.errors import cut
 from reports.analysis import Block
 from reports.comparisons import AgainstReference
@@ -16,6 +17,7 @@ from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, Plot, panels
 from reports.figures import hover
 from reports.inference.intervals import Bounds
 from reports.study import Study, TaskAndBackbone
+from reports.units import unit_of
 from reports.words import many
 
 #: Methods of one panel, and seed pairs of one setting that a point tells.
@@ -36,27 +38,27 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
     shown = sorted(block.comparisons, key=lambda c: c.effect.difference)[-MOST_METHODS:]
     if len(shown) < 2 or block.reference is None:
         return None
-    threshold = block.threshold
+    threshold, unit = block.threshold, unit_of(block.metric)
     figure, (ax,) = panels(1, height=_height(shown))
-    ax.axvspan(-100 * threshold, 100 * threshold, color=RULE, alpha=0.5, lw=0)
+    ax.axvspan(-unit.factor * threshold, unit.factor * threshold, color=RULE, alpha=0.5, lw=0)
     ax.axvline(0, color=MUTED, lw=0.8)
     for y, comparison in enumerate(shown):
         interval = comparison.interval
-        in_points = interval and (100 * interval[0], 100 * interval[1])
-        _dot(ax, 100 * comparison.effect.difference, y, in_points, comparison.family, looks)
-    reach = _reach(shown, threshold)
+        in_points = interval and (unit.factor * interval[0], unit.factor * interval[1])
+        _dot(ax, unit.factor * comparison.effect.difference, y, in_points, comparison.family, looks)
+    reach = unit.factor * _reach(shown, threshold)
     ax.set_xlim(-reach, reach)
     ax.set_yticks(range(len(shown)), [comparison.method for comparison in shown])
     ax.tick_params(axis="y", labelcolor=INK)
     ax.set_ylim(-0.6, len(shown) - 0.4)
     reference = block.reference.method
-    ax.set_xlabel(f"points above {reference}")
+    ax.set_xlabel(_measured(block))
     caption = (
         f"Mean difference from {reference} over {_settings(block)}, with its interval (cut at the frame); "
-        f"all intervals hold at once with 95%. The band is ±{100 * threshold:g} points, the smallest "
-        "difference taken to matter."
+        f"all intervals hold at once with 95%. The band is ±{unit.factor * threshold:.3g} {unit.points}, the "
+        "smallest difference taken to matter."
     ) + _left_out(shown, block.comparisons)
-    alternative = "; ".join(f"{c.method} {100 * c.effect.difference:+.2f}" for c in reversed(shown))
+    alternative = "; ".join(f"{c.method} {unit.difference(c.effect.difference)}" for c in reversed(shown))
     title = f"Against {reference}, {block.title}"
     return Drawn(
         f"differences-{number}",
@@ -74,6 +76,7 @@ def _forest(
 ) -> Plot:
     """The differences for the page, each with those of its seed pairs."""
     traces: list[hover.Trace] = []
+    factor = unit_of(block.metric).factor
     for y, found in enumerate(shown):
         low, high = found.interval or (found.effect.difference,) * 2
         marker = hover.markers(looks, found.family)
@@ -81,14 +84,14 @@ def _forest(
             "type": "scatter",
             "mode": "markers",
             "showlegend": False,
-            "x": [round(100 * found.effect.difference, 3)],
+            "x": [float(f"{factor * found.effect.difference:.6g}")],
             "y": [y],
             "marker": marker,
             "error_x": {
                 "type": "data",
                 "symmetric": False,
-                "array": [round(100 * (high - found.effect.difference), 3)],
-                "arrayminus": [round(100 * (found.effect.difference - low), 3)],
+                "array": [float(f"{factor * (high - found.effect.difference):.6g}")],
+                "arrayminus": [float(f"{factor * (found.effect.difference - low):.6g}")],
                 "color": marker["color"],
                 "thickness": 1.5,
                 "width": 0,
@@ -101,8 +104,8 @@ def _forest(
         "type": "rect",
         "layer": "below",
         "yref": "paper",
-        "x0": -100 * block.threshold,
-        "x1": 100 * block.threshold,
+        "x0": -factor * block.threshold,
+        "x1": factor * block.threshold,
         "y0": 0,
         "y1": 1,
         "line": {"width": 0},
@@ -110,12 +113,11 @@ def _forest(
         "opacity": 0.5,
     }
     zero = {"type": "line", "layer": "below", "yref": "paper", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
-    reference = block.reference.method if block.reference else ""
     names = [hover.safe(found.method) for found in shown]
     return hover.plot(
         traces,
         height=90 + 22 * len(shown),
-        x={"title": {"text": hover.safe(f"points above {reference}")}, "range": [-reach, reach]},
+        x={"title": {"text": hover.safe(_measured(block))}, "range": [-reach, reach]},
         y={
             "tickvals": list(range(len(shown))),
             "ticktext": names,
@@ -128,24 +130,32 @@ def _forest(
 
 def _pairs(study: Study, block: Block, found: AgainstReference) -> str:
     """What appears at a difference: its interval and verdict, and the difference of each seed pair."""
-    bounds = "no interval"
+    unit, bounds = unit_of(block.metric), "no interval"
     if found.interval:
-        bounds = f"{100 * found.interval[0]:+.2f} to {100 * found.interval[1]:+.2f}"
+        bounds = f"{unit.difference(found.interval[0])} to {unit.difference(found.interval[1])}"
     lines = []
     pairs = zip(block.settings, found.cells, found.reference_cells, strict=True)
     for setting, *cells in pairs:
-        seeds, (own, other) = study.scores(cells)
-        told = [f"seed {seed} {100 * d:+.2f}" for seed, d in zip(seeds, own - other, strict=True)]
+        seeds, (own, other) = study.gains(cells)
+        told = [
+            f"seed {seed} {unit.difference(float(d))}" for seed, d in zip(seeds, own - other, strict=True)
+        ]
         lines.append(f"{setting.task}: {', '.join(told[:MOST_PAIRS])}" + ", …" * (len(told) > MOST_PAIRS))
-    difference = f"{100 * found.effect.difference:+.2f} points ({bounds})"
+    difference = f"{unit.difference(found.effect.difference)} {unit.points} ({bounds})"
     return hover.text(found.method, difference, str(found.verdict), *lines)
 
 
 def _reach(shown: Sequence[AgainstReference], threshold: float) -> float:
     """How far the axis reaches to either side of zero: no wide interval may leave nothing else to see."""
-    reach = max(2.2 * max(abs(100 * c.effect.difference) for c in shown), 250 * threshold)
-    ends = [abs(100 * bound) for c in shown for bound in c.interval or ()]
-    return max(min(reach, 1.05 * max(ends)) if ends else reach, 150 * threshold)
+    reach = max(2.2 * max(abs(c.effect.difference) for c in shown), 2.5 * threshold)
+    ends = [abs(bound) for c in shown for bound in c.interval or ()]
+    return max(min(reach, 1.05 * max(ends)) if ends else reach, 1.5 * threshold)
+
+
+def _measured(block: Block) -> str:
+    reference = block.reference.method if block.reference else ""
+    side = "above" if direction(block.metric) > 0 else "below"
+    return f"{unit_of(block.metric).points} {side} {reference}"
 
 
 def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:

@@ -14,6 +14,7 @@ from reports.drawing import INK, MUTED, Drawn, Looks, Name, Plot, name_at_right,
 from reports.figures import hover
 from reports.pareto import CostOf, best_means, pareto
 from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
+from reports.units import unit_of
 
 #: Settings that have a figure each.
 MOST_SETTINGS = 12
@@ -56,7 +57,7 @@ class _Point:
 
     cell: Cell
     cost: float
-    #: The mean score in percent.
+    #: The mean score as it is shown: in percent, or in its units.
     score: float
     #: Whether nothing beats it for certain at no more cost.
     front: bool
@@ -68,11 +69,12 @@ class _Point:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The 95% interval in percent, of three seeds or more: of two it would fill the panel."""
+        """The 95% interval, shown likewise, of three seeds or more: of two it would fill the panel."""
         cell = self.cell
         if cell.finished < 3 or cell.low is None or cell.high is None:
             return None
-        return 100 * cell.low, 100 * cell.high
+        factor = unit_of(cell.metric).factor
+        return factor * cell.low, factor * cell.high
 
 
 def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
@@ -80,7 +82,7 @@ def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
     study = analysis.study
     front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, cost.of)}
     points = [
-        _Point(cell, cost_of, 100 * cell.mean, cell.number in front)
+        _Point(cell, cost_of, unit_of(cell.metric).factor * cell.mean, cell.number in front)
         for cell in study.all_cells
         if cell.mean is not None and (cost_of := cost.of(cell)) is not None
     ]
@@ -112,11 +114,12 @@ def _figure(
     ax.set_ylim(limits)
     if cost is PARAMETERS:
         _count_axis(ax, log)
-    _floor(ax, [point for point in points if point in free or point.score < limits[0]], free)
+    _floor(ax, points, free)
     named = {point.cell.number: point for point in (*line, *_reference(dots))}.values()
     name_at_right(ax, [Name(p.name, p.cost, p.score, looks.colour(p.cell.family)) for p in named])
     _legend(ax, looks, {point.cell.family for point in dots})
-    measured = f"{points[0].cell.evaluated} {points[0].cell.metric}, %"
+    first, unit = points[0].cell, unit_of(points[0].cell.metric)
+    measured = f"{first.evaluated} {first.metric}" + (f", {unit.mark}" if unit.mark else "")
     ax.set_xlabel(cost.label)
     ax.set_ylabel(measured)
     caption = (
@@ -139,14 +142,16 @@ def _figure(
 def _limits(points: Sequence[_Point]) -> tuple[float, float]:
     """Around all means but the floor's, which is far below: what is compared would be a line."""
     scores = [p.score for p in points if p.cell.family != FLOOR] or [p.score for p in points]
-    pad = max(0.15 * (max(scores) - min(scores)), 0.5)
-    return min(scores) - pad, min(max(scores) + pad, max(101.0, max(scores) + 1))
+    low, high, percent = min(scores), max(scores), bool(unit_of(points[0].cell.metric).mark)
+    # Half a point, or of scores with units as much of the largest.
+    pad = max(0.15 * (high - low), 0.5 if percent else 0.005 * high, 1e-9)
+    return low - pad, min(high + pad, max(101.0, high + 1)) if percent else high + pad
 
 
 def _reference(points: Sequence[_Point]) -> list[_Point]:
     """The best LoRA."""
     lora = [point for point in points if point.cell.family == REFERENCE]
-    return sorted(lora, key=lambda point: -point.score)[:1]
+    return sorted(lora, key=lambda point: -(point.cell.gain or 0.0))[:1]
 
 
 def _far_apart(cost: Cost, points: Sequence[_Point]) -> bool:
@@ -203,14 +208,14 @@ def _kind(point: _Point) -> tuple[str, bool, bool]:
 
 def _floor(ax: Axes, points: Sequence[_Point], free: Sequence[_Point]) -> None:
     """Lines at the scores of what costs nothing; what lies below the panel is told."""
-    low = ax.get_ylim()[0]
-    below = [point for point in points if point.score < low]
+    limits = ax.get_ylim()
+    outside = [point for point in points if not limits[0] <= point.score <= limits[1]]
     for point in free:
-        if point.score >= low:
+        if point not in outside:
             ax.axhline(point.score, color=MUTED, lw=0.9, ls=":", zorder=1)
             _note(ax, point.name, (0.99, point.score), "data")
-    if below:
-        _note(ax, _below(below), (0.99, 0.01), "axes fraction")
+    if outside:
+        _note(ax, _outside(outside), (0.99, 0.01), "axes fraction")
 
 
 def _note(ax: Axes, text: str, at: tuple[float, float], y: str) -> None:
@@ -226,8 +231,8 @@ def _note(ax: Axes, text: str, at: tuple[float, float], y: str) -> None:
     )
 
 
-def _below(points: Sequence[_Point]) -> str:
-    return "below: " + ", ".join(f"{point.name} {point.score:.1f}" for point in points)
+def _outside(points: Sequence[_Point]) -> str:
+    return "outside: " + ", ".join(f"{p.name} {unit_of(p.cell.metric).score(p.cell.mean, 1)}" for p in points)
 
 
 def _legend(ax: Axes, looks: Looks, families: set[str]) -> None:
@@ -259,7 +264,7 @@ def _plot(
             "type": "scatter",
             "mode": "lines",
             "x": [point.cost for point in line],
-            "y": [round(point.score, 3) for point in line],
+            "y": [float(f"{point.score:.6g}") for point in line],
             "line": {"color": themed(MUTED), "width": 1, "shape": "hv"},
             "hoverinfo": "skip",
             "showlegend": False,
@@ -276,7 +281,7 @@ def _plot(
                 "legendgroup": hover.safe(family),
                 "showlegend": family not in seen,
                 "x": [point.cost for point in group],
-                "y": [round(point.score, 3) for point in group],
+                "y": [float(f"{point.score:.6g}") for point in group],
                 "marker": hover.markers(looks, family, opacity=1 if front else FAINT, hollow=not complete),
                 "hoverinfo": "text",
                 "hovertext": [_told(study, cost, point) for point in group],
@@ -287,9 +292,9 @@ def _plot(
         traces,
         height=400,
         x={"title": {"text": cost.label}, "type": "log" if log else "linear"},
-        y={"title": {"text": hover.safe(measured)}, "range": [round(limit, 2) for limit in limits]},
+        y={"title": {"text": hover.safe(measured)}, "range": list(limits)},
         shapes=[_level(point) for point in free],
-        annotations=_told_below([point for point in (*dots, *free) if point.score < limits[0]]),
+        annotations=_told_outside([p for p in (*dots, *free) if not limits[0] <= p.score <= limits[1]]),
     )
 
 
@@ -299,20 +304,21 @@ def _level(point: _Point) -> hover.Trace:
     return {"type": "line", "line": hover.line(MUTED)} | ends
 
 
-def _told_below(points: Sequence[_Point]) -> list[hover.Trace]:
+def _told_outside(points: Sequence[_Point]) -> list[hover.Trace]:
     if not points:
         return []
     at = {"xref": "paper", "yref": "paper", "x": 1, "y": 0, "xanchor": "right", "yanchor": "bottom"}
-    return [at | {"text": hover.safe(_below(points)), "showarrow": False, "font": {"color": themed(INK)}}]
+    return [at | {"text": hover.safe(_outside(points)), "showarrow": False, "font": {"color": themed(INK)}}]
 
 
 def _told(study: Study, cost: Cost, point: _Point) -> str:
-    bounds = "" if point.bounds is None else f" ({point.bounds[0]:.2f} to {point.bounds[1]:.2f})"
+    cell, unit = point.cell, unit_of(point.cell.metric)
+    bounds = "" if point.bounds is None else f" ({unit.score(cell.low)} to {unit.score(cell.high)})"
     return hover.text(
         point.name,
-        f"{point.score:.2f}{bounds}",
+        f"{unit.score(cell.mean)}{bounds}",
         f"{cost.label}: {point.cost:,.0f}" if cost is PARAMETERS else f"{cost.label}: {point.cost:,.2f}",
-        *hover.seeds(study.of_cell(point.cell.number)),
+        *hover.seeds(study.of_cell(cell.number), unit),
         _standing(point),
     )
 

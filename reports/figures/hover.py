@@ -13,6 +13,7 @@ from typing import Any
 from bench.process.visible import visible
 from reports.drawing import INK, MUTED, PAPER, RULE, SHAPES, Looks, Plot, themed
 from reports.study import Seed
+from reports.units import Unit
 
 #: plotly's names for `SHAPES`.
 SYMBOLS = dict(
@@ -38,11 +39,11 @@ def safe(words: str) -> str:
     return escape(visible(" ".join(words.split())), quote=False)
 
 
-def seeds(some: Iterable[Seed]) -> list[str]:
-    """A line a seed: its score in percent, or why there is none."""
+def seeds(some: Iterable[Seed], unit: Unit) -> list[str]:
+    """A line a seed: its score, or why there is none."""
     return [
         f"seed {seed.seed}: "
-        + (f"{100 * seed.score:.2f}" if seed.score is not None else seed.failure or seed.status.lower())
+        + (unit.score(seed.score) if seed.score is not None else seed.failure or seed.status.lower())
         for seed in some
     ]
 

@@ -13,6 +13,7 @@ from reports.curves import Curve, Panel
 from reports.drawing import Drawn, Looks, Name, Plot, name_at_right, panels, themed
 from reports.figures import hover
 from reports.study import FLOOR, REFERENCE, grouped
+from reports.units import Unit, unit_of
 
 #: Lines that tell the methods of one family apart.
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
@@ -31,12 +32,13 @@ def training(curves: Sequence[Curve], looks: Looks) -> list[Drawn]:
 
 def _figure(number: int, panel: Panel, curves: Sequence[Curve], looks: Looks) -> Drawn:
     figure, (ax,) = panels(1, height=3.6, wide=True)
-    limits = _limits(curves)
+    unit = unit_of(curves[0].metric)
+    limits = _limits(curves, unit)
     styles = list(_styles(curves))
     for curve, (dash, width) in zip(curves, styles, strict=True):
         ax.plot(
             curve.epochs,
-            100 * curve.values,
+            unit.factor * curve.values,
             color=looks.colour(curve.family),
             lw=width,
             ls=LINES[dash],
@@ -45,17 +47,17 @@ def _figure(number: int, panel: Panel, curves: Sequence[Curve], looks: Looks) ->
         )
     ax.set_ylim(limits)
     alike = len({(curve.seeds, curve.planned) for curve in curves}) == 1
-    name_at_right(ax, list(_ends(curves, limits, looks, alike=alike)))
+    name_at_right(ax, list(_ends(curves, limits, looks, unit, alike=alike)))
     ax.set_xlabel("epoch")
-    ax.set_ylabel("validation score, %")
+    ax.set_ylabel(_measured(unit))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     return Drawn(
         f"training-curves-{number}",
         f"Training curves, {panel}",
         _caption(curves, alike=alike),
-        "; ".join(f"{c.method} ends at {100 * c.values[-1]:.1f}" for c in curves),
+        "; ".join(f"{c.method} ends at {unit.score(float(c.values[-1]), 1)}" for c in curves),
         figure,
-        plot=_plot(curves, styles, looks, limits),
+        plot=_plot(curves, styles, looks, limits, unit),
         budget=panel.budget,
         settings=(panel.setting,),
     )
@@ -66,7 +68,7 @@ def _caption(curves: Sequence[Curve], *, alike: bool) -> str:
     short = f" ({first.seeds} of {first.planned})" if alike and first.seeds < first.planned else ""
     return (
         f"Validation score after each epoch, the mean over the seeds that have one{short}. The first epochs "
-        "and head only may lie below the frame."
+        "and head only may lie outside of the frame."
     )
 
 
@@ -78,26 +80,32 @@ def _styles(curves: Sequence[Curve]) -> Iterator[tuple[int, float]]:
         drawn_of[curve.family] += 1
 
 
-def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
+def _measured(unit: Unit) -> str:
+    return "validation score" + (f", {unit.mark}" if unit.mark else "")
+
+
+def _limits(curves: Sequence[Curve], unit: Unit) -> tuple[float, float]:
     """Around what the curves have once they have begun to learn, but for the floor's: it and the first epochs
     would leave of the rest a line.
     """
     shown = [curve for curve in curves if curve.family != FLOOR] or curves
-    values = 100 * np.concatenate([curve.values[curve.epochs >= BEGUN * curve.epochs[-1]] for curve in shown])
-    pad = max(0.08 * (values.max() - values.min()), 0.5)
+    values = unit.factor * np.concatenate(
+        [curve.values[curve.epochs >= BEGUN * curve.epochs[-1]] for curve in shown]
+    )
+    pad = max(0.08 * (values.max() - values.min()), 0.5 if unit.mark else 0.005 * abs(values).max(), 1e-9)
     return float(values.min() - pad), float(values.max() + pad)
 
 
 def _ends(
-    curves: Sequence[Curve], limits: tuple[float, float], looks: Looks, *, alike: bool
+    curves: Sequence[Curve], limits: tuple[float, float], looks: Looks, unit: Unit, *, alike: bool
 ) -> Iterator[Name]:
-    """The curves' names at their ends; of one that ends below the frame with where it ends."""
+    """The curves' names at their ends; of one that ends outside of the frame with where it ends."""
     for curve in curves:
-        end = 100 * float(curve.values[-1])
+        end = unit.factor * float(curve.values[-1])
         name = curve.method if alike else curve.label
-        if end < limits[0]:
-            name += f" ({end:.1f}, below)"
-        x, y = float(curve.epochs[-1]), max(end, limits[0])
+        if not limits[0] <= end <= limits[1]:
+            name += f" ({unit.score(float(curve.values[-1]), 1)}, outside)"
+        x, y = float(curve.epochs[-1]), min(max(end, limits[0]), limits[1])
         yield Name(name, x, y, looks.colour(curve.family))
 
 
@@ -106,6 +114,7 @@ def _plot(
     styles: Sequence[tuple[int, float]],
     looks: Looks,
     limits: tuple[float, float],
+    unit: Unit,
 ) -> Plot:
     traces: list[dict[str, Any]] = [
         {
@@ -113,12 +122,12 @@ def _plot(
             "mode": "lines+markers" if len(curve.epochs) <= MOST_TOLD else "lines",
             "name": hover.safe(curve.label),
             "x": curve.epochs.tolist(),
-            "y": (100 * curve.values).round(3).tolist(),
+            "y": [float(f"{unit.factor * value:.6g}") for value in curve.values],
             "line": {"color": themed(looks.colour(curve.family)), "width": width}
             | {"dash": hover.DASHES[dash]},
             "marker": hover.markers(looks, curve.family) | {"size": 5},
             "hoverinfo": "text",
-            "hovertext": [_told(curve, place) for place in range(len(curve.epochs))],
+            "hovertext": [_told(curve, place, unit) for place in range(len(curve.epochs))],
         }
         for curve, (dash, width) in zip(curves, styles, strict=True)
     ]
@@ -126,16 +135,16 @@ def _plot(
         traces,
         height=420,
         x={"title": {"text": "epoch"}},
-        y={"title": {"text": "validation score, %"}, "range": [round(limit, 2) for limit in limits]},
+        y={"title": {"text": _measured(unit)}, "range": list(limits)},
         legend={"orientation": "v", "x": 1.01, "y": 1, "traceorder": "normal"},
     )
 
 
-def _told(curve: Curve, place: int) -> str:
+def _told(curve: Curve, place: int, unit: Unit) -> str:
     seeds = [
-        f"seed {seed}: {100 * values[place]:.2f}"
+        f"seed {seed}: {unit.score(float(values[place]))}"
         for seed, values in curve.of_seeds.items()
         if len(curve.epochs) <= MOST_TOLD and not np.isnan(values[place])
     ]
-    mean = f"{100 * curve.values[place]:.2f} after epoch {curve.epochs[place]:g}"
+    mean = f"{unit.score(float(curve.values[place]))} after epoch {curve.epochs[place]:g}"
     return hover.text(curve.method, mean, *seeds)

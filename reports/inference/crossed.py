@@ -11,37 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reports.inference.intervals import Array, Bounds, Error, welch
-
-#: The metrics whose scores `contributions` can take apart.
-METRICS = ("accuracy", "matthews")
-
-
-def contributions(metric: str, labels: NDArray[np.int64], answers: NDArray[np.int64]) -> Array:
-    """What each example (examples,) contributes to a score, which is their mean.
-
-    Of accuracy it is 1 or 0. Matthews' correlation is no mean of examples: the contributions are the score
-    plus the influence of each example on it (Hampel, 1974), whose variance is the score's to the first order.
-    Classes are numbers from 0; an answer of -1 is none at all.
-    """
-    if metric == "accuracy":
-        return (labels == answers).astype(float)
-    classes = np.arange(-1, max(labels.max(), answers.max()) + 1)
-    told = (labels[:, None] == classes).mean(0)
-    said = (answers[:, None] == classes).mean(0)
-    right = labels == answers
-    above = right.mean() - told @ said
-    of_answers, of_labels = 1 - said @ said, 1 - told @ told
-    if of_answers * of_labels <= 0:
-        return np.zeros(len(labels))
-    score = above / np.sqrt(of_answers * of_labels)
-    # The slope of `above` and of the two below along each example's cell of the confusion matrix.
-    slope_above = right - said[labels + 1] - told[answers + 1]
-    slope_below = said[answers + 1] / of_answers + told[labels + 1] / of_labels
-    influence = slope_above / np.sqrt(of_answers * of_labels) + score * slope_below
-    return score + influence - influence.mean()
 
 
 @dataclass(frozen=True)

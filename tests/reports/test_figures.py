@@ -152,7 +152,7 @@ def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[
         assert 100 * (head or 0) < low < 100 * min(c.mean or 0 for c in cells if c.mean != head)
         assert high < 101.5
     words = [text.get_text() for text in drawn["score-vs-memory-0"].figure.axes[0].texts]
-    assert any(word.startswith("below: head only") for word in words)
+    assert any(word.startswith("outside: head only") for word in words)
 
 
 def test_names_beside_a_panel_do_not_collide(drawn: dict[str, Drawn]) -> None:
