@@ -79,6 +79,8 @@ class Analysis:
     blocks: tuple[Block, ...]
     #: What whoever reads the report must know, the notes of the study included.
     notes: tuple[str, ...]
+    #: The runs as far as they were read.
+    evidence: Evidence = field(repr=False)
 
 
 def analyse(study: Study, threshold: Asked = None) -> Analysis:
@@ -92,7 +94,7 @@ def analyse(study: Study, threshold: Asked = None) -> Analysis:
     evidence = gather(study, _needed(study, begun))
     blocks = tuple(_finished(evidence, block, made) for block in begun)
     notes = (*study.notes, *evidence.notes, *_sparse(study), *_metrics(study))
-    return Analysis(study, matters, blocks, notes)
+    return Analysis(study, matters, blocks, notes, evidence)
 
 
 def _blocks(

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from bench.wire.words import validation_key
 from reports.artifacts import histories
 from reports.inference.intervals import Array
-from reports.study import CEILING, FLOOR, OWN_SIZE, REFERENCE, Cell, Seed, Study, grouped
+from reports.study import CEILING, FLOOR, OWN_SIZE, REFERENCE, Cell, Seed, Study, TaskAndBackbone, grouped
 
 #: Panels, methods of one panel beside the baselines, and metric histories that one report reads.
 MOST_PANELS, MOST_CURVES, MOST_HISTORIES = 12, 10, 600
+
+
+class Panel(NamedTuple):
+    """A setting under one budget, with the methods of their own size."""
+
+    setting: TaskAndBackbone
+    #: Empty where there is one budget only.
+    budget: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}" + (f" · {self.budget}" if self.budget else "")
 
 
 @dataclass(frozen=True)
 class Curve:
     """A method on one panel: the mean over the seeds that have a value at that epoch."""
 
-    panel: str
+    panel: Panel
     cell: int
     method: str
     family: str
@@ -30,6 +42,8 @@ class Curve:
     planned: int
     epochs: Array
     values: Array
+    #: The values of each seed (epochs,), NaN where it has none.
+    of_seeds: dict[int, Array]
 
     @property
     def label(self) -> str:
@@ -58,21 +72,31 @@ def read(study: Study) -> tuple[list[Curve], list[str]]:
         )
     stored = _histories(study, {number: study.finished(number)[:each] for number in sorted(cells)})
     return [
-        Curve(
-            panel, cell.number, cell.method, cell.family, cell.metric, len(found), cell.seeds, *_mean(found)
-        )
+        _curve(panel, cell, found)
         for panel, some in shown.items()
         for cell in some
         if (found := stored[cell.number])
     ], notes
 
 
-def _panels(study: Study) -> dict[str, list[Cell]]:
+def _curve(panel: Panel, cell: Cell, found: Mapping[int, Array]) -> Curve:
+    """`found`: the history (points, 2) of each seed."""
+    epochs = np.unique(np.concatenate([points[:, 0] for points in found.values()]))
+    of_seeds = {}
+    for seed, points in found.items():
+        values = of_seeds[seed] = np.full(len(epochs), np.nan)
+        values[np.searchsorted(epochs, points[:, 0])] = points[:, 1]
+    mean = np.nanmean(np.stack(list(of_seeds.values())), axis=0)
+    names = cell.number, cell.method, cell.family, cell.metric
+    return Curve(panel, *names, len(found), cell.seeds, epochs, mean, of_seeds)
+
+
+def _panels(study: Study) -> dict[Panel, list[Cell]]:
     """A panel for each setting and budget, with the cells to draw in it."""
     begun = [cell for cell in study.all_cells if cell.finished]
     budgets = list(dict.fromkeys(cell.budget for cell in begun if cell.budget != OWN_SIZE)) or [OWN_SIZE]
     return {
-        f"{setting}" + (f" · {budget}" if len(budgets) > 1 else ""): _shown(cells, budget)
+        Panel(setting, budget if len(budgets) > 1 else ""): _shown(cells, budget)
         for setting, cells in grouped(begun, lambda cell: cell.setting).items()
         for budget in budgets
         if any(cell.budget == budget for cell in cells)
@@ -90,8 +114,8 @@ def _shown(cells: Sequence[Cell], budget: str) -> list[Cell]:
     return list(chosen.values())
 
 
-def _histories(study: Study, wanted: Mapping[int, Sequence[Seed]]) -> dict[int, list[Array]]:
-    """The stored histories of the validation score of each cell's seeds."""
+def _histories(study: Study, wanted: Mapping[int, Sequence[Seed]]) -> dict[int, dict[int, Array]]:
+    """The stored histories of the validation score of each cell, by seed."""
     found: dict[str, Array] = {}
     for experiment in study.experiments:
         by_metric = grouped(wanted, lambda number: study.all_cells[number].metric)
@@ -104,12 +128,6 @@ def _histories(study: Study, wanted: Mapping[int, Sequence[Seed]]) -> dict[int, 
             ]
             found |= histories(experiment, dict.fromkeys(ids), validation_key(metric))
     return {
-        number: [found[seed.trial_id] for seed in seeds if seed.trial_id in found]
+        number: {seed.seed: found[seed.trial_id] for seed in seeds if seed.trial_id in found}
         for number, seeds in wanted.items()
     }
-
-
-def _mean(some: Sequence[Array]) -> tuple[Array, Array]:
-    points = np.concatenate(some)
-    epochs = np.unique(points[:, 0])
-    return epochs, np.array([points[points[:, 0] == epoch, 1].mean() for epoch in epochs])

@@ -24,9 +24,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy.optimize import isotonic_regression
 
 from bench.process.visible import visible
-from reports.study import CEILING, FLOOR, REFERENCE
+from methods.errors import cut
+from reports.study import CEILING, FLOOR, REFERENCE, TaskAndBackbone
 
-INK, MUTED, RULE = "#1b1c1e", "#63666b", "#d5d7da"
+INK, MUTED, RULE, PAPER = "#1b1c1e", "#63666b", "#d5d7da", "#ffffff"
 #: The colours of Okabe and Ito, which the colour-blind can tell apart, darkened where they would be too pale
 #: on white. Shapes tell the families apart as well.
 SERIES = ("#0072b2", "#c2500a", "#00795a", "#a4487c", "#7d6200", "#3f4fa8", "#8a3b3b", "#4d6a73")
@@ -34,8 +35,12 @@ SHAPES = ("o", "s", "D", "^", "v", "P", "X", "h")
 
 #: For each colour of a figure the variable of page.css that takes its place when the figure stands in the
 #: page, so that it changes with the theme.
-_THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"} | {
-    colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)
+_THEMED = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+    PAPER: "var(--paper)",
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)},
 }
 
 _STYLE: Any = {
@@ -76,6 +81,16 @@ _STYLE: Any = {
 #: How wide figures of several columns and of one column are, in inches, and how many pixels of the page an
 #: inch becomes.
 WIDTH, NARROW, PIXELS = 8.6, 6.4, 97
+#: Names that stand one below the other beside a panel, and letters of one.
+MOST_NAMES, MOST_LETTERS = 17, 50
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The same figure for plotly.js, in which points can be pointed at. Colours are variables of page.css."""
+
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,11 @@ class Drawn:
     figure: Figure = field(repr=False)
     #: Group id of an element of the figure -> the text that appears when it is pointed at.
     told: dict[str, str] = field(default_factory=dict, repr=False)
+    #: None where there is nothing to point at.
+    plot: Plot | None = field(default=None, repr=False)
+    #: What it is of; empty where it is of all of them.
+    budget: str = ""
+    settings: tuple[TaskAndBackbone, ...] = ()
 
     def png(self) -> bytes:
         file = io.BytesIO()
@@ -116,7 +136,8 @@ class Drawn:
         text = re.sub(r'\b(id=")', rf"\g<1>{self.name}-", text)
         text = re.sub(r'(url\(#|href="#)', rf"\g<1>{self.name}-", text)
         for colour, variable in _THEMED.items():
-            text = text.replace(colour, variable)
+            if colour != PAPER:
+                text = text.replace(colour, variable)
         for gid, told in self.told.items():
             opened = f'<g id="{self.name}-{gid}">'
             text = text.replace(opened, f"{opened}<title>{escape(told)}</title>")
@@ -138,13 +159,18 @@ class Drawn:
         return visible(file.getvalue())
 
 
-def panels(count: int, *, columns: int = 2, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes in a grid; `height` is that of a row, in inches."""
+def themed(colour: str) -> str:
+    """The variable of page.css that takes the place of a colour."""
+    return _THEMED[colour]
+
+
+def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes in a grid; `height` is that of a row, in inches. `wide`: one too."""
     columns = min(columns, count)
     rows = -(-count // columns)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(
-            figsize=(WIDTH if columns > 1 else NARROW, rows * height),
+            figsize=(WIDTH if wide or columns > 1 else NARROW, rows * height),
             layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04),
         )
         FigureCanvasAgg(figure)
@@ -192,3 +218,42 @@ def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[f
     placed = np.empty(len(values))
     placed[order] = np.minimum(in_order, top - gaps[-1]) + gaps
     return [float(value) for value in placed]
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name for a point of a panel."""
+
+    text: str
+    x: float
+    y: float
+    colour: str
+
+
+def name_at_right(ax: Axes, names: Sequence[Name]) -> None:
+    """Writes the names in a column beside the panel, moved apart, each with a line to its point.
+
+    The limits of the panel must stand. So no name covers a point or another name.
+    """
+    low, high = ax.get_ylim()
+    kept = sorted(names, key=lambda name: name.y)[-MOST_NAMES:]
+    places = spread([min(max(name.y, low), high) for name in kept], (high - low) / MOST_NAMES, high)
+    for name, place in zip(kept, places, strict=True):
+        ax.annotate(
+            cut(name.text, MOST_LETTERS),
+            (name.x, name.y),
+            (1.03, place),
+            textcoords=ax.get_yaxis_transform(),
+            fontsize=7.5,
+            va="center",
+            color=name.colour,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": RULE,
+                "lw": 0.7,
+                "shrinkA": 2,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
+        )

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -58,7 +59,7 @@ def render(
         title=study.title,
         analysis=analysis,
         study=study,
-        rows=_board(study),
+        rows=_board(analysis),
         choices={
             name: list(dict.fromkeys(getattr(cell, name) for cell in cells))
             for name in ("task", "backbone", "budget", "family")
@@ -70,7 +71,10 @@ def render(
         incomplete=INCOMPLETE,
         figures=figures,
         inline=lambda figure: Markup(figure.inline()),
-        costs=[figures[cost.name] for cost in COSTS if cost.name in figures],
+        costs=[figure for cost in COSTS for figure in drawn if figure.name.startswith(f"{cost.name}-")],
+        curves=[figure for figure in drawn if figure.name.startswith("training-curves-")],
+        plotly=Markup(_plotly()) if any(figure.plot for figure in drawn) else "",
+        embedded=lambda plot: Markup(_embedded(vars(plot))),
         ablations=list(zip(ablations, of_ablations, strict=True)),
         mixtures=found,
         budgets=_budgets(cells),
@@ -106,10 +110,11 @@ class BoardRow:
     strip: Strip | None
 
 
-def _board(study: Study) -> list[BoardRow]:
+def _board(analysis: Analysis) -> list[BoardRow]:
     """The leaderboard: settings in the plan's order, the best first."""
+    study = analysis.study
     looks = Looks(cell.family for cell in study.all_cells)
-    front = {cell.number for cell in pareto(study.all_cells, PARAMETERS.of)}
+    front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, PARAMETERS.of)}
     rows = []
     for cells in grouped(study.all_cells, lambda cell: cell.setting).values():
         low, high = _scale(study, cells)
@@ -178,6 +183,11 @@ def _embedded(data: Any) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _plotly() -> str:
+    """The script that draws figures; `vendor/README.md` says where it is from."""
+    return (files("reports") / "vendor" / "plotly-basic.min.js").read_text(encoding="utf-8")
 
 
 def _measured(cells: Sequence[Cell]) -> str:

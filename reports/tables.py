@@ -6,12 +6,16 @@ Scores are in percent or in the units of the targets, mean ± standard deviation
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
 
 from bench.metrics import direction
 from bench.process.visible import visible
-from reports.analysis import Analysis
+from reports.analysis import Analysis, Block
+from reports.inference.effects import Answer
 from reports.mixtures import Mixture
 from reports.rendering import environment
 from reports.study import OWN_SIZE, Cell, block_order, grouped
@@ -19,6 +23,17 @@ from reports.units import unit_of
 
 #: Shown where a cell lacks seeds.
 INCOMPLETE = "†"
+#: What a verdict says of a method, where it says something of the size.
+BETTER, WORSE, WITHIN = "↑", "↓", "≈"
+MARKS = {
+    BETTER: "better beyond the threshold",
+    WORSE: "worse beyond it",
+    WITHIN: "within it",
+}
+#: Lines of a page of LaTeX that a table may take.
+MOST_LINES = 40
+
+Key = TypeVar("Key", int, str)
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,8 @@ class Entry:
     text: str
     #: 1 the best of its block and column, 2 the second; None for others, and for incomplete cells.
     place: int | None = None
+    #: What is claimed against LoRA: one of `MARKS`, or nothing.
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,8 @@ class TableRow:
     percent: float
     #: One a task.
     entries: list[Entry]
+    #: Means over the tasks of one metric, one for each of the table's `averages`.
+    averages: list[Entry]
 
 
 @dataclass(frozen=True)
@@ -49,40 +68,85 @@ class MainTable:
     tasks: list[str]
     #: What is measured on each task.
     metrics: list[str]
+    #: The metrics that several tasks have: each has a column of averages. No average is of two metrics.
+    averages: list[str]
     #: Budget -> its rows.
     blocks: dict[str, list[TableRow]]
     incomplete: bool
+    #: Whether any entry has a mark.
+    marked: bool
     #: Whether all scores are in percent; others are in the units of their targets.
     percent: bool = True
 
     @property
+    def columns(self) -> int:
+        return 2 + len(self.tasks) + len(self.averages)
+
+    @property
+    def long(self) -> bool:
+        """Whether it would pass a page."""
+        return sum(1 + len(rows) for rows in self.blocks.values()) > MOST_LINES
+
+    @property
     def legend(self) -> str:
         text = "Best mean of a block in bold, second underlined; neither claims a difference."
-        return text + (
-            f" {INCOMPLETE} seeds are missing; the mean is of those that are there."
-            if self.incomplete
-            else ""
-        )
+        if self.incomplete:
+            text += f" {INCOMPLETE} seeds are missing; the mean is of those that are there."
+        if self.marked:
+            marks = ", ".join(f"{mark} {told}" for mark, told in MARKS.items())
+            text += f" Against LoRA over all settings of the metric: {marks}; otherwise undecided."
+        return text
 
 
-def main_tables(cells: Sequence[Cell]) -> list[MainTable]:
-    """A table a backbone: isorank, isoparameters, other budgets, then methods of their own size."""
+def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[MainTable]:
+    """A table a backbone: isorank, isoparameters, other budgets, then methods of their own size.
+
+    `blocks` is what can be said of these cells; without any nothing is marked.
+    """
+    marks = dict(found for block in blocks for found in _marks(block))
     by_backbone = grouped(cells, lambda cell: cell.backbone)
-    return [_main_table(backbone, some) for backbone, some in by_backbone.items()]
+    return [_main_table(backbone, some, marks) for backbone, some in by_backbone.items()]
 
 
-def _main_table(backbone: str, cells: Sequence[Cell]) -> MainTable:
+#: Budget, metric, method -> its mark.
+Marks = Mapping[tuple[str, str, str], str]
+
+
+def _marks(block: Block) -> Iterator[tuple[tuple[str, str, str], str]]:
+    for found in block.comparisons:
+        answer, side = found.verdict.answer, found.verdict.side
+        beyond = BETTER if side == "better" else WORSE
+        mark = {Answer.BEYOND: beyond, Answer.WITHIN: WITHIN}.get(answer, "")
+        yield (block.budget, block.metric, found.method), mark
+
+
+def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks) -> MainTable:
     by_task = grouped(cells, lambda cell: cell.task)
     by_budget = grouped(cells, lambda cell: cell.budget)
+    metric_of = {
+        task: next((cell.metric for cell in some if cell.metric), "") for task, some in by_task.items()
+    }
+    of_metric = grouped(by_task, lambda task: metric_of[task])
+    # The units of two tasks' targets have no mean.
+    averaged = {
+        metric: tasks
+        for metric, tasks in of_metric.items()
+        if metric and len(tasks) > 1 and unit_of(metric).mark
+    }
+    blocks = {
+        budget: _rows(by_budget[budget], metric_of, averaged, marks)
+        for budget in sorted(by_budget, key=block_order)
+    }
+    entries = (entry for rows in blocks.values() for row in rows for entry in (*row.entries, *row.averages))
     return MainTable(
         backbone=backbone,
         tasks=list(by_task),
         metrics=[_metric(some) for some in by_task.values()],
-        percent=all(unit_of(cell.metric).mark for cell in cells),
-        blocks={
-            budget: _rows(by_budget[budget], list(by_task)) for budget in sorted(by_budget, key=block_order)
-        },
+        averages=list(averaged),
+        blocks=blocks,
         incomplete=not all(cell.complete for cell in cells),
+        marked=any(entry.mark for entry in entries),
+        percent=all(unit_of(cell.metric).mark for cell in cells),
     )
 
 
@@ -90,33 +154,74 @@ def _metric(cells: Sequence[Cell]) -> str:
     return next((f"{cell.evaluated} {cell.metric}" for cell in cells if cell.metric), "no result")
 
 
-def _rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[TableRow]:
-    """The rows of one budget."""
+def _rows(
+    cells: Sequence[Cell],
+    metric_of: Mapping[str, str],
+    averaged: Mapping[str, Sequence[str]],
+    marks: Marks,
+) -> list[TableRow]:
+    """The rows of one budget. A mark is of all tasks of a metric, and stands in their average."""
     places: dict[int, int] = {}
     for of_task in grouped(cells, lambda cell: cell.task).values():
-        places |= _places(of_task)
+        places |= _places(
+            {cell.number: _printed(cell.metric, cell.mean) for cell in of_task if cell.complete}
+        )
+    by_method = grouped(cells, lambda cell: cell.method)
+    averages = {metric: _averages(by_method, metric, tasks) for metric, tasks in averaged.items()}
     rows = []
-    for method, some in grouped(cells, lambda cell: cell.method).items():
+    for method, some in by_method.items():
         on = {cell.task: cell for cell in some}
-        entries = [
-            Entry(score(on[task]), places.get(on[task].number)) if task in on else Entry("–")
-            for task in tasks
+        budget = some[0].budget
+        entries = []
+        for task, metric in metric_of.items():
+            mark = marks.get((budget, metric, method), "") if metric not in averaged else ""
+            known = on.get(task)
+            entries.append(
+                Entry("–") if known is None else Entry(score(known), places.get(known.number), mark)
+            )
+        of_metrics = [
+            replace(found[method], mark=marks.get((budget, metric, method), ""))
+            for metric, found in averages.items()
         ]
-        rows.append(TableRow(method, some[0].percent_of_lora, entries))
+        rows.append(TableRow(method, some[0].percent_of_lora, entries, of_metrics))
     return rows
 
 
-def _places(cells: Sequence[Cell]) -> dict[int, int]:
-    """First and second by what is printed, so that equal figures are marked alike."""
-    shown = {
-        cell.number: direction(cell.metric) * float(unit_of(cell.metric).score(cell.mean))
-        for cell in cells
-        if cell.complete and cell.mean is not None
+def _averages(by_method: Mapping[str, Sequence[Cell]], metric: str, tasks: Sequence[str]) -> dict[str, Entry]:
+    """The mean over these tasks of each method that has a score on all of them."""
+    means: dict[str, float] = {}
+    short = set()
+    for method, cells in by_method.items():
+        found = [cell for cell in cells if cell.task in tasks and cell.mean is not None]
+        if len(found) == len(tasks):
+            means[method] = float(np.mean([cell.mean for cell in found]))
+            if not all(cell.complete for cell in found):
+                short.add(method)
+    places = _places(
+        {method: _printed(metric, mean) for method, mean in means.items() if method not in short}
+    )
+    return {
+        method: Entry(f"{100 * means[method]:.2f}" + f" {INCOMPLETE}" * (method in short), places.get(method))
+        if method in means
+        else Entry("–")
+        for method in by_method
     }
+
+
+def _printed(metric: str, mean: float | None) -> float | None:
+    """A mean as it is printed, so that equal figures are marked alike; with its sign turned where less is
+    better.
+    """
+    return None if mean is None else direction(metric) * float(unit_of(metric).score(mean))
+
+
+def _places(means: Mapping[Key, float | None]) -> dict[Key, int]:
+    """First and second of what `_printed` gave."""
+    shown = {key: mean for key, mean in means.items() if mean is not None}
     if len(shown) < 2:
         return {}
     best = sorted(set(shown.values()), reverse=True)[:2]
-    return {number: best.index(value) + 1 for number, value in shown.items() if value in best}
+    return {key: best.index(value) + 1 for key, value in shown.items() if value in best}
 
 
 def score(cell: Cell) -> str:
@@ -135,14 +240,15 @@ def score(cell: Cell) -> str:
 
 def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
     """The main tables and the comparisons."""
-    tables = main_tables(analysis.study.all_cells)
+    tables = main_tables(analysis.study.all_cells, analysis.blocks)
     text = _rendered("tables.md", markdown_text, analysis=analysis, tables=tables, mixtures=mixtures)
     return text.rstrip("\n") + "\n"
 
 
 def latex(analysis: Analysis) -> str:
-    r"""The main tables for `\input`; needs the package booktabs."""
-    return _rendered("tables.tex", latex_text, _LATEX_MARKS, tables=main_tables(analysis.study.all_cells))
+    r"""The main tables for `\input`; needs the package booktabs, and longtable where one passes a page."""
+    tables = main_tables(analysis.study.all_cells, analysis.blocks)
+    return _rendered("tables.tex", latex_text, _LATEX_MARKS, tables=tables)
 
 
 #: What marks the template's own words there: braces and percent signs are LaTeX's.
@@ -159,10 +265,19 @@ _LATEX_MARKS = {
 def _rendered(
     template: str, escape: Callable[[str], str], marks: Mapping[str, str] = {}, **values: object
 ) -> str:
-    """A template filled in, every value escaped."""
-    made = environment(finalize=lambda value: escape(str(value)), keep_trailing_newline=True, **marks)
+    """A template filled in, every value escaped but for what a macro of it has made: `raw(macro())`."""
+    made = environment(
+        finalize=lambda value: value if isinstance(value, _Raw) else escape(str(value)),
+        keep_trailing_newline=True,
+        **marks,
+    )
+    made.globals["raw"] = _Raw
     made.filters |= {"block_title": _block_title, "unit": unit_of}
     return made.get_template(template).render(values)
+
+
+class _Raw(str):
+    """Text that is escaped already."""
 
 
 def _block_title(budget: str) -> str:
@@ -181,6 +296,9 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "±": r"$\pm$",
+    BETTER: r"$^\uparrow$",
+    WORSE: r"$^\downarrow$",
+    WITHIN: r"$^\approx$",
     "†": r"$^\dagger$",
     "–": "--",
     "·": r"$\cdot$",

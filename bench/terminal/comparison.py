@@ -80,7 +80,9 @@ def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
     unit = unit_of(metric)
     title += ", in percent" if unit.mark else f", {metric} in units of the targets"
     columns = ("method", "budget", *names, "difference", "95%", "seeds", "p", "verdict")
-    table = plain_table(title, *columns, texts=("budget",), whole=columns[1:])
+    table = plain_table(
+        title, *columns, texts=("budget", "verdict"), whole=columns[1:-1], folded=("verdict",)
+    )
     for move in moves:
         scores = [unit.score(value) for value in (move.before, move.after)]
         points = [unit.difference(value) for value in (move.interval or ())]
@@ -98,4 +100,4 @@ def _seeds(move: Move) -> str:
     ]
     if not move.pairs:
         return ", ".join(told)
-    return f"{move.pairs} pairs" + ("" if {move.pairs} == {*move.planned} else f" of {', '.join(told)}")
+    return f"{move.pairs} pairs" + ("" if {move.pairs} == {*move.planned} else f" of {max(move.planned)}")

@@ -19,15 +19,17 @@ def draw(analysis: Analysis, curves: Sequence[Curve] = ()) -> list[Drawn]:
     study = analysis.study
     looks = Looks(cell.family for cell in study.all_cells)
     with styled():
-        drawn = [score_against(study, cost, looks) for cost in COSTS]
+        drawn: list[Drawn | None] = []
+        for cost in COSTS:
+            drawn += score_against(analysis, cost, looks)
         for number, block in enumerate(analysis.blocks):
             drawn += [
-                differences(block, number, looks),
+                differences(study, block, number, looks),
                 ranks(study, block, number, looks),
                 apart(study, block, number, looks),
                 better(block, number),
                 normalised(study, block, number, looks),
                 profile(study, block, number, looks),
             ]
-        drawn.append(training(curves, looks))
+        drawn += training(curves, looks)
     return [figure for figure in drawn if figure is not None]

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from typing import TypedDict
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from bench.metrics import direction
+from methods.errors import cut
 from reports.analysis import Block
 from reports.comparisons import AgainstReference
-from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, panels
+from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, Plot, panels, themed
+from reports.figures import hover
 from reports.inference.intervals import Bounds
-from reports.study import Study
+from reports.study import Study, TaskAndBackbone
 from reports.units import unit_of
 from reports.words import many
 
-#: Methods of one panel.
-MOST_METHODS = 40
+#: Methods of one panel, and seed pairs of one setting that a point tells.
+MOST_METHODS, MOST_PAIRS = 40, 10
+#: Letters of a name on both sides of a heat map.
+MOST_LETTERS = 34
 
 
-def differences(block: Block, number: int, looks: Looks) -> Drawn | None:
+class OfBlock(TypedDict):
+    """Those fields of a figure that say what it is of."""
+
+    budget: str
+    settings: tuple[TaskAndBackbone, ...]
+
+
+def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
     """Difference from the reference with its interval."""
     shown = sorted(block.comparisons, key=lambda c: c.effect.difference)[-MOST_METHODS:]
     if len(shown) < 2 or block.reference is None:
@@ -30,29 +42,17 @@ def differences(block: Block, number: int, looks: Looks) -> Drawn | None:
     figure, (ax,) = panels(1, height=_height(shown))
     ax.axvspan(-unit.factor * threshold, unit.factor * threshold, color=RULE, alpha=0.5, lw=0)
     ax.axvline(0, color=MUTED, lw=0.8)
-    told: dict[str, str] = {}
     for y, comparison in enumerate(shown):
-        difference = comparison.effect.difference
         interval = comparison.interval
-        _dot(
-            ax,
-            unit.factor * difference,
-            y,
-            interval and (unit.factor * interval[0], unit.factor * interval[1]),
-            comparison.family,
-            looks,
-            gid=f"d{y}",
-        )
-        told[f"d{y}"] = (
-            f"{comparison.method}: {unit.difference(difference)} {unit.points}, {comparison.verdict}"
-        )
+        in_points = interval and (unit.factor * interval[0], unit.factor * interval[1])
+        _dot(ax, unit.factor * comparison.effect.difference, y, in_points, comparison.family, looks)
     reach = unit.factor * _reach(shown, threshold)
     ax.set_xlim(-reach, reach)
     ax.set_yticks(range(len(shown)), [comparison.method for comparison in shown])
     ax.tick_params(axis="y", labelcolor=INK)
     ax.set_ylim(-0.6, len(shown) - 0.4)
     reference = block.reference.method
-    ax.set_xlabel(f"{unit.points} {'above' if direction(block.metric) > 0 else 'below'} {reference}")
+    ax.set_xlabel(_measured(block))
     caption = (
         f"Mean difference from {reference} over {_settings(block)}, with its interval (cut at the frame); "
         f"all intervals hold at once with 95%. The band is ±{unit.factor * threshold:.3g} {unit.points}, the "
@@ -60,7 +60,89 @@ def differences(block: Block, number: int, looks: Looks) -> Drawn | None:
     ) + _left_out(shown, block.comparisons)
     alternative = "; ".join(f"{c.method} {unit.difference(c.effect.difference)}" for c in reversed(shown))
     title = f"Against {reference}, {block.title}"
-    return Drawn(f"differences-{number}", title, caption, alternative, figure, told)
+    return Drawn(
+        f"differences-{number}",
+        title,
+        caption,
+        alternative,
+        figure,
+        plot=_forest(study, block, shown, reach, looks),
+        **_of(block),
+    )
+
+
+def _forest(
+    study: Study, block: Block, shown: Sequence[AgainstReference], reach: float, looks: Looks
+) -> Plot:
+    """The differences for the page, each with those of its seed pairs."""
+    traces: list[hover.Trace] = []
+    factor = unit_of(block.metric).factor
+    for y, found in enumerate(shown):
+        low, high = found.interval or (found.effect.difference,) * 2
+        marker = hover.markers(looks, found.family)
+        trace = {
+            "type": "scatter",
+            "mode": "markers",
+            "showlegend": False,
+            "x": [float(f"{factor * found.effect.difference:.6g}")],
+            "y": [y],
+            "marker": marker,
+            "error_x": {
+                "type": "data",
+                "symmetric": False,
+                "array": [float(f"{factor * (high - found.effect.difference):.6g}")],
+                "arrayminus": [float(f"{factor * (found.effect.difference - low):.6g}")],
+                "color": marker["color"],
+                "thickness": 1.5,
+                "width": 0,
+            },
+            "hoverinfo": "text",
+            "hovertext": [_pairs(study, block, found)],
+        }
+        traces.append(trace)
+    band = {
+        "type": "rect",
+        "layer": "below",
+        "yref": "paper",
+        "x0": -factor * block.threshold,
+        "x1": factor * block.threshold,
+        "y0": 0,
+        "y1": 1,
+        "line": {"width": 0},
+        "fillcolor": themed(RULE),
+        "opacity": 0.5,
+    }
+    zero = {"type": "line", "layer": "below", "yref": "paper", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
+    names = [hover.safe(found.method) for found in shown]
+    return hover.plot(
+        traces,
+        height=90 + 22 * len(shown),
+        x={"title": {"text": hover.safe(_measured(block))}, "range": [-reach, reach]},
+        y={
+            "tickvals": list(range(len(shown))),
+            "ticktext": names,
+            "range": [-0.7, len(shown) - 0.3],
+            "tickfont": {"color": themed(INK)},
+        },
+        shapes=[band, zero | {"line": hover.line(MUTED, "solid")}],
+    )
+
+
+def _pairs(study: Study, block: Block, found: AgainstReference) -> str:
+    """What appears at a difference: its interval and verdict, and the difference of each seed pair."""
+    unit, bounds = unit_of(block.metric), "no interval"
+    if found.interval:
+        bounds = f"{unit.difference(found.interval[0])} to {unit.difference(found.interval[1])}"
+    lines = []
+    pairs = zip(block.settings, found.cells, found.reference_cells, strict=True)
+    for setting, *cells in pairs:
+        seeds, (own, other) = study.gains(cells)
+        told = [
+            f"seed {seed} {unit.difference(float(d))}" for seed, d in zip(seeds, own - other, strict=True)
+        ]
+        lines.append(f"{setting.task}: {', '.join(told[:MOST_PAIRS])}" + ", …" * (len(told) > MOST_PAIRS))
+    difference = f"{unit.difference(found.effect.difference)} {unit.points} ({bounds})"
+    return hover.text(found.method, difference, str(found.verdict), *lines)
 
 
 def _reach(shown: Sequence[AgainstReference], threshold: float) -> float:
@@ -68,6 +150,12 @@ def _reach(shown: Sequence[AgainstReference], threshold: float) -> float:
     reach = max(2.2 * max(abs(c.effect.difference) for c in shown), 2.5 * threshold)
     ends = [abs(bound) for c in shown for bound in c.interval or ()]
     return max(min(reach, 1.05 * max(ends)) if ends else reach, 1.5 * threshold)
+
+
+def _measured(block: Block) -> str:
+    reference = block.reference.method if block.reference else ""
+    side = "above" if direction(block.metric) > 0 else "below"
+    return f"{unit_of(block.metric).points} {side} {reference}"
 
 
 def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
@@ -104,7 +192,7 @@ def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
         caption += " Methods that share a letter at the right cannot be told apart."
     caption += _left_out(methods, block.methods)
     alternative = "; ".join(f"{m} {r:.1f}" for m, r in zip(methods, found.place, strict=False))
-    return Drawn(f"ranks-{number}", f"Ranks, {block.title}", caption, alternative, figure)
+    return Drawn(f"ranks-{number}", f"Ranks, {block.title}", caption, alternative, figure, **_of(block))
 
 
 def better(block: Block, number: int) -> Drawn | None:
@@ -125,8 +213,9 @@ def better(block: Block, number: int) -> Drawn | None:
                 Rectangle((j - 0.5, -i - 0.5), 1, 1, color=colour, alpha=0.45 * abs(2 * p - 1), lw=0)
             )
             ax.text(j, -i, f"{100 * p:.0f}", ha="center", va="center", fontsize=7.5)
-    ax.set_xticks(range(len(methods)), methods, rotation=40, ha="left", rotation_mode="anchor")
-    ax.set_yticks([-i for i in range(len(methods))], methods)
+    names = [cut(method, MOST_LETTERS) for method in methods]
+    ax.set_xticks(range(len(methods)), names, rotation=40, ha="left", rotation_mode="anchor")
+    ax.set_yticks([-i for i in range(len(methods))], names)
     ax.xaxis.tick_top()
     ax.tick_params(length=0, labelcolor=INK)
     ax.set_xlim(-0.5, len(methods) - 0.5)
@@ -138,7 +227,9 @@ def better(block: Block, number: int) -> Drawn | None:
         f"the mean over {_settings(block)}. Blue above 50, orange below; methods in order of mean rank."
     )
     alternative = "Its numbers stand in the table below."
-    return Drawn(f"p-better-{number}", f"P(better), {block.title}", caption, alternative, figure)
+    return Drawn(
+        f"p-better-{number}", f"P(better), {block.title}", caption, alternative, figure, **_of(block)
+    )
 
 
 def normalised(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
@@ -163,7 +254,14 @@ def normalised(study: Study, block: Block, number: int, looks: Looks) -> Drawn |
         "test examples where predictions are stored, of the ends as well."
     ) + _left_out(methods, block.aggregates)
     alternative = "; ".join(f"{m} {block.aggregates[m].mean:.2f}" for m in methods)
-    return Drawn(f"normalised-{number}", f"Normalised score, {block.title}", caption, alternative, figure)
+    return Drawn(
+        f"normalised-{number}", f"Normalised score, {block.title}", caption, alternative, figure, **_of(block)
+    )
+
+
+def _of(block: Block) -> OfBlock:
+    """What the figures of a block are of."""
+    return {"budget": block.budget, "settings": block.settings}
 
 
 def _height(rows: Sized) -> float:
@@ -178,13 +276,12 @@ def _dot(
     interval: Bounds | None,
     family: str,
     looks: Looks,
-    gid: str | None = None,
 ) -> None:
     """A value with its interval, in the colour and shape of its family."""
     colour = looks.colour(family)
     if interval:
         ax.plot(interval, [y, y], color=colour, lw=1.4, solid_capstyle="butt")
-    ax.scatter(value, y, s=24, color=colour, marker=looks.shape(family), zorder=3, gid=gid)
+    ax.scatter(value, y, s=24, color=colour, marker=looks.shape(family), zorder=3)
 
 
 def _name_rows(ax: Axes, rows: Sized, names: Sequence[str]) -> None:

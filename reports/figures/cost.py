@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from reports.drawing import MUTED, Drawn, Looks, panels, spread
-from reports.pareto import pareto
-from reports.study import OWN_SIZE, Cell, Study, grouped
-from reports.units import Unit, unit_of
+from reports.analysis import Analysis
+from reports.drawing import INK, MUTED, Drawn, Looks, Name, Plot, name_at_right, panels, themed
+from reports.figures import hover
+from reports.pareto import CostOf, best_means, pareto
+from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
+from reports.units import unit_of
 
-#: Settings of one figure, and points that can be pointed at in one.
-MOST_PANELS, MOST_POINTED = 12, 400
-#: Cells of a panel beyond which whiskers would hide the points, and names on it.
-MOST_WHISKERS, MOST_NAMES = 60, 8
+#: Settings that have a figure each.
+MOST_SETTINGS = 12
+#: Points of a panel beyond which whiskers would hide them.
+MOST_WHISKERS = 60
+#: How faint a point is that something else beats.
+FAINT = 0.3
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Cost:
     name: str
     title: str
     label: str
-    of: Callable[[Cell], float | None]
+    of: CostOf
     caption: str = "Times and memory are of the machine that ran the trial: see Provenance for mixtures."
 
 
@@ -36,7 +40,7 @@ PARAMETERS = Cost(
     "Score against parameters",
     "adapter parameters",
     lambda cell: cell.parameters,
-    "A method without adapter parameters is the dotted line.",
+    "What has no adapter parameters is the dotted line.",
 )
 COSTS = (
     PARAMETERS,
@@ -55,59 +59,112 @@ class _Point:
     cost: float
     #: The mean score as it is shown: in percent, or in its units.
     score: float
+    #: Whether nothing beats it for certain at no more cost.
+    front: bool
 
     @property
     def name(self) -> str:
         cell = self.cell
-        where = "" if cell.budget == OWN_SIZE else f" ({cell.budget})"
-        return f"{cell.method}{where} on {cell.setting}"
+        return cell.method + ("" if cell.budget == OWN_SIZE else f" ({cell.budget})")
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The 95% interval, shown likewise, of three seeds or more: of two it would fill the panel."""
+        cell = self.cell
+        if cell.finished < 3 or cell.low is None or cell.high is None:
+            return None
+        factor = unit_of(cell.metric).factor
+        return factor * cell.low, factor * cell.high
 
 
-def score_against(study: Study, cost: Cost, looks: Looks) -> Drawn | None:
-    """Score against a cost, a panel a setting, with the Pareto front."""
-    points = _points(study.all_cells, cost)
-    if not points:
-        return None
-    groups = list(grouped(points, lambda point: point.cell.setting).items())
-    figure, axes = panels(min(len(groups), MOST_PANELS), height=3.1)
-    told: dict[str, str] = {}
-    families: set[str] = set()
-    for ax, (setting, some) in zip(axes, groups, strict=False):
-        ax.set_title(str(setting))
-        families |= {point.cell.family for point in some if not _free(point, cost)}
-        told |= _panel(ax, some, cost, looks, pointed=len(points) <= MOST_POINTED)
-    _legend(axes[0], looks, families)
-    caption = (
-        "Each point is a row of the leaderboard: the mean over its seeds, hollow where seeds are missing. "
-        "The grey line is the Pareto front of complete rows; what stands on it is named. Whiskers are 95% "
-        f"intervals of three seeds or more, cut at the frame. {cost.caption}"
-    )
-    if len(groups) > MOST_PANELS:
-        caption += f" The first {MOST_PANELS} of {len(groups)} settings."
-    best = ", ".join(point.name for point in _front(points, cost)[:8])
-    alternative = f"On the Pareto front: {best or 'no complete row'}."
-    return Drawn(cost.name, cost.title, caption, alternative, figure, told)
-
-
-def _points(cells: Sequence[Cell], cost: Cost) -> list[_Point]:
-    return [
-        _Point(cell, cost_of, unit_of(cell.metric).factor * cell.mean)
-        for cell in cells
+def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
+    """Score against a cost with the Pareto front: a figure a setting."""
+    study = analysis.study
+    front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, cost.of)}
+    points = [
+        _Point(cell, cost_of, unit_of(cell.metric).factor * cell.mean, cell.number in front)
+        for cell in study.all_cells
         if cell.mean is not None and (cost_of := cost.of(cell)) is not None
+    ]
+    groups = list(grouped(points, lambda point: point.cell.setting).items())
+    more = f" The first {MOST_SETTINGS} of {len(groups)} settings." if len(groups) > MOST_SETTINGS else ""
+    return [
+        _figure(study, cost, looks, number, setting, some, more)
+        for number, (setting, some) in enumerate(groups[:MOST_SETTINGS])
     ]
 
 
-def _front(points: Sequence[_Point], cost: Cost) -> list[_Point]:
-    return _points(pareto((point.cell for point in points), cost.of), cost)
+def _figure(
+    study: Study,
+    cost: Cost,
+    looks: Looks,
+    number: int,
+    setting: TaskAndBackbone,
+    points: Sequence[_Point],
+    more: str,
+) -> Drawn:
+    figure, (ax,) = panels(1, height=3.6, wide=True)
+    free = [point for point in points if cost is PARAMETERS and point.cost == 0]
+    dots = [point for point in points if point not in free]
+    best = [cell.number for cell in best_means((point.cell for point in dots), cost.of)]
+    line = sorted((point for point in dots if point.cell.number in best), key=lambda point: point.cost)
+    limits = _limits(points)
+    log = _far_apart(cost, dots)
+    _draw(ax, dots, line, looks)
+    ax.set_ylim(limits)
+    if cost is PARAMETERS:
+        _count_axis(ax, log)
+    _floor(ax, points, free)
+    named = {point.cell.number: point for point in (*line, *_reference(dots))}.values()
+    name_at_right(ax, [Name(p.name, p.cost, p.score, looks.colour(p.cell.family)) for p in named])
+    _legend(ax, looks, {point.cell.family for point in dots})
+    first, unit = points[0].cell, unit_of(points[0].cell.metric)
+    measured = f"{first.evaluated} {first.metric}" + (f", {unit.mark}" if unit.mark else "")
+    ax.set_xlabel(cost.label)
+    ax.set_ylabel(measured)
+    caption = (
+        "The mean over seeds, hollow where some are missing. Faint: off the Pareto front, since something "
+        "that costs no more is better for certain. The line joins the best means, which are named; whiskers "
+        f"are 95% intervals. {cost.caption}{more}"
+    )
+    alternative = f"The best means, from cheap to dear: {', '.join(p.name for p in line) or 'none'}."
+    return Drawn(
+        f"{cost.name}-{number}",
+        f"{cost.title}, {setting}",
+        caption,
+        alternative,
+        figure,
+        plot=_plot(study, cost, looks, (dots, line, free), limits, log, measured),
+        settings=(setting,),
+    )
 
 
-def _count_axis(ax: Axes, counts: Sequence[float]) -> None:
-    """Numbers of parameters along the axis, on a logarithmic scale where they lie far apart."""
-    ax.xaxis.set_major_formatter(FuncFormatter(_count))
-    if counts and max(counts) > 8 * min(counts):
+def _limits(points: Sequence[_Point]) -> tuple[float, float]:
+    """Around all means but the floor's, which is far below: what is compared would be a line."""
+    scores = [p.score for p in points if p.cell.family != FLOOR] or [p.score for p in points]
+    low, high, percent = min(scores), max(scores), bool(unit_of(points[0].cell.metric).mark)
+    # Half a point, or of scores with units as much of the largest.
+    pad = max(0.15 * (high - low), 0.5 if percent else 0.005 * high, 1e-9)
+    return low - pad, min(high + pad, max(101.0, high + 1)) if percent else high + pad
+
+
+def _reference(points: Sequence[_Point]) -> list[_Point]:
+    """The best LoRA."""
+    lora = [point for point in points if point.cell.family == REFERENCE]
+    return sorted(lora, key=lambda point: -(point.cell.gain or 0.0))[:1]
+
+
+def _far_apart(cost: Cost, points: Sequence[_Point]) -> bool:
+    """Whether parameters need a logarithmic axis."""
+    counts = [point.cost for point in points]
+    return cost is PARAMETERS and bool(counts) and max(counts) > 8 * min(counts)
+
+
+def _count_axis(ax: Axes, log: bool) -> None:
+    if log:
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(FuncFormatter(_count))
         ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_formatter(FuncFormatter(_count))
 
 
 def _count(value: float, _: int) -> str:
@@ -117,122 +174,68 @@ def _count(value: float, _: int) -> str:
     return f"{value:g}"
 
 
-def _panel(ax: Axes, points: Sequence[_Point], cost: Cost, looks: Looks, *, pointed: bool) -> dict[str, str]:
-    """Draws the points of one setting with their front; returns what they are called when pointed at."""
-    _floor(ax, [point for point in points if _free(point, cost)])
-    dots = [point for point in points if not _free(point, cost)]
-    if cost is PARAMETERS:
-        _count_axis(ax, [point.cost for point in dots])
-    front = [point for point in _front(points, cost) if not _free(point, cost)]
+def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks) -> None:
     ax.plot(
-        [point.cost for point in front],
-        [point.score for point in front],
+        [point.cost for point in line],
+        [point.score for point in line],
         color=MUTED,
         lw=0.9,
         drawstyle="steps-post",
         zorder=1,
     )
-    if len(dots) <= MOST_WHISKERS:
-        _whiskers(ax, dots, looks)
-    told = _scatter(ax, dots, cost, looks, pointed=pointed)
-    unit = unit_of(points[0].cell.metric)
-    _limits(ax, [point.score for point in points], unit)
-    _label(ax, front)
-    ax.set_xlabel(cost.label)
-    if dots:
-        ax.set_ylabel(
-            f"{dots[0].cell.evaluated} {dots[0].cell.metric}" + (f", {unit.mark}" if unit.mark else "")
-        )
-    return told
-
-
-def _free(point: _Point, cost: Cost) -> bool:
-    """Whether the point is a line: what has no parameters has no place on a logarithmic axis."""
-    return cost is PARAMETERS and point.cost == 0
-
-
-def _scatter(
-    ax: Axes, points: Sequence[_Point], cost: Cost, looks: Looks, *, pointed: bool
-) -> dict[str, str]:
-    """A dot a point. Where they can be pointed at, each is an element of its own that has a name."""
-    told: dict[str, str] = {}
-    for (family, complete), group in grouped(points, lambda p: (p.cell.family, p.cell.complete)).items():
-        for part in [[point] for point in group] if pointed else [group]:
-            gid = f"p{part[0].cell.number}" if pointed else None
-            ax.scatter(
-                [point.cost for point in part],
-                [point.score for point in part],
-                s=26,
-                marker=looks.shape(family),
-                edgecolor=looks.colour(family),
-                facecolor=looks.colour(family) if complete else "none",
-                linewidth=1,
-                zorder=3,
-                gid=gid,
-            )
-            if gid is not None:
-                told[gid] = f"{part[0].name}: {part[0].score:.2f}, {cost.label} {part[0].cost:,.0f}"
-    return told
-
-
-def _floor(ax: Axes, points: Sequence[_Point]) -> None:
-    """Lines at the scores of what costs nothing."""
-    for point in points:
-        ax.axhline(point.score, color=MUTED, lw=0.9, ls=":", zorder=1)
-        ax.annotate(
-            point.cell.method,
-            (1, point.score),
-            (-2, 2),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-            fontsize=7.5,
-            color=MUTED,
+    for point in dots if len(dots) <= MOST_WHISKERS else ():
+        if point.bounds:
+            colour, alpha = looks.colour(point.cell.family), 0.5 if point.front else 0.15
+            ax.plot([point.cost] * 2, point.bounds, color=colour, lw=0.7, alpha=alpha, zorder=2)
+    for (family, complete, front), group in grouped(dots, _kind).items():
+        ax.scatter(
+            [point.cost for point in group],
+            [point.score for point in group],
+            s=26,
+            marker=looks.shape(family),
+            edgecolor=looks.colour(family),
+            facecolor=looks.colour(family) if complete else "none",
+            linewidth=1,
+            alpha=1 if front or not complete else FAINT,
+            zorder=3,
         )
 
 
-def _whiskers(ax: Axes, points: Sequence[_Point], looks: Looks) -> None:
-    for point in points:
-        cell = point.cell
-        if cell.finished > 2 and cell.low is not None and cell.high is not None:
-            ax.plot(
-                [point.cost] * 2,
-                [unit_of(cell.metric).factor * end for end in (cell.low, cell.high)],
-                color=looks.colour(cell.family),
-                lw=0.7,
-                alpha=0.5,
-                zorder=2,
-            )
+def _kind(point: _Point) -> tuple[str, bool, bool]:
+    """What looks alike."""
+    return point.cell.family, point.cell.complete, point.front
 
 
-def _limits(ax: Axes, scores: Sequence[float], unit: Unit) -> None:
-    """Around the means: two seeds' intervals would leave nothing else to see."""
-    low, high = min(scores), max(scores)
-    # A point, or of scores with units as much of the largest.
-    pad = max(0.35 * (high - low), 1.0 if unit.mark else 0.01 * high, 1e-9)
-    ax.set_ylim(low - pad, min(high + pad, max(101.0, high + 1)) if unit.mark else high + pad)
+def _floor(ax: Axes, points: Sequence[_Point], free: Sequence[_Point]) -> None:
+    """Lines at the scores of what costs nothing; what lies below the panel is told."""
+    limits = ax.get_ylim()
+    outside = [point for point in points if not limits[0] <= point.score <= limits[1]]
+    for point in free:
+        if point not in outside:
+            ax.axhline(point.score, color=MUTED, lw=0.9, ls=":", zorder=1)
+            _note(ax, point.name, (0.99, point.score), "data")
+    if outside:
+        _note(ax, _outside(outside), (0.99, 0.01), "axes fraction")
 
 
-def _label(ax: Axes, points: Sequence[_Point]) -> None:
-    """Names of a few points, beside them and moved apart."""
-    named = points[:MOST_NAMES]
-    low, high = ax.get_ylim()
-    right = ax.get_xlim()[1]
-    for point, at in zip(named, spread([point.score for point in named], (high - low) / 16), strict=True):
-        x, end = (ax.transData.transform((where, point.score))[0] for where in (point.cost, right))
-        beyond = x > end - 90
-        ax.annotate(
-            point.cell.method,
-            (point.cost, at),
-            (-6 if beyond else 6, 3),
-            textcoords="offset points",
-            ha="right" if beyond else "left",
-            va="bottom",
-            fontsize=7.5,
-        )
+def _note(ax: Axes, text: str, at: tuple[float, float], y: str) -> None:
+    ax.annotate(
+        text,
+        at,
+        (0, 2),
+        xycoords=("axes fraction", y),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7.5,
+        color=MUTED,
+    )
 
 
-def _legend(ax: Axes, looks: Looks, families: Collection[str]) -> None:
+def _outside(points: Sequence[_Point]) -> str:
+    return "outside: " + ", ".join(f"{p.name} {unit_of(p.cell.metric).score(p.cell.mean, 1)}" for p in points)
+
+
+def _legend(ax: Axes, looks: Looks, families: set[str]) -> None:
     if len(families) < 2:
         return
     handles = [
@@ -241,3 +244,86 @@ def _legend(ax: Axes, looks: Looks, families: Collection[str]) -> None:
         if f in families
     ]
     ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(8, len(handles)))
+
+
+# --- in the page ---
+
+
+def _plot(
+    study: Study,
+    cost: Cost,
+    looks: Looks,
+    points: tuple[Sequence[_Point], Sequence[_Point], Sequence[_Point]],
+    limits: tuple[float, float],
+    log: bool,
+    measured: str,
+) -> Plot:
+    dots, line, free = points
+    traces: list[hover.Trace] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [point.cost for point in line],
+            "y": [float(f"{point.score:.6g}") for point in line],
+            "line": {"color": themed(MUTED), "width": 1, "shape": "hv"},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+    ]
+    seen: set[str] = set()
+    # The legend looks like what is on the front, if anything of the family is.
+    for (family, complete, front), group in grouped(sorted(dots, key=lambda p: not p.front), _kind).items():
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": hover.safe(family.replace("_", " ")),
+                "legendgroup": hover.safe(family),
+                "showlegend": family not in seen,
+                "x": [point.cost for point in group],
+                "y": [float(f"{point.score:.6g}") for point in group],
+                "marker": hover.markers(looks, family, opacity=1 if front else FAINT, hollow=not complete),
+                "hoverinfo": "text",
+                "hovertext": [_told(study, cost, point) for point in group],
+            }
+        )
+        seen.add(family)
+    return hover.plot(
+        traces,
+        height=400,
+        x={"title": {"text": cost.label}, "type": "log" if log else "linear"},
+        y={"title": {"text": hover.safe(measured)}, "range": list(limits)},
+        shapes=[_level(point) for point in free],
+        annotations=_told_outside([p for p in (*dots, *free) if not limits[0] <= p.score <= limits[1]]),
+    )
+
+
+def _level(point: _Point) -> hover.Trace:
+    """A line at the score of what costs nothing."""
+    ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": point.score, "y1": point.score}
+    return {"type": "line", "line": hover.line(MUTED)} | ends
+
+
+def _told_outside(points: Sequence[_Point]) -> list[hover.Trace]:
+    if not points:
+        return []
+    at = {"xref": "paper", "yref": "paper", "x": 1, "y": 0, "xanchor": "right", "yanchor": "bottom"}
+    return [at | {"text": hover.safe(_outside(points)), "showarrow": False, "font": {"color": themed(INK)}}]
+
+
+def _told(study: Study, cost: Cost, point: _Point) -> str:
+    cell, unit = point.cell, unit_of(point.cell.metric)
+    bounds = "" if point.bounds is None else f" ({unit.score(cell.low)} to {unit.score(cell.high)})"
+    return hover.text(
+        point.name,
+        f"{unit.score(cell.mean)}{bounds}",
+        f"{cost.label}: {point.cost:,.0f}" if cost is PARAMETERS else f"{cost.label}: {point.cost:,.2f}",
+        *hover.seeds(study.of_cell(cell.number), unit),
+        _standing(point),
+    )
+
+
+def _standing(point: _Point) -> str:
+    if not point.cell.complete:
+        return "seeds are missing"
+    return "on the Pareto front" if point.front else "beaten for certain at no more cost"

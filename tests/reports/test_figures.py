@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import hashlib
+import random
+from dataclasses import fields, replace
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 
-from reports import curves
-from reports.analysis import Analysis
-from reports.drawing import Looks, spread
+import reports
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
+from reports import curves, page
+from reports.analysis import Analysis, analyse
+from reports.drawing import Drawn, Looks, spread
+from reports.figures import draw
 from reports.figures.summaries import apart, profile
-from reports.pareto import pareto
+from reports.pareto import best_means, pareto
+from reports.reading import read
 from reports.study import Cell, Study
+
+from ..stored import Result
+from .made_up import SMALL, NewStore, plan_of, store
 
 
 def cells(**columns: Any) -> list[Cell]:
@@ -30,8 +43,8 @@ def cells(**columns: Any) -> list[Cell]:
     ]
 
 
-def on_the_front(cells: list[Cell]) -> list[int]:
-    return [cell.number for cell in pareto(cells, lambda cell: cell.parameters)]
+def best(cells: list[Cell]) -> list[int]:
+    return [cell.number for cell in best_means(cells, lambda cell: cell.parameters)]
 
 
 def test_no_two_families_look_alike() -> None:
@@ -39,19 +52,126 @@ def test_no_two_families_look_alike() -> None:
     assert len({(looks.colour(family), looks.shape(family)) for family in looks.families}) == 30
 
 
-def test_the_pareto_front_is_what_nothing_smaller_beats() -> None:
+def test_the_best_means_are_those_that_nothing_smaller_has() -> None:
     made = cells(
         backbone=["b"] * 5 + ["c"],
         parameters=[10, 20, 20, 30, 40, 50],
         mean=[0.5, 0.6, 0.7, 0.65, 0.9, 0.1],
         complete=[True, True, True, True, False, True],
     )
-    assert on_the_front(made) == [0, 2, 5]
+    assert best(made) == [0, 2, 5]
 
 
-def test_the_same_trials_in_two_budgets_are_both_on_the_front() -> None:
+def test_the_same_trials_in_two_budgets_are_both_among_the_best() -> None:
     made = cells(parameters=[10, 5, 10, 20], mean=[0.8, 0.7, 0.8, 0.8])
-    assert sorted(on_the_front(made)) == [0, 1, 2]
+    assert sorted(best(made)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("edge", "training", "front"),
+    [
+        (0.001, {}, ["LoRA", "TensLoRA att"]),
+        (0.05, {}, ["TensLoRA att"]),
+        # The smaller one is worse for certain: that costs it nothing.
+        (-0.05, {}, ["LoRA", "TensLoRA att"]),
+        # Made otherwise, it beats nothing.
+        (0.05, {"training": {"lr": 0.1}}, ["LoRA", "TensLoRA att"]),
+    ],
+)
+def test_a_point_leaves_the_pareto_front_only_for_a_certain_difference(
+    edge: float, training: dict[str, Any], front: list[str], tmp_path: Path, new_store: NewStore
+) -> None:
+    def told(trial: Trial, row: Row) -> Result | None:
+        noise = random.Random(f"{row.title} {trial.seed}").gauss(0, 0.005)
+        return Result(score=0.8 + noise + edge * (row.title != "LoRA"), answers=(), labels=())
+
+    methods = ["lora", {"method": "tenslora", "variant": "att", **training}]
+    plan = plan_of(**SMALL | {"seeds": [0, 1, 2, 3, 4], "methods": methods})
+    found = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
+    on_it = pareto(found.evidence, found.study.all_cells, lambda cell: cell.parameters)
+    assert sorted(cell.title for cell in on_it) == front
+
+
+EVIL = "</script><img src=x onerror=alert(1)> %{x} $a$"
+
+
+def test_names_are_never_markup(small: str) -> None:
+    study = read(small, ["small"])
+    evil = study.cells.assign(method=study.cells["method"].replace("TensLoRA att", EVIL))
+    pages = []
+    for cells in (study.cells, evil):
+        analysis = analyse(replace(study, cells=cells))
+        drawn = draw(analysis, curves.read(analysis.study)[0])
+        pages.append(page.render(analysis, drawn, [], [], []))
+        plots = [figure.plot for figure in drawn if figure.plot]
+        assert len(plots) == 4
+        assert all("<" not in text for plot in plots for text in texts(plot.data))
+    clean, attacked = pages
+    assert EVIL not in attacked
+    assert "<img" not in attacked
+    assert attacked.count("<script") == clean.count("<script")
+
+
+def texts(data: Any) -> list[str]:
+    """Every text in plain data."""
+    if isinstance(data, dict):
+        data = list(data.values())
+    if isinstance(data, list):
+        return [text for one in data for text in texts(one)]
+    return [data] if isinstance(data, str) else []
+
+
+@pytest.fixture(scope="module")
+def drawn(analysis: Analysis) -> dict[str, Drawn]:
+    return {figure.name: figure for figure in draw(analysis, curves.read(analysis.study)[0])}
+
+
+def test_points_tell_the_seeds_behind_them(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
+    cost = drawn["score-vs-parameters-1"]
+    assert cost.settings == (("digits", "tiny-random-vit"),)
+    assert cost.plot is not None
+    told = [text for trace in cost.plot.data for text in trace.get("hovertext", [])]
+    (lost,) = [text for text in told if text.startswith("TensLoRA depth (isoparameters 2)")]
+    assert "seed 3: diverged" in lost
+    cell = next(c for c in analysis.study.all_cells if c.title == "LoTR" and c.task == "digits")
+    first = analysis.study.of_cell(cell.number)[0]
+    assert any(t.startswith("LoTR (") and f"seed 0: {100 * (first.score or 0):.2f}" in t for t in told)
+    curve = drawn["training-curves-0"]
+    assert curve.plot is not None
+    assert "seed 4: " in curve.plot.data[0]["hovertext"][0]
+    forest = drawn["differences-0"]
+    assert forest.plot is not None
+    assert "textile: seed 0 " in forest.plot.data[0]["hovertext"][0]
+
+
+def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
+    for name in ("score-vs-memory-0", "training-curves-0"):
+        low, high = drawn[name].figure.axes[0].get_ylim()
+        cells = [c for c in analysis.study.all_cells if c.setting in drawn[name].settings]
+        (head,) = [c.mean for c in cells if c.family == "head_only"]
+        assert 100 * (head or 0) < low < 100 * min(c.mean or 0 for c in cells if c.mean != head)
+        assert high < 101.5
+    words = [text.get_text() for text in drawn["score-vs-memory-0"].figure.axes[0].texts]
+    assert any(word.startswith("outside: head only") for word in words)
+
+
+def test_names_beside_a_panel_do_not_collide(drawn: dict[str, Drawn]) -> None:
+    for name in ("training-curves-0", "score-vs-parameters-2", "score-vs-memory-0"):
+        drawn[name].svg()
+        (ax,) = drawn[name].figure.axes
+        # Of the words alone: a note's own extent holds its line to the point too.
+        names = [text for text in ax.texts if text.get_position()[0] == 1.03]
+        boxes = [Text.get_window_extent(text) for text in names]
+        assert len(boxes) > 1
+        assert all(not one.overlaps(other) for one, other in combinations(boxes, 2))
+        assert all(not box.overlaps(ax.bbox) for box in boxes)
+
+
+def test_plotly_is_the_published_file_and_stands_once() -> None:
+    folder = Path(reports.__file__).parent / "vendor"
+    digest = hashlib.sha256((folder / "plotly-basic.min.js").read_bytes()).hexdigest()
+    assert digest in (folder / "README.md").read_text()
+    assert "MIT License" in (folder / "plotly-basic.LICENSE").read_text()
 
 
 def test_labels_stand_apart_and_below_the_top() -> None:

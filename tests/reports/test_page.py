@@ -15,10 +15,12 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
+import reports
 from reports.analysis import Analysis
 from reports.report import write_report
 
@@ -90,9 +92,26 @@ def test_nothing_is_asked_of_the_network_and_nothing_goes_wrong(shown: webdriver
     assert [entry for entry in shown.get_log("browser") if entry["level"] != "INFO"] == []
     asked = re.findall(r'"url":"((?:https?|file|wss?):[^"]*)"', str(shown.get_log("performance")))
     assert {url for url in asked if not url.endswith("/index.html")} == set()
-    text = page.read_text()
+    # What draws figures has addresses of documentation in it, and asks none of them.
+    plotly = (Path(reports.__file__).parent / "vendor" / "plotly-basic.min.js").read_text()
+    assert page.read_text().count(plotly) == 1
+    text = page.read_text().replace(plotly, "")
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//|@import|url\(["']?http""", text)
     assert len(text) < 1_500_000
+
+
+def test_a_point_tells_its_seeds_when_it_is_pointed_at(shown: webdriver.Chrome) -> None:
+    figure = shown.find_element(By.ID, "figure-score-vs-parameters-1")
+    static = figure.find_element(By.CSS_SELECTOR, ".scroll svg")
+    shown.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
+    waiting = WebDriverWait(shown, 30)
+    point = waiting.until(lambda _: figure.find_elements(By.CSS_SELECTOR, ".live .points path"))[-1]
+    assert not static.is_displayed()
+    ActionChains(shown).move_to_element(point).perform()
+    told = waiting.until(lambda _: figure.find_elements(By.CSS_SELECTOR, ".hoverlayer .hovertext"))[0].text
+    assert "seed 0: " in told
+    assert "seed 4: " in told
+    assert [entry for entry in shown.get_log("browser") if entry["level"] != "INFO"] == []
 
 
 def test_columns_sort_both_ways(shown: webdriver.Chrome) -> None:
@@ -236,5 +255,6 @@ def test_the_page_can_be_read_without_javascript(browser: webdriver.Chrome, page
         browser.get(page.as_uri())
         assert not browser.find_element(By.ID, "filters").is_displayed()
         assert browser.find_element(By.CSS_SELECTOR, "#board tbody tr").is_displayed()
+        assert browser.find_element(By.CSS_SELECTOR, "#figure-score-vs-parameters-0 svg").is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

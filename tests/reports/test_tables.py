@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import random
 import re
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -67,6 +71,65 @@ def test_latex_is_laid_out_as_the_papers_table(written: Path) -> None:
     (depth,) = [r for r in rows if r.startswith("TensLoRA depth") and "dagger" in r]
     # The incomplete cell is neither bold nor underlined.
     assert "textbf" not in depth.split("&")[2]
+
+
+def test_averages_are_of_one_metric_and_hold_the_claim(tmp_path: Path, new_store: NewStore) -> None:
+    tasks = {"digits": "accuracy", "textile": "accuracy", "land-cover": "matthews"}
+
+    def told(trial: Trial, row: Row) -> Result:
+        noise = random.Random(f"{row.title} {row.task} {trial.seed}").gauss(0, 0.002)
+        edge = {"LoRA": 0.0, "TensLoRA att": 0.05, "TensLoRA qkv": -0.05, "LoTR": 0.0}[row.title]
+        return Result(score=0.8 + noise + edge, answers=(), labels=(), tags={"metric": tasks[row.task]})
+
+    methods = ["lora", {"method": "tenslora", "each": {"variant": ["att", "qkv"]}}, "lotr"]
+    plan = plan_of(**SMALL | {"tasks": list(tasks), "methods": methods, "seeds": list(range(5))})
+    analysis = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
+    (table,) = tables.main_tables(analysis.study.all_cells, analysis.blocks)
+    assert (table.averages, table.columns) == (["accuracy"], 6)
+    rows = {row.method: row for row in table.blocks["isorank 2"]}
+    means = [cell.mean or 0 for cell in analysis.study.all_cells if cell.title == "TensLoRA att"][:2]
+    assert rows["TensLoRA att"].averages[0].text == f"{50 * sum(means):.2f}"
+    assert {method: row.averages[0].mark for method, row in rows.items()} == {
+        "LoRA": "",
+        "TensLoRA att": "↑",
+        "TensLoRA qkv": "↓",
+        "LoTR": "≈",
+    }
+    # The one task of its metric has no average: its claim stands with it.
+    assert [entry.mark for entry in rows["TensLoRA att"].entries] == ["", "", "↑"]
+    text = tables.latex(analysis)
+    (att,) = [line for line in text.splitlines() if "TensLoRA att" in line]
+    assert att.count(r"$^\uparrow$") == 2
+    assert "Against LoRA over all settings of the metric" in text
+    assert "| mean accuracy |" in tables.markdown(analysis, [])
+
+
+def test_a_table_that_passes_a_page_is_split(written: Path, study: Study, monkeypatch: Any) -> None:
+    short = (written / "tables" / "tables.tex").read_text()
+    monkeypatch.setattr(tables, "MOST_LINES", 5)
+    text = tables.latex(analyse(study))
+    for begun, environment in ((short, "table"), (text, "longtable")):
+        assert begun.count(f"\\begin{{{environment}}}") == begun.count(f"\\end{{{environment}}}") == 2
+    assert text.count("continued") == text.count(r"\endhead") == text.count(r"\endfoot") == 2
+    assert r"% needs \usepackage{booktabs,longtable}" in text
+    # The same rows.
+    rows = [
+        [line for line in one.splitlines() if line.lstrip().startswith("TensLoRA")] for one in (short, text)
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX: apt-get install texlive-latex-recommended")
+def test_latex_compiles(study: Study, tmp_path: Path, monkeypatch: Any) -> None:
+    analysis = analyse(study)
+    parts = [tables.latex(analysis)]
+    monkeypatch.setattr(tables, "MOST_LINES", 5)
+    parts.append(tables.latex(analysis))
+    preamble = r"\documentclass{article}\usepackage{booktabs,longtable}\begin{document}"
+    (tmp_path / "all.tex").write_text(f"{preamble}\n{''.join(parts)}\n\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 GOLDEN = """\

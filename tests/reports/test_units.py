@@ -20,7 +20,7 @@ from methods.validation import validate
 from reports.analysis import analyse
 from reports.curves import read as read_curves
 from reports.evidence import gather
-from reports.pareto import pareto
+from reports.pareto import best_means
 from reports.reading import read
 from reports.report import write_report
 from reports.results import load_results
@@ -87,7 +87,7 @@ def test_reports_take_less_for_better_where_it_is(uri: str) -> None:
     study = read(uri, ["units"])
     cells = [cell for cell in study.all_cells if cell.metric == "rmse"]
     best = min(cells, key=lambda cell: cell.mean or 0.0)
-    assert pareto(cells, lambda cell: 1.0)[0] == best
+    assert best_means(cells, lambda cell: 1.0)[0] == best
     (block,) = (block for block in analyse(study).blocks if block.metric == "rmse")
     assert block.methods[0] == best.method
     (comparison,) = block.comparisons
