@@ -18,6 +18,7 @@ class FullFineTuning(Unsized):
     """Trains every parameter of the encoder."""
 
     name: ClassVar[str] = "full"
+    not_low_rank: ClassVar[str] = "full fine-tuning has no low-rank factors"
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -56,7 +57,7 @@ class _Unfrozen(Adapter):
         return dict(self._parameters)
 
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
-        raise NotLowRank("full fine-tuning has no low-rank factors")
+        raise NotLowRank(FullFineTuning.not_low_rank)
 
     def delta(self, site: Site) -> Tensor:
         weight = f"{self.backbone.path(site)}.weight"

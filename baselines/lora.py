@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685), by the `peft` package."""
+"""LoRA (arXiv 2106.09685), by the `peft` package: two matrices for each weight."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, PositiveInt, field_validator, model_validator
-from torch import nn
 
 from baselines.peft_adapter import PeftAdapter, inject
 from methods.backbone import TARGETS, Backbone, Geometry, Site, Targets
 from methods.errors import UnknownNameError, UserError, cut
 from methods.ranks import nearest
 from methods.sizes import OneRank
+from methods.skeleton import Skeleton
 
 #: Names that the field uses for a LoRA with one of its switches on.
 SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -128,6 +128,10 @@ class Peft(OneRank):
     @property
     def approximates_gradient(self) -> str:  # type: ignore[override]
         return "DoRA takes the norm of the weight for a constant" if self.type == "DORA" else ""
+
+    @property
+    def not_low_rank(self) -> str:  # type: ignore[override]
+        return "" if self.type in ("LORA", "RSLORA") else f"peft's {self.title} has no low-rank factors"
 
     @property
     def shifts_dropout(self) -> str:  # type: ignore[override]
@@ -255,25 +259,12 @@ def _count(method_json: str, geometry: Geometry) -> int:
     try:
         try:
             with torch.device("meta"):
-                tuner = inject(_Skeleton(geometry), config)
+                tuner = inject(Skeleton(geometry), config)
         except (NotImplementedError, RuntimeError):
             # A few types look at values while they build; those need memory to look at.
-            tuner = inject(_Skeleton(geometry), config)
+            tuner = inject(Skeleton(geometry), config)
     except Exception as error:  # whatever peft raises, the configuration is what the user can mend
         raise UserError(
             f"peft cannot build {cut(method.label)} at {geometry}: {cut(str(error), 300)}"
         ) from error
     return sum(p.numel() for p in tuner.parameters() if p.requires_grad)
-
-
-class _Skeleton(nn.Module):
-    """The linear layers of a geometry, without the rest of a transformer."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__()
-        for layer in range(geometry.layers):
-            projections = nn.ModuleDict()
-            for name in geometry.projections:
-                out, in_ = geometry.shape(name)
-                projections[name] = nn.Linear(in_, out)
-            self.add_module(str(layer), projections)

@@ -145,7 +145,9 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
     for cell in cells_of(plan, device):
         if suite.search:
             try:
-                points = RankSearch(cell, suite.search, optuna.storages.InMemoryStorage(), cell.label).trials
+                points = RankSearch(
+                    cell, suite.search, optuna.storages.InMemoryStorage(), cell.shown.method
+                ).trials
             except UserError as error:
                 notes.append(f"search: {error}")
             else:

@@ -10,32 +10,17 @@ from pathlib import Path
 
 from bench.backbones.kinds import KINDS, NAMES, TIMM
 from bench.conformance import check_kind
-from methods.backbone import PROJECTIONS
 
 PAGE = Path(__file__).with_suffix(".md")
 
 BEGIN, END = "<!-- The kinds, by docs/backbones.py. -->", "<!-- The end of the kinds. -->"
 
-HEADINGS = (
-    "kind",
-    "transformers' class",
-    "reads",
-    "sites",
-    "the head reads",
-    "head",
-    "`wrap`",
-    "checks passed",
-)
+HEADINGS = ("kind", "class", "reads", "sites", "the head reads", "head", "`bench.wrap`", "checks passed")
 
 #: timm builds its models itself, so that there is no row for each.
 TIMM_ROW = (
-    "`timm`",
-    "timm's",
-    "images",
-    "all six, qkv split",
-    "what the model pools and norms",
-    "linear",
-    "–",
+    *("`timm`", "timm's", "images", "all six; query, key and value split"),
+    *("what the model itself pools", "linear", "–"),
 )
 
 
@@ -50,10 +35,9 @@ def table(checks: Mapping[str, str]) -> str:
 def _row(name: str) -> tuple[str, ...]:
     kind = KINDS[name]
     named = ", ".join(f"`{one}`" for one in (name, *kind.within))
-    projections = [projection for projection in PROJECTIONS if projection in kind.layouts[0]]
-    sites = "all six" if len(projections) == len(PROJECTIONS) else ", ".join(projections)
-    sites += " and gate" if "gate" in kind.layouts[0] else ""
-    sites += ", qkv split" if kind.fused else ""
+    gate = " and gate" if "gate" in kind.layouts[0] else ""
+    split = [f"; {', '.join(parts[:-1])} and {parts[-1]} split" for parts in kind.fused.values()]
+    sites = f"all six{gate}{''.join(split)}"
     wrapped = "yes" if kind.plain_head else "–"
     return named, f"`{kind.model_class}`", kind.reads, sites, kind.pools, kind.head, wrapped
 

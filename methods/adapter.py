@@ -59,6 +59,19 @@ class Adapter(ABC):
         """Trained updates of biases, shape (out,), scale included; empty for most methods."""
         return {}
 
+    def frozen(self) -> dict[str, Tensor]:
+        """What the adapter carries and does not train: random cores, singular vectors. Empty for most."""
+        return {}
+
+    def kept(self) -> dict[str, Tensor]:
+        """What `state` holds beside the parameters: frozen tensors, and seeds from which `remake` has
+        others.
+        """
+        return {}
+
+    def remake(self) -> None:  # noqa: B027 - most have nothing to make
+        """Makes the frozen tensors that are not `kept`, bit for bit, from what is."""
+
     def delta(self, site: Site) -> Tensor:
         """The update of the site's weight, shape (out, in), scale included. For checks and analysis."""
         down, up = self.factors()[site]
@@ -73,6 +86,11 @@ class Adapter(ABC):
     def parameter_count(self) -> int:
         """The number of trained parameters, head excluded."""
         return sum(parameter.numel() for parameter in self.named_parameters().values())
+
+    @property
+    def frozen_count(self) -> int:
+        """The number of frozen numbers of the adapter's own."""
+        return sum(tensor.numel() for tensor in self.frozen().values())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups named `adapter` and `head`; an empty one is left out."""
@@ -156,16 +174,18 @@ class Adapter(ABC):
             delattr(self.backbone.module, REGISTERED)
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of every trained parameter, on the CPU and contiguous, as safetensors wants them."""
+        """A copy of every trained parameter and of what is `kept` beside them, on the CPU and contiguous, as
+        safetensors wants them.
+        """
         return {
-            name: parameter.detach().to("cpu", copy=True).contiguous()
-            for name, parameter in self.named_parameters().items()
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in {**self.named_parameters(), **self.kept()}.items()
         }
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restores `state()`. Raises UserError where names or shapes differ, before anything changes."""
-        own = self.named_parameters()
+        own: dict[str, Tensor] = {**self.named_parameters(), **self.kept()}
         wrong = sorted(set(own) ^ set(state)) or [
             f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
             for name in own
@@ -173,5 +193,6 @@ class Adapter(ABC):
         ]
         if wrong:
             raise UserError(f"the stored adapter does not fit: {', '.join(wrong[:5])}")
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+        self.remake()

@@ -46,6 +46,18 @@ class Method(Frozen, ABC):
     #: Why a training forward draws from torch's global stream, so that the backbone's dropout is another than
     #: under other methods of the seed.
     shifts_dropout: ClassVar[str] = ""
+    #: Why a fresh adapter changes the backbone's outputs; empty where it changes none.
+    nonzero_start: ClassVar[str] = ""
+    #: Why every seed gives the same start, where that is not of constants.
+    fixed_start: ClassVar[str] = ""
+    #: Why `Adapter.factors` raises NotLowRank, and nothing is exported as LoRA.
+    not_low_rank: ClassVar[str] = ""
+    #: Why `Adapter.merge` refuses: the update is no change of a weight.
+    not_mergeable: ClassVar[str] = ""
+    #: Relative to a budget, how far `fit` of a method with several ranks may stay from it.
+    fit_tolerance: ClassVar[float] = 0.1
+    #: Options that the conformance checks need not vary, since the presets show what there is to them.
+    unvaried: ClassVar[frozenset[str]] = frozenset()
     #: Fields that `title` or `size` already show.
     titled: ClassVar[frozenset[str]] = frozenset()
 
@@ -93,6 +105,16 @@ class Method(Frozen, ABC):
     @abstractmethod
     def count(self, geometry: Geometry) -> int:
         """Adapter parameters in closed form, head excluded. Raises UserError while the size is free."""
+
+    def frozen_count(self, geometry: Geometry) -> int:
+        """Numbers of the adapter's own that are not trained, such as random cores: they are not in
+        `count`.
+        """
+        return 0
+
+    def kept_count(self, geometry: Geometry) -> int:
+        """Of the frozen numbers those that a stored adapter has to hold. A seed brings back the others."""
+        return 0
 
     @abstractmethod
     def isorank(self, rank: int) -> Self:
@@ -166,7 +188,8 @@ class Method(Frozen, ABC):
         """Freezes the backbone (its head excepted) and puts a freshly started adapter on it.
 
         `generator` is a CPU generator: the start is the same on every device. Raises UserError as
-        `check` does, and RuntimeError if the built adapter does not have `count` parameters.
+        `check` does, and RuntimeError if the built adapter does not have `count` parameters, or not
+        `frozen_count` frozen numbers.
         """
         self.check(backbone.geometry, backbone.projections)
         adapter = self.put(backbone, generator)
@@ -175,6 +198,13 @@ class Method(Frozen, ABC):
             raise RuntimeError(
                 f"{self.label}: the formula counts {self.count(backbone.geometry):,} parameters, "
                 f"the built adapter has {adapter.parameter_count:,}"
+            )
+        frozen, formula = adapter.frozen_count, self.frozen_count(backbone.geometry)
+        if frozen != formula:
+            adapter.detach()
+            raise RuntimeError(
+                f"{self.label}: the formula counts {formula:,} frozen numbers, "
+                f"the built adapter has {frozen:,}"
             )
         return adapter
 

@@ -1,4 +1,4 @@
-"""TensLoRA: attention updates stacked into higher-order tensors (arXiv 2509.19391).
+"""TensLoRA (arXiv 2509.19391): attention updates stacked into higher-order tensors.
 
 The query, key and value updates, each (d, d), are stacked over heads ("att"), projections ("qkv")
 and layers ("depth") in the seven combinations of the paper, and every stack is factorised.

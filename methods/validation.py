@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from methods.errors import UserError, cut, did_you_mean, shown
 
@@ -80,6 +88,15 @@ def _not_zero(value: float) -> float:
         raise ValueError("should be other than 0, with which the update would do nothing")
     return value
 
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("should be one line of text")
+    return text.strip()
+
+
+#: A name for people: in tables, plots and reports, and in no id.
+Label = Annotated[str, AfterValidator(_one_line), Field(max_length=80)]
 
 #: What multiplies an update.
 Scale = Annotated[float, AfterValidator(_not_zero)]

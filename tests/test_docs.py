@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -69,3 +70,10 @@ def test_every_field_of_a_suite_is_documented_with_its_default(heading: str) -> 
     assert told("suite.md", column=2)[heading] == {
         name: default(field, "–") for name, field in fields.items()
     }
+
+
+def test_the_table_of_methods_is_what_the_methods_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    rewritten: str = importlib.import_module("method_table").rewritten(text)
+    assert rewritten == text, "run python docs/method_table.py"

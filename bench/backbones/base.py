@@ -17,6 +17,7 @@ from bench.inputs import MAX_PIXELS, ModelInput
 from bench.sources.hub import Lockable
 from methods.backbone import Geometry, Site
 from methods.errors import UserError, shown
+from methods.validation import Label
 
 #: The standard deviation of a fresh head's weights. Its biases start at zero.
 HEAD_STD = 0.02
@@ -57,6 +58,8 @@ class BackboneSpec(Lockable):
     local: Path | None = None
     timm: str | None = None
     image_size: int | None = Field(default=None, ge=1, le=MAX_PIXELS)
+    #: The name that tables, plots and reports have for it.
+    label: Label | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -149,8 +152,12 @@ class Classifier(nn.Module):
     def __init__(self, encoder: nn.Module, pool: Callable[..., Tensor], head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.pool, self.head = encoder, pool, head
+        #: What takes the place of pooling and head where a language model answers a prompt.
+        self.answers: Callable[..., Tensor] | None = None
 
     def forward(self, **batch: Tensor) -> Tensor:
+        if self.answers is not None:
+            return self.answers(self.encoder, **batch)
         return self.head(self.pool(self.encoder, **batch))
 
 
@@ -177,7 +184,6 @@ class LoadedBackbone:
         if counted is not None and counted != real:
             raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
         encoder.requires_grad_(False)
-        self._pool = pool
         #: (vocabulary, hidden), of a language model whose output layer is not its input embeddings.
         self.unembedding = unembedding
         self._module = Classifier(encoder, pool, nn.Identity())
@@ -227,7 +233,7 @@ class LoadedBackbone:
                     if layer.bias is not None:
                         layer.bias.zero_()
         device = next(self._module.encoder.parameters()).device
-        self._module.pool = self._pool
+        self._module.answers = None
         self._module.head = head.to(device).train(self._module.training)
 
     def fingerprint(self) -> str:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+QKV = ("query", "key", "value")
 
-class SplitQKV(nn.Module):
-    """Query, key and value as three layers in the place of a fused one: same input, same output."""
 
-    def __init__(self, fused: nn.Linear) -> None:
+class Split(nn.Module):
+    """Several layers of equal width in the place of a fused one: same input, same output. `parts` names them.
+
+    Raises ValueError for a layer whose outputs cannot be split so.
+    """
+
+    def __init__(self, fused: nn.Linear, parts: Sequence[str] = QKV) -> None:
         super().__init__()
-        weights = fused.weight.detach().chunk(3)
-        biases = (None,) * 3 if fused.bias is None else fused.bias.detach().chunk(3)
-        self.query, self.key, self.value = map(_linear, weights, biases)
+        if fused.out_features % len(parts):
+            raise ValueError(f"{fused.out_features} outputs are not {len(parts)} equal parts")
+        weights = fused.weight.detach().chunk(len(parts))
+        biases = (None,) * len(parts) if fused.bias is None else fused.bias.detach().chunk(len(parts))
+        for name, weight, bias in zip(parts, weights, biases, strict=True):
+            self.add_module(name, _linear(weight, bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
+        return torch.cat([layer(x) for layer in self.children()], dim=-1)
 
 
 class SplitHeads(nn.Module):
@@ -47,7 +56,7 @@ def transposed(layer: Any) -> nn.Linear:
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    # They are copies, so that the three layers share no storage with each other.
+    # They are copies, so that the layers share no storage with each other.
     layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone())

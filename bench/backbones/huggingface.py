@@ -24,7 +24,7 @@ from bench.backbones.base import (
     read_object,
     refuse_image_size,
 )
-from bench.backbones.fused import SplitHeads, SplitQKV, transposed
+from bench.backbones.fused import Split, SplitHeads, transposed
 from bench.backbones.kinds import KINDS, MAY_EXCEED, MAY_MISS, MODEL_TYPES, UNEMBEDDINGS, Kind
 from bench.backbones.untrusted import refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
@@ -165,10 +165,10 @@ def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = N
     for layer in range(info.geometry.layers):
         for path in (path.format(layer=layer) for path in kind.transposed):
             encoder.set_submodule(path, transposed(encoder.get_submodule(path)))
-        if kind.fused:
-            path = kind.fused.format(layer=layer)
+        for template, parts in kind.fused.items():
+            path = template.format(layer=layer)
             fused = encoder.get_submodule(path)
-            split = SplitHeads(fused, info.geometry.head_size) if kind.fused_by_head else SplitQKV(fused)
+            split = SplitHeads(fused, info.geometry.head_size) if kind.fused_by_head else Split(fused, parts)
             encoder.set_submodule(path, split)
     return LoadedBackbone(info, encoder, kind.pool, kind.make_head(config), kind.layouts, unembedding)
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.backbones import pooling, resizing
+from bench.backbones.fused import QKV
 from bench.backbones.resizing import Resize
 from bench.backbones.shapes import AlwaysGated, DecoderShape, DinoShape, GPT2Shape, Shape
 from bench.backbones.untrusted import ATTENTION
@@ -47,9 +48,9 @@ Layout = Mapping[str, str]
 
 
 def _layout(layer: str, *paths: str) -> Layout:
-    """The paths below a layer, in the order of PROJECTIONS, or with a seventh, that of the MLP's gate."""
+    """The paths below a layer, in the order of PROJECTIONS, or of GATED_PROJECTIONS where there are seven."""
     names = GATED_PROJECTIONS if len(paths) == len(GATED_PROJECTIONS) else PROJECTIONS
-    return {projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(names, paths, strict=False)}
+    return {projection: f"{layer}.{{layer}}.{path}" for projection, path in zip(names, paths, strict=True)}
 
 
 _ATTENTION = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
@@ -98,9 +99,9 @@ class Kind:
     normalisation: Normalisation | None = None
     #: Where its configuration says the sizes.
     shape: Shape = SHAPE
-    #: Path of the layer that computes query, key and value in one, with `{layer}` in it. It is split.
-    fused: str | None = None
-    #: Whether the channels of that layer are query, key and value of one head after the other.
+    #: Paths of layers that compute several projections in one, and the names of their parts below that path.
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Whether the channels of such a layer are query, key and value of one head after the other.
     fused_by_head: bool = False
     #: Paths, with `{layer}` in them, of layers whose weight is (in, out). They become Linear.
     transposed: tuple[str, ...] = ()
@@ -207,15 +208,21 @@ KINDS: dict[str, Kind] = {
     ),
     "modernbert": Kind(
         "ModernBertModel",
-        (_layout("layers", *(f"attn.{name}" for name in ("Wqkv.query", "Wqkv.key", "Wqkv.value", "Wo"))),),
+        (
+            _layout(
+                "layers",
+                *("attn.Wqkv.query", "attn.Wqkv.key", "attn.Wqkv.value", "attn.Wo"),
+                *("mlp.Wi.gate", "mlp.Wi.fc1", "mlp.Wo"),
+            ),
+        ),
         pooling.mean_of_windows,
         shape=AlwaysGated(),
-        fused="layers.{layer}.attn.Wqkv",
+        fused={"layers.{layer}.attn.Wqkv": QKV, "layers.{layer}.mlp.Wi": ("gate", "fc1")},
         # Its own special tokens lie beyond a small vocabulary.
         usual={"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2},
         may_exceed=("head",),
-        remark="the MLP is gated, so that adapters see the attention only; its own head has a learned norm, "
-        "which fresh heads have not",
+        remark="`Wi` is the gate, whose activation is taken, and fc1; its own head has a learned norm, which "
+        "fresh heads have not",
     ),
     "deberta-v2": Kind(
         "DebertaV2Model",
@@ -263,7 +270,7 @@ KINDS: dict[str, Kind] = {
         ),
         pooling.last_token,
         shape=GPT2Shape(),
-        fused="h.{layer}.attn.c_attn",
+        fused={"h.{layer}.attn.c_attn": QKV},
         transposed=tuple(
             f"h.{{layer}}.{path}" for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
         ),
@@ -280,7 +287,7 @@ KINDS: dict[str, Kind] = {
             ),
         ),
         pooling.last_token,
-        fused="layers.{layer}.attention.query_key_value",
+        fused={"layers.{layer}.attention.query_key_value": QKV},
         fused_by_head=True,
         usual={"tie_word_embeddings": True},
         may_exceed=("embed_out", "score"),
@@ -328,13 +335,13 @@ KINDS: dict[str, Kind] = {
     ),
     "dinov3_vit": Kind(
         "DINOv3ViTModel",
-        (_layout("model.layer", *_ATTENTION, "mlp.up_proj", "mlp.down_proj"),),
+        (_layout("model.layer", *_ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),),
         pooling.class_token,
         normalisation=IMAGENET,
         shape=Shape(gated="use_gated_mlp"),
         usual={"num_register_tokens": 4},
-        remark="rotary positions, rescaled at random in training where its configuration says so; where the "
-        "MLP is gated (huge, 7B), adapters see the attention only",
+        remark="rotary positions, rescaled at random in training where its configuration says so; the MLP is "
+        "gated where its configuration says so (huge, 7B)",
     ),
     "beit": Kind(
         "BeitModel",

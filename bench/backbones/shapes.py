@@ -12,10 +12,7 @@ ATTENTION_ONLY = PROJECTIONS[:4]
 
 @dataclass(frozen=True)
 class Shape:
-    """The names of a configuration's fields. `gated` is the one that says whether the MLP is gated.
-
-    A gated MLP has no fc1 that alone feeds fc2: adapters see the attention only.
-    """
+    """The names of a configuration's fields. `gated` is the one that says whether the MLP is gated."""
 
     hidden: str = "hidden_size"
     heads: str = "num_attention_heads"
@@ -31,7 +28,12 @@ class Shape:
             layers=getattr(config, self.layers),
             mlp=self.width(config),
             encoder=encoder,
+            gated=self.is_gated(config),
         )
+
+    def is_gated(self, config: Any) -> bool:
+        """Whether the MLP has a gate that is a site of its own."""
+        return bool(self.gated and getattr(config, self.gated))
 
     def width(self, config: Any) -> int:
         """The inner width of the MLP."""
@@ -39,10 +41,10 @@ class Shape:
 
     def projections(self, config: Any) -> tuple[str, ...]:
         """The projections that every layer has."""
-        return ATTENTION_ONLY if self.gated and getattr(config, self.gated) else PROJECTIONS
+        return GATED_PROJECTIONS if self.is_gated(config) else PROJECTIONS
 
     def settings(self, geometry: Geometry) -> dict[str, Any]:
-        """The fields of a configuration that describes this geometry, no MLP gated."""
+        """The fields of a configuration that describes this geometry; it says nothing of gates."""
         return {
             self.hidden: geometry.hidden,
             self.heads: geometry.heads,
@@ -55,16 +57,21 @@ class Shape:
 class AlwaysGated(Shape):
     """The shape of a kind whose every MLP is gated."""
 
-    def projections(self, config: Any) -> tuple[str, ...]:
-        return ATTENTION_ONLY
+    def is_gated(self, config: Any) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
 class DinoShape(Shape):
-    """DINOv2's: the width of the MLP is a ratio, of which a gated one has two thirds, in whole eighths."""
+    """DINOv2's: the width of the MLP is a ratio, of which a gated one has two thirds, in whole eighths.
+
+    Of a gated MLP, adapters see none of it, as it has been since there were results.
+    """
 
     mlp: str = "mlp_ratio"
-    gated: str | None = "use_swiglu_ffn"
+
+    def projections(self, config: Any) -> tuple[str, ...]:
+        return ATTENTION_ONLY if config.use_swiglu_ffn else PROJECTIONS
 
     def width(self, config: Any) -> int:
         width = int(config.hidden_size * config.mlp_ratio)

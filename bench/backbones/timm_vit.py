@@ -22,7 +22,7 @@ from bench.backbones.base import (
     locate,
     read_object,
 )
-from bench.backbones.fused import SplitQKV
+from bench.backbones.fused import Split
 from bench.backbones.untrusted import refuse_timm_choices
 from bench.inputs import ImageInput
 from bench.process.files import sha256_of_all
@@ -265,7 +265,7 @@ def _fit(encoder: Any, name: str, size: int) -> tuple[Geometry, tuple[str, ...]]
     width = getattr(mlps[0][1], "in_features", hidden)
     geometry = Geometry(hidden, attention.num_heads, len(blocks), width)
     for block in blocks:
-        block.attn.qkv = SplitQKV(block.attn.qkv)
+        block.attn.qkv = Split(block.attn.qkv)
     try:
         if size != getattr(encoder.patch_embed, "img_size", (None,))[0]:
             encoder.set_input_size(img_size=(size, size))

@@ -83,15 +83,16 @@ def conformance_cases(
 def variations(presets: Sequence[Method]) -> list[Method]:
     """Methods that together show every pair of option values, combined with the first preset's rest.
 
-    Options are the fields with a fixed set of values (Literal, bool).
+    Options are the fields with a fixed set of values (Literal, bool) that are not `unvaried`.
     Combinations that the method refuses are left out, and so are those that are presets already.
     """
     base = presets[0]
     # The geometry of the first backbone has no heads to share.
+    left_out = {*base.unvaried, "shared_heads"}
     options = {
         name: values
         for name, field in type(base).model_fields.items()
-        if (values := _values(field)) and name != "shared_heads"
+        if name not in left_out and (values := _values(field))
     }
     built: dict[tuple[Any, ...], Method] = {}
     for values in product(*options.values()):

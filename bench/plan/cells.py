@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.inputs import ImageInput, TextInput
-from bench.plan.rows import Candidate, Phase, Row, Tuned
+from bench.plan.rows import Candidate, Names, Phase, Row, Tuned
 from bench.plan.settings import Setting
 from bench.plan.trial import Trial
 from bench.suite.recipe import Recipe
@@ -45,6 +45,8 @@ class Cell:
     recipe: Recipe
     #: Whether the head has the adapter's learning rate, because nobody set one for it.
     head_follows: bool
+    #: The labels that the suite gives to method, backbone and task.
+    labels: tuple[str | None, str | None, str | None] = (None, None, None)
     #: What the suite trains differently for this method, in words for its label.
     overrides: str = ""
 
@@ -54,8 +56,21 @@ class Cell:
         return _asked(self.budget, self.info.geometry)
 
     @property
-    def label(self) -> str:
-        return f"{self.method.label} [{self.overrides}]" if self.overrides else self.method.label
+    def own(self) -> Names:
+        """What the row is called without the suite's labels."""
+        method = f"{self.method.label} [{self.overrides}]" if self.overrides else self.method.label
+        return Names(method, self.info.name, self.task.task)
+
+    @property
+    def shown(self) -> Names:
+        """What the row is called in tables."""
+        return Names(*(label or own for label, own in zip(self.labels, self.own, strict=True)))
+
+    @property
+    def title(self) -> str:
+        """The method's name; a label is one where nothing else tells the method from its plain form."""
+        plain = self.own.method == self.method.title
+        return self.shown.method if plain else self.method.title
 
     def trial(
         self,
@@ -70,9 +85,10 @@ class Cell:
         setting = setting or Setting()
         return Trial(
             method=setting.method(method or self.method).identity(),
-            backbone=self.spec,
+            # A trial is the same under any label.
+            backbone=self.spec.model_copy(update={"label": None}),
             weights_hash=self.info.weights_hash,
-            task=self.task,
+            task=self.task.model_copy(update={"label": None}),
             data=self.data,
             recipe=setting.recipe(self.recipe, epochs, head_follows=self.head_follows),
             seed=seed,
@@ -93,13 +109,15 @@ class Cell:
         sized = method or self.method
         count = sized.count(self.info.geometry)
         reference = create("lora", rank=REFERENCE_RANK).count(self.info.geometry)
+        shown = self.shown
         return Row(
-            method=f"{self.label} [{note}]" if note else self.label,
-            title=sized.title,
+            method=f"{shown.method} [{note}]" if note else shown.method,
+            title=self.title,
             registered=sized.name,
+            own=self.own,
             budget=self.budget,
-            backbone=self.info.name,
-            task=self.task.task,
+            backbone=shown.backbone,
+            task=shown.task,
             ranks=sized.size or (),
             parameters=count,
             asked=self.asked,
@@ -120,7 +138,8 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
     expanded: list[tuple[int, MethodRow, Method]] = []
     for number, row in enumerate(suite.methods):
         with _naming(number):
-            expanded += [(number, row, method) for method in row.methods()]
+            expanded += [(number, *variant) for variant in row.variants()]
+    _check_labels(expanded)
     pairs = _pairs(suite)
     _check_number(suite, len(pairs), len(expanded))
     for pair, (task_row, task, spec, info) in enumerate(pairs):
@@ -150,6 +169,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
                         method,
                         recipe,
                         head_follows=asked.head_lr is None,
+                        labels=(method_row.label, spec.label, task_row.label),
                         overrides=overrides,
                     ),
                 )
@@ -163,6 +183,14 @@ def _naming(row: int) -> Iterator[None]:
     except UserError as error:
         lines = str(error).splitlines()
         raise UserError("\n".join(f"methods.{row}: {cut(line, MOST_SAID)}" for line in lines)) from error
+
+
+def _check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
+    """Raises UserError for a label that another method has or is called by."""
+    named = Counter(row.label or method.label for _, row, method in expanded)
+    for number, row, _ in expanded:
+        if row.label and named[row.label] > 1:
+            raise UserError(f"methods.{number}.label: '{row.label}' is what another method is called too")
 
 
 def _check_number(suite: Suite, pairs: int, methods: int) -> None:
@@ -270,24 +298,30 @@ def _named_apart(
 ) -> list[tuple[BackboneSpec, BackboneInfo]]:
     """The backbones, with the image size in the name of one that is there in several sizes.
 
-    Tables and searches tell backbones apart by their names. Raises UserError for two different ones that have
-    the same.
+    So is the label of one whose name other weights have too. Tables and searches tell backbones apart by
+    their names. Raises UserError for two different ones that have the same.
     """
-    for (_, info), (_, other) in combinations(backbones, 2):
-        if info.name == other.name and (
-            info.weights_hash != other.weights_hash or _pixels(info) == _pixels(other)
-        ):
+    labelled: set[str] = set()
+    for (spec, info), (other_spec, other) in combinations(backbones, 2):
+        if info.name != other.name:
+            continue
+        same = info.weights_hash == other.weights_hash
+        if not same and spec.label and other_spec.label:
+            labelled.add(info.name)
+        elif not same or _pixels(info) == _pixels(other):
+            what = "leave one of them out" if same else "give each a label, or a suite of its own"
             raise UserError(
                 f"two backbones have the name '{info.name}', and nothing would tell their results apart: "
-                "give each a suite of its own, or rename one of two folders"
+                f"{what}"
             )
     named = Counter(info.name for _, info in backbones)
-    return [
-        (spec, replace(info, name=f"{info.name} at {spec.image_size} px"))
-        if spec.image_size is not None and named[info.name] > 1
-        else (spec, info)
-        for spec, info in backbones
-    ]
+    apart = []
+    for spec, info in backbones:
+        name = f"{info.name} ({spec.label})" if info.name in labelled else info.name
+        if spec.image_size is not None and named[info.name] > 1:
+            name += f" at {spec.image_size} px"
+        apart.append((spec, replace(info, name=name)))
+    return apart
 
 
 def _pixels(info: BackboneInfo) -> int | None:

@@ -82,7 +82,7 @@ def cells_of(plan: Plan, device: str) -> list[Cell]:
     """The cells behind the rows of a plan. Equal rows have one cell."""
     rows = {(row.method, row.task, row.backbone, row.budget) for row in plan.rows}
     keyed = (
-        ((cell.label, cell.task.task, cell.info.name, cell.budget), cell)
+        ((cell.shown.method, cell.shown.task, cell.shown.backbone, cell.budget), cell)
         for _, cell in cells(plan.suite, device)
     )
     return list({key: cell for key, cell in keyed if key in rows}.values())

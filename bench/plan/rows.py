@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -36,6 +36,14 @@ class Choice(Frozen):
     tied: int
 
 
+class Names(NamedTuple):
+    """What a row is called."""
+
+    method: str
+    backbone: str
+    task: str
+
+
 class Row(Frozen):
     """A line of the tables: one method under one budget on one backbone and task, over all seeds."""
 
@@ -62,6 +70,8 @@ class Row(Frozen):
     phase: Phase | None = Field(None, exclude=True)
     #: The name under which the method is registered.
     registered: str = Field(exclude=True)
+    #: `method`, `backbone` and `task` as they would be without labels.
+    own: Names = Field(exclude=True)
 
     @property
     def ratio(self) -> float | None:
@@ -115,16 +125,16 @@ class Plan(Frozen):
     ) -> Plan:
         """The part of these tasks, methods, seeds, backbones and budgets; each selects all if empty.
 
-        A method is named by its registered name, its title or its label, and a budget as `budget_names`
-        says. Every selected row keeps all its tuning trials. Raises UserError for a name or a seed that the
-        plan does not have, and for a choice that leaves nothing.
+        A method is named by its registered name, its title or its label, a task and a backbone by name or
+        label, and a budget as `budget_names` says. Every selected row keeps all its tuning trials. Raises
+        UserError for a name or a seed that the plan does not have, and for a choice that leaves nothing.
         """
         final = self.of(None).rows
         kept = list(final)
         choices: list[tuple[str, Sequence[str], Callable[[Row], set[str]]]] = [
-            ("task", tasks, lambda row: {row.task}),
-            ("method", methods, lambda row: {row.title, row.method, row.registered}),
-            ("backbone", backbones, lambda row: {row.backbone}),
+            ("task", tasks, lambda row: {row.task, row.own.task}),
+            ("method", methods, lambda row: {row.title, row.method, row.registered, row.own.method}),
+            ("backbone", backbones, lambda row: {row.backbone, row.own.backbone}),
             ("budget", budgets, lambda row: budget_names(row.budget)),
             ("seed", list(map(str, seeds)), lambda row: set(map(str, row.trials))),
         ]

@@ -246,8 +246,9 @@ def merged(adapter: Adapter, device: str) -> Iterator[Merged]:
 def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) -> Redundancy:
     """Analyses a finished trial's adapter, and stores the result on its run as `redundancy.json`.
 
-    `drops` measures what the validation metric loses when a layer, a projection, a head or a site is zeroed;
-    single heads of single sites have a share only. Raises UserError as `stored_trial` does, and NotLowRank.
+    `drops` measures how much worse the validation metric is when a layer, a projection, a head or a site is
+    zeroed; single heads of single sites have a share only. Raises UserError as `stored_trial` does, and
+    NotLowRank.
     """
     with stored_trial(store, run) as stored:
         geometry = stored.backbone.geometry
@@ -291,20 +292,20 @@ def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> 
 
 
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
-    """How much the validation metric falls without each part, of the adapter merged into the weights."""
+    """How much worse the validation metric is without each part, of the adapter merged into the weights."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
-    metric_name = trial.task.lookup().metric
     data = Resources(device).data(trial, backbone.info.input)
+    sign = data.objective.metric.sign
 
     def metric() -> float:
-        return evaluate(backbone, adapter, data.validation, trial.recipe, metric_name, data.classes).metric
+        return evaluate(backbone, adapter, data.validation, trial.recipe, data.objective).metric
 
     drops = {}
     with merged(adapter, device) as backbone_with_update:
         whole = metric()
         for part in parts:
             with backbone_with_update.without(part):
-                drops[part] = whole - metric()
+                drops[part] = sign * (whole - metric())
     return drops
 
 

@@ -48,7 +48,7 @@ class Nested:
         self.again = again
         self._at_work, self._executor, self._watch = at_work, executor, watch
         budget = cell.budget.label if cell.budget else OWN_SIZE
-        self.name = " · ".join((cell.suite.name, cell.label, cell.task.task, cell.info.name, budget))
+        self.name = " · ".join((cell.suite.name, cell.own.method, cell.own.task, cell.own.backbone, budget))
         self._found: Found | None = None
 
     def __enter__(self) -> Self:
@@ -157,9 +157,7 @@ class Nested:
 def about(cell: Cell) -> dict[str, Any]:
     """The fields of `Found` that say which cell it is of."""
     return {
-        "method": cell.label,
-        "task": cell.task.task,
-        "backbone": cell.info.name,
+        **cell.shown._asdict(),
         "budget": cell.budget.label if cell.budget else None,
     }
 

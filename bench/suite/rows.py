@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from math import prod
@@ -13,8 +14,16 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from bench.backbones.base import refuse_unknown_home
 from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput
 from bench.tasks import TASKS, DataSource, Task
+from bench.tasks.described import described
+from bench.tasks.description import FORMATS, Description
 from methods import METHODS, Method, UnknownNameError, UserError, create
-from methods.validation import Frozen, Later, refuse_repeats
+from methods.validation import Frozen, Label, Later, refuse_repeats
+
+#: What the names of a recipe's fields begin with in `each`.
+TRAINING = "training."
+
+#: Of ImageNet's images in red, green and blue.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 #: How many combinations of values a row may stand for.
 MAX_ROWS = 10_000
@@ -81,9 +90,14 @@ class Verbalizer(Frozen):
 
 
 class TaskRow(Frozen):
-    """A task, how much of its data is used, and what its trials train differently."""
+    """A task, how much of its data is used, and what its trials train differently.
+
+    In YAML a row with `name` in place of `task` describes data of the user's own, by the fields of
+    `Description` beside it.
+    """
 
     task: str
+    data: Description | None = None
     train_size: PositiveInt | None = None
     validation_size: PositiveInt | None = None
     test_size: PositiveInt | None = None
@@ -94,8 +108,9 @@ class TaskRow(Frozen):
     #: With a number of pixels, images are squashed to squares of that side and the centre is cut out of them.
     #: Without, their central square is resized to what the backbone reads.
     resize: Annotated[int, Field(gt=0, le=MAX_PIXELS)] | None = None
-    #: Whether images are normalised as the backbone wants them. Otherwise pixels are between 0 and 1.
-    normalise: bool = True
+    #: Whether images are normalised as the backbone wants them, or as ImageNet's are. Otherwise pixels are
+    #: between 0 and 1.
+    normalise: bool | Literal["imagenet"] = True
     #: Whether all seeds share one split or each deals its own. An official split is the same for all.
     split: Literal["fixed", "per_seed"] = "fixed"
     #: With one, a decoder has no head and answers a prompt.
@@ -103,6 +118,35 @@ class TaskRow(Frozen):
     #: Where the data of a hub task come from, if not from the task's own repository.
     source: DataSource | None = None
     training: dict[str, Any] = {}
+    #: The name that tables, plots and reports have for it.
+    label: Label | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_data(cls, row: Any) -> Any:
+        """Puts what describes the data, which stands beside `name` in the YAML, into a field of its own."""
+        if not isinstance(row, dict) or "task" in row:
+            return row
+        if "name" not in row:
+            if there := [name for name in FORMATS if name in row]:
+                raise ValueError(f"data need a name: write name beside {there[0]}")
+            return row
+        own = {key: value for key, value in row.items() if key in cls.model_fields}
+        # Beside a description `label` is its column of labels; tables show the name.
+        own.pop("label", None)
+        data = {key: value for key, value in row.items() if key not in own and key != "name"}
+        return {**own, "task": row["name"], "data": data}
+
+    @model_validator(mode="after")
+    def _of_the_name(self) -> Self:
+        if self.data is not None:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", self.task):
+                raise ValueError(
+                    "name: at most 128 letters, digits, '_', '.' and '-', a letter or digit first"
+                )
+            for path in self.data.paths.values():
+                refuse_unknown_home(path)
+        return self
 
     @field_validator("source")
     @classmethod
@@ -112,13 +156,18 @@ class TaskRow(Frozen):
         return source
 
     @property
+    def shown(self) -> str:
+        """The name in tables."""
+        return self.label or self.task
+
+    @property
     def sizes(self) -> tuple[int | None, int | None, int | None]:
         """How many examples of train, validation and test are used; None means all of a split."""
         return self.train_size, self.validation_size, self.test_size
 
     def lookup(self) -> Task:
         """The task itself, with its data from `source` if that is given. Raises UserError for what is not."""
-        task: Task = TASKS.get(self.task)
+        task: Task = TASKS.get(self.task) if self.data is None else described(self.task, self.data)
         return task if self.source is None else task.at(self.source)
 
     def train_examples(self) -> int | None:
@@ -133,7 +182,9 @@ class TaskRow(Frozen):
         """
         if isinstance(wanted, ImageInput):
             self._refuse(("padding", "verbalizer"), "images")
-            if not self.normalise:
+            if self.normalise == "imagenet":
+                wanted = replace(wanted, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+            elif not self.normalise:
                 wanted = replace(wanted, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
             return replace(wanted, resize=self.resize)
         self._refuse(("resize", "normalise"), "texts")
@@ -166,7 +217,11 @@ class TaskRow(Frozen):
 
 
 class MethodRow(Frozen):
-    """A method with its options. Where `each` lists values, the row stands for every combination of them."""
+    """A method with its options. Where `each` lists values, the row stands for every combination of them.
+
+    The fields of the recipe stand there below `training`, as in `each: {training: {lr: [1e-4, 1e-3]}}`, or as
+    `training.lr`.
+    """
 
     method: str
     options: dict[str, Any] = {}
@@ -174,6 +229,8 @@ class MethodRow(Frozen):
     #: Replaces the suite's budgets for this row.
     budgets: tuple[Budget, ...] | None = None
     training: dict[str, Any] = {}
+    #: The name that tables, plots and reports have for it; of several, with the values of each behind it.
+    label: Label | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -190,6 +247,19 @@ class MethodRow(Frozen):
             raise ValueError(f"write {', '.join(map(str, options))} into 'options', or all beside 'method'")
         return {key: value for key, value in row.items() if key in cls.model_fields} | {"options": options}
 
+    @field_validator("each", mode="before")
+    @classmethod
+    def _flat(cls, each: Any) -> Any:
+        if not isinstance(each, dict):
+            return each
+        flat: dict[Any, Any] = {}
+        for key, values in each.items():
+            if key == "training" and isinstance(values, dict):
+                flat |= {f"{TRAINING}{name}": value for name, value in values.items()}
+            else:
+                flat[key] = values
+        return flat
+
     @field_validator("each")
     @classmethod
     def _few_and_different(cls, each: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -201,7 +271,8 @@ class MethodRow(Frozen):
 
     @model_validator(mode="after")
     def _one_value(self) -> Self:
-        if twice := sorted(set(self.options) & set(self.each)):
+        given = {*self.options, *(f"{TRAINING}{name}" for name in self.training)}
+        if twice := sorted(given & set(self.each)):
             raise ValueError(f"{', '.join(twice)}: give one value, or several in 'each', not both")
         return self
 
@@ -211,15 +282,44 @@ class MethodRow(Frozen):
         mappings = (self.options, self.each, self.training)
         return repr((self.method, self.budgets, *(sorted(mapping.items()) for mapping in mappings)))
 
-    def methods(self) -> Iterator[Method]:
-        """The methods that the row stands for.
+    @property
+    def recipe_fields(self) -> set[str]:
+        """The fields of the recipe that the row sets, to one value or to several."""
+        return {
+            *self.training,
+            *(key.removeprefix(TRAINING) for key in self.each if key.startswith(TRAINING)),
+        }
+
+    def variants(self) -> Iterator[tuple[MethodRow, Method]]:
+        """Every combination of `each`, as a row of its own that has none, and its method.
 
         Raises UserError for a name that is neither an option of the method nor a field of a row.
         """
-        options = METHODS.get(self.method).model_fields
+        known = METHODS.get(self.method).model_fields
         for key in (*self.options, *self.each):
-            if key not in options:
+            if key not in known and not (key in self.each and key.startswith(TRAINING)):
                 own = [field for field in type(self).model_fields if field != "options"]
-                raise UnknownNameError(f"field of method '{self.method}':", key, (*options, *own))
+                raise UnknownNameError(f"field of method '{self.method}':", key, (*known, *own))
         for values in product(*self.each.values()):
-            yield create(self.method, **self.options, **dict(zip(self.each, values, strict=True)))
+            chosen = dict(zip(self.each, values, strict=True))
+            options, training = dict(self.options), dict(self.training)
+            for key, value in chosen.items():
+                if key.startswith(TRAINING):
+                    training[key.removeprefix(TRAINING)] = value
+                else:
+                    options[key] = value
+            row = self.model_copy(
+                update={
+                    "options": options,
+                    "training": training,
+                    "each": {},
+                    "label": self._labelled(chosen),
+                }
+            )
+            yield row, create(self.method, **row.options)
+
+    def _labelled(self, chosen: Mapping[str, Any]) -> str | None:
+        if self.label is None or not chosen:
+            return self.label
+        told = (f"{key.removeprefix(TRAINING)}={value}" for key, value in chosen.items())
+        return f"{self.label} [{', '.join(told)}]"

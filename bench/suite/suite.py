@@ -7,19 +7,38 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from bench.backbones import BackboneSpec
+from bench.process.files import sha256_of
 from bench.suite.choosing import Allocation, Search, Tuning
 from bench.suite.limit import Timeout
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
+from bench.suite.yaml_text import written
 from bench.tasks import DataSource
+from bench.wire.start import SourceFile
 from methods import UserError
 from methods.validation import Frozen, refuse_repeats, validate
 
 #: What may lie in a folder of this machine.
 Place = TypeVar("Place", BackboneSpec, DataSource | None)
+
+
+def _once(value: Any) -> Any:
+    """What of a row may stand in a suite only once."""
+    if isinstance(value, TaskRow):
+        return value.task
+    if isinstance(value, Budget):
+        return value.label
+    return value.model_copy(update={"label": None}) if isinstance(value, BackboneSpec) else value
+
+
+def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
+    """What a row is named by where it has no label."""
+    if isinstance(row, BackboneSpec):
+        return row.name or row.hub_name
+    return row.task if isinstance(row, TaskRow) else row.method
 
 
 class Suite(Frozen):
@@ -48,6 +67,9 @@ class Suite(Frozen):
     search: Search | None = None
     #: The sweep of how a budget is shared that `tensorbench search` does for each of them.
     allocation: Allocation | None = None
+    #: The suite's file and the lock that it obeys, if it came from files.
+    _file: SourceFile | None = PrivateAttr(None)
+    _lock: SourceFile | None = PrivateAttr(None)
 
     @field_validator("name")
     @classmethod
@@ -83,10 +105,20 @@ class Suite(Frozen):
     @field_validator("tasks", "seeds", "backbones", "budgets")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        refuse_repeats(
-            value.task if isinstance(value, TaskRow) else value.label if isinstance(value, Budget) else value
-            for value in values
-        )
+        refuse_repeats(map(_once, values))
+        return values
+
+    @field_validator("tasks", "backbones", "methods")
+    @classmethod
+    def _told_apart(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Refuses a label that another row has, or by which another is named."""
+        labels = {value.label for value in values if value.label}
+        named = [value.label or _name(value) for value in values]
+        for label in sorted(labels):
+            if named.count(label) > 1:
+                raise ValueError(
+                    f"'{label}' is the label of one row and names another: tables need two names"
+                )
         return values
 
     @field_validator("methods")
@@ -110,12 +142,12 @@ class Suite(Frozen):
             )
         if self.tuning and (self.search or self.allocation):
             raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
-        rows = [(row.task, row.training) for row in self.tasks]
-        rows += [(row.method, row.training) for row in self.methods]
+        rows = [(row.task, set(row.training)) for row in self.tasks]
+        rows += [(row.method, row.recipe_fields) for row in self.methods]
         for where, section in (("tuning", self.tuning), ("search", self.search)):
             chosen = {axis for axis in ("lr", "head_lr") if section and section.grids[axis]}
-            for name, training in rows:
-                for axis in chosen & set(training):
+            for name, fields in rows:
+                for axis in sorted(chosen & fields):
                     raise ValueError(
                         f"'{name}' sets {axis}, which {where} chooses: "
                         f"leave it out, or give {where} {axis}: null"
@@ -127,6 +159,22 @@ class Suite(Frozen):
         """The sections that `tensorbench search` runs, and `tensorbench run` does not."""
         there = {"a search": self.search, "an allocation": self.allocation}
         return tuple(name for name, section in there.items() if section)
+
+    def read_from(self, file: SourceFile, lock: SourceFile | None) -> Suite:
+        """The suite with the texts that it was read from, which its trials store."""
+        suite = self.model_copy()
+        suite._file, suite._lock = file, lock
+        return suite
+
+    @property
+    def source(self) -> SourceFile:
+        """The text of the suite as it was read; as YAML of its fields where it came from no file."""
+        return self._file or source_text("", written(self.model_dump(mode="json", exclude_unset=True)))
+
+    @property
+    def lock_source(self) -> SourceFile | None:
+        """The text of the lock that the suite obeys; None where there is none."""
+        return self._lock
 
     def beside(self, folder: Path) -> Suite:
         """The suite with whole paths to what it names on this machine; `folder` is where relative ones begin.
@@ -140,7 +188,10 @@ class Suite(Frozen):
             path = os.path.abspath(folder / place.local.expanduser())
             return place.model_copy(update={"local": Path(path)})
 
-        tasks = [row.model_copy(update={"source": whole(row.source)}) for row in self.tasks]
+        tasks = [
+            row.model_copy(update={"source": whole(row.source), "data": row.data and row.data.beside(folder)})
+            for row in self.tasks
+        ]
         return self.model_copy(update={"backbones": tuple(map(whole, self.backbones)), "tasks": tuple(tasks)})
 
     def check_paths(self) -> None:
@@ -168,3 +219,8 @@ class Suite(Frozen):
             merged |= override
             validate(Recipe, merged, f"training of {where}")
         return validate(Recipe, merged, "training")
+
+
+def source_text(name: str, text: str) -> SourceFile:
+    """A text that was read, with its hash."""
+    return SourceFile(name=name, sha256=sha256_of(text.encode()), text=text)

@@ -89,6 +89,15 @@ class LowRankAdapter(Adapter):
     def biases(self) -> dict[Site, Tensor]:
         return self.contract().biases
 
+    def frozen(self) -> dict[str, Tensor]:
+        return self.parametrisation.frozen()
+
+    def kept(self) -> dict[str, Tensor]:
+        return self.parametrisation.kept()
+
+    def remake(self) -> None:
+        self.parametrisation.remake()
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         with torch.no_grad():

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.backbone import Site
+from methods.frozen import PartlyFrozen
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Contracted:
         )
 
 
-class Parametrisation(nn.Module):
+class Parametrisation(PartlyFrozen):
     """A method's trained parameters and their contraction to factors."""
 
     #: Which of the contracted `downs` each adapted site reads. Sites that share one compute it once.

@@ -35,7 +35,7 @@ class LowRankMethod(Method):
 
     @abstractmethod
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
-        """Builds and starts the parameters. The update that they contract to is zero."""
+        """Builds and starts the parameters. They contract to zero, unless `nonzero_start` says why not."""
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         parametrisation = self.parametrise(backbone.geometry, generator)

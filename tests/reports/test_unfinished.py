@@ -81,7 +81,7 @@ def test_two_half_tuned_experiments_are_compared(tmp_path: Path, new_store: NewS
     half_tuned(uri)
     half_tuned(uri, "again")
     found = {move.method: move.verdict for move in compare((uri, "tuned"), (uri, "again")).moves}
-    assert found["LoTR"] == "incomplete"
+    assert found["LoTR"] == "no verdict"
     assert found["LoRA"] == "same trials"
     both = read(uri, ["tuned", "again"])
     # What waits is not known to be the same.

@@ -17,11 +17,17 @@ from methods.errors import UserError
 def state(subject: Subject) -> None:
     """A saved adapter gives the same outputs on another backbone; one that does not fit changes nothing."""
     backbone, adapter = subject.randomised()
-    saved = adapter.state()
+    saved, trained = adapter.state(), adapter.named_parameters()
+    sizes = {name: tensor.numel() for name, tensor in saved.items()}
     expect(
-        sum(tensor.numel() for tensor in saved.values()) == subject.method.count(subject.geometry),
+        sum(sizes.get(name, 0) for name in trained) == subject.method.count(subject.geometry),
         "state() does not hold each parameter once",
     )
+    frozen = sum(size for name, size in sizes.items() if name in adapter.frozen())
+    strange = sorted(set(saved) - {*trained, *adapter.kept()})
+    expect(not strange, f"state() holds what is neither trained nor kept: {strange[:4]}")
+    formula = subject.method.kept_count(subject.geometry)
+    expect(frozen == formula, f"state() holds {frozen:,} frozen numbers, kept_count says {formula:,}")
     kept = {name: tensor.clone() for name, tensor in saved.items()}
     with tempfile.TemporaryDirectory() as folder:
         save_file(saved, Path(folder) / "adapter.safetensors")
@@ -30,6 +36,7 @@ def state(subject: Subject) -> None:
     fresh = subject.attach(other, seed=8)
     fresh.load(loaded)
     expect_equal(fresh.state(), saved, "loaded state")
+    expect_equal(fresh.frozen(), adapter.frozen(), "frozen parts after loading")
     wanted = outputs(backbone, subject.batch())
     expect(same_bits(outputs(other, subject.batch()), wanted), "outputs differ after loading")
     wrong = {"another name": {**loaded, "no.such.parameter": torch.zeros(1)}}
@@ -65,16 +72,21 @@ def seeds(subject: Subject) -> str | None:
     expect_equal(starts[1], starts[0], "the same seed")
     if not subject.adapts:
         return None
-    if all(same_bits(starts[2][name], tensor) for name, tensor in starts[0].items()):
-        weights = subject.backbone().module.state_dict().values()
-        drawn = [
-            name
-            for name, tensor in starts[0].items()
-            if not (tensor == tensor.flatten()[0]).all() and not any(torch.equal(tensor, w) for w in weights)
-        ]
-        expect(not drawn, f"another seed gives the same start: {drawn[:4]}")
-        return "starts from constants"
-    return None
+    names = adapter.named_parameters()
+    if any(not same_bits(starts[2][name], starts[0][name]) for name in names):
+        expect(not subject.method.fixed_start, f"seeds give other starts, yet: {subject.method.fixed_start}")
+        return None
+    weights = subject.backbone().module.state_dict().values()
+    drawn = [
+        name
+        for name in names
+        if not (starts[0][name] == starts[0][name].flatten()[0]).all()
+        and not any(torch.equal(starts[0][name], weight) for weight in weights)
+    ]
+    if drawn and subject.method.fixed_start:
+        return f"one start for all seeds: {subject.method.fixed_start}"
+    expect(not drawn, f"another seed gives the same start: {drawn[:4]} (see Method.fixed_start)")
+    return "starts from constants"
 
 
 def _random_states() -> dict[str, str]:

@@ -21,20 +21,30 @@ from bench.conformance.subject import (
     snapshot,
     trained,
 )
-from methods.errors import NotLowRank
+from methods.adapter import Adapter
+from methods.errors import NotLowRank, UserError
 
 
-def start(subject: Subject) -> None:
-    """A fresh adapter changes nothing."""
+def start(subject: Subject) -> str | None:
+    """A fresh adapter changes nothing, unless `nonzero_start` says why it does."""
     backbone, batch = subject.backbone(), subject.batch()
     before = outputs(backbone, batch)
     adapter = subject.attach(backbone)
-    expect_close(outputs(backbone, batch), before, 1e-6, "outputs at the start")
-    for site, delta in adapter.deltas():
+    fresh = outputs(backbone, batch)
+    deltas = {} if subject.method.not_mergeable else dict(adapter.deltas())
+    for site, delta in deltas.items():
         expect(delta.shape == backbone.geometry.shape(site.projection), f"delta of {site} is {delta.shape}")
+    if reason := subject.method.nonzero_start:
+        expect(bool(torch.isfinite(fresh).all()), "outputs at the start are not finite")
+        moved = [delta.any() for delta in deltas.values()] or [(fresh - before).any()]
+        expect(all(moved), f"an update starts at zero, though nonzero_start says: {reason}")
+        return f"not zero: {reason}"
+    expect_close(fresh, before, 1e-6, "outputs at the start")
+    for site, delta in deltas.items():
         expect_close(delta, torch.zeros_like(delta), 1e-6, f"delta of {site} at the start")
     for site, bias in adapter.biases().items():
         expect_close(bias, torch.zeros_like(bias), 1e-6, f"bias of {site} at the start")
+    return None
 
 
 def training(subject: Subject) -> None:
@@ -74,6 +84,8 @@ def training(subject: Subject) -> None:
 def factors(subject: Subject) -> str | None:
     """`factors` and `deltas` agree with `delta`; a method without a low-rank form says NotLowRank."""
     backbone, adapter = subject.randomised(torch.float64)
+    if subject.method.not_mergeable:
+        return _no_weights(subject, adapter)
     deltas = {site: adapter.delta(site) for site in adapter.bases}
     for site, delta in adapter.deltas():
         expect_close(delta, deltas[site], 1e-12, f"deltas() of {site}")
@@ -86,6 +98,7 @@ def factors(subject: Subject) -> str | None:
     except NotLowRank as reason:
         expect(bool(str(reason)), "NotLowRank without a reason")
         return f"not low-rank: {reason}"
+    expect(not subject.method.not_low_rank, "has factors(), though not_low_rank says why there are none")
     expect(set(pairs) == set(deltas), "factors() leaves sites out")
     for site, (down, up) in pairs.items():
         out, wide = backbone.geometry.shape(site.projection)
@@ -95,8 +108,27 @@ def factors(subject: Subject) -> str | None:
     return None
 
 
+def _no_weights(subject: Subject, adapter: Adapter) -> str:
+    """What is no change of a weight is given as none."""
+    site = next(iter(adapter.bases))
+    for name, call in (
+        ("factors", adapter.factors),
+        ("delta", lambda: adapter.delta(site)),
+        ("deltas", lambda: list(adapter.deltas())),
+    ):
+        try:
+            call()
+        except NotLowRank:
+            continue
+        raise AssertionError(f"{name}() gives weights, though not_mergeable says why there are none")
+    return f"no change of weights: {subject.method.not_mergeable}"
+
+
 def merge(subject: Subject) -> None:
     """Merged and unmerged forwards agree, and `unmerge` restores every bit."""
+    if reason := subject.method.not_mergeable:
+        _merge_refuses(subject)
+        raise NotApplicable(reason)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         backbone, batch = subject.backbone(dtype), subject.batch(dtype)
         bare = outputs(backbone, batch)
@@ -122,6 +154,19 @@ def merge(subject: Subject) -> None:
         expect(same_bits(outputs(backbone, batch), adapted), f"unmerged outputs differ in {dtype}")
 
 
+def _merge_refuses(subject: Subject) -> None:
+    backbone, adapter = subject.randomised()
+    before, adapted = snapshot(backbone), outputs(backbone, subject.batch())
+    try:
+        adapter.merge()
+    except UserError:
+        expect(not adapter.merged, "merged is True after merge() refused")
+        expect_equal(snapshot(backbone), before, "after merge() refused")
+        expect(same_bits(outputs(backbone, subject.batch()), adapted), "outputs differ after merge() refused")
+    else:
+        raise AssertionError("merges, though not_mergeable says why it cannot")
+
+
 def scale(subject: Subject) -> None:
     """Twice the scale is twice the update, in the factors and in the forward too."""
     if "scale" not in type(subject.method).model_fields:
@@ -130,6 +175,8 @@ def scale(subject: Subject) -> None:
     twice = subject.method.model_copy(update={"scale": 2 * dict(subject.method)["scale"]})
     backbone, other = subject.randomised(torch.float64, method=twice)
     other.load(adapter.state())
+    if subject.method.not_mergeable:
+        raise NotApplicable(subject.method.not_mergeable)
     for site, delta in adapter.deltas():
         expect_close(other.delta(site), 2 * delta, 1e-12, f"delta of {site} at twice the scale")
     for site, bias in adapter.biases().items():

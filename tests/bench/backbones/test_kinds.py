@@ -17,6 +17,7 @@ from bench.backbones.kinds import KINDS, NAMES
 from bench.conformance import check_kind
 from bench.conformance.subject import tiny
 from methods import create
+from methods.backbone import GATED_PROJECTIONS, Site
 from methods.errors import UserError
 
 from ..local_checkpoints import batch, features
@@ -117,21 +118,33 @@ def test_a_vision_tower_is_taken_out_of_a_whole_model(whole: str, part: str, tmp
         describe(BackboneSpec(local=tmp_path))
 
 
-def test_a_gated_mlp_is_refused_by_name(tmp_path: Path) -> None:
-    model_of("modernbert").save_pretrained(tmp_path)
+def test_a_gated_mlp_of_dinov2_is_refused_by_name(tmp_path: Path) -> None:
+    model_of("dinov2_with_registers", use_swiglu_ffn=True).save_pretrained(tmp_path)
     backbone = load(BackboneSpec(local=tmp_path))
     whole = create("lora", rank=2, targets="qkvo+mlp")
     with pytest.raises(UserError, match="adapts fc1, fc2, which the backbone lacks; it has query"):
         whole.attach(backbone, torch.Generator())
 
 
-def test_a_split_layer_is_the_fused_one_in_thirds(tmp_path: Path) -> None:
+def test_split_layers_are_the_fused_ones_in_parts(tmp_path: Path) -> None:
     model = model_of("modernbert")
     model.save_pretrained(tmp_path)
     backbone = load(BackboneSpec(local=tmp_path))
-    sites = [site for site in backbone.geometry.sites(("query", "key", "value")) if site.layer == 1]
-    parts: list[Any] = [backbone.module.get_submodule(backbone.path(site)) for site in sites]
-    assert torch.equal(torch.cat([part.weight for part in parts]), model.layers[1].attn.Wqkv.weight)
+    layer = model.layers[1]
+    for parts, fused in ((("query", "key", "value"), layer.attn.Wqkv), (("gate", "fc1"), layer.mlp.Wi)):
+        found: list[Any] = [backbone.module.get_submodule(backbone.path(Site(1, part))) for part in parts]
+        assert torch.equal(torch.cat([one.weight for one in found]), fused.weight)
+
+
+def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
+    model, inputs = model_of("dinov3_vit", use_gated_mlp=True), inputs_of("dinov3_vit")
+    model.save_pretrained(tmp_path)
+    backbone = load(BackboneSpec(local=tmp_path))
+    assert backbone.projections == GATED_PROJECTIONS
+    assert torch.equal(features(backbone, inputs), expected("dinov3_vit", model, inputs))
+    whole = create("lora", rank=2, targets="qkvo+mlp")
+    adapter = whole.attach(backbone, torch.Generator())
+    assert Site(1, "gate") in adapter.bases
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.backbones import BackboneSpec, describe, load
-from bench.backbones.fused import SplitQKV
+from bench.backbones.fused import Split
 from methods.backbone import PROJECTIONS, Geometry, Site
 from methods.errors import UserError
 
@@ -40,7 +40,7 @@ def test_timm_outputs_do_not_change_by_the_split(timm_file: tuple[Any, Path]) ->
 def test_split_without_bias() -> None:
     fused = nn.Linear(6, 18, bias=False)
     x = torch.randn(2, 5, 6)
-    torch.testing.assert_close(SplitQKV(fused)(x), fused(x))
+    torch.testing.assert_close(Split(fused)(x), fused(x))
 
 
 def test_timm_at_another_image_size(timm_file: tuple[Any, Path]) -> None:

@@ -17,7 +17,7 @@ from methods import UserError
 from methods.tenslora import VARIANTS
 from methods.validation import validate
 
-from ..toy_suites import DIGITS, plan, suite, write
+from ..toy_suites import DIGITS, VISION, plan, suite, write
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_rates_without_a_dot_are_numbers(tmp_path: Path) -> None:
     file.write_text(text)
     made = load_suite(file)
     assert made.training.lr == 5e-4
-    assert [method.model_dump()["scale"] for row in made.methods for method in row.methods()] == [2.0]
+    assert [method.model_dump()["scale"] for row in made.methods for _, method in row.variants()] == [2.0]
 
 
 def test_each_spans_all_combinations_in_order() -> None:
@@ -225,7 +225,7 @@ def test_each_spans_all_combinations_in_order() -> None:
             "each": {"variant": list(VARIANTS), "heads": ["aligned", "interleaved"]},
         }
     ]
-    methods = list(suite(methods=rows).methods[0].methods())
+    methods = [method for _, method in suite(methods=rows).methods[0].variants()]
     assert [(m.variant, m.heads) for m in methods] == [  # type: ignore[attr-defined]
         (variant, heads) for variant in VARIANTS for heads in ("aligned", "interleaved")
     ]
@@ -235,7 +235,7 @@ def test_each_spans_all_combinations_in_order() -> None:
 def test_options_written_out_are_the_options() -> None:
     beside = suite(methods=[{"method": "lora", "rank": 4}])
     written = suite(methods=[{"method": "lora", "options": {"rank": 4}}])
-    assert list(beside.methods[0].methods()) == list(written.methods[0].methods())
+    assert list(beside.methods[0].variants()) == list(written.methods[0].variants())
     assert validate(Suite, beside.model_dump(), "round trip") == beside
 
 
@@ -314,3 +314,14 @@ def test_a_suite_cannot_be_changed() -> None:
 )
 def test_the_suites_that_we_ship_are_valid(file: Path) -> None:
     assert load_suite(file).name == file.stem
+
+
+def test_a_suite_knows_the_text_that_it_was_read_from(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    file.write_text(f"# Two seeds are enough.\n{file.read_text()}")
+    assert load_suite(file).source.text == file.read_text()
+    fields = {**VISION, "backbones": [{"local": "folder"}]}
+    given = load_suite(fields).source
+    assert given.name == ""
+    # As it was given: the whole path would be that of one machine.
+    assert parse(given.text)["backbones"] == [{"local": "folder"}]

@@ -1,0 +1,96 @@
+"""DoTA (arXiv 2412.20891): the leading part of each weight as a matrix product operator, which is trained."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.added import AddedAdapter, Addition
+from methods.backbone import Backbone, Geometry
+from methods.sizes import OneRank
+from methods.targeted import Targeted
+from methods.trains import balanced, chain, train_count, train_limit, tt_svd
+
+#: The modes of each side of a weight.
+MODES = 4
+
+
+def modes_of(out: int, in_: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """As many modes of output and input, four of the smallest sum each, ascending, with ones in front where a
+    size has fewer (our rule). A prime size is a mode of its own.
+    """
+    sides = [balanced(size, MODES) for size in (out, in_)]
+    most = max(map(len, sides))
+    first, second = ((1,) * (most - len(side)) + side for side in sides)
+    return first, second
+
+
+class DoTA(OneRank, Targeted):
+    """y = (W - MPO(θ₀))·x + MPO(θ)·x + b; θ starts at θ₀, the cores of W's truncated decomposition.
+
+    MPO is a matrix product operator, a tensor train whose cores have an output and an input mode each; all
+    inner ranks are `rank`. θ₀ comes from successive singular value decompositions and is stored with a
+    trained adapter, since no two machines need find the same. Only the construction is published in what
+    could be read, so that the modes, the projections and the ranks are our choice, and no result reproduces
+    the paper. Each forward builds the dense update of every site, which is slow.
+    """
+
+    name: ClassVar[str] = "dota"
+    not_low_rank: ClassVar[str] = "DoTA's update has a high rank"
+    fixed_start: ClassVar[str] = "DoTA starts from the weights"
+
+    @property
+    def title(self) -> str:
+        return "DoTA"
+
+    def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
+        """The modes of every train of a layer: of the output times of the input."""
+        sides = [modes_of(*shape) for shape in self.adapted(geometry).values()]
+        return [tuple(m * n for m, n in zip(*pair, strict=True)) for pair in sides]
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """L · Σ r₋·m·n·r₊ over the cores of every projection."""
+        return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
+
+    def frozen_count(self, geometry: Geometry) -> int:
+        """θ₀: as many again."""
+        return self.count(geometry)
+
+    def kept_count(self, geometry: Geometry) -> int:
+        return self.count(geometry)
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The rank with which the largest weight can be written."""
+        return (max(map(train_limit, self.trains(geometry))),)
+
+    def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
+        return AddedAdapter(backbone, self, lambda _, base: _Operator(base.weight, self.resolved_rank))
+
+
+class _Operator(Addition):
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        self.sides = modes_of(*weight.shape)
+        self.pairs = list(zip(*self.sides, strict=True))
+        order = [axis for k in range(len(self.pairs)) for axis in (k, len(self.pairs) + k)]
+        tensor = weight.detach().double().reshape(*self.sides[0], *self.sides[1]).permute(order)
+        cores = tt_svd(tensor, [math.prod(pair) for pair in self.pairs], rank)
+        for index, core in enumerate(cores):
+            self.register_buffer(f"start{index}", core.to(torch.float32))
+        self.cores = nn.ParameterList(core.clone() for core in self.frozen().values())
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            update = self._matrix(list(self.cores)) - self._matrix(list(self.frozen().values()))
+        return F.linear(x, update)
+
+    def _matrix(self, cores: list[Tensor]) -> Tensor:
+        """(out, in) of a train whose modes are pairs of an output and an input mode."""
+        number = len(self.pairs)
+        digits = chain(cores).reshape([size for pair in self.pairs for size in pair])
+        order = [*range(0, 2 * number, 2), *range(1, 2 * number, 2)]
+        return digits.permute(order).reshape(math.prod(self.sides[0]), -1)

@@ -1,0 +1,135 @@
+"""LoRA-XS (arXiv 2405.17604): a small trained matrix between frozen singular vectors of each weight."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from sklearn.utils.extmath import randomized_svd
+from torch import nn
+
+from methods.adapter import Adapter
+from methods.backbone import Backbone, Geometry
+from methods.errors import UserError
+from methods.lowrank import Contracted, LowRankMethod, Matrix, Parametrisation
+from methods.sizes import OneRank
+from methods.targeted import AnyTargets, Targeted
+from methods.validation import Scale
+
+#: Of the randomised singular value decomposition (reference code).
+ITERATIONS, SVD_SEED = 10, 42
+#: The standard deviation of the trained matrices at the start (reference code).
+START_STD = 1e-5
+
+
+class LoRAXS(OneRank, Targeted, LowRankMethod):
+    """y = W·x + b + scale/rank · B·R·A·dropout(x), of which R (rank, rank) alone is trained.
+
+    With W ≈ U·Σ·Vᵀ of the largest `rank` singular values, A = Σ·Vᵀ and B = U. No two machines need give the
+    same U and V, so both are stored with a trained adapter. R starts normal with standard deviation 1e-5
+    (reference code), so that the update is nearly zero, not exactly. The reference adapts query, value and
+    both output projections of RoBERTa, and all linear layers of LLaMA; `qkvo+mlp` are all here.
+    """
+
+    name: ClassVar[str] = "lora_xs"
+    #: Of the reference code, on GLUE, whatever the rank; 1 · rank on mathematics.
+    published_scale: ClassVar[float | None] = 16.0
+
+    targets: AnyTargets = "qkvo+mlp"
+    #: alpha, divided by the rank.
+    scale: Scale = 16.0
+    #: `random`: kaiming-uniform A and B in their place, the reference's ablation; a seed brings them back.
+    basis: Literal["svd", "random"] = "svd"
+    #: `zero`: R at zero, so that the update starts at exactly zero (ours).
+    start: Literal["published", "zero"] = "published"
+
+    @property
+    def title(self) -> str:
+        return "LoRA-XS"
+
+    @property
+    def nonzero_start(self) -> str:  # type: ignore[override]
+        return "LoRA-XS starts R with a standard deviation of 1e-5" if self.start == "published" else ""
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """r² for every site, whatever its size."""
+        return geometry.layers * len(self.adapted(geometry)) * rank**2
+
+    def frozen_count(self, geometry: Geometry) -> int:
+        """r · Σ (in + out)."""
+        return geometry.layers * self.resolved_rank * sum(map(sum, self.adapted(geometry).values()))
+
+    def kept_count(self, geometry: Geometry) -> int:
+        return self.frozen_count(geometry) if self.basis == "svd" else 0
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The smallest side of a weight: no weight has more singular vectors."""
+        return (min(map(min, self.adapted(geometry).values())),)
+
+    def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
+        super().check(geometry, projections)
+        (limit,) = self.rank_limits(geometry)
+        if limit is not None and self.resolved_rank > limit:
+            raise UserError(
+                f"{self.label}: rank is {self.resolved_rank:,}, accepted is at most {limit:,}: "
+                f"no weight has more singular vectors on a backbone of {geometry}"
+            )
+
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _Cores:
+        return _Cores(self, geometry, generator)
+
+    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        adapter: Any = super().put(backbone, generator)
+        if self.basis == "svd":
+            adapter.parametrisation.decompose([base.weight for base in adapter.bases.values()])
+        return adapter
+
+
+class _Cores(Parametrisation):
+    def __init__(self, method: LoRAXS, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__()
+        rank, sites = method.resolved_rank, geometry.sites(method.projections)
+        self.scale, self.stored = method.scale / rank, method.basis == "svd"
+        self.down_of = {site: index for index, site in enumerate(sites)}
+        cores = torch.zeros(len(sites), rank, rank)
+        if method.start == "published":
+            nn.init.normal_(cores, std=START_STD, generator=generator)
+        self.cores = nn.Parameter(cores)
+        if not self.stored:
+            self.draw_seed(generator)
+        for site, index in self.down_of.items():
+            out, in_ = geometry.shape(site.projection)
+            for name, shape in (("A", (rank, in_)), ("B", (out, rank))):
+                self.register_buffer(f"{name}{index}", torch.zeros(shape), persistent=self.stored)
+        self.remake()
+
+    @torch.no_grad()
+    def remake(self) -> None:
+        if self.stored:
+            return
+        generator = self.seeded()
+        for name, buffer in self.frozen().items():
+            drawn = torch.empty(buffer.shape)
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            self.get_buffer(name).copy_(drawn)
+
+    @torch.no_grad()
+    def decompose(self, weights: list[nn.Parameter]) -> None:
+        """Fills A and B with the largest singular values and vectors of the weights, site by site."""
+        for index, weight in enumerate(weights):
+            found = randomized_svd(
+                weight.detach().double().cpu().numpy(),
+                self.cores.shape[-1],
+                n_iter=ITERATIONS,
+                random_state=SVD_SEED,
+            )
+            u, s, vh = map(torch.from_numpy, found)
+            self.get_buffer(f"A{index}").copy_(s[:, None] * vh)
+            self.get_buffer(f"B{index}").copy_(u)
+
+    def contract(self) -> Contracted:
+        downs = [self.get_buffer(f"A{index}") for index in range(len(self.down_of))]
+        ups = {site: self.get_buffer(f"B{index}") for site, index in self.down_of.items()}
+        middles = map(Matrix, (self.cores * self.scale).unbind())
+        return Contracted(downs, ups, middles=dict(zip(self.down_of, middles, strict=True)))

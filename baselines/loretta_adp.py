@@ -1,0 +1,92 @@
+"""LoRETTA (NAACL 2024, arXiv 2402.11417) as adapters: bottlenecks of tensor trains behind a layer."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from baselines.loretta_rep import modes_of
+from methods.added import AddedAdapter, Addition
+from methods.backbone import Backbone, Geometry
+from methods.sizes import OneRank
+from methods.trains import Trains, train_count, train_limit
+from methods.validation import Scale
+
+Activation = Literal["relu", "tanh"]
+
+
+class LoRETTAAdapter(OneRank):
+    """h + scale · up(act(down(h))) behind the output projection and the MLP's last layer, h being their
+    output.
+
+    down and up are matrices (hidden, width) and (width, hidden) of a tensor train each, all inner ranks
+    `rank`, with biases. Start (reference code): normal cores whose matrices have entries of variance
+    1/(hidden + width), biases uniform ±1/√(their number); so a fresh adapter is not the identity. The places
+    are the reference's of encoders, before residual and norm; in decoders too (our choice, it has others
+    there).
+    """
+
+    name: ClassVar[str] = "loretta_adp"
+    not_low_rank: ClassVar[str] = "LoRETTA-adp is not linear"
+    not_mergeable: ClassVar[str] = "its bottleneck is not linear, so that it is no change of a weight"
+    published_lr: ClassVar[float | None] = 1e-4
+    published_scale: ClassVar[float | None] = 1.0
+
+    scale: Scale = 1.0
+    #: Of the bottleneck. 64 in the reference's script.
+    width: PositiveInt = 64
+    #: `relu` in the reference's script; its configuration has `tanh`.
+    activation: Activation = "relu"
+    #: `zero`: with the last core of up and its bias at zero, so that nothing changes at the start (ours).
+    start: Literal["published", "zero"] = "published"
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return ("output", "fc2")
+
+    @property
+    def title(self) -> str:
+        return "LoRETTA-adp"
+
+    @property
+    def nonzero_start(self) -> str:  # type: ignore[override]
+        return "LoRETTA starts both of its matrices at random" if self.start == "published" else ""
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """2·L · (2 · Σ r₋·n·r₊ + width + d)."""
+        modes = modes_of(geometry.hidden, self.width)
+        one = 2 * train_count(modes, rank) + self.width + geometry.hidden
+        return len(self.projections) * geometry.layers * one
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The rank with which a matrix can be written."""
+        return (train_limit(modes_of(geometry.hidden, self.width)),)
+
+    def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
+        return AddedAdapter(backbone, self, lambda _, base: _Bottleneck(self, base.out_features, generator))
+
+
+class _Bottleneck(Addition):
+    def __init__(self, method: LoRETTAAdapter, size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.size, self.width, self.scale = size, method.width, method.scale
+        self.activation = F.relu if method.activation == "relu" else torch.tanh
+        modes = modes_of(size, self.width)
+        self.down, self.up = (Trains(1, modes, method.resolved_rank) for _ in range(2))
+        self.down_bias, self.up_bias = (nn.Parameter(torch.zeros(n)) for n in (self.width, size))
+        for train, bias in ((self.down, self.down_bias), (self.up, self.up_bias)):
+            train.draw_normal(1 / (size + self.width), generator)
+            nn.init.uniform_(bias, -(len(bias) ** -0.5), len(bias) ** -0.5, generator=generator)
+        if method.start == "zero":
+            nn.init.zeros_(self.up.cores[-1])
+            nn.init.zeros_(self.up_bias)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(y.device.type, enabled=False):
+            (down,), (up,) = self.down.matrices(self.size), self.up.matrices(self.width)
+        narrow = self.activation(F.linear(y, down.T, self.down_bias))
+        return F.linear(narrow, up.T, self.up_bias) * self.scale

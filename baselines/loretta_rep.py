@@ -1,0 +1,108 @@
+"""LoRETTA (NAACL 2024, arXiv 2402.11417) on weights: LoRA whose two matrices are tensor trains."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from methods.backbone import Geometry
+from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.sizes import OneRank
+from methods.slices import by_site
+from methods.targeted import Targeted
+from methods.trains import Trains, balanced, train_count, train_limit
+from methods.validation import Scale
+
+#: The reference's modes of a matrix of (width, size), by width and size, where they multiply to that.
+TABLE: dict[int, dict[int, tuple[int, ...]]] = {
+    5: {768: (5, 8, 12, 8), 1024: (4, 8, 5, 8, 4), 4096: (16, 16, 5, 4, 4)},
+    8: {768: (8, 8, 12, 8), 1024: (4, 8, 8, 8, 4), 4096: (16, 16, 8, 4, 4)},
+    16: {768: (8, 16, 12, 8), 1024: (4, 8, 16, 8, 4), 4096: (16, 16, 16, 4, 4)},
+    32: {768: (4, 8, 12, 8, 8)},
+    64: {768: (8, 8, 12, 8, 8), 1024: (4, 8, 8, 8, 8, 4), 4096: (16, 16, 16, 4, 4, 4)},
+    128: {768: (8, 16, 12, 8, 8), 1024: (4, 8, 16, 8, 8, 4), 4096: (16, 16, 16, 8, 4, 4)},
+}
+#: The number of modes where the table has none.
+MODES = 4
+
+
+def modes_of(size: int, width: int) -> tuple[int, ...]:
+    """The modes of a matrix between `size` and `width` channels: the reference's table, elsewhere four of the
+    smallest sum (our rule). A prime size is a mode of its own.
+    """
+    return TABLE.get(width, {}).get(size) or balanced(size * width, MODES)
+
+
+class LoRETTA(OneRank, Targeted, LowRankMethod):
+    """y = W·x + b + scale/width · B·A·dropout(x), with A (width, in) and B (out, width) a tensor train each.
+
+    A's train has the shape of (in, width) and B's that of (width, out), both row-major, and all inner ranks
+    are `rank`. Start (reference code): normal cores, so that an entry of A has variance 1/(in + width) and
+    one of B 1/(out + width). So the update is not zero: in RoBERTa-base's shape its norm is about 5.6 a
+    matrix. The reference also trains layer norms and a classifier of trains; here both are as for every other
+    method.
+    """
+
+    name: ClassVar[str] = "loretta_rep"
+    published_lr: ClassVar[float | None] = 1e-4
+    published_scale: ClassVar[float | None] = 16.0
+
+    #: alpha, divided by `width`. 16 in the reference code.
+    scale: Scale = 16.0
+    dropout: float = Field(0.05, ge=0.0, lt=1.0)
+    #: The rank of the update, LoRA's r. 8 in the reference code; `rank` is that of the trains, 5 there.
+    width: PositiveInt = 8
+    #: `zero`: with the last core of every B at zero, so that the update starts at zero (ours).
+    start: Literal["published", "zero"] = "published"
+
+    @property
+    def title(self) -> str:
+        return "LoRETTA-rep"
+
+    @property
+    def nonzero_start(self) -> str:  # type: ignore[override]
+        return "LoRETTA starts both of its factors at random" if self.start == "published" else ""
+
+    def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
+        """The modes of all trains of a layer."""
+        sizes = [size for out, in_ in self.adapted(geometry).values() for size in (in_, out)]
+        return [modes_of(size, self.width) for size in sizes]
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """L · Σ r₋·n·r₊ over the two trains of every projection."""
+        return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The rank with which its largest matrix can be written."""
+        return (max(map(train_limit, self.trains(geometry))),)
+
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        return _TwoTrains(self, geometry, generator)
+
+
+class _TwoTrains(Parametrisation):
+    """For each projection the trains A and B of all layers."""
+
+    def __init__(self, method: LoRETTA, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__()
+        self.width, self.scale = method.width, method.scale / method.width
+        self.inputs: Any = nn.ModuleDict()
+        self.outputs: Any = nn.ModuleDict()
+        self.sizes = {name: in_ for name, (_, in_) in method.adapted(geometry).items()}
+        for name, (out, in_) in method.adapted(geometry).items():
+            for trains, size in ((self.inputs, in_), (self.outputs, out)):
+                made = Trains(geometry.layers, modes_of(size, self.width), method.resolved_rank)
+                made.draw_normal(1 / (size + self.width), generator)
+                trains[name] = made
+            if method.start == "zero":
+                nn.init.zeros_(made.cores[-1])
+        self.down_of = {site: index for index, site in enumerate(geometry.sites(method.projections))}
+
+    def contract(self) -> Contracted:
+        inputs, outputs = self.inputs.items(), self.outputs.items()
+        downs = by_site({name: train.matrices(self.sizes[name]).mT * self.scale for name, train in inputs})
+        ups = by_site({name: train.matrices(self.width).mT for name, train in outputs})
+        return Contracted([downs[site] for site in self.down_of], ups)

@@ -1,0 +1,147 @@
+"""QuanTA (NeurIPS 2024, arXiv 2406.00132): a circuit of gates on pairs of axes, of a high rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import combinations, count
+from typing import Annotated, ClassVar, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.added import AddedAdapter, Addition
+from methods.backbone import Backbone, Geometry
+from methods.errors import UserError
+from methods.ranks import nearest
+from methods.targeted import Targeted
+from methods.trains import factorisations
+
+#: What fitting to a budget tries: so many axes, of a size without a prime factor above this one.
+MOST_AXES, LARGEST_PRIME = 8, 7
+
+
+class QuanTA(Targeted):
+    """y = W·x + b + T(x) - T₀(x), where T applies a full gate to every pair of the axes of x.
+
+    x is cut into `axes`, padded with zeros or cut at its end where these multiply to another size; the output
+    likewise. Pairs of the last axis come first. T₀ is T as it started, frozen: the start is exact (reference
+    code; it folds -T₀ into W, which stays untouched here). There is no scale and no dropout. Start: every
+    gate uniform with variance 1/(n·m) for axes n and m.
+    """
+
+    name: ClassVar[str] = "quanta"
+    titled: ClassVar[frozenset[str]] = frozenset({"axes"})
+    #: A size has few factorisations.
+    fit_tolerance: ClassVar[float] = 0.25
+    not_low_rank: ClassVar[str] = "QuanTA's update has a high rank"
+    #: Of the reference code, on DROP.
+    published_lr: ClassVar[float | None] = 1e-4
+
+    #: The sizes of the axes. A single one: as many axes of it as the larger side of the largest weight needs.
+    axes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1)
+
+    @property
+    def title(self) -> str:
+        return "QuanTA"
+
+    @property
+    def size(self) -> tuple[int, ...] | None:
+        return self.axes
+
+    @property
+    def rank_names(self) -> tuple[str, ...]:
+        return tuple(f"axis {index + 1}" for index in range(len(self.axes or (0,))))
+
+    def with_size(self, ranks: Sequence[int]) -> Self:
+        return self.model_copy(update={"axes": tuple(ranks)})
+
+    def isorank(self, rank: int) -> Self:
+        """Equal axes of this size, as many as needed."""
+        return self.with_size((rank,))
+
+    def shape(self, geometry: Geometry) -> tuple[int, ...]:
+        """The axes. Raises UserError while they are free, and for a single one that cannot make up a size."""
+        if self.axes is None:
+            raise UserError(f"{self.label}: axes are free; give them, or a budget")
+        if len(self.axes) > 1:
+            return self.axes
+        (axis,), size = self.axes, self._largest(geometry)
+        if not 1 < axis < size:
+            raise UserError(
+                f"{self.label}: axes of {axis} cannot make up {size}; accepted is 2 to {size - 1}"
+            )
+        return (axis,) * next(number for number in count(2) if axis**number >= size)
+
+    def count(self, geometry: Geometry) -> int:
+        """Sites · Σ (n·m)² over the pairs of axes."""
+        sites = geometry.layers * len(self.adapted(geometry))
+        return sites * sum((n * m) ** 2 for n, m in combinations(self.shape(geometry), 2))
+
+    def frozen_count(self, geometry: Geometry) -> int:
+        """As many again. A seed brings them back."""
+        return self.count(geometry)
+
+    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
+        """Axes whose count is nearest, of all that multiply to the larger side of the largest weight.
+
+        Where that has a prime factor above 7, to the next larger number that has none (our rule).
+        """
+        size = next(n for n in count(self._largest(geometry)) if _smooth(n))
+        choices = [self.with_size(axes[::-1]) for axes in factorisations(size, MOST_AXES) if len(axes) > 1]
+        smallest = min(choice.count(geometry) for choice in choices)
+        if smallest > budget:
+            raise UserError(
+                f"{self.label}: a budget of {budget:,} parameters is below the smallest possible, "
+                f"{smallest:,}"
+            )
+        return nearest(choices, lambda choice: choice.count(geometry), budget)
+
+    def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
+        axes = self.shape(backbone.geometry)
+        return AddedAdapter(backbone, self, lambda _, base: _Circuit(axes, base.out_features, generator))
+
+    def _largest(self, geometry: Geometry) -> int:
+        return max(map(max, self.adapted(geometry).values()))
+
+
+class _Circuit(Addition):
+    def __init__(self, axes: tuple[int, ...], out: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.axes, self.out = axes, out
+        #: Positions of each gate's axes, that nearer the end last.
+        self.pairs = [(q, p) for p in reversed(range(len(axes))) for q in reversed(range(p))]
+        self.draw_seed(generator)
+        for index, (q, p) in enumerate(self.pairs):
+            side = axes[q] * axes[p]
+            self.register_buffer(f"start{index}", torch.empty(side, side), persistent=False)
+        self.remake()
+        self.gates = nn.ParameterList(gate.clone() for gate in self.frozen().values())
+
+    @torch.no_grad()
+    def remake(self) -> None:
+        generator = self.seeded()
+        for gate in self.frozen().values():
+            bound = math.sqrt(3 / len(gate))
+            gate.copy_(torch.empty(gate.shape).uniform_(-bound, bound, generator=generator))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._apply_gates(x, self.gates) - self._apply_gates(x, self.frozen().values())
+
+    def _apply_gates(self, x: Tensor, gates: Iterable[Tensor]) -> Tensor:
+        z = F.pad(x, (0, math.prod(self.axes) - x.shape[-1])).reshape(-1, *self.axes)
+        for (q, p), gate in zip(self.pairs, gates, strict=True):
+            there = (q + 1, p + 1)
+            ends = z.movedim(there, (-2, -1))
+            z = F.linear(ends.flatten(-2), gate).unflatten(-1, ends.shape[-2:]).movedim((-2, -1), there)
+        z = z.reshape(*x.shape[:-1], -1)
+        return F.pad(z, (0, self.out - z.shape[-1]))
+
+
+def _smooth(size: int) -> bool:
+    for prime in range(2, LARGEST_PRIME + 1):
+        while not size % prime:
+            size //= prime
+    return size == 1

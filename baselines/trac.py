@@ -1,0 +1,156 @@
+"""TRAC (ICLR 2026, github.com/BangguoYe/TRAC): LoRA of tensor trains that layers share, under controllers."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from methods.backbone import Geometry
+from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.sizes import OneRank
+from methods.slices import by_site
+from methods.targeted import Targeted
+from methods.trains import balanced
+from methods.validation import Scale
+
+#: The reference's modes of A and B, and the inner ranks of A, by size. B's inner ranks are three times A's.
+TABLE = {
+    768: ((8, 8, 12), (8, 12)),
+    1024: ((8, 8, 16), (8, 12)),
+    1280: ((8, 8, 20), (12, 24)),
+    4096: ((16, 16, 16), (12, 24)),
+    5120: ((16, 16, 20), (15, 30)),
+}
+MODES, WIDER = 3, 3
+
+
+class Cores(NamedTuple):
+    """Sizes of the cores (1, n₁, ρ₁), (ρ₁, n₂, ρ₂) and (ρ₂, n₃, r) of one side of a projection."""
+
+    modes: tuple[int, ...]
+    inner: tuple[int, ...]
+
+    @property
+    def own(self) -> int:
+        """What each layer has for itself: the first core and the controllers of the last."""
+        return self.modes[0] * self.inner[0] + self.inner[1] + self.modes[2]
+
+    @property
+    def frozen(self) -> int:
+        """The second core, which all layers share."""
+        return self.inner[0] * self.modes[1] * self.inner[1]
+
+
+def cores_of(size: int, *, output: bool) -> Cores:
+    """The reference's table; elsewhere modes of the smallest sum and the inner ranks of the largest entry
+    that is not above (our rule; below all of them the smallest entry's). A prime size is all in the last
+    mode.
+    """
+    _, inner = TABLE[max([known for known in TABLE if known <= size], default=min(TABLE))]
+    found = balanced(size, MODES)
+    modes = TABLE[size][0] if size in TABLE else (1,) * (MODES - len(found)) + found
+    return Cores(modes, tuple(WIDER * rank for rank in inner) if output else inner)
+
+
+class TRAC(OneRank, Targeted, LowRankMethod):
+    """y = W·x + b + scale/rank · B·A·dropout(x); A (rank, in) and B (out, rank) are open trains of three
+    cores.
+
+    The first core is a layer's own, the second is random, frozen and shared by all layers of a projection,
+    the third is trained and shared by them, and each layer scales its left rank and its mode by vectors, the
+    controllers. Start (reference code): normal cores, controllers one, B's third core zero, so that the first
+    step moves only that.
+    """
+
+    name: ClassVar[str] = "trac"
+    #: Of the reference code, on GLUE.
+    published_lr: ClassVar[float | None] = 1e-3
+    published_scale: ClassVar[float | None] = 32.0
+
+    #: alpha, divided by the rank. 32 in the reference code, where the rank is 16.
+    scale: Scale = 32.0
+    dropout: float = Field(0.05, ge=0.0, lt=1.0)
+    #: What scales: the controllers themselves, as in the reference's library, or their softmax times their
+    #: number, as in its README. Both are one at the start.
+    controllers: Literal["plain", "softmax"] = "plain"
+
+    @property
+    def title(self) -> str:
+        return "TRAC"
+
+    def cores(self, geometry: Geometry) -> dict[str, tuple[Cores, Cores]]:
+        """Those of A and B, of every projection."""
+        shapes = self.adapted(geometry).items()
+        return {
+            name: (cores_of(in_, output=False), cores_of(out, output=True)) for name, (out, in_) in shapes
+        }
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """Σ over both sides of every projection: L·(n₁·ρ₁ + ρ₂ + n₃) + ρ₂·n₃·r."""
+        sides = [side for pair in self.cores(geometry).values() for side in pair]
+        return sum(geometry.layers * side.own + side.inner[1] * side.modes[2] * rank for side in sides)
+
+    def frozen_count(self, geometry: Geometry) -> int:
+        """Σ ρ₁·n₂·ρ₂ over both sides of every projection. A seed brings them back."""
+        return sum(side.frozen for pair in self.cores(geometry).values() for side in pair)
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The smaller side of the largest weight."""
+        return (max(map(min, self.adapted(geometry).values())),)
+
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        return _SharedCores(self, geometry, generator)
+
+
+class _SharedCores(Parametrisation):
+    def __init__(self, method: TRAC, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__()
+        rank = method.resolved_rank
+        self.scale, self.softmax = method.scale / rank, method.controllers == "softmax"
+        self.sides, self.stds = nn.ModuleDict(), {}
+        self.draw_seed(generator)
+        for name, pair in method.cores(geometry).items():
+            std = sum(geometry.shape(name)) ** -0.5
+            for side, (modes, (left, right)) in zip("AB", pair, strict=True):
+                made = nn.Module()
+                made.first = nn.Parameter(torch.empty(geometry.layers, modes[0], left))
+                made.last = nn.Parameter(torch.zeros(right, modes[2], rank))
+                made.ranks = nn.Parameter(torch.ones(geometry.layers, 1, right))
+                made.mode = nn.Parameter(torch.ones(geometry.layers, 1, modes[2], 1))
+                middle = torch.empty(left, modes[1], right)
+                self.register_buffer(f"middle_{name}_{side}", middle, persistent=False)
+                # The reference counts the rank as a fourth mode of the shared cores.
+                self.stds[f"{name}_{side}"] = std ** (1 / 4) / right**0.5
+                nn.init.normal_(made.first, std=std ** (1 / 3) / left**0.5, generator=generator)
+                if side == "A":
+                    nn.init.normal_(made.last, std=std ** (1 / 4) / rank**0.5, generator=generator)
+                self.sides[f"{name}_{side}"] = made
+        self.remake()
+        self.projections = tuple(method.cores(geometry))
+        self.down_of = {site: index for index, site in enumerate(geometry.sites(method.projections))}
+
+    @torch.no_grad()
+    def remake(self) -> None:
+        generator = self.seeded()
+        for side, std in self.stds.items():
+            middle = self.get_buffer(f"middle_{side}")
+            middle.copy_(torch.randn(middle.shape, generator=generator) * std)
+
+    def contract(self) -> Contracted:
+        downs = by_site({name: self._matrices(f"{name}_A").mT * self.scale for name in self.projections})
+        ups = by_site({name: self._matrices(f"{name}_B") for name in self.projections})
+        return Contracted([downs[site] for site in self.down_of], ups)
+
+    def _matrices(self, side: str) -> Tensor:
+        """(layers, n₁·n₂·n₃, r) of one side of a projection."""
+        cores, middle = self.sides[side], self.get_buffer(f"middle_{side}")
+        ranks: Tensor = cores.get_parameter("ranks")
+        mode: Tensor = cores.get_parameter("mode")
+        if self.softmax:
+            ranks, mode = ranks.softmax(-1) * ranks.shape[-1], mode.softmax(-2) * mode.shape[-2]
+        own, last = cores.get_parameter("first"), cores.get_parameter("last")
+        first = (own @ middle.flatten(1)).unflatten(-1, middle.shape[1:]).flatten(1, 2)
+        return (((first * ranks) @ last.flatten(1)).unflatten(-1, last.shape[1:]) * mode).flatten(1, 2)

@@ -1,0 +1,157 @@
+"""TT-LoRA (github.com/lanl/TTLoRAMoE): each update is a tensor train over input, then output modes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from methods.backbone import Geometry
+from methods.errors import UserError
+from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.sizes import OneRank
+from methods.slices import by_site
+from methods.targeted import Targeted
+from methods.trains import Trains, balanced, chain, train_count, train_limit, tt_svd
+from methods.validation import Scale
+
+#: The modes of input and output.
+Modes = tuple[tuple[int, ...], tuple[int, ...]]
+
+#: The reference's, by (in, out).
+TABLE: dict[tuple[int, int], Modes] = {
+    (768, 768): ((64, 4, 3), (3, 4, 64)),
+    (2048, 2048): ((16, 8, 4, 4), (4, 4, 8, 16)),
+    (2048, 512): ((16, 16, 4, 2), (2, 16, 16)),
+    (3072, 3072): ((16, 4, 4, 3, 2, 2), (2, 2, 3, 4, 4, 16)),
+    (3072, 1024): ((16, 4, 4, 3, 2, 2), (2, 2, 4, 4, 16)),
+    (4096, 4096): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 4, 16)),
+    (4096, 1024): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 16)),
+}
+#: The most modes of a side where the table has none, and from where on it is one more.
+MODES, LARGE = 3, 2048
+#: The reference draws what it decomposes from this seed, whatever the run's.
+DECOMPOSED_SEED = 42
+
+
+def modes_of(in_: int, out: int) -> Modes:
+    """The modes of input and output: the reference's table, elsewhere at most three of the smallest sum on
+    each side, four from 2,048 on, the largest outermost (our rule). A prime size is a mode of its own.
+    """
+    sides = [balanced(size, MODES + (size >= LARGE)) for size in (in_, out)]
+    return TABLE.get((in_, out)) or (sides[0][::-1], sides[1])
+
+
+class TTLoRA(OneRank, Targeted, LowRankMethod):
+    """y = W·x + b + scale · ΔW·x, with ΔW a tensor train of its own; all inner ranks are `rank`.
+
+    The scale is not divided by the rank, which is that of ΔW too: the bond between input and output modes is
+    where it comes apart into a low-rank pair. Start (reference code): uniform cores of norm one, so that the
+    update is not zero: in RoBERTa-base's shape its norm is about 0.3 a matrix. There is no dropout there.
+    """
+
+    name: ClassVar[str] = "tt_lora"
+    published_lr: ClassVar[float | None] = 5e-3
+    published_scale: ClassVar[float | None] = 16.0
+
+    #: alpha, 16 in the reference code, where the rank is 5.
+    scale: Scale = 16.0
+    #: The reference has two forwards of the same cores that disagree. `contraction`, which it trains: the
+    #: first core has the fastest digit of the input's index. `reconstruction`: the leading cores are the
+    #: output, and all digits in normal order; of a weight that is not square it is no train over input and
+    #: output, and refused.
+    form: Literal["contraction", "reconstruction"] = "contraction"
+    #: `decomposed`: the train nearest to one kaiming-uniform matrix for all sites of a shape, drawn from the
+    #: seed 42 (reference code). `zero`: as published, but with the last core at zero (ours).
+    start: Literal["published", "decomposed", "zero"] = "published"
+
+    @classmethod
+    def presets(cls) -> tuple[Self, ...]:
+        return *super().presets(), cls.model_validate({"form": "reconstruction"})
+
+    @property
+    def title(self) -> str:
+        return "TT-LoRA"
+
+    @property
+    def nonzero_start(self) -> str:  # type: ignore[override]
+        return "" if self.start == "zero" else "TT-LoRA starts every core of its train at random"
+
+    @property
+    def fixed_start(self) -> str:  # type: ignore[override]
+        return "what TT-LoRA decomposes has a seed of its own" if self.start == "decomposed" else ""
+
+    def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
+        """The modes of every train of a layer."""
+        shapes = self.adapted(geometry)
+        for name, (out, in_) in shapes.items():
+            if self.form == "reconstruction" and out != in_:
+                raise UserError(
+                    f"{self.label}: the form 'reconstruction' needs square weights, {name} is "
+                    f"{out} × {in_} here; accepted is 'contraction'"
+                )
+        return [sum(modes_of(in_, out), ()) for out, in_ in shapes.values()]
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """L · Σ r₋·n·r₊ over the projections."""
+        return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The rank with which the largest update can be written."""
+        return (max(map(train_limit, self.trains(geometry))),)
+
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        return _WholeTrains(self, geometry, generator)
+
+
+class _WholeTrains(Parametrisation):
+    """For each projection the trains of all layers."""
+
+    def __init__(self, method: TTLoRA, geometry: Geometry, generator: torch.Generator) -> None:
+        super().__init__()
+        self.scale, self.contracting = method.scale, method.form == "contraction"
+        self.modes = {name: modes_of(in_, out) for name, (out, in_) in method.adapted(geometry).items()}
+        self.trains: Any = nn.ModuleDict()
+        for name, modes in self.modes.items():
+            trains = Trains(geometry.layers, sum(modes, ()), method.resolved_rank)
+            _start(trains, modes, method.start, generator)
+            self.trains[name] = trains
+        self.down_of = {site: index for index, site in enumerate(geometry.sites(method.projections))}
+
+    def contract(self) -> Contracted:
+        pairs = {
+            name: self._pair(list(trains.cores), self.modes[name]) for name, trains in self.trains.items()
+        }
+        downs = by_site({name: down * self.scale for name, (down, _) in pairs.items()})
+        ups = by_site({name: up for name, (_, up) in pairs.items()})
+        return Contracted([downs[site] for site in self.down_of], ups)
+
+    def _pair(self, cores: list[Tensor], modes: Modes) -> tuple[Tensor, Tensor]:
+        """(layers, r, in) and (layers, out, r)."""
+        inputs = modes[0]
+        # (layers, leading channels, r) and (layers, r, trailing channels).
+        left, right = chain(cores[: len(inputs)]).squeeze(1), chain(cores[len(inputs) :]).squeeze(-1)
+        if not self.contracting:
+            return right, left
+        order = range(len(inputs), 0, -1)
+        digits = left.unflatten(1, inputs).permute(0, *order, len(inputs) + 1)
+        return digits.flatten(1, -2).mT, right.mT
+
+
+def _start(trains: Trains, modes: Modes, start: str, generator: torch.Generator) -> None:
+    cores: list[Tensor] = [core.detach() for core in trains.cores]
+    if start == "decomposed":
+        drawn = torch.empty(math.prod(modes[0]), math.prod(modes[1]))
+        nn.init.kaiming_uniform_(
+            drawn, a=math.sqrt(8), generator=torch.Generator().manual_seed(DECOMPOSED_SEED)
+        )
+        for core, nearest in zip(cores, tt_svd(drawn, sum(modes, ()), cores[0].shape[-1]), strict=True):
+            core.copy_(nearest)
+        return
+    for core in cores:
+        nn.init.uniform_(core, -1, 1, generator=generator)
+        core.div_(core.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+    if start == "zero":
+        cores[-1].zero_()

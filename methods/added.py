@@ -1,0 +1,98 @@
+"""Adapters that add something other than a low-rank pair to the output of a layer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from methods.adapter import Adapter
+from methods.backbone import Backbone, Site
+from methods.base import Method
+from methods.errors import NotLowRank, UserError
+from methods.frozen import PartlyFrozen
+
+
+class Addition(PartlyFrozen):
+    """What is added to a site's output."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The addition (…, out) for the layer's input x (…, in) and its own output y (…, out)."""
+
+
+class AddedAdapter(Adapter):
+    """`base(x) + addition(x, base(x))` at every site.
+
+    `make` gives the addition of a site from its frozen layer. The method says by `not_low_rank` and
+    `not_mergeable` what the additions are not.
+    """
+
+    def __init__(
+        self, backbone: Backbone, method: Method, make: Callable[[Site, nn.Linear], Addition]
+    ) -> None:
+        super().__init__(backbone, backbone.geometry.sites(method.projections))
+        self.method = method
+        self.additions: dict[Site, Addition] = {}
+        for site, base in self.bases.items():
+            # Never below float32, where small steps of an optimizer would be lost to rounding.
+            dtype = torch.promote_types(base.weight.dtype, torch.float32)
+            self.additions[site] = make(site, base).to(base.weight.device, dtype)
+            self.install(site, _Added(base, self.additions[site]))
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{site}.{name}": parameter
+            for site, addition in self.additions.items()
+            for name, parameter in addition.named_parameters()
+        }
+
+    def frozen(self) -> dict[str, Tensor]:
+        return self._of_all(PartlyFrozen.frozen)
+
+    def kept(self) -> dict[str, Tensor]:
+        return self._of_all(PartlyFrozen.kept)
+
+    def remake(self) -> None:
+        for addition in self.additions.values():
+            addition.remake()
+
+    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        raise NotLowRank(self.method.not_low_rank)
+
+    def delta(self, site: Site) -> Tensor:
+        """By the addition of every unit vector. Raises NotLowRank where that makes no weight."""
+        if self.method.not_mergeable:
+            raise NotLowRank(self.method.not_mergeable)
+        weight = self.bases[site].weight
+        units = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        return self.additions[site](units, units).T
+
+    def deltas(self) -> Iterator[tuple[Site, Tensor]]:
+        return ((site, self.delta(site)) for site in self.bases)
+
+    def merge(self) -> None:
+        """Raises UserError where the addition is no change of a weight."""
+        if self.method.not_mergeable:
+            raise UserError(f"{self.method.label} cannot be merged: {self.method.not_mergeable}")
+        super().merge()
+
+    def _of_all(self, get: Callable[[PartlyFrozen], dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {
+            f"{site}.{name}": tensor
+            for site, addition in self.additions.items()
+            for name, tensor in get(addition).items()
+        }
+
+
+class _Added(nn.Module):
+    def __init__(self, base: nn.Linear, addition: Addition) -> None:
+        super().__init__()
+        self.base, self.addition = base, addition
+        self.train(base.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        return y + self.addition(x, y)

@@ -1,0 +1,96 @@
+"""Tensor trains of weights (Oseledets 2011): the sizes of their modes, their cores, their contraction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+
+@cache
+def balanced(size: int, modes: int) -> tuple[int, ...]:
+    """At most `modes` whole numbers above one that multiply to `size` and have the smallest sum, ascending.
+
+    Of equal sums it is the one whose largest number is the smallest. A prime has one mode, itself: nothing is
+    saved there.
+    """
+    return min(factorisations(size, modes), key=lambda found: (sum(found), found[::-1]))
+
+
+def factorisations(size: int, most: int, low: int = 2) -> Iterator[tuple[int, ...]]:
+    """Every way to write `size` as at most `most` ascending factors, none below `low`."""
+    if most:
+        yield (size,)
+    if most > 1:
+        for factor in range(low, math.isqrt(size) + 1):
+            if not size % factor:
+                for rest in factorisations(size // factor, most - 1, factor):
+                    yield factor, *rest
+
+
+def core_shapes(modes: Sequence[int], rank: int) -> list[tuple[int, int, int]]:
+    """(r₋, n, r₊) of every core; all inner ranks are `rank`."""
+    inner = (rank,) * (len(modes) - 1)
+    return list(zip((1, *inner), modes, (*inner, 1), strict=True))
+
+
+def train_count(modes: Sequence[int], rank: int) -> int:
+    """Σ r₋·n·r₊."""
+    return sum(map(math.prod, core_shapes(modes, rank)))
+
+
+def train_limit(modes: Sequence[int]) -> int:
+    """The rank with which every tensor of these modes can be written."""
+    ends = range(1, len(modes))
+    return max([min(math.prod(modes[:i]), math.prod(modes[i:])) for i in ends], default=1)
+
+
+def chain(cores: Sequence[Tensor]) -> Tensor:
+    """The product (…, first r₋, Π n, last r₊) of cores (…, r₋, n, r₊); the first mode is the slowest."""
+    product = cores[0]
+    for core in cores[1:]:
+        longer = product.flatten(-3, -2) @ core.flatten(-2, -1)
+        product = longer.unflatten(-1, core.shape[-2:]).unflatten(-3, product.shape[-3:-1]).flatten(-3, -2)
+    return product
+
+
+class Trains(nn.Module):
+    """Trains of one shape and rank, `number` of them.
+
+    Core k of all of them is one parameter (number, r₋, n, r₊), so that they are contracted together.
+    """
+
+    def __init__(self, number: int, modes: Sequence[int], rank: int) -> None:
+        super().__init__()
+        self.cores = nn.ParameterList(
+            torch.zeros(number, *shape) for shape in core_shapes(tuple(modes), rank)
+        )
+
+    def matrices(self, rows: int) -> Tensor:
+        """Each train's tensor as a matrix (number, rows, columns), row-major."""
+        return chain(list(self.cores)).flatten(1).unflatten(1, (rows, -1))
+
+    def draw_normal(self, variance: float, generator: torch.Generator) -> None:
+        """Normal cores, each with the same share in the `variance` of the tensor's entries."""
+        for core in self.cores:
+            std = variance ** (0.5 / len(self.cores)) / math.sqrt(core.shape[-1])
+            nn.init.normal_(core, std=std, generator=generator)
+
+
+def tt_svd(tensor: Tensor, modes: Sequence[int], rank: int) -> list[Tensor]:
+    """Cores of the train nearest to a tensor by successive truncated SVDs (Oseledets 2011, algorithm 1).
+
+    Where an unfolding has fewer than `rank` singular values, the cores are filled up with zeros.
+    """
+    cores, rest = [], tensor.reshape(1, -1)
+    for left, size, right in core_shapes(modes, rank)[:-1]:
+        u, s, vh = torch.linalg.svd(rest.reshape(left * size, -1), full_matrices=False)
+        core, tail = u.new_zeros(left * size, right), vh.new_zeros(right, vh.shape[1])
+        kept = min(right, len(s))
+        core[:, :kept], tail[:kept] = u[:, :kept], s[:kept, None] * vh[:kept]
+        cores.append(core.reshape(left, size, right))
+        rest = tail
+    return [*cores, rest.reshape(-1, modes[-1], 1)]

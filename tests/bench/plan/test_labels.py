@@ -1,0 +1,134 @@
+"""Labels of rows, which are in tables and in no id, and sweeps of the recipe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.plan.cells import cells
+from bench.search.nested import about
+from methods import UserError
+
+from ..local_checkpoints import encoder
+from ..local_checkpoints import write as checkpoint
+from ..toy_suites import DIGITS, VISION, plan, suite
+
+LABELLED = {
+    "tasks": [{**DIGITS, "label": "Digits (8×8)"}],
+    "backbones": [{"name": "tiny-random-vit", "label": "ViT, random"}],
+    "methods": [{"method": "lora", "rank": 2, "label": "ours"}, {"method": "head_only"}],
+}
+PLAIN = {
+    "tasks": [DIGITS],
+    "backbones": ["tiny-random-vit"],
+    "methods": [{"method": "lora", "rank": 2}, "head_only"],
+}
+
+
+def test_labels_are_in_the_rows_and_in_no_id() -> None:
+    made, plain = plan(**LABELLED), plan(**PLAIN)
+    assert [(row.method, row.title, row.backbone, row.task) for row in made.rows] == [
+        ("ours", "ours", "ViT, random", "Digits (8×8)"),
+        ("head only", "head only", "ViT, random", "Digits (8×8)"),
+    ]
+    assert made.trials == plain.trials
+    assert [trial.id for trial in made.trials] == [trial.id for trial in plain.trials]
+    stored = made.stored().rows[0]
+    assert (stored.method, stored.backbone, stored.task, stored.family) == (
+        *("ours", "ViT, random", "Digits (8×8)"),
+        "lora",
+    )
+
+
+def test_a_part_is_named_by_label_or_name() -> None:
+    made = plan(**LABELLED)
+    for asked in (
+        {"methods": ["ours"], "tasks": ["Digits (8×8)"], "backbones": ["ViT, random"]},
+        {"methods": ["LoRA"], "tasks": ["digits"], "backbones": ["tiny-random-vit"]},
+    ):
+        assert [row.method for row in made.select(**asked).rows] == ["ours"]
+
+
+def test_a_search_goes_on_under_another_label() -> None:
+    (_, cell), *_ = cells(suite(**{**VISION, **LABELLED}))
+    assert cell.own == ("LoRA", "tiny-random-vit", "digits")
+    assert about(cell) == {
+        "method": "ours",
+        "task": "Digits (8×8)",
+        "backbone": "ViT, random",
+        "budget": None,
+    }
+
+
+def test_labels_tell_two_folders_of_one_name_apart(tmp_path: Path) -> None:
+    rows = []
+    for seed, folder in enumerate(("a", "b")):
+        checkpoint(tmp_path / folder / "model", "vit", encoder("vit", seed=seed))
+        rows.append({"local": str(tmp_path / folder / "model"), "label": folder})
+    made = plan(backbones=rows)
+    assert [row.backbone for row in made.rows] == ["a", "b"]
+    assert [row.own.backbone for row in made.rows] == ["local:model (a)", "local:model (b)"]
+
+
+def test_each_sweeps_fields_of_the_recipe_beside_options() -> None:
+    sweep = {"training": {"lr": [1e-3, 3e-3]}, "rank": [1, 2]}
+    made = plan(methods=[{"method": "lora", "training": {"clip": 1}, "each": sweep}])
+    found = [(trial.method["rank"], trial.recipe.lr, trial.recipe.clip) for trial in made.trials]
+    assert sorted(found) == [(1, 1e-3, 1), (1, 3e-3, 1), (2, 1e-3, 1), (2, 3e-3, 1)]
+    assert {row.method for row in made.rows} == {"LoRA [clip=1.0, lr=0.001]", "LoRA [clip=1.0, lr=0.003]"}
+    by_hand = [
+        {"method": "lora", "rank": rank, "training": {"clip": 1, "lr": lr}}
+        for lr in (1e-3, 3e-3)
+        for rank in (1, 2)
+    ]
+    assert [trial.id for trial in plan(methods=by_hand).trials] == [trial.id for trial in made.trials]
+    flat = {"training.lr": [1e-3, 3e-3], "rank": [1, 2]}
+    assert plan(methods=[{"method": "lora", "training": {"clip": 1}, "each": flat}]).rows == made.rows
+    labelled = plan(methods=[{"method": "lora", "rank": 2, "each": {"training.lr": [1e-3]}, "label": "ours"}])
+    assert [row.method for row in labelled.rows] == ["ours [lr=0.001]"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {
+                "methods": [{"method": "lora", "rank": 2, "each": {"training": {"lr": [1e-3]}}}],
+                "tuning": "equal",
+            },
+            "'lora' sets lr, which tuning chooses: leave it out, or give tuning lr: null",
+        ),
+        (
+            {"methods": [{"method": "lora", "training": {"lr": 1e-3}, "each": {"training": {"lr": [1e-3]}}}]},
+            "training.lr: give one value, or several in 'each', not both",
+        ),
+        (
+            {"methods": [{"method": "lora", "rank": 2, "each": {"training": {"lrr": [1e-3]}}}]},
+            "methods.0: training of lora: unknown field 'lrr'; did you mean 'lr'?",
+        ),
+        (
+            {"methods": [{"method": "lora", "rank": 2, "each": {"training": {"lr": 1e-3}}}]},
+            "each.training.lr: should be a list, such as [0.001]",
+        ),
+        (
+            {"methods": [{"method": "lora", "rank": 2, "label": "x"}, {"method": "head_only", "label": "x"}]},
+            "'x' is the label of one row and names another",
+        ),
+        (
+            {"methods": [{"method": "head_only", "label": "LoRA"}, {"method": "lora", "rank": 2}]},
+            "methods.0.label: 'LoRA' is what another method is called too",
+        ),
+        ({"tasks": [{**DIGITS, "label": "two\nlines"}]}, "label: should be one line of text"),
+        ({"tasks": [{**DIGITS, "label": " "}]}, "label: should be one line of text"),
+        (
+            {"backbones": ["tiny-random-vit", {"name": "tiny-random-vit", "label": "again"}]},
+            "stands there twice",
+        ),
+    ],
+)
+def test_labels_and_sweeps_that_cannot_be_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        plan(**changes)
