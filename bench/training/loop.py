@@ -186,12 +186,11 @@ def train(
     device = next(backbone.module.parameters()).device
     groups = adapter.parameter_groups()
     trained = [parameter for group in groups for parameter in group["params"]]
-    course = _Course(recipe.step_count(len(data.train)) if trained else 0, report)
     if not trained:
-        # Neither head nor adapter: what the backbone answers as it is.
+        # Neither head nor adapter: what the backbone answers as it is, without a step to tell of.
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective)
-        course.validated(result)
         return Trained(0, 0, result.metric, None)
+    course = _Course(recipe.step_count(len(data.train)), report)
     optimizer, scheduler = _optimizer(groups, recipe, course.steps)
     order, feed = generator(seed, "data_order"), _feed(data.train, recipe, seed)
     timer = StepTimer(device)
