@@ -93,6 +93,10 @@ class TensLoRA(LowRankMethod):
         return TARGETS[self.targets]
 
     @property
+    def has_core(self) -> bool:  # type: ignore[override]
+        return self.factorization == "tucker"
+
+    @property
     def slices(self) -> Slices:
         """The (d, d) slices of a layer, in the order of the projection mode."""
         return Slices(self.projections)

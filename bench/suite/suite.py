@@ -113,7 +113,7 @@ class Suite(Frozen):
         rows = [(row.task, row.training) for row in self.tasks]
         rows += [(row.method, row.training) for row in self.methods]
         for where, section in (("tuning", self.tuning), ("search", self.search)):
-            chosen = {axis for axis in ("lr", "head_lr") if section and section.grids[axis]}
+            chosen = {axis for axis in ("lr", "head_lr", "core_lr") if section and section.grids.get(axis)}
             for name, training in rows:
                 for axis in chosen & set(training):
                     raise ValueError(
