@@ -13,21 +13,34 @@ if TYPE_CHECKING:
     from bench.backbones.plain import wrap
     from bench.plan.make import make_plan
     from bench.run import run_suite, search_suite
+    from bench.store.results import pack, unpack
     from bench.suite.load import load_suite
-    from reports.reading import load_results
     from reports.report import write_report
+    from reports.results import load_results
 
 __version__ = version("tensorpeft-bench")
 
-__all__ = ["load_results", "load_suite", "make_plan", "run_suite", "search_suite", "wrap", "write_report"]
+__all__ = [
+    "load_results",
+    "load_suite",
+    "make_plan",
+    "pack",
+    "run_suite",
+    "search_suite",
+    "unpack",
+    "wrap",
+    "write_report",
+]
 
 _HOMES = {
     "load_suite": "bench.suite.load",
     "make_plan": "bench.plan.make",
     "run_suite": "bench.run",
     "search_suite": "bench.run",
+    "pack": "bench.store.results",
+    "unpack": "bench.store.results",
     "wrap": "bench.backbones.plain",
-    "load_results": "reports.reading",
+    "load_results": "reports.results",
     "write_report": "reports.report",
 }
 

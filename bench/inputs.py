@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from methods.errors import UserError, shown
+
 Modality = Literal["text", "vision"]
 
 #: The largest side of an image. At patches of 16 pixels such an image is 65,536 tokens.
@@ -17,11 +19,44 @@ Padding = Literal["longest", "max_tokens"]
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What a language model is asked of a text, and the words that stand for each class as its answer.
+
+    `template` has `{text}` in it, or `{first}` and `{second}` for pairs. Words follow it as they are written.
+    """
+
+    template: str
+    words: tuple[str, ...]
+
+    def asked(self, text: str | tuple[str, str]) -> str:
+        """The prompt of a text, or of a pair."""
+        if isinstance(text, str):
+            return self.template.replace("{text}", text)
+        before, _, after = self.template.partition("{first}")
+        first, second = text
+        return before.replace("{second}", second) + first + after.replace("{second}", second)
+
+    def word_tokens(self, tokenizer: Any) -> list[tuple[int, ...]]:
+        """The token ids of each class's words. Raises UserError for words that have none, or equal ones."""
+        found = [tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in self.words]
+        for index, (word, tokens) in enumerate(zip(self.words, found, strict=True)):
+            if not tokens:
+                raise UserError(f"verbalizer: the words {shown(word)} have no tokens in this tokenizer")
+            if tokens in found[:index]:
+                raise UserError(
+                    f"verbalizer: {shown(word)} and {shown(self.words[found.index(tokens)])} are the same "
+                    "tokens to this tokenizer, so that they cannot tell two classes apart"
+                )
+        return found
+
+
+@dataclass(frozen=True)
 class TextInput:
     """Text as token ids.
 
     `tokenizer_hash` names the tokenizer's files, so that a plan can key on it; without any it is empty.
-    Whatever `load_tokenizer` and its tokenizer raise is raised inside of `blaming`.
+    Whatever `load_tokenizer` and its tokenizer raise is raised inside of `blaming`. `decodes` says whether
+    the backbone is a language model that can answer a `prompt`; with one the answer's words are the classes.
     """
 
     tokenizer_hash: str
@@ -30,6 +65,8 @@ class TextInput:
     padding: Padding = "longest"
     modality: Modality = "text"
     blaming: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False)
+    decodes: bool = False
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True)

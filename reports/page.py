@@ -25,6 +25,8 @@ from reports.pareto import pareto
 from reports.rendering import environment
 from reports.study import Cell, Study, grouped
 from reports.tables import INCOMPLETE, main_tables
+from reports.units import unit_of
+from reports.words import listed
 
 #: Lines of the lists that could be as long as the study; the CSV files hold all.
 MOST_LINES = 300
@@ -41,7 +43,8 @@ def render(
     made = environment(autoescape=True)
     made.filters |= {
         "percent": _percent,
-        "points": _points,
+        "unit": unit_of,
+        "minus": lambda text: text.replace("-", "−"),
         "count": _count,
         "number": _number,
         "p": _p,
@@ -62,6 +65,7 @@ def render(
         },
         facts=_facts(study),
         measured=_measured(cells),
+        score_heading="Score, %" if all(unit_of(cell.metric).mark for cell in cells) else "Score",
         tables=main_tables(cells),
         incomplete=INCOMPLETE,
         figures=figures,
@@ -110,7 +114,7 @@ def _board(study: Study) -> list[BoardRow]:
     for cells in grouped(study.all_cells, lambda cell: cell.setting).values():
         low, high = _scale(study, cells)
         for cell in sorted(
-            cells, key=lambda cell: -math.inf if cell.mean is None else cell.mean, reverse=True
+            cells, key=lambda cell: -math.inf if cell.gain is None else cell.gain, reverse=True
         ):
             colour = looks.families.index(cell.family) % len(SERIES)
             rows.append(BoardRow(cell, colour, cell.number in front, _strip(cell, low, high)))
@@ -155,20 +159,17 @@ def _seed_data(study: Study) -> dict[str, Any]:
             ]
             for cell, seeds in grouped(study.all_seeds, lambda seed: seed.cell).items()
         },
-        "links": {
-            visible(each.name): _link(each.uri, each.store.experiment_id) for each in study.experiments
+        "links": {visible(each.name): each.source.link for each in study.experiments},
+        "moved": {
+            record.origin: record.run_id
+            for each in study.experiments
+            for record in each.records.values()
+            if record.origin != record.run_id
         },
+        # Scores that are in no percent.
+        "plain": [cell.number for cell in study.all_cells if not unit_of(cell.metric).mark],
         "experiments": {str(cell.number): visible(cell.experiment) for cell in study.all_cells},
     }
-
-
-def _link(uri: str, experiment_id: str) -> str | None:
-    """Where MLflow's interface shows the runs of an experiment; None where the store is no server."""
-    return (
-        f"{shown_uri(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/"
-        if uri.startswith("http")
-        else None
-    )
 
 
 def _embedded(data: Any) -> str:
@@ -181,8 +182,13 @@ def _embedded(data: Any) -> str:
 
 def _measured(cells: Sequence[Cell]) -> str:
     """What the scores are: split and metric, or those that there are."""
-    names = dict.fromkeys(f"{cell.evaluated} {cell.metric}" for cell in cells if cell.metric)
-    return ", ".join(names).capitalize()
+    units = {f"{cell.evaluated} {cell.metric}": unit_of(cell.metric).mark for cell in cells if cell.metric}
+    percent, plain = (
+        listed(name for name in units if bool(units[name]) is marked) for marked in (True, False)
+    )
+    told = [f"{percent} in percent"] if percent or not plain else []
+    told += [f"{plain} in units of the targets"] if plain else []
+    return "; ".join(told).strip().capitalize()
 
 
 @dataclass(frozen=True)
@@ -271,10 +277,6 @@ def _provenance(study: Study) -> list[tuple[str, list[tuple[str, int]]]]:
 
 def _percent(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
-
-
-def _points(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.2f}".replace("-", "−")
 
 
 def _count(value: float | None) -> str:

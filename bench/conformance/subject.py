@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bench.backbones.base import BackboneKind, LoadedBackbone
 from bench.backbones.random_weights import RandomBackbone
-from bench.inputs import ImageInput
+from bench.inputs import ImageInput, TextInput
 from methods.adapter import Adapter
 from methods.backbone import Geometry, Site
 from methods.base import Method
@@ -23,6 +23,16 @@ from methods.errors import UserError
 
 #: Head size and number of heads, layers, projections all differ; the MLP can be cut into four squares.
 GEOMETRY = Geometry(hidden=24, heads=3, layers=2, mlp=96)
+
+#: Decoders: query heads that share key and value heads, heads that do not split the hidden size, and MLPs
+#: with a gate that are no whole number of squares.
+SHARED_HEADS = Geometry(hidden=36, heads=9, layers=2, mlp=60, kv_heads=3, gated=True)
+OWN_HEAD_SIZE = Geometry(hidden=24, heads=6, layers=2, mlp=60, kv_heads=2, head_size=6, gated=True)
+
+GEOMETRIES: dict[BackboneKind, Geometry] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2"), SHARED_HEADS),
+    **dict.fromkeys(("qwen3", "gemma2", "gemma3_text"), OWN_HEAD_SIZE),
+}
 
 #: One backbone for each kind. What depends on the method alone is asked on the first only.
 BACKBONES: tuple[BackboneKind, ...] = ("bert", "roberta", "vit", "dinov2", "timm")
@@ -69,16 +79,28 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-@cache
-def _pristine(kind: BackboneKind, geometry: Geometry) -> LoadedBackbone:
-    entry = RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
-    backbone = entry.load(None)
+def tiny(kind: BackboneKind, geometry: Geometry = GEOMETRY) -> RandomBackbone:
+    """A random backbone of a kind, of 16 tokens or of images of 16 pixels.
+
+    Decoders have shapes of their own.
+    """
+    if geometry == GEOMETRY:
+        geometry = GEOMETRIES.get(kind, geometry)
+    return RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
+
+
+def load_tiny(kind: BackboneKind, geometry: Geometry = GEOMETRY) -> LoadedBackbone:
+    """The same with every weight random, biases and norms too: the same at every load."""
+    backbone = tiny(kind, geometry).load(None)
     draws = torch.Generator().manual_seed(1)
     # A fresh model has zero biases and nearly equal logits, which would hide mistakes.
     with torch.no_grad():
         for parameter in backbone.module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=draws), alpha=0.1)
     return backbone
+
+
+_pristine = cache(load_tiny)
 
 
 @dataclass(frozen=True)
@@ -135,7 +157,7 @@ class Subject:
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:
         """Three examples; the last text one is padded."""
         draws = torch.Generator().manual_seed(seed)
-        if self.kind in ("bert", "roberta"):
+        if isinstance(self._original(GEOMETRY).info.input, TextInput):
             ids = torch.randint(4, 200, (3, 6), generator=draws)
             mask = torch.ones_like(ids)
             ids[2, 4:], mask[2, 4:] = 1, 0
@@ -226,8 +248,8 @@ def snapshot(backbone: LoadedBackbone) -> dict[str, Tensor]:
     }
 
 
-def sites_of(method: Method) -> set[Site]:
-    return {Site(layer, name) for layer in range(GEOMETRY.layers) for name in method.projections}
+def sites_of(method: Method, geometry: Geometry = GEOMETRY) -> set[Site]:
+    return set(geometry.sites(method.projections))
 
 
 def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:

@@ -18,6 +18,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from bench.backbones import LoadedBackbone, load
+from bench.backbones.verbalizer import put_head
 from bench.plan.trial import Trial
 from bench.store.connect import BROKEN_STORE, connect, shown_uri, storing
 from bench.store.records import Record, latest
@@ -74,14 +75,15 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
         raise UserError(shown_uri(f"run {run} cannot be read from {store}: {error}")) from error
     trial = _trial(record, _content(client, record, Artifact.CONFIG))
     state = _state(record, _content(client, record, Artifact.ADAPTER))
-    method, classes = from_identity(trial.method), trial.task.lookup().classes
+    method = from_identity(trial.method)
     backbone = load(trial.backbone)
     if backbone.info.weights_hash != trial.weights_hash:
         raise UserError(
             f"backbone '{backbone.info.name}' is not the one of the trial: that had weights "
             f"{trial.weights_hash}, these are {backbone.info.weights_hash}"
         )
-    backbone.reset(len(classes), torch.Generator())
+    outputs = trial.task.lookup().outputs
+    put_head(backbone, trial.task.input(backbone.info.input), outputs, torch.Generator())
     adapter = method.attach(backbone, torch.Generator())
     try:
         adapter.load(_part(state, "adapter"))
@@ -112,7 +114,7 @@ def _find(client: MlflowClient, run: str) -> Record:
         Record.of(found) for found in find_runs(client, experiments, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")
     ]
     start = run.strip().lower()
-    by_run = [record for record in records if start and record.run_id.startswith(start)]
+    by_run = [r for r in records if start and (r.run_id.startswith(start) or r.origin.startswith(start))]
     trials = latest(record for record in records if start and record.trial_id.startswith(start))
     found = {record.run_id: record for record in (*by_run, *trials.values())}
     if len(found) == 1:
@@ -157,7 +159,11 @@ def _content(client: MlflowClient, record: Record, name: Artifact) -> bytes:
         try:
             file = Path(client.download_artifacts(record.run_id, name, folder))
         except BROKEN_STORE as error:
-            raise UserError(shown_uri(f"{name} of run {record.run_id} cannot be had: {error}")) from error
+            hint = ""
+            if name == Artifact.ADAPTER and record.origin != record.run_id:
+                hint = "; its pack may hold no adapters, which `tensorbench pack --adapters` takes along"
+            said = f"{name} of run {record.run_id} cannot be had: {error}{hint}"
+            raise UserError(shown_uri(said)) from error
         check_content(record, name, file)
         return file.read_bytes()
 

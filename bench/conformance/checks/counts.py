@@ -134,7 +134,10 @@ def sites(subject: Subject) -> None:
     backbone = subject.backbone()
     adapter = subject.attach(backbone)
     if subject.method.projections:
-        expect(set(adapter.bases) == sites_of(subject.method), f"adapts {sorted(map(str, adapter.bases))}")
+        expect(
+            set(adapter.bases) == sites_of(subject.method, subject.geometry),
+            f"adapts {sorted(map(str, adapter.bases))}",
+        )
         lacking = tuple(name for name in backbone.projections if name != subject.method.projections[-1])
         try:
             subject.method.check(backbone.geometry, lacking)

@@ -20,12 +20,15 @@ import pytest
 
 from bench.plan.make import make_plan
 from bench.search.storage import open_storage
+from bench.store import results
 from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from bench.suite.recipe import AS_HEAD
 from bench.wire.found import AllocationResult, Redundancy, SearchResult
 from bench.wire.words import Artifact, Kind, Measure, Status, Tag
+from reports import ablation
+from reports.reading import read
 
 Call = Callable[..., Any]
 
@@ -132,6 +135,28 @@ def test_what_it_searched_allocated_and_analysed_is_known(old: Old) -> None:
         "key",
         "value",
     ]
+
+
+def test_all_of_it_travels_in_a_pack(old: Old, tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    names = ["old", "old-tuned", "old-searched"]
+    first = results.pack(*names, out=tmp_path / "first.tensorbench.zip", store=old.uri)
+    (tmp_path / "other").mkdir()
+    uri = new_store(tmp_path / "other")
+    assert {merged.name for merged in results.unpack(first.path, store=uri)} == set(names)
+    again = results.pack(*names, out=tmp_path / "again.tensorbench.zip", store=uri)
+    assert again.path.read_bytes() == first.path.read_bytes()
+    # Searches and allocations hold the trials that they tried, as they did.
+    there, here = (Store.existing(where, "old-searched") for where in (old.uri, uri))
+    for kind in (Kind.SEARCH, Kind.ALLOCATION):
+        (before,), (after,) = there.records(kind), here.records(kind)
+
+        def nested(store: Store, parent: Record) -> set[str]:
+            return {one.trial_id for one in store.records() if one.tag(Tag.PARENT) == parent.run_id}
+
+        assert nested(here, after) == nested(there, before) != set()
+    ablations = [ablation.read(read(where, ["old-searched"])) for where in (old.uri, uri)]
+    assert ablations[0] == ablations[1]
+    assert [found.kind for found in ablations[0]] == ["search", "allocation", "redundancy"]
 
 
 @pytest.mark.parametrize(

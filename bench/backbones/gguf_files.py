@@ -1,0 +1,73 @@
+"""Checkpoints of the GGUF format, which llama.cpp reads, as folders of transformers' make."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bench.backbones.base import key_list
+from bench.backbones.huggingface import quiet
+from methods.errors import UserError
+
+
+def convert_gguf(source: Path, target: Path, quantisation: str) -> None:
+    """Writes the model and the tokenizer in a GGUF file to a folder, in float32.
+
+    Every weight is what the quantised one stands for. transformers reads the file, by the package gguf.
+    Raises UserError without that package, for what is no GGUF file, for weights of a quantisation that is not
+    known, and where most of them are not of the quantisation that the backbone is named after.
+    """
+    if find_spec("gguf") is None:
+        raise UserError(f"{source.name} is read by the package gguf: pip install 'tensorpeft-bench[gguf]'")
+    found = _quantisation(source)
+    if found != quantisation:
+        raise UserError(f"{source}: its weights are {found}, the backbone is named after {quantisation}")
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModel, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            model, report = AutoModel.from_pretrained(
+                source.parent, dtype=torch.float32, output_loading_info=True, **where
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
+    except Exception as error:  # whatever transformers raises of a file of another make
+        raise UserError(f"{source} does not load: {type(error).__name__}: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{source} lacks weights, which would stay random: {key_list(missing)}")
+    # Saving as transformers does is refused for a quantised model, which this is no longer.
+    del model.config.quantization_config
+    model.config.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def _quantisation(source: Path) -> str:
+    """How most of a file's weights are quantised. Raises UserError for a kind that cannot be undone."""
+    from gguf import GGMLQuantizationType, GGUFReader
+    from gguf.quants import dequantize
+
+    weights: Counter[str] = Counter()
+    try:
+        tensors = GGUFReader(source).tensors
+    except (ValueError, OSError, KeyError, IndexError) as error:
+        raise UserError(f"{source} is no GGUF file of a known quantisation: {error}") from error
+    plain = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
+    for tensor in tensors:
+        kind = tensor.tensor_type
+        try:
+            if kind not in plain and not weights[kind.name]:
+                dequantize(tensor.data[:1], kind)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{source}: {tensor.name} is quantised as {kind.name}, which the package gguf cannot undo"
+            ) from error
+        weights[kind.name] += tensor.n_elements
+    if not weights:
+        raise UserError(f"{source} holds no weights")
+    return weights.most_common(1)[0][0]

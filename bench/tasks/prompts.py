@@ -1,0 +1,31 @@
+"""Texts as prompts of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bench.inputs import Prompt
+from methods.errors import UserError
+
+
+def prompted(
+    tokenizer: Any, prompt: Prompt, max_tokens: int, texts: Sequence[Any]
+) -> tuple[list[list[int]], list[bool]]:
+    """The token ids of each text's prompt, and whether it was cut.
+
+    Prompts begin as the tokenizer begins a text and do not end as it ends one, for an answer follows. With
+    the answer none has more than `max_tokens`; a longer one is cut from the left, so that the question at its
+    end stays. Raises UserError where words have no tokens, or where `max_tokens` leaves a prompt none.
+    """
+    longest = max(map(len, prompt.word_tokens(tokenizer)))
+    begun = tokenizer("")["input_ids"][:1]
+    begin = begun if begun and begun[0] == tokenizer.bos_token_id else []
+    room = max_tokens - longest - len(begin)
+    if room < 1:
+        raise UserError(
+            f"max_tokens should be at least {longest + len(begin) + 1}, for a prompt and the longest words, "
+            f"got {max_tokens}"
+        )
+    asked = [tokenizer(prompt.asked(text), add_special_tokens=False)["input_ids"] for text in texts]
+    return [begin + tokens[-room:] for tokens in asked], [len(tokens) > room for tokens in asked]

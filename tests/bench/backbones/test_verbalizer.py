@@ -1,0 +1,154 @@
+"""A decoder's answers: scores against language models of transformers, zero-shot trials, bad prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from bench.backbones import BackboneSpec, load
+from bench.backbones.random_weights import byte_tokenizer
+from bench.backbones.verbalizer import put_head
+from bench.conformance.subject import tiny
+from bench.inputs import Prompt, TextInput
+from bench.tasks.prompts import prompted
+from bench.training.trial import Resources, run_trial
+from methods import UserError, create
+
+from ..toy_suites import TEXT, plan
+
+ANSWERS = {"prompt": "{text} :", "words": [" no", " yes"]}
+
+
+def likelihoods(model: Any, prompts: list[list[int]], words: list[tuple[int, ...]]) -> Tensor:
+    """Of each word after each prompt, one text at a time, by the whole model's logits."""
+    rows = []
+    for prompt in prompts:
+        found = []
+        for word in words:
+            logits = model(torch.tensor([[*prompt, *word]])).logits[0].log_softmax(-1)
+            found.append(sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(word)))
+        rows.append(torch.stack(found))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_neox"])
+def test_scores_are_the_likelihoods_of_the_words(kind: str, tied: bool, tmp_path: Path) -> None:
+    config = tiny(kind)._config()
+    config.tie_word_embeddings = tied
+    name = {"llama": "Llama", "gemma2": "Gemma2", "gpt_neox": "GPTNeoX"}[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    model.save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer(16)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load(BackboneSpec(local=tmp_path))
+    # One token, and two of which the first is shared.
+    prompt = Prompt("{text}:", ("a", "bc", "bd"))
+    wanted = backbone.info.input
+    assert isinstance(wanted, TextInput)
+    asked, cut = prompted(tokenizer, prompt, 16, ["one", "another"])
+    assert not any(cut)
+    put_head(backbone, TextInput("", 16, wanted.load_tokenizer, prompt=prompt), 3, torch.Generator())
+    width = max(map(len, asked))
+    batch = {
+        "input_ids": torch.tensor([row + [1] * (width - len(row)) for row in asked]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in asked]),
+    }
+    with torch.no_grad():
+        expected = likelihoods(model, asked, prompt.word_tokens(tokenizer))
+        torch.testing.assert_close(backbone.module(**batch), expected, rtol=1e-5, atol=1e-5)
+    assert not list(backbone.head.parameters())
+    backbone.reset(3, torch.Generator())
+    assert backbone.module(**batch).shape == (2, 3)
+    assert list(backbone.head.parameters())
+
+
+def test_head_only_is_the_zero_shot_score_and_adapters_train() -> None:
+    task = {**TEXT["tasks"][0], "verbalizer": ANSWERS}
+    base = {**TEXT, "backbones": ["tiny-random-llama"], "tasks": [task]}
+    training = {"batch_size": 16, "steps": 4, "lr": 1e-2}
+    made = plan(base, methods=["head_only", "lora"], training=training)
+    resources = Resources("cpu")
+    with pytest.warns(UserWarning, match="prompts have more than 32 tokens and were cut from the left"):
+        bare, adapted = (run_trial(trial, resources, lambda _: None) for trial in made.trials)
+    assert (bare.trained.steps, bare.adapter_parameters, bare.head_parameters) == (0, 0, 0)
+    assert (adapted.trained.steps, adapted.head_parameters) == (4, 0)
+    assert bare.head == adapted.head == {}
+    assert not torch.equal(bare.final.logits, adapted.final.logits)
+    backbone = resources.backbone(made.trials[0])
+    put_head(backbone, made.trials[0].task.input(backbone.info.input), 2, torch.Generator())
+    create("head_only").attach(backbone, torch.Generator())
+    split = resources.data(made.trials[0], backbone.info.input).test
+    with torch.no_grad():
+        logits = backbone.module(**split.batch(torch.arange(5)))
+    torch.testing.assert_close(bare.final.logits[:5], logits)
+
+
+def test_a_prompt_is_another_trial_and_no_prompt_the_old_one() -> None:
+    base = {**TEXT, "backbones": ["tiny-random-llama"]}
+    (without,) = plan(base).trials
+    with_words = {**TEXT["tasks"][0], "verbalizer": ANSWERS}
+    (answering,) = plan({**base, "tasks": [with_words]}).trials
+    assert "prompt" not in without.data
+    assert answering.data["prompt"] == ["{text} :", " no", " yes"]
+    assert without.id != answering.id
+
+
+def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:
+    tokenizer = byte_tokenizer(64)
+    (whole, short), cut = prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 12, ["abcdefghijkl", "a"])
+    assert cut == [True, False]
+    assert tokenizer.decode(whole) == "<s>fghijkl?"
+    assert len(whole) + len("yes") == 12
+    assert tokenizer.decode(short) == "<s>a?"
+    with pytest.raises(UserError, match=r"max_tokens should be at least 5, .* got 4"):
+        prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 4, ["a"])
+
+
+def test_pairs_are_put_in_as_they_are() -> None:
+    assert (
+        Prompt("{first} or {second}?", ("a", "b")).asked(("{second}", "x{first}")) == "{second} or x{first}?"
+    )
+    assert Prompt("{second}, {first}", ("a", "b")).asked(("1", "2")) == "2, 1"
+    assert Prompt("{text}.", ("a", "b")).asked("{text}") == "{text}."
+
+
+@pytest.mark.parametrize(
+    ("verbalizer", "backbone", "said"),
+    [
+        (ANSWERS, "tiny-random-bert", "verbalizer needs a backbone that answers prompts, a decoder"),
+        (ANSWERS | {"words": ["a", "b", "c"]}, "tiny-random-llama", "words has 3, for the 2 classes"),
+        (ANSWERS | {"prompt": "what?"}, "tiny-random-llama", r"prompt: should have \{text\} in it"),
+        (ANSWERS | {"words": [" ", "b"]}, "tiny-random-llama", "every class needs words, not only spaces"),
+        (ANSWERS | {"words": ["b", "b"]}, "tiny-random-llama", "b stands there twice"),
+    ],
+)
+def test_bad_verbalizers_are_refused_before_any_work(
+    verbalizer: dict[str, Any], backbone: str, said: str
+) -> None:
+    task = {**TEXT["tasks"][0], "verbalizer": verbalizer}
+    with pytest.raises(UserError, match=said):
+        plan({**TEXT, "backbones": [backbone], "tasks": [task]})
+
+
+def test_words_that_a_tokenizer_cannot_tell_are_refused() -> None:
+    class Deaf:
+        """A tokenizer that hears one word only."""
+
+        def __call__(self, word: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [7] if "a" in word else []}
+
+    with pytest.raises(UserError, match="the words 'b' have no tokens"):
+        Prompt("{text}", ("a", "b")).word_tokens(Deaf())
+    with pytest.raises(UserError, match="'aa' and 'a' are the same tokens"):
+        Prompt("{text}", ("a", "aa")).word_tokens(Deaf())

@@ -1,0 +1,34 @@
+"""Every method on decoders: shared heads, a head size of its own, gated MLPs, split layers."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.conformance import Case, check_case
+from methods import METHODS, Method
+
+#: Llama has nine query heads that share three, Qwen3 heads that do not split the hidden size; GPT-2 and
+#: Pythia (gpt_neox) compute query, key and value in one layer.
+DECODERS = ("llama", "qwen3", "gpt2", "gpt_neox")
+
+
+def templates() -> list[Method]:
+    """The presets of every method, and the other way to share heads of one that has each kind of site."""
+    presets = [preset for name in METHODS for preset in METHODS.get(name).presets()]
+    cut = METHODS.get("cara").model_validate({"shared_heads": "cut"})
+    return [one.isorank(4) if one.size is None else one for one in (*presets, cut)]
+
+
+CASES = [
+    Case(method, kind, check)
+    for method in templates()
+    for kind in DECODERS
+    for check in ("sites", "factors", "merge", "checkpointing")
+    # Of what depends on shapes alone Llama and Qwen3 have more to ask.
+    if kind in DECODERS[:2] or check == "merge"
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_conformance(case: Case) -> None:
+    check_case(case)

@@ -1,0 +1,94 @@
+"""Packs a store of 1,000 made-up trials, each with a configuration, predictions with logits, and curves.
+
+    python -m tests.benchmarks.packs FOLDER [--trials 1000]
+
+`pack` must return in 20 seconds with a file of at most 20 MiB. What reading and unpacking take is told too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+from bench.plan.make import make_plan
+from bench.store.results import pack, unpack
+from bench.store.store import Store
+from bench.suite.load import load_suite
+from bench.wire.words import Artifact
+from reports.results import load_results
+
+from .large_store import EXAMPLES, make
+
+Result = TypeVar("Result")
+
+#: Logged losses of a trial.
+STEPS = 200
+
+
+def fill(uri: str, suite: Path) -> None:
+    """Gives every trial what a real one leaves: its configuration, logits, and a loss for each step."""
+    trials = {trial.id: trial for trial in make_plan(load_suite(suite)).trials}
+    points = []
+    for record in Store.existing(uri, "large").records():
+        folder = Path(record.artifacts.removeprefix("file://"))
+        numbers = np.random.default_rng(int(record.trial_id, 16))
+        frame = pd.read_parquet(folder / Artifact.PREDICTIONS)
+        classes = len(trials[record.trial_id].task.lookup().classes)
+        logits = numbers.normal(size=(EXAMPLES, classes)).astype(np.float32)
+        frame[[f"logit_{i}" for i in range(classes)]] = logits
+        frame.to_parquet(folder / Artifact.PREDICTIONS, index=False)
+        config = {
+            "trial": trials[record.trial_id].model_dump(mode="json", exclude_none=True),
+            "provenance": record.provenance,
+        }
+        (folder / Artifact.CONFIG).write_text(json.dumps(config, indent=1))
+        losses = 1 / np.arange(2, STEPS + 2) + numbers.normal(scale=0.01, size=STEPS)
+        points += [
+            ("train/loss", float(loss), record.started, step, False, record.run_id)
+            for step, loss in enumerate(losses, 3)
+        ]
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as connection:
+        connection.executemany(
+            "INSERT INTO metrics (key, value, timestamp, step, is_nan, run_uuid) VALUES (?, ?, ?, ?, ?, ?)",
+            points,
+        )
+
+
+def timed(what: str, do: Callable[[], Result]) -> Result:
+    """The result, with what it took printed: by the clock, and of a core."""
+    started, computed = time.perf_counter(), time.process_time()
+    done = do()
+    seconds, of_a_core = time.perf_counter() - started, time.process_time() - computed
+    print(f"{what}: {seconds:.1f} s, {of_a_core:.1f} s of a core", flush=True)
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="Must not hold a store yet.")
+    parser.add_argument("--trials", type=int, default=1_000)
+    parser.add_argument("--unpack", action="store_true", help="Also merge the pack into a new store.")
+    asked = parser.parse_args()
+    suite, uri, trials = make(asked.folder.absolute(), asked.trials)
+    fill(uri, suite)
+    file = asked.folder / "large.tensorbench.zip"
+    done = timed("pack", lambda: pack("large", out=file, store=uri))
+    per_trial = done.bytes / trials
+    print(f"{trials:,} trials, {done.bytes / 2**20:.1f} MiB: {per_trial / 2**10:.1f} KiB each")
+    timed("load_results", lambda: load_results(str(file)))
+    if asked.unpack:
+        timed("unpack", lambda: unpack(file, store=f"sqlite:///{asked.folder / 'other.db'}"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Reports read packs as they read stores, and what a pack says is escaped wherever it is shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bench
+from bench.store.results import unpack
+from methods import UserError
+from reports.compare import compare
+from reports.report import write_report
+
+from ..packs import changed, edit_json, packed
+from .made_up import Call, NewStore, plan_of, store
+
+OTHER: dict[str, Any] = {
+    "name": "other",
+    "tasks": ["digits"],
+    "backbones": ["tiny-random-vit"],
+    "methods": ["lora"],
+    "budgets": [{"isorank": 4}],
+    "seeds": [0, 1],
+}
+
+TABLES = ("csv", "md", "latex", "json")
+
+
+@pytest.fixture(scope="module")
+def pack(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(small, "small", tmp_path_factory.mktemp("pack"))
+
+
+def tables(uri: str, name: str, folder: Path) -> dict[str, bytes]:
+    done = write_report(uri, [name], folder, TABLES)
+    return {file: (folder / file).read_bytes() for file in done.files}
+
+
+def test_the_tables_are_the_same_byte_for_byte(
+    small: str, pack: Path, tmp_path: Path, new_store: NewStore
+) -> None:
+    known = tables(small, "small", tmp_path / "store")
+    assert {"tables/seeds.csv", "tables/cells.csv", "tables/tables.md", "report.json"} <= known.keys()
+    nowhere = f"sqlite:///{tmp_path / 'none.db'}"
+    assert tables(nowhere, str(pack), tmp_path / "pack") == known
+    other = new_store(tmp_path)
+    unpack(pack, store=other)
+    assert tables(other, "small", tmp_path / "other") == known
+
+
+def test_the_commands_take_packs(small: str, pack: Path, tmp_path: Path, call: Call) -> None:
+    file = tmp_path / "again.tensorbench.zip"
+    done = call("pack", "small", "--store", small, "--out", file)
+    assert done.code == 0, done.err
+    assert re.search(r"Wrote 4 trials of small to .*again\.tensorbench\.zip \(0\.\d MiB\)\.", done.out)
+    assert file.read_bytes() == pack.read_bytes()
+    out = tmp_path / "report"
+    done = call("report", file, pack, "--out", out, "--format", "csv", "--store", "sqlite:///none.db")
+    assert done.code == 0, done.err
+    assert "on the suite run" not in done.out
+    assert len((out / "tables" / "seeds.csv").read_text().splitlines()) == 5
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for written, there in ((4, 0), (0, 4)):
+        merged = call("unpack", file, pack, "--store", uri)
+        assert f"small: {written} trials written, {there} were there." in merged.out, merged.err
+    done = call("compare", file, "small", "--store", uri, "--json")
+    assert done.code == 0, done.err
+    assert "same trials" in done.out
+
+
+def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: NewStore) -> None:
+    other = store(tmp_path / "b", new_store, plan_of(**OTHER))
+    packs = [packed(small, "small", tmp_path), packed(other, "other", tmp_path)]
+    both = bench.pack(*packs, out=tmp_path / "both.tensorbench.zip")
+    assert both.trials == {"other": 2, "small": 4}
+    done = write_report("", [str(both.path)], tmp_path / "report", ["csv"])
+    assert done.analysis.study.title == "other, small"
+    with pytest.raises(UserError, match=r"holds several experiments \(other, small\)"):
+        compare(("", str(both.path)), ("", str(packs[0])))
+
+
+NAMES = ("method", "title", "task", "backbone", "budget")
+EVIL = "=cmd|'/C calc'!A0<script>alert(1)</script>"
+
+
+def test_names_of_a_pack_are_escaped_in_the_page_and_in_csv(pack: Path, tmp_path: Path) -> None:
+    def rename(plan: dict[str, Any]) -> None:
+        for row in plan["rows"]:
+            row.update(dict.fromkeys(NAMES, EVIL + row["title"]))
+        plan["closing"] = EVIL
+
+    evil = changed(pack, tmp_path / "evil.tensorbench.zip", edit_json("plan.json", rename))
+    write_report("", [str(evil)], tmp_path / "out", ["html", "csv", "md"])
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
+    for table in (tmp_path / "out" / "tables").glob("*.csv"):
+        assert not re.search(r"(^|,|\")=cmd", table.read_text(), re.M), table
+    assert "'=cmd" in (tmp_path / "out" / "tables" / "cells.csv").read_text()
