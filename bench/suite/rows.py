@@ -24,7 +24,7 @@ from bench.tasks import TASKS, DataSource, Task
 from bench.tasks.described import described
 from bench.tasks.description import FORMATS, Description
 from methods import METHODS, Method, UnknownNameError, UserError, create
-from methods.validation import Frozen, Label, Later, refuse_repeats
+from methods.validation import Frozen, Label, Later, refuse_repeats, silent
 
 #: What the names of a recipe's fields begin with in `each`.
 TRAINING = "training."
@@ -157,9 +157,7 @@ class TaskRow(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Rows of registered tasks are stored as they were before data could be described."""
-        found: dict[str, Any] = write(self)
-        return {key: value for key, value in found.items() if key != "data" or value is not None}
+        return silent(write(self), "data", "label", "verbalizer")
 
     @field_validator("source")
     @classmethod
