@@ -109,6 +109,11 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
             f"Predictions of {many(wrong, 'run')} do not give the score that is stored: intervals with them "
             "are of seeds alone, and narrower than they should be."
         )
+    if silent := [some for some in stored.values() if (some.answers < 0).any()]:
+        notes.append(
+            f"Predictions of {many(len(silent), 'run')} are partly no numbers: they count as wrong answers, "
+            "in the scores and in all that is claimed from them."
+        )
     return Evidence(study, answers, notes)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from markupsafe import Markup
 from bench.process.visible import visible
 from bench.store.connect import shown_uri
 from bench.wire.words import Measure, Status, Tag
-from reports import mixtures
+from reports import board, findings, mixtures, selecting
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis
-from reports.drawing import SERIES, Drawn, Looks
-from reports.figures.cost import COSTS, PARAMETERS
+from reports.drawing import Drawn
+from reports.figures.cost import COSTS
 from reports.mixtures import Mixture
-from reports.pareto import pareto
 from reports.rendering import environment
 from reports.study import Cell, Study, grouped
 from reports.tables import INCOMPLETE, main_tables
@@ -44,8 +42,16 @@ def render(
         "points": _points,
         "count": _count,
         "number": _number,
+        "range": _range,
+        "size": findings.points,
         "p": _p,
         "shown_uri": shown_uri,
+    }
+    made.globals |= {
+        "marks": selecting.marks,
+        "of_method": selecting.of_method,
+        "of_settings": selecting.of_settings,
+        "forest": board.forest,
     }
     study = analysis.study
     cells = study.all_cells
@@ -55,14 +61,16 @@ def render(
         title=study.title,
         analysis=analysis,
         study=study,
-        rows=_board(study),
-        choices={
-            name: list(dict.fromkeys(getattr(cell, name) for cell in cells))
-            for name in ("task", "backbone", "budget", "family")
-        },
+        findings=list(findings.findings(study, analysis.blocks)),
+        limits=findings.limits(analysis),
+        heats=board.heats(analysis),
+        boards=board.boards(analysis),
+        choices=selecting.choices(cells),
+        dimensions=selecting.DIMENSIONS,
         facts=_facts(study),
         measured=_measured(cells),
         tables=main_tables(cells),
+        named={cell.method: cell for cell in reversed(cells)},
         incomplete=INCOMPLETE,
         figures=figures,
         inline=lambda figure: Markup(figure.inline()),
@@ -78,63 +86,6 @@ def render(
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     return visible(text)
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Where a mean and its interval lie on the strip of their setting, in percent of its width."""
-
-    at: float
-    start: float | None
-    end: float | None
-
-
-@dataclass(frozen=True)
-class BoardRow:
-    """A row of the leaderboard."""
-
-    cell: Cell
-    #: The number of its colour.
-    colour: int
-    #: Whether it is on the front of score and parameters.
-    pareto: bool
-    #: None where no seed has finished.
-    strip: Strip | None
-
-
-def _board(study: Study) -> list[BoardRow]:
-    """The leaderboard: settings in the plan's order, the best first."""
-    looks = Looks(cell.family for cell in study.all_cells)
-    front = {cell.number for cell in pareto(study.all_cells, PARAMETERS.of)}
-    rows = []
-    for cells in grouped(study.all_cells, lambda cell: cell.setting).values():
-        low, high = _scale(study, cells)
-        for cell in sorted(
-            cells, key=lambda cell: -math.inf if cell.mean is None else cell.mean, reverse=True
-        ):
-            colour = looks.families.index(cell.family) % len(SERIES)
-            rows.append(BoardRow(cell, colour, cell.number in front, _strip(cell, low, high)))
-    return rows
-
-
-def _scale(study: Study, cells: Sequence[Cell]) -> tuple[float, float]:
-    """The range of a setting's strip: every seed is on it."""
-    scores = [seed.score for cell in cells for seed in study.finished(cell.number) if seed.score is not None]
-    if not scores:
-        return 0.0, 1.0
-    pad = max(0.08 * (max(scores) - min(scores)), 0.002)
-    return min(scores) - pad, max(scores) + pad
-
-
-def _strip(cell: Cell, low: float, high: float) -> Strip | None:
-    def place(value: float) -> float:
-        return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
-
-    if cell.mean is None:
-        return None
-    if cell.low is None or cell.high is None:
-        return Strip(place(cell.mean), None, None)
-    return Strip(place(cell.mean), place(cell.low), place(cell.high))
 
 
 def _seed_data(study: Study) -> dict[str, Any]:
@@ -273,8 +224,12 @@ def _percent(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
-def _points(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.2f}".replace("-", "−")
+def _points(value: float | None, digits: int = 2) -> str:
+    if value is None:
+        return "–"
+    text = f"{100 * value:+.{digits}f}"
+    # What rounds to nothing has no side.
+    return text.replace("-", "−") if float(text) else text[1:]
 
 
 def _count(value: float | None) -> str:
@@ -283,6 +238,14 @@ def _count(value: float | None) -> str:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _range(value: tuple[float, float] | None, digits: int = 0) -> str:
+    """The least and the most, or one number where they are printed alike."""
+    if value is None:
+        return "–"
+    ends = dict.fromkeys(f"{end:,.{digits}f}" for end in value)
+    return "–".join(ends)
 
 
 def _p(value: float) -> str:
