@@ -77,7 +77,7 @@ def score_against(study: Study, cost: Cost, looks: Looks) -> Drawn | None:
         told |= _panel(ax, some, cost, looks, pointed=len(points) <= MOST_POINTED)
     _legend(axes[0], looks, families)
     caption = (
-        "Each point is a row of the leaderboard: the mean over its seeds, hollow where seeds are missing. "
+        "Each point is a row of the results: the mean over its seeds, hollow where seeds are missing. "
         "The grey line is the Pareto front of complete rows; what stands on it is named. Whiskers are 95% "
         f"intervals of three seeds or more, cut at the frame. {cost.caption}"
     )
