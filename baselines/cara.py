@@ -9,25 +9,25 @@ from pydantic import Field
 from tltorch import CPTensor
 from torch import Tensor, nn
 
-from methods.backbone import PROJECTIONS, SHARED_INPUT, Geometry
+from methods.backbone import GATED_PROJECTIONS, SHARED_INPUT, Geometry
 from methods.factorizations import cp_limit, khatri_rao
-from methods.lowrank import Contracted, Diagonal, DropoutAt, LowRankMethod, Parametrisation
+from methods.lowrank import Contracted, Diagonal, DropoutAt, Parametrisation, StackedMethod
 from methods.sizes import OneRank
 from methods.slices import Slices, by_site, cut_inputs, cut_outputs
 
-#: The slices that each of the two tensors holds for every layer.
-ATTENTION, MLP = Slices(SHARED_INPUT), Slices(("output", "fc1", "fc2"))
-#: The projections that get a trained bias, one for all layers.
-BIASED = MLP.projections
+#: The projections of the second tensor, which get a trained bias each, one for all layers.
+BIASED = ("output", "gate", "fc1", "fc2")
 
 
-class CaRA(OneRank, LowRankMethod):
+class CaRA(OneRank, StackedMethod):
     """y = W·x + b + scale · (ΔW·x + c), where ΔW is a slice of a CP tensor with weights λ.
 
     The scale is not divided by the rank. The attention updates are a tensor (3·L, d, heads, head size): its
     second mode is the input, and an output channel is head · head size + j. The updates of the output
-    projection and the MLP are a tensor (9·L, d, d): its second mode is the output of `output` and fc1, and
-    the input of fc2. c is a bias for each of output, fc1 and fc2, shared by all layers.
+    projection and the MLP are a tensor (S·L, d, d), where S is 9 for an MLP of four slices: its second mode
+    is the output of `output`, gate and fc1, and the input of fc2. Where heads · head size is larger than d,
+    so is the third mode, which is the input of `output`. c is a bias for each of output, gate, fc1 and fc2,
+    shared by all layers.
     Start (reference code): first modes xavier-normal, second modes and biases zero, the rest orthogonal.
     Published (reference code, VTAB-1k): scale 0.1 and λ (1.0, 0) for DTD, scale 10 and λ (1.08, 0.028)
     for EuroSAT, rank 32.
@@ -48,7 +48,7 @@ class CaRA(OneRank, LowRankMethod):
 
     @property
     def projections(self) -> tuple[str, ...]:
-        return PROJECTIONS
+        return GATED_PROJECTIONS
 
     @property
     def title(self) -> str:
@@ -64,16 +64,17 @@ class CaRA(OneRank, LowRankMethod):
         return set() if self.dropout else {"dropout_on"}
 
     def attention_shape(self, geometry: Geometry) -> tuple[int, ...]:
-        return (len(ATTENTION) * geometry.layers, geometry.hidden, geometry.heads, geometry.head_size)
+        matrices = len(SHARED_INPUT) * geometry.layers
+        return (matrices, geometry.hidden, geometry.heads, geometry.head_size)
 
     def mlp_shape(self, geometry: Geometry) -> tuple[int, ...]:
-        return (len(MLP) * geometry.layers, geometry.hidden, geometry.hidden)
+        slices = Slices.of(BIASED, geometry)
+        return (len(slices) * geometry.layers, geometry.hidden, slices.width)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """r · (3·L + d + H + h + 1) + r · (9·L + 2·d + 1) + 6·d, the last of them biases."""
-        MLP.check(geometry, self.title)
+        """r · (3·L + d + H + h + 1) + r · (S·L + d + max(d, H·h) + 1), and the biases."""
         modes = sum(self.attention_shape(geometry)) + 1 + sum(self.mlp_shape(geometry)) + 1
-        return rank * modes + sum(geometry.shape(name)[0] for name in BIASED)
+        return rank * modes + sum(geometry.shape(name)[0] for name in geometry.having(BIASED))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """Of the two tensors the larger limit: what all modes but the largest multiply to."""
@@ -87,26 +88,30 @@ class _TwoTensors(Parametrisation):
     def __init__(self, method: CaRA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
         self.scale = method.scale
-        self.layers = geometry.layers
+        self.geometry = geometry
         self.attention = _tensor(method, method.attention_shape(geometry), generator)
         self.mlp = _tensor(method, method.mlp_shape(geometry), generator)
         self.biases = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(geometry.shape(name)[0])) for name in BIASED}
+            {name: nn.Parameter(torch.zeros(geometry.shape(name)[0])) for name in geometry.having(BIASED)}
         )
-        downs = dict.fromkeys(SHARED_INPUT, 0) | {"output": 1, "fc1": 1, "fc2": 2}
-        self.down_of = {site: downs[site.projection] for site in geometry.sites(PROJECTIONS)}
-        self.input_slices, self.output_slices = cut_inputs(self.down_of), cut_outputs(self.down_of)
+        downs = dict.fromkeys(SHARED_INPUT, 0) | {"output": 1, "gate": 3, "fc1": 3, "fc2": 2}
+        sites = geometry.sites(GATED_PROJECTIONS)
+        self.down_of = {site: downs[site.projection] for site in sites}
+        self.input_slices, self.output_slices = cut_inputs(sites, geometry), cut_outputs(sites, geometry)
 
     def contract(self) -> Contracted:
         slices, inputs, heads, channels = self.attention.factors
         split = khatri_rao(heads, channels)
-        diagonals = ATTENTION.split(self._weighted(slices, self.attention.weights), 1)
+        diagonals = Slices(SHARED_INPUT, self.geometry).split(
+            self._weighted(slices, self.attention.weights), 1
+        )
         slices, second, third = self.mlp.factors
-        diagonals |= MLP.split(self._weighted(slices, self.mlp.weights), 1)
-        ups = dict.fromkeys(SHARED_INPUT, split) | {"output": second, "fc1": second, "fc2": third}
+        diagonals |= Slices.of(BIASED, self.geometry).split(self._weighted(slices, self.mlp.weights), 1)
+        ups = dict.fromkeys(SHARED_INPUT, split) | dict.fromkeys(BIASED, second) | {"fc2": third}
         biases = {name: bias * self.scale for name, bias in self.biases.items()}
+        width, hidden = self.geometry.attention_width, self.geometry.hidden
         return Contracted(
-            [inputs.T, third.T, second.T],
+            [inputs.T, third[:width].T, second.T, third[:hidden].T],
             {site: ups[site.projection] for site in self.down_of},
             {site: biases[site.projection] for site in self.down_of if site.projection in BIASED},
             {site: Diagonal(entries) for site, entries in by_site(diagonals).items()},
@@ -114,7 +119,7 @@ class _TwoTensors(Parametrisation):
 
     def _weighted(self, slices: Tensor, weights: Tensor) -> Tensor:
         """λ and the scale on the slices' factor, as (layers, slices of a layer, r)."""
-        return (slices * (weights * self.scale)).unflatten(0, (self.layers, -1))
+        return (slices * (weights * self.scale)).unflatten(0, (self.geometry.layers, -1))
 
 
 def _tensor(method: CaRA, shape: tuple[int, ...], generator: torch.Generator) -> CPTensor:

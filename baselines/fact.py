@@ -11,20 +11,27 @@ from pydantic import Field
 from tltorch import TTTensor, TuckerTensor
 from torch import Tensor, nn
 
-from methods.backbone import PROJECTIONS, Geometry
-from methods.lowrank import Contracted, DropoutAt, LowRankMethod, Matrix, Parametrisation
+from methods.backbone import GATED_PROJECTIONS, Geometry
+from methods.lowrank import Contracted, DropoutAt, Matrix, Parametrisation, StackedMethod
 from methods.sizes import OneRank
-from methods.slices import CUT_INPUTS, MLP_SLICES, Slices, by_site, cut_inputs, cut_outputs
+from methods.slices import (
+    CUT_INPUTS,
+    CUT_OUTPUTS,
+    Slices,
+    by_site,
+    cut_inputs,
+    cut_outputs,
+    mlp_slices,
+    turned,
+)
 
-#: The slices of a layer.
-SLICES = Slices(PROJECTIONS)
 
-
-class _FacT(OneRank, LowRankMethod):
+class _FacT(OneRank, StackedMethod):
     """y = W·x + b + scale · V·dropout(Σ·U·x), with U and V shared by the whole model.
 
-    fc1's output and fc2's input are cut into four slices, so that a layer has 12 slices of hidden × hidden,
-    each with a Σ of its own. V starts at zero, and U as a linear layer of torch does (uniform ±1/√hidden).
+    fc1's output and fc2's input are cut into slices of hidden × hidden, of which a layer then has S (12 where
+    the MLP is four times as wide as hidden), each with a Σ of its own.
+    V starts at zero, and U as a linear layer of torch does (uniform ±1/√hidden).
     Published scales (reference code, VTAB-1k; reached at the rank in brackets): TT 0.01 (8) for DTD
     and 100 (8) for EuroSAT, TK 0.01 (16) for DTD and 100 (32) for EuroSAT.
     """
@@ -33,19 +40,27 @@ class _FacT(OneRank, LowRankMethod):
     #: Of the reference code, on VTAB-1k.
     published_lr: ClassVar[float | None] = 1e-3
 
-    #: On Σ·U·x, which is as wide as the rank (for fc1, four times that). 0.1 in the reference code.
+    #: On Σ·U·x, which is as wide as the rank (for fc1, once for each slice). 0.1 in the reference code.
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
 
     @property
     def projections(self) -> tuple[str, ...]:
-        return PROJECTIONS
+        return GATED_PROJECTIONS
+
+    def slices(self, geometry: Geometry) -> Slices:
+        """The slices of a layer."""
+        return Slices.of(GATED_PROJECTIONS, geometry)
+
+    def ends(self, geometry: Geometry) -> int:
+        """The entries of U and V together, at rank 1."""
+        return geometry.hidden + self.slices(geometry).width
 
 
 class FacTTT(_FacT):
     """The tensor-train form: one free Σ for each slice.
 
     Σ starts as the reference's linear layers do: uniform ±1/√rank, and ±1/√(4·rank) for fc2, whose four
-    slices are one layer there.
+    slices are one layer there (n·rank for n slices).
     """
 
     name: ClassVar[str] = "fact_tt"
@@ -55,13 +70,12 @@ class FacTTT(_FacT):
         return "FacT-TT"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """d, of which U and V are bases."""
-        return (geometry.hidden,)
+        """d or H·h, of which U and V are bases."""
+        return (self.slices(geometry).width,)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """2·d·r + 12·L·r²."""
-        SLICES.check(geometry, self.title)
-        return 2 * geometry.hidden * rank + len(SLICES) * geometry.layers * rank**2
+        """(d + max(d, H·h))·r + S·L·r²."""
+        return self.ends(geometry) * rank + len(self.slices(geometry)) * geometry.layers * rank**2
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _TensorTrain(self, geometry, generator)
@@ -85,13 +99,13 @@ class FacTTK(_FacT):
         return "FacT-TK"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The largest mode: d, or the slices of all layers."""
-        return (max(geometry.hidden, len(SLICES) * geometry.layers),)
+        """The largest mode: d, H·h, or the slices of all layers."""
+        slices = self.slices(geometry)
+        return (max(slices.width, len(slices) * geometry.layers),)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """2·d·r + 12·L·r + r³."""
-        SLICES.check(geometry, self.title)
-        return (2 * geometry.hidden + len(SLICES) * geometry.layers) * rank + rank**3
+        """(d + max(d, H·h) + S·L)·r + r³."""
+        return (self.ends(geometry) + len(self.slices(geometry)) * geometry.layers) * rank + rank**3
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _Tucker(self, geometry, generator)
@@ -100,27 +114,36 @@ class FacTTK(_FacT):
 class _Slices(Parametrisation):
     """U and V for all sites, and a Σ for each slice between them."""
 
-    def __init__(self, scale: float, geometry: Geometry) -> None:
+    def __init__(self, method: _FacT, geometry: Geometry) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale = method.scale
         self.layers = geometry.layers
-        self.down_of = dict.fromkeys(geometry.sites(PROJECTIONS), 0)
-        self.input_slices, self.output_slices = cut_inputs(self.down_of), cut_outputs(self.down_of)
+        self.slices = method.slices(geometry)
+        #: H·h where `output` takes its slice transposed: V is then its down, and U its up.
+        self.turned = geometry.attention_width if turned(geometry) else 0
+        sites = geometry.sites(GATED_PROJECTIONS)
+        self.down_of = {site: int(bool(self.turned) and site.projection == "output") for site in sites}
+        self.input_slices, self.output_slices = cut_inputs(sites, geometry), cut_outputs(sites, geometry)
 
     @abstractmethod
     def parts(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """U and V, both (d, r), and each projection's Σ, (layers, slices, r out, r in)."""
+        """U (d, r), V (d or H·h, r), and each projection's Σ, (layers, slices, r out, r in)."""
 
     def contract(self) -> Contracted:
         inputs, outputs, sigmas = self.parts()
+        downs, ups = [inputs.T], [outputs * self.scale]
+        if self.turned:
+            downs.append(outputs[: self.turned].T)
+            ups.append(inputs * self.scale)
+            sigmas["output"] = sigmas["output"].mT
         # Side by side where the slices are of the input, one below the other where they are of the output.
         joined = {
             name: sigma.transpose(1, 2).flatten(2) if name in CUT_INPUTS else sigma.flatten(1, 2)
             for name, sigma in sigmas.items()
         }
         return Contracted(
-            [inputs.T],
-            dict.fromkeys(self.down_of, outputs * self.scale),
+            downs,
+            {site: ups[down] for site, down in self.down_of.items()},
             middles={site: Matrix(sigma) for site, sigma in by_site(joined).items()},
         )
 
@@ -129,45 +152,48 @@ class _TensorTrain(_Slices):
     """U, Σ and V are the three cores of a tensor train over input, slice and output."""
 
     def __init__(self, method: FacTTT, geometry: Geometry, generator: torch.Generator) -> None:
-        super().__init__(method.scale, geometry)
-        hidden, rank, slices = geometry.hidden, method.resolved_rank, geometry.layers * len(SLICES)
-        inputs, outputs = torch.empty(1, hidden, rank), torch.zeros(rank, hidden, 1)
-        middles = torch.empty(rank, geometry.layers, len(SLICES), rank)
+        super().__init__(method, geometry)
+        hidden, rank, width = geometry.hidden, method.resolved_rank, self.slices.width
+        inputs, outputs = torch.empty(1, hidden, rank), torch.zeros(rank, width, 1)
+        middles = torch.empty(rank, geometry.layers, len(self.slices), rank)
         _uniform(inputs, hidden, generator)
         _uniform(middles, rank, generator)
-        _uniform(SLICES.split(middles, 2)["fc2"], MLP_SLICES * rank, generator)
+        _uniform(self.slices.split(middles, 2)["fc2"], mlp_slices(geometry) * rank, generator)
         cores = [nn.Parameter(core) for core in (inputs, middles.flatten(1, 2), outputs)]
-        self.tensor = TTTensor(cores, shape=(hidden, slices, hidden), rank=(1, rank, rank, 1))
+        shape = (hidden, geometry.layers * len(self.slices), width)
+        self.tensor = TTTensor(cores, shape=shape, rank=(1, rank, rank, 1))
 
     def parts(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         inputs, middles, outputs = self.tensor.factors
         sigmas = middles.permute(1, 2, 0).unflatten(0, (self.layers, -1))
-        return inputs[0], outputs[..., 0].T, SLICES.split(sigmas, 1)
+        return inputs[0], outputs[..., 0].T, self.slices.split(sigmas, 1)
 
 
 class _Tucker(_Slices):
     """C, U, V and P are a Tucker tensor over input, output and slice."""
 
     def __init__(self, method: FacTTK, geometry: Geometry, generator: torch.Generator) -> None:
-        super().__init__(method.scale, geometry)
+        super().__init__(method, geometry)
         self.interleaved = method.mlp_slices == "reference"
-        hidden, rank, slices = geometry.hidden, method.resolved_rank, geometry.layers * len(SLICES)
+        hidden, rank, width = geometry.hidden, method.resolved_rank, self.slices.width
+        slices = geometry.layers * len(self.slices)
         core, mixture = torch.empty(rank, rank, rank), torch.empty(slices, rank)
-        inputs, outputs = torch.empty(hidden, rank), torch.zeros(hidden, rank)
+        inputs, outputs = torch.empty(hidden, rank), torch.zeros(width, rank)
         _uniform(inputs, hidden, generator)
         nn.init.xavier_uniform_(core, generator=generator)
         nn.init.xavier_uniform_(mixture, generator=generator)
         factors = [nn.Parameter(factor) for factor in (inputs, outputs, mixture)]
         self.tensor = TuckerTensor(
-            nn.Parameter(core), factors, shape=(hidden, hidden, slices), rank=(rank,) * 3
+            nn.Parameter(core), factors, shape=(hidden, width, slices), rank=(rank,) * 3
         )
 
     def parts(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         inputs, outputs, mixture = self.tensor.factors
         mixed = (self.tensor.core @ mixture.T).movedim(-1, 0).unflatten(0, (self.layers, -1))
-        sigmas = SLICES.split(mixed, 1)
+        sigmas = self.slices.split(mixed, 1)
         if self.interleaved:
-            sigmas |= {name: _interleaved(sigmas[name]) for name in ("fc1", "fc2")}
+            cut = self.slices.geometry.having((*CUT_OUTPUTS, *CUT_INPUTS))
+            sigmas |= {name: _interleaved(sigmas[name]) for name in cut}
         # In one piece: how a product is rounded depends on how its operands lie in memory.
         turned = {name: sigma.mT.contiguous() for name, sigma in sigmas.items() if name != "fc2"}
         return inputs, outputs, sigmas | turned

@@ -41,7 +41,8 @@ class LoRA(OneRank):
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """rank · Σ (in + out) over the sites."""
-        return geometry.layers * rank * sum(sum(geometry.shape(name)) for name in self.projections)
+        projections = geometry.having(self.projections)
+        return geometry.layers * rank * sum(sum(geometry.shape(name)) for name in projections)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """The smaller side of the largest weight."""
@@ -59,7 +60,7 @@ class LoRA(OneRank):
                 r=rank,
                 lora_alpha=rank * self.scale,
                 lora_dropout=self.dropout,
-                target_modules=targets,
+                target_modules=list(targets),
             ),
             generator,
         )

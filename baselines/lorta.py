@@ -11,12 +11,13 @@ from torch import nn
 
 from methods.backbone import Geometry
 from methods.factorizations import cp_limit, khatri_rao
-from methods.lowrank import Contracted, Diagonal, LowRankMethod, Parametrisation
+from methods.lowrank import Contracted, Diagonal, Parametrisation, StackedMethod
 from methods.sizes import OneRank
+from methods.slices import turned
 from methods.validation import Scale
 
 
-class LoRTA(OneRank, LowRankMethod):
+class LoRTA(OneRank, StackedMethod):
     """y = W·x + b + scale/rank · ΔW·x, where ΔW is a slice of a CP tensor (d, head size, heads, layers, 4).
 
     The head-size factor starts at zero, the d-sized one uniform ±1/√rank, and the others uniform ±√(6/rank)
@@ -35,7 +36,9 @@ class LoRTA(OneRank, LowRankMethod):
     scale: Scale = 1.0
     #: `reference`: the d-sized factor is the output, and the input is split over heads, as only the input of
     #: the output projection really is. `output_heads`: the other way round, which suits query, key and value.
-    #: In both, channel = head · head size + j.
+    #: In both, channel = head · head size + j. Where heads · head size is not d, shapes leave one way only,
+    #: with both values: heads on the output of query, key and value, and on the input of the output
+    #: projection.
     orientation: Literal["reference", "output_heads"] = "reference"
 
     @property
@@ -68,7 +71,13 @@ class _AttentionTensor(Parametrisation):
         super().__init__()
         rank = method.resolved_rank
         self.scale = method.scale / rank
-        self.split_input = method.orientation == "reference"
+        sites = geometry.sites(method.projections)
+        #: The sites whose input is split over heads, and not their output.
+        self.split_inputs = {
+            site
+            for site in sites
+            if (site.projection == "output" if turned(geometry) else method.orientation == "reference")
+        }
         shape = method.shape(geometry)
         factors = [torch.zeros(size, rank) for size in shape]
         bounds = (1 / math.sqrt(rank), 0.0, *[math.sqrt(6 / rank)] * 3)
@@ -79,16 +88,15 @@ class _AttentionTensor(Parametrisation):
         self.tensor = CPTensor(
             torch.ones(rank), [nn.Parameter(factor) for factor in factors], shape=shape, rank=rank
         )
-        self.down_of = dict.fromkeys(geometry.sites(method.projections), 0)
+        self.down_of = {site: int(site in self.split_inputs) for site in sites}
 
     def contract(self) -> Contracted:
         whole, channels, heads, layers, projections = self.tensor.factors
         split = khatri_rao(heads, channels)
-        down, up = (split, whole) if self.split_input else (whole, split)
         # A site is a layer and a projection, and has the row of both of them as its diagonal.
         diagonals = (khatri_rao(layers, projections) * self.scale).unsqueeze(1)
         return Contracted(
-            [down.T],
-            dict.fromkeys(self.down_of, up),
+            [whole.T, split.T],
+            {site: whole if site in self.split_inputs else split for site in self.down_of},
             middles=dict(zip(self.down_of, map(Diagonal, diagonals.unbind()), strict=True)),
         )

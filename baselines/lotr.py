@@ -9,12 +9,12 @@ from tltorch import TTTensor
 from torch import nn
 
 from methods.backbone import Geometry
-from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.lowrank import Contracted, Parametrisation, StackedMethod
 from methods.sizes import OneRank
 from methods.validation import Scale
 
 
-class LoTR(OneRank, LowRankMethod):
+class LoTR(OneRank, StackedMethod):
     """y = W·x + b + scale/rank · left·M·right·x: left and right are shared, and each weight has its M (r, r).
 
     Left and right start N(0, 1), and every M at zero (reference code). There is no dropout and no bias there.
@@ -24,7 +24,7 @@ class LoTR(OneRank, LowRankMethod):
 
     #: Divided by the rank, as alpha is in LoRA. 1 in the reference code.
     scale: Scale = 1.0
-    #: `joint`: query and value are one tensor (d, 2·L, d). `separate`: each has a tensor (d, L, d).
+    #: `joint`: query and value are one tensor (d, 2·L, H·h). `separate`: each has a tensor (d, L, H·h).
     tensors: Literal["joint", "separate"] = "joint"
 
     @property
@@ -36,13 +36,14 @@ class LoTR(OneRank, LowRankMethod):
         return "LoTR"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """2·d·r for each tensor, and 2·L·r²."""
+        """(d + H·h)·r for each tensor, and 2·L·r²."""
+        ends = geometry.hidden + geometry.attention_width
         tensors = 1 if self.tensors == "joint" else 2
-        return 2 * tensors * geometry.hidden * rank + 2 * geometry.layers * rank**2
+        return tensors * ends * rank + 2 * geometry.layers * rank**2
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """d, of which left and right are bases."""
-        return (geometry.hidden,)
+        """d or H·h, of which right and left are bases."""
+        return (max(geometry.hidden, geometry.attention_width),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _SharedEnds(self, geometry, generator)
@@ -60,7 +61,8 @@ class _SharedEnds(Parametrisation):
         self.sites = [geometry.sites(group) for group in groups]
         self.down_of = {site: index for index, sites in enumerate(self.sites) for site in sites}
         self.tensors = nn.ModuleList(
-            _tensor(geometry.hidden, len(sites), rank, generator) for sites in self.sites
+            _tensor(geometry.hidden, len(sites), geometry.attention_width, rank, generator)
+            for sites in self.sites
         )
 
     def contract(self) -> Contracted:
@@ -73,9 +75,9 @@ class _SharedEnds(Parametrisation):
         return contracted
 
 
-def _tensor(hidden: int, matrices: int, rank: int, generator: torch.Generator) -> TTTensor:
-    right, left = torch.empty(1, hidden, rank), torch.empty(rank, hidden, 1)
+def _tensor(hidden: int, matrices: int, width: int, rank: int, generator: torch.Generator) -> TTTensor:
+    right, left = torch.empty(1, hidden, rank), torch.empty(rank, width, 1)
     for end in (right, left):
         nn.init.normal_(end, generator=generator)
     cores = [nn.Parameter(core) for core in (right, torch.zeros(rank, matrices, rank), left)]
-    return TTTensor(cores, shape=(hidden, matrices, hidden), rank=(1, rank, rank, 1))
+    return TTTensor(cores, shape=(hidden, matrices, width), rank=(1, rank, rank, 1))

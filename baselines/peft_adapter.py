@@ -27,7 +27,7 @@ class PeftAdapter(Adapter):
     """Injects by peft, then treats the injected layers as ours.
 
     Merging is ours too: peft subtracts what it added, which does not restore the weights bit for bit.
-    `config` makes a peft configuration from the dotted paths of the adapted layers. Raises UserError for
+    `config` makes a peft configuration from the adapted sites by their dotted paths. Raises UserError for
     a configuration that changes the backbone's own weights.
     """
 
@@ -35,7 +35,7 @@ class PeftAdapter(Adapter):
         self,
         backbone: Backbone,
         projections: Sequence[str],
-        config: Callable[[list[str]], Any],
+        config: Callable[[dict[str, Site]], Any],
         generator: torch.Generator,
     ) -> None:
         self.config = config
@@ -47,7 +47,7 @@ class PeftAdapter(Adapter):
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                self.tuner = inject(backbone.module, config([backbone.path(site) for site in sites]))
+                self.tuner = inject(backbone.module, config({backbone.path(site): site for site in sites}))
         except BaseException:
             self._adapted = dict(self.bases)
             self._restore(before)

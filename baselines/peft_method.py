@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, PositiveInt, field_validator, model_validator
-from torch import nn
 
 from baselines.peft_adapter import PeftAdapter, inject
-from methods.backbone import PROJECTIONS, TARGETS, Backbone, Geometry, Targets
+from methods.backbone import TARGETS, Backbone, Geometry, Site, Targets
 from methods.errors import UnknownNameError, UserError, cut
 from methods.ranks import nearest
 from methods.sizes import OneRank
+from methods.skeleton import Skeleton
 
 #: Names that the field uses for a LoRA with one of its switches on.
 SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -205,16 +206,15 @@ class Peft(OneRank):
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
         return PeftAdapter(backbone, self.projections, self.peft_config, generator)
 
-    def peft_config(self, targets: list[str]) -> Any:
-        """peft's configuration for the layers at these dotted paths. Raises UserError for bad values."""
+    def peft_config(self, targets: Mapping[str, Site]) -> Any:
+        """peft's configuration for these sites, by their dotted paths. Raises UserError for bad values."""
         size = {} if self._size_field is None else {self._size_field: self.rank}
         _, switches = SHORTHANDS.get(self.type, ("", {}))
-        options = {"target_modules": targets, **switches, **size}
+        options = {"target_modules": list(targets), **switches, **size}
         if self.type == "IA3":
             # IA3 scales the input of fc2 and the output of everything else (arXiv 2205.05638, eq. 1).
-            names = self.projections * (len(targets) // len(self.projections))
             options["feedforward_modules"] = [
-                path for path, name in zip(targets, names, strict=True) if name == "fc2"
+                path for path, site in targets.items() if site.projection == "fc2"
             ]
         try:
             return self._config_class(**options | self.config)
@@ -251,29 +251,16 @@ def _types() -> tuple[str, ...]:
 @cache
 def _count(method_json: str, geometry: Geometry) -> int:
     method = Peft.model_validate_json(method_json)
-    config = method.peft_config([str(site) for site in geometry.sites(method.projections)])
+    config = method.peft_config({str(site): site for site in geometry.sites(method.projections)})
     try:
         try:
             with torch.device("meta"):
-                tuner = inject(_Skeleton(geometry), config)
+                tuner = inject(Skeleton(geometry), config)
         except (NotImplementedError, RuntimeError):
             # A few types look at values while they build; those need memory to look at.
-            tuner = inject(_Skeleton(geometry), config)
+            tuner = inject(Skeleton(geometry), config)
     except Exception as error:  # whatever peft raises, the configuration is what the user can mend
         raise UserError(
             f"peft cannot build {cut(method.label)} at {geometry}: {cut(str(error), 300)}"
         ) from error
     return sum(p.numel() for p in tuner.parameters() if p.requires_grad)
-
-
-class _Skeleton(nn.Module):
-    """The linear layers of a geometry, without the rest of a transformer."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__()
-        for layer in range(geometry.layers):
-            projections = nn.ModuleDict()
-            for name in PROJECTIONS:
-                out, in_ = geometry.shape(name)
-                projections[name] = nn.Linear(in_, out)
-            self.add_module(str(layer), projections)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from bench.plan.make import make_plan
     from bench.run import run_suite, search_suite
     from bench.suite.load import load_suite
-    from reports.reading import load_results
     from reports.report import write_report
+    from reports.results import load_results
 
 __version__ = version("tensorpeft-bench")
 
@@ -27,7 +27,7 @@ _HOMES = {
     "run_suite": "bench.run",
     "search_suite": "bench.run",
     "wrap": "bench.backbones.plain",
-    "load_results": "reports.reading",
+    "load_results": "reports.results",
     "write_report": "reports.report",
 }
 

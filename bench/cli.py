@@ -12,7 +12,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from bench import __version__
-from bench.commands import catalogue, housekeeping, results, suites
+from bench.commands import catalogue, housekeeping, packs, results, suites
 from bench.commands.options import err
 from bench.process import interrupts
 
@@ -62,9 +62,12 @@ for command in (
     results.export,
     results.report,
     results.compare,
+    packs.pack,
+    packs.unpack,
     catalogue.tasks,
     catalogue.backbones,
     housekeeping.gc,
+    housekeeping.verify,
 ):
     app.command()(command)
 

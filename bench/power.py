@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.metrics import METRICS
 from bench.plan.rows import Plan, Row
 from methods import UserError
-from reports.analysis import THRESHOLD, UNITS, analyse
+from reports.analysis import analyse
 from reports.inference.chances import MEANINGFUL, noether
 from reports.inference.power import Design, of_runs
 from reports.reading import read
 from reports.study import OWN_SIZE, REFERENCE
+from reports.thresholds import DEFAULT, Asked, thresholds
 
 #: Standard deviations of a run's score over seeds that are tried where nothing is known, in the score's
 #: units.
@@ -31,6 +33,11 @@ class Power:
     stored: bool
     #: The smallest difference that matters, in the metric's units.
     threshold: float
+
+    @property
+    def share(self) -> bool:
+        """Whether noise and differences are shares of the score: it has units, and nothing tells its size."""
+        return METRICS.get(self.metric).in_units and not self.stored
 
     @property
     def sd(self) -> float:
@@ -59,14 +66,16 @@ class Power:
         }
 
 
-def power(plan: Plan, store: str, sd: float | None = None) -> list[Power]:
+def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = None) -> list[Power]:
     """Every budget and metric of a plan: with the noise of stored runs of the suite if there are some, else
     with each of `ASSUMED`; `sd` takes the place of both.
 
     Assumed noise is that of the two sides of a pair by themselves, and without test examples.
+    Raises UserError for a threshold as `reports.thresholds.thresholds` does.
     """
     rows = plan.of(None).rows
     metrics = {row.task: row.lookup().metric for row in plan.suite.tasks}
+    matters = thresholds((metrics[row.task] for row in rows), threshold)
     known = _stored(plan, store) if sd is None else {}
     found: list[Power] = []
     for budget in dict.fromkeys(map(_budget, rows)):
@@ -78,13 +87,14 @@ def power(plan: Plan, store: str, sd: float | None = None) -> list[Power]:
             seeds = max(len(row.trials) for row in of_both)
             methods = {row.method: row.registered for row in of_both}
             claims = max(1, len(methods) - (REFERENCE in methods.values()))
-            threshold = THRESHOLD * UNITS.get(metric, 1.0)
-            if then := known.get((budget, metric)):
+            then, threshold = known.get((budget, metric), (None, DEFAULT * METRICS.get(metric).point))
+            if then:
                 examples = then.examples * then.settings / settings
                 designs = [Design(settings, seeds, claims, then.spread, examples)]
             else:
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, settings, seeds, claims) for noise in noises]
+            threshold = matters.get(metric, threshold)
             found += [Power(budget, metric, design, then is not None, threshold) for design in designs]
     return found
 
@@ -93,8 +103,8 @@ def _budget(row: Row) -> str:
     return row.budget.label if row.budget else OWN_SIZE
 
 
-def _stored(plan: Plan, store: str) -> dict[tuple[str, str], Design]:
-    """By budget and metric, the designs of what is stored of the suite and tells its noise."""
+def _stored(plan: Plan, store: str) -> dict[tuple[str, str], tuple[Design, float]]:
+    """By budget and metric, the designs and thresholds of what is stored of the suite and tells its noise."""
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
         return {}
     try:
@@ -103,4 +113,8 @@ def _stored(plan: Plan, store: str) -> dict[tuple[str, str], Design]:
         # Nothing of this suite has finished yet.
         return {}
     blocks = reversed(analyse(study).blocks)
-    return {(block.budget, block.metric): block.design for block in blocks if block.design is not None}
+    return {
+        (block.budget, block.metric): (block.design, block.threshold)
+        for block in blocks
+        if block.design is not None
+    }

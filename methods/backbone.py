@@ -12,19 +12,26 @@ from methods.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-#: The linear maps of a transformer layer, in the order in which every stack of slices is built.
+#: The linear maps of a transformer layer.
 PROJECTIONS = ("query", "key", "value", "output", "fc1", "fc2")
 
-#: What a method can be asked to adapt, by the name that suites use.
+#: The same with a gated MLP, which computes fc2(act(gate(x)) · fc1(x)). Every stack of slices is built in
+#: this order.
+GATED_PROJECTIONS = (*PROJECTIONS[:4], "gate", *PROJECTIONS[4:])
+
+#: What a method can be asked to adapt, by the name that suites use; `gate` only where there is one.
 Targets = Literal["qkv", "qkvo", "qkvo+mlp"]
 TARGETS: dict[Targets, tuple[str, ...]] = {
     "qkv": PROJECTIONS[:3],
     "qkvo": PROJECTIONS[:4],
-    "qkvo+mlp": PROJECTIONS,
+    "qkvo+mlp": GATED_PROJECTIONS,
 }
 
-#: The projections of a layer that read the same activation.
-SHARED_INPUT = ("query", "key", "value")
+#: The projections of a layer that read the same activation: the attention's, and the gated MLP's.
+SHARED_INPUT, GATED_INPUT = ("query", "key", "value"), ("gate", "fc1")
+
+#: The projections whose outputs several query heads may share, and those of the MLP.
+SHARED_HEADS, MLP = ("key", "value"), ("gate", "fc1", "fc2")
 
 
 class Site(NamedTuple):
@@ -39,7 +46,11 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """All that a parameter count needs. The heads split the hidden size evenly."""
+    """All that a parameter count needs.
+
+    Query writes heads · head_size channels, which need not be the hidden size, and output reads them. Key and
+    value write kv_heads · head_size, each of these heads shared by heads / kv_heads query heads.
+    """
 
     hidden: int
     heads: int
@@ -47,32 +58,64 @@ class Geometry:
     mlp: int
     #: Parameters of the whole encoder, for full fine-tuning; None where nobody counted them.
     encoder: int | None = field(default=None, compare=False)
+    #: Heads of key and value. None: as many as of the query.
+    kv_heads: int = field(default=None, kw_only=True)  # type: ignore[assignment]
+    #: Channels of one head. None: the heads split the hidden size evenly.
+    head_size: int = field(default=None, kw_only=True)  # type: ignore[assignment]
+    #: Whether the MLP has a `gate` beside fc1.
+    gated: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "heads", "layers", "mlp"):
-            if getattr(self, name) < 1:
-                raise UserError(f"geometry: {name} must be at least 1, got {getattr(self, name)}")
-        if self.hidden % self.heads:
-            raise UserError(f"geometry: hidden size {self.hidden} is not divisible by {self.heads} heads")
+        for name in ("hidden", "heads", "layers", "mlp", "kv_heads", "head_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"geometry: {name} must be at least 1, got {value}")
+        if self.head_size is None:
+            if self.hidden % self.heads:
+                raise UserError(f"geometry: hidden size {self.hidden} is not divisible by {self.heads} heads")
+            object.__setattr__(self, "head_size", self.hidden // self.heads)
+        if self.kv_heads is None:
+            object.__setattr__(self, "kv_heads", self.heads)
+        if self.heads % self.kv_heads:
+            raise UserError(
+                f"geometry: {self.heads} query heads cannot share {self.kv_heads} key and value heads evenly"
+            )
 
     @property
-    def head_size(self) -> int:
-        return self.hidden // self.heads
+    def attention_width(self) -> int:
+        """The channels that query writes and output reads."""
+        return self.heads * self.head_size
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The projections of a layer of this shape."""
+        return self.having(GATED_PROJECTIONS)
+
+    def having(self, projections: Iterable[str]) -> tuple[str, ...]:
+        """Those of the projections that a layer of this shape has: `gate` only where the MLP is gated."""
+        return tuple(name for name in projections if self.gated or name != "gate")
 
     def sites(self, projections: Iterable[str]) -> list[Site]:
-        """The sites of these projections, layer by layer."""
-        return [Site(layer, name) for layer, name in product(range(self.layers), projections)]
+        """The sites of those of the projections that there are, layer by layer."""
+        return [Site(layer, name) for layer, name in product(range(self.layers), self.having(projections))]
 
     def shape(self, projection: str) -> tuple[int, int]:
         """(out, in) of a projection's weight."""
-        if projection == "fc1":
-            return self.mlp, self.hidden
+        if projection == "query":
+            return self.attention_width, self.hidden
+        if projection in SHARED_HEADS:
+            return self.kv_heads * self.head_size, self.hidden
+        if projection == "output":
+            return self.hidden, self.attention_width
         if projection == "fc2":
             return self.hidden, self.mlp
-        return self.hidden, self.hidden
+        return self.mlp, self.hidden
 
     def __str__(self) -> str:
-        return f"d={self.hidden}, H={self.heads}, L={self.layers}, mlp={self.mlp}"
+        shared = f", K={self.kv_heads}" if self.kv_heads != self.heads else ""
+        size = f", h={self.head_size}" if self.attention_width != self.hidden else ""
+        gated = ", gated" if self.gated else ""
+        return f"d={self.hidden}, H={self.heads}{shared}{size}, L={self.layers}, mlp={self.mlp}{gated}"
 
 
 class Backbone(Protocol):
@@ -94,7 +137,7 @@ class Backbone(Protocol):
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """The projections that every layer has, in the order of `PROJECTIONS`."""
+        """The projections that every layer has, in the order of `GATED_PROJECTIONS`."""
         ...
 
     def path(self, site: Site) -> str:

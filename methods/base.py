@@ -66,7 +66,10 @@ class Method(Frozen, ABC):
     @property
     @abstractmethod
     def projections(self) -> tuple[str, ...]:
-        """The projections that get an update, in the order of the tensor's slices."""
+        """The projections that get an update, in the order of the tensor's slices.
+
+        `gate` among them is adapted where a backbone has one.
+        """
 
     @property
     @abstractmethod
@@ -151,7 +154,7 @@ class Method(Frozen, ABC):
 
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
         """Raises UserError where a backbone lacks what the method adapts, or the size is still free."""
-        missing = [name for name in self.projections if name not in projections]
+        missing = [name for name in geometry.having(self.projections) if name not in projections]
         if missing:
             raise UserError(
                 f"method '{self.name}' adapts {', '.join(missing)}, which the backbone lacks; "

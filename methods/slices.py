@@ -1,7 +1,9 @@
-"""Square slices: how methods that stack d×d matrices take in the MLP.
+"""Slices of one shape: how methods that stack matrices take in sites of unequal shapes.
 
-Query, key, value and output are one slice each. fc1 is cut along its output and fc2 along its input, into
-`MLP_SLICES` slices each.
+The tensor is that of the model with full attention. Query, key, value and output are one slice each, of the
+hidden size d by the attention's width, where key and value have a head for every query head. The MLP's
+projections are cut into ⌈mlp / d⌉ slices of d × d, gate and fc1 along their output and fc2 along its input;
+the last slice is cut to what is left. `methods.lowrank.stacked` says what a site takes of its slices.
 """
 
 from __future__ import annotations
@@ -12,14 +14,10 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from methods.backbone import Geometry, Site
-from methods.errors import UserError
-
-#: Slices of hidden × hidden in fc1 and in fc2.
-MLP_SLICES = 4
+from methods.backbone import MLP, Geometry, Site
 
 #: The projections that are cut along their output, and along their input.
-CUT_OUTPUTS, CUT_INPUTS = ("fc1",), ("fc2",)
+CUT_OUTPUTS, CUT_INPUTS = ("gate", "fc1"), ("fc2",)
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,23 @@ class Slices:
     """The slices of one layer's projections, in the order in which a method stacks them."""
 
     projections: tuple[str, ...]
+    geometry: Geometry
+
+    @classmethod
+    def of(cls, projections: Iterable[str], geometry: Geometry) -> Slices:
+        """The slices of those of the projections that the geometry has."""
+        return cls(geometry.having(projections), geometry)
 
     @property
     def counts(self) -> tuple[int, ...]:
         """The slices of each projection."""
-        return tuple(MLP_SLICES if name in CUT_OUTPUTS + CUT_INPUTS else 1 for name in self.projections)
+        return tuple(mlp_slices(self.geometry) if name in MLP else 1 for name in self.projections)
+
+    @property
+    def width(self) -> int:
+        """The size of the mode beside the d-sized one: the attention's width, and d at least for an MLP."""
+        attention = self.geometry.attention_width
+        return max(attention, self.geometry.hidden) if set(self.projections) & set(MLP) else attention
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -46,23 +56,29 @@ class Slices:
         """The part of each projection, cut from the dimension that counts slices."""
         return dict(zip(self.projections, stack.split(self.counts, dim), strict=True))
 
-    def check(self, geometry: Geometry, label: str) -> None:
-        """Raises UserError, with the method's label, unless fc1 and fc2 are whole slices."""
-        if len(self) > len(self.projections) and geometry.mlp != MLP_SLICES * geometry.hidden:
-            raise UserError(
-                f"{label} stacks fc1 and fc2 as {MLP_SLICES} slices of hidden × hidden each, so it needs an "
-                f"MLP of {MLP_SLICES} × hidden; this backbone has {geometry}"
-            )
+
+def mlp_slices(geometry: Geometry) -> int:
+    """The slices of each projection of the MLP."""
+    return -(-geometry.mlp // geometry.hidden)
 
 
-def cut_inputs(sites: Iterable[Site]) -> dict[Site, int]:
+def turned(geometry: Geometry) -> bool:
+    """Whether `output`, which has its heads on its input, takes its slice transposed.
+
+    It does where the attention's width is not d: only so the slice's d-sized mode is its output. Where both
+    are d, `output` is a slice like any other, as the methods were published.
+    """
+    return geometry.attention_width != geometry.hidden
+
+
+def cut_inputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
     """The sites whose input is cut, with the number of slices: `Parametrisation.input_slices`."""
-    return {site: MLP_SLICES for site in sites if site.projection in CUT_INPUTS}
+    return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_INPUTS}
 
 
-def cut_outputs(sites: Iterable[Site]) -> dict[Site, int]:
+def cut_outputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
     """The sites whose output is cut, with the number of slices: `Parametrisation.output_slices`."""
-    return {site: MLP_SLICES for site in sites if site.projection in CUT_OUTPUTS}
+    return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_OUTPUTS}
 
 
 def by_site(stacks: Mapping[str, Tensor]) -> dict[Site, Tensor]:

@@ -15,12 +15,12 @@ import torch
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
-from methods.backbone import TARGETS, Geometry, Site, Targets
+from methods.backbone import MLP, TARGETS, Geometry, Site, Targets
 from methods.errors import UserError
 from methods.factorizations import FACTORIZATIONS, Init
-from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.lowrank import Contracted, Parametrisation, StackedMethod
 from methods.ranks import too_small
-from methods.slices import CUT_INPUTS, Slices, cut_inputs
+from methods.slices import CUT_INPUTS, Slices, cut_inputs, turned
 from methods.tenslora_ranks import even_ranks, tucker_ranks
 from methods.validation import Later
 
@@ -28,7 +28,7 @@ Variant = Literal["att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "a
 VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
 
 
-class TensLoRA(LowRankMethod):
+class TensLoRA(StackedMethod):
     """One of the seven variants: y = W·x + b + scale · ΔW·x, where ΔW is a slice of a factorised tensor.
 
     One part of the tensor starts at zero (of a Tucker tensor the core). So ΔW starts at zero, and the first
@@ -48,7 +48,7 @@ class TensLoRA(LowRankMethod):
     ranks: tuple[PositiveInt, ...] | None = None
     #: `cp` and `tt` (tensor train) are not in the paper's results.
     factorization: Literal["tucker", "cp", "tt"] = "tucker"
-    #: The paper's are query, key and value. `qkvo+mlp` cuts fc1 and fc2 into four (d, d) slices each.
+    #: The paper's are query, key and value. `qkvo+mlp` cuts the MLP's projections into (d, d) slices.
     targets: Targets = "qkv"
     #: `aligned`: output channel = head · head size + j, which are the backbone's real heads. `interleaved`:
     #: channel = j · heads + head, as the reference code unfolds it, so that a slice is spread over all heads.
@@ -92,10 +92,9 @@ class TensLoRA(LowRankMethod):
     def projections(self) -> tuple[str, ...]:
         return TARGETS[self.targets]
 
-    @property
-    def slices(self) -> Slices:
-        """The (d, d) slices of a layer, in the order of the projection mode."""
-        return Slices(self.projections)
+    def slices(self, geometry: Geometry) -> Slices:
+        """The slices of a layer, in the order of the projection mode."""
+        return Slices.of(self.projections, geometry)
 
     @property
     def rank_names(self) -> tuple[str, ...]:
@@ -133,13 +132,23 @@ class TensLoRA(LowRankMethod):
         layer = ("layer",) if "depth" in stacked else ()
         return ("input", *outputs, *projection, *layer)
 
+    def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
+        super().check(geometry, projections)
+        shared = geometry.kv_heads != geometry.heads and {"key", "value"} & set(self.projections)
+        if shared and "head" in self.modes and self.heads == "interleaved":
+            raise UserError(
+                f"{self.label}: heads: interleaved slices are spread over all heads, but here query heads "
+                f"share those of key and value ({geometry}); accepted is aligned"
+            )
+
     def _sizes(self, geometry: Geometry) -> dict[str, int]:
+        slices = self.slices(geometry)
         return {
             "input": geometry.hidden,
-            "output": geometry.hidden,
+            "output": slices.width,
             "head_size": geometry.head_size,
             "head": geometry.heads,
-            "projection": len(self.slices),
+            "projection": len(slices),
             "layer": geometry.layers,
         }
 
@@ -156,7 +165,7 @@ class TensLoRA(LowRankMethod):
     def count(self, geometry: Geometry) -> int:
         """(number of tensors) · (Σ r·n + Π r) for Tucker, R·Σ n for CP, Σ r₋·n·r₊ for tensor train.
 
-        Raises UserError for free ranks, and for MLP targets where the MLP is not four times as wide as d.
+        Raises UserError for free ranks.
         """
         return self._count_with(geometry, self.resolved_ranks)
 
@@ -168,7 +177,6 @@ class TensLoRA(LowRankMethod):
         return self.ranks
 
     def _count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
-        self.slices.check(geometry, self.title)
         tensors = math.prod(self.tensor_axes(geometry).values())
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 
@@ -217,6 +225,7 @@ class _StackedTensors(Parametrisation):
     def __init__(self, method: TensLoRA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
         self.method = method
+        self.geometry = geometry
         self.axes = method.tensor_axes(geometry)
         self.factorization = FACTORIZATIONS[method.factorization]
         shape, ranks = method.shape(geometry), method.resolved_ranks
@@ -226,21 +235,22 @@ class _StackedTensors(Parametrisation):
             if method.starts == "identical":
                 generator.set_state(drawn)
             self.tensors.append(self.factorization.build(shape, ranks, method.init, generator))
-        sites = geometry.sites(method.projections)
+        sites, layer_slices = geometry.sites(method.projections), method.slices(geometry)
         #: Where in the stack of a layer a site's slices are, and of which tensor each of them is.
-        self._positions = {site: method.slices.positions(site.projection) for site in sites}
+        self._positions = {site: layer_slices.positions(site.projection) for site in sites}
         self._sources = {
             site: [self._tensor_of(site.layer, position) for position in positions]
             for site, positions in self._positions.items()
         }
         #: The heads of the output projection lie on its input, so there the d-sized mode is the output.
-        self._turned = {site for site in sites if site.projection == "output" and "head" in method.modes}
+        turns = "head" in method.modes or turned(geometry)
+        self._turned = {site for site in sites if site.projection == "output" and turns}
         own = itertools.count(len(self.tensors))
         self.down_of = {
             site: next(own) if site in self._turned or len(set(sources)) > 1 else sources[0]
             for site, sources in self._sources.items()
         }
-        self.input_slices = cut_inputs(site for site in sites if self._shares_down(site))
+        self.input_slices = cut_inputs(filter(self._shares_down, sites), geometry)
 
     def _shares_down(self, site: Site) -> bool:
         return self.down_of[site] < len(self.tensors)
@@ -261,16 +271,19 @@ class _StackedTensors(Parametrisation):
         for site, positions in self._positions.items():
             parts = [slices[site.layer][position] for position in positions]
             inputs = [downs[source] for source in self._sources[site]]
+            columns = self.geometry.shape(site.projection)[1]
+            if site.projection in MLP:
+                parts = [part[: self.geometry.hidden] for part in parts]
             # The slices of fc2 are of its input, and each has columns of its own in `up`.
             cut_input = site.projection in CUT_INPUTS
             if site in self._turned:
                 ups[site] = inputs[0].T
-                downs.append(parts[0].T)
+                downs.append(parts[0].T[:, :columns])
             elif self._shares_down(site):
                 ups[site] = parts[0] if len(parts) == 1 else torch.cat(parts, int(cut_input))
             elif cut_input:
                 ups[site] = torch.cat(parts, 1)
-                downs.append(torch.block_diag(*inputs))
+                downs.append(torch.block_diag(*inputs)[:, :columns])
             else:
                 ups[site] = torch.block_diag(*parts)
                 downs.append(torch.cat(inputs))

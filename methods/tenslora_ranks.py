@@ -64,7 +64,7 @@ def tucker_ranks(
         # Nothing smaller is left where even a cap of 1 is too much.
         pairs = chain([(1, 1)] if cap == 1 else [], pairs)
     else:
-        pairs = _equal_pairs(sizes["input"], count_pair, budget, uneven=uneven)
+        pairs = _equal_pairs(min(sizes["input"], sizes["output"]), count_pair, budget, uneven=uneven)
     return nearest((ranks(wide, narrow) for wide, narrow in pairs), count, budget)
 
 

@@ -22,7 +22,7 @@ class Scored:
     label: str
     ranks: list[int]
     parameters: int | None
-    #: Mean over `runs` of the score, or of the value that a search maximised.
+    #: Mean over `runs` of the score, or of the value by which a search chose.
     value: float | None
     sd: float | None
     runs: list[str]
@@ -43,6 +43,8 @@ class StoredAblation:
     backbone: str
     budget: str
     modes: list[str]
+    #: Of the scores; empty where no trial behind it is stored.
+    metric: str = ""
     #: All that was tried on the way.
     tried: list[Scored] = field(default_factory=list)
     #: Number in `tried` of what no other beats with as few parameters.
@@ -77,7 +79,7 @@ def read(study: Study) -> list[StoredAblation]:
         for record in experiment.records.values():
             # The tag, so that nobody need look for a file on every run.
             if record.tag(Tag.REDUNDANCY):
-                told = experiment.store.content(record, Artifact.REDUNDANCY, Redundancy)
+                told = experiment.source.content(record, Artifact.REDUNDANCY, Redundancy)
                 if told is not None:
                     found.append(_redundancy(record, told))
     return found
@@ -115,27 +117,35 @@ def _found(kind: str, experiment: Experiment, record: Record, content: Found) ->
     return StoredAblation(
         kind=kind,
         name=content.name,
-        run_id=record.run_id,
+        run_id=record.origin,
         method=content.method,
         task=content.task,
         backbone=content.backbone,
         budget=content.budget or OWN_SIZE,
         modes=list(content.modes),
+        metric=_metric(experiment, content),
         importance=content.importance,
         final=[_scored(experiment, finalist, finalist.label) for finalist in content.final],
     )
+
+
+def _metric(experiment: Experiment, content: Found) -> str:
+    points = content.trials if isinstance(content, SearchResult) else getattr(content, "points", ())
+    ids = (id_ for point in (*points, *content.final) for id_ in point.trials.values())
+    return next((experiment.records[id_].tag(Tag.METRIC) for id_ in ids if id_ in experiment.records), "")
 
 
 def _redundancy(record: Record, content: Redundancy) -> StoredAblation:
     return StoredAblation(
         kind="redundancy",
         name=f"{content.method}, seed {record.tag(Tag.SEED, '?')}",
-        run_id=record.run_id,
+        run_id=record.origin,
         method=content.method,
         task=record.tag(Tag.TASK),
         backbone=record.tag(Tag.BACKBONE),
         budget=record.tag(Tag.BUDGET),
         modes=list(content.modes),
+        metric=content.metric,
         spectra={mode: list(told.singular_values) for mode, told in content.modes.items()},
         effective_ranks={mode: told.effective_rank for mode, told in content.modes.items()},
         components=list(content.components),
@@ -157,4 +167,4 @@ def _scored(experiment: Experiment, tried: Tried, label: str) -> Scored:
 
 
 def _runs(experiment: Experiment, trial_ids: Iterable[str]) -> list[str]:
-    return [experiment.records[id_].run_id for id_ in trial_ids if id_ in experiment.records]
+    return [experiment.records[id_].origin for id_ in trial_ids if id_ in experiment.records]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from bench.metrics import METRICS
 from reports.comparisons import AgainstReference, Reference, against_reference, find_reference
 from reports.evidence import Evidence, gather
 from reports.inference import power
@@ -17,13 +18,8 @@ from reports.inference.power import Design
 from reports.ranking import Ranking, normalise, rank
 from reports.recipes import Alike, Recipe, alike, recipes, told
 from reports.study import CEILING, FLOOR, Cell, Study, TaskAndBackbone, block_order, grouped
+from reports.thresholds import Asked, threshold_of, thresholds
 from reports.words import listed, many
-
-#: The smallest difference that matters unless the user says otherwise: one point of accuracy.
-THRESHOLD = 0.01
-#: What a point of accuracy is in other metrics: Matthews' correlation of two even classes is twice an
-#: accuracy, less one.
-UNITS = {"matthews": 2.0}
 
 
 @dataclass(frozen=True)
@@ -80,53 +76,60 @@ class Analysis:
     """A study with everything that is computed from it."""
 
     study: Study
-    #: Of accuracy; each block has its own.
-    threshold: float
+    #: The smallest difference that matters, by metric.
+    thresholds: Mapping[str, float]
     blocks: tuple[Block, ...]
     #: What whoever reads the report must know, the notes of the study included.
     notes: tuple[str, ...]
 
 
-def analyse(study: Study, threshold: float = THRESHOLD) -> Analysis:
-    """Computes what the report shows beyond means."""
+def analyse(study: Study, threshold: Asked = None) -> Analysis:
+    """Computes what the report shows beyond means. Raises UserError as `thresholds` does."""
+    matters = thresholds((cell.metric for cell in study.all_cells if cell.metric), threshold)
     made = recipes(study)
     budgets = sorted(dict.fromkeys(cell.budget for cell in study.all_cells), key=block_order)
     begun = [
-        _referred(study, block, made)
-        for budget in budgets
-        for block in _blocks(study, budget, made, threshold)
+        _referred(study, block, made) for budget in budgets for block in _blocks(study, budget, made, matters)
     ]
     evidence = gather(study, _needed(study, begun))
     blocks = tuple(_finished(evidence, block, made) for block in begun)
     notes = (*study.notes, *evidence.notes, *_sparse(study), *_metrics(study))
-    return Analysis(study, threshold, blocks, notes)
+    return Analysis(study, matters, blocks, notes)
 
 
-def _blocks(study: Study, budget: str, made: Mapping[int, Recipe], threshold: float) -> Iterator[Block]:
+def _blocks(
+    study: Study, budget: str, made: Mapping[int, Recipe], matters: Mapping[str, float]
+) -> Iterator[Block]:
     """The blocks of a budget, with who takes part in each."""
     planned = [cell for cell in study.all_cells if cell.budget == budget]
     metric_of = {cell.setting: cell.metric for cell in reversed(study.all_cells) if cell.metric}
     # What has not run yet has told no metric.
     first = next(iter(metric_of.values()), "")
-    by_metric = grouped(planned, lambda cell: metric_of.get(cell.setting, first))
-    for metric, cells in by_metric.items():
+    # Scores in units have no common mean over tasks.
+    by_metric = grouped(planned, lambda cell: _measured(cell, metric_of.get(cell.setting, first)))
+    for (metric, task), cells in by_metric.items():
         groups = alike(made, grouped(cells, lambda cell: cell.method))
         for number, group in enumerate(groups):
             parts = [
                 budget,
-                *([metric] if len(by_metric) > 1 else []),
+                *([f"{metric} on {task}" if task else metric] if len(by_metric) > 1 else []),
                 *([f"recipe {number + 1}"] if number else []),
             ]
             block = Block(
                 budget=budget,
                 metric=metric,
                 title=" · ".join(part for part in parts if part),
-                threshold=threshold * UNITS.get(metric, 1.0),
+                threshold=threshold_of(metric, matters, [c for some in group.methods.values() for c in some]),
                 settings=(),
                 cells={},
                 left_out={},
             )
             yield _apart(_entrants(study, block, group), group, groups[0])
+
+
+def _measured(cell: Cell, metric: str) -> tuple[str, str]:
+    """The metric, with the task where its scores have that task's units."""
+    return metric, cell.task if metric and METRICS.get(metric).in_units else ""
 
 
 def _apart(block: Block, group: Alike, first: Alike) -> Block:
@@ -168,6 +171,10 @@ def _entrants(study: Study, block: Block, group: Alike) -> Block:
         notes.append(
             f"{many(len(left_out), 'method')} of {len(taking_part) + len(left_out)} have no finished run on "
             f"some setting and are in no comparison, rank or aggregate of this budget: {listed(left_out)}."
+        )
+    if block.metric and not METRICS.get(block.metric).higher:
+        notes.append(
+            f"Less {block.metric} is better: differences are by how much less, so that more is better."
         )
     return replace(block, settings=settings, cells=taking_part, left_out=left_out, notes=tuple(notes))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+import io
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import ArrowException
 
+from bench.metrics import Metric
 from bench.store.records import Record
 from bench.wire.found import AllocationResult, SearchResult
 from bench.wire.words import Artifact, Kind
@@ -30,52 +33,72 @@ def ablations(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | A
 
     Raises UserError for a result that is not of its form.
     """
-    store = experiment.store
-    for record in store.records(Kind.SEARCH):
-        if (search := store.content(record, Artifact.SEARCH, SearchResult)) is not None:
+    source = experiment.source
+    for record in source.records(Kind.SEARCH):
+        if (search := source.content(record, Artifact.SEARCH, SearchResult)) is not None:
             yield record, search
-    for record in store.records(Kind.ALLOCATION):
-        if (allocation := store.content(record, Artifact.ALLOCATION, AllocationResult)) is not None:
+    for record in source.records(Kind.ALLOCATION):
+        if (allocation := source.content(record, Artifact.ALLOCATION, AllocationResult)) is not None:
             yield record, allocation
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one run answered: arrays (examples,), sorted by example. -1 is no answer."""
+    """What one run answered, sorted by example: (examples,), or (examples, classes) where that is what
+    metrics get (see `bench.metrics.Metric`). Of whole numbers -1 is no answer.
+    """
 
     examples: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    answers: NDArray[np.int64]
+    labels: NDArray[Any]
+    #: Answers or outputs.
+    given: NDArray[Any]
 
 
-def predictions(experiment: Experiment, trial_ids: Iterable[str]) -> dict[str, Predictions]:
-    """Stored predictions by trial id, of those trials that have readable ones."""
+def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric) -> dict[str, Predictions]:
+    """What the metric gets of stored predictions, by trial id, of those trials that have readable ones."""
+    what = "prediction" if metric.reads == "answers" else "logit"
+    whole = {"example", *(() if metric.kinds == ("regression",) else ("label", "prediction"))}
 
     def one(trial_id: str) -> Predictions | None:
-        path = experiment.store.artifact(experiment.records[trial_id], Artifact.PREDICTIONS)
-        try:
-            if path is None:
-                return None
-            table = pq.read_table(path, columns=["example", "label", "prediction"])
-        except (OSError, ArrowException):
+        content = experiment.source.read(experiment.records[trial_id], Artifact.PREDICTIONS)
+        if content is None:
             return None
-        example, label, answer = (_whole(table.column(name).to_numpy()) for name in table.column_names)
+        try:
+            have = pq.read_schema(io.BytesIO(content)).names
+            columns = {name: numbered(have, name) for name in ("example", "label", what)}
+            table = pq.read_table(
+                io.BytesIO(content), columns=[name for some in columns.values() for name in some]
+            )
+            example, label, given = (_array(table, some, name in whole) for name, some in columns.items())
+        except (OSError, ArrowException, ValueError):
+            return None
         order = np.argsort(example, kind="stable")
-        return Predictions(example[order], label[order], answer[order])
+        return Predictions(example[order], label[order], given[order])
 
     return _in_parallel(one, trial_ids)
 
 
-def _whole(numbers: NDArray[Any]) -> NDArray[np.int64]:
-    """As whole numbers; -1 for what is none, which is no example, label or answer."""
-    return np.nan_to_num(numbers, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
+def numbered(have: Sequence[str], name: str) -> list[str]:
+    """The columns of that name: itself, or one a class, in the order of their numbers."""
+    return [name] if name in have else [c for c in have if re.fullmatch(rf"{name}_\d+", c)]
+
+
+def _array(table: Any, columns: Sequence[str], whole: bool) -> NDArray[Any]:
+    """One column (examples,), or several that are one a class (examples, classes).
+
+    Of whole numbers -1 stands for what is none, which is no example, label or answer.
+    """
+    found = np.stack([table.column(name).to_numpy() for name in columns], axis=1)
+    if whole:
+        found = np.nan_to_num(found, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
+    return found[:, 0] if not re.search(r"_\d+$", columns[0]) else found
 
 
 def histories(experiment: Experiment, trial_ids: Iterable[str], key: str) -> dict[str, Array]:
     """A metric's history by trial id: (points, 2) with step and value, by step."""
 
     def one(trial_id: str) -> Array | None:
-        points = experiment.store.history(experiment.records[trial_id], key)
+        points = experiment.source.history(experiment.records[trial_id], key)
         return np.array(points, dtype=float) if points else None
 
     return _in_parallel(one, trial_ids)

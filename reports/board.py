@@ -158,7 +158,7 @@ def _numbers(block: Block) -> set[int]:
 
 
 def _by_mean(cell: Cell) -> float:
-    return math.inf if cell.mean is None else -cell.mean
+    return math.inf if cell.gain is None else -cell.gain
 
 
 def _scale(study: Study, cells: Sequence[Cell]) -> tuple[float, float]:

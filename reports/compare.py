@@ -1,21 +1,34 @@
-"""Two experiments side by side: what changed in their configuration, and which cells moved beyond noise."""
+"""Two experiments side by side: what changed in their configuration, and which cells moved.
+
+A cell is compared with itself. So the rule of reports, that only rows of one recipe are compared, would
+leave nothing: what changed in the recipe is what somebody wants to know the effect of. Instead every change
+is told, and only what is measured (protocol, split, data, sizes, weights, metric) has to be the same.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from scipy import stats
+import numpy as np
 
+from bench.metrics import direction
 from methods import UserError
 from reports import mixtures
-from reports.inference.flips import holm
-from reports.inference.intervals import ALPHA, LEVEL, RESOLUTION, Array, Bounds
+from reports.evidence import Between, Evidence, between, gather
+from reports.inference import flips
+from reports.inference.effects import effect, verdict
+from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
 from reports.reading import read
+from reports.recipes import Recipe, difference
 from reports.study import Cell, Study, grouped
+from reports.thresholds import Asked, threshold_of, thresholds
+
+#: Verdicts on cells whose scores no interval tells apart: there is nothing to tell, or it would tell nothing.
+SAME_TRIALS, SAME_SCORES, MEASURED_OTHERWISE = "same trials", "same scores", "measured otherwise"
 
 
 class Name(NamedTuple):
@@ -55,19 +68,32 @@ class Move:
     backbone: str
     budget: str
     method: str
+    #: Of the scores; empty where neither has any.
+    metric: str
+    #: Mean scores over the seeds that have finished.
     before: float | None
     after: float | None
     #: Seeds that finished, and those that were planned.
     seeds: tuple[int, int]
     planned: tuple[int, int]
-    #: Whether the seeds are the same, so that differences are taken seed by seed.
-    paired: bool
+    #: Seeds that both sides have finished: differences are taken seed by seed, of these. 0 where they share
+    #: none; the means of all seeds are compared then.
+    pairs: int
+    #: After less before; None where nothing is compared.
     difference: float | None
+    #: It holds at once with those of all other cells.
     interval: Bounds | None
+    #: Whether it is over test examples too, and not over seeds alone.
+    examples: bool
+    #: By sign flips of the pairs: of the cell alone, and adjusted for all cells; None without pairs.
     p: float | None
-    p_holm: float | None
-    #: moved, within noise, same trials, incomplete, too little data
+    p_adjusted: float | None
+    #: As `reports.inference.effects.verdict` has it, or `SAME_TRIALS`, `SAME_SCORES` or `MEASURED_OTHERWISE`.
     verdict: str
+    #: Whether the whole interval is on one side of zero.
+    moved: bool
+    #: What keeps the scores from being compared, with either value.
+    differs: dict[str, tuple[str, str]]
     runs: tuple[list[str], list[str]]
 
 
@@ -76,96 +102,180 @@ class Comparison:
     """All of it; `only` are cells that one side alone has."""
 
     names: tuple[str, str]
+    #: The smallest difference that matters, by metric.
+    thresholds: dict[str, float]
     changes: list[Change]
     moves: list[Move]
     only: tuple[list[str], list[str]]
+    #: What whoever reads it must know.
+    notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON takes it."""
         return {
             "names": self.names,
+            "thresholds": self.thresholds,
             "changes": [vars(change) for change in self.changes],
             "moves": [vars(move) for move in self.moves],
             "only": self.only,
+            "notes": self.notes,
         }
 
 
-def compare(first: tuple[str, str], second: tuple[str, str]) -> Comparison:
-    """Compares two experiments, each a store's URI and a name.
+def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = None) -> Comparison:
+    """Compares two experiments, each a store's URI and a name, or any URI and the file of a pack.
 
-    Raises UserError where one is not there or has no finished trial, or both are the same.
+    Raises UserError where one is not there or has no finished trial, or both are the same; and for a
+    threshold as `reports.thresholds.thresholds` does.
     """
     if first == second:
         raise UserError(f"'{first[1]}' is compared with itself; name two experiments, or another --store-b")
-    a, b = (read(uri, [name]) for uri, name in (first, second))
+    a, b = (_one(uri, name) for uri, name in (first, second))
     cells_a, cells_b = ({Name.of(cell): cell for cell in study.all_cells} for study in (a, b))
     common = {name: (cell, cells_b[name]) for name, cell in cells_a.items() if name in cells_b}
+    metrics = (cell.metric for cells in common.values() for cell in cells if cell.metric)
+    matters = thresholds(metrics, threshold)
+    sides = tuple(
+        gather(study, [cells[side].number for cells in common.values()]) for side, study in enumerate((a, b))
+    )
+    pairs = [_pair(a, b, *cells) for cells in common.values()]
     return Comparison(
         names=(first[1], second[1]),
+        thresholds=matters,
         changes=_configured(a, b, common) + _surroundings(a, b),
-        moves=_corrected([_move(a, b, name, *cells) for name, cells in common.items()]),
+        moves=_moves((sides[0], sides[1]), pairs, matters),
         only=(
             [str(name) for name in cells_a if name not in cells_b],
             [str(name) for name in cells_b if name not in cells_a],
         ),
+        notes=tuple(dict.fromkeys(note for side in sides for note in side.notes)),
     )
 
 
-def _move(a: Study, b: Study, name: Name, cell_a: Cell, cell_b: Cell) -> Move:
-    done_a, done_b = a.finished(cell_a.number), b.finished(cell_b.number)
-    (seeds_a, (x,)), (seeds_b, (y,)) = a.scores([cell_a.number]), b.scores([cell_b.number])
-    paired = seeds_a == seeds_b
-    planned = cell_a.seeds, cell_b.seeds
-    difference = interval = p = None
-    verdict = "too little data"
-    if (len(x), len(y)) != planned:
-        verdict = "incomplete"
-    elif {seed.trial_id for seed in done_a} == {seed.trial_id for seed in done_b}:
-        verdict = "same trials"
-    elif len(x) >= 2 and len(y) >= 2:
-        interval, p = _tested(x, y, paired)
-    if len(x) and len(y) and verdict != "incomplete":
-        difference = float(y.mean() - x.mean())
-    return Move(
-        **name._asdict(),
-        before=float(x.mean()) if len(x) else None,
-        after=float(y.mean()) if len(y) else None,
-        seeds=(len(x), len(y)),
-        planned=planned,
-        paired=paired,
-        difference=difference,
-        interval=interval,
-        p=p,
-        p_holm=None,
-        verdict=verdict,
-        runs=([seed.run_id for seed in done_a], [seed.run_id for seed in done_b]),
+def _one(uri: str, name: str) -> Study:
+    """The results of one experiment. Raises UserError for a pack that holds several."""
+    study = read(uri, [name])
+    if len(study.experiments) > 1:
+        raise UserError(f"{name} holds several experiments ({study.title}); compare takes packs of one")
+    return study
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A cell of either experiment, with what keeps their scores from being compared."""
+
+    before: Cell
+    after: Cell
+    #: Whether both are the same trials.
+    same: bool
+    differs: dict[str, tuple[str, str]]
+
+    @property
+    def metric(self) -> str:
+        """Of the scores; empty where neither has any."""
+        return self.before.metric or self.after.metric
+
+
+def _pair(a: Study, b: Study, before: Cell, after: Cell) -> _Pair:
+    ids = [{seed.trial_id for seed in s.finished(c.number)} for s, c in ((a, before), (b, after))]
+    told = [_measured(study, cell) for study, cell in ((a, before), (b, after))]
+    # A side without a run has no score to compare.
+    return _Pair(before, after, ids[0] == ids[1] != set(), difference(*told) if all(ids) else {})
+
+
+def _measured(study: Study, cell: Cell) -> Recipe:
+    """What the scores of a cell are of."""
+    (experiment,) = study.experiments
+    trials = (experiment.trials.get(seed.trial_id) for seed in study.of_cell(cell.number))
+    trial = next((trial for trial in trials if trial is not None), None)
+    told = (
+        {key: value for key, value in mixtures.fields(trial).items() if key in mixtures.MEASURED}
+        if trial
+        else {}
     )
+    return told | {"metric": cell.metric}
 
 
-def _tested(x: Array, y: Array, paired: bool) -> tuple[Bounds | None, float | None]:
-    """Interval of the difference and its p: Student's paired test, or Welch's where seeds differ.
+def _moves(
+    sides: tuple[Evidence, Evidence], pairs: Sequence[_Pair], matters: Mapping[str, float]
+) -> list[Move]:
+    """The cells, those that moved first and the largest differences before others."""
+    found = {
+        place: one
+        for place, pair in enumerate(pairs)
+        if not (pair.same or pair.differs)
+        and (one := between(*sides, (pair.before.number, pair.after.number))) is not None
+    }
+    level, p = simultaneous(len(found)), _flipped(found)
+    moves = []
+    for place, pair in enumerate(pairs):
+        runs = tuple(
+            [seed.run_id for seed in side.study.finished(cell.number)]
+            for side, cell in zip(sides, (pair.before, pair.after), strict=True)
+        )
+        threshold = threshold_of(pair.metric, matters, [pair.before, pair.after])
+        moves.append(_move(pair, found.get(place), level, threshold, p.get(place), (runs[0], runs[1])))
+    return sorted(moves, key=lambda move: (not move.moved, -abs(move.difference or 0)))
 
-    Differences without any spread tell nothing of noise: they have neither, unless nothing differs at all.
+
+def _flipped(found: Mapping[int, Between]) -> dict[int, tuple[float, float]]:
+    """p of each of these cells alone and adjusted, by flips of the signs of its pairs: of all cells together
+    where they have the same seeds.
     """
-    difference = float(y.mean() - x.mean())
-    spread = (y - x).std() if paired else x.std() + y.std()
-    if spread <= RESOLUTION:
-        return ((0.0, 0.0), 1.0) if abs(difference) <= RESOLUTION else (None, None)
-    test = stats.ttest_rel(y, x) if paired else stats.ttest_ind(y, x, equal_var=False)
-    interval = test.confidence_interval(LEVEL)
-    return (float(interval.low), float(interval.high)), float(test.pvalue)
+    paired = {place: one for place, one in found.items() if one.seeds}
+    tables = [one.differences for one in paired.values()]
+    if len({one.seeds for one in paired.values()}) == 1:
+        alone, adjusted, _ = flips.adjusted([[table] for table in tables])
+    else:
+        alone = [flips.p_of(table) for table in tables]
+        adjusted = flips.holm(alone)
+    return dict(zip(paired, zip(alone, adjusted, strict=True), strict=True))
 
 
-def _corrected(moves: Sequence[Move]) -> list[Move]:
-    """The moves with p corrected for their number, the largest differences first."""
-    p = iter(holm([move.p for move in moves if move.p is not None]))
-    corrected = []
-    for move in moves:
-        if move.p is not None:
-            p_holm = next(p)
-            move = replace(move, p_holm=p_holm, verdict="moved" if p_holm < ALPHA else "within noise")
-        corrected.append(move)
-    return sorted(corrected, key=lambda move: (move.verdict != "moved", -abs(move.difference or 0)))
+def _move(
+    pair: _Pair,
+    found: Between | None,
+    level: float,
+    threshold: float,
+    p: tuple[float, float] | None,
+    runs: tuple[list[str], list[str]],
+) -> Move:
+    whole = effect([found.part]) if found else None
+    interval = whole.interval(level) if whole else None
+    said = verdict(interval, threshold)
+    sign = direction(pair.metric)
+    if pair.same:
+        told = SAME_TRIALS
+    elif pair.differs:
+        told = MEASURED_OTHERWISE
+    elif found and found.seeds and np.abs(found.differences).max() <= RESOLUTION:
+        told = SAME_SCORES
+    else:
+        told = str(said)
+    return Move(
+        **Name.of(pair.before)._asdict(),
+        metric=pair.metric,
+        before=pair.before.mean,
+        after=pair.after.mean,
+        seeds=(pair.before.finished, pair.after.finished),
+        planned=(pair.before.seeds, pair.after.seeds),
+        pairs=len(found.seeds) if found else 0,
+        difference=sign * whole.difference if whole else 0.0 if pair.same else None,
+        interval=interval and _turned(interval, sign),
+        examples=bool(whole and whole.counted),
+        p=p and p[0],
+        p_adjusted=p and p[1],
+        verdict=told,
+        moved=bool(said.side),
+        differs=pair.differs,
+        runs=runs,
+    )
+
+
+def _turned(interval: Bounds, sign: float) -> Bounds:
+    """The bounds of a gain as those of the score's own difference."""
+    low, high = (sign * bound for bound in interval)
+    return min(low, high), max(low, high)
 
 
 def _configured(a: Study, b: Study, common: Mapping[Name, tuple[Cell, Cell]]) -> list[Change]:

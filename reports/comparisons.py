@@ -161,7 +161,7 @@ class _Family:
     def differences(self, cells: Sequence[int]) -> list[Array]:
         """The paired differences (pairs,) on each setting."""
         pairs = zip(cells, self.reference.cells, strict=True)
-        return [np.subtract(*self.evidence.study.scores(pair)[1]) for pair in pairs]
+        return [np.subtract(*self.evidence.study.gains(pair)[1]) for pair in pairs]
 
     def compared(
         self, method: str, cells: tuple[int, ...], found: Effect, p: tuple[float, float]
@@ -170,7 +170,7 @@ class _Family:
         study, others = self.evidence.study, self.reference.cells
         interval = found.interval(self.level)
         better, better_interval = chances.p_improvement(
-            *([study.scores([cell])[1][0] for cell in side] for side in (cells, others))
+            *([study.gains([cell])[1][0] for cell in side] for side in (cells, others))
         )
         by_task = grouped(zip(cells, found.parts, strict=True), lambda entry: study.all_cells[entry[0]].task)
         parts = {task: [part for _, part in some] for task, some in by_task.items()}
@@ -212,9 +212,9 @@ class _Family:
 
 
 def _floored(study: Study, cell: int) -> dict[int, float]:
-    """The scores of a cell by seed, with the floor for runs that diverged."""
-    seeds = study.of_cell(cell)
-    scores = {seed.seed: seed.score for seed in seeds if seed.score is not None}
+    """The scores of a cell by seed, more being better, with the floor for runs that diverged."""
+    seeds, sign = study.of_cell(cell), study.direction(cell)
+    scores = {seed.seed: sign * seed.score for seed in seeds if seed.score is not None}
     if lost := [seed.seed for seed in seeds if seed.failure == DIVERGED]:
         scores |= dict.fromkeys(lost, floor_of(study, study.all_cells[cell].setting))
     return scores
@@ -227,10 +227,10 @@ def _planned(study: Study, pair: Sequence[int]) -> list[int]:
 
 
 def floor_of(study: Study, setting: TaskAndBackbone) -> float:
-    """The score of the trained head alone, or else the least of any run of the setting."""
+    """The score of the trained head alone, or else the worst of any run of the setting; more is better."""
     cells = [cell for cell in study.all_cells if cell.setting == setting and cell.mean is not None]
-    heads = [cell.mean for cell in cells if cell.family == FLOOR and cell.mean is not None]
-    return heads[0] if heads else min(float(study.scores([cell.number])[1].min()) for cell in cells)
+    heads = [cell.gain for cell in cells if cell.family == FLOOR and cell.gain is not None]
+    return heads[0] if heads else min(float(study.gains([cell.number])[1].min()) for cell in cells)
 
 
 def _told(reference: Reference, made: Sequence[AgainstReference], joint: bool) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.records import Record, latest
 from bench.store.store import Store
@@ -15,6 +17,7 @@ from bench.store.trained import find_trial
 from bench.wire.plan import PlannedRow, StoredPlan
 from bench.wire.words import Artifact, Kind, Measure, Status, Tag
 from methods import UserError
+from reports.provenance import Provenance, provenance_of
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class TrialContents:
     configuration: Mapping[str, str]
     #: Names of artifacts, with their bytes.
     artifacts: Mapping[str, int | None]
+    #: Suite, lock, commit, packages, seeds and hardware behind it.
+    provenance: Provenance
     #: Where Python stood when it failed; empty unless it did.
     traceback: str
     #: Its other runs, oldest first: failures that were tried again, say.
@@ -103,6 +108,7 @@ class TrialContents:
             "configuration": dict(self.configuration),
             "artifacts": dict(self.artifacts),
             "artifacts_at": record.artifacts,
+            "provenance": to_jsonable_python(self.provenance),
             "traceback": self.traceback,
             "other_runs": {other.run_id: str(other.status) for other in self.others},
         }
@@ -128,6 +134,7 @@ def trial_contents(uri: str, trial: str) -> TrialContents:
             budgets=tuple(json.loads(record.tag(Tag.BUDGETS, "[]"))),
             configuration=configuration,
             artifacts=artifacts,
+            provenance=provenance_of(store, record),
             traceback=trace.read_text(encoding="utf-8") if trace else "",
             others=tuple(
                 other for other in store.records(trial_id=record.trial_id) if other.run_id != record.run_id

@@ -24,6 +24,7 @@ class Curve:
     cell: int
     method: str
     family: str
+    metric: str
     #: Seeds in the mean, and in the plan.
     seeds: int
     planned: int
@@ -57,7 +58,9 @@ def read(study: Study) -> tuple[list[Curve], list[str]]:
         )
     stored = _histories(study, {number: study.finished(number)[:each] for number in sorted(cells)})
     return [
-        Curve(panel, cell.number, cell.method, cell.family, len(found), cell.seeds, *_mean(found))
+        Curve(
+            panel, cell.number, cell.method, cell.family, cell.metric, len(found), cell.seeds, *_mean(found)
+        )
         for panel, some in shown.items()
         for cell in some
         if (found := stored[cell.number])
@@ -79,7 +82,7 @@ def _panels(study: Study) -> dict[str, list[Cell]]:
 def _shown(cells: Sequence[Cell], budget: str) -> list[Cell]:
     """The best methods of a budget, with LoRA whatever its score, and the baselines."""
     best = sorted(
-        (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.mean or 0.0, reverse=True
+        (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.gain or 0.0, reverse=True
     )
     lora = [cell for cell in best if cell.family == REFERENCE][:1]
     baselines = [cell for cell in cells if cell.budget == OWN_SIZE and cell.family in (FLOOR, CEILING)]

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.metrics import METRICS, Metric
 from reports.artifacts import Predictions, predictions
-from reports.inference.crossed import METRICS, OnSetting, contributions, of_seeds, of_seeds_and_examples
+from reports.inference.crossed import (
+    OnSetting,
+    of_groups,
+    of_groups_and_examples,
+    of_seeds,
+    of_seeds_and_examples,
+)
 from reports.inference.intervals import Array
 from reports.study import Cell, Seed, Study
 from reports.words import many
 
 #: Runs whose predictions one report reads.
 MOST_PREDICTIONS = 2000
-#: How far the score of stored predictions may be from the stored score: older stores have it in float32.
+#: How far the score of stored predictions may be from the stored score, as a share of it where that is
+#: above 1: older stores have it in float32.
 AGREES = 1e-4
 
 
@@ -43,38 +52,95 @@ class Evidence:
         self, cells: Sequence[int], combined: Callable[..., Array] = np.subtract
     ) -> OnSetting | None:
         """What cells of one setting differ by, over the seeds that all of them have; None where there is
-        none.
+        none. More is better in any case.
 
         `combined` makes it from one array for each cell, of (seeds,) or (seeds, examples).
         """
-        seeds, scores = self.study.scores(cells)
+        seeds, gains = self.study.gains(cells)
         if not seeds:
             return None
-        values = combined(*scores)
-        found = [self._of_cell(cell, seeds) for cell in cells]
-        runs = [run for some in found for run in some or ()]
-        if any(some is None for some in found):
-            return of_seeds(values)
-        of_seed = [{some[k].test_set for some in found if some} for k in range(len(seeds))]
-        if any(len(sets) > 1 for sets in of_seed):
-            return of_seeds(values)
-        if len({run.test_set for run in runs}) > 1:
-            # Each seed has test examples of its own: its score varies with them already.
-            return replace(of_seeds(values), count=len(runs[0].values))
-        tables = (np.stack([run.values for run in some or ()]).astype(float) for some in found)
-        return of_seeds_and_examples(values, combined(*tables), runs[0].test_set)
+        return _on_setting(combined(*gains), [self.of_runs(cell, seeds) for cell in cells], combined)
 
-    def _of_cell(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
+    def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
+        """What each run of these seeds of a cell contributed, with the sign turned where less is better;
+        None where that is not known of all.
+        """
         trial = {seed.seed: seed.trial_id for seed in self.study.finished(cell)}
         found = [self._answers.get(trial[seed]) for seed in seeds]
-        known = [run for run in found if run is not None]
+        sign = self.study.direction(cell)
+        known = [replace(run, values=sign * run.values) for run in found if run is not None]
         return known if len(known) == len(found) else None
+
+
+def _on_setting(
+    values: Array, found: Sequence[list[ByExample] | None], combined: Callable[..., Array]
+) -> OnSetting:
+    """`values` (seeds,), with the runs behind them where they are known."""
+    known = [some for some in found if some is not None]
+    if len(known) < len(found) or any(
+        len({run.test_set for run in runs}) > 1 for runs in zip(*known, strict=True)
+    ):
+        return of_seeds(values)
+    runs = [run for some in known for run in some]
+    if len({run.test_set for run in runs}) > 1:
+        # Each seed has test examples of its own: its score varies with them already.
+        return replace(of_seeds(values), count=len(runs[0].values))
+    return of_seeds_and_examples(values, combined(*map(_table, known)), runs[0].test_set)
+
+
+def _table(runs: Sequence[ByExample]) -> Array:
+    """(seeds, examples)"""
+    return np.stack([run.values for run in runs]).astype(float)
+
+
+@dataclass(frozen=True)
+class Between:
+    """How much better a cell of a second study is than that of a first on the same setting."""
+
+    #: The seeds that both have, and their differences (seeds,); where there are none, all seeds of either
+    #: side are compared.
+    seeds: tuple[int, ...]
+    differences: Array
+    part: OnSetting
+
+
+def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Between | None:
+    """None where one side has no finished run. `cells`: the number of the cell in either study."""
+    sides = list(zip((before, after), cells, strict=True))
+    (known_x, (x,)), (known_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
+    if not len(x) or not len(y):
+        return None
+    if common := sorted({*known_x} & {*known_y}):
+        differences = y[np.isin(known_y, common)] - x[np.isin(known_x, common)]
+        found = [side.of_runs(cell, common) for side, cell in sides]
+        part = _on_setting(differences, found, lambda one, other: other - one)
+        return Between(tuple(common), differences, part)
+    known = [
+        runs
+        for (side, cell), seeds in zip(sides, (known_x, known_y), strict=True)
+        if (runs := side.of_runs(cell, seeds)) is not None
+    ]
+    return Between((), np.empty(0), _of_groups(y, x, known[::-1]))
+
+
+def _of_groups(one: Array, other: Array, known: Sequence[list[ByExample]]) -> OnSetting:
+    """The first side less the second, with the runs behind them where they are known of both."""
+    tested = Counter(run.test_set for runs in known for run in runs)
+    if len(known) < 2 or 1 < len(tested) < tested.total():
+        return of_groups(one, other)
+    if len(tested) > 1:
+        # Each run has test examples of its own: its score varies with them already.
+        return replace(of_groups(one, other), count=len(known[0][0].values))
+    return of_groups_and_examples(one, other, [_table(runs) for runs in known])
 
 
 def gather(study: Study, cells: Iterable[int]) -> Evidence:
     """Reads the predictions of these cells, of the first of them if there are too many runs."""
     wanted = [study.all_cells[number] for number in dict.fromkeys(cells)]
-    wanted = [cell for cell in wanted if cell.metric in METRICS]
+    metrics: dict[str, Metric] = {
+        name: METRICS.get(name) for name in {cell.metric for cell in wanted if cell.metric}
+    }
+    wanted = [cell for cell in wanted if cell.metric]
     runs: dict[str, tuple[Cell, Seed]] = {}
     taken = 0
     for cell in wanted:
@@ -85,13 +151,17 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
         taken += 1
     stored: dict[str, Predictions] = {}
     for experiment in study.experiments:
-        stored |= predictions(
-            experiment, [id_ for id_, (_, s) in runs.items() if s.experiment == experiment.name]
-        )
+        for name, metric in metrics.items():
+            of_both = [
+                id_
+                for id_, (cell, seed) in runs.items()
+                if (seed.experiment, cell.metric) == (experiment.name, name)
+            ]
+            stored |= predictions(experiment, of_both, metric)
     answers = {
         id_: ByExample(_test_set(cell, stored[id_]), found.astype(np.float32))
         for id_, (cell, seed) in runs.items()
-        if id_ in stored and (found := _contributed(cell, seed, stored[id_])) is not None
+        if id_ in stored and (found := _contributed(metrics[cell.metric], seed, stored[id_])) is not None
     }
     notes = []
     if taken < len(wanted):
@@ -109,7 +179,7 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
             f"Predictions of {many(wrong, 'run')} do not give the score that is stored: intervals with them "
             "are of seeds alone, and narrower than they should be."
         )
-    if silent := [some for some in stored.values() if (some.answers < 0).any()]:
+    if silent := [some for some in stored.values() if _silent(some)]:
         notes.append(
             f"Predictions of {many(len(silent), 'run')} are partly no numbers: they count as wrong answers, "
             "in the scores and in all that is claimed from them."
@@ -117,12 +187,20 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
     return Evidence(study, answers, notes)
 
 
-def _contributed(cell: Cell, seed: Seed, stored: Predictions) -> Array | None:
+def _silent(stored: Predictions) -> bool:
+    """Whether some example has no answer, or an output that is no number."""
+    given = stored.given
+    return bool((given < 0).any() if given.dtype.kind == "i" else (~np.isfinite(given)).any())
+
+
+def _contributed(metric: Metric, seed: Seed, stored: Predictions) -> Array | None:
     """What each example contributed; None where that is not the stored score."""
     if not len(stored.labels):
         return None
-    found = contributions(cell.metric, stored.labels, stored.answers)
-    return found if seed.score is not None and abs(found.mean() - seed.score) <= AGREES else None
+    with METRICS.blaming(metric.name):
+        found = metric.contributions(stored.labels, stored.given)
+    score = seed.score
+    return found if score is not None and abs(found.mean() - score) <= AGREES * max(1, abs(score)) else None
 
 
 def _test_set(cell: Cell, stored: Predictions) -> str:

@@ -14,6 +14,7 @@ from reports.inference import power
 from reports.inference.effects import Answer, Effect, Verdict, effect, verdict
 from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
 from reports.study import Cell, Study, TaskAndBackbone
+from reports.units import unit_of
 from reports.words import many
 
 
@@ -115,7 +116,7 @@ def _best(study: Study, block: Block, place: int | None) -> tuple[str | None, tu
         return None, None
     names = ranking.paired
     means = np.array(
-        [np.mean([study.scores([c])[1].mean() for c in _of(block.cells[name], place)]) for name in names]
+        [np.mean([study.gains([c])[1].mean() for c in _of(block.cells[name], place)]) for name in names]
     )
     first = int(means.argmax())
     if len(names) > 1 and np.ptp(means) <= RESOLUTION:
@@ -150,11 +151,6 @@ def _finds(block: Block, place: int | None) -> float | None:
     return design.finds if design else None
 
 
-def points(value: float) -> str:
-    """A size in points, as short as it can be said."""
-    return f"{100 * value:g} point" + ("s" if round(100 * value, 9) != 1 else "")
-
-
 def _claim(block: Block, best: str | None, equals: Sequence[str] | None, found: Against | None) -> str:
     if not block.cells:
         return "Nothing can be claimed: no method has finished runs on every setting."
@@ -173,7 +169,7 @@ def _claim(block: Block, best: str | None, equals: Sequence[str] | None, found: 
             f"No claim about {reference.method}: {best} shares no finished seed with it on some setting, and "
             "differences are taken seed by seed."
         )
-    return _said(found, reference.method, block.threshold)
+    return _said(found, reference.method, unit_of(block.metric).size(block.threshold))
 
 
 def _among(block: Block, equals: Sequence[str] | None) -> str:
@@ -183,8 +179,9 @@ def _among(block: Block, equals: Sequence[str] | None) -> str:
     return f"{others - len(equals)} of {many(others, 'other method')} are shown to be worse."
 
 
-def _said(found: Against, reference: str, threshold: float) -> str:
-    answer, side, size = found.verdict.answer, found.verdict.side, points(threshold)
+def _said(found: Against, reference: str, size: str) -> str:
+    """`size`: the threshold, with its unit."""
+    answer, side = found.verdict.answer, found.verdict.side
     if answer is Answer.BEYOND:
         return f"{side.capitalize()} than {reference} by more than {size}."
     if answer is Answer.WITHIN:

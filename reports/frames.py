@@ -195,7 +195,7 @@ def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence
             {"name": experiment.name, "run_id": experiment.run_id, "closing": experiment.closing}
             for experiment in analysis.study.experiments
         ],
-        "threshold": analysis.threshold,
+        "thresholds": analysis.thresholds,
         "notes": analysis.notes,
         "blocks": [
             {

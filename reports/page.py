@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from reports.mixtures import Mixture
 from reports.rendering import environment
 from reports.study import Cell, Study, grouped
 from reports.tables import INCOMPLETE, main_tables
+from reports.units import unit_of
+from reports.words import listed
 
 #: Lines of the lists that could be as long as the study; the CSV files hold all.
 MOST_LINES = 300
@@ -39,11 +42,11 @@ def render(
     made = environment(autoescape=True)
     made.filters |= {
         "percent": _percent,
-        "points": _points,
+        "unit": unit_of,
+        "minus": _minus,
         "count": _count,
         "number": _number,
         "range": _range,
-        "size": findings.points,
         "p": _p,
         "shown_uri": shown_uri,
     }
@@ -69,6 +72,7 @@ def render(
         dimensions=selecting.DIMENSIONS,
         facts=_facts(study),
         measured=_measured(cells),
+        score_heading="Score, %" if all(unit_of(cell.metric).mark for cell in cells) else "Score",
         tables=main_tables(cells),
         named={cell.method: cell for cell in reversed(cells)},
         incomplete=INCOMPLETE,
@@ -106,20 +110,17 @@ def _seed_data(study: Study) -> dict[str, Any]:
             ]
             for cell, seeds in grouped(study.all_seeds, lambda seed: seed.cell).items()
         },
-        "links": {
-            visible(each.name): _link(each.uri, each.store.experiment_id) for each in study.experiments
+        "links": {visible(each.name): each.source.link for each in study.experiments},
+        "moved": {
+            record.origin: record.run_id
+            for each in study.experiments
+            for record in each.records.values()
+            if record.origin != record.run_id
         },
+        # Scores that are in no percent.
+        "plain": [cell.number for cell in study.all_cells if not unit_of(cell.metric).mark],
         "experiments": {str(cell.number): visible(cell.experiment) for cell in study.all_cells},
     }
-
-
-def _link(uri: str, experiment_id: str) -> str | None:
-    """Where MLflow's interface shows the runs of an experiment; None where the store is no server."""
-    return (
-        f"{shown_uri(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/"
-        if uri.startswith("http")
-        else None
-    )
 
 
 def _embedded(data: Any) -> str:
@@ -132,8 +133,13 @@ def _embedded(data: Any) -> str:
 
 def _measured(cells: Sequence[Cell]) -> str:
     """What the scores are: split and metric, or those that there are."""
-    names = dict.fromkeys(f"{cell.evaluated} {cell.metric}" for cell in cells if cell.metric)
-    return ", ".join(names).capitalize()
+    units = {f"{cell.evaluated} {cell.metric}": unit_of(cell.metric).mark for cell in cells if cell.metric}
+    percent, plain = (
+        listed(name for name in units if bool(units[name]) is marked) for marked in (True, False)
+    )
+    told = [f"{percent} in percent"] if percent or not plain else []
+    told += [f"{plain} in units of the targets"] if plain else []
+    return "; ".join(told).strip().capitalize()
 
 
 @dataclass(frozen=True)
@@ -224,12 +230,9 @@ def _percent(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
-def _points(value: float | None, digits: int = 2) -> str:
-    if value is None:
-        return "–"
-    text = f"{100 * value:+.{digits}f}"
-    # What rounds to nothing has no side.
-    return text.replace("-", "−") if float(text) else text[1:]
+def _minus(text: str) -> str:
+    """A difference with a true minus; what rounds to nothing has no side."""
+    return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")
 
 
 def _count(value: float | None) -> str:

@@ -13,9 +13,9 @@ def pareto(cells: Iterable[Cell], cost: Callable[[Cell], float | None]) -> list[
     """
     front: list[Cell] = []
     known = [
-        (cost_of, cell.mean, cell)
+        (cost_of, cell.gain, cell)
         for cell in cells
-        if cell.complete and cell.mean is not None and (cost_of := cost(cell)) is not None
+        if cell.complete and cell.gain is not None and (cost_of := cost(cell)) is not None
     ]
     for points in grouped(known, lambda point: point[2].setting).values():
         last: tuple[float, float] | None = None

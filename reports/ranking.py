@@ -79,14 +79,14 @@ def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]]) -> Ranking:
         )
     else:
         letters = tuple(orders.letters(apart != 0))
-    scores = [[study.scores([cell])[1][0] for cell in cells[method]] for method in paired]
+    scores = [[study.gains([cell])[1][0] for cell in cells[method]] for method in paired]
     found = orders.ranks(means, apart if len(paired) == len(methods) else None)
     return Ranking(methods, found, paired, better_matrix(scores), apart, alone, letters, tuple(notes))
 
 
 def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:
-    """Mean scores (settings, methods)."""
-    return np.array([[study.scores([cell])[1].mean() for cell in of_method] for of_method in cells]).T
+    """Mean scores (settings, methods), more being better."""
+    return np.array([[study.gains([cell])[1].mean() for cell in of_method] for of_method in cells]).T
 
 
 def _pairs(evidence: Evidence, cells: Sequence[Sequence[int]]) -> list[tuple[int, int, Effect]]:
@@ -166,7 +166,7 @@ def _ends_of(
 
 
 def _ends(study: Study, floor: int, ceiling: int) -> _Ends:
-    low, high = (float(study.scores([cell])[1].mean()) for cell in (floor, ceiling))
+    low, high = (float(study.gains([cell])[1].mean()) for cell in (floor, ceiling))
     return _Ends(floor, ceiling, low, high - low)
 
 
@@ -174,7 +174,7 @@ def _aggregate(evidence: Evidence, cells: Sequence[int], ends: Sequence[_Ends]) 
     runs: list[Array] = []
     parts: list[OnSetting | None] = []
     for cell, end in zip(cells, ends, strict=True):
-        scores = (evidence.study.scores([cell])[1][0] - end.base) / end.gap
+        scores = (evidence.study.gains([cell])[1][0] - end.base) / end.gap
         varies = partial(normalised.remainder, share=float(scores.mean()), gap=end.gap)
         runs.append(scores)
         parts.append(evidence.on_setting([cell, end.floor, end.ceiling], varies))

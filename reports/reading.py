@@ -5,17 +5,18 @@ What is left out, to keep a large report within time and memory, is told in the 
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
-from bench.store import DEFAULT_STORE
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.plugins import changed_plugins
 from bench.store.records import Record, latest
-from bench.store.store import Store
+from bench.store.results import open_results
+from bench.store.source import Source
 from bench.wire.plan import PlannedRow
 from bench.wire.words import Kind, Measure, Status, Tag
 from methods import UserError
@@ -42,41 +43,35 @@ MEASURED = {
 }
 
 
-def load_results(*experiments: str, store: str = DEFAULT_STORE) -> Study:
-    """The results of these experiments of a store, as data frames of cells and of seeds.
-
-    `reports.study.Study` says what they hold. Raises UserError for an experiment that is not there or has no
-    result.
-    """
-    return read(store, experiments)
-
-
 def read(uri: str, names: Sequence[str]) -> Study:
-    """Reads experiments of one store. Raises UserError for one that is not there or has no result."""
-    experiments = tuple(read_experiment(uri, name) for name in dict.fromkeys(names))
+    """Reads experiments of one store and of packs, whose files stand among the names.
+
+    Raises UserError for one that is not there or has no result, and for a pack that is refused.
+    """
+    experiments = tuple(map(read_experiment, open_results(uri, names)))
     cells, seeds = tabulate(experiments)
     return Study(experiments, cells, seeds, tuple(note for each in experiments for note in _notes(each)))
 
 
-def read_experiment(uri: str, name: str) -> Experiment:
-    """Reads one experiment. Raises UserError if it is not there, holds no suite or has nothing to report: no
-    finished trial of its rows, and no search or allocation that ended.
+def read_experiment(source: Source) -> Experiment:
+    """Reads one experiment. Raises UserError if it holds no suite or has nothing to report: no finished trial
+    of its rows, and no search or allocation that ended.
     """
-    store = Store.existing(uri, name)
+    name, where = source.name, shown_uri(source.where)
     try:
-        suites = store.records(Kind.SUITE)
-        plan = store.plan()
-        stored = store.records()
+        suites = source.records(Kind.SUITE)
+        plan = source.plan()
+        stored = source.records()
     except BROKEN_STORE as error:
-        raise UserError(shown_uri(f"experiment '{name}' cannot be read from {uri}: {error}")) from error
+        raise UserError(shown_uri(f"experiment '{name}' cannot be read from {where}: {error}")) from error
     if plan is None:
-        raise UserError(f"experiment '{name}' in {shown_uri(uri)} holds no suite of this harness")
+        raise UserError(f"experiment '{name}' in {where} holds no suite of this harness")
     records = latest(stored)
     experiment = Experiment(
-        store=store,
-        name=name,
+        source=source,
+        name=source.name,
         closing=plan.closing,
-        run_id=suites[-1].run_id,
+        run_id=suites[-1].origin,
         rows=plan.rows,
         trials=plan.by_id(),
         records=records,
@@ -133,9 +128,9 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
             if known[key]:
                 cell = replace(cell, method=f"{cell.method} · {experiment.name}")
             known[key].append(ids)
-            found = [_seed(own_first, len(cells), seed, id_) for seed, id_ in row.trials.items()]
-            metric, evaluated = _metric(experiments, found)
-            cells.append(replace(cell, metric=metric, evaluated=evaluated))
+            found = [_seed(own_first, len(cells), cell, seed, id_) for seed, id_ in row.trials.items()]
+            metric, evaluated, capabilities = _told(experiments, found)
+            cells.append(replace(cell, metric=metric, evaluated=evaluated, capabilities=capabilities))
             seeds.extend(found)
     frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(dict.fromkeys(MEASURED, float))
     return _summed(pd.DataFrame([vars(cell) for cell in cells]), frame), frame
@@ -162,6 +157,7 @@ def _planned(experiment: Experiment, row: PlannedRow) -> PlannedCell:
         tuning=row.tuning,
         metric="",
         evaluated="",
+        capabilities="",
     )
 
 
@@ -171,8 +167,13 @@ def _family(experiment: Experiment, row: PlannedRow) -> str:
     return next((str(trial.method["method"]) for trial in known), None) or row.family
 
 
-def _seed(experiments: Sequence[Experiment], cell: int, seed: int, trial_id: str | None) -> Seed:
-    """A seed of a cell; its trial may have been run in any of the experiments, the cell's own first."""
+def _seed(
+    experiments: Sequence[Experiment], number: int, cell: PlannedCell, seed: int, trial_id: str | None
+) -> Seed:
+    """A seed of the cell of this number.
+
+    Its trial may have been run in any of the experiments, the cell's own first.
+    """
     holder, record = _holder(experiments, trial_id)
     status = record.status if record else Status.MISSING
     failure = record.tag(Tag.FAILURE) if record else ""
@@ -183,11 +184,15 @@ def _seed(experiments: Sequence[Experiment], cell: int, seed: int, trial_id: str
     if status != Status.FINISHED:
         measured["score"] = None
     return Seed(
-        cell=cell,
+        cell=number,
+        task=cell.task,
+        backbone=cell.backbone,
+        budget=cell.budget,
+        method=cell.method,
         experiment=holder.name,
         seed=seed,
         trial_id=trial_id or "",
-        run_id=record.run_id if record else "",
+        run_id=record.origin if record else "",
         status=str(status),
         failure=failure,
         message=message,
@@ -202,14 +207,15 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> tuple[Ex
     return next(iter(finished or found), (experiments[0], None))
 
 
-def _metric(experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> tuple[str, str]:
-    """Metric and evaluated split of a cell, which the runs tell."""
+def _told(experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> tuple[str, str, str]:
+    """What only the runs tell of a cell: metric and evaluated split, and what the method can do."""
     by_name = {experiment.name: experiment for experiment in experiments}
     for seed in seeds:
         if seed.finished:
             record = by_name[seed.experiment].records[seed.trial_id]
-            return record.tag(Tag.METRIC), record.tag(Tag.EVALUATED)
-    return "", ""
+            capabilities = ", ".join(json.loads(record.tag(Tag.CAPABILITIES, "[]")))
+            return record.tag(Tag.METRIC), record.tag(Tag.EVALUATED), capabilities
+    return "", "", ""
 
 
 def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:

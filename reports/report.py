@@ -11,11 +11,14 @@ from typing import Literal, get_args
 
 from bench.process.outputs import earlier_files, output_folder
 from bench.store.connect import StoreError
+from bench.store.store import Store
+from bench.wire.words import Kind
 from methods import UnknownNameError, UserError
 from reports import ablation, curves, figures, mixtures, page, tables
-from reports.analysis import THRESHOLD, Analysis, analyse
+from reports.analysis import Analysis, analyse
 from reports.frames import as_json, csv, frames
 from reports.reading import read
+from reports.thresholds import Asked
 
 Format = Literal["html", "csv", "md", "latex", "json", "png", "svg"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -49,16 +52,18 @@ def write_report(
     out: Path,
     formats: Sequence[str] = FORMATS,
     *,
-    threshold: float = THRESHOLD,
+    threshold: Asked = None,
     mixed: bool = False,
     force: bool = False,
     log: bool = True,
 ) -> Written:
     """Writes a report into the folder `out` and logs it on the runs of the suites.
 
+    `threshold`: the smallest difference in score that matters, by metric ({"accuracy": 0.01}); a number where
+    there is one metric.
     Raises UserError, with nothing written, for a format or an experiment that is not there, an experiment
-    without a finished trial, trials that do not compare (`mixed` reports them all the same) or a folder with
-    something in it (`force` replaces an earlier report).
+    without a finished trial, trials that do not compare (`mixed` reports them all the same), a threshold that
+    fits no metric or several, or a folder with something in it (`force` replaces an earlier report).
     """
     for name in formats:
         if name not in FORMATS:
@@ -127,15 +132,18 @@ def _put(folder: Path, files: Files) -> None:
 
 
 def _log(analysis: Analysis, target: Path, files: Files) -> tuple[str, ...]:
-    """Puts the files on the suites' runs; returns the experiments."""
+    """Puts the files on the suites' runs; returns the experiments. A pack stays as it is."""
+    sources = (experiment.source for experiment in analysis.study.experiments)
+    stored = [source for source in sources if isinstance(source, Store)]
     # The target may hold what is not ours, and one request for all files is many times as fast.
     with tempfile.TemporaryDirectory() as folder:
         _put(Path(folder), files)
-        for experiment in analysis.study.experiments:
+        for experiment in stored:
+            run_id = experiment.records(Kind.SUITE)[-1].run_id
             try:
-                experiment.store.keep_folder(experiment.run_id, Path(folder), ARTIFACTS)
+                experiment.keep_folder(run_id, Path(folder), ARTIFACTS)
             except StoreError as error:
                 raise StoreError(
-                    f"the report is in {target}, but could not be logged on run {experiment.run_id}: {error}"
+                    f"the report is in {target}, but could not be logged on run {run_id}: {error}"
                 ) from error
-    return tuple(experiment.name for experiment in analysis.study.experiments)
+    return tuple(experiment.name for experiment in stored)

@@ -32,7 +32,7 @@ def summarise(store: Store, plan: StoredPlan) -> Summary:
     A seed that failed or is missing is counted as such, never averaged.
     """
     experiment = Experiment(
-        store=store,
+        source=store,
         name=store.name,
         closing=plan.closing,
         run_id="",

@@ -1,6 +1,6 @@
 """The main tables of a report, and the report as Markdown and LaTeX.
 
-Scores are in percent, mean ± standard deviation over seeds.
+Scores are in percent or in the units of the targets, mean ± standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from bench.metrics import direction
 from bench.process.visible import visible
 from reports.analysis import Analysis
 from reports.mixtures import Mixture
 from reports.rendering import environment
 from reports.study import OWN_SIZE, Cell, block_order, grouped
+from reports.units import unit_of
 
 #: Shown where a cell lacks seeds.
 INCOMPLETE = "†"
@@ -52,6 +52,8 @@ class MainTable:
     #: Budget -> its rows.
     blocks: dict[str, list[TableRow]]
     incomplete: bool
+    #: Whether all scores are in percent; others are in the units of their targets.
+    percent: bool = True
 
     @property
     def legend(self) -> str:
@@ -76,6 +78,7 @@ def _main_table(backbone: str, cells: Sequence[Cell]) -> MainTable:
         backbone=backbone,
         tasks=list(by_task),
         metrics=[_metric(some) for some in by_task.values()],
+        percent=all(unit_of(cell.metric).mark for cell in cells),
         blocks={
             budget: _rows(by_budget[budget], list(by_task)) for budget in sorted(by_budget, key=block_order)
         },
@@ -106,7 +109,7 @@ def _rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[TableRow]:
 def _places(cells: Sequence[Cell]) -> dict[int, int]:
     """First and second by what is printed, so that equal figures are marked alike."""
     shown = {
-        cell.number: float(np.round(100 * cell.mean, 2))
+        cell.number: direction(cell.metric) * float(unit_of(cell.metric).score(cell.mean))
         for cell in cells
         if cell.complete and cell.mean is not None
     }
@@ -117,12 +120,13 @@ def _places(cells: Sequence[Cell]) -> dict[int, int]:
 
 
 def score(cell: Cell) -> str:
-    """Mean ± standard deviation in percent, with what is missing."""
+    """Mean ± standard deviation, with what is missing."""
     if cell.mean is None:
         return f"– {INCOMPLETE}"
-    text = f"{100 * cell.mean:.2f}"
+    unit = unit_of(cell.metric)
+    text = unit.score(cell.mean)
     if cell.sd is not None:
-        text += f" ± {100 * cell.sd:.2f}"
+        text += f" ± {unit.score(cell.sd)}"
     return text if cell.complete else f"{text} {INCOMPLETE}"
 
 
@@ -157,7 +161,7 @@ def _rendered(
 ) -> str:
     """A template filled in, every value escaped."""
     made = environment(finalize=lambda value: escape(str(value)), keep_trailing_newline=True, **marks)
-    made.filters["block_title"] = _block_title
+    made.filters |= {"block_title": _block_title, "unit": unit_of}
     return made.get_template(template).render(values)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bench.backbones import BACKBONES
+from bench.metrics import METRICS
 from bench.store.plugins import changed_plugins
 from bench.store.store import Store
 from bench.tasks import TASKS
@@ -70,7 +71,7 @@ class Site:
 
     def look_again(self) -> None:
         """What a new process would find."""
-        for registry in (METHODS, TASKS, BACKBONES):
+        for registry in (METHODS, TASKS, BACKBONES, METRICS):
             self._patch.setattr(registry, "_plugins", None)
         importlib.invalidate_caches()
         for name in [name for name in sys.modules if name.startswith("mine_p")]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from bench.backbones import BACKBONES, load
+from bench.metrics import METRICS
 from bench.probes.perf import contenders
-from bench.tasks import TASKS
+from bench.tasks import TASKS, Objective
 from methods import METHODS, UserError
 
 from .bench.toy_suites import write
@@ -75,7 +79,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (package / "entry_points.txt").write_text(f"[tensorbench.{group}]\nmine = mine_plugin:MINE\n")
         (site / "mine_plugin.py").write_text(dedent(source))
         monkeypatch.syspath_prepend(site)
-        for registry in (METHODS, TASKS, BACKBONES):
+        for registry in (METHODS, TASKS, BACKBONES, METRICS):
             monkeypatch.setattr(registry, "_plugins", None)
 
     yield put
@@ -105,8 +109,15 @@ def replaced(source: str, old: str, new: str) -> str:
             "tasks",
             TASK,
             'license = "CC0-1.0"',
-            'license = "-"; metric = "f1"',
-            "metric: Input should be 'accuracy'",
+            'license = "-"; metric = "acuracy"',
+            "unknown metric 'acuracy': did you mean 'accuracy'",
+        ),
+        (
+            "tasks",
+            TASK,
+            'license = "CC0-1.0"',
+            'license = "-"; target = "regression"',
+            "classes: a regression has none",
         ),
         ("tasks", TASK, '("no", "yes")', '"ny"', "classes: should be a list"),
         ("tasks", TASK, '("no", "yes")', '("no",)', "classes: should list at least 2"),
@@ -146,7 +157,7 @@ def replaced(source: str, old: str, new: str) -> str:
             BACKBONE,
             "self.made.describe(image_size)",
             "dataclasses.replace(self.made.describe(image_size), kind='gpt')",
-            "kind should be one of vit, dinov2, bert, roberta, timm, got 'gpt'",
+            "kind should be one of bert, roberta, xlm-roberta, ",
         ),
         (
             "methods",
@@ -328,3 +339,46 @@ def test_check_of_nothing_known_suggests_the_nearest(call: Call) -> None:
     ended = call("check", "digitz")
     assert ended.code == 2
     assert "unknown method, task or backbone 'digitz': did you mean 'digits'?" in ended.err
+
+
+METRIC = """
+from bench.metrics import Metric
+
+class Mine(Metric):
+    name = "mine"
+    kinds = ("regression",)
+    higher = False
+    in_units = True
+    description = "mean absolute error"
+
+    def score(self, targets, given):
+        return float(abs(targets - given).mean())
+
+MINE = Mine()
+"""
+
+
+def test_a_metric_of_a_plugin_scores_and_tells_what_examples_contribute(install: Install) -> None:
+    install("metrics", METRIC)
+    metric, targets, given = METRICS.get("mine"), np.arange(6.0), np.zeros(6)
+    objective = Objective(metric, "regression", 1)
+    assert objective.score(torch.zeros(6, 1), torch.arange(6.0)) == 2.5
+    # A mean of examples is what its jackknife finds.
+    assert metric.contributions(targets, given) == pytest.approx(np.arange(6.0))
+    assert metric.better(1, 2)
+    assert "mine" in METRICS.plugins
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("MINE = Mine()", "MINE = Mine", "should be an instance of a subclass of bench.metrics.Metric"),
+        ('("regression",)', '("ranking",)', "kinds should be some of single label, multi-label, regression"),
+        ('name = "mine"', 'name = "yours"', "its `name` should be 'mine', got 'yours'"),
+        ("float(abs", "flaot(abs", "NameError: name 'flaot' is not defined"),
+    ],
+)
+def test_a_mistake_in_a_metric_names_its_package(install: Install, old: str, new: str, said: str) -> None:
+    install("metrics", replaced(METRIC, old, new))
+    with pytest.raises(UserError, match=f"metric 'mine' of the plug-in 'mistaken': .*{re.escape(said)}"):
+        Objective(METRICS.get("mine"), "regression", 1).score(torch.zeros(2, 1), torch.zeros(2))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -26,10 +26,10 @@ INITIAL_CLASSES = 2
 
 #: The largest sizes that a model's configuration may state, in transformers' words and in timm's.
 LARGEST = {
-    **dict.fromkeys(("num_hidden_layers", "depth"), 1000),
-    **dict.fromkeys(("num_attention_heads", "num_heads"), 1024),
-    **dict.fromkeys(("hidden_size", "embed_dim"), 2**16),
-    **dict.fromkeys(("intermediate_size", "max_position_embeddings"), 2**20),
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "depth"), 1000),
+    **dict.fromkeys(("num_attention_heads", "n_heads", "num_heads"), 1024),
+    **dict.fromkeys(("hidden_size", "embedding_size", "dim", "embed_dim"), 2**16),
+    **dict.fromkeys(("intermediate_size", "hidden_dim", "max_position_embeddings"), 2**20),
     "vocab_size": 10**7,
     # Of which the configuration makes a table of names.
     "num_labels": 10**5,
@@ -37,7 +37,8 @@ LARGEST = {
     **dict.fromkeys(("image_size", "img_size", "patch_size"), MAX_PIXELS),
 }
 
-BackboneKind = Literal["vit", "dinov2", "bert", "roberta", "timm"]
+#: A name of `bench.backbones.kinds.NAMES`.
+BackboneKind = str
 
 
 class BackboneSpec(Lockable):

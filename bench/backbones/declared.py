@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
-from bench.backbones.base import BackboneInfo, BackboneKind
+from bench.backbones.base import BackboneInfo
+from bench.backbones.kinds import NAMES
 from bench.inputs import ModelInput
 from methods.backbone import PROJECTIONS, Geometry
 from methods.errors import UserError, shown
@@ -25,15 +26,15 @@ def check_info(info: Any) -> None:
     """Raises UserError for a description that is none, naming the field, its value and what is accepted."""
     if not isinstance(info, BackboneInfo):
         raise UserError(f"describe() should return a BackboneInfo, got a {type(info).__name__}")
-    kinds = get_args(BackboneKind)
-    ordered = tuple(name for name in PROJECTIONS if name in info.projections)
+    names = info.geometry.projections if isinstance(info.geometry, Geometry) else PROJECTIONS
+    ordered = tuple(name for name in names if name in info.projections)
     accepted = {
         "name": (_text(info.name), "a text"),
-        "kind": (info.kind in kinds, f"one of {', '.join(kinds)}"),
+        "kind": (info.kind in NAMES, f"one of {', '.join(NAMES)}"),
         "geometry": (isinstance(info.geometry, Geometry), "a methods.Geometry"),
         "projections": (
             bool(ordered) and tuple(info.projections) == ordered,
-            f"a tuple out of {', '.join(PROJECTIONS)}, in this order",
+            f"a tuple out of {', '.join(names)}, in this order",
         ),
         "input": (isinstance(info.input, ModelInput), "a TextInput or an ImageInput of bench.inputs"),
         "weights_hash": (_text(info.weights_hash), "a text that names the weights exactly"),

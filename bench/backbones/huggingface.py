@@ -1,4 +1,4 @@
-"""ViT, DINOv2, BERT and RoBERTa by transformers, from a folder or the hub."""
+"""The kinds of backbones that transformers has, from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from bench.backbones.base import (
     BackboneInfo,
@@ -24,13 +23,13 @@ from bench.backbones.base import (
     read_object,
     refuse_image_size,
 )
-from bench.backbones.families import FAMILIES, MAY_EXCEED, MAY_MISS
-from bench.backbones.untrusted import ATTENTION, refuse_choices
+from bench.backbones.fused import SplitQKV
+from bench.backbones.kinds import KINDS, MAY_EXCEED, MAY_MISS, MODEL_TYPES, Kind
+from bench.backbones.untrusted import refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
-from methods.backbone import PROJECTIONS, Geometry
-from methods.errors import UserError, cut, shown
+from methods.errors import UserError, cut, near_names, shown
 
 
 @dataclass(frozen=True)
@@ -87,46 +86,28 @@ def describe_folder(
 ) -> BackboneInfo:
     """Description of a checkpoint folder, read from its config. Raises UserError for a bad one."""
     with _config(folder) as config:
-        wanted = _model_input(folder, config, name, image_size)
-        geometry, projections = shape_of(config, _parameters(config, wanted))
+        wanted, shape = _model_input(folder, config, name, image_size), KINDS[config.model_type].shape
         return BackboneInfo(
             name=name,
             kind=config.model_type,
-            geometry=geometry,
-            projections=projections,
+            geometry=shape.geometry(config, parameters(config, wanted)),
+            projections=shape.projections(config),
             input=wanted,
             weights_hash=weights_hash,
             description=description,
         )
 
 
-def shape_of(config: Any, encoder: int) -> tuple[Geometry, tuple[str, ...]]:
-    """The geometry that a config describes, for an encoder of so many parameters, and the projections."""
-    projections: tuple[str, ...] = PROJECTIONS
-    if config.model_type == "dinov2":
-        mlp = int(config.hidden_size * config.mlp_ratio)
-        if config.use_swiglu_ffn:
-            # A gated MLP has no fc1: the adapters see attention only.
-            mlp = (int(mlp * 2 / 3) + 7) // 8 * 8
-            projections = PROJECTIONS[:4]
-    else:
-        mlp = config.intermediate_size
-    geometry = Geometry(
-        config.hidden_size, config.num_attention_heads, config.num_hidden_layers, mlp, encoder=encoder
-    )
-    return geometry, projections
-
-
-def _parameters(config: Any, wanted: ModelInput) -> int:
+def parameters(config: Any, wanted: ModelInput) -> int:
     """Of the whole encoder at the wanted image size, built without weights."""
     import transformers
 
-    family = FAMILIES[config.model_type]
-    if isinstance(wanted, ImageInput):
+    kind = KINDS[config.model_type]
+    if isinstance(wanted, ImageInput) and kind.resize:
         config = copy.deepcopy(config)
         config.image_size = wanted.size
     with torch.device("meta"):
-        model = getattr(transformers, family.model_class)(config, **family.arguments)
+        model = getattr(transformers, kind.model_class)(config, **kind.arguments)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -138,9 +119,9 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     """
     import transformers
 
-    family = FAMILIES[info.kind]
+    kind = KINDS[info.kind]
     check_safetensors(info.name, *_weight_files(folder))
-    model_class = getattr(transformers, family.model_class)
+    model_class = getattr(transformers, kind.model_class)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             encoder, report = model_class.from_pretrained(
@@ -148,23 +129,32 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
-                attn_implementation=ATTENTION,
-                **family.arguments,
+                attn_implementation=kind.attention,
+                **kind.arguments,
             )
     except Exception as error:
         raise UserError(f"backbone '{info.name}' in {folder} does not load: {_told(error)}") from error
     _refuse(info.name, "lacks weights, which would stay random", report["missing_keys"], MAY_MISS)
-    _refuse(info.name, "has weights that no layer takes", report["unexpected_keys"], MAY_EXCEED)
+    may_exceed = (*MAY_EXCEED, *kind.may_exceed)
+    _refuse(info.name, "has weights that no layer takes", report["unexpected_keys"], may_exceed)
     # transformers 5 keeps a half-precision checkpoint's dtype, transformers 4 does not.
     return as_backbone(info, encoder.float())
 
 
 def as_backbone(info: BackboneInfo, encoder: Any) -> LoadedBackbone:
-    """A transformers model as a backbone, its position embeddings at the described image size."""
-    family = FAMILIES[info.kind]
-    if isinstance(info.input, ImageInput):
-        _resize(encoder, info.input.size)
-    return LoadedBackbone(info, encoder, family.pool, family.make_head(encoder.config), family.layouts)
+    """A transformers model as a backbone: at the described image size, what is fused split."""
+    kind, config = KINDS[info.kind], encoder.config
+    for field, value in kind.sets.items():
+        setattr(config, field, value)
+    if isinstance(info.input, ImageInput) and kind.resize:
+        if info.input.size != _side(config.image_size, info.name):
+            kind.resize(encoder, info.input.size)
+        config.image_size = info.input.size
+    if kind.fused:
+        for layer in range(info.geometry.layers):
+            path = kind.fused.format(layer=layer)
+            encoder.set_submodule(path, SplitQKV(encoder.get_submodule(path)))
+    return LoadedBackbone(info, encoder, kind.pool, kind.make_head(config), kind.layouts)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -182,7 +172,10 @@ def load_tokenizer(folder: Path) -> Any:
 
 @contextmanager
 def _config(folder: Path) -> Iterator[Any]:
-    """The folder's config. Raises UserError for one that cannot be read, and for what fails inside."""
+    """The configuration of the folder's model, or of the part of it that is a kind of ours.
+
+    Raises UserError for one that cannot be read, and for what fails inside.
+    """
     from transformers import AutoConfig
 
     file = folder / "config.json"
@@ -190,18 +183,45 @@ def _config(folder: Path) -> Iterator[Any]:
         raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
     settings = read_object(file)
     model_type = settings.get("model_type")
-    if model_type not in tuple(FAMILIES):
-        raise UserError(f"{folder} holds a {shown(model_type)} model; supported are {', '.join(FAMILIES)}")
-    check_shape(file, settings)
-    refuse_choices(file, settings)
+    if model_type not in tuple(MODEL_TYPES):
+        raise UserError(f"{folder} holds a {shown(model_type)} model, {_nearest(model_type, settings)}")
+    name, kind = MODEL_TYPES[model_type], KINDS[MODEL_TYPES[model_type]]
+    for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+        check_shape(file, part)
+        refuse_choices(file, part)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        config._attn_implementation = ATTENTION
+        if model_type != name:
+            config = getattr(config, kind.within[model_type])
+        _check_needs(file, config, name)
+        config._attn_implementation = kind.attention
         yield config
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{file} describes no {model_type} model: {_told(error)}") from error
+
+
+def _nearest(model_type: Any, settings: dict[str, Any]) -> str:
+    """What a refusal of a model type says beside its name: the nearest kind, by name or else by its input."""
+    reads = "images" if {"image_size", "patch_size"} & settings.keys() else "texts"
+    alike = [name for name, kind in KINDS.items() if kind.reads == reads]
+    nearest = (*near_names(str(model_type), alike, at_most=1), alike[0])[0]
+    return (
+        f"which is no kind of backbone here. The nearest is '{nearest}'; there are {', '.join(MODEL_TYPES)}. "
+        "docs/adding-a-backbone.md says how to add one"
+    )
+
+
+def _check_needs(file: Path, config: Any, name: str) -> None:
+    """Raises UserError for a configuration whose features are not what the kind reads."""
+    kind: Kind = KINDS[name]
+    for field, wanted in kind.needs.items():
+        if (value := getattr(config, field)) != wanted:
+            raise UserError(
+                f"{file}: {field} should be {str(wanted).lower()}, got {shown(value)}: of a {name}, the head "
+                f"reads {kind.pools}"
+            )
 
 
 def _told(error: Exception) -> str:
@@ -228,18 +248,17 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -> ModelInput:
-    normalisation = FAMILIES[config.model_type].normalisation
-    if normalisation is None:
+    kind = KINDS[config.model_type]
+    if kind.normalisation is None:
         refuse_image_size(name, image_size)
-        # RoBERTa numbers positions from its padding id + 1.
-        reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+        reserved = config.pad_token_id + 1 if kind.positions_after_padding else 0
         return TextInput(
             tokenizer_hash=f"sha256:{sha256_of_all(*files)}" if (files := _tokenizer_files(folder)) else "",
             max_tokens=config.max_position_embeddings - reserved,
             load_tokenizer=partial(load_tokenizer, folder),
         )
     size, patch = _side(config.image_size, name), _side(config.patch_size, name)
-    mean, std = normalisation
+    mean, std = kind.normalisation
     preprocessor = folder / "preprocessor_config.json"
     if preprocessor.is_file():
         settings = read_object(preprocessor)
@@ -271,20 +290,6 @@ def _side(value: Any, name: str) -> int:
     if len(sides) != 1:
         raise UserError(f"backbone '{name}' takes images of {shown(value)}; only square ones are supported")
     return sides.pop()
-
-
-def _resize(encoder: Any, size: int) -> None:
-    # This is done once on loading, by the model's own interpolation, so that no forward pays for it.
-    config, embeddings = encoder.config, encoder.embeddings
-    if size == _side(config.image_size, encoder.name_or_path):
-        return
-    patches = (size // _side(config.patch_size, encoder.name_or_path)) ** 2
-    tokens = torch.empty(1, patches + 1, config.hidden_size)
-    with torch.no_grad():
-        resized = embeddings.interpolate_pos_encoding(tokens, size, size)
-    embeddings.position_embeddings = nn.Parameter(resized.clone())
-    embeddings.image_size = embeddings.patch_embeddings.image_size = (size, size)
-    config.image_size = size
 
 
 def _refuse(name: str, what: str, keys: Any, allowed: tuple[str, ...]) -> None:

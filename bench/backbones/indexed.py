@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bench.backbones.base import BackboneInfo, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.counting import with_encoder
-from bench.backbones.families import IMAGENET_MEAN, IMAGENET_STD
+from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.sources import assets
 from methods.backbone import PROJECTIONS, Geometry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from bench.backbones.base import BackboneInfo, BackboneKind, LoadedBackbone, pixel_size, refuse_image_size
 from bench.backbones.counting import with_encoder
-from bench.backbones.families import FAMILIES, HALF
+from bench.backbones.kinds import HALF, KINDS, TIMM
 from bench.inputs import ImageInput, ModelInput, TextInput
 from methods.backbone import PROJECTIONS, Geometry
 
@@ -20,7 +20,9 @@ SEED = 0
 BYTE_TOKENIZER = "byte-tokenizer-260-v1"
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-_VISION: tuple[BackboneKind, ...] = ("vit", "dinov2", "timm")
+
+#: The kinds whose parameters `with_encoder` counts, so that a plan needs no transformers.
+_COUNTED = ("vit", "dinov2", "bert", "roberta", TIMM)
 
 
 def byte_tokenizer(max_tokens: int) -> Any:
@@ -71,7 +73,7 @@ class RandomBackbone:
             name=self.name,
             kind=self.kind,
             geometry=self._counted(image_size),
-            projections=PROJECTIONS,
+            projections=self._projections,
             input=self._input(image_size),
             weights_hash=f"random:{self.kind}:{self.geometry}, {self._rest()}, seed={SEED}",
             description=f"random weights in the shape of a {self.kind} ({self.geometry}), no training",
@@ -82,35 +84,31 @@ class RandomBackbone:
         info = self.describe(image_size)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(SEED)
-            return self._timm(info) if self.kind == "timm" else self._transformers(info)
+            return self._timm(info) if self.kind == TIMM else self._transformers(info)
 
     def _transformers(self, info: BackboneInfo) -> LoadedBackbone:
-        import transformers
-
         from bench.backbones.huggingface import as_backbone
 
-        geometry, family = self.geometry, FAMILIES[self.kind]
-        shape: dict[str, Any] = {
-            "hidden_size": geometry.hidden,
-            "num_attention_heads": geometry.heads,
-            "num_hidden_layers": geometry.layers,
-            "intermediate_size": geometry.mlp,
-        }
-        if self.kind == "dinov2":
-            shape |= {"mlp_ratio": geometry.mlp // geometry.hidden, "use_mask_token": False}
-            del shape["intermediate_size"]
-        if self.kind in _VISION:
+        model = self._class()(self._config(), **KINDS[self.kind].arguments)
+        return as_backbone(info, model)
+
+    def _class(self) -> Any:
+        import transformers
+
+        return getattr(transformers, KINDS[self.kind].model_class)
+
+    def _config(self) -> Any:
+        kind = KINDS[self.kind]
+        shape = {**kind.shape.settings(self.geometry), **kind.usual}
+        if self._reads_images:
             shape |= {"image_size": self.image_size, "patch_size": self.patch}
         else:
-            positions = self.max_tokens + (2 if self.kind == "roberta" else 0)
             shape |= {
                 "vocab_size": self.vocabulary,
-                "max_position_embeddings": positions,
+                "max_position_embeddings": self._positions,
                 "pad_token_id": _SPECIALS.index("<pad>"),
             }
-        model_class = getattr(transformers, family.model_class)
-        config = model_class.config_class(attn_implementation="sdpa", **shape)
-        return as_backbone(info, model_class(config, **family.arguments))
+        return self._class().config_class(attn_implementation=kind.attention, **shape)
 
     def _timm(self, info: BackboneInfo) -> LoadedBackbone:
         from bench.backbones.timm_vit import plain_vit
@@ -118,13 +116,30 @@ class RandomBackbone:
         return plain_vit(info, self.image_size, self.patch)
 
     def _input(self, image_size: int | None) -> ModelInput:
-        if self.kind in _VISION:
+        if self._reads_images:
             return ImageInput(pixel_size(self.name, self.image_size, image_size, self.patch), HALF, HALF)
         refuse_image_size(self.name, image_size)
         return TextInput(BYTE_TOKENIZER, self.max_tokens, partial(byte_tokenizer, self.max_tokens))
 
+    @property
+    def _reads_images(self) -> bool:
+        return self.kind == TIMM or KINDS[self.kind].reads == "images"
+
+    @property
+    def _projections(self) -> tuple[str, ...]:
+        return PROJECTIONS if self.kind in _COUNTED else KINDS[self.kind].shape.projections(self._config())
+
+    @property
+    def _positions(self) -> int:
+        after_padding = self.kind != TIMM and KINDS[self.kind].positions_after_padding
+        return self.max_tokens + (2 if after_padding else 0)
+
     def _counted(self, image_size: int | None) -> Geometry:
         wanted = self._input(image_size)
+        if self.kind not in _COUNTED:
+            from bench.backbones.huggingface import parameters
+
+            return replace(self.geometry, encoder=parameters(self._config(), wanted))
         if isinstance(wanted, ImageInput):
             return with_encoder(
                 self.geometry,
@@ -132,10 +147,9 @@ class RandomBackbone:
                 patch=self.patch,
                 layer_scale=self.kind == "dinov2",
             )
-        positions = self.max_tokens + (2 if self.kind == "roberta" else 0)
-        return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=positions)
+        return with_encoder(self.geometry, vocabulary=self.vocabulary, positions=self._positions)
 
     def _rest(self) -> str:
-        if self.kind in _VISION:
+        if self._reads_images:
             return f"image={self.image_size}, patch={self.patch}"
         return f"vocabulary={self.vocabulary}, tokens={self.max_tokens}"

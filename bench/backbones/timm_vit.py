@@ -22,6 +22,7 @@ from bench.backbones.base import (
     locate,
     read_object,
 )
+from bench.backbones.fused import SplitQKV
 from bench.backbones.untrusted import refuse_timm_choices
 from bench.inputs import ImageInput
 from bench.process.files import sha256_of_all
@@ -38,19 +39,6 @@ PATHS = {
     "fc1": f"{_BLOCK}.mlp.fc1",
     "fc2": f"{_BLOCK}.mlp.fc2",
 }
-
-
-class SplitQKV(nn.Module):
-    """Query, key and value as three layers in the place of timm's fused one: same input, same output."""
-
-    def __init__(self, fused: nn.Linear) -> None:
-        super().__init__()
-        weights = fused.weight.detach().chunk(3)
-        biases = (None,) * 3 if fused.bias is None else fused.bias.detach().chunk(3)
-        self.query, self.key, self.value = map(_linear, weights, biases)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
 
 
 def own_pooling(encoder: Any, *, pixel_values: Tensor) -> Tensor:
@@ -290,13 +278,3 @@ def _has_fused_attention(block: Any) -> bool:
     attention = getattr(block, "attn", None)
     fused = isinstance(getattr(attention, "qkv", None), nn.Linear)
     return fused and hasattr(attention, "num_heads") and hasattr(block, "mlp")
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    # They are copies, so that the three layers share no storage with each other.
-    layer.weight = nn.Parameter(weight.clone())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.clone())
-    return layer

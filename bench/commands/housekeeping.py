@@ -1,13 +1,14 @@
-"""Commands that keep a store tidy."""
+"""Commands that keep a store tidy, and tell whether it is what it claims to be."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from bench.commands.options import DEFAULT_STORE, StoreUri, err, out
+from bench.commands.options import DEFAULT_STORE, AsJson, StoreUri, echo_json, err, out
 
 
 def gc(
@@ -53,3 +54,56 @@ def gc(
         out.print(f"Deleted or closed {left}.")
     else:
         out.print(f"{left} to be deleted or closed: with --delete.")
+
+
+def verify(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STORE|PACK|EXPERIMENT]...",
+            help="A store's address, packs, experiments or their suites' files. Default: all of the store.",
+        ),
+    ] = None,
+    rerun: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Run so many of the finished trials again, and compare.")
+    ] = 0,
+    sample_seed: Annotated[int, typer.Option(help="Which trials are run again: the seed of the choice.")] = 0,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="How far scores may be apart on other hardware than the trial's.")
+    ] = 0.02,
+    caches: Annotated[
+        bool, typer.Option("--caches", help="Also read every file of this machine's caches.")
+    ] = False,
+    store: StoreUri = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Check that finished trials are what they claim to be: files, ids, scores, parameters. Mends nothing.
+
+    The exit code is 0 only if everything was checked and nothing is broken.
+    """
+    from bench.store.connect import shown_uri
+    from bench.suite.load import experiment_of
+    from bench.terminal.verification import print_verification
+    from bench.verify import verify as verify_results
+
+    named = what or []
+    # Of names only a store's has such marks.
+    addresses = [name for name in named if "://" in name]
+    if len(addresses) > 1:
+        raise typer.BadParameter(f"one store at a time, got {', '.join(map(shown_uri, addresses))}")
+    with err.status("") as status:
+        found = verify_results(
+            addresses[0] if addresses else store,
+            [experiment_of(name) for name in named if name not in addresses],
+            reruns=rerun,
+            sample_seed=sample_seed,
+            tolerance=tolerance,
+            caches=caches,
+            watching=lambda text: status.update(escape(text)),
+        )
+    if as_json:
+        echo_json({"ok": found.ok, **asdict(found)})
+    else:
+        print_verification(out, found)
+    if not found.ok:
+        raise typer.Exit(1)

@@ -13,6 +13,7 @@ import typer
 from bench.commands import completion
 from bench.store import DEFAULT_STORE as DEFAULT_STORE
 from bench.terminal.console import VisibleConsole
+from methods import UserError
 
 Item = TypeVar("Item")
 
@@ -52,6 +53,29 @@ def names_option(*options: str, help: str, complete: completion.Complete) -> Any
         help=f"{help}; may be repeated.",
         autocompletion=complete,
     )
+
+
+def split_thresholds(text: str) -> list[tuple[str, float]]:
+    """Thresholds by metric, `accuracy=0.01,matthews=0.02`; one number has no metric."""
+    found = []
+    for part in text.split(","):
+        metric, _, number = part.rpartition("=")
+        try:
+            found.append((metric.strip(), float(number)))
+        except ValueError:
+            raise typer.BadParameter(
+                f"'{part}' is neither a number nor METRIC=NUMBER, as accuracy=0.01"
+            ) from None
+    return found
+
+
+def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[str, float] | None:
+    """The threshold of each metric, or the one number that there is, from what the option `Threshold` has."""
+    given = joined(values) or []
+    named = dict(given)
+    if len(named) < len(given) or ("" in named and len(named) > 1):
+        raise UserError("--threshold: one for each metric is wanted, as accuracy=0.01 (got several)")
+    return named.get("", named or None)
 
 
 SuiteFile = Annotated[
@@ -155,6 +179,16 @@ Seeds = Annotated[
         metavar="N,…",
         help="Only this seed; may be repeated.",
         autocompletion=completion.of_suite("seeds"),
+    ),
+]
+Threshold = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--threshold",
+        parser=split_thresholds,
+        metavar="METRIC=NUMBER,…",
+        help="The smallest difference in score that matters, of each metric; a number alone where there is "
+        "one metric; may be repeated. Default: accuracy=0.01, matthews=0.02.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]

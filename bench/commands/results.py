@@ -15,9 +15,11 @@ from bench.commands.options import (
     AsJson,
     Device,
     StoreUri,
+    Threshold,
     echo_json,
     err,
     names_option,
+    one_for_each,
     out,
 )
 
@@ -35,24 +37,50 @@ def ls(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 
 def show(
-    trial: Annotated[str, typer.Argument(help="A trial id or an MLflow run id, or the start of one.")],
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TRIAL|EXPERIMENT...",
+            help="A trial id or an MLflow run id, or the start of one; with --cell, what the report is of.",
+        ),
+    ],
+    cell: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="A cell of their report, as its cells.csv numbers it."),
+    ] = None,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="Only the text of the suite that the trial was started from.")
+    ] = False,
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Show one trial: its row, parameters, scores, times and artifacts, and why it failed if it did."""
-    from bench.terminal.stored import print_trial
+    """Show one trial, or a cell of a report: what it is, what came of it, and what made it."""
+    from bench.suite.load import experiment_of
+    from bench.terminal.stored import print_cell, print_trial
     from reports.contents import trial_contents
+    from reports.provenance import cell_contents
 
-    found = trial_contents(store, trial)
-    if as_json:
-        echo_json(found.as_dict())
+    if cell is not None:
+        found = cell_contents(store, [experiment_of(name) for name in what], cell)
+        if as_json:
+            echo_json(found.as_dict())
+        else:
+            print_cell(out, found)
+        return
+    if len(what) > 1:
+        raise typer.BadParameter(f"one trial at a time, or --cell with experiments; got {', '.join(what)}")
+    trial = trial_contents(store, what[0])
+    if suite:
+        typer.echo(trial.provenance.suite_text(), nl=False)
+    elif as_json:
+        echo_json(trial.as_dict())
     else:
-        print_trial(out, found)
+        print_trial(out, trial)
 
 
 def report(
     experiment: Annotated[
-        list[str], typer.Argument(help="Experiments of one store, or their suites' files.")
+        list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs.")
     ],
     folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
     formats: Annotated[
@@ -64,9 +92,7 @@ def report(
         ),
     ] = None,
     store: StoreUri = DEFAULT_STORE,
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="The smallest difference in score that matters.")
-    ] = 0.01,
+    threshold: Threshold = None,
     mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
     log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
     force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
@@ -80,7 +106,7 @@ def report(
         [experiment_of(name) for name in experiment],
         folder,
         formats or FORMATS,
-        threshold=threshold,
+        threshold=one_for_each(threshold),
         mixed=mixed,
         force=force,
         log=log,
@@ -92,18 +118,21 @@ def report(
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="An experiment, or a suite's file.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="An experiment, a suite's file or a pack.")],
     second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     store: StoreUri = DEFAULT_STORE,
     store_b: Annotated[str | None, typer.Option(help="The store of B, where it is another one.")] = None,
+    threshold: Threshold = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two experiments: what changed in configuration, and which cells moved beyond noise."""
+    """Compare two experiments: what changed in configuration, and which cells moved."""
     from bench.suite.load import experiment_of
     from bench.terminal.comparison import print_comparison
     from reports.compare import compare as compare_experiments
 
-    found = compare_experiments((store, experiment_of(first)), (store_b or store, experiment_of(second)))
+    found = compare_experiments(
+        (store, experiment_of(first)), (store_b or store, experiment_of(second)), one_for_each(threshold)
+    )
     if as_json:
         echo_json(found.as_dict())
     else:

@@ -23,11 +23,13 @@ from bench.commands.options import (
     StoreUri,
     SuiteFile,
     Tasks,
+    Threshold,
     TrialTimeout,
     WorkerMemory,
     Workers,
     echo_json,
     err,
+    one_for_each,
     out,
 )
 
@@ -181,6 +183,7 @@ def plan(
             "of stored runs of the suite, else several.",
         ),
     ] = None,
+    threshold: Threshold = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: resolved ranks and parameter counts; with --json trial ids too. Starts nothing.
@@ -197,6 +200,9 @@ def plan(
 
     if sd is not None and not power:
         raise UserError("--sd is of --power, which is not asked for")
+    if threshold and not power:
+        raise UserError("--threshold is of --power, which is not asked for")
+    matters = one_for_each(threshold)
     device = choose_device(device)
     made = make_plan(load_suite(suite), device).select(
         task or (), method or (), seed or (), backbone or (), budget or ()
@@ -207,7 +213,7 @@ def plan(
         # Its import takes seconds, by what reads stored runs.
         from bench.power import power as suite_power
 
-        found = suite_power(made, store, sd)
+        found = suite_power(made, store, sd, matters)
     if as_json:
         told = made.stored().model_dump(mode="json") | {"forecast": expected.model_dump(mode="json")}
         echo_json(told | ({"power": [one.as_dict() for one in found]} if power else {}))

@@ -18,7 +18,7 @@ there. What a check cannot ask of a method is skipped with its reason. At the te
 `tensorbench check NAME`, of a method, a task or a backbone.
 """
 
-from bench.conformance.backbones import check_backbone
+from bench.conformance.backbones import check_backbone, check_kind
 from bench.conformance.cases import (
     Case,
     CheckResult,
@@ -44,6 +44,7 @@ __all__ = [
     "NotApplicable",
     "check_backbone",
     "check_case",
+    "check_kind",
     "check_task",
     "conformance_cases",
     "print_checks",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.backbones import BACKBONES, BackboneInfo, LoadedBackbone, describe, load
+from bench.backbones import BACKBONES, BackboneInfo, BackboneKind, LoadedBackbone, describe, load
 from bench.conformance.checks import CHECKS
 from bench.conformance.findings import Finding, judge, undisturbed
 from bench.conformance.subject import (
@@ -16,8 +17,10 @@ from bench.conformance.subject import (
     LoadedSubject,
     expect,
     expect_equal,
+    load_tiny,
     outputs,
     snapshot,
+    tiny,
 )
 from bench.inputs import TextInput
 from methods.backbone import Site
@@ -40,11 +43,26 @@ def check_backbone(name: str) -> list[Finding]:
     Raises UserError for a name that is unknown, and for a backbone that cannot be described or loaded.
     """
     BACKBONES.get(name)
+    return _check(name, partial(describe, name), partial(load, name), ATTACHED)
+
+
+def check_kind(kind: BackboneKind, methods: Sequence[Method] = ATTACHED) -> list[Finding]:
+    """The same of a kind of backbone, on a small random model. Downloads nothing."""
+    entry = tiny(kind)
+    return _check(entry.name, partial(entry.describe, None), partial(load_tiny, kind), methods)
+
+
+def _check(
+    name: str,
+    described: Callable[[], BackboneInfo],
+    loaded: Callable[[], LoadedBackbone],
+    methods: Sequence[Method],
+) -> list[Finding]:
     with undisturbed():
-        info, backbone = describe(name), load(name)
+        info, backbone = described(), loaded()
         found = [
-            judge("described", lambda: _described(name, info, backbone)),
-            judge("loaded again", lambda: _loaded_again(name, backbone)),
+            judge("described", lambda: _described(name, info, described(), backbone)),
+            judge("loaded again", lambda: _loaded_again(loaded(), backbone)),
             judge("frozen", lambda: _frozen(backbone)),
             judge("head", lambda: _head(backbone)),
         ]
@@ -53,7 +71,7 @@ def check_backbone(name: str) -> list[Finding]:
             found.append(judge("tokenizer", partial(_tokenizer, info.input, tokenizer)))
             if not tokenizer:
                 return found
-        subjects = [LoadedSubject(method, info.kind, backbone, *tokenizer) for method in ATTACHED]
+        subjects = [LoadedSubject(method, info.kind, backbone, *tokenizer) for method in methods]
         found.append(judge("sites", lambda: _sites(subjects[0])))
         found.append(judge("forward", lambda: _forward(subjects[0])))
         found += [
@@ -64,19 +82,19 @@ def check_backbone(name: str) -> list[Finding]:
     return found
 
 
-def _described(name: str, info: BackboneInfo, backbone: LoadedBackbone) -> str:
+def _described(name: str, info: BackboneInfo, again: BackboneInfo, backbone: LoadedBackbone) -> str:
     """`describe` says the same every time, and what `load` gives is what it says."""
     expect(info.name == name, f"describe() calls it '{info.name}', it is registered as '{name}'")
-    expect(describe(name) == info, "asked twice, describe() says something else")
+    expect(again == info, "asked twice, describe() says something else")
     expect(backbone.info == info, "load() gives a backbone with another description than describe()")
     # Whether every site is a Linear of the described shape was asked when it was loaded.
     sites = len(info.geometry.sites(info.projections))
     return f"{info.kind}, {info.geometry}, {sites} sites: {', '.join(info.projections)}"
 
 
-def _loaded_again(name: str, backbone: LoadedBackbone) -> None:
+def _loaded_again(again: LoadedBackbone, backbone: LoadedBackbone) -> None:
     """The weights are the same at every load."""
-    expect(load(name).fingerprint() == backbone.fingerprint(), "loaded twice, its weights are others")
+    expect(again.fingerprint() == backbone.fingerprint(), "loaded twice, its weights are others")
 
 
 def _frozen(backbone: LoadedBackbone) -> str:

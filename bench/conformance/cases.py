@@ -14,7 +14,6 @@ from bench.conformance.checks import CHECKS
 from bench.conformance.findings import Status, judge, undisturbed
 from bench.conformance.subject import BACKBONES, GEOMETRY, RANK, Subject
 from methods import METHODS, Method
-from methods.backbone import PROJECTIONS
 from methods.errors import UserError
 
 
@@ -88,13 +87,18 @@ def variations(presets: Sequence[Method]) -> list[Method]:
     Combinations that the method refuses are left out, and so are those that are presets already.
     """
     base = presets[0]
-    options = {name: values for name, field in type(base).model_fields.items() if (values := _values(field))}
+    # The geometry of the first backbone has no heads to share.
+    options = {
+        name: values
+        for name, field in type(base).model_fields.items()
+        if (values := _values(field)) and name != "shared_heads"
+    }
     built: dict[tuple[Any, ...], Method] = {}
     for values in product(*options.values()):
         fields = {**base.model_dump(), **dict(zip(options, values, strict=True))}
         try:
             method = type(base).model_validate(fields)
-            _sized(method).check(GEOMETRY, PROJECTIONS)
+            _sized(method).check(GEOMETRY, GEOMETRY.projections)
         except (UserError, ValueError):
             continue
         # An option that means nothing here, and that the identity therefore fixes, would show no pair.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bench.backbones.base import BackboneKind, LoadedBackbone
 from bench.backbones.random_weights import RandomBackbone
-from bench.inputs import ImageInput
+from bench.inputs import ImageInput, TextInput
 from methods.adapter import Adapter
 from methods.backbone import Geometry, Site
 from methods.base import Method
@@ -69,16 +69,23 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-@cache
-def _pristine(kind: BackboneKind, geometry: Geometry) -> LoadedBackbone:
-    entry = RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
-    backbone = entry.load(None)
+def tiny(kind: BackboneKind, geometry: Geometry = GEOMETRY) -> RandomBackbone:
+    """A random backbone of a kind, of 16 tokens or of images of 16 pixels."""
+    return RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
+
+
+def load_tiny(kind: BackboneKind, geometry: Geometry = GEOMETRY) -> LoadedBackbone:
+    """The same with every weight random, biases and norms too: the same at every load."""
+    backbone = tiny(kind, geometry).load(None)
     draws = torch.Generator().manual_seed(1)
     # A fresh model has zero biases and nearly equal logits, which would hide mistakes.
     with torch.no_grad():
         for parameter in backbone.module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=draws), alpha=0.1)
     return backbone
+
+
+_pristine = cache(load_tiny)
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ class Subject:
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:
         """Three examples; the last text one is padded."""
         draws = torch.Generator().manual_seed(seed)
-        if self.kind in ("bert", "roberta"):
+        if isinstance(self._original(GEOMETRY).info.input, TextInput):
             ids = torch.randint(4, 200, (3, 6), generator=draws)
             mask = torch.ones_like(ids)
             ids[2, 4:], mask[2, 4:] = 1, 0
@@ -227,7 +234,7 @@ def snapshot(backbone: LoadedBackbone) -> dict[str, Tensor]:
 
 
 def sites_of(method: Method) -> set[Site]:
-    return {Site(layer, name) for layer in range(GEOMETRY.layers) for name in method.projections}
+    return set(GEOMETRY.sites(method.projections))
 
 
 def transient_tensors(adapter: Adapter, backbone: LoadedBackbone) -> set[str]:

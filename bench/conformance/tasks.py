@@ -39,7 +39,11 @@ def check_task(name: str) -> list[Finding]:
 
     def examples() -> str:
         read.append(_read(task))
-        found = Counter(read[0].examples.labels)
+        labels = read[0].examples.labels
+        if task.target == "regression":
+            numbers = [float(label) for label in labels if not isinstance(label, tuple)]
+            return f"{len(numbers):,} targets from {min(numbers):g} to {max(numbers):g}"
+        found = Counter(one for label in labels for one in (label if isinstance(label, tuple) else (label,)))
         return ", ".join(f"{found[label]:,} {called}" for label, called in enumerate(task.classes))
 
     return [

@@ -26,6 +26,8 @@ from bench.store.outbox import Outbox
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
+from bench.training.seeding import stream_seeds
+from bench.wire.start import Start
 from bench.wire.trial import Ending
 from bench.wire.words import Status, Tag
 
@@ -237,12 +239,23 @@ class _Driving:
         trial, run = event.trial, self.running[event.trial.id]
         if event.provenance is not None:
             config = trial.model_dump(mode="json", exclude_none=True)
-            self._tell(partial(run.start, config, event.provenance))
+            self._tell(partial(run.start, config, event.provenance, self._start(event)))
         elif event.progress is not None:
             self._tell(partial(run.progress, event.progress))
         elif event.ending is not None:
             self._end(trial, run, event.ending)
         self.notify(event)
+
+    def _start(self, event: Event) -> Start:
+        """What a trial that starts comes from, as a reviewer follows it."""
+        suite, trial = self.plan.suite, event.trial
+        split = trial.task.split_seed(trial.seed)
+        return Start(
+            suite=suite.source,
+            lock=suite.lock_source,
+            libraries=event.libraries or {},
+            streams=stream_seeds(trial.seed) | ({} if split is None else {"split": split}),
+        )
 
     def _end(self, trial: Trial, run: TrialRun, ending: Ending) -> None:
         sent = self._deliver(run, partial(run.end, ending))

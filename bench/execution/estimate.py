@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -99,4 +100,4 @@ def step_flops(trial: Trial) -> float:
 
 def encoder_weights(geometry: Geometry) -> int:
     """The weight matrices of all layers: most of a backbone, never more than it has."""
-    return geometry.layers * (4 * geometry.hidden**2 + 2 * geometry.hidden * geometry.mlp)
+    return geometry.layers * sum(math.prod(geometry.shape(name)) for name in geometry.projections)

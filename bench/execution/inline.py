@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, perform, prepare_all
+from bench.execution.perform import Event, Report, ended, perform, prepare_all, started
 from bench.plan.trial import Trial
-from bench.training.measure import provenance
 from bench.training.trial import Resources
 
 
@@ -36,7 +35,7 @@ class Inline(Executor):
         trial, self._next = self._next, None
         if trial is None:
             return
-        report(Event(trial, "started", provenance=provenance(self.device)))
+        report(started(trial, "", self.device))
         ending = perform(
             trial,
             self.resources,

@@ -20,12 +20,11 @@ import psutil
 import torch
 
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why
+from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why, started
 from bench.execution.watch import BEAT, Watch, too_long
 from bench.plan.trial import Trial
 from bench.process.memory import MIB
 from bench.training.loop import Pruned
-from bench.training.measure import provenance
 from bench.training.trial import Resources
 from bench.wire.trial import Progress, failed, lost
 from methods import UserError
@@ -326,7 +325,7 @@ def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
             if link.recv() == ("prune", trial.id):
                 raise Pruned
 
-    tell(Event(trial, "started", slot.name, provenance=provenance(slot.device)))
+    tell(started(trial, slot.name, slot.device))
     tell(ended(trial, slot.name, perform(trial, resources, report)))
 
 

@@ -15,6 +15,7 @@ from bench.execution.watch import Silence
 from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
+from bench.training.measure import libraries, provenance
 from bench.training.trial import Resources, run_trial
 from bench.wire.trial import End, Ending, Failure, Progress, failed
 from methods import UserError
@@ -33,6 +34,8 @@ class Event:
     worker: str = ""
     #: Versions, commit and hardware behind the numbers to come; of a trial that starts.
     provenance: dict[str, str] | None = None
+    #: The version of every package of the worker, likewise.
+    libraries: dict[str, str] | None = None
     progress: Progress | None = None
     ending: Ending | None = None
     silence: Silence | None = None
@@ -40,6 +43,11 @@ class Event:
 
 #: Takes events as they happen. Raises Pruned on a progress that is not worth going on with.
 Report = Callable[[Event], None]
+
+
+def started(trial: Trial, worker: str, device: str) -> Event:
+    """A trial begins in this process, on this device."""
+    return Event(trial, "started", worker, provenance=provenance(device), libraries=libraries())
 
 
 def ended(trial: Trial, worker: str, ending: Ending) -> Event:

@@ -16,11 +16,10 @@ import torch
 
 from bench.execution.checks import worker_mib
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why
+from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why, started
 from bench.execution.watch import Watch, too_long
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
-from bench.training.measure import provenance
 from bench.training.trial import Resources
 from bench.wire.trial import Progress, failed, lost
 from methods import UserError
@@ -328,8 +327,7 @@ class _Slot:
     def _run(self, trial: Trial) -> None:
         # The number is kept for each thread that calls torch, and Ray runs this in one of its own.
         torch.set_num_threads(self._threads)
-        where = provenance(str(self._resources.device))
-        self._events.put(Event(trial, "started", self._name, provenance=where))
+        self._events.put(started(trial, self._name, str(self._resources.device)))
 
         def report(progress: Progress) -> None:
             self._events.put(Event(trial, "progress", self._name, progress=progress))

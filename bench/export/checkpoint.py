@@ -85,7 +85,7 @@ def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
     from peft import get_peft_model, get_peft_model_state_dict
 
     model = form.bare()
-    config = adapter.config([form.path(site) for site in adapter.bases])
+    config = adapter.config({form.path(site): site for site in adapter.bases})
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped: Any = get_peft_model(model, config, NAME)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from bench.backbones import BackboneKind, BackboneSpec, LoadedBackbone, entry_of
-from bench.backbones.families import FAMILIES, RobertaHead
 from bench.backbones.huggingface import FolderBackbone, HubBackbone
+from bench.backbones.kinds import KINDS
+from bench.backbones.pooling import RobertaHead
 from bench.backbones.random_weights import RandomBackbone
 from bench.backbones.timm_vit import Blueprint, TimmBackbone
 from bench.export.form import Form, Origin
@@ -30,13 +31,18 @@ def form_of(backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str]
 
 def _check_library(backbone: LoadedBackbone) -> None:
     """Raises UserError for a backbone of a kind of transformers that is none of its models or heads."""
-    family = FAMILIES.get(backbone.info.kind)
-    if family is None:
+    kind = KINDS.get(backbone.info.kind)
+    if kind is None:
         return
+    if backbone.info.kind not in TransformersForm.CLASSES:
+        raise UserError(
+            f"backbone '{backbone.info.name}' cannot be exported: export has no form yet for the kind "
+            f"'{backbone.info.kind}'; it has one for {', '.join(TransformersForm.CLASSES)} and timm"
+        )
     import transformers
 
     encoder, head = backbone.module.encoder, backbone.head
-    wanted = getattr(transformers, family.model_class)
+    wanted = getattr(transformers, kind.model_class)
     its_head = RobertaHead if backbone.info.kind == "roberta" else nn.Linear
     for what, module, needed in (("encoder", encoder, wanted), ("head", head, its_head)):
         if not isinstance(module, needed):

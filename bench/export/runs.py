@@ -11,7 +11,7 @@ from bench.inputs import TextInput
 from bench.process.outputs import output_folder
 from bench.store.trained import StoredTrial, stored_trial
 from bench.store.verified import ChangedError
-from bench.wire.words import Tag
+from bench.wire.words import Measure, Tag
 from methods import UserError
 
 
@@ -38,7 +38,10 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
             "seed": str(trial.seed),
             "precision in training": trial.recipe.precision,
         }
-        classes, wanted = trial.task.lookup().classes, trial.task.input(stored.backbone.info.input)
+        task, wanted = trial.task.lookup(), trial.task.input(stored.backbone.info.input)
+        mean, sd = record.measure(Measure.TARGET_MEAN), record.measure(Measure.TARGET_SD)
+        if mean is not None and sd is not None:
+            facts["output"] = f"standardised; in {task.unit or 'units of the targets'} × {sd:g} + {mean:g}"
         if isinstance(wanted, TextInput):
             wanted = replace(wanted, max_tokens=min(wanted.max_tokens, trial.task.max_tokens))
         answers, doubts = _to_hold_against(stored)
@@ -47,7 +50,7 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
             adapter,
             trial.backbone,
             target,
-            classes,
+            task.classes or ("value",),
             facts,
             wanted=wanted,
             answers=answers,

@@ -2,8 +2,10 @@
 
 The updates of the attention projections are one fifth-order tensor, input × head size × head × projection ×
 layer, whatever method made them. Its unfoldings are never built: their Gram matrices come from the low-rank
-pairs. `output` has its heads on its input side, so there the d-sized mode is its output. Updates of the MLP
-have no heads and are no part of the tensor; as components they count.
+pairs. `output` has its heads on its input side, so there the d-sized mode is its output. A key or value head
+that query heads share stands in the tensor once for each of them. As a component it is a head of its own
+site only, and no part of a query head. Updates of the MLP have no heads and are no part of the tensor; as
+components they count.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from bench.training.trial import Resources
 from bench.wire.found import ComponentWorth, Redundancy, Spectrum
 from bench.wire.words import Artifact, Tag
 from methods import PROJECTIONS, Adapter, Geometry, Site, UserError
+from methods.backbone import SHARED_HEADS
 
 #: The projections that heads divide.
 ATTENTION = PROJECTIONS[:4]
@@ -49,7 +51,8 @@ def pairs(adapter: Adapter, geometry: Geometry) -> dict[Site, Pair]:
             continue
         down, up = (factor.detach().double().cpu() for factor in (down, up))
         split, whole = (down.T, up.T) if site.projection == "output" else (up, down)
-        found[site] = Pair(split.unflatten(0, (geometry.heads, geometry.head_size)), whole)
+        split = split.unflatten(0, (-1, geometry.head_size))
+        found[site] = Pair(split.repeat_interleave(geometry.heads // len(split), 0), whole)
     if not found:
         raise UserError("the adapter changes no attention projection, so that there is no tensor to look at")
     return found
@@ -157,7 +160,7 @@ class Component:
 def components(sites: Sequence[Site], geometry: Geometry) -> list[Component]:
     """The whole, every layer, every projection, every head, every site, and every head of these."""
     layers = sorted({site.layer for site in sites})
-    names = [name for name in PROJECTIONS if any(site.projection == name for site in sites)]
+    names = [name for name in geometry.projections if any(site.projection == name for site in sites)]
     attention = [site for site in sites if site.projection in ATTENTION]
     return [
         Component(),
@@ -167,20 +170,26 @@ def components(sites: Sequence[Site], geometry: Geometry) -> list[Component]:
         *(Component(site.layer, site.projection) for site in sites),
         *(
             Component(site.layer, site.projection, head)
-            for site, head in product(attention, range(geometry.heads))
+            for site in attention
+            for head in range(heads_of(site, geometry))
         ),
     ]
 
 
+def heads_of(site: Site, geometry: Geometry) -> int:
+    """The heads of an attention projection."""
+    return geometry.kv_heads if site.projection in SHARED_HEADS else geometry.heads
+
+
 def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
-    """‖ΔW‖² of every site, (heads,) for attention and (1,) for the MLP, from the factors."""
+    """‖ΔW‖² of every site, (its heads,) for attention and (1,) for the MLP, from the factors."""
     norms = {}
     for site, (down, up) in adapter.factors().items():
         down, up = (factor.detach().double().cpu() for factor in (down, up))
         split, whole = (down.T, up.T) if site.projection == "output" else (up, down)
         # Row by row of the split side; a head is `head_size` rows.
         rows = ((split @ (whole @ whole.T)) * split).sum(1)
-        groups = geometry.heads if site.projection in ATTENTION else 1
+        groups = heads_of(site, geometry) if site.projection in ATTENTION else 1
         norms[site] = rows.unflatten(0, (groups, -1)).sum(1)
     return norms
 
@@ -209,7 +218,7 @@ class Merged:
     def _weight(self, site: Site, head: int | None) -> Tensor:
         if head is None:
             return self.before[site]
-        if site.projection not in ATTENTION:
+        if site.projection not in ATTENTION or heads_of(site, self.geometry) != self.geometry.heads:
             return self.after[site]
         size = self.geometry.head_size
         rows = slice(head * size, (head + 1) * size)
@@ -237,8 +246,9 @@ def merged(adapter: Adapter, device: str) -> Iterator[Merged]:
 def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) -> Redundancy:
     """Analyses a finished trial's adapter, and stores the result on its run as `redundancy.json`.
 
-    `drops` measures what the validation metric loses when a layer, a projection, a head or a site is zeroed;
-    single heads of single sites have a share only. Raises UserError as `stored_trial` does, and NotLowRank.
+    `drops` measures how much worse the validation metric is when a layer, a projection, a head or a site is
+    zeroed; single heads of single sites have a share only. Raises UserError as `stored_trial` does, and
+    NotLowRank.
     """
     with stored_trial(store, run) as stored:
         geometry = stored.backbone.geometry
@@ -261,7 +271,7 @@ def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) ->
                     layer=part.layer,
                     projection=part.projection,
                     head=part.head,
-                    share=_norm(norms, part) / total if total else 0.0,
+                    share=_norm(norms, part, geometry) / total if total else 0.0,
                     drop=measured.get(part),
                 )
                 for part in parts
@@ -271,28 +281,31 @@ def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) ->
     return found
 
 
-def _norm(norms: Mapping[Site, Tensor], part: Component) -> float:
+def _norm(norms: Mapping[Site, Tensor], part: Component, geometry: Geometry) -> float:
     held = {site: value for site, value in norms.items() if part.has(site)}
     if part.head is None:
         return float(sum(value.sum() for value in held.values()))
-    return float(sum(value[part.head] for site, value in held.items() if site.projection in ATTENTION))
+    heads = {site: value for site, value in held.items() if site.projection in ATTENTION}
+    if part.projection is None:
+        heads = {site: value for site, value in heads.items() if len(value) == geometry.heads}
+    return float(sum(value[part.head] for value in heads.values()))
 
 
 def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict[Component, float]:
-    """How much the validation metric falls without each part, of the adapter merged into the weights."""
+    """How much worse the validation metric is without each part, of the adapter merged into the weights."""
     trial, backbone, adapter = stored.trial, stored.backbone, stored.adapter
-    metric_name = trial.task.lookup().metric
     data = Resources(device).data(trial, backbone.info.input)
+    sign = data.objective.metric.sign
 
     def metric() -> float:
-        return evaluate(backbone, adapter, data.validation, trial.recipe, metric_name, data.classes).metric
+        return evaluate(backbone, adapter, data.validation, trial.recipe, data.objective).metric
 
     drops = {}
     with merged(adapter, device) as backbone_with_update:
         whole = metric()
         for part in parts:
             with backbone_with_update.without(part):
-                drops[part] = whole - metric()
+                drops[part] = sign * (whole - metric())
     return drops
 
 

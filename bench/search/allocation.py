@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from bench.metrics import METRICS
 from bench.plan.cells import Cell
 from bench.search.importance import importances
 from bench.search.nested import Nested, about, tried
@@ -91,7 +92,8 @@ class RankAllocation:
         # A vector of which some seed failed cannot win, and does not tell how much a mode matters.
         means = {ranks: fmean(s) for ranks, s in measured.items() if len(s) == len(section.seeds)}
         candidates = {ranks: means[ranks] for _, _, ranks in self.swept if ranks in means}
-        best = max(candidates, key=lambda ranks: candidates[ranks], default=None)
+        sign = METRICS.get(self.cell.task.lookup().metric).sign
+        best = max(candidates, key=lambda ranks: sign * candidates[ranks], default=None)
         found = AllocationResult(
             **about(self.cell),
             name=nested.name,

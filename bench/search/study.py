@@ -14,12 +14,13 @@ from datetime import datetime, timedelta
 from itertools import product
 from math import ceil, prod
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from bench.execution.perform import Event
+from bench.metrics import METRICS
 from bench.plan.cells import Cell
 from bench.plan.settings import AXES, Setting, applicable
 from bench.process.alive import dead, owner
@@ -72,6 +73,7 @@ class RankSearch:
         if not method.rank_names:
             raise UserError(f"method '{method.label}' has no rank to search")
         self.budget = cell.asked or method.count(geometry)
+        self.metric = METRICS.get(cell.task.lookup().metric)
         self.two = search.objectives != "metric"
         self.space = RankSpace(method, geometry, self.budget, search.modes, below=self.two)
         self.grids = applicable(search.grids, method, self.budget, head_follows=cell.head_follows)
@@ -110,7 +112,8 @@ class RankSearch:
         trial = self.cell.trial(self.search.seeds[0], "validation", epochs=self.search.epochs)
         content = trial.model_dump(mode="json", exclude={"seed", "evaluate", "backbone"})
         # Where a task's data lie may change. `data` tells which they are.
-        del content["task"]["source"]
+        for place in ("source", "data"):
+            del content["task"][place]
         method = {key: value for key, value in content.pop("method").items() if key not in ("rank", "ranks")}
         described = {
             "budget": self.budget,
@@ -127,10 +130,11 @@ class RankSearch:
         return dict(json.loads(json.dumps(described)))
 
     def _open(self, storage: optuna.storages.BaseStorage) -> optuna.Study:
+        best: Literal["maximize", "minimize"] = "maximize" if self.metric.higher else "minimize"
         study = optuna.create_study(
             storage=storage,
             study_name=self.name,
-            directions=["maximize", "minimize"] if self.two else ["maximize"],
+            directions=[best, "minimize"] if self.two else [best],
             load_if_exists=True,
             pruner=self._pruner,
             sampler=optuna.samplers.RandomSampler(seed=self.search.seed),
@@ -341,7 +345,11 @@ class RankSearch:
         points = [_told(trial) for trial in self._trials() if trial.state in DONE]
         complete = [(point, point.value) for point in points if point.value is not None]
         # The smaller of equally good ones, then the earlier.
-        best = min(complete, key=lambda p: (-p[1], p[0].parameters, p[0].number), default=(None, 0.0))[0]
+        best = min(
+            complete,
+            key=lambda p: (-self.metric.sign * p[1], p[0].parameters, p[0].number),
+            default=(None, 0.0),
+        )[0]
         return SearchResult(
             **about(self.cell),
             name=self.name,

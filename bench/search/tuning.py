@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from statistics import fmean
 
+from bench.metrics import METRICS
 from bench.plan.rows import Candidate, Choice, Plan, Row
 from bench.store.records import Record, latest, scores
 from bench.store.store import Store
@@ -25,18 +26,21 @@ def with_choices(plan: Plan, store: Store) -> Plan:
     if not waiting:
         return plan
     records, locked = latest(store.records()), _locked(store.plan())
+    signs = {row.task: METRICS.get(row.lookup().metric).sign for row in plan.suite.tasks}
     chosen = {}
     for index, row in waiting.items():
         assert row.tuning is not None
         if all(id_ in records and records[id_].settled for id_ in row.tuning.ids):
-            chosen[index] = _named(row, locked.get(frozenset(row.tuning.ids))) or _best(row, records)
+            chosen[index] = _named(row, locked.get(frozenset(row.tuning.ids))) or _best(
+                row, records, signs[row.task]
+            )
     return plan.with_choices(chosen) if chosen else plan
 
 
-def _best(row: Row, records: Mapping[str, Record]) -> Choice:
+def _best(row: Row, records: Mapping[str, Record], sign: float) -> Choice:
     def score(candidate: Candidate) -> tuple[int, float]:
         found = scores(records, candidate.tuning.values())
-        return len(found), fmean(found) if found else 0.0
+        return len(found), sign * fmean(found) if found else 0.0
 
     def loss(candidate: Candidate) -> float:
         of_seeds = [records[id_].measure(Measure.SCORE_LOSS) for id_ in candidate.tuning.values()]

@@ -265,19 +265,6 @@ def _unchanged(folder: Path) -> None:
             contents.save(found, hashes)
 
 
-def check_cache() -> tuple[int, list[str]]:
-    """Reads all that lies in the cache: how many files there are, and what is not as it was made."""
-    hashes = [file for kind in ("assets", "prepared") for file in (cache_dir() / kind).glob("*.json")]
-    folders = [file.with_suffix("") for file in sorted(hashes)]
-    faults = []
-    for folder in folders:
-        try:
-            contents.check(folder, every=True)
-        except UserError as error:
-            faults.append(str(error))
-    return sum(file.is_file() for folder in folders for file in folder.rglob("*")), faults
-
-
 def _unpack(asset: Asset, folder: Path) -> None:
     download = folder / ".download"
     download.mkdir()

@@ -22,6 +22,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from bench.process import interrupts
 from bench.sources.assets import cache_dir
 from bench.store import DEFAULT_STORE
+from bench.store.moved import follow
 from methods import UserError
 
 SQLITE = "sqlite:///"
@@ -189,6 +190,8 @@ def _open(uri: str) -> MlflowClient:
     with FileLock(state_folder(uri) / "schema.lock", timeout=120):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
+        if uri.startswith(SQLITE):
+            follow(database_file(uri))
     return client
 
 

@@ -6,19 +6,26 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from bench.backbones import BACKBONES
+from bench.metrics import METRICS
 from bench.plan.trial import Trial
 from bench.store.records import Record
 from bench.tasks import TASKS
 from bench.wire.words import Status, Tag
 from methods import METHODS
 
-REGISTRIES = {Tag.METHOD_SOURCE: METHODS, Tag.TASK_SOURCE: TASKS, Tag.BACKBONE_SOURCE: BACKBONES}
+REGISTRIES = {
+    Tag.METHOD_SOURCE: METHODS,
+    Tag.TASK_SOURCE: TASKS,
+    Tag.BACKBONE_SOURCE: BACKBONES,
+    Tag.METRIC_SOURCE: METRICS,
+}
 
 #: What makes other ids for the trials of changed code.
 REMEDIES = {
     Tag.METHOD_SOURCE: "raise the method's `version`",
     Tag.TASK_SOURCE: "raise the task's `version`",
     Tag.BACKBONE_SOURCE: "give the backbone another `weights_hash`",
+    Tag.METRIC_SOURCE: "give the metric another name",
 }
 
 
@@ -31,6 +38,7 @@ def plugin_sources(trial: Trial) -> dict[Tag, str]:
         Tag.METHOD_SOURCE: trial.method["method"],
         Tag.TASK_SOURCE: trial.task.task,
         Tag.BACKBONE_SOURCE: trial.backbone.name or "",
+        Tag.METRIC_SOURCE: trial.task.lookup().metric,
     }
     digests = {tag: REGISTRIES[tag].source_hash(name) for tag, name in names.items()}
     return {tag: f"{names[tag]} {digest}" for tag, digest in digests.items() if digest}

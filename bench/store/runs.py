@@ -59,7 +59,12 @@ def broken(record: Record, name: Artifact, said: str) -> UserError:
     )
 
 
+def as_json(content: Wired) -> str:
+    """The text of a JSON artifact."""
+    return json.dumps(content.model_dump(mode="json"), indent=1)
+
+
 @insisting
 def keep_json(client: MlflowClient, run_id: str, name: Artifact, content: Wired) -> None:
     """Stores a JSON artifact."""
-    client.log_text(run_id, json.dumps(content.model_dump(mode="json"), indent=1), name)
+    client.log_text(run_id, as_json(content), name)

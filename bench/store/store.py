@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlparse
 
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Experiment, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pydantic import ValidationError
 
 from bench.plan.rows import Plan
 from bench.process.alive import owner
@@ -26,27 +26,32 @@ from bench.store.connect import (
     state_folder,
     storing,
 )
+from bench.store.moved import artifacts_of
 from bench.store.outbox import Letter
 from bench.store.records import Record
-from bench.store.runs import broken, every_page, find_runs, keep_json
-from bench.store.tables import read_tables
+from bench.store.runs import every_page, find_runs, keep_json
+from bench.store.source import CURVE, Source
+from bench.store.tables import read_curves, read_tables
 from bench.store.verified import check_content
-from bench.suite.recipe import Recipe
+from bench.suite.lock import stored_suite
 from bench.wire import Wired
-from bench.wire.plan import StoredPlan
+from bench.wire.pack import CURVES_BEGIN
 from bench.wire.text import all_storable
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import did_you_mean
-from methods.validation import earlier, explained
 
-Content = TypeVar("Content", bound=Wired)
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: MLflow's limits for one request.
 MOST_METRICS, MOST_PARAMS = 1000, 100
 
+#: How many histories are asked for at once.
+READERS = 8
 
-class Store:
+
+class Store(Source):
     """One experiment of a tracking store: the runs of a suite's trials, of its plan and of its searches."""
 
     def __init__(self, client: MlflowClient, experiment: Experiment, uri: str) -> None:
@@ -86,6 +91,13 @@ class Store:
         return cls(client, experiment, uri)
 
     @classmethod
+    def there(cls, uri: str, name: str) -> Store | None:
+        """Opens an experiment for reading; None where the store has none of this name."""
+        client = connect(uri, create=False)
+        experiment = client.get_experiment_by_name(name)
+        return None if experiment is None else cls(client, experiment, uri)
+
+    @classmethod
     def every(cls, uri: str) -> list[Store]:
         """Every experiment of a store for reading, by name. Raises UserError where there is no store."""
         client = connect(uri, create=False)
@@ -101,6 +113,21 @@ class Store:
         return str(self.experiment.experiment_id)
 
     @property
+    def where(self) -> str:
+        return self.uri
+
+    @property
+    def link(self) -> str | None:
+        if not self.uri.startswith("http"):
+            return None
+        return f"{shown_uri(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/"
+
+    @property
+    def _served(self) -> bool:
+        """Whether a server stands before the database."""
+        return str(self.client.tracking_uri).startswith(("http://", "https://"))
+
+    @property
     def local(self) -> bool:
         """Whether the store is a file of this machine."""
         return self.uri.startswith(SQLITE)
@@ -114,7 +141,7 @@ class Store:
 
     def records(self, kind: Kind = Kind.TRIAL, *, trial_id: str | None = None) -> list[Record]:
         """Every stored run of a kind, trials unless another is named, oldest first; or those of one trial."""
-        if trial_id is None and not self.client.tracking_uri.startswith(("http://", "https://")):
+        if trial_id is None and not self._served:
             with storing():
                 found = read_tables(self.client.tracking_uri, self.experiment.experiment_id, kind)
             if found is not None:
@@ -132,15 +159,6 @@ class Store:
     def _find(self, kind: Kind, more: str = "") -> list[Record]:
         condition = f"tags.{Tag.KIND} = '{kind}'{more}"
         return [Record.of(run) for run in find_runs(self.client, [self.experiment.experiment_id], condition)]
-
-    def plan(self) -> StoredPlan | None:
-        """The plan of the latest start of the suite; None if none was stored.
-
-        Raises UserError where it cannot be read.
-        """
-        # A start may have died after it made its run and before it stored its plan.
-        plans = (self.content(run, Artifact.PLAN, StoredPlan) for run in reversed(self._find(Kind.SUITE)))
-        return next((_whole(plan) for plan in plans if plan is not None), None)
 
     def artifact(self, record: Record, name: Artifact) -> Path | None:
         """An artifact as a local file; None where the run has none of that name.
@@ -161,20 +179,12 @@ class Store:
         check_content(record, name, path)
         return path
 
-    def content(self, record: Record, name: Artifact, form: type[Content]) -> Content | None:
-        """What a JSON artifact holds; None where the run has none of that name.
-
-        Raises UserError where it is there and cannot be read.
-        """
+    def read(self, record: Record, name: Artifact) -> bytes | None:
         path = self.artifact(record, name)
-        if path is None:
-            return None
         try:
-            return form.model_validate_json(path.read_bytes())
+            return None if path is None else path.read_bytes()
         except OSError as error:
             raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
-        except ValidationError as error:
-            raise broken(record, name, explained(error, form)[0]) from error
 
     def details(self, record: Record) -> tuple[dict[str, str], dict[str, int | None]]:
         """The configuration that a run was given, and its artifacts with their bytes (None: a folder)."""
@@ -183,9 +193,32 @@ class Store:
         return dict(params), {file.path: file.file_size for file in listed}
 
     def history(self, record: Record, key: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric, by step. Of a step that was logged twice the last value counts."""
         points = self.client.get_metric_history(record.run_id, key)
         return sorted({point.step: point.value for point in points}.items())
+
+    def curves(self) -> pd.DataFrame:
+        import pandas as pd
+
+        with storing():
+            found = None if self._served else read_curves(self.client.tracking_uri, self.experiment_id)
+        if found is None:
+            found = self._curves_one_by_one()
+        return pd.DataFrame(found, columns=list(CURVE)).astype({"step": "int64", "value": "float64"})
+
+    def _curves_one_by_one(self) -> list[tuple[str, str, int, float]]:
+        wanted = [
+            (record, key)
+            for record in sorted(self.records(), key=lambda record: record.run_id)
+            for key in sorted(record.metrics)
+            if key.startswith(CURVES_BEGIN)
+        ]
+        with ThreadPoolExecutor(READERS) as pool:
+            histories = pool.map(lambda one: self.history(*one), wanted)
+            return [
+                (record.run_id, key, step, value)
+                for (record, key), points in zip(wanted, histories, strict=True)
+                for step, value in points
+            ]
 
     # --- writing ---
 
@@ -209,6 +242,7 @@ class Store:
         """The run that holds the plan and that trial runs are nested under."""
         run_id = self.begin(Kind.SUITE, plan.suite.name, {}, driver)
         self.keep(run_id, Artifact.PLAN, plan.stored())
+        self.keep(run_id, Artifact.SUITE, stored_suite(plan.suite))
         self.tag(run_id, Tag.NOTE, plan.suite.description)
         return run_id
 
@@ -272,7 +306,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
         return experiment
     location = None
     if uri.startswith(SQLITE):
-        location = (database_file(uri).parent / "mlartifacts" / name).absolute().as_uri()
+        location = artifacts_of(database_file(uri), name)
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
@@ -282,9 +316,3 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
         raise UserError(
             f"cannot create experiment '{name}' in {shown_uri(uri)}: {shown_uri(str(error))}"
         ) from error
-
-
-def _whole(plan: StoredPlan) -> StoredPlan:
-    """The plan with what its version of the harness did before a recipe could say so."""
-    trials = [trial.model_copy(update={"recipe": earlier(Recipe) | trial.recipe}) for trial in plan.trials]
-    return plan.model_copy(update={"trials": tuple(trials)})

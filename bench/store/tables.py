@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine, or_, select
 
 from bench.store.records import Record
+from bench.wire.pack import CURVES_BEGIN
 from bench.wire.words import Kind, Tag
 
 
@@ -33,7 +34,7 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
             .where(SqlTag.key == Tag.KIND, SqlTag.value == kind)
         )
         runs = (
-            select(SqlRun.run_uuid, SqlRun.status, SqlRun.start_time, SqlRun.artifact_uri)
+            select(SqlRun.run_uuid, SqlRun.status, SqlRun.start_time, SqlRun.artifact_uri, SqlRun.end_time)
             .where(SqlRun.run_uuid.in_(of_kind))
             .order_by(SqlRun.start_time, SqlRun.run_uuid)
         )
@@ -56,6 +57,38 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
     finally:
         engine.dispose()
     return [
-        Record.made(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts)
-        for run_id, status, started, artifacts in found
+        Record.made(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts, ended)
+        for run_id, status, started, artifacts, ended in found
     ]
+
+
+def read_curves(uri: str, experiment_id: str) -> list[tuple[str, str, int, float]] | None:
+    """(run id, key, step, value) of every point of every curve, in this order; None as above.
+
+    Of a step that was logged twice the last value counts.
+    """
+    try:
+        from mlflow.entities import LifecycleStage
+        from mlflow.store.tracking.dbmodels.models import SqlMetric, SqlRun
+
+        point = SqlMetric.run_uuid, SqlMetric.key, SqlMetric.step
+        points = (
+            select(*point, SqlMetric.value, SqlMetric.is_nan)
+            .join(SqlRun, SqlRun.run_uuid == SqlMetric.run_uuid)
+            .where(SqlRun.experiment_id == int(experiment_id))
+            .where(SqlRun.lifecycle_stage == LifecycleStage.ACTIVE)
+            .where(or_(*(SqlMetric.key.startswith(start) for start in CURVES_BEGIN)))
+            .order_by(*point, SqlMetric.timestamp, SqlMetric.value)
+        )
+    except (ImportError, AttributeError):
+        return None
+    engine = create_engine(uri)
+    try:
+        with engine.connect() as connection:
+            found = {
+                (run_id, key, step): math.nan if is_nan else value
+                for run_id, key, step, value, is_nan in connection.execute(points)
+            }
+    finally:
+        engine.dispose()
+    return [(*point, value) for point, value in found.items()]

@@ -74,14 +74,14 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
         raise UserError(shown_uri(f"run {run} cannot be read from {store}: {error}")) from error
     trial = _trial(record, _content(client, record, Artifact.CONFIG))
     state = _state(record, _content(client, record, Artifact.ADAPTER))
-    method, classes = from_identity(trial.method), trial.task.lookup().classes
+    method = from_identity(trial.method)
     backbone = load(trial.backbone)
     if backbone.info.weights_hash != trial.weights_hash:
         raise UserError(
             f"backbone '{backbone.info.name}' is not the one of the trial: that had weights "
             f"{trial.weights_hash}, these are {backbone.info.weights_hash}"
         )
-    backbone.reset(len(classes), torch.Generator())
+    backbone.reset(trial.task.lookup().outputs, torch.Generator())
     adapter = method.attach(backbone, torch.Generator())
     try:
         adapter.load(_part(state, "adapter"))
@@ -112,7 +112,7 @@ def _find(client: MlflowClient, run: str) -> Record:
         Record.of(found) for found in find_runs(client, experiments, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")
     ]
     start = run.strip().lower()
-    by_run = [record for record in records if start and record.run_id.startswith(start)]
+    by_run = [r for r in records if start and (r.run_id.startswith(start) or r.origin.startswith(start))]
     trials = latest(record for record in records if start and record.trial_id.startswith(start))
     found = {record.run_id: record for record in (*by_run, *trials.values())}
     if len(found) == 1:

@@ -13,7 +13,11 @@ from methods import UserError
 
 
 class ChangedError(UserError):
-    """An artifact is not what was stored."""
+    """An artifact is not what was stored: its sha256 is `actual`, and was `stored`."""
+
+    def __init__(self, message: str, stored: str, actual: str) -> None:
+        super().__init__(message)
+        self.stored, self.actual = stored, actual
 
 
 def hashes(record: Record) -> dict[str, str]:
@@ -38,5 +42,7 @@ def check_content(record: Record, name: Artifact, file: Path) -> None:
     if expected is not None and (actual := sha256(file)) != expected:
         raise ChangedError(
             f"{name} of run {record.run_id} ({record.name}) was changed after it was stored: its sha256 is "
-            f"{actual}, stored was {expected}; {remedy(record, name)}"
+            f"{actual}, stored was {expected}; {remedy(record, name)}",
+            expected,
+            actual,
         )

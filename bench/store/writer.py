@@ -16,6 +16,7 @@ from bench.store.connect import insisting, storing
 from bench.store.outbox import EndStatus, Letter, Outbox
 from bench.store.plugins import plugin_sources
 from bench.store.store import Store
+from bench.wire.start import Start, StoredConfig
 from bench.wire.text import all_storable, storable
 from bench.wire.trial import Ending, Progress
 from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Measure, Status, Tag, validation_key
@@ -107,12 +108,19 @@ class TrialRun:
         """Whether the whole record is on disk, from where it is sent now or later."""
         return self._kept is not None
 
-    def start(self, config: dict[str, Any], provenance: Mapping[str, str]) -> None:
-        """Stores the resolved configuration, and the provenance that the worker tells."""
-        self._letter.params |= {key: str(value) for key, value in _flat(config).items()}
+    def start(
+        self, config: dict[str, Any], provenance: Mapping[str, str], start: Start | None = None
+    ) -> None:
+        """Stores the resolved configuration, the provenance that the worker tells, and what was started."""
+        self._letter.params |= flat(config)
         self._letter.tags |= {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
-        resolved = {"trial": config, "provenance": dict(provenance)}
-        text = self._letter.texts[Artifact.CONFIG] = json.dumps(resolved, indent=1)
+        if start is not None:
+            self._letter.tags[Tag.SUITE_HASH] = start.suite.sha256
+            if start.lock is not None:
+                self._letter.tags[Tag.LOCK_HASH] = start.lock.sha256
+        resolved = StoredConfig(trial=config, provenance=dict(provenance), start=start)
+        text = json.dumps(resolved.model_dump(exclude_none=True), indent=1)
+        self._letter.texts[Artifact.CONFIG] = text
         self._hashes[Artifact.CONFIG] = sha256_of(text.encode())
         self.flush()
 
@@ -135,6 +143,7 @@ class TrialRun:
         """Puts the whole record on disk, then sends it: from here on nothing is lost."""
         letter, now = self._letter, _now()
         letter.metrics += [(key, value, now, 0) for key, value in ending.metrics.items()]
+        letter.tags |= {str(tag): value for tag, value in ending.tags.items()}
         if ending.reason:
             letter.tags |= {Tag.FAILURE: ending.reason, Tag.FAILURE_MESSAGE: ending.message}
         if ending.status == "pruned":
@@ -166,14 +175,15 @@ class TrialRun:
             Outbox.send(self._kept, self._store.send)
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """The parameters of a run: a trial's configuration, with dots in the keys of what is nested."""
+    found: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = str(value)
+    return found
 
 
 def _now() -> int:

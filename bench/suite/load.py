@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.suite.lock import lock_path, read_lock
-from bench.suite.suite import Suite
-from bench.suite.yaml_text import read
+from bench.suite.suite import Suite, source_text
+from bench.suite.yaml_text import parse, read_text
 from methods import UserError
 from methods.validation import validate
 
@@ -21,10 +21,13 @@ def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -
     value and what is accepted.
     """
     if isinstance(source, Mapping):
-        return validate(Suite, dict(source), "suite").beside(Path.cwd())
+        written = validate(Suite, dict(source), "suite")
+        # As they were given: paths that `beside` makes whole are those of one machine.
+        return written.beside(Path.cwd()).read_from(written.source, None)
     path = Path(source)
     try:
-        values = read(path)
+        text = read_text(path)
+        values = parse(text)
     except OSError as error:
         raise UserError(f"cannot read suite {path}: {error.strerror}") from error
     except ValueError as error:
@@ -32,8 +35,10 @@ def load_suite(source: Path | str | Mapping[str, Any], *, locked: bool = True) -
     if not isinstance(values, dict):
         raise UserError(f"{path}: a suite is a mapping with the fields {', '.join(Suite.model_fields)}")
     suite = validate(Suite, values, str(path)).beside(path.parent)
-    lock = lock_path(path)
-    return read_lock(lock).apply(suite, lock) if locked and lock.exists() else suite
+    file, lock = source_text(path.name, text), lock_path(path)
+    if not (locked and lock.exists()):
+        return suite.read_from(file, None)
+    return read_lock(lock).apply(suite, lock).read_from(file, source_text(lock.name, read_text(lock)))
 
 
 def experiment_of(name: str) -> str:

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from bench.backbones import BackboneSpec
 from bench.process.files import written_whole
 from bench.sources.hub import LockedFiles
 from bench.suite.rows import TaskRow
@@ -17,6 +18,7 @@ from bench.suite.suite import Suite
 from bench.suite.yaml_text import read, written
 from bench.tasks import DataSource
 from bench.tasks.hub import HubTask
+from bench.wire.plan import StoredSuite
 from methods.errors import UserError
 from methods.validation import Frozen, validate
 
@@ -94,6 +96,19 @@ class Lock(Frozen):
                 unfinished.write_text(head + written(self.model_dump(mode="json")), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write lock {path}: {error.strerror}") from error
+
+
+def stored_suite(suite: Suite) -> StoredSuite:
+    """The suite as results keep it: what was written, and what its lock file says of the files."""
+
+    def told(repository: str | None, place: BackboneSpec | DataSource) -> dict[str, Any]:
+        return {"repository": repository, "revision": place.revision, "files": dict(place.locked)}
+
+    backbones = {str(spec.hub_name): told(spec.hub_name, spec) for spec in suite.backbones if spec.locked}
+    sources = {row.task: row.source for row in suite.tasks if row.source and row.source.locked}
+    tasks = {task: told(source.hub, source) for task, source in sources.items()}
+    written = suite.model_dump(mode="json", exclude_unset=True)
+    return StoredSuite(suite=written, locked={"backbones": backbones, "tasks": tasks})
 
 
 def lock_path(suite: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -13,8 +14,13 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from bench.backbones.base import refuse_unknown_home
 from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding
 from bench.tasks import TASKS, DataSource, Task
+from bench.tasks.described import described
+from bench.tasks.description import FORMATS, Description
 from methods import METHODS, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen, Later, refuse_repeats
+
+#: Of ImageNet's images in red, green and blue.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 #: How many combinations of values a row may stand for.
 MAX_ROWS = 10_000
@@ -57,9 +63,14 @@ class Budget(Frozen):
 
 
 class TaskRow(Frozen):
-    """A task, how much of its data is used, and what its trials train differently."""
+    """A task, how much of its data is used, and what its trials train differently.
+
+    In YAML a row with `name` in place of `task` describes data of the user's own, by the fields of
+    `Description` beside it.
+    """
 
     task: str
+    data: Description | None = None
     train_size: PositiveInt | None = None
     validation_size: PositiveInt | None = None
     test_size: PositiveInt | None = None
@@ -70,13 +81,41 @@ class TaskRow(Frozen):
     #: With a number of pixels, images are squashed to squares of that side and the centre is cut out of them.
     #: Without, their central square is resized to what the backbone reads.
     resize: Annotated[int, Field(gt=0, le=MAX_PIXELS)] | None = None
-    #: Whether images are normalised as the backbone wants them. Otherwise pixels are between 0 and 1.
-    normalise: bool = True
+    #: Whether images are normalised as the backbone wants them, or as ImageNet's are. Otherwise pixels are
+    #: between 0 and 1.
+    normalise: bool | Literal["imagenet"] = True
     #: Whether all seeds share one split or each deals its own. An official split is the same for all.
     split: Literal["fixed", "per_seed"] = "fixed"
     #: Where the data of a hub task come from, if not from the task's own repository.
     source: DataSource | None = None
     training: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_data(cls, row: Any) -> Any:
+        """Puts what describes the data, which stands beside `name` in the YAML, into a field of its own."""
+        if not isinstance(row, dict) or "task" in row:
+            return row
+        if "name" not in row:
+            if there := [name for name in FORMATS if name in row]:
+                raise ValueError(f"data need a name: write name beside {there[0]}")
+            return row
+        own = {key: value for key, value in row.items() if key in cls.model_fields}
+        # A display name of a row would have the same word as the column of labels.
+        own.pop("label", None)
+        data = {key: value for key, value in row.items() if key not in own and key != "name"}
+        return {**own, "task": row["name"], "data": data}
+
+    @model_validator(mode="after")
+    def _of_the_name(self) -> Self:
+        if self.data is not None:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", self.task):
+                raise ValueError(
+                    "name: at most 128 letters, digits, '_', '.' and '-', a letter or digit first"
+                )
+            for path in self.data.paths.values():
+                refuse_unknown_home(path)
+        return self
 
     @field_validator("source")
     @classmethod
@@ -92,7 +131,7 @@ class TaskRow(Frozen):
 
     def lookup(self) -> Task:
         """The task itself, with its data from `source` if that is given. Raises UserError for what is not."""
-        task: Task = TASKS.get(self.task)
+        task: Task = TASKS.get(self.task) if self.data is None else described(self.task, self.data)
         return task if self.source is None else task.at(self.source)
 
     def train_examples(self) -> int | None:
@@ -107,7 +146,9 @@ class TaskRow(Frozen):
         """
         if isinstance(wanted, ImageInput):
             self._refuse(("padding",), "images")
-            if not self.normalise:
+            if self.normalise == "imagenet":
+                wanted = replace(wanted, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+            elif not self.normalise:
                 wanted = replace(wanted, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
             return replace(wanted, resize=self.resize)
         self._refuse(("resize", "normalise"), "texts")

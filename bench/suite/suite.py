@@ -7,14 +7,17 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from bench.backbones import BackboneSpec
+from bench.process.files import sha256_of
 from bench.suite.choosing import Allocation, Search, Tuning
 from bench.suite.limit import Timeout
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
+from bench.suite.yaml_text import written
 from bench.tasks import DataSource
+from bench.wire.start import SourceFile
 from methods import UserError
 from methods.validation import Frozen, refuse_repeats, validate
 
@@ -48,6 +51,9 @@ class Suite(Frozen):
     search: Search | None = None
     #: The sweep of how a budget is shared that `tensorbench search` does for each of them.
     allocation: Allocation | None = None
+    #: The suite's file and the lock that it obeys, if it came from files.
+    _file: SourceFile | None = PrivateAttr(None)
+    _lock: SourceFile | None = PrivateAttr(None)
 
     @field_validator("name")
     @classmethod
@@ -128,6 +134,22 @@ class Suite(Frozen):
         there = {"a search": self.search, "an allocation": self.allocation}
         return tuple(name for name, section in there.items() if section)
 
+    def read_from(self, file: SourceFile, lock: SourceFile | None) -> Suite:
+        """The suite with the texts that it was read from, which its trials store."""
+        suite = self.model_copy()
+        suite._file, suite._lock = file, lock
+        return suite
+
+    @property
+    def source(self) -> SourceFile:
+        """The text of the suite as it was read; as YAML of its fields where it came from no file."""
+        return self._file or source_text("", written(self.model_dump(mode="json", exclude_unset=True)))
+
+    @property
+    def lock_source(self) -> SourceFile | None:
+        """The text of the lock that the suite obeys; None where there is none."""
+        return self._lock
+
     def beside(self, folder: Path) -> Suite:
         """The suite with whole paths to what it names on this machine; `folder` is where relative ones begin.
 
@@ -140,7 +162,10 @@ class Suite(Frozen):
             path = os.path.abspath(folder / place.local.expanduser())
             return place.model_copy(update={"local": Path(path)})
 
-        tasks = [row.model_copy(update={"source": whole(row.source)}) for row in self.tasks]
+        tasks = [
+            row.model_copy(update={"source": whole(row.source), "data": row.data and row.data.beside(folder)})
+            for row in self.tasks
+        ]
         return self.model_copy(update={"backbones": tuple(map(whole, self.backbones)), "tasks": tuple(tasks)})
 
     def check_paths(self) -> None:
@@ -168,3 +193,8 @@ class Suite(Frozen):
             merged |= override
             validate(Recipe, merged, f"training of {where}")
         return validate(Recipe, merged, "training")
+
+
+def source_text(name: str, text: str) -> SourceFile:
+    """A text that was read, with its hash."""
+    return SourceFile(name=name, sha256=sha256_of(text.encode()), text=text)

@@ -110,12 +110,17 @@ def _yaml() -> YAML:
 
 def read(path: Path) -> Any:
     """The values of a YAML file. Raises OSError, or ValueError as `parse` does."""
+    return parse(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """What a file of YAML holds, to the byte. Raises OSError, or ValueError for one that is none."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"longer than {MAX_BYTES:,} bytes")
     try:
-        return parse(content.decode("utf-8"))
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
 

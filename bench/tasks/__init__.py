@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bench.tasks.base import DataSource, Examples, Metric, Task
+from bench.tasks.base import DataSource, Examples, Task
 from bench.tasks.catalog import TASKS
-from bench.tasks.data import check_sizes, data_key, prepare, score
+from bench.tasks.data import check_sizes, data_key, prepare
+from bench.tasks.objective import Objective, objective
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 
 __all__ = [
@@ -12,13 +13,13 @@ __all__ = [
     "DataSource",
     "Examples",
     "ImageSplit",
-    "Metric",
+    "Objective",
     "PreparedData",
     "Split",
     "Task",
     "TextSplit",
     "check_sizes",
     "data_key",
+    "objective",
     "prepare",
-    "score",
 ]

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from bench.inputs import Modality
+from bench.metrics.base import Kind
 from bench.sources.hub import Lockable
 from methods.errors import UserError, shown
-
-Metric = Literal["accuracy", "matthews"]
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -48,10 +47,10 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
     """RGB images as arrays (height, width, 3), each made from its item by `decode` when it is indexed."""
 
     def __init__(self, items: Sequence[Any], decode: Callable[[Any], NDArray[np.uint8]]) -> None:
-        self._items, self._decode = items, decode
+        self.items, self._decode = items, decode
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     @overload
     def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
@@ -61,8 +60,8 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
 
     def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | LazyImages:
         if isinstance(index, slice):
-            return LazyImages(self._items[index], self._decode)
-        return self._decode(self._items[index])
+            return LazyImages(self.items[index], self._decode)
+        return self._decode(self.items[index])
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ class Examples:
     """A task's raw examples, in any order that is the same every time.
 
     `inputs`: all strings, all tuples of two strings, or RGB images as uint8 arrays (height, width, 3); a lazy
-    sequence that decodes an image when it is indexed will do. `labels`: indices into the task's classes.
+    sequence that decodes an image when it is indexed will do. `labels`: indices into the task's classes;
+    where an example may have several, a tuple of them for each; of a regression numbers.
     `ids`: integers that name the examples in their source for good. `groups`: examples that must not be
     parted by the split (near-duplicates, the same review, the same place) have equal keys; None where there
     are none. Exact duplicates need no key: they are found and kept together in any case. `splits`: which
@@ -78,7 +78,7 @@ class Examples:
     """
 
     inputs: Sequence[str] | Sequence[tuple[str, str]] | Sequence[NDArray[np.uint8]]
-    labels: Sequence[int]
+    labels: Sequence[int] | Sequence[tuple[int, ...]] | Sequence[float]
     ids: Sequence[int]
     groups: Sequence[Hashable] | None = None
     splits: Sequence[SplitName] | None = None
@@ -115,27 +115,39 @@ class Task(ABC):
     and name the instance in `bench.tasks.TASKS`, or in your package's entry-point group `tensorbench.tasks`.
     Splitting, subsets, tokenising, resizing and caching are shared and come with it.
 
-    `metric` is "accuracy" or "matthews" (Matthews' correlation, for uneven classes). `version` must
-    grow whenever `examples`, `fractions` or the label rule change: with `data_hash` it names the
-    prepared data and enters every trial's id. `fractions` are the percentages of train, validation and
+    `metric` is the name of a metric, such as "accuracy" or "matthews" (Matthews' correlation, for uneven
+    classes); `tensorbench.metrics` is where plug-ins add some. `target` is "single label", "multi-label" or
+    "regression"; a regression has no classes. `version` must grow when
+    `examples`, `fractions` or the label rule change: with `data_hash` it names the prepared data and enters
+    every trial's id. `fractions` are the percentages of train, validation and
     test; where the test split is official, those of train and validation. `sizes`, if given, are the
     splits' true sizes, known before anything is downloaded.
     """
 
     name: str
     modality: Modality
-    classes: tuple[str, ...]
-    metric: Metric = "accuracy"
+    classes: tuple[str, ...] = ()
+    target: Kind = "single label"
+    #: What the targets of a regression are counted in.
+    unit: str = ""
+    metric: str = "accuracy"
     data_hash: str
     version: int = 1
     description: str
     license: str
     fractions: tuple[int, int, int] = (70, 15, 15)
+    #: Whether a split without an example of some class is refused.
+    every_class: bool = True
     sizes: tuple[int, int, int] | None = None
 
     @abstractmethod
     def examples(self) -> Examples:
         """All examples, fetched if need be. Raises UserError if they cannot be had."""
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the head has."""
+        return 1 if self.target == "regression" else len(self.classes)
 
     def at(self, source: DataSource) -> Task:
         """The same task with its data from elsewhere. Raises UserError where there is only one place."""
@@ -156,4 +168,5 @@ class Task(ABC):
         parts = [self.name, data_hash, str(self.version), str(PREPARATION_VERSION)]
         # Accuracy was there before any other metric, and its trials keep their ids.
         parts += [self.metric] if self.metric != "accuracy" else []
+        parts += [self.target] if self.target != "single label" else []
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,9 +18,10 @@ from torch import Tensor
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.memory import MIB, available_mib
 from bench.sources.assets import prepared
-from bench.tasks.base import SPLITS, Examples, Metric, SplitName, Task
+from bench.tasks.base import SPLITS, Examples, SplitName, Task
 from bench.tasks.catalog import TASKS
 from bench.tasks.dealing import blocks, deal
+from bench.tasks.objective import as_labels, as_tensor, objective
 from bench.tasks.reading import image_content, read_examples, read_images, text_content
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from methods.errors import UserError
@@ -98,6 +100,7 @@ def prepare(
     data can't be had or stored.
     """
     check_sizes(task, train_size, validation_size, test_size)
+    asked = objective(task)
     sizes = (train_size, validation_size, test_size)
     per_seed = split_seed is not None
     key = data_key(task, model_input, max_tokens, per_seed=per_seed)
@@ -107,11 +110,11 @@ def prepare(
         build = partial(_build_images, task, model_input)
     folder = prepared(task.name, key, partial(_build, task, build, per_seed))
     if split_seed is None:
-        parts = [_read(task, folder, *asked) for asked in zip(SPLITS, sizes, strict=True)]
+        parts = [_read(task, folder, *wanted) for wanted in zip(SPLITS, sizes, strict=True)]
     else:
         parts = _deal_pool(task, folder, split_seed, sizes)
     train, validation, test = (_split(part, model_input, key) for part in parts)
-    return PreparedData(train, validation, test, classes=len(task.classes))
+    return PreparedData(train, validation, test, asked.standardised(task.name, train.labels))
 
 
 def check_sizes(
@@ -121,21 +124,6 @@ def check_sizes(
     asked = (train_size, validation_size, test_size)
     for split, wanted, available in zip(SPLITS, asked, task.sizes or (), strict=False):
         _check_size(task, split, wanted, available)
-
-
-def score(metric: Metric, logits: Tensor, labels: Tensor) -> float:
-    """The metric of logits (N, classes) against labels (N,): accuracy in [0, 1] or Matthews in [-1, 1].
-
-    Raises UserError for another metric.
-    """
-    # These are scikit-learn's. torchmetrics gives Matthews points to a model that always guesses the larger
-    # of two classes, and counts in float32, where equal accuracies of several seeds have different sums.
-    from sklearn.metrics import accuracy_score, matthews_corrcoef
-
-    measures = {"accuracy": accuracy_score, "matthews": matthews_corrcoef}
-    if metric not in measures:
-        raise UserError(f"metric '{metric}' is not known; known are {', '.join(measures)}")
-    return float(measures[metric](labels, logits.argmax(1)))
 
 
 def _check_size(task: Task, split: str, wanted: int | None, available: int, dealt: str = "") -> None:
@@ -158,7 +146,7 @@ def _build(task: Task, build: Callable[[Examples], _Built], per_seed: bool, fold
     examples = read_examples(task)
     labels, ids = list(examples.labels), list(examples.ids)
     tensors, contents = build(examples)
-    tensors |= {"labels": torch.tensor(labels), "ids": torch.tensor(ids)}
+    tensors |= {"labels": as_tensor(task, labels), "ids": torch.tensor(ids)}
     if not per_seed:
         for split, chosen in deal(task, labels, ids, contents, examples.groups, examples.splits).items():
             _save(_take(tensors, torch.from_numpy(chosen)), folder, split)
@@ -186,21 +174,26 @@ def _tokenise(task: Task, tokenizer: Any, max_tokens: int, inputs: list[Any], pa
             f"task '{task.name}': max_tokens must exceed the tokenizer's {special} special tokens, "
             f"got {max_tokens}"
         )
-    tokens: list[list[int]] = []
-    types: list[list[int]] = []
+    # Arrays, since a million texts as lists of Python's numbers would fill the memory of a laptop.
+    tokens: list[np.ndarray] = []
+    lengths: list[int] = []
+    seconds: list[int] = []
     for start in range(0, len(inputs), _TEXTS_AT_ONCE):
         part = inputs[start : start + _TEXTS_AT_ONCE]
         texts = tuple(map(list, zip(*part, strict=True))) if paired else (part,)
         encoded = tokenizer(*texts, truncation=True, max_length=max_tokens)
-        tokens += encoded["input_ids"]
-        types += encoded.get("token_type_ids", [])
+        tokens.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), dtype=np.int32))
+        lengths += map(len, encoded["input_ids"])
+        if paired:
+            # Without types a tokenizer does not tell the two apart, in any pair.
+            seconds += [row.index(1) for row in encoded.get("token_type_ids", []) if any(row)]
     tensors = {
-        "tokens": torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int32) for row in tokens])),
-        "lengths": torch.tensor([len(row) for row in tokens]),
+        "tokens": torch.from_numpy(np.concatenate(tokens)),
+        "lengths": torch.tensor(lengths),
         "pad_id": torch.tensor(tokenizer.pad_token_id),
     }
-    if paired and any(map(any, types)):
-        tensors["seconds"] = torch.tensor([row.index(1) for row in types])
+    if seconds:
+        tensors["seconds"] = torch.tensor(seconds)
     return tensors
 
 
@@ -261,7 +254,7 @@ def _deal_pool(task: Task, folder: Path, seed: int, sizes: tuple[int | None, ...
     pool = load_file(folder / "pool.safetensors")
     ids, numbers = pool["ids"].tolist(), pool.pop("blocks").tolist()
     splits = [SPLITS[code] for code in pool.pop("splits").tolist()] if "splits" in pool else None
-    dealt = deal(task, pool["labels"].tolist(), ids, ids, numbers, splits, seed)
+    dealt = deal(task, as_labels(task, pool["labels"]), ids, ids, numbers, splits, seed)
     parts = []
     for (split, chosen), size in zip(dealt.items(), sizes, strict=True):
         _check_size(task, split, size, len(chosen), f" as seed {seed} deals it")

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,8 +80,25 @@ def stable_order(name: str, items: Iterable[Hashable]) -> list[int]:
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
+#: A regression's targets are dealt by their place among all of them, in so many equal parts.
+PARTS = 10
+
+
+def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
+    """Of each example what a deal spreads evenly: its classes, or the part of all targets that its lies in.
+
+    An example without any class is of a stratum of its own.
+    """
+    if task.target == "single label":
+        return [(label,) for label in labels]
+    if task.target == "multi-label":
+        return [label or (len(task.classes),) for label in labels]
+    edges = np.quantile(labels, np.arange(1, PARTS) / PARTS) if labels else np.zeros(0)
+    return [(part,) for part in np.searchsorted(edges, labels, side="right").tolist()]
+
+
 def blocks(
-    labels: Sequence[int],
+    labels: Sequence[Any],
     contents: Sequence[Hashable],
     groups: Sequence[Hashable] | None,
     splits: Sequence[SplitName] | None,
@@ -90,11 +107,11 @@ def blocks(
 
     Examples with the same content are duplicates and form a block, as does a group: no deal parts it.
     Duplicates whose labels disagree are all dropped, unless they belong to official `splits`, which stay
-    whole.
+    whole, or the labels are floats: ratings of one text need not agree.
     """
     kept = list(range(len(labels)))
-    if splits is None:
-        seen: defaultdict[Hashable, set[int]] = defaultdict(set)
+    if splits is None and not isinstance(next(iter(labels), None), float):
+        seen: defaultdict[Hashable, set[Any]] = defaultdict(set)
         for content, label in zip(contents, labels, strict=True):
             seen[content].add(label)
         kept = [i for i in kept if len(seen[contents[i]]) == 1]
@@ -104,7 +121,7 @@ def blocks(
 
 def deal(
     task: Task,
-    labels: Sequence[int],
+    labels: Sequence[Any],
     ids: Sequence[int],
     contents: Sequence[Hashable],
     groups: Sequence[Hashable] | None,
@@ -139,12 +156,14 @@ def deal(
     pool = list(members.values())
     order = stable_order(f"{task.name}/split{seeded}", (min(ids[i] for i in block) for block in pool))
     order.sort(key=lambda b: -len(pool[b]))
-    dealt |= _share_out([pool[b] for b in order], labels, len(task.classes), shares)
+    parts = strata(task, labels)
+    dealt |= _share_out([pool[b] for b in order], parts, shares)
     for split, positions in dealt.items():
-        found = {labels[i] for i in positions}
-        if len(found) < len(task.classes):
-            lacking = ", ".join(name for c, name in enumerate(task.classes) if c not in found)
-            raise UserError(f"task '{task.name}': its {split} split has no example of {lacking}")
+        if not positions:
+            raise UserError(f"task '{task.name}': its {split} split has no example")
+        found = {part for i in positions for part in parts[i]}
+        if task.every_class and (lacking := [name for c, name in enumerate(task.classes) if c not in found]):
+            raise UserError(f"task '{task.name}': its {split} split has no example of {', '.join(lacking)}")
     return {
         split: np.array(positions)[stable_order(f"{task.name}/order{seeded}", (ids[i] for i in positions))]
         for split, positions in dealt.items()
@@ -152,16 +171,21 @@ def deal(
 
 
 def _share_out(
-    pool: Sequence[Sequence[int]], labels: Sequence[int], classes: int, shares: Mapping[SplitName, int]
+    pool: Sequence[Sequence[int]], parts: Sequence[tuple[int, ...]], shares: Mapping[SplitName, int]
 ) -> dict[SplitName, list[int]]:
-    """Deals blocks, in their order, each to the split that it brings nearest to its share of every class."""
+    """Deals blocks, in their order, each to the split that it brings nearest to its share of every stratum.
+
+    `parts`: the strata of each example.
+    """
+    number = 1 + max((part for of_one in parts for part in of_one), default=0)
 
     def counted(positions: Iterable[int]) -> list[int]:
-        counts: list[int] = np.bincount([labels[i] for i in positions], minlength=classes).tolist()
+        found = [part for i in positions for part in parts[i]]
+        counts: list[int] = np.bincount(found, minlength=number).tolist()
         return counts
 
     total = counted(i for block in pool for i in block)
-    have = {split: [0] * classes for split in shares}
+    have = {split: [0] * number for split in shares}
     dealt: dict[SplitName, list[int]] = {split: [] for split in shares}
     for block in pool:
         counts = counted(block)

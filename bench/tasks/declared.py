@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, field_validator, model_validator
 
 from bench.inputs import Modality
-from bench.tasks.base import Metric, Task
+from bench.metrics.base import Kind
+from bench.tasks.base import Task
+from bench.tasks.objective import objective
 from methods.errors import UserError, shown
 from methods.validation import Frozen, validate
 
@@ -20,8 +22,10 @@ class _Declared(Frozen):
 
     name: _Words
     modality: Modality
-    classes: Annotated[tuple[_Words, ...], Field(min_length=2)]
-    metric: Metric
+    classes: tuple[_Words, ...] = ()
+    target: Kind
+    unit: str
+    metric: _Words
     version: StrictInt
     description: _Words
     license: _Words
@@ -34,6 +38,14 @@ class _Declared(Frozen):
         if len(set(classes)) < len(classes):
             raise ValueError("should be different from each other")
         return classes
+
+    @model_validator(mode="after")
+    def _classes_of_the_target(self) -> Self:
+        if self.target == "regression" and self.classes:
+            raise ValueError(f"classes: a regression has none (got {shown(self.classes)})")
+        if self.target != "regression" and len(self.classes) < 2:
+            raise ValueError(f"classes: should list at least 2 (got {shown(self.classes)})")
+        return self
 
 
 def check_task(name: str, task: Any) -> None:
@@ -61,3 +73,4 @@ def check_task(name: str, task: Any) -> None:
         )
     if task.name != name:
         raise UserError(f"{where}: its `name` is '{task.name}'; register it under that name")
+    objective(task)

@@ -1,4 +1,4 @@
-"""CoLA and MRPC of GLUE (Wang et al., 2019). Its test labels are hidden: the development set is the test."""
+"""GLUE (Wang et al., 2019) without WNLI. Its test labels are hidden: the development set is the test."""
 
 from __future__ import annotations
 
@@ -32,4 +32,80 @@ class Mrpc(_Glue):
     license = "Microsoft Research's, for research"
 
 
-COLA, MRPC = Cola(), Mrpc()
+class Sst2(_Glue):
+    """Socher et al., 2013: 67,349 phrases from film reviews, 872 sentences to test on."""
+
+    name = config = "sst2"
+    columns = ("sentence",)
+    classes = ("negative", "positive")
+    description = "phrases from film reviews, negative or positive"
+    license = "not stated; the sentences are quoted from film reviews"
+
+
+class Stsb(_Glue):
+    """Cer et al., 2017: 5,749 pairs of sentences, 1,500 to test on.
+
+    The paper gives Pearson's and Spearman's correlation; ours is the first of them.
+    """
+
+    name = config = "stsb"
+    columns = ("sentence1", "sentence2")
+    target = "regression"
+    metric = "pearson"
+    unit = "points from 0 to 5"
+    description = "pairs of sentences, by how similar people found them"
+    license = "CC-BY-SA-4.0"
+
+
+class Qqp(_Glue):
+    """Quora, 2017: 363,846 pairs of questions, 40,430 to test on. The paper gives F1 beside accuracy."""
+
+    name = config = "qqp"
+    columns = ("question1", "question2")
+    classes = ("not_duplicate", "duplicate")
+    description = "pairs of questions, the second asking what the first asks or not"
+    license = "Quora's, for non-commercial use"
+
+
+class Mnli(_Glue):
+    """Williams et al., 2018: 392,702 pairs, 9,815 to test on that are of the genres of train."""
+
+    name = "mnli"
+    config = "mnli"
+    columns = ("premise", "hypothesis")
+    parts = {"train": "train", "validation_matched": "test"}
+    classes = ("entailment", "neutral", "contradiction")
+    description = "pairs of sentences, the second following from the first, contradicting it, or neither"
+    license = "OANC's, free to use"
+
+
+class MnliMismatched(Mnli):
+    """The same with the 9,832 to test on that are of other genres."""
+
+    name = "mnli-mm"
+    parts = {"train": "train", "validation_mismatched": "test"}
+    description = f"{Mnli.description}; tested on other genres"
+
+
+class Qnli(_Glue):
+    """Rajpurkar et al., 2016, as GLUE has it: 104,743 pairs, 5,463 to test on."""
+
+    name = config = "qnli"
+    columns = ("question", "sentence")
+    classes = ("entailment", "not_entailment")
+    description = "questions with a sentence from Wikipedia that answers them or does not"
+    license = "CC-BY-SA-4.0"
+
+
+class Rte(_Glue):
+    """Dagan et al., 2006, and its successors: 2,490 pairs, 277 to test on."""
+
+    name = config = "rte"
+    columns = ("sentence1", "sentence2")
+    classes = ("entailment", "not_entailment")
+    description = "pairs of sentences, the second following from the first or not"
+    license = "not stated; the sentences are from news and Wikipedia"
+
+
+COLA, MRPC, SST2, STSB, QQP = Cola(), Mrpc(), Sst2(), Stsb(), Qqp()
+MNLI, MNLI_MISMATCHED, QNLI, RTE = Mnli(), MnliMismatched(), Qnli(), Rte()

@@ -17,6 +17,7 @@ from bench.process.files import sha256
 from bench.sources.hub import commit_of, snapshot
 from bench.tasks.base import DataSource, Examples, LazyImages, SplitName, Task
 from bench.tasks.pictures import decoded
+from bench.tasks.tables import embedded, is_text
 from methods.errors import UserError
 
 #: The examples of the repository's first split have ids from 0 on, those of its second from here, and so on.
@@ -37,6 +38,8 @@ class HubTask(Task):
     parts: ClassVar[dict[str, SplitName | None]]
     optional: ClassVar[frozenset[str]] = frozenset()
     label: ClassVar[str] = "label"
+    #: Whether labels may be the names of the classes.
+    named: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.source = DataSource()
@@ -89,16 +92,20 @@ class HubTask(Task):
     def examples(self) -> Examples:
         """One example a row; its id is its row, counted on from a billion times its split's place."""
         tables = {part: self._table(part, files) for part, files in self._files().items()}
-        labels: list[int] = []
+        labels: list[Any] = []
         ids: list[int] = []
         splits: list[SplitName | None] = []
         for place, part in enumerate(self.parts):
             if part in tables:
-                labels += tables[part][self.label]
+                labels += self.labels_of(tables[part][self.label])
                 ids += range(place * _SPLIT_STRIDE, place * _SPLIT_STRIDE + len(tables[part]))
                 splits += [self.parts[part]] * len(tables[part])
         official = [split for split in splits if split is not None]
         return Examples(self.inputs(list(tables.values())), labels, ids, splits=official or None)
+
+    def labels_of(self, values: Any) -> list[Any]:
+        """The labels of a column's values, which are the numbers of the classes or targets already."""
+        return list(values)
 
     @property
     @abstractmethod
@@ -165,7 +172,7 @@ class HubTask(Task):
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UserError(f"task '{self.name}': {files[0].parent} cannot be read: {error}") from error
         named = getattr(split.features[self.label], "names", self.classes)
-        if len(named) != len(self.classes):
+        if self.target != "regression" and len(named) != len(self.classes):
             raise UserError(
                 f"task '{self.name}': the {part} split has {len(named)} classes, not {len(self.classes)}"
             )
@@ -181,10 +188,16 @@ class HubTask(Task):
         if values.null_count:
             raise UserError(f"{where} has no value in {values.null_count} of {len(values)} rows")
         kind = values.type.value_type if types.is_dictionary(values.type) else values.type
-        if column == self.label and not (types.is_integer(kind) or types.is_boolean(kind)):
+        whole = types.is_integer(kind) or types.is_boolean(kind)
+        if column == self.label and self.target == "regression" and not (whole or types.is_floating(kind)):
+            raise UserError(f"{where} should hold numbers, got values of type {kind}")
+        if (
+            column == self.label
+            and self.target != "regression"
+            and not (whole or (self.named and is_text(kind)))
+        ):
             raise UserError(f"{where} should hold the numbers of the classes, got values of type {kind}")
-        is_text = types.is_string(kind) or types.is_large_string(kind)
-        if column in self.columns and self.modality == "text" and not is_text:
+        if column in self.columns and self.modality == "text" and not is_text(kind):
             raise UserError(f"{where} should hold texts, got values of type {kind}")
 
 
@@ -204,10 +217,7 @@ class HubTexts(HubTask):
 
 
 class HubImages(HubTask):
-    """Images of one column: their encoded bytes, alone or as `datasets.Image` stores them, beside a path.
-
-    A path is never followed: it could name any file of this machine, and any address.
-    """
+    """Images of one column: their encoded bytes, alone or as `datasets.Image` stores them, beside a path."""
 
     modality = "vision"
     columns = ("image",)
@@ -231,19 +241,6 @@ class HubImages(HubTask):
 
     def _contents(self, table: Any) -> Any:
         """The images' bytes, a pyarrow array. Raises UserError for an image that is not in the file."""
-        from pyarrow import compute, types
-
         (column,) = self.columns
-        images = table.data.column(column)
         where = f"task '{self.name}': {column} of the {table.split} split"
-        if types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
-            images = compute.struct_field(images, "bytes")
-        if not (types.is_binary(images.type) or types.is_large_binary(images.type)):
-            raise UserError(f"{where} should hold embedded images, got values of type {images.type}")
-        if images.null_count:
-            row = compute.index(compute.is_null(images), True).as_py()
-            raise UserError(
-                f"{where} has no embedded image in {images.null_count} of {len(images)} rows, the first of "
-                f"them row {row}; paths and addresses are not followed"
-            )
-        return images
+        return embedded(where, table.data.column(column))

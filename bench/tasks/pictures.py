@@ -9,21 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+#: The modes that become RGB: of up to 8 bits a channel, with colours from a palette, grey, or transparent.
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
 #: What is read. PIL knows many more formats: of some it runs programs (EPS), of most nobody tests the reader.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def decoded(content: bytes) -> NDArray[np.uint8]:
-    """The image in RGB (height, width, 3), turned as its EXIF data say.
+    """The image in RGB (height, width, 3), turned as its EXIF data say; transparency is left out.
 
-    Raises ValueError for what is in none of the formats, is not whole, or has more pixels than PIL takes for
-    an image.
+    Raises ValueError for what is in none of the formats, is not whole, has more pixels than PIL takes for an
+    image, or more than 8 bits a channel, which RGB would cut off.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
             image.load()
+            if image.mode not in MODES:
+                raise ValueError(f"its mode is {image.mode}; save it with 8 bits a channel")
         if image.getexif().get(Image.ExifTags.Base.Orientation) is not None:
             image = ImageOps.exif_transpose(image)
         return np.asarray(image.convert("RGB"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -39,14 +40,7 @@ def read_examples(task: Task) -> Examples:
         if task.modality == "text":
             read = _pair if isinstance(examples.inputs[0], tuple) else _string
             _check(task, "text", examples.inputs, read, "texts are all strings, or all tuples of two strings")
-        classes = len(task.classes)
-        labels = _check(
-            task,
-            "label",
-            examples.labels,
-            _whole(0, classes),
-            f"labels are whole numbers from 0 to {classes - 1}",
-        )
+        labels = _check(task, "label", examples.labels, *_label(task))
         ids = _check(task, "id", examples.ids, _whole(-(2**63), 2**63), "ids are whole numbers of 64 bits")
         return replace(examples, labels=labels, ids=ids)
 
@@ -66,7 +60,9 @@ def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
 
 def text_content(text: str | tuple[str, str]) -> str:
     """What two texts, or pairs of texts, share if they are duplicates."""
-    return "\0".join(map(normalise_text, text if isinstance(text, tuple) else (text,)))
+    shared = "\0".join(map(normalise_text, text if isinstance(text, tuple) else (text,)))
+    # As long for every text: those of a large table are all in memory at once.
+    return hashlib.sha256(shared.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def image_content(image: NDArray[np.uint8]) -> str:
@@ -88,6 +84,24 @@ def _check(
                 f"task '{task.name}': the {what} of row {row} is {shown(value)} ({kind}); {accepted}"
             ) from error
     return found
+
+
+def _label(task: Task) -> tuple[Callable[[Any], Any], str]:
+    """What reads a label of the task, and what is accepted as one."""
+    if task.target == "regression":
+        return _number, "targets are finite numbers"
+    read, accepted = _whole(0, len(task.classes)), f"whole numbers from 0 to {len(task.classes) - 1}"
+    if task.target == "multi-label":
+        return lambda labels: tuple(
+            sorted({read(label) for label in labels})
+        ), f"labels are tuples of {accepted}"
+    return read, f"labels are {accepted}"
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (str, bool)) or not math.isfinite(value):
+        raise ValueError
+    return float(value)
 
 
 def _whole(least: int, beyond: int) -> Callable[[Any], int]:

@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bench.tasks.objective import Objective
+
 
 @dataclass(frozen=True)
 class TextSplit:
     """N tokenised texts, end to end in one buffer.
 
     `tokens`: int32 (total tokens,). `starts`: int64 (N,), where each text begins. `lengths`: int64 (N,),
-    always on the CPU, where batches are planned. `labels`: int64 (N,). `ids`: int64 (N,), the examples'
-    names in their source, always on the CPU. `pad_id` fills a batch up. `seconds`: int64 (N,), where in its
-    text the second one of a pair begins; None where the tokenizer does not tell the two apart. `width`: what
-    every batch is padded to; None: its longest text.
+    always on the CPU, where batches are planned. `labels` (N, …), as `Objective` has them. `ids`: int64 (N,),
+    the examples' names in their source, always on the CPU. `pad_id` fills a batch up. `seconds`: int64 (N,),
+    where in its text the second one of a pair begins; None where the tokenizer does not tell the two apart.
+    `width`: what every batch is padded to; None: its longest text.
     """
 
     tokens: Tensor
@@ -69,7 +71,7 @@ class TextSplit:
         return batch
 
     def targets(self, indices: Tensor) -> Tensor:
-        """Labels, int64 (B,)."""
+        """Labels, (B, …)."""
         return self.labels[send(indices, self.labels.device)]
 
 
@@ -77,8 +79,9 @@ class TextSplit:
 class ImageSplit:
     """N square images.
 
-    `pixels`: uint8 (N, 3, size, size). `labels`: int64 (N,). `ids`: int64 (N,), the examples' names in
-    their source, always on the CPU. `mean` and `std`: float32 (1, 3, 1, 1), of pixels between 0 and 1.
+    `pixels`: uint8 (N, 3, size, size). `labels` (N, …), as `Objective` has them. `ids`: int64 (N,), the
+    examples' names in their source, always on the CPU. `mean` and `std`: float32 (1, 3, 1, 1), of pixels
+    between 0 and 1.
     """
 
     pixels: Tensor
@@ -114,7 +117,7 @@ class ImageSplit:
         return {"pixel_values": pixels.float().div_(255).sub_(self.mean).div_(self.std)}
 
     def targets(self, indices: Tensor) -> Tensor:
-        """Labels, int64 (B,)."""
+        """Labels, (B, …)."""
         return self.labels[send(indices, self.labels.device)]
 
 
@@ -130,14 +133,19 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A task's splits for one kind of model input, and its number of classes."""
+    """A task's splits for one kind of model input, and what is trained for on them."""
 
     train: Split
     validation: Split
     test: Split
-    classes: int
+    objective: Objective
+
+    @property
+    def classes(self) -> int:
+        """How many outputs a head for them has."""
+        return self.objective.outputs
 
     def to(self, device: torch.device | str) -> PreparedData:
         """The same data with every tensor on `device`."""
         train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
-        return PreparedData(train, validation, test, self.classes)
+        return PreparedData(train, validation, test, self.objective)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.terminal.tables import plain_table
+from reports.units import unit_of
 
 if TYPE_CHECKING:
     from reports.compare import Change, Comparison, Move
@@ -27,20 +28,41 @@ def print_comparison(console: Console, found: Comparison) -> None:
     if found.moves:
         for task, backbone in dict.fromkeys((move.task, move.backbone) for move in found.moves):
             moves = [move for move in found.moves if (move.task, move.backbone) == (task, backbone)]
-            console.print(_moves(f"{task} · {backbone}, in percent", found.names, moves))
-        moved = sum(move.verdict == "moved" for move in found.moves)
-        tested = sum(move.p is not None for move in found.moves)
-        console.print(
-            f"{moved} of {len(found.moves)} common cells moved beyond noise ({tested} could be tested)."
-        )
-        if not tested:
-            console.print("Two seeds of different trials on either side are the least that can be tested.")
+            console.print(_moves(f"{task} · {backbone}", found.names, moves))
+        _close(console, found)
     else:
         console.print("They have no cell in common: no method under one budget on one task and backbone.")
     for name, only in zip(found.names, found.only, strict=True):
         if only:
             more = f" and {len(only) - MOST_NAMED} more" if len(only) > MOST_NAMED else ""
             console.print(escape(f"Only in {name}: {'; '.join(only[:MOST_NAMED])}{more}."))
+
+
+def _close(console: Console, found: Comparison) -> None:
+    """How many cells moved, and what that is said by."""
+    moves = found.moves
+    tested = [move for move in moves if move.interval is not None]
+    console.print(
+        f"{sum(move.moved for move in moves)} of {len(moves)} common cells moved: their interval excludes "
+        f"zero ({len(tested)} could be tested)."
+    )
+    for move in (move for move in moves if move.differs):
+        told = "; ".join(f"{key} {one} → {other}" for key, (one, other) in move.differs.items())
+        console.print(escape(f"{move.method} on {move.task}, {move.budget}: not compared, since {told}."))
+    if not tested:
+        console.print("Two seeds of different trials on either side are the least that can be tested.")
+        return
+    matters = ", ".join(
+        f"{unit_of(metric).size(value)} of {metric}" for metric, value in found.thresholds.items()
+    )
+    alone = "" if all(move.examples for move in tested) else ", or seeds alone (*)"
+    console.print(
+        f"All intervals hold at once with 95%, over seeds and test examples{alone}. Thresholds: "
+        f"{matters}. p: sign flips, adjusted for all cells.",
+        highlight=False,
+    )
+    for note in found.notes:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False)
 
 
 def _changes(names: tuple[str, str], changes: Sequence[Change]) -> Table:
@@ -54,14 +76,17 @@ def _changes(names: tuple[str, str], changes: Sequence[Change]) -> Table:
 
 
 def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
-    columns = ("method", "budget", *names, "difference", "95%", "seeds", "p (Holm)", "verdict")
+    metric = moves[0].metric
+    unit = unit_of(metric)
+    title += ", in percent" if unit.mark else f", {metric} in units of the targets"
+    columns = ("method", "budget", *names, "difference", "95%", "seeds", "p", "verdict")
     table = plain_table(title, *columns, texts=("budget",), whole=columns[1:])
     for move in moves:
-        percent = ["–" if value is None else f"{100 * value:.2f}" for value in (move.before, move.after)]
-        points = [f"{100 * value:+.2f}" for value in (move.interval or ())]
-        difference = "–" if move.difference is None else f"{100 * move.difference:+.2f}"
-        p = "–" if move.p_holm is None else f"{move.p_holm:.3g}"
-        cells = (*percent, difference, " to ".join(points) or "–", _seeds(move), p, move.verdict)
+        scores = [unit.score(value) for value in (move.before, move.after)]
+        points = [unit.difference(value) for value in (move.interval or ())]
+        p = "–" if move.p_adjusted is None else f"{move.p_adjusted:.3g}"
+        interval = (" to ".join(points) + "*" * (not move.examples)) if points else "–"
+        cells = (*scores, unit.difference(move.difference), interval, _seeds(move), p, move.verdict)
         table.add_row(*map(escape, (move.method, move.budget, *cells)))
     return table
 
@@ -71,4 +96,6 @@ def _seeds(move: Move) -> str:
         f"{done}" if done == planned else f"{done} of {planned}"
         for done, planned in zip(move.seeds, move.planned, strict=True)
     ]
-    return f"{told[0]} paired" if move.paired and move.verdict != "incomplete" else ", ".join(told)
+    if not move.pairs:
+        return ", ".join(told)
+    return f"{move.pairs} pairs" + ("" if {move.pairs} == {*move.planned} else f" of {', '.join(told)}")

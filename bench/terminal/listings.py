@@ -18,6 +18,7 @@ def list_tasks() -> Table:
     table = _listing("Tasks", "task", "modality", "classes", "metric", "what it is")
     for name, task in TASKS.available():
         classes = ", ".join(task.classes) if len(task.classes) <= MOST_CLASSES else str(len(task.classes))
+        classes = classes or f"a number{', in ' + task.unit if task.unit else ''}"
         table.add_row(*map(escape, (name, task.modality, classes, task.metric, task.description)))
     return table
 

@@ -12,6 +12,7 @@ from bench.plan.rows import Plan
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.plan import Forecast
 from bench.wire.words import OWN_SIZE
+from reports.units import PERCENT, unit_of
 
 if TYPE_CHECKING:
     from bench.power import Power
@@ -71,15 +72,16 @@ def print_power(console: Console, found: Sequence[Power]) -> None:
     table = plain_table("Power: differences in points that are found 80% of the time", "budget", *heads)
     for one in found:
         design, needed = one.design, one.design.needs(one.threshold)
+        unit = PERCENT if one.share else unit_of(one.metric)
         table.add_row(
             escape(one.budget),
-            one.metric,
+            f"{one.metric}, share of it" if one.share else one.metric,
             str(design.settings),
             str(design.seeds),
             str(design.claims),
-            f"{100 * one.sd:.2f}" + " (stored)" * one.stored,
-            *("–" if value is None else f"{100 * value:.2f}" for value in (design.finds, design.margin)),
-            f"{100 * one.threshold:g}: " + ("no number" if needed is None else str(needed)),
+            unit.score(one.sd) + " (stored)" * one.stored,
+            *(unit.score(value) for value in (design.finds, design.margin)),
+            f"{unit.factor * one.threshold:.3g}: " + ("no number" if needed is None else str(needed)),
         )
     console.print(table)
     console.print(

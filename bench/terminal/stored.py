@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from bench.terminal.progress import duration
 from bench.terminal.tables import fitted, plain_table
 from bench.wire.words import OWN_SIZE, Measure, Status, Tag
 from reports.contents import Contents, TrialContents
+from reports.provenance import CellContents, Provenance
 
 #: The parts of a trial's configuration that are shown, by what their keys begin with.
 PARTS = ("method", "task", "recipe")
@@ -40,15 +41,40 @@ def print_trial(console: Console, found: TrialContents) -> None:
     """All of one trial: what it is, what came of it, and where that lies."""
     record = found.record
     console.print(f"[bold]{escape(record.name)}[/bold]", highlight=False)
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for head, text in (*_identity(found), *_outcome(found), *_surroundings(found)):
-        grid.add_row(head, text)
-    console.print(grid, highlight=False)
+    console.print(_grid((*_identity(found), *_outcome(found), *_surroundings(found))), highlight=False)
     if found.traceback:
         console.print()
         console.print(found.traceback.rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_cell(console: Console, found: CellContents) -> None:
+    """A cell of a report's tables, its seeds, and what they come from."""
+    cell = found.cell
+    told = " · ".join((cell.method, cell.budget, cell.task, cell.backbone))
+    console.print(f"[bold]{escape(told)}[/bold]", highlight=False)
+    mean = "–" if cell.mean is None else f"{cell.mean:.4f}" + ("" if cell.sd is None else f" ± {cell.sd:.4f}")
+    lines = [
+        ("cell", f"{cell.number}, of experiment {escape(cell.experiment)}"),
+        (cell.evaluated or "score", f"{cell.metric} {mean}, {cell.finished} of {cell.seeds} seeds".lstrip()),
+        ("ranks", cell.ranks or "–"),
+        ("parameters", f"{cell.parameters:,}, {cell.percent_of_lora:.2f}% of LoRA r=4"),
+    ]
+    for seed, provenance in found.seeds:
+        score = seed.status.lower() if seed.score is None else f"{seed.score:.4f}"
+        when = f", {_span(provenance)}" if provenance else ""
+        run = f", run {seed.run_id}" if seed.run_id else ""
+        lines.append((f"seed {seed.seed}", f"{score}, trial {seed.trial_id or 'not known yet'}{run}{when}"))
+    lines += [(head, escape(text)) for head, text in found.lines()]
+    console.print(_grid(lines), highlight=False)
+
+
+def _grid(lines: Iterable[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for head, text in lines:
+        grid.add_row(head, text)
+    return grid
 
 
 def _identity(found: TrialContents) -> Iterator[tuple[str, str]]:
@@ -99,7 +125,7 @@ def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
 
 def _surroundings(found: TrialContents) -> Iterator[tuple[str, str]]:
     record = found.record
-    yield "started", _when(record.started)
+    yield "ran", _span(found.provenance)
     for part in PARTS:
         own = {
             key.removeprefix(f"{part}."): value
@@ -108,9 +134,7 @@ def _surroundings(found: TrialContents) -> Iterator[tuple[str, str]]:
         }
         if own:
             yield f"{part} options", escape(_pairs(own))
-    provenance = {key: value for key, value in record.provenance.items() if value}
-    if provenance:
-        yield "surroundings", escape(_pairs(provenance))
+    yield from ((head, escape(text)) for head, text in found.provenance.lines())
     for name, size in found.artifacts.items():
         yield "artifact", escape(name) + ("" if size is None else f", {size:,} bytes")
     if found.artifacts:
@@ -131,3 +155,8 @@ def _pairs(values: Mapping[str, str]) -> str:
 def _when(milliseconds: int) -> str:
     """A moment in the time of this machine."""
     return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M")
+
+
+def _span(provenance: Provenance) -> str:
+    """When a trial began and ended, in the time of this machine."""
+    return _when(provenance.started) + ("" if provenance.ended is None else f" to {_when(provenance.ended)}")

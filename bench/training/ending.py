@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
+from typing import Any
 
 import pandas as pd
+from numpy.typing import NDArray
 from safetensors.torch import save
 
 from bench.training.trial import Outcome
 from bench.wire.trial import Ending
-from bench.wire.words import Artifact, Measure
+from bench.wire.words import Artifact, Measure, Tag
 
 
 def finished(outcome: Outcome) -> Ending:
@@ -26,21 +29,37 @@ def finished(outcome: Outcome) -> Ending:
         Measure.SECONDS: outcome.seconds,
         Measure.PEAK_MIB: outcome.peak_mib,
     }
+    if outcome.scale is not None:
+        values |= zip((Measure.TARGET_MEAN, Measure.TARGET_SD), outcome.scale, strict=True)
     tensors = {f"adapter.{name}": value for name, value in outcome.adapter.items()}
     tensors |= {f"head.{name}": value for name, value in outcome.head.items()}
     return Ending(
         "finished",
         {key: float(value) for key, value in values.items() if value is not None},
         {Artifact.PREDICTIONS: _predictions(outcome), Artifact.ADAPTER: save(tensors)},
+        {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {},
     )
 
 
 def _predictions(outcome: Outcome) -> bytes:
-    logits = outcome.final.logits
-    frame = pd.DataFrame(logits.numpy(), columns=[f"logit_{i}" for i in range(logits.shape[1])])
-    frame.insert(0, "example", outcome.example_ids.numpy())
-    frame.insert(1, "label", outcome.labels.numpy())
-    frame.insert(2, "prediction", logits.argmax(1).numpy())
+    """Of each example its id, what is right, what was answered, and the outputs behind the answer.
+
+    Where an example may have several labels, `label` and `prediction` are a column a class: `label_0`, …
+    """
+    logits, answers = outcome.final.logits, outcome.final.answers
+    told = {
+        "label": outcome.labels.numpy(),
+        "prediction": logits.argmax(1).numpy() if answers is None else answers,
+    }
+    columns = {"example": outcome.example_ids.numpy()}
+    for name, values in told.items():
+        columns |= {name: values} if values.ndim == 1 else _numbered(name, values)
+    frame = pd.DataFrame(columns | _numbered("logit", logits.numpy()))
     file = io.BytesIO()
     frame.to_parquet(file, index=False)
     return file.getvalue()
+
+
+def _numbered(name: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """The columns of a table (N, columns) by name and number."""
+    return {f"{name}_{number}": values[:, number] for number in range(values.shape[1])}

@@ -11,12 +11,12 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from bench.suite.recipe import Recipe
-from bench.tasks import ImageSplit, Metric, PreparedData, Split, score
+from bench.tasks import ImageSplit, Objective, PreparedData, Split
 from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
 from bench.training.seeding import generator
@@ -54,11 +54,13 @@ class Trained:
 
 @dataclass
 class Evaluation:
-    """Logits (N, classes) on the CPU, their metric and their mean cross-entropy."""
+    """Outputs (N, outputs) on the CPU, their metric and their mean loss, and the answers that they give."""
 
     logits: Tensor
     metric: float
     loss: float
+    #: As `Objective.answers` has them; None: the likeliest class.
+    answers: NDArray[Any] | None = None
 
 
 def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
@@ -102,7 +104,7 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[obj
 
 
 def evaluate(
-    backbone: Backbone, adapter: Adapter, split: Split, recipe: Recipe, metric: Metric, classes: int
+    backbone: Backbone, adapter: Adapter, split: Split, recipe: Recipe, objective: Objective
 ) -> Evaluation:
     """Runs a split through the backbone in evaluation mode. The rows of `logits` are in the split's order."""
     backbone.module.eval()
@@ -113,10 +115,13 @@ def evaluate(
             parts.append(backbone.module(**split.batch(indices)).float())
             order.append(indices)
     # Made outside of inference mode, so that autograd and the metrics may use the logits.
-    logits = torch.empty(len(split), classes)
+    logits = torch.empty(len(split), objective.outputs)
     logits[torch.cat(order)] = torch.cat(parts).cpu()
     labels = split.labels.cpu()
-    return Evaluation(logits, score(metric, logits, labels), F.cross_entropy(logits, labels).item())
+    loss, answers = objective.loss(logits, labels).item(), objective.answers(logits)
+    # What is not finite has no score; the loss tells whoever asks that training diverged.
+    score = objective.score(logits, labels) if math.isfinite(loss) else math.nan
+    return Evaluation(logits, score, loss, answers)
 
 
 @dataclass
@@ -170,7 +175,6 @@ def train(
     adapter: Adapter,
     data: PreparedData,
     recipe: Recipe,
-    metric: Metric,
     seed: int,
     report: Callable[[Progress], None],
 ) -> Trained:
@@ -194,7 +198,7 @@ def train(
             with timer:
                 with autocast(recipe, device):
                     logits = backbone.module(**feed(indices))
-                    loss = F.cross_entropy(logits.float(), data.train.targets(indices))
+                    loss = data.objective.loss(logits.float(), data.train.targets(indices))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if recipe.clip is not None:
@@ -205,9 +209,10 @@ def train(
             if course.step == course.steps:
                 break
         course.tell_losses()
-        result = evaluate(backbone, adapter, data.validation, recipe, metric, data.classes)
+        result = evaluate(backbone, adapter, data.validation, recipe, data.objective)
         course.validated(result)
-        if selected is None or recipe.select == "last" or result.metric > selected.metric:
+        better = selected is None or data.objective.metric.better(result.metric, selected.metric)
+        if better or recipe.select == "last":
             selected = _Selected(result.metric, course.epoch, adapter.state(), head_state(backbone))
     assert selected is not None
     adapter.load(selected.adapter)

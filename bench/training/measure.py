@@ -11,12 +11,15 @@ import subprocess
 import time
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 import torch
+
+from bench.process.memory import MIB
 
 #: The first steps are left out of the step time, for they allocate, compile and warm caches.
 WARMUP_STEPS = 5
@@ -116,10 +119,20 @@ def provenance(device: str) -> dict[str, str]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_cores": str(os.cpu_count()),
+        "memory_mib": str(psutil.virtual_memory().total // MIB),
         "threads": str(torch.get_num_threads()),
         "gpu": gpu,
+        "cuda": (torch.version.cuda or "") if gpu else "",
         **{f"version_{name}": version(name) for name in LIBRARIES},
     }
+
+
+@cache
+def libraries() -> dict[str, str]:
+    """The version of every package that this process could import, by its name in small letters."""
+    found = ((one.metadata["Name"], one.version) for one in distributions())
+    # A folder without a name is the rest of an installation that broke off.
+    return dict(sorted((name.lower(), version) for name, version in found if name))
 
 
 def device_name(device: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -18,6 +18,11 @@ def stream_seed(seed: int, stream: Stream) -> int:
     """The seed of a stream, in 63 bits."""
     digest = hashlib.sha256(f"tensorbench/{stream}/{seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def stream_seeds(seed: int) -> dict[str, int]:
+    """The seed of every stream, by its name."""
+    return {stream: stream_seed(seed, stream) for stream in get_args(Stream)}
 
 
 def generator(seed: int, stream: Stream) -> torch.Generator:

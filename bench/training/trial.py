@@ -21,7 +21,9 @@ from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic
 from bench.training.seeding import generator, stream_seed
 from bench.wire.trial import Progress
-from methods import UserError, from_identity
+from methods import Method, UserError, from_identity
+from methods.capabilities import capabilities
+from methods.capability import Capability
 
 
 @dataclass
@@ -39,6 +41,10 @@ class Outcome:
     peak_mib: float | None
     adapter: dict[str, Tensor]
     head: dict[str, Tensor]
+    #: What the method can do; None where that is not known.
+    capabilities: tuple[Capability, ...] | None = None
+    #: Mean and standard deviation of a regression's training targets; None of other targets.
+    scale: tuple[float, float] | None = None
 
 
 class Resources:
@@ -112,33 +118,35 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     data = resources.data(trial, backbone.info.input)
     # Not counting what the first trial of a worker loads.
     started = time.perf_counter()
-    metric = trial.task.lookup().metric
     encoder = backbone.module.encoder
     backbone.reset(data.classes, generator(trial.seed, "head_start"))
     # The backbone's dropout draws from torch's global generators, on a GPU from the device's.
     torch.manual_seed(stream_seed(trial.seed, "dropout"))
     try:
-        adapter = from_identity(trial.method).attach(backbone, generator(trial.seed, "adapter_start"))
+        method = from_identity(trial.method)
+        adapter = method.attach(backbone, generator(trial.seed, "adapter_start"))
         try:
             # The peak is that of training and evaluation. What putting a method on takes is gone by now.
             memory = PeakMemory(resources.device)
             split = data.test if trial.evaluate == "test" else data.validation
             with deterministic(trial.recipe.deterministic), compiled(encoder, trial.recipe.compile):
-                trained = train(backbone, adapter, data, trial.recipe, metric, trial.seed, report)
-                final = evaluate(backbone, adapter, split, trial.recipe, metric, data.classes)
+                trained = train(backbone, adapter, data, trial.recipe, trial.seed, report)
+                final = evaluate(backbone, adapter, split, trial.recipe, data.objective)
             if not math.isfinite(final.loss):
                 raise Diverged(trained.steps, final.loss)
             return Outcome(
                 trained=trained,
                 final=final,
                 example_ids=split.ids.cpu(),
-                labels=split.labels.cpu(),
+                labels=data.objective.targets(split.labels.cpu()),
                 adapter_parameters=adapter.parameter_count,
                 head_parameters=sum(parameter.numel() for parameter in backbone.head.parameters()),
                 seconds=time.perf_counter() - started,
                 peak_mib=memory.mib(),
                 adapter=adapter.state(),
                 head=head_state(backbone),
+                capabilities=_capabilities(method),
+                scale=data.objective.scale,
             )
         finally:
             adapter.detach()
@@ -146,3 +154,12 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
         # Whatever failed, be it attaching or detaching, the next trial gets a clean backbone.
         backbone.module.eval()
         resources.check()
+
+
+def _capabilities(method: Method) -> tuple[Capability, ...] | None:
+    """None, with a warning, where a tiny model cannot show them: the trial has its result all the same."""
+    try:
+        return capabilities(method)
+    except Exception as error:  # whatever a plug-in's method raises on a model that nobody asked it for
+        warnings.warn(f"what {method.label} can do is not known: {error}", stacklevel=2)
+        return None

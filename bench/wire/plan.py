@@ -99,6 +99,16 @@ class Forecast(Wired):
     notes: tuple[str, ...] = ()
 
 
+class StoredSuite(Wired):
+    """`suite.json`: what a plan was made from."""
+
+    #: The fields that its author wrote.
+    suite: dict[str, Any]
+    #: Of each hub repository that its lock file names, by `backbones` and `tasks` and then by name in the
+    #: suite: `repository`, `revision` (a commit) and `files` (the sha256 of each).
+    locked: dict[str, dict[str, Any]] = {}
+
+
 class StoredPlan(Wired):
     """The rows of the tables and their trials; a tuning trial shows in the `tuning` of its row only."""
 

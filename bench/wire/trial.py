@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.wire.text import message, storable
-from bench.wire.words import Artifact, Measure
+from bench.wire.words import Artifact, Measure, Tag
 
 #: How a trial ends. A lost one is not to blame: its worker died, and it may run again.
 End = Literal["finished", "failed", "pruned", "lost"]
@@ -36,6 +36,7 @@ class Ending:
     status: End
     metrics: Mapping[Measure, float] = field(default_factory=dict)
     files: Mapping[Artifact, bytes] = field(default_factory=dict)
+    tags: Mapping[Tag, str] = field(default_factory=dict)
     reason: Failure | None = None
     message: str = ""
 
@@ -45,7 +46,8 @@ class Ending:
 
 
 def failed(reason: Failure, said: str, trace: str) -> Ending:
-    return Ending("failed", {}, {Artifact.TRACEBACK: storable(trace).encode()}, reason, message(said))
+    files = {Artifact.TRACEBACK: storable(trace).encode()}
+    return Ending("failed", files=files, reason=reason, message=message(said))
 
 
 def lost(said: str) -> Ending:

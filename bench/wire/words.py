@@ -89,6 +89,14 @@ class Tag(StrEnum):
     METHOD_SOURCE = f"{PROVENANCE}source_method"
     TASK_SOURCE = f"{PROVENANCE}source_task"
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
+    #: JSON: what the method can do, in the words of `methods.capability.Capability`.
+    CAPABILITIES = "capabilities"
+    #: The sha256 of the suite and of the lock that the trial was started from; `config.json` has their texts.
+    SUITE_HASH = f"{PROVENANCE}suite_sha256"
+    LOCK_HASH = f"{PROVENANCE}lock_sha256"
+    #: Of a run that came in a pack: the run id that it had where it ran.
+    ORIGIN = "origin"
+    METRIC_SOURCE = f"{PROVENANCE}source_metric"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
     #: The name of a search or an allocation.
@@ -120,6 +128,9 @@ class Measure(StrEnum):
     STEP_MS = "cost/step_ms"
     SECONDS = "cost/seconds"
     PEAK_MIB = "cost/peak_mib"
+    #: Of a regression's training targets, in their units: its outputs are standardised by them.
+    TARGET_MEAN = "target/mean"
+    TARGET_SD = "target/sd"
     # By step, and by epoch; the validation metric has a key of its own, see `validation_key`.
     TRAIN_LOSS = "train/loss"
     VALIDATION_LOSS = "validation/loss"
@@ -135,6 +146,8 @@ class Artifact(StrEnum):
 
     #: Of a suite's run: `StoredPlan`.
     PLAN = "plan.json"
+    #: Beside it the suite itself, as it was started, with what its lock file holds.
+    SUITE = "suite.json"
     #: Of a search's or an allocation's run: `SearchResult`, `AllocationResult`.
     SEARCH = "search.json"
     ALLOCATION = "allocation.json"

@@ -10,6 +10,7 @@ from methods.lowrank.contracted import Contracted, Diagonal, Matrix, Parametrisa
 from methods.lowrank.linear import AdaptedLinear, DropoutAt
 from methods.lowrank.masks import Masks
 from methods.lowrank.method import LowRankMethod
+from methods.lowrank.stacked import SharedHeads, StackedMethod
 
 __all__ = [
     "AdaptedLinear",
@@ -21,4 +22,6 @@ __all__ = [
     "Masks",
     "Matrix",
     "Parametrisation",
+    "SharedHeads",
+    "StackedMethod",
 ]

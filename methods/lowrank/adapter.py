@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from methods.adapter import Adapter
-from methods.backbone import SHARED_INPUT, Backbone, Site
+from methods.backbone import GATED_INPUT, SHARED_INPUT, Backbone, Site
 from methods.lowrank.autograd import after_backward, in_backward
 from methods.lowrank.contracted import Contracted, Parametrisation, pair
 from methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
 from methods.lowrank.masks import Masks, Place
+
+#: Makes what a parametrisation contracts to the pairs of a backbone's sites.
+Fit = Callable[[Contracted, Parametrisation], Contracted]
 
 
 class LowRankAdapter(Adapter):
     """Low-rank pairs on a backbone's sites.
 
     A hook contracts the factors before a forward of the backbone's module, and another lets go of them after
-    it, also when it raises. `masks` drop entries at `dropout_at`; None: nothing is dropped.
+    it, also when it raises. `masks` drop entries at `dropout_at`; None: nothing is dropped. `fit` turns every
+    contraction to the sites' shapes; None: it has them.
     """
 
     def __init__(
@@ -29,6 +33,7 @@ class LowRankAdapter(Adapter):
         parametrisation: Parametrisation,
         masks: Masks | None = None,
         dropout_at: DropoutAt = "input",
+        fit: Fit | None = None,
     ) -> None:
         super().__init__(backbone, parametrisation.down_of)
         reference = next(backbone.module.parameters())
@@ -36,6 +41,7 @@ class LowRankAdapter(Adapter):
         dtype = torch.promote_types(reference.dtype, torch.float32)
         self.parametrisation = parametrisation.to(device=reference.device, dtype=dtype)
         self.masks = masks
+        self._fit = fit
         self._holding = False
         self._inputs: list[SharedInput] = []
         self._linears: dict[Site, AdaptedLinear] = {}
@@ -62,7 +68,8 @@ class LowRankAdapter(Adapter):
     def contract(self) -> Contracted:
         """The factors of all sites, never in the lower precision of an autocast around the call."""
         with torch.autocast(next(self.backbone.module.parameters()).device.type, enabled=False):
-            return self.parametrisation.contract()
+            contracted = self.parametrisation.contract()
+            return contracted if self._fit is None else self._fit(contracted, self.parametrisation)
 
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
         contracted = self.contract()
@@ -72,6 +79,7 @@ class LowRankAdapter(Adapter):
                 contracted.downs[method.down_of[site]],
                 contracted.middles.get(site),
                 up,
+                self.backbone.geometry.shape(site.projection),
                 method.input_slices.get(site, 1),
                 method.output_slices.get(site, 1),
             )
@@ -123,7 +131,7 @@ class LowRankAdapter(Adapter):
             indices,
             widths=[widths[i] for i in indices],
             readers=len(sites),
-            input_slices=method.input_slices.get(sites[0], 1),
+            input_slices=method.input_slices.get(sites[0], 0),
             dropout=self._place(dropout_at == "input"),
         )
         self._inputs.append(shared)
@@ -169,9 +177,9 @@ class LowRankAdapter(Adapter):
 
 def _by_input(sites: dict[Site, int]) -> list[list[Site]]:
     """The sites in groups that read one activation."""
-    groups: dict[tuple[int, str], list[Site]] = {}
+    groups: dict[tuple[int, object], list[Site]] = {}
     for site in sites:
-        source = "attention" if site.projection in SHARED_INPUT else site.projection
+        source = next((one for one in (SHARED_INPUT, GATED_INPUT) if site.projection in one), site.projection)
         groups.setdefault((site.layer, source), []).append(site)
     return list(groups.values())
 

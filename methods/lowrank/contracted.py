@@ -79,9 +79,11 @@ class Parametrisation(nn.Module):
 
     #: Which of the contracted `downs` each adapted site reads. Sites that share one compute it once.
     down_of: dict[Site, int]
-    #: Sites whose `down` applies to each of n equal slices of the input, the results side by side.
+    #: Sites whose `down` applies to each of n slices of the input, the results side by side. Slices are as
+    #: wide as the down; of the last one the input has what is left.
     input_slices: Mapping[Site, int] = MappingProxyType({})
     #: Sites whose `up` applies to each of n equal slices of the narrow activation, the results side by side.
+    #: Of the last one the output takes what is left.
     output_slices: Mapping[Site, int] = MappingProxyType({})
 
     @abstractmethod
@@ -90,13 +92,25 @@ class Parametrisation(nn.Module):
 
 
 def pair(
-    down: Tensor, middle: Middle | None, up: Tensor, input_slices: int, output_slices: int
+    down: Tensor,
+    middle: Middle | None,
+    up: Tensor,
+    shape: tuple[int, int],
+    input_slices: int,
+    output_slices: int,
 ) -> tuple[Tensor, Tensor]:
-    """A site's (down, up) as (r, in) and (out, r), with its middle and its slices multiplied out."""
+    """A site's (down, up) as (r, in) and (out, r), with its middle and its slices multiplied out.
+
+    `shape` is the (out, in) of the site's weight, to which last slices are cut.
+    """
     if isinstance(middle, Diagonal):
         if output_slices > 1:
-            return down, (up * middle.entries.unsqueeze(1)).flatten(0, 1)
-        return (middle.entries.T.unsqueeze(2) * down.unsqueeze(1)).flatten(1), up
-    down = torch.block_diag(*[down] * input_slices)
-    up = torch.block_diag(*[up] * output_slices)
-    return (down if middle is None else middle.entries @ down), up
+            up = (up * middle.entries.unsqueeze(1)).flatten(0, 1)
+        else:
+            down = (middle.entries.T.unsqueeze(2) * down.unsqueeze(1)).flatten(1)
+    else:
+        down = torch.block_diag(*[down] * input_slices)
+        up = torch.block_diag(*[up] * output_slices)
+        down = down if middle is None else middle.entries @ down
+    out, in_ = shape
+    return down[:, :in_], up[:out]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,9 +22,9 @@ class SharedInput:
     """The sites of a layer that read one activation, and the down factors that they share.
 
     `indices` says which of the contracted downs they are, `widths` how many rows each of these has, and
-    `readers` how many sites there are. The downs apply to each of `input_slices` equal slices of the
-    activation, of which training drops entries where there is a `dropout`. A layer that finds no factors
-    calls `recontract`.
+    `readers` how many sites there are. The downs apply to each of `input_slices` slices of the activation
+    (0: to the whole), of which training drops entries where there is a `dropout`. A layer that finds no
+    factors calls `recontract`.
     """
 
     def __init__(
@@ -123,19 +124,28 @@ class AdaptedLinear(nn.Module):
         if self.drops_update and self.training:
             y += self._update_by_entries(x).flatten(0, -2)
         else:
-            narrow, up = self._before_up(self.shared.project(x, self.training)[self.position])
-            y = reshaped(y, (-1, len(up)))
-            # In place, autocast does not cast, and on a GPU it has made a sum's result float32.
-            y.addmm_(narrow.reshape(len(y), -1).to(y.dtype), up.T.to(y.dtype))
+            y = self._with_update(y, *self._before_up(self.shared.project(x, self.training)[self.position]))
         if self.training and (dropout := self.dropout or self.shared.dropout):
             dropout.masks.remember(y)
         return y.view(*x.shape[:-1], self.base.out_features)
+
+    def _with_update(self, y: Tensor, narrow: Tensor, up: Tensor) -> Tensor:
+        """`y` (N, out) and the update added, in place; (N·n, out / n) where that makes n slices of it."""
+        out = y.shape[1]
+        if len(up) > out:
+            up = up[:out]
+        # In place, autocast does not cast, and on a GPU it has made a sum's result float32.
+        narrow, up = narrow.reshape(-1, up.shape[1]).to(y.dtype), up.to(y.dtype)
+        if out % len(up):
+            y += F.linear(narrow, up).reshape(len(y), -1)[:, :out]
+            return y
+        return reshaped(y, (-1, len(up))).addmm_(narrow, up.T)
 
     def _before_up(self, narrow: Tensor) -> tuple[Tensor, Tensor]:
         """What enters the up, and the up, from the projection (N, r) by the down."""
         up, middle = self.up, self.middle
         assert up is not None
-        if isinstance(middle, Diagonal) and self.shared.input_slices == 1:
+        if isinstance(middle, Diagonal) and self.shared.input_slices <= 1:
             # The mask commutes with a diagonal, which then also scales what has the fewer entries.
             return middle.scaled(self._dropped(narrow), up)
         if isinstance(middle, Diagonal):
@@ -151,7 +161,9 @@ class AdaptedLinear(nn.Module):
         assert self.up is not None
         assert self.dropout is not None
         own = self.shared.own_down(self.position)
-        down, up = pair(own, self.middle, self.up, self.shared.input_slices, self.output_slices)
+        shape = (self.base.out_features, self.base.in_features)
+        slices = max(self.shared.input_slices, 1)
+        down, up = pair(own, self.middle, self.up, shape, slices, self.output_slices)
         return F.linear(x, self.dropout.drop(up @ down))
 
 
@@ -161,7 +173,16 @@ def _unregistered(factor: Tensor | None) -> Tensor | None:
 
 
 def _by_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
-    """`weight` applied to each of the equal slices of x's last dimension, the results side by side."""
-    if slices == 1:
+    """`weight` applied to each of the slices of x's last dimension, the results side by side.
+
+    The slices are as wide as the weight, the last one as wide as what is left; 0 slices: x is not cut.
+    """
+    if not slices:
         return F.linear(x, weight)
-    return F.linear(x.unflatten(-1, (slices, -1)), weight).flatten(-2)
+    width = weight.shape[1]
+    left = x.shape[-1] % width
+    if not left:
+        return F.linear(x.unflatten(-1, (-1, width)), weight).flatten(-2)
+    *whole, last = x.split(width, -1)
+    narrow = F.linear(last, weight[:, :left])
+    return torch.cat([_by_slices(torch.cat(whole, -1), weight, slices - 1), narrow], -1) if whole else narrow

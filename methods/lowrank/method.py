@@ -11,7 +11,7 @@ from pydantic import Field
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
 from methods.base import Method
-from methods.lowrank.adapter import LowRankAdapter
+from methods.lowrank.adapter import Fit, LowRankAdapter
 from methods.lowrank.contracted import Parametrisation
 from methods.lowrank.linear import DropoutAt
 from methods.lowrank.masks import Masks
@@ -39,7 +39,12 @@ class LowRankMethod(Method):
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         parametrisation = self.parametrise(backbone.geometry, generator)
-        return LowRankAdapter(backbone, parametrisation, self.masks(generator), self.dropout_at)
+        fit = self.fitting(backbone.geometry)
+        return LowRankAdapter(backbone, parametrisation, self.masks(generator), self.dropout_at, fit)
+
+    def fitting(self, geometry: Geometry) -> Fit | None:
+        """What makes the contracted pairs those of the backbone's sites. None: they are."""
+        return None
 
     def masks(self, generator: torch.Generator) -> Masks | None:
         """The adapter's dropout, None without any. It draws after the start, which is the same with both."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from bench.metrics import direction
 from reports.ablation import StoredAblation
 from reports.drawing import INK, MUTED, SERIES, Drawn, panels, styled
+from reports.units import unit_of
 
 
 def ablation(number: int, found: StoredAblation) -> list[Drawn]:
@@ -17,9 +19,10 @@ def ablation(number: int, found: StoredAblation) -> list[Drawn]:
 
 
 def _by_rank(number: int, found: StoredAblation) -> Drawn | None:
+    unit = unit_of(found.metric)
     # Neither the mean nor the best is of what lost a seed.
     tried = [
-        (entry.ranks, 100 * entry.value)
+        (entry.ranks, unit.factor * entry.value)
         for entry in found.tried
         if entry.value is not None and entry.state == "complete"
     ]
@@ -29,7 +32,7 @@ def _by_rank(number: int, found: StoredAblation) -> Drawn | None:
     if not tried:
         return None
     figure, axes = panels(len(found.modes), columns=3, height=2.4)
-    best, top = max(tried, key=lambda entry: entry[1])
+    best, top = max(tried, key=lambda entry: direction(found.metric) * entry[1])
     values = np.array([value for _, value in tried])
     for mode, ax in enumerate(axes):
         ranks = np.array([ranks[mode] for ranks, _ in tried])
@@ -41,7 +44,7 @@ def _by_rank(number: int, found: StoredAblation) -> Drawn | None:
         ax.set_xlabel("rank")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         if mode % 3 == 0:
-            ax.set_ylabel("validation score, %")
+            ax.set_ylabel("validation score" + (f", {unit.mark}" if unit.mark else ""))
     caption = (
         "Each circle is one allocation whose every seed finished; the other modes' ranks differ too. The "
         "line is the mean at each rank, the diamond the best."

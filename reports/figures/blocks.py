@@ -8,11 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from bench.metrics import direction
 from reports.analysis import Block
 from reports.comparisons import AgainstReference
 from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, panels
 from reports.inference.intervals import Bounds
 from reports.study import Study
+from reports.units import unit_of
 from reports.words import many
 
 #: Methods of one panel.
@@ -24,46 +26,48 @@ def differences(block: Block, number: int, looks: Looks) -> Drawn | None:
     shown = sorted(block.comparisons, key=lambda c: c.effect.difference)[-MOST_METHODS:]
     if len(shown) < 2 or block.reference is None:
         return None
-    threshold = block.threshold
+    threshold, unit = block.threshold, unit_of(block.metric)
     figure, (ax,) = panels(1, height=_height(shown))
-    ax.axvspan(-100 * threshold, 100 * threshold, color=RULE, alpha=0.5, lw=0)
+    ax.axvspan(-unit.factor * threshold, unit.factor * threshold, color=RULE, alpha=0.5, lw=0)
     ax.axvline(0, color=MUTED, lw=0.8)
     told: dict[str, str] = {}
     for y, comparison in enumerate(shown):
-        points = 100 * comparison.effect.difference
+        difference = comparison.effect.difference
         interval = comparison.interval
         _dot(
             ax,
-            points,
+            unit.factor * difference,
             y,
-            interval and (100 * interval[0], 100 * interval[1]),
+            interval and (unit.factor * interval[0], unit.factor * interval[1]),
             comparison.family,
             looks,
             gid=f"d{y}",
         )
-        told[f"d{y}"] = f"{comparison.method}: {points:+.2f} points, {comparison.verdict}"
-    reach = _reach(shown, threshold)
+        told[f"d{y}"] = (
+            f"{comparison.method}: {unit.difference(difference)} {unit.points}, {comparison.verdict}"
+        )
+    reach = unit.factor * _reach(shown, threshold)
     ax.set_xlim(-reach, reach)
     ax.set_yticks(range(len(shown)), [comparison.method for comparison in shown])
     ax.tick_params(axis="y", labelcolor=INK)
     ax.set_ylim(-0.6, len(shown) - 0.4)
     reference = block.reference.method
-    ax.set_xlabel(f"points above {reference}")
+    ax.set_xlabel(f"{unit.points} {'above' if direction(block.metric) > 0 else 'below'} {reference}")
     caption = (
         f"Mean difference from {reference} over {_settings(block)}, with its interval (cut at the frame); "
-        f"all intervals hold at once with 95%. The band is ±{100 * threshold:g} points, the smallest "
-        "difference taken to matter."
+        f"all intervals hold at once with 95%. The band is ±{unit.factor * threshold:.3g} {unit.points}, the "
+        "smallest difference taken to matter."
     ) + _left_out(shown, block.comparisons)
-    alternative = "; ".join(f"{c.method} {100 * c.effect.difference:+.2f}" for c in reversed(shown))
+    alternative = "; ".join(f"{c.method} {unit.difference(c.effect.difference)}" for c in reversed(shown))
     title = f"Against {reference}, {block.title}"
     return Drawn(f"differences-{number}", title, caption, alternative, figure, told)
 
 
 def _reach(shown: Sequence[AgainstReference], threshold: float) -> float:
     """How far the axis reaches to either side of zero: no wide interval may leave nothing else to see."""
-    reach = max(2.2 * max(abs(100 * c.effect.difference) for c in shown), 250 * threshold)
-    ends = [abs(100 * bound) for c in shown for bound in c.interval or ()]
-    return max(min(reach, 1.05 * max(ends)) if ends else reach, 150 * threshold)
+    reach = max(2.2 * max(abs(c.effect.difference) for c in shown), 2.5 * threshold)
+    ends = [abs(bound) for c in shown for bound in c.interval or ()]
+    return max(min(reach, 1.05 * max(ends)) if ends else reach, 1.5 * threshold)
 
 
 def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:

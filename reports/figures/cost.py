@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from reports.drawing import MUTED, Drawn, Looks, panels, spread
 from reports.pareto import pareto
 from reports.study import OWN_SIZE, Cell, Study, grouped
+from reports.units import Unit, unit_of
 
 #: Settings of one figure, and points that can be pointed at in one.
 MOST_PANELS, MOST_POINTED = 12, 400
@@ -52,7 +53,7 @@ class _Point:
 
     cell: Cell
     cost: float
-    #: The mean score in percent.
+    #: The mean score as it is shown: in percent, or in its units.
     score: float
 
     @property
@@ -90,7 +91,7 @@ def score_against(study: Study, cost: Cost, looks: Looks) -> Drawn | None:
 
 def _points(cells: Sequence[Cell], cost: Cost) -> list[_Point]:
     return [
-        _Point(cell, cost_of, 100 * cell.mean)
+        _Point(cell, cost_of, unit_of(cell.metric).factor * cell.mean)
         for cell in cells
         if cell.mean is not None and (cost_of := cost.of(cell)) is not None
     ]
@@ -134,10 +135,14 @@ def _panel(ax: Axes, points: Sequence[_Point], cost: Cost, looks: Looks, *, poin
     if len(dots) <= MOST_WHISKERS:
         _whiskers(ax, dots, looks)
     told = _scatter(ax, dots, cost, looks, pointed=pointed)
-    _limits(ax, [point.score for point in points])
+    unit = unit_of(points[0].cell.metric)
+    _limits(ax, [point.score for point in points], unit)
     _label(ax, front)
     ax.set_xlabel(cost.label)
-    ax.set_ylabel(f"{dots[0].cell.evaluated} {dots[0].cell.metric}, %" if dots else "")
+    if dots:
+        ax.set_ylabel(
+            f"{dots[0].cell.evaluated} {dots[0].cell.metric}" + (f", {unit.mark}" if unit.mark else "")
+        )
     return told
 
 
@@ -192,7 +197,7 @@ def _whiskers(ax: Axes, points: Sequence[_Point], looks: Looks) -> None:
         if cell.finished > 2 and cell.low is not None and cell.high is not None:
             ax.plot(
                 [point.cost] * 2,
-                [100 * cell.low, 100 * cell.high],
+                [unit_of(cell.metric).factor * end for end in (cell.low, cell.high)],
                 color=looks.colour(cell.family),
                 lw=0.7,
                 alpha=0.5,
@@ -200,10 +205,12 @@ def _whiskers(ax: Axes, points: Sequence[_Point], looks: Looks) -> None:
             )
 
 
-def _limits(ax: Axes, scores: Sequence[float]) -> None:
+def _limits(ax: Axes, scores: Sequence[float], unit: Unit) -> None:
     """Around the means: two seeds' intervals would leave nothing else to see."""
-    pad = max(0.35 * (max(scores) - min(scores)), 1.0)
-    ax.set_ylim(min(scores) - pad, min(max(scores) + pad, max(101.0, max(scores) + 1)))
+    low, high = min(scores), max(scores)
+    # A point, or of scores with units as much of the largest.
+    pad = max(0.35 * (high - low), 1.0 if unit.mark else 0.01 * high, 1e-9)
+    ax.set_ylim(low - pad, min(high + pad, max(101.0, high + 1)) if unit.mark else high + pad)
 
 
 def _label(ax: Axes, points: Sequence[_Point]) -> None:

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from reports.curves import Curve
 from reports.drawing import Drawn, Looks, panels, spread
 from reports.study import REFERENCE, grouped
+from reports.units import unit_of
 
 #: Lines that tell the methods of one family apart.
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
@@ -32,7 +33,7 @@ def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
             gid = f"t{len(told)}"
             ax.plot(
                 curve.epochs,
-                100 * curve.values,
+                unit_of(curve.metric).factor * curve.values,
                 color=looks.colour(curve.family),
                 lw=1.8 if curve.family == REFERENCE else 1,
                 ls=LINES[drawn_of[curve.family] % len(LINES)],
@@ -41,14 +42,18 @@ def training(curves: Sequence[Curve], looks: Looks) -> Drawn | None:
                 gid=gid,
             )
             drawn_of[curve.family] += 1
-            told[gid] = f"{curve.label}: {100 * curve.values[-1]:.2f} after epoch {curve.epochs[-1]:g}"
+            end = unit_of(curve.metric).score(curve.values[-1])
+            told[gid] = f"{curve.label}: {end} after epoch {curve.epochs[-1]:g}"
         _name_ends(ax, shown, looks)
         ax.set_title(title)
         ax.set_xlabel("epoch")
-        ax.set_ylabel("validation score, %")
+        mark = unit_of(shown[0].metric).mark
+        ax.set_ylabel("validation score" + (f", {mark}" if mark else ""))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     caption = "Validation score after each epoch, the mean over the seeds that have one."
-    alternative = "; ".join(f"{c.method} on {c.panel} ends at {100 * c.values[-1]:.1f}" for c in curves[:12])
+    alternative = "; ".join(
+        f"{c.method} on {c.panel} ends at {unit_of(c.metric).score(c.values[-1], 1)}" for c in curves[:12]
+    )
     return Drawn("training-curves", "Training curves", caption, alternative, figure, told)
 
 
@@ -56,7 +61,7 @@ def _name_ends(ax: Axes, curves: Sequence[Curve], looks: Looks) -> None:
     """The curves' names at their ends, moved apart."""
     last = max(curve.epochs[-1] for curve in curves)
     low, high = ax.get_ylim()
-    ends = [100 * curve.values[-1] for curve in curves]
+    ends = [unit_of(curve.metric).factor * curve.values[-1] for curve in curves]
     for curve, end, y in zip(curves, ends, spread(ends, (high - low) / 17, high), strict=True):
         ax.annotate(
             curve.label,

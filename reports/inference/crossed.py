@@ -7,41 +7,12 @@ examples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reports.inference.intervals import Array, Bounds, Error, welch
-
-#: The metrics whose scores `contributions` can take apart.
-METRICS = ("accuracy", "matthews")
-
-
-def contributions(metric: str, labels: NDArray[np.int64], answers: NDArray[np.int64]) -> Array:
-    """What each example (examples,) contributes to a score, which is their mean.
-
-    Of accuracy it is 1 or 0. Matthews' correlation is no mean of examples: the contributions are the score
-    plus the influence of each example on it (Hampel, 1974), whose variance is the score's to the first order.
-    Classes are numbers from 0; an answer of -1 is none at all.
-    """
-    if metric == "accuracy":
-        return (labels == answers).astype(float)
-    classes = np.arange(-1, max(labels.max(), answers.max()) + 1)
-    told = (labels[:, None] == classes).mean(0)
-    said = (answers[:, None] == classes).mean(0)
-    right = labels == answers
-    above = right.mean() - told @ said
-    of_answers, of_labels = 1 - said @ said, 1 - told @ told
-    if of_answers * of_labels <= 0:
-        return np.zeros(len(labels))
-    score = above / np.sqrt(of_answers * of_labels)
-    # The slope of `above` and of the two below along each example's cell of the confusion matrix.
-    slope_above = right - said[labels + 1] - told[answers + 1]
-    slope_below = said[answers + 1] / of_answers + told[labels + 1] / of_labels
-    influence = slope_above / np.sqrt(of_answers * of_labels) + score * slope_below
-    return score + influence - influence.mean()
 
 
 @dataclass(frozen=True)
@@ -57,6 +28,8 @@ class OnSetting:
     examples: float = 0.0
     #: How many test examples are behind it; None where the analysis is of seeds alone.
     count: int | None = None
+    #: Degrees of freedom of `seeds`, where they are not those of the pairs.
+    freedom: float | None = None
     #: Each example's difference (examples,), mean over seeds, and what tells their test set from others.
     by_example: Array | None = field(default=None, repr=False)
     test_set: Any = None
@@ -64,7 +37,8 @@ class OnSetting:
     @property
     def error(self) -> Error | None:
         """None of one pair."""
-        return None if self.seeds is None else Error(self.seeds, self.pairs - 1, self.examples)
+        freedom = self.pairs - 1 if self.freedom is None else self.freedom
+        return None if self.seeds is None else Error(self.seeds, freedom, self.examples)
 
     @property
     def interval(self) -> Bounds | None:
@@ -91,16 +65,8 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
     pairs, examples = by_example.shape
     if alone.seeds is None or examples < 2:
         return alone
-    of_pair, of_example = by_example.mean(1), by_example.mean(0)
-    whole = by_example.mean()
-    rest = (
-        np.einsum("se,se->", by_example, by_example)
-        - examples * of_pair @ of_pair
-        - pairs * of_example @ of_example
-        + pairs * examples * whole**2
-    )
-    noise = rest / ((pairs - 1) * (examples - 1)) / (pairs * examples)
-    added = max(0.0, float(of_example.var(ddof=1) / examples - noise))
+    of_example = by_example.mean(0)
+    added = max(0.0, float(of_example.var(ddof=1) / examples - _noise(by_example)))
     return OnSetting(
         pairs=pairs,
         difference=alone.difference,
@@ -110,6 +76,41 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
         by_example=of_example,
         test_set=test_set,
     )
+
+
+def of_groups(one: Array, other: Array) -> OnSetting:
+    """Scores (seeds,) of two sides that share no seed: the first less the second, of seeds alone (Welch)."""
+    difference, fewer = float(one.mean() - other.mean()), min(len(one), len(other))
+    if fewer < 2:
+        return OnSetting(fewer, difference, None)
+    variances = [float(np.var(side, ddof=1)) / len(side) for side in (one, other)]
+    quarter, freedom = welch(variances, [len(one) - 1, len(other) - 1])
+    # Of the difference, and not of the mean of the two.
+    return OnSetting(fewer, difference, 4 * quarter, freedom=freedom)
+
+
+def of_groups_and_examples(one: Array, other: Array, tables: Sequence[Array]) -> OnSetting:
+    """The same with those of each example of either side, (seeds, examples), on the same examples."""
+    alone = of_groups(one, other)
+    examples = tables[0].shape[1]
+    if alone.seeds is None or examples < 2:
+        return alone
+    of_example = np.subtract(*(table.mean(0) for table in tables))
+    added = float(of_example.var(ddof=1) / examples - sum(_noise(table) for table in tables))
+    return replace(alone, examples=max(0.0, added), count=examples)
+
+
+def _noise(by_example: Array) -> float:
+    """R / ne: what neither seeds nor examples explain of (seeds, examples), in the mean over both."""
+    seeds, examples = by_example.shape
+    of_seed, of_example = by_example.mean(1), by_example.mean(0)
+    rest = (
+        np.einsum("se,se->", by_example, by_example)
+        - examples * of_seed @ of_seed
+        - seeds * of_example @ of_example
+        + seeds * examples * by_example.mean() ** 2
+    )
+    return float(rest / ((seeds - 1) * (examples - 1)) / (seeds * examples))
 
 
 def over_settings(parts: Sequence[OnSetting]) -> Error | None:

@@ -5,7 +5,10 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const rows = [...document.querySelectorAll(".board tbody tr")];
   const everyDot = document.getElementById("dots");
-  const percent = (value, digits = 2) => (value === null ? "–" : (100 * value).toFixed(digits));
+  const plain = new Set(data.plain.map((cell) => `c${cell}`));
+  // In percent, or as they are where scores have units.
+  const told = (row, value, digits = 2) =>
+    value === null ? "–" : plain.has(row.id) ? String(Number(value.toPrecision(4))) : (100 * value).toFixed(digits);
 
   const make = (name, attributes = {}, ...children) => {
     const element = name.startsWith("svg:")
@@ -68,7 +71,7 @@
       const above = covered(places, 1);
       known.forEach(([seed, score], i) => {
         const style = `left:${places[i]}%;margin-top:${-3 * above[i]}px`;
-        track.append(make("s", { style, title: `seed ${seed}: ${percent(score)}` }));
+        track.append(make("s", { style, title: `seed ${seed}: ${told(row, score)}` }));
       });
     }
   };
@@ -78,18 +81,18 @@
     const [low, high] = range(row);
     const x = (score) => 10 + (480 * (score - low)) / (high - low);
     const known = seeds.filter((seed) => seed[1] !== null);
-    const label = known.map(([seed, score]) => `seed ${seed}: ${percent(score)}`).join(", ");
+    const label = known.map(([seed, score]) => `seed ${seed}: ${told(row, score)}`).join(", ");
     const drawn = make("svg:svg", { class: "plot", viewBox: "0 0 500 44", role: "img", "aria-label": label });
     drawn.append(make("svg:line", { x1: 10, x2: 490, y1: 20, y2: 20, stroke: "var(--rule)" }));
     for (const [at, anchor] of [[low, "start"], [high, "end"]]) {
-      drawn.append(make("svg:text", { x: x(at), y: 40, "text-anchor": anchor }, percent(at, 1)));
+      drawn.append(make("svg:text", { x: x(at), y: 40, "text-anchor": anchor }, told(row, at, 1)));
     }
     const above = covered(known.map((seed) => x(seed[1])), 4);
     known.forEach(([seed, score], i) => {
       const dot = make("svg:circle", {
         cx: x(score), cy: 20 - 4 * above[i], r: 5, fill: "var(--paper)", stroke: "var(--tone)", "stroke-width": 1.5,
       });
-      dot.append(make("svg:title", {}, `seed ${seed}: ${percent(score)}`));
+      dot.append(make("svg:title", {}, `seed ${seed}: ${told(row, score)}`));
       drawn.append(dot);
     });
     return drawn;
@@ -98,14 +101,15 @@
     if (!id) return "–";
     const link = data.links[data.experiments[row.id.slice(1)]];
     const code = make("code", {}, id);
-    return link ? make("a", { href: link + id }, code) : code;
+    return link ? make("a", { href: link + (data.moved[id] || id) }, code) : code;
   };
   const detail = (row) => {
     const seeds = seedsOf(row);
     const table = make("table", { "aria-label": "Seeds of this row" });
     const head = make("tr");
-    for (const name of ["Seed", "Score, %", "Validation, %", "State", "MLflow run", "Trial"]) {
-      head.append(make("th", { scope: "col", class: /%|Seed/.test(name) ? "n" : "" }, name));
+    const mark = plain.has(row.id) ? "" : ", %";
+    for (const name of ["Seed", `Score${mark}`, `Validation${mark}`, "State", "MLflow run", "Trial"]) {
+      head.append(make("th", { scope: "col", class: /^(Seed|Score|Validation)/.test(name) ? "n" : "" }, name));
     }
     table.append(make("thead", {}, head));
     const lines = make("tbody");
@@ -115,8 +119,8 @@
         make(
           "tr", {},
           make("td", { class: "n" }, String(seed)),
-          make("td", { class: "n" }, percent(score)),
-          make("td", { class: "n" }, percent(validation)),
+          make("td", { class: "n" }, told(row, score)),
+          make("td", { class: "n" }, told(row, validation)),
           make("td", { class: status === "FINISHED" ? "" : "warn" }, state),
           make("td", {}, run(row, runId)),
           make("td", {}, make("code", {}, trial)),

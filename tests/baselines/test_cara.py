@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import methods
-from methods import PROJECTIONS, Geometry, Site
+from methods import Geometry, Site
 
 from .dense import (
     BASE,
@@ -21,7 +21,6 @@ from .dense import (
     check_against,
     check_count,
     check_fit,
-    check_refuses_other_mlps,
     check_seeds,
     check_start,
     inputs,
@@ -100,10 +99,6 @@ def test_fit_is_the_nearest() -> None:
     check_fit("cara", GEOMETRIES[1])
 
 
-def test_refuses_an_mlp_that_is_not_four_slices() -> None:
-    check_refuses_other_mlps("cara")
-
-
 @pytest.mark.parametrize("dropout_on", ["activation", "update"])
 def test_starts_at_zero_by_the_second_modes_and_the_biases(dropout_on: str) -> None:
     seconds = {"attention.factors.factor_1", "mlp.factors.factor_1"}
@@ -171,7 +166,7 @@ def test_published_dropout_drops_the_entries_of_the_update(monkeypatch: pytest.M
     spy = SpiedDropout(monkeypatch)
     x = inputs(geometry)
     seen = trained_forward(backbone, x)
-    assert spy.calls == [(geometry.shape(p), 0.3) for p in PROJECTIONS] * geometry.layers
+    assert spy.calls == [(geometry.shape(p), 0.3) for p in geometry.projections] * geometry.layers
     dense = oracle(parameters(adapter), geometry)
     for site, (x, y, frozen) in seen.items():
         weight, bias = dense[site]

@@ -24,7 +24,6 @@ from .dense import (
     check_against,
     check_count,
     check_fit,
-    check_refuses_other_mlps,
     check_seeds,
     check_start,
     inputs,
@@ -162,11 +161,6 @@ def test_fit_is_the_nearest(name: str) -> None:
     check_fit(name, GEOMETRIES[1])
 
 
-@pytest.mark.parametrize("name", ["fact_tt", "fact_tk"])
-def test_refuses_an_mlp_that_is_not_four_slices(name: str) -> None:
-    check_refuses_other_mlps(name)
-
-
 @pytest.mark.parametrize(
     ("name", "zero"), [("fact_tt", "tensor.factors.factor_2"), ("fact_tk", "tensor.factors.factor_1")]
 )
@@ -227,7 +221,7 @@ def test_dropout_sits_between_sigma_and_v(
                     for part, sigma in zip(x.split(geometry.hidden, dim=-1), middles[8:], strict=True)
                 )
             else:
-                narrow = x @ u.T @ middles[PROJECTIONS.index(site.projection)].T
+                narrow = x @ u.T @ middles[geometry.projections.index(site.projection)].T
             assert isinstance(narrow, Tensor)
             update = (narrow * spy.mask(narrow)) @ v.T
         torch.testing.assert_close(y, frozen + SCALE * update, **TOLERANCE)
@@ -247,7 +241,7 @@ def test_shared_dropout_of_entries_where_downs_are_joined_and_outputs_sliced(
     adapter = LowRankAdapter(backbone, parametrisation, Masks(0.3, 0), "update")
     spy = SpiedDropout(monkeypatch)
     seen = trained_forward(backbone, inputs(geometry))
-    assert spy.calls == [(geometry.shape(p), 0.3) for p in PROJECTIONS] * geometry.layers
+    assert spy.calls == [(geometry.shape(p), 0.3) for p in geometry.projections] * geometry.layers
     for site, (x, y, frozen) in seen.items():
         delta = adapter.delta(site).detach()
         torch.testing.assert_close(y, frozen + x @ (delta * spy.mask(delta)).T, **TOLERANCE)

@@ -3,22 +3,31 @@
 A script: `holding.py TRIALS FOLDER run suite.yaml …` lets so many trials through. A later one is held at its
 first progress: the file FOLDER/held appears, with the name of the trial's worker, and the whole driver waits
 until it is removed, or until there is a file FOLDER/go, which lets everything through.
+
+With FORK_WORKERS in the environment, workers of the local executor are forks of it, which import nothing.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+#: The name of the environment variable, of any value.
+FORK_WORKERS = "TENSORBENCH_TESTS_FORK_WORKERS"
+
 #: Seconds between two looks at a file.
 LOOK = 0.02
 
 
 def main(through: int, folder: Path) -> None:
+    from multiprocessing import get_context
+
     from bench.cli import main as command_line
+    from bench.execution import local
     from bench.execution.perform import Event
     from bench.plan.rows import Plan
     from bench.terminal import audience
@@ -56,6 +65,8 @@ def main(through: int, folder: Path) -> None:
             with super().watch(plan, count, slots) as show:
                 yield hear
 
+    if FORK_WORKERS in os.environ:
+        local.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
     audience.Terminal = Holding  # type: ignore[misc]
     command_line()
 

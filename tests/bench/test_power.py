@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench.power import ASSUMED, power
+from methods import UserError
 
 from ..reports.made_up import plan_of, result
 from ..stored import write as store
@@ -53,12 +54,17 @@ def test_metrics_have_lines_of_their_own(tmp_path: Path) -> None:
         ("accuracy", 0.01, 1),
         ("matthews", 0.02, 1),
     ]
+    asked = power(planned, f"sqlite:///{tmp_path / 'none.db'}", 0.007, {"accuracy": 0.02, "matthews": 0.1})
+    assert [(one.threshold, one.design.needs(one.threshold)) for one in asked] == [(0.02, 5), (0.1, 3)]
+    with pytest.raises(UserError, match="several metrics"):
+        power(planned, f"sqlite:///{tmp_path / 'none.db'}", 0.007, 0.01)
 
 
 def test_the_command_shows_it_and_speaks_json(call: Call, tmp_path: Path) -> None:
     suite, uri = write(tmp_path, seeds=[0, 1, 2]), f"sqlite:///{tmp_path / 'none.db'}"
-    shown = call("plan", suite, "--store", uri, "--power", "--sd", "0.007")
+    shown = call("plan", suite, "--store", uri, "--power", "--sd", "0.007", "--threshold", "0.02")
     assert shown.code == 0
+    assert "2: " in shown.out
     assert "found 80% of the time" in shown.out
     assert "Assumed noise leaves test examples out" in shown.out
     told = json.loads(call("plan", suite, "--store", uri, "--power", "--sd", "0.007", "--json").out)
@@ -66,7 +72,8 @@ def test_the_command_shows_it_and_speaks_json(call: Call, tmp_path: Path) -> Non
     assert "power" not in json.loads(call("plan", suite, "--store", uri, "--json").out)
 
 
-def test_a_noise_without_power_is_refused(call: Call, tmp_path: Path) -> None:
-    ended = call("plan", write(tmp_path), "--sd", "0.007")
+@pytest.mark.parametrize("option", [("--sd", "0.007"), ("--threshold", "accuracy=0.02")])
+def test_what_is_of_power_is_refused_without_it(option: tuple[str, str], call: Call, tmp_path: Path) -> None:
+    ended = call("plan", write(tmp_path), *option)
     assert ended.code == 2
-    assert "--sd is of --power" in ended.err
+    assert f"{option[0]} is of --power" in ended.err

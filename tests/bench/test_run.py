@@ -15,10 +15,14 @@ from safetensors.torch import load_file
 import bench.execution.inline
 from bench.backbones import load
 from bench.execution.driver import pending
+from bench.process.files import sha256
 from bench.suite.load import load_suite
 from bench.tasks import TASKS, prepare
 from bench.training.loop import evaluate
 from bench.training.measure import LIBRARIES
+from bench.training.seeding import stream_seed
+from bench.wire.start import StoredConfig
+from bench.wire.words import Artifact
 from methods import from_identity
 
 from .toy_runs import Ran, raising, run
@@ -134,7 +138,21 @@ def test_provenance_is_stored(finished: Ran) -> None:
     params = finished.store.client.get_run(record.run_id).data.params
     assert params["data.data_hash"] == TASKS.get("movie-sentiment").data_hash
     assert params["weights_hash"] == load("tiny-random-bert").info.weights_hash
-    assert {"trial", "provenance"} == set(json.loads(finished.artifact(record, "config.json").read_text()))
+
+
+def test_where_a_trial_comes_from_is_stored(finished: Ran) -> None:
+    record = finished.by_method("LoRA", seed=1)
+    stored = finished.store.content(record, Artifact.CONFIG, StoredConfig)
+    assert stored is not None
+    assert stored.start is not None
+    suite = stored.start.suite
+    assert (suite.name, suite.text) == ("suite.yaml", finished.suite.read_text())
+    assert suite.sha256 == sha256(finished.suite) == record.provenance["suite_sha256"]
+    assert stored.start.lock is None
+    assert stored.start.streams["data_order"] == stream_seed(1, "data_order")
+    assert stored.start.libraries["torch"] == record.provenance["version_torch"]
+    assert record.ended is not None
+    assert record.ended >= record.started
 
 
 @pytest.mark.parametrize("method", ["LoRA", "TensLoRA att", "head only"])
@@ -161,7 +179,7 @@ def test_predictions_are_those_of_the_stored_adapter_and_give_the_score(finished
     adapter = from_identity(trial.method).attach(backbone, torch.Generator().manual_seed(99))
     adapter.load(parts["adapter"])
     backbone.head.load_state_dict(parts["head"])
-    result = evaluate(backbone, adapter, data.test, trial.recipe, "accuracy", data.classes)
+    result = evaluate(backbone, adapter, data.test, trial.recipe, data.objective)
     stored = torch.tensor(frame[["logit_0", "logit_1"]].to_numpy())
     assert torch.allclose(result.logits, stored, atol=1e-6)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bench
+from bench.process.files import sha256
 from bench.store.store import Store
+from bench.training.seeding import stream_seed
 
 from .toy_runs import SHORT, Ran, run
 from .toy_suites import VISION
@@ -81,6 +85,56 @@ def test_a_finished_trial_is_shown_with_all_that_is_stored_of_it(ran: Ran, call:
     for artifact in ("adapter.safetensors", "config.json", "predictions.parquet"):
         assert f"{artifact}, " in ended.out
     assert call("show", record.run_id, "--store", ran.uri).out == ended.out
+
+
+def test_from_a_trial_one_comes_to_the_suite_and_all_that_made_it(ran: Ran, call: Call) -> None:
+    record = ran.by_method("LoRA")
+    shown = call("show", record.trial_id, "--store", ran.uri).out
+    assert f"suite.yaml, sha256 {sha256(ran.suite)}" in shown.replace("\n", " ")
+    assert f"harness {bench.__version__}" in shown
+    assert f"torch {record.provenance['version_torch']}" in shown
+    assert f"data_order {stream_seed(0, 'data_order')}" in " ".join(shown.split())
+    assert call("show", record.trial_id, "--suite", "--store", ran.uri).out == ran.suite.read_text()
+    read = json.loads(call("show", record.trial_id, "--store", ran.uri, "--json").out)["provenance"]
+    assert read["start"]["suite"]["text"] == ran.suite.read_text()
+    assert read["start"]["libraries"]["torch"] == record.provenance["version_torch"]
+    assert (read["started"], read["ended"]) == (record.started, record.ended)
+
+
+def test_from_a_cell_of_a_table_one_comes_to_its_trials_and_what_made_them(ran: Ran, call: Call) -> None:
+    record = ran.by_method("LoRA")
+    cells = bench.load_results("toy", store=ran.uri).cells
+    (number,) = cells.index[cells["method"] == "LoRA"]
+    shown = call("show", "toy", "--cell", number, "--store", ran.uri)
+    assert shown.code == 0, shown.err
+    assert shown.out.startswith("LoRA · isoparameters 2 · digits")
+    assert f"trial {record.trial_id}, run {record.run_id}" in shown.out
+    assert re.search(r"^seed 1 +missing, trial ", shown.out, re.M)
+    assert re.search(r"^suite +suite.yaml, sha256 ", shown.out, re.M)
+    read = json.loads(call("show", "toy", "--cell", number, "--store", ran.uri, "--json").out)
+    assert read["cell"]["mean"] == record.score
+    assert read["seeds"][0]["provenance"]["start"]["suite"]["text"] == ran.suite.read_text()
+    assert read["seeds"][1]["provenance"] is None
+    beyond = call("show", "toy", "--cell", 99, "--store", ran.uri)
+    assert (beyond.code, "--cell 99: toy has cells 0 to 2" in beyond.err) == (2, True)
+
+
+def test_a_trial_of_an_earlier_version_says_that_its_suite_is_not_known(ran: Ran, call: Call) -> None:
+    record = ran.by_method("LoRA")
+    file = ran.artifact(record, "config.json")
+    whole, told = file.read_text(), json.loads(file.read_text())
+    del told["start"]
+    file.write_text(json.dumps(told))
+    ran.store.client.delete_tag(record.run_id, "sha256")
+    try:
+        shown = call("show", record.trial_id, "--store", ran.uri)
+        asked = call("show", record.trial_id, "--suite", "--store", ran.uri)
+    finally:
+        file.write_text(whole)
+        ran.store.client.set_tag(record.run_id, "sha256", record.tags["sha256"])
+    assert "an earlier version stored none" in shown.out
+    assert asked.code == 2
+    assert "the text of the trial's suite is not known: an earlier version stored none" in asked.err
 
 
 def test_a_failed_trial_is_shown_with_its_traceback(ran: Ran, call: Call) -> None:

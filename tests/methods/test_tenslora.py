@@ -250,12 +250,13 @@ def test_free_ranks_and_unfit_backbones_are_refused_before_anything_is_built() -
     lacking = ToyBackbone(GEOMETRIES[0], projections=("query", "key"))
     with pytest.raises(UserError, match="adapts value, which the backbone lacks; it has query, key"):
         sized("qkv").attach(lacking, torch.Generator())
-    narrow = ToyBackbone(Geometry(12, 4, 2, 24))
+    shared = ToyBackbone(Geometry(12, 4, 2, 24, kv_heads=2))
     with pytest.raises(
-        UserError, match="needs an MLP of 4 × hidden; this backbone has d=12, H=4, L=2, mlp=24"
+        UserError, match=r"heads: interleaved .* share those of key and value \(d=12, H=4, K=2, L=2, mlp=24\)"
     ):
-        sized("qkv", targets="qkvo+mlp").attach(narrow, torch.Generator())
-    for untouched in (backbone, lacking, narrow):
+        sized("att_qkv", heads="interleaved").attach(shared, torch.Generator())
+    sized("qkv", heads="interleaved").attach(shared, torch.Generator()).detach()
+    for untouched in (backbone, lacking, shared):
         assert all(parameter.requires_grad for parameter in untouched.module.parameters())
 
 

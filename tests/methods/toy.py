@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods import create
-from methods.backbone import PROJECTIONS, Geometry, Site
+from methods.backbone import GATED_PROJECTIONS, Geometry, Site
 from methods.lowrank import LowRankAdapter
 
 CLASSES = 3
@@ -21,8 +21,8 @@ GEOMETRY = Geometry(12, 3, 2, 48)
 class Layer(nn.Module):
     def __init__(self, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
-        self.heads = geometry.heads
-        for name in PROJECTIONS:
+        self.geometry = geometry
+        for name in geometry.projections:
             linear = nn.Linear(*reversed(geometry.shape(name)), dtype=torch.float64)
             for parameter in linear.parameters():
                 draws = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -31,11 +31,13 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (
-            getattr(self, name)(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            getattr(self, name)(x).unflatten(-1, (-1, self.geometry.head_size)).transpose(1, 2)
             for name in ("query", "key", "value")
         )
-        x = x + self.output(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-        return x + self.fc2(F.gelu(self.fc1(x)))
+        attended = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+        x = x + self.output(attended.transpose(1, 2).flatten(2))
+        gate = torch.sigmoid(self.gate(x)) if self.geometry.gated else 1
+        return x + self.fc2(gate * F.gelu(self.fc1(x)))
 
 
 class Classifier(nn.Module):
@@ -57,8 +59,8 @@ class Classifier(nn.Module):
 class ToyBackbone:
     """Implements `methods.backbone.Backbone`. `module(x)` takes (batch, tokens, hidden)."""
 
-    def __init__(self, geometry: Geometry, projections: tuple[str, ...] = PROJECTIONS) -> None:
-        self.geometry, self.projections = geometry, projections
+    def __init__(self, geometry: Geometry, projections: tuple[str, ...] = GATED_PROJECTIONS) -> None:
+        self.geometry, self.projections = geometry, geometry.having(projections)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.module = Classifier(geometry, torch.Generator().manual_seed(0))

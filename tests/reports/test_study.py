@@ -14,6 +14,7 @@ from bench.plan.trial import Trial
 from bench.store.store import Store
 from methods import UserError
 from reports.analysis import analyse
+from reports.capabilities import capabilities, inference_cost
 from reports.reading import read
 from reports.study import NUMBER, Cell, Seed, Study
 
@@ -110,3 +111,17 @@ def test_an_analysis_leaves_the_study_as_it_was(small: str) -> None:
     analyse(study)
     pd.testing.assert_frame_equal(study.cells, cells)
     pd.testing.assert_frame_equal(study.seeds, seeds)
+
+
+def test_cells_tell_what_their_methods_can_do_where_their_runs_do(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    def told(trial: Trial, row: Row) -> Result | None:
+        tags = {} if row.title == "LoRA" else {"capabilities": '["merges", "exact zero start"]'}
+        return Result(score=0.5, tags=tags)
+
+    found = capabilities(read(store(tmp_path, new_store, told=told), ["small"]).all_cells)
+    assert found == {"TensLoRA att": ("merges", "exact zero start")}
+    assert inference_cost(found["TensLoRA att"]) == ("more", "none")
+    assert inference_cost(["no cost unmerged"]) == ("none", "none")
+    assert inference_cost(["exports as LoRA"]) == ("more", "more")

@@ -15,6 +15,7 @@ from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.search.tuning import with_choices
 from bench.wire.words import Status
+from methods import UserError
 from reports.analysis import Analysis, Block, analyse
 from reports.comparisons import AgainstReference
 from reports.inference.effects import Answer
@@ -120,6 +121,12 @@ def test_metrics_are_never_averaged_and_have_thresholds_of_their_own(
         ("isorank 2 · matthews", 0.02),
     ]
     assert [len(block.settings) for block in found.blocks] == [1, 1]
+    asked = analyse(found.study, {"matthews": 0.05}).blocks
+    assert [block.threshold for block in asked] == [0.01, 0.05]
+    with pytest.raises(
+        UserError, match=r"several metrics \(accuracy, matthews\).* accuracy=0.01 matthews=0.02"
+    ):
+        analyse(found.study, 0.03)
     assert any("Scores are of several metrics (accuracy, matthews)" in note for note in found.notes)
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
+import mlflow
 import psutil
 
 from bench.store.connect import with_driver
@@ -104,11 +105,24 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.database]
-        command += ["--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1"]
-        command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        with (self.folder / "mlflow-server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        options = ("--artifacts-destination", self.folder / "artifacts", "--workers", 1)
+        self.process = Program(
+            Path(mlflow.__file__).parent / "__main__.py",
+            (
+                "server",
+                "--backend-store-uri",
+                self.database,
+                *options,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                self.port,
+            ),
+            self.folder,
+            self.folder / "mlflow-server.log",
+            # They are nine processes for what no trial asks of a server.
+            MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+        )
         wait_until(self.answers, self.process)
 
     def answers(self) -> bool:
@@ -119,8 +133,10 @@ class Server:
             return False
 
     def stop(self) -> None:
+        # It answers requests in a process of its own.
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
 
@@ -175,12 +191,12 @@ class Driver:
         release(self._folder)
 
     def workers(self) -> list[psutil.Process]:
-        """Its worker processes."""
+        """Its worker processes; multiprocessing has one of its own beside those that it spawns."""
         found = []
         for child in psutil.Process(self.process.pid).children():
             # One that was killed may not be gone yet.
             with suppress(psutil.NoSuchProcess):
-                if "spawn_main" in " ".join(child.cmdline()):
+                if "resource_tracker" not in " ".join(child.cmdline()):
                     found.append(child)
         return found
 

@@ -53,7 +53,7 @@ def checkpointing(subject: Subject) -> None:
     method = subject.method
     if "dropout" in type(method).model_fields:
         method = method.model_copy(update={"dropout": 0.2})
-    results = []
+    results, runs = [], []
     for checkpointed in (False, True):
         backbone, adapter = subject.randomised(method=method)
         encoder: Any = backbone.module.encoder
@@ -76,11 +76,10 @@ def checkpointing(subject: Subject) -> None:
         hook.remove()
         stale = transient_tensors(adapter, backbone) - places
         expect(not stale, f"tensors kept after a recomputed backward: {sorted(stale)[:4]}")
-        if subject.adapts:
-            expect(
-                len(calls) == 1 + checkpointed,
-                f"a layer ran {len(calls)} times, checkpointed: {checkpointed}",
-            )
+        runs.append(len(calls))
+    # Once in a forward, but for attention that projects positions too.
+    if subject.adapts:
+        expect(0 < 2 * runs[0] == runs[1], f"a layer ran {runs[0]} times, checkpointed {runs[1]} times")
     expect_close(results[1][0], results[0][0], 1e-6, "checkpointed outputs")
     expect_same_gradients(results[1][1], results[0][1], 1e-5, "checkpointed")
 

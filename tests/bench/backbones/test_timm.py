@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.backbones import BackboneSpec, describe, load
-from bench.backbones.timm_vit import SplitQKV
+from bench.backbones.fused import SplitQKV
 from methods.backbone import PROJECTIONS, Geometry, Site
 from methods.errors import UserError
 

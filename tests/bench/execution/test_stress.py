@@ -19,6 +19,7 @@ from bench.wire.words import Kind, Status
 from ...stress import scenarios
 from ...stress.services import Postgres, postgres_programs
 from ..held import await_held, let_all_through, started
+from ..holding import FORK_WORKERS
 from ..toy_runs import SHORT, executed, raising
 from ..toy_suites import plan, write
 
@@ -35,7 +36,10 @@ def folder(new_store: Callable[[Path], str]) -> Iterator[Path]:
         yield path
 
 
-def test_killed_workers_and_drivers_lose_and_repeat_nothing(folder: Path) -> None:
+def test_killed_workers_and_drivers_lose_and_repeat_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FORK_WORKERS, "yes")
     report: dict[str, Any] = scenarios.kills(
         folder, trials=6, steps=20, workers=1, worker_kills=1, driver_kills=1
     )

@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, pipeline
 
 from baselines.peft_method import Peft
 from bench.backbones import BACKBONES, BackboneInfo, LoadedBackbone, catalog
-from bench.backbones.families import FAMILIES
+from bench.backbones.kinds import KINDS
 from bench.backbones.random_weights import byte_tokenizer
 from bench.inputs import ImageInput
 from bench.tasks import Examples, Task, prepare
@@ -223,7 +223,7 @@ def test_no_file_names_a_folder_of_this_machine(
 class Wrapping:
     """A plug-in's entry that wraps a model of transformers, and may pool its features in a way of its own."""
 
-    def __init__(self, pool: Callable[..., Tensor] = FAMILIES["vit"].pool) -> None:
+    def __init__(self, pool: Callable[..., Tensor] = KINDS["vit"].pool) -> None:
         self.pool = pool
 
     def describe(self, image_size: int | None) -> BackboneInfo:
@@ -231,7 +231,7 @@ class Wrapping:
         return BackboneInfo("mine", "vit", shape, PROJECTIONS, ImageInput(32, half, half), "mine-1", "mine")
 
     def load(self, image_size: int | None) -> LoadedBackbone:
-        make_head, layouts = partial(torch.nn.Linear, 16), FAMILIES["vit"].layouts
+        make_head, layouts = partial(torch.nn.Linear, 16), KINDS["vit"].layouts
         return LoadedBackbone(self.describe(None), encoder("vit"), self.pool, make_head, layouts)
 
 

@@ -38,6 +38,7 @@ from ..toy_suites import suite, write
 Call = Callable[..., Any]
 
 SMALL = Geometry(8, 2, 3, 32)
+SHARED = Geometry(10, 4, 2, 15, kv_heads=2, head_size=3, gated=True)
 
 METHODS: list[dict[str, Any]] = [
     {"name": "lora", "rank": 2, "targets": "qkvo+mlp"},
@@ -65,16 +66,19 @@ def dense(adapter: Adapter, geometry: Geometry) -> Tensor:
     for (p, name), layer in product(enumerate(names), range(geometry.layers)):
         delta = deltas[Site(layer, name)]
         # (in, out), or for the output projection, whose heads are on its input, (out, in).
-        split = (delta if name == "output" else delta.T).unflatten(1, (geometry.heads, geometry.head_size))
+        split = (delta if name == "output" else delta.T).unflatten(1, (-1, geometry.head_size))
+        # A head that query heads share, once for each of them.
+        split = split.repeat_interleave(geometry.heads // split.shape[1], 1)
         tensor[:, :, :, p, layer] = split.transpose(1, 2)
     return tensor
 
 
+@pytest.mark.parametrize("geometry", [SMALL, SHARED], ids=str)
 @pytest.mark.parametrize("options", METHODS, ids=str)
-def test_the_spectrum_is_that_of_the_dense_tensor(options: dict[str, Any]) -> None:
-    adapter = attached(options)
-    tensor = dense(adapter, SMALL)
-    found = spectrum(adapter, SMALL)
+def test_the_spectrum_is_that_of_the_dense_tensor(options: dict[str, Any], geometry: Geometry) -> None:
+    adapter = attached(options, geometry)
+    tensor = dense(adapter, geometry)
+    found = spectrum(adapter, geometry)
     assert tuple(found) == MODES
     for index, mode in enumerate(MODES):
         expected = torch.linalg.svdvals(tensor.movedim(index, 0).flatten(1))
@@ -82,17 +86,18 @@ def test_the_spectrum_is_that_of_the_dense_tensor(options: dict[str, Any]) -> No
         assert torch.allclose(values, expected, atol=1e-5 * float(expected[0])), mode
 
 
+@pytest.mark.parametrize("geometry", [SMALL, SHARED], ids=str)
 @pytest.mark.parametrize("options", METHODS, ids=str)
-def test_the_norms_are_those_of_the_updates(options: dict[str, Any]) -> None:
-    adapter = attached(options)
+def test_the_norms_are_those_of_the_updates(options: dict[str, Any], geometry: Geometry) -> None:
+    adapter = attached(options, geometry)
     deltas = {site: delta.detach().double() for site, delta in adapter.deltas()}
-    norms = squared_norms(adapter, SMALL)
+    norms = squared_norms(adapter, geometry)
     assert set(norms) == set(deltas)
     for site, values in norms.items():
         assert float(values.sum()) == pytest.approx(float(deltas[site].square().sum()), rel=1e-5)
         if site.projection in ATTENTION:
             axis = 1 if site.projection == "output" else 0
-            rows = deltas[site].split(SMALL.head_size, axis)
+            rows = deltas[site].split(geometry.head_size, axis)
             assert values.tolist() == pytest.approx([float(r.square().sum()) for r in rows], rel=1e-5)
 
 
@@ -133,6 +138,17 @@ def test_a_part_is_taken_from_the_weights_and_given_back() -> None:
         assert whole()
     assert not adapter.merged
     assert not any(difference(site).any() for site in deltas)
+
+
+def test_a_shared_head_is_part_of_no_query_head() -> None:
+    adapter = attached(METHODS[0], SHARED)
+    parts = components(list(adapter.bases), SHARED)
+    assert sum(part.projection == "key" and part.head is not None for part in parts) == 2 * SHARED.layers
+    before = {site: base.weight.detach().clone() for site, base in adapter.bases.items()}
+    with merged(adapter, "cpu") as backbone, backbone.without(Component(head=3)):
+        changed = {site: adapter.bases[site].weight.data - plain for site, plain in before.items()}
+        assert not changed[Site(0, "query")][9:].any()
+        assert changed[Site(0, "key")].any(1).all()
 
 
 def test_an_adapter_without_attention_or_factors_is_refused() -> None:

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.sources import contents
-from bench.sources.assets import cache_dir, check_cache, prepared
+from bench.sources.assets import cache_dir, prepared
+from bench.sources.checking import CacheCheck, check_cache
 from bench.tasks import TASKS, prepare
 from methods.errors import UserError
 
@@ -94,11 +95,14 @@ def test_a_broken_list_of_hashes_is_named(content: str) -> None:
 
 
 def test_a_full_check_sees_what_size_and_time_do_not_show() -> None:
-    assert check_cache() == (0, [])
+    assert check_cache() == CacheCheck(0, [], [])
     folder = made()
-    assert check_cache() == (3, [])
+    assert check_cache() == CacheCheck(3, [], [])
     restored(folder / "a.txt", "CCCC")
     made()
-    files, (fault,) = check_cache()
-    assert files == 3
+    found = check_cache()
+    assert (found.files, found.unhashed) == (3, [])
+    (fault,) = found.faults
     assert f"{folder / 'a.txt'} in the cache is not as it was made" in fault
+    contents.manifest(folder).unlink()
+    assert check_cache() == CacheCheck(0, [], [folder])

@@ -14,9 +14,12 @@ import yaml
 from bench.backbones import load
 from bench.plan.make import make_plan
 from bench.plan.trial import Trial
+from bench.store.store import Store
 from bench.suite.load import load_suite
 from bench.suite.lock import lock_path
 from bench.tasks import DataSource
+from bench.wire.start import StoredConfig
+from bench.wire.words import Artifact
 from methods import UserError
 
 from ..hub_stand_in import Hub, client
@@ -49,11 +52,20 @@ def test_fetched_once_a_suite_runs_without_network(
     # Neither other configurations of the repository nor any code.
     assert not [name for name in online.served if "cola" in name or name.endswith(".py")]
     before = ids(make_plan(load_suite(file)))
+    uri = new_store(tmp_path)
     with client(tmp_path / "hub", "http://127.0.0.1:9", offline=True):
         assert ids(make_plan(load_suite(file))) == before
-        ran = call("run", file, "--store", new_store(tmp_path))
+        ran = call("run", file, "--store", uri)
     assert ran.code == 0, ran.err
     assert ran.out.count("✓") == 2
+    store = Store.existing(uri, load_suite(file).name)
+    for record in store.records():
+        stored = store.content(record, Artifact.CONFIG, StoredConfig)
+        assert stored is not None
+        assert stored.start is not None
+        assert stored.start.lock is not None
+        assert stored.start.lock.text == lock_path(file).read_text()
+        assert stored.start.lock.sha256 == record.provenance["lock_sha256"]
 
 
 def digest(hub: Hub, split: str) -> str:

@@ -62,7 +62,7 @@ def test_a_fault_at_the_first_request_to_every_endpoint_loses_and_repeats_nothin
 ) -> None:
     made = plan(methods=["lora", "head_only"], training=SHORT)
     store = Store.create(between.uri, f"every-{fault}")
-    between.choose = first_of_each(fault)
+    between.choose, between.delay = first_of_each(fault), 0.1
     events = executed(store, made)
     between.choose = lambda endpoint: None
     assert {endpoint for endpoint, _ in between.faults} >= {

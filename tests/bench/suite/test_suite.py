@@ -17,7 +17,7 @@ from methods import UserError
 from methods.tenslora import VARIANTS
 from methods.validation import validate
 
-from ..toy_suites import DIGITS, plan, suite, write
+from ..toy_suites import DIGITS, VISION, plan, suite, write
 
 
 @pytest.mark.parametrize(
@@ -314,3 +314,14 @@ def test_a_suite_cannot_be_changed() -> None:
 )
 def test_the_suites_that_we_ship_are_valid(file: Path) -> None:
     assert load_suite(file).name == file.stem
+
+
+def test_a_suite_knows_the_text_that_it_was_read_from(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    file.write_text(f"# Two seeds are enough.\n{file.read_text()}")
+    assert load_suite(file).source.text == file.read_text()
+    fields = {**VISION, "backbones": [{"local": "folder"}]}
+    given = load_suite(fields).source
+    assert given.name == ""
+    # As it was given: the whole path would be that of one machine.
+    assert parse(given.text)["backbones"] == [{"local": "folder"}]

@@ -296,7 +296,7 @@ def test_evaluation_returns_rows_in_the_order_of_the_split(resources: Resources)
     backbone.reset(data.classes, generator(0, "head_start"))
     adapter = create("lora", rank=2).attach(backbone, generator(0, "adapter_start"))
     try:
-        result = training.evaluate(backbone, adapter, data.test, made.recipe, "accuracy", data.classes)
+        result = training.evaluate(backbone, adapter, data.test, made.recipe, data.objective)
         with torch.no_grad():
             alone = [backbone.module(**data.test.batch(torch.tensor([i]))) for i in range(len(data.test))]
     finally:

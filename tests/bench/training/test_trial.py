@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 
 import bench.training.trial
 from bench.plan.trial import Trial
+from bench.training.ending import finished
 from bench.training.trial import Resources, run_trial
 from bench.wire.trial import Progress
+from bench.wire.words import Tag
 from methods import UserError
 
 from ..toy_suites import TEXT, VISION, plan
@@ -137,3 +140,22 @@ def test_parameters_are_counted_apart_for_adapter_and_head() -> None:
     assert (outcome.adapter_parameters, outcome.head_parameters) == (1152, 330)
     assert sum(value.numel() for value in outcome.adapter.values()) == 1152
     assert sum(value.numel() for value in outcome.head.values()) == 330
+
+
+def test_a_trial_tells_what_its_method_can_do() -> None:
+    (lora,) = trials(methods=["lora"])
+    ended = finished(run_trial(lora, Resources("cpu"), nothing))
+    words = ["merges", "exports as LoRA", "exact zero start", "unequal shapes"]
+    assert json.loads(ended.tags[Tag.CAPABILITIES]) == words
+
+
+def test_a_method_that_cannot_be_tried_has_its_result_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise UserError("not on a tiny model")
+
+    monkeypatch.setattr(bench.training.trial, "capabilities", refuse)
+    (lora,) = trials(methods=["lora"])
+    with pytest.warns(UserWarning, match="what LoRA can do is not known: not on a tiny model"):
+        ended = finished(run_trial(lora, Resources("cpu"), nothing))
+    assert ended.status == "finished"
+    assert Tag.CAPABILITIES not in ended.tags

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import matthews_corrcoef
 
-from reports.inference.crossed import contributions, of_seeds, of_seeds_and_examples, over_settings
+from bench.metrics import METRICS
+from reports.inference.crossed import of_seeds, of_seeds_and_examples, over_settings
 from reports.inference.effects import Answer, effect, hedges, verdict
 from reports.inference.intervals import LEVEL, Array, Error, simultaneous, t_half
 
@@ -112,17 +113,17 @@ def test_settings_of_one_test_set_share_its_examples() -> None:
 def test_contributions_make_up_the_metric() -> None:
     numbers = np.random.default_rng(1)
     labels, answers = numbers.integers(3, size=50), numbers.integers(-1, 3, size=50)
-    assert contributions("accuracy", labels, answers).mean() == (labels == answers).mean()
-    found = contributions("matthews", labels, answers)
+    assert METRICS.get("accuracy").contributions(labels, answers).mean() == (labels == answers).mean()
+    found = METRICS.get("matthews").contributions(labels, answers)
     assert found.mean() == pytest.approx(matthews_corrcoef(labels, answers))
-    assert list(contributions("matthews", labels, np.zeros(50, dtype=int))) == [0] * 50
+    assert list(METRICS.get("matthews").contributions(labels, np.zeros(50, dtype=int))) == [0] * 50
 
 
 def test_the_spread_of_contributions_is_that_of_resampled_matthews() -> None:
     numbers = np.random.default_rng(2)
     labels = (numbers.random(300) < 0.3).astype(int)
     answers = np.where(numbers.random(300) < 0.8, labels, 1 - labels)
-    error = contributions("matthews", labels, answers).std() / 300**0.5
+    error = METRICS.get("matthews").contributions(labels, answers).std() / 300**0.5
     draws = [numbers.integers(300, size=300) for _ in range(1000)]
     resampled = np.std([matthews_corrcoef(labels[draw], answers[draw]) for draw in draws])
     assert error == pytest.approx(resampled, rel=0.1)

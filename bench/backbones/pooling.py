@@ -1,0 +1,166 @@
+"""How an encoder's features are pooled, and the heads that read them.
+
+The first line of each docstring is what docs/backbones.md says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# --- pooling: features of shape (batch, hidden) ---
+
+
+def mean_of_tokens(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
+    """the mean of the last states over the tokens of the mask"""
+    states = encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state
+    return _mean(states, attention_mask)
+
+
+def first_token(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
+    """the last state of the first token"""
+    return encoder(attention_mask=_for_every_query(attention_mask), **texts).last_hidden_state[:, 0]
+
+
+def first_token_of_one_segment(
+    encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+) -> Tensor:
+    """the last state of the first token
+
+    For a model that knows no segments, whose tokenizer may tell them all the same.
+    """
+    return first_token(encoder, input_ids=input_ids, attention_mask=attention_mask)
+
+
+def first_token_as_masked(encoder: nn.Module, *, attention_mask: Tensor, **texts: Tensor) -> Tensor:
+    """the last state of the first token
+
+    For a model that also masks its embeddings, and so wants the mask as it is.
+    """
+    return encoder(attention_mask=attention_mask, **texts).last_hidden_state[:, 0]
+
+
+def mean_of_windows(
+    encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+) -> Tensor:
+    """the mean of the last states over the tokens of the mask
+
+    For a model whose layers see windows of a text: of a mask for every query it would make no windows. It
+    knows no segments either.
+    """
+    return _mean(
+        encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state, attention_mask
+    )
+
+
+def class_token(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
+    """the class token after the final layer norm"""
+    return encoder(pixel_values=pixel_values).last_hidden_state[:, 0]
+
+
+def class_token_unmasked(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
+    """the class token after the final layer norm, no patch masked
+
+    For a masked autoencoder, which shuffles the patches by noise. Increasing noise keeps their order.
+    """
+    embeddings: Any = encoder.embeddings
+    order = torch.arange(embeddings.patch_embeddings.num_patches, device=pixel_values.device)
+    noise = order.expand(len(pixel_values), -1)
+    return encoder(pixel_values=pixel_values, noise=noise).last_hidden_state[:, 0]
+
+
+def normed_class_token(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
+    """the class token after the final layer norm, before any projection to a space shared with texts"""
+    return encoder(pixel_values=pixel_values).pooler_output
+
+
+def pooled_by_attention(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
+    """the model's own attention pooling"""
+    return encoder(pixel_values=pixel_values).pooler_output
+
+
+def mean_of_patches(encoder: nn.Module, *, pixel_values: Tensor) -> Tensor:
+    """the mean of the patches, layer-normed"""
+    return encoder(pixel_values=pixel_values).pooler_output
+
+
+def _for_every_query(attention_mask: Tensor) -> Tensor:
+    """From (batch, tokens) to what attention takes as it is: boolean, (batch, head, query, key).
+
+    Of a two-dimensional mask transformers asks whether anything is masked, and so waits for the device in
+    every step.
+    """
+    return attention_mask[:, None, None, :].bool()
+
+
+def _mean(states: Tensor, attention_mask: Tensor) -> Tensor:
+    mask = attention_mask.unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+# --- heads: (batch, hidden) to (batch, classes) ---
+
+
+class DenseHead(nn.Module):
+    """Dropout, dense, an activation, dropout, projection, as transformers' classifiers of texts have it."""
+
+    def __init__(
+        self, hidden: int, before: float, after: float, activation: Callable[[Tensor], Tensor], classes: int
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.dense = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(before)
+        self.inner_dropout = nn.Dropout(after)
+        self.out_proj = nn.Linear(hidden, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.activation(self.dense(self.dropout(features)))
+        return self.out_proj(self.inner_dropout(inner))
+
+
+class RobertaHead(DenseHead):
+    """RoBERTa's own, with tanh."""
+
+    def __init__(self, hidden: int, dropout: float, classes: int) -> None:
+        super().__init__(hidden, dropout, dropout, torch.tanh, classes)
+
+
+#: Makes a head for so many classes.
+MakeHead = Callable[[int], nn.Module]
+
+
+def linear_head(config: Any) -> MakeHead:
+    """linear"""
+    return partial(nn.Linear, config.hidden_size)
+
+
+def roberta_head(config: Any) -> MakeHead:
+    """dropout, dense, tanh, dropout, linear"""
+    return partial(RobertaHead, config.hidden_size, _dropout(config.classifier_dropout, config))
+
+
+def electra_head(config: Any) -> MakeHead:
+    """dropout, dense, GELU, dropout, linear"""
+    dropout = _dropout(config.classifier_dropout, config)
+    return partial(DenseHead, config.hidden_size, dropout, dropout, F.gelu)
+
+
+def deberta_head(config: Any) -> MakeHead:
+    """dropout, dense, GELU, dropout, linear"""
+    after = _dropout(getattr(config, "cls_dropout", None), config)
+    return partial(DenseHead, config.hidden_size, config.pooler_dropout, after, F.gelu)
+
+
+def distilbert_head(config: Any) -> MakeHead:
+    """dense, ReLU, dropout, linear"""
+    return partial(DenseHead, config.hidden_size, 0.0, config.seq_classif_dropout, F.relu)
+
+
+def _dropout(own: float | None, config: Any) -> float:
+    return config.hidden_dropout_prob if own is None else own

@@ -1,0 +1,8 @@
+"""Metrics: what a score is of, which direction is better, and how it varies with the test examples."""
+
+from __future__ import annotations
+
+from bench.metrics.base import KINDS, Array, Kind, Metric
+from bench.metrics.catalog import METRICS, direction
+
+__all__ = ["KINDS", "METRICS", "Array", "Kind", "Metric", "direction"]

@@ -1,0 +1,49 @@
+"""The registered metrics. Adding one is a line here, or a plug-in's entry point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.metrics.base import KINDS, Metric
+from methods.errors import UserError, shown
+from methods.registry import Registry
+
+
+def _check(name: str, metric: Any) -> None:
+    """Raises UserError unless what is registered under `name` is a metric that declares what it must."""
+    where = f"metric '{name}'"
+    if not isinstance(metric, Metric):
+        raise UserError(f"{where}: should be an instance of a subclass of bench.metrics.Metric")
+    kinds = getattr(metric, "kinds", ())
+    if not isinstance(kinds, tuple) or not kinds or not set(kinds) <= set(KINDS):
+        raise UserError(f"{where}: kinds should be some of {', '.join(KINDS)}, got {shown(kinds)}")
+    if getattr(metric, "name", None) != name:
+        raise UserError(f"{where}: its `name` should be '{name}', got {shown(getattr(metric, 'name', None))}")
+
+
+_CLASSES, _NUMBERS = "bench.metrics.classification", "bench.metrics.regression"
+
+METRICS = Registry(
+    "metric",
+    {
+        "accuracy": f"{_CLASSES}:ACCURACY",
+        "balanced_accuracy": f"{_CLASSES}:BALANCED_ACCURACY",
+        "f1": f"{_CLASSES}:F1",
+        "f1_macro": f"{_CLASSES}:F1_MACRO",
+        "f1_micro": f"{_CLASSES}:F1_MICRO",
+        "matthews": f"{_CLASSES}:MATTHEWS",
+        "auroc": f"{_CLASSES}:AUROC",
+        "pearson": f"{_NUMBERS}:PEARSON",
+        "spearman": f"{_NUMBERS}:SPEARMAN",
+        "rmse": f"{_NUMBERS}:RMSE",
+    },
+    _check,
+)
+
+
+def direction(metric: str) -> float:
+    """What a stored score is multiplied by so that more is better; 1 where nothing was scored yet.
+
+    Raises UserError for a metric that is not installed.
+    """
+    return METRICS.get(metric).sign if metric else 1.0

@@ -1,0 +1,176 @@
+"""Metrics of classes. The scores are scikit-learn's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.metrics.base import Array, Metric, about
+from methods.errors import UserError
+
+
+class Accuracy(Metric):
+    """The share of right answers; of several labels, of answers that are right in all of them."""
+
+    name = "accuracy"
+    kinds = ("single label", "multi-label")
+    description = "share of right answers"
+
+    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+        from sklearn.metrics import accuracy_score
+
+        return float(accuracy_score(targets, given))
+
+    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
+        right = targets == given
+        return (right if right.ndim == 1 else right.all(1)).astype(float)
+
+
+class BalancedAccuracy(Metric):
+    """The mean over classes of the share of their examples that are answered rightly."""
+
+    name = "balanced_accuracy"
+    kinds = ("single label",)
+    description = "mean over classes of the share of right answers"
+
+    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+        # Written out, since scikit-learn's warns of an answer that is no class of these targets.
+        return float(np.mean([(given[targets == label] == label).mean() for label in np.unique(targets)]))
+
+    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
+        right = targets == given
+        _, place, counts = np.unique(targets, return_inverse=True, return_counts=True)
+        recall = np.bincount(place, right) / counts
+        share = counts / len(targets)
+        return about(float(recall.mean()), (right - recall[place]) / share[place] / len(counts))
+
+
+class FScore(Metric):
+    """F1 of the second of two classes, or of all by the mean over classes or over their counts together."""
+
+    def __init__(self, average: Literal["binary", "macro", "micro"]) -> None:
+        self.average = average
+        self.name = "f1" if average == "binary" else f"f1_{average}"
+        self.kinds = ("single label",) if average == "binary" else ("single label", "multi-label")
+        self.classes = 2 if average == "binary" else None
+        self.description = {
+            "binary": "F1 of the second class",
+            "macro": "mean of the classes' F1",
+            "micro": "F1 of all classes' counts together",
+        }[average]
+
+    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+        from sklearn.metrics import f1_score
+
+        return float(f1_score(targets, given, average=self.average, zero_division=0.0))
+
+    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
+        labels = np.unique(np.concatenate([targets, given]))
+        true, said = (self._columns(values, labels) for values in (targets, given))
+        # F1 is a ratio of sums over examples: twice what is both true and said, over what is either.
+        above, below = 2.0 * (true & said), true.astype(float) + said
+        if self.average == "micro":
+            above, below = above.sum(1, keepdims=True), below.sum(1, keepdims=True)
+        whole = below.mean(0)
+        known = np.where(whole > 0, whole, 1.0)
+        ratio = above.mean(0) / known
+        return about(float(ratio.mean()), ((above - ratio * below) / known).mean(1))
+
+    def _columns(self, values: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """A column a class that counts: whether an example has it."""
+        if values.ndim > 1:
+            return values.astype(bool)
+        return values[:, None] == (1 if self.average == "binary" else labels)
+
+
+class Matthews(Metric):
+    """Matthews' correlation: for uneven classes, 0 for a model that always answers the same."""
+
+    name = "matthews"
+    kinds = ("single label",)
+    description = "Matthews' correlation"
+    #: Of two even classes it is twice an accuracy, less one.
+    point = 2.0
+
+    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+        # Not torchmetrics', which gives points to a model that always guesses the larger of two classes, and
+        # counts in float32, where equal scores of several seeds have different sums.
+        from sklearn.metrics import matthews_corrcoef
+
+        return float(matthews_corrcoef(targets, given))
+
+    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
+        classes = np.arange(-1, max(targets.max(), given.max()) + 1)
+        told = (targets[:, None] == classes).mean(0)
+        said = (given[:, None] == classes).mean(0)
+        right = targets == given
+        above = right.mean() - told @ said
+        of_answers, of_labels = 1 - said @ said, 1 - told @ told
+        if of_answers * of_labels <= 0:
+            return np.zeros(len(targets))
+        score = above / np.sqrt(of_answers * of_labels)
+        # The slope of `above` and of the two below along each example's cell of the confusion matrix.
+        slope_above = right - said[targets + 1] - told[given + 1]
+        slope_below = said[given + 1] / of_answers + told[targets + 1] / of_labels
+        return about(score, slope_above / np.sqrt(of_answers * of_labels) + score * slope_below)
+
+
+class Auroc(Metric):
+    """The chance that an example of a class has a higher output for it than one of the others.
+
+    Of two classes it is that of the second; of more, or of several labels, the mean over them, each against
+    the rest.
+    """
+
+    name = "auroc"
+    kinds = ("single label", "multi-label")
+    description = "area under the ROC curve, each class against the rest"
+    reads = "outputs"
+
+    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+        from sklearn.metrics import roc_auc_score
+
+        return float(np.mean([roc_auc_score(true, output) for true, output in _against_rest(targets, given)]))
+
+    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
+        from scipy.stats import rankdata
+
+        scores, influences = [], []
+        for true, output in _against_rest(targets, given):
+            # Placements (DeLong et al., 1988): the share of the other side that an example is right about.
+            ranks, within = rankdata(output), np.empty(len(output))
+            for side in (true, ~true):
+                within[side] = rankdata(output[side])
+            below = (ranks - within) / np.where(true, (~true).sum(), true.sum())
+            placed = np.where(true, below, 1 - below)
+            area = float(placed[true].mean())
+            scores.append(area)
+            influences.append((placed - area) / np.where(true, true.mean(), (~true).mean()))
+        return about(float(np.mean(scores)), np.mean(influences, axis=0))
+
+
+def _against_rest(targets: NDArray[Any], outputs: NDArray[Any]) -> Iterator[tuple[NDArray[np.bool_], Array]]:
+    """For each class, whether an example has it, and by how much its outputs say so."""
+    outputs = np.asarray(outputs, dtype=float)
+    if targets.ndim > 1:
+        pairs = [(targets[:, c].astype(bool), outputs[:, c]) for c in range(outputs.shape[1])]
+    elif outputs.shape[1] == 2:
+        pairs = [(targets == 1, outputs[:, 1] - outputs[:, 0])]
+    else:
+        shifted = np.exp(outputs - outputs.max(1, keepdims=True))
+        chances = shifted / shifted.sum(1, keepdims=True)
+        pairs = [(targets == c, chances[:, c]) for c in range(outputs.shape[1])]
+    for number, (true, output) in enumerate(pairs):
+        if true.all() or not true.any():
+            raise UserError(
+                f"metric 'auroc' needs examples with and without each class, and class {number} has only one "
+                "of the two here: take larger subsets or another metric"
+            )
+        yield true, output
+
+
+ACCURACY, BALANCED_ACCURACY, MATTHEWS, AUROC = Accuracy(), BalancedAccuracy(), Matthews(), Auroc()
+F1, F1_MACRO, F1_MICRO = FScore("binary"), FScore("macro"), FScore("micro")

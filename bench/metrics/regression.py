@@ -1,0 +1,116 @@
+"""Metrics of numbers. The scores are scipy's and scikit-learn's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.metrics.base import Array, Metric, about
+
+
+class _Correlation(Metric):
+    """A correlation with the targets; 0 where the answers, or the targets, are all the same."""
+
+    kinds = ("regression",)
+    #: As of Matthews' correlation.
+    point = 2.0
+
+    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+        if np.ptp(targets) == 0 or np.ptp(given) == 0:
+            return 0.0
+        return float(self._correlation(np.asarray(targets, float), np.asarray(given, float)))
+
+    def _correlation(self, targets: Array, given: Array) -> float:
+        raise NotImplementedError
+
+    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
+        score = self.score(targets, given)
+        if np.ptp(targets) == 0 or np.ptp(given) == 0:
+            return np.zeros(len(targets))
+        return about(score, self._influence(np.asarray(targets, float), np.asarray(given, float), score))
+
+    def _influence(self, targets: Array, given: Array, score: float) -> Array:
+        raise NotImplementedError
+
+
+class Pearson(_Correlation):
+    """The linear correlation of answers with targets."""
+
+    name = "pearson"
+    description = "Pearson's correlation"
+
+    def _correlation(self, targets: Array, given: Array) -> float:
+        from scipy.stats import pearsonr
+
+        return float(pearsonr(targets, given).statistic)
+
+    def _influence(self, targets: Array, given: Array, score: float) -> Array:
+        x, y = ((values - values.mean()) / values.std() for values in (targets, given))
+        influence: Array = x * y - score * (x**2 + y**2) / 2
+        return influence
+
+
+class Spearman(_Correlation):
+    """The correlation of the ranks of answers and targets; ties have the mean of their ranks."""
+
+    name = "spearman"
+    description = "Spearman's correlation of ranks"
+
+    def _correlation(self, targets: Array, given: Array) -> float:
+        from scipy.stats import spearmanr
+
+        return float(spearmanr(targets, given).statistic)
+
+    def _influence(self, targets: Array, given: Array, score: float) -> Array:
+        """Of the example itself, and of what it does to the ranks of all others."""
+        x, y = (_placed(values) for values in (targets, given))
+        of_x, of_y = float(np.mean(x**2)), float(np.mean(y**2))
+        together = x * y + _mean_above(targets, y) + _mean_above(given, x)
+        alone = [
+            (own**2 + 2 * _mean_above(values, own)) / variance
+            for own, values, variance in ((x, targets, of_x), (y, given, of_y))
+        ]
+        influence: Array = together / np.sqrt(of_x * of_y) - score * (alone[0] + alone[1]) / 2
+        return influence
+
+
+def _placed(values: Array) -> Array:
+    """The share of the others below each value, ties counting half, less one half."""
+    from scipy.stats import rankdata
+
+    placed: Array = (rankdata(values) - 0.5) / len(values) - 0.5
+    return placed
+
+
+def _mean_above(values: Array, other: Array) -> Array:
+    """For each value, the sum of `other` of larger values, and half of it of equal ones, over N."""
+    _, place = np.unique(values, return_inverse=True)
+    sums = np.bincount(place, other)
+    above = sums.sum() - np.cumsum(sums) + sums / 2
+    found: Array = above[place] / len(values)
+    return found
+
+
+class Rmse(Metric):
+    """The root of the mean squared error, in the units of the targets."""
+
+    name = "rmse"
+    kinds = ("regression",)
+    description = "root mean squared error, in the units of the targets"
+    higher = False
+    in_units = True
+
+    def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
+        from sklearn.metrics import root_mean_squared_error
+
+        return float(root_mean_squared_error(targets, given))
+
+    def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
+        squares = (np.asarray(targets, float) - np.asarray(given, float)) ** 2
+        score = float(np.sqrt(squares.mean()))
+        return np.zeros(len(squares)) if score == 0 else about(score, squares / (2 * score))
+
+
+PEARSON, SPEARMAN, RMSE = Pearson(), Spearman(), Rmse()

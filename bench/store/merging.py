@@ -1,0 +1,144 @@
+"""What becomes of two parts of one experiment: one plan, one run a trial, or a refusal that says why not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.store.records import Record
+from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan
+from bench.wire.words import Status
+from methods import UserError
+from methods.errors import shown
+
+#: How far two scores of one trial may be apart.
+AGREES = 1e-6
+
+#: The fields of a task's row that change its examples; its name and its source may differ by machine.
+SIZES = ("train_size", "validation_size", "test_size")
+
+#: How many contradictions an error lists.
+MOST_LISTED = 10
+
+
+def brings_more(coming: Record, known: Record | None) -> bool:
+    """Whether a run tells more of its trial than the one that is known."""
+    if known is None:
+        return True
+    if known.status == Status.FINISHED:
+        return False
+    return coming.status == Status.FINISHED or (coming.settled and not known.settled)
+
+
+def refuse_other_scores(name: str, known: Mapping[str, Record], coming: Iterable[Record]) -> None:
+    """Raises UserError where both parts of experiment `name` have a trial with other scores; all are listed.
+
+    `known` is by trial id.
+    """
+    apart = list(_apart(known, coming))
+    if apart:
+        more = f"\n  and {len(apart) - MOST_LISTED} more" if len(apart) > MOST_LISTED else ""
+        raise UserError(
+            f"experiment '{name}': {len(apart)} trial(s) have other scores in one part than in another, by "
+            f"more than {AGREES:g}; nothing was merged:\n" + "\n".join(apart[:MOST_LISTED]) + more
+        )
+
+
+def _apart(known: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[str]:
+    for record in coming:
+        other = known.get(record.trial_id)
+        if other is None or not other.status == record.status == Status.FINISHED:
+            continue
+        a, b = other.score, record.score
+        if (a is None) != (b is None) or (a is not None and b is not None and abs(a - b) > AGREES):
+            runs = f"{a} in run {other.origin}, {b} in run {record.origin}"
+            yield f"  trial {record.trial_id} ({record.name}): {runs}"
+
+
+def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:
+    """The plan of all parts; None where there is none. Raises UserError where a row was not run alike."""
+    merged: StoredPlan | None = None
+    for plan in plans:
+        merged = plan if merged is None else merged_plan(merged, plan)
+    return merged
+
+
+def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
+    """The rows and seeds of both. Raises UserError where a row of both was not run alike."""
+    if first == second:
+        return first
+    known, coming = first.by_id(), second.by_id()
+    rows = _by_key(first)
+    for key, row in _by_key(second).items():
+        if key in rows:
+            trials = [*_of(rows[key], known), *_of(row, coming)]
+            row = _merged_row(first.suite, rows[key], row, trials)
+        rows[key] = row
+    return first.model_copy(
+        update={
+            "closing": first.closing or second.closing,
+            "tuning": first.tuning if first.tuning != "none" else second.tuning,
+            "rows": tuple(rows.values()),
+            "trials": tuple((known | coming).values()),
+        }
+    )
+
+
+def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
+    """The rows by what tells them apart. Of rows that nothing tells apart, the place among them does."""
+    counted: Counter[tuple[Any, ...]] = Counter()
+    found = {}
+    for row in plan.rows:
+        key = (row.task, row.backbone, row.budget, row.method, row.ranks)
+        counted[key] += 1
+        found[*key, counted[key]] = row
+    return found
+
+
+def _of(row: PlannedRow, trials: Mapping[str, PlannedTrial]) -> list[PlannedTrial]:
+    return [trials[id_] for id_ in row.trials.values() if id_ is not None and id_ in trials]
+
+
+def _merged_row(
+    suite: str, first: PlannedRow, second: PlannedRow, trials: Sequence[PlannedTrial]
+) -> PlannedRow:
+    """The row with the seeds of both, whose trials have to be alike but for the seed."""
+    where = " · ".join(filter(None, (first.method, first.budget, first.task, first.backbone)))
+    told = [row.model_dump(exclude={"trials", "tuning"}) for row in (first, second)]
+    _refuse_other(suite, where, *told)
+    contents = [_content(trial) for trial in trials]
+    for content in contents[1:]:
+        _refuse_other(suite, where, contents[0], content)
+    ids = dict(first.trials)
+    for seed, id_ in second.trials.items():
+        if ids.get(seed) and id_ and ids[seed] != id_:
+            raise UserError(f"suite '{suite}', {where}: seed {seed} is trial {ids[seed]} and trial {id_}")
+        ids[seed] = ids.get(seed) or id_
+    tunings = [row.tuning for row in (first, second) if row.tuning is not None]
+    chosen = [tuning for tuning in tunings if tuning.chosen is not None]
+    tuning = next(iter(chosen or tunings), None)
+    in_order = ids if ids.keys() == first.trials.keys() else dict(sorted(ids.items()))
+    return first.model_copy(update={"trials": in_order, "tuning": tuning})
+
+
+def _content(trial: PlannedTrial) -> dict[str, Any]:
+    """What all seeds of a row share, flat. A backbone and a task are known by their hashes."""
+    shared = trial.model_dump(include={"weights_hash", "evaluate", "protocol"})
+    parts = {
+        "method": trial.method,
+        "data": trial.data,
+        "training": trial.recipe,
+        "task": {key: trial.task.get(key) for key in SIZES},
+    }
+    return shared | {f"{part} {key}": value for part, told in parts.items() for key, value in told.items()}
+
+
+def _refuse_other(suite: str, where: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    for key in {**first, **second}:
+        if first.get(key) != second.get(key):
+            raise UserError(
+                f"the parts of suite '{suite}' were not run alike, so that they make no one experiment: "
+                f"{where}: {key} is {shown(first.get(key))} in one and {shown(second.get(key))} in another; "
+                "report them one by one, or compare them"
+            )

@@ -1,0 +1,151 @@
+"""Packs as results: what a file holds, without a store."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pyarrow import ArrowException
+from pydantic import ValidationError
+
+from bench.store.pack import tables
+from bench.store.pack.archive import Archive, PackError
+from bench.store.pack.clean import kept_tags
+from bench.store.records import Record
+from bench.store.source import CURVE, Source
+from bench.wire.pack import CURVES_TABLE, EXPERIMENT, RUNS_TABLE, PackedExperiment
+from bench.wire.words import Artifact, Kind, Status, Tag
+from methods.errors import shown
+from methods.validation import explained
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: How a packed run may stand: each has ended.
+STATUSES = (Status.FINISHED, Status.FAILED, Status.KILLED)
+
+#: What MLflow takes: the longest tag and the longest key of a metric.
+LONGEST_TAG, LONGEST_KEY = 8000, 250
+
+
+def open_pack(path: Path) -> list[Packed]:
+    """The experiments of a pack, by name.
+
+    Raises UserError for a file that is not there, is cut, has other hashes than it states, was written by a
+    later version, has a file that leads out of it, or would be too large when it is unpacked.
+    """
+    archive = Archive(path)
+    folders = sorted({name.rpartition("/artifacts/")[0] or name.rpartition("/")[0] for name in archive.names})
+    found = [Packed(archive, folder) for folder in folders]
+    names = [one.name for one in found]
+    if len(set(names)) < len(names) or not names:
+        raise PackError(f"the pack {path} is refused: it holds {', '.join(map(shown, names)) or 'nothing'}")
+    return sorted(found, key=lambda one: one.name)
+
+
+class Packed(Source):
+    """One experiment of a pack. Raises PackError where it is not of its form."""
+
+    def __init__(self, archive: Archive, folder: str) -> None:
+        self.archive, self._folder = archive, folder
+        try:
+            told = PackedExperiment.model_validate_json(self._file(EXPERIMENT))
+        except ValidationError as error:
+            raise self._refused(EXPERIMENT, explained(error, PackedExperiment)[0]) from error
+        self._name = told.name
+        runs = self._table(RUNS_TABLE, tables.RUNS_SCHEMA).to_pylist()
+        self._records = [self._record(line) for line in runs]
+        self._points = self._table(CURVES_TABLE, tables.CURVES_SCHEMA)
+        if any(column.null_count for column in self._points.columns):
+            raise self._refused(CURVES_TABLE, "a point lacks a part")
+        if len({record.run_id for record in self._records}) < len(runs):
+            raise self._refused(RUNS_TABLE, "a run is in it twice")
+
+    def _file(self, name: str) -> bytes:
+        path = f"{self._folder}/{name}"
+        if path not in self.archive:
+            raise self._refused(name, "it is not there")
+        return self.archive.read(path)
+
+    def _table(self, name: str, columns: pa.Schema) -> pa.Table:
+        content = self._file(name)
+        try:
+            return tables.read(content, columns)
+        except (ValueError, ArrowException) as error:
+            raise self._refused(name, str(error)) from error
+
+    def _record(self, line: dict[str, Any]) -> Record:
+        try:
+            return _record(line)
+        except (ValueError, TypeError) as error:
+            raise self._refused(RUNS_TABLE, str(error)) from error
+
+    def _refused(self, name: str, why: str) -> PackError:
+        return PackError(f"the pack {self.archive.path} is refused: {self._folder}/{name}: {why}")
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def where(self) -> str:
+        return str(self.archive.path)
+
+    def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
+        return [record for record in self._records if record.tag(Tag.KIND) == kind]
+
+    def read(self, record: Record, name: Artifact) -> bytes | None:
+        path = f"{self._folder}/artifacts/{record.run_id}/{name}"
+        if path not in self.archive:
+            return None
+        content = self.archive.read(path)
+        if name == Artifact.PREDICTIONS:
+            try:
+                tables.check_size(content)
+            except (ValueError, ArrowException) as error:
+                raise self._refused(path, str(error)) from error
+        return content
+
+    def history(self, record: Record, key: str) -> list[tuple[int, float]]:
+        return self._histories.get((record.run_id, key), [])
+
+    def curves(self) -> pd.DataFrame:
+        frame: pd.DataFrame = self._points.to_pandas()
+        return frame.sort_values(list(CURVE[:3]), ignore_index=True)
+
+    @cached_property
+    def _histories(self) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        found: defaultdict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
+        for run_id, key, step, value in self.curves().itertuples(index=False, name=None):
+            found[run_id, key].append((step, value))
+        return dict(found)
+
+
+def _record(line: dict[str, Any]) -> Record:
+    """A run of the table. Raises ValueError for what no store could hold."""
+    run_id, status, started = line["run_id"], line["status"], line["started"]
+    if not re.fullmatch("[0-9A-Za-z_-]{1,64}", run_id or ""):
+        raise ValueError(f"run_id: {shown(run_id)} is none")
+    if status not in STATUSES:
+        raise ValueError(f"status of run {run_id}: {shown(status)}; accepted are {', '.join(STATUSES)}")
+    if started is None:
+        raise ValueError(f"started of run {run_id} is missing")
+    tags, metrics = dict(line["tags"] or ()), dict(line["metrics"] or ())
+    for key, value in tags.items():
+        if value is None or len(value) > LONGEST_TAG or len(key) > LONGEST_KEY:
+            raise ValueError(f"tag {shown(key)} of run {run_id}: {shown(value)} is longer than a store takes")
+    for key, value in metrics.items():
+        if value is None or len(key) > LONGEST_KEY:
+            raise ValueError(f"metric {shown(key)} of run {run_id}: {shown(value)}")
+    if tags.get(Tag.KIND) not in tuple(Kind):
+        raise ValueError(f"kind of run {run_id}: {shown(tags.get(Tag.KIND))}; accepted are {', '.join(Kind)}")
+    if tags[Tag.KIND] == Kind.TRIAL and not re.fullmatch("[0-9a-f]{16}", tags.get(Tag.TRIAL_ID, "")):
+        raise ValueError(f"trial_id of run {run_id}: {shown(tags.get(Tag.TRIAL_ID))} is none")
+    tags = kept_tags(tags)
+    if line["parent"]:
+        tags[Tag.PARENT] = line["parent"]
+    return Record.made(run_id, status, started, tags, metrics, ended=line["ended"])

@@ -1,0 +1,188 @@
+"""Merges packs into a store: what it lacks is written, what it has stays, what contradicts it is refused."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from bench.process.alive import owner
+from bench.store.connect import connect, insisting
+from bench.store.merging import brings_more, merged_plan, refuse_other_scores
+from bench.store.outbox import EndStatus, Letter
+from bench.store.records import Record, latest
+from bench.store.source import Source
+from bench.store.store import Store
+from bench.store.writer import flat
+from bench.wire.found import AllocationResult, SearchResult
+from bench.wire.pack import CURVES_BEGIN, TRAVELS
+from bench.wire.text import all_storable, storable
+from bench.wire.words import Artifact, Kind, Status, Tag
+from methods import UserError
+
+#: MLflow's word for how a run ended that is not killed; the tags of one that was pruned say so.
+ENDED: dict[Status, EndStatus] = {
+    Status.FINISHED: Status.FINISHED,
+    Status.DUPLICATE: Status.FINISHED,
+    Status.FAILED: Status.FAILED,
+}
+
+#: What searches and allocations found.
+FOUND: dict[Kind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
+    Kind.SEARCH: (Artifact.SEARCH, SearchResult),
+    Kind.ALLOCATION: (Artifact.ALLOCATION, AllocationResult),
+}
+
+#: Hears how many of how many trials are written.
+Told = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of one experiment."""
+
+    name: str
+    #: How many trials were written, and how many the store had already.
+    written: int
+    there: int
+
+
+def unpack(sources: Sequence[Source], uri: str, told: Told = lambda done, of: None) -> list[Merged]:
+    """Merges experiments, each of another name, into the store at `uri`, which is made if it is not there.
+
+    A trial that the store has with the same score is left as it is. Killed halfway, the same call goes on.
+    Raises UserError, with nothing written, where a trial or a search has another result in the store, or a
+    suite was run differently there.
+    """
+    connect(uri, create=True)
+    merges = [_Merge(source, Store.there(uri, source.name)) for source in sources]
+    total, done = sum(len(merge.coming) for merge in merges), 0
+    for merge in merges:
+        for _ in merge.write(Store.create(uri, merge.source.name)):
+            done += 1
+            told(done, total)
+    return [Merged(merge.source.name, len(merge.coming), merge.there) for merge in merges]
+
+
+class _Merge:
+    """One experiment on its way into a store. What contradicts the store is refused at once."""
+
+    def __init__(self, source: Source, store: Store | None) -> None:
+        self.source = source
+        stored = store.records() if store else []
+        known, trials = latest(stored), latest(source.records())
+        refuse_other_scores(source.name, known, trials.values())
+        self.coming = [run for run in trials.values() if brings_more(run, known.get(run.trial_id))]
+        self.there = len(trials) - len(self.coming)
+        coming, here = source.plan(), store.plan() if store else None
+        #: The plan of both; None where the store has no plan yet.
+        self._plan = merged_plan(here, coming) if here and coming else None
+        if store:
+            for run in self._nested():
+                _refuse_other_result(source, store, run)
+
+    def _nested(self) -> list[Record]:
+        """The searches and allocations."""
+        return [run for kind in FOUND for run in self.source.records(kind)]
+
+    def write(self, store: Store) -> Iterator[Record]:
+        """Writes what the store lacks, and gives each trial that is written."""
+        stored = store.records()
+        # Runs that an unpack began and did not end.
+        begun = {run.tag(Tag.ORIGIN): run.run_id for run in stored if not run.settled}
+        parents = self._parents(store)
+        points = dict(list(self.source.curves().groupby("run_id")))
+        for run in self.coming:
+            parent = parents.get(run.tag(Tag.PARENT), parents[""])
+            run_id = begun.get(run.origin) or _begin(store, run, parent)
+            _fill(store, self.source, run, run_id, points.get(run.run_id))
+            yield run
+
+    def _parents(self, store: Store) -> dict[str, str]:
+        """Writes the suite's run and those of searches where they are not there; their ids in the store by
+        those in the pack, and the suite's by "" too.
+        """
+        found: dict[str, str] = {}
+        for run in self.source.records(Kind.SUITE):
+            there = store.records(Kind.SUITE)
+            run_id = there[-1].run_id if there else _begin(store, run, "")
+            if self._plan is None:
+                _fill(store, self.source, run, run_id, None)
+            elif store.plan() != self._plan:
+                store.keep(run_id, Artifact.PLAN, self._plan)
+            found[run.run_id] = found[""] = run_id
+        for run in self._nested():
+            there = _same(store, run)
+            run_id = there[-1].run_id if there else _begin(store, run, found[""])
+            if not there or _found(store, there[-1]) is None:
+                _fill(store, self.source, run, run_id, None)
+            found[run.run_id] = run_id
+        return found
+
+
+def _same(store: Store, search: Record) -> list[Record]:
+    """The store's runs of a search or an allocation, oldest first."""
+    runs = store.records(Kind(search.tag(Tag.KIND)))
+    return [run for run in runs if run.tag(Tag.STUDY) == search.tag(Tag.STUDY)]
+
+
+def _refuse_other_result(source: Source, store: Store, search: Record) -> None:
+    coming = _found(source, search)
+    for run in _same(store, search):
+        here = _found(store, run)
+        if here is not None and coming is not None and here != coming:
+            raise UserError(
+                f"experiment '{source.name}': the {search.tag(Tag.KIND)} '{search.tag(Tag.STUDY)}' found "
+                f"something else in the store (run {run.run_id}) than in {source.where}; nothing was merged"
+            )
+
+
+def _found(source: Source, search: Record) -> SearchResult | AllocationResult | None:
+    name, form = FOUND[Kind(search.tag(Tag.KIND))]
+    return source.content(search, name, form)
+
+
+@insisting
+def _begin(store: Store, run: Record, parent: str) -> str:
+    """Opens a run for what came in a pack. Its owner is this process, so that it is closed if that dies."""
+    tags = dict(run.tags) | {Tag.ORIGIN: run.origin, Tag.OWNER: owner(), Tag.PARENT: parent}
+    if not parent:
+        del tags[Tag.PARENT]
+    made = store.client.create_run(
+        store.experiment_id, start_time=run.started, tags=all_storable(tags), run_name=storable(run.name)
+    )
+    run_id: str = made.info.run_id
+    return run_id
+
+
+def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.DataFrame | None) -> None:
+    """Sends all that a run holds, and its end last. To do so twice does no harm."""
+    status = ENDED.get(run.status, Status.KILLED)
+    ended = run.started if run.ended is None else run.ended
+    letter = Letter(store.experiment_id, run_id, run.trial_id, status=status, ended=ended)
+    shown = () if curves is None else curves.itertuples(index=False, name=None)
+    letter.metrics = [(key, value, ended, step) for _, key, step, value in shown]
+    single = (kv for kv in run.metrics.items() if not kv[0].startswith(CURVES_BEGIN))
+    letter.metrics += [(key, value, ended, 0) for key, value in single]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TRAVELS:
+            content = source.read(run, name)
+            if content is None:
+                continue
+            (Path(folder) / name).write_bytes(content)
+            if name == Artifact.CONFIG:
+                letter.params = _params(content)
+        store.send(letter, Path(folder))
+
+
+def _params(config: bytes) -> dict[str, str]:
+    """The parameters that MLflow shows; none for a configuration that is not of its form."""
+    try:
+        trial = json.loads(config).get("trial")
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    return flat(trial) if isinstance(trial, dict) else {}

@@ -1,0 +1,198 @@
+"""Writes packs. The same results give the same bytes, from whatever store or pack they come."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from bench.process.files import sha256_of, written_whole
+from bench.store.pack import tables
+from bench.store.pack.clean import clean_json, kept_tags
+from bench.store.records import Record, latest
+from bench.store.source import Source
+from bench.store.verified import hashes
+from bench.wire.pack import (
+    CURVES_BEGIN,
+    CURVES_TABLE,
+    ENDING,
+    EXPERIMENT,
+    MANIFEST,
+    RUNS_TABLE,
+    SCHEMA,
+    TRAVELS,
+    Manifest,
+    Member,
+    PackedExperiment,
+)
+from bench.wire.words import Artifact, Kind, Status, Tag
+from methods import UserError
+
+#: The artifacts that travel with each kind of run.
+OF_KIND = {
+    Kind.SUITE: (Artifact.PLAN, Artifact.SUITE),
+    Kind.SEARCH: (Artifact.SEARCH,),
+    Kind.ALLOCATION: (Artifact.ALLOCATION,),
+    Kind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
+}
+
+#: The status of a packed run is MLflow's word; its tags say the rest, as in a store.
+WORDS = {Status.PRUNED: Status.KILLED, Status.DUPLICATE: Status.FINISHED, Status.RUNNING: Status.KILLED}
+
+#: What a zip file says of when a file was changed: the earliest that it can.
+NO_TIME = (1980, 1, 1, 0, 0, 0)
+
+#: How many runs are read at once, and how many of them are kept in memory.
+READERS, BATCH = 8, 64
+
+
+@dataclass
+class Written:
+    """A pack that was written."""
+
+    path: Path
+    bytes: int = 0
+    #: How many trials it holds of each experiment.
+    trials: dict[str, int] = field(default_factory=dict)
+    #: How many trials were left out because they are still running.
+    running: int = 0
+    #: How many finished trials have no adapter stored, where adapters were asked for.
+    without_adapter: int = 0
+
+
+def write_pack(
+    sources: Iterable[Source], out: Path, *, adapters: bool = False, force: bool = False
+) -> Written:
+    """Writes experiments, each of another name, into the file `out`.
+
+    `adapters` takes what was trained along. Raises UserError, with nothing written, for a file that is there
+    (`force` replaces it) or has another ending than packs have, an experiment that holds nothing, and an
+    artifact that is not as it was stored.
+    """
+    if not out.name.endswith(ENDING):
+        raise UserError(f"--out {out}: the name of a pack ends with {ENDING}")
+    if out.exists() and not force:
+        raise UserError(f"{out} is there already; name another file, or replace it with --force")
+    done = Written(out)
+    members: dict[str, Member] = {}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(out) as unfinished, zipfile.ZipFile(unfinished, "w") as file:
+            for number, source in enumerate(sorted(sources, key=lambda source: source.name)):
+                for name, content in _Content(source, adapters, done).members():
+                    path = f"experiments/{number:04d}/{name}"
+                    members[path] = Member(sha256=sha256_of(content), bytes=len(content))
+                    _put(file, path, content)
+            manifest = Manifest(schema=SCHEMA, adapters=adapters, members=dict(sorted(members.items())))
+            _put(file, MANIFEST, _json(manifest.model_dump(mode="json", by_alias=True)))
+    except OSError as error:
+        raise UserError(f"the pack {out} cannot be written: {error}") from error
+    done.bytes = out.stat().st_size
+    return done
+
+
+def _put(file: zipfile.ZipFile, name: str, content: bytes) -> None:
+    entry = zipfile.ZipInfo(name, NO_TIME)
+    # Readable by all, and written on the same system everywhere.
+    entry.create_system, entry.external_attr = 3, 0o100644 << 16
+    file.writestr(entry, content, zipfile.ZIP_DEFLATED, 6)
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+class _Content:
+    """What is packed of one experiment. Raises UserError where it holds nothing."""
+
+    def __init__(self, source: Source, adapters: bool, done: Written) -> None:
+        self._source, self._adapters, self._done = source, adapters, done
+        suites = reversed(source.records(Kind.SUITE))
+        suite = next((run for run in suites if source.read(run, Artifact.PLAN) is not None), None)
+        if suite is None:
+            raise UserError(f"experiment '{source.name}' in {source.where} holds no suite of this harness")
+        nested = [*source.records(Kind.SEARCH), *source.records(Kind.ALLOCATION)]
+        trials = list(latest(source.records()).values())
+        ended = [trial for trial in trials if trial.status != Status.RUNNING]
+        if not (ended or nested):
+            raise UserError(
+                f"experiment '{source.name}' has no trial that has ended: there is nothing to pack"
+            )
+        done.running += len(trials) - len(ended)
+        done.trials[source.name] = len(ended)
+        self._suite, self._runs = suite, sorted([suite, *nested, *ended], key=lambda run: run.origin)
+        #: The sha256 of each artifact of each run, by origin, where it is not what the store has.
+        self._changed: dict[str, dict[str, str]] = {}
+
+    def members(self) -> Iterator[tuple[str, bytes]]:
+        """Every file by its name in the experiment's folder, in the order of names."""
+        runs = iter(self._runs)
+        with ThreadPoolExecutor(READERS) as pool:
+            while batch := list(islice(runs, BATCH)):
+                for run, found in zip(batch, pool.map(self._artifacts, batch), strict=True):
+                    for name, content in found.items():
+                        yield f"artifacts/{run.origin}/{name}", content
+        yield CURVES_TABLE, self._curves()
+        yield EXPERIMENT, _json(PackedExperiment(name=self._source.name).model_dump())
+        yield RUNS_TABLE, self._table()
+
+    def _artifacts(self, run: Record) -> dict[Artifact, bytes]:
+        wanted = set(OF_KIND[Kind(run.tag(Tag.KIND))])
+        if not run.tag(Tag.REDUNDANCY):
+            wanted.discard(Artifact.REDUNDANCY)
+        finished_trial = run.trial_id and run.status == Status.FINISHED
+        if self._adapters and finished_trial:
+            wanted.add(Artifact.ADAPTER)
+        found = {name: told for name in sorted(wanted) if (told := self._source.read(run, name)) is not None}
+        self._done.without_adapter += Artifact.ADAPTER in wanted and Artifact.ADAPTER not in found
+        for name, content in found.items():
+            if name.endswith(".json"):
+                found[name] = self._cleaned(run, name, content)
+        return found
+
+    def _cleaned(self, run: Record, name: Artifact, content: bytes) -> bytes:
+        try:
+            cleaned = clean_json(content)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{name} of run {run.run_id} ({run.name}) is no JSON: {error}") from error
+        if cleaned != content:
+            self._changed.setdefault(run.origin, {})[name] = sha256_of(cleaned)
+        return cleaned
+
+    def _curves(self) -> bytes:
+        frame = self._source.curves()
+        origins = {run.run_id: run.origin for run in self._runs}
+        frame = frame.assign(run_id=frame["run_id"].map(origins)).dropna(subset=["run_id"])
+        frame = frame.sort_values(["run_id", "key", "step"])
+        return tables.written(pa.Table.from_pandas(frame, tables.CURVES_SCHEMA, preserve_index=False))
+
+    def _table(self) -> bytes:
+        parents = {run.run_id: run.origin for run in self._runs}
+        lines = [
+            {
+                "run_id": run.origin,
+                "parent": "" if run is self._suite else parents.get(run.tag(Tag.PARENT), self._suite.origin),
+                "status": str(WORDS.get(run.status, run.status)),
+                "started": run.started,
+                "ended": run.started if run.ended is None else run.ended,
+                "tags": list(self._tags(run).items()),
+                # The last value of a curve is its last point.
+                "metrics": sorted(kv for kv in run.metrics.items() if not kv[0].startswith(CURVES_BEGIN)),
+            }
+            for run in sorted(self._runs, key=lambda run: (run.started, run.origin))
+        ]
+        return tables.written(pa.Table.from_pylist(lines, tables.RUNS_SCHEMA))
+
+    def _tags(self, run: Record) -> dict[str, str]:
+        tags = kept_tags(run.tags)
+        if Tag.HASHES in tags:
+            known = hashes(run) | self._changed.get(run.origin, {})
+            tags[Tag.HASHES] = json.dumps({name: known[name] for name in sorted(known) if name in TRAVELS})
+        return tags

@@ -1,0 +1,94 @@
+"""What an experiment tells to whoever reads results, whether it lies in a store, in a pack, or in several."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ValidationError
+
+from bench.store.records import Record
+from bench.store.runs import broken
+from bench.suite.recipe import Recipe
+from bench.wire import Wired
+from bench.wire.plan import StoredPlan
+from bench.wire.words import Artifact, Kind
+from methods.validation import earlier, explained
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Content = TypeVar("Content", bound=Wired)
+
+#: The columns of `Source.curves`.
+CURVE = ("run_id", "key", "step", "value")
+
+
+class Source(ABC):
+    """An experiment for reading. `bench.store.results.open_results` opens it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name of the experiment, which is also that of its suite."""
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """Where it lies, for people: the store's address, or the files of the packs."""
+
+    @property
+    def link(self) -> str | None:
+        """Where MLflow's interface shows its runs, but for the run id at the end; None where it does not."""
+        return None
+
+    @abstractmethod
+    def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
+        """Every run of a kind, oldest first. Of a pack, those that count."""
+
+    @abstractmethod
+    def read(self, record: Record, name: Artifact) -> bytes | None:
+        """An artifact of one of its runs; None where the run has none of that name.
+
+        Raises UserError for one that is not as it was stored, or cannot be read.
+        """
+
+    @abstractmethod
+    def history(self, record: Record, key: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric, by step. Of a step that was logged twice the last value counts."""
+
+    @abstractmethod
+    def curves(self) -> pd.DataFrame:
+        """Every point of every trial's curves: the columns are `CURVE`, `run_id` as records have it.
+
+        Curves are losses by step or by epoch and validation scores by epoch. Sorted by run, key and step.
+        """
+
+    def content(self, record: Record, name: Artifact, form: type[Content]) -> Content | None:
+        """What a JSON artifact holds; None where the run has none of that name.
+
+        Raises UserError where it is there and cannot be read.
+        """
+        told = self.read(record, name)
+        if told is None:
+            return None
+        try:
+            return form.model_validate_json(told)
+        except ValidationError as error:
+            raise broken(record, name, explained(error, form)[0]) from error
+
+    def plan(self) -> StoredPlan | None:
+        """The plan of the latest start of the suite; None if none was stored.
+
+        Raises UserError where it cannot be read.
+        """
+        # A start may have died after it made its run and before it stored its plan.
+        suites = reversed(self.records(Kind.SUITE))
+        plans = (self.content(run, Artifact.PLAN, StoredPlan) for run in suites)
+        return next((_whole(plan) for plan in plans if plan is not None), None)
+
+
+def _whole(plan: StoredPlan) -> StoredPlan:
+    """The plan with what its version of the harness did before a recipe could say so."""
+    trials = [trial.model_copy(update={"recipe": earlier(Recipe) | trial.recipe}) for trial in plan.trials]
+    return plan.model_copy(update={"trials": tuple(trials)})

@@ -1,0 +1,189 @@
+"""A data set as a suite describes it: where it lies, what its columns are, and what is asked of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
+
+from bench.metrics.base import Kind
+from bench.tasks.base import SplitName
+from methods.validation import Frozen
+
+#: One file, or one for each official split.
+Files = Path | dict[SplitName, Path]
+
+#: The ways to give data, each with what it is for messages.
+FORMATS = ("csv", "parquet", "jsonl", "images", "image_list", "dataset", "hub")
+
+#: What a folder, a column or a data set may call the official splits.
+SPLIT_WORDS: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+_Words = Annotated[str, Field(min_length=1)]
+
+
+class Description(Frozen):
+    """Data of the user's own. Exactly one of `FORMATS` says where they are."""
+
+    #: Comma-separated values with a line of column names, in UTF-8; `.tsv` files are separated by tabs.
+    csv: Files | None = None
+    parquet: Files | None = None
+    #: A JSON object a line.
+    jsonl: Files | None = None
+    #: A folder with a folder of images for each class; or with such folders for each official split.
+    images: Path | None = None
+    #: A text file with the path of an image and its label on each line. Paths begin at the list's folder.
+    image_list: Files | None = None
+    #: A folder that `datasets` wrote by `save_to_disk`.
+    dataset: Path | None = None
+    #: A data set of a hub, with the folder of its files where it has several configurations.
+    hub: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
+    config: str = ""
+    revision: str | None = None
+
+    #: The column of texts, or the two of pairs.
+    text: _Words | tuple[_Words, _Words] | None = None
+    #: The column of images: embedded in parquet and `datasets`, paths below the file's folder in CSV and
+    #: JSONL.
+    image: _Words | None = None
+    #: The column of labels. Several columns of 0 and 1 are several labels.
+    label: _Words | tuple[_Words, ...] | None = None
+    #: The names of the classes in their order, or the values of the label column with their names.
+    classes: tuple[_Words, ...] | dict[str, _Words] | None = None
+    target: Kind = "single label"
+    #: What is between the labels of one row where they stand in one column of a CSV file or a list.
+    separator: _Words = "|"
+    #: A metric's name; None: accuracy of a single label, f1_macro of several, pearson of a regression.
+    metric: _Words | None = None
+    #: False takes splits that lack some class, as small official ones of many classes do.
+    every_class: bool = True
+    #: What the targets of a regression are counted in.
+    unit: str = ""
+    #: Rows with the same value here are never parted by the split.
+    group: _Words | None = None
+    #: The column that says which official split a row belongs to.
+    split_by: _Words | None = None
+    #: What the data call the official splits, where it is none of `SPLIT_WORDS`: their name, then ours.
+    splits: dict[str, SplitName] | None = None
+    #: Percentages of train, validation and test; of an official test split those of train and validation.
+    fractions: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _texts(cls, classes: Any) -> Any:
+        """YAML reads 0, 1 and yes as numbers and truths; here they are names."""
+        if isinstance(classes, dict):
+            return {_text(value): name for value, name in classes.items()}
+        return [_text(name) for name in classes] if isinstance(classes, list) else classes
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        given = [name for name in FORMATS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"data are given by one of {', '.join(FORMATS)}; got {given or 'none'}")
+        needs, takes = self._columns_of(given[0])
+        columns = {"text", "image", "label", "group", "split_by", "config", "revision"}
+        there = {name for name in columns if getattr(self, name)}
+        if extra := sorted(there - needs - takes - {"text", "image"}):
+            raise ValueError(f"{', '.join(extra)}: does not apply to {given[0]}")
+        if "text" in takes and (self.text is None) == (self.image is None):
+            raise ValueError(f"{given[0]} needs one of text and image, the column of the inputs")
+        if "text" not in takes and there & {"text", "image"}:
+            raise ValueError(f"{given[0]} has images by their paths; text and image do not apply to it")
+        if lacking := sorted(needs - there):
+            raise ValueError(f"{given[0]} needs {', '.join(lacking)}: the name of a column")
+        self._fits()
+        return self
+
+    def _columns_of(self, given: str) -> tuple[set[str], set[str]]:
+        """The fields that a format needs, and others that it takes."""
+        if given in ("images", "image_list"):
+            return set(), set()
+        if given == "hub":
+            return {"label"}, {"text", "image", "config", "revision"}
+        return {"label"}, {"text", "image", "group", "split_by"}
+
+    def _fits(self) -> None:
+        """Raises ValueError for fields that contradict each other."""
+        if self.target == "regression" and self.classes is not None:
+            raise ValueError("a regression has no classes")
+        if self.unit and self.target != "regression":
+            raise ValueError("unit goes with target: regression")
+        several = isinstance(self.label, tuple)
+        if several and (self.target != "multi-label" or self.classes is not None):
+            raise ValueError("several label columns go with target: multi-label, and name its classes")
+        if several and len(self.label or ()) < 2:
+            raise ValueError("a list of label columns should have at least two")
+        if self.images is not None and self.target != "single label":
+            raise ValueError("a folder of images by class has a single label")
+        if self.classes is not None and len(names := self.names) != len(set(names)):
+            raise ValueError("classes should have different names")
+        if self.split_by is not None and any(isinstance(getattr(self, f), dict) for f in FORMATS):
+            raise ValueError("give a file for each split or split_by, not both")
+        if self.hub is not None and self.target == "single label" and self.classes is None:
+            raise ValueError("hub needs classes: the names of its labels in the order of their numbers")
+        if self.hub is not None and self.target == "multi-label":
+            raise ValueError(
+                "hub takes single labels and regressions; load others and save them with datasets"
+            )
+
+    @property
+    def format(self) -> str:
+        return next(name for name in FORMATS if getattr(self, name) is not None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the classes as far as they are given."""
+        classes = self.classes or ()
+        return tuple(dict.fromkeys(classes.values())) if isinstance(classes, dict) else classes
+
+    @property
+    def modality(self) -> Literal["text", "vision"]:
+        return "vision" if self.text is None else "text"
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The paths that the description names, by what they are: `csv`, or `csv.train`."""
+        given = getattr(self, self.format)
+        if isinstance(given, dict):
+            return {f"{self.format}.{split}": path for split, path in given.items()}
+        return {} if isinstance(given, str) else {self.format: given}
+
+    def beside(self, folder: Path) -> Self:
+        """The description with whole paths; `folder` is where relative ones begin."""
+        given = getattr(self, self.format)
+        whole: Callable[[Path], Path] = lambda path: Path(os.path.abspath(folder / path.expanduser()))  # noqa: E731
+        if isinstance(given, str):
+            return self
+        now = (
+            {split: whole(path) for split, path in given.items()} if isinstance(given, dict) else whole(given)
+        )
+        return self.model_copy(update={self.format: now})
+
+    def official(self, word: Any) -> SplitName | None:
+        """Which of our splits the data's own word means; None for none."""
+        words = {name.casefold(): split for name, split in (self.splits or SPLIT_WORDS).items()}
+        return words.get(str(word).strip().casefold())
+
+    def identity(self) -> dict[str, Any]:
+        """What of it changes the examples, whatever path the data have."""
+        return self.model_dump(
+            mode="json", exclude={*FORMATS, "unit", "metric", "config", "revision", "every_class"}
+        )
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, (int, float)) else value

@@ -1,0 +1,113 @@
+"""What a backbone's outputs are trained for and how they are scored, by the kind of a task's target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.metrics import METRICS, Kind, Metric
+from bench.tasks.base import Task
+from methods.errors import UserError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Loss and score of a backbone's outputs (N, outputs) against a split's labels.
+
+    Labels are int64 (N,) of a single label, float 0 or 1 (N, classes) of several, float (N,) in their units
+    of a regression. There the one output is a standardised target: `centre` and `spread` are mean and
+    standard deviation of the training targets.
+    """
+
+    metric: Metric
+    kind: Kind
+    outputs: int
+    centre: float = 0.0
+    spread: float = 1.0
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of a regression's training targets."""
+        return (self.centre, self.spread) if self.kind == "regression" else None
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy; with several labels binary, of a regression the squared error, standardised."""
+        if self.kind == "single label":
+            return F.cross_entropy(outputs, labels)
+        if self.kind == "multi-label":
+            return F.binary_cross_entropy_with_logits(outputs, labels)
+        return F.mse_loss(outputs.squeeze(1), (labels - self.centre) / self.spread)
+
+    def answers(self, outputs: Tensor) -> NDArray[Any]:
+        """The likeliest class (N,); which classes are likelier than not (N, classes); or numbers (N,)."""
+        if self.kind == "single label":
+            return np.asarray(outputs.argmax(1))
+        if self.kind == "multi-label":
+            return np.asarray((outputs > 0).long())
+        return np.asarray(outputs.squeeze(1).double() * self.spread + self.centre)
+
+    def score(self, outputs: Tensor, labels: Tensor) -> float:
+        """The metric of outputs against labels, both on the CPU. Raises UserError where it has none."""
+        given = self.answers(outputs) if self.metric.reads == "answers" else np.asarray(outputs)
+        with METRICS.blaming(self.metric.name):
+            return float(self.metric.score(np.asarray(self.targets(labels)), given))
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The labels as metrics and stored predictions have them."""
+        return labels.long() if self.kind == "multi-label" else labels
+
+    def standardised(self, task: str, labels: Tensor) -> Objective:
+        """For the training targets of a regression, (N,); others stay as they are.
+
+        Raises UserError where all targets are the same.
+        """
+        if self.kind != "regression":
+            return self
+        values = labels.double()
+        spread = float(values.std(correction=0))
+        if not spread > 0:
+            raise UserError(
+                f"task '{task}': all {len(values):,} training targets are {values[0].item():g}: "
+                "there is nothing to learn"
+            )
+        return replace(self, centre=float(values.mean()), spread=spread)
+
+
+def objective(task: Task) -> Objective:
+    """What a task asks for. Raises UserError for a metric that is not known or does not fit the task."""
+    metric = METRICS.get(task.metric)
+    where = f"task '{task.name}': metric '{task.metric}'"
+    if task.target not in metric.kinds:
+        fitting = ", ".join(name for name, known in METRICS.available() if task.target in known.kinds)
+        raise UserError(
+            f"{where} scores {' and '.join(metric.kinds)}, and the task's target is {task.target}; "
+            f"for it there are {fitting}"
+        )
+    if metric.classes is not None and metric.classes != len(task.classes):
+        raise UserError(f"{where} needs {metric.classes} classes, and the task has {len(task.classes)}")
+    return Objective(metric, task.target, task.outputs)
+
+
+def as_tensor(task: Task, labels: list[Any]) -> Tensor:
+    """A task's checked labels as one tensor."""
+    if task.target == "single label":
+        return torch.tensor(labels)
+    if task.target == "regression":
+        return torch.tensor(labels, dtype=torch.float32)
+    found = torch.zeros(len(labels), task.outputs)
+    for row, of_row in enumerate(labels):
+        found[row, list(of_row)] = 1
+    return found
+
+
+def as_labels(task: Task, labels: Tensor) -> list[Any]:
+    """The opposite of `as_tensor`."""
+    if task.target == "multi-label":
+        return [tuple(row.nonzero()[:, 0].tolist()) for row in labels]
+    return list(labels.tolist())

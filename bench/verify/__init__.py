@@ -1,0 +1,95 @@
+"""Whether stored results are what they claim to be. Nothing is mended, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.sources.checking import check_cache
+from bench.store.connect import BROKEN_STORE, shown_uri
+from bench.store.pack.reading import open_pack
+from bench.store.results import is_pack
+from bench.store.source import Source
+from bench.store.store import Store
+from bench.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
+from bench.verify.plans import examine_plan
+from bench.verify.rerun import ELSEWHERE, Candidate, chosen, run_again
+from bench.verify.trials import examine
+from bench.wire.words import Kind, Status
+from methods import UserError
+
+__all__ = ["ELSEWHERE", "Fault", "Rerun", "Unchecked", "Verification", "verify"]
+
+
+def verify(
+    uri: str,
+    names: Sequence[str] = (),
+    *,
+    reruns: int = 0,
+    sample_seed: int = 0,
+    tolerance: float = ELSEWHERE,
+    caches: bool = False,
+    watching: Callable[[str], None] = lambda what: None,
+) -> Verification:
+    """Checks experiments of the store at `uri`, and packs, whose files stand among the names.
+
+    Without names all of the store is checked. So many `reruns` are chosen among the finished trials by
+    `sample_seed`. Their scores may be `tolerance` apart where the hardware is not that of the trial. With
+    `caches` every file of this machine's caches is read too. `watching` hears what is looked at. Raises
+    UserError for what is not there, cannot be opened, or holds nothing to verify.
+    """
+    sources = _opened(uri, names)
+    plans: list[Examined] = []
+    trials: list[Examined] = []
+    candidates: list[Candidate] = []
+    for source in sources:
+        watching(f"reading the plan of {source.name}")
+        if source.records(Kind.SUITE):
+            plans.append(examine_plan(source))
+        finished = [one for one in source.records() if one.status in (Status.FINISHED, Status.DUPLICATE)]
+        for number, record in enumerate(finished, 1):
+            watching(f"{source.name}: trial {number:,} of {len(finished):,}")
+            found, trial = examine(source, record)
+            trials.append(found)
+            if trial is not None and record.status == Status.FINISHED:
+                candidates.append(Candidate(found, source, record, trial))
+    if not trials and not caches:
+        told = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(uri)
+        raise UserError(f"{told} holds no finished trial: there is nothing to verify")
+    reran = list(run_again(chosen(candidates, reruns, sample_seed), tolerance, watching))
+    cache, cached_files = _check_caches(watching) if caches else (None, None)
+    examined = [*plans, *trials, *([cache] if cache else [])]
+    bare = sum(found.without_adapter for found in trials)
+    return Verification(
+        looked_at=len(trials),
+        verified=sum(found.ok for found in trials),
+        faults=[fault for found in examined for fault in found.faults],
+        unchecked=[one for found in examined for one in found.unchecked],
+        reruns=reran,
+        cached_files=cached_files,
+        notes=[f"{bare:,} trials were packed without their adapters, which were not checked"] if bare else [],
+    )
+
+
+def _opened(uri: str, names: Sequence[str]) -> list[Source]:
+    """Each experiment of the store, and each of every pack: what two packs hold of one is checked twice."""
+    found: list[Source] = []
+    for name in dict.fromkeys(names):
+        found += open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
+    if names:
+        return found
+    try:
+        return [store for store in Store.every(uri) if store.records(Kind.SUITE) or store.records()]
+    except BROKEN_STORE as error:
+        raise UserError(shown_uri(f"{uri} cannot be read: {error}")) from error
+
+
+def _check_caches(watching: Callable[[str], None]) -> tuple[Examined, int]:
+    """What is found of the caches, and how many files were read."""
+    watching("reading the caches")
+    cache, found = check_cache(), Examined("cache")
+    for fault in cache.faults:
+        found.broken("a file", "as it was made", fault)
+    for folder in cache.unhashed:
+        found.cannot(f"{folder}", "an earlier version wrote no hashes; they are taken when it is used next")
+    return found, cache.files

@@ -1,0 +1,114 @@
+"""What verification finds: what is broken, what cannot be checked, and what a repeated trial gave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.store.records import Record
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something stored that is not what it claims to be."""
+
+    experiment: str
+    #: Its trial and run; empty of what belongs to no trial: a plan, the cache.
+    trial: str
+    run: str
+    what: str
+    stored: str
+    recomputed: str
+
+
+@dataclass(frozen=True)
+class Unchecked:
+    """Something of which nobody can tell here whether it is what it claims to be."""
+
+    experiment: str
+    trial: str
+    run: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A trial that was run again."""
+
+    experiment: str
+    trial: str
+    run: str
+    #: The trial in words.
+    name: str
+    #: The two scores; None where one is missing.
+    stored: float | None
+    score: float | None
+    #: How far the two scores may be apart.
+    allowed: float
+    #: Why so far.
+    reason: str
+
+
+@dataclass
+class Examined:
+    """What is found of one stored run, or of a plan. Checks add to it as they go."""
+
+    experiment: str
+    record: Record | None = None
+    faults: list[Fault] = field(default_factory=list)
+    unchecked: list[Unchecked] = field(default_factory=list)
+    #: Whether the adapter stayed behind when the trial was packed.
+    without_adapter: bool = False
+
+    @property
+    def _whose(self) -> tuple[str, str, str]:
+        record = self.record
+        return self.experiment, record.trial_id if record else "", record.run_id if record else ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults and not self.unchecked
+
+    def broken(self, what: str, stored: Any, recomputed: Any) -> None:
+        self.faults.append(Fault(*self._whose, what, _shown(stored), _shown(recomputed)))
+
+    def cannot(self, what: str, why: str) -> None:
+        self.unchecked.append(Unchecked(*self._whose, what, why))
+
+    def compare(self, what: str, stored: Any, recomputed: Any) -> None:
+        if stored != recomputed:
+            self.broken(what, stored, recomputed)
+
+    def near(self, what: str, stored: float | None, recomputed: float, allowed: float) -> None:
+        """Compares two numbers. What is not a number is near to nothing."""
+        if stored is None or not abs(stored - recomputed) <= allowed:
+            self.broken(what, stored, recomputed)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of it all."""
+
+    #: Runs that have finished, and those of which everything was checked and is as it claims to be.
+    looked_at: int
+    verified: int
+    faults: Sequence[Fault]
+    unchecked: Sequence[Unchecked]
+    reruns: Sequence[Rerun] = ()
+    #: Files of the caches that were read; None where nobody asked.
+    cached_files: int | None = None
+    #: What is not in what was verified: the adapters of a pack, say.
+    notes: Sequence[str] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that was asked for was checked and nothing is broken."""
+        return not self.faults and not self.unchecked
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

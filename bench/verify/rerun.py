@@ -1,0 +1,116 @@
+"""A sample of trials, run again and compared with what is stored."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from bench.execution.perform import perform, prepare_all
+from bench.plan.trial import Trial
+from bench.store.records import Record
+from bench.store.source import Source
+from bench.training.measure import provenance
+from bench.training.trial import Resources
+from bench.verify.findings import Examined, Rerun
+from bench.wire.words import Artifact, Measure
+from methods import UserError
+from reports.artifacts import numbered
+
+#: How far two scores may be apart: on the same hardware with the same torch, and elsewhere, where sums are
+#: taken in another order and a few examples of a test set go the other way.
+SAME, ELSEWHERE = 1e-6, 0.02
+
+#: Provenance that decides in which order a sum is taken.
+HARDWARE = ("cpu", "gpu", "version_torch")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished trial that may be run again."""
+
+    #: What is found of it: what another run shows is added.
+    found: Examined
+    source: Source
+    record: Record
+    trial: Trial
+
+
+def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candidate]:
+    """So many of them, or all; the same for the same seed, in whatever order they come."""
+    in_order = sorted(candidates, key=lambda one: (one.source.name, one.trial.id))
+    return random.Random(seed).sample(in_order, min(count, len(in_order)))
+
+
+def rerun(some: Sequence[Candidate], tolerance: float, watching: Callable[[str], None]) -> Iterator[Rerun]:
+    """Runs each again and compares, unless it cannot be run here, which is noted."""
+    resources: Resources | None = None
+    for one in some:
+        watching(f"running trial {one.trial.id} again: {one.record.name}")
+        device = "cuda" if one.record.provenance.get("gpu") and torch.cuda.is_available() else "cpu"
+        if resources is None or resources.device.type != device:
+            resources = Resources(device)
+        with _threads(one.record):
+            try:
+                prepare_all([one.trial], resources)
+            except UserError as error:
+                one.found.cannot("score of another run", str(error))
+                continue
+            yield _run(one, resources, tolerance)
+
+
+def _run(one: Candidate, resources: Resources, tolerance: float) -> Rerun:
+    record, found = one.record, one.found
+    allowed, reason = _allowed(one, str(resources.device), tolerance)
+    ending = perform(one.trial, resources, lambda progress: None, (KeyboardInterrupt,))
+    score = ending.metrics.get(Measure.SCORE)
+    if score is None:
+        found.broken("score of another run", record.score, ending.failure)
+    else:
+        found.near(f"score of another run, to {allowed:g}", record.score, score, allowed)
+        _compare_examples(found, one, ending.files[Artifact.PREDICTIONS])
+    return Rerun(
+        one.source.name, record.trial_id, record.run_id, record.name, record.score, score, allowed, reason
+    )
+
+
+def _compare_examples(found: Examined, one: Candidate, again: bytes) -> None:
+    """The stored predictions are of the examples that the task has, with their labels."""
+    try:
+        stored = one.source.read(one.record, Artifact.PREDICTIONS)
+    except UserError:
+        # It is told already.
+        return
+    if stored is not None:
+        tables = [pd.read_parquet(io.BytesIO(content)) for content in (stored, again)]
+        then, now = (table[["example", *numbered(list(table.columns), "label")]] for table in tables)
+        if not then.equals(now):
+            found.broken("examples and labels", "as in the predictions", "others in the task's data")
+
+
+def _allowed(one: Candidate, device: str, tolerance: float) -> tuple[float, str]:
+    """How far the scores may be apart, and why so far."""
+    then, now = one.record.provenance, provenance(device) | {"threads": str(torch.get_num_threads())}
+    other = [name for name in (*HARDWARE, "threads") if then.get(name) != now.get(name)]
+    if other:
+        return tolerance, f"not the same {', '.join(other)} as then"
+    if device.startswith("cuda") and not one.trial.recipe.deterministic:
+        return tolerance, "the recipe is not deterministic on a GPU"
+    return SAME, "the same hardware"
+
+
+@contextmanager
+def _threads(record: Record) -> Iterator[None]:
+    """As many threads as the trial had, on which the order of its sums depends."""
+    before, then = torch.get_num_threads(), record.provenance.get("threads", "")
+    if then.isdecimal() and int(then) > 0:
+        torch.set_num_threads(min(int(then), 1024))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,227 @@
+"""One finished run held against itself: its artifacts, id, words, score and counts, all computed anew."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import pandas as pd
+import torch
+from pyarrow import ArrowException
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from bench.backbones import BackboneInfo, BackboneSpec, describe
+from bench.plan.trial import Trial
+from bench.process.files import sha256_of
+from bench.store.pack.reading import Packed
+from bench.store.records import Record
+from bench.store.source import Source
+from bench.store.verified import ChangedError, hashes
+from bench.tasks import objective
+from bench.verify.findings import Examined
+from bench.wire.start import SourceFile, StoredConfig
+from bench.wire.words import YES, Artifact, Measure, Tag
+from methods import Method, UserError, from_identity
+from methods.validation import explained
+from reports.artifacts import numbered
+
+#: What every finished trial leaves.
+LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
+
+#: A score is computed from the same numbers by the same rule; what is left is how a database keeps it. A loss
+#: is summed in float32, in an order that differs by machine.
+SCORES_AGREE, LOSSES_AGREE = 1e-9, 1e-4
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a trial's configuration stands for, on this machine."""
+
+    method: Method
+    info: BackboneInfo
+
+    @property
+    def count(self) -> int:
+        """Adapter parameters, recounted from the stored ranks."""
+        return self.method.count(self.info.geometry)
+
+
+def examine(source: Source, record: Record) -> tuple[Examined, Trial | None]:
+    """Checks one run; returns what was found, and its trial where the configuration can be trusted."""
+    found = Examined(source.name, record)
+    contents = _contents(found, source, record)
+    trial = None
+    if (config := contents.get(Artifact.CONFIG)) is not None:
+        trial = _trial(found, record, config)
+    if trial is None:
+        return found, None
+    if (predictions := contents.get(Artifact.PREDICTIONS)) is not None:
+        _check_scores(found, record, trial, predictions)
+    if (resolved := resolve(found, trial)) is not None:
+        _check_words(found, record, trial, resolved)
+        _check_counts(found, record, resolved, contents.get(Artifact.ADAPTER))
+    return found, trial
+
+
+def _contents(found: Examined, source: Source, record: Record) -> dict[Artifact, bytes]:
+    """The artifacts that are there and can be read. One with another hash than its own tells nothing."""
+    try:
+        known = hashes(record)
+    except UserError as error:
+        found.broken(f"tag {Tag.HASHES}", str(error), "hashes by name")
+        return {}
+    contents = {}
+    for name in LEFT:
+        try:
+            content = source.read(record, name)
+        except ChangedError as error:
+            found.broken(f"{name}, sha256", error.stored, error.actual)
+            continue
+        except UserError as error:
+            found.broken(name, f"sha256 {known.get(name, 'not known')}", str(error))
+            continue
+        if content is None and name == Artifact.ADAPTER and _travelled(source, record):
+            found.without_adapter = True
+        elif content is None and name in known:
+            found.broken(name, f"sha256 {known[name]}", "missing")
+        elif content is None:
+            found.cannot(name, "it is not there, and neither is its hash: an earlier version stored none")
+        elif name in known and (actual := sha256_of(content)) != known[name]:
+            found.broken(f"{name}, sha256", known[name], actual)
+        else:
+            if name not in known:
+                found.cannot(f"{name}, sha256", "an earlier version stored no hash of it")
+            contents[name] = content
+    return contents
+
+
+def _travelled(source: Source, record: Record) -> bool:
+    """Whether a run lies in a pack, or came in one: then it has its adapter only if somebody asked for it."""
+    return isinstance(source, Packed) or bool(record.tag(Tag.ORIGIN))
+
+
+def _trial(found: Examined, record: Record, config: bytes) -> Trial | None:
+    """The trial that the configuration describes, if its id is the stored one."""
+    try:
+        stored = StoredConfig.model_validate_json(config)
+        trial = Trial.model_validate(stored.trial)
+    except ValidationError as error:
+        found.broken(Artifact.CONFIG, "a trial", explained(error, Trial)[0])
+        return None
+    if trial.id != record.trial_id:
+        found.broken("trial id", record.trial_id, trial.id)
+        return None
+    for file, tag in (("suite", Tag.SUITE_HASH), ("lock", Tag.LOCK_HASH)):
+        source: SourceFile | None = getattr(stored.start, file, None)
+        # A pack has the text without folders, and tells the hash that it had with them.
+        actual = (source.sha256 if source.cleaned else sha256_of(source.text.encode())) if source else ""
+        found.compare(f"sha256 of the {file}", record.tag(tag), actual)
+    return trial
+
+
+def resolve(found: Examined, trial: Trial) -> Resolved | None:
+    """Method and backbone of a trial; None where this machine has not those of the trial."""
+    try:
+        method, info = from_identity(trial.method), _described(trial.backbone)
+    except UserError as error:
+        found.cannot("ranks and parameters", str(error))
+        return None
+    if info.weights_hash != trial.weights_hash:
+        found.cannot(
+            "ranks and parameters", f"backbone '{info.name}' has other weights here than those of the trial"
+        )
+        return None
+    return Resolved(method, info)
+
+
+@lru_cache
+def _described(backbone: BackboneSpec) -> BackboneInfo:
+    return describe(backbone)
+
+
+def _check_words(found: Examined, record: Record, trial: Trial, resolved: Resolved) -> None:
+    """The tags by which lists and tables know a run say what its configuration says."""
+    told = {
+        Tag.FAMILY: trial.method["method"],
+        Tag.BACKBONE: resolved.info.name,
+        Tag.TASK: trial.task.task,
+        Tag.SEED: str(trial.seed),
+        Tag.EVALUATED: trial.evaluate,
+        Tag.RANKS: ",".join(map(str, resolved.method.size or ())),
+    }
+    for tag, value in told.items():
+        found.compare(f"tag {tag}", record.tag(tag), value)
+    try:
+        budgets = json.loads(record.tag(Tag.BUDGETS, "[]"))
+        for budget in budgets:
+            if budget["asked"] is not None:
+                recounted = resolved.count / budget["asked"]
+                found.near(f"ratio to budget {budget['budget']}", budget["ratio"], recounted, 1e-9)
+        missed = YES if any(budget["within"] is False for budget in budgets) else "no"
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        found.broken(f"tag {Tag.BUDGETS}", record.tag(Tag.BUDGETS), f"no list of budgets: {error!r}")
+        return
+    if Tag.BUDGET_MISSED in record.tags:
+        found.compare(f"tag {Tag.BUDGET_MISSED}", record.tag(Tag.BUDGET_MISSED), missed)
+
+
+def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: bytes | None) -> None:
+    """Parameters are those of the stored ranks, and of the tensors in the stored file."""
+    stored = record.measure(Measure.ADAPTER_PARAMETERS)
+    found.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
+    if adapter is None:
+        return
+    try:
+        sizes = {name: tensor.numel() for name, tensor in load_tensors(adapter).items()}
+    except SafetensorError as error:
+        found.broken(Artifact.ADAPTER, "tensors", str(error))
+        return
+    for part, measure in (("adapter.", Measure.ADAPTER_PARAMETERS), ("head.", Measure.HEAD_PARAMETERS)):
+        real = float(sum(size for name, size in sizes.items() if name.startswith(part)))
+        found.compare(f"{measure} by the tensors of {Artifact.ADAPTER}", record.measure(measure), real)
+
+
+def _check_scores(found: Examined, record: Record, trial: Trial, predictions: bytes) -> None:
+    """Score, loss and answers are those that the stored outputs give."""
+    try:
+        task = trial.task.lookup()
+        goal = objective(task)
+    except UserError as error:
+        found.cannot("score", str(error))
+        return
+    found.compare(f"tag {Tag.METRIC}", record.tag(Tag.METRIC), task.metric)
+    if goal.scale:
+        centre, spread = record.metrics.get(Measure.TARGET_MEAN), record.metrics.get(Measure.TARGET_SD)
+        goal = replace(goal, centre=centre or 0.0, spread=spread or math.nan)
+    try:
+        table = pd.read_parquet(io.BytesIO(predictions))
+        labels, given, outputs = (_columns(table, name) for name in ("label", "prediction", "logit"))
+        again = goal.score(outputs, labels)
+        loss = goal.loss(outputs, labels.to(outputs) if labels.ndim > 1 else labels).item()
+        wrong = int((given.numpy() != goal.answers(outputs)).sum())
+    except (OSError, ArrowException, UserError, ValueError, TypeError, RuntimeError, IndexError) as error:
+        found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
+        return
+    found.near("score", record.metrics.get(Measure.SCORE), again, SCORES_AGREE * max(1.0, abs(again)))
+    allowed = LOSSES_AGREE * max(1.0, abs(loss)) if math.isfinite(loss) else 0.0
+    found.near("loss", record.metrics.get(Measure.SCORE_LOSS), loss, allowed)
+    found.compare("predictions that their outputs do not give", 0, wrong)
+
+
+def _columns(table: pd.DataFrame, name: str) -> Tensor:
+    """What is stored of each example, (examples,), or (examples, outputs) where it is numbered; the outputs
+    always are.
+
+    Raises ValueError where the table has none.
+    """
+    columns = numbered(list(table.columns), name)
+    if not columns:
+        raise ValueError(f"the column '{name}' is missing")
+    found = torch.from_numpy(table[columns].to_numpy(copy=True))
+    return found[:, 0] if columns == [name] else found

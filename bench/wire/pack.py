@@ -1,0 +1,84 @@
+"""What a pack is: one zip file in which the results of experiments travel.
+
+    manifest.json                                 `Manifest`
+    experiments/N/experiment.json                 `PackedExperiment`
+    experiments/N/runs.parquet                    a row a run, `RUNS`
+    experiments/N/curves.parquet                  a row a point, `CURVES`
+    experiments/N/artifacts/RUN_ID/NAME           the artifacts of a run, as `Artifact` names them
+
+Experiments are numbered by name. A run is one that counts: a trial's, a search's, an allocation's, or the
+suite's, which holds the plan.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from bench.wire import Wired
+from bench.wire.words import Artifact
+
+#: How the name of a pack ends, by which commands tell it from an experiment.
+ENDING = ".tensorbench.zip"
+
+#: Grows whenever an earlier version would misread a pack.
+SCHEMA = 1
+
+MANIFEST = "manifest.json"
+EXPERIMENT = "experiment.json"
+RUNS_TABLE, CURVES_TABLE = "runs.parquet", "curves.parquet"
+
+#: What travels of a run. A traceback does not: it names the folders of the machine.
+TRAVELS = (
+    Artifact.PLAN,
+    Artifact.SUITE,
+    Artifact.SEARCH,
+    Artifact.ALLOCATION,
+    Artifact.CONFIG,
+    Artifact.PREDICTIONS,
+    Artifact.REDUNDANCY,
+    Artifact.ADAPTER,
+)
+
+#: The keys of metrics whose history is a curve begin so; of the others only the last value travels.
+CURVES_BEGIN = ("train/", "validation/")
+
+#: The columns of a pack's tables, as Arrow names their types. `run_id` is the id that the run had where it
+#: ran, `parent` that of the run that it is nested under, or empty. Times are in milliseconds since the epoch.
+RUNS = {
+    "run_id": "string",
+    "parent": "string",
+    "status": "string",
+    "started": "int64",
+    "ended": "int64",
+    "tags": "map<string, string>",
+    "metrics": "map<string, double>",
+}
+CURVES = {"run_id": "string", "key": "string", "step": "int64", "value": "double"}
+
+
+class Member(Wired):
+    """A file of a pack."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(Wired):
+    """`manifest.json`: what else is in a pack."""
+
+    format: Literal["tensorbench pack"] = "tensorbench pack"
+    #: `SCHEMA` of the version that wrote it.
+    schema_: int = Field(alias="schema", ge=1)
+    #: Whether the trained adapters are in it.
+    adapters: bool = False
+    #: Every other file, by its name in the zip.
+    members: dict[str, Member]
+
+
+class PackedExperiment(Wired):
+    """`experiment.json`."""
+
+    #: Also the name of its suite.
+    name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")

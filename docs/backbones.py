@@ -1,0 +1,92 @@
+"""Runs the conformance checks on every kind of backbone and writes their table: `python docs/backbones.py`.
+
+It takes about half a minute. Raises SystemExit, and writes nothing, where a check fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench.backbones.kinds import KINDS, NAMES, TIMM
+from bench.conformance import check_kind
+from methods.backbone import PROJECTIONS
+
+PAGE = Path(__file__).with_suffix(".md")
+
+BEGIN, END = "<!-- The kinds, by docs/backbones.py. -->", "<!-- The end of the kinds. -->"
+
+HEADINGS = (
+    "kind",
+    "transformers' class",
+    "reads",
+    "sites",
+    "the head reads",
+    "head",
+    "`wrap`",
+    "checks passed",
+)
+
+#: timm builds its models itself, so that there is no row for each.
+TIMM_ROW = (
+    "`timm`",
+    "timm's",
+    "images",
+    "all six, qkv split",
+    "what the model pools and norms",
+    "linear",
+    "–",
+)
+
+
+def table(checks: Mapping[str, str]) -> str:
+    """The table and its remarks, in Markdown, with what came of each kind's checks."""
+    rows = [(*(TIMM_ROW if name == TIMM else _row(name)), checks.get(name, "none")) for name in NAMES]
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *rows]
+    remarks = [f"- `{name}`: {kind.remark}." for name, kind in KINDS.items() if kind.remark]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *remarks])
+
+
+def _row(name: str) -> tuple[str, ...]:
+    kind = KINDS[name]
+    named = ", ".join(f"`{one}`" for one in (name, *kind.within))
+    projections = [projection for projection in PROJECTIONS if projection in kind.layouts[0]]
+    sites = "all six" if len(projections) == len(PROJECTIONS) else ", ".join(projections)
+    sites += ", qkv split" if kind.fused else ""
+    wrapped = "yes" if kind.plain_head else "–"
+    return named, f"`{kind.model_class}`", kind.reads, sites, kind.pools, kind.head, wrapped
+
+
+def stated(page: str) -> str:
+    """The part of a page between the marks."""
+    return page.partition(BEGIN)[2].partition(END)[0].strip("\n")
+
+
+def checks_of(page: str) -> dict[str, str]:
+    """What the table of a page says of each kind's checks."""
+    cells = [line.strip("| ").split(" | ") for line in stated(page).splitlines() if line.startswith("| `")]
+    return {row[0].split(",")[0].strip("`"): row[-1] for row in cells}
+
+
+def run_checks() -> dict[str, str]:
+    """What comes of each kind's checks now."""
+    checks, failed = {}, []
+    for name in NAMES:
+        found = check_kind(name)
+        failed += [f"{name}: {one.check}: {one.message}" for one in found if one.status == "failed"]
+        asked = [one for one in found if one.status != "not applicable"]
+        checks[name] = f"{sum(one.status == 'passed' for one in asked)} of {len(asked)}"
+    if failed:
+        raise SystemExit("\n".join(failed))
+    return checks
+
+
+def main() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    new = f"{BEGIN}\n\n{table(run_checks())}\n\n{END}"
+    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
+    PAGE.write_text(before + new + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What a method can do beyond training, as its code shows it on a tiny model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.adapter import Adapter
+from methods.backbone import Geometry
+from methods.base import Method
+from methods.capability import Capability
+from methods.errors import NotLowRank, UserError
+from methods.skeleton import SkeletonBackbone
+
+#: Head size, number of heads and number of layers differ, as do the projections of a layer.
+EVEN = Geometry(hidden=24, heads=3, layers=2, mlp=96, encoder=1)
+#: Likewise, but no tensor of squares of the hidden size holds the MLP.
+UNEVEN = Geometry(hidden=24, heads=3, layers=2, mlp=60, encoder=1)
+#: Of a method whose size is free; capabilities do not depend on it.
+RANK = 2
+
+
+def capabilities(method: Method) -> tuple[Capability, ...]:
+    """What the method can do, in the order of `Capability`; nothing where it has nothing to adapt.
+
+    Raises what the method raises on a tiny model of even shapes.
+    """
+    sized = method.isorank(RANK) if method.sizeable else method
+    # A skeleton and some starts draw from the global stream, which is the caller's.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(0)
+        found = _seen(sized)
+        if found and _fits(sized, UNEVEN):
+            found.add(Capability.UNEQUAL)
+    return tuple(one for one in Capability if one in found)
+
+
+def _seen(method: Method) -> set[Capability]:
+    backbone = SkeletonBackbone.random(EVEN)
+    x = torch.randn(5, EVEN.hidden)
+    plain, layers = backbone.module(x), _layers(backbone)
+    adapter = _put(method, backbone)
+    if not adapter.named_parameters():
+        return set()
+    told = {
+        Capability.ZERO_START: _same(backbone.module(x), plain),
+        Capability.FREE: _layers(backbone) == layers,
+    }
+    _move(adapter)
+    told |= {
+        Capability.EXPORTS: _is_low_rank(adapter),
+        Capability.BIASES: _moves_biases(adapter),
+        Capability.MERGES: _merges(adapter, backbone, x),
+    }
+    return {one for one, true in told.items() if true}
+
+
+def _put(method: Method, backbone: SkeletonBackbone) -> Adapter:
+    """Without `attach`, which compares counts: the tiny encoder is not counted."""
+    method.check(backbone.geometry, backbone.projections)
+    return method.put(backbone, torch.Generator().manual_seed(0))
+
+
+def _fits(method: Method, geometry: Geometry) -> bool:
+    try:
+        _put(method, SkeletonBackbone.random(geometry))
+    except UserError:
+        return False
+    return True
+
+
+def _layers(backbone: SkeletonBackbone) -> dict[str, str]:
+    """The kind of every module, by its path."""
+    return {name: type(module).__name__ for name, module in backbone.module.named_modules()}
+
+
+def _move(adapter: Adapter) -> None:
+    """Away from the start, where much is zero."""
+    for parameter in adapter.named_parameters().values():
+        parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+
+
+def _is_low_rank(adapter: Adapter) -> bool:
+    try:
+        return bool(adapter.factors())
+    except NotLowRank:
+        return False
+
+
+def _moves_biases(adapter: Adapter) -> bool:
+    trained = {id(parameter) for parameter in adapter.named_parameters().values()}
+    own = any(id(base.bias) in trained for base in adapter.bases.values() if base.bias is not None)
+    return own or any(bool(update.any()) for update in adapter.biases().values())
+
+
+def _merges(adapter: Adapter, backbone: SkeletonBackbone, x: Tensor) -> bool:
+    wanted = backbone.module(x)
+    try:
+        adapter.merge()
+    except UserError:
+        return False
+    return _same(backbone.module(x), wanted)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Up to what rounding leaves."""
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)

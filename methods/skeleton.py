@@ -1,0 +1,65 @@
+"""The linear layers of a geometry, without the rest of a transformer: for counting and trying methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.backbone import Geometry, Site
+
+
+class Skeleton(nn.Module):
+    """A module for each layer, with a linear layer for each projection under its name."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        for layer in range(geometry.layers):
+            projections = nn.ModuleDict()
+            for name in geometry.projections:
+                out, in_ = geometry.shape(name)
+                projections[name] = nn.Linear(in_, out)
+            self.add_module(str(layer), projections)
+
+
+class _Classifier(nn.Module):
+    """A skeleton that computes something with every layer, and a head on it."""
+
+    def __init__(self, geometry: Geometry, classes: int) -> None:
+        super().__init__()
+        self.encoder = Skeleton(geometry)
+        self.head = nn.Linear(geometry.hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, classes) of x (batch, hidden)."""
+        for layer in self.encoder.children():
+            assert isinstance(layer, nn.ModuleDict)
+            x = x + layer["output"](layer["query"](x) * layer["key"](x) + layer["value"](x))
+            x = x + layer["fc2"](F.gelu(layer["fc1"](x)))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@dataclass(frozen=True)
+class SkeletonBackbone:
+    """A `Backbone` of random layers in eval mode: enough to put a method on."""
+
+    geometry: Geometry
+    module: nn.Module
+
+    @classmethod
+    def random(cls, geometry: Geometry, classes: int = 3) -> SkeletonBackbone:
+        """Drawn from torch's global stream."""
+        return cls(geometry, _Classifier(geometry, classes).eval())
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return self.geometry.projections
+
+    @property
+    def head(self) -> nn.Module:
+        return self.module.get_submodule("head")
+
+    def path(self, site: Site) -> str:
+        return f"encoder.{site}"

@@ -1,0 +1,231 @@
+"""Results as data frames, for analyses of one's own: every column with its type, its unit and its meaning."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from os import PathLike, fspath
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from pyarrow import ArrowException
+
+from bench.store import DEFAULT_STORE
+from bench.store.records import Record
+from bench.wire.words import OWN_SIZE, Artifact, Measure, Tag
+from methods import UserError
+from reports.reading import read
+from reports.study import Experiment, Study
+
+
+class Column(NamedTuple):
+    """A column of a frame. `unit` is empty where there is none."""
+
+    dtype: str
+    unit: str
+    meaning: str
+
+
+#: What a column of text has as its dtype: pandas 3 calls its own `str`.
+TEXT, WHOLE, NUMBER, MOMENT = "str", "Int64", "float64", "datetime64[ms, UTC]"
+
+#: Which trial a line is of.
+WHICH = {
+    "experiment": Column(TEXT, "", "the experiment that has the run"),
+    "trial_id": Column(TEXT, "", "the hash of all that can change the result"),
+    "run_id": Column(TEXT, "", "MLflow's id of the run, where it ran"),
+    "task": Column(TEXT, "", "the task's name"),
+    "backbone": Column(TEXT, "", "the backbone's name"),
+    "budget": Column(TEXT, "", "the budgets that the trial stands under, with '; ' between, or 'own size'"),
+    "method": Column(TEXT, "", "the method as tables call it"),
+    "seed": Column("int64", "", "the seed of the trial's random streams"),
+}
+
+#: The columns of `Results.trials`.
+TRIALS = WHICH | {
+    "family": Column(TEXT, "", "the name under which the method is registered"),
+    "ranks": Column(TEXT, "", "in the order of the method's modes, with commas between"),
+    "phase": Column(TEXT, "", "final, tuning, search or allocation"),
+    "status": Column(TEXT, "", "FINISHED, FAILED, PRUNED, KILLED or RUNNING"),
+    "failure": Column(TEXT, "", "why it failed, in a word or two; empty unless it did"),
+    "message": Column(TEXT, "", "the same in full"),
+    "metric": Column(TEXT, "", "the metric of `score` and `validation`"),
+    "evaluated": Column(TEXT, "", "the split that `score` and `loss` are of"),
+    "score": Column(NUMBER, "the metric's", "an accuracy is in [0, 1]; of finished trials only"),
+    "loss": Column(NUMBER, "nats", "mean cross-entropy on the same split"),
+    "validation": Column(NUMBER, "the metric's", "on the validation split, at the epoch that was selected"),
+    "selected_epoch": Column(WHOLE, "epochs", "that epoch; the first is 1"),
+    "parameters": Column(WHOLE, "parameters", "of the adapter, head excluded"),
+    "head_parameters": Column(WHOLE, "parameters", "of the head"),
+    "steps": Column(WHOLE, "steps", "training steps"),
+    "step_ms": Column(NUMBER, "ms", "median time of a training step"),
+    "peak_mib": Column(NUMBER, "MiB", "peak memory: a GPU's, or the process's"),
+    "seconds": Column(NUMBER, "s", "the whole trial"),
+    "started": Column(MOMENT, "", "when it began"),
+    "ended": Column(MOMENT, "", "when it ended; NaT while it runs"),
+    "suite_sha256": Column(TEXT, "", "of the suite that it was started from"),
+    "lock_sha256": Column(TEXT, "", "of its lock; empty where there is none"),
+    "harness": Column(TEXT, "", "the version of this harness"),
+    "git_commit": Column(TEXT, "", "of the harness, or 'unknown'"),
+    "git_dirty": Column(TEXT, "", "whether its tree was changed: yes, no or unknown"),
+    "version_torch": Column(TEXT, "", "torch's version"),
+    "cpu": Column(TEXT, "", "the processor"),
+    "gpu": Column(TEXT, "", "the GPU; empty where it ran on the processor"),
+    "threads": Column(WHOLE, "threads", "of torch"),
+}
+
+#: The columns of `Results.curves`.
+CURVES = WHICH | {
+    "measure": Column(TEXT, "", "train/loss, validation/loss, or validation/ and the metric"),
+    "step": Column("int64", "steps or epochs", "a step for train/loss, else an epoch; the first is 1"),
+    "value": Column(NUMBER, "nats or the metric's", "the loss, or the score"),
+}
+
+#: The columns of `Results.predictions`, before those of the logits.
+PREDICTIONS = WHICH | {
+    "example": Column("int64", "", "the example's id in its source"),
+    "label": Column("int64", "", "the index of the right class"),
+    "prediction": Column("int64", "", "the index of the class with the largest logit"),
+    "correct": Column("bool", "", "whether the two are the same"),
+}
+
+#: Columns of `TRIALS` that are measured, and where.
+MEASURED = {
+    "score": Measure.SCORE,
+    "loss": Measure.SCORE_LOSS,
+    "validation": Measure.SELECTED_VALIDATION,
+    "selected_epoch": Measure.SELECTED_EPOCH,
+    "parameters": Measure.ADAPTER_PARAMETERS,
+    "head_parameters": Measure.HEAD_PARAMETERS,
+    "steps": Measure.STEPS,
+    "step_ms": Measure.STEP_MS,
+    "peak_mib": Measure.PEAK_MIB,
+    "seconds": Measure.SECONDS,
+}
+
+
+class Results(Study):
+    """A study with its trials, curves and predictions, each read when it is first asked for.
+
+    `TRIALS`, `CURVES` and `PREDICTIONS` say what their columns are. A frame without lines has them too.
+    """
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A line for every trial that has a run, those of tuning and search included: the run that counts."""
+        return typed((_trial(experiment, record) for experiment, record in self._records()), TRIALS)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """A line for every point of the curves of these trials, by step."""
+        frames = [_curves(experiment) for experiment in self.experiments]
+        return typed(pd.concat(frames, ignore_index=True), CURVES)
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """A line for every example that a finished trial of the tables was scored on.
+
+        The columns after those of `PREDICTIONS` are `logit_0` and so on, in float32; of a trial with fewer
+        classes than others the last ones are NaN. A trial without stored predictions has no line. Raises
+        UserError for predictions that were changed since, or cannot be read.
+        """
+        finished = {seed.trial_id for seed in self.all_seeds if seed.finished}
+        # A trial of two experiments may have a run in each.
+        runs = {record.trial_id: (each, record) for each, record in self._records()}
+        read = [_predictions(*run) for id_, run in runs.items() if id_ in finished]
+        frames = [frame for frame in read if frame is not None]
+        found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        classes = sum(str(name).startswith("logit_") for name in found)
+        logits = [f"logit_{number}" for number in range(classes)]
+        return typed(found, PREDICTIONS).join(found[logits].astype("float32"))
+
+    def _records(self) -> Iterator[tuple[Experiment, Record]]:
+        for experiment in self.experiments:
+            in_order = sorted(experiment.records.values(), key=lambda run: (run.started, run.origin))
+            yield from ((experiment, record) for record in in_order)
+
+
+def load_results(*experiments: str | PathLike[str], store: str = DEFAULT_STORE) -> Results:
+    """The results of these experiments of a store, of packs, or of both, as data frames.
+
+    `experiments` are names, or files of packs, which need no store; several are read as one. What it gives
+    has `cells` and `seeds`, as `reports.study.Study` says, and `trials`, `curves` and `predictions`, as
+    `Results` does. Raises UserError for an experiment that is not there or has no result, and for a pack
+    that is refused.
+    """
+    if not experiments:
+        raise UserError("load_results() takes at least one experiment, or the file of a pack")
+    return Results(**vars(read(store, [fspath(name) for name in experiments])))
+
+
+def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
+    """These columns, in this order and of these types, also where there is no line."""
+    found = lines if isinstance(lines, pd.DataFrame) else pd.DataFrame(list(lines))
+    frame = found.reindex(columns=list(columns))
+    for name, column in columns.items():
+        if column.dtype == MOMENT:
+            frame[name] = pd.to_datetime(frame[name].astype("float64"), unit="ms", utc=True)
+    return frame.astype({name: column.dtype for name, column in columns.items()})
+
+
+def _which(experiment: Experiment, record: Record) -> dict[str, Any]:
+    budget = record.tag(Tag.BUDGET)
+    return {
+        "experiment": experiment.name,
+        "trial_id": record.trial_id,
+        "run_id": record.origin,
+        "task": record.tag(Tag.TASK),
+        "backbone": record.tag(Tag.BACKBONE),
+        # The tag has another word than tables for a size of its own.
+        "budget": OWN_SIZE if budget in ("", "own") else budget,
+        "method": record.tag(Tag.METHOD),
+        "seed": int(record.tag(Tag.SEED)),
+    }
+
+
+def _trial(experiment: Experiment, record: Record) -> dict[str, Any]:
+    provenance = record.provenance
+    threads = provenance.get("threads", "")
+    return {
+        **{name: provenance.get(name, "") for name in TRIALS},
+        **_which(experiment, record),
+        "family": record.tag(Tag.FAMILY),
+        "ranks": record.tag(Tag.RANKS),
+        "phase": record.tag(Tag.PHASE, "final"),
+        "status": str(record.status),
+        "failure": record.tag(Tag.FAILURE),
+        "message": record.tag(Tag.FAILURE_MESSAGE),
+        "metric": record.tag(Tag.METRIC),
+        "evaluated": record.tag(Tag.EVALUATED),
+        **{name: record.measure(measure) for name, measure in MEASURED.items()},
+        "score": record.score,
+        "started": record.started,
+        "ended": record.ended,
+        "threads": int(threads) if threads.isdecimal() else None,
+    }
+
+
+def _curves(experiment: Experiment) -> pd.DataFrame:
+    points = experiment.source.curves().rename(columns={"key": "measure"})
+    which = pd.DataFrame(
+        [_which(experiment, record) | {"run": record.run_id} for record in experiment.records.values()],
+        columns=[*WHICH, "run"],
+    )
+    # The runs of a store that do not count, failures that were tried again say, have curves too.
+    return which.merge(points.rename(columns={"run_id": "run"}), on="run").drop(columns="run")
+
+
+def _predictions(experiment: Experiment, record: Record) -> pd.DataFrame | None:
+    content = experiment.source.read(record, Artifact.PREDICTIONS)
+    if content is None:
+        return None
+    try:
+        frame = pd.read_parquet(io.BytesIO(content))
+        frame["correct"] = np.equal(frame["label"], frame["prediction"])
+    except (OSError, ArrowException, ValueError, KeyError) as error:
+        raise UserError(
+            f"{Artifact.PREDICTIONS} of run {record.run_id} ({record.name}) cannot be read: {error}"
+        ) from error
+    return frame.assign(**_which(experiment, record))

@@ -1,0 +1,204 @@
+"""Every kind of backbone: conformance, equality with transformers, and the page that lists them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from bench.backbones import BackboneSpec, describe, load
+from bench.backbones.kinds import KINDS, NAMES
+from bench.conformance import check_kind
+from bench.conformance.subject import tiny
+from methods import create
+from methods.errors import UserError
+
+from ..local_checkpoints import batch, features
+
+#: Methods meet these kinds one by one in tests/bench/conformance.
+MET = ("bert", "roberta", "vit", "dinov2", "timm")
+
+IN_ONE_TENSOR = create("tenslora", variant="att_qkv_depth").isorank(2)
+
+
+@pytest.mark.parametrize("kind", [name for name in NAMES if name not in MET])
+def test_a_kind_passes_the_checks(kind: str) -> None:
+    found = check_kind(kind, [IN_ONE_TENSOR])
+    assert [(one.check, one.message) for one in found if one.status != "passed"] == []
+    assert len(found) > 10
+
+
+def model_of(kind: str, **changes: Any) -> Any:
+    """transformers' own model of a kind, every weight of it random."""
+    row = KINDS[kind]
+    model_class = getattr(transformers, row.model_class)
+    config = tiny(kind)._config()
+    config.update(changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = model_class(config, **row.arguments).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+def inputs_of(kind: str, size: int = 16) -> dict[str, Tensor]:
+    return batch("vit" if KINDS[kind].reads == "images" else "bert", size=size)
+
+
+def expected(kind: str, model: Any, inputs: dict[str, Tensor], **more: Any) -> Tensor:
+    """What the head of a kind should read, from transformers' own outputs."""
+    if kind == "vit_mae":
+        # It masks patches at random; a ViT of the same weights does not.
+        config = transformers.ViTConfig(**{**model.config.to_dict(), "model_type": "vit"})
+        vit = transformers.ViTModel(config, add_pooling_layer=False).eval()
+        vit.load_state_dict(model.state_dict())
+        model = vit
+    with torch.no_grad():
+        found = model(**inputs, **more)
+    states = found.last_hidden_state
+    if kind in ("bert", "modernbert"):
+        return torch.stack((states[0].mean(0), states[1, :4].mean(0)))
+    if kind in ("beit", "clip_vision_model", "siglip_vision_model"):
+        return found.pooler_output
+    return states[:, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_model_gives_the_features_of_transformers(kind: str, tmp_path: Path) -> None:
+    model, inputs = model_of(kind), inputs_of(kind)
+    model.save_pretrained(tmp_path)
+    backbone = load(BackboneSpec(local=tmp_path))
+    about = kind in ("bert", "modernbert", "siglip_vision_model")
+    tolerance = {"rtol": 0.0, "atol": 1e-6 if about else 0.0}
+    torch.testing.assert_close(features(backbone, inputs), expected(kind, model, inputs), **tolerance)
+    assert backbone.info == describe(BackboneSpec(local=tmp_path))
+    assert backbone.info.kind == kind
+
+
+@pytest.mark.parametrize(
+    "kind", ["deit", "dinov2_with_registers", "vit_mae", "clip_vision_model", "dinov3_vit"]
+)
+def test_another_image_size_is_that_of_transformers(kind: str, tmp_path: Path) -> None:
+    model, inputs = model_of(kind), inputs_of(kind, size=32)
+    model.save_pretrained(tmp_path)
+    backbone = load(BackboneSpec(local=tmp_path, image_size=32))
+    more = {} if kind in ("dinov2_with_registers", "beit") else {"interpolate_pos_encoding": True}
+    torch.testing.assert_close(features(backbone, inputs), expected(kind, model, inputs, **more))
+
+
+@pytest.mark.parametrize(
+    ("whole", "part"), [("CLIP", "clip_vision_model"), ("Siglip", "siglip_vision_model")]
+)
+def test_a_vision_tower_is_taken_out_of_a_whole_model(whole: str, part: str, tmp_path: Path) -> None:
+    text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = tiny(part)._config().to_dict()
+    config = getattr(transformers, f"{whole}Config")(
+        text_config=text | {"vocab_size": 50}, vision_config=vision
+    )
+    model = getattr(transformers, f"{whole}Model")(config).eval()
+    model.save_pretrained(tmp_path)
+    backbone, inputs = load(BackboneSpec(local=tmp_path)), inputs_of(part)
+    assert backbone.info.kind == part
+    torch.testing.assert_close(features(backbone, inputs), expected(part, model.vision_model, inputs))
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["vision_config"]["num_hidden_layers"] = 10**7
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="num_hidden_layers should be a number from 1 to 1,000"):
+        describe(BackboneSpec(local=tmp_path))
+
+
+def test_a_gated_mlp_is_refused_by_name(tmp_path: Path) -> None:
+    model_of("modernbert").save_pretrained(tmp_path)
+    backbone = load(BackboneSpec(local=tmp_path))
+    whole = create("lora", rank=2, targets="qkvo+mlp")
+    with pytest.raises(UserError, match="adapts fc1, fc2, which the backbone lacks; it has query"):
+        whole.attach(backbone, torch.Generator())
+
+
+def test_a_split_layer_is_the_fused_one_in_thirds(tmp_path: Path) -> None:
+    model = model_of("modernbert")
+    model.save_pretrained(tmp_path)
+    backbone = load(BackboneSpec(local=tmp_path))
+    sites = [site for site in backbone.geometry.sites(("query", "key", "value")) if site.layer == 1]
+    parts: list[Any] = [backbone.module.get_submodule(backbone.path(site)) for site in sites]
+    assert torch.equal(torch.cat([part.weight for part in parts]), model.layers[1].attn.Wqkv.weight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("bert", {"model_type": "rembert"}, "a 'rembert' model, .* nearest is 'bert'.*adding-a-backbone.md"),
+        ("vit", {"model_type": "swin"}, "a 'swin' model, .* nearest is 'vit'; there are bert, .*siglip"),
+        (
+            "siglip_vision_model",
+            {"vision_use_head": False},
+            "vision_use_head should be true, got False",
+        ),
+        (
+            "beit",
+            {"use_mean_pooling": False},
+            "should be true, got False: .* the mean of the patches",
+        ),
+    ],
+)
+def test_what_is_none_of_the_kinds_is_refused(
+    kind: str, changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    settings = tiny(kind)._config().to_dict() | changes
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match=said):
+        describe(BackboneSpec(local=tmp_path))
+
+
+HEADS = {
+    "xlm-roberta": ("XLMRoberta", "classifier.dense", "classifier.out_proj"),
+    "electra": ("Electra", "classifier.dense", "classifier.out_proj"),
+    "distilbert": ("DistilBert", "pre_classifier", "classifier"),
+    "deberta-v2": ("DebertaV2", "pooler.dense", "classifier"),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_of_texts_are_those_of_transformers_classifiers(kind: str, tmp_path: Path) -> None:
+    name, dense, last = HEADS[kind]
+    encoder, inputs = model_of(kind), inputs_of(kind)
+    encoder.save_pretrained(tmp_path)
+    backbone = load(BackboneSpec(local=tmp_path))
+    classifier = getattr(transformers, f"{name}ForSequenceClassification")(encoder.config).eval()
+    classifier.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    head: Any = backbone.head
+    head.dense.load_state_dict(classifier.get_submodule(dense).state_dict())
+    head.out_proj.load_state_dict(classifier.get_submodule(last).state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.module(**inputs), classifier(**inputs).logits)
+
+
+def test_segments_told_to_a_model_without_them_change_nothing(tmp_path: Path) -> None:
+    backbone = tiny("distilbert").load(None)
+    inputs = inputs_of("distilbert")
+    told = features(backbone, inputs | {"token_type_ids": torch.ones_like(inputs["input_ids"])})
+    assert torch.equal(told, features(backbone, inputs))
+
+
+def test_the_page_says_what_the_table_of_kinds_says() -> None:
+    script = Path(__file__).parents[3] / "docs" / "backbones.py"
+    spec = importlib.util.spec_from_file_location("backbones_page", script)
+    assert spec is not None
+    assert spec.loader is not None
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    text = page.PAGE.read_text(encoding="utf-8")
+    checks = page.checks_of(text)
+    assert page.stated(text) == page.table(checks), "run python docs/backbones.py"
+    passed = [found.split(" of ") for found in checks.values()]
+    assert all(number == asked and int(asked) > 15 for number, asked in passed)
+    assert page.table({**checks, "vit": "0 of 1"}) != page.stated(text)

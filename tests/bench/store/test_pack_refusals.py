@@ -1,0 +1,198 @@
+"""Packs that are broken, or made to do harm: each is refused with a reason, and nothing is written."""
+
+from __future__ import annotations
+
+import io
+import stat
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bench.store.pack import archive, tables
+from bench.store.results import open_packs
+from bench.wire.pack import MANIFEST
+from bench.wire.words import Artifact
+from methods import UserError
+
+from ...packs import Files, changed, edit_json, packed
+from ...reports.made_up import store
+
+NewStore = Callable[[Path], str]
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
+    folder = tmp_path_factory.mktemp("pack")
+    return packed(store(folder, new_store), "small", folder)
+
+
+def refused(pack: Path, said: str) -> None:
+    with pytest.raises(UserError, match=said) as told:
+        open_packs([pack])
+    assert str(pack) in str(told.value)
+
+
+def test_a_pack_that_is_cut_or_not_there(pack: Path, tmp_path: Path, call: Any, new_store: NewStore) -> None:
+    cut = tmp_path / "cut.tensorbench.zip"
+    for length in (0, 100, len(pack.read_bytes()) // 2, len(pack.read_bytes()) - 1):
+        cut.write_bytes(pack.read_bytes()[:length])
+        refused(cut, "is refused: it is cut, or no zip file")
+    refused(tmp_path / "none.tensorbench.zip", "there is no pack")
+    for command in (("unpack", cut), ("report", cut, "--out", tmp_path / "out"), ("compare", cut, pack)):
+        ended = call(*command, "--store", f"sqlite:///{tmp_path / 'mlflow.db'}")
+        assert ended.code == 2
+        assert "is cut" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == [cut.name]
+
+
+def one_more_byte(content: Files) -> None:
+    content[next(name for name in content if name.endswith("predictions.parquet"))] += b" "
+
+
+def test_other_hashes(pack: Path, tmp_path: Path) -> None:
+    target = tmp_path / "b.tensorbench.zip"
+    refused(
+        changed(pack, target, one_more_byte, signed=False), r"predictions.parquet was changed: its sha256 is"
+    )
+    bytes_of = bytearray(pack.read_bytes())
+    bytes_of[len(bytes_of) // 3] ^= 1
+    target.write_bytes(bytes_of)
+    refused(target, "cannot be read, the file is cut or was changed")
+
+    def less(content: Files) -> None:
+        del content[next(name for name in content if name.endswith("curves.parquet"))]
+
+    refused(changed(pack, target, less, signed=False), "curves.parquet' is not in it")
+    refused(changed(pack, target, less), "curves.parquet: it is not there")
+
+    def more(content: Files) -> None:
+        content["experiments/0000/artifacts/ab/plan.json"] = b"{}"
+
+    refused(changed(pack, target, more, signed=False), "its manifest does not name it")
+
+
+def test_a_newer_schema(pack: Path, tmp_path: Path) -> None:
+    def newer(manifest: dict[str, Any]) -> None:
+        manifest["schema"] = 2
+
+    target = tmp_path / "b.tensorbench.zip"
+    refused(
+        changed(pack, target, edit_json(MANIFEST, newer), signed=False),
+        r"a later version of the harness wrote it \(schema 2; this one reads up to 1\): update",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../evil.json", "lies outside of it"),
+        ("experiments/0000/artifacts/../../../evil.json", "lies outside of it"),
+        ("/etc/passwd", "lies outside of it"),
+        ("C:/evil.json", "lies outside of it"),
+        ("..\\evil.json", "lies outside of it"),
+        ("experiments/0000/adapter.pkl", "is no file of a pack"),
+        ("experiments/0000/artifacts/ab/traceback.txt", "is no file of a pack"),
+        ("experiments/0000/", "is no file of a pack"),
+    ],
+)
+def test_a_file_that_leads_out_or_is_none_of_a_pack(pack: Path, tmp_path: Path, name: str, said: str) -> None:
+    def more(content: Files) -> None:
+        content[name] = b"evil"
+
+    refused(changed(pack, tmp_path / "b.tensorbench.zip", more), said)
+
+
+def added(pack: Path, target: Path, entry: zipfile.ZipInfo, content: bytes) -> Path:
+    target.write_bytes(pack.read_bytes())
+    with warnings.catch_warnings(), zipfile.ZipFile(target, "a") as file:
+        # Python warns of a name that is there already.
+        warnings.simplefilter("ignore")
+        file.writestr(entry, content, zipfile.ZIP_DEFLATED)
+    return target
+
+
+def test_a_link_and_a_file_that_is_there_twice(pack: Path, tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("experiments/0000/artifacts/ab/plan.json")
+    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    refused(added(pack, tmp_path / "b.tensorbench.zip", link, b"/etc/passwd"), "plan.json' is a link")
+    twice = zipfile.ZipInfo(MANIFEST)
+    refused(added(pack, tmp_path / "b.tensorbench.zip", twice, b"{}"), "'manifest.json' is in it twice")
+
+
+def test_bombs(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = zipfile.ZipInfo("experiments/0000/artifacts/ab/predictions.parquet")
+    target = added(pack, tmp_path / "b.tensorbench.zip", bomb, bytes(2**21))
+    refused(target, "is more than 200 times as large as it is in the zip file")
+    for limit, said in (("MOST_MEMBERS", "files, more than 3"), ("MOST_BYTES", "bytes large, more than 3")):
+        with monkeypatch.context() as patch:
+            patch.setattr(archive, limit, 3)
+            refused(pack, said)
+    with monkeypatch.context() as patch:
+        patch.setitem(archive.LARGEST, ".json", 3)
+        refused(pack, "bytes large, more than 3")
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "MOST_ROWS", 3)
+        refused(pack, r"runs.parquet: 5 rows of [\d,]+ bytes are more than a pack has")
+
+
+def test_predictions_that_would_fill_the_memory_are_not_read(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"example": pa.array([0] * 1000)}), file)
+
+    def many(content: Files) -> None:
+        for name in content:
+            if name.endswith("predictions.parquet"):
+                content[name] = file.getvalue()
+
+    monkeypatch.setattr(tables, "MOST_ROWS", 999)
+    (source,) = open_packs([changed(pack, tmp_path / "b.tensorbench.zip", many)])
+    record = source.records()[0]
+    with pytest.raises(UserError, match="1,000 rows of"):
+        source.read(record, Artifact.PREDICTIONS)
+
+
+def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], None]:
+    """Changes a run in the table."""
+
+    def edit(content: Files) -> None:
+        (name,) = [name for name in content if name.endswith("runs.parquet")]
+        lines = pq.read_table(io.BytesIO(content[name])).to_pylist()
+        change(lines[-1])
+        content[name] = tables.written(pa.Table.from_pylist(lines, tables.RUNS_SCHEMA))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"run_id": "../../x"}, "run_id: '../../x' is none"),
+        ({"status": "RUNNING"}, "status of run .*: 'RUNNING'; accepted are FINISHED, FAILED, KILLED"),
+        ({"started": None}, "started of run .* is missing"),
+        ({"tags": [("kind", "trial"), ("trial_id", "<b>")]}, "trial_id of run .*: '<b>' is none"),
+        ({"tags": [("kind", "other")]}, "kind of run .*: 'other'; accepted are suite"),
+        (
+            {"tags": [("kind", "suite"), ("mlflow.note.content", "x" * 8001)]},
+            "tag 'mlflow.note.content' of run .* longer than",
+        ),
+    ],
+)
+def test_runs_that_no_store_would_hold(pack: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    refused(changed(pack, tmp_path / "b.tensorbench.zip", with_runs(lambda run: run.update(change))), said)
+
+
+def test_another_table_than_that_of_a_pack(pack: Path, tmp_path: Path) -> None:
+    def other(content: Files) -> None:
+        for name in content:
+            if name.endswith("runs.parquet"):
+                content[name] = tables.written(pa.table({"run_id": ["a"]}))
+
+    refused(changed(pack, tmp_path / "b.tensorbench.zip", other), "its columns are not run_id, parent")

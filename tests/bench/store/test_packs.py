@@ -1,0 +1,234 @@
+"""Results that travel: packed, read, and merged into other stores."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bench.store.pack import tables
+from bench.store.pack.clean import clean_json
+from bench.store.pack.unpacking import Merged, unpack
+from bench.store.pack.writing import write_pack
+from bench.store.results import open_packs, open_results
+from bench.store.store import Store
+from bench.wire.words import Artifact, Kind, Status, Tag
+from methods import UserError
+from reports.results import load_results
+
+from ...packs import changed, edit_json, files, packed
+from ...reports.made_up import SMALL, plan_of, result
+from ...stored import Result, write
+from ..toy_runs import SHORT, executed
+from ..toy_suites import plan
+from ..toy_suites import write as write_suite
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+TOY: dict[str, Any] = {"methods": ["head_only", "lora"], "training": SHORT}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+    """URI of a store with one failure among four trials; read only."""
+
+    def told(trial: Any, row: Any) -> Result:
+        found = result(trial, row)
+        assert found is not None
+        return replace(found, failure="error") if trial.seed == 1 and row.method == "LoRA" else found
+
+    uri = new_store(tmp_path_factory.mktemp("small"))
+    write(uri, plan_of(**SMALL), told)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def pack(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(small, "small", tmp_path_factory.mktemp("pack"))
+
+
+def test_the_same_results_give_the_same_bytes_also_from_another_store(
+    small: str, pack: Path, tmp_path: Path, new_store: NewStore
+) -> None:
+    assert packed(small, "small", tmp_path / "again").read_bytes() == pack.read_bytes()
+    uri = new_store(tmp_path)
+    assert unpack(open_packs([pack]), uri) == [Merged("small", 4, 0)]
+    assert packed(uri, "small", tmp_path / "other").read_bytes() == pack.read_bytes()
+    assert packed("", str(pack), tmp_path / "pack").read_bytes() == pack.read_bytes()
+    (run,) = Store.existing(uri, "small").records(Kind.SUITE)
+    assert run.status == Status.FINISHED
+    assert unpack(open_packs([pack, pack]), uri) == [Merged("small", 0, 4)]
+
+
+def test_an_unpack_that_was_killed_goes_on(
+    pack: Path, tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, send, sent = new_store(tmp_path), Store.send, []
+
+    def killed(store: Store, letter: Any, folder: Path | None = None) -> None:
+        sent.append(letter.run_id)
+        if len(sent) == 4:
+            # What has arrived when a process dies is any part of it.
+            letter.status = None
+            send(store, letter, folder)
+            raise KeyboardInterrupt
+        send(store, letter, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "send", killed)
+        with pytest.raises(KeyboardInterrupt):
+            unpack(open_packs([pack]), uri)
+    assert unpack(open_packs([pack]), uri) == [Merged("small", 2, 2)]
+    assert len(Store.existing(uri, "small").records()) == 4
+    assert packed(uri, "small", tmp_path / "other").read_bytes() == pack.read_bytes()
+
+
+def test_two_machines_halves_are_one_experiment_that_goes_on(
+    tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    packs, uris = [], {}
+    for name, seeds in (("one", [0]), ("other", [1]), ("whole", [0, 1])):
+        (tmp_path / name).mkdir()
+        store = Store.create(new_store(tmp_path / name), "toy")
+        executed(store, plan(seeds=seeds, **TOY))
+        packs.append(packed(store.uri, "toy", tmp_path / name))
+        uris[name] = store.uri
+    whole = load_results("toy", store=uris["whole"])
+    merged = new_store(tmp_path)
+    assert unpack(open_packs(packs[:2]), merged) == [Merged("toy", 4, 0)]
+    for found in (load_results(*map(str, packs[:2])), load_results("toy", store=merged)):
+        same = ["cell", "seed", "trial_id", "status", "score", "loss", "validation"]
+        assert found.seeds[same].equals(whole.seeds[same])
+        same = [
+            "task",
+            "method",
+            "budget",
+            "ranks",
+            "parameters",
+            "seeds",
+            "finished",
+            "mean",
+            "sd",
+            "complete",
+        ]
+        assert found.cells[same].equals(whole.cells[same])
+    # Nothing is run twice, and what the suite has beyond them is.
+    suite = write_suite(tmp_path, seeds=[0, 1, 2], **TOY)
+    assert "toy: 6 trials, 2 to run" in call("run", suite, "--store", merged).out
+    # One half beside the other in a store reads as one too.
+    assert load_results("toy", str(packs[1]), store=uris["one"]).cells["complete"].all()
+
+
+def test_a_pack_holds_what_explains_its_numbers_and_nothing_of_the_machine(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    store = Store.create(new_store(tmp_path), "toy")
+    wild = {"method": "lora", "rank": 1, "training": {"lr": 1e30}}
+    executed(store, plan(methods=["lora", wild], training=SHORT))
+    failed = next(record for record in store.records() if record.status == Status.FAILED)
+    said = f"on {platform.node()}: no file '{tmp_path}/w.bin' for https://host.org/a/b of 3/4 layers"
+    store.tag(failed.run_id, Tag.FAILURE_MESSAGE, said)
+    pack = packed(store.uri, "toy", tmp_path, adapters=True)
+    content = files(pack)
+    (source,) = open_packs([pack])
+    told = {record.status: record for record in source.records()}
+    everything = b"".join(content.values()) + repr(told.values()).encode()
+    for private in (str(tmp_path), str(Path.home()), failed.tag(Tag.OWNER).partition(":")[0]):
+        assert private.encode() not in everything
+    names = {Path(name).name for name in content}
+    assert {"plan.json", "suite.json", "config.json", "predictions.parquet", "adapter.safetensors"} <= names
+    assert told[Status.FAILED].tag(Tag.FAILURE_MESSAGE) == (
+        "on …: no file '…/w.bin' for https://host.org/a/b of 3/4 layers"
+    )
+    finished = told[Status.FINISHED]
+    assert finished.provenance["version_torch"]
+    assert json.loads(source.read(finished, Artifact.CONFIG) or b"")["trial"]["seed"] == 0
+    assert {"train/loss", "validation/accuracy"} <= set(source.curves()["key"])
+    assert source.history(finished, "validation/accuracy") == store.history(
+        next(record for record in store.records() if record.run_id == finished.run_id), "validation/accuracy"
+    )
+
+
+def test_checkpoints_of_ones_own_are_named_without_their_folders() -> None:
+    told = {
+        "backbone": {"local": "/home/me/models/mine", "hub": "a/b"},
+        "task": ["file:///x/y", "~me/z", "1/2"],
+    }
+    cleaned = clean_json(json.dumps(told).encode())
+    assert json.loads(cleaned) == {
+        "backbone": {"local": "./mine", "hub": "a/b"},
+        "task": ["./y", "./z", "1/2"],
+    }
+    assert clean_json(cleaned) == cleaned
+
+
+# --- what contradicts is refused ---
+
+
+def other_score(content: dict[str, bytes]) -> None:
+    """One trial a little better."""
+    (name,) = [name for name in content if name.endswith("runs.parquet")]
+    lines = pq.read_table(io.BytesIO(content[name])).to_pylist()
+    run = next(line for line in lines if ("seed", "0") in line["tags"])
+    run["metrics"] = [(key, value + 2e-6 * (key == "score")) for key, value in run["metrics"]]
+    content[name] = tables.written(pa.Table.from_pylist(lines, tables.RUNS_SCHEMA))
+
+
+def test_other_scores_are_listed_and_nothing_is_written(
+    small: str, pack: Path, tmp_path: Path, new_store: NewStore
+) -> None:
+    tampered = changed(pack, tmp_path / "b.tensorbench.zip", other_score)
+    uri = new_store(tmp_path)
+    unpack(open_packs([pack]), uri)
+    before = Store.existing(uri, "small").records()
+    with pytest.raises(
+        UserError, match=r"1 trial\(s\) have other scores.*nothing was merged:\n  trial [0-9a-f]{16}"
+    ):
+        unpack(open_packs([tampered]), uri)
+    assert Store.existing(uri, "small").records() == before
+    with pytest.raises(UserError, match="have other scores"):
+        open_results("", [str(pack), str(tampered)])
+
+
+def protocol(plan: dict[str, Any]) -> None:
+    for trial in plan["trials"]:
+        trial["protocol"] = 2
+
+
+def rate(plan: dict[str, Any]) -> None:
+    for trial in plan["trials"]:
+        trial["recipe"]["lr"] = 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(protocol, "protocol is 1 in one and 2"), (rate, "training lr is")]
+)
+def test_packs_of_one_suite_that_was_run_differently_are_refused(
+    change: Callable[[dict[str, Any]], None], said: str, pack: Path, tmp_path: Path, new_store: NewStore
+) -> None:
+    other = changed(pack, tmp_path / "b.tensorbench.zip", edit_json("plan.json", change))
+    with pytest.raises(UserError, match=f"not run alike.*LoRA.*{said}"):
+        open_results("", [str(pack), str(other)])
+    uri = new_store(tmp_path)
+    unpack(open_packs([pack]), uri)
+    with pytest.raises(UserError, match=f"not run alike.*{said}"):
+        unpack(open_packs([other]), uri)
+
+
+def test_a_pack_is_written_whole_or_not_at_all(small: str, pack: Path, tmp_path: Path) -> None:
+    sources = open_results(small, ["small"])
+    for out, said in ((tmp_path / "small.zip", "ends with .tensorbench.zip"), (pack, "is there already")):
+        with pytest.raises(UserError, match=said):
+            write_pack(sources, out)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="small is no pack"):
+        open_packs([Path("small")])

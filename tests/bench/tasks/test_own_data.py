@@ -1,0 +1,329 @@
+"""Data that a suite describes: what is read, what it is known by, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from bench.suite.load import load_suite
+from bench.suite.rows import TaskRow
+from bench.tasks import TASKS, DataSource, Task, data_key, prepare
+from methods.errors import UserError
+from methods.validation import validate
+
+from .toy_tasks import IMAGES, TEXT, splits
+
+SUITES = Path(__file__).parents[3] / "suites"
+
+CSV = "body,stars,who\n" + "".join(f"w{i} w{i % 7} w{i % 5},{'ab'[i % 2]},p{i // 4}\n" for i in range(40))
+ROWS = [{"body": f"w{i} w{i % 7}", "stars": i % 2, "who": f"p{i // 4}"} for i in range(40)]
+
+
+def task(folder: Path, **row: Any) -> Task:
+    made = validate(TaskRow, {"name": "mine", **row}, "tasks.0")
+    assert made.data is not None
+    return made.model_copy(update={"data": made.data.beside(folder)}).lookup()
+
+
+def reviews(folder: Path, content: str = CSV, **more: Any) -> Task:
+    (folder / "r.csv").write_text(content, encoding="utf-8")
+    return task(folder, **({"csv": "r.csv", "text": "body", "label": "stars"} | more))
+
+
+def pictures(folder: Path, *parts: str, count: int = 8) -> None:
+    for number, part in enumerate(parts):
+        (folder / part).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.full((8, 8, 3), 10 * i + 3 * number, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / part / f"{i}.png")
+
+
+def test_one_table_is_one_task_in_every_format(tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "r.parquet")
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "d")
+    lines = "".join(f"{row['body']},{row['stars']},{row['who']}\n" for row in ROWS)
+    (tmp_path / "r.csv").write_text("body,stars,who\n" + lines)
+    (tmp_path / "r.tsv").write_text(("body,stars,who\n" + lines).replace(",", "\t"))
+    read = [
+        task(tmp_path, **{kind: name, "text": "body", "label": "stars", "group": "who"})
+        for kind, name in (
+            *(("csv", "r.csv"), ("csv", "r.tsv"), ("jsonl", "r.jsonl")),
+            *(("parquet", "r.parquet"), ("dataset", "d")),
+        )
+    ]
+    for one in read:
+        found = one.examples()
+        assert (one.classes, one.metric, one.modality) == (("0", "1"), "accuracy", "text")
+        assert list(found.inputs) == [row["body"] for row in ROWS]
+        assert list(found.labels) == [row["stars"] for row in ROWS]
+        assert list(found.groups or ()) == [row["who"] for row in ROWS]
+    assert len({one.data_hash for one in read}) == 5
+
+
+def test_a_task_is_known_by_its_content_and_not_by_its_path(tmp_path: Path) -> None:
+    first = reviews(tmp_path)
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    assert reviews(other).identity_hash() == first.identity_hash()
+    assert data_key(reviews(other), TEXT) == data_key(first, TEXT)
+    changed = [
+        reviews(other, CSV.replace("w1 ", "w2 ", 1)),
+        reviews(other, label="who"),
+        reviews(other, group="who"),
+        reviews(other, metric="f1"),
+        reviews(other, classes=["b", "a"]),
+    ]
+    assert len({one.identity_hash() for one in (first, *changed)}) == 6
+
+
+def test_groups_and_duplicates_are_on_one_side(tmp_path: Path, own_cache: Path) -> None:
+    doubled = CSV + "".join(f"W{i} w{i % 7}; w{i % 5},{'ab'[i % 2]},q{i}\n" for i in range(40))
+    data = prepare(reviews(tmp_path, doubled, group="who"), TEXT)
+    where = {id_: n for n, split in enumerate(splits(data)) for id_ in split.ids.tolist()}
+    assert len(where) == 80
+    for i in range(40):
+        assert where[i] == where[i - i % 4] == where[40 + i]
+
+
+def test_official_splits_by_file_column_and_name(tmp_path: Path) -> None:
+    import datasets
+
+    head, *lines = CSV.splitlines(keepends=True)
+    parts = {"train": lines[:24], "test": lines[24:]}
+    for split, some in parts.items():
+        (tmp_path / f"{split}.csv").write_text(head + "".join(some))
+    sides = [*["train"] * 24, *["test"] * 16]
+    marked = [f"{line.rstrip()},{side}\n" for line, side in zip(lines, sides, strict=True)]
+    datasets.DatasetDict(
+        {"fit": datasets.Dataset.from_list(ROWS[:24]), "dev": datasets.Dataset.from_list(ROWS[24:])}
+    ).save_to_disk(tmp_path / "d")
+    columns = {"text": "body", "label": "stars"}
+    by_file = task(tmp_path, csv={"train": "train.csv", "test": "test.csv"}, **columns)
+    by_column = reviews(tmp_path, head.rstrip() + ",fold\n" + "".join(marked), split_by="fold")
+    by_name = task(tmp_path, dataset="d", splits={"fit": "train", "dev": "test"}, **columns)
+    for one in (by_file, by_column, by_name):
+        assert list(one.examples().splits or ()) == sides
+        assert one.fractions == (90, 10, 0)
+
+
+def test_images_by_class_and_by_list(tmp_path: Path, own_cache: Path) -> None:
+    pictures(tmp_path / "shapes", "round", "square")
+    by_class = task(tmp_path, images="shapes")
+    listed = "".join(f"{c}/{i}.png {n}\n" for n, c in enumerate(("round", "square")) for i in range(8))
+    (tmp_path / "shapes" / "all.txt").write_text(listed)
+    by_list = task(tmp_path, image_list="shapes/all.txt", classes={0: "round", 1: "square"})
+    for one in (by_class, by_list):
+        assert one.classes == ("round", "square")
+        assert Counter(one.examples().labels) == {0: 8, 1: 8}
+    pictures(tmp_path / "official", *(f"{s}/{c}" for s in ("train", "val", "test") for c in "ab"))
+    official = task(tmp_path, images="official")
+    assert official.sizes == (16, 16, 16)
+    assert [len(split) for split in splits(prepare(official, IMAGES))] == [16, 16, 16]
+
+
+def test_several_labels_by_columns_and_in_one(tmp_path: Path, own_cache: Path) -> None:
+    kinds = [(i % 2, i % 3 == 0, i % 5 == 0) for i in range(60)]
+    names = ("fun", "sad", "long")
+    rows = "".join(
+        f"w{i} w{i % 11},{','.join(str(int(k)) for k in of_row)}\n" for i, of_row in enumerate(kinds)
+    )
+    by_columns = reviews(tmp_path, "body,fun,sad,long\n" + rows, label=list(names), target="multi-label")
+    first = list(by_columns.examples().labels)
+    told = ["|".join(n for n, k in zip(names, of_row, strict=True) if k) for of_row in kinds]
+    in_one = "body,tags\n" + "".join(f"w{i} w{i % 11},{tags}\n" for i, tags in enumerate(told))
+    by_one = reviews(tmp_path, in_one, label="tags", target="multi-label", classes=list(names))
+    expected = [tuple(n for n, k in enumerate(of_row) if k) for of_row in kinds]
+    assert first == list(by_one.examples().labels) == expected
+    data = prepare(by_one, TEXT)
+    assert data.train.labels.shape[1] == 3
+    assert (by_one.metric, data.classes) == ("f1_macro", 3)
+
+
+COLUMNS = "body,stars\n"
+
+BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no such column": (CSV, {"text": "boby"}, "r.csv has no column 'boby': did you mean 'body'"),
+    "one class": (COLUMNS + "a,1\nb,1\n", {}, "column 'stars' has one class only: every row has '1'"),
+    "a hole in the text": (COLUMNS + 'a,1\n"b\nc",0\n,1\n', {}, "r.csv, line 5: no value in column 'body'"),
+    "a hole in the label": (COLUMNS + "a,1\nb,\n", {}, "r.csv, line 3: no value in column 'stars'"),
+    "unknown label": (CSV, {"classes": ["a", "c"]}, "r.csv, line 3: label 'b' is none of the classes a, c"),
+    "numbers for text": (
+        COLUMNS + "1,a\n2.5,b\n",
+        {},
+        "'body' should hold texts, and all its values are num",
+    ),
+    "no rows": (COLUMNS, {}, "r.csv, line .*: there is no row"),
+    "empty file": ("", {}, "r.csv is empty"),
+    "too many fields": (COLUMNS + "a,1,2\n", {}, "r.csv cannot be read: .*Expected 2 columns, got 3"),
+    "no number": (
+        COLUMNS + "a,1\nb,x\n",
+        {"target": "regression"},
+        "line 3: 'x' in column 'stars', which sh",
+    ),
+    "no flag": (
+        "body,x,y\na,1,0\nb,2,1\n",
+        {"label": ["x", "y"], "target": "multi-label"},
+        "line 3: '2' in column 'x', which should hold 0 or 1",
+    ),
+    "unknown split": (
+        "body,stars,fold\na,1,train\nb,0,outer\n",
+        {"split_by": "fold"},
+        "line 3: 'outer' in column 'fold' names no split",
+    ),
+    "a metric of another kind": (
+        CSV,
+        {"metric": "rmse"},
+        "'rmse' scores regression, and the task's target is",
+    ),
+    "binary of three": (COLUMNS + "a,1\nb,2\nc,3\n", {"metric": "f1"}, "needs 2 classes, and the task has 3"),
+    "unknown metric": (CSV, {"metric": "acuracy"}, "unknown metric 'acuracy': did you mean 'accuracy'"),
+    "not there": (CSV, {"csv": "s.csv"}, "csv: there is no .*s.csv on this machine"),
+    "a name that is taken": (CSV, {"name": "digits"}, "there is a registered task of this name"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_is_refused_by_its_line(tmp_path: Path, case: str) -> None:
+    content, more, message = BAD[case]
+    with pytest.raises(UserError, match=message):
+        reviews(tmp_path, content, **more)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"csv": "r.csv", "txet": "body", "label": "x"}, "unknown field 'data.txet'; did you mean 'text'"),
+        ({"csv": "r.csv", "label": "x"}, "csv needs one of text and image"),
+        ({"csv": "r.csv", "text": "x"}, "csv needs label"),
+        ({"csv": "r.csv", "jsonl": "x", "text": "x", "label": "y"}, "one of csv, .*; got .'csv', 'jsonl'."),
+        ({"images": "x", "label": "y"}, "label: does not apply to images"),
+        ({"hub": "a/b", "text": "x", "label": "y"}, "hub needs classes"),
+        ({"csv": "r.csv", "text": "x", "label": "y", "unit": "kg"}, "unit goes with target: regression"),
+    ],
+)
+def test_a_description_that_contradicts_itself_is_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validate(TaskRow, {"name": "mine", **row}, "tasks.0")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train": "ab", "test": "abc"}, "its train split has no example of c"),
+        ({"train": "abc", "test": "ab"}, "its test split has no example of c"),
+    ],
+)
+def test_every_split_has_every_class(
+    tmp_path: Path, own_cache: Path, files: dict[str, str], message: str
+) -> None:
+    for split, labels in files.items():
+        lines = "".join(f"{split} w{i},{labels[i % len(labels)]}\n" for i in range(60))
+        (tmp_path / f"{split}.csv").write_text(COLUMNS + lines)
+    own = task(tmp_path, csv={s: f"{s}.csv" for s in files}, text="body", label="stars")
+    with pytest.raises(UserError, match=message):
+        prepare(own, TEXT)
+
+
+def test_images_lie_in_their_folder_and_are_images(tmp_path: Path, own_cache: Path) -> None:
+    pictures(tmp_path / "x", "a", "b")
+    secret = tmp_path / "secret.png"
+    shutil.copy(tmp_path / "x" / "a" / "0.png", secret)
+    (tmp_path / "x" / "link.png").symlink_to(secret)
+    for name in ("../secret.png", str(secret), "link.png"):
+        (tmp_path / "x" / "l.txt").write_text(f"a/0.png 0\n{name} 1\n")
+        with pytest.raises(UserError, match=r"l.txt, line 2: .* leads out of"):
+            task(tmp_path, image_list="x/l.txt")
+    (tmp_path / "x" / "l.txt").write_text("a/0.png 0\n\na/missing.png 1\n")
+    with pytest.raises(UserError, match=r"l.txt, line 3: there is no image"):
+        task(tmp_path, image_list="x/l.txt")
+    (tmp_path / "x" / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a/0.png cannot be read: it is no image"):
+        prepare(task(tmp_path, images="x"), IMAGES)
+    Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(tmp_path / "x" / "a" / "0.png")
+    with pytest.raises(UserError, match="its mode is I;16; save it with 8 bits a channel"):
+        prepare(task(tmp_path, images="x"), IMAGES)
+
+
+def test_a_table_never_names_an_image_elsewhere(tmp_path: Path) -> None:
+    images = [
+        {"image": {"bytes": None if i else b"x", "path": "/etc/hostname"}, "label": i % 2} for i in range(4)
+    ]
+    pq.write_table(pa.Table.from_pylist(images), tmp_path / "i.parquet")
+    own = task(tmp_path, parquet="i.parquet", image="image", label="label")
+    with pytest.raises(UserError, match="paths and addresses are not followed"):
+        own.examples()
+
+
+def test_vtab_is_read_from_its_published_layout(tmp_path: Path, own_cache: Path) -> None:
+    suite = tmp_path / "vtab.yaml"
+    shutil.copy(SUITES / "vtab.yaml", suite)
+    for row in load_suite(suite).tasks:
+        home = tmp_path / "vtab-1k" / row.task.removeprefix("vtab-")
+        pictures(home, "images", count=6)
+        for name, numbers in {"train800": (0, 1, 2), "val200": (3, 4), "test": (5, 0)}.items():
+            lines = "".join(f"images/{i}.png {i % 3}\n" for i in numbers)
+            (home / f"{name}.txt").write_text(lines)
+    rows = load_suite(suite).tasks
+    assert len(rows) == 19
+    for row in rows:
+        own = row.lookup()
+        assert (own.classes, own.sizes) == (("0", "1", "2"), (3, 2, 2))
+        # As FacT normalises, whatever the backbone wants.
+        wanted = row.input(IMAGES)
+        assert (wanted.mean, wanted.resize) == ((0.485, 0.456, 0.406), 224)
+    data = prepare(rows[0].lookup(), IMAGES)
+    assert [sorted(split.ids.tolist()) for split in splits(data)] == [[0, 1, 2], [3, 4], [5, 6]]
+
+
+GLUE: dict[str, tuple[str, list[str], Any]] = {
+    "sst2": ("validation", ["sentence"], [0, 1]),
+    "stsb": ("validation", ["sentence1", "sentence2"], [0.5, 4.75]),
+    "qqp": ("validation", ["question1", "question2"], [0, 1]),
+    "mnli": ("validation_matched", ["premise", "hypothesis"], [0, 1, 2]),
+    "mnli-mm": ("validation_mismatched", ["premise", "hypothesis"], [0, 1, 2]),
+    "qnli": ("validation", ["question", "sentence"], [0, 1]),
+    "rte": ("validation", ["sentence1", "sentence2"], [0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_glue_is_read_by_the_hubs_columns(tmp_path: Path, name: str) -> None:
+    part, columns, labels = GLUE[name]
+    (tmp_path / name.partition("-")[0]).mkdir()
+    for split in ("train", part, "test"):
+        table = {column: [f"{split} {column} {i}" for i in range(6)] for column in columns}
+        table |= {"label": [labels[i % len(labels)] for i in range(6)], "idx": range(6)}
+        file = tmp_path / name.partition("-")[0] / f"{split}-00000-of-00001.parquet"
+        pq.write_table(pa.table(table), file)
+    found = TASKS.get(name).at(DataSource(local=tmp_path)).examples()
+    assert Counter(found.splits) == {"train": 6, "test": 6}
+    first = tuple(f"train {column} 0" for column in columns)
+    assert found.inputs[0] == (first if len(first) > 1 else first[0])
+    assert list(found.labels[:2]) == labels[:2]
+
+
+def test_a_data_set_of_a_hub_by_its_columns(tmp_path: Path, own_cache: Path) -> None:
+    row = {"hub": "me/news", "text": "title", "label": "topic", "splits": {"train": "train", "dev": "test"}}
+    for split in ("train", "dev"):
+        topics = [("sport", "arts")[i % 2] for i in range(40)]
+        table = {"title": [f"{split} w{i}" for i in range(40)], "topic": topics}
+        pq.write_table(pa.table(table), tmp_path / f"{split}.parquet")
+    own = task(tmp_path, **row, classes=["sport", "arts"], source={"local": str(tmp_path)})
+    data = prepare(own, TEXT)
+    assert [len(split) for split in splits(data)] == [36, 4, 40]
+    assert (
+        own.identity_hash()
+        != task(tmp_path, **row, classes=["arts", "sport"]).at(DataSource(local=tmp_path)).identity_hash()
+    )

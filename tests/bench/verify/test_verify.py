@@ -1,0 +1,350 @@
+"""Whatever is changed in a store is found and named, and what cannot be checked never counts as verified."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load, save
+
+import bench.verify.rerun
+from bench.plan.trial import Trial
+from bench.process.files import sha256_of
+from bench.sources.assets import prepared
+from bench.store.pack.reading import open_pack
+from bench.store.pack.unpacking import unpack
+from bench.store.pack.writing import write_pack
+from bench.store.records import Record
+from bench.store.store import Store
+from bench.store.verified import hashes
+from bench.verify import verify
+from bench.wire.start import StoredConfig
+from bench.wire.words import Artifact, Kind, Status, Tag
+from methods import UserError
+
+from ..toy_runs import SHORT, raising, run_inline
+from ..toy_suites import plan
+
+Call = Callable[..., Any]
+
+
+@dataclass
+class Kept:
+    """A store with two finished trials, which a test may break."""
+
+    store: Store
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.store.uri.removeprefix("sqlite:///")).parent
+
+    @property
+    def record(self) -> Record:
+        return next(record for record in self.store.records() if record.tag(Tag.FAMILY) == "lora")
+
+    def file(self, name: Artifact, kind: Kind = Kind.TRIAL) -> Path:
+        record = self.record if kind == Kind.TRIAL else self.store.records(kind)[-1]
+        return Path(record.artifacts.removeprefix("file://")) / name
+
+    def tag(self, tag: Tag, value: str) -> None:
+        self.store.client.set_tag(self.record.run_id, tag, value)
+
+    def measure(self, key: str, value: float) -> None:
+        with closing(sqlite3.connect(self.folder / "mlflow.db")) as database, database:
+            changed = "update latest_metrics set value = ? where run_uuid = ? and key = ?"
+            assert database.execute(changed, [value, self.record.run_id, key]).rowcount == 1
+
+    def replace(self, name: Artifact, content: bytes) -> None:
+        """Changes an artifact and the hash that is stored of it."""
+        self.file(name).write_bytes(content)
+        self.tag(Tag.HASHES, json.dumps(hashes(self.record) | {str(name): sha256_of(content)}))
+
+    def predictions(self, change: Callable[[pd.DataFrame], None]) -> bytes:
+        frame, file = pd.read_parquet(self.file(Artifact.PREDICTIONS)), io.BytesIO()
+        change(frame)
+        frame.to_parquet(file, index=False)
+        return file.getvalue()
+
+    def configuration(self, change: Callable[[dict[str, Any]], None]) -> bytes:
+        content = json.loads(self.file(Artifact.CONFIG).read_text())
+        change(content)
+        return json.dumps(content).encode()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Kept:
+    folder = tmp_path_factory.mktemp("verified") / "store"
+    folder.mkdir()
+    store = Store.create(new_store(folder), "toy")
+    run_inline(store, plan(methods=["lora", "head_only"], training=SHORT))
+    shutil.copytree(folder, folder.with_name("whole"))
+    return Kept(store)
+
+
+@pytest.fixture
+def kept(made: Kept) -> Iterator[Kept]:
+    yield made
+    whole, folder = made.folder.with_name("whole"), made.folder
+    shutil.copytree(whole / "mlartifacts", folder / "mlartifacts", dirs_exist_ok=True)
+    # MLflow holds connections, which a copied file would pull the rug from under.
+    with (
+        closing(sqlite3.connect(whole / "mlflow.db")) as kept,
+        closing(sqlite3.connect(folder / "mlflow.db")) as db,
+    ):
+        kept.backup(db)
+
+
+def _all_right(frame: pd.DataFrame) -> None:
+    for row, label in enumerate(frame["label"]):
+        frame.loc[row, f"logit_{label}"] = 99.0
+
+
+def _other_answers(frame: pd.DataFrame) -> None:
+    frame["prediction"] = 9 - frame["prediction"]
+
+
+def _flip_a_bit(kept: Kept) -> None:
+    content = bytearray(kept.file(Artifact.ADAPTER).read_bytes())
+    content[-1] ^= 1
+    kept.file(Artifact.ADAPTER).write_bytes(content)
+
+
+def _shrink(kept: Kept) -> None:
+    tensors = load(kept.file(Artifact.ADAPTER).read_bytes())
+    name = next(name for name in tensors if name.startswith("adapter."))
+    kept.replace(Artifact.ADAPTER, save(tensors | {name: tensors[name][:-1].contiguous()}))
+
+
+def _plan_other_ranks(kept: Kept) -> None:
+    file = kept.file(Artifact.PLAN, Kind.SUITE)
+    content = json.loads(file.read_text())
+    row = next(row for row in content["rows"] if row["ranks"])
+    row["ranks"] = [7]
+    file.write_text(json.dumps(content))
+
+
+BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
+    "a prediction": (
+        lambda kept: kept.file(Artifact.PREDICTIONS).write_bytes(kept.predictions(_all_right)),
+        "predictions.parquet, sha256",
+    ),
+    "a prediction and its hash": (
+        lambda kept: kept.replace(Artifact.PREDICTIONS, kept.predictions(_all_right)),
+        "score",
+    ),
+    "an answer and its hash": (
+        lambda kept: kept.replace(Artifact.PREDICTIONS, kept.predictions(_other_answers)),
+        "predictions that their outputs do not give",
+    ),
+    "a file of other columns and its hash": (
+        lambda kept: kept.replace(
+            Artifact.PREDICTIONS, kept.predictions(lambda frame: frame.drop(columns="label", inplace=True))
+        ),
+        "predictions.parquet",
+    ),
+    "a bit of the adapter": (_flip_a_bit, "adapter.safetensors, sha256"),
+    "the adapter and its hash": (_shrink, "parameters/adapter by the tensors of adapter.safetensors"),
+    "a score": (lambda kept: kept.measure("score", 0.987), "score"),
+    "a loss": (lambda kept: kept.measure("score_loss", 0.1), "loss"),
+    "a count": (lambda kept: kept.measure("parameters/adapter", 5.0), "parameters/adapter by the ranks"),
+    "the ranks": (lambda kept: kept.tag(Tag.RANKS, "9"), "tag ranks"),
+    "the ranks of the configuration": (
+        lambda kept: kept.replace(
+            Artifact.CONFIG, kept.configuration(lambda told: told["trial"]["method"].update(rank=9))
+        ),
+        "trial id",
+    ),
+    "the ranks of the plan": (
+        _plan_other_ranks,
+        "plan, row LoRA · isoparameters 2 · digits · tiny-random-vit: ranks",
+    ),
+    "the seed": (lambda kept: kept.tag(Tag.SEED, "5"), "tag seed"),
+    "the share of the budget": (
+        lambda kept: kept.tag(
+            Tag.BUDGETS, kept.record.tag(Tag.BUDGETS).replace('"ratio": 1.0', '"ratio": 0.5')
+        ),
+        "ratio to budget isoparameters 2",
+    ),
+    "the id": (lambda kept: kept.tag(Tag.TRIAL_ID, "0123456789abcdef"), "trial id"),
+    "the suite": (
+        lambda kept: kept.replace(
+            Artifact.CONFIG, kept.configuration(lambda told: told["start"]["suite"].update(text="x"))
+        ),
+        "sha256 of the suite",
+    ),
+    "an artifact that is gone": (lambda kept: kept.file(Artifact.ADAPTER).unlink(), "adapter.safetensors"),
+    "the hashes": (lambda kept: kept.tag(Tag.HASHES, "{"), "tag sha256"),
+}
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_what_was_changed_is_found_and_named(kept: Kept, what: str) -> None:
+    change, named = BREAKS[what]
+    change(kept)
+    found = verify(kept.store.uri)
+    assert named in [fault.what for fault in found.faults]
+    assert not found.ok
+    run = "" if named.startswith("plan") else kept.record.run_id
+    assert {fault.run for fault in found.faults} == {run}
+    # The other trial is as good as it was.
+    assert (found.looked_at, found.verified) == (2, 2 if named.startswith("plan") else 1)
+
+
+def test_a_store_as_it_was_written_is_verified(kept: Kept, call: Call) -> None:
+    ended = call("verify", kept.store.uri)
+    assert (ended.code, ended.out) == (0, "2 finished trials: 2 verified, 0 broken, 0 not checkable.\n")
+    told = json.loads(call("verify", "toy", "--store", kept.store.uri, "--json").out)
+    assert (told["ok"], told["verified"], told["faults"]) == (True, 2, [])
+
+
+def test_a_fault_is_told_with_what_is_stored_and_what_it_should_be(kept: Kept, call: Call) -> None:
+    score = kept.record.score
+    kept.measure("score", 0.987)
+    ended = call("verify", kept.store.uri)
+    assert ended.code == 1
+    whose = f"toy · trial {kept.record.trial_id}, run {kept.record.run_id}"
+    assert f"broken  {whose}: score: stored 0.987, recomputed {score:.9g}" in ended.out
+    assert "1 verified, 1 broken, 0 not checkable" in ended.out
+
+
+def test_what_an_earlier_version_stored_no_hash_of_is_listed_apart(kept: Kept, call: Call) -> None:
+    kept.store.client.delete_tag(kept.record.run_id, Tag.HASHES)
+    kept.file(Artifact.ADAPTER).unlink()
+    found = verify(kept.store.uri)
+    assert not found.faults
+    assert (found.looked_at, found.verified, found.ok) == (2, 1, False)
+    assert {one.what for one in found.unchecked} == {
+        "config.json, sha256",
+        "predictions.parquet, sha256",
+        "adapter.safetensors",
+    }
+    ended = call("verify", kept.store.uri)
+    assert ended.code == 1
+    assert "1 verified, 0 broken, 1 not checkable" in ended.out
+
+
+def test_a_method_that_is_not_here_cannot_be_recounted(kept: Kept) -> None:
+    def of_a_plugin(told: dict[str, Any]) -> None:
+        told["trial"]["method"]["method"] = "somebody_s"
+
+    content = kept.configuration(of_a_plugin)
+    kept.replace(Artifact.CONFIG, content)
+    kept.tag(Tag.TRIAL_ID, Trial.model_validate(json.loads(content)["trial"]).id)
+    found = verify(kept.store.uri)
+    (one,) = (one for one in found.unchecked if one.run == kept.record.run_id)
+    assert one.what == "ranks and parameters"
+    assert "somebody_s" in one.why
+    assert found.verified == 1
+
+
+def test_a_pack_is_verified_as_its_store_is(
+    kept: Kept, tmp_path: Path, call: Call, new_store: Callable[[Path], str]
+) -> None:
+    whole, bare = tmp_path / "whole.tensorbench.zip", tmp_path / "bare.tensorbench.zip"
+    write_pack([kept.store], whole, adapters=True)
+    write_pack([kept.store], bare)
+    ended = call("verify", whole, bare)
+    assert ended.code == 0, ended.out
+    assert "2 trials were packed without their adapters, which were not checked" in ended.out
+    assert "4 finished trials: 4 verified" in ended.out
+    # What came without its adapter is not taken for broken where it was unpacked.
+    uri = new_store(tmp_path)
+    unpack(open_pack(bare), uri)
+    unpacked = verify(uri)
+    assert (unpacked.ok, unpacked.verified, len(unpacked.notes)) == (True, 2, 1)
+    kept.measure("score", 0.987)
+    write_pack([kept.store], bare, force=True)
+    ended = call("verify", bare)
+    assert ended.code == 1
+    assert "score: stored 0.987" in ended.out
+
+
+def test_a_pack_keeps_the_hash_of_a_suite_whose_folders_stay_behind(kept: Kept, tmp_path: Path) -> None:
+    text = "backbones: [{local: /home/somebody/weights}]\n"
+    file = {"name": "suite.yaml", "sha256": sha256_of(text.encode()), "text": text}
+    kept.replace(Artifact.CONFIG, kept.configuration(lambda told: told["start"].update(suite=file)))
+    kept.tag(Tag.SUITE_HASH, file["sha256"])
+    pack = tmp_path / "toy.tensorbench.zip"
+    write_pack([kept.store], pack)
+    (packed,) = open_pack(pack)
+    (record,) = (record for record in packed.records() if record.trial_id == kept.record.trial_id)
+    stored = packed.content(record, Artifact.CONFIG, StoredConfig)
+    assert stored is not None
+    assert stored.start is not None
+    assert stored.start.suite.text == "backbones: [{local: …/weights}]\n"
+    assert verify("", [str(pack)]).ok
+
+
+def test_a_sample_runs_again_and_says_how_near_it_has_to_come(kept: Kept) -> None:
+    found = verify(kept.store.uri, reruns=5)
+    assert found.ok
+    assert sorted(one.trial for one in found.reruns) == sorted(
+        record.trial_id for record in kept.store.records() if record.status == Status.FINISHED
+    )
+    assert all((one.score, one.allowed) == (one.stored, 1e-6) for one in found.reruns)
+    (first,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
+    (again,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
+    assert first.trial == again.trial
+
+
+def test_a_trial_whose_data_are_not_here_cannot_run_again(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.verify.rerun, "prepare_all", raising(UserError("no data here")))
+    found = verify(kept.store.uri, reruns=1)
+    assert [(one.what, one.why) for one in found.unchecked] == [("score of another run", "no data here")]
+    assert (found.verified, found.reruns, found.ok) == (1, [], False)
+
+
+def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: Kept) -> None:
+    """Labels are changed, and all that follows from them alone."""
+
+    def change(frame: pd.DataFrame) -> None:
+        frame.loc[:, "label"] = frame["prediction"]
+
+    kept.store.client.set_tag(kept.record.run_id, "provenance.cpu", "another")
+    content = kept.predictions(change)
+    kept.replace(Artifact.PREDICTIONS, content)
+    frame = pd.read_parquet(io.BytesIO(content))
+    logits = torch.tensor(frame.filter(like="logit_").to_numpy())
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(frame["label"].to_numpy()))
+    kept.measure("score", 1.0)
+    kept.measure("score_loss", loss.item())
+    assert verify(kept.store.uri).ok
+    found = verify(kept.store.uri, reruns=2, tolerance=1.0)
+    assert [fault.what for fault in found.faults] == ["examples and labels"]
+    assert found.verified == 1
+    (elsewhere,) = (one for one in found.reruns if one.run == kept.record.run_id)
+    assert (elsewhere.allowed, elsewhere.reason) == (1.0, "not the same cpu as then")
+    found = verify(kept.store.uri, reruns=2)
+    assert "score of another run, to 0.02" in [fault.what for fault in found.faults]
+
+
+def test_the_caches_are_read_whole(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path))
+    folder = prepared("toy", {"a": 1}, lambda folder: (folder / "a.txt").write_text("AAAA") and None)
+    assert call("verify", kept.store.uri, "--caches").code == 0
+    (folder / "a.txt").write_text("BBBB")
+    ended = call("verify", kept.store.uri, "--caches")
+    assert ended.code == 1
+    assert f"{folder / 'a.txt'} in the cache is not as it was made" in ended.out
+    assert "2 verified, 0 broken, 0 not checkable; 1 faults in plans or caches" in ended.out
+
+
+def test_what_holds_nothing_is_not_verified(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    uri = new_store(tmp_path)
+    Store.create(uri, "empty")
+    with pytest.raises(UserError, match="holds no finished trial: there is nothing to verify"):
+        verify(uri)

@@ -1,0 +1,52 @@
+"""What methods can do, as their code shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from baselines.lotr import LoTR
+from methods import UserError, create
+from methods.adapter import Adapter
+from methods.backbone import Backbone
+from methods.capabilities import capabilities
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "found"),
+    [
+        ("lotr", {"rank": 500}, "merges, exports as LoRA, exact zero start, unequal shapes"),
+        ("cara", {}, "merges, exports as LoRA, exact zero start, trained biases"),
+        ("tenslora", {"variant": "qkv", "targets": "qkvo+mlp"}, "merges, exports as LoRA, exact zero start"),
+        ("full", {}, "merges, exact zero start, trained biases, unequal shapes, no cost unmerged"),
+        ("head_only", {}, ""),
+        ("lora", {"rank": 1}, "merges, exports as LoRA, exact zero start, unequal shapes"),
+        ("peft", {"type": "DORA"}, "merges, exact zero start, unequal shapes"),
+        ("peft", {"type": "IA3"}, "merges, exact zero start, trained biases, unequal shapes"),
+    ],
+)
+def test_capabilities_are_those_of_the_papers(name: str, options: dict[str, Any], found: str) -> None:
+    before = torch.get_rng_state()
+    assert ", ".join(capabilities(create(name, **options))) == found
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class _Rigid(LoTR):
+    """Starts beside the backbone and does not merge."""
+
+    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        adapter = super().put(backbone, generator)
+
+        def refuse() -> None:
+            raise UserError("does not merge")
+
+        for parameter in adapter.named_parameters().values():
+            parameter.data.add_(0.1)
+        adapter.merge = refuse  # type: ignore[method-assign]
+        return adapter
+
+
+def test_what_a_method_cannot_do_is_not_told() -> None:
+    assert capabilities(_Rigid(rank=2)) == ("exports as LoRA", "unequal shapes")

@@ -1,0 +1,53 @@
+"""Packs for tests: those of stores, and those that somebody changed."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.process.files import sha256_of
+from bench.store.pack.writing import write_pack
+from bench.store.results import open_results
+from bench.wire.pack import MANIFEST
+
+Files = dict[str, bytes]
+
+
+def packed(uri: str, name: str, folder: Path, adapters: bool = False) -> Path:
+    """The pack of an experiment, in this folder."""
+    folder.mkdir(exist_ok=True)
+    return write_pack(open_results(uri, [name]), folder / f"{name}.tensorbench.zip", adapters=adapters).path
+
+
+def files(pack: Path) -> Files:
+    """What is in a pack, by name."""
+    with zipfile.ZipFile(pack) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def changed(pack: Path, target: Path, change: Callable[[Files], None], *, signed: bool = True) -> Path:
+    """A pack with other content; `signed` writes the manifest's hashes anew, as whoever makes a pack can."""
+    content = files(pack)
+    change(content)
+    if signed:
+        manifest = json.loads(content.pop(MANIFEST))
+        members = {name: {"sha256": sha256_of(told), "bytes": len(told)} for name, told in content.items()}
+        content[MANIFEST] = json.dumps(manifest | {"members": members}).encode()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, told in content.items():
+            file.writestr(name, told)
+    return target
+
+
+def edit_json(name: str, change: Callable[[dict], None]) -> Callable[[Files], None]:  # type: ignore[type-arg]
+    """Changes every JSON file of this name."""
+
+    def edit(content: Files) -> None:
+        for path in [path for path in content if path.endswith(name)]:
+            told = json.loads(content[path])
+            change(told)
+            content[path] = json.dumps(told).encode()
+
+    return edit

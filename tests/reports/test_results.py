@@ -1,0 +1,143 @@
+"""Results as data frames: what they hold is what was stored, and their columns are as the documents say."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bench
+from bench.store.pack.writing import write_pack
+from bench.store.results import open_results
+from bench.wire.words import Artifact
+from methods import UserError
+from reports.results import CURVES, PREDICTIONS, TRIALS, Column, Results
+
+from .made_up import EXAMPLES, NAME
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+FRAMES = {"trials": TRIALS, "curves": CURVES, "predictions": PREDICTIONS}
+
+
+@pytest.fixture(scope="module")
+def results(rich: str) -> Results:
+    return bench.load_results(NAME, store=rich)
+
+
+def types(columns: Mapping[str, Column]) -> dict[str, np.dtype | pd.api.extensions.ExtensionDtype]:
+    return {name: pd.Series(dtype=column.dtype).dtype for name, column in columns.items()}
+
+
+def test_trials_are_the_stored_runs(results: Results) -> None:
+    (experiment,) = results.experiments
+    trials = results.trials.set_index("trial_id")
+    assert set(trials.index) == set(experiment.records)
+    assert trials["score"].notna().sum() == (trials["status"] == "FINISHED").sum()
+    seeds = results.seeds[results.seeds["status"] == "FINISHED"].drop_duplicates("trial_id")
+    assert trials.loc[seeds["trial_id"], "score"].tolist() == seeds["score"].tolist()
+    for column in ("started", "ended"):
+        told = [getattr(experiment.records[id_], column) for id_ in trials.index]
+        assert trials[column].astype("int64").tolist() == told
+    full = trials["method"].str.startswith("full fine-tuning")
+    assert set(trials.loc[full, "budget"]) == {"own size"}
+    assert trials["started"].dt.tz is not None
+
+
+def test_every_seed_says_of_which_cell_it_is(results: Results) -> None:
+    of = ["task", "backbone", "budget", "method"]
+    cells = results.cells.loc[results.seeds["cell"], of].reset_index(drop=True)
+    pd.testing.assert_frame_equal(results.seeds[of], cells, check_index_type=False)
+
+
+def test_predictions_give_the_scores(results: Results) -> None:
+    found = results.predictions
+    trials = results.trials.set_index("trial_id")
+    assert set(found["trial_id"]) == set(trials.index[trials["status"] == "FINISHED"])
+    right = found.groupby("trial_id")["correct"].agg(["mean", "size"])
+    assert (right["size"] == EXAMPLES).all()
+    np.testing.assert_allclose(right["mean"], trials.loc[right.index, "score"])
+
+
+def test_curves_have_every_point(results: Results) -> None:
+    (experiment,) = results.experiments
+    record = next(iter(experiment.records.values()))
+    points = results.curves[results.curves["trial_id"] == record.trial_id]
+    own = points[points["measure"] == "validation/accuracy"]
+    assert list(zip(own["step"], own["value"], strict=True)) == experiment.source.history(
+        record, "validation/accuracy"
+    )
+    assert set(points["measure"]) == {"train/loss", "validation/accuracy"}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_frame_has_its_columns_also_where_it_has_no_line(results: Results, name: str) -> None:
+    columns = types(FRAMES[name])
+    whole = getattr(results, name)
+    assert whole.dtypes.to_dict() == columns
+    bare = tuple(replace(experiment, records={}) for experiment in results.experiments)
+    empty = getattr(Results(bare, results.cells[:0], results.seeds[:0], ()), name)
+    assert len(empty) == 0
+    assert empty.dtypes.to_dict() == columns
+
+
+def test_logits_are_there_where_they_are_stored(small: str, tmp_path: Path) -> None:
+    """Of two trials with other numbers of classes, the one with fewer has none for the others."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    shutil.copyfile(small.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    shutil.copytree(Path(small.removeprefix("sqlite:///")).parent / "mlartifacts", tmp_path / "mlartifacts")
+    results = bench.load_results("small", store=uri)
+    (experiment,) = results.experiments
+    ids = list(experiment.records)[:2]
+    told = {}
+    for classes, id_ in zip((2, 3), ids, strict=True):
+        frame = pd.DataFrame({"example": [0], "label": [1], "prediction": [1]})
+        for number in range(classes):
+            frame[f"logit_{number}"] = np.float32(number)
+        file = io.BytesIO()
+        frame.to_parquet(file, index=False)
+        told[experiment.records[id_].run_id] = file.getvalue()
+    source = experiment.source
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "read", lambda record, name: told.get(record.run_id))
+        found = results.predictions
+    assert list(found.columns) == [*PREDICTIONS, "logit_0", "logit_1", "logit_2"]
+    assert found.set_index("trial_id")["logit_2"].isna().to_dict() == {ids[0]: True, ids[1]: False}
+
+
+def test_a_pack_gives_the_frames_of_its_store(rich: str, results: Results, tmp_path: Path) -> None:
+    pack = tmp_path / "rich.tensorbench.zip"
+    write_pack(open_results(rich, [NAME]), pack)
+    packed = bench.load_results(pack)
+    for name in ("cells", "seeds", *FRAMES):
+        pd.testing.assert_frame_equal(getattr(packed, name), getattr(results, name))
+
+
+def test_predictions_that_cannot_be_read_are_named(results: Results) -> None:
+    broken = Results(results.experiments, results.cells, results.seeds, ())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results.experiments[0].source, "read", lambda record, name: b"PAR1")
+        with pytest.raises(UserError, match=rf"{Artifact.PREDICTIONS} of run \w+ .* cannot be read"):
+            broken.predictions  # noqa: B018
+
+
+def test_nothing_to_load_is_told() -> None:
+    with pytest.raises(UserError, match="at least one experiment"):
+        bench.load_results()
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_the_document_has_every_column_with_type_and_unit(name: str) -> None:
+    sections = (DOCS / "data-frames.md").read_text(encoding="utf-8").split("\n## ")
+    (section,) = (section for section in sections if section.startswith(f"`{name}`\n"))
+    lines = [
+        f"| `{column}` | {told.dtype} | {told.unit or '–'} | {told.meaning} |"
+        for column, told in FRAMES[name].items()
+    ]
+    assert [line for line in section.splitlines() if line.startswith("| `")] == lines

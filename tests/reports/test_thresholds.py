@@ -1,0 +1,63 @@
+"""The smallest difference that matters is of one metric, and nobody shares it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from methods import UserError
+from reports.thresholds import thresholds
+
+Call = Callable[..., Any]
+
+
+def test_what_is_not_asked_for_is_the_default_of_the_metric() -> None:
+    assert thresholds(["accuracy", "matthews", "f1"], {"accuracy": 0.03}) == {
+        "accuracy": 0.03,
+        "matthews": 0.02,
+        "f1": 0.01,
+    }
+
+
+def test_a_number_alone_holds_for_one_metric() -> None:
+    assert thresholds(["matthews"], 0.05) == {"matthews": 0.05}
+    assert thresholds(["accuracy", "accuracy"], 0) == {"accuracy": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (0.02, "cannot hold for several metrics (accuracy, matthews)"),
+        ({"acuracy": 0.02}, "unknown metric of these results 'acuracy': did you mean 'accuracy'?"),
+        ({"accuracy": 2}, "threshold of accuracy: must be from 0 to 1"),
+        ({"accuracy": -0.1}, "threshold of accuracy: must be from 0 to 1"),
+        ({"accuracy": float("nan")}, "threshold of accuracy: a number of at least 0 is wanted (got nan)"),
+        ({"accuracy": "0.1"}, "a number of at least 0 is wanted (got '0.1')"),
+    ],
+)
+def test_what_no_metric_can_have_is_refused(asked: Any, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        thresholds(["accuracy", "matthews"], asked)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--threshold", "matthews=0.02"], "unknown metric of these results 'matthews'"),
+        (["--threshold", "accuracy=high"], "'accuracy=high' is neither a number nor METRIC=NUMBER"),
+        (["--threshold", "accuracy=0.1", "--threshold", "accuracy=0.2"], "one for each metric is wanted"),
+        (["--threshold", "0.1,accuracy=0.2"], "one for each metric is wanted"),
+    ],
+)
+def test_the_command_refuses_it_too(
+    call: Call, small: str, tmp_path: Path, options: list[str], said: str
+) -> None:
+    out = tmp_path / "out"
+    ended = call("report", "small", "--store", small, "--out", str(out), "--no-log", *options)
+    assert ended.code == 2
+    assert said in " ".join(ended.err.replace("│", " ").split())
+    assert not out.exists()

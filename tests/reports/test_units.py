@@ -1,0 +1,118 @@
+"""A regression from its data to the report: less may be better, and scores have units."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from bench.plan.make import make_plan
+from bench.store.store import Store
+from bench.suite.suite import Suite
+from bench.wire.words import Artifact, Measure
+from methods.validation import validate
+from reports.analysis import analyse
+from reports.curves import read as read_curves
+from reports.evidence import gather
+from reports.pareto import pareto
+from reports.reading import read
+from reports.report import write_report
+
+from ..bench.toy_runs import run_inline
+
+DATA = Path(__file__).parents[1] / "data" / "similarity.csv"
+PAIRS = {
+    "csv": str(DATA),
+    "text": ["first", "second"],
+    "label": "score",
+    "target": "regression",
+    "train_size": 40,
+    "validation_size": 10,
+    "test_size": 10,
+    "max_tokens": 48,
+}
+SUITE: dict[str, Any] = {
+    "name": "units",
+    "tasks": [{"name": name, "metric": name, **PAIRS} for name in ("pearson", "spearman", "rmse")],
+    "backbones": ["tiny-random-bert"],
+    "methods": ["lora", {"method": "tenslora", "variant": "att"}],
+    "budgets": [{"isoparameters": 2}],
+    "seeds": [0, 1],
+    "training": {"lr": 2e-2, "batch_size": 40, "epochs": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> str:
+    found = new_store(tmp_path_factory.mktemp("units"))
+    made = make_plan(validate(Suite, SUITE, "suite"))
+    store = Store.create(found, "units")
+    store.begin_suite(made)
+    run_inline(store, made)
+    return found
+
+
+def test_stored_predictions_give_the_stored_scores_by_scipy(uri: str) -> None:
+    store = Store.existing(uri, "units")
+    by_hand = {
+        "pearson": lambda y, x: stats.pearsonr(y, x).statistic,
+        "spearman": lambda y, x: stats.spearmanr(y, x).statistic,
+        "rmse": lambda y, x: np.sqrt(np.mean((y - x) ** 2)),
+    }
+    records = store.records()
+    assert len(records) == 12
+    for record in records:
+        path = store.artifact(record, Artifact.PREDICTIONS)
+        assert path is not None
+        frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
+        assert list(frame.columns) == ["example", "label", "prediction", "logit_0"]
+        expected = by_hand[record.tags["metric"]](frame["label"], frame["prediction"])
+        assert record.score == pytest.approx(expected, abs=1e-6)
+        mean, sd = (record.metrics[key] for key in (Measure.TARGET_MEAN, Measure.TARGET_SD))
+        assert frame["prediction"].to_numpy() == pytest.approx(frame["logit_0"].to_numpy() * sd + mean)
+        # The epoch that was kept is the best by validation, which way that may be.
+        history = store.history(record, f"validation/{record.tags['metric']}")
+        best = (min if record.tags["metric"] == "rmse" else max)(value for _, value in history)
+        assert record.metrics[Measure.SELECTED_VALIDATION] == pytest.approx(best)
+
+
+def test_reports_take_less_for_better_where_it_is(uri: str) -> None:
+    study = read(uri, ["units"])
+    cells = [cell for cell in study.all_cells if cell.metric == "rmse"]
+    best = min(cells, key=lambda cell: cell.mean or 0.0)
+    assert pareto(cells, lambda cell: 1.0)[0] == best
+    (block,) = (block for block in analyse(study).blocks if block.metric == "rmse")
+    assert block.methods[0] == best.method
+    (comparison,) = block.comparisons
+    reference = next(cell for cell in cells if cell.number in comparison.reference_cells)
+    other = next(cell for cell in cells if cell is not reference)
+    assert reference.mean is not None
+    assert other.mean is not None
+    assert comparison.effect.difference == pytest.approx(reference.mean - other.mean)
+    assert block.threshold == pytest.approx(0.01 * reference.mean)
+    assert any("Less rmse is better" in note for note in block.notes)
+    evidence = gather(study, range(len(study.all_cells)))
+    assert not evidence.notes
+    for cell in study.all_cells:
+        part = evidence.on_setting([cell.number, cell.number])
+        assert part is not None
+        assert part.count == 10
+    assert {curve.metric for curve in read_curves(study)[0]} == {"pearson", "spearman", "rmse"}
+
+
+def test_the_page_shows_scores_in_their_units(uri: str, tmp_path: Path) -> None:
+    write_report(uri, ["units"], tmp_path / "out", ("html", "md"), log=False)
+    text = (tmp_path / "out" / "index.html").read_text()
+    study = read(uri, ["units"])
+    for cell in study.all_cells:
+        assert cell.mean is not None
+        assert (f"{cell.mean:.4g}" if cell.metric == "rmse" else f"{100 * cell.mean:.2f}") in text
+    assert "test rmse in units of the targets" in text
+    tables = next((tmp_path / "out").rglob("tables.md")).read_text()
+    assert "difference, units of the targets" in tables
