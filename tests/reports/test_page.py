@@ -1,10 +1,12 @@
-"""The page in a real browser: it sorts, filters, shows seeds, and asks nothing of the network.
+"""The page in a real browser: it answers on its first screen, selects, sorts, prints, and asks nothing of the
+network.
 
 Needs chromium and its driver (Debian: apt-get install chromium chromium-driver).
 """
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,9 +23,12 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import reports
-from reports.analysis import Analysis
+from reports.analysis import Analysis, analyse
+from reports.page import render
+from reports.reading import read
 from reports.report import write_report
 
+from ..benchmarks.large_store import write_study
 from ..stored import Result
 from .made_up import NewStore, store
 
@@ -62,24 +67,28 @@ def shown(browser: webdriver.Chrome, page: Path) -> webdriver.Chrome:
     return browser
 
 
-def _size(browser: webdriver.Chrome, width: int) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+def _size(browser: webdriver.Chrome, width: int, height: int = 900) -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def rows(browser: webdriver.Chrome) -> list[dict[str, Any]]:
-    """The rows of the leaderboard that can be seen, in their order."""
+    """The rows of results that can be seen, in their order."""
     found: list[dict[str, Any]] = browser.execute_script(
-        """return [...document.querySelectorAll('#board tbody tr')]
-        .filter(r => !r.classList.contains('detail') && r.getClientRects().length)
-        .map(r => ({id: r.id, ...r.dataset, method: r.cells[0].dataset.v,
-            parameters: Number(r.cells[3].dataset.v)}))"""
+        """return [...document.querySelectorAll('.board tbody tr[data-method]')]
+        .filter(r => r.getClientRects().length).map(r => ({id: r.id, ...r.dataset}))"""
     )
     return found
 
 
-def head(browser: webdriver.Chrome, text: str) -> Any:
-    return browser.find_element(By.XPATH, f"//table[@id='board']//th[button='{text}']")
+def seen(browser: webdriver.Chrome, selector: str) -> list[str]:
+    """The texts of the elements that can be seen."""
+    found: list[str] = browser.execute_script(
+        """return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length)
+        .map(e => e.innerText.trim())""",
+        selector,
+    )
+    return found
 
 
 def pick(browser: webdriver.Chrome, name: str, value: str) -> None:
@@ -87,7 +96,7 @@ def pick(browser: webdriver.Chrome, name: str, value: str) -> None:
 
 
 def test_nothing_is_asked_of_the_network_and_nothing_goes_wrong(shown: webdriver.Chrome, page: Path) -> None:
-    shown.find_element(By.NAME, "dots").click()
+    shown.find_element(By.ID, "dots").click()
     shown.find_element(By.CSS_SELECTOR, ".open").click()
     assert [entry for entry in shown.get_log("browser") if entry["level"] != "INFO"] == []
     asked = re.findall(r'"url":"((?:https?|file|wss?):[^"]*)"', str(shown.get_log("performance")))
@@ -114,36 +123,91 @@ def test_a_point_tells_its_seeds_when_it_is_pointed_at(shown: webdriver.Chrome) 
     assert [entry for entry in shown.get_log("browser") if entry["level"] != "INFO"] == []
 
 
-def test_columns_sort_both_ways(shown: webdriver.Chrome) -> None:
-    everything = rows(shown)
-    assert len(everything) == 36
-    button = head(shown, "Parameters").find_element(By.TAG_NAME, "button")
-    button.click()
-    counts = [row["parameters"] for row in rows(shown)]
-    assert counts == sorted(counts, reverse=True)
-    assert head(shown, "Parameters").get_attribute("aria-sort") == "descending"
-    # By the keyboard, the other way.
-    button.send_keys(Keys.ENTER)
-    assert [row["parameters"] for row in rows(shown)] == sorted(counts)
-    head(shown, "Method").find_element(By.TAG_NAME, "button").click()
-    names = [row["method"] for row in rows(shown)]
+def test_every_table_sorts_by_the_keyboard(shown: webdriver.Chrome) -> None:
+    unsorted = shown.execute_script(
+        """return [...document.querySelectorAll('table')].filter(t =>
+        !t.tHead || [...t.tHead.rows[0].cells].some(h => !h.querySelector('button.sorter')))
+        .map(t => t.outerHTML.slice(0, 200))"""
+    )
+    assert unsorted == []
+    board = shown.find_element(By.CSS_SELECTOR, ".board")
+    scores = "return [...arguments[0].tBodies[0].rows].map(r => Number(r.cells[1].dataset.v))"
+    best_first = shown.execute_script(scores, board)
+    method, score = board.find_elements(By.CSS_SELECTOR, "thead th")[:2]
+    # The heads are one stop; the arrow goes on to the next.
+    method.find_element(By.TAG_NAME, "button").send_keys(Keys.ARROW_RIGHT)
+    shown.switch_to.active_element.send_keys(Keys.ENTER)
+    assert score.get_attribute("aria-sort") == "descending"
+    assert shown.execute_script(scores, board) == best_first == sorted(best_first, reverse=True)
+    shown.switch_to.active_element.send_keys(Keys.ENTER)
+    assert score.get_attribute("aria-sort") == "ascending"
+    assert shown.execute_script(scores, board) == sorted(best_first)
+    method.find_element(By.TAG_NAME, "button").click()
+    names = [row.text for row in board.find_elements(By.CSS_SELECTOR, "tbody .open")]
     assert names == sorted(names, key=str.lower)
-    assert head(shown, "Parameters").get_attribute("aria-sort") is None
+    assert score.get_attribute("aria-sort") is None
+    # Differences have signs of their own.
+    heat = shown.find_element(By.CSS_SELECTOR, ".heat table")
+    heat.find_elements(By.CSS_SELECTOR, "thead button")[1].click()
+    means = [
+        row.find_elements(By.TAG_NAME, "td")[0].text for row in heat.find_elements(By.CSS_SELECTOR, "tr")[1:]
+    ]
+    values = [float(mean.replace("−", "-").strip("†")) for mean in means]
+    assert values == sorted(values, reverse=True)
+    assert min(values) < 0 < max(values)
 
 
-def test_rows_filter_by_task_backbone_budget_family_and_name(shown: webdriver.Chrome) -> None:
+def test_one_selector_is_for_tables_and_figures_and_stands_in_the_address(shown: webdriver.Chrome) -> None:
+    assert len(rows(shown)) == 36
+    assert len(seen(shown, "figure[data-budget]")) == len(
+        shown.find_elements(By.CSS_SELECTOR, "figure[data-budget]")
+    )
     pick(shown, "task", "digits")
     assert {row["task"] for row in rows(shown)} == {"digits"}
+    # The answer is then of that task alone, and so are the columns of the differences.
+    answers = seen(shown, ".answer tbody th")
+    assert len(answers) == 4
+    assert all("digits · tiny-random-vit" in answer for answer in answers)
+    assert seen(shown, ".heat [data-task=textile], .heat thead [data-scope=all]") == []
     pick(shown, "budget", "isorank 2")
     pick(shown, "family", "tenslora")
-    assert [row["method"] for row in rows(shown)] == ["TensLoRA att", "TensLoRA qkv", "TensLoRA depth"]
-    assert shown.find_element(By.ID, "shown").text == "3 of 36 rows"
+    wanted = {"TensLoRA att", "TensLoRA qkv", "TensLoRA depth"}
+    assert {row["method"] for row in rows(shown)} == set(seen(shown, ".heat tbody th")) == wanted
+    assert shown.find_element(By.ID, "shown").text == "3 of 36 results"
+    assert {
+        *seen(shown, "figure[data-budget='isoparameters 2']"),
+        *seen(shown, ".answer [data-budget='own size']"),
+    } == set()
+    assert seen(shown, "figure[data-budget='isorank 2']") != []
     shown.find_element(By.NAME, "method").send_keys("QKV")
     assert [row["method"] for row in rows(shown)] == ["TensLoRA qkv"]
+    # The address gives the same view to whoever follows it.
+    address = shown.current_url
+    shown.get("about:blank")
+    shown.get(address)
+    assert [row["method"] for row in rows(shown)] == ["TensLoRA qkv"]
+    assert Select(shown.find_element(By.NAME, "task")).first_selected_option.text == "digits"
     pick(shown, "backbone", "tiny-random-bert")
     assert rows(shown) == []
     shown.find_element(By.CSS_SELECTOR, "button[name=clear]").click()
     assert len(rows(shown)) == 36
+    assert "?" not in shown.current_url
+
+
+def test_the_keyboard_is_at_the_first_verdict_at_once(shown: webdriver.Chrome) -> None:
+    stops = 0
+    in_answer = "return !!document.activeElement.closest('#answer')"
+    while not shown.execute_script(in_answer):
+        shown.switch_to.active_element.send_keys(Keys.TAB)
+        stops += 1
+        assert stops <= 3
+    # What stands before them is no verdict: the heads of the table are one stop.
+    assert (
+        shown.execute_script(
+            "return document.querySelectorAll('.answer thead button[tabindex=\"0\"]').length"
+        )
+        == 1
+    )
 
 
 def test_a_row_opens_to_its_seeds_and_their_runs(shown: webdriver.Chrome, analysis: Analysis) -> None:
@@ -157,7 +221,7 @@ def test_a_row_opens_to_its_seeds_and_their_runs(shown: webdriver.Chrome, analys
     codes = {code.text for code in detail.find_elements(By.TAG_NAME, "code")}
     assert codes == set(seeds["run_id"]) | set(seeds["trial_id"])
     # It stays with its row when the table is sorted, and closes.
-    head(shown, "Method").find_element(By.TAG_NAME, "button").click()
+    shown.find_element(By.CSS_SELECTOR, ".board thead button").click()
     after = f"return document.getElementById('{row['id']}').nextElementSibling.id"
     assert shown.execute_script(after) == f"{row['id']}-seeds"
     button.click()
@@ -175,10 +239,10 @@ def test_a_lost_seed_says_why(shown: webdriver.Chrome) -> None:
 
 def test_every_seed_has_a_dot_on_demand(shown: webdriver.Chrome, analysis: Analysis) -> None:
     assert shown.find_elements(By.CSS_SELECTOR, ".track s") == []
-    shown.find_element(By.NAME, "dots").click()
+    shown.find_element(By.ID, "dots").click()
     finished = int((analysis.study.seeds["status"] == "FINISHED").sum())
     assert len(shown.find_elements(By.CSS_SELECTOR, ".track s")) == finished
-    shown.find_element(By.NAME, "dots").click()
+    shown.find_element(By.ID, "dots").click()
     assert shown.find_elements(By.CSS_SELECTOR, ".track s") == []
 
 
@@ -188,8 +252,8 @@ def test_dots_of_equal_seeds_do_not_hide_one_another(
     uri = store(tmp_path, new_store, told=lambda *_: Result(score=0.5))
     write_report(uri, ["small"], tmp_path / "out", ["html"])
     browser.get((tmp_path / "out" / "index.html").as_uri())
-    browser.find_element(By.NAME, "dots").click()
-    tracks = browser.find_elements(By.CSS_SELECTOR, ".track")
+    browser.find_element(By.ID, "dots").click()
+    tracks = browser.find_elements(By.CSS_SELECTOR, ".board .track")
     assert len(tracks) == 2
     for track in tracks:
         one, other = (dot.location for dot in track.find_elements(By.TAG_NAME, "s"))
@@ -198,16 +262,63 @@ def test_dots_of_equal_seeds_do_not_hide_one_another(
 
 def test_a_link_to_a_row_shows_it_whatever_is_filtered(shown: webdriver.Chrome) -> None:
     pick(shown, "task", "digits")
-    hidden = shown.find_element(By.CSS_SELECTOR, "#board tr[data-task=textile]").get_attribute("id")
+    hidden = shown.find_element(By.CSS_SELECTOR, ".board tr[data-task=textile]").get_attribute("id")
     shown.execute_script(f"location.hash = '#{hidden}'")
     assert hidden in {row["id"] for row in rows(shown)}
     assert shown.find_element(By.ID, f"{hidden}-seeds").is_displayed()
 
 
-@pytest.mark.parametrize("width", [360, 1200])
-def test_nothing_sticks_out_at_any_width(shown: webdriver.Chrome, width: int) -> None:
+@pytest.mark.parametrize("width", [390, 1366])
+def test_nothing_is_cut_off_at_any_width(shown: webdriver.Chrome, width: int) -> None:
     _size(shown, width)
     assert shown.execute_script("return document.documentElement.scrollWidth") <= width
+    # Nothing but a matrix of all pairs, what a search tried and the main table scrolls aside.
+    beyond = shown.execute_script(
+        """return [...document.querySelectorAll(arguments[0])].filter(e =>
+        e.getClientRects().length && !e.closest('.hidden') && e.getBoundingClientRect().right > innerWidth)
+        .map(e => e.outerHTML.slice(0, 100))""",
+        ".answer *, .heat *, .board *, .forest *, figure svg",
+    )
+    assert beyond == []
+    marks = shown.execute_script("return document.querySelectorAll('.forest .better b').length")
+    assert marks > 0
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of 20 methods, 4 tasks, 3 budgets and 5 seeds, without figures: none is printed."""
+    folder = tmp_path_factory.mktemp("large")
+    analysis = analyse(read(write_study(folder), ["study"]))
+    file = folder / "index.html"
+    file.write_text(render(analysis, [], [], [], []))
+    return file
+
+
+def test_a_large_study_is_answered_on_the_first_screen_and_on_twelve_sheets(
+    browser: webdriver.Chrome, large: Path
+) -> None:
+    _size(browser, 1366, 768)
+    browser.get(large.as_uri())
+    bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+    assert browser.execute_script(bottom, ".answer") < 450
+    assert browser.execute_script(bottom, ".heat tbody tr:nth-child(10)") < 768
+    assert [line.split("\n")[0] for line in seen(browser, ".answer tbody th")] == [
+        "isorank 4",
+        "isoparameters 2",
+        "isoparameters 4",
+        "own size",
+    ]
+    # The heads of a long table stay below the selector.
+    tops = browser.execute_script(
+        """document.querySelectorAll('.board tbody tr')[8].scrollIntoView();
+        const edge = (selector) => document.querySelector(selector).getBoundingClientRect();
+        return [edge('#selector').top, edge('#selector').bottom, edge('.board thead th').top]"""
+    )
+    assert tops[0] == 0
+    assert tops[2] == pytest.approx(tops[1], abs=1)
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
+    pages = base64.b64decode(printed["data"]).count(b"/Type /Page\n")
+    assert 4 <= pages <= 12
 
 
 def _luminance(colour: str) -> float:
@@ -223,7 +334,14 @@ def test_text_has_contrast_in_both_themes(shown: webdriver.Chrome, theme: str) -
     colour = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
     paper = _luminance(shown.execute_script(colour, "body", "backgroundColor"))
     assert (paper > 0.5) == (theme == "light")
-    for element, least in (("body", 7), (".lead", 4.5), ("nav a", 4.5), (".warn", 4.5), ("figure svg", 7)):
+    for element, least in (
+        ("body", 7),
+        (".lead", 4.5),
+        ("nav a", 4.5),
+        (".claim.better", 4.5),
+        (".warn", 4.5),
+        ("figure svg", 7),
+    ):
         ink = _luminance(shown.execute_script(colour, element, "color"))
         ratio = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
         assert ratio >= least, (element, ratio)
@@ -253,8 +371,8 @@ def test_the_page_can_be_read_without_javascript(browser: webdriver.Chrome, page
     try:
         browser.get("about:blank")
         browser.get(page.as_uri())
-        assert not browser.find_element(By.ID, "filters").is_displayed()
-        assert browser.find_element(By.CSS_SELECTOR, "#board tbody tr").is_displayed()
+        assert not browser.find_element(By.ID, "selector").is_displayed()
+        assert browser.find_element(By.CSS_SELECTOR, ".board tbody tr").is_displayed()
         assert browser.find_element(By.CSS_SELECTOR, "#figure-score-vs-parameters-0 svg").is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
