@@ -53,8 +53,8 @@ def conformance_cases(
 
     Without `backbones` these are the `BACKBONES`, and presets are also asked on `DECODERS` what depends on
     shapes. A check that is not `on_each` backbone is asked on the first one only. A `Method` object, or
-    several, stands for itself: it is its only preset. `checks` picks by name from `CHECKS`. What takes seconds
-    (compiling) is asked of presets only, and `quick` leaves it out, and the pairs of options too.
+    several, stands for itself: it is its only preset. `checks` picks by name from `CHECKS`. What takes
+    seconds (compiling) is asked of presets only, and `quick` leaves it out, and the pairs of options too.
     Raises UserError if the method's name is unknown or its plug-in fails to import.
     """
     varied: Sequence[Method] = ()
