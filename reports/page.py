@@ -66,6 +66,7 @@ def render(
         },
         facts=_facts(study),
         measured=_measured(cells),
+        forgotten=any(cell.forgetting is not None for cell in cells),
         score_heading="Score, %" if all(unit_of(cell.metric).mark for cell in cells) else "Score",
         tables=main_tables(cells),
         incomplete=INCOMPLETE,
