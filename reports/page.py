@@ -60,6 +60,7 @@ def render(
             dimensions=selecting.DIMENSIONS,
             facts=_facts(study),
             measured=_measured(cells),
+            forgotten=any(cell.forgetting is not None for cell in cells),
             score_heading="Score, %" if all(unit_of(cell.metric).mark for cell in cells) else "Score",
             tables=main_tables(cells, analysis.blocks),
             named={cell.method: cell for cell in reversed(cells)},

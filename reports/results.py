@@ -64,6 +64,11 @@ TRIALS = WHICH | {
     "step_ms": Column(NUMBER, "ms", "median time of a training step"),
     "peak_mib": Column(NUMBER, "MiB", "peak memory: a GPU's, or the process's"),
     "seconds": Column(NUMBER, "s", "the whole trial"),
+    "forgetting": Column(NUMBER, "nats", "rise of the loss a token on text that no task trains on"),
+    "text_loss_bare": Column(NUMBER, "nats", "mean loss a token of that text, of the bare backbone"),
+    "text_loss": Column(NUMBER, "nats", "the same with the adapter"),
+    "text_tokens": Column(WHOLE, "tokens", "how many tokens of it were predicted"),
+    "text": Column(TEXT, "", "newspapers or finewiki; empty where forgetting was not measured"),
     "started": Column(MOMENT, "", "when it began"),
     "ended": Column(MOMENT, "", "when it ended; NaT while it runs"),
     "suite_sha256": Column(TEXT, "", "of the suite that it was started from"),
@@ -107,6 +112,9 @@ MEASURED = {
     "step_ms": Measure.STEP_MS,
     "peak_mib": Measure.PEAK_MIB,
     "seconds": Measure.SECONDS,
+    "text_loss_bare": Measure.TEXT_LOSS_BARE,
+    "text_loss": Measure.TEXT_LOSS,
+    "text_tokens": Measure.TEXT_TOKENS,
 }
 
 
@@ -208,6 +216,8 @@ def _trial(experiment: Experiment, record: Record) -> dict[str, Any]:
         "evaluated": record.tag(Tag.EVALUATED),
         **{name: record.measure(measure) for name, measure in MEASURED.items()},
         "score": record.score,
+        "forgetting": record.forgetting,
+        "text": record.tag(Tag.TEXT),
         "started": record.started,
         "ended": record.ended,
         "threads": int(threads) if threads.isdecimal() else None,

@@ -84,6 +84,9 @@ class Seed:
     peak_mib: float | None
     #: Time of the whole trial, in seconds.
     seconds: float | None
+    #: By how much the adapter raised the loss on text that no task trains on, in nats a token; None where it
+    #: was not measured.
+    forgetting: float | None
 
     @property
     def finished(self) -> bool:
@@ -161,6 +164,8 @@ class Cell(PlannedCell):
     peak_mib: float | None
     #: Time of all finished seeds together, in seconds.
     seconds: float | None
+    #: Mean of the seeds' forgetting, in nats a token; None where it was not measured.
+    forgetting: float | None
     #: Student's 95% interval of the mean, from two finished seeds on.
     low: float | None
     high: float | None

@@ -258,11 +258,9 @@ class LoadedBackbone:
         encoder = self._module.encoder
         tensors = [*encoder.named_parameters(), *encoder.named_buffers()]
         sums: dict[torch.device, list[Tensor]] = {}
-        weights: dict[torch.device, Tensor] = {}
+        weights = {device: _odd_weights(device) for device in {tensor.device for _, tensor in tensors}}
         for name, tensor in tensors:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            if tensor.device not in weights:
-                weights[tensor.device] = _odd_weights(tensor.device)
             sums.setdefault(tensor.device, []).append(_bit_sum(tensor, weights[tensor.device]))
         for values in sums.values():
             digest.update(repr(torch.stack(values).tolist()).encode())

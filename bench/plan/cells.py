@@ -93,6 +93,7 @@ class Cell:
             recipe=setting.recipe(self.recipe, epochs, head_follows=self.head_follows),
             seed=seed,
             evaluate=evaluate,
+            forgetting=self.suite.forgetting if getattr(self.info.input, "decodes", False) else None,
         )
 
     def row(

@@ -121,6 +121,19 @@ def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
     peak = found.measure(Measure.PEAK_MIB)
     if peak is not None:
         yield "peak memory", f"{peak:,.0f} MiB"
+    if record.status == Status.FINISHED:
+        yield "forgetting", _forgetting(found)
+
+
+def _forgetting(found: TrialContents) -> str:
+    """What the adapter did to the loss on text that no task trains on."""
+    change = found.record.forgetting
+    if change is None:
+        return "not measured"
+    bare, adapted = found.measure(Measure.TEXT_LOSS_BARE), found.measure(Measure.TEXT_LOSS)
+    tokens, text = found.measure(Measure.TEXT_TOKENS), found.record.tag(Tag.TEXT)
+    told = f"{change:+.4f} nats a token, from {bare:.4f} to {adapted:.4f}"
+    return f"{told}, on {tokens:,.0f} tokens of {escape(text)}"
 
 
 def _surroundings(found: TrialContents) -> Iterator[tuple[str, str]]:

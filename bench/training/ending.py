@@ -31,13 +31,21 @@ def finished(outcome: Outcome) -> Ending:
     }
     if outcome.scale is not None:
         values |= zip((Measure.TARGET_MEAN, Measure.TARGET_SD), outcome.scale, strict=True)
+    tags = {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {}
+    if (forgotten := outcome.forgetting) is not None:
+        values |= {
+            Measure.TEXT_LOSS_BARE: forgotten.before,
+            Measure.TEXT_LOSS: forgotten.after,
+            Measure.TEXT_TOKENS: forgotten.tokens,
+        }
+        tags[Tag.TEXT] = forgotten.text
     tensors = {f"adapter.{name}": value for name, value in outcome.adapter.items()}
     tensors |= {f"head.{name}": value for name, value in outcome.head.items()}
     return Ending(
         "finished",
         {key: float(value) for key, value in values.items() if value is not None},
         {Artifact.PREDICTIONS: _predictions(outcome), Artifact.ADAPTER: save(tensors)},
-        {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {},
+        tags,
     )
 
 

@@ -66,6 +66,8 @@ class PlannedTrial(Wired):
     seed: int
     evaluate: Literal["test", "validation"]
     protocol: int
+    #: The text on which its forgetting is measured.
+    forgetting: str | None = None
 
 
 class Share(Wired):
