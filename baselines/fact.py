@@ -88,6 +88,7 @@ class FacTTK(_FacT):
     """
 
     name: ClassVar[str] = "fact_tk"
+    has_core: ClassVar[bool] = True
 
     #: `paper`: each slice of fc1 and fc2 has a mixture of its own. `reference`: as the reference code has it,
     #: which flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute. What is written to column

@@ -87,6 +87,10 @@ class Adapter(ABC):
         """The number of trained parameters, head excluded."""
         return sum(parameter.numel() for parameter in self.named_parameters().values())
 
+    def core(self) -> list[nn.Parameter]:
+        """The parameters that are the cores of tensors, where the method has any (see `Method.has_core`)."""
+        return []
+
     @property
     def frozen_count(self) -> int:
         """The number of frozen numbers of the adapter's own."""

@@ -54,6 +54,8 @@ class Method(Frozen, ABC):
     not_low_rank: ClassVar[str] = ""
     #: Why `Adapter.merge` refuses: the update is no change of a weight.
     not_mergeable: ClassVar[str] = ""
+    #: Whether some of its parameters are a core, which a recipe may train at a rate of its own.
+    has_core: ClassVar[bool] = False
     #: Relative to a budget, how far `fit` of a method with several ranks may stay from it.
     fit_tolerance: ClassVar[float] = 0.1
     #: Options that the conformance checks need not vary, since the presets show what there is to them.

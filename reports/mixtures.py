@@ -15,7 +15,7 @@ from reports.study import Cell, Study, grouped
 MEASURED = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
 
 #: What a suite may set for each method, and its rows then name. Experiments that use the same values agree.
-PER_METHOD = ("training lr", "training head_lr")
+PER_METHOD = ("training lr", "training head_lr", "training core_lr")
 
 #: Provenance in which trials of one table should agree.
 SURROUNDINGS = ("harness", "git_commit", "git_dirty", "python", "cpu", "gpu", "threads", "version_")

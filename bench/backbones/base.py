@@ -152,8 +152,12 @@ class Classifier(nn.Module):
     def __init__(self, encoder: nn.Module, pool: Callable[..., Tensor], head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.pool, self.head = encoder, pool, head
+        #: What takes the place of pooling and head where a language model answers a prompt.
+        self.answers: Callable[..., Tensor] | None = None
 
     def forward(self, **batch: Tensor) -> Tensor:
+        if self.answers is not None:
+            return self.answers(self.encoder, **batch)
         return self.head(self.pool(self.encoder, **batch))
 
 
@@ -180,7 +184,6 @@ class LoadedBackbone:
         if counted is not None and counted != real:
             raise UserError(f"backbone '{info.name}' has {real:,} encoder parameters, {counted:,} described")
         encoder.requires_grad_(False)
-        self._pool = pool
         #: (vocabulary, hidden), of a language model whose output layer is not its input embeddings.
         self.unembedding = unembedding
         self._module = Classifier(encoder, pool, nn.Identity())
@@ -230,7 +233,7 @@ class LoadedBackbone:
                     if layer.bias is not None:
                         layer.bias.zero_()
         device = next(self._module.encoder.parameters()).device
-        self._module.pool = self._pool
+        self._module.answers = None
         self._module.head = head.to(device).train(self._module.training)
 
     def fingerprint(self) -> str:

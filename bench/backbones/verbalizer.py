@@ -16,7 +16,7 @@ from methods.errors import UserError
 
 
 class Answers:
-    """Takes the place of pooling: scores (batch, classes), after which no head is needed.
+    """Takes the place of pooling and head: scores (batch, classes).
 
     `words` are the token ids of each class's words. `unembedding` (vocabulary, hidden) turns states to logits
     of tokens; None: the encoder's input embeddings do. The score of a class is the sum over its tokens of
@@ -87,4 +87,4 @@ def put_head(backbone: LoadedBackbone, wanted: ModelInput, classes: int, generat
             f"backbone '{backbone.info.name}' cannot answer a prompt: its checkpoint has no lm_head, and its "
             "embeddings are not tied"
         )
-    module.pool, module.head = Answers(words, None if tied else backbone.unembedding), nn.Identity()
+    module.answers, module.head = Answers(words, None if tied else backbone.unembedding), nn.Identity()

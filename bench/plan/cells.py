@@ -148,7 +148,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
         for number, method_row, template in expanded:
             with _naming(number):
                 asked = suite.recipe(task_row, method_row)
-                recipe = asked.resolved(device)
+                recipe = _without_core(asked.resolved(device), template, method_row)
                 with METHODS.blaming(method_row.method):
                     sized = _sized(template, method_row, suite, info.geometry)
                     for budget, method in sized:
@@ -173,6 +173,18 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
                         overrides=overrides,
                     ),
                 )
+
+
+def _without_core(recipe: Recipe, method: Method, row: MethodRow) -> Recipe:
+    """The recipe as it trains the method: a rate for a core changes nothing where there is none.
+
+    Raises UserError where the method's own row gives one in vain.
+    """
+    if method.has_core:
+        return recipe
+    if "core_lr" in row.training:
+        raise UserError(f"core_lr is the rate of a core, which {method.label} has none of: leave it out")
+    return recipe.model_copy(update={"core_lr": 1.0})
 
 
 @contextmanager

@@ -145,7 +145,7 @@ class Suite(Frozen):
         rows = [(row.task, set(row.training)) for row in self.tasks]
         rows += [(row.method, row.recipe_fields) for row in self.methods]
         for where, section in (("tuning", self.tuning), ("search", self.search)):
-            chosen = {axis for axis in ("lr", "head_lr") if section and section.grids[axis]}
+            chosen = {axis for axis in ("lr", "head_lr", "core_lr") if section and section.grids.get(axis)}
             for name, fields in rows:
                 for axis in sorted(chosen & fields):
                     raise ValueError(

@@ -184,14 +184,13 @@ def train(
     Raises Diverged on a loss that is not finite.
     """
     device = next(backbone.module.parameters()).device
-    groups = adapter.parameter_groups()
+    groups = _core_apart(adapter) if recipe.core_lr != 1 else adapter.parameter_groups()
     trained = [parameter for group in groups for parameter in group["params"]]
-    course = _Course(recipe.step_count(len(data.train)) if trained else 0, report)
     if not trained:
-        # Neither head nor adapter: what the backbone answers as it is.
+        # Neither head nor adapter: what the backbone answers as it is, without a step to tell of.
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective)
-        course.validated(result)
         return Trained(0, 0, result.metric, None)
+    course = _Course(recipe.step_count(len(data.train)), report)
     optimizer, scheduler = _optimizer(groups, recipe, course.steps)
     order, feed = generator(seed, "data_order"), _feed(data.train, recipe, seed)
     timer = StepTimer(device)
@@ -225,12 +224,23 @@ def train(
     return Trained(course.steps, selected.epoch, selected.metric, timer.median_ms())
 
 
+def _core_apart(adapter: Adapter) -> list[dict[str, Any]]:
+    """The adapter's groups, with its cores in one of their own."""
+    core = {id(parameter) for parameter in adapter.core()}
+    groups = []
+    for group in adapter.parameter_groups():
+        inside = [parameter for parameter in group["params"] if id(parameter) in core]
+        outside = [parameter for parameter in group["params"] if id(parameter) not in core]
+        groups += [{"name": "core", "params": inside}, group | {"params": outside}]
+    return [group for group in groups if group["params"]]
+
+
 def _optimizer(
     groups: Sequence[dict[str, Any]], recipe: Recipe, steps: int
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW on the groups "adapter" and "head", each with its rate and decay, and the rates' schedule."""
-    peaks = {"adapter": recipe.lr, "head": recipe.head_lr or recipe.lr}
-    decays = {"adapter": recipe.adapter_decay, "head": recipe.weight_decay}
+    """AdamW on the groups "adapter", "core" and "head", each with its rate and decay, and their schedule."""
+    peaks = {"adapter": recipe.lr, "core": recipe.lr * recipe.core_lr, "head": recipe.head_lr or recipe.lr}
+    decays = {"adapter": recipe.adapter_decay, "core": recipe.adapter_decay, "head": recipe.weight_decay}
     # Two steps are left to the cosine where there are as many: one at the peak, one at the floor.
     warmup = min(round(recipe.warmup * steps), max(0, steps - 2))
     optimizer = torch.optim.AdamW(

@@ -120,6 +120,14 @@ Watch = Callable[..., Watched]
 TENSLORA = [{"method": "tenslora", "variant": "att"}]
 
 
+def test_a_core_has_a_rate_of_its_own(watch: Watch) -> None:
+    recipe = {"steps": 1, "warmup": 0.0, "lr": 1e-3, "head_lr": 2e-3, "core_lr": 8.0}
+    (rates,) = watch(training=recipe, methods=TENSLORA).rates
+    assert rates == {"core": pytest.approx(8e-3), "adapter": pytest.approx(1e-3), "head": pytest.approx(2e-3)}
+    (rates,) = watch(training=recipe).rates
+    assert set(rates) == {"adapter", "head"}
+
+
 def test_the_head_decays_and_the_adapter_only_where_the_recipe_says_so(watch: Watch) -> None:
     def after_a_step(decay: float, **more: Any) -> tuple[Tensor, Tensor]:
         (state,) = watch(training={"steps": 1, "weight_decay": decay, **more}).states
