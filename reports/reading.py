@@ -48,7 +48,12 @@ def read(uri: str, names: Sequence[str]) -> Study:
 
     Raises UserError for one that is not there or has no result, and for a pack that is refused.
     """
-    experiments = tuple(map(read_experiment, open_results(uri, names)))
+    return read_sources(open_results(uri, names))
+
+
+def read_sources(sources: Sequence[Source]) -> Study:
+    """The same of experiments that are open. Raises UserError for one that has no result."""
+    experiments = tuple(map(read_experiment, sources))
     cells, seeds = tabulate(experiments)
     return Study(experiments, cells, seeds, tuple(note for each in experiments for note in _notes(each)))
 

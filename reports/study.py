@@ -210,7 +210,7 @@ class Experiment:
 
     @property
     def where(self) -> str:
-        """Where it lies, for people: the store's address, or the files of the packs."""
+        """Where it lies, for people: the store's address, or the names of the packs' files."""
         return self.source.where
 
     @property

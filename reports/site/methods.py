@@ -1,0 +1,76 @@
+"""The methods of all suites: what each is, what it can do, which ranks were tried, where it stands."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from reports.capabilities import capabilities
+from reports.site.equations import Equation, equation_of
+from reports.site.standing import Standing
+from reports.study import Cell, block_order, grouped
+
+#: The registered name behind which every type of the `peft` package stands; each is a method of its own.
+COLLECTION = "peft"
+
+
+@dataclass(frozen=True)
+class MethodPage:
+    """A method with all of its variants."""
+
+    #: Under which it is registered.
+    family: str
+    name: str
+    #: Of its page, without folder.
+    file: str
+    equation: Equation | None
+    standings: Sequence[Standing]
+
+    @cached_property
+    def capabilities(self) -> dict[tuple[str, ...], list[str]]:
+        """What it can do, with the variants of which that is known, by their names in tables."""
+        known = capabilities(standing.cell for standing in self.standings)
+        return grouped(known, lambda method: known[method])
+
+    @cached_property
+    def ranks(self) -> list[str]:
+        """Those that were tried, the smallest first."""
+        tried = {standing.cell.ranks for standing in self.standings if standing.cell.ranks}
+        return sorted(tried, key=lambda ranks: [int(rank) for rank in ranks.split(",")])
+
+    @property
+    def suites(self) -> dict[str, list[Standing]]:
+        """What it did in each suite, by setting and budget, the best first."""
+        in_order = sorted(self.standings, key=lambda one: (one.cell.setting, block_order(one.cell.budget)))
+        return grouped(in_order, lambda standing: standing.suite)
+
+
+def key(cell: Cell) -> str:
+    """What the cells of one method share: its registered name, with peft's type."""
+    return f"{COLLECTION}-{cell.title}" if cell.family == COLLECTION else cell.family
+
+
+def method_pages(standings: Iterable[Standing]) -> Iterator[MethodPage]:
+    """One for each method, by name."""
+    by_key = grouped(standings, lambda standing: key(standing.cell))
+    pages = [_page(name, of_method) for name, of_method in by_key.items()]
+    yield from sorted(pages, key=lambda page: (page.name.lower(), page.file))
+
+
+def _page(name: str, standings: Sequence[Standing]) -> MethodPage:
+    cells = [standing.cell for standing in standings]
+    titles = list(dict.fromkeys(cell.title for cell in cells))
+    equation = equation_of(titles)
+    shown = titles[0] if len(titles) == 1 else equation.name if equation else name
+    return MethodPage(cells[0].family, shown, f"{file_name(name)}.html", equation, standings)
+
+
+def file_name(name: str) -> str:
+    """A name for a file: one with other letters than files everywhere have gets a hash of it instead."""
+    if re.fullmatch("[a-z0-9][a-z0-9_-]{0,60}", name):
+        return name
+    clean = re.sub("[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:40]
+    return f"{clean or 'method'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
