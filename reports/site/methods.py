@@ -62,10 +62,22 @@ def method_pages(standings: Iterable[Standing]) -> Iterator[MethodPage]:
 
 def _page(name: str, standings: Sequence[Standing]) -> MethodPage:
     cells = [standing.cell for standing in standings]
+    family, equation = cells[0].family, equation_of(cells[0].family)
+    return MethodPage(
+        family, _heading(family, cells, equation), f"{file_name(name)}.html", equation, standings
+    )
+
+
+def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> str:
+    """What a method is called, all variants and labels aside."""
     titles = list(dict.fromkeys(cell.title for cell in cells))
-    equation = equation_of(titles)
-    shown = titles[0] if len(titles) == 1 else equation.name if equation else name
-    return MethodPage(cells[0].family, shown, f"{file_name(name)}.html", equation, standings)
+    plain = family.replace("_", "-")
+    if equation and equation.name.lower().replace(" ", "-") != plain:
+        # One text may be of two methods.
+        return next((title for title in titles if title.lower() == plain), equation.name)
+    if equation:
+        return equation.name
+    return titles[0] if len(titles) == 1 else family
 
 
 def file_name(name: str) -> str:
