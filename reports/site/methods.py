@@ -16,6 +16,9 @@ from reports.study import Cell, block_order, grouped
 #: The registered name behind which every type of the `peft` package stands; each is a method of its own.
 COLLECTION = "peft"
 
+#: Lines of one table.
+MOST_LINES = 40
+
 
 @dataclass(frozen=True)
 class MethodPage:
@@ -42,10 +45,16 @@ class MethodPage:
         return sorted(tried, key=lambda ranks: [int(rank) for rank in ranks.split(",")])
 
     @property
-    def suites(self) -> dict[str, list[Standing]]:
-        """What it did in each suite, by setting and budget, the best first."""
+    def suites(self) -> dict[str, dict[str, list[Standing]]]:
+        """What it did in each suite, by setting and budget, the best first; a short list is one."""
         in_order = sorted(self.standings, key=lambda one: (one.cell.setting, block_order(one.cell.budget)))
-        return grouped(in_order, lambda standing: standing.suite)
+        return {suite: _parts(some) for suite, some in grouped(in_order, lambda one: one.suite).items()}
+
+
+def _parts(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
+    """The lines under what they are of, which is empty where all of them stand in one table."""
+    whole = len(standings) <= MOST_LINES
+    return grouped(standings, lambda one: "" if whole else f"{one.cell.setting}: {one.block}")
 
 
 def key(cell: Cell) -> str:
