@@ -20,6 +20,8 @@ AGREES = 1e-6
 
 def differences(wanted: Files, folder: Path, beside: Collection[str] = ()) -> list[str]:
     """A line for each file that differs, is missing, or should not be there; those of `beside` may."""
+    if not folder.is_dir():
+        return ["there is no such folder"]
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     lines = [f"{name} is missing" for name in sorted(wanted.keys() - there)]
     lines += [f"{name} should not be there" for name in sorted(there - wanted.keys() - set(beside))]

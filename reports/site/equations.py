@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -37,17 +36,23 @@ def notation() -> tuple[Paragraph, ...]:
     return tuple(_paragraph(block) for block in _blocks(introduction))
 
 
-def equation_of(titles: Iterable[str]) -> Equation | None:
-    """The text of the method that has these titles; None where none is written, as of plug-ins.
+def equation_of(family: str) -> Equation | None:
+    """The text of the method that is registered under a name; None where none is written, as of plug-ins.
 
-    A text of LoRA is not of LoRA-XS: of several names with which a title begins, the longest counts.
+    FacT's is of fact_tt and fact_tk, and that of `cp` is headed CP adapters. LoRA-XS has a text of its own.
     """
-    known = _equations()
-    for title in titles:
-        begin = [name for name in known if re.match(rf"{re.escape(name)}($|[- ])", title, re.IGNORECASE)]
-        if begin:
-            return known[max(begin, key=len)]
-    return None
+    known, name = _equations(), _plain(family)
+    if begin := [head for head in known if _begins(name, _plain(head))]:
+        return known[max(begin, key=len)]
+    return next((known[head] for head in known if _begins(_plain(head), name)), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub("[_ ]", "-", name.lower())
+
+
+def _begins(name: str, start: str) -> bool:
+    return f"{name}-".startswith(f"{start}-")
 
 
 @cache

@@ -16,6 +16,9 @@ from reports.study import Cell, block_order, grouped
 #: The registered name behind which every type of the `peft` package stands; each is a method of its own.
 COLLECTION = "peft"
 
+#: Lines of one table.
+MOST_LINES = 40
+
 
 @dataclass(frozen=True)
 class MethodPage:
@@ -42,10 +45,16 @@ class MethodPage:
         return sorted(tried, key=lambda ranks: [int(rank) for rank in ranks.split(",")])
 
     @property
-    def suites(self) -> dict[str, list[Standing]]:
-        """What it did in each suite, by setting and budget, the best first."""
+    def suites(self) -> dict[str, dict[str, list[Standing]]]:
+        """What it did in each suite, by setting and budget, the best first; a short list is one."""
         in_order = sorted(self.standings, key=lambda one: (one.cell.setting, block_order(one.cell.budget)))
-        return grouped(in_order, lambda standing: standing.suite)
+        return {suite: _parts(some) for suite, some in grouped(in_order, lambda one: one.suite).items()}
+
+
+def _parts(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
+    """The lines under what they are of, which is empty where all of them stand in one table."""
+    whole = len(standings) <= MOST_LINES
+    return grouped(standings, lambda one: "" if whole else f"{one.cell.setting}: {one.block}")
 
 
 def key(cell: Cell) -> str:
@@ -62,10 +71,22 @@ def method_pages(standings: Iterable[Standing]) -> Iterator[MethodPage]:
 
 def _page(name: str, standings: Sequence[Standing]) -> MethodPage:
     cells = [standing.cell for standing in standings]
+    family, equation = cells[0].family, equation_of(cells[0].family)
+    return MethodPage(
+        family, _heading(family, cells, equation), f"{file_name(name)}.html", equation, standings
+    )
+
+
+def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> str:
+    """What a method is called, all variants and labels aside."""
     titles = list(dict.fromkeys(cell.title for cell in cells))
-    equation = equation_of(titles)
-    shown = titles[0] if len(titles) == 1 else equation.name if equation else name
-    return MethodPage(cells[0].family, shown, f"{file_name(name)}.html", equation, standings)
+    plain = family.replace("_", "-")
+    if equation and equation.name.lower().replace(" ", "-") != plain:
+        # One text may be of two methods.
+        return next((title for title in titles if title.lower() == plain), equation.name)
+    if equation:
+        return equation.name
+    return titles[0] if len(titles) == 1 else family
 
 
 def file_name(name: str) -> str:

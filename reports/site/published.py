@@ -10,14 +10,15 @@ from pathlib import Path
 from bench.process.outputs import Files
 from bench.store.pack.reading import open_pack
 from bench.store.results import as_one, is_pack
+from bench.store.source import Source
 from bench.wire.pack import ENDING
 from methods import UserError
 from methods.errors import shown
 from reports.analysis import Analysis
-from reports.mixtures import Mixture
 from reports.reading import read_sources
 from reports.report import compose
 from reports.study import Experiment, Study, grouped
+from reports.words import listed
 
 #: What the report of a suite has on the site, and where the script that draws its figures lies from there.
 FORMATS, PLOTLY = ("html", "csv", "md", "latex"), "../../plotly.js"
@@ -30,7 +31,6 @@ class Published:
     #: Names of the files that hold it.
     packs: tuple[str, ...]
     analysis: Analysis
-    mixtures: tuple[Mixture, ...]
     #: The report's files, by name.
     files: Files
 
@@ -62,7 +62,7 @@ def packs_in(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if path.suffix != ".md" and path.name[0] != ".")
     if other := next((path for path in found if not (is_pack(path.name) and path.is_file())), None):
         raise UserError(
-            f"{shown(str(other))} is no pack: {folder} holds packs, whose names end with {ENDING}, and .md"
+            f"{shown(other.name)} in {folder} is no pack: what lies there ends with {ENDING}, or with .md"
         )
     if not found:
         raise UserError(f"{folder} holds no pack (a file NAME{ENDING}); `tensorbench pack` writes one")
@@ -76,13 +76,20 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
     contradict each other, and trials that do not belong in one table.
     """
     opened = [(path.name, source) for path in packs for source in open_pack(path)]
-    holders = grouped(opened, lambda held: held[1].name)
-    for source in sorted(as_one(source for _, source in opened), key=lambda source: source.name):
-        study = read_sources([source])
-        when = f"of trials up to {day(_last(study.experiments[0]))}"
-        done = compose(study, FORMATS, when=when, plotly=PLOTLY)
-        names = tuple(name for name, _ in holders[source.name])
-        yield Published(names, done.analysis, done.mixtures, done.files)
+    for _, parts in sorted(grouped(opened, lambda part: part[1].name).items()):
+        names = tuple(name for name, _ in parts)
+        try:
+            yield _published(names, [source for _, source in parts])
+        except UserError as error:
+            raise UserError(f"{listed(names)}: {error}") from error
+
+
+def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
+    """The suite that these packs have parts of."""
+    study = read_sources(as_one(parts))
+    when = f"of trials up to {day(_last(study.experiments[0]))}"
+    done = compose(study, FORMATS, when=when, plotly=PLOTLY)
+    return Published(names, done.analysis, done.files)
 
 
 def _last(experiment: Experiment) -> int:
