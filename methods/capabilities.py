@@ -14,8 +14,9 @@ from methods.skeleton import SkeletonBackbone
 
 #: Head size, number of heads and number of layers differ, as do the projections of a layer.
 EVEN = Geometry(hidden=24, heads=3, layers=2, mlp=96, encoder=1)
-#: Likewise, but no tensor of squares of the hidden size holds the MLP.
-UNEVEN = Geometry(hidden=24, heads=3, layers=2, mlp=60, encoder=1)
+#: Key and value have fewer heads, whose size is their own, and the MLP has a gate and a width that is no
+#: multiple of the hidden size.
+UNEVEN = Geometry(hidden=24, heads=4, layers=3, mlp=60, encoder=1, kv_heads=2, head_size=5, gated=True)
 #: Of a method whose size is free; capabilities do not depend on it.
 RANK = 2
 
@@ -62,10 +63,12 @@ def _put(method: Method, backbone: SkeletonBackbone) -> Adapter:
 
 
 def _fits(method: Method, geometry: Geometry) -> bool:
+    backbone = SkeletonBackbone.random(geometry)
     try:
-        _put(method, SkeletonBackbone.random(geometry))
+        _put(method, backbone)
     except UserError:
         return False
+    backbone.module(torch.randn(1, geometry.hidden))
     return True
 
 

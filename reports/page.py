@@ -17,7 +17,7 @@ from markupsafe import Markup
 from bench.process.visible import visible
 from bench.store.connect import shown_uri
 from bench.wire.words import Measure, Status, Tag
-from reports import board, findings, mixtures, selecting
+from reports import board, capabilities, findings, mixtures, selecting
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis
 from reports.drawing import Drawn
@@ -50,6 +50,7 @@ def render(
     """
     study = analysis.study
     cells = study.all_cells
+    percent = all(unit_of(cell.metric).mark for cell in cells)
     figures = {figure.name: figure for figure in drawn}
     text = (
         _templates()
@@ -68,7 +69,8 @@ def render(
             facts=_facts(study),
             measured=_measured(cells),
             forgotten=any(cell.forgetting is not None for cell in cells),
-            score_heading="Score, %" if all(unit_of(cell.metric).mark for cell in cells) else "Score",
+            score_heading="Score, %" if percent else "Score",
+            differ_in="points" if percent else "points, or units of the targets",
             tables=main_tables(cells, analysis.blocks),
             named={cell.method: cell for cell in reversed(cells)},
             incomplete=INCOMPLETE,
@@ -110,6 +112,9 @@ def _templates() -> Environment:
         "of_method": selecting.of_method,
         "of_settings": selecting.of_settings,
         "forest": board.forest,
+        "can_do": capabilities.letters,
+        "told_can_do": capabilities.told,
+        "letters": capabilities.LETTERS,
     }
     return made
 

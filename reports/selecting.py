@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
+from reports.capabilities import capabilities
 from reports.study import Cell, TaskAndBackbone
 
 #: The attributes, each with its label.
@@ -20,12 +21,6 @@ DIMENSIONS = {
     "family": "Family",
     "capability": "Capability",
 }
-
-
-def capabilities(cell: Cell) -> tuple[str, ...]:
-    """What the method of a cell can do, in a word or two each; empty where its runs do not tell."""
-    told: str = getattr(cell, "capabilities", "")
-    return tuple(word.strip() for word in told.split(",") if word.strip())
 
 
 def marks(**values: str | Iterable[str]) -> Markup:
