@@ -33,6 +33,8 @@ class Writer:
         likelihood = losses.new_zeros(wanted.shape).masked_scatter(wanted, -losses).sum(1)
         return torch.stack([torch.zeros_like(likelihood), likelihood, wanted.sum(1).to(likelihood)], 1)
 
+    # Every token makes keys and values longer, for each of which a compiled encoder would be compiled again.
+    @torch.compiler.set_stance("force_eager")
     def write(self, encoder: Any, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
         """What the model writes behind each prompt: always the likeliest token, up to that which ends a text.
 

@@ -27,9 +27,10 @@ from bench.tasks.extraction import extracted, same
 from bench.tasks.school_math import GSM8K, METAMATH, MetaMath
 from bench.tasks.written import WrittenSplit, answers_of, written
 from bench.training.ending import finished
+from bench.training.loop import evaluate
 from bench.training.trial import Resources, run_trial
 from bench.wire.words import Artifact
-from methods import Geometry, UserError, create
+from methods import Geometry, UserError, create, from_identity
 
 from ..toy_suites import VISION, plan
 
@@ -197,6 +198,34 @@ def test_trials_of_described_data_train_and_head_only_is_zero_shot(
     told = lambda *_: [right.pop(0) for _ in range(9)]  # noqa: E731
     monkeypatch.setattr("bench.backbones.generation.Writer.write", told)
     assert run_trial(made.trials[0], resources, lambda _: None).final.metric == 1
+
+
+@pytest.mark.parametrize("method", [{"method": "tenslora", "variant": "att_qkv_depth"}, "lora"])
+def test_an_adapter_writes_as_the_merged_model_does(method: Any, tmp_path: Path) -> None:
+    (trial,) = suite(
+        data(tmp_path), methods=[method], training={"batch_size": 8, "steps": 3, "lr": 0.3}
+    ).trials
+    resources = Resources("cpu")
+    outcome = run_trial(trial, resources, lambda _: None)
+    backbone = resources.backbone(trial)
+    put_head(backbone, trial.task.input(backbone.info.input), 3, torch.Generator())
+    split = resources.data(trial, backbone.info.input).test
+    bare = evaluate(
+        backbone,
+        create("head_only").attach(backbone, torch.Generator()),
+        split,
+        trial.recipe,
+        resources.data(trial, backbone.info.input).objective,
+    ).texts
+    adapter = from_identity(trial.method).attach(backbone, torch.Generator().manual_seed(0))
+    adapter.load(outcome.adapter)
+    adapter.merge()
+    assert isinstance(split, WrittenSplit)
+    order = torch.arange(len(split))
+    with torch.no_grad():
+        merged = backbone.module.answers.write(backbone.module.encoder, *split.asked(order))  # type: ignore[union-attr]
+    assert outcome.final.texts == merged
+    assert merged != bare
 
 
 def test_what_is_trained_on_is_another_trial_and_the_likelihood_a_metric(tmp_path: Path) -> None:
