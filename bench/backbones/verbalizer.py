@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.backbones.base import LoadedBackbone
+from bench.backbones.generation import Writer
 from bench.backbones.pooling import decoded
 from bench.backbones.vocabulary import has_vocabulary, token_logits, unembedding_of
 from bench.inputs import ModelInput, TextInput
@@ -67,19 +68,25 @@ def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun
 
 
 def put_head(backbone: LoadedBackbone, wanted: ModelInput, classes: int, generator: torch.Generator) -> None:
-    """A fresh head for a task whose examples are `wanted` so; with a prompt none, but the answers' words.
+    """A fresh head for a task whose examples are `wanted` so; a prompt none, but the answers' words, or what
+    writes answers.
 
     Raises UserError for words without tokens, and for a checkpoint without what turns states to tokens.
     """
     backbone.reset(classes, generator)
-    if not isinstance(wanted, TextInput) or wanted.prompt is None:
+    if not isinstance(wanted, TextInput) or not (wanted.prompt or wanted.writing):
         return
-    with wanted.blaming():
-        words = wanted.prompt.word_tokens(wanted.load_tokenizer())
     if not has_vocabulary(backbone):
         raise UserError(
             f"backbone '{backbone.info.name}' cannot answer a prompt: its checkpoint has no lm_head, and its "
             "embeddings are not tied"
         )
     module = backbone.module
-    module.answers, module.head = Answers(words, unembedding_of(backbone)), nn.Identity()
+    table = unembedding_of(backbone)
+    with wanted.blaming():
+        tokenizer = wanted.load_tokenizer()
+        if wanted.prompt is not None:
+            module.answers = Answers(wanted.prompt.word_tokens(tokenizer), table)
+        elif wanted.writing is not None:
+            module.answers = Writer(tokenizer, table, wanted.writing.new_tokens, wanted.max_tokens)
+    module.head = nn.Identity()

@@ -19,8 +19,10 @@ def has_vocabulary(backbone: LoadedBackbone) -> bool:
 
 
 def unembedding_of(backbone: LoadedBackbone) -> Tensor | None:
-    """As `token_logits` takes it, of a backbone that has one."""
-    return None if _tied(backbone) else backbone.unembedding
+    """As `token_logits` takes it, of a backbone that has one; on the device where the encoder is."""
+    if _tied(backbone) or backbone.unembedding is None:
+        return None
+    return backbone.unembedding.to(next(backbone.module.encoder.parameters()).device)
 
 
 def token_logits(encoder: Any, states: Tensor, unembedding: Tensor | None) -> Tensor:
@@ -29,7 +31,7 @@ def token_logits(encoder: Any, states: Tensor, unembedding: Tensor | None) -> Te
     `unembedding` is (vocabulary, hidden); None: the encoder's input embeddings.
     """
     table = encoder.get_input_embeddings().weight if unembedding is None else unembedding
-    logits = F.linear(states, table.to(states.device, states.dtype)).float()
+    logits = F.linear(states, table.to(states.dtype)).float()
     cap = getattr(encoder.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 

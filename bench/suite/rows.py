@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from bench.backbones.base import refuse_unknown_home
-from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput
+from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
 from bench.tasks import TASKS, DataSource, Task
 from bench.tasks.described import described
 from bench.tasks.description import FORMATS, Description
@@ -199,7 +199,18 @@ class TaskRow(Frozen):
                 wanted = replace(wanted, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
             return replace(wanted, resize=self.resize)
         self._refuse(("resize", "normalise"), "texts")
-        return replace(wanted, padding=self.padding, prompt=self._prompt(wanted))
+        return replace(
+            wanted, padding=self.padding, prompt=self._prompt(wanted), writing=self._writing(wanted)
+        )
+
+    def _writing(self, wanted: TextInput) -> Writing | None:
+        """Raises UserError where the backbone writes no answers."""
+        task = self.lookup()
+        if task.target != "generation":
+            return None
+        if not wanted.decodes:
+            raise UserError(f"task '{self.task}' needs a backbone that writes its answers, a decoder")
+        return Writing(task.new_tokens)
 
     def _prompt(self, wanted: TextInput) -> Prompt | None:
         """Raises UserError where the backbone answers no prompt, or words are not one for each class."""
@@ -209,6 +220,8 @@ class TaskRow(Frozen):
             raise UserError(
                 f"task '{self.task}': verbalizer needs a backbone that answers prompts, a decoder"
             )
+        if self.lookup().target == "generation":
+            raise UserError(f"task '{self.task}': verbalizer goes with classes, and its answers are written")
         words, classes = self.verbalizer.words, self.lookup().classes
         if len(words) != len(classes):
             raise UserError(

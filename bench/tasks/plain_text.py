@@ -68,7 +68,10 @@ def plain_tokens(name: TextName, wanted: TextInput) -> tuple[Tensor, ...]:
         with wanted.blaming():
             tokenizer = wanted.load_tokenizer()
             begin = beginning(tokenizer)
-            found = [begin + tokenizer(one, add_special_tokens=False)["input_ids"] for one in documents]
+            found = [
+                begin + tokenizer(one, add_special_tokens=False, verbose=False)["input_ids"]
+                for one in documents
+            ]
         cut = {f"{number:03}": torch.tensor(row[: key["tokens"]]) for number, row in enumerate(found)}
         (folder / "text.safetensors").write_bytes(save(cut))
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from bench.training.trial import Outcome
+from bench.wire.text import storable
 from bench.wire.trial import Ending
 from bench.wire.words import Artifact, Measure, Tag
 
@@ -53,15 +54,18 @@ def _predictions(outcome: Outcome) -> bytes:
     """Of each example its id, what is right, what was answered, and the outputs behind the answer.
 
     Where an example may have several labels, `label` and `prediction` are a column a class: `label_0`, …
+    What a language model wrote is in `text`.
     """
     logits, answers = outcome.final.logits, outcome.final.answers
     told = {
         "label": outcome.labels.numpy(),
         "prediction": logits.argmax(1).numpy() if answers is None else answers,
     }
-    columns = {"example": outcome.example_ids.numpy()}
+    columns: dict[str, Any] = {"example": outcome.example_ids.numpy()}
     for name, values in told.items():
         columns |= {name: values} if values.ndim == 1 else _numbered(name, values)
+    if outcome.final.texts is not None:
+        columns["text"] = list(map(storable, outcome.final.texts))
     frame = pd.DataFrame(columns | _numbered("logit", logits.numpy()))
     file = io.BytesIO()
     frame.to_parquet(file, index=False)

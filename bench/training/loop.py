@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bench.suite.recipe import Recipe
 from bench.tasks import ImageSplit, Objective, PreparedData, Split
+from bench.tasks.written import WrittenSplit
 from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
 from bench.training.seeding import generator
@@ -61,6 +62,8 @@ class Evaluation:
     loss: float
     #: As `Objective.answers` has them; None: the likeliest class.
     answers: NDArray[Any] | None = None
+    #: What a language model wrote; None where it does not write.
+    texts: list[str] | None = None
 
 
 def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
@@ -110,9 +113,15 @@ def evaluate(
     backbone.module.eval()
     device = next(backbone.module.parameters()).device
     parts, order = [], []
+    texts: dict[int, str] = {}
     with torch.inference_mode(), adapter.hold(), autocast(recipe, device):
         for indices in batches(split, 2 * recipe.batch_size, None):
-            parts.append(backbone.module(**split.batch(indices)).float())
+            outputs = backbone.module(**split.batch(indices)).float()
+            if isinstance(split, WrittenSplit):
+                told = _writer(backbone).write(backbone.module.encoder, *split.asked(indices))
+                outputs[:, 0] = torch.tensor(split.right(indices, told))
+                texts |= zip(indices.tolist(), told, strict=True)
+            parts.append(outputs)
             order.append(indices)
     # Made outside of inference mode, so that autograd and the metrics may use the logits.
     logits = torch.empty(len(split), objective.outputs)
@@ -121,7 +130,12 @@ def evaluate(
     loss, answers = objective.loss(logits, labels).item(), objective.answers(logits)
     # What is not finite has no score; the loss tells whoever asks that training diverged.
     score = objective.score(logits, labels) if math.isfinite(loss) else math.nan
-    return Evaluation(logits, score, loss, answers)
+    return Evaluation(logits, score, loss, answers, [texts[i] for i in range(len(split))] if texts else None)
+
+
+def _writer(backbone: Backbone) -> Any:
+    """What writes the answers of a backbone on which `put_head` has put it."""
+    return backbone.module.answers
 
 
 @dataclass

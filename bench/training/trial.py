@@ -134,9 +134,12 @@ class Resources:
         made = prepare(task, wanted, row.max_tokens, *row.sizes, split_seed=split_seed)
         splits = (made.train, made.validation, made.test)
         if cut := sum(getattr(split, "cut", 0) for split in splits):
+            what, how = ("prompts", " from the left")
+            if task.target == "generation":
+                what, how = ("prompts with their answers", "")
             warnings.warn(
-                f"task '{row.task}': {cut:,} of {sum(map(len, splits)):,} prompts have more than "
-                f"{now['max_tokens']} tokens and were cut from the left; raise max_tokens, or know it",
+                f"task '{row.task}': {cut:,} of {sum(map(len, splits)):,} {what} have more than "
+                f"{now['max_tokens']} tokens and were cut{how}; raise max_tokens, or know it",
                 stacklevel=2,
             )
         return made.to(self.device)
