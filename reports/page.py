@@ -225,6 +225,7 @@ class Size(NamedTuple):
     ranks: str
     asked: float | None
     parameters: int
+    peak: int | None
     ratio: float | None
     within: bool | None
     percent_of_lora: float

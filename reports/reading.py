@@ -156,6 +156,7 @@ def _planned(experiment: Experiment, row: PlannedRow) -> PlannedCell:
         family=_family(experiment, row),
         ranks=ranks,
         parameters=row.parameters,
+        peak=row.peak,
         asked=row.asked,
         ratio=row.ratio,
         within=row.within,

@@ -112,6 +112,8 @@ class PlannedCell:
     ranks: str
     #: Adapter parameters, head excluded.
     parameters: int
+    #: Those at the start, where training cuts some; None where it does not.
+    peak: int | None
     #: The parameters that the budget asks for; None where it sets the ranks instead.
     asked: float | None
     #: Parameters over what is asked for, and whether that is within the budget's tolerance.

@@ -89,10 +89,12 @@ def _identity(found: TrialContents) -> Iterator[tuple[str, str]]:
     if not found.budgets:
         yield "budget", OWN_SIZE
     adapter, head = found.measure(Measure.ADAPTER_PARAMETERS), found.measure(Measure.HEAD_PARAMETERS)
-    count = row.parameters if row else adapter
+    peak = found.measure(Measure.PEAK_PARAMETERS)
+    count = adapter if row is None or peak is not None else row.parameters
     if count is not None:
         share = f", {row.percent_of_lora:.2f}% of LoRA r=4" if row else ""
-        yield "parameters", f"{count:,.0f}{share}" + ("" if head is None else f"; head {head:,.0f}")
+        before = "" if peak is None else f" (peak {peak:,.0f})"
+        yield "parameters", f"{count:,.0f}{before}{share}" + ("" if head is None else f"; head {head:,.0f}")
     yield "backbone", escape(record.tag(Tag.BACKBONE))
     yield "task", f"{escape(record.tag(Tag.TASK))}, seed {record.tag(Tag.SEED)}"
     if phase := record.tag(Tag.PHASE):

@@ -24,6 +24,7 @@ def finished(outcome: Outcome) -> Ending:
         Measure.SELECTED_EPOCH: trained.selected_epoch,
         Measure.SELECTED_VALIDATION: trained.validation_metric,
         Measure.ADAPTER_PARAMETERS: outcome.adapter_parameters,
+        Measure.PEAK_PARAMETERS: outcome.peak_parameters,
         Measure.HEAD_PARAMETERS: outcome.head_parameters,
         Measure.STEPS: trained.steps,
         Measure.STEP_MS: trained.step_ms,

@@ -195,7 +195,8 @@ def train(
     """Trains adapter and head, and leaves the selected state in place.
 
     Validation is scored after each epoch and after the last step, and once where there is nothing to train.
-    Raises Diverged on a loss that is not finite.
+    The losses that are reported are the task's, without a method's own term. Raises Diverged on one that is
+    not finite, and UserError where the steps are too few for the method.
     """
     device = next(backbone.module.parameters()).device
     groups = _core_apart(adapter) if recipe.core_lr != 1 else adapter.parameter_groups()
@@ -205,6 +206,7 @@ def train(
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective)
         return Trained(0, 0, result.metric, None)
     course = _Course(recipe.step_count(len(data.train)), report)
+    adapter.begin_training(course.steps)
     optimizer, scheduler = _optimizer(groups, recipe, course.steps)
     order, feed = generator(seed, "data_order"), _feed(data.train, recipe, seed)
     timer = StepTimer(device)
@@ -217,11 +219,13 @@ def train(
                 with autocast(recipe, device):
                     logits = backbone.module(**feed(indices))
                     loss = data.objective.loss(logits.float(), data.train.targets(indices))
+                extra = adapter.extra_loss()
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                (loss if extra is None else loss + extra).backward()
                 if recipe.clip is not None:
                     torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
                 optimizer.step()
+                adapter.after_step(course.step + 1, optimizer)
                 scheduler.step()
             course.stepped(loss)
             if course.step == course.steps:
@@ -230,9 +234,10 @@ def train(
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective)
         course.validated(result)
         better = selected is None or data.objective.metric.better(result.metric, selected.metric)
-        if better or recipe.select == "last":
+        if adapter.settled and (better or recipe.select == "last"):
             selected = _Selected(result.metric, course.epoch, adapter.state(), head_state(backbone))
-    assert selected is not None
+    if selected is None:
+        raise RuntimeError(f"{type(adapter).__name__} was never settled, not even after the last step")
     adapter.load(selected.adapter)
     backbone.head.load_state_dict(selected.head)
     return Trained(course.steps, selected.epoch, selected.metric, timer.median_ms())

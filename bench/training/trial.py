@@ -45,6 +45,8 @@ class Outcome:
     peak_mib: float | None
     adapter: dict[str, Tensor]
     head: dict[str, Tensor]
+    #: Those of the adapter at the start, where training cut some.
+    peak_parameters: int | None = None
     #: What the method can do; None where that is not known.
     capabilities: tuple[Capability, ...] | None = None
     #: Mean and standard deviation of a regression's training targets; None of other targets.
@@ -168,6 +170,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
         try:
             # The peak is that of training and evaluation. What putting a method on takes is gone by now.
             memory = PeakMemory(resources.device)
+            started_with = adapter.parameter_count
             split = data.test if trial.evaluate == "test" else data.validation
             with deterministic(trial.recipe.deterministic), compiled(encoder, trial.recipe.compile):
                 trained = train(backbone, adapter, data, trial.recipe, trial.seed, report)
@@ -187,6 +190,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 example_ids=split.ids.cpu(),
                 labels=data.objective.targets(split.labels.cpu()),
                 adapter_parameters=adapter.parameter_count,
+                peak_parameters=started_with if started_with != adapter.parameter_count else None,
                 head_parameters=sum(parameter.numel() for parameter in backbone.head.parameters()),
                 seconds=seconds,
                 peak_mib=peak,

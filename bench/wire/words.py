@@ -125,6 +125,8 @@ class Measure(StrEnum):
     SELECTED_EPOCH = "selected/epoch"
     SELECTED_VALIDATION = "selected/validation"
     ADAPTER_PARAMETERS = "parameters/adapter"
+    #: At the start of training, where it cuts some.
+    PEAK_PARAMETERS = "parameters/adapter_peak"
     HEAD_PARAMETERS = "parameters/head"
     STEPS = "cost/steps"
     STEP_MS = "cost/step_ms"
