@@ -35,7 +35,7 @@ class MethodPage:
     @cached_property
     def capabilities(self) -> dict[tuple[str, ...], list[str]]:
         """What it can do, with the variants of which that is known, by their names in tables."""
-        known = capabilities(standing.cell for standing in self.standings)
+        known = {one.cell.method: words for one in self.standings if (words := capabilities(one.cell))}
         return grouped(known, lambda method: known[method])
 
     @cached_property
