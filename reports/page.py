@@ -62,7 +62,7 @@ def render(
             facts=_facts(study),
             measured=_measured(cells),
             score_heading="Score, %" if percent else "Score",
-            differ_in="points" if percent else "points, or units of the targets",
+            differ_in="points" if percent else "points or units",
             tables=main_tables(cells, analysis.blocks),
             named={cell.method: cell for cell in reversed(cells)},
             incomplete=INCOMPLETE,
