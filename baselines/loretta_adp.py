@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.loretta_rep import modes_of
+from baselines.shapes import loretta_modes
 from methods.added import AddedAdapter, Addition
 from methods.backbone import Backbone, Geometry
 from methods.sizes import OneRank
@@ -58,13 +58,13 @@ class LoRETTAAdapter(OneRank):
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """2·L · (2 · Σ r₋·n·r₊ + width + d)."""
-        modes = modes_of(geometry.hidden, self.width)
+        modes = loretta_modes(geometry.hidden, self.width)
         one = 2 * train_count(modes, rank) + self.width + geometry.hidden
         return len(self.projections) * geometry.layers * one
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """The rank with which a matrix can be written."""
-        return (train_limit(modes_of(geometry.hidden, self.width)),)
+        return (train_limit(loretta_modes(geometry.hidden, self.width)),)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
         return AddedAdapter(backbone, self, lambda _, base: _Bottleneck(self, base.out_features, generator))
@@ -75,7 +75,7 @@ class _Bottleneck(Addition):
         super().__init__()
         self.size, self.width, self.scale = size, method.width, method.scale
         self.activation = F.relu if method.activation == "relu" else torch.tanh
-        modes = modes_of(size, self.width)
+        modes = loretta_modes(size, self.width)
         self.down, self.up = (Trains(1, modes, method.resolved_rank) for _ in range(2))
         self.down_bias, self.up_bias = (nn.Parameter(torch.zeros(n)) for n in (self.width, size))
         for train, bias in ((self.down, self.down_bias), (self.up, self.up_bias)):

@@ -8,32 +8,14 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
+from baselines.shapes import loretta_modes
 from methods.backbone import Geometry
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
 from methods.slices import by_site
 from methods.targeted import Targeted
-from methods.trains import Trains, balanced, train_count, train_limit
+from methods.trains import Trains, train_count, train_limit
 from methods.validation import Scale
-
-#: The reference's modes of a matrix of (width, size), by width and size, where they multiply to that.
-TABLE: dict[int, dict[int, tuple[int, ...]]] = {
-    5: {768: (5, 8, 12, 8), 1024: (4, 8, 5, 8, 4), 4096: (16, 16, 5, 4, 4)},
-    8: {768: (8, 8, 12, 8), 1024: (4, 8, 8, 8, 4), 4096: (16, 16, 8, 4, 4)},
-    16: {768: (8, 16, 12, 8), 1024: (4, 8, 16, 8, 4), 4096: (16, 16, 16, 4, 4)},
-    32: {768: (4, 8, 12, 8, 8)},
-    64: {768: (8, 8, 12, 8, 8), 1024: (4, 8, 8, 8, 8, 4), 4096: (16, 16, 16, 4, 4, 4)},
-    128: {768: (8, 16, 12, 8, 8), 1024: (4, 8, 16, 8, 8, 4), 4096: (16, 16, 16, 8, 4, 4)},
-}
-#: The number of modes where the table has none.
-MODES = 4
-
-
-def modes_of(size: int, width: int) -> tuple[int, ...]:
-    """The modes of a matrix between `size` and `width` channels: the reference's table, elsewhere four of the
-    smallest sum (our rule). A prime size is a mode of its own.
-    """
-    return TABLE.get(width, {}).get(size) or balanced(size * width, MODES)
 
 
 class LoRETTA(OneRank, Targeted, LowRankMethod):
@@ -69,7 +51,7 @@ class LoRETTA(OneRank, Targeted, LowRankMethod):
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
         """The modes of all trains of a layer."""
         sizes = [size for out, in_ in self.adapted(geometry).values() for size in (in_, out)]
-        return [modes_of(size, self.width) for size in sizes]
+        return [loretta_modes(size, self.width) for size in sizes]
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """L · Σ r₋·n·r₊ over the two trains of every projection."""
@@ -94,7 +76,7 @@ class _TwoTrains(Parametrisation):
         self.sizes = {name: in_ for name, (_, in_) in method.adapted(geometry).items()}
         for name, (out, in_) in method.adapted(geometry).items():
             for trains, size in ((self.inputs, in_), (self.outputs, out)):
-                made = Trains(geometry.layers, modes_of(size, self.width), method.resolved_rank)
+                made = Trains(geometry.layers, loretta_modes(size, self.width), method.resolved_rank)
                 made.draw_normal(1 / (size + self.width), generator)
                 trains[name] = made
             if method.start == "zero":

@@ -12,15 +12,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from baselines.shapes import quanta_axes
 from methods.added import AddedAdapter, Addition
 from methods.backbone import Backbone, Geometry
 from methods.errors import UserError
 from methods.ranks import nearest
 from methods.targeted import Targeted
-from methods.trains import factorisations
-
-#: What fitting to a budget tries: so many axes, of a size without a prime factor above this one.
-MOST_AXES, LARGEST_PRIME = 8, 7
 
 
 class QuanTA(Targeted):
@@ -89,8 +86,7 @@ class QuanTA(Targeted):
 
         Where that has a prime factor above 7, to the next larger number that has none (our rule).
         """
-        size = next(n for n in count(self._largest(geometry)) if _smooth(n))
-        choices = [self.with_size(axes[::-1]) for axes in factorisations(size, MOST_AXES) if len(axes) > 1]
+        choices = [self.with_size(axes) for axes in quanta_axes(self._largest(geometry))]
         smallest = min(choice.count(geometry) for choice in choices)
         if smallest > budget:
             raise UserError(
@@ -138,10 +134,3 @@ class _Circuit(Addition):
             z = F.linear(ends.flatten(-2), gate).unflatten(-1, ends.shape[-2:]).movedim((-2, -1), there)
         z = z.reshape(*x.shape[:-1], -1)
         return F.pad(z, (0, self.out - z.shape[-1]))
-
-
-def _smooth(size: int) -> bool:
-    for prime in range(2, LARGEST_PRIME + 1):
-        while not size % prime:
-            size //= prime
-    return size == 1

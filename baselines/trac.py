@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from baselines.shapes import TRACCores, trac_cores
 from methods.backbone import Geometry
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
 from methods.slices import by_site
 from methods.targeted import Targeted
-from methods.trains import balanced
 from methods.validation import Scale
-
-#: The reference's modes of A and B, and the inner ranks of A, by size. B's inner ranks are three times A's.
-TABLE = {
-    768: ((8, 8, 12), (8, 12)),
-    1024: ((8, 8, 16), (8, 12)),
-    1280: ((8, 8, 20), (12, 24)),
-    4096: ((16, 16, 16), (12, 24)),
-    5120: ((16, 16, 20), (15, 30)),
-}
-MODES, WIDER = 3, 3
-
-
-class Cores(NamedTuple):
-    """Sizes of the cores (1, n₁, ρ₁), (ρ₁, n₂, ρ₂) and (ρ₂, n₃, r) of one side of a projection."""
-
-    modes: tuple[int, ...]
-    inner: tuple[int, ...]
-
-    @property
-    def own(self) -> int:
-        """What each layer has for itself: the first core and the controllers of the last."""
-        return self.modes[0] * self.inner[0] + self.inner[1] + self.modes[2]
-
-    @property
-    def frozen(self) -> int:
-        """The second core, which all layers share."""
-        return self.inner[0] * self.modes[1] * self.inner[1]
-
-
-def cores_of(size: int, *, output: bool) -> Cores:
-    """The reference's table; elsewhere modes of the smallest sum and the inner ranks of the largest entry
-    that is not above (our rule; below all of them the smallest entry's). A prime size is all in the last
-    mode.
-    """
-    _, inner = TABLE[max([known for known in TABLE if known <= size], default=min(TABLE))]
-    found = balanced(size, MODES)
-    modes = TABLE[size][0] if size in TABLE else (1,) * (MODES - len(found)) + found
-    return Cores(modes, tuple(WIDER * rank for rank in inner) if output else inner)
 
 
 class TRAC(OneRank, Targeted, LowRankMethod):
@@ -81,11 +43,11 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     def title(self) -> str:
         return "TRAC"
 
-    def cores(self, geometry: Geometry) -> dict[str, tuple[Cores, Cores]]:
+    def cores(self, geometry: Geometry) -> dict[str, tuple[TRACCores, TRACCores]]:
         """Those of A and B, of every projection."""
         shapes = self.adapted(geometry).items()
         return {
-            name: (cores_of(in_, output=False), cores_of(out, output=True)) for name, (out, in_) in shapes
+            name: (trac_cores(in_, output=False), trac_cores(out, output=True)) for name, (out, in_) in shapes
         }
 
     def count_at(self, geometry: Geometry, rank: int) -> int:

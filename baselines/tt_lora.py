@@ -8,40 +8,18 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from baselines.shapes import Modes, tt_lora_modes
 from methods.backbone import Geometry
 from methods.errors import UserError
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
 from methods.sizes import OneRank
 from methods.slices import by_site
 from methods.targeted import Targeted
-from methods.trains import Trains, balanced, chain, train_count, train_limit, tt_svd
+from methods.trains import Trains, chain, train_count, train_limit, tt_svd
 from methods.validation import Scale
 
-#: The modes of input and output.
-Modes = tuple[tuple[int, ...], tuple[int, ...]]
-
-#: The reference's, by (in, out).
-TABLE: dict[tuple[int, int], Modes] = {
-    (768, 768): ((64, 4, 3), (3, 4, 64)),
-    (2048, 2048): ((16, 8, 4, 4), (4, 4, 8, 16)),
-    (2048, 512): ((16, 16, 4, 2), (2, 16, 16)),
-    (3072, 3072): ((16, 4, 4, 3, 2, 2), (2, 2, 3, 4, 4, 16)),
-    (3072, 1024): ((16, 4, 4, 3, 2, 2), (2, 2, 4, 4, 16)),
-    (4096, 4096): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 4, 16)),
-    (4096, 1024): ((16, 4, 4, 4, 2, 2), (2, 2, 4, 4, 16)),
-}
-#: The most modes of a side where the table has none, and from where on it is one more.
-MODES, LARGE = 3, 2048
 #: The reference draws what it decomposes from this seed, whatever the run's.
 DECOMPOSED_SEED = 42
-
-
-def modes_of(in_: int, out: int) -> Modes:
-    """The modes of input and output: the reference's table, elsewhere at most three of the smallest sum on
-    each side, four from 2,048 on, the largest outermost (our rule). A prime size is a mode of its own.
-    """
-    sides = [balanced(size, MODES + (size >= LARGE)) for size in (in_, out)]
-    return TABLE.get((in_, out)) or (sides[0][::-1], sides[1])
 
 
 class TTLoRA(OneRank, Targeted, LowRankMethod):
@@ -92,7 +70,7 @@ class TTLoRA(OneRank, Targeted, LowRankMethod):
                     f"{self.label}: the form 'reconstruction' needs square weights, {name} is "
                     f"{out} × {in_} here; accepted is 'contraction'"
                 )
-        return [sum(modes_of(in_, out), ()) for out, in_ in shapes.values()]
+        return [sum(tt_lora_modes(in_, out), ()) for out, in_ in shapes.values()]
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """L · Σ r₋·n·r₊ over the projections."""
@@ -112,7 +90,7 @@ class _WholeTrains(Parametrisation):
     def __init__(self, method: TTLoRA, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
         self.scale, self.contracting = method.scale, method.form == "contraction"
-        self.modes = {name: modes_of(in_, out) for name, (out, in_) in method.adapted(geometry).items()}
+        self.modes = {name: tt_lora_modes(in_, out) for name, (out, in_) in method.adapted(geometry).items()}
         self.trains: Any = nn.ModuleDict()
         for name, modes in self.modes.items():
             trains = Trains(geometry.layers, sum(modes, ()), method.resolved_rank)

@@ -64,6 +64,7 @@ for command in (
     results.compare,
     packs.pack,
     packs.unpack,
+    packs.site,
     catalogue.tasks,
     catalogue.backbones,
     housekeeping.gc,

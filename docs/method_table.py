@@ -63,7 +63,7 @@ def _row(template: Method) -> tuple[str, ...]:
         count,
         matched,
         frozen,
-        ", ".join(template.projections) or "–",
+        ", ".join(SHAPE.having(template.projections)) or "–",
         "not zero" if template.nonzero_start else "zero",
         ", ".join(can if template.projections else ()) or "–",
         described["source"] or "–",

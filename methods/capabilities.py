@@ -41,6 +41,8 @@ def _seen(method: Method) -> set[Capability]:
     x = torch.randn(5, EVEN.hidden)
     plain, layers = backbone.module(x), _layers(backbone)
     adapter = _put(method, backbone)
+    # Layers that a library makes are in training mode, in which some draw.
+    backbone.module.eval()
     if not adapter.named_parameters():
         return set()
     told = {
@@ -49,6 +51,7 @@ def _seen(method: Method) -> set[Capability]:
     }
     _move(adapter)
     told |= {
+        Capability.BATCH: _mixes_examples(backbone, x),
         Capability.EXPORTS: _is_low_rank(adapter),
         Capability.BIASES: _moves_biases(adapter),
         Capability.MERGES: _merges(adapter, backbone, x),
@@ -81,6 +84,13 @@ def _move(adapter: Adapter) -> None:
     """Away from the start, where much is zero."""
     for parameter in adapter.named_parameters().values():
         parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+
+
+def _mixes_examples(backbone: SkeletonBackbone, x: Tensor) -> bool:
+    """Whether an example is answered otherwise beside other ones, and not because something is drawn."""
+    first, again = backbone.module(x)[:1], backbone.module(x)[:1]
+    beside_others = backbone.module(torch.cat([x[:1], -x[1:]]))[:1]
+    return _same(first, again) and not _same(first, beside_others)
 
 
 def _is_low_rank(adapter: Adapter) -> bool:

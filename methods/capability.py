@@ -22,3 +22,5 @@ class Capability(StrEnum):
     UNEQUAL = "unequal shapes"
     #: Inference costs nothing more than without the method, also where it is not merged.
     FREE = "no cost unmerged"
+    #: An example's outputs depend on the other examples of its batch.
+    BATCH = "depends on the batch"

@@ -92,6 +92,10 @@ class TensLoRA(StackedMethod):
     def projections(self) -> tuple[str, ...]:
         return TARGETS[self.targets]
 
+    @property
+    def has_core(self) -> bool:  # type: ignore[override]
+        return self.factorization == "tucker"
+
     def slices(self, geometry: Geometry) -> Slices:
         """The slices of a layer, in the order of the projection mode."""
         return Slices.of(self.projections, geometry)

@@ -15,7 +15,7 @@ from reports.study import Cell, Study, grouped
 MEASURED = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
 
 #: What a suite may set for each method, and its rows then name. Experiments that use the same values agree.
-PER_METHOD = ("training lr", "training head_lr")
+PER_METHOD = ("training lr", "training head_lr", "training core_lr")
 
 #: Provenance in which trials of one table should agree.
 SURROUNDINGS = ("harness", "git_commit", "git_dirty", "python", "cpu", "gpu", "threads", "version_")
@@ -71,7 +71,8 @@ def _trials(study: Study) -> list[Mixture]:
         for cell in cells:
             # A cell that waits for its tuning has no trial yet.
             if (trial := trials.get(trial_of[cell.number])) is not None:
-                for key, value in fields(trial).items():
+                text = {"text of forgetting": trial.forgetting or "none"}
+                for key, value in (fields(trial) | text).items():
                     if not (key in PER_METHOD and cell.tuning is not None):
                         values[key][value].append(cell)
         for key, by_value in values.items():

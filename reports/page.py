@@ -39,8 +39,15 @@ def render(
     ablations: Sequence[StoredAblation],
     of_ablations: Sequence[Sequence[Drawn]],
     found: Sequence[Mixture],
+    *,
+    when: str = "",
+    plotly: str = "",
 ) -> str:
-    """The page as text."""
+    """The page as text.
+
+    `when`: what it says of its making, the time by default. `plotly`: the address of the script that draws
+    figures, which is in the page by default.
+    """
     study = analysis.study
     cells = study.all_cells
     percent = all(unit_of(cell.metric).mark for cell in cells)
@@ -61,6 +68,7 @@ def render(
             dimensions=selecting.DIMENSIONS,
             facts=_facts(study),
             measured=_measured(cells),
+            forgotten=any(cell.forgetting is not None for cell in cells),
             score_heading="Score, %" if percent else "Score",
             differ_in="points" if percent else "points or units",
             tables=main_tables(cells, analysis.blocks),
@@ -70,7 +78,7 @@ def render(
             inline=lambda figure: Markup(figure.inline()),
             costs=[figure for cost in COSTS for figure in drawn if figure.name.startswith(f"{cost.name}-")],
             curves=[figure for figure in drawn if figure.name.startswith("training-curves-")],
-            plotly=Markup(_plotly()) if any(figure.plot for figure in drawn) else "",
+            plotly=_plotly(plotly) if any(figure.plot for figure in drawn) else "",
             embedded=lambda plot: Markup(_embedded(vars(plot))),
             ablations=list(zip(ablations, of_ablations, strict=True)),
             mixtures=found,
@@ -80,7 +88,7 @@ def render(
             phases=_phases(study),
             tuned=[cell for cell in cells if cell.tuning],
             provenance=_provenance(study),
-            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            made=when or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
     )
     return visible(text)
@@ -150,9 +158,16 @@ def _embedded(data: Any) -> str:
     return text
 
 
-def _plotly() -> str:
+def plotly_script() -> str:
     """The script that draws figures; `vendor/README.md` says where it is from."""
     return (files("reports") / "vendor" / "plotly-basic.min.js").read_text(encoding="utf-8")
+
+
+def _plotly(address: str) -> Markup:
+    """The element that brings it."""
+    if address:
+        return Markup('<script src="{}"></script>').format(address)
+    return Markup(f"<script>{plotly_script()}</script>")
 
 
 def _measured(cells: Sequence[Cell]) -> str:
@@ -210,6 +225,7 @@ class Size(NamedTuple):
     ranks: str
     asked: float | None
     parameters: int
+    peak: int | None
     ratio: float | None
     within: bool | None
     percent_of_lora: float

@@ -48,7 +48,12 @@ def read(uri: str, names: Sequence[str]) -> Study:
 
     Raises UserError for one that is not there or has no result, and for a pack that is refused.
     """
-    experiments = tuple(map(read_experiment, open_results(uri, names)))
+    return read_sources(open_results(uri, names))
+
+
+def read_sources(sources: Sequence[Source]) -> Study:
+    """The same of experiments that are open. Raises UserError for one that has no result."""
+    experiments = tuple(map(read_experiment, sources))
     cells, seeds = tabulate(experiments)
     return Study(experiments, cells, seeds, tuple(note for each in experiments for note in _notes(each)))
 
@@ -132,7 +137,8 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
             metric, evaluated, capabilities = _told(experiments, found)
             cells.append(replace(cell, metric=metric, evaluated=evaluated, capabilities=capabilities))
             seeds.extend(found)
-    frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(dict.fromkeys(MEASURED, float))
+    numbers = dict.fromkeys([*MEASURED, "forgetting"], float)
+    frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(numbers)
     return _summed(pd.DataFrame([vars(cell) for cell in cells]), frame), frame
 
 
@@ -150,6 +156,7 @@ def _planned(experiment: Experiment, row: PlannedRow) -> PlannedCell:
         family=_family(experiment, row),
         ranks=ranks,
         parameters=row.parameters,
+        peak=row.peak,
         asked=row.asked,
         ratio=row.ratio,
         within=row.within,
@@ -181,6 +188,7 @@ def _seed(
     if record and status == Status.FINISHED and record.score is None:
         status, failure, message = Status.FAILED, "error", "stored as finished, without a score"
     measured = {column: record.measure(measure) if record else None for column, measure in MEASURED.items()}
+    measured["forgetting"] = record.forgetting if record else None
     if status != Status.FINISHED:
         measured["score"] = None
     return Seed(
@@ -242,6 +250,7 @@ def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
         step_ms=done["step_ms"].median(),
         peak_mib=done["peak_mib"].max(),
         seconds=done["seconds"].sum(),
+        forgetting=done["forgetting"].mean(),
         low=mean - half,
         high=mean + half,
     )

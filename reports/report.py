@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from bench.process.outputs import earlier_files, output_folder
+from bench.process.outputs import Files, output_folder, put_files, replace_files
 from bench.store.connect import StoreError
 from bench.store.store import Store
 from bench.wire.words import Kind
@@ -18,6 +18,7 @@ from reports import ablation, curves, figures, mixtures, page, tables
 from reports.analysis import Analysis, analyse
 from reports.frames import as_json, csv, frames
 from reports.reading import read
+from reports.study import Study
 from reports.thresholds import Asked
 
 Format = Literal["html", "csv", "md", "latex", "json", "png", "svg"]
@@ -29,9 +30,6 @@ DRAWN = {"html", "png", "svg"}
 MANIFEST = "report-files.json"
 #: Where the report lies among the artifacts of the suite's run.
 ARTIFACTS = "report"
-
-#: The files of a report by name, in which folders are set off by slashes.
-Files = Mapping[str, str | bytes]
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,37 @@ def write_report(
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
     target = output_folder(out, "report", force=force)
-    study = read(uri, names)
+    done = compose(read(uri, names), formats, threshold=threshold, mixed=mixed)
+    try:
+        replace_files(target, done.files, MANIFEST)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the report cannot be written to {target}: {error}") from error
+    logged = _log(done.analysis, target, done.files) if log else ()
+    return Written(target, tuple(done.files), done.analysis, done.mixtures, logged)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A report before it is written."""
+
+    analysis: Analysis
+    mixtures: tuple[mixtures.Mixture, ...]
+    files: Files
+
+
+def compose(
+    study: Study,
+    formats: Sequence[str] = FORMATS,
+    *,
+    threshold: Asked = None,
+    mixed: bool = False,
+    when: str = "",
+    plotly: str = "",
+) -> Composed:
+    """Everything that a report has, in memory. `when` and `plotly` are those of `page.render`.
+
+    Raises UserError as `write_report` does.
+    """
     found = mixtures.find(study)
     if not mixed:
         mixtures.refuse(found)
@@ -77,10 +105,9 @@ def write_report(
     shown, left_out = curves.read(study)
     analysis = analyse(study, threshold)
     analysis = replace(analysis, notes=(*analysis.notes, *left_out))
-    files = dict(_files(analysis, ablations, shown, found, formats))
-    _write(target, files)
-    logged = _log(analysis, target, files) if log else ()
-    return Written(target, tuple(files), analysis, tuple(found), logged)
+    render = partial(page.render, when=when, plotly=plotly)
+    files = dict(_files(analysis, ablations, shown, found, formats, render))
+    return Composed(analysis, tuple(found), files)
 
 
 def _files(
@@ -89,6 +116,7 @@ def _files(
     shown: Sequence[curves.Curve],
     found: Sequence[mixtures.Mixture],
     formats: Collection[str],
+    render: Callable[..., str],
 ) -> Iterator[tuple[str, str | bytes]]:
     """Every file of the report, by name."""
     drawn, of_ablations = [], []
@@ -96,7 +124,7 @@ def _files(
         drawn = figures.draw(analysis, shown)
         of_ablations = [figures.ablation(number, entry) for number, entry in enumerate(ablations)]
     if "html" in formats:
-        yield "index.html", page.render(analysis, drawn, ablations, of_ablations, found)
+        yield "index.html", render(analysis, drawn, ablations, of_ablations, found)
     if "csv" in formats:
         for name, frame in frames(analysis).items():
             yield f"tables/{name}.csv", csv(frame)
@@ -113,31 +141,13 @@ def _files(
             yield f"figures/{figure.name}.svg", figure.svg()
 
 
-def _write(target: Path, files: Files) -> None:
-    """Writes the files, once those of an earlier report are gone; what else lies there stays."""
-    try:
-        for old in earlier_files(target, MANIFEST):
-            old.unlink(missing_ok=True)
-        _put(target, files)
-        (target / MANIFEST).write_text(json.dumps(sorted(files), indent=1), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"the report cannot be written to {target}: {error}") from error
-
-
-def _put(folder: Path, files: Files) -> None:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
 def _log(analysis: Analysis, target: Path, files: Files) -> tuple[str, ...]:
     """Puts the files on the suites' runs; returns the experiments. A pack stays as it is."""
     sources = (experiment.source for experiment in analysis.study.experiments)
     stored = [source for source in sources if isinstance(source, Store)]
     # The target may hold what is not ours, and one request for all files is many times as fast.
     with tempfile.TemporaryDirectory() as folder:
-        _put(Path(folder), files)
+        put_files(Path(folder), files)
         for experiment in stored:
             run_id = experiment.records(Kind.SUITE)[-1].run_id
             try:

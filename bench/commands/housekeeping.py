@@ -10,6 +10,9 @@ from rich.markup import escape
 
 from bench.commands.options import DEFAULT_STORE, AsJson, StoreUri, echo_json, err, out
 
+#: How `verify` ends where nothing is broken, and not everything could be checked.
+NOT_CHECKABLE = 3
+
 
 def gc(
     experiment: Annotated[
@@ -79,7 +82,8 @@ def verify(
 ) -> None:
     """Check that finished trials are what they claim to be: files, ids, scores, parameters. Mends nothing.
 
-    The exit code is 0 only if everything was checked and nothing is broken.
+    The exit code is 0 if everything was checked and nothing is broken, 1 if something is broken, and 3 if
+    nothing is, and something cannot be checked on this machine.
     """
     from bench.store.connect import shown_uri
     from bench.suite.load import experiment_of
@@ -106,4 +110,4 @@ def verify(
     else:
         print_verification(out, found)
     if not found.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(1 if found.faults else NOT_CHECKABLE)

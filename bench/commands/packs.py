@@ -1,4 +1,4 @@
-"""Commands on packs: results that travel from one store to another."""
+"""Commands on packs: results that travel from one store to another, and the site of published ones."""
 
 from __future__ import annotations
 
@@ -55,3 +55,34 @@ def unpack(
             markup=False,
             soft_wrap=True,
         )
+
+
+def site(
+    results: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the packs.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write, or what to compare with.")],
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Write nothing: say which files differ from what would be written."),
+    ] = False,
+    force: Annotated[bool, typer.Option(help="Write into a folder that has something else in it.")] = False,
+) -> None:
+    """Write a static site of all results in a folder of packs: an index, and pages of suites and methods."""
+    from reports.site.build import check_site, write_site
+
+    if check:
+        differences = check_site(results, folder)
+        for line in differences:
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        if differences:
+            err.print(
+                f"{folder} is not what {results} gives: tensorbench site {results} --out {folder} writes it.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise typer.Exit(1)
+        out.print(f"{folder} is what {results} gives.", markup=False, soft_wrap=True)
+        return
+    files = write_site(results, folder, force=force)
+    size = sum(len(content) for content in files.values()) / 2**20
+    out.print(f"Wrote {len(files)} files ({size:.1f} MiB) to {folder}.", markup=False, soft_wrap=True)

@@ -93,6 +93,7 @@ class Cell:
             recipe=setting.recipe(self.recipe, epochs, head_follows=self.head_follows),
             seed=seed,
             evaluate=evaluate,
+            forgetting=self.suite.forgetting if getattr(self.info.input, "decodes", False) else None,
         )
 
     def row(
@@ -120,6 +121,7 @@ class Cell:
             task=shown.task,
             ranks=sized.size or (),
             parameters=count,
+            peak=peak if (peak := sized.peak_count(self.info.geometry)) != count else None,
             asked=self.asked,
             percent_of_lora=100 * count / reference,
             trials=dict(trials),
@@ -148,12 +150,13 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
         for number, method_row, template in expanded:
             with _naming(number):
                 asked = suite.recipe(task_row, method_row)
-                recipe = asked.resolved(device)
+                recipe = _without_core(asked.resolved(device), template, method_row)
                 with METHODS.blaming(method_row.method):
                     sized = _sized(template, method_row, suite, info.geometry)
                     for budget, method in sized:
                         _check_ranks(method, budget, info.geometry)
                         method.check(info.geometry, info.projections)
+                        _check_steps(method, recipe, task_row, suite)
             _check_recipe(recipe, task_row, task)
             overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in method_row.training)
             for budget, method in sized:
@@ -173,6 +176,18 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
                         overrides=overrides,
                     ),
                 )
+
+
+def _without_core(recipe: Recipe, method: Method, row: MethodRow) -> Recipe:
+    """The recipe as it trains the method: a rate for a core changes nothing where there is none.
+
+    Raises UserError where the method's own row gives one in vain.
+    """
+    if method.has_core:
+        return recipe
+    if "core_lr" in row.training:
+        raise UserError(f"core_lr is the rate of a core, which {method.label} has none of: leave it out")
+    return recipe.model_copy(update={"core_lr": 1.0})
 
 
 @contextmanager
@@ -261,6 +276,15 @@ def _check_recipe(recipe: Recipe, row: TaskRow, task: Task) -> None:
     available = row.train_examples()
     if available is not None:
         recipe.check_batch(row.task, available)
+
+
+def _check_steps(method: Method, recipe: Recipe, row: TaskRow, suite: Suite) -> None:
+    """Raises UserError for a training that is too short for the method, as far as its length is known."""
+    examples = row.train_examples()
+    for part in (None, suite.tuning, suite.search, suite.allocation):
+        asked = Setting().recipe(recipe, part.epochs if part else None)
+        if asked.steps or examples is not None:
+            method.check_steps(asked.step_count(examples or 0))
 
 
 def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo]]:

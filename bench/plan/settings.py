@@ -1,4 +1,4 @@
-"""What is tuned besides ranks: the adapter's learning rate, the method's scale, the head's learning rate."""
+"""What is tuned besides ranks: the learning rates of adapter, head and core, and the method's scale."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from methods import Method
 from methods.validation import Frozen, validate
 
 #: The axes in their order, by the names that a suite's grids have.
-AXES = ("lr", "scale", "head_lr")
+AXES = ("lr", "scale", "head_lr", "core_lr")
+#: The axes whose values are factors.
+RATIOS = ("scale", "core_lr")
 #: The axes in the order in which points are made. An axis that some methods lack comes late, so that the
 #: others have the same values in all methods.
-SHARED_FIRST = ("lr", "head_lr", "scale")
+SHARED_FIRST = ("lr", "head_lr", "scale", "core_lr")
 
 Grids = Mapping[str, Sequence[float]]
 
@@ -27,6 +29,8 @@ class Setting(Frozen):
     #: A factor of the scale that the method has in the suite, which by default is the published one.
     scale: float | None = None
     head_lr: float | None = None
+    #: The core's rate as a multiple of `lr`.
+    core_lr: float | None = None
 
     def recipe(self, recipe: Recipe, epochs: int | None = None, *, head_follows: bool = False) -> Recipe:
         """The resolved recipe with these rates and, if given, another number of epochs.
@@ -38,6 +42,7 @@ class Setting(Frozen):
         update: dict[str, Any] = {
             "lr": lr,
             "head_lr": self.head_lr or (lr if head_follows else recipe.head_lr),
+            "core_lr": self.core_lr or recipe.core_lr,
         }
         if epochs is not None:
             update |= {"epochs": epochs, "steps": None}
@@ -53,7 +58,7 @@ class Setting(Frozen):
     def label(self) -> str:
         shown = ((axis, getattr(self, axis)) for axis in AXES)
         return ", ".join(
-            f"{axis} {'×' * (axis == 'scale')}{value:g}" for axis, value in shown if value is not None
+            f"{axis} {'×' * (axis in RATIOS)}{value:g}" for axis, value in shown if value is not None
         )
 
     def edges(self, grids: Grids) -> tuple[str, ...]:
@@ -72,13 +77,15 @@ def applicable(
 ) -> Grids:
     """The grids that mean something to a method whose adapter has so many parameters.
 
-    Some methods have no scale. A trained head alone has none either, and of the rates only its own: that is
-    `lr` where it follows the adapter's and no grid of `head_lr` is there to tune it by.
+    Some methods have no scale, and most no core. A trained head alone has none either, and of the rates only
+    its own: that is `lr` where it follows the adapter's and no grid of `head_lr` is there to tune it by.
     """
     of_head = head_follows and not grids.get("head_lr")
     without = set() if parameters else {"scale", *([] if of_head else ["lr"])}
     if "scale" not in type(method).model_fields:
         without.add("scale")
+    if not method.has_core:
+        without.add("core_lr")
     return {axis: grid for axis, grid in grids.items() if grid is not None and axis not in without}
 
 

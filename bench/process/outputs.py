@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from methods import UserError
 
 PLOTS = (".png", ".svg", ".pdf")
+
+#: Files by name, in which folders are set off by slashes.
+Files = Mapping[str, str | bytes]
 
 
 def output_folder(out: Path, what: str, *, force: bool) -> Path:
@@ -37,6 +41,25 @@ def earlier_files(folder: Path, manifest: str) -> list[Path]:
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{file} does not list the files of an earlier run")
     return [folder / name for name in names if _leads_into(folder, name)]
+
+
+def replace_files(folder: Path, files: Files, manifest: str) -> None:
+    """Writes the files and a new manifest, once those of an earlier run are gone. What else is there stays.
+
+    Raises ValueError and OSError as `earlier_files` does.
+    """
+    for old in earlier_files(folder, manifest):
+        old.unlink(missing_ok=True)
+    put_files(folder, files)
+    (folder / manifest).write_text(json.dumps(sorted(files), indent=1), encoding="utf-8")
+
+
+def put_files(folder: Path, files: Files) -> None:
+    """Writes the files, with their folders."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _leads_into(folder: Path, name: str) -> bool:

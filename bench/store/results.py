@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from bench.store import DEFAULT_STORE
@@ -29,11 +30,18 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
     opened only where a name is no pack's. Raises UserError for an experiment that is not there, a pack that
     is refused (`bench.store.pack.reading.open_pack`), and parts that contradict each other.
     """
+    opened = (
+        open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
+        for name in dict.fromkeys(names)
+    )
+    return as_one(chain.from_iterable(opened))
+
+
+def as_one(sources: Iterable[Source]) -> list[Source]:
+    """These, those of one experiment joined. Raises UserError for parts that contradict each other."""
     parts: defaultdict[str, list[Source]] = defaultdict(list)
-    for name in dict.fromkeys(names):
-        found = open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
-        for source in found:
-            parts[source.name].append(source)
+    for source in sources:
+        parts[source.name].append(source)
     return [some[0] if len(some) == 1 else Joined(some) for some in parts.values()]
 
 

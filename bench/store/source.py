@@ -35,7 +35,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """Where it lies, for people: the store's address, or the files of the packs."""
+        """Where it lies, for people: the store's address, or the names of the packs' files."""
 
     @property
     def link(self) -> str | None:

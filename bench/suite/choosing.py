@@ -40,13 +40,13 @@ class Selection(Frozen):
     #: How many epochs each of these trials trains; None means as many as the final runs.
     epochs: Epochs | None = None
 
-    @field_validator("seeds", "lr", "scale", "head_lr", "modes", check_fields=False)
+    @field_validator("seeds", "lr", "scale", "head_lr", "core_lr", "modes", check_fields=False)
     @classmethod
     def _different(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         refuse_repeats(values or ())
         return values
 
-    @field_validator("lr", "scale", "head_lr", check_fields=False)
+    @field_validator("lr", "scale", "head_lr", "core_lr", check_fields=False)
     @classmethod
     def _ascending(cls, grid: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return tuple(sorted(grid)) if grid else grid
@@ -64,15 +64,17 @@ class Tuning(Selection):
     lr: Grid | None = LR_GRID
     scale: Grid | None = SCALE_GRID
     head_lr: Grid | None = HEAD_LR_GRID
+    #: Of methods with a core: multiples of `lr`.
+    core_lr: Grid | None = None
 
     @property
     def grids(self) -> dict[str, tuple[float, ...] | None]:
-        return {"lr": self.lr, "scale": self.scale, "head_lr": self.head_lr}
+        return {"lr": self.lr, "scale": self.scale, "head_lr": self.head_lr, "core_lr": self.core_lr}
 
     @model_validator(mode="after")
     def _something_to_tune(self) -> Self:
         if not any(self.grids.values()):
-            raise ValueError("lr, scale and head_lr are all null: write 'tuning: none'")
+            raise ValueError("lr, scale, head_lr and core_lr are all null: write 'tuning: none'")
         return self
 
 

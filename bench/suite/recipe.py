@@ -40,6 +40,8 @@ class Recipe(Frozen):
     lr: PositiveFloat = 5e-4
     #: Peak learning rate of the head; None means the adapter's.
     head_lr: PositiveFloat | None = None
+    #: The core's learning rate as a multiple of `lr`, where a method has a core; of no effect elsewhere.
+    core_lr: Annotated[PositiveFloat, Later()] = 1.0
     #: Of the head.
     weight_decay: float = Field(0.01, ge=0)
     #: Of the adapter. It decays each of a method's factors, so that ΔW shrinks the faster the more there are,
@@ -86,7 +88,8 @@ class Recipe(Frozen):
     def _length_and_floor(self) -> Self:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give epochs or steps, not both")
-        for name, peak in (("lr", self.lr), ("head_lr", self.head_lr)):
+        peaks = (("lr", self.lr), ("head_lr", self.head_lr), ("lr · core_lr", self.lr * self.core_lr))
+        for name, peak in peaks:
             if peak is not None and peak < self.lr_floor:
                 raise ValueError(f"{name} {peak:g} is below lr_floor {self.lr_floor:g}")
         return self

@@ -29,10 +29,14 @@ LIBRARIES = ("peft", "torch")
 #: The rank of every count, and of the LoRA whose count the methods are fitted to.
 RANK = 4
 
+#: Bytes of a number.
+FLOAT32 = 4
+
 
 def list_methods(rows: list[dict[str, Any]], geometry: Geometry) -> Table:
     """The table of what `count_methods` gave."""
-    headings = ("name", "method", f"isorank {RANK}", f"isoparameters {RANK}", "ranks there")
+    at_rank, at_budget = f"isorank {RANK}", f"isoparameters {RANK}"
+    headings = ("name", "method", at_rank, at_budget, "ranks there", "frozen bytes", "stored of them")
     table = plain_table(f"Methods at {geometry}", *headings, texts=("method", "ranks there"))
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell or "–" for cell in row.values()))
@@ -42,6 +46,7 @@ def list_methods(rows: list[dict[str, Any]], geometry: Geometry) -> Table:
 def count_methods(geometry: Geometry) -> list[dict[str, Any]]:
     """Every method with its parameters at isorank 4 and nearest to LoRA r=4, and its ranks there.
 
+    Beside them are the bytes that it carries frozen there, in float32, and those that a stored adapter holds.
     Counts of our own methods are kept in the cache folder until a method's source or a library changes. Where
     a plug-in brings methods all are counted anew: nothing tells when what it consists of changes.
     """
@@ -85,7 +90,10 @@ def _row(name: str, template: Method, geometry: Geometry) -> dict[str, Any]:
         row[f"isorank_{RANK}"] = template.isorank(RANK).count(geometry)
         row[f"isoparameters_{RANK}"] = fitted.count(geometry)
         row["ranks"] = ",".join(map(str, fitted.size or ()))
+        row["frozen_bytes"] = FLOAT32 * fitted.frozen_count(geometry) or None
+        row["stored_bytes"] = FLOAT32 * fitted.kept_count(geometry) or None
     except UserError:
         # Not to be counted on a bare geometry (full fine-tuning), or larger than this budget at any rank.
         row |= {f"isorank_{RANK}": None, f"isoparameters_{RANK}": None, "ranks": ""}
+        row |= {"frozen_bytes": None, "stored_bytes": None}
     return row

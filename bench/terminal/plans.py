@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench.plan.rows import Plan
+from bench.plan.settings import AXES, RATIOS
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.plan import Forecast
 from bench.wire.words import OWN_SIZE
@@ -110,17 +111,19 @@ def print_tuning(console: Console, plan: Plan) -> None:
     rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
         title = f"{task} · {backbone} · tuning on validation; ! is on the edge of its grid"
-        heads = ("budget", "trials", "seeds", "epochs", "lr", "scale", "head lr", "tied")
+        axes = [axis for axis in AXES if axis != "core_lr" or any(axis in (t.chosen or {}) for _, t in rows)]
+        named = (axis.replace("_", " ") for axis in axes)
+        heads = ("budget", "trials", "seeds", "epochs", *named, "tied")
         table = plain_table(title, "method", *heads)
         for row, tuned in rows:
             if (row.task, row.backbone) != (task, backbone):
                 continue
             chosen = tuned.chosen or {}
             shown = [
-                f"{'×' * (axis == 'scale')}{chosen[axis]:g}" + " !" * (axis in tuned.edge)
+                f"{'×' * (axis in RATIOS)}{chosen[axis]:g}" + " !" * (axis in tuned.edge)
                 if axis in chosen
                 else "–"
-                for axis in ("lr", "scale", "head_lr")
+                for axis in axes
             ]
             budget = row.budget.label if row.budget else OWN_SIZE
             spent = (str(tuned.trials), joined(tuned.seeds), str(tuned.epochs or "–"))

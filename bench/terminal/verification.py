@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench.verify import Fault, Unchecked, Verification
+from reports.words import many
 
 
 def print_verification(console: Console, found: Verification) -> None:
@@ -44,8 +45,8 @@ def _summary(found: Verification) -> str:
     counts = [f"[green]{found.verified:,} verified[/green]"]
     counts.append(f"[red]{len(broken):,} broken[/red]" if broken else "0 broken")
     counts.append(f"[yellow]{len(unchecked):,} not checkable[/yellow]" if unchecked else "0 not checkable")
-    beside = f"; [red]{of_none:,} faults in plans or caches[/red]" if of_none else ""
-    return f"{found.looked_at:,} finished trials: {', '.join(counts)}{beside}."
+    beside = f"; [red]{many(of_none, 'fault')} in plans or caches[/red]" if of_none else ""
+    return f"{many(found.looked_at, 'finished trial')}: {', '.join(counts)}{beside}."
 
 
 def _runs(found: Iterable[Fault | Unchecked]) -> set[str]:

@@ -12,6 +12,7 @@ from bench.store.results import is_pack
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
+from bench.verify.labels import labels_of
 from bench.verify.plans import examine_plan
 from bench.verify.rerun import ELSEWHERE, Candidate, chosen, run_again
 from bench.verify.trials import examine
@@ -43,13 +44,14 @@ def verify(
     trials: list[Examined] = []
     candidates: list[Candidate] = []
     for source in sources:
+        labels = labels_of(source)
         watching(f"reading the plan of {source.name}")
         if source.records(Kind.SUITE):
-            plans.append(examine_plan(source))
+            plans.append(examine_plan(source, labels))
         finished = [one for one in source.records() if one.status in (Status.FINISHED, Status.DUPLICATE)]
         for number, record in enumerate(finished, 1):
             watching(f"{source.name}: trial {number:,} of {len(finished):,}")
-            found, trial = examine(source, record)
+            found, trial = examine(source, record, labels)
             trials.append(found)
             if trial is not None and record.status == Status.FINISHED:
                 candidates.append(Candidate(found, source, record, trial))

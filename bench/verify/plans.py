@@ -10,14 +10,15 @@ from bench.plan.cells import REFERENCE_RANK
 from bench.plan.trial import Trial
 from bench.store.source import Source
 from bench.verify.findings import Examined
+from bench.verify.labels import Labels, compare_name
 from bench.verify.trials import Resolved, resolve
 from bench.wire.plan import PlannedRow, PlannedTrial
 from methods import UserError, create
 from methods.validation import explained
 
 
-def examine_plan(source: Source) -> Examined:
-    """Checks the ids of a plan's trials, and what its rows say of them."""
+def examine_plan(source: Source, labels: Labels) -> Examined:
+    """Checks the ids of a plan's trials, and what its rows say of them. `labels` are those of its suite."""
     found = Examined(source.name)
     try:
         plan = source.plan()
@@ -29,7 +30,7 @@ def examine_plan(source: Source) -> Examined:
         return found
     trials = {planned.id: _trial(found, planned) for planned in plan.trials}
     for row in plan.rows:
-        _check_row(found, row, trials)
+        _check_row(found, row, trials, labels)
     return found
 
 
@@ -44,7 +45,7 @@ def _trial(found: Examined, planned: PlannedTrial) -> Trial | None:
     return trial if trial.id == planned.id else None
 
 
-def _check_row(found: Examined, row: PlannedRow, trials: Mapping[str, Trial | None]) -> None:
+def _check_row(found: Examined, row: PlannedRow, trials: Mapping[str, Trial | None], labels: Labels) -> None:
     where = " · ".join(filter(None, (f"plan, row {row.method}", row.budget, row.task, row.backbone)))
     # A row that waits for its tuning has no trial yet.
     for seed, id_ in row.trials.items():
@@ -56,13 +57,13 @@ def _check_row(found: Examined, row: PlannedRow, trials: Mapping[str, Trial | No
     # Seeds of a row share all else.
     if own and (resolved := resolve(found, next(iter(own.values())))) is not None:
         _check_counts(found, where, row, resolved)
+        compare_name(found, f"{where}: method", row.title, resolved.method.title, labels["methods"])
 
 
 def _check_counts(found: Examined, where: str, row: PlannedRow, resolved: Resolved) -> None:
     reference = create("lora", rank=REFERENCE_RANK).count(resolved.info.geometry)
     found.compare(f"{where}: ranks", row.ranks, resolved.method.size or ())
     found.compare(f"{where}: parameters", row.parameters, resolved.count)
-    found.compare(f"{where}: method", row.title, resolved.method.title)
     found.near(f"{where}: percent of LoRA", row.percent_of_lora, 100 * resolved.count / reference, 1e-9)
     if row.asked:
         found.near(f"{where}: ratio to the budget", row.ratio, resolved.count / row.asked, 1e-9)

@@ -25,6 +25,7 @@ from bench.store.source import Source
 from bench.store.verified import ChangedError, hashes
 from bench.tasks import objective
 from bench.verify.findings import Examined
+from bench.verify.labels import Labels, compare_name
 from bench.wire.start import SourceFile, StoredConfig
 from bench.wire.words import YES, Artifact, Measure, Tag
 from methods import Method, UserError, from_identity
@@ -52,8 +53,11 @@ class Resolved:
         return self.method.count(self.info.geometry)
 
 
-def examine(source: Source, record: Record) -> tuple[Examined, Trial | None]:
-    """Checks one run; returns what was found, and its trial where the configuration can be trusted."""
+def examine(source: Source, record: Record, labels: Labels) -> tuple[Examined, Trial | None]:
+    """Checks one run; returns what was found, and its trial where the configuration can be trusted.
+
+    `labels` are those of its suite.
+    """
     found = Examined(source.name, record)
     contents = _contents(found, source, record)
     trial = None
@@ -64,7 +68,7 @@ def examine(source: Source, record: Record) -> tuple[Examined, Trial | None]:
     if (predictions := contents.get(Artifact.PREDICTIONS)) is not None:
         _check_scores(found, record, trial, predictions)
     if (resolved := resolve(found, trial)) is not None:
-        _check_words(found, record, trial, resolved)
+        _check_words(found, record, trial, resolved, labels)
         _check_counts(found, record, resolved, contents.get(Artifact.ADAPTER))
     return found, trial
 
@@ -145,18 +149,22 @@ def _described(backbone: BackboneSpec) -> BackboneInfo:
     return describe(backbone)
 
 
-def _check_words(found: Examined, record: Record, trial: Trial, resolved: Resolved) -> None:
+def _check_words(found: Examined, record: Record, trial: Trial, resolved: Resolved, labels: Labels) -> None:
     """The tags by which lists and tables know a run say what its configuration says."""
     told = {
         Tag.FAMILY: trial.method["method"],
-        Tag.BACKBONE: resolved.info.name,
-        Tag.TASK: trial.task.task,
         Tag.SEED: str(trial.seed),
         Tag.EVALUATED: trial.evaluate,
         Tag.RANKS: ",".join(map(str, resolved.method.size or ())),
     }
     for tag, value in told.items():
         found.compare(f"tag {tag}", record.tag(tag), value)
+    names = (
+        (Tag.BACKBONE, resolved.info.name, labels["backbones"]),
+        (Tag.TASK, trial.task.task, labels["tasks"]),
+    )
+    for tag, own, given in names:
+        compare_name(found, f"tag {tag}", record.tag(tag), own, given)
     try:
         budgets = json.loads(record.tag(Tag.BUDGETS, "[]"))
         for budget in budgets:
@@ -173,17 +181,27 @@ def _check_words(found: Examined, record: Record, trial: Trial, resolved: Resolv
 
 def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: bytes | None) -> None:
     """Parameters are those of the stored ranks, and of the tensors in the stored file."""
-    stored = record.measure(Measure.ADAPTER_PARAMETERS)
-    found.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
+    if not resolved.method.varying_count:
+        stored = record.measure(Measure.ADAPTER_PARAMETERS)
+        found.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
     if adapter is None:
         return
     try:
-        sizes = {name: tensor.numel() for name, tensor in load_tensors(adapter).items()}
+        # Seeds, which are whole numbers, are no parameters.
+        sizes = {
+            name: tensor.numel()
+            for name, tensor in load_tensors(adapter).items()
+            if tensor.is_floating_point()
+        }
     except SafetensorError as error:
         found.broken(Artifact.ADAPTER, "tensors", str(error))
         return
-    for part, measure in (("adapter.", Measure.ADAPTER_PARAMETERS), ("head.", Measure.HEAD_PARAMETERS)):
-        real = float(sum(size for name, size in sizes.items() if name.startswith(part)))
+    frozen = resolved.method.kept_count(resolved.info.geometry)
+    for part, measure, beside in (
+        ("adapter.", Measure.ADAPTER_PARAMETERS, frozen),
+        ("head.", Measure.HEAD_PARAMETERS, 0),
+    ):
+        real = float(sum(size for name, size in sizes.items() if name.startswith(part)) - beside)
         found.compare(f"{measure} by the tensors of {Artifact.ADAPTER}", record.measure(measure), real)
 
 

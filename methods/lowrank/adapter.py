@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from tltorch import TuckerTensor
 from torch import Tensor, nn
 
 from methods.adapter import Adapter
@@ -88,6 +89,10 @@ class LowRankAdapter(Adapter):
 
     def biases(self) -> dict[Site, Tensor]:
         return self.contract().biases
+
+    def core(self) -> list[nn.Parameter]:
+        tensors = (module for module in self.parametrisation.modules() if isinstance(module, TuckerTensor))
+        return [tensor.core for tensor in tensors]
 
     def frozen(self) -> dict[str, Tensor]:
         return self.parametrisation.frozen()

@@ -33,7 +33,7 @@ def apart(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
     names = list(ranking.paired)
     figure, (ax,) = panels(1, height=1.2 + 0.16 * len(names))
     same = pd.DataFrame(np.where(ranking.separations != 0, ALPHA / 2, 1.0), names, names)
-    critical_difference_diagram(
+    drawn = critical_difference_diagram(
         pd.Series(ranking.ranks.mean[: len(names)], names),
         same,
         ax=ax,
@@ -43,6 +43,9 @@ def apart(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
         marker_props={"s": 14},
         elbow_props={"linewidth": 0.9},
     )
+    for bar in (line for lines in drawn["crossbars"] for line in lines):
+        # It is drawn from a set, whose order differs from process to process.
+        bar.set_xdata(np.sort(bar.get_xdata()))
     ax.grid(False)
     ax.tick_params(axis="x", colors=MUTED)
     caption = (

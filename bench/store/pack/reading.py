@@ -95,7 +95,8 @@ class Packed(Source):
 
     @property
     def where(self) -> str:
-        return str(self.archive.path)
+        # Reports say it, and the folders of a machine are nobody else's business.
+        return self.archive.path.name
 
     def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
         return [record for record in self._records if record.tag(Tag.KIND) == kind]

@@ -17,6 +17,7 @@ from bench.conformance.subject import tiny
 from bench.inputs import Prompt, TextInput
 from bench.tasks.prompts import prompted
 from bench.training.trial import Resources, run_trial
+from bench.wire.trial import Progress
 from methods import UserError, create
 
 from ..toy_suites import TEXT, plan
@@ -79,8 +80,11 @@ def test_head_only_is_the_zero_shot_score_and_adapters_train() -> None:
     training = {"batch_size": 16, "steps": 4, "lr": 1e-2}
     made = plan(base, methods=["head_only", "lora"], training=training)
     resources = Resources("cpu")
+    told: list[Progress] = []
     with pytest.warns(UserWarning, match="prompts have more than 32 tokens and were cut from the left"):
-        bare, adapted = (run_trial(trial, resources, lambda _: None) for trial in made.trials)
+        bare, adapted = (run_trial(trial, resources, told.append) for trial in made.trials)
+    # A trial without steps has no progress, of which the terminal would show a share.
+    assert all(progress.steps == 4 for progress in told)
     assert (bare.trained.steps, bare.adapter_parameters, bare.head_parameters) == (0, 0, 0)
     assert (adapted.trained.steps, adapted.head_parameters) == (4, 0)
     assert bare.head == adapted.head == {}

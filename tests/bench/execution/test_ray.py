@@ -45,7 +45,10 @@ def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
 
 
 def run(
-    cluster: RayCluster, trial: Trial, listen: Callable[[Event], None] = lambda event: None
+    cluster: RayCluster,
+    trial: Trial,
+    listen: Callable[[Event], None] = lambda event: None,
+    limit: float | None = None,
 ) -> list[Event]:
     events: list[Event] = []
 
@@ -53,7 +56,7 @@ def run(
         events.append(event)
         listen(event)
 
-    cluster.submit(trial)
+    cluster.submit(trial, limit)
     while not (events and events[-1].ending):
         cluster.step(note)
     return events
@@ -75,6 +78,18 @@ def test_a_prune_is_for_one_run_of_a_trial(cluster: RayCluster) -> None:
 
     assert steps_until_pruned(1) >= 1
     assert steps_until_pruned(100) >= 100
+
+
+def test_a_trial_that_takes_too_long_has_failed_and_its_actor_is_gone(cluster: RayCluster) -> None:
+    def end(event: Event) -> None:
+        if event.progress is not None:
+            (worker,) = cluster._workers
+            worker.watch.limit = 0.0
+
+    ending = run(cluster, ENDLESS, end, limit=1000)[-1].ending
+    assert ending is not None
+    assert ending.failure.startswith("timeout: ")
+    assert not cluster._workers
 
 
 def test_an_error_outside_of_the_trial_costs_it_and_its_actor(cluster: RayCluster) -> None:

@@ -44,6 +44,19 @@ def test_full_fine_tuning_and_a_lone_head_are_referred_to_merged(case: Callable[
         made.export(made.attach(create("head_only")))
 
 
+def test_what_is_no_low_rank_pair_or_no_weight_says_so(case: Callable[..., Case]) -> None:
+    made = case("vit")
+    adapter = made.attach(create("quanta", axes=(4, 4)))
+    with pytest.raises(NotLowRank, match=r"QuanTA's update has a high rank.*--merged writes a plain model"):
+        made.export(adapter)
+    adapter.detach()
+    adapter = made.attach(create("loretta_adp", rank=2))
+    with pytest.raises(NotLowRank, match="LoRETTA-adp is not linear"):
+        made.export(adapter)
+    with pytest.raises(UserError, match="cannot be merged: its bottleneck is not linear"):
+        made.export(adapter, merged=True)
+
+
 def test_a_timm_model_of_a_plugin_has_no_name_to_load_it_by(case: Callable[..., Case]) -> None:
     made = case("timm-plugin")
     with pytest.raises(UserError, match="by which name timm makes it is not known"):

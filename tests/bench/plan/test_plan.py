@@ -152,6 +152,22 @@ def test_an_id_does_not_depend_on_what_cannot_change_the_result(
     assert trial(base, **changes).id == trial(base).id
 
 
+def test_a_rate_of_a_core_counts_only_where_there_is_one() -> None:
+    tucker, cp = (
+        [{"method": "tenslora", "variant": "att", "factorization": kind}] for kind in ("tucker", "cp")
+    )
+
+    def planned(methods: list[dict[str, Any]], **training: float) -> str:
+        return trial(methods=methods, training={"batch_size": 16, **training}).id
+
+    assert planned(tucker, core_lr=4) != planned(tucker)
+    assert planned(cp, core_lr=4) == planned(cp)
+    with pytest.raises(UserError, match="core_lr is the rate of a core, which LoRA has none of"):
+        planned([{"method": "lora", "training": {"core_lr": 4}}])
+    with pytest.raises(UserError, match="lr · core_lr 1e-08 is below lr_floor"):
+        planned(tucker, lr=1e-4, core_lr=1e-4)
+
+
 def test_an_id_depends_on_the_precision_not_on_the_device() -> None:
     training = VISION["training"]
     assert trial(device="cuda", training={**training, "precision": "fp32"}).id == trial().id

@@ -126,6 +126,13 @@ def test_a_method_is_tuned_by_what_it_has() -> None:
         # The head alone is tuned by the rate that it has, whichever of the two is tuned.
         assert set(applicable(both, create("head_only"), 0, head_follows=follows)) == {"head_lr"}
     assert set(applicable(grids, create("head_only"), 0, head_follows=True)) == {"lr"}
+    cores = {"core_lr": (1.0, 4.0)}
+    for name, options, there in (
+        ("tenslora", {"variant": "att"}, {"core_lr"}),
+        ("tenslora", {"variant": "att", "factorization": "cp"}, set()),
+        ("lora", {}, set()),
+    ):
+        assert set(applicable(cores, create(name, **options).isorank(2), 100, head_follows=True)) == there
     # Its rate is given for all: there is nothing to tune.
     assert not applicable(grids, create("head_only"), 0, head_follows=False)
 

@@ -120,6 +120,14 @@ Watch = Callable[..., Watched]
 TENSLORA = [{"method": "tenslora", "variant": "att"}]
 
 
+def test_a_core_has_a_rate_of_its_own(watch: Watch) -> None:
+    recipe = {"steps": 1, "warmup": 0.0, "lr": 1e-3, "head_lr": 2e-3, "core_lr": 8.0}
+    (rates,) = watch(training=recipe, methods=TENSLORA).rates
+    assert rates == {"core": pytest.approx(8e-3), "adapter": pytest.approx(1e-3), "head": pytest.approx(2e-3)}
+    (rates,) = watch(training=recipe).rates
+    assert set(rates) == {"adapter", "head"}
+
+
 def test_the_head_decays_and_the_adapter_only_where_the_recipe_says_so(watch: Watch) -> None:
     def after_a_step(decay: float, **more: Any) -> tuple[Tensor, Tensor]:
         (state,) = watch(training={"steps": 1, "weight_decay": decay, **more}).states
@@ -200,6 +208,36 @@ def test_the_chosen_state_is_the_earliest_best_or_the_last_and_is_restored(
     kept = {**seen.outcome.adapter, **{f"head.{k}": v for k, v in seen.outcome.head.items()}}
     equal = [all(torch.equal(state[name], kept[name]) for name in kept) for state in seen.states]
     assert equal == [epoch == chosen for epoch in (1, 2, 3, 4)]
+
+
+def test_a_methods_own_loss_and_steps_are_training_and_only_settled_states_are_chosen(watch: Watch) -> None:
+    told: list[Any] = []
+    steps = 3 * PER_EPOCH
+
+    def meddle(adapter: Any) -> None:
+        parameter, module = next(iter(adapter.named_parameters().values())), adapter.backbone.module
+
+        def extra_loss() -> Tensor:
+            assert module.training
+            return 1e3 * parameter.sum()
+
+        def after_step(step: int, optimizer: Any) -> None:
+            assert parameter.grad is not None
+            assert optimizer.state[parameter]["step"] == step
+            told.append((step, bool((parameter.grad > 900).all())))
+
+        class Cutting(type(adapter)):  # type: ignore[misc]
+            settled = property(lambda _: len(told) > PER_EPOCH + 1)
+
+        adapter.begin_training, adapter.__class__ = told.append, Cutting
+        adapter.extra_loss, adapter.after_step = extra_loss, after_step
+
+    seen = watch([0.9, 0.6, 0.7], meddle, training={"epochs": 3})
+    assert told == [steps, *((step, True) for step in range(1, steps + 1))]
+    assert seen.outcome
+    assert seen.outcome.trained.selected_epoch == 3
+    losses = [loss for report in seen.reports for _, loss in report.losses]
+    assert max(losses) < 100, "a loss that is reported is the task's"
 
 
 def test_the_score_is_that_of_the_chosen_state(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:

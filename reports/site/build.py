@@ -1,0 +1,157 @@
+"""The files of the site, and whether a folder has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup, escape
+
+from bench.process.outputs import Files, output_folder, replace_files
+from bench.process.visible import visible
+from methods import UserError
+from reports.frames import csv
+from reports.page import plotly_script
+from reports.rendering import environment
+from reports.site import checking
+from reports.site.equations import notation
+from reports.site.methods import MethodPage, key, method_pages
+from reports.site.origins import origins
+from reports.site.published import Published, packs_in, published
+from reports.site.standing import Standing, frame, standings
+from reports.study import Cell, TaskAndBackbone, block_order, grouped
+from reports.units import unit_of
+from reports.words import many
+
+#: What says which files the site has, so that a new one removes no others.
+MANIFEST = "site-files.json"
+
+#: Methods of a budget that the index shows; the page of the suite has all.
+MOST_SHOWN = 10
+
+
+def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
+    """Writes the site of the packs in a folder, and returns its files.
+
+    Raises UserError, with nothing written, for what `reports.site.published` refuses, and for a folder with
+    something in it (`force` replaces an earlier site).
+    """
+    earlier = (out / MANIFEST).is_file()
+    target = output_folder(out, "site", force=force or earlier)
+    content = site_files(packs_in(results))
+    try:
+        replace_files(target, content, MANIFEST)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the site cannot be written to {target}: {error}") from error
+    return content
+
+
+def check_site(results: Path, out: Path) -> list[str]:
+    """What the site in the folder `out` has otherwise than that of the packs, a line a file.
+
+    Raises UserError as `write_site` does.
+    """
+    return checking.differences(site_files(packs_in(results)), out, beside=(MANIFEST,))
+
+
+def site_files(packs: Sequence[Path]) -> Files:
+    """Every file of the site of these packs, by name."""
+    return dict(_Site(packs, list(published(packs))).files())
+
+
+@dataclass(frozen=True)
+class _Site:
+    packs: Sequence[Path]
+    suites: Sequence[Published]
+
+    @cached_property
+    def standings(self) -> list[Standing]:
+        return [one for suite in self.suites for one in standings(suite.name, suite.analysis)]
+
+    @cached_property
+    def pages(self) -> dict[str, MethodPage]:
+        """By the key of their cells."""
+        return {key(page.standings[0].cell): page for page in method_pages(self.standings)}
+
+    def files(self) -> Iterator[tuple[str, str | bytes]]:
+        shared = {"suites": self.suites, "pages": self.pages, "most": MOST_SHOWN}
+        yield "site.css", "".join(_template(name) for name in ("page.css", "site/site.css"))
+        yield "plotly.js", plotly_script()
+        yield (
+            "plotly.LICENSE",
+            (files("reports") / "vendor" / "plotly-basic.LICENSE").read_text(encoding="utf-8"),
+        )
+        yield "leaderboard.csv", csv(frame(self.standings))
+        yield "index.html", self._rendered("index", "", settings=self._settings(), **shared)
+        for path in self.packs:
+            yield f"packs/{path.name}", path.read_bytes()
+        for suite in self.suites:
+            folder = f"suites/{suite.name}"
+            bar = Markup(self._rendered("bar", "../../", suite=suite))
+            for name, content in suite.files.items():
+                yield f"{folder}/{name}", _with_bar(content, bar) if name == "index.html" else content
+            seeds = origins(suite.study)
+            yield (
+                f"{folder}/seeds.html",
+                self._rendered("seeds", "../../", suite=suite, origins=seeds, **shared),
+            )
+        for page in self.pages.values():
+            told = {"page": page, "notation": notation()}
+            yield f"methods/{page.file}", self._rendered("method", "../", **told, **shared)
+
+    def _settings(self) -> dict[TaskAndBackbone, dict[tuple[str, str, str], list[Standing]]]:
+        """The standings by task and backbone, and there by suite, budget and block."""
+        by_setting = grouped(self.standings, lambda standing: standing.cell.setting)
+        return {
+            setting: dict(
+                sorted(
+                    grouped(some, lambda one: (one.suite, one.cell.budget, one.block)).items(),
+                    key=lambda entry: (block_order(entry[0][1]), entry[0]),
+                )
+            )
+            for setting, some in sorted(by_setting.items())
+        }
+
+    def _rendered(self, name: str, root: str, **values: Any) -> str:
+        """A page; `root` leads from it to the index."""
+        return visible(_environment(self.pages).get_template(f"site/{name}.html").render(root=root, **values))
+
+
+def _environment(pages: dict[str, MethodPage]) -> Environment:
+    made = environment(autoescape=True)
+
+    def method_file(cell: Cell) -> str:
+        return pages[key(cell)].file
+
+    made.filters |= {
+        "count": lambda value: "–" if value is None else f"{value:,.0f}",
+        "unit": unit_of,
+        "minus": lambda text: text.replace("-", "−"),
+        "many": many,
+        "subscripts": _subscripts,
+        "anchor": lambda text: re.sub(r"\W+", "-", str(text)).strip("-"),
+        "method_file": method_file,
+    }
+    return made
+
+
+def _subscripts(text: str) -> Markup:
+    """Text with what stands behind `_`, a word or braces, below the line."""
+    return Markup(re.sub(r"_(?:\{([^}]*)\}|(\w+))", r"<sub>\1\2</sub>", str(escape(text))))
+
+
+def _with_bar(page: str | bytes, bar: Markup) -> str:
+    """The page of a report with the way back to the site."""
+    before, body, after = str(page).partition("<body>")
+    assert body, "the page of a report has a body"
+    return f"{before}{body}\n{bar}{after}"
+
+
+def _template(name: str) -> str:
+    return (files("reports") / "templates" / name).read_text(encoding="utf-8")

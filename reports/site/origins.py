@@ -1,0 +1,95 @@
+"""Where every number of a suite comes from: each seed with its run, and what that was started from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from bench.wire.start import SourceFile
+from reports.provenance import Provenance, provenance_of
+from reports.study import Cell, Seed, Study
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What trials have in common that came from the same suite, code, packages and machine."""
+
+    number: int
+    #: Headings and texts, as `reports.provenance.Provenance.lines` has them.
+    lines: tuple[tuple[str, str], ...]
+    trials: int
+
+
+@dataclass(frozen=True)
+class SeedOrigin:
+    """A planned seed, and where its run came from; the number is None where it never ran."""
+
+    seed: Seed
+    origin: int | None
+    ended: str
+
+
+@dataclass(frozen=True)
+class Origins:
+    """All of a suite."""
+
+    cells: Sequence[tuple[Cell, Sequence[SeedOrigin]]]
+    origins: Sequence[Origin]
+    #: Texts of suites and locks, by sha256.
+    texts: Mapping[str, SourceFile]
+    #: The seeds of the random streams, by the seed of the trial.
+    streams: Mapping[int, Sequence[str]]
+
+    @property
+    def example(self) -> str:
+        """The id of one of the trials that have run."""
+        seeds = (one.seed for _, some in self.cells for one in some)
+        return next((seed.trial_id for seed in seeds if seed.finished), "")
+
+
+def origins(study: Study) -> Origins:
+    """Reads where each trial of a study's tables comes from."""
+    known = _Known()
+    cells = [
+        (cell, [known.seed(study, seed) for seed in study.of_cell(cell.number)]) for cell in study.all_cells
+    ]
+    found = [Origin(number, lines, known.trials[number]) for lines, number in known.numbers.items()]
+    return Origins(cells, found, known.texts, dict(sorted(known.streams.items())))
+
+
+class _Known:
+    """What was met so far. A trial of several cells is read once."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[tuple[str, str], ...], int] = {}
+        self.trials: dict[int, int] = {}
+        self.texts: dict[str, SourceFile] = {}
+        self.streams: dict[int, list[str]] = {}
+        self._of_trial: dict[str, int] = {}
+
+    def seed(self, study: Study, seed: Seed) -> SeedOrigin:
+        experiment = study.experiment(seed.experiment)
+        record = experiment.records.get(seed.trial_id)
+        if record is None:
+            return SeedOrigin(seed, None, "")
+        if seed.trial_id not in self._of_trial:
+            self._of_trial[seed.trial_id] = self._number(seed, provenance_of(experiment.source, record))
+        ended = "" if record.ended is None else _moment(record.ended)
+        return SeedOrigin(seed, self._of_trial[seed.trial_id], ended)
+
+    def _number(self, seed: Seed, provenance: Provenance) -> int:
+        told = dict(provenance.lines())
+        if streams := told.pop("streams", ""):
+            of_seed = self.streams.setdefault(seed.seed, [])
+            of_seed += [streams] * (streams not in of_seed)
+        if provenance.start:
+            for file in filter(None, (provenance.start.suite, provenance.start.lock)):
+                self.texts[file.sha256] = file
+        number = self.numbers.setdefault(tuple(told.items()), len(self.numbers) + 1)
+        self.trials[number] = self.trials.get(number, 0) + 1
+        return number
+
+
+def _moment(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,102 @@
+"""The packs of a folder as suites: one for each experiment, whatever packs it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.process.outputs import Files
+from bench.store.pack.reading import open_pack
+from bench.store.results import as_one, is_pack
+from bench.store.source import Source
+from bench.wire.pack import ENDING
+from methods import UserError
+from methods.errors import shown
+from reports.analysis import Analysis
+from reports.reading import read_sources
+from reports.report import compose
+from reports.study import Experiment, Study, grouped
+from reports.words import listed
+
+#: What the report of a suite has on the site, and where the script that draws its figures lies from there.
+FORMATS, PLOTLY = ("html", "csv", "md", "latex"), "../../plotly.js"
+
+
+@dataclass(frozen=True)
+class Published:
+    """An experiment with its report."""
+
+    #: Names of the files that hold it.
+    packs: tuple[str, ...]
+    analysis: Analysis
+    #: The report's files, by name.
+    files: Files
+
+    @property
+    def study(self) -> Study:
+        return self.analysis.study
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.study.experiments[0]
+
+    @property
+    def name(self) -> str:
+        return self.experiment.name
+
+    @property
+    def newest(self) -> str:
+        """The day on which its last trial ended."""
+        return day(_last(self.experiment))
+
+
+def packs_in(folder: Path) -> list[Path]:
+    """The packs of a folder, by name.
+
+    Raises UserError for a folder that is not there or has none, and for anything else in it but Markdown.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; the site is made of a folder of packs")
+    found = sorted(path for path in folder.iterdir() if path.suffix != ".md" and path.name[0] != ".")
+    if other := next((path for path in found if not (is_pack(path.name) and path.is_file())), None):
+        raise UserError(
+            f"{shown(other.name)} in {folder} is no pack: what lies there ends with {ENDING}, or with .md"
+        )
+    if not found:
+        raise UserError(f"{folder} holds no pack (a file NAME{ENDING}); `tensorbench pack` writes one")
+    return found
+
+
+def published(packs: Sequence[Path]) -> Iterator[Published]:
+    """The suites of these packs, by name.
+
+    Raises UserError for a pack that is refused, one without a finished trial, parts of a suite that
+    contradict each other, and trials that do not belong in one table.
+    """
+    opened = [(path.name, source) for path in packs for source in open_pack(path)]
+    for _, parts in sorted(grouped(opened, lambda part: part[1].name).items()):
+        names = tuple(name for name, _ in parts)
+        try:
+            yield _published(names, [source for _, source in parts])
+        except UserError as error:
+            raise UserError(f"{listed(names)}: {error}") from error
+
+
+def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
+    """The suite that these packs have parts of."""
+    study = read_sources(as_one(parts))
+    when = f"of trials up to {day(_last(study.experiments[0]))}"
+    done = compose(study, FORMATS, when=when, plotly=PLOTLY)
+    return Published(names, done.analysis, done.files)
+
+
+def _last(experiment: Experiment) -> int:
+    """When its last trial ended."""
+    return max(record.ended or record.started for record in experiment.records.values())
+
+
+def day(milliseconds: int) -> str:
+    """The day of a moment since the epoch, in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d")

@@ -1,0 +1,282 @@
+"""The site of published results: what it holds, where its links lead, and what it is refused for."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench.process.files import sha256_of
+from bench.process.outputs import Files, put_files
+from bench.store.pack.reading import open_pack
+from methods import METHODS, UserError
+from reports.site.build import site_files
+from reports.site.checking import differences
+from reports.site.equations import equation_of
+from reports.site.methods import file_name
+from reports.site.published import packs_in
+
+from ..packs import changed, edit_json, packed
+from .made_up import Call
+
+EVIL = "=cmd|'/C calc'!A0<script>alert(1)</script>"
+SUITE = "name: small  # <b>as it was written</b>\n"
+LOCK = "somebody/something: 0123456789abcdef\n"
+
+
+def file_of(name: str, text: str) -> dict[str, str]:
+    return {"name": name, "sha256": sha256_of(text.encode()), "text": text}
+
+
+def started(content: dict[str, bytes]) -> None:
+    """Gives each trial the start that a run of this version stores."""
+    start = {
+        "suite": file_of("small.yaml", SUITE),
+        "lock": file_of("small.lock.yaml", LOCK),
+        "libraries": {"torch": "2.9", "numpy": "2.4"},
+        "streams": {"data_order": 123},
+    }
+    for name in [name for name in content if name.endswith("predictions.parquet")]:
+        config = {"trial": {}, "provenance": {}, "start": start}
+        content[name.replace("predictions.parquet", "config.json")] = json.dumps(config).encode()
+
+
+def evil(content: dict[str, bytes]) -> None:
+    """Another suite, whose every name is an attack."""
+
+    def rename(plan: dict[str, Any]) -> None:
+        for row in plan["rows"]:
+            names = dict.fromkeys(("title", "task", "backbone", "budget", "family"), EVIL)
+            row.update(names, method=EVIL + row["method"])
+        for trial in plan["trials"]:
+            trial["method"]["method"] = EVIL
+        plan["closing"] = EVIL
+
+    edit_json("experiment.json", lambda told: told.update(name="evil"))(content)
+    edit_json("plan.json", rename)(content)
+
+
+@pytest.fixture(scope="module")
+def results(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two packs and a text; read only."""
+    folder = tmp_path_factory.mktemp("published") / "results"
+    pack = packed(small, "small", folder.with_name("made"))
+    folder.mkdir()
+    changed(pack, folder / pack.name, started)
+    changed(pack, folder / "evil.tensorbench.zip", evil)
+    (folder / "README.md").write_text("# Packs\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(results: Path) -> Files:
+    return site_files(packs_in(results))
+
+
+@pytest.fixture(scope="module")
+def written(site: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site on disk; read only."""
+    folder = tmp_path_factory.mktemp("site")
+    put_files(folder, site)
+    return folder
+
+
+def table(site: Files, name: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(str(site[name])), dtype={"ranks": str})
+
+
+class Links(HTMLParser):
+    """Where a page leads to, and what can be led to in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.to: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        self.to += [address for name in ("href", "src") if (address := told.get(name))]
+        self.ids += [one for one in (told.get("id"),) if one]
+
+
+def test_every_link_leads_to_something_of_the_site(written: Path) -> None:
+    pages = {path.resolve(): Links(path.read_text()) for path in written.rglob("*.html")}
+    assert len(pages) == 1 + 2 * 2 + 3
+    led_to = set()
+    for path, page in pages.items():
+        for address in page.to:
+            if address.startswith("data:"):
+                continue
+            assert not re.match(r"\w+:|/", address), address
+            file, _, anchor = address.partition("#")
+            target = (path.parent / file).resolve() if file else path
+            assert target.is_file(), (path, address)
+            if anchor:
+                assert anchor in pages[target].ids, (path, address)
+            led_to.add(target)
+    assert pages.keys() <= led_to | {written.resolve() / "index.html"}
+
+
+def test_every_number_leads_to_its_seeds_and_they_to_what_made_them(site: Files, results: Path) -> None:
+    (source,) = open_pack(results / "small.tensorbench.zip")
+    page = str(site["suites/small/seeds.html"])
+    for record in source.records():
+        assert record.run_id in page
+        assert record.trial_id in page
+    for told in (sha256_of(SUITE.encode()), sha256_of(LOCK.encode()), "data_order 123", "harness 0.1.0"):
+        assert told in page
+    assert "# &lt;b&gt;as it was written&lt;/b&gt;" in page
+    assert re.search(r"tensorbench show [0-9a-f]{16} --store", page)
+    for name in ("index.html", "methods/lora.html"):
+        assert re.search(r'href="(\.\./)?suites/small/seeds\.html#c\d+">8\d\.\d\d</a>', str(site[name])), name
+
+
+def test_what_is_said_of_a_method_is_what_its_report_says(site: Files) -> None:
+    lines = table(site, "leaderboard.csv").query("suite == 'small'").set_index("method")
+    compared = table(site, "suites/small/tables/comparisons.csv").set_index("method")
+    method = lines.loc["TensLoRA att"]
+    assert method["verdict"] == compared.loc["TensLoRA att", "verdict"]
+    assert method["overall"] == compared.loc["TensLoRA att", "difference"]
+    assert lines.loc["LoRA", "reference"] == "LoRA"
+    assert pd.isna(lines.loc["LoRA", "verdict"])
+    page = str(site["methods/tenslora.html"])
+    assert f"{100 * method['overall']:+.2f}" in page
+    assert "Ranks tried: 2,2,2" in page
+    assert "ΔW<sub>ℓ,p</sub>[(h, H), i] = Σ C[a, b, c, e, f]" in page
+
+
+def test_names_with_html_and_formulas_are_escaped(site: Files) -> None:
+    for name, content in site.items():
+        if name.endswith(".html"):
+            assert "<script>alert" not in str(content), name
+        if name.endswith(".csv"):
+            assert not re.search(r"(^|,|\")=cmd", str(content), re.M), name
+    assert "&lt;script&gt;alert(1)" in str(site["index.html"])
+    assert "'=cmd" in str(site["leaderboard.csv"])
+    # A page of such a method lies in its folder as any other.
+    assert file_name(EVIL) in {
+        Path(name).stem for name in site if re.fullmatch(r"methods/[a-z0-9-]+\.html", name)
+    }
+    assert file_name("../../x") != file_name("../../X")
+    assert file_name("lora_xs") == "lora_xs"
+
+
+def test_the_same_packs_elsewhere_give_the_same_files(
+    results: Path, site: Files, tmp_path: Path, call: Call
+) -> None:
+    shutil.copytree(results, tmp_path / "again")
+    done = call("site", tmp_path / "again", "--out", tmp_path / "site")
+    assert done.code == 0, done.err
+    assert f"Wrote {len(site)} files" in done.out
+    assert differences(site, tmp_path / "site", beside=["site-files.json"]) == []
+    for name, content in site.items():
+        found = (tmp_path / "site" / name).read_bytes()
+        assert found == (content.encode() if isinstance(content, str) else content), name
+    # An empty folder of packs is refused, and the site that is there stays.
+    (tmp_path / "none").mkdir()
+    refused = call("site", tmp_path / "none", "--out", tmp_path / "site")
+    assert refused.code == 2
+    assert "holds no pack" in refused.err
+    assert (tmp_path / "site" / "index.html").is_file()
+
+
+def test_check_names_what_differs(
+    results: Path, site: Files, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # To make it again would tell nothing more.
+    monkeypatch.setattr("reports.site.build.site_files", lambda packs: site)
+    folder = tmp_path / "site"
+    put_files(folder, site)
+    report = folder / "suites" / "small" / "index.html"
+    # What another machine has otherwise: the last digits of a number, and drawings.
+    report.write_text(report.read_text().replace("<path ", '<path class="drawn-elsewhere" '))
+    lines = folder / "leaderboard.csv"
+    lines.write_text(re.sub(r"(\.\d{9})\d+", r"\g<1>3", lines.read_text()))
+    same = call("site", results, "--out", folder, "--check")
+    assert (same.code, same.err) == (0, "")
+    lines.write_text(lines.read_text().replace("LoRA,lora", "LoRA,LoRA"))
+    (folder / "methods" / "lora.html").unlink()
+    (folder / "methods" / "old.html").write_text("")
+    (folder / "packs" / "small.tensorbench.zip").write_bytes(b"")
+    other = call("site", results, "--out", folder, "--check")
+    assert other.code == 1
+    for told in (
+        r"leaderboard\.csv differs: line \d+ has 'small.*, and should have",
+        "methods/lora.html is missing",
+        "methods/old.html should not be there",
+        "packs/small.tensorbench.zip differs",
+    ):
+        assert re.search(told, other.out), told
+    assert "suites/small/index.html" not in other.out
+
+
+def text(folder: Path) -> None:
+    (folder / "notes.txt").write_text("")
+
+
+def cut(folder: Path) -> None:
+    file = folder / "small.tensorbench.zip"
+    file.write_bytes(file.read_bytes()[:3000])
+
+
+def inner(folder: Path) -> None:
+    (folder / "more.tensorbench.zip").mkdir()
+
+
+def other_protocol(folder: Path) -> None:
+    def change(plan: dict[str, Any]) -> None:
+        for trial in plan["trials"]:
+            trial["protocol"] = 2
+
+    changed(
+        folder / "small.tensorbench.zip", folder / "small-2.tensorbench.zip", edit_json("plan.json", change)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (text, "'notes.txt' in .* is no pack"),
+        (inner, "'more.tensorbench.zip' in .* is no pack"),
+        (cut, "small.tensorbench.zip is refused: it is cut"),
+        (
+            other_protocol,
+            "small-2.*, small.tensor.*: the parts of suite 'small' were not run alike.*protocol is",
+        ),
+        (shutil.rmtree, "is no folder"),
+    ],
+)
+def test_a_folder_that_makes_no_site(
+    change: Callable[[Path], None], said: str, results: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    shutil.copy(results / "small.tensorbench.zip", folder)
+    change(folder)
+    with pytest.raises(UserError, match=said):
+        site_files(packs_in(folder))
+
+
+def test_every_method_has_an_equation_of_its_own_text() -> None:
+    texts = {name: equation_of(name) for name in METHODS}
+    assert {name for name, found in texts.items() if found is None} - set(METHODS.plugins) == {"peft"}
+    named = {name: found.name for name, found in texts.items() if found}
+    assert (named["lora"], named["lora_xs"], named["fact_tk"], named["cp"]) == (
+        "LoRA",
+        "LoRA-XS",
+        "FacT",
+        "CP adapters",
+    )
+    lora = texts["lora"]
+    assert lora is not None
+    assert lora.source == "Hu et al. 2021"
+    assert lora.paragraphs[0].text.startswith("ΔW = B·A")
