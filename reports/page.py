@@ -70,7 +70,7 @@ def render(
             measured=_measured(cells),
             forgotten=any(cell.forgetting is not None for cell in cells),
             score_heading="Score, %" if percent else "Score",
-            differ_in="points" if percent else "points, or units of the targets",
+            differ_in="points" if percent else "points or units",
             tables=main_tables(cells, analysis.blocks),
             named={cell.method: cell for cell in reversed(cells)},
             incomplete=INCOMPLETE,

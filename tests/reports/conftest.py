@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
 
 from reports.analysis import Analysis, analyse
 from reports.reading import read
@@ -12,6 +16,7 @@ from reports.report import write_report
 from reports.study import Study
 
 from ..stored import write
+from .browsing import CHROMIUM, DRIVER, opened, page_of
 from .made_up import NAME, NewStore, plan_of, result, store
 
 
@@ -45,3 +50,37 @@ def analysis(study: Study) -> Analysis:
 def small(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     """URI of a store with `SMALL`; read only."""
     return store(tmp_path_factory.mktemp("small"), new_store)
+
+
+@pytest.fixture(scope="session")
+def page(written: Path) -> Path:
+    return written / "index.html"
+
+
+@pytest.fixture(scope="session")
+def plain(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same page without figures, which a browser opens in a quarter of the time."""
+    return page_of(analysis, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[webdriver.Chrome]:
+    options = Options()
+    options.binary_location = CHROMIUM or ""
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options=options, service=Service(DRIVER)) as found:
+        yield found
+
+
+@pytest.fixture
+def shown(browser: webdriver.Chrome, plain: Path) -> webdriver.Chrome:
+    """Without figures."""
+    return opened(browser, plain)
+
+
+@pytest.fixture
+def drawn(browser: webdriver.Chrome, page: Path) -> webdriver.Chrome:
+    """With figures."""
+    return opened(browser, page)

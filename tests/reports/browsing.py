@@ -1,0 +1,71 @@
+"""A browser for the tests of the page.
+
+Needs chromium and its driver (Debian: apt-get install chromium chromium-driver).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from reports.analysis import Analysis
+from reports.drawing import Drawn
+from reports.page import render
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+MARKS = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="no browser: apt-get install chromium chromium-driver"
+    ),
+]
+
+
+def page_of(analysis: Analysis, folder: Path, drawn: Sequence[Drawn] = ()) -> Path:
+    file = folder / "index.html"
+    file.write_text(render(analysis, drawn, [], [], []))
+    return file
+
+
+def opened(browser: webdriver.Chrome, page: Path, width: int = 1200, height: int = 900) -> webdriver.Chrome:
+    resize(browser, width, height)
+    browser.get("about:blank")
+    browser.get(page.as_uri())
+    return browser
+
+
+def resize(browser: webdriver.Chrome, width: int, height: int = 900) -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def rows(browser: webdriver.Chrome) -> list[dict[str, Any]]:
+    """The rows of results that can be seen, in their order."""
+    found: list[dict[str, Any]] = browser.execute_script(
+        """return [...document.querySelectorAll('.board tbody tr[data-method]')]
+        .filter(r => r.getClientRects().length).map(r => ({id: r.id, ...r.dataset}))"""
+    )
+    return found
+
+
+def seen(browser: webdriver.Chrome, selector: str) -> list[str]:
+    """The texts of the elements that can be seen."""
+    found: list[str] = browser.execute_script(
+        """return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length)
+        .map(e => e.innerText.trim())""",
+        selector,
+    )
+    return found
+
+
+def pick(browser: webdriver.Chrome, name: str, value: str) -> None:
+    Select(browser.find_element(By.NAME, name)).select_by_visible_text(value)

@@ -1,0 +1,140 @@
+"""How the page looks in a real browser: on its first screen, on a phone, on paper, in both themes, and when
+it is pointed at.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from bench.plan.make import make_plan
+from bench.suite.suite import Suite
+from methods.validation import validate
+from reports.analysis import analyse
+from reports.drawing import Looks, styled
+from reports.figures.cost import PARAMETERS, score_against
+from reports.reading import read
+
+from ..benchmarks.large_store import STUDY, VARIANTS, study_result
+from ..stored import write
+from .browsing import MARKS, opened, page_of, resize, seen
+from .made_up import NewStore
+
+pytestmark = MARKS
+
+
+def test_a_point_tells_its_seeds_when_it_is_pointed_at(drawn: webdriver.Chrome) -> None:
+    figure = drawn.find_element(By.ID, "figure-score-vs-parameters-1")
+    static = figure.find_element(By.CSS_SELECTOR, ".scroll svg")
+    drawn.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
+    waiting = WebDriverWait(drawn, 30)
+    point = waiting.until(lambda _: figure.find_elements(By.CSS_SELECTOR, ".live .points path"))[-1]
+    assert not static.is_displayed()
+    ActionChains(drawn).move_to_element(point).perform()
+    told = waiting.until(lambda _: figure.find_elements(By.CSS_SELECTOR, ".hoverlayer .hovertext"))[0].text
+    assert "seed 0: " in told
+    assert "seed 4: " in told
+    # What is printed is the static one.
+    drawn.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert static.is_displayed()
+    assert not point.is_displayed()
+    drawn.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert [entry for entry in drawn.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+@pytest.mark.parametrize("width", [390, 1366])
+def test_nothing_is_cut_off_at_any_width(drawn: webdriver.Chrome, width: int) -> None:
+    resize(drawn, width)
+    assert drawn.execute_script("return document.documentElement.scrollWidth") <= width
+    # What is wider scrolls in a frame of its own, which says so.
+    beyond = drawn.execute_script(
+        """return [...document.querySelectorAll('main *')].filter(e =>
+        e.getClientRects().length && !e.closest('.hidden, .over > *, svg *')
+        && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 100))"""
+    )
+    assert beyond == []
+    frames = drawn.execute_script(
+        """return [...document.querySelectorAll('.over')].map(frame =>
+        [getComputedStyle(frame).overflowX, getComputedStyle(frame, '::before').content])"""
+    )
+    assert {*map(tuple, frames)} <= {("auto", '"goes on to the right →"')}
+    assert (frames != []) == (width == 390)
+    marks = drawn.execute_script("return document.querySelectorAll('.forest .better b').length")
+    assert marks > 0
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Path:
+    """The page of 20 methods, 4 tasks and 3 budgets, with those of its figures that are of parameters."""
+    folder = tmp_path_factory.mktemp("large")
+    uri = new_store(folder)
+    # In place of methods of peft, which takes seconds to import, and of three of the seeds.
+    others = {"method": "tenslora", "init": "normal", "each": {"variant": VARIANTS[:6]}}
+    suite = STUDY | {"methods": [*STUDY["methods"][:-1], others], "seeds": [0, 1]}
+    write(uri, make_plan(validate(Suite, suite, "suite")), study_result)
+    analysis = analyse(read(uri, ["study"]))
+    with styled():
+        figures = score_against(analysis, PARAMETERS, Looks(cell.family for cell in analysis.study.all_cells))
+    return page_of(analysis, folder, figures)
+
+
+def test_a_large_study_is_answered_on_the_first_screen_and_on_ten_sheets(
+    browser: webdriver.Chrome, large: Path
+) -> None:
+    opened(browser, large, 1366, 768)
+    bottom = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+    assert browser.execute_script(bottom, ".answer") < 500
+    assert browser.execute_script(bottom, ".heat tbody tr:nth-child(4)") < 768
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 1366
+    assert [line.split("\n")[0] for line in seen(browser, ".answer tbody th")] == [
+        "isorank 4",
+        "isoparameters 2",
+        "isoparameters 4",
+        "own size",
+    ]
+    # The heads of a long table stay below the selector.
+    tops = browser.execute_script(
+        """document.querySelectorAll('.board tbody tr')[8].scrollIntoView();
+        const edge = (selector) => document.querySelector(selector).getBoundingClientRect();
+        return [edge('#selector').top, edge('#selector').bottom, edge('.board thead th').top]"""
+    )
+    assert tops[0] == 0
+    assert tops[2] == pytest.approx(tops[1], abs=1)
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
+    pages = base64.b64decode(printed["data"]).count(b"/Type /Page\n")
+    # Two sheets more are for figures of the other costs.
+    assert 4 <= pages <= 10
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_contrast_in_both_themes(drawn: webdriver.Chrome, theme: str) -> None:
+    pick_theme = Select(drawn.find_element(By.ID, "theme"))
+    pick_theme.select_by_value(theme)
+    colour = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    paper = _luminance(drawn.execute_script(colour, "body", "backgroundColor"))
+    assert (paper > 0.5) == (theme == "light")
+    for element, least in (
+        ("body", 7),
+        (".lead", 4.5),
+        ("nav a", 4.5),
+        (".claim.better", 4.5),
+        (".warn", 4.5),
+        ("figure svg", 7),
+    ):
+        ink = _luminance(drawn.execute_script(colour, element, "color"))
+        ratio = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
+        assert ratio >= least, (element, ratio)
+    pick_theme.select_by_value("")
