@@ -21,6 +21,7 @@ from methods.slices import (
     by_site,
     cut_inputs,
     cut_outputs,
+    joined,
     mlp_slices,
     turned,
 )
@@ -137,15 +138,11 @@ class _Slices(Parametrisation):
             downs.append(outputs[: self.turned].T)
             ups.append(inputs * self.scale)
             sigmas["output"] = sigmas["output"].mT
-        # Side by side where the slices are of the input, one below the other where they are of the output.
-        joined = {
-            name: sigma.transpose(1, 2).flatten(2) if name in CUT_INPUTS else sigma.flatten(1, 2)
-            for name, sigma in sigmas.items()
-        }
+        entries = {name: joined(name, sigma) for name, sigma in sigmas.items()}
         return Contracted(
             downs,
             {site: ups[down] for site, down in self.down_of.items()},
-            middles={site: Matrix(sigma) for site, sigma in by_site(joined).items()},
+            middles={site: Matrix(sigma) for site, sigma in by_site(entries).items()},
         )
 
 

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 
 from baselines.peft_adapter import PeftAdapter
-from methods.backbone import TARGETS, Backbone, Geometry, Targets
+from methods.backbone import Backbone, Geometry
 from methods.sizes import OneRank
+from methods.targeted import ANY_TARGETS, AnyTargets
 from methods.validation import Scale
 
 
@@ -25,7 +26,7 @@ class LoRA(OneRank):
     scale: Scale = 1.0
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     #: `qkvo+mlp` is every linear layer.
-    targets: Targets = "qkv"
+    targets: AnyTargets = "qkv"
 
     @property
     def shifts_dropout(self) -> str:  # type: ignore[override]
@@ -33,7 +34,7 @@ class LoRA(OneRank):
 
     @property
     def projections(self) -> tuple[str, ...]:
-        return TARGETS[self.targets]
+        return ANY_TARGETS[self.targets]
 
     @property
     def title(self) -> str:

@@ -7,22 +7,23 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import nn
 
-from methods.backbone import Geometry
-from methods.errors import UserError
-from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.backbone import MLP, Geometry
+from methods.lowrank import Contracted, Matrix, Parametrisation, StackedMethod
 from methods.sizes import OneRank
+from methods.slices import Slices, by_site, cut_inputs, cut_outputs, joined, turned
 from methods.targeted import Targeted
 from methods.trains import chain
 
 
-class MetaTT(OneRank, Targeted, LowRankMethod):
+class MetaTT(OneRank, Targeted, StackedMethod):
     """y = W·x + b + scale · ΔW·x, where ΔW is a slice of a tensor train; all inner ranks are `rank`.
 
     `4d`: the modes are input, layer, projection, output, in this order. `5d`: the output is cut into heads
     and their channels. No reference code was found, so that what the paper's accessible text leaves open is
     our choice, and no result here reproduces the paper: the order of 5D's modes, the start (first core zero,
     the others rectangular identities for every layer and projection), a scale that is not divided by the
-    rank, and which projections are adapted by default.
+    rank, which projections are adapted by default, and what weights of unequal shapes take (as all methods
+    that stack matrices have it). 5D has as many heads as its widest slice needs.
     """
 
     name: ClassVar[str] = "metatt"
@@ -43,27 +44,27 @@ class MetaTT(OneRank, Targeted, LowRankMethod):
     def title(self) -> str:
         return f"MetaTT-{self.modes.upper()}"
 
+    def slices(self, geometry: Geometry) -> Slices:
+        """The slices of a layer."""
+        return Slices.of(self.projections, geometry)
+
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
-        """The size of every mode. Raises UserError unless all adapted weights have one shape."""
-        shapes = self.adapted(geometry)
-        if len(set(shapes.values())) > 1:
-            told = ", ".join(f"{name} {out} × {in_}" for name, (out, in_) in shapes.items())
-            raise UserError(
-                f"{self.label}: one train holds all weights, which therefore need one shape; here {told}"
-            )
-        (out, in_), heads = next(iter(shapes.values())), geometry.heads
-        outputs = (out,) if self.modes == "4d" else (heads, out // heads)
-        return (in_, geometry.layers, len(shapes), *outputs)
+        """The size of every mode."""
+        slices, channels = self.slices(geometry), geometry.head_size
+        outputs = (slices.width,) if self.modes == "4d" else (-(-slices.width // channels), channels)
+        return (geometry.hidden, geometry.layers, len(slices), *outputs)
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """(in + out)·r + (L + M)·r² for M projections; in 5D (in + out/H)·r + (L + M + H)·r²."""
+        """(d + H·h)·r + (L + S)·r² for S slices of a layer; in 5D (d + h)·r + (L + S + H)·r².
+
+        With an MLP, H·h is max(d, H·h), and H is ⌈max(d, H·h) / h⌉.
+        """
         first, *middle, last = self.shape(geometry)
         return (first + last) * rank + sum(middle) * rank**2
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The smaller side of a weight, of which the ends are bases."""
-        (shape, *_) = self.adapted(geometry).values()
-        return (min(shape),)
+        """d or the width of a slice, of which the ends are bases."""
+        return (max(geometry.hidden, self.slices(geometry).width),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _OneTrain(self, geometry)
@@ -72,17 +73,33 @@ class MetaTT(OneRank, Targeted, LowRankMethod):
 class _OneTrain(Parametrisation):
     def __init__(self, method: MetaTT, geometry: Geometry) -> None:
         super().__init__()
-        self.scale = method.scale
+        self.scale, self.layers = method.scale, geometry.layers
+        self.slices = method.slices(geometry)
+        #: H·h where `output` takes its slice transposed: the train's last core is then its down.
+        self.turned = geometry.attention_width if turned(geometry) else 0
         first, *middle, last = method.shape(geometry)
         rank = method.resolved_rank
         identities = [torch.eye(rank).unsqueeze(1).repeat(1, size, 1) for size in middle]
         cores = [torch.zeros(1, first, rank), *identities, torch.eye(rank, last).unsqueeze(-1)]
         self.cores = nn.ParameterList(cores)
-        self.down_of = dict.fromkeys(geometry.sites(method.projections), 0)
+        sites = geometry.sites(method.projections)
+        self.down_of = {site: int(bool(self.turned) and site.projection == "output") for site in sites}
+        self.input_slices, self.output_slices = cut_inputs(sites, geometry), cut_outputs(sites, geometry)
 
     def contract(self) -> Contracted:
-        first, layers, projections, *outputs = self.cores
-        # (layers · projections, r, r): layer by layer, as the sites are.
-        middles = chain([layers, projections]).movedim(1, 0)
-        ups = (middles @ chain(outputs).squeeze(-1)).mT
-        return Contracted([first[0].T * self.scale], dict(zip(self.down_of, ups.unbind(), strict=True)))
+        first, layers, stack, *last = self.cores
+        inputs, outputs = first[0], chain(last).squeeze(-1)
+        # (layers, slices, r of the input, r of the output) of every projection.
+        middles = self.slices.split(chain([layers, stack]).movedim(1, 0).unflatten(0, (self.layers, -1)), 1)
+        downs, ups, matrices = [inputs.T * self.scale], {}, {}
+        for name, middle in middles.items():
+            if name in MLP:
+                ups[name] = outputs.T.expand(self.layers, -1, -1)
+                matrices[name] = joined(name, middle.mT)
+            elif name == "output" and self.turned:
+                downs.append(outputs[:, : self.turned] * self.scale)
+                ups[name] = inputs @ middle[:, 0]
+            else:
+                ups[name] = (middle[:, 0] @ outputs).mT
+        entries = by_site(matrices)
+        return Contracted(downs, by_site(ups), middles={site: Matrix(entries[site]) for site in entries})

@@ -57,15 +57,18 @@ class PeftAdapter(Adapter):
         # Injection freezes everything that is not peft's, the head included.
         for parameter in backbone.head.parameters():
             parameter.requires_grad_(True)
-        head = {id(parameter) for parameter in backbone.head.parameters()}
-        self._parameters = {
+        self._parameters = self._trained()
+        if not all(torch.equal(self.bases[site].weight, copy) for site, (_, copy) in before.items()):
+            self._restore(before)
+            raise UserError("peft: this start changes the backbone's own weights, which stay frozen here")
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        head = {id(parameter) for parameter in self.backbone.head.parameters()}
+        return {
             name: parameter
             for name, parameter in self.tuner.named_parameters()
             if parameter.requires_grad and id(parameter) not in head
         }
-        if not all(torch.equal(self.bases[site].weight, copy) for site, (_, copy) in before.items()):
-            self._restore(before)
-            raise UserError("peft: this start changes the backbone's own weights, which stay frozen here")
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)

@@ -12,7 +12,10 @@ from typing import Any, ClassVar, Self
 import torch
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from baselines import peft_adalora
+from baselines.peft_adalora import AdaLoRAAdapter
 from baselines.peft_adapter import PeftAdapter, inject
+from baselines.peft_lily import BY_BATCH, SHARED_FIELDS, LilyAdapter, lily_count
 from methods.backbone import TARGETS, Backbone, Geometry, Site, Targets
 from methods.errors import UnknownNameError, UserError, cut
 from methods.ranks import nearest
@@ -25,19 +28,46 @@ SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
     "RSLORA": ("LORA", {"use_rslora": True}),
 }
 
+#: What the field calls types that it does not write in capitals.
+TITLES = {
+    "ADALORA": "AdaLoRA",
+    "DORA": "DoRA",
+    "LILY": "Lily",
+    "LOHA": "LoHa",
+    "LOKR": "LoKr",
+    "VERA": "VeRA",
+}
+
+#: Types of which every update is a low-rank pair.
+LOW_RANK = ("ADALORA", "LORA", "RSLORA")
+
 #: What peft calls the size of an adapter: the first of these that a configuration has.
 SIZE_FIELDS = ("r", "n_frequency")
 
 #: Types that the shared loop would train wrongly, or that are no adapters of linear layers.
 REFUSED = {
-    "ADALORA": "it reallocates its ranks by a call after every step",
-    "ADAPTION_PROMPT": "it adds prompts",
-    "LILY": "which layers share its parts depends on how a backbone names them",
+    "ADAPTION_PROMPT": "it adds virtual tokens",
+    "CARTRIDGE": "it adds virtual tokens",
+    "CPT": "it adds virtual tokens",
     "LN_TUNING": "it trains layer norms",
+    "MULTITASK_PROMPT_TUNING": "it adds virtual tokens",
     "OSF": "it trains the backbone's own weights in another basis",
     "POLY": "its forward needs task ids",
+    "PREFIX_TUNING": "it adds virtual tokens",
+    "PROMPT_TUNING": "it adds virtual tokens",
+    "P_TUNING": "it adds virtual tokens",
     "SHADOW": "it adds a second model",
     "TRAINABLE_TOKENS": "it trains embeddings",
+    "XLORA": "it mixes adapters that are trained already",
+}
+
+#: Types that need more of a training loop or of a backbone than peft's layers.
+ADAPTERS: dict[str, type[PeftAdapter]] = {"ADALORA": AdaLoRAAdapter, "LILY": LilyAdapter}
+
+#: Fields of peft's configuration that are whole numbers here, by type, and the smallest that each may be.
+WHOLE = {
+    "ADALORA": {"init_r": 2, **peft_adalora.STEP_FIELDS},
+    "LILY": {name: least for name, (_, least) in SHARED_FIELDS.items()},
 }
 
 #: Types that draw in every training forward, whatever their configuration says of dropout.
@@ -54,13 +84,17 @@ RESERVED = {
     "bias": "biases of the backbone stay frozen",
     "layers_to_transform": "all layers are adapted",
     "layers_pattern": "all layers are adapted",
-    "rank_pattern": "every site has the same rank",
+    "rank_pattern": "a rank is one number for all sites",
+    "total_step": "the recipe says how many steps there are",
     "use_dora": "use type DORA",
     "exclude_modules": "use targets",
     "target_parameters": "use targets",
     "layer_replication": "the backbone keeps its layers",
     "trainable_token_indices": "embeddings stay frozen",
     "inference_mode": "it would train nothing",
+    "kasa_config": "it has a loss term of its own, which is not added here",
+    "monteclora_config": "it has a loss term of its own, which is not added here",
+    "use_asa": "it wants a call after every step, which is not made here",
 }
 
 #: Starts of LoRA (the first letters of `init_lora_weights`) that the shared loop cannot give it.
@@ -105,10 +139,19 @@ class Peft(OneRank):
     def _config_fits(self) -> Self:
         fields = {field.name for field in dataclasses.fields(self._config_class)}
         for name in self.config:
-            if name in RESERVED or name == self._size_field:
+            if name in RESERVED or name in (self._size_field, "r"):
                 raise ValueError(f"config.{name} cannot be set: {RESERVED.get(name, 'use rank')}")
             if name not in fields:
                 raise ValueError(str(UnknownNameError(f"field of peft's {self.type}", name, fields)))
+        for name, least in WHOLE.get(self.type, {}).items():
+            value = self.config.get(name, least)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"config.{name}: should be a whole number of at least {least} (got {value})")
+        if self.type == "ADALORA" and self.rank is not None:
+            try:
+                peft_adalora.check_ranks(self.config, self.rank)
+            except UserError as error:
+                raise ValueError(str(error)) from None
         start = str(self.config.get("init_lora_weights", ""))
         for name, reason in REFUSED_STARTS.items():
             if start.lower().startswith(name):
@@ -123,7 +166,7 @@ class Peft(OneRank):
 
     @property
     def title(self) -> str:
-        return {"DORA": "DoRA", "VERA": "VeRA", "LOHA": "LoHa", "LOKR": "LoKr"}.get(self.type, self.type)
+        return TITLES.get(self.type, self.type)
 
     @property
     def approximates_gradient(self) -> str:  # type: ignore[override]
@@ -131,7 +174,20 @@ class Peft(OneRank):
 
     @property
     def not_low_rank(self) -> str:  # type: ignore[override]
-        return "" if self.type in ("LORA", "RSLORA") else f"peft's {self.title} has no low-rank factors"
+        return "" if self.type in LOW_RANK else f"peft's {self.title} has no low-rank factors"
+
+    @property
+    def not_mergeable(self) -> str:  # type: ignore[override]
+        return self.depends_on_batch
+
+    @property
+    def depends_on_batch(self) -> str:  # type: ignore[override]
+        return BY_BATCH if self.type == "LILY" else ""
+
+    @property
+    def varying_count(self) -> str:  # type: ignore[override]
+        told = "AdaLoRA keeps as many triplets as it should, and they differ in size where weights do"
+        return told if self.type == "ADALORA" else ""
 
     @property
     def shifts_dropout(self) -> str:  # type: ignore[override]
@@ -189,7 +245,7 @@ class Peft(OneRank):
         if not self.sizeable:
             return ()
         shapes = [geometry.shape(name) for name in self.projections]
-        of_lora = self.type == "LORA" or self.type in SHORTHANDS
+        of_lora = self.type in (*LOW_RANK, *SHORTHANDS)
         return (max(map(min if of_lora else math.prod, shapes)),)
 
     def count(self, geometry: Geometry) -> int:
@@ -197,9 +253,14 @@ class Peft(OneRank):
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """By building one layer, and two: what layers share is counted once, and the rest for each of them.
+        AdaLoRA, of which this is the end, and Lily have a closed form.
 
         A type that has no rank takes no notice of `rank`.
         """
+        if self.type == "ADALORA":
+            return peft_adalora.triplets(geometry, self.projections, rank)
+        if self.type == "LILY":
+            return lily_count(geometry, self.projections, rank, self.config)
         try:
             method = self.isorank(rank).model_dump_json()
         except ValueError as error:
@@ -207,14 +268,39 @@ class Peft(OneRank):
         one, two = (_count(method, dataclasses.replace(geometry, layers=layers)) for layers in (1, 2))
         return one + (geometry.layers - 1) * (two - one)
 
+    def peak_count(self, geometry: Geometry) -> int:
+        """Of AdaLoRA with all of its `init_r` triplets, before training prunes any."""
+        if self.type != "ADALORA":
+            return self.count(geometry)
+        start = peft_adalora.initial_rank(self.config, self.resolved_rank)
+        return self.count_at(geometry, start)
+
+    def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
+        super().check(geometry, projections)
+        if self.type == "ADALORA":
+            # A budget sets a rank that the fields have not seen.
+            peft_adalora.check_ranks(self.config, self.resolved_rank)
+
+    def check_steps(self, steps: int) -> None:
+        if self.type == "ADALORA":
+            peft_adalora.check_schedule(self.config, steps)
+
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
-        return PeftAdapter(backbone, self.projections, self.peft_config, generator)
+        kind = ADAPTERS.get(self.type, PeftAdapter)
+        return kind(backbone, self.projections, self.peft_config, generator)
 
     def peft_config(self, targets: Mapping[str, Site]) -> Any:
         """peft's configuration for these sites, by their dotted paths. Raises UserError for bad values."""
         size = {} if self._size_field is None else {self._size_field: self.rank}
         _, switches = SHORTHANDS.get(self.type, ("", {}))
         options = {"target_modules": list(targets), **switches, **size}
+        if self.type == "ADALORA":
+            # A training says how many steps it has; until then the schedule is the shortest that peft takes.
+            shortest = self.config.get("tinit", 0) + self.config.get("tfinal", 0) + 1
+            options |= {
+                "init_r": peft_adalora.initial_rank(self.config, self.resolved_rank),
+                "total_step": shortest,
+            }
         if self.type == "IA3":
             # IA3 scales the input of fc2 and the output of everything else (arXiv 2205.05638, eq. 1).
             options["feedforward_modules"] = [
@@ -234,6 +320,8 @@ class Peft(OneRank):
 
     @property
     def _size_field(self) -> str | None:
+        if self.type == "ADALORA":
+            return "target_r"
         fields = {field.name for field in dataclasses.fields(self._config_class)}
         return next((name for name in SIZE_FIELDS if name in fields), None)
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bench.backbones import BackboneSpec, describe, load
+from bench.inputs import TextInput
 from bench.plan.make import make_plan
 from bench.process.files import sha256
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, snapshot
@@ -16,6 +17,7 @@ from bench.suite.lock import Lock, Locked, hub_task, lock_path, read_lock
 from bench.suite.suite import Suite
 from bench.tasks import prepare
 from bench.tasks.hub import HubTask
+from bench.tasks.plain_text import plain_tokens
 
 
 def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | None:
@@ -96,5 +98,7 @@ def _warm(suite: Suite, notify: Callable[[str], None]) -> None:
         row, info = trial.task, infos[trial.backbone]
         notify(f"data of {row.task} for {info.name}")
         wanted, split_seed = row.input(info.input), row.split_seed(trial.seed)
+        if trial.forgetting is not None and isinstance(wanted, TextInput):
+            plain_tokens(trial.forgetting, wanted)
         prepare(row.lookup(), wanted, row.max_tokens, *row.sizes, split_seed=split_seed)
         gc.collect()

@@ -51,12 +51,20 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """That a language model is to write its answers, of at most so many tokens."""
+
+    new_tokens: int
+
+
+@dataclass(frozen=True)
 class TextInput:
     """Text as token ids.
 
     `tokenizer_hash` names the tokenizer's files, so that a plan can key on it; without any it is empty.
     Whatever `load_tokenizer` and its tokenizer raise is raised inside of `blaming`. `decodes` says whether
     the backbone is a language model that can answer a `prompt`; with one the answer's words are the classes.
+    With `writing` it writes its answers instead.
     """
 
     tokenizer_hash: str
@@ -67,6 +75,7 @@ class TextInput:
     blaming: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False)
     decodes: bool = False
     prompt: Prompt | None = None
+    writing: Writing | None = None
 
 
 @dataclass(frozen=True)

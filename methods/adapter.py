@@ -82,9 +82,37 @@ class Adapter(ABC):
         for site, (down, up) in self.factors().items():
             yield site, up @ down
 
+    def begin_training(self, steps: int) -> None:  # noqa: B027 - most plan nothing
+        """To be called before a training of so many optimizer steps: time to plan what happens when.
+
+        Raises UserError where the steps are too few for what the method does during them.
+        """
+
+    def extra_loss(self) -> Tensor | None:
+        """The method's own term of the training loss, of the parameters as they are; None for most.
+
+        A training loop adds it to its own loss before the backward. It is no part of an evaluation.
+        """
+        return None
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 - most do nothing
+        """To be called after each step of the optimizer, counted from 1, while the gradients are still there.
+
+        A method that changes the shape of a parameter sets its `data` and leaves the parameter itself in
+        place, drops its gradient, and says in its docstring what it does with the optimizer's state of it.
+        """
+
+    @property
+    def settled(self) -> bool:
+        """Whether the adapter has the size with which a training ends; asked while one is going on.
+
+        Only such a state may be selected: an earlier one could have more parameters than the budget.
+        """
+        return True
+
     @property
     def parameter_count(self) -> int:
-        """The number of trained parameters, head excluded."""
+        """The number of trained parameters, head excluded: those that training has not cut."""
         return sum(parameter.numel() for parameter in self.named_parameters().values())
 
     def core(self) -> list[nn.Parameter]:

@@ -54,6 +54,10 @@ class Method(Frozen, ABC):
     not_low_rank: ClassVar[str] = ""
     #: Why `Adapter.merge` refuses: the update is no change of a weight.
     not_mergeable: ClassVar[str] = ""
+    #: Why an example's outputs depend on the other examples of its batch.
+    depends_on_batch: ClassVar[str] = ""
+    #: Why the parameters at the end are only about `count`, where training chooses what it cuts.
+    varying_count: ClassVar[str] = ""
     #: Whether some of its parameters are a core, which a recipe may train at a rate of its own.
     has_core: ClassVar[bool] = False
     #: Relative to a budget, how far `fit` of a method with several ranks may stay from it.
@@ -106,7 +110,17 @@ class Method(Frozen, ABC):
 
     @abstractmethod
     def count(self, geometry: Geometry) -> int:
-        """Adapter parameters in closed form, head excluded. Raises UserError while the size is free."""
+        """Adapter parameters in closed form, head excluded, as they are at the end of a training.
+
+        Raises UserError while the size is free.
+        """
+
+    def peak_count(self, geometry: Geometry) -> int:
+        """Adapter parameters at the start, where training cuts some: `count` is what is left at the end."""
+        return self.count(geometry)
+
+    def check_steps(self, steps: int) -> None:
+        """Raises UserError where so many optimizer steps are too few for what happens during them."""
 
     def frozen_count(self, geometry: Geometry) -> int:
         """Numbers of the adapter's own that are not trained, such as random cores: they are not in
@@ -190,15 +204,15 @@ class Method(Frozen, ABC):
         """Freezes the backbone (its head excepted) and puts a freshly started adapter on it.
 
         `generator` is a CPU generator: the start is the same on every device. Raises UserError as
-        `check` does, and RuntimeError if the built adapter does not have `count` parameters, or not
+        `check` does, and RuntimeError if the built adapter does not have `peak_count` parameters, or not
         `frozen_count` frozen numbers.
         """
         self.check(backbone.geometry, backbone.projections)
         adapter = self.put(backbone, generator)
-        if adapter.parameter_count != self.count(backbone.geometry):
+        if adapter.parameter_count != (peak := self.peak_count(backbone.geometry)):
             adapter.detach()
             raise RuntimeError(
-                f"{self.label}: the formula counts {self.count(backbone.geometry):,} parameters, "
+                f"{self.label}: the formula counts {peak:,} parameters, "
                 f"the built adapter has {adapter.parameter_count:,}"
             )
         frozen, formula = adapter.frozen_count, self.frozen_count(backbone.geometry)

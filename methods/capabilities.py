@@ -14,8 +14,9 @@ from methods.skeleton import SkeletonBackbone
 
 #: Head size, number of heads and number of layers differ, as do the projections of a layer.
 EVEN = Geometry(hidden=24, heads=3, layers=2, mlp=96, encoder=1)
-#: Likewise, but no tensor of squares of the hidden size holds the MLP.
-UNEVEN = Geometry(hidden=24, heads=3, layers=2, mlp=60, encoder=1)
+#: Key and value have fewer heads, whose size is their own, and the MLP has a gate and a width that is no
+#: multiple of the hidden size.
+UNEVEN = Geometry(hidden=24, heads=4, layers=3, mlp=60, encoder=1, kv_heads=2, head_size=5, gated=True)
 #: Of a method whose size is free; capabilities do not depend on it.
 RANK = 2
 
@@ -40,6 +41,8 @@ def _seen(method: Method) -> set[Capability]:
     x = torch.randn(5, EVEN.hidden)
     plain, layers = backbone.module(x), _layers(backbone)
     adapter = _put(method, backbone)
+    # Layers that a library makes are in training mode, in which some draw.
+    backbone.module.eval()
     if not adapter.named_parameters():
         return set()
     told = {
@@ -48,6 +51,7 @@ def _seen(method: Method) -> set[Capability]:
     }
     _move(adapter)
     told |= {
+        Capability.BATCH: _mixes_examples(backbone, x),
         Capability.EXPORTS: _is_low_rank(adapter),
         Capability.BIASES: _moves_biases(adapter),
         Capability.MERGES: _merges(adapter, backbone, x),
@@ -62,10 +66,12 @@ def _put(method: Method, backbone: SkeletonBackbone) -> Adapter:
 
 
 def _fits(method: Method, geometry: Geometry) -> bool:
+    backbone = SkeletonBackbone.random(geometry)
     try:
-        _put(method, SkeletonBackbone.random(geometry))
+        _put(method, backbone)
     except UserError:
         return False
+    backbone.module(torch.randn(1, geometry.hidden))
     return True
 
 
@@ -78,6 +84,13 @@ def _move(adapter: Adapter) -> None:
     """Away from the start, where much is zero."""
     for parameter in adapter.named_parameters().values():
         parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+
+
+def _mixes_examples(backbone: SkeletonBackbone, x: Tensor) -> bool:
+    """Whether an example is answered otherwise beside other ones, and not because something is drawn."""
+    first, again = backbone.module(x)[:1], backbone.module(x)[:1]
+    beside_others = backbone.module(torch.cat([x[:1], -x[1:]]))[:1]
+    return _same(first, again) and not _same(first, beside_others)
 
 
 def _is_low_rank(adapter: Adapter) -> bool:

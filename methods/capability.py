@@ -17,7 +17,10 @@ class Capability(StrEnum):
     ZERO_START = "exact zero start"
     #: Training moves biases of the adapted layers too.
     BIASES = "trained biases"
-    #: It can be put on a model whose MLP is no whole number of squares of the hidden size.
+    #: It can be put on a model whose heads of key and value are shared and of a size of their own, and whose
+    #: MLP is gated and of a width that is no multiple of the hidden size.
     UNEQUAL = "unequal shapes"
     #: Inference costs nothing more than without the method, also where it is not merged.
     FREE = "no cost unmerged"
+    #: An example's outputs depend on the other examples of its batch.
+    BATCH = "depends on the batch"

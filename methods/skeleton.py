@@ -28,6 +28,7 @@ class _Classifier(nn.Module):
 
     def __init__(self, geometry: Geometry, classes: int) -> None:
         super().__init__()
+        self.geometry = geometry
         self.encoder = Skeleton(geometry)
         self.head = nn.Linear(geometry.hidden, classes)
 
@@ -35,10 +36,17 @@ class _Classifier(nn.Module):
         """Logits (batch, classes) of x (batch, hidden)."""
         for layer in self.encoder.children():
             assert isinstance(layer, nn.ModuleDict)
-            x = x + layer["output"](layer["query"](x) * layer["key"](x) + layer["value"](x))
-            x = x + layer["fc2"](F.gelu(layer["fc1"](x)))
+            keys, values = self._repeated(layer["key"](x)), self._repeated(layer["value"](x))
+            x = x + layer["output"](layer["query"](x) * keys + values)
+            inner = F.gelu(layer["fc1"](x))
+            x = x + layer["fc2"](inner * layer["gate"](x) if self.geometry.gated else inner)
         logits: Tensor = self.head(x)
         return logits
+
+    def _repeated(self, x: Tensor) -> Tensor:
+        """Each head as often as query heads share it: (batch, heads · head size)."""
+        heads = x.unflatten(-1, (self.geometry.kv_heads, self.geometry.head_size))
+        return heads.repeat_interleave(self.geometry.heads // self.geometry.kv_heads, -2).flatten(-2)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,14 @@ def cut_outputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
     return {site: mlp_slices(geometry) for site in sites if site.projection in CUT_OUTPUTS}
 
 
+def joined(projection: str, matrices: Tensor) -> Tensor:
+    """What stands between the factors of a projection's slices, (layers, slices, r out, r in), as one matrix.
+
+    Of each layer: side by side where the slices are of the input, else one below the other.
+    """
+    return matrices.transpose(1, 2).flatten(2) if projection in CUT_INPUTS else matrices.flatten(1, 2)
+
+
 def by_site(stacks: Mapping[str, Tensor]) -> dict[Site, Tensor]:
     """Tensors (layers, …) of some projections, taken apart to one for each site."""
     return {

@@ -112,6 +112,14 @@ def earlier(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
+def silent(written: dict[str, Any], *names: str) -> dict[str, Any]:
+    """What is written of a configuration, without those of these fields that are None.
+
+    They came later, and stored plans and studies of earlier versions are compared with new ones.
+    """
+    return {key: value for key, value in written.items() if value is not None or key not in names}
+
+
 def identity(values: BaseModel, include: Set[str] | None = None) -> dict[str, Any]:
     """The fields of a configuration that an id covers, as JSON.
 

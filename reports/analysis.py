@@ -40,6 +40,8 @@ class Block:
     left_out: Mapping[str, str]
     #: What the methods are compared with; None where there is no such thing.
     reference: Reference | None = None
+    #: Why there is no such thing; else empty.
+    no_reference: str = ""
     comparisons: tuple[AgainstReference, ...] = ()
     #: What the comparisons could find; None where nothing is known of the noise.
     design: Design | None = None
@@ -194,7 +196,7 @@ def _referred(study: Study, block: Block, made: Mapping[int, Recipe]) -> Block:
         return block
     first = [study.all_cells[number] for number in next(iter(block.cells.values()))]
     reference, missing = find_reference(study, block.budget, first, made)
-    return replace(block, reference=reference, notes=(*block.notes, *missing))
+    return replace(block, reference=reference, no_reference=" ".join(missing), notes=(*block.notes, *missing))
 
 
 def _needed(study: Study, blocks: Sequence[Block]) -> list[int]:

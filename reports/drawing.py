@@ -133,6 +133,8 @@ class Drawn:
         """
         text = self._drawn[self._drawn.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        # A hundredth of a point is seen by nobody.
+        text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: _shorter(found[0]), text)
         text = re.sub(r'\b(id=")', rf"\g<1>{self.name}-", text)
         text = re.sub(r'(url\(#|href="#)', rf"\g<1>{self.name}-", text)
         for colour, variable in _THEMED.items():
@@ -157,6 +159,11 @@ class Drawn:
         # The layout is done and stays as it is: to compute it again for the PNG takes longer than drawing.
         self.figure.set_layout_engine("none")
         return visible(file.getvalue())
+
+
+def _shorter(numbers: str) -> str:
+    """With two decimals at most."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", numbers)
 
 
 def themed(colour: str) -> str:

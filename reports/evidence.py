@@ -179,7 +179,18 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
             f"Predictions of {many(wrong, 'run')} do not give the score that is stored: intervals with them "
             "are of seeds alone, and narrower than they should be."
         )
+    if silent := [some for some in stored.values() if _silent(some)]:
+        notes.append(
+            f"Predictions of {many(len(silent), 'run')} are partly no numbers: they count as wrong answers, "
+            "in the scores and in all that is claimed from them."
+        )
     return Evidence(study, answers, notes)
+
+
+def _silent(stored: Predictions) -> bool:
+    """Whether some example has no answer, or an output that is no number."""
+    given = stored.given
+    return bool((given < 0).any() if given.dtype.kind == "i" else (~np.isfinite(given)).any())
 
 
 def _contributed(metric: Metric, seed: Seed, stored: Predictions) -> Array | None:

@@ -71,7 +71,8 @@ def _trials(study: Study) -> list[Mixture]:
         for cell in cells:
             # A cell that waits for its tuning has no trial yet.
             if (trial := trials.get(trial_of[cell.number])) is not None:
-                for key, value in fields(trial).items():
+                text = {"text of forgetting": trial.forgetting or "none"}
+                for key, value in (fields(trial) | text).items():
                     if not (key in PER_METHOD and cell.tuning is not None):
                         values[key][value].append(cell)
         for key, by_value in values.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from jinja2 import Environment
 from markupsafe import Markup
 
 from bench.process.visible import visible
 from bench.store.connect import shown_uri
 from bench.wire.words import Measure, Status, Tag
-from reports import mixtures
+from reports import board, capabilities, findings, mixtures, selecting
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis
-from reports.drawing import SERIES, Drawn, Looks
-from reports.figures.cost import COSTS, PARAMETERS
+from reports.drawing import Drawn
+from reports.figures.cost import COSTS
 from reports.mixtures import Mixture
-from reports.pareto import pareto
 from reports.rendering import environment
 from reports.study import Cell, Study, grouped
 from reports.tables import INCOMPLETE, main_tables
@@ -48,109 +48,75 @@ def render(
     `when`: what it says of its making, the time by default. `plotly`: the address of the script that draws
     figures, which is in the page by default.
     """
-    made = environment(autoescape=True)
-    made.filters |= {
-        "percent": _percent,
-        "unit": unit_of,
-        "minus": lambda text: text.replace("-", "−"),
-        "count": _count,
-        "number": _number,
-        "p": _p,
-        "shown_uri": shown_uri,
-    }
     study = analysis.study
     cells = study.all_cells
+    percent = all(unit_of(cell.metric).mark for cell in cells)
     figures = {figure.name: figure for figure in drawn}
-    text = made.get_template("page.html").render(
-        data=Markup(_embedded(_seed_data(study))),
-        title=study.title,
-        analysis=analysis,
-        study=study,
-        rows=_board(analysis),
-        choices={
-            name: list(dict.fromkeys(getattr(cell, name) for cell in cells))
-            for name in ("task", "backbone", "budget", "family")
-        },
-        facts=_facts(study),
-        measured=_measured(cells),
-        score_heading="Score, %" if all(unit_of(cell.metric).mark for cell in cells) else "Score",
-        tables=main_tables(cells),
-        incomplete=INCOMPLETE,
-        figures=figures,
-        inline=lambda figure: Markup(figure.inline()),
-        costs=[figure for cost in COSTS for figure in drawn if figure.name.startswith(f"{cost.name}-")],
-        curves=[figure for figure in drawn if figure.name.startswith("training-curves-")],
-        plotly=_plotly(plotly) if any(figure.plot for figure in drawn) else "",
-        embedded=lambda plot: Markup(_embedded(vars(plot))),
-        ablations=list(zip(ablations, of_ablations, strict=True)),
-        mixtures=found,
-        budgets=_budgets(cells),
-        lost=[(cells[seed.cell], seed) for seed in study.all_seeds if not seed.finished],
-        most=MOST_LINES,
-        phases=_phases(study),
-        tuned=[cell for cell in cells if cell.tuning],
-        provenance=_provenance(study),
-        made=when or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    text = (
+        _templates()
+        .get_template("page.html")
+        .render(
+            data=Markup(_embedded(_seed_data(study))),
+            title=study.title,
+            analysis=analysis,
+            study=study,
+            findings=list(findings.findings(study, analysis.blocks)),
+            limits=findings.limits(analysis),
+            heats=board.heats(analysis),
+            boards=board.boards(analysis),
+            choices=selecting.choices(cells),
+            dimensions=selecting.DIMENSIONS,
+            facts=_facts(study),
+            measured=_measured(cells),
+            forgotten=any(cell.forgetting is not None for cell in cells),
+            score_heading="Score, %" if percent else "Score",
+            differ_in="points" if percent else "points, or units of the targets",
+            tables=main_tables(cells, analysis.blocks),
+            named={cell.method: cell for cell in reversed(cells)},
+            incomplete=INCOMPLETE,
+            figures=figures,
+            inline=lambda figure: Markup(figure.inline()),
+            costs=[figure for cost in COSTS for figure in drawn if figure.name.startswith(f"{cost.name}-")],
+            curves=[figure for figure in drawn if figure.name.startswith("training-curves-")],
+            plotly=_plotly(plotly) if any(figure.plot for figure in drawn) else "",
+            embedded=lambda plot: Markup(_embedded(vars(plot))),
+            ablations=list(zip(ablations, of_ablations, strict=True)),
+            mixtures=found,
+            budgets=_budgets(cells),
+            lost=[(cells[seed.cell], seed) for seed in study.all_seeds if not seed.finished],
+            most=MOST_LINES,
+            phases=_phases(study),
+            tuned=[cell for cell in cells if cell.tuning],
+            provenance=_provenance(study),
+            made=when or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
     )
     return visible(text)
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Where a mean and its interval lie on the strip of their setting, in percent of its width."""
-
-    at: float
-    start: float | None
-    end: float | None
-
-
-@dataclass(frozen=True)
-class BoardRow:
-    """A row of the leaderboard."""
-
-    cell: Cell
-    #: The number of its colour.
-    colour: int
-    #: Whether it is on the front of score and parameters.
-    pareto: bool
-    #: None where no seed has finished.
-    strip: Strip | None
-
-
-def _board(analysis: Analysis) -> list[BoardRow]:
-    """The leaderboard: settings in the plan's order, the best first."""
-    study = analysis.study
-    looks = Looks(cell.family for cell in study.all_cells)
-    front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, PARAMETERS.of)}
-    rows = []
-    for cells in grouped(study.all_cells, lambda cell: cell.setting).values():
-        low, high = _scale(study, cells)
-        for cell in sorted(
-            cells, key=lambda cell: -math.inf if cell.gain is None else cell.gain, reverse=True
-        ):
-            colour = looks.families.index(cell.family) % len(SERIES)
-            rows.append(BoardRow(cell, colour, cell.number in front, _strip(cell, low, high)))
-    return rows
-
-
-def _scale(study: Study, cells: Sequence[Cell]) -> tuple[float, float]:
-    """The range of a setting's strip: every seed is on it."""
-    scores = [seed.score for cell in cells for seed in study.finished(cell.number) if seed.score is not None]
-    if not scores:
-        return 0.0, 1.0
-    pad = max(0.08 * (max(scores) - min(scores)), 0.002)
-    return min(scores) - pad, max(scores) + pad
-
-
-def _strip(cell: Cell, low: float, high: float) -> Strip | None:
-    def place(value: float) -> float:
-        return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
-
-    if cell.mean is None:
-        return None
-    if cell.low is None or cell.high is None:
-        return Strip(place(cell.mean), None, None)
-    return Strip(place(cell.mean), place(cell.low), place(cell.high))
+def _templates() -> Environment:
+    """The page's templates, with what they call."""
+    made = environment(autoescape=True)
+    made.filters |= {
+        "percent": _percent,
+        "unit": unit_of,
+        "minus": _minus,
+        "count": _count,
+        "number": _number,
+        "range": _range,
+        "p": _p,
+        "shown_uri": shown_uri,
+    }
+    made.globals |= {
+        "marks": selecting.marks,
+        "of_method": selecting.of_method,
+        "of_settings": selecting.of_settings,
+        "forest": board.forest,
+        "can_do": capabilities.letters,
+        "told_can_do": capabilities.told,
+        "letters": capabilities.LETTERS,
+    }
+    return made
 
 
 def _seed_data(study: Study) -> dict[str, Any]:
@@ -259,6 +225,7 @@ class Size(NamedTuple):
     ranks: str
     asked: float | None
     parameters: int
+    peak: int | None
     ratio: float | None
     within: bool | None
     percent_of_lora: float
@@ -303,12 +270,25 @@ def _percent(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
+def _minus(text: str) -> str:
+    """A difference with a true minus; what rounds to nothing has no side."""
+    return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")
+
+
 def _count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _range(value: tuple[float, float] | None, digits: int = 0) -> str:
+    """The least and the most, or one number where they are printed alike."""
+    if value is None:
+        return "–"
+    ends = dict.fromkeys(f"{end:,.{digits}f}" for end in value)
+    return "–".join(ends)
 
 
 def _p(value: float) -> str:

@@ -39,6 +39,8 @@ class Ranking:
     better: Array | None
     #: 1 where the row is better than the column for certain, -1 where worse; None where nothing is known.
     separations: NDArray[np.int64] | None
+    #: The same on each setting alone, in the order of the settings.
+    separations_on: tuple[NDArray[np.int64] | None, ...]
     #: Letters of the groups that cannot be told apart; None where there is too little data to tell any.
     letters: tuple[str, ...] | None
     notes: tuple[str, ...]
@@ -56,14 +58,19 @@ def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]]) -> Ranking:
     means = means[:, order]
     paired = methods[:MOST_PAIRED]
     if len(paired) < 2:
-        return Ranking(methods, orders.ranks(means, None), paired, None, None, None, ())
+        return Ranking(methods, orders.ranks(means, None), paired, None, None, (), None, ())
     notes = []
     if len(methods) > MOST_PAIRED:
         notes.append(
             f"Groups and P(better) are of the {MOST_PAIRED} best of {len(methods)} methods by rank, and "
             "ranks have no interval."
         )
-    apart = orders.separations(_pairs(evidence, [cells[method] for method in paired]), len(paired))
+    pairs = _pairs(evidence, [cells[method] for method in paired])
+    apart = orders.separations(pairs, len(paired))
+    alone = tuple(
+        orders.separations([(i, j, effect([found.parts[k]])) for i, j, found in pairs], len(paired))
+        for k in range(len(means))
+    )
     letters = None
     if apart is None:
         notes.append(
@@ -74,7 +81,7 @@ def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]]) -> Ranking:
         letters = tuple(orders.letters(apart != 0))
     scores = [[study.gains([cell])[1][0] for cell in cells[method]] for method in paired]
     found = orders.ranks(means, apart if len(paired) == len(methods) else None)
-    return Ranking(methods, found, paired, better_matrix(scores), apart, letters, tuple(notes))
+    return Ranking(methods, found, paired, better_matrix(scores), apart, alone, letters, tuple(notes))
 
 
 def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:

@@ -137,7 +137,8 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
             metric, evaluated, capabilities = _told(experiments, found)
             cells.append(replace(cell, metric=metric, evaluated=evaluated, capabilities=capabilities))
             seeds.extend(found)
-    frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(dict.fromkeys(MEASURED, float))
+    numbers = dict.fromkeys([*MEASURED, "forgetting"], float)
+    frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(numbers)
     return _summed(pd.DataFrame([vars(cell) for cell in cells]), frame), frame
 
 
@@ -155,6 +156,7 @@ def _planned(experiment: Experiment, row: PlannedRow) -> PlannedCell:
         family=_family(experiment, row),
         ranks=ranks,
         parameters=row.parameters,
+        peak=row.peak,
         asked=row.asked,
         ratio=row.ratio,
         within=row.within,
@@ -186,6 +188,7 @@ def _seed(
     if record and status == Status.FINISHED and record.score is None:
         status, failure, message = Status.FAILED, "error", "stored as finished, without a score"
     measured = {column: record.measure(measure) if record else None for column, measure in MEASURED.items()}
+    measured["forgetting"] = record.forgetting if record else None
     if status != Status.FINISHED:
         measured["score"] = None
     return Seed(
@@ -247,6 +250,7 @@ def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
         step_ms=done["step_ms"].median(),
         peak_mib=done["peak_mib"].max(),
         seconds=done["seconds"].sum(),
+        forgetting=done["forgetting"].mean(),
         low=mean - half,
         high=mean + half,
     )

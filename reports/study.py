@@ -84,6 +84,9 @@ class Seed:
     peak_mib: float | None
     #: Time of the whole trial, in seconds.
     seconds: float | None
+    #: By how much the adapter raised the loss on text that no task trains on, in nats a token; None where it
+    #: was not measured.
+    forgetting: float | None
 
     @property
     def finished(self) -> bool:
@@ -109,6 +112,8 @@ class PlannedCell:
     ranks: str
     #: Adapter parameters, head excluded.
     parameters: int
+    #: Those at the start, where training cuts some; None where it does not.
+    peak: int | None
     #: The parameters that the budget asks for; None where it sets the ranks instead.
     asked: float | None
     #: Parameters over what is asked for, and whether that is within the budget's tolerance.
@@ -161,6 +166,8 @@ class Cell(PlannedCell):
     peak_mib: float | None
     #: Time of all finished seeds together, in seconds.
     seconds: float | None
+    #: Mean of the seeds' forgetting, in nats a token; None where it was not measured.
+    forgetting: float | None
     #: Student's 95% interval of the mean, from two finished seeds on.
     low: float | None
     high: float | None

@@ -24,11 +24,11 @@ class Unit:
             return NOTHING
         return f"{100 * value:.{digits}f}" if self.mark else f"{value:.4g}"
 
-    def difference(self, value: float | None) -> str:
+    def difference(self, value: float | None, digits: int = 2) -> str:
         """With its sign."""
         if value is None:
             return NOTHING
-        return f"{100 * value:+.2f}" if self.mark else f"{value:+.4g}"
+        return f"{100 * value:+.{digits}f}" if self.mark else f"{value:+.4g}"
 
     def size(self, value: float) -> str:
         """A difference that matters, with its unit."""

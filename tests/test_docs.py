@@ -77,3 +77,10 @@ def test_the_table_of_methods_is_what_the_methods_say(monkeypatch: pytest.Monkey
     text = (DOCS / "methods.md").read_text(encoding="utf-8")
     rewritten: str = importlib.import_module("method_table").rewritten(text)
     assert rewritten == text, "run python docs/method_table.py"
+
+
+def test_the_table_of_peft_is_what_came_of_training_every_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    text = (DOCS / "peft.md").read_text(encoding="utf-8")
+    rewritten: str = importlib.import_module("peft_table").rewritten(text)
+    assert rewritten == text, "run python docs/peft_table.py"

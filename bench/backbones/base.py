@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 from torch import Tensor, nn
 
 from bench.inputs import MAX_PIXELS, ModelInput
 from bench.sources.hub import Lockable
 from methods.backbone import Geometry, Site
 from methods.errors import UserError, shown
-from methods.validation import Label
+from methods.validation import Label, silent
 
 #: The standard deviation of a fresh head's weights. Its biases start at zero.
 HEAD_STD = 0.02
@@ -60,6 +60,10 @@ class BackboneSpec(Lockable):
     image_size: int | None = Field(default=None, ge=1, le=MAX_PIXELS)
     #: The name that tables, plots and reports have for it.
     label: Label | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return silent(write(self), "label")
 
     @model_validator(mode="before")
     @classmethod
@@ -254,11 +258,9 @@ class LoadedBackbone:
         encoder = self._module.encoder
         tensors = [*encoder.named_parameters(), *encoder.named_buffers()]
         sums: dict[torch.device, list[Tensor]] = {}
-        weights: dict[torch.device, Tensor] = {}
+        weights = {device: _odd_weights(device) for device in {tensor.device for _, tensor in tensors}}
         for name, tensor in tensors:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            if tensor.device not in weights:
-                weights[tensor.device] = _odd_weights(tensor.device)
             sums.setdefault(tensor.device, []).append(_bit_sum(tensor, weights[tensor.device]))
         for values in sums.values():
             digest.update(repr(torch.stack(values).tolist()).encode())

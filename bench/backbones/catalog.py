@@ -46,7 +46,10 @@ SMOLLM2_135M = AssetBackbone(
 )
 TINY_RANDOM_VIT = RandomBackbone("tiny-random-vit", "vit", Geometry(32, 4, 2, 64), image_size=32, patch=8)
 TINY_RANDOM_LLAMA = RandomBackbone(
-    "tiny-random-llama", "llama", Geometry(36, 9, 2, 60, kv_heads=3, gated=True), max_tokens=128
+    "tiny-random-llama",
+    "llama",
+    Geometry(36, 9, 2, 60, kv_heads=3, gated=True, encoder=29_412),
+    max_tokens=128,
 )
 TINY_RANDOM_BERT = RandomBackbone("tiny-random-bert", "bert", Geometry(32, 4, 2, 64), max_tokens=128)
 RANDOM_VIT_SMALL = RandomBackbone("random-vit-small", "vit", Geometry(384, 6, 12, 1536))

@@ -12,7 +12,7 @@ from bench.backbones.base import BackboneInfo, BackboneKind, LoadedBackbone, pix
 from bench.backbones.counting import with_encoder
 from bench.backbones.kinds import HALF, KINDS, TIMM
 from bench.inputs import ImageInput, ModelInput, TextInput
-from methods.backbone import PROJECTIONS, Geometry
+from methods.backbone import Geometry
 
 SEED = 0
 
@@ -128,7 +128,9 @@ class RandomBackbone:
 
     @property
     def _projections(self) -> tuple[str, ...]:
-        return PROJECTIONS if self.kind in _COUNTED else KINDS[self.kind].shape.projections(self._config())
+        if self.kind in _COUNTED or self.geometry.encoder is not None:
+            return self.geometry.projections
+        return KINDS[self.kind].shape.projections(self._config())
 
     @property
     def _positions(self) -> int:
@@ -137,6 +139,8 @@ class RandomBackbone:
 
     def _counted(self, image_size: int | None) -> Geometry:
         wanted = self._input(image_size)
+        if self.geometry.encoder is not None:
+            return self.geometry
         if self.kind not in _COUNTED:
             from bench.backbones.huggingface import parameters
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.backbones.base import LoadedBackbone
+from bench.backbones.generation import Writer
 from bench.backbones.pooling import decoded
+from bench.backbones.vocabulary import has_vocabulary, token_logits, unembedding_of
 from bench.inputs import ModelInput, TextInput
 from methods.errors import UserError
 
@@ -46,12 +48,7 @@ class Answers:
 
     def _likelihoods(self, encoder: Any, states: Tensor) -> Tensor:
         """log p of every token, (batch, places, vocabulary), from states (batch, places, hidden)."""
-        table = self.unembedding
-        if table is None:
-            table = encoder.get_input_embeddings().weight
-        logits = F.linear(states, table.to(states.device, states.dtype)).float()
-        cap = getattr(encoder.config, "final_logit_softcapping", None)
-        return F.log_softmax(logits if cap is None else cap * torch.tanh(logits / cap), -1)
+        return F.log_softmax(token_logits(encoder, states, self.unembedding), -1)
 
 
 def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun: tuple[int, ...]) -> Tensor:
@@ -71,20 +68,25 @@ def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun
 
 
 def put_head(backbone: LoadedBackbone, wanted: ModelInput, classes: int, generator: torch.Generator) -> None:
-    """A fresh head for a task whose examples are `wanted` so; with a prompt none, but the answers' words.
+    """A fresh head for a task whose examples are `wanted` so; a prompt none, but the answers' words, or what
+    writes answers.
 
     Raises UserError for words without tokens, and for a checkpoint without what turns states to tokens.
     """
     backbone.reset(classes, generator)
-    if not isinstance(wanted, TextInput) or wanted.prompt is None:
+    if not isinstance(wanted, TextInput) or not (wanted.prompt or wanted.writing):
         return
-    with wanted.blaming():
-        words = wanted.prompt.word_tokens(wanted.load_tokenizer())
-    module = backbone.module
-    tied = module.encoder.config.tie_word_embeddings  # type: ignore[union-attr]
-    if not tied and backbone.unembedding is None:
+    if not has_vocabulary(backbone):
         raise UserError(
             f"backbone '{backbone.info.name}' cannot answer a prompt: its checkpoint has no lm_head, and its "
             "embeddings are not tied"
         )
-    module.answers, module.head = Answers(words, None if tied else backbone.unembedding), nn.Identity()
+    module = backbone.module
+    table = unembedding_of(backbone)
+    with wanted.blaming():
+        tokenizer = wanted.load_tokenizer()
+        if wanted.prompt is not None:
+            module.answers = Answers(wanted.prompt.word_tokens(tokenizer), table)
+        elif wanted.writing is not None:
+            module.answers = Writer(tokenizer, table, wanted.writing.new_tokens, wanted.max_tokens)
+    module.head = nn.Identity()

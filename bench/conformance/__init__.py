@@ -14,7 +14,8 @@ A case is one check of one method on one tiny random backbone. The methods are t
 and every pair of its other options on BERT (without compiling). Presets meet every kind of backbone where
 what is checked goes through the backbone's modules: merging, detaching, training, storing. What depends on
 the method alone (its count, its gradients, its seeds) is asked on BERT; `backbones=["vit"]` asks all of it
-there. What a check cannot ask of a method is skipped with its reason. At the terminal:
+there. Presets meet two decoders too, with shared heads, a head size of its own and a gated MLP, where what is
+checked depends on shapes. What a check cannot ask of a method is skipped with its reason. At the terminal:
 `tensorbench check NAME`, of a method, a task or a backbone.
 """
 
@@ -31,12 +32,13 @@ from bench.conformance.cases import (
 from bench.conformance.checks import CHECKS
 from bench.conformance.display import print_checks, print_findings
 from bench.conformance.findings import Finding
-from bench.conformance.subject import BACKBONES, CheckFailed, NotApplicable
+from bench.conformance.subject import BACKBONES, DECODERS, CheckFailed, NotApplicable
 from bench.conformance.tasks import check_task
 
 __all__ = [
     "BACKBONES",
     "CHECKS",
+    "DECODERS",
     "Case",
     "CheckFailed",
     "CheckResult",

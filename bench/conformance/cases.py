@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 from bench.backbones.base import BackboneKind
 from bench.conformance.checks import CHECKS
 from bench.conformance.findings import Status, judge, undisturbed
-from bench.conformance.subject import BACKBONES, GEOMETRY, RANK, Subject
+from bench.conformance.subject import BACKBONES, DECODERS, GEOMETRY, RANK, Subject
 from methods import METHODS, Method
 from methods.errors import UserError
 
@@ -45,15 +45,16 @@ class CheckResult:
 def conformance_cases(
     method: str | type[Method] | Method | Iterable[Method],
     *,
-    backbones: Sequence[BackboneKind] = BACKBONES,
+    backbones: Sequence[BackboneKind] | None = None,
     checks: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[Case]:
     """The cases of a method: its presets on every backbone, pairs of its other options on the first.
 
-    A check that is not `on_each` backbone is asked on the first one only. A `Method` object, or several,
-    stands for itself: it is its only preset. `checks` picks by name from `CHECKS`. What takes seconds
-    (compiling) is asked of presets only, and `quick` leaves it out, and the pairs of options too.
+    Without `backbones` these are the `BACKBONES`, and presets are also asked on `DECODERS` what depends on
+    shapes. A check that is not `on_each` backbone is asked on the first one only. A `Method` object, or
+    several, stands for itself: it is its only preset. `checks` picks by name from `CHECKS`. What takes
+    seconds (compiling) is asked of presets only, and `quick` leaves it out, and the pairs of options too.
     Raises UserError if the method's name is unknown or its plug-in fails to import.
     """
     varied: Sequence[Method] = ()
@@ -70,13 +71,20 @@ def conformance_cases(
     ]
     if checks is not None and (unknown := set(checks) - set(CHECKS)):
         raise UserError(f"unknown check {', '.join(sorted(unknown))}; known are {', '.join(CHECKS)}")
+    kinds = BACKBONES if backbones is None else backbones
     return [
-        Case(_sized(template), backbone, check.name)
-        for templates, kinds in ((presets, backbones), (varied, backbones[:1]))
+        Case(_sized(template), kind, check.name)
+        for templates, asked in ((presets, kinds), (varied, kinds[:1]))
         for template in templates
-        for backbone in kinds
+        for kind in asked
         for check in chosen
-        if (check.on_each or backbone == backbones[0]) and not (check.slow and templates is varied)
+        if (check.on_each or kind == kinds[0]) and not (check.slow and templates is varied)
+    ] + [
+        Case(_sized(template), kind, check.name)
+        for template in presets
+        for kind in (DECODERS if backbones is None else ())
+        for check in chosen
+        if check.of_shapes
     ]
 
 
@@ -164,7 +172,7 @@ def run_case(case: Case) -> CheckResult:
 def run_checks(
     method: str | type[Method] | Method | Iterable[Method],
     *,
-    backbones: Sequence[BackboneKind] = BACKBONES,
+    backbones: Sequence[BackboneKind] | None = None,
     checks: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[CheckResult]:

@@ -37,6 +37,9 @@ GEOMETRIES: dict[BackboneKind, Geometry] = {
 #: One backbone for each kind. What depends on the method alone is asked on the first only.
 BACKBONES: tuple[BackboneKind, ...] = ("bert", "roberta", "vit", "dinov2", "timm")
 
+#: Decoders, whose shapes are unequal. Presets are asked there what depends on shapes.
+DECODERS: tuple[BackboneKind, ...] = ("llama", "qwen3")
+
 CLASSES = 3
 
 #: Above the number of heads, layers and projections, so that these ranks exceed their modes.

@@ -43,6 +43,8 @@ def check_task(name: str) -> list[Finding]:
         if task.target == "regression":
             numbers = [float(label) for label in labels if not isinstance(label, tuple)]
             return f"{len(numbers):,} targets from {min(numbers):g} to {max(numbers):g}"
+        if task.target == "generation":
+            return f"{len(labels):,} answers"
         found = Counter(one for label in labels for one in (label if isinstance(label, tuple) else (label,)))
         return ", ".join(f"{found[label]:,} {called}" for label, called in enumerate(task.classes))
 

@@ -58,7 +58,9 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
     """Fetches and prepares what the trials need, so that what is missing shows before any training."""
     try:
         for trial in trials:
-            resources.data(trial, resources.backbone(trial).info.input)
+            backbone = resources.backbone(trial)
+            resources.data(trial, backbone.info.input)
+            resources.text(trial, backbone)
     except Exception as error:
         if not _out_of_memory(error):
             raise
@@ -88,7 +90,8 @@ def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
 
 def needed(trial: Trial) -> str:
     """What `prepare_all` gets ready or checks for a trial: equal where one preparation serves both."""
-    content = trial.model_dump(mode="json", include={"backbone", "weights_hash", "task", "data"})
+    read = {"backbone", "weights_hash", "task", "data", "forgetting"}
+    content = trial.model_dump(mode="json", include=read)
     split = trial.task.split_seed(trial.seed)
     return json.dumps([content, split, trial.recipe.batch_size], sort_keys=True)
 

@@ -70,6 +70,9 @@ def _to_hold_against(stored: StoredTrial) -> tuple[Answers | None, list[Doubt]]:
                 "their run has no hashes of them",
             )
         )
+    if by_batch := stored.method.depends_on_batch:
+        told = "The trial's stored predictions were not compared"
+        return None, [*doubts, Doubt(told, by_batch)]
     try:
         return stored_answers(stored), doubts
     except ChangedError:

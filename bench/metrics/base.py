@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-#: What a task asks for: one class of several, any number of classes, or a number.
-Kind = Literal["single label", "multi-label", "regression"]
+#: What a task asks for: one class of several, any number of classes, a number, or a text to be written.
+Kind = Literal["single label", "multi-label", "regression", "generation"]
 
-KINDS: tuple[Kind, ...] = ("single label", "multi-label", "regression")
+KINDS: tuple[Kind, ...] = ("single label", "multi-label", "regression", "generation")
 
 
 class Metric(ABC):
@@ -38,7 +38,8 @@ class Metric(ABC):
     What `score` and `contributions` get, for N examples: of a single label `targets` int64 (N,), answers
     int64 (N,) with -1 for none, outputs float (N, classes), the logits; of several labels `targets` and
     answers 0 or 1 (N, classes), outputs (N, classes), the logits; of a regression all three float (N,), in
-    the units of the targets. `reads` says whether `given` are the answers or the outputs.
+    the units of the targets; of a generation what `bench.metrics.generation` says. `reads` says whether
+    `given` are the answers or the outputs.
     """
 
     name: str

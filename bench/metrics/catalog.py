@@ -36,6 +36,8 @@ METRICS = Registry(
         "pearson": f"{_NUMBERS}:PEARSON",
         "spearman": f"{_NUMBERS}:SPEARMAN",
         "rmse": f"{_NUMBERS}:RMSE",
+        "exact_match": "bench.metrics.generation:EXACT_MATCH",
+        "answer_likelihood": "bench.metrics.generation:ANSWER_LIKELIHOOD",
     },
     _check,
 )

@@ -93,6 +93,7 @@ class Cell:
             recipe=setting.recipe(self.recipe, epochs, head_follows=self.head_follows),
             seed=seed,
             evaluate=evaluate,
+            forgetting=self.suite.forgetting if getattr(self.info.input, "decodes", False) else None,
         )
 
     def row(
@@ -120,6 +121,7 @@ class Cell:
             task=shown.task,
             ranks=sized.size or (),
             parameters=count,
+            peak=peak if (peak := sized.peak_count(self.info.geometry)) != count else None,
             asked=self.asked,
             percent_of_lora=100 * count / reference,
             trials=dict(trials),
@@ -154,6 +156,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
                     for budget, method in sized:
                         _check_ranks(method, budget, info.geometry)
                         method.check(info.geometry, info.projections)
+                        _check_steps(method, recipe, task_row, suite)
             _check_recipe(recipe, task_row, task)
             overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in method_row.training)
             for budget, method in sized:
@@ -273,6 +276,15 @@ def _check_recipe(recipe: Recipe, row: TaskRow, task: Task) -> None:
     available = row.train_examples()
     if available is not None:
         recipe.check_batch(row.task, available)
+
+
+def _check_steps(method: Method, recipe: Recipe, row: TaskRow, suite: Suite) -> None:
+    """Raises UserError for a training that is too short for the method, as far as its length is known."""
+    examples = row.train_examples()
+    for part in (None, suite.tuning, suite.search, suite.allocation):
+        asked = Setting().recipe(recipe, part.epochs if part else None)
+        if asked.steps or examples is not None:
+            method.check_steps(asked.step_count(examples or 0))
 
 
 def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo]]:

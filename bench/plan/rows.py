@@ -57,6 +57,8 @@ class Row(Frozen):
     ranks: tuple[int, ...]
     #: Adapter parameters, head excluded.
     parameters: int
+    #: The parameters at the start, where training cuts some; None where it does not.
+    peak: int | None = None
     #: What the budget asks for; None where it sets the ranks instead.
     asked: int | None
     percent_of_lora: float

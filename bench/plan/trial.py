@@ -12,6 +12,7 @@ from pydantic import field_validator
 from bench.backbones import BackboneSpec
 from bench.suite.recipe import Recipe
 from bench.suite.rows import TaskRow
+from bench.tasks.plain_text import TextName
 from methods.validation import Frozen, earlier, identity
 
 #: Raised whenever the same trial would come out differently, whatever the reason in this harness.
@@ -32,6 +33,8 @@ class Trial(Frozen):
     seed: int
     evaluate: Literal["test", "validation"]
     protocol: int = PROTOCOL
+    #: The text on which forgetting is measured. No result depends on it, and so it is not in the id.
+    forgetting: TextName | None = None
 
     @field_validator("recipe", mode="before")
     @classmethod
@@ -45,7 +48,7 @@ class Trial(Frozen):
         # The weights' hash says which backbone it is, however it was named. `data` says which task, from
         # where, and how its examples are made, so that of the task's row only the sizes are left to tell.
         content = {
-            **self.model_dump(mode="json", exclude={"backbone", "task", "recipe"}),
+            **self.model_dump(mode="json", exclude={"backbone", "task", "recipe", "forgetting"}),
             "task": identity(self.task, include={"train_size", "validation_size", "test_size"}),
             "recipe": identity(self.recipe),
         }

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bench.execution.perform import Event
 from bench.metrics import METRICS
 from bench.plan.cells import Cell
-from bench.plan.settings import AXES, Setting, applicable
+from bench.plan.settings import Setting, applicable
 from bench.process.alive import dead, owner
 from bench.search.importance import importances
 from bench.search.nested import Nested, about
@@ -328,7 +328,7 @@ class RankSearch:
         found = self.result()
         nested.keep(found)
         if found.best is not None:
-            setting = Setting.model_validate({axis: getattr(found.best, axis) for axis in AXES})
+            setting = Setting.model_validate({axis: getattr(found.best, axis) for axis in self.search.grids})
             method = self.cell.method
             assert method.size
             vectors = {

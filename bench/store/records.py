@@ -95,6 +95,15 @@ class Record:
         score = self.metrics.get(Measure.SCORE, math.nan)
         return score if self.status == Status.FINISHED and math.isfinite(score) else None
 
+    @property
+    def forgetting(self) -> float | None:
+        """By how much the adapter raised the loss on text that no task trains on, in nats a token.
+
+        None where that was not measured.
+        """
+        bare, adapted = self.measure(Measure.TEXT_LOSS_BARE), self.measure(Measure.TEXT_LOSS)
+        return None if bare is None or adapted is None else adapted - bare
+
 
 def _status(status: str, tags: Mapping[str, str]) -> Status:
     """MLflow has no word for a pruned run, which is killed and has a tag, nor for a duplicate, which finished

@@ -19,12 +19,12 @@ from pydantic import (
 )
 
 from bench.backbones.base import refuse_unknown_home
-from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput
+from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
 from bench.tasks import TASKS, DataSource, Task
 from bench.tasks.described import described
 from bench.tasks.description import FORMATS, Description
 from methods import METHODS, Method, UnknownNameError, UserError, create
-from methods.validation import Frozen, Label, Later, refuse_repeats
+from methods.validation import Frozen, Label, Later, refuse_repeats, silent
 
 #: What the names of a recipe's fields begin with in `each`.
 TRAINING = "training."
@@ -157,9 +157,7 @@ class TaskRow(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Rows of registered tasks are stored as they were before data could be described."""
-        found: dict[str, Any] = write(self)
-        return {key: value for key, value in found.items() if key != "data" or value is not None}
+        return silent(write(self), "data", "label", "verbalizer")
 
     @field_validator("source")
     @classmethod
@@ -201,7 +199,18 @@ class TaskRow(Frozen):
                 wanted = replace(wanted, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
             return replace(wanted, resize=self.resize)
         self._refuse(("resize", "normalise"), "texts")
-        return replace(wanted, padding=self.padding, prompt=self._prompt(wanted))
+        return replace(
+            wanted, padding=self.padding, prompt=self._prompt(wanted), writing=self._writing(wanted)
+        )
+
+    def _writing(self, wanted: TextInput) -> Writing | None:
+        """Raises UserError where the backbone writes no answers."""
+        task = self.lookup()
+        if task.target != "generation":
+            return None
+        if not wanted.decodes:
+            raise UserError(f"task '{self.task}' needs a backbone that writes its answers, a decoder")
+        return Writing(task.new_tokens)
 
     def _prompt(self, wanted: TextInput) -> Prompt | None:
         """Raises UserError where the backbone answers no prompt, or words are not one for each class."""
@@ -211,6 +220,8 @@ class TaskRow(Frozen):
             raise UserError(
                 f"task '{self.task}': verbalizer needs a backbone that answers prompts, a decoder"
             )
+        if self.lookup().target == "generation":
+            raise UserError(f"task '{self.task}': verbalizer goes with classes, and its answers are written")
         words, classes = self.verbalizer.words, self.lookup().classes
         if len(words) != len(classes):
             raise UserError(

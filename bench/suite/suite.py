@@ -17,6 +17,7 @@ from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.yaml_text import written
 from bench.tasks import DataSource
+from bench.tasks.plain_text import TextName
 from bench.wire.start import SourceFile
 from methods import UserError
 from methods.validation import Frozen, refuse_repeats, validate
@@ -56,6 +57,8 @@ class Suite(Frozen):
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
     #: The split on which the selected state is scored, once.
     evaluate: Literal["test", "validation"] = "test"
+    #: The text on which forgetting is measured, of decoders. With None, which YAML calls `none`, it is not.
+    forgetting: TextName | None = "newspapers"
     #: A text that is printed under the results.
     closing: str = ""
     #: How long a trial may take.
@@ -86,6 +89,11 @@ class Suite(Frozen):
                 "should be a text without NUL and halves of surrogate pairs, which no store takes"
             )
         return text
+
+    @field_validator("forgetting", mode="before")
+    @classmethod
+    def _no_forgetting(cls, value: Any) -> Any:
+        return None if value == "none" else value
 
     @field_validator("tuning", mode="before")
     @classmethod

@@ -70,7 +70,8 @@ class Examples:
 
     `inputs`: all strings, all tuples of two strings, or RGB images as uint8 arrays (height, width, 3); a lazy
     sequence that decodes an image when it is indexed will do. `labels`: indices into the task's classes;
-    where an example may have several, a tuple of them for each; of a regression numbers.
+    where an example may have several, a tuple of them for each; of a regression numbers, of a generation the
+    right answers.
     `ids`: integers that name the examples in their source for good. `groups`: examples that must not be
     parted by the split (near-duplicates, the same review, the same place) have equal keys; None where there
     are none. Exact duplicates need no key: they are found and kept together in any case. `splits`: which
@@ -78,7 +79,7 @@ class Examples:
     """
 
     inputs: Sequence[str] | Sequence[tuple[str, str]] | Sequence[NDArray[np.uint8]]
-    labels: Sequence[int] | Sequence[tuple[int, ...]] | Sequence[float]
+    labels: Sequence[int] | Sequence[tuple[int, ...]] | Sequence[float] | Sequence[str]
     ids: Sequence[int]
     groups: Sequence[Hashable] | None = None
     splits: Sequence[SplitName] | None = None
@@ -117,9 +118,9 @@ class Task(ABC):
 
     `metric` is the name of a metric, such as "accuracy" or "matthews" (Matthews' correlation, for uneven
     classes); `tensorbench.metrics` is where plug-ins add some. `target` is "single label", "multi-label" or
-    "regression"; a regression has no classes. `version` must grow when
-    `examples`, `fractions` or the label rule change: with `data_hash` it names the prepared data and enters
-    every trial's id. `fractions` are the percentages of train, validation and
+    "regression", which has no classes, or "generation": a decoder writes an answer to each input, a prompt.
+    `version` must grow when `examples`, `fractions` or the label rule change: with `data_hash` it names the
+    prepared data and enters every trial's id. `fractions` are the percentages of train, validation and
     test; where the test split is official, those of train and validation. `sizes`, if given, are the
     splits' true sizes, known before anything is downloaded.
     """
@@ -130,6 +131,11 @@ class Task(ABC):
     target: Kind = "single label"
     #: What the targets of a regression are counted in.
     unit: str = ""
+    #: Of a generation: whether the answer's tokens are trained on or the prompt's too, how many tokens an
+    #: answer may have, and what stands before the part of it that counts (see `bench.tasks.extraction`).
+    loss_on: Literal["answer", "all"] = "answer"
+    new_tokens: int = 64
+    answer_after: tuple[str, ...] = ()
     metric: str = "accuracy"
     data_hash: str
     version: int = 1
@@ -147,7 +153,7 @@ class Task(ABC):
     @property
     def outputs(self) -> int:
         """How many outputs the head has."""
-        return 1 if self.target == "regression" else len(self.classes)
+        return {"regression": 1, "generation": 3}.get(self.target, len(self.classes))
 
     def at(self, source: DataSource) -> Task:
         """The same task with its data from elsewhere. Raises UserError where there is only one place."""
@@ -169,4 +175,6 @@ class Task(ABC):
         # Accuracy was there before any other metric, and its trials keep their ids.
         parts += [self.metric] if self.metric != "accuracy" else []
         parts += [self.target] if self.target != "single label" else []
+        if self.target == "generation":
+            parts += [self.loss_on, str(self.new_tokens), *self.answer_after]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

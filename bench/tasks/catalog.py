@@ -24,6 +24,8 @@ TASKS = Registry(
         "mnli-mm": "bench.tasks.glue:MNLI_MISMATCHED",
         "qnli": "bench.tasks.glue:QNLI",
         "rte": "bench.tasks.glue:RTE",
+        "gsm8k": "bench.tasks.school_math:GSM8K",
+        "metamath": "bench.tasks.school_math:METAMATH",
         "dtd": "bench.tasks.dtd:DTD",
         "dtd-merged": "bench.tasks.dtd:DTD_MERGED",
         "eurosat": "bench.tasks.eurosat:EUROSAT",

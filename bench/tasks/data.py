@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ from bench.tasks.objective import as_labels, as_tensor, objective
 from bench.tasks.prompts import prompted
 from bench.tasks.reading import image_content, read_examples, read_images, text_content
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
+from bench.tasks.written import WrittenSplit, answers_of, written
 from methods.errors import UserError
 from methods.validation import Frozen, Later, identity
 
@@ -119,7 +121,10 @@ def prepare(
         parts = [_read(task, folder, *wanted) for wanted in zip(SPLITS, sizes, strict=True)]
     else:
         parts = _deal_pool(task, folder, split_seed, sizes)
-    train, validation, test = (_split(part, model_input, key) for part in parts)
+    train, validation, test = (_split(task, part, model_input, key) for part in parts)
+    if isinstance(train, WrittenSplit):
+        # What is evaluated is the answer in any case.
+        train = replace(train, whole=task.loss_on == "all")
     return PreparedData(train, validation, test, asked.standardised(task.name, train.labels))
 
 
@@ -140,7 +145,10 @@ def _check_size(task: Task, split: str, wanted: int | None, available: int, deal
         )
 
 
-#: What is known of N examples: tensors (N, ...), but for `tokens`, all texts end to end, and `pad_id`.
+#: What is stored of all examples end to end, and what says how much of it each has.
+_END_TO_END = {"tokens": "lengths", "answer_bytes": "answer_sizes"}
+
+#: What is known of N examples: tensors (N, ...), but for those of `_END_TO_END`, and `pad_id`.
 _Tensors = dict[str, Tensor]
 
 #: The model's view of all examples, and what makes two of them duplicates.
@@ -169,7 +177,10 @@ def _build_text(task: Task, model_input: TextInput, max_tokens: int, examples: E
     paired = isinstance(inputs[0], tuple)
     with model_input.blaming():
         tokenizer = model_input.load_tokenizer()
-        if model_input.prompt is None:
+        if task.target == "generation":
+            _check_padding(tokenizer)
+            tensors = written(tokenizer, max_tokens, inputs, [str(label) for label in examples.labels])
+        elif model_input.prompt is None:
             tensors = _tokenise(task, tokenizer, max_tokens, inputs, paired)
         else:
             _check_padding(tokenizer)
@@ -252,11 +263,14 @@ def _build_images(task: Task, model_input: ImageInput, examples: Examples) -> _B
 
 def _take(tensors: _Tensors, chosen: Tensor) -> _Tensors:
     """The tensors of the chosen examples, in their order."""
-    whole = ("tokens", "pad_id")
+    whole = (*_END_TO_END, "pad_id")
     taken = {name: tensor[chosen] for name, tensor in tensors.items() if name not in whole}
-    if "tokens" in tensors:
-        texts = tensors["tokens"].split(tensors["lengths"].tolist())
-        taken |= {"tokens": torch.cat([texts[i] for i in chosen.tolist()]), "pad_id": tensors["pad_id"]}
+    for name, sizes in _END_TO_END.items():
+        if name in tensors:
+            parts = tensors[name].split(tensors[sizes].tolist())
+            taken[name] = torch.cat([parts[i] for i in chosen.tolist()])
+    if "pad_id" in tensors:
+        taken["pad_id"] = tensors["pad_id"]
     return taken
 
 
@@ -270,10 +284,12 @@ def _read(task: Task, folder: Path, split: SplitName, size: int | None) -> _Tens
     with safe_open(folder / f"{split}.safetensors", framework="pt") as file:
         available = file.get_slice("labels").get_shape()[0]
         _check_size(task, split, size, available)
-        names = set(file.keys()) - {"tokens", "pad_id"}
+        names = set(file.keys()) - {*_END_TO_END, "pad_id"}
         tensors = {name: file.get_slice(name)[: size or available] for name in names}
+        for name, sizes in _END_TO_END.items():
+            if sizes in tensors:
+                tensors[name] = file.get_slice(name)[: int(tensors[sizes].sum())]
         if "lengths" in tensors:
-            tensors["tokens"] = file.get_slice("tokens")[: int(tensors["lengths"].sum())]
             tensors["pad_id"] = file.get_tensor("pad_id")
     return tensors
 
@@ -291,12 +307,12 @@ def _deal_pool(task: Task, folder: Path, seed: int, sizes: tuple[int | None, ...
     return parts
 
 
-def _split(tensors: _Tensors, model_input: ModelInput, key: dict[str, Any]) -> Split:
+def _split(task: Task, tensors: _Tensors, model_input: ModelInput, key: dict[str, Any]) -> Split:
     labels, ids = tensors["labels"], tensors["ids"]
     if isinstance(model_input, ImageInput):
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model_input.mean, model_input.std))
         return ImageSplit(tensors["pixels"], labels, ids, mean, std)
-    return TextSplit(
+    made = TextSplit(
         tensors["tokens"],
         tensors["lengths"].cumsum(0) - tensors["lengths"],
         tensors["lengths"],
@@ -306,4 +322,12 @@ def _split(tensors: _Tensors, model_input: ModelInput, key: dict[str, Any]) -> S
         tensors.get("seconds"),
         key["max_tokens"] if model_input.padding == "max_tokens" else None,
         cut=int(tensors["cut"].sum()) if "cut" in tensors else 0,
+    )
+    if task.target != "generation":
+        return made
+    return WrittenSplit(
+        **vars(made),
+        prompts=tensors["prompts"],
+        answers=answers_of(tensors),
+        phrases=task.answer_after,
     )

@@ -93,6 +93,8 @@ def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
         return [(label,) for label in labels]
     if task.target == "multi-label":
         return [label or (len(task.classes),) for label in labels]
+    if task.target == "generation":
+        return [(0,) for _ in labels]
     edges = np.quantile(labels, np.arange(1, PARTS) / PARTS) if labels else np.zeros(0)
     return [(part,) for part in np.searchsorted(edges, labels, side="right").tolist()]
 
@@ -107,10 +109,10 @@ def blocks(
 
     Examples with the same content are duplicates and form a block, as does a group: no deal parts it.
     Duplicates whose labels disagree are all dropped, unless they belong to official `splits`, which stay
-    whole, or the labels are floats: ratings of one text need not agree.
+    whole, or the labels are floats or texts: ratings of one text, and answers to it, need not agree.
     """
     kept = list(range(len(labels)))
-    if splits is None and not isinstance(next(iter(labels), None), float):
+    if splits is None and not isinstance(next(iter(labels), None), (float, str)):
         seen: defaultdict[Hashable, set[Any]] = defaultdict(set)
         for content, label in zip(contents, labels, strict=True):
             seen[content].add(label)

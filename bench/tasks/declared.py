@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StrictInt, field_validator, model_validator
 
@@ -25,6 +25,9 @@ class _Declared(Frozen):
     classes: tuple[_Words, ...] = ()
     target: Kind
     unit: str
+    loss_on: Literal["answer", "all"]
+    new_tokens: PositiveInt
+    answer_after: tuple[_Words, ...]
     metric: _Words
     version: StrictInt
     description: _Words
@@ -43,6 +46,10 @@ class _Declared(Frozen):
     def _classes_of_the_target(self) -> Self:
         if self.target == "regression" and self.classes:
             raise ValueError(f"classes: a regression has none (got {shown(self.classes)})")
+        if self.target == "generation":
+            if self.classes or self.modality != "text":
+                raise ValueError("target: a generation is of texts and has no classes")
+            return self
         if self.target != "regression" and len(self.classes) < 2:
             raise ValueError(f"classes: should list at least 2 (got {shown(self.classes)})")
         return self

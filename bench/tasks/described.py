@@ -23,7 +23,12 @@ from methods.errors import UserError
 READING_VERSION = 1
 
 #: The metric of a task that names none.
-METRIC_OF: dict[Kind, str] = {"single label": "accuracy", "multi-label": "f1_macro", "regression": "pearson"}
+METRIC_OF: dict[Kind, str] = {
+    "single label": "accuracy",
+    "multi-label": "f1_macro",
+    "regression": "pearson",
+    "generation": "exact_match",
+}
 
 
 def described(name: str, asked: Description) -> Task:
@@ -63,6 +68,7 @@ def _blaming(name: str) -> Iterator[None]:
 def _declare(task: Task, name: str, asked: Description, classes: Sequence[str]) -> None:
     task.name, task.modality, task.classes = name, asked.modality, tuple(classes)
     task.target, task.unit, task.every_class = asked.target, asked.unit, asked.every_class
+    task.loss_on, task.new_tokens, task.answer_after = asked.loss_on, asked.new_tokens, asked.answer_after
     task.metric = asked.metric or METRIC_OF[asked.target]
     task.license = "the user's own"
     columns = asked.text or asked.image or "images"
@@ -104,7 +110,10 @@ class OwnTask(Task):
         with _blaming(self.name):
             rows = read_rows(self._asked)
             _, labels = read_labels(self._asked, rows.labels, rows.names, rows.line)
-            return Examples(rows.inputs(), labels, range(len(labels)), rows.groups, rows.splits)
+            inputs = rows.inputs()
+            if self.target == "generation":
+                inputs = [self._asked.template.replace("{prompt}", prompt) for prompt in inputs]
+            return Examples(inputs, labels, range(len(labels)), rows.groups, rows.splits)
 
     def identity_hash(self) -> str:
         return _identity(super().identity_hash(), self._asked, self.classes)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from bench.metrics.base import Kind
 from bench.tasks.base import SplitName
-from methods.validation import Frozen
+from methods.validation import Frozen, Later, identity
 
 #: One file, or one for each official split.
 Files = Path | dict[SplitName, Path]
@@ -62,6 +62,12 @@ class Description(Frozen):
     #: The names of the classes in their order, or the values of the label column with their names.
     classes: tuple[_Words, ...] | dict[str, _Words] | None = None
     target: Kind = "single label"
+    #: Of a generation, which `prompt` and `answer` in the place of `text` and `label` ask for: what is made
+    #: of a prompt, and what `Task` says of the others.
+    template: Annotated[str, Later()] = "{prompt}"
+    loss_on: Annotated[Literal["answer", "all"], Later()] = "answer"
+    new_tokens: Annotated[PositiveInt, Later()] = 64
+    answer_after: Annotated[tuple[_Words, ...], Later()] = ()
     #: What is between the labels of one row where they stand in one column of a CSV file or a list.
     separator: _Words = "|"
     #: A metric's name; None: accuracy of a single label, f1_macro of several, pearson of a regression.
@@ -78,6 +84,19 @@ class Description(Frozen):
     splits: dict[str, SplitName] | None = None
     #: Percentages of train, validation and test; of an official test split those of train and validation.
     fractions: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _generation(cls, values: Any) -> Any:
+        """Puts the columns of prompts and answers where those of inputs and labels are."""
+        if not isinstance(values, dict) or not values.keys() & {"prompt", "answer"}:
+            return values
+        if lacking := {"prompt", "answer"} - values.keys():
+            raise ValueError(f"{lacking.pop()} is missing: a generation has the columns prompt and answer")
+        if extra := sorted(values.keys() & {"text", "image", "label", "target", "classes"}):
+            raise ValueError(f"{', '.join(extra)}: does not go with prompt and answer")
+        rest = {key: value for key, value in values.items() if key not in ("prompt", "answer")}
+        return {**rest, "text": values["prompt"], "label": values["answer"], "target": "generation"}
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -118,6 +137,7 @@ class Description(Frozen):
         """Raises ValueError for fields that contradict each other."""
         if self.target == "regression" and self.classes is not None:
             raise ValueError("a regression has no classes")
+        self._written()
         if self.unit and self.target != "regression":
             raise ValueError("unit goes with target: regression")
         several = isinstance(self.label, tuple)
@@ -137,6 +157,18 @@ class Description(Frozen):
             raise ValueError(
                 "hub takes single labels and regressions; load others and save them with datasets"
             )
+
+    def _written(self) -> None:
+        """Raises ValueError for what goes with a generation alone, and for what does not."""
+        own = ("template", "loss_on", "new_tokens", "answer_after")
+        if self.target != "generation":
+            if set_ := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:
+                raise ValueError(f"{', '.join(set_)}: goes with prompt and answer")
+            return
+        if not (isinstance(self.text, str) and isinstance(self.label, str)) or self.hub is not None:
+            raise ValueError("a generation has one column of prompts and one of answers, and no hub")
+        if "{prompt}" not in self.template:
+            raise ValueError("template should have {prompt} in it")
 
     @property
     def format(self) -> str:
@@ -178,9 +210,8 @@ class Description(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """What of it changes the examples, whatever path the data have."""
-        return self.model_dump(
-            mode="json", exclude={*FORMATS, "unit", "metric", "config", "revision", "every_class"}
-        )
+        free = {*FORMATS, "unit", "metric", "config", "revision", "every_class"}
+        return identity(self, include=set(type(self).model_fields) - free)
 
 
 def _text(value: Any) -> Any:

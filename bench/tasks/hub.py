@@ -172,7 +172,7 @@ class HubTask(Task):
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UserError(f"task '{self.name}': {files[0].parent} cannot be read: {error}") from error
         named = getattr(split.features[self.label], "names", self.classes)
-        if self.target != "regression" and len(named) != len(self.classes):
+        if self.classes and len(named) != len(self.classes):
             raise UserError(
                 f"task '{self.name}': the {part} split has {len(named)} classes, not {len(self.classes)}"
             )
@@ -193,11 +193,12 @@ class HubTask(Task):
             raise UserError(f"{where} should hold numbers, got values of type {kind}")
         if (
             column == self.label
-            and self.target != "regression"
+            and self.target not in ("regression", "generation")
             and not (whole or (self.named and is_text(kind)))
         ):
             raise UserError(f"{where} should hold the numbers of the classes, got values of type {kind}")
-        if column in self.columns and self.modality == "text" and not is_text(kind):
+        texts = (*self.columns, self.label) if self.target == "generation" else self.columns
+        if column in texts and self.modality == "text" and not is_text(kind):
             raise UserError(f"{where} should hold texts, got values of type {kind}")
 
 

@@ -20,6 +20,9 @@ from methods.errors import UserError
 class Objective:
     """Loss and score of a backbone's outputs (N, outputs) against a split's labels.
 
+    Of a generation labels are 1 and outputs (N, 3): whether the written answer is right, the log-likelihood
+    of the tokens to be predicted, and how many those are.
+
     Labels are int64 (N,) of a single label, float 0 or 1 (N, classes) of several, float (N,) in their units
     of a regression. There the one output is a standardised target: `centre` and `spread` are mean and
     standard deviation of the training targets.
@@ -37,19 +40,29 @@ class Objective:
         return (self.centre, self.spread) if self.kind == "regression" else None
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy; with several labels binary, of a regression the squared error, standardised."""
+        """Mean cross-entropy, of a generation over its tokens; with several labels binary.
+
+        Of a regression it is the squared error, standardised.
+        """
         if self.kind == "single label":
             return F.cross_entropy(outputs, labels)
+        if self.kind == "generation":
+            # Of all tokens alike, whichever example they are of.
+            return -outputs[:, 1].sum() / outputs[:, 2].sum()
         if self.kind == "multi-label":
             return F.binary_cross_entropy_with_logits(outputs, labels)
         return F.mse_loss(outputs.squeeze(1), (labels - self.centre) / self.spread)
 
     def answers(self, outputs: Tensor) -> NDArray[Any]:
-        """The likeliest class (N,); which classes are likelier than not (N, classes); or numbers (N,)."""
+        """The likeliest class (N,); which classes are likelier than not (N, classes); numbers (N,); whether
+        what was written is right (N,).
+        """
         if self.kind == "single label":
             return np.asarray(outputs.argmax(1))
         if self.kind == "multi-label":
             return np.asarray((outputs > 0).long())
+        if self.kind == "generation":
+            return np.asarray((outputs[:, 0] > 0).long())
         return np.asarray(outputs.squeeze(1).double() * self.spread + self.centre)
 
     def score(self, outputs: Tensor, labels: Tensor) -> float:
@@ -100,6 +113,8 @@ def as_tensor(task: Task, labels: list[Any]) -> Tensor:
         return torch.tensor(labels)
     if task.target == "regression":
         return torch.tensor(labels, dtype=torch.float32)
+    if task.target == "generation":
+        return torch.ones(len(labels), dtype=torch.long)
     found = torch.zeros(len(labels), task.outputs)
     for row, of_row in enumerate(labels):
         found[row, list(of_row)] = 1

@@ -27,6 +27,8 @@ def read_labels(
     where the data have them, whose numbers the values are then. Raises UserError.
     """
     column = asked.label if isinstance(asked.label, str) else "label"
+    if asked.target == "generation":
+        return (), [_answer(column, value, row, line) for row, value in enumerate(values)]
     if asked.target == "regression":
         return (), [_number(column, value, row, line) for row, value in enumerate(values)]
     if isinstance(asked.label, tuple):
@@ -113,6 +115,13 @@ def _flags(columns: Sequence[str], values: Sequence[Any], row: int, line: Line) 
         if flag:
             found.append(number)
     return tuple(found)
+
+
+def _answer(column: str, value: Any, row: int, line: Line) -> str:
+    if not isinstance(value, (str, int, float)):
+        told = "no value" if value is None else shown(value)
+        raise UserError(f"{line(row)}: {told} in column '{column}', which should hold texts")
+    return str(value)
 
 
 def _number(column: str, value: Any, row: int, line: Line) -> float:

@@ -19,8 +19,7 @@ def prompted(
     end stays. Raises UserError where words have no tokens, or where `max_tokens` leaves a prompt none.
     """
     longest = max(map(len, prompt.word_tokens(tokenizer)))
-    begun = tokenizer("")["input_ids"][:1]
-    begin = begun if begun and begun[0] == tokenizer.bos_token_id else []
+    begin = beginning(tokenizer)
     room = max_tokens - longest - len(begin)
     if room < 1:
         raise UserError(
@@ -29,3 +28,9 @@ def prompted(
         )
     asked = [tokenizer(prompt.asked(text), add_special_tokens=False)["input_ids"] for text in texts]
     return [begin + tokens[-room:] for tokens in asked], [len(tokens) > room for tokens in asked]
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """The token with which the tokenizer begins a text, if there is one."""
+    begun: list[int] = tokenizer("")["input_ids"][:1]
+    return begun if begun and begun[0] == tokenizer.bos_token_id else []

@@ -38,7 +38,8 @@ def read_examples(task: Task) -> Examples:
         _check(task, "group", groups, hash, "groups are keys, such as texts and numbers")
         _check(task, "split", splits, SPLITS.index, f"splits are {', '.join(SPLITS)}")
         if task.modality == "text":
-            read = _pair if isinstance(examples.inputs[0], tuple) else _string
+            paired = isinstance(examples.inputs[0], tuple) and task.target != "generation"
+            read = _pair if paired else _string
             _check(task, "text", examples.inputs, read, "texts are all strings, or all tuples of two strings")
         labels = _check(task, "label", examples.labels, *_label(task))
         ids = _check(task, "id", examples.ids, _whole(-(2**63), 2**63), "ids are whole numbers of 64 bits")
@@ -90,6 +91,8 @@ def _label(task: Task) -> tuple[Callable[[Any], Any], str]:
     """What reads a label of the task, and what is accepted as one."""
     if task.target == "regression":
         return _number, "targets are finite numbers"
+    if task.target == "generation":
+        return _text, "answers are texts"
     read, accepted = _whole(0, len(task.classes)), f"whole numbers from 0 to {len(task.classes) - 1}"
     if task.target == "multi-label":
         return lambda labels: tuple(
@@ -114,6 +117,11 @@ def _whole(least: int, beyond: int) -> Callable[[Any], int]:
         return number
 
     return read
+
+
+def _text(value: Any) -> str:
+    _string(value)
+    return str(value)
 
 
 def _string(text: Any) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import tarfile
 from typing import ClassVar
 
-from bench.sources.assets import ASSETS, fetch
+from bench.sources.assets import ASSETS
 from bench.tasks.base import Examples, Task
 from bench.tasks.dealing import link, near_duplicates
+from bench.tasks.vader import rows
 
 #: Nearer to zero than this, the raters' mean (20 people) says neutral or that they disagree.
 _LEAST_RATING = 0.5
@@ -26,9 +25,9 @@ class _RatedSentences(Task):
     def examples(self) -> Examples:
         """One example a rated sentence; its id is its row in the file, from 0."""
         texts, labels, ids, sources = [], [], [], []
-        for row, (source, rating, text) in enumerate(self._rows()):
+        for row, (source, rating, text) in enumerate(rows(self.member)):
             if abs(rating) >= _LEAST_RATING:
-                texts.append(html.unescape(text).strip())
+                texts.append(text)
                 labels.append(int(rating > 0))
                 ids.append(row)
                 sources.append(self._source_of(source))
@@ -37,15 +36,6 @@ class _RatedSentences(Task):
     def _source_of(self, row_id: str) -> str:
         """What a row was taken from; rows of one source share a split."""
         return row_id
-
-    def _rows(self) -> list[tuple[str, float, str]]:
-        folder = fetch("vader-sentiment") / "vaderSentiment-3.3.2" / "additional_resources"
-        with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:
-            file = archive.extractfile(f"hutto_ICWSM_2014/{self.member}_GroundTruth.txt")
-            assert file is not None  # a regular file of an archive whose hash is pinned
-            lines = file.read().decode("utf-8").split("\n")
-        fields = (line.rstrip("\r").split("\t", 2) for line in lines if line)
-        return [(source, float(rating), text) for source, rating, text in fields]
 
 
 class MovieSentiment(_RatedSentences):

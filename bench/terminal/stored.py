@@ -89,10 +89,12 @@ def _identity(found: TrialContents) -> Iterator[tuple[str, str]]:
     if not found.budgets:
         yield "budget", OWN_SIZE
     adapter, head = found.measure(Measure.ADAPTER_PARAMETERS), found.measure(Measure.HEAD_PARAMETERS)
-    count = row.parameters if row else adapter
+    peak = found.measure(Measure.PEAK_PARAMETERS)
+    count = adapter if row is None or peak is not None else row.parameters
     if count is not None:
         share = f", {row.percent_of_lora:.2f}% of LoRA r=4" if row else ""
-        yield "parameters", f"{count:,.0f}{share}" + ("" if head is None else f"; head {head:,.0f}")
+        before = "" if peak is None else f" (peak {peak:,.0f})"
+        yield "parameters", f"{count:,.0f}{before}{share}" + ("" if head is None else f"; head {head:,.0f}")
     yield "backbone", escape(record.tag(Tag.BACKBONE))
     yield "task", f"{escape(record.tag(Tag.TASK))}, seed {record.tag(Tag.SEED)}"
     if phase := record.tag(Tag.PHASE):
@@ -121,6 +123,19 @@ def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
     peak = found.measure(Measure.PEAK_MIB)
     if peak is not None:
         yield "peak memory", f"{peak:,.0f} MiB"
+    if record.status == Status.FINISHED:
+        yield "forgetting", _forgetting(found)
+
+
+def _forgetting(found: TrialContents) -> str:
+    """What the adapter did to the loss on text that no task trains on."""
+    change = found.record.forgetting
+    if change is None:
+        return "not measured"
+    bare, adapted = found.measure(Measure.TEXT_LOSS_BARE), found.measure(Measure.TEXT_LOSS)
+    tokens, text = found.measure(Measure.TEXT_TOKENS), found.record.tag(Tag.TEXT)
+    told = f"{change:+.4f} nats a token, from {bare:.4f} to {adapted:.4f}"
+    return f"{told}, on {tokens:,.0f} tokens of {escape(text)}"
 
 
 def _surroundings(found: TrialContents) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from bench.training.trial import Outcome
+from bench.wire.text import storable
 from bench.wire.trial import Ending
 from bench.wire.words import Artifact, Measure, Tag
 
@@ -23,6 +24,7 @@ def finished(outcome: Outcome) -> Ending:
         Measure.SELECTED_EPOCH: trained.selected_epoch,
         Measure.SELECTED_VALIDATION: trained.validation_metric,
         Measure.ADAPTER_PARAMETERS: outcome.adapter_parameters,
+        Measure.PEAK_PARAMETERS: outcome.peak_parameters,
         Measure.HEAD_PARAMETERS: outcome.head_parameters,
         Measure.STEPS: trained.steps,
         Measure.STEP_MS: trained.step_ms,
@@ -31,13 +33,21 @@ def finished(outcome: Outcome) -> Ending:
     }
     if outcome.scale is not None:
         values |= zip((Measure.TARGET_MEAN, Measure.TARGET_SD), outcome.scale, strict=True)
+    tags = {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {}
+    if (forgotten := outcome.forgetting) is not None:
+        values |= {
+            Measure.TEXT_LOSS_BARE: forgotten.before,
+            Measure.TEXT_LOSS: forgotten.after,
+            Measure.TEXT_TOKENS: forgotten.tokens,
+        }
+        tags[Tag.TEXT] = forgotten.text
     tensors = {f"adapter.{name}": value for name, value in outcome.adapter.items()}
     tensors |= {f"head.{name}": value for name, value in outcome.head.items()}
     return Ending(
         "finished",
         {key: float(value) for key, value in values.items() if value is not None},
         {Artifact.PREDICTIONS: _predictions(outcome), Artifact.ADAPTER: save(tensors)},
-        {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {},
+        tags,
     )
 
 
@@ -45,15 +55,18 @@ def _predictions(outcome: Outcome) -> bytes:
     """Of each example its id, what is right, what was answered, and the outputs behind the answer.
 
     Where an example may have several labels, `label` and `prediction` are a column a class: `label_0`, …
+    What a language model wrote is in `text`.
     """
     logits, answers = outcome.final.logits, outcome.final.answers
     told = {
         "label": outcome.labels.numpy(),
         "prediction": logits.argmax(1).numpy() if answers is None else answers,
     }
-    columns = {"example": outcome.example_ids.numpy()}
+    columns: dict[str, Any] = {"example": outcome.example_ids.numpy()}
     for name, values in told.items():
         columns |= {name: values} if values.ndim == 1 else _numbered(name, values)
+    if outcome.final.texts is not None:
+        columns["text"] = list(map(storable, outcome.final.texts))
     frame = pd.DataFrame(columns | _numbered("logit", logits.numpy()))
     file = io.BytesIO()
     frame.to_parquet(file, index=False)

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bench.suite.recipe import Recipe
 from bench.tasks import ImageSplit, Objective, PreparedData, Split
+from bench.tasks.written import WrittenSplit
 from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
 from bench.training.seeding import generator
@@ -61,6 +62,8 @@ class Evaluation:
     loss: float
     #: As `Objective.answers` has them; None: the likeliest class.
     answers: NDArray[Any] | None = None
+    #: What a language model wrote; None where it does not write.
+    texts: list[str] | None = None
 
 
 def batches(split: Split, size: int, order: torch.Generator | None) -> Iterator[Tensor]:
@@ -110,9 +113,15 @@ def evaluate(
     backbone.module.eval()
     device = next(backbone.module.parameters()).device
     parts, order = [], []
+    texts: dict[int, str] = {}
     with torch.inference_mode(), adapter.hold(), autocast(recipe, device):
         for indices in batches(split, 2 * recipe.batch_size, None):
-            parts.append(backbone.module(**split.batch(indices)).float())
+            outputs = backbone.module(**split.batch(indices)).float()
+            if isinstance(split, WrittenSplit):
+                told = _writer(backbone).write(backbone.module.encoder, *split.asked(indices))
+                outputs[:, 0] = torch.tensor(split.right(indices, told))
+                texts |= zip(indices.tolist(), told, strict=True)
+            parts.append(outputs)
             order.append(indices)
     # Made outside of inference mode, so that autograd and the metrics may use the logits.
     logits = torch.empty(len(split), objective.outputs)
@@ -121,7 +130,12 @@ def evaluate(
     loss, answers = objective.loss(logits, labels).item(), objective.answers(logits)
     # What is not finite has no score; the loss tells whoever asks that training diverged.
     score = objective.score(logits, labels) if math.isfinite(loss) else math.nan
-    return Evaluation(logits, score, loss, answers)
+    return Evaluation(logits, score, loss, answers, [texts[i] for i in range(len(split))] if texts else None)
+
+
+def _writer(backbone: Backbone) -> Any:
+    """What writes the answers of a backbone on which `put_head` has put it."""
+    return backbone.module.answers
 
 
 @dataclass
@@ -181,7 +195,8 @@ def train(
     """Trains adapter and head, and leaves the selected state in place.
 
     Validation is scored after each epoch and after the last step, and once where there is nothing to train.
-    Raises Diverged on a loss that is not finite.
+    The losses that are reported are the task's, without a method's own term. Raises Diverged on one that is
+    not finite, and UserError where the steps are too few for the method.
     """
     device = next(backbone.module.parameters()).device
     groups = _core_apart(adapter) if recipe.core_lr != 1 else adapter.parameter_groups()
@@ -191,6 +206,7 @@ def train(
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective)
         return Trained(0, 0, result.metric, None)
     course = _Course(recipe.step_count(len(data.train)), report)
+    adapter.begin_training(course.steps)
     optimizer, scheduler = _optimizer(groups, recipe, course.steps)
     order, feed = generator(seed, "data_order"), _feed(data.train, recipe, seed)
     timer = StepTimer(device)
@@ -203,11 +219,13 @@ def train(
                 with autocast(recipe, device):
                     logits = backbone.module(**feed(indices))
                     loss = data.objective.loss(logits.float(), data.train.targets(indices))
+                extra = adapter.extra_loss()
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                (loss if extra is None else loss + extra).backward()
                 if recipe.clip is not None:
                     torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
                 optimizer.step()
+                adapter.after_step(course.step + 1, optimizer)
                 scheduler.step()
             course.stepped(loss)
             if course.step == course.steps:
@@ -216,9 +234,10 @@ def train(
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective)
         course.validated(result)
         better = selected is None or data.objective.metric.better(result.metric, selected.metric)
-        if better or recipe.select == "last":
+        if adapter.settled and (better or recipe.select == "last"):
             selected = _Selected(result.metric, course.epoch, adapter.state(), head_state(backbone))
-    assert selected is not None
+    if selected is None:
+        raise RuntimeError(f"{type(adapter).__name__} was never settled, not even after the last step")
     adapter.load(selected.adapter)
     backbone.head.load_state_dict(selected.head)
     return Trained(course.steps, selected.epoch, selected.metric, timer.median_ms())

@@ -6,7 +6,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from bench.backbones import BackboneSpec, LoadedBackbone, load
 from bench.backbones.verbalizer import put_head
-from bench.inputs import ModelInput
+from bench.backbones.vocabulary import has_vocabulary
+from bench.inputs import ModelInput, TextInput
 from bench.plan.trial import Trial
 from bench.tasks import PreparedData, data_key, prepare
+from bench.tasks.plain_text import plain_tokens
+from bench.training.forgetting import Forgetting, text_loss
 from bench.training.loop import Diverged, Evaluation, Trained, evaluate, head_state, train
 from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic
@@ -42,10 +45,14 @@ class Outcome:
     peak_mib: float | None
     adapter: dict[str, Tensor]
     head: dict[str, Tensor]
+    #: Those of the adapter at the start, where training cut some.
+    peak_parameters: int | None = None
     #: What the method can do; None where that is not known.
     capabilities: tuple[Capability, ...] | None = None
     #: Mean and standard deviation of a regression's training targets; None of other targets.
     scale: tuple[float, float] | None = None
+    #: None where it was not measured: of encoders, and where the suite asks for none.
+    forgetting: Forgetting | None = None
 
 
 class Resources:
@@ -58,6 +65,8 @@ class Resources:
         self.device = torch.device(device)
         self._backbone: tuple[BackboneSpec, LoadedBackbone, str] | None = None
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
+        #: The loss of the bare backbone on a text, by the text and the precision of its forward.
+        self._bare: dict[tuple[str, str], float] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
         """The trial's backbone, without any adapter. Raises UserError if its weights are not the planned."""
@@ -65,6 +74,7 @@ class Resources:
         if self._backbone is None or self._backbone[0] != spec:
             # First this one goes, or memory would hold both for a while.
             self._backbone = None
+            self._bare.clear()
             loaded = load(spec)
             loaded.module.to(self.device)
             self._backbone = (spec, loaded, loaded.fingerprint())
@@ -100,6 +110,23 @@ class Resources:
         trial.recipe.check_batch(row.task, len(data.train))
         return data
 
+    def text(self, trial: Trial, backbone: LoadedBackbone) -> tuple[Tensor, ...] | None:
+        """The documents on which the trial's forgetting is measured; None where it is not.
+
+        Raises UserError where the text cannot be had.
+        """
+        if trial.forgetting is None or not has_vocabulary(backbone):
+            return None
+        assert isinstance(backbone.info.input, TextInput)
+        return plain_tokens(trial.forgetting, backbone.info.input)
+
+    def bare_loss(self, trial: Trial, backbone: LoadedBackbone, text: Sequence[Tensor]) -> float:
+        """The mean loss on a text of the backbone, which has no adapter now: measured once."""
+        key = (str(trial.forgetting), trial.recipe.precision)
+        if key not in self._bare:
+            self._bare[key], _ = text_loss(backbone, text, trial.recipe)
+        return self._bare[key]
+
     def _prepared(self, trial: Trial, wanted: ModelInput, split_seed: int | None) -> PreparedData:
         row = trial.task
         task = row.lookup()
@@ -109,9 +136,12 @@ class Resources:
         made = prepare(task, wanted, row.max_tokens, *row.sizes, split_seed=split_seed)
         splits = (made.train, made.validation, made.test)
         if cut := sum(getattr(split, "cut", 0) for split in splits):
+            what, how = ("prompts", " from the left")
+            if task.target == "generation":
+                what, how = ("prompts with their answers", "")
             warnings.warn(
-                f"task '{row.task}': {cut:,} of {sum(map(len, splits)):,} prompts have more than "
-                f"{now['max_tokens']} tokens and were cut from the left; raise max_tokens, or know it",
+                f"task '{row.task}': {cut:,} of {sum(map(len, splits)):,} {what} have more than "
+                f"{now['max_tokens']} tokens and were cut{how}; raise max_tokens, or know it",
                 stacklevel=2,
             )
         return made.to(self.device)
@@ -125,6 +155,8 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     """
     backbone = resources.backbone(trial)
     data = resources.data(trial, backbone.info.input)
+    text = resources.text(trial, backbone)
+    before = None if text is None else resources.bare_loss(trial, backbone, text)
     # Not counting what the first trial of a worker loads.
     started = time.perf_counter()
     encoder = backbone.module.encoder
@@ -138,25 +170,35 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
         try:
             # The peak is that of training and evaluation. What putting a method on takes is gone by now.
             memory = PeakMemory(resources.device)
+            started_with = adapter.parameter_count
             split = data.test if trial.evaluate == "test" else data.validation
             with deterministic(trial.recipe.deterministic), compiled(encoder, trial.recipe.compile):
                 trained = train(backbone, adapter, data, trial.recipe, trial.seed, report)
                 final = evaluate(backbone, adapter, split, trial.recipe, data.objective)
             if not math.isfinite(final.loss):
                 raise Diverged(trained.steps, final.loss)
+            # Costs are of training and evaluation alone.
+            seconds, peak = time.perf_counter() - started, memory.mib()
+            forgotten = None
+            if text is not None and before is not None:
+                with torch.inference_mode(), adapter.hold():
+                    after, tokens = text_loss(backbone, text, trial.recipe)
+                forgotten = Forgetting(str(trial.forgetting), before, after, tokens)
             return Outcome(
                 trained=trained,
                 final=final,
                 example_ids=split.ids.cpu(),
                 labels=data.objective.targets(split.labels.cpu()),
                 adapter_parameters=adapter.parameter_count,
+                peak_parameters=started_with if started_with != adapter.parameter_count else None,
                 head_parameters=sum(parameter.numel() for parameter in backbone.head.parameters()),
-                seconds=time.perf_counter() - started,
-                peak_mib=memory.mib(),
+                seconds=seconds,
+                peak_mib=peak,
                 adapter=adapter.state(),
                 head=head_state(backbone),
                 capabilities=_capabilities(method),
                 scale=data.objective.scale,
+                forgetting=forgotten,
             )
         finally:
             adapter.detach()

@@ -181,17 +181,27 @@ def _check_words(found: Examined, record: Record, trial: Trial, resolved: Resolv
 
 def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: bytes | None) -> None:
     """Parameters are those of the stored ranks, and of the tensors in the stored file."""
-    stored = record.measure(Measure.ADAPTER_PARAMETERS)
-    found.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
+    if not resolved.method.varying_count:
+        stored = record.measure(Measure.ADAPTER_PARAMETERS)
+        found.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
     if adapter is None:
         return
     try:
-        sizes = {name: tensor.numel() for name, tensor in load_tensors(adapter).items()}
+        # Seeds, which are whole numbers, are no parameters.
+        sizes = {
+            name: tensor.numel()
+            for name, tensor in load_tensors(adapter).items()
+            if tensor.is_floating_point()
+        }
     except SafetensorError as error:
         found.broken(Artifact.ADAPTER, "tensors", str(error))
         return
-    for part, measure in (("adapter.", Measure.ADAPTER_PARAMETERS), ("head.", Measure.HEAD_PARAMETERS)):
-        real = float(sum(size for name, size in sizes.items() if name.startswith(part)))
+    frozen = resolved.method.kept_count(resolved.info.geometry)
+    for part, measure, beside in (
+        ("adapter.", Measure.ADAPTER_PARAMETERS, frozen),
+        ("head.", Measure.HEAD_PARAMETERS, 0),
+    ):
+        real = float(sum(size for name, size in sizes.items() if name.startswith(part)) - beside)
         found.compare(f"{measure} by the tensors of {Artifact.ADAPTER}", record.measure(measure), real)
 
 

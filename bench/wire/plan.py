@@ -41,6 +41,8 @@ class PlannedRow(Wired):
     ranks: tuple[int, ...]
     #: Adapter parameters, head excluded.
     parameters: int
+    #: The parameters at the start, where training cuts some; None where it does not.
+    peak: int | None = None
     #: What the budget asks for; None where it sets the ranks instead.
     asked: int | None
     #: The count over what is asked for, and whether it is within the budget's tolerance.
@@ -66,6 +68,8 @@ class PlannedTrial(Wired):
     seed: int
     evaluate: Literal["test", "validation"]
     protocol: int
+    #: The text on which its forgetting is measured.
+    forgetting: str | None = None
 
 
 class Share(Wired):

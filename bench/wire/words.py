@@ -91,6 +91,8 @@ class Tag(StrEnum):
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
     #: JSON: what the method can do, in the words of `methods.capability.Capability`.
     CAPABILITIES = "capabilities"
+    #: The text on which forgetting was measured; a trial without has none.
+    TEXT = "forgetting_text"
     #: The sha256 of the suite and of the lock that the trial was started from; `config.json` has their texts.
     SUITE_HASH = f"{PROVENANCE}suite_sha256"
     LOCK_HASH = f"{PROVENANCE}lock_sha256"
@@ -123,6 +125,8 @@ class Measure(StrEnum):
     SELECTED_EPOCH = "selected/epoch"
     SELECTED_VALIDATION = "selected/validation"
     ADAPTER_PARAMETERS = "parameters/adapter"
+    #: At the start of training, where it cuts some.
+    PEAK_PARAMETERS = "parameters/adapter_peak"
     HEAD_PARAMETERS = "parameters/head"
     STEPS = "cost/steps"
     STEP_MS = "cost/step_ms"
@@ -131,6 +135,10 @@ class Measure(StrEnum):
     #: Of a regression's training targets, in their units: its outputs are standardised by them.
     TARGET_MEAN = "target/mean"
     TARGET_SD = "target/sd"
+    #: Of a language model on text that no task trains on: mean losses in nats, and of how many tokens.
+    TEXT_LOSS_BARE = "forgetting/bare"
+    TEXT_LOSS = "forgetting/adapted"
+    TEXT_TOKENS = "forgetting/tokens"
     # By step, and by epoch; the validation metric has a key of its own, see `validation_key`.
     TRAIN_LOSS = "train/loss"
     VALIDATION_LOSS = "validation/loss"

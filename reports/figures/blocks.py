@@ -67,7 +67,7 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
         alternative,
         figure,
         plot=_forest(study, block, shown, reach, looks),
-        **_of(block),
+        **of_block(block),
     )
 
 
@@ -192,7 +192,7 @@ def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
         caption += " Methods that share a letter at the right cannot be told apart."
     caption += _left_out(methods, block.methods)
     alternative = "; ".join(f"{m} {r:.1f}" for m, r in zip(methods, found.place, strict=False))
-    return Drawn(f"ranks-{number}", f"Ranks, {block.title}", caption, alternative, figure, **_of(block))
+    return Drawn(f"ranks-{number}", f"Ranks, {block.title}", caption, alternative, figure, **of_block(block))
 
 
 def better(block: Block, number: int) -> Drawn | None:
@@ -228,7 +228,7 @@ def better(block: Block, number: int) -> Drawn | None:
     )
     alternative = "Its numbers stand in the table below."
     return Drawn(
-        f"p-better-{number}", f"P(better), {block.title}", caption, alternative, figure, **_of(block)
+        f"p-better-{number}", f"P(better), {block.title}", caption, alternative, figure, **of_block(block)
     )
 
 
@@ -255,11 +255,16 @@ def normalised(study: Study, block: Block, number: int, looks: Looks) -> Drawn |
     ) + _left_out(methods, block.aggregates)
     alternative = "; ".join(f"{m} {block.aggregates[m].mean:.2f}" for m in methods)
     return Drawn(
-        f"normalised-{number}", f"Normalised score, {block.title}", caption, alternative, figure, **_of(block)
+        f"normalised-{number}",
+        f"Normalised score, {block.title}",
+        caption,
+        alternative,
+        figure,
+        **of_block(block),
     )
 
 
-def _of(block: Block) -> OfBlock:
+def of_block(block: Block) -> OfBlock:
     """What the figures of a block are of."""
     return {"budget": block.budget, "settings": block.settings}
 

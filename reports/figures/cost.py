@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -122,12 +122,13 @@ def _figure(
     measured = f"{first.evaluated} {first.metric}" + (f", {unit.mark}" if unit.mark else "")
     ax.set_xlabel(cost.label)
     ax.set_ylabel(measured)
+    best_names = f"from cheap to dear: {', '.join(p.name for p in line) or 'none'}"
     caption = (
         "The mean over seeds, hollow where some are missing. Faint: off the Pareto front, since something "
-        "that costs no more is better for certain. The line joins the best means, which are named; whiskers "
-        f"are 95% intervals. {cost.caption}{more}"
+        f"that costs no more is better for certain. The line joins the best means, {best_names}. "
+        f"{'Whiskers are 95% intervals. ' if _whiskered(dots) else ''}{cost.caption}{more}"
     )
-    alternative = f"The best means, from cheap to dear: {', '.join(p.name for p in line) or 'none'}."
+    alternative = f"The best means, {best_names}."
     return Drawn(
         f"{cost.name}-{number}",
         f"{cost.title}, {setting}",
@@ -174,6 +175,11 @@ def _count(value: float, _: int) -> str:
     return f"{value:g}"
 
 
+def _whiskered(dots: Sized) -> bool:
+    """Whether intervals are drawn: of more points they would hide one another."""
+    return len(dots) <= MOST_WHISKERS
+
+
 def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks) -> None:
     ax.plot(
         [point.cost for point in line],
@@ -183,7 +189,7 @@ def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks
         drawstyle="steps-post",
         zorder=1,
     )
-    for point in dots if len(dots) <= MOST_WHISKERS else ():
+    for point in dots if _whiskered(dots) else ():
         if point.bounds:
             colour, alpha = looks.colour(point.cell.family), 0.5 if point.front else 0.15
             ax.plot([point.cost] * 2, point.bounds, color=colour, lw=0.7, alpha=alpha, zorder=2)
@@ -286,6 +292,7 @@ def _plot(
                 "hoverinfo": "text",
                 "hovertext": [_told(study, cost, point) for point in group],
             }
+            | (_whiskers(group, looks) if front and _whiskered(dots) else {})
         )
         seen.add(family)
     return hover.plot(
@@ -296,6 +303,21 @@ def _plot(
         shapes=[_level(point) for point in free],
         annotations=_told_outside([p for p in (*dots, *free) if not limits[0] <= p.score <= limits[1]]),
     )
+
+
+def _whiskers(points: Sequence[_Point], looks: Looks) -> hover.Trace:
+    """The intervals of points that look alike."""
+    ends = [point.bounds or (point.score, point.score) for point in points]
+    error = {
+        "type": "data",
+        "symmetric": False,
+        "array": [float(f"{high - p.score:.6g}") for p, (_, high) in zip(points, ends, strict=True)],
+        "arrayminus": [float(f"{p.score - low:.6g}") for p, (low, _) in zip(points, ends, strict=True)],
+        "color": themed(looks.colour(points[0].cell.family)),
+        "thickness": 0.7,
+        "width": 0,
+    }
+    return {"error_y": error}
 
 
 def _level(point: _Point) -> hover.Trace:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports.analysis import Block
 from reports.drawing import INK, MUTED, Drawn, Looks, panels
+from reports.figures.blocks import of_block
 from reports.figures.training import LINES
 from reports.inference.intervals import ALPHA
 from reports.study import REFERENCE, Study
@@ -52,7 +53,8 @@ def apart(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
         "not told apart by the intervals of all pairs."
     )
     alternative = "The groups stand as letters in the table of ranks."
-    return Drawn(f"apart-{number}", f"Who is apart from whom, {block.title}", caption, alternative, figure)
+    title = f"Who is apart from whom, {block.title}"
+    return Drawn(f"apart-{number}", title, caption, alternative, figure, **of_block(block))
 
 
 def profile(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
@@ -86,9 +88,8 @@ def profile(study: Study, block: Block, number: int, looks: Looks) -> Drawn | No
     if len(shown) < len(methods):
         caption += f" The best {MOST_PROFILES} of {len(methods)} methods, and LoRA."
     alternative = "; ".join(told.values())
-    return Drawn(
-        f"profile-{number}", f"Performance profile, {block.title}", caption, alternative, figure, told
-    )
+    title = f"Performance profile, {block.title}"
+    return Drawn(f"profile-{number}", title, caption, alternative, figure, told, **of_block(block))
 
 
 def _family(study: Study, block: Block, method: str) -> str:

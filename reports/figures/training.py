@@ -57,7 +57,7 @@ def _figure(number: int, panel: Panel, curves: Sequence[Curve], looks: Looks) ->
         _caption(curves, alike=alike),
         "; ".join(f"{c.method} ends at {unit.score(float(c.values[-1]), 1)}" for c in curves),
         figure,
-        plot=_plot(curves, styles, looks, limits, unit),
+        plot=_plot(curves, styles, looks, limits, unit, alike=alike),
         budget=panel.budget,
         settings=(panel.setting,),
     )
@@ -115,12 +115,14 @@ def _plot(
     looks: Looks,
     limits: tuple[float, float],
     unit: Unit,
+    *,
+    alike: bool,
 ) -> Plot:
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter",
             "mode": "lines+markers" if len(curve.epochs) <= MOST_TOLD else "lines",
-            "name": hover.safe(curve.label),
+            "name": hover.safe(curve.method if alike else curve.label),
             "x": curve.epochs.tolist(),
             "y": [float(f"{unit.factor * value:.6g}") for value in curve.values],
             "line": {"color": themed(looks.colour(curve.family)), "width": width}
@@ -136,7 +138,6 @@ def _plot(
         height=420,
         x={"title": {"text": "epoch"}},
         y={"title": {"text": _measured(unit)}, "range": list(limits)},
-        legend={"orientation": "v", "x": 1.01, "y": 1, "traceorder": "normal"},
     )
 
 

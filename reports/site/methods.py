@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from reports.capabilities import capabilities
 from reports.site.equations import Equation, equation_of
 from reports.site.standing import Standing
 from reports.study import Cell, block_order, grouped
@@ -32,9 +33,9 @@ class MethodPage:
     standings: Sequence[Standing]
 
     @cached_property
-    def capabilities(self) -> dict[str, list[str]]:
+    def capabilities(self) -> dict[tuple[str, ...], list[str]]:
         """What it can do, with the variants of which that is known, by their names in tables."""
-        known = {one.cell.method: one.cell.capabilities for one in self.standings if one.cell.capabilities}
+        known = {one.cell.method: words for one in self.standings if (words := capabilities(one.cell))}
         return grouped(known, lambda method: known[method])
 
     @cached_property

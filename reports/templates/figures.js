@@ -28,8 +28,10 @@
     }
     // A finger scrolls the page.
     if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;
-    if (live.clientWidth < 600 && layout.legend?.orientation === "v") layout.showlegend = false;
     figure.classList.add("drawn");
+    // On a phone names of lines stand one below the other.
+    const named = data.filter((trace) => trace.showlegend !== false);
+    if (live.clientWidth < 600 && named.length > 6) layout.height += 20 * named.length;
     Plotly.react(live, themed(data), themed(layout), options).then(() => {
       for (const svg of live.querySelectorAll("svg")) svg.setAttribute("aria-label", live.ariaLabel);
     });

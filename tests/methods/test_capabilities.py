@@ -18,8 +18,14 @@ from methods.capabilities import capabilities
     ("name", "options", "found"),
     [
         ("lotr", {"rank": 500}, "merges, exports as LoRA, exact zero start, unequal shapes"),
-        ("cara", {}, "merges, exports as LoRA, exact zero start, trained biases"),
-        ("tenslora", {"variant": "qkv", "targets": "qkvo+mlp"}, "merges, exports as LoRA, exact zero start"),
+        ("cara", {}, "merges, exports as LoRA, exact zero start, trained biases, unequal shapes"),
+        (
+            "tenslora",
+            {"variant": "qkv", "targets": "qkvo+mlp"},
+            "merges, exports as LoRA, exact zero start, unequal shapes",
+        ),
+        # Heads that lie interleaved have no mean of those that share one.
+        ("tenslora", {"variant": "att", "heads": "interleaved"}, "merges, exports as LoRA, exact zero start"),
         ("full", {}, "merges, exact zero start, trained biases, unequal shapes, no cost unmerged"),
         ("head_only", {}, ""),
         ("lora", {"rank": 1}, "merges, exports as LoRA, exact zero start, unequal shapes"),

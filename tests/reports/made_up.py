@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,11 @@ EDGE = {
     "TensLoRA depth": -9,
     "LoTR": 2,
 }
+#: What methods of a family tell that they can do; the others tell nothing.
+CAN = {
+    "tenslora": ["merges", "exports as LoRA", "exact zero start"],
+    "full": ["merges", "exact zero start", "trained biases", "no cost unmerged"],
+}
 #: Title and budget, task, seed -> how it ended.
 LOST = {
     ("TensLoRA depth", "isoparameters 2", "digits", 3): "diverged",
@@ -91,6 +97,7 @@ def result(trial: Trial, row: Row) -> Result | None:
         validation=[score - 0.1 / epoch for epoch in range(1, 7)],
         step_ms=10 + own.random() + 2 * ("TensLoRA" in row.title),
         peak_mib=100 + 5 * own.random(),
+        tags={"capabilities": json.dumps(CAN[row.registered])} if row.registered in CAN else {},
     )
 
 

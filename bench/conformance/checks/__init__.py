@@ -20,6 +20,8 @@ class Check:
     #: Asked on every kind of backbone, because what it looks at goes through the backbone's own modules.
     #: What depends on the method alone is asked on the first kind.
     on_each: bool = True
+    #: Asked on decoders too, whose projections are of unequal shapes.
+    of_shapes: bool = False
     #: Asked unless told otherwise.
     default: bool = True
     #: Takes seconds, not milliseconds.
@@ -37,11 +39,11 @@ CHECKS = {
         Check(counts.count, on_each=False),
         Check(counts.isorank, on_each=False),
         Check(counts.fit, on_each=False),
-        Check(counts.sites),
+        Check(counts.sites, of_shapes=True),
         Check(updates.start),
         Check(updates.training),
-        Check(updates.factors),
-        Check(updates.merge),
+        Check(updates.factors, of_shapes=True),
+        Check(updates.merge, of_shapes=True),
         Check(traces.detach),
         Check(traces.interruption),
         Check(traces.transients),
@@ -50,7 +52,7 @@ CHECKS = {
         Check(states.seeds, on_each=False),
         Check(updates.gradcheck, on_each=False),
         Check(numerics.bfloat16, on_each=False),
-        Check(numerics.checkpointing),
+        Check(numerics.checkpointing, of_shapes=True),
         Check(numerics.dropout, on_each=False),
         Check(numerics.streams, on_each=False),
         Check(updates.scale, on_each=False),

@@ -46,7 +46,7 @@ def count(subject: Subject) -> str:
                 for parameter in (*backbone.module.parameters(), *adapter.named_parameters().values())
                 if parameter.requires_grad and id(parameter) not in head
             }
-            total, formula = sum(real.values()), method.count(backbone.geometry)
+            total, formula = sum(real.values()), method.peak_count(backbone.geometry)
             expect(
                 total == formula,
                 f"{method.size} at {geometry}: {total:,} train, the formula says {formula:,}",

@@ -69,7 +69,8 @@ def checkpointing(subject: Subject) -> None:
         layer = backbone.module.get_submodule(
             backbone.path(min(sites_of(method, subject.geometry), default=Site(0, "query")))
         )
-        hook = layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        # Before the forward: recomputation leaves a block's last layer as soon as it has what it needs.
+        hook = layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         places = transient_tensors(adapter, backbone)
         backbone.module.train()
         torch.default_generator.manual_seed(7)

@@ -20,7 +20,7 @@ def state(subject: Subject) -> None:
     saved, trained = adapter.state(), adapter.named_parameters()
     sizes = {name: tensor.numel() for name, tensor in saved.items()}
     expect(
-        sum(sizes.get(name, 0) for name in trained) == subject.method.count(subject.geometry),
+        sum(sizes.get(name, 0) for name in trained) == subject.method.peak_count(subject.geometry),
         "state() does not hold each parameter once",
     )
     frozen = sum(size for name, size in sizes.items() if name in adapter.frozen())

@@ -84,8 +84,12 @@ def test_the_catalogue_has_the_promised_names_and_shapes() -> None:
         "random-roberta-base": base,
         "tiny-random-vit": Geometry(32, 4, 2, 64),
         "tiny-random-bert": Geometry(32, 4, 2, 64),
+        "tiny-random-llama": Geometry(36, 9, 2, 60, kv_heads=3, gated=True),
+        "smollm2-135m-q4_1": Geometry(576, 9, 30, 1536, kv_heads=3, gated=True),
     }
-    assert len({describe(name).weights_hash for name in BACKBONES}) == 7
+    assert len({describe(name).weights_hash for name in BACKBONES}) == len(list(BACKBONES))
+    llama = load(BackboneSpec(name="tiny-random-llama"))
+    assert llama.info.geometry.encoder == sum(p.numel() for p in llama.module.encoder.parameters())
 
 
 def test_image_sizes() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from bench.conformance import Case, check_case
+from bench.conformance import CHECKS, DECODERS, Case, check_case
 from methods import METHODS, Method
 
-#: Llama has nine query heads that share three, Qwen3 heads that do not split the hidden size; GPT-2 and
-#: Pythia (gpt_neox) compute query, key and value in one layer.
-DECODERS = ("llama", "qwen3", "gpt2", "gpt_neox")
+#: Llama has nine query heads that share three, Qwen3 heads that do not split the hidden size; these decoders
+#: compute query, key and value in one layer.
+SPLIT = ("gpt2", "gpt_neox")
 
 
 def templates() -> list[Method]:
@@ -20,12 +20,12 @@ def templates() -> list[Method]:
 
 
 CASES = [
-    Case(method, kind, check)
+    Case(method, kind, check.name)
     for method in templates()
-    for kind in DECODERS
-    for check in ("sites", "factors", "merge", "checkpointing")
+    for kind in (*DECODERS, *SPLIT)
+    for check in CHECKS.values()
     # Of what depends on shapes alone Llama and Qwen3 have more to ask.
-    if kind in DECODERS[:2] or check == "merge"
+    if (check.of_shapes if kind in DECODERS else check.name == "merge")
 ]
 
 

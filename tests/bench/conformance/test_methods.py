@@ -31,7 +31,7 @@ ON_ONE_KIND: dict[str, BackboneKind] = {
 
 def _cases(name: str) -> list[Case]:
     if name not in ON_ONE_KIND:
-        return conformance_cases(name)
+        return conformance_cases(name, backbones=BACKBONES)  # decoders have a test of their own
     found = conformance_cases(name, backbones=[ON_ONE_KIND[name]])
     return [case for case in found if name == "loretta_adp" or not CHECKS[case.check].slow]
 

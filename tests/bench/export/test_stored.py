@@ -120,7 +120,7 @@ def test_runs_that_cannot_be_exported(stored: Stored, tmp_path: Path) -> None:
 
 def test_which_run_an_id_names(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(run_id: str, trial: str, status: str) -> Any:
-        info = SimpleNamespace(run_id=run_id, status=status, start_time=0, artifact_uri="")
+        info = SimpleNamespace(run_id=run_id, status=status, start_time=0, end_time=0, artifact_uri="")
         tags = {"trial_id": trial, "mlflow.runName": f"name of {run_id}"}
         return SimpleNamespace(info=info, data=SimpleNamespace(tags=tags, metrics={}))
 

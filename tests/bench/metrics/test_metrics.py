@@ -28,6 +28,10 @@ def made(name: str, kind: Kind, rows: int = 150) -> tuple[Metric, NDArray[Any], 
         targets = draw.integers(0, 2, (rows, 3))
         outputs = np.round(draw.normal(size=(rows, 3)) + targets, 1)
         return metric, targets, outputs if metric.reads == "outputs" else (outputs > 0).astype(int)
+    if kind == "generation":
+        right, tokens = draw.integers(0, 2, rows), draw.integers(1, 9, rows)
+        outputs = np.stack([right, -draw.random(rows) * tokens, tokens], 1)
+        return metric, np.ones(rows, dtype=int), outputs if metric.reads == "outputs" else right
     classes = metric.classes or 4
     targets = draw.integers(0, classes, rows)
     outputs = np.round(draw.normal(size=(rows, classes)) + np.eye(classes)[targets], 1)
@@ -50,6 +54,8 @@ LIBRARY: dict[tuple[str, Kind], Any] = {
     ("auroc", "multi-label"): sk.roc_auc_score,
     ("pearson", "regression"): lambda t, g: stats.pearsonr(t, g).statistic,
     ("spearman", "regression"): lambda t, g: stats.spearmanr(t, g).statistic,
+    ("exact_match", "generation"): sk.accuracy_score,
+    ("answer_likelihood", "generation"): lambda t, g: np.mean([row[1] / row[2] for row in g]),
     ("rmse", "regression"): sk.root_mean_squared_error,
 }
 

@@ -19,6 +19,7 @@ from bench.sources.assets import cache_dir
 from bench.tasks import TASKS, Examples, PreparedData, Task, prepare
 from bench.tasks.base import SPLITS
 from bench.tasks.dealing import normalise_text
+from bench.tasks.vader import rows
 from methods.errors import UserError
 
 from .toy_tasks import IMAGES, TEXT, splits
@@ -134,8 +135,8 @@ def test_sentiment_texts_and_labels(real: Any) -> None:
 
 
 def test_amazon_reviews_are_not_parted(real: Any) -> None:
-    task, _, data = real("amazon-sentiment")
-    review = [source.split("_")[0] for source, _, _ in task._rows()]
+    _, _, data = real("amazon-sentiment")
+    review = [source.split("_")[0] for source, _, _ in rows("amazonReviewSnippets")]
     found = [{review[int(i)] for i in split.ids} for split in splits(data)]
     assert sum(map(len, found)) == len(set.union(*found)) > 200
 

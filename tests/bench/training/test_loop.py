@@ -210,6 +210,36 @@ def test_the_chosen_state_is_the_earliest_best_or_the_last_and_is_restored(
     assert equal == [epoch == chosen for epoch in (1, 2, 3, 4)]
 
 
+def test_a_methods_own_loss_and_steps_are_training_and_only_settled_states_are_chosen(watch: Watch) -> None:
+    told: list[Any] = []
+    steps = 3 * PER_EPOCH
+
+    def meddle(adapter: Any) -> None:
+        parameter, module = next(iter(adapter.named_parameters().values())), adapter.backbone.module
+
+        def extra_loss() -> Tensor:
+            assert module.training
+            return 1e3 * parameter.sum()
+
+        def after_step(step: int, optimizer: Any) -> None:
+            assert parameter.grad is not None
+            assert optimizer.state[parameter]["step"] == step
+            told.append((step, bool((parameter.grad > 900).all())))
+
+        class Cutting(type(adapter)):  # type: ignore[misc]
+            settled = property(lambda _: len(told) > PER_EPOCH + 1)
+
+        adapter.begin_training, adapter.__class__ = told.append, Cutting
+        adapter.extra_loss, adapter.after_step = extra_loss, after_step
+
+    seen = watch([0.9, 0.6, 0.7], meddle, training={"epochs": 3})
+    assert told == [steps, *((step, True) for step in range(1, steps + 1))]
+    assert seen.outcome
+    assert seen.outcome.trained.selected_epoch == 3
+    losses = [loss for report in seen.reports for _, loss in report.losses]
+    assert max(losses) < 100, "a loss that is reported is the task's"
+
+
 def test_the_score_is_that_of_the_chosen_state(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
     # On the validation split, with the last state worse than the chosen one by construction.
     scores = iter([1.0, 0.0])

@@ -16,21 +16,25 @@ class SharedDown(OneRank, LowRankMethod):
         return ("query", "key", "value")
 
     def count_at(self, geometry, rank):
-        return rank * geometry.hidden * (1 + 3 * geometry.layers)
+        outs = [geometry.shape(site.projection)[0] for site in geometry.sites(self.projections)]
+        return rank * (geometry.hidden + sum(outs))  # key and value may be smaller than query
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator):
-        sites = geometry.sites(self.projections)
-        return Tensors(sites, geometry.hidden, self.resolved_rank, self.scale, generator)
+        return Tensors(self, geometry, generator)
 
 
 class Tensors(Parametrisation):
-    def __init__(self, sites, hidden, rank, scale, generator):
+    def __init__(self, method, geometry, generator):
         super().__init__()
-        self.scale = scale
+        self.scale, rank = method.scale, method.resolved_rank
+        sites = geometry.sites(method.projections)
         self.down_of = dict.fromkeys(sites, 0)  # every site reads down number 0
-        self.down = nn.Parameter(torch.randn(rank, hidden, generator=generator) / hidden**0.5)
-        self.up = nn.Parameter(torch.zeros(len(sites), hidden, rank))  # zero: the update starts at zero
+        self.down = nn.Parameter(
+            torch.randn(rank, geometry.hidden, generator=generator) / geometry.hidden**0.5
+        )
+        # Zero: the update starts at zero.
+        self.ups = nn.ParameterList(torch.zeros(geometry.shape(site.projection)[0], rank) for site in sites)
 
     def contract(self):
-        ups = (self.scale * self.up).unbind()
+        ups = (self.scale * up for up in self.ups)
         return Contracted(downs=[self.down], ups=dict(zip(self.down_of, ups, strict=True)))

@@ -1,12 +1,10 @@
 "use strict";
+// The reader's theme, and the seeds behind each row of results.
 (() => {
   const root = document.documentElement;
-  root.classList.add("scripted");
   const data = JSON.parse(document.getElementById("data").textContent);
-  const board = document.getElementById("board");
-  const body = board.tBodies[0];
-  const rows = [...body.rows];
-  const form = document.getElementById("filters");
+  const rows = [...document.querySelectorAll(".board tbody tr")];
+  const everyDot = document.getElementById("dots");
   const plain = new Set(data.plain.map((cell) => `c${cell}`));
   // In percent, or as they are where scores have units.
   const told = (row, value, digits = 2) =>
@@ -42,69 +40,8 @@
     }
   });
 
-  // --- filters ---
-  const filters = ["task", "backbone", "budget", "family"];
-  const detailOf = (row) => (row.nextElementSibling?.classList.contains("detail") ? row.nextElementSibling : null);
-  const filter = () => {
-    const wanted = filters.map((name) => [name, form.elements[name].value]).filter(([, value]) => value);
-    const text = form.elements.method.value.trim().toLowerCase();
-    let shown = 0;
-    for (const row of rows) {
-      const fits =
-        wanted.every(([name, value]) => row.dataset[name] === value) &&
-        row.cells[0].dataset.v.toLowerCase().includes(text);
-      row.hidden = !fits;
-      const detail = detailOf(row);
-      if (detail) detail.hidden = !fits;
-      shown += fits;
-    }
-    document.getElementById("shown").textContent = `${shown} of ${rows.length} rows`;
-  };
-  for (const type of ["input", "change"]) form.addEventListener(type, filter);
-  form.addEventListener("submit", (event) => event.preventDefault());
-  const clear = () => {
-    form.reset();
-    filter();
-    dots();
-  };
-  form.elements.clear.addEventListener("click", clear);
-
-  // --- sorting ---
-  const heads = [...board.tHead.rows[0].cells];
-  const key = (row, column, kind) => {
-    const cell = row.cells[column];
-    const value = cell.dataset.v ?? cell.textContent.trim();
-    return kind === "number" ? (value === "" ? NaN : Number(value)) : value.toLowerCase();
-  };
-  const sort = (head) => {
-    const column = heads.indexOf(head);
-    const kind = head.dataset.sort;
-    const before = head.getAttribute("aria-sort");
-    // Numbers start with the largest, names with A.
-    const descending = before ? before === "ascending" : kind === "number";
-    for (const other of heads) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
-    const keyed = rows.map((row, index) => [key(row, column, kind), index, row]);
-    keyed.sort(([a, i], [b, j]) => {
-      if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b) || i - j;
-      const order = kind === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true });
-      return (descending ? -order : order) || i - j;
-    });
-    const sorted = document.createDocumentFragment();
-    for (const [, , row] of keyed) {
-      const detail = detailOf(row);
-      sorted.append(row);
-      if (detail) sorted.append(detail);
-    }
-    body.append(sorted);
-  };
-  for (const head of heads.filter((cell) => cell.dataset.sort)) {
-    const button = make("button", { type: "button", class: "sorter" }, head.textContent);
-    head.replaceChildren(button);
-    button.addEventListener("click", () => sort(head));
-  }
-
   // --- seeds ---
+  const detailOf = (row) => (row.nextElementSibling?.matches(".detail") ? row.nextElementSibling : null);
   const seedsOf = (row) => data.seeds[row.id.slice(1)] ?? [];
   const rangeOf = new Map();
   const range = (row) => {
@@ -123,8 +60,8 @@
   const covered = (places, width) =>
     places.map((x, i) => places.slice(0, i).filter((other) => Math.abs(other - x) < width).length);
   const dots = () => {
-    board.querySelectorAll(".track s").forEach((dot) => dot.remove());
-    if (!form.elements.dots.checked) return;
+    document.querySelectorAll(".track s").forEach((dot) => dot.remove());
+    if (!everyDot.checked) return;
     for (const row of rows) {
       const track = row.querySelector(".track");
       if (!track) continue;
@@ -138,7 +75,7 @@
       });
     }
   };
-  form.elements.dots.addEventListener("change", dots);
+  everyDot.addEventListener("change", dots);
 
   const plot = (row, seeds) => {
     const [low, high] = range(row);
@@ -191,7 +128,7 @@
       );
     }
     table.append(lines);
-    const cell = make("td", { colspan: heads.length });
+    const cell = make("td", { colspan: row.cells.length });
     if (seeds.some((seed) => seed[1] !== null)) cell.append(plot(row, seeds));
     cell.append(table);
     const tone = [...row.classList].find((name) => /^s\d$/.test(name));
@@ -206,20 +143,8 @@
     } else known?.remove();
     button.setAttribute("aria-expanded", String(Boolean(detailOf(row))));
   };
-  body.addEventListener("click", (event) => {
-    const button = event.target.closest(".open");
-    if (button) open(button.closest("tr"));
-  });
-
-  // --- a link to a row shows it, whatever is filtered ---
-  const follow = () => {
-    const row = rows.find((candidate) => `#${candidate.id}` === location.hash);
-    if (!row) return;
-    if (row.hidden) clear();
-    open(row, true);
-    row.scrollIntoView({ block: "center" });
-  };
-  addEventListener("hashchange", follow);
-  filter();
-  follow();
+  for (const row of rows) {
+    row.querySelector(".open").addEventListener("click", () => open(row));
+    row.addEventListener("open", () => open(row, true));
+  }
 })();

@@ -1,0 +1,168 @@
+"""AdaLoRA (arXiv 2303.10512) by peft: triplets of every update compete, and training prunes the weakest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines.peft_adapter import NAME, PeftAdapter
+from methods.backbone import Geometry, Site
+from methods.errors import UserError
+
+#: The paper starts with one and a half times the triplets with which it ends (section 4.1).
+PEAK = 1.5
+
+#: Fields of peft's configuration that are counted in optimizer steps, and the smallest that each may be.
+STEP_FIELDS = {"tinit": 0, "tfinal": 0, "deltaT": 1}
+
+
+def initial_rank(config: Mapping[str, Any], rank: int) -> int:
+    """The triplets of a site at the start, if `rank` are left at the end on average."""
+    return int(config.get("init_r", math.ceil(PEAK * rank)))
+
+
+def check_ranks(config: Mapping[str, Any], rank: int) -> None:
+    """Raises UserError unless a training has triplets to prune."""
+    if (start := initial_rank(config, rank)) <= rank:
+        raise UserError(
+            f"peft's ADALORA ends with a rank of {rank} on average, which should be below config.init_r, the "
+            f"rank with which it starts (got {start})"
+        )
+
+
+def check_schedule(config: Mapping[str, Any], steps: int) -> None:
+    """Raises UserError unless so many optimizer steps hold the warmup, a phase of pruning and the end."""
+    tinit, tfinal = config.get("tinit", 0), config.get("tfinal", 0)
+    # The last pruning is by importances that earlier steps measured.
+    least = tfinal + max(tinit + 1, 2)
+    if steps < least:
+        raise UserError(
+            f"peft's ADALORA prunes between config.tinit ({tinit}) and config.tfinal ({tfinal}) steps before "
+            f"the end, so that a training should have at least {least} optimizer steps (got {steps})"
+        )
+
+
+def triplets(geometry: Geometry, projections: tuple[str, ...], rank: int) -> int:
+    """rank · Σ (in + out + 1) over the sites: a row of A, a column of B and their weight each."""
+    return rank * sum(sum(geometry.shape(site.projection)) + 1 for site in geometry.sites(projections))
+
+
+class AdaLoRAAdapter(PeftAdapter):
+    """ΔW = alpha / (init_r + 1e-5) · B·diag(E)·A for each site, with peft's schedule and masks.
+
+    peft masks by setting entries of E to zero, and keeps all of A, B and E in training. Once the pattern is
+    final, `parameter_count` and `state` are of the triplets that are left: nothing else is in the update.
+    A fresh adapter that loads such a state has them in its first places.
+    """
+
+    #: For each site whether each of its triplets is left, once that is final.
+    _kept: dict[Site, Tensor] | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        for layer in self._adapted.values():
+            # The divisor of the update, which peft makes a trained parameter where it casts one.
+            layer.ranknum[NAME].requires_grad_(False)  # type: ignore[index]
+        self._parameters = self._trained()
+
+    def begin_training(self, steps: int) -> None:
+        check_schedule(vars(self._own_config), steps)
+        self._own_config.total_step = steps
+
+    def extra_loss(self) -> Tensor:
+        """orth_reg_weight times the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖ over all sites (eq. 4, as peft has it).
+
+        peft adds it to the loss of a model that has been given labels; here the loss is the harness's own.
+        """
+        squares = [
+            gram
+            for layer in self._adapted.values()
+            for a, b in [(layer.lora_A[NAME], layer.lora_B[NAME])]  # type: ignore[index]
+            for gram in (a @ a.T, b.T @ b)
+        ]
+        far = [torch.linalg.norm(gram - torch.eye(len(gram)).to(gram)) for gram in squares]
+        weight: float = self._own_config.orth_reg_weight
+        return weight * torch.stack(far).mean()
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Scores the triplets and prunes as peft does; the optimizer's state stays as it is."""
+        tuner: Any = self.tuner
+        tuner.update_and_allocate(step)
+        config = self._own_config
+        if step == config.total_step - config.tfinal:
+            self._kept = {
+                site: torch.tensor(config.rank_pattern[f"{self.backbone.path(site)}.lora_E.{NAME}"])
+                for site in self.bases
+            }
+
+    @property
+    def settled(self) -> bool:
+        return self._kept is not None
+
+    @property
+    def parameter_count(self) -> int:
+        if self._kept is None:
+            return super().parameter_count
+        sizes = {site: sum(base.weight.shape) + 1 for site, base in self.bases.items()}
+        return sum(int(kept.sum()) * sizes[site] for site, kept in self._kept.items())
+
+    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        """A site of which nothing is left has one triplet of weight zero."""
+        factors = {}
+        for site in self.bases:
+            layer: Any = self._adapted[site]
+            a, e, b = (part[NAME] for part in (layer.lora_A, layer.lora_E, layer.lora_B))
+            scale = layer.scaling[NAME] / (layer.ranknum[NAME] + 1e-5)
+            kept = torch.ones(len(e), dtype=torch.bool) if self._kept is None else self._kept[site]
+            rows = kept.nonzero().flatten() if kept.any() else torch.tensor([0])
+            rows = rows.to(a.device)
+            factors[site] = (e[rows] * a[rows], scale * b[:, rows])
+        return factors
+
+    def state(self) -> dict[str, Tensor]:
+        state = super().state()
+        if self._kept is not None:
+            for name, (site, axis) in self._places().items():
+                rows = self._kept[site].nonzero().flatten()
+                state[name] = state[name].index_select(axis, rows).contiguous()
+        return state
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes whole states, and those of which a training pruned triplets.
+
+        Raises UserError for names, and for shapes that are neither.
+        """
+        full: int = self._own_config.init_r
+        filled, ranks = dict(state), dict.fromkeys(self.bases, full)
+        for name, (site, axis) in self._places().items():
+            stored = state.get(name)
+            if stored is not None and stored.dim() == 2 and stored.shape[axis] < full:
+                ranks[site] = min(ranks[site], stored.shape[axis])
+                missing = list(stored.shape)
+                missing[axis] = full - stored.shape[axis]
+                filled[name] = torch.cat([stored, stored.new_zeros(missing)], axis)
+        for name, (site, axis) in self._places().items():
+            if name in state and state[name].dim() == 2 and state[name].shape[axis] != ranks[site]:
+                raise UserError(f"the stored adapter does not fit: A, E and B of {site} have several ranks")
+        super().load(filled)
+        pruned = any(rank < full for rank in ranks.values())
+        first = torch.arange(full)
+        self._kept = {site: first < rank for site, rank in ranks.items()} if pruned else None
+
+    @property
+    def _own_config(self) -> Any:
+        tuner: Any = self.tuner
+        return tuner.peft_config[NAME]
+
+    def _places(self) -> dict[str, tuple[Site, int]]:
+        """Of each parameter its site, and the axis of its triplets."""
+        axes: dict[int, tuple[Site, int]] = {}
+        for site in self.bases:
+            layer: Any = self._adapted[site]
+            for part, axis in ((layer.lora_A, 0), (layer.lora_E, 0), (layer.lora_B, 1)):
+                axes[id(part[NAME])] = (site, axis)
+        return {name: axes[id(parameter)] for name, parameter in self.named_parameters().items()}

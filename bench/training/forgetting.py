@@ -1,0 +1,61 @@
+"""Forgetting: by how much an adapter raises the loss of a language model on text that no task trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from bench.backbones import LoadedBackbone
+from bench.backbones.pooling import decoded
+from bench.backbones.vocabulary import token_logits, unembedding_of
+from bench.suite.recipe import Recipe
+from bench.training.loop import autocast
+
+#: Tokens of a batch, padding included: their logits are a row of the whole vocabulary each.
+TOKENS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Mean losses of a text's tokens, in nats, of the bare backbone and with the adapter."""
+
+    text: str
+    before: float
+    after: float
+    #: How many tokens were predicted.
+    tokens: int
+
+
+def text_loss(backbone: LoadedBackbone, text: Sequence[Tensor], recipe: Recipe) -> tuple[float, int]:
+    """The mean loss of every token but the first of its document, all pooled, and how many these are.
+
+    `text` has the token ids of each document, (tokens,). The backbone is taken as it is, in evaluation mode.
+    Adapters that hold what they contract are to hold it by now.
+    """
+    encoder, table = backbone.module.encoder, unembedding_of(backbone)
+    device = next(encoder.parameters()).device
+    backbone.module.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    count = 0
+    with torch.inference_mode(), autocast(recipe, device):
+        for documents in _batches(text):
+            ids = pad_sequence(list(documents), batch_first=True).to(device)
+            lengths = torch.tensor([len(one) for one in documents], device=device)
+            mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+            predicted = mask[:, 1:].bool()
+            states = decoded(encoder, ids, mask)[:, :-1][predicted]
+            logits = token_logits(encoder, states, table)
+            total += F.cross_entropy(logits, ids[:, 1:][predicted], reduction="sum").double().cpu()
+            count += int(predicted.sum())
+    return float(total) / count, count
+
+
+def _batches(text: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    size = max(1, TOKENS_AT_ONCE // max(map(len, text)))
+    for start in range(0, len(text), size):
+        yield text[start : start + size]

@@ -1,0 +1,124 @@
+"""Writes the table of peft's types in peft.md from what comes of training each on a tiny model.
+
+python docs/peft_table.py [PAGE]: without PAGE, this folder's peft.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import Tensor
+from torch.nn import functional as F
+
+from baselines.peft_method import REFUSED, SHORTHANDS, Peft
+from methods import Geometry, UserError, attach
+from methods.capabilities import capabilities
+from methods.skeleton import SkeletonBackbone
+
+PAGE = Path(__file__).parent / "peft.md"
+BEGIN, END = "<!-- docs/peft_table.py -->\n", "<!-- end -->\n"
+HEADINGS = ("type", "verdict", "size", "can, or why not")
+
+#: What a type trains on here: four optimizer steps of the loop of `bench.training.loop`.
+TINY, RANK, STEPS = Geometry(24, 3, 2, 96, encoder=1), 2, 4
+
+#: Types have their smallest and largest counts at different places; what none of these sizes, no budget does.
+BUDGETS = (300, 1_200, 5_000, 20_000)
+
+#: What types need in place of a default that the tiny model is too small for, or that has no default.
+NEEDED: dict[str, dict[str, Any]] = {
+    "C3A": {"block_size": 8},
+    "OFT": {"oft_block_size": 0},
+    "ROAD": {"group_size": 8},
+    "VBLORA": {"vector_length": 8, "num_vectors": 16},
+}
+
+
+def table() -> str:
+    """One row for each type that peft has, and for our shorthands of two."""
+    types = sorted({kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} | {*SHORTHANDS})
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *map(row, types)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def row(kind: str) -> tuple[str, ...]:
+    """What came of the type: it works only if everything that a trial asks of it was done here."""
+    try:
+        method = Peft(type=kind, config=NEEDED.get(kind, {}))
+    except ValueError as error:
+        return (f"`{kind}`", "refused", "–", reason(error, kind))
+    method = method.isorank(RANK) if method.sizeable else method
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.default_generator.manual_seed(0)
+        trained(method)
+        can = ", ".join(capabilities(method))
+        return (f"`{kind}`", "works", size(method), can)
+
+
+def trained(method: Peft) -> None:
+    """Raises AssertionError, or what peft raises, unless a trial could train the method."""
+    backbone = SkeletonBackbone.random(TINY)
+    x, labels = torch.randn(8, TINY.hidden), torch.randint(3, (8,))
+    frozen = copies(dict(backbone.module.named_parameters()))
+    adapter = attach(backbone, method)
+    before = copies(adapter.named_parameters())
+    adapter.begin_training(STEPS)
+    optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=1e-2)
+    for step in range(1, STEPS + 1):
+        loss, extra = F.cross_entropy(backbone.module(x), labels), adapter.extra_loss()
+        optimizer.zero_grad()
+        (loss if extra is None else loss + extra).backward()
+        optimizer.step()
+        adapter.after_step(step, optimizer)
+    after = adapter.named_parameters()
+    assert adapter.settled, f"{method.label} has not its final size"
+    assert all(bool(value.isfinite().all()) for value in after.values()), f"{method.label} diverged"
+    assert any(not torch.equal(before[name], after[name]) for name in before), f"{method.label} stood still"
+    answers, state = backbone.module.eval()(x), adapter.state()
+    adapter.detach()
+    for name, tensor in backbone.module.named_parameters():
+        assert name.startswith("head.") or torch.equal(tensor, frozen[name]), f"{method.label} left traces"
+    again = attach(backbone, method, seed=1)
+    again.load(state)
+    assert torch.allclose(backbone.module.eval()(x), answers, atol=1e-5), f"{method.label} is lost"
+    again.detach()
+
+
+def copies(tensors: Any) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def size(method: Peft) -> str:
+    """What sets the number of parameters."""
+    if not method.sizeable:
+        return "its own"
+    for budget in BUDGETS:
+        with suppress(UserError):
+            method.model_copy(update={"rank": None}).fit(TINY, budget)
+            return "a rank or a budget"
+    return "a rank"
+
+
+def reason(error: ValueError, kind: str) -> str:
+    """Why a type is refused, without the words around it."""
+    if kind in REFUSED:
+        return REFUSED[kind]
+    raise AssertionError(f"{kind} is neither known to work nor refused with a reason: {error}")
+
+
+def rewritten(text: str) -> str:
+    """The page with the table as it is now."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + table() + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE
+    page.write_text(rewritten(page.read_text(encoding="utf-8")), encoding="utf-8")

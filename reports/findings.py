@@ -1,0 +1,204 @@
+"""The first screen of the page: what each budget says, in one line, and in words what can be claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reports.analysis import Analysis, Block
+from reports.comparisons import AgainstReference
+from reports.inference import power
+from reports.inference.effects import Answer, Effect, Verdict, effect, verdict
+from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
+from reports.study import Cell, Study, TaskAndBackbone
+from reports.units import unit_of
+from reports.words import many
+
+
+@dataclass(frozen=True)
+class Against:
+    """How far a method is from the reference, over the settings of a block or on one of them."""
+
+    effect: Effect
+    #: Holds at once with those of all other methods of the block.
+    interval: Bounds | None
+    verdict: Verdict
+    #: Whether seed pairs are lost.
+    lost: bool
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval is on one side of zero."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+def against(block: Block, found: AgainstReference, place: int | None = None) -> Against:
+    """The comparison of a method, or of the setting at that place alone."""
+    if place is None:
+        return Against(found.effect, found.interval, found.verdict, found.lost > 0)
+    alone = effect([found.effect.parts[place]])
+    interval = alone.interval(simultaneous(len(block.comparisons)))
+    return Against(alone, interval, verdict(interval, block.threshold), found.lost > 0)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a method costs on some settings: the least and the most."""
+
+    parameters: tuple[float, float]
+    #: Median milliseconds of a training step, and MiB at the peak; None where not every setting has them.
+    step_ms: tuple[float, float] | None
+    peak_mib: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one block says, over its settings or on one of them."""
+
+    block: Block
+    #: None: over all settings of the block.
+    setting: TaskAndBackbone | None
+    #: The method with the best mean score; None where no method is before all others.
+    best: str | None
+    #: Methods that are not told apart from the best; None where nothing tells methods apart.
+    equals: tuple[str, ...] | None
+    #: The best against the reference; None where it is the reference, or cannot be compared.
+    against: Against | None
+    costs: Costs | None
+    #: The smallest true difference from the reference that would have been found 80% of the time.
+    finds: float | None
+    #: What can be claimed, or why nothing can.
+    claim: str
+
+
+def findings(study: Study, blocks: Iterable[Block]) -> Iterator[Finding]:
+    """One line a block, and below it one a setting where the block has several."""
+    for block in blocks:
+        if len(block.settings) == 1:
+            yield _finding(study, block, 0)
+            continue
+        yield _finding(study, block, None)
+        if block.cells:
+            yield from (_finding(study, block, place) for place in range(len(block.settings)))
+
+
+def _finding(study: Study, block: Block, place: int | None) -> Finding:
+    setting = None if place is None else block.settings[place]
+    best, equals = _best(study, block, place)
+    comparison = next((c for c in block.comparisons if c.method == best), None)
+    found = against(block, comparison, place) if comparison else None
+    return Finding(
+        block=block,
+        setting=setting,
+        best=best,
+        equals=equals,
+        against=found,
+        costs=_costs([study.all_cells[number] for number in _of(block.cells[best], place)]) if best else None,
+        finds=_finds(block, place),
+        claim=_claim(block, best, equals, found),
+    )
+
+
+def _of(values: Sequence[int], place: int | None) -> Sequence[int]:
+    return values if place is None else values[place : place + 1]
+
+
+def _best(study: Study, block: Block, place: int | None) -> tuple[str | None, tuple[str, ...] | None]:
+    """The method with the best mean score, and which are not told apart from it.
+
+    Of methods that are not compared pair by pair, because they are too many, none is the best.
+    """
+    ranking = block.ranking
+    if ranking is None or not ranking.paired:
+        return None, None
+    names = ranking.paired
+    means = np.array(
+        [np.mean([study.gains([c])[1].mean() for c in _of(block.cells[name], place)]) for name in names]
+    )
+    first = int(means.argmax())
+    if len(names) > 1 and np.ptp(means) <= RESOLUTION:
+        return None, None
+    apart: NDArray[np.int64] | None
+    apart = (
+        ranking.separations if place is None else ranking.separations_on[place] if len(names) > 1 else None
+    )
+    if apart is None:
+        return names[first], None
+    return names[first], tuple(name for i, name in enumerate(names) if i != first and apart[first, i] == 0)
+
+
+def _costs(cells: Sequence[Cell]) -> Costs:
+    return Costs(
+        parameters=(min(cell.parameters for cell in cells), max(cell.parameters for cell in cells)),
+        step_ms=_range(cell.step_ms for cell in cells),
+        peak_mib=_range(cell.peak_mib for cell in cells),
+    )
+
+
+def _range(values: Iterable[float | None]) -> tuple[float, float] | None:
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return (min(known), max(known)) if known and len(known) == len(found) else None
+
+
+def _finds(block: Block, place: int | None) -> float | None:
+    design = block.design
+    if place is not None:
+        design = power.of_effects([effect([c.effect.parts[place]]) for c in block.comparisons])
+    return design.finds if design else None
+
+
+def _claim(block: Block, best: str | None, equals: Sequence[str] | None, found: Against | None) -> str:
+    if not block.cells:
+        return "Nothing can be claimed: no method has finished runs on every setting."
+    if best is None:
+        return "No difference can be claimed: all methods have the same mean score."
+    alone = len(block.cells) == 1
+    reference = block.reference
+    if reference is None:
+        told = f"Nothing to compare: {best} stands alone." if alone else _among(block, equals)
+        return f"{told} {block.no_reference}"
+    if block.cells[best] == reference.cells:
+        told = "Nothing is compared with it." if alone else _among(block, equals)
+        return f"{reference.method} itself has the best mean. {told}"
+    if found is None:
+        return (
+            f"No claim about {reference.method}: {best} shares no finished seed with it on some setting, and "
+            "differences are taken seed by seed."
+        )
+    return _said(found, reference.method, unit_of(block.metric).size(block.threshold))
+
+
+def _among(block: Block, equals: Sequence[str] | None) -> str:
+    if equals is None:
+        return "With what is here no two methods can be told apart."
+    others = len(block.ranking.paired if block.ranking else ()) - 1
+    return f"{others - len(equals)} of {many(others, 'other method')} are shown to be worse."
+
+
+def _said(found: Against, reference: str, size: str) -> str:
+    """`size`: the threshold, with its unit."""
+    answer, side = found.verdict.answer, found.verdict.side
+    if answer is Answer.BEYOND:
+        return f"{side.capitalize()} than {reference} by more than {size}."
+    if answer is Answer.WITHIN:
+        if side:
+            return f"{side.capitalize()} than {reference}, by less than {size}."
+        return f"Less than {size} from {reference}: for practice the same."
+    if answer is Answer.UNDECIDED:
+        if side:
+            return f"{side.capitalize()} than {reference}; whether by more than {size} is open."
+        return f"Open: {reference} may be as good, or better."
+    silent = f"tells nothing of how much runs vary: no difference from {reference} can be claimed."
+    if found.effect.error is None:
+        return f"A single seed {silent}"
+    return f"That every seed differs by the same {silent}"
+
+
+def limits(analysis: Analysis) -> list[str]:
+    """What limits all claims of a report, each once."""
+    notes = [note for block in analysis.blocks for note in block.rank_notes]
+    return list(dict.fromkeys([*analysis.notes, *notes]))

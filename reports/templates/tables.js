@@ -1,0 +1,86 @@
+"use strict";
+// What all tables of the page share: they sort by any column, they name their fields where a phone shows them
+// as cards, and what is too wide scrolls in a frame of its own.
+(() => {
+  document.documentElement.classList.add("scripted");
+
+  const headsOf = (table) => [...(table.tHead?.rows[0]?.cells ?? [])];
+  const number = (text) => parseFloat(text.replaceAll("−", "-").replaceAll(/[,<\s]/g, ""));
+  const key = (row, column, numeric) => {
+    const cell = row.cells[column];
+    const value = cell?.dataset.v ?? cell?.textContent.trim() ?? "";
+    return numeric ? number(value) : value.toLowerCase();
+  };
+
+  const sort = (table, head) => {
+    const heads = headsOf(table);
+    const column = heads.indexOf(head);
+    const numeric = head.matches(".n, .strip");
+    const before = head.getAttribute("aria-sort");
+    // Numbers start with the largest, names with A.
+    const descending = before ? before === "ascending" : numeric;
+    for (const other of heads) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    for (const body of table.tBodies) {
+      // The heading of a group stays on top, and what a row has opened stays below it.
+      const rows = [...body.rows].filter((row) => row.cells.length === heads.length);
+      const keyed = rows.map((row, index) => [key(row, column, numeric), index, row, row.nextElementSibling]);
+      keyed.sort(([a, i], [b, j]) => {
+        if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b) || i - j;
+        const order = numeric ? a - b : a.localeCompare(b, undefined, { numeric: true });
+        return (descending ? -order : order) || i - j;
+      });
+      for (const [, , row, next] of keyed) body.append(row, ...(next?.matches(".detail") ? [next] : []));
+    }
+  };
+
+  // The heads of a table are one stop of the tab key; arrows go from head to head.
+  const walk = (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step) return;
+    const buttons = [...event.currentTarget.querySelectorAll(".sorter")].filter((one) => one.getClientRects().length);
+    const next = buttons[buttons.indexOf(document.activeElement) + step];
+    if (!next) return;
+    for (const button of buttons) button.tabIndex = button === next ? 0 : -1;
+    next.focus();
+    event.preventDefault();
+  };
+
+  for (const table of document.querySelectorAll("table")) {
+    const heads = headsOf(table);
+    heads.forEach((head, place) => {
+      const label = head.childNodes[0]?.textContent.trim() ?? "";
+      if (table.matches(".cards")) {
+        for (const body of table.tBodies) {
+          for (const row of body.rows) if (row.cells.length === heads.length) row.cells[place].dataset.l = label;
+        }
+      }
+      const button = document.createElement("button");
+      Object.assign(button, { type: "button", className: "sorter", tabIndex: place ? -1 : 0 });
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => sort(table, head));
+    });
+    table.tHead?.addEventListener("keydown", walk);
+  }
+
+  // A frame that scrolls can be reached by the keyboard; one that does not is no stop of it.
+  const frames = document.querySelectorAll(".scroll");
+  const measure = () => {
+    for (const frame of frames) {
+      frame.classList.remove("over");
+      if (frame.scrollWidth <= frame.clientWidth + 1) frame.removeAttribute("tabindex");
+      else {
+        frame.classList.add("over");
+        frame.tabIndex = 0;
+      }
+    }
+    const bar = document.getElementById("selector");
+    const sticks = getComputedStyle(bar).position === "sticky";
+    document.documentElement.style.setProperty("--bar", `${sticks ? bar.offsetHeight : 0}px`);
+  };
+  addEventListener("resize", measure);
+  addEventListener("shown", measure);
+  document.addEventListener("toggle", measure, true);
+  measure();
+})();

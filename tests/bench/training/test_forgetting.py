@@ -1,0 +1,176 @@
+"""Forgetting against a naive loop over transformers' own model, in trials, and in what is shown of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pyarrow
+import pytest
+import torch
+import transformers
+from pyarrow import parquet
+
+import bench
+import bench.training.trial
+from bench.backbones import BackboneSpec, load
+from bench.backbones.random_weights import byte_tokenizer
+from bench.conformance.subject import tiny
+from bench.inputs import TextInput
+from bench.sources import wiki
+from bench.suite.recipe import Recipe
+from bench.tasks.plain_text import plain_tokens
+from bench.training.forgetting import text_loss
+from bench.training.trial import Resources, run_trial
+from methods import UserError
+
+from ..toy_runs import run
+from ..toy_suites import TEXT, plan
+
+DECODER = {**TEXT, "backbones": ["tiny-random-llama"], "training": {"batch_size": 16, "steps": 2, "lr": 1e-2}}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_the_loss_is_the_mean_of_all_tokens_together(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(kind)._config()
+    config.tie_word_embeddings = kind == "gemma2"
+    name = {"llama": "Llama", "gemma2": "Gemma2"}[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model.save_pretrained(tmp_path)
+    byte_tokenizer(16).save_pretrained(tmp_path)
+    backbone = load(BackboneSpec(local=tmp_path))
+    text = tuple(torch.arange(2, 2 + length) for length in (3, 12, 7))
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for document in text:
+            logits = model(document[None]).logits[0].log_softmax(-1)
+            for place, token in enumerate(document[1:].tolist()):
+                total, count = total - float(logits[place, token]), count + 1
+    recipe = Recipe.model_validate({}).resolved("cpu")
+    assert text_loss(backbone, text, recipe) == (pytest.approx(total / count, rel=1e-5), count)
+    monkeypatch.setattr("bench.training.forgetting.TOKENS_AT_ONCE", 12)
+    assert text_loss(backbone, text, recipe) == (pytest.approx(total / count, rel=1e-5), count)
+
+
+def test_trials_measure_what_the_adapter_did_against_the_backbone_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bare = []
+    real = Resources.bare_loss
+
+    def counted(self: Resources, *arguments: Any) -> float:
+        known = len(self._bare)
+        loss = real(self, *arguments)
+        bare.append(len(self._bare) - known)
+        return loss
+
+    monkeypatch.setattr(Resources, "bare_loss", counted)
+    # The second does not start at zero, and is not trained to speak of.
+    other = {"method": "tt_lora", "start": "published", "training": {"lr": 1e-6}}
+    made = plan(DECODER, methods=["head_only", other, "lora"])
+    resources = Resources("cpu")
+    found = [run_trial(trial, resources, lambda _: None).forgetting for trial in made.trials]
+    assert bare == [1, 0, 0]
+    nothing, start, lora = (one for one in found if one is not None)
+    assert nothing.after == nothing.before == start.before == lora.before
+    assert abs(start.after - start.before) > 1e-6
+    assert abs(lora.after - lora.before) > 1e-6
+    # tiny-random-llama reads bytes, so that 32 editorials have as many tokens as they may.
+    assert {one.tokens for one in (nothing, start, lora)} == {32 * 127}
+    assert lora.text == "newspapers"
+
+
+def test_no_id_depends_on_it_and_encoders_have_none() -> None:
+    (trial,) = plan(DECODER).trials
+    (without,) = plan(DECODER, forgetting="none").trials
+    assert (trial.forgetting, without.forgetting) == ("newspapers", None)
+    assert trial.id == without.id
+    assert run_trial(without, Resources("cpu"), lambda _: None).forgetting is None
+    (encoder,) = plan(TEXT).trials
+    assert encoder.forgetting is None
+    with pytest.raises(UserError, match=r"forgetting: .*'newspapers' or 'finewiki'"):
+        plan(DECODER, forgetting="novels")
+
+
+def test_a_text_that_is_not_there_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: int) -> list[str]:
+        raise UserError("no index")
+
+    monkeypatch.setattr("bench.tasks.plain_text.TEXTS", {"finewiki": _text(away)})
+    (trial,) = plan(DECODER, forgetting="finewiki").trials
+    with pytest.raises(
+        UserError, match=r"'finewiki', which is not there: no index\. With `forgetting: none`"
+    ):
+        bench.execution.perform.prepare_all([trial], Resources("cpu"))
+
+
+def _text(read: Callable[[int], Any]) -> Any:
+    from bench.tasks.plain_text import PlainText
+
+    return PlainText(3, 9, "made up for a test", read)
+
+
+def test_documents_begin_as_the_tokenizer_begins_a_text_and_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.tasks.plain_text.TEXTS", {"newspapers": _text(lambda count: ["ab", "x" * 99])})
+    tokenizer = byte_tokenizer(512)
+    wanted = TextInput("bytes", 512, lambda: tokenizer)
+    short, long = plain_tokens("newspapers", wanted)
+    assert tokenizer.decode(short) == "<s>ab"
+    assert tokenizer.decode(long) == "<s>" + "x" * 8
+
+
+def test_the_first_articles_are_read_from_the_cache_or_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pyarrow.table({"id": range(150), "text": [f"article {number}" for number in range(150)]})
+    parquet.write_table(table, file := tmp_path / "articles.parquet")
+    asked = []
+
+    class FileSystem:
+        def open(self, path: str) -> Any:
+            asked.append(path)
+            if len(asked) > 1:
+                raise FileNotFoundError("no network")
+            return file.open("rb")
+
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", FileSystem)
+    first = [f"article {number}" for number in range(100)]
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(file))
+    assert wiki.articles(100) == first
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+    assert wiki.articles(100) == first
+    assert asked == [f"datasets/{wiki.REPOSITORY}@{wiki.REVISION}/{wiki.FILE}"]
+    with pytest.raises(
+        UserError, match=r"cannot be read: no network\. Where there is a network run `hf download"
+    ):
+        wiki.articles(100)
+
+
+def test_it_is_stored_shown_and_reported(
+    tmp_path: Path, new_store: Callable[[Path], str], call: Callable[..., Any]
+) -> None:
+    ran = run(tmp_path, new_store, call, DECODER, backbones=["tiny-random-llama", "tiny-random-bert"])
+    results = bench.load_results("toy", store=ran.uri)
+    trials = results.trials.set_index("backbone")
+    decoder, encoder = trials.loc["tiny-random-llama"], trials.loc["tiny-random-bert"]
+    assert decoder["forgetting"] == pytest.approx(decoder["text_loss"] - decoder["text_loss_bare"])
+    assert (decoder["text_tokens"], decoder["text"], encoder["text"]) == (4064, "newspapers", "")
+    cells = results.cells.set_index("backbone")["forgetting"]
+    assert cells["tiny-random-llama"] == pytest.approx(decoder["forgetting"])
+    assert cells.isna()["tiny-random-bert"]
+    shown = [call("show", one["trial_id"], "--store", ran.uri).out for one in (decoder, encoder)]
+    assert f"{decoder['forgetting']:+.4f} nats a token, from" in shown[0]
+    assert "not measured" in shown[1]
+    ended = call("report", "toy", "--store", ran.uri, "--out", tmp_path / "report")
+    assert ended.code == 0, ended.err
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Forgetting, nats" in page
+    assert f'data-v="{cells["tiny-random-llama"]}"' in page
+    tables = (tmp_path / "report" / "tables" / "tables.md").read_text()
+    assert f"| tiny-random-llama | {cells['tiny-random-llama']:+.4f} |" in tables

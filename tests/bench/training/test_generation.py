@@ -1,0 +1,315 @@
+"""Written answers: losses against a naive loop, texts against transformers' own `generate`, whole trials."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pytest
+import torch
+import transformers
+from pyarrow import parquet
+
+from bench.backbones import BackboneSpec, LoadedBackbone, load
+from bench.backbones.random_weights import byte_tokenizer
+from bench.backbones.verbalizer import put_head
+from bench.conformance.subject import tiny
+from bench.inputs import TextInput, Writing
+from bench.suite.load import load_suite
+from bench.tasks import DataSource, TextSplit, prepare
+from bench.tasks.extraction import extracted, same
+from bench.tasks.school_math import GSM8K, METAMATH, MetaMath
+from bench.tasks.written import WrittenSplit, answers_of, written
+from bench.training.ending import finished
+from bench.training.loop import evaluate
+from bench.training.trial import Resources, run_trial
+from bench.wire.words import Artifact
+from methods import Geometry, UserError, create, from_identity
+
+from ..toy_suites import VISION, plan
+
+PROMPTS, ANSWERS = ["what?", "why is it so?", "a"], ["this", "é", "no reason at all"]
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma2", "gpt2"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A language model of transformers, saved with a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = tiny(request.param)._config()
+    config.max_position_embeddings = 64
+    name = {"llama": "Llama", "gemma2": "Gemma2", "gpt2": "GPT2LMHead"}[request.param]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        made = getattr(transformers, f"{name}{'Model' if name[-1] == 'd' else 'ForCausalLM'}")(config).eval()
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    made.save_pretrained(folder)
+    byte_tokenizer(64).save_pretrained(folder)
+    made.folder = folder
+    return made
+
+
+def loaded(model: Any, new_tokens: int) -> LoadedBackbone:
+    backbone = load(BackboneSpec(local=model.folder))
+    wanted = TextInput("", 64, lambda: byte_tokenizer(64), writing=Writing(new_tokens))
+    put_head(backbone, wanted, 3, torch.Generator())
+    return backbone
+
+
+def split(*, whole: bool = False, max_tokens: int = 24) -> WrittenSplit:
+    made = written(byte_tokenizer(64), max_tokens, PROMPTS, ANSWERS)
+    starts = made["lengths"].cumsum(0) - made["lengths"]
+    base = TextSplit(made["tokens"], starts, made["lengths"], torch.ones(3), torch.arange(3), 1)
+    return WrittenSplit(**vars(base), prompts=made["prompts"], answers=answers_of(made), whole=whole)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_losses_are_of_the_answers_tokens_or_of_all(model: Any, whole: bool) -> None:
+    backbone, tokenizer = loaded(model, 5), byte_tokenizer(64)
+    expected = []
+    for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
+        asked, told = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
+        tokens = [0, *asked, *told, 2][:24]
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+        first = 1 if whole else 1 + len(asked)
+        found = [float(logits[place - 1, tokens[place]]) for place in range(first, len(tokens))]
+        expected.append([0.0, sum(found), len(found)])
+    with torch.no_grad():
+        outputs = backbone.module(**split(whole=whole).batch(torch.arange(3)))
+    torch.testing.assert_close(outputs, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_written_is_what_transformers_generates(model: Any) -> None:
+    backbone, tokenizer = loaded(model, 12), byte_tokenizer(64)
+    ids, mask = split().asked(torch.tensor([1, 0, 2]))
+    assert ids[1].tolist()[: ids.shape[1] - 6] == [1] * (ids.shape[1] - 6)
+    assert tokenizer.decode(ids[0]) == "<s>why is it so?"
+    # Whatever is likeliest to be written third ends the text for some, so that lengths differ.
+    for end in (2, int(model(ids[:1]).logits[0, -1].argmax())):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        backbone.module.answers.tokenizer = tokenizer
+        with torch.no_grad():
+            found = backbone.module.answers.write(backbone.module.encoder, ids, mask)
+            told = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=12,
+                do_sample=False,
+                eos_token_id=end,
+                pad_token_id=1,
+            )[:, ids.shape[1] :]
+        expected = [row[: row.index(end)] if end in row else row for row in told.tolist()]
+        assert found == [tokenizer.decode(row, skip_special_tokens=True) for row in expected]
+
+
+def test_no_answer_is_longer_than_the_model_reads(model: Any) -> None:
+    backbone = loaded(model, 100)
+    writer: Any = backbone.module.answers
+    writer.limit = 20
+    ids, mask = split().asked(torch.arange(3))
+    with torch.no_grad():
+        together = writer.write(backbone.module.encoder, ids, mask)
+        prompts = [split().asked(torch.tensor([number])) for number in range(3)]
+        alone = [writer.write(backbone.module.encoder, *prompt)[0] for prompt in prompts]
+    assert together == alone
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("It is 3.\nThe answer is: 42", "42"),
+        ("The answer is 7 apples.", "7 apples"),
+        ("The answer is: 1\nThe answer is: $2.50!\nmore", "2.50"),
+        ("#### 5 The answer is 6", "6"),
+        ("so\n#### 1,234", "1,234"),
+        ("The final answer is: 3/4", "3/4"),
+        ("nothing of the kind", None),
+    ],
+)
+def test_the_part_that_counts(text: str, answer: str | None) -> None:
+    phrases = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
+    assert extracted(text, phrases) == answer
+
+
+def test_answers_are_numbers_where_both_are() -> None:
+    assert same("0.75", "3/4")
+    assert same("42.0", "42")
+    assert not same("1,234", "1234")
+    assert same("x + 1", "x + 1")
+    assert not same(None, None)
+    assert not same("1/0", "inf")
+    assert extracted("  yes\nno ", ()) == "yes\nno"
+
+
+def test_long_prompts_and_answers_are_cut() -> None:
+    made = written(byte_tokenizer(64), 8, ["abcdefghij", "ab", "a"], ["x", "uvwxyz", "b"])
+    tokenizer = byte_tokenizer(64)
+    rows = [tokenizer.decode(row) for row in made["tokens"].split(made["lengths"].tolist())]
+    assert rows == ["<s>efghijx", "<s>abuvwxy", "<s>ab</s>"]
+    assert made["cut"].tolist() == [True, True, False]
+    with pytest.raises(UserError, match="max_tokens should be at least 3, for a prompt and an answer, got 2"):
+        written(byte_tokenizer(64), 2, ["a"], ["b"])
+
+
+def data(folder: Path, **fields: Any) -> dict[str, Any]:
+    lines = [json.dumps({"q": f"{n}+1", "a": f"so #### {n + 1}"}) for n in range(60)]
+    (folder / "sums.jsonl").write_text("\n".join(lines))
+    own = {"name": "sums", "jsonl": str(folder / "sums.jsonl"), "prompt": "q", "answer": "a"}
+    return {**own, "template": "{prompt}=", "new_tokens": 3, "answer_after": ["#### "], **fields}
+
+
+def suite(task: dict[str, Any], **changes: Any) -> Any:
+    training = {"batch_size": 8, "steps": 4, "lr": 1e-2}
+    base = {**VISION, "backbones": ["tiny-random-llama"], "tasks": [task], "training": training}
+    return plan({**base, "forgetting": "none"}, **changes)
+
+
+def test_trials_of_described_data_train_and_head_only_is_zero_shot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = suite(data(tmp_path), methods=["head_only", "lora"])
+    resources = Resources("cpu")
+    bare, lora = (run_trial(trial, resources, lambda _: None) for trial in made.trials)
+    assert (bare.trained.steps, bare.head_parameters, bare.adapter_parameters) == (0, 0, 0)
+    assert (lora.trained.steps, lora.head) == (4, {})
+    assert lora.final.loss < bare.final.loss
+    table = pd.read_parquet(io.BytesIO(finished(lora).files[Artifact.PREDICTIONS]))
+    assert len(table) == 9
+    assert set(table.columns) == {"example", "label", "prediction", "text", *(f"logit_{i}" for i in range(3))}
+    # "so #### 12" and the end of the text.
+    assert set(table["logit_2"]) <= {len("so #### 1") + 1, len("so #### 12") + 1}
+    assert bare.final.metric == 0
+    split = resources.data(made.trials[0], resources.backbone(made.trials[0]).info.input).test
+    assert isinstance(split, WrittenSplit)
+    validated = resources.data(made.trials[0], resources.backbone(made.trials[0]).info.input).validation
+    right = [
+        f"#### {one.answers[number].removeprefix('so #### ')}.0"
+        for one in (validated, split)
+        for number in one.lengths.argsort(stable=True).tolist()  # type: ignore[union-attr]
+    ]
+    told = lambda *_: [right.pop(0) for _ in range(9)]  # noqa: E731
+    monkeypatch.setattr("bench.backbones.generation.Writer.write", told)
+    assert run_trial(made.trials[0], resources, lambda _: None).final.metric == 1
+
+
+@pytest.mark.parametrize("method", [{"method": "tenslora", "variant": "att_qkv_depth"}, "lora"])
+def test_an_adapter_writes_as_the_merged_model_does(method: Any, tmp_path: Path) -> None:
+    (trial,) = suite(
+        data(tmp_path), methods=[method], training={"batch_size": 8, "steps": 3, "lr": 0.3}
+    ).trials
+    resources = Resources("cpu")
+    outcome = run_trial(trial, resources, lambda _: None)
+    backbone = resources.backbone(trial)
+    put_head(backbone, trial.task.input(backbone.info.input), 3, torch.Generator())
+    split = resources.data(trial, backbone.info.input).test
+    bare = evaluate(
+        backbone,
+        create("head_only").attach(backbone, torch.Generator()),
+        split,
+        trial.recipe,
+        resources.data(trial, backbone.info.input).objective,
+    ).texts
+    adapter = from_identity(trial.method).attach(backbone, torch.Generator().manual_seed(0))
+    adapter.load(outcome.adapter)
+    adapter.merge()
+    assert isinstance(split, WrittenSplit)
+    order = torch.arange(len(split))
+    with torch.no_grad():
+        merged = backbone.module.answers.write(backbone.module.encoder, *split.asked(order))  # type: ignore[union-attr]
+    assert outcome.final.texts == merged
+    assert merged != bare
+
+
+def test_what_is_trained_on_is_another_trial_and_the_likelihood_a_metric(tmp_path: Path) -> None:
+    (answer,) = suite(data(tmp_path)).trials
+    (whole,) = suite(data(tmp_path, loss_on="all", metric="answer_likelihood")).trials
+    assert answer.id != whole.id
+    resources = Resources("cpu")
+    outcome = run_trial(whole, resources, lambda _: None)
+    train = resources.data(whole, resources.backbone(whole).info.input).train
+    assert train.batch(torch.arange(1))["scored"].sum() == train.lengths[0] - 1  # type: ignore[union-attr]
+    logits = outcome.final.logits
+    assert outcome.final.metric == pytest.approx(float((logits[:, 1] / logits[:, 2]).mean()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"template": "what?"}, r"template should have \{prompt\} in it"),
+        ({"text": "q"}, "text: does not go with prompt and answer"),
+        ({"metric": "accuracy"}, "metric 'accuracy' scores .* there are answer_likelihood, exact_match"),
+        ({"verbalizer": {"prompt": "{text}", "words": ["a", "b"]}}, "verbalizer goes with classes"),
+        ({"backbone": "tiny-random-bert"}, "needs a backbone that writes its answers, a decoder"),
+    ],
+)
+def test_bad_descriptions_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    backbones = [changes.pop("backbone", "tiny-random-llama")]
+    with pytest.raises(UserError, match=said):
+        suite(data(tmp_path, **changes), backbones=backbones)
+
+
+def hub_folder(folder: Path) -> Path:
+    """MetaMathQA and GSM8K as the hub has them, but for their sizes."""
+    problems = folder / "gsm8k" / "main"
+    problems.mkdir(parents=True)
+    for split, size in (("train", 60), ("test", 12)):
+        rows = {
+            "question": [f"{split} {n}?" for n in range(size)],
+            "answer": [f"#### {n}" for n in range(size)],
+        }
+        parquet.write_table(pyarrow.table(rows), problems / f"{split}-00000-of-00001.parquet")
+    rows = [
+        {"type": "GSM_AnsAug", "query": f"question {n // 2}?", "response": "x" * (1400 if n == 3 else n)}
+        for n in range(40)
+    ]
+    (folder / "MetaMathQA-395K.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_metamath_is_as_in_the_comparison_of_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MetaMath, "sizes", (30, 50, 12))
+    task = METAMATH.at(DataSource(local=hub_folder(tmp_path)))
+    found = task.examples()
+    assert found.inputs[0] == "Question: question 0? Think step by step.\nAnswer:"
+    # The fourth row is too long, and the answers of one question are kept side by side.
+    assert list(found.ids[:31])[:5] == [0, 1, 2, 4, 5]
+    assert found.splits == ["train"] * 30 + ["validation"] * 50 + ["test"] * 12
+    shuffled = np.random.RandomState(0).permutation(60)[:50].tolist()
+    assert [found.labels[30 + i] for i in range(50)] == [f"#### {n}" for n in shuffled]
+    prepared = prepare(task, TextInput("bytes", 128, lambda: byte_tokenizer(128), decodes=True), 128)
+    train, test = prepared.train, prepared.test
+    assert isinstance(train, WrittenSplit)
+    assert isinstance(test, WrittenSplit)
+    assert (len(train), len(prepared.validation), len(test)) == (30, 50, 12)
+    assert (train.whole, test.whole) == (True, False)
+    numbers = torch.arange(12)
+    assert test.right(numbers, [f"so The answer is: {int(-1 - i - 10**9)}." for i in test.ids]) == [True] * 12
+    known = task.data_hash
+    (tmp_path / "gsm8k" / "main" / "test-00000-of-00001.parquet").unlink()
+    with pytest.raises(UserError, match="has no parquet file of test"):
+        _ = task.data_hash
+    assert known.startswith("sha256:")
+
+
+def test_gsm8k_is_read_from_files_of_the_hubs_form(tmp_path: Path) -> None:
+    task = GSM8K.at(DataSource(local=hub_folder(tmp_path) / "gsm8k"))
+    found = task.examples()
+    assert found.inputs[0] == "Question: train 0? Think step by step.\nAnswer:"
+    assert (found.labels[-1], Counter(found.splits or ())) == ("#### 11", {"train": 60, "test": 12})
+
+
+def test_the_suite_has_the_published_size_of_lora() -> None:
+    suite = load_suite(Path(__file__).parents[3] / "suites" / "metamath.yaml")
+    lora = create("lora", **suite.methods[1].options)
+    llama = Geometry(3072, 24, 28, 8192, kv_heads=8, head_size=128, gated=True)
+    assert lora.count(llama) == 9_175_040
+    recipe = suite.recipe(suite.tasks[0], suite.methods[1])
+    assert (recipe.steps, recipe.batch_size, recipe.adapter_decay, recipe.lr_floor) == (5000, 4, 0.1, 0)

@@ -1,0 +1,97 @@
+"""The first screen says in words what can be claimed, and what cannot, of good stores and of poor ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
+from reports.analysis import Analysis, analyse
+from reports.findings import Finding, findings, limits
+from reports.reading import read
+
+from ..stored import Result, write
+from .made_up import SMALL, NewStore, plan_of, result, store
+
+
+def lines(analysis: Analysis) -> list[Finding]:
+    return list(findings(analysis.study, analysis.blocks))
+
+
+def test_each_budget_has_a_line_and_each_of_its_settings_one(analysis: Analysis) -> None:
+    of_budget = [line for line in lines(analysis) if line.block.budget == "isorank 2"]
+    assert [line.setting for line in of_budget] == [None, *of_budget[0].block.settings]
+    whole, *alone = of_budget
+    assert whole.best == "TensLoRA att"
+    assert whole.against is not None
+    assert whole.against.effect.difference == pytest.approx(0.04, abs=0.005)
+    assert whole.claim == "Better than LoRA by more than 1 point."
+    assert whole.equals == ()
+    assert whole.costs is not None
+    assert whole.costs.parameters[0] > 0
+    # One setting shows less than all of them do.
+    for line in alone:
+        assert line.finds is not None
+        assert whole.finds is not None
+        assert line.finds > whole.finds
+        assert line.against is not None
+        assert line.against.interval is not None
+
+
+def equal(*_: Any) -> Result:
+    return Result(score=0.5)
+
+
+def shifted(trial: Trial, row: Row) -> Result:
+    return Result(score=0.5 + 0.1 * ("TensLoRA" in row.title))
+
+
+def no_numbers(trial: Trial, row: Row) -> Result:
+    told = result(trial, row)
+    assert told is not None
+    answers = np.asarray(told.answers, dtype=float)
+    answers[:50] = np.nan
+    return replace(told, answers=answers, score=float((answers == told.labels).mean()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "claim", "limit"),
+    [
+        ({"seeds": [0]}, result, "A single seed tells nothing of how much runs vary", "no difference can be"),
+        ({}, result, "Open: LoRA may be as good", "nothing can be said of other tasks"),
+        ({"methods": SMALL["methods"][1:]}, result, "nothing is compared with it", "One task"),
+        ({}, result, "Open: LoRA may be as good", "No normalised score: head only is not there"),
+        ({}, equal, "No difference can be claimed: all methods have the same", "One task"),
+        ({}, shifted, "every seed differs by the same tells nothing", "One task"),
+        ({}, no_numbers, "Open: LoRA may be as good", "Predictions of 4 runs are partly no numbers"),
+    ],
+)
+def test_poor_stores_say_what_cannot_be_claimed(
+    changes: dict[str, Any], told: Any, claim: str, limit: str, tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = store(tmp_path, new_store, plan_of(**SMALL | changes), told)
+    analysis = analyse(read(uri, ["small"]))
+    (line,) = lines(analysis)
+    assert claim in line.claim
+    assert any(limit in note for note in limits(analysis)), limits(analysis)
+
+
+def test_experiments_without_a_common_seed_claim_no_difference(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    lora, tenslora = SMALL["methods"]
+    parts: Sequence[dict[str, Any]] = (
+        {"name": "one", "methods": [lora], "seeds": [0, 1]},
+        {"name": "other", "methods": [tenslora], "seeds": [5, 6]},
+    )
+    for part in parts:
+        write(uri, plan_of(**SMALL | part), result)
+    (line,) = lines(analyse(read(uri, ["one", "other"])))
+    assert line.best == "TensLoRA att"
+    assert line.against is None
+    assert "shares no finished seed" in line.claim
