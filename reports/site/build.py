@@ -39,8 +39,8 @@ MOST_SHOWN = 10
 def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
     """Writes the site of the packs in a folder, and returns its files.
 
-    Raises UserError, with nothing written, for what `reports.site.published` refuses, and for a folder with
-    something in it (`force` replaces an earlier site).
+    An earlier site is replaced. Raises UserError, with nothing written, for what `reports.site.published`
+    refuses, and for a folder that has something else in it (`force` leaves that there, and writes beside it).
     """
     earlier = (out / MANIFEST).is_file()
     target = output_folder(out, "site", force=force or earlier)
