@@ -96,6 +96,9 @@ class Tag(StrEnum):
     LOCK_HASH = f"{PROVENANCE}lock_sha256"
     #: Of a run that came in a pack: the run id that it had where it ran.
     ORIGIN = "origin"
+    #: How the trial was run in less memory, where it was: see `bench.training.saving`.
+    MICRO_BATCH = f"{PROVENANCE}micro_batch"
+    CHECKPOINTING = f"{PROVENANCE}checkpointing"
     METRIC_SOURCE = f"{PROVENANCE}source_metric"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
