@@ -63,6 +63,10 @@ TRIALS = WHICH | {
     "steps": Column(WHOLE, "steps", "training steps"),
     "step_ms": Column(NUMBER, "ms", "median time of a training step"),
     "peak_mib": Column(NUMBER, "MiB", "peak memory: a GPU's, or the process's"),
+    "adapter_bytes": Column(
+        WHOLE, "bytes", "the adapter on disk, with what it has to keep of what is frozen"
+    ),
+    "frozen_bytes": Column(WHOLE, "bytes", "the adapter's frozen tensors, kept or made again from a seed"),
     "seconds": Column(NUMBER, "s", "the whole trial"),
     "started": Column(MOMENT, "", "when it began"),
     "ended": Column(MOMENT, "", "when it ended; NaT while it runs"),
@@ -106,6 +110,8 @@ MEASURED = {
     "steps": Measure.STEPS,
     "step_ms": Measure.STEP_MS,
     "peak_mib": Measure.PEAK_MIB,
+    "adapter_bytes": Measure.ADAPTER_BYTES,
+    "frozen_bytes": Measure.FROZEN_BYTES,
     "seconds": Measure.SECONDS,
 }
 

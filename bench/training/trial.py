@@ -47,6 +47,8 @@ class Outcome:
     capabilities: tuple[Capability, ...] | None = None
     #: Mean and standard deviation of a regression's training targets; None of other targets.
     scale: tuple[float, float] | None = None
+    #: Of the adapter's frozen tensors.
+    frozen_bytes: int = 0
 
 
 class Resources:
@@ -180,6 +182,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 peak_mib=memory.mib(),
                 adapter=adapter.state(),
                 head=head_state(backbone),
+                frozen_bytes=sum(tensor.nbytes for tensor in adapter.frozen().values()),
                 capabilities=_capabilities(method),
                 scale=data.objective.scale,
             )

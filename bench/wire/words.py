@@ -131,6 +131,10 @@ class Measure(StrEnum):
     STEP_MS = "cost/step_ms"
     SECONDS = "cost/seconds"
     PEAK_MIB = "cost/peak_mib"
+    #: What the adapter takes on disk, with what of its frozen numbers a stored one holds; and all that is
+    #: frozen of it, stored or made again from a seed, in memory. The head is in neither.
+    ADAPTER_BYTES = "cost/adapter_bytes"
+    FROZEN_BYTES = "cost/frozen_bytes"
     #: Of a regression's training targets, in their units: its outputs are standardised by them.
     TARGET_MEAN = "target/mean"
     TARGET_SD = "target/sd"
