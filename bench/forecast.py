@@ -10,11 +10,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from bench.execution.checks import record_mib, worker_mib
-from bench.execution.estimate import Pace, Workload, workload_of
+from bench.execution.estimate import Pace, Workload, activation_mib, workload_of
 from bench.plan.cells import Cell
 from bench.plan.make import cells_of
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
+from bench.training.saving import PLAIN, Saving
 from bench.wire.plan import Forecast, Share
 from bench.wire.words import Measure, Phase, Tag
 from methods import UserError
@@ -46,7 +47,7 @@ class _Part:
     jobs: list[_Job] = field(default_factory=list)
 
 
-def forecast(plan: Plan, store: str, device: str) -> Forecast:
+def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> Forecast:
     """Estimates what the plan and its suite's search and allocation would take. Starts nothing.
 
     Seconds are by stored trials of the suite in `store`, if there are some of the same method, backbone and
@@ -84,6 +85,7 @@ def forecast(plan: Plan, store: str, device: str) -> Forecast:
             )
             for part in parts
         ),
+        activations_mib=max(activation_mib(job.trial, saving) for job in jobs),
         memory_mib=worker_mib([job.trial for job in jobs]),
         peak_mib=max((peak for peak in peaks if peak is not None), default=None),
         disk_mib=sum(record_mib(job.parameters) for some in open_.values() for job in some),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ from bench.suite.choosing import Allocation, Search
 from bench.suite.limit import Limit
 from bench.suite.load import load_suite
 from bench.suite.suite import Suite
+from bench.training.saving import PLAIN, Saving
 from bench.wire.found import AllocationResult, SearchResult, Tried
 from bench.wire.words import Kind, Phase, Status, Tag
 from methods import UserError
@@ -103,6 +105,7 @@ def run_suite(
     slots_per_device: int | None = None,
     ray_address: str | None = None,
     worker_memory: int | None = None,
+    saving: Saving = PLAIN,
     trial_timeout: float | str | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
@@ -112,19 +115,14 @@ def run_suite(
     Trials that have finished are kept, so that a run that was stopped goes on where it was. `suite` is a
     suite or the path of its file. `tasks`, `methods`, `seeds`, `backbones` and `budgets` select a part of it,
     as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. `worker_memory` is
-    what a worker of `local` may take, in MiB. `trial_timeout` replaces the suite's: seconds, or a multiple as
+    what a worker of `local` may take, in MiB. `saving` says how trials are run in less memory, with the same
+    results. `trial_timeout` replaces the suite's: seconds, or a multiple as
     `5x`. With `retry_failed` only trials run that have failed. Raises UserError for what cannot be done,
     before any work. A trial that fails raises nothing: it is stored with its reason.
     """
     told = audience or Audience()
-    with make_executor(
-        executor,
-        device,
-        workers=workers,
-        slots_per_device=slots_per_device,
-        ray_address=ray_address,
-        worker_memory=worker_memory,
-    ) as place:
+    placed = partial(make_executor, executor, device, workers=workers, slots_per_device=slots_per_device)
+    with placed(ray_address=ray_address, worker_memory=worker_memory, saving=saving) as place:
         whole = make_plan(_limited(_loaded(suite), trial_timeout, place, told), place.device)
 
         def wanted(whole: Plan) -> Plan:
@@ -207,6 +205,7 @@ def search_suite(
     slots_per_device: int | None = None,
     ray_address: str | None = None,
     worker_memory: int | None = None,
+    saving: Saving = PLAIN,
     trial_timeout: float | str | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
@@ -223,14 +222,8 @@ def search_suite(
     if loaded.search and not slots_per_device:
         # Idle workers would hold threads or GPUs that the one at work lacks.
         workers = workers or 1
-    with make_executor(
-        executor,
-        device,
-        workers=workers,
-        slots_per_device=slots_per_device,
-        ray_address=ray_address,
-        worker_memory=worker_memory,
-    ) as place:
+    placed = partial(make_executor, executor, device, workers=workers, slots_per_device=slots_per_device)
+    with placed(ray_address=ray_address, worker_memory=worker_memory, saving=saving) as place:
         whole = make_plan(_limited(loaded, trial_timeout, place, told), place.device)
         wanted = whole.select(tasks, methods, (), backbones, budgets)
         chosen = cells_of(wanted, place.device)

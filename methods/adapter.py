@@ -137,6 +137,14 @@ class Adapter(ABC):
         """Promises that no parameter changes inside, so that what all forwards need is computed only once."""
         yield
 
+    @contextmanager
+    def part(self, start: int, stop: int, whole: int) -> Iterator[None]:
+        """Says that a forward inside is of the examples `start` to `stop` of a batch of `whole`, in order.
+
+        An adapter that drops entries by a stream of its own drops those that it would of the whole batch.
+        """
+        yield
+
     @property
     def merged(self) -> bool:
         """Whether the update is in the backbone's weights now."""

@@ -18,7 +18,18 @@ MEASURED = ("protocol", "evaluate", "weights_hash", "data", "train_size", "valid
 PER_METHOD = ("training lr", "training head_lr", "training core_lr")
 
 #: Provenance in which trials of one table should agree.
-SURROUNDINGS = ("harness", "git_commit", "git_dirty", "python", "cpu", "gpu", "threads", "version_")
+SURROUNDINGS = (
+    "harness",
+    "git_commit",
+    "git_dirty",
+    "python",
+    "cpu",
+    "gpu",
+    "threads",
+    "micro_batch",
+    "checkpointing",
+    "version_",
+)
 
 
 @dataclass(frozen=True)

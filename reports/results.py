@@ -64,6 +64,10 @@ TRIALS = WHICH | {
     "steps": Column(WHOLE, "steps", "training steps"),
     "step_ms": Column(NUMBER, "ms", "median time of a training step"),
     "peak_mib": Column(NUMBER, "MiB", "peak memory: a GPU's, or the process's"),
+    "adapter_bytes": Column(
+        WHOLE, "bytes", "the adapter on disk, with what it has to keep of what is frozen"
+    ),
+    "frozen_bytes": Column(WHOLE, "bytes", "the adapter's frozen tensors, kept or made again from a seed"),
     "seconds": Column(NUMBER, "s", "the whole trial"),
     "forgetting": Column(NUMBER, "nats", "rise of the loss a token on text that no task trains on"),
     "text_loss_bare": Column(NUMBER, "nats", "mean loss a token of that text, of the bare backbone"),
@@ -113,6 +117,8 @@ MEASURED = {
     "steps": Measure.STEPS,
     "step_ms": Measure.STEP_MS,
     "peak_mib": Measure.PEAK_MIB,
+    "adapter_bytes": Measure.ADAPTER_BYTES,
+    "frozen_bytes": Measure.FROZEN_BYTES,
     "seconds": Measure.SECONDS,
     "text_loss_bare": Measure.TEXT_LOSS_BARE,
     "text_loss": Measure.TEXT_LOSS,

@@ -139,6 +139,43 @@ WorkerMemory = Annotated[
         "with 'out of memory'. Default: as much as there is.",
     ),
 ]
+StudyStorage = Annotated[
+    str | None,
+    typer.Option(
+        help="Optuna's database: sqlite:///FILE or a server's URL. Default: optuna.db beside a store "
+        "that is a file, else in the working folder; several machines need one that all reach."
+    ),
+]
+ScoreSd = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-6,
+        max=1,
+        help="With --power: the standard deviation of a score over seeds, .007 say. Default: that "
+        "of stored runs of the suite, else several.",
+    ),
+]
+MicroBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="How many examples of a batch are computed at once: less memory, the same result. Default: all.",
+    ),
+]
+Checkpointing = Annotated[
+    bool,
+    typer.Option(
+        "--checkpointing", help="Compute activations again for the backward: less memory, the same result."
+    ),
+]
+ShrinkBatch = Annotated[
+    bool,
+    typer.Option(
+        "--shrink-batch",
+        help="Begin a trial that runs out of memory again, with half as many examples computed at once.",
+    ),
+]
 LogFile = Annotated[
     Path | None,
     typer.Option(

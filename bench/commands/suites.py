@@ -12,15 +12,20 @@ from bench.commands.options import (
     AsJson,
     Backbones,
     Budgets,
+    Checkpointing,
     Device,
     ExecutorKind,
     LogFile,
     Methods,
+    MicroBatch,
     RayAddress,
+    ScoreSd,
     SearchWorkers,
     Seeds,
+    ShrinkBatch,
     SlotsPerDevice,
     StoreUri,
+    StudyStorage,
     SuiteFile,
     Tasks,
     Threshold,
@@ -51,6 +56,9 @@ def run(
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
     worker_memory: WorkerMemory = None,
+    micro_batch: MicroBatch = None,
+    checkpointing: Checkpointing = False,
+    shrink_batch: ShrinkBatch = False,
     trial_timeout: TrialTimeout = None,
     log: LogFile = None,
     retry_failed: Annotated[
@@ -64,6 +72,7 @@ def run(
     from bench.run import run_suite
     from bench.terminal.plans import print_tuning
     from bench.terminal.results import print_summary
+    from bench.training.saving import Saving
 
     done = run_suite(
         suite,
@@ -79,6 +88,7 @@ def run(
         slots_per_device=slots_per_device,
         ray_address=ray_address,
         worker_memory=worker_memory,
+        saving=Saving(micro_batch, checkpointing, shrink_batch),
         trial_timeout=trial_timeout,
         retry_failed=retry_failed,
         audience=_audience(log),
@@ -92,13 +102,7 @@ def run(
 def search(
     suite: SuiteFile,
     store: StoreUri = DEFAULT_STORE,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Optuna's database: sqlite:///FILE or a server's URL. Default: optuna.db beside a store "
-            "that is a file, else in the working folder; several machines need one that all reach."
-        ),
-    ] = None,
+    storage: StudyStorage = None,
     device: Device = "auto",
     trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
     sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
@@ -111,6 +115,9 @@ def search(
     slots_per_device: SlotsPerDevice = None,
     ray_address: RayAddress = None,
     worker_memory: WorkerMemory = None,
+    micro_batch: MicroBatch = None,
+    checkpointing: Checkpointing = False,
+    shrink_batch: ShrinkBatch = False,
     trial_timeout: TrialTimeout = None,
     log: LogFile = None,
     retry_failed: Annotated[
@@ -125,6 +132,7 @@ def search(
     and the final runs use all workers.
     """
     from bench.run import search_suite
+    from bench.training.saving import Saving
 
     done = search_suite(
         suite,
@@ -142,6 +150,7 @@ def search(
         slots_per_device=slots_per_device,
         ray_address=ray_address,
         worker_memory=worker_memory,
+        saving=Saving(micro_batch, checkpointing, shrink_batch),
         trial_timeout=trial_timeout,
         retry_failed=retry_failed,
         audience=_audience(log),
@@ -174,16 +183,10 @@ def plan(
     power: Annotated[
         bool, typer.Option("--power", help="Also show the smallest differences that the suite could find.")
     ] = False,
-    sd: Annotated[
-        float | None,
-        typer.Option(
-            min=1e-6,
-            max=1,
-            help="With --power: the standard deviation of a score over seeds, .007 say. Default: that "
-            "of stored runs of the suite, else several.",
-        ),
-    ] = None,
+    sd: ScoreSd = None,
     threshold: Threshold = None,
+    micro_batch: MicroBatch = None,
+    checkpointing: Checkpointing = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: resolved ranks and parameter counts; with --json trial ids too. Starts nothing.
@@ -196,6 +199,7 @@ def plan(
     from bench.plan.make import make_plan
     from bench.suite.load import load_suite
     from bench.terminal.plans import print_forecast, print_plan, print_power
+    from bench.training.saving import Saving
     from methods import UserError
 
     if sd is not None and not power:
@@ -207,7 +211,7 @@ def plan(
     made = make_plan(load_suite(suite), device).select(
         task or (), method or (), seed or (), backbone or (), budget or ()
     )
-    expected = forecast(made, store, device)
+    expected = forecast(made, store, device, Saving(micro_batch, checkpointing))
     found = []
     if power:
         # Its import takes seconds, by what reads stored runs.

@@ -7,6 +7,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from bench.training.saving import PLAIN, Saving
 from methods.errors import UnknownNameError, UserError, cut
 
 if TYPE_CHECKING:
@@ -49,13 +50,14 @@ def make_executor(
     slots_per_device: int | None = None,
     ray_address: str | None = None,
     worker_memory: int | None = None,
+    saving: Saving = PLAIN,
 ) -> Executor:
     """An executor, not entered yet. `device` is auto, cpu, cuda or cuda:N.
 
     Without `workers` every slot is used: `slots_per_device` (1) on each GPU, or one a core on CPUs. With
     `ray` this connects to the cluster, and leaving the executor closes the connection. `worker_memory` is
-    what a worker of `local` may take, in MiB. Raises UserError for options that do not go together, and a
-    cluster that cannot be reached.
+    what a worker of `local` may take, in MiB. `saving` says how trials are run in less memory. Raises
+    UserError for options that do not go together, and a cluster that cannot be reached.
     """
     if kind not in EXECUTORS:
         raise UnknownNameError("executor", kind, EXECUTORS)
@@ -71,16 +73,18 @@ def make_executor(
             raise UserError("--workers and --slots-per-device go with --executor local or ray")
         from bench.execution.inline import Inline
 
-        return Inline(device)
+        return Inline(device, saving)
     if kind == "local":
         from bench.execution.local import Local, Slot
 
         places = local_slots(device, workers, slots_per_device)
-        return Local([Slot(*place, worker_memory) for place in places])
+        return Local([Slot(*place, worker_memory, saving) for place in places])
     _check_reachable(ray_address or os.environ.get("RAY_ADDRESS"))
     from bench.execution.ray import RayCluster
 
-    return RayCluster.connect(device, workers=workers, slots_per_device=slots_per_device, address=ray_address)
+    return RayCluster.connect(
+        device, workers=workers, slots_per_device=slots_per_device, address=ray_address, saving=saving
+    )
 
 
 def _check_limit(kind: str, mib: int) -> None:

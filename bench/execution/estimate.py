@@ -12,6 +12,8 @@ from bench.backbones import describe
 from bench.inputs import ImageInput
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
+from bench.process.memory import MIB
+from bench.training.saving import Saving
 from bench.wire.words import Measure, Status, Tag
 from methods import Geometry
 
@@ -92,10 +94,32 @@ def step_count(trial: Trial) -> int:
 
 def step_flops(trial: Trial) -> float:
     """In proportion to the operations of a step: encoder weights × positions × batch."""
-    info = describe(trial.backbone)
-    size = info.input
-    positions = (size.size / 16) ** 2 if isinstance(size, ImageInput) else trial.task.max_tokens
-    return encoder_weights(info.geometry) * positions * trial.recipe.batch_size
+    weights = encoder_weights(describe(trial.backbone).geometry)
+    return weights * positions_of(trial) * trial.recipe.batch_size
+
+
+def activation_mib(trial: Trial, saving: Saving) -> float:
+    """What a step keeps for its backward, in MiB, roughly: of every layer what its parts read.
+
+    That is, for each position, four times the hidden size, query, key, value and what attention gives, and
+    the MLP's inner states. With checkpointing it is what enters each layer, and all of one layer. Attention
+    scores, which fused kernels do not keep, and a vocabulary's logits are left out.
+    """
+    info, recipe = describe(trial.backbone), trial.recipe
+    geometry = info.geometry
+    inner = (3 if geometry.gated else 2) * geometry.mlp
+    attention = 2 * geometry.attention_width + 2 * geometry.kv_heads * geometry.head_size
+    layer = 4 * geometry.hidden + attention + inner
+    kept = geometry.layers * (geometry.hidden if saving.checkpointing else layer)
+    kept += layer * saving.checkpointing
+    size = 2 if recipe.precision == "bf16" else 4
+    return saving.size(recipe.batch_size) * positions_of(trial) * kept * size / MIB
+
+
+def positions_of(trial: Trial) -> float:
+    """The patches of an image, or the tokens of a text at most."""
+    size = describe(trial.backbone).input
+    return (size.size / 16) ** 2 if isinstance(size, ImageInput) else trial.task.max_tokens
 
 
 def encoder_weights(geometry: Geometry) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, perform, prepare_all, started
 from bench.plan.trial import Trial
+from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
 
 
@@ -14,9 +15,9 @@ class Inline(Executor):
     slots = 1
     ends_trials = False
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, saving: Saving = PLAIN) -> None:
         self.device = device
-        self.resources = Resources(device)
+        self.resources = Resources(device, saving)
         self._next: Trial | None = None
 
     def prepare(self, trials: list[Trial]) -> None:
@@ -35,7 +36,7 @@ class Inline(Executor):
         trial, self._next = self._next, None
         if trial is None:
             return
-        report(started(trial, "", self.device))
+        report(started(trial, "", self.resources))
         ending = perform(
             trial,
             self.resources,

@@ -25,6 +25,7 @@ from bench.execution.watch import BEAT, Watch, too_long
 from bench.plan.trial import Trial
 from bench.process.memory import MIB
 from bench.training.loop import Pruned
+from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
 from bench.wire.trial import Progress, failed, lost
 from methods import UserError
@@ -49,6 +50,8 @@ class Slot:
     threads: int
     #: MiB of memory that its worker may take for its data; None: as much as there is.
     memory: int | None = None
+    #: How its worker runs trials in less memory.
+    saving: Saving = PLAIN
 
 
 @dataclass
@@ -71,6 +74,7 @@ class Local(Executor):
 
     def __init__(self, slots: list[Slot]) -> None:
         self.device = slots[0].device.partition(":")[0]
+        self._saving = slots[0].saving
         self._free = list(reversed(slots))
         self._workers: list[_Worker] = []
         self.slots = len(slots)
@@ -81,6 +85,7 @@ class Local(Executor):
 
     def prepare(self, trials: list[Trial]) -> None:
         """One worker prepares while the others start: what it puts into the cache, all of them find there."""
+        self._saving.check(trials)
         trials = [trial for trial in trials if needed(trial) not in self._prepared]
         if not trials:
             return
@@ -259,7 +264,7 @@ def _serve(link: Connection, slot: Slot) -> None:
     threading.Thread(target=_end_with_driver, daemon=True).start()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     torch.set_num_threads(slot.threads)
-    resources, line = Resources(slot.device), _Line(link)
+    resources, line = Resources(slot.device, slot.saving), _Line(link)
     threading.Thread(target=line.keep_beating, daemon=True).start()
     if slot.memory:
         _limit_memory(slot.memory)
@@ -325,7 +330,7 @@ def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
             if link.recv() == ("prune", trial.id):
                 raise Pruned
 
-    tell(started(trial, slot.name, slot.device))
+    tell(started(trial, slot.name, resources))
     tell(ended(trial, slot.name, perform(trial, resources, report)))
 
 

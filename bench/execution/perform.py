@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import traceback
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from bench.training.loop import Diverged, Pruned
 from bench.training.measure import libraries, provenance
 from bench.training.trial import Resources, run_trial
 from bench.wire.trial import End, Ending, Failure, Progress, failed
+from bench.wire.words import Tag
 from methods import UserError
 
 #: How libraries say so in a RuntimeError: torch on a CPU, C++, cuBLAS.
@@ -45,9 +47,10 @@ class Event:
 Report = Callable[[Event], None]
 
 
-def started(trial: Trial, worker: str, device: str) -> Event:
-    """A trial begins in this process, on this device."""
-    return Event(trial, "started", worker, provenance=provenance(device), libraries=libraries())
+def started(trial: Trial, worker: str, resources: Resources) -> Event:
+    """A trial begins in this process, on the device of its resources."""
+    found = provenance(str(resources.device)) | resources.saving.told()
+    return Event(trial, "started", worker, provenance=found, libraries=libraries())
 
 
 def ended(trial: Trial, worker: str, ending: Ending) -> Event:
@@ -56,11 +59,13 @@ def ended(trial: Trial, worker: str, ending: Ending) -> Event:
 
 def prepare_all(trials: list[Trial], resources: Resources) -> None:
     """Fetches and prepares what the trials need, so that what is missing shows before any training."""
+    resources.saving.check(trials)
     try:
         for trial in trials:
             backbone = resources.backbone(trial)
             resources.data(trial, backbone.info.input)
             resources.text(trial, backbone)
+            resources.check_saving(trial)
     except Exception as error:
         if not _out_of_memory(error):
             raise
@@ -104,8 +109,59 @@ def perform(
 ) -> Ending:
     """Runs a trial, and whatever goes wrong with it becomes its ending: also an attempt to end the program.
 
-    Raises `interrupts`, and what `report` raises other than Pruned: neither says anything about the trial.
+    Where memory runs out and the resources' `saving` says so, it begins again with smaller micro-batches,
+    and tells what it had not told. Raises `interrupts`, and what `report` raises other than Pruned: neither
+    says anything about the trial.
     """
+    saving = resources.saving
+    news = _News(report)
+    ending = _attempt(trial, resources, news, interrupts)
+    try:
+        while ending.reason == "out of memory":
+            size = trial.recipe.batch_size
+            smaller = resources.saving.smaller(size)
+            if smaller is None:
+                break
+            warnings.warn(
+                f"trial {trial.id} ran out of memory with {resources.saving.size(size)} examples at once; "
+                f"it begins again with {smaller.micro_batch}",
+                stacklevel=2,
+            )
+            resources.saving = smaller
+            ending = _attempt(trial, resources, news, interrupts)
+        if resources.saving != saving:
+            tags = {**ending.tags, Tag.MICRO_BATCH: str(resources.saving.micro_batch)}
+            ending = replace(ending, tags=tags)
+    finally:
+        resources.saving = saving
+    return ending
+
+
+class _News:
+    """Passes on what a trial tells, and not again what an earlier attempt told before it ended."""
+
+    def __init__(self, report: Callable[[Progress], None]) -> None:
+        self._report = report
+        #: The latest step whose loss was told, and whose validation.
+        self._loss = self._validation = -1
+
+    def __call__(self, progress: Progress) -> None:
+        losses = [(step, loss) for step, loss in progress.losses if step > self._loss]
+        validated = progress.validation_metric is not None and progress.step > self._validation
+        if losses:
+            self._loss = losses[-1][0]
+        if validated:
+            self._validation = progress.step
+        if losses or validated:
+            self._report(replace(progress, losses=losses))
+
+
+def _attempt(
+    trial: Trial,
+    resources: Resources,
+    report: Callable[[Progress], None],
+    interrupts: tuple[type[BaseException], ...],
+) -> Ending:
     #: What the listener raised, which is no failure of the trial.
     told: BaseException | None = None
 

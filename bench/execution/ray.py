@@ -20,6 +20,7 @@ from bench.execution.perform import Event, Report, ended, needed, perform, prepa
 from bench.execution.watch import Watch, too_long
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
+from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
 from bench.wire.trial import Progress, failed, lost
 from methods import UserError
@@ -94,8 +95,8 @@ class RayCluster(Executor):
 
     on_this_machine = False
 
-    def __init__(self, device: str, share: Share, limit: int | None) -> None:
-        self.device = device
+    def __init__(self, device: str, share: Share, limit: int | None, saving: Saving) -> None:
+        self.device, self._saving = device, saving
         self._share, self._limit = share, limit
         #: Bytes that a trial needs at least; known once trials were prepared.
         self._memory = 0
@@ -114,6 +115,7 @@ class RayCluster(Executor):
         workers: int | None = None,
         slots_per_device: int | None = None,
         address: str | None = None,
+        saving: Saving = PLAIN,
     ) -> RayCluster:
         """Connects to a cluster, or starts one on this machine where no address is known.
 
@@ -129,7 +131,7 @@ class RayCluster(Executor):
             if device == "cpu" and slots_per_device:
                 raise UserError("--slots-per-device is for GPUs; on CPUs use --workers")
             share = Share.of_gpus(slots_per_device) if device == "cuda" else Share.of_cpus(workers)
-            return cls(device, share, workers)
+            return cls(device, share, workers, saving)
         except BaseException:
             ray.shutdown()
             raise
@@ -142,6 +144,7 @@ class RayCluster(Executor):
 
     def prepare(self, trials: list[Trial]) -> None:
         """Once on each node that can run a trial. One that joins later prepares when it takes its first."""
+        self._saving.check(trials)
         trials = [trial for trial in trials if needed(trial) not in self._prepared]
         if not trials:
             return
@@ -155,7 +158,7 @@ class RayCluster(Executor):
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
                 **self._options(),
             )
-            .remote(trials, Resources(self.device))
+            .remote(trials, Resources(self.device, self._saving))
             for node in ray.nodes()
             if node["Alive"] and self._room_on(node["Resources"])
         ]
@@ -186,7 +189,11 @@ class RayCluster(Executor):
     def submit(self, trial: Trial, limit: float | None = None) -> None:
         worker = next((worker for worker in self._workers if worker.trial is None), None)
         if worker is None:
-            actor = ray.remote(_Slot).options(max_concurrency=3, **self._options()).remote(self.device)
+            actor = (
+                ray.remote(_Slot)
+                .options(max_concurrency=3, **self._options())
+                .remote(self.device, self._saving)
+            )
             worker = _Worker(actor)
             self._workers.append(worker)
         self._give(worker, trial, limit)
@@ -305,8 +312,8 @@ def _connect(address: str | None) -> None:
 class _Slot:
     """A worker on a node, as an actor. Its methods run beside each other: a trial, and questions about it."""
 
-    def __init__(self, device: str) -> None:
-        self._resources = Resources(device)
+    def __init__(self, device: str, saving: Saving) -> None:
+        self._resources = Resources(device, saving)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._pruned: set[str] = set()
         context = ray.get_runtime_context()
@@ -327,7 +334,7 @@ class _Slot:
     def _run(self, trial: Trial) -> None:
         # The number is kept for each thread that calls torch, and Ray runs this in one of its own.
         torch.set_num_threads(self._threads)
-        self._events.put(started(trial, self._name, str(self._resources.device)))
+        self._events.put(started(trial, self._name, self._resources))
 
         def report(progress: Progress) -> None:
             self._events.put(Event(trial, "progress", self._name, progress=progress))

@@ -1,7 +1,8 @@
 """Which failures the driver that saw them tries again by itself, how often, and after how long.
 
-A failure of the trial itself, `out of memory` too, would come again: a smaller batch would make it another
-trial, with another id. An error of the store is none of a trial; the driver waits for the store.
+A failure of the trial itself would come again. So would `out of memory`, unless its worker was told to try
+smaller micro-batches, which it does by itself (`bench.execution.perform`). An error of the store is none of a
+trial; the driver waits for the store.
 """
 
 from __future__ import annotations

@@ -53,6 +53,10 @@ class Objective:
             return F.binary_cross_entropy_with_logits(outputs, labels)
         return F.mse_loss(outputs.squeeze(1), (labels - self.centre) / self.spread)
 
+    def terms(self, labels: Tensor) -> float:
+        """How many terms the loss is a mean of: the weight of a part of a batch in the mean of the whole."""
+        return len(labels)
+
     def answers(self, outputs: Tensor) -> NDArray[Any]:
         """The likeliest class (N,); which classes are likelier than not (N, classes); numbers (N,); whether
         what was written is right (N,).

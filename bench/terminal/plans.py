@@ -58,9 +58,11 @@ def print_forecast(console: Console, expected: Forecast) -> None:
         "operations": "by operations, at what this machine does of them now: no more than its order",
     }[expected.based_on]
     peak = "" if expected.peak_mib is None else f" (stored trials: up to {expected.peak_mib:,.0f})"
+    step = expected.activations_mib
+    activations = "" if step is None else f", and for the activations of a step about {step:,.0f}"
     console.print(
         f"Time is of one worker, {source}. A worker needs at least {expected.memory_mib:,.0f} MiB of "
-        f"memory{peak}; the results take about {expected.disk_mib:,.0f} MiB of disk.",
+        f"memory{activations}{peak}; the results take about {expected.disk_mib:,.0f} MiB of disk.",
         highlight=False,
     )
     for note in expected.notes:

@@ -30,6 +30,8 @@ def finished(outcome: Outcome) -> Ending:
         Measure.STEP_MS: trained.step_ms,
         Measure.SECONDS: outcome.seconds,
         Measure.PEAK_MIB: outcome.peak_mib,
+        Measure.ADAPTER_BYTES: sum(tensor.nbytes for tensor in outcome.adapter.values()),
+        Measure.FROZEN_BYTES: outcome.frozen_bytes,
     }
     if outcome.scale is not None:
         values |= zip((Measure.TARGET_MEAN, Measure.TARGET_SD), outcome.scale, strict=True)

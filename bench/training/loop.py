@@ -20,6 +20,7 @@ from bench.tasks import ImageSplit, Objective, PreparedData, Split
 from bench.tasks.written import WrittenSplit
 from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
+from bench.training.saving import PLAIN, Saving
 from bench.training.seeding import generator
 from bench.wire.trial import Progress
 from methods import Adapter, Backbone
@@ -107,7 +108,12 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[obj
 
 
 def evaluate(
-    backbone: Backbone, adapter: Adapter, split: Split, recipe: Recipe, objective: Objective
+    backbone: Backbone,
+    adapter: Adapter,
+    split: Split,
+    recipe: Recipe,
+    objective: Objective,
+    saving: Saving = PLAIN,
 ) -> Evaluation:
     """Runs a split through the backbone in evaluation mode. The rows of `logits` are in the split's order."""
     backbone.module.eval()
@@ -115,7 +121,7 @@ def evaluate(
     parts, order = [], []
     texts: dict[int, str] = {}
     with torch.inference_mode(), adapter.hold(), autocast(recipe, device):
-        for indices in batches(split, 2 * recipe.batch_size, None):
+        for indices in batches(split, 2 * saving.size(recipe.batch_size), None):
             outputs = backbone.module(**split.batch(indices)).float()
             if isinstance(split, WrittenSplit):
                 told = _writer(backbone).write(backbone.module.encoder, *split.asked(indices))
@@ -191,6 +197,7 @@ def train(
     recipe: Recipe,
     seed: int,
     report: Callable[[Progress], None],
+    saving: Saving = PLAIN,
 ) -> Trained:
     """Trains adapter and head, and leaves the selected state in place.
 
@@ -203,7 +210,7 @@ def train(
     trained = [parameter for group in groups for parameter in group["params"]]
     if not trained:
         # Neither head nor adapter: what the backbone answers as it is, without a step to tell of.
-        result = evaluate(backbone, adapter, data.validation, recipe, data.objective)
+        result = evaluate(backbone, adapter, data.validation, recipe, data.objective, saving)
         return Trained(0, 0, result.metric, None)
     course = _Course(recipe.step_count(len(data.train)), report)
     adapter.begin_training(course.steps)
@@ -216,12 +223,11 @@ def train(
         backbone.module.train()
         for indices in batches(data.train, recipe.batch_size, order):
             with timer:
-                with autocast(recipe, device):
-                    logits = backbone.module(**feed(indices))
-                    loss = data.objective.loss(logits.float(), data.train.targets(indices))
-                extra = adapter.extra_loss()
                 optimizer.zero_grad(set_to_none=True)
-                (loss if extra is None else loss + extra).backward()
+                batch = _Batch(feed(indices), data.train.targets(indices), saving.size(recipe.batch_size))
+                loss = _backward(backbone, adapter, batch, recipe, data.objective)
+                if (extra := adapter.extra_loss()) is not None:
+                    extra.backward()
                 if recipe.clip is not None:
                     torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
                 optimizer.step()
@@ -231,7 +237,7 @@ def train(
             if course.step == course.steps:
                 break
         course.tell_losses()
-        result = evaluate(backbone, adapter, data.validation, recipe, data.objective)
+        result = evaluate(backbone, adapter, data.validation, recipe, data.objective, saving)
         course.validated(result)
         better = selected is None or data.objective.metric.better(result.metric, selected.metric)
         if adapter.settled and (better or recipe.select == "last"):
@@ -241,6 +247,38 @@ def train(
     adapter.load(selected.adapter)
     backbone.head.load_state_dict(selected.head)
     return Trained(course.steps, selected.epoch, selected.metric, timer.median_ms())
+
+
+@dataclass
+class _Batch:
+    """What the backbone reads of a batch, whole and padded to one length, and the targets."""
+
+    inputs: dict[str, Tensor]
+    targets: Tensor
+    #: The examples that go through the backbone at once.
+    at_once: int
+
+
+def _backward(
+    backbone: Backbone, adapter: Adapter, batch: _Batch, recipe: Recipe, objective: Objective
+) -> Tensor:
+    """The mean loss of a batch, whose gradients it adds to the parameters', part by part.
+
+    Order, augmentation, padding and the adapter's dropout are those of the whole batch.
+    """
+    whole = len(batch.targets)
+    losses: list[Tensor] = []
+    for start in range(0, whole, batch.at_once):
+        stop = min(start + batch.at_once, whole)
+        targets = batch.targets[start:stop]
+        with adapter.part(start, stop, whole), autocast(recipe, targets.device):
+            logits = backbone.module(**{name: value[start:stop] for name, value in batch.inputs.items()})
+            loss = objective.loss(logits.float(), targets)
+        if stop - start < whole:
+            loss = loss * (objective.terms(targets) / objective.terms(batch.targets))
+        loss.backward()
+        losses.append(loss.detach())
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
 def _core_apart(adapter: Adapter) -> list[dict[str, Any]]:

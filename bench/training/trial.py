@@ -23,6 +23,7 @@ from bench.training.forgetting import Forgetting, text_loss
 from bench.training.loop import Diverged, Evaluation, Trained, evaluate, head_state, train
 from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic
+from bench.training.saving import PLAIN, Saving, checkpointed
 from bench.training.seeding import generator, stream_seed
 from bench.wire.trial import Progress
 from methods import Method, UserError, from_identity
@@ -53,6 +54,8 @@ class Outcome:
     scale: tuple[float, float] | None = None
     #: None where it was not measured: of encoders, and where the suite asks for none.
     forgetting: Forgetting | None = None
+    #: Of the adapter's frozen tensors.
+    frozen_bytes: int = 0
 
 
 class Resources:
@@ -61,8 +64,10 @@ class Resources:
     A trial that needs others has them take their place, so that its peak memory is its own.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, saving: Saving = PLAIN) -> None:
         self.device = torch.device(device)
+        #: How its trials are run in less memory.
+        self.saving = saving
         self._backbone: tuple[BackboneSpec, LoadedBackbone, str] | None = None
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
         #: The loss of the bare backbone on a text, by the text and the precision of its forward.
@@ -85,6 +90,23 @@ class Resources:
                 f"were planned, {backbone.info.weights_hash} loaded; start again"
             )
         return backbone
+
+    def check_saving(self, trial: Trial) -> None:
+        """Raises UserError where the trial cannot be run as `saving` says with the same result."""
+        if self.saving == PLAIN:
+            return
+        backbone = self.backbone(trial)
+        data = self.data(trial, backbone.info.input)
+        wanted = trial.task.input(backbone.info.input)
+        put_head(backbone, wanted, data.classes, generator(trial.seed, "head_start"))
+        example = data.train.batch(torch.tensor([0]))
+        self.saving.check_backbone(
+            backbone.info.name,
+            backbone.module,
+            example,
+            str(self.device),
+            splits=self.saving.splits(trial),
+        )
 
     def check(self) -> None:
         """Drops the backbone, with a warning, if it is not as it was loaded. The next trial loads it anew."""
@@ -172,9 +194,14 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
             memory = PeakMemory(resources.device)
             started_with = adapter.parameter_count
             split = data.test if trial.evaluate == "test" else data.validation
-            with deterministic(trial.recipe.deterministic), compiled(encoder, trial.recipe.compile):
-                trained = train(backbone, adapter, data, trial.recipe, trial.seed, report)
-                final = evaluate(backbone, adapter, split, trial.recipe, data.objective)
+            saving = resources.saving
+            with (
+                deterministic(trial.recipe.deterministic),
+                compiled(encoder, trial.recipe.compile),
+                checkpointed(encoder, saving.checkpointing),
+            ):
+                trained = train(backbone, adapter, data, trial.recipe, trial.seed, report, saving)
+                final = evaluate(backbone, adapter, split, trial.recipe, data.objective, saving)
             if not math.isfinite(final.loss):
                 raise Diverged(trained.steps, final.loss)
             # Costs are of training and evaluation alone.
@@ -196,6 +223,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 peak_mib=peak,
                 adapter=adapter.state(),
                 head=head_state(backbone),
+                frozen_bytes=sum(tensor.nbytes for tensor in adapter.frozen().values()),
                 capabilities=_capabilities(method),
                 scale=data.objective.scale,
                 forgetting=forgotten,

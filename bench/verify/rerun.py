@@ -16,6 +16,7 @@ from bench.plan.trial import Trial
 from bench.store.records import Record
 from bench.store.source import Source
 from bench.training.measure import provenance
+from bench.training.saving import Saving
 from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
 from bench.wire.words import Artifact, Measure
@@ -57,6 +58,7 @@ def run_again(
         device = "cuda" if one.record.provenance.get("gpu") and torch.cuda.is_available() else "cpu"
         if resources is None or resources.device.type != device:
             resources = Resources(device)
+        resources.saving = Saving.of(one.record.provenance)
         with _threads(one.record):
             try:
                 prepare_all([one.trial], resources)

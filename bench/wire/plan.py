@@ -93,6 +93,8 @@ class Forecast(Wired):
     parts: tuple[Share, ...]
     #: Of a worker, at least.
     memory_mib: float
+    #: Beside it, roughly, for the activations of the largest step; None in plans of earlier versions.
+    activations_mib: float | None = None
     #: The largest that a stored trial of the same kind took, on its device; None where there is none.
     peak_mib: float | None
     #: Of the results of the open trials.

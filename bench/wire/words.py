@@ -98,6 +98,9 @@ class Tag(StrEnum):
     LOCK_HASH = f"{PROVENANCE}lock_sha256"
     #: Of a run that came in a pack: the run id that it had where it ran.
     ORIGIN = "origin"
+    #: How the trial was run in less memory, where it was: see `bench.training.saving`.
+    MICRO_BATCH = f"{PROVENANCE}micro_batch"
+    CHECKPOINTING = f"{PROVENANCE}checkpointing"
     METRIC_SOURCE = f"{PROVENANCE}source_metric"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"
@@ -132,6 +135,10 @@ class Measure(StrEnum):
     STEP_MS = "cost/step_ms"
     SECONDS = "cost/seconds"
     PEAK_MIB = "cost/peak_mib"
+    #: What the adapter takes on disk, with what of its frozen numbers a stored one holds; and all that is
+    #: frozen of it, stored or made again from a seed, in memory. The head is in neither.
+    ADAPTER_BYTES = "cost/adapter_bytes"
+    FROZEN_BYTES = "cost/frozen_bytes"
     #: Of a regression's training targets, in their units: its outputs are standardised by them.
     TARGET_MEAN = "target/mean"
     TARGET_SD = "target/sd"

@@ -14,7 +14,7 @@ from methods.backbone import GATED_INPUT, SHARED_INPUT, Backbone, Site
 from methods.lowrank.autograd import after_backward, in_backward
 from methods.lowrank.contracted import Contracted, Parametrisation, pair
 from methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
-from methods.lowrank.masks import Masks, Place
+from methods.lowrank.masks import Masks, Part, Place
 
 #: Makes what a parametrisation contracts to the pairs of a backbone's sites.
 Fit = Callable[[Contracted, Parametrisation], Contracted]
@@ -114,6 +114,17 @@ class LowRankAdapter(Adapter):
             self._holding = False
             self._drop()
 
+    @contextmanager
+    def part(self, start: int, stop: int, whole: int) -> Iterator[None]:
+        if self.masks is None or stop - start == whole:
+            yield
+            return
+        self.masks.part = Part(start, stop, whole)
+        try:
+            yield
+        finally:
+            self.masks.part = None
+
     def detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
@@ -155,13 +166,13 @@ class LowRankAdapter(Adapter):
                 shared,
                 indices.index(method.down_of[site]),
                 output_slices=method.output_slices.get(site, 1),
-                dropout=self._place(dropout_at != "input"),
+                dropout=self._place(dropout_at != "input", of_weight=dropout_at == "update"),
                 drops_update=dropout_at == "update" and self.masks is not None,
             )
             self.install(site, self._linears[site])
 
-    def _place(self, here: bool) -> Place | None:
-        return self.masks.place() if here and self.masks is not None else None
+    def _place(self, here: bool, *, of_weight: bool = False) -> Place | None:
+        return self.masks.place(of_weight=of_weight) if here and self.masks is not None else None
 
     def _refresh(self) -> None:
         if not self._holding and not self.merged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -13,12 +14,21 @@ from torch.nn import functional as F
 from methods.lowrank.autograd import current_node, in_backward, next_node
 
 
+class Part(NamedTuple):
+    """The examples `start` to `stop` of a batch of `whole`."""
+
+    start: int
+    stop: int
+    whole: int
+
+
 class Masks:
     """The dropout of one adapter. It leaves torch's global stream to the backbone.
 
     Each forward draws a seed for every place where the adapter drops, and a mask is made of its place's seed
     alone. So a layer that gradient checkpointing runs again in a backward finds the mask of its own forward,
-    whatever was drawn since. A place that runs twice in one forward drops the same entries twice.
+    whatever was drawn since. A place that runs twice in one forward drops the same entries twice. Where a
+    batch is computed in parts, each finds its examples' share of the mask of the whole.
 
     Only under `torch.compile`, which cannot trace generators, do masks come from the global stream.
     """
@@ -27,20 +37,28 @@ class Masks:
         self.probability = probability
         self._seeds = torch.Generator().manual_seed(seed)
         self._places = 0
+        #: The places that do not drop examples' entries, but a weight's.
+        self._of_weights: set[int] = set()
+        #: What the next forwards are of a batch; None: all of it.
+        self.part: Part | None = None
+        #: The seeds of the latest forward: the first part of a batch draws them for all parts.
+        self._latest: list[int] = []
         self._generators: dict[torch.device, torch.Generator] = {}
         self._running: _Forward | None = None
         #: The forwards that a backward may still pass: their graphs hold them.
         self._open: WeakSet[_Forward] = WeakSet()
 
-    def place(self) -> Place:
-        """Another place where the adapter drops."""
+    def place(self, *, of_weight: bool = False) -> Place:
+        """Another place where the adapter drops, entries of activations or of a weight."""
+        if of_weight:
+            self._of_weights.add(self._places)
         self._places += 1
         return Place(self, self._places - 1)
 
     def begin(self) -> None:
         """To be called before a forward of the backbone."""
         if not torch.compiler.is_compiling():
-            self._running = _Forward(next_node())
+            self._running = _Forward(next_node(), self.part)
 
     def end(self) -> None:
         """To be called after a forward of the backbone, also one that raised."""
@@ -57,9 +75,18 @@ class Masks:
             return F.dropout(x, self.probability)
         if x.device not in self._generators:
             self._generators[x.device] = torch.Generator(x.device)
-        generator = self._generators[x.device].manual_seed(self._forward().seeds[place])
+        forward = self._forward()
+        generator = self._generators[x.device].manual_seed(forward.seeds[place])
         kept = 1 - self.probability
-        return x * torch.empty_like(x).bernoulli_(kept, generator=generator).div_(kept)
+        part = None if place in self._of_weights else forward.part
+        if part is None:
+            mask = torch.empty_like(x).bernoulli_(kept, generator=generator)
+        else:
+            # Examples may have several rows each, one for every token.
+            rows = len(x) // (part.stop - part.start)
+            whole = x.new_empty(part.whole * rows, *x.shape[1:]).bernoulli_(kept, generator=generator)
+            mask = whole[part.start * rows : part.stop * rows].clone()
+        return x * mask.div_(kept)
 
     def remember(self, output: Tensor) -> None:
         """Keeps the masks of the running forward for as long as `output`, which it made, has a graph."""
@@ -77,7 +104,9 @@ class Masks:
         # Layers may be called by themselves while an adapter holds its factors.
         forward = _Forward(next_node()) if self._running is None else self._running
         if not forward.seeds:
-            forward.seeds = torch.randint(2**63 - 1, (self._places,), generator=self._seeds).tolist()
+            if not (forward.part and forward.part.start):
+                self._latest = torch.randint(2**63 - 1, (self._places,), generator=self._seeds).tolist()
+            forward.seeds = self._latest
         return forward
 
     def _recomputed(self) -> _Forward:
@@ -112,6 +141,7 @@ class _Forward:
     """
 
     start: int
+    part: Part | None = None
     end: float = math.inf
     seeds: list[int] = field(default_factory=list)
 

@@ -16,6 +16,7 @@ from bench.run import Audience, run_suite
 from bench.search.tuning import with_choices
 from bench.store.store import Store
 from bench.terminal.plans import print_forecast
+from bench.training.saving import Saving
 from bench.wire.plan import Forecast, Share
 
 from ..stored import Result
@@ -103,6 +104,10 @@ def test_without_stored_trials_the_time_is_in_proportion_to_the_operations(
     assert twice.parts[0].seconds == pytest.approx(2 * once.parts[0].seconds)
     assert once.parts[0].seconds > 0
     assert once.memory_mib > 400
+    made = plan(training={"batch_size": 16, "epochs": 2})
+    parts = forecast(made, nowhere(tmp_path), "cpu", Saving(4))
+    assert once.activations_mib == pytest.approx(4 * parts.activations_mib)
+    assert parts.activations_mib > 0
     assert once.disk_mib > 1
 
 

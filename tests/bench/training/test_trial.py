@@ -15,7 +15,7 @@ from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.trial import Resources, run_trial
 from bench.wire.trial import Progress
-from bench.wire.words import Tag
+from bench.wire.words import Measure, Tag
 from methods import UserError
 
 from ..toy_suites import TEXT, VISION, plan
@@ -140,6 +140,21 @@ def test_parameters_are_counted_apart_for_adapter_and_head() -> None:
     assert (outcome.adapter_parameters, outcome.head_parameters) == (1152, 330)
     assert sum(value.numel() for value in outcome.adapter.values()) == 1152
     assert sum(value.numel() for value in outcome.head.values()) == 330
+
+
+def test_a_trial_tells_the_bytes_of_its_adapter() -> None:
+    made = trials(methods=[{"method": "lora_xs", "rank": 2}, {"method": "trac", "rank": 2}, "head_only"])
+    resources = Resources("cpu")
+    told = [finished(run_trial(trial, resources, nothing)).metrics for trial in made]
+    kept, from_a_seed, none = [
+        (one[Measure.ADAPTER_BYTES] - 4 * one[Measure.ADAPTER_PARAMETERS], one[Measure.FROZEN_BYTES])
+        for one in told
+    ]
+    # Singular vectors are stored; of random cores the seed is, which is one number of eight bytes.
+    assert kept[0] == kept[1] > 0
+    assert from_a_seed[0] == 8
+    assert from_a_seed[1] > 1000
+    assert none == (0, 0)
 
 
 def test_a_trial_tells_what_its_method_can_do() -> None:

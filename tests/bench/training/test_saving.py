@@ -1,0 +1,181 @@
+"""Less memory, the same result: batches in parts, layers computed again, smaller parts when memory ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bench.execution.perform
+import bench.training.loop
+from bench.execution.perform import perform, prepare_all
+from bench.plan.trial import Trial
+from bench.training.saving import PLAIN, Saving
+from bench.training.trial import Outcome, Resources, run_trial
+from bench.wire.trial import Progress
+from methods import UserError
+
+from ..toy_runs import SHORT
+from ..toy_suites import TEXT, VISION, plan, write
+
+LLAMA = {**TEXT, "backbones": ["tiny-random-llama"]}
+#: A last part that is smaller than the others.
+PARTS = Saving(micro_batch=5)
+
+
+def trial(base: dict[str, Any], method: Any, **training: Any) -> Trial:
+    recipe = {"batch_size": 16, "steps": 4, "lr": 1e-2, **training}
+    (made,) = plan(base, methods=[method], training=recipe).trials
+    return made
+
+
+def run(made: Trial, saving: Saving = PLAIN) -> tuple[Outcome, list[float]]:
+    told: list[Progress] = []
+    outcome = run_trial(made, Resources("cpu", saving), told.append)
+    return outcome, [loss for progress in told for _, loss in progress.losses]
+
+
+def expect_alike(outcome: tuple[Outcome, list[float]], plain: tuple[Outcome, list[float]]) -> None:
+    assert outcome[1] == pytest.approx(plain[1], rel=1e-4)
+    torch.testing.assert_close(outcome[0].final.logits, plain[0].final.logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("base", "method"),
+    [
+        (LLAMA, {"method": "lotr", "dropout": 0.4}),
+        (LLAMA, {"method": "fact_tt", "dropout": 0.4}),
+        (VISION, {"method": "cara", "dropout": 0.4, "dropout_on": "update"}),
+        (VISION, {"method": "lora"}),
+    ],
+    ids=["input", "before_up", "update", "none"],
+)
+def test_parts_of_a_batch_and_recomputed_layers_give_the_same_trial(
+    base: dict[str, Any], method: dict[str, Any]
+) -> None:
+    made = trial(base, method, clip=0.5, augmentation=["flip"] if base is VISION else [])
+    plain = run(made)
+    expect_alike(run(made, replace(PARTS, checkpointing=True)), plain)
+
+
+def test_dropout_of_another_stream_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the comparison above is worth: parts that drop as if each were a batch train otherwise."""
+    from methods.adapter import Adapter
+    from methods.lowrank import LowRankAdapter
+
+    made = trial(LLAMA, {"method": "lotr", "dropout": 0.4})
+    plain = run(made)
+    monkeypatch.setattr(LowRankAdapter, "part", Adapter.part)
+    with pytest.raises(AssertionError):
+        expect_alike(run(made, PARTS), plain)
+
+
+def test_so_many_examples_go_through_the_backbone_at_once_and_layers_run_again() -> None:
+    resources = Resources("cpu", Saving(micro_batch=6, checkpointing=True))
+    made = trial(LLAMA, "lora", steps=1)
+    backbone = resources.backbone(made)
+    sizes: list[int] = []
+
+    def counted(module: Any, inputs: Any) -> None:
+        if torch.is_grad_enabled():
+            sizes.append(len(inputs[0]))
+
+    hook = backbone.module.encoder.layers[0].mlp.register_forward_pre_hook(counted)
+    with pytest.warns(UserWarning, match="left traces"):  # the hook
+        run_trial(made, resources, lambda progress: None)
+    assert sizes == [6, 6, 6, 6, 4, 4]
+    hook.remove()
+    # What turned checkpointing on leaves none.
+    backbone = resources.backbone(made)
+    run_trial(made, resources, lambda progress: None)
+    assert resources.backbone(made) is backbone
+
+
+@pytest.mark.parametrize(
+    ("made", "saving", "said"),
+    [
+        (
+            trial({**TEXT}, "head_only"),
+            PARTS,
+            "--micro-batch: backbone 'tiny-random-bert' has dropout of its own",
+        ),
+        (
+            trial(VISION, {"method": "lora", "dropout": 0.1}),
+            Saving(shrink=True),
+            r"--shrink-batch: LoRA \(dropout=0.1\) would drop other entries \(peft's dropout draws",
+        ),
+        (
+            trial(VISION, {"method": "peft", "type": "LILY", "rank": 2}),
+            PARTS,
+            "--micro-batch: Lily .*would answer otherwise",
+        ),
+        (
+            trial(VISION, "lora", compile=True),
+            Saving(checkpointing=True),
+            "--checkpointing: .* compile: true",
+        ),
+    ],
+    ids=["backbone", "method", "batch", "compile"],
+)
+def test_what_would_change_a_result_is_refused_before_any_work(
+    made: Trial, saving: Saving, said: str
+) -> None:
+    resources = Resources("cpu", saving)
+    state = torch.get_rng_state()
+    with pytest.raises(UserError, match=said):
+        prepare_all([made], resources)
+    assert torch.equal(state, torch.get_rng_state())
+    if not made.recipe.compile:
+        # A whole batch at once is what would be done anyway.
+        prepare_all([made], Resources("cpu", Saving(micro_batch=16)))
+
+
+def test_memory_that_runs_out_halves_the_parts_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trial(VISION, "lora", steps=2)
+    real = bench.execution.perform.run_trial
+    tried: list[int] = []
+
+    def limited(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Outcome:
+        size = resources.saving.size(trial.recipe.batch_size)
+        tried.append(size)
+        if size > 4:
+            report(Progress(1, 2, 1, [(1, 0.5)]))
+            raise torch.OutOfMemoryError("none left")
+        return real(trial, resources, report)
+
+    monkeypatch.setattr(bench.execution.perform, "run_trial", limited)
+    told: list[Progress] = []
+    ending = perform(made, Resources("cpu"), told.append)
+    assert (ending.reason, tried) == ("out of memory", [16])
+    tried.clear()
+    told.clear()
+    resources = Resources("cpu", Saving(shrink=True))
+    with pytest.warns(
+        UserWarning, match=r"ran out of memory with \d+ examples at once; it begins again with"
+    ):
+        ending = perform(made, resources, told.append)
+    assert (ending.status, tried) == ("finished", [16, 8, 4])
+    assert ending.tags["provenance.micro_batch"] == "4"
+    # The first step was told before, once; the next trial begins with a whole batch.
+    assert [step for progress in told for step, _ in progress.losses] == [1, 2]
+    assert resources.saving == Saving(shrink=True)
+
+
+def test_how_a_trial_was_run_is_stored_and_not_in_its_id(
+    tmp_path: Path, new_store: Callable[[Path], str], call: Callable[..., Any]
+) -> None:
+    from bench.store.store import Store
+
+    suite, uri = write(tmp_path, VISION, training=SHORT), new_store(tmp_path)
+    refused = call("run", suite, "--store", uri, "--micro-batch", "0")
+    assert refused.code == 2
+    ended = call("run", suite, "--store", uri, "--micro-batch", "4", "--checkpointing")
+    assert ended.code == 0, ended.err
+    (record,) = Store.existing(uri, "toy").records()
+    assert (record.provenance["micro_batch"], record.provenance["checkpointing"]) == ("4", "yes")
+    assert record.trial_id == plan(VISION, training=SHORT).trials[0].id
+    assert Saving.of(record.provenance) == Saving(4, checkpointing=True)
