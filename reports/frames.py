@@ -44,7 +44,7 @@ def _block(block: Block) -> dict[str, Any]:
 
 def _cells(study: Study) -> pd.DataFrame:
     runs = study.seeds[study.seeds["run_id"] != ""].groupby("cell")["run_id"].agg(";".join)
-    cells = study.cells.drop(columns=["tuning", "title"]).assign(runs=runs)
+    cells = study.cells.drop(columns=["tuning", "title"]).astype({"peak": "Int64"}).assign(runs=runs)
     return cells.rename_axis("cell").reset_index()
 
 

@@ -79,7 +79,7 @@ class RowTable:
         self.table.add_row(
             escape(row.method),
             ranks or "–",
-            f"{row.parameters:,}" + (f" (peak {row.peak:,})" if row.peak else ""),
+            f"{row.parameters:,}" + (f" (peak {row.peak:,.0f})" if row.peak else ""),
             f"{row.percent_of_lora:.2f}",
             ratio,
             *measured,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench.terminal.tables import RowTable
 from bench.training.ending import finished
 from bench.training.trial import Resources, run_trial
 from bench.wire.words import Measure
@@ -26,6 +27,14 @@ def test_a_trial_ends_with_the_planned_count_and_stores_both() -> None:
     metrics = finished(outcome).metrics
     assert metrics[Measure.ADAPTER_PARAMETERS] == row.parameters < row.peak
     assert metrics[Measure.PEAK_PARAMETERS] == row.peak
+
+
+@pytest.mark.parametrize("kind", [int, float], ids=["planned", "from a frame"])
+def test_a_table_shows_both_counts(kind: type) -> None:
+    (row,) = plan(VISION, methods=[ADALORA]).rows
+    table = RowTable("")
+    table.add(row.planned().model_copy(update={"peak": kind(row.peak or 0)}))
+    assert list(table.table.columns[2].cells)[-1] == f"{row.parameters:,} (peak {row.peak:,})"
 
 
 def test_what_cuts_nothing_stores_no_peak() -> None:
