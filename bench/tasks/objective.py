@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,9 +54,9 @@ class Objective:
             return F.binary_cross_entropy_with_logits(outputs, labels)
         return F.mse_loss(outputs.squeeze(1), (labels - self.centre) / self.spread)
 
-    def terms(self, labels: Tensor) -> float:
-        """How many terms the loss is a mean of: the weight of a part of a batch in the mean of the whole."""
-        return len(labels)
+    def terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> float:
+        """How many terms the loss of these examples is a mean of: their weight in that of a whole batch."""
+        return inputs["scored"][:, 1:].sum().item() if self.kind == "generation" else len(labels)
 
     def answers(self, outputs: Tensor) -> NDArray[Any]:
         """The likeliest class (N,); which classes are likelier than not (N, classes); numbers (N,); whether

@@ -271,11 +271,12 @@ def _backward(
     for start in range(0, whole, batch.at_once):
         stop = min(start + batch.at_once, whole)
         targets = batch.targets[start:stop]
+        inputs = {name: value[start:stop] for name, value in batch.inputs.items()}
         with adapter.part(start, stop, whole), autocast(recipe, targets.device):
-            logits = backbone.module(**{name: value[start:stop] for name, value in batch.inputs.items()})
+            logits = backbone.module(**inputs)
             loss = objective.loss(logits.float(), targets)
         if stop - start < whole:
-            loss = loss * (objective.terms(targets) / objective.terms(batch.targets))
+            loss = loss * (objective.terms(inputs, targets) / objective.terms(batch.inputs, batch.targets))
         loss.backward()
         losses.append(loss.detach())
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()

@@ -26,7 +26,7 @@ from bench.training.numerics import compiled, deterministic
 from bench.training.saving import PLAIN, Saving, checkpointed
 from bench.training.seeding import generator, stream_seed
 from bench.wire.trial import Progress
-from methods import Method, UserError, from_identity
+from methods import Adapter, Method, UserError, from_identity
 from methods.capabilities import capabilities
 from methods.capability import Capability
 
@@ -206,11 +206,6 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 raise Diverged(trained.steps, final.loss)
             # Costs are of training and evaluation alone.
             seconds, peak = time.perf_counter() - started, memory.mib()
-            forgotten = None
-            if text is not None and before is not None:
-                with torch.inference_mode(), adapter.hold():
-                    after, tokens = text_loss(backbone, text, trial.recipe)
-                forgotten = Forgetting(str(trial.forgetting), before, after, tokens)
             return Outcome(
                 trained=trained,
                 final=final,
@@ -226,7 +221,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 frozen_bytes=sum(tensor.nbytes for tensor in adapter.frozen().values()),
                 capabilities=_capabilities(method),
                 scale=data.objective.scale,
-                forgetting=forgotten,
+                forgetting=_forgetting(trial, backbone, adapter, text, before),
             )
         finally:
             adapter.detach()
@@ -234,6 +229,21 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
         # Whatever failed, be it attaching or detaching, the next trial gets a clean backbone.
         backbone.module.eval()
         resources.check()
+
+
+def _forgetting(
+    trial: Trial,
+    backbone: LoadedBackbone,
+    adapter: Adapter,
+    text: Sequence[Tensor] | None,
+    before: float | None,
+) -> Forgetting | None:
+    """What the adapted backbone forgot of a text; None where the bare one was not asked."""
+    if text is None or before is None:
+        return None
+    with torch.inference_mode(), adapter.hold():
+        after, tokens = text_loss(backbone, text, trial.recipe)
+    return Forgetting(str(trial.forgetting), before, after, tokens)
 
 
 def _capabilities(method: Method) -> tuple[Capability, ...] | None:

@@ -28,6 +28,7 @@ from bench.tasks.school_math import GSM8K, METAMATH, MetaMath
 from bench.tasks.written import WrittenSplit, answers_of, written
 from bench.training.ending import finished
 from bench.training.loop import evaluate
+from bench.training.saving import Saving
 from bench.training.trial import Resources, run_trial
 from bench.wire.words import Artifact
 from methods import Geometry, UserError, create, from_identity
@@ -170,6 +171,19 @@ def suite(task: dict[str, Any], **changes: Any) -> Any:
     training = {"batch_size": 8, "steps": 4, "lr": 1e-2}
     base = {**VISION, "backbones": ["tiny-random-llama"], "tasks": [task], "training": training}
     return plan({**base, "forgetting": "none"}, **changes)
+
+
+def test_parts_of_a_batch_count_by_their_tokens(tmp_path: Path) -> None:
+    task = data(tmp_path, loss_on="all")
+    lines = [json.dumps({"q": str(n**n), "a": f"#### {n}"}) for n in range(40)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(lines))
+    (made,) = suite(task, methods=["lora"]).trials
+    whole, parts = (
+        run_trial(made, Resources("cpu", Saving(micro_batch=size)), lambda _: None) for size in (None, 3)
+    )
+    assert parts.final.loss == pytest.approx(whole.final.loss, rel=1e-5)
+    for name, tensor in whole.adapter.items():
+        torch.testing.assert_close(parts.adapter[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_trials_of_described_data_train_and_head_only_is_zero_shot(
