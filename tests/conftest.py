@@ -6,8 +6,8 @@ import os
 
 # Tiny models are fastest on one thread, and subprocesses inherit it. Before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Workers with more have threads that wait for one another. Where tests keep all cores busy, waiting by spinning
-# takes the core that the other one waits for: a step of milliseconds takes seconds.
+# Workers with more have threads that wait for one another. Where tests keep all cores busy, one that waits by
+# spinning takes the core that the other one needs: a step of milliseconds takes seconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gc
