@@ -80,7 +80,7 @@ def test_a_saved_model_gives_the_features_of_transformers(kind: str, tmp_path: P
     model.save_pretrained(tmp_path)
     backbone = load(BackboneSpec(local=tmp_path))
     about = kind in ("bert", "modernbert", "siglip_vision_model") or KINDS[kind].pool is pooling.last_token
-    tolerance = {"rtol": 0.0, "atol": 1e-6 if about else 0.0}
+    tolerance = {"rtol": 0.0, "atol": 5e-6 if about else 0.0}
     torch.testing.assert_close(features(backbone, inputs), expected(kind, model, inputs), **tolerance)
     assert backbone.info == describe(BackboneSpec(local=tmp_path))
     assert backbone.info.kind == kind
