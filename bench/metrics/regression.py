@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ class _Correlation(Metric):
             return 0.0
         return float(self._correlation(np.asarray(targets, float), np.asarray(given, float)))
 
-    def _correlation(self, targets: Array, given: Array) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _correlation(self, targets: Array, given: Array) -> float: ...
 
     def contributions(self, targets: NDArray[Any], given: NDArray[Any]) -> Array:
         score = self.score(targets, given)
@@ -31,8 +32,8 @@ class _Correlation(Metric):
             return np.zeros(len(targets))
         return about(score, self._influence(np.asarray(targets, float), np.asarray(given, float), score))
 
-    def _influence(self, targets: Array, given: Array, score: float) -> Array:
-        raise NotImplementedError
+    @abstractmethod
+    def _influence(self, targets: Array, given: Array, score: float) -> Array: ...
 
 
 class Pearson(_Correlation):

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -246,10 +247,16 @@ def _forgetting(
     return Forgetting(str(trial.forgetting), before, after, tokens)
 
 
+@cache
+def _of_identity(identity: str) -> tuple[Capability, ...]:
+    """The capabilities of a method, which are looked at once for all trials of a worker."""
+    return capabilities(from_identity(json.loads(identity)))
+
+
 def _capabilities(method: Method) -> tuple[Capability, ...] | None:
     """None, with a warning, where a tiny model cannot show them: the trial has its result all the same."""
     try:
-        return capabilities(method)
+        return _of_identity(json.dumps(method.identity(), sort_keys=True))
     except Exception as error:  # whatever a plug-in's method raises on a model that nobody asked it for
         warnings.warn(f"what {method.label} can do is not known: {error}", stacklevel=2)
         return None

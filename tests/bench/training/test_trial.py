@@ -168,7 +168,7 @@ def test_a_method_that_cannot_be_tried_has_its_result_all_the_same(monkeypatch: 
     def refuse(_: object) -> None:
         raise UserError("not on a tiny model")
 
-    monkeypatch.setattr(bench.training.trial, "capabilities", refuse)
+    monkeypatch.setattr(bench.training.trial, "_of_identity", refuse)
     (lora,) = trials(methods=["lora"])
     with pytest.warns(UserWarning, match="what LoRA can do is not known: not on a tiny model"):
         ended = finished(run_trial(lora, Resources("cpu"), nothing))
