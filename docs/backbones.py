@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from marked import replaced
+
 from bench.backbones.kinds import KINDS, NAMES, TIMM
 from bench.conformance import check_kind
 
@@ -68,9 +70,7 @@ def run_checks() -> dict[str, str]:
 
 def main() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    new = f"{BEGIN}\n\n{table(run_checks())}\n\n{END}"
-    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-    PAGE.write_text(before + new + after, encoding="utf-8")
+    PAGE.write_text(replaced(page, BEGIN, END, f"\n\n{table(run_checks())}\n\n"), encoding="utf-8")
 
 
 if __name__ == "__main__":

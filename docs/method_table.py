@@ -11,6 +11,8 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from marked import replaced
+
 from methods import METHODS, Geometry, Method, UserError, create
 
 PAGE = Path(__file__).parent / "methods.md"
@@ -78,8 +80,7 @@ def _frozen(method: Method) -> str:
 
 def rewritten(text: str) -> str:
     """The page with the table as it is now."""
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + table() + END + rest.split(END)[1]
+    return replaced(text, BEGIN, END, table())
 
 
 if __name__ == "__main__":

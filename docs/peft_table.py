@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from marked import replaced
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 from torch.nn import functional as F
@@ -115,8 +116,7 @@ def reason(error: ValueError, kind: str) -> str:
 
 def rewritten(text: str) -> str:
     """The page with the table as it is now."""
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + table() + END + rest.split(END)[1]
+    return replaced(text, BEGIN, END, table())
 
 
 if __name__ == "__main__":
