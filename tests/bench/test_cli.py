@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -36,6 +37,16 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
 
 
 @pytest.mark.processes
+def test_whoever_reads_a_few_lines_only_stops_nothing() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "w") as nobody_reads:
+        console = VisibleConsole(file=nobody_reads)
+        console.print("one line\n" * 10_000)
+        console.print("another")
+    assert console.quiet
+
+
 def test_help_imports_nothing_that_takes_long() -> None:
     program = """
 import sys
