@@ -84,3 +84,16 @@ def test_the_table_of_peft_is_what_came_of_training_every_type(monkeypatch: pyte
     text = (DOCS / "peft.md").read_text(encoding="utf-8")
     rewritten: str = importlib.import_module("peft_table").rewritten(text)
     assert rewritten == text, "run python docs/peft_table.py"
+
+
+def test_the_table_of_kinds_is_what_the_kinds_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    page = importlib.import_module("backbones")
+    text = page.PAGE.read_text(encoding="utf-8")
+    checks = page.checks_of(text)
+    assert page.stated(text) == page.table(checks), "run python docs/backbones.py"
+    passed = [found.split(" of ") for found in checks.values()]
+    assert all(number == asked and int(asked) > 15 for number, asked in passed)
+    assert page.table({**checks, "vit": "0 of 1"}) != page.stated(text)

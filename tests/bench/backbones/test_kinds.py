@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -202,18 +201,3 @@ def test_segments_told_to_a_model_without_them_change_nothing(tmp_path: Path) ->
     inputs = inputs_of("distilbert")
     told = features(backbone, inputs | {"token_type_ids": torch.ones_like(inputs["input_ids"])})
     assert torch.equal(told, features(backbone, inputs))
-
-
-def test_the_page_says_what_the_table_of_kinds_says() -> None:
-    script = Path(__file__).parents[3] / "docs" / "backbones.py"
-    spec = importlib.util.spec_from_file_location("backbones_page", script)
-    assert spec is not None
-    assert spec.loader is not None
-    page = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
-    text = page.PAGE.read_text(encoding="utf-8")
-    checks = page.checks_of(text)
-    assert page.stated(text) == page.table(checks), "run python docs/backbones.py"
-    passed = [found.split(" of ") for found in checks.values()]
-    assert all(number == asked and int(asked) > 15 for number, asked in passed)
-    assert page.table({**checks, "vit": "0 of 1"}) != page.stated(text)
