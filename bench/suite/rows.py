@@ -23,6 +23,7 @@ from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, Te
 from bench.tasks import TASKS, DataSource, Task
 from bench.tasks.described import described
 from bench.tasks.description import FORMATS, Description
+from bench.tasks.objective import objective
 from methods import METHODS, Method, UnknownNameError, UserError, create
 from methods.validation import Frozen, Label, Later, refuse_repeats, silent
 
@@ -108,6 +109,10 @@ class TaskRow(Frozen):
     train_size: PositiveInt | None = None
     validation_size: PositiveInt | None = None
     test_size: PositiveInt | None = None
+    #: Percentages of train, validation and test in place of the task's own, unless its splits are official.
+    fractions: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    #: What scores it in place of the task's own metric.
+    metric: str | None = None
     #: Texts are cut to this many tokens.
     max_tokens: PositiveInt = 128
     #: What a batch of texts is padded to. With `max_tokens` texts of similar length are not put together.
@@ -138,9 +143,10 @@ class TaskRow(Frozen):
             if there := [name for name in FORMATS if name in row]:
                 raise ValueError(f"data need a name: write name beside {there[0]}")
             return row
-        own = {key: value for key, value in row.items() if key in cls.model_fields}
-        # Beside a description `label` is its column of labels; tables show the name.
-        own.pop("label", None)
+        # Beside a description `label` is its column of labels, and the others are fields of its own; tables
+        # show the name.
+        own_fields = cls.model_fields.keys() - {"label", "fractions", "metric"}
+        own = {key: value for key, value in row.items() if key in own_fields}
         data = {key: value for key, value in row.items() if key not in own and key != "name"}
         return {**own, "task": row["name"], "data": data}
 
@@ -157,7 +163,14 @@ class TaskRow(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return silent(write(self), "data", "label", "verbalizer")
+        return silent(write(self), "data", "fractions", "metric", "label", "verbalizer")
+
+    @field_validator("fractions")
+    @classmethod
+    def _percentages(cls, fractions: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if fractions is not None and sum(fractions) != 100:
+            raise ValueError("should be percentages of train, validation and test that add up to 100")
+        return fractions
 
     @field_validator("source")
     @classmethod
@@ -179,7 +192,12 @@ class TaskRow(Frozen):
     def lookup(self) -> Task:
         """The task itself, with its data from `source` if that is given. Raises UserError for what is not."""
         task: Task = TASKS.get(self.task) if self.data is None else described(self.task, self.data)
-        return task if self.source is None else task.at(self.source)
+        task = task if self.source is None else task.at(self.source)
+        if self.fractions is None and self.metric is None:
+            return task
+        task = task.altered(self.fractions, self.metric)
+        objective(task)
+        return task
 
     def train_examples(self) -> int | None:
         """How many examples are trained on; None where that is not known before the data are there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -142,6 +143,8 @@ class Task(ABC):
     description: str
     license: str
     fractions: tuple[int, int, int] = (70, 15, 15)
+    #: The percentages that a suite asks for in place of the task's own.
+    redealt: tuple[int, int, int] | None = None
     #: Whether a split without an example of some class is refused.
     every_class: bool = True
     sizes: tuple[int, int, int] | None = None
@@ -159,6 +162,17 @@ class Task(ABC):
         """The same task with its data from elsewhere. Raises UserError where there is only one place."""
         raise UserError(f"task '{self.name}' brings its own data and takes no source")
 
+    def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
+        """The same examples, dealt by other percentages of train, validation and test, and scored by another
+        metric, where these are given: a task with another identity.
+        """
+        task = copy(self)
+        if fractions is not None:
+            task.fractions = task.redealt = fractions
+            task.sizes = None
+        task.metric = metric or self.metric
+        return task
+
     def pinned(self) -> DataSource | None:
         """The source of exactly the data that `data_hash` names; None where there is only one place."""
         return None
@@ -175,6 +189,7 @@ class Task(ABC):
         # Accuracy was there before any other metric, and its trials keep their ids.
         parts += [self.metric] if self.metric != "accuracy" else []
         parts += [self.target] if self.target != "single label" else []
+        parts += [f"fractions {self.redealt}"] if self.redealt else []
         if self.target == "generation":
             parts += [self.loss_on, str(self.new_tokens), *self.answer_after]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

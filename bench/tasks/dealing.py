@@ -136,7 +136,7 @@ def deal(
     disturb the classes' shares least. Of official `splits`, test and validation stay as they are; where there
     is no validation, it is dealt from train. Within a split the order is a fixed shuffle, so that its first n
     are a fair sample. A `seed` gives another deal and another order. Raises UserError if a split lacks a
-    class, or for fractions that are no percentages.
+    class, for fractions that are no percentages, and for those of a suite where splits are official.
     """
     kept, numbers = blocks(labels, contents, groups, splits)
     dealt: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
@@ -146,6 +146,8 @@ def deal(
             members[number].append(i)
         else:
             dealt[splits[i]].append(i)
+    if task.redealt and splits is not None:
+        raise UserError(f"task '{task.name}': fractions go with splits that are dealt, and its are official")
     # Percentages of what is dealt, by split.
     shares = {
         split: share

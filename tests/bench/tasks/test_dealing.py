@@ -6,9 +6,13 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from pydantic import ValidationError
 
+from bench.suite.rows import TaskRow
 from bench.tasks import Examples, Task
+from bench.tasks.base import SplitName
 from bench.tasks.dealing import deal, link, near_duplicates, normalise_text
+from bench.tasks.sentiment import TWEETS
 from methods.errors import UserError
 
 from .toy_tasks import WORDS, ToyText
@@ -69,6 +73,41 @@ def test_fractions_must_be_percentages(fractions: tuple[int, int, int]) -> None:
     task.fractions = fractions
     with pytest.raises(UserError, match="fractions"):
         dealt(task, task.examples())
+
+
+def test_a_suite_deals_other_shares_of_a_task_under_another_identity() -> None:
+    task = ToyText().altered((20, 20, 60), None)
+    examples = task.examples()
+    assert {split: len(ids) for split, ids in dealt(task, examples).items()} == {
+        "train": 40,
+        "validation": 40,
+        "test": 120,
+    }
+    assert task.identity_hash() != ToyText().identity_hash()
+    official: list[SplitName] = ["train"] * 199 + ["test"]
+    with pytest.raises(UserError, match=r"'toy-text': fractions go with splits that are dealt"):
+        deal(task, examples.labels, examples.ids, list(examples.inputs), None, official)
+
+
+def test_a_row_of_a_suite_asks_for_a_metric_that_fits() -> None:
+    row = TaskRow.model_validate({"task": "tweet-sentiment", "metric": "accuracy"})
+    assert row.lookup().metric == "accuracy"
+    assert row.lookup().sizes == TWEETS.sizes
+    assert row.lookup().identity_hash() != TWEETS.identity_hash()
+    assert TaskRow.model_validate(row.model_dump(mode="json")) == row
+    for metric in ("acuracy", "rmse"):
+        with pytest.raises(UserError, match=f"metric .{metric}"):
+            TaskRow(task="tweet-sentiment", metric=metric).lookup()
+
+
+def test_a_row_of_a_suite_asks_for_shares() -> None:
+    row = TaskRow.model_validate({"task": "digits", "fractions": [20, 20, 60]})
+    assert row.lookup().fractions == (20, 20, 60)
+    assert row.lookup().identity_hash() != TaskRow(task="digits").lookup().identity_hash()
+    assert TaskRow.model_validate(row.model_dump(mode="json")) == row
+    assert "fractions" not in TaskRow(task="digits").model_dump()
+    with pytest.raises(ValidationError, match="percentages of train, validation and test that add up to 100"):
+        TaskRow.model_validate({"task": "digits", "fractions": [20, 20, 50]})
 
 
 def test_near_duplicates_are_those_of_the_definition() -> None:
