@@ -1,4 +1,4 @@
-"""Every method of a budget against the reference, which is LoRA."""
+"""Every method of a budget against the reference, which is LoRA unless another one is asked for."""
 
 from __future__ import annotations
 
@@ -85,11 +85,12 @@ def find_reference(
     budget that has it; or why there is none.
 
     Variants of LoRA count only where no plain one is to be had: at this budget, or for methods of their own
-    size at any.
+    size at any. The same of the study's own reference, where it has one.
     """
     recipe = {cell.setting: made[cell.number] for cell in cells}
-    lora = [cell for cell in study.all_cells if cell.family == REFERENCE]
-    plain = [cell for cell in lora if cell.method == cell.title]
+    named = study.reference
+    lora = [cell for cell in study.all_cells if (cell.method == named if named else cell.family == REFERENCE)]
+    plain = [cell for cell in lora if named or cell.method == cell.title]
     budgets = [budget, *dict.fromkeys(cell.budget for cell in study.all_cells)]
     order = [(there, some) for some in (plain, lora) for there in budgets]
     if budget != OWN_SIZE:
@@ -110,9 +111,9 @@ def find_reference(
         # A budget that has a LoRA of its own is measured by no other.
         if of_budget and there == budget != OWN_SIZE and some is lora:
             break
-    if other:
-        return None, [f"LoRA was made otherwise ({told(other)}): nothing here is compared with it."]
-    return None, ["No LoRA has finished runs on all settings of this budget: nothing is compared with it."]
+    why = f"{study.against} was made otherwise ({told(other)})" if other else ""
+    why = why or f"No {study.against} has finished runs on all settings of this budget"
+    return None, [f"{why}: nothing here is compared with it."]
 
 
 def against_reference(

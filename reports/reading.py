@@ -22,6 +22,7 @@ from bench.wire.words import Kind, Measure, Status, Tag
 from methods import UserError
 from reports.artifacts import ablations
 from reports.inference.intervals import t_half
+from reports.part import Part
 from reports.study import OWN_SIZE, Experiment, PlannedCell, Seed, Study
 
 #: The message of a seed whose trial is not known before its row's tuning has ended.
@@ -43,19 +44,25 @@ MEASURED = {
 }
 
 
-def read(uri: str, names: Sequence[str]) -> Study:
-    """Reads experiments of one store and of packs, whose files stand among the names.
+def read(uri: str, names: Sequence[str], part: Part | None = None) -> Study:
+    """Reads experiments of one store and of packs, whose files stand among the names; or a part of them.
 
-    Raises UserError for one that is not there or has no result, and for a pack that is refused.
+    Raises UserError for one that is not there or has no result, for a pack that is refused, and for a part
+    that is not there.
     """
-    return read_sources(open_results(uri, names))
+    return read_sources(open_results(uri, names), part)
 
 
-def read_sources(sources: Sequence[Source]) -> Study:
+def read_sources(sources: Sequence[Source], part: Part | None = None) -> Study:
     """The same of experiments that are open. Raises UserError for one that has no result."""
-    experiments = tuple(map(read_experiment, sources))
+    whole = tuple(map(read_experiment, sources))
+    experiments = part.of(whole) if part else whole
     cells, seeds = tabulate(experiments)
-    return Study(experiments, cells, seeds, tuple(note for each in experiments for note in _notes(each)))
+    notes = [note for each in experiments for note in _notes(each)]
+    kept, there = (sum(len(each.rows) for each in some) for some in (experiments, whole))
+    if kept < there:
+        notes.insert(0, f"A part: {kept} of {there} rows. Intervals hold at once for these methods alone.")
+    return Study(experiments, cells, seeds, tuple(notes), part.reference if part else "")
 
 
 def read_experiment(source: Source) -> Experiment:

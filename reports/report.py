@@ -17,6 +17,7 @@ from methods import UnknownNameError, UserError
 from reports import ablation, curves, figures, mixtures, page, tables
 from reports.analysis import Analysis, analyse
 from reports.frames import as_json, csv, frames
+from reports.part import Part
 from reports.reading import read
 from reports.study import Study
 from reports.thresholds import Asked
@@ -54,11 +55,12 @@ def write_report(
     mixed: bool = False,
     force: bool = False,
     log: bool = True,
+    part: Part | None = None,
 ) -> Written:
-    """Writes a report into the folder `out` and logs it on the runs of the suites.
+    """Writes a report into the folder `out` and, if it is of all rows, logs it on the runs of the suites.
 
     `threshold`: the smallest difference in score that matters, by metric ({"accuracy": 0.01}); a number where
-    there is one metric.
+    there is one metric. `part`: the rows it is of, and what they are compared with.
     Raises UserError, with nothing written, for a format or an experiment that is not there, an experiment
     without a finished trial, trials that do not compare (`mixed` reports them all the same), a threshold that
     fits no metric or several, or a folder with something in it (`force` replaces an earlier report).
@@ -67,12 +69,12 @@ def write_report(
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
     target = output_folder(out, "report", force=force)
-    done = compose(read(uri, names), formats, threshold=threshold, mixed=mixed)
+    done = compose(read(uri, names, part), formats, threshold=threshold, mixed=mixed)
     try:
         replace_files(target, done.files, MANIFEST)
     except (OSError, ValueError) as error:
         raise UserError(f"the report cannot be written to {target}: {error}") from error
-    logged = _log(done.analysis, target, done.files) if log else ()
+    logged = _log(done.analysis, target, done.files) if log and part is None else ()
     return Written(target, tuple(done.files), done.analysis, done.mixtures, logged)
 
 

@@ -234,6 +234,13 @@ class Study:
     seeds: pd.DataFrame
     #: What whoever reads the results must know.
     notes: tuple[str, ...]
+    #: What methods are compared with, as the tables have it; empty: LoRA.
+    reference: str = ""
+
+    @property
+    def against(self) -> str:
+        """What methods are compared with, in words."""
+        return self.reference or "LoRA"
 
     @property
     def title(self) -> str:

@@ -13,8 +13,12 @@ from bench.commands import completion
 from bench.commands.options import (
     DEFAULT_STORE,
     AsJson,
+    Backbones,
+    Budgets,
     Device,
+    Methods,
     StoreUri,
+    Tasks,
     Threshold,
     echo_json,
     err,
@@ -93,14 +97,26 @@ def report(
     ] = None,
     store: StoreUri = DEFAULT_STORE,
     threshold: Threshold = None,
+    task: Tasks = None,
+    method: Methods = None,
+    backbone: Backbones = None,
+    budget: Budgets = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="What methods are compared with, in place of LoRA.")
+    ] = None,
     mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
     log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
     force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
 ) -> None:
-    """Write the report of one or more experiments: a page, tables, figures and JSON."""
+    """Write the report of one or more experiments: a page, tables, figures and JSON.
+
+    With --method and its like it is of some rows; intervals then hold at once for these alone.
+    """
     from bench.suite.load import experiment_of
+    from reports.part import Part
     from reports.report import FORMATS, write_report
 
+    part = Part(method or (), task or (), backbone or (), budget or (), reference or "")
     done = write_report(
         store,
         [experiment_of(name) for name in experiment],
@@ -110,6 +126,7 @@ def report(
         mixed=mixed,
         force=force,
         log=log,
+        part=None if part.whole else part,
     )
     for note in (*done.analysis.notes, *map(str, done.mixtures)):
         out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
