@@ -113,7 +113,7 @@ def find_reference(
             break
     why = f"{study.against} was made otherwise ({told(other)})" if other else ""
     why = why or f"No {study.against} has finished runs on all settings of this budget"
-    return None, [f"{why}: nothing here is compared with it."]
+    return None, [f"{why}: nothing is compared with it."]
 
 
 def against_reference(
