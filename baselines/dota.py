@@ -6,14 +6,14 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from methods.added import AddedAdapter, Addition
 from methods.backbone import Backbone, Geometry
-from methods.sizes import OneRank
-from methods.targeted import Targeted
-from methods.trains import balanced, chain, train_count, train_limit, tt_svd
+from methods.sizes import StartKept
+from methods.targeted import TrainsOfSites
+from methods.trains import balanced, chain, tt_svd
 
 #: The modes of each side of a weight.
 MODES = 4
@@ -29,7 +29,7 @@ def modes_of(out: int, in_: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return first, second
 
 
-class DoTA(OneRank, Targeted):
+class DoTA(TrainsOfSites, StartKept):
     """y = (W - MPO(θ₀))·x + MPO(θ)·x + b; θ starts at θ₀, the cores of W's truncated decomposition.
 
     MPO is a matrix product operator, a tensor train whose cores have an output and an input mode each; all
@@ -52,20 +52,8 @@ class DoTA(OneRank, Targeted):
         sides = [modes_of(*shape) for shape in self.adapted(geometry).values()]
         return [tuple(m * n for m, n in zip(*pair, strict=True)) for pair in sides]
 
-    def count_at(self, geometry: Geometry, rank: int) -> int:
-        """L · Σ r₋·m·n·r₊ over the cores of every projection."""
-        return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
-
-    def frozen_count(self, geometry: Geometry) -> int:
-        """θ₀: as many again."""
-        return self.count(geometry)
-
     def kept_count(self, geometry: Geometry) -> int:
         return self.count(geometry)
-
-    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The rank with which the largest weight can be written."""
-        return (max(map(train_limit, self.trains(geometry))),)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
         return AddedAdapter(backbone, self, lambda _, base: _Operator(base.weight, self.resolved_rank))
@@ -79,9 +67,7 @@ class _Operator(Addition):
         order = [axis for k in range(len(self.pairs)) for axis in (k, len(self.pairs) + k)]
         tensor = weight.detach().double().reshape(*self.sides[0], *self.sides[1]).permute(order)
         cores = tt_svd(tensor, [math.prod(pair) for pair in self.pairs], rank)
-        for index, core in enumerate(cores):
-            self.register_buffer(f"start{index}", core.to(torch.float32))
-        self.cores = nn.ParameterList(core.clone() for core in self.frozen().values())
+        self.cores = self.begin_at((core.to(torch.float32) for core in cores), persistent=True)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,6 @@ from torch import nn
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
-from methods.errors import UserError
 from methods.lowrank import Contracted, LowRankMethod, Matrix, Parametrisation
 from methods.sizes import OneRank
 from methods.targeted import AnyTargets, Targeted
@@ -35,6 +35,7 @@ class LoRAXS(OneRank, Targeted, LowRankMethod):
     name: ClassVar[str] = "lora_xs"
     #: Of the reference code, on GLUE, whatever the rank; 1 · rank on mathematics.
     published_scale: ClassVar[float | None] = 16.0
+    rank_bound: ClassVar[str] = "no weight has more singular vectors"
 
     targets: AnyTargets = "qkvo+mlp"
     #: alpha, divided by the rank.
@@ -67,15 +68,6 @@ class LoRAXS(OneRank, Targeted, LowRankMethod):
         """The smallest side of a weight: no weight has more singular vectors."""
         return (min(map(min, self.adapted(geometry).values())),)
 
-    def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
-        super().check(geometry, projections)
-        (limit,) = self.rank_limits(geometry)
-        if limit is not None and self.resolved_rank > limit:
-            raise UserError(
-                f"{self.label}: rank is {self.resolved_rank:,}, accepted is at most {limit:,}: "
-                f"no weight has more singular vectors on a backbone of {geometry}"
-            )
-
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> _Cores:
         return _Cores(self, geometry, generator)
 
@@ -104,26 +96,17 @@ class _Cores(Parametrisation):
                 self.register_buffer(f"{name}{index}", torch.zeros(shape), persistent=self.stored)
         self.remake()
 
-    @torch.no_grad()
     def remake(self) -> None:
-        if self.stored:
-            return
-        generator = self.seeded()
-        for name, buffer in self.frozen().items():
-            drawn = torch.empty(buffer.shape)
-            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-            self.get_buffer(name).copy_(drawn)
+        if not self.stored:
+            self.draw(partial(nn.init.kaiming_uniform_, a=math.sqrt(5)))
 
     @torch.no_grad()
     def decompose(self, weights: list[nn.Parameter]) -> None:
         """Fills A and B with the largest singular values and vectors of the weights, site by site."""
+        rank = self.cores.shape[-1]
         for index, weight in enumerate(weights):
-            found = randomized_svd(
-                weight.detach().double().cpu().numpy(),
-                self.cores.shape[-1],
-                n_iter=ITERATIONS,
-                random_state=SVD_SEED,
-            )
+            matrix = weight.detach().double().cpu().numpy()
+            found = randomized_svd(matrix, rank, n_iter=ITERATIONS, random_state=SVD_SEED)
             u, s, vh = map(torch.from_numpy, found)
             self.get_buffer(f"A{index}").copy_(s[:, None] * vh)
             self.get_buffer(f"B{index}").copy_(u)

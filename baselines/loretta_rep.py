@@ -11,14 +11,13 @@ from torch import nn
 from baselines.shapes import loretta_modes
 from methods.backbone import Geometry
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
-from methods.sizes import OneRank
 from methods.slices import by_site
-from methods.targeted import Targeted
-from methods.trains import Trains, train_count, train_limit
+from methods.targeted import TrainsOfSites
+from methods.trains import Trains
 from methods.validation import Scale
 
 
-class LoRETTA(OneRank, Targeted, LowRankMethod):
+class LoRETTA(TrainsOfSites, LowRankMethod):
     """y = W·x + b + scale/width · B·A·dropout(x), with A (width, in) and B (out, width) a tensor train each.
 
     A's train has the shape of (in, width) and B's that of (width, out), both row-major, and all inner ranks
@@ -52,14 +51,6 @@ class LoRETTA(OneRank, Targeted, LowRankMethod):
         """The modes of all trains of a layer."""
         sizes = [size for out, in_ in self.adapted(geometry).values() for size in (in_, out)]
         return [loretta_modes(size, self.width) for size in sizes]
-
-    def count_at(self, geometry: Geometry, rank: int) -> int:
-        """L · Σ r₋·n·r₊ over the two trains of every projection."""
-        return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
-
-    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The rank with which its largest matrix can be written."""
-        return (max(map(train_limit, self.trains(geometry))),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _TwoTrains(self, geometry, generator)

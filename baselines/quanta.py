@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import combinations, count
+from itertools import combinations
 from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.shapes import quanta_axes
+from baselines.shapes import equal_axes, quanta_axes
 from methods.added import AddedAdapter, Addition
 from methods.backbone import Backbone, Geometry
 from methods.errors import UserError
-from methods.ranks import nearest
+from methods.sizes import StartKept, nearest_fit
 from methods.targeted import Targeted
 
 
-class QuanTA(Targeted):
+class QuanTA(Targeted, StartKept):
     """y = W·x + b + T(x) - T₀(x), where T applies a full gate to every pair of the axes of x.
 
     x is cut into `axes`, padded with zeros or cut at its end where these multiply to another size; the output
     likewise. Pairs of the last axis come first. T₀ is T as it started, frozen: the start is exact (reference
-    code; it folds -T₀ into W, which stays untouched here). There is no scale and no dropout. Start: every
-    gate uniform with variance 1/(n·m) for axes n and m.
+    code; it folds -T₀ into W, which stays untouched here). A seed brings T₀ back. There is no scale and no
+    dropout. Start: every gate uniform with variance 1/(n·m) for axes n and m.
     """
 
     name: ClassVar[str] = "quanta"
@@ -65,21 +65,12 @@ class QuanTA(Targeted):
             raise UserError(f"{self.label}: axes are free; give them, or a budget")
         if len(self.axes) > 1:
             return self.axes
-        (axis,), size = self.axes, self._largest(geometry)
-        if not 1 < axis < size:
-            raise UserError(
-                f"{self.label}: axes of {axis} cannot make up {size}; accepted is 2 to {size - 1}"
-            )
-        return (axis,) * next(number for number in count(2) if axis**number >= size)
+        return equal_axes(self.label, self.axes[0], self._largest(geometry))
 
     def count(self, geometry: Geometry) -> int:
         """Sites · Σ (n·m)² over the pairs of axes."""
         sites = geometry.layers * len(self.adapted(geometry))
         return sites * sum((n * m) ** 2 for n, m in combinations(self.shape(geometry), 2))
-
-    def frozen_count(self, geometry: Geometry) -> int:
-        """As many again. A seed brings them back."""
-        return self.count(geometry)
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
         """Axes whose count is nearest, of all that multiply to the larger side of the largest weight.
@@ -87,13 +78,7 @@ class QuanTA(Targeted):
         Where that has a prime factor above 7, to the next larger number that has none (our rule).
         """
         choices = [self.with_size(axes) for axes in quanta_axes(self._largest(geometry))]
-        smallest = min(choice.count(geometry) for choice in choices)
-        if smallest > budget:
-            raise UserError(
-                f"{self.label}: a budget of {budget:,} parameters is below the smallest possible, "
-                f"{smallest:,}"
-            )
-        return nearest(choices, lambda choice: choice.count(geometry), budget)
+        return nearest_fit(self.label, choices, geometry, budget)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> AddedAdapter:
         axes = self.shape(backbone.geometry)
@@ -110,18 +95,11 @@ class _Circuit(Addition):
         #: Positions of each gate's axes, that nearer the end last.
         self.pairs = [(q, p) for p in reversed(range(len(axes))) for q in reversed(range(p))]
         self.draw_seed(generator)
-        for index, (q, p) in enumerate(self.pairs):
-            side = axes[q] * axes[p]
-            self.register_buffer(f"start{index}", torch.empty(side, side), persistent=False)
-        self.remake()
-        self.gates = nn.ParameterList(gate.clone() for gate in self.frozen().values())
+        sides = [axes[q] * axes[p] for q, p in self.pairs]
+        self.gates = self.begin_at((torch.empty(side, side) for side in sides), persistent=False)
 
-    @torch.no_grad()
     def remake(self) -> None:
-        generator = self.seeded()
-        for gate in self.frozen().values():
-            bound = math.sqrt(3 / len(gate))
-            gate.copy_(torch.empty(gate.shape).uniform_(-bound, bound, generator=generator))
+        self.draw(_fill_gate)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self._apply_gates(x, self.gates) - self._apply_gates(x, self.frozen().values())
@@ -134,3 +112,8 @@ class _Circuit(Addition):
             z = F.linear(ends.flatten(-2), gate).unflatten(-1, ends.shape[-2:]).movedim((-2, -1), there)
         z = z.reshape(*x.shape[:-1], -1)
         return F.pad(z, (0, self.out - z.shape[-1]))
+
+
+def _fill_gate(gate: Tensor, generator: torch.Generator) -> None:
+    bound = math.sqrt(3 / len(gate))
+    gate.uniform_(-bound, bound, generator=generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import NamedTuple
 
+from methods.errors import UserError
 from methods.trains import balanced, factorisations
 
 #: The reference's modes of a matrix of (width, size), by width and size, where they multiply to that.
@@ -101,6 +102,16 @@ def quanta_axes(size: int) -> list[tuple[int, ...]]:
     """
     padded = next(number for number in count(size) if _largest_prime(number) <= QUANTA_PRIME)
     return [axes[::-1] for axes in factorisations(padded, QUANTA_AXES) if len(axes) > 1]
+
+
+def equal_axes(label: str, axis: int, size: int) -> tuple[int, ...]:
+    """As many axes of one size as together hold another.
+
+    Raises UserError, about the method of this label, where no number of them does.
+    """
+    if not 1 < axis < size:
+        raise UserError(f"{label}: axes of {axis} cannot make up {size}; accepted is 2 to {size - 1}")
+    return (axis,) * next(number for number in count(2) if axis**number >= size)
 
 
 def _largest_prime(size: int) -> int:

@@ -12,17 +12,16 @@ from baselines.shapes import Modes, tt_lora_modes
 from methods.backbone import Geometry
 from methods.errors import UserError
 from methods.lowrank import Contracted, LowRankMethod, Parametrisation
-from methods.sizes import OneRank
 from methods.slices import by_site
-from methods.targeted import Targeted
-from methods.trains import Trains, chain, train_count, train_limit, tt_svd
+from methods.targeted import TrainsOfSites
+from methods.trains import Trains, chain
 from methods.validation import Scale
 
 #: The reference draws what it decomposes from this seed, whatever the run's.
 DECOMPOSED_SEED = 42
 
 
-class TTLoRA(OneRank, Targeted, LowRankMethod):
+class TTLoRA(TrainsOfSites, LowRankMethod):
     """y = W·x + b + scale · ΔW·x, with ΔW a tensor train of its own; all inner ranks are `rank`.
 
     The scale is not divided by the rank, which is that of ΔW too: the bond between input and output modes is
@@ -72,14 +71,6 @@ class TTLoRA(OneRank, Targeted, LowRankMethod):
                 )
         return [sum(tt_lora_modes(in_, out), ()) for out, in_ in shapes.values()]
 
-    def count_at(self, geometry: Geometry, rank: int) -> int:
-        """L · Σ r₋·n·r₊ over the projections."""
-        return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
-
-    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """The rank with which the largest update can be written."""
-        return (max(map(train_limit, self.trains(geometry))),)
-
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _WholeTrains(self, geometry, generator)
 
@@ -119,17 +110,10 @@ class _WholeTrains(Parametrisation):
 
 
 def _start(trains: Trains, modes: Modes, start: str, generator: torch.Generator) -> None:
-    cores: list[Tensor] = [core.detach() for core in trains.cores]
     if start == "decomposed":
-        drawn = torch.empty(math.prod(modes[0]), math.prod(modes[1]))
-        nn.init.kaiming_uniform_(
-            drawn, a=math.sqrt(8), generator=torch.Generator().manual_seed(DECOMPOSED_SEED)
-        )
-        for core, nearest in zip(cores, tt_svd(drawn, sum(modes, ()), cores[0].shape[-1]), strict=True):
-            core.copy_(nearest)
+        drawn, own = torch.empty(*map(math.prod, modes)), torch.Generator().manual_seed(DECOMPOSED_SEED)
+        trains.decompose(nn.init.kaiming_uniform_(drawn, a=math.sqrt(8), generator=own))
         return
-    for core in cores:
-        nn.init.uniform_(core, -1, 1, generator=generator)
-        core.div_(core.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+    trains.draw_unit(generator)
     if start == "zero":
-        cores[-1].zero_()
+        nn.init.zeros_(trains.cores[-1])

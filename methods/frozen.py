@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,30 @@ class PartlyFrozen(nn.Module):
         return {name: tensor for name, tensor in self._own() if name in persistent}
 
     def draw_seed(self, generator: torch.Generator) -> None:
-        """Registers a seed, which `remake` draws from by `seeded`."""
+        """Registers a seed, which `remake` draws from by `seeded` or `draw`."""
         self.register_buffer("seed", torch.randint(2**62, (), generator=generator))
 
     def seeded(self) -> torch.Generator:
         """A generator of the CPU, at the beginning of the seed's stream: the same on every device."""
         return torch.Generator().manual_seed(int(self.get_buffer("seed")))
+
+    @torch.no_grad()
+    def draw(self, fill: Callable[..., Any]) -> None:
+        """Fills the frozen tensors from the seed, one after another: `fill(tensor, generator=…)` as those of
+        torch.nn.init do.
+        """
+        generator = self.seeded()
+        for tensor in self.frozen().values():
+            drawn = torch.empty(tensor.shape)
+            fill(drawn, generator=generator)
+            tensor.copy_(drawn)
+
+    def begin_at(self, start: Iterable[Tensor], *, persistent: bool) -> nn.ParameterList:
+        """Keeps tensors as the frozen start of parameters, which it returns. `remake` may fill them first."""
+        for index, tensor in enumerate(start):
+            self.register_buffer(f"start{index}", tensor, persistent=persistent)
+        self.remake()
+        return nn.ParameterList(tensor.clone() for tensor in self.frozen().values())
 
     def _own(self) -> Iterator[tuple[str, Tensor]]:
         return self.named_buffers(recurse=False)

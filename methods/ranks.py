@@ -33,9 +33,8 @@ def nearest(candidates: Iterable[Choice], count: Callable[[Choice], int], budget
     return min(candidates, key=lambda candidate: (abs(count(candidate) - budget), count(candidate)))
 
 
-def too_small(label: str, budget: int, smallest: int) -> UserError:
-    """The error for a budget that even ranks of 1 exceed."""
+def too_small(label: str, budget: int, smallest: int, when: str = " with every rank 1") -> UserError:
+    """The error for a budget that even the smallest size exceeds."""
     return UserError(
-        f"{label}: a budget of {budget:,} parameters is below the smallest possible, "
-        f"{smallest:,} with every rank 1"
+        f"{label}: a budget of {budget:,} parameters is below the smallest possible, {smallest:,}{when}"
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar, Literal, Self
 
 from methods.backbone import TARGETS, Geometry
 from methods.base import Method
+from methods.sizes import OneRank
+from methods.trains import train_count, train_limit
 
 #: `Targets`, and query and value alone.
 AnyTargets = Literal["qv", "qkv", "qkvo", "qkvo+mlp"]
@@ -37,3 +40,19 @@ class Targeted(Method):
     def adapted(self, geometry: Geometry) -> dict[str, tuple[int, int]]:
         """(out, in) of every projection that gets an update on this geometry."""
         return {site.projection: geometry.shape(site.projection) for site in geometry.sites(self.projections)}
+
+
+class TrainsOfSites(OneRank, Targeted):
+    """A method whose updates are made of tensor trains, alike in all layers; all inner ranks are `rank`."""
+
+    @abstractmethod
+    def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
+        """The modes of every train of a layer. Raises UserError for a geometry that cannot be adapted."""
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """L · Σ r₋·n·r₊ over the trains of a layer."""
+        return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The rank with which the largest of the trains' tensors can be written."""
+        return (max(map(train_limit, self.trains(geometry))),)

@@ -73,6 +73,20 @@ class Trains(nn.Module):
         """Each train's tensor as a matrix (number, rows, columns), row-major."""
         return chain(list(self.cores)).flatten(1).unflatten(1, (rows, -1))
 
+    @torch.no_grad()
+    def draw_unit(self, generator: torch.Generator) -> None:
+        """Uniform cores of norm one."""
+        for core in self.cores:
+            nn.init.uniform_(core, -1, 1, generator=generator)
+            core.div_(core.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+
+    @torch.no_grad()
+    def decompose(self, tensor: Tensor) -> None:
+        """Every train the one nearest to the same tensor (`tt_svd`)."""
+        modes, rank = [core.shape[2] for core in self.cores], self.cores[0].shape[-1]
+        for core, nearest in zip(self.cores, tt_svd(tensor, modes, rank), strict=True):
+            core.copy_(nearest)
+
     def draw_normal(self, variance: float, generator: torch.Generator) -> None:
         """Normal cores, each with the same share in the `variance` of the tensor's entries."""
         for core in self.cores:
