@@ -12,7 +12,7 @@ from bench.conformance.subject import NotApplicable, expect
 from bench.tasks import TASKS, Task
 from bench.tasks.base import Examples
 from bench.tasks.dealing import deal
-from bench.tasks.reading import image_content, read_examples, read_images, text_content
+from bench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class _Read:
     """Examples with what makes two of them duplicates, and what makes them the same to the last bit."""
 
     examples: Examples
-    contents: list[str]
+    contents: list[bytes]
     exact: list[Any]
 
 
@@ -59,7 +59,7 @@ def check_task(name: str) -> list[Finding]:
 def _read(task: Task) -> _Read:
     examples = read_examples(task)
     if task.modality == "text":
-        texts: list[Any] = list(examples.inputs)
+        texts: list[Any] = list(read_texts(task, examples))
         return _Read(examples, [text_content(text) for text in texts], texts)
     contents = [image_content(image) for image in read_images(task, examples)]
     return _Read(examples, contents, contents)

@@ -54,6 +54,8 @@ class Metric(ABC):
     in_units: bool = False
     #: What a point of accuracy is in this metric; where it has units, the same share of the score itself.
     point: float = 1.0
+    #: Whether it needs examples with and without each class.
+    every_class: bool = False
     #: How many classes it needs; None: any number.
     classes: int | None = None
 

@@ -128,6 +128,7 @@ class Auroc(Metric):
     name = "auroc"
     kinds = ("single label", "multi-label")
     description = "area under the ROC curve, each class against the rest"
+    every_class = True
     reads = "outputs"
 
     def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:

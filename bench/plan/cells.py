@@ -18,7 +18,7 @@ from bench.plan.trial import Trial
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.suite import Suite
-from bench.tasks import Task, check_sizes, data_key
+from bench.tasks import Task, check_use, data_key
 from methods import METHODS, Geometry, Method, UserError, create
 from methods.errors import cut
 from methods.validation import MOST_SAID, identity
@@ -146,7 +146,8 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
     _check_number(suite, len(pairs), len(expanded))
     for pair, (task_row, task, spec, info) in enumerate(pairs):
         data = _data(task, task_row, info)
-        check_sizes(task, *task_row.sizes)
+        dealing = dict.fromkeys(task_row.split_seed(seed) for seed in suite.seeds)
+        check_use(task, task_row.sizes, tuple(dealing))
         for number, method_row, template in expanded:
             with _naming(number):
                 asked = suite.recipe(task_row, method_row)

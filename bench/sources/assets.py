@@ -93,7 +93,16 @@ def prepared(kind: str, key: dict[str, Any], build: Callable[[Path], None]) -> P
         build(folder)
         (folder / "key.json").write_text(_canonical(key) + "\n", encoding="utf-8")
 
-    return _once(cache_dir() / "prepared" / f"{kind}-{_digest(key)}", build_and_name)
+    return _once(_prepared_folder(kind, key), build_and_name)
+
+
+def is_prepared(kind: str, key: dict[str, Any]) -> bool:
+    """Whether `prepared` would find the folder as it is wanted."""
+    return _prepared_folder(kind, key).is_dir()
+
+
+def _prepared_folder(kind: str, key: dict[str, Any]) -> Path:
+    return cache_dir() / "prepared" / f"{kind}-{_digest(key)}"
 
 
 def _canonical(key: dict[str, Any]) -> str:

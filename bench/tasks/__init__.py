@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bench.tasks.base import DataSource, Examples, Task
 from bench.tasks.catalog import TASKS
-from bench.tasks.data import check_sizes, data_key, prepare
+from bench.tasks.data import data_key, prepare
 from bench.tasks.objective import Objective, objective
+from bench.tasks.pool import check_use
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 
 __all__ = [
@@ -18,7 +19,7 @@ __all__ = [
     "Split",
     "Task",
     "TextSplit",
-    "check_sizes",
+    "check_use",
     "data_key",
     "objective",
     "prepare",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -65,14 +66,42 @@ class LazyImages(Sequence[NDArray[np.uint8]]):
         return self._decode(self.items[index])
 
 
+class Streamed(Sequence[Any]):
+    """Inputs that are read anew, one after the other, whenever they are gone through.
+
+    So no more of them is in memory than `read` holds. One of them alone is found by reading those before it.
+    """
+
+    def __init__(self, count: int, read: Callable[[], Iterator[Any]]) -> None:
+        self._count, self._read = count, read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._read()
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        places = range(self._count)[index]
+        if isinstance(places, range):
+            return [self[place] for place in places]
+        return next(islice(self._read(), places, None))
+
+
 @dataclass(frozen=True)
 class Examples:
     """A task's raw examples, in any order that is the same every time.
 
     `inputs`: all strings, all tuples of two strings, or RGB images as uint8 arrays (height, width, 3); a lazy
-    sequence that decodes an image when it is indexed will do. `labels`: indices into the task's classes;
-    where an example may have several, a tuple of them for each; of a regression numbers, of a generation the
-    right answers.
+    sequence that reads them whenever it is gone through will do, such as `LazyImages` and `Streamed`.
+    `labels`: indices into the task's classes; where an example may have several, a tuple of them for each; of
+    a regression numbers, of a generation the right answers.
     `ids`: integers that name the examples in their source for good. `groups`: examples that must not be
     parted by the split (near-duplicates, the same review, the same place) have equal keys; None where there
     are none. Exact duplicates need no key: they are found and kept together in any case. `splits`: which
@@ -93,7 +122,7 @@ class Examples:
             sizes["splits"] = len(self.splits)
         if len(set(sizes.values())) > 1:
             raise UserError(f"a task's examples must agree in number, got {sizes}")
-        if len(set(self.ids)) < len(self.ids):
+        if not isinstance(self.ids, range) and len(set(self.ids)) < len(self.ids):
             raise UserError("a task's example ids must be unique")
 
 
@@ -148,6 +177,8 @@ class Task(ABC):
     #: Whether a split without an example of some class is refused.
     every_class: bool = True
     sizes: tuple[int, int, int] | None = None
+    #: Whether its examples are on this machine, so that a plan can look at them.
+    at_hand: bool = False
 
     @abstractmethod
     def examples(self) -> Examples:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.inputs import ImageInput, ModelInput, TextInput
-from bench.process.memory import MIB, available_mib
-from bench.sources.assets import prepared
-from bench.tasks.base import SPLITS, Examples, SplitName, Task
+from bench.sources.assets import is_prepared, prepared
+from bench.tasks.base import SPLITS, SplitName, Task
+from bench.tasks.building import (
+    build_image_pool,
+    build_images,
+    build_text_pool,
+    build_texts,
+)
 from bench.tasks.catalog import TASKS
-from bench.tasks.dealing import blocks, deal
-from bench.tasks.objective import as_labels, as_tensor, objective
-from bench.tasks.prompts import prompted
-from bench.tasks.reading import image_content, read_examples, read_images, text_content
+from bench.tasks.dealing import deal
+from bench.tasks.objective import as_labels, check_labels, objective
+from bench.tasks.pool import Sizes, Source, check_size
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
-from bench.tasks.written import WrittenSplit, answers_of, written
+from bench.tasks.storing import END_TO_END, taken
+from bench.tasks.written import WrittenSplit, answers_of
 from methods.errors import UserError
 from methods.validation import Frozen, Later, identity
-
-#: How many texts are tokenised in one call.
-_TEXTS_AT_ONCE = 1000
 
 
 class _Key(Frozen):
@@ -107,186 +104,54 @@ def prepare(
     for a size that the split does not have, for a modality that the backbone does not read, and when the
     data can't be had or stored.
     """
-    check_sizes(task, train_size, validation_size, test_size)
-    asked = objective(task)
     sizes = (train_size, validation_size, test_size)
+    for split, wanted, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
+        check_size(task, split, wanted, available)
+    asked = objective(task)
     per_seed = split_seed is not None
     key = data_key(task, model_input, max_tokens, per_seed=per_seed)
-    if isinstance(model_input, TextInput):
-        build = partial(_build_text, task, model_input, key["max_tokens"])
-    else:
-        build = partial(_build_images, task, model_input)
-    folder = prepared(task.name, key, partial(_build, task, build, per_seed))
+    folder = _folder(task, model_input, key, sizes, per_seed)
     if split_seed is None:
         parts = [_read(task, folder, *wanted) for wanted in zip(SPLITS, sizes, strict=True)]
     else:
         parts = _deal_pool(task, folder, split_seed, sizes)
     train, validation, test = (_split(task, part, model_input, key) for part in parts)
+    for name, scored in (("validation", validation), ("test", test)):
+        check_labels(task, name, scored.labels)
     if isinstance(train, WrittenSplit):
         # What is evaluated is the answer in any case.
         train = replace(train, whole=task.loss_on == "all")
     return PreparedData(train, validation, test, asked.standardised(task.name, train.labels))
 
 
-def check_sizes(
-    task: Task, train_size: int | None, validation_size: int | None, test_size: int | None
-) -> None:
-    """Raises UserError for a subset larger than its split, as far as the task states its splits' sizes."""
-    asked = (train_size, validation_size, test_size)
-    for split, wanted, available in zip(SPLITS, asked, task.sizes or (), strict=False):
-        _check_size(task, split, wanted, available)
+def _folder(task: Task, wanted: ModelInput, key: dict[str, Any], sizes: Sizes, per_seed: bool) -> Path:
+    """The prepared splits, or the pool from which seeds deal.
+
+    Of texts that nothing has prepared yet only those are prepared which the sizes ask for: a few hundred of
+    a million rows. Of images all are looked at in any case, to find those that are the same.
+    """
+    source = Source(task)
+    if isinstance(wanted, ImageInput):
+        build = build_image_pool if per_seed else build_images
+        return prepared(task.name, key, partial(build, source, wanted))
+    limit = key["max_tokens"]
+    if per_seed:
+        return prepared(task.name, key, partial(build_text_pool, source, wanted, limit))
+    if any(sizes) and not is_prepared(task.name, key):
+        key = {**key, "sizes": sizes}
+    else:
+        sizes = (None, None, None)
+    return prepared(task.name, key, partial(build_texts, source, wanted, limit, sizes))
 
 
-def _check_size(task: Task, split: str, wanted: int | None, available: int, dealt: str = "") -> None:
-    if wanted is not None and not 1 <= wanted <= available:
-        raise UserError(
-            f"{split}_size must be from 1 to {available}, "
-            f"the size of the {split} split of task '{task.name}'{dealt}, got {wanted}"
-        )
-
-
-#: What is stored of all examples end to end, and what says how much of it each has.
-_END_TO_END = {"tokens": "lengths", "answer_bytes": "answer_sizes"}
-
-#: What is known of N examples: tensors (N, ...), but for those of `_END_TO_END`, and `pad_id`.
-_Tensors = dict[str, Tensor]
-
-#: The model's view of all examples, and what makes two of them duplicates.
-_Built = tuple[_Tensors, list[str]]
-
-
-def _build(task: Task, build: Callable[[Examples], _Built], per_seed: bool, folder: Path) -> None:
-    """Writes one file for each split, or one pool from which seeds deal."""
-    examples = read_examples(task)
-    labels, ids = list(examples.labels), list(examples.ids)
-    tensors, contents = build(examples)
-    tensors |= {"labels": as_tensor(task, labels), "ids": torch.tensor(ids)}
-    if not per_seed:
-        for split, chosen in deal(task, labels, ids, contents, examples.groups, examples.splits).items():
-            _save(_take(tensors, torch.from_numpy(chosen)), folder, split)
-        return
-    kept, numbers = blocks(labels, contents, examples.groups, examples.splits)
-    pool = _take(tensors, torch.tensor(kept)) | {"blocks": torch.tensor(numbers)}
-    if examples.splits is not None:
-        pool["splits"] = torch.tensor([SPLITS.index(examples.splits[i]) for i in kept])
-    _save(pool, folder, "pool")
-
-
-def _build_text(task: Task, model_input: TextInput, max_tokens: int, examples: Examples) -> _Built:
-    inputs: list[Any] = list(examples.inputs)
-    paired = isinstance(inputs[0], tuple)
-    with model_input.blaming():
-        tokenizer = model_input.load_tokenizer()
-        if task.target == "generation":
-            _check_padding(tokenizer)
-            tensors = written(tokenizer, max_tokens, inputs, [str(label) for label in examples.labels])
-        elif model_input.prompt is None:
-            tensors = _tokenise(task, tokenizer, max_tokens, inputs, paired)
-        else:
-            _check_padding(tokenizer)
-            asked, cut = prompted(tokenizer, model_input.prompt, max_tokens, inputs)
-            lengths = [len(row) for row in asked]
-            tensors = {**_texts(_flat(asked), lengths, tokenizer), "cut": torch.tensor(cut)}
-    return tensors, [text_content(text) for text in inputs]
-
-
-def _tokenise(task: Task, tokenizer: Any, max_tokens: int, inputs: list[Any], paired: bool) -> _Tensors:
-    _check_padding(tokenizer)
-    if max_tokens <= (special := tokenizer.num_special_tokens_to_add(pair=paired)):
-        raise UserError(
-            f"task '{task.name}': max_tokens must exceed the tokenizer's {special} special tokens, "
-            f"got {max_tokens}"
-        )
-    # Arrays, since a million texts as lists of Python's numbers would fill the memory of a laptop.
-    tokens: list[NDArray[np.int32]] = []
-    lengths: list[int] = []
-    seconds: list[int] = []
-    for start in range(0, len(inputs), _TEXTS_AT_ONCE):
-        part = inputs[start : start + _TEXTS_AT_ONCE]
-        texts = tuple(map(list, zip(*part, strict=True))) if paired else (part,)
-        encoded = tokenizer(*texts, truncation=True, max_length=max_tokens)
-        tokens.append(_flat(encoded["input_ids"]))
-        lengths += map(len, encoded["input_ids"])
-        if paired:
-            # Without types a tokenizer does not tell the two apart, in any pair.
-            seconds += [row.index(1) for row in encoded.get("token_type_ids", []) if any(row)]
-    tensors = _texts(np.concatenate(tokens), lengths, tokenizer)
-    if seconds:
-        tensors["seconds"] = torch.tensor(seconds)
-    return tensors
-
-
-def _check_padding(tokenizer: Any) -> None:
-    if tokenizer.pad_token_id is None:
-        raise UserError(
-            "the backbone's tokenizer has no padding token, so that its texts cannot be batched; "
-            "set pad_token in its tokenizer_config.json"
-        )
-
-
-def _flat(rows: list[list[int]]) -> NDArray[np.int32]:
-    return np.fromiter(chain.from_iterable(rows), dtype=np.int32)
-
-
-def _texts(tokens: NDArray[np.int32], lengths: list[int], tokenizer: Any) -> _Tensors:
-    """The tokens of all texts, one behind the other."""
-    return {
-        "tokens": torch.from_numpy(tokens),
-        "lengths": torch.tensor(lengths),
-        "pad_id": torch.tensor(tokenizer.pad_token_id),
-    }
-
-
-def _build_images(task: Task, model_input: ImageInput, examples: Examples) -> _Built:
-    size = model_input.size
-    contents: list[str] = []
-    # All of them, and once more when they are dealt to the splits.
-    needed, free = 2 * len(examples.inputs) * 3 * size**2 / MIB, available_mib()
-    if needed > free:
-        raise UserError(
-            f"task '{task.name}': {len(examples.inputs):,} images of {size} pixels need {needed:,.0f} MiB of "
-            f"memory to prepare, and {free:,.0f} MiB are free; take a smaller image_size"
-        )
-    resized = np.empty((len(examples.inputs), 3, size, size), dtype=np.uint8)
-    for i, array in enumerate(read_images(task, examples)):
-        contents.append(image_content(array))
-        image = Image.fromarray(array)
-        if model_input.resize is None:
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-        else:
-            side, edge = model_input.resize, (model_input.resize - size) // 2
-            image = image.resize((side, side), Image.Resampling.BILINEAR)
-            image = image.crop((edge, edge, edge + size, edge + size))
-        resized[i] = np.asarray(image).transpose(2, 0, 1)
-    return {"pixels": torch.from_numpy(resized)}, contents
-
-
-def _take(tensors: _Tensors, chosen: Tensor) -> _Tensors:
-    """The tensors of the chosen examples, in their order."""
-    whole = (*_END_TO_END, "pad_id")
-    taken = {name: tensor[chosen] for name, tensor in tensors.items() if name not in whole}
-    for name, sizes in _END_TO_END.items():
-        if name in tensors:
-            parts = tensors[name].split(tensors[sizes].tolist())
-            taken[name] = torch.cat([parts[i] for i in chosen.tolist()])
-    if "pad_id" in tensors:
-        taken["pad_id"] = tensors["pad_id"]
-    return taken
-
-
-def _save(tensors: _Tensors, folder: Path, name: str) -> None:
-    # Written by Python, since safetensors hides a full disk behind an error of its own.
-    (folder / f"{name}.safetensors").write_bytes(save(tensors))
-
-
-def _read(task: Task, folder: Path, split: SplitName, size: int | None) -> _Tensors:
+def _read(task: Task, folder: Path, split: SplitName, size: int | None) -> dict[str, Tensor]:
     """The first `size` examples of a prepared split; no more of them is read."""
     with safe_open(folder / f"{split}.safetensors", framework="pt") as file:
         available = file.get_slice("labels").get_shape()[0]
-        _check_size(task, split, size, available)
-        names = set(file.keys()) - {*_END_TO_END, "pad_id"}
+        check_size(task, split, size, available)
+        names = set(file.keys()) - {*END_TO_END, "pad_id"}
         tensors = {name: file.get_slice(name)[: size or available] for name in names}
-        for name, sizes in _END_TO_END.items():
+        for name, sizes in END_TO_END.items():
             if sizes in tensors:
                 tensors[name] = file.get_slice(name)[: int(tensors[sizes].sum())]
         if "lengths" in tensors:
@@ -294,7 +159,7 @@ def _read(task: Task, folder: Path, split: SplitName, size: int | None) -> _Tens
     return tensors
 
 
-def _deal_pool(task: Task, folder: Path, seed: int, sizes: tuple[int | None, ...]) -> list[_Tensors]:
+def _deal_pool(task: Task, folder: Path, seed: int, sizes: tuple[int | None, ...]) -> list[dict[str, Tensor]]:
     """The splits that a seed deals from a prepared pool, each cut to its size."""
     pool = load_file(folder / "pool.safetensors")
     ids, numbers = pool["ids"].tolist(), pool.pop("blocks").tolist()
@@ -302,12 +167,13 @@ def _deal_pool(task: Task, folder: Path, seed: int, sizes: tuple[int | None, ...
     dealt = deal(task, as_labels(task, pool["labels"]), ids, ids, numbers, splits, seed)
     parts = []
     for (split, chosen), size in zip(dealt.items(), sizes, strict=True):
-        _check_size(task, split, size, len(chosen), f" as seed {seed} deals it")
-        parts.append(_take(pool, torch.from_numpy(chosen[:size])))
+        check_size(task, split, size, len(chosen), seed)
+        some = taken({name: tensor.numpy() for name, tensor in pool.items()}, chosen[:size])
+        parts.append({name: torch.from_numpy(values) for name, values in some.items()})
     return parts
 
 
-def _split(task: Task, tensors: _Tensors, model_input: ModelInput, key: dict[str, Any]) -> Split:
+def _split(task: Task, tensors: dict[str, Tensor], model_input: ModelInput, key: dict[str, Any]) -> Split:
     labels, ids = tensors["labels"], tensors["ids"]
     if isinstance(model_input, ImageInput):
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model_input.mean, model_input.std))

@@ -7,16 +7,13 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.tasks.base import SPLITS, SplitName, Task
 from methods.errors import UserError
-
-if TYPE_CHECKING:
-    from scipy.cluster.hierarchy import DisjointSet
 
 
 def normalise_text(text: str) -> str:
@@ -26,18 +23,32 @@ def normalise_text(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", folded)) or folded.strip()
 
 
-def _disjoint(size: int) -> DisjointSet:
-    """Positions that are joined to nothing yet."""
-    # The import takes half a second, which only the preparation of data has to spend.
-    from scipy.cluster.hierarchy import DisjointSet
+def _first_places(keying: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]:
+    """For each position the first one with an equal key."""
+    if isinstance(keying, np.ndarray):
+        _, first, which = np.unique(keying, return_index=True, return_inverse=True)
+        return first[which]
+    seen: dict[Hashable, int] = {}
+    places = (seen.setdefault(key, place) for place, key in enumerate(keying))
+    return np.fromiter(places, np.int64, len(keying))
 
-    return DisjointSet(range(size))
+
+def _joined(size: int, ones: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each position the first of those that pairs join it to, however many those are, or itself."""
+    # The import takes a while, which only the preparation of data has to spend.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not size:
+        return np.zeros(0, dtype=np.int64)
+    pairs = coo_array((np.ones(len(ones), dtype=np.int8), (ones, others)), shape=(size, size))
+    _, group = connected_components(pairs, directed=False)
+    return _first_places(group)
 
 
-def _group_numbers(joined: DisjointSet) -> list[int]:
-    """For each position the first one of those that it is joined to, itself included."""
-    first: dict[int, int] = {}
-    return [first.setdefault(joined[i], i) for i in joined]
+def _linked(firsts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    size = len(firsts[0])
+    return _joined(size, np.tile(np.arange(size), len(firsts)), np.concatenate(firsts))
 
 
 def link(*keyings: Sequence[Hashable]) -> list[int]:
@@ -45,12 +56,8 @@ def link(*keyings: Sequence[Hashable]) -> list[int]:
 
     A number is the position of the group's first example.
     """
-    joined = _disjoint(len(keyings[0]))
-    for keying in keyings:
-        first: dict[Hashable, int] = {}
-        for i, key in enumerate(keying):
-            joined.merge(first.setdefault(key, i), i)
-    return _group_numbers(joined)
+    numbers: list[int] = _linked([_first_places(keying) for keying in keyings]).tolist()
+    return numbers
 
 
 def near_duplicates(texts: Sequence[str], percent: int = 80) -> list[int]:
@@ -60,7 +67,7 @@ def near_duplicates(texts: Sequence[str], percent: int = 80) -> list[int]:
     """
     words = [set(normalise_text(text).split()) for text in texts]
     frequency = Counter(word for text in words for word in text)
-    joined = _disjoint(len(texts))
+    pairs: list[tuple[int, int]] = []
     holders: defaultdict[str, list[int]] = defaultdict(list)
     for i, mine in enumerate(words):
         # Two sets that overlap so much share a word among the rarest few of each: only those are looked up.
@@ -68,16 +75,18 @@ def near_duplicates(texts: Sequence[str], percent: int = 80) -> list[int]:
         few = rarest[: len(mine) + 1 - -(-percent * len(mine) // 100)]
         for j in {j for word in few for j in holders[word]}:
             if 100 * len(mine & words[j]) >= percent * len(mine | words[j]):
-                joined.merge(i, j)
+                pairs.append((i, j))
         for word in few:
             holders[word].append(i)
-    return _group_numbers(joined)
+    ones, others = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    numbers: list[int] = _joined(len(texts), ones, others).tolist()
+    return numbers
 
 
-def stable_order(name: str, items: Iterable[Hashable]) -> list[int]:
+def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
     """Positions of the items in an order that looks random but depends on `name` and the items alone."""
-    keys = [hashlib.sha256(f"{name}\0{item}".encode()).digest() for item in items]
-    return sorted(range(len(keys)), key=keys.__getitem__)
+    digests = (hashlib.sha256(f"{name}\0{item}".encode()).digest() for item in items)
+    return np.argsort(np.fromiter(digests, dtype="S32"), kind="stable")
 
 
 #: A regression's targets are dealt by their place among all of them, in so many equal parts.
@@ -89,44 +98,47 @@ def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
 
     An example without any class is of a stratum of its own.
     """
-    if task.target == "single label":
-        return [(label,) for label in labels]
     if task.target == "multi-label":
         return [label or (len(task.classes),) for label in labels]
     if task.target == "generation":
-        return [(0,) for _ in labels]
-    edges = np.quantile(labels, np.arange(1, PARTS) / PARTS) if labels else np.zeros(0)
-    return [(part,) for part in np.searchsorted(edges, labels, side="right").tolist()]
+        return [(0,)] * len(labels)
+    places: Iterable[int] = labels
+    if task.target == "regression":
+        edges = np.quantile(labels, np.arange(1, PARTS) / PARTS) if len(labels) else np.zeros(0)
+        places = np.searchsorted(edges, labels, side="right").tolist()
+    # One tuple for all examples of a stratum: of a large table there would be millions.
+    made: dict[int, tuple[int, ...]] = {}
+    return [made.setdefault(part, (part,)) for part in places]
 
 
 def blocks(
     labels: Sequence[Any],
-    contents: Sequence[Hashable],
-    groups: Sequence[Hashable] | None,
+    contents: Sequence[Hashable] | NDArray[Any],
+    groups: Sequence[Hashable] | NDArray[Any] | None,
     splits: Sequence[SplitName] | None,
-) -> tuple[list[int], list[int]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of the examples that are kept, and for each of them the number of its block.
 
     Examples with the same content are duplicates and form a block, as does a group: no deal parts it.
     Duplicates whose labels disagree are all dropped, unless they belong to official `splits`, which stay
     whole, or the labels are floats or texts: ratings of one text, and answers to it, need not agree.
     """
-    kept = list(range(len(labels)))
+    kept = np.arange(len(labels))
+    keyings = [_first_places(keying) for keying in (contents, groups) if keying is not None]
     if splits is None and not isinstance(next(iter(labels), None), (float, str)):
-        seen: defaultdict[Hashable, set[Any]] = defaultdict(set)
-        for content, label in zip(contents, labels, strict=True):
-            seen[content].add(label)
-        kept = [i for i in kept if len(seen[contents[i]]) == 1]
-    keyings = [keying for keying in (contents, groups) if keying is not None]
-    return kept, link(*([keying[i] for i in kept] for keying in keyings))
+        same, label = keyings[0], _first_places(labels)
+        disagree = np.zeros(len(labels), dtype=bool)
+        disagree[same[label != label[same]]] = True
+        kept = kept[~disagree[same]]
+    return kept, _linked([_first_places(keying[kept]) for keying in keyings])
 
 
 def deal(
     task: Task,
     labels: Sequence[Any],
-    ids: Sequence[int],
-    contents: Sequence[Hashable],
-    groups: Sequence[Hashable] | None,
+    ids: Sequence[int] | NDArray[np.int64],
+    contents: Sequence[Hashable] | NDArray[Any],
+    groups: Sequence[Hashable] | NDArray[Any] | None,
     splits: Sequence[SplitName] | None = None,
     seed: int | None = None,
 ) -> dict[SplitName, NDArray[np.int64]]:
@@ -139,68 +151,75 @@ def deal(
     class, for fractions that are no percentages, and for those of a suite where splits are official.
     """
     kept, numbers = blocks(labels, contents, groups, splits)
-    dealt: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
-    members: defaultdict[int, list[int]] = defaultdict(list)
-    for i, number in zip(kept, numbers, strict=True):
-        if splits is None or splits[i] == "train":
-            members[number].append(i)
-        else:
-            dealt[splits[i]].append(i)
+    ids = np.asarray(ids, dtype=np.int64)
+    dealt = {split: np.zeros(0, dtype=np.int64) for split in SPLITS}
+    if splits is not None:
+        official = np.array(splits)
+        dealt |= {split: np.flatnonzero(official == split) for split in SPLITS[1:]}
+        numbers = numbers[official == "train"]
+        kept = np.flatnonzero(official == "train")
     if task.redealt and splits is not None:
         raise UserError(f"task '{task.name}': fractions go with splits that are dealt, and its are official")
     # Percentages of what is dealt, by split.
     shares = {
         split: share
         for split, share in zip(SPLITS, task.fractions, strict=True)
-        if not dealt[split] and (share or splits is None)
+        if not len(dealt[split]) and (share or splits is None)
     }
     if sum(shares.values()) != 100 or min(shares.values()) < 1:
         raise UserError(f"task '{task.name}': fractions must be percentages that add up to 100")
     seeded = "" if seed is None else f"/{seed}"
-    pool = list(members.values())
-    order = stable_order(f"{task.name}/split{seeded}", (min(ids[i] for i in block) for block in pool))
-    order.sort(key=lambda b: -len(pool[b]))
     parts = strata(task, labels)
-    dealt |= _share_out([pool[b] for b in order], parts, shares)
+    dealt |= _share_out(kept, numbers, ids, f"{task.name}/split{seeded}", parts, shares)
     for split, positions in dealt.items():
-        if not positions:
+        if not len(positions):
             raise UserError(f"task '{task.name}': its {split} split has no example")
         found = {part for i in positions for part in parts[i]}
         if task.every_class and (lacking := [name for c, name in enumerate(task.classes) if c not in found]):
             raise UserError(f"task '{task.name}': its {split} split has no example of {', '.join(lacking)}")
     return {
-        split: np.array(positions)[stable_order(f"{task.name}/order{seeded}", (ids[i] for i in positions))]
+        split: positions[stable_order(f"{task.name}/order{seeded}", ids[positions])]
         for split, positions in dealt.items()
     }
 
 
 def _share_out(
-    pool: Sequence[Sequence[int]], parts: Sequence[tuple[int, ...]], shares: Mapping[SplitName, int]
-) -> dict[SplitName, list[int]]:
-    """Deals blocks, in their order, each to the split that it brings nearest to its share of every stratum.
+    kept: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    name: str,
+    parts: Sequence[tuple[int, ...]],
+    shares: Mapping[SplitName, int],
+) -> dict[SplitName, NDArray[np.int64]]:
+    """Deals blocks, each to the split that it brings nearest to its share of every stratum.
 
-    `parts`: the strata of each example.
+    `numbers`: the block of each of the positions `kept`. `parts`: the strata of each example. `name` and the
+    smallest id of each block decide in what order blocks of one size come.
     """
-    number = 1 + max((part for of_one in parts for part in of_one), default=0)
-
-    def counted(positions: Iterable[int]) -> list[int]:
-        found = [part for i in positions for part in parts[i]]
-        counts: list[int] = np.bincount(found, minlength=number).tolist()
-        return counts
-
-    total = counted(i for block in pool for i in block)
-    have = {split: [0] * number for split in shares}
-    dealt: dict[SplitName, list[int]] = {split: [] for split in shares}
-    for block in pool:
-        counts = counted(block)
+    if not len(kept):
+        return {}
+    by_block = np.argsort(numbers, kind="stable")
+    positions = kept[by_block]
+    starts = np.flatnonzero(np.diff(numbers[by_block], prepend=-1))
+    sizes = np.diff(starts, append=len(positions))
+    order = stable_order(name, np.minimum.reduceat(ids[positions], starts))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    total = Counter(part for i in kept for part in parts[i])
+    have: dict[SplitName, Counter[int]] = {split: Counter() for split in shares}
+    names = tuple(shares)
+    side = np.zeros(len(starts), dtype=np.int8)
+    for block in order:
+        members = positions[starts[block] : starts[block] + sizes[block]]
+        counts = Counter(part for i in members for part in parts[i])
         growth = {split: _growth(counts, have[split], total, share) for split, share in shares.items()}
         chosen = min(growth, key=growth.__getitem__)
-        have[chosen] = [a + n for a, n in zip(have[chosen], counts, strict=True)]
-        dealt[chosen] += block
-    return dealt
+        have[chosen].update(counts)
+        side[block] = names.index(chosen)
+    of_position = np.repeat(side, sizes)
+    return {split: positions[of_position == number] for number, split in enumerate(names)}
 
 
-def _growth(counts: Sequence[int], have: Sequence[int], total: Sequence[int], share: int) -> int:
+def _growth(counts: Counter[int], have: Counter[int], total: Counter[int], share: int) -> int:
     """How much a split's distance from its share grows by a block with these counts of the classes.
 
     The distance is chi-square: of each class (have - wanted)² / wanted, where wanted is `share` percent of
@@ -208,6 +227,5 @@ def _growth(counts: Sequence[int], have: Sequence[int], total: Sequence[int], sh
     """
     return sum(
         (n * n * 100 - 2 * n * (share * total[c] - 100 * have[c])) * 10**12 // (share * total[c])
-        for c, n in enumerate(counts)
-        if n
+        for c, n in counts.items()
     )

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from bench.metrics.base import Kind
-from bench.tasks.base import SPLITS, DataSource, Examples, SplitName, Task
+from bench.tasks.base import SPLITS, DataSource, Examples, SplitName, Streamed, Task
 from bench.tasks.catalog import TASKS
 from bench.tasks.description import Description
 from bench.tasks.hub import HubImages, HubTask, HubTexts
@@ -94,11 +94,12 @@ def _fractions(asked: Description, official: Collection[SplitName]) -> tuple[int
 class OwnTask(Task):
     """Files of this machine, known by their content."""
 
+    at_hand = True
+
     def __init__(self, name: str, asked: Description) -> None:
         self._asked = asked
         rows = read_rows(asked)
-        classes, _ = read_labels(asked, rows.labels, rows.names, rows.line)
-        _declare(self, name, asked, classes)
+        _declare(self, name, asked, rows.classes)
         splits = rows.splits or ()
         self.fractions = _fractions(asked, set(splits))
         counts = [sum(split == one for one in splits) for split in SPLITS]
@@ -109,11 +110,13 @@ class OwnTask(Task):
         """One example a row; its id is its row, files and folders one after the other."""
         with _blaming(self.name):
             rows = read_rows(self._asked)
-            _, labels = read_labels(self._asked, rows.labels, rows.names, rows.line)
-            inputs = rows.inputs()
+            inputs, template = rows.inputs(), self._asked.template
             if self.target == "generation":
-                inputs = [self._asked.template.replace("{prompt}", prompt) for prompt in inputs]
-            return Examples(inputs, labels, range(len(labels)), rows.groups, rows.splits)
+                prompts = inputs
+                inputs = Streamed(
+                    len(prompts), lambda: (template.replace("{prompt}", one) for one in prompts)
+                )
+            return Examples(inputs, rows.labels, range(len(rows.labels)), rows.groups, rows.splits)
 
     def identity_hash(self) -> str:
         return _identity(super().identity_hash(), self._asked, self.classes)
@@ -147,7 +150,7 @@ class _OfHub(HubTask):
 
     def labels_of(self, values: Any) -> list[Any]:
         line = lambda row: f"row {row}"  # noqa: E731
-        return read_labels(self._asked, list(values), None, line)[1]
+        return list(read_labels(self._asked, values, None, line)[1])
 
 
 class _HubTexts(_OfHub, HubTexts):

@@ -244,4 +244,4 @@ class HubImages(HubTask):
         """The images' bytes, a pyarrow array. Raises UserError for an image that is not in the file."""
         (column,) = self.columns
         where = f"task '{self.name}': {column} of the {table.split} split"
-        return embedded(where, table.data.column(column))
+        return embedded(lambda row: f"{where}, row {row},", table.data.column(column))

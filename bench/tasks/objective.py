@@ -112,6 +112,21 @@ def objective(task: Task) -> Objective:
     return Objective(metric, task.target, task.outputs)
 
 
+def check_labels(task: Task, split: str, labels: Tensor) -> None:
+    """Raises UserError where the metric cannot score a split with these labels, as `as_tensor` has them."""
+    if split == "train" or not METRICS.get(task.metric).every_class:
+        return
+    flags = labels if task.target == "multi-label" else F.one_hot(labels, len(task.classes))
+    counts = (flags > 0).sum(0)
+    lacking = [name for name, n in zip(task.classes, counts.tolist(), strict=True) if not 0 < n < len(labels)]
+    if lacking:
+        raise UserError(
+            f"task '{task.name}': metric '{task.metric}' needs examples with and without each class, and of "
+            f"{', '.join(lacking)} the {len(labels):,} examples of {split} have only one of the two: raise "
+            f"{split}_size, or take another metric"
+        )
+
+
 def as_tensor(task: Task, labels: list[Any]) -> Tensor:
     """A task's checked labels as one tensor."""
     if task.target == "single label":

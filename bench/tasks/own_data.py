@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.process.files import sha256
-from bench.tasks.base import LazyImages, SplitName
+from bench.tasks.base import LazyImages, SplitName, Streamed
 from bench.tasks.description import SPLIT_WORDS, Description
+from bench.tasks.own_labels import Labels, read_labels
 from bench.tasks.pictures import decoded
 from bench.tasks.tables import Table, embedded, is_text, read_csv, read_dataset, read_jsonl, read_parquet
 from methods.errors import UserError, shown
@@ -32,49 +33,24 @@ class Rows:
 
     #: Made when they are asked for, since a plan needs none.
     inputs: Callable[[], Sequence[Any]]
-    #: As the data have them; a tuple a row where several columns are labels.
-    labels: list[Any]
-    #: The classes' names where the data know them.
-    names: list[str] | None
+    classes: tuple[str, ...]
+    #: As `Examples` has them.
+    labels: Sequence[Any]
     groups: list[str] | None
     splits: list[SplitName] | None
-    #: What a message calls a row.
-    line: Callable[[int], str]
 
 
 def read_rows(asked: Description) -> Rows:
-    """Raises UserError for data that cannot be read, and for rows with holes, by their line."""
+    """Reads all but the inputs, of which it only sees whether they are there.
+
+    Raises UserError for data that cannot be read, and for rows with holes, by their line.
+    """
     if asked.format in ("images", "image_list"):
-        return _of_pictures(_pictures(asked))
-    parts = list(_tables(asked))
-    for split, table in parts:
-        if not len(table.columns):
-            raise UserError(f"{table.line(0)}: there is no row" + (f" of the {split} split" if split else ""))
-    starts = [0, *accumulate(len(table.columns) for _, table in parts)]
-
-    def line(row: int) -> str:
-        part = bisect(starts, row) - 1
-        return parts[part][1].line(row - starts[part])
-
-    tables = [table for _, table in parts]
-    for table in tables:
-        _check_inputs(asked, table)
-    labels = [column for name in _names(asked.label) for column in [_values(tables, name)]]
-    several = isinstance(asked.label, tuple)
-    groups = None
-    if asked.group is not None:
-        groups = [
-            str(_there(value, asked.group, row, line))
-            for row, value in enumerate(_values(tables, asked.group))
-        ]
-    return Rows(
-        lambda: _inputs(asked, tables, line),
-        list(zip(*labels, strict=True)) if several else labels[0],
-        None if several else tables[0].names.get(_names(asked.label)[0]),
-        groups,
-        _splits(asked, parts, line),
-        line,
-    )
+        return _of_pictures(asked, _pictures(asked))
+    reader = _Reader(asked, list(_tables(asked)))
+    reader.read()
+    classes, labels = reader.labels.finish()
+    return Rows(reader.inputs, classes, labels, reader.groups, _official(reader.splits))
 
 
 def _names(columns: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -84,11 +60,7 @@ def _names(columns: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def _tables(asked: Description) -> Iterator[tuple[SplitName | None, Table]]:
     """The tables of the data with the official split that each is by its file or name."""
     given, kind = getattr(asked, asked.format), asked.format
-    columns = [
-        name
-        for field in (asked.text, asked.image, asked.label, asked.group, asked.split_by)
-        for name in _names(field)
-    ]
+    columns = _columns(asked)
     if kind == "dataset":
         for word, table in read_dataset(given, columns).items():
             split = asked.official(word) if word else None
@@ -101,97 +73,145 @@ def _tables(asked: Description) -> Iterator[tuple[SplitName | None, Table]]:
                 )
             yield split, table
         return
-    texts = list(_names(asked.text))
     for split, file in given.items() if isinstance(given, dict) else ((None, given),):
         if kind == "csv":
             yield split, read_csv(file, columns)
         elif kind == "jsonl":
-            yield split, read_jsonl(file, columns, texts)
+            yield split, read_jsonl(file, _names(asked.text))
         else:
             yield split, read_parquet(file, columns)
 
 
-def _values(tables: Sequence[Table], column: str) -> list[Any]:
-    return [value for table in tables for value in table.columns.column(column).to_pylist()]
+def _columns(asked: Description) -> list[str]:
+    fields = (asked.text, asked.image, asked.label, asked.group, asked.split_by)
+    return list(dict.fromkeys(name for field in fields for name in _names(field)))
 
 
-def _there(value: Any, column: str, row: int, line: Callable[[int], str]) -> Any:
-    if value is None:
-        raise UserError(f"{line(row)}: no value in column '{column}'")
-    return value
+class _Reader:
+    """Goes through tables part by part and keeps labels, groups and splits."""
 
+    def __init__(self, asked: Description, tables: Sequence[tuple[SplitName | None, Table]]) -> None:
+        self._asked, self._tables = asked, tables
+        #: The first row of each table, and of what follows.
+        self._starts = [0]
+        known = tables[0][1].names.get(_names(asked.label)[0]) if isinstance(asked.label, str) else None
+        self.labels = Labels(asked, known, self.line)
+        self.groups: list[str] | None = None if asked.group is None else []
+        #: Only of rows of which the data say it.
+        self.splits: list[SplitName] = []
 
-def _check_inputs(asked: Description, table: Table) -> None:
-    """Raises UserError for holes in columns of inputs, and for columns of texts that hold something else."""
-    from pyarrow import compute
+    def line(self, row: int) -> str:
+        """What a message calls a row."""
+        number = min(bisect(self._starts, row), len(self._tables)) - 1
+        return self._tables[number][1].line(row - self._starts[number])
 
-    for name in (*_names(asked.text), *_names(asked.image)):
-        column = table.columns.column(name)
-        if (column.null_count and asked.format != "dataset") or (
-            column.null_count and asked.text is not None
-        ):
-            row = compute.index(compute.is_null(column), True).as_py()
-            raise UserError(f"{table.line(row)}: no value in column '{name}'")
-    for name in _names(asked.text):
-        column = table.columns.column(name)
-        if not is_text(column.type):
-            raise UserError(
-                f"{table.line(0)}: column '{name}' should hold texts, got values of type {column.type}"
-            )
-        if asked.format == "csv" and compute.all(compute.match_substring_regex(column, _NUMBER)).as_py():
-            raise UserError(
-                f"{table.line(0)}: column '{name}' should hold texts, and all its values are numbers, as "
-                f"{shown(column[0].as_py())}"
-            )
+    def read(self) -> None:
+        """Raises UserError for what is not as described."""
+        for split, table in self._tables:
+            rows, numbers = 0, set(_names(self._asked.text) if self._asked.format == "csv" else ())
+            sample: dict[str, Any] = {}
+            for part in table.parts(_columns(self._asked)):
+                self._check_inputs(table, part, rows)
+                numbers = {name for name in numbers if _all_numbers(part[name])}
+                sample = sample or {name: part[name][0].as_py() for name in numbers}
+                self._add(part, split)
+                rows += len(part)
+            if not rows:
+                raise UserError(
+                    f"{table.line(0)}: there is no row" + (f" of the {split} split" if split else "")
+                )
+            for name in sorted(numbers):
+                raise UserError(
+                    f"{table.line(0)}: column '{name}' should hold texts, and all its values are numbers, as "
+                    f"{shown(sample[name])}"
+                )
+            self._starts.append(self._starts[-1] + rows)
 
+    def _check_inputs(self, table: Table, part: Any, before: int) -> None:
+        """Raises UserError for holes in columns of inputs, and for columns of texts with something else."""
+        from pyarrow import compute
 
-def _inputs(asked: Description, tables: Sequence[Table], line: Callable[[int], str]) -> Sequence[Any]:
-    if asked.text is not None:
-        columns = [_values(tables, name) for name in _names(asked.text)]
-        return columns[0] if isinstance(asked.text, str) else list(zip(*columns, strict=True))
-    assert asked.image is not None
-    if asked.format in ("csv", "jsonl"):
-        given = getattr(asked, asked.format)
-        roots = [file.parent for file in (given.values() if isinstance(given, dict) else [given])]
-        paths = [
-            (root, value)
-            for root, table in zip(roots, tables, strict=True)
-            for value in table.columns.column(asked.image).to_pylist()
-        ]
-        files = [(inside(root, value, line(row)), row) for row, (root, value) in enumerate(paths)]
-        return LazyImages(files, lambda item: _decoded(item[0].read_bytes, line(item[1]), str(item[0])))
-    images = [
-        embedded(f"{table.line(0).rpartition(', ')[0]}: {asked.image}", table.columns.column(asked.image))
-        for table in tables
-    ]
-    starts = [0, *accumulate(map(len, images))]
+        asked = self._asked
+        for name in (*_names(asked.text), *_names(asked.image)):
+            column = part[name]
+            if column.null_count and (asked.format != "dataset" or asked.text is not None):
+                row = compute.index(compute.is_null(column), True).as_py()
+                raise UserError(f"{table.line(before + row)}: no value in column '{name}'")
+            if asked.text is not None and not is_text(column.type):
+                raise UserError(
+                    f"{table.line(0)}: column '{name}' should hold texts, got values of type {column.type}"
+                )
+            if asked.image is not None and asked.format not in ("csv", "jsonl"):
+                embedded(partial(self._image, table, before), column)
 
-    def image(row: int) -> NDArray[np.uint8]:
-        part = bisect(starts, row) - 1
-        return _decoded(images[part][row - starts[part]].as_py, line(row), "its image")
+    def _image(self, table: Table, before: int, row: int) -> str:
+        return f"{table.line(before + row)}: {self._asked.image}"
 
-    return LazyImages(range(starts[-1]), image)
-
-
-def _splits(
-    asked: Description, parts: Sequence[tuple[SplitName | None, Table]], line: Callable[[int], str]
-) -> list[SplitName] | None:
-    """The official splits; None where there are none."""
-    found: list[SplitName] = []
-    if asked.split_by is None:
-        for split, table in parts:
-            found += [split] * len(table.columns) if split else []
-    else:
-        for row, word in enumerate(_values([table for _, table in parts], asked.split_by)):
-            split = asked.official(_there(word, asked.split_by, row, line))
-            if split is None:
+    def _add(self, part: Any, split: SplitName | None) -> None:
+        asked, first = self._asked, len(self.splits)
+        columns = [part[name].to_pylist() for name in _names(asked.label)]
+        self.labels.add(zip(*columns, strict=True) if isinstance(asked.label, tuple) else columns[0])
+        if self.groups is not None:
+            assert asked.group is not None
+            for row, value in enumerate(part[asked.group].to_pylist(), len(self.groups)):
+                # One text for all rows of a group.
+                self.groups.append(sys.intern(str(self._there(value, asked.group, row))))
+        if asked.split_by is None:
+            self.splits += [split] * len(part) if split else []
+            return
+        for row, word in enumerate(part[asked.split_by].to_pylist(), first):
+            official = asked.official(self._there(word, asked.split_by, row))
+            if official is None:
                 known = asked.splits or SPLIT_WORDS
                 raise UserError(
-                    f"{line(row)}: {shown(word)} in column '{asked.split_by}' names no split; known are "
+                    f"{self.line(row)}: {shown(word)} in column '{asked.split_by}' names no split; known are "
                     f"{', '.join(known)}, and `splits` may name others"
                 )
-            found.append(split)
-    return _official(found)
+            self.splits.append(official)
+
+    def _there(self, value: Any, column: str, row: int) -> Any:
+        if value is None:
+            raise UserError(f"{self.line(row)}: no value in column '{column}'")
+        return value
+
+    def inputs(self) -> Sequence[Any]:
+        """The inputs, which are read anew whenever they are gone through. Raises UserError."""
+        asked, count = self._asked, self._starts[-1]
+        if asked.text is not None:
+            names = _names(asked.text)
+            if isinstance(asked.text, str):
+                return Streamed(count, lambda: (value for (value,) in self._values(names)))
+            return Streamed(count, lambda: self._values(names))
+        assert asked.image is not None
+        names = (asked.image,)
+        if asked.format not in ("csv", "jsonl"):
+            return Streamed(count, lambda: self._decoded(names))
+        given = getattr(asked, asked.format)
+        roots = [file.parent for file in (given.values() if isinstance(given, dict) else [given])]
+        paths = enumerate(value for (value,) in self._values(names))
+        files = [
+            (inside(roots[bisect(self._starts, row) - 1], path, self.line(row)), row) for row, path in paths
+        ]
+        return LazyImages(files, lambda item: _decoded(item[0].read_bytes, self.line(item[1]), str(item[0])))
+
+    def _values(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        for _, table in self._tables:
+            for part in table.parts(names):
+                yield from zip(*(part[name].to_pylist() for name in names), strict=True)
+
+    def _decoded(self, names: Sequence[str]) -> Iterator[NDArray[np.uint8]]:
+        row = 0
+        for _, table in self._tables:
+            for part in table.parts(names):
+                for image in embedded(partial(self._image, table, 0), part[names[0]]):
+                    yield _decoded(image.as_py, self.line(row), "its image")
+                    row += 1
+
+
+def _all_numbers(column: Any) -> bool:
+    from pyarrow import compute
+
+    return bool(compute.all(compute.match_substring_regex(column, _NUMBER)).as_py())
 
 
 def _official(splits: Sequence[SplitName]) -> list[SplitName] | None:
@@ -213,14 +233,15 @@ class _Picture:
     line: str
 
 
-def _of_pictures(pictures: Sequence[_Picture]) -> Rows:
+def _of_pictures(asked: Description, pictures: Sequence[_Picture]) -> Rows:
+    labels = [picture.label for picture in pictures]
+    classes, read = read_labels(asked, labels, None, lambda row: pictures[row].line)
     return Rows(
         lambda: LazyImages(pictures, lambda p: _decoded(p.path.read_bytes, p.line, str(p.path))),
-        [picture.label for picture in pictures],
-        None,
+        classes,
+        read,
         None,
         _official([picture.split for picture in pictures if picture.split]),
-        lambda row: pictures[row].line,
     )
 
 

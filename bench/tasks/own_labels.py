@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.tasks.description import Description
@@ -20,46 +21,91 @@ Line = Callable[[int], str]
 
 def read_labels(
     asked: Description, values: Sequence[Any], known: Sequence[str] | None, line: Line
-) -> tuple[tuple[str, ...], list[Any]]:
+) -> tuple[tuple[str, ...], Sequence[Any]]:
     """The classes, and of each row the label as `Examples` has it.
 
     `values`: those of the label column, or a tuple of several columns' a row. `known`: the classes' names
     where the data have them, whose numbers the values are then. Raises UserError.
     """
-    column = asked.label if isinstance(asked.label, str) else "label"
-    if asked.target == "generation":
-        return (), [_answer(column, value, row, line) for row, value in enumerate(values)]
-    if asked.target == "regression":
-        return (), [_number(column, value, row, line) for row, value in enumerate(values)]
-    if isinstance(asked.label, tuple):
-        return asked.label, [_flags(asked.label, of_row, row, line) for row, of_row in enumerate(values)]
-    if asked.target == "single label":
-        for row, value in enumerate(values):
-            if value is None:
-                raise UserError(f"{line(row)}: no value in column '{column}'")
-        parts: list[list[str]] = [[_key(column, value, row, line)] for row, value in enumerate(values)]
-    else:
-        parts = [_parts(asked, column, value, row, line) for row, value in enumerate(values)]
-    classes, number_of = _classes(asked, column, (key for of_row in parts for key in of_row), known)
+    labels = Labels(asked, known, line)
+    labels.add(values)
+    return labels.finish()
 
-    def number(key: str, row: int) -> int:
-        if key not in number_of:
+
+class Labels:
+    """A column of labels that is read in parts; `read_labels` says the rest.
+
+    What is equal in many rows is kept once, so that a row takes a few bytes, whatever its label is called.
+    """
+
+    def __init__(self, asked: Description, known: Sequence[str] | None, line: Line) -> None:
+        self._asked, self._known, self._line = asked, known, line
+        self._column = asked.label if isinstance(asked.label, str) else "label"
+        #: The labels that were found, with numbers in their order, and the numbers of each row.
+        self._keys: dict[str, int] = {}
+        self._distinct: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._rows: Any = array("d") if asked.target == "regression" else []
+
+    def add(self, values: Iterable[Any]) -> None:
+        """The next rows. Raises UserError for what is no label."""
+        for row, value in enumerate(values, len(self._rows)):
+            self._rows.append(self._read(value, row))
+
+    def _read(self, value: Any, row: int) -> Any:
+        if self._asked.target == "generation":
+            return _answer(self._column, value, row, self._line)
+        if self._asked.target == "regression":
+            return _number(self._column, value, row, self._line)
+        if isinstance(self._asked.label, tuple):
+            numbers = _flags(self._asked.label, value, row, self._line)
+        elif self._asked.target == "single label":
+            if value is None:
+                raise UserError(f"{self._line(row)}: no value in column '{self._column}'")
+            numbers = (self._number(_key(self._column, value, row, self._line)),)
+        else:
+            parts = _parts(self._asked, self._column, value, row, self._line)
+            numbers = tuple(map(self._number, parts))
+        return self._distinct.setdefault(numbers, numbers)
+
+    def _number(self, key: str) -> int:
+        number = self._keys.setdefault(key, len(self._keys))
+        if number == MOST_CLASSES and not (self._asked.names or self._known):
+            raise UserError(
+                f"column '{self._column}' has more than {MOST_CLASSES:,} different values, too many classes: "
+                "for numbers give target: regression"
+            )
+        return number
+
+    def finish(self) -> tuple[tuple[str, ...], Sequence[Any]]:
+        """The classes and the labels of all rows. Raises UserError for a label that is none of them."""
+        if self._asked.target in ("generation", "regression"):
+            return (), self._rows
+        if isinstance(self._asked.label, tuple):
+            return self._asked.label, self._rows
+        classes, number_of = _classes(self._asked, self._column, self._keys, self._known)
+        if unknown := {number: key for key, number in self._keys.items() if key not in number_of}:
+            row, key = next(
+                (row, unknown[number])
+                for row, of_row in enumerate(self._rows)
+                for number in of_row
+                if number in unknown
+            )
             near = did_you_mean(key, number_of)
             raise UserError(
-                f"{line(row)}: label {shown(key)} is none of the classes {_listed(number_of)}"
+                f"{self._line(row)}: label {shown(key)} is none of the classes {_listed(number_of)}"
                 + (f"; {near}" if near else "")
             )
-        return number_of[key]
-
-    numbers = [tuple(sorted({number(key, row) for key in of_row})) for row, of_row in enumerate(parts)]
-    return classes, numbers if asked.target == "multi-label" else [one for (one,) in numbers]
+        numbers = [number_of[key] for key in self._keys]
+        told = {of_row: tuple(sorted({numbers[one] for one in of_row})) for of_row in self._distinct}
+        if self._asked.target == "multi-label":
+            return classes, [told[of_row] for of_row in self._rows]
+        return classes, [told[of_row][0] for of_row in self._rows]
 
 
 def _classes(
-    asked: Description, column: str, keys: Iterable[str], known: Sequence[str] | None
+    asked: Description, column: str, found: Mapping[str, int], known: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes, and which of them each value of the column means."""
-    found = dict.fromkeys(keys)
     names = asked.names or tuple(known or ())
     if isinstance(asked.classes, dict):
         return names, {value: names.index(name) for value, name in asked.classes.items()}
@@ -67,11 +113,6 @@ def _classes(
         # The numbers of the classes that are named.
         return names, {str(number): number for number in range(len(names))}
     if not names:
-        if len(found) > MOST_CLASSES:
-            raise UserError(
-                f"column '{column}' has {len(found):,} different values, more than {MOST_CLASSES:,} classes: "
-                "for numbers give target: regression"
-            )
         whole = all(key.removeprefix("-").isdecimal() for key in found)
         names = tuple(sorted(found, key=int) if whole else sorted(found))
         if len(names) < 2:

@@ -21,10 +21,10 @@ Value = TypeVar("Value")
 
 
 def read_examples(task: Task) -> Examples:
-    """The task's examples with labels and ids as int. Images are left to `read_images`, one by one.
+    """The task's examples with labels and ids as int. Inputs are left to `read_texts` and `read_images`.
 
-    Raises UserError for a row whose label is none of the classes, whose id is no 64-bit integer, whose text
-    is neither a string nor a pair like the first row's, whose split is unknown or whose group has no hash.
+    Raises UserError for a row whose label is none of the classes, whose id is no 64-bit integer, whose split
+    is unknown or whose group has no hash.
     """
     with TASKS.blaming(task.name):
         examples = task.examples()
@@ -37,54 +37,64 @@ def read_examples(task: Task) -> Examples:
         groups, splits = (() if keys is None else keys for keys in (examples.groups, examples.splits))
         _check(task, "group", groups, hash, "groups are keys, such as texts and numbers")
         _check(task, "split", splits, SPLITS.index, f"splits are {', '.join(SPLITS)}")
-        if task.modality == "text":
-            paired = isinstance(examples.inputs[0], tuple) and task.target != "generation"
-            read = _pair if paired else _string
-            _check(task, "text", examples.inputs, read, "texts are all strings, or all tuples of two strings")
         labels = _check(task, "label", examples.labels, *_label(task))
-        ids = _check(task, "id", examples.ids, _whole(-(2**63), 2**63), "ids are whole numbers of 64 bits")
+        ids = examples.ids
+        if not isinstance(ids, range):
+            ids = _check(task, "id", ids, _whole(-(2**63), 2**63), "ids are whole numbers of 64 bits")
         return replace(examples, labels=labels, ids=ids)
+
+
+def read_texts(task: Task, examples: Examples) -> Iterator[Any]:
+    """The texts, or pairs of texts, one after the other.
+
+    Raises UserError for one that is neither a string nor a pair like the first.
+    """
+    paired = isinstance(examples.inputs[0], tuple) and task.target != "generation"
+    accepted = "texts are all strings, or all tuples of two strings"
+    with TASKS.blaming(task.name):
+        for row, text in enumerate(examples.inputs):
+            yield _read(task, "text", row, text, _pair if paired else _string, accepted)
 
 
 def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
     """The images one after the other. Raises UserError for one that is not uint8 (height, width, 3)."""
-    for row in range(len(examples.inputs)):
-        with TASKS.blaming(task.name):
-            image = np.asarray(examples.inputs[row])
+    with TASKS.blaming(task.name):
+        for row, given in enumerate(examples.inputs):
+            image = np.asarray(given)
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 raise UserError(
                     f"task '{task.name}': images must be uint8 (height, width, 3), "
                     f"that of row {row} (id {examples.ids[row]}) is {image.dtype} {image.shape}"
                 )
-        yield image
+            yield image
 
 
-def text_content(text: str | tuple[str, str]) -> str:
-    """What two texts, or pairs of texts, share if they are duplicates."""
+def text_content(text: str | tuple[str, str]) -> bytes:
+    """What two texts, or pairs of texts, share if they are duplicates: 16 bytes."""
     shared = "\0".join(map(normalise_text, text if isinstance(text, tuple) else (text,)))
-    # As long for every text: those of a large table are all in memory at once.
-    return hashlib.sha256(shared.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(shared.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
-def image_content(image: NDArray[np.uint8]) -> str:
-    """What two images share if they are duplicates."""
-    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+def image_content(image: NDArray[np.uint8]) -> bytes:
+    """What two images share if they are duplicates: 16 bytes."""
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()[:16]
 
 
 def _check(
     task: Task, what: str, values: Iterable[Any], read: Callable[[Any], Value], accepted: str
 ) -> list[Value]:
     """What `read` makes of every value; it raises TypeError or ValueError for one that is not accepted."""
-    found = []
-    for row, value in enumerate(values):
-        try:
-            found.append(read(value))
-        except (TypeError, ValueError) as error:
-            kind = type(value).__name__
-            raise UserError(
-                f"task '{task.name}': the {what} of row {row} is {shown(value)} ({kind}); {accepted}"
-            ) from error
-    return found
+    return [_read(task, what, row, value, read, accepted) for row, value in enumerate(values)]
+
+
+def _read(task: Task, what: str, row: int, value: Any, read: Callable[[Any], Value], accepted: str) -> Value:
+    try:
+        return read(value)
+    except (TypeError, ValueError) as error:
+        kind = type(value).__name__
+        raise UserError(
+            f"task '{task.name}': the {what} of row {row} is {shown(value)} ({kind}); {accepted}"
+        ) from error
 
 
 def _label(task: Task) -> tuple[Callable[[Any], Any], str]:
@@ -120,18 +130,17 @@ def _whole(least: int, beyond: int) -> Callable[[Any], int]:
 
 
 def _text(value: Any) -> str:
-    _string(value)
-    return str(value)
+    return str(_string(value))
 
 
-def _string(text: Any) -> None:
+def _string(text: Any) -> str:
     if not isinstance(text, str):
         raise TypeError
+    return text
 
 
-def _pair(text: Any) -> None:
+def _pair(text: Any) -> tuple[str, str]:
     if not isinstance(text, tuple):
         raise TypeError
     first, second = text
-    _string(first)
-    _string(second)
+    return _string(first), _string(second)

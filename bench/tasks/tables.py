@@ -3,61 +3,75 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from methods.errors import UserError, did_you_mean
+from methods.errors import UserError, did_you_mean, shown
 
 if TYPE_CHECKING:
-    # Its import takes a while, and most plans read no table.
+    # Their import takes a while, and most plans read no table.
+    import datasets
     import pyarrow as pa
 
-#: A row of a JSONL file may not be longer than this, in bytes.
-BLOCK = 1 << 24
+#: A row of a CSV file may not be longer than this, in bytes.
+BLOCK = 1 << 22
+
+#: How many rows are read at once where the format does not say it.
+ROWS = 10_000
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one file, or of one split of a data set."""
+    """Rows of one file, or of one split of a data set, of which only a part is in memory at a time."""
 
-    #: The wanted columns.
-    columns: pa.Table
+    #: Some of its columns, a part of the rows after the other; read anew each time. Raises UserError.
+    parts: Callable[[Sequence[str]], Iterator[pa.Table | pa.RecordBatch]]
     #: What a message calls a row, such as "reviews.csv, line 17". Rows count from 0.
     line: Callable[[int], str]
     #: The classes' names of label columns that know them.
     names: dict[str, list[str]]
 
 
-def read_csv(file: Path, wanted: Iterable[str]) -> Table:
+def read_csv(file: Path, wanted: Sequence[str]) -> Table:
     """Columns of a CSV file as texts; what is empty is null. Raises UserError."""
     import pyarrow as pa
     from pyarrow import csv as arrow
 
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    wanted = list(dict.fromkeys(wanted))
     with _reading(file):
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            have = next(csv.reader(stream, delimiter=delimiter), [])
+            lines = csv.reader(stream, delimiter=delimiter)
+            have, rows = next(lines, []), any(lines)
         if not have:
             raise UserError(f"{file} is empty: it should begin with a line of column names")
         check_columns(str(file), wanted, have)
         if repeated := [name for name in wanted if have.count(name) > 1]:
             raise UserError(f"{file} has several columns {', '.join(repeated)}")
-        columns = arrow.read_csv(
-            file,
-            arrow.ReadOptions(column_names=have, skip_rows=1, block_size=BLOCK),
-            arrow.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            arrow.ConvertOptions(
-                include_columns=wanted,
-                column_types=dict.fromkeys(wanted, pa.string()),
-                strings_can_be_null=True,
-                null_values=[""],
-            ),
-        )
-    return Table(columns, lambda row: f"{file}, line {_csv_line(file, delimiter, row)}", {})
+
+    def parts(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        if not rows:
+            return
+        with _reading(file):
+            yield from arrow.open_csv(
+                file,
+                # Threads would read far ahead.
+                arrow.ReadOptions(column_names=have, skip_rows=1, block_size=BLOCK, use_threads=False),
+                arrow.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                arrow.ConvertOptions(
+                    include_columns=list(columns),
+                    column_types=dict.fromkeys(columns, pa.string()),
+                    strings_can_be_null=True,
+                    null_values=[""],
+                ),
+            )
+
+    return Table(parts, lambda row: f"{file}, line {_csv_line(file, delimiter, row)}", {})
 
 
 def _csv_line(file: Path, delimiter: str, row: int) -> int:
@@ -73,60 +87,108 @@ def _csv_line(file: Path, delimiter: str, row: int) -> int:
     return ended
 
 
-def read_jsonl(file: Path, wanted: Iterable[str], texts: Iterable[str]) -> Table:
+def read_jsonl(file: Path, texts: Sequence[str]) -> Table:
     """Columns of a file with a JSON object a line; `texts` hold strings. Raises UserError."""
-    import pyarrow as pa
-    from pyarrow import json as arrow
 
-    wanted = list(dict.fromkeys(wanted))
-    with _reading(file):
-        # Otherwise what looks like a date would be one.
-        schema = pa.schema([(name, pa.string()) for name in texts])
-        columns = arrow.read_json(
-            file, arrow.ReadOptions(block_size=BLOCK), arrow.ParseOptions(explicit_schema=schema)
-        )
-        found = {name for name in columns.column_names if columns.column(name).null_count < len(columns)}
-        check_columns(str(file), wanted, [name for name in columns.column_names if name in found])
+    def parts(columns: Sequence[str]) -> Iterator[pa.Table]:
+        with _reading(file), file.open(encoding="utf-8") as stream:
+            objects = ((number, text) for number, text in enumerate(stream, 1) if text.strip())
+            first = True
+            while some := list(islice(objects, ROWS)):
+                rows = [_object(file, number, text) for number, text in some]
+                if first and not set(columns) <= {name for row in rows for name in row}:
+                    check_columns(str(file), columns, _names(file))
+                first = False
+                found = {name: [row.get(name) for row in rows] for name in columns}
+                yield _as_arrow(file, [number for number, _ in some], found, texts)
 
     def line(row: int) -> str:
         with file.open(encoding="utf-8") as stream:
             numbers = (number for number, text in enumerate(stream, 1) if text.strip())
-            return f"{file}, line {next((n for i, n in enumerate(numbers) if i == row), row + 1)}"
+            return f"{file}, line {next(islice(numbers, row, None), row + 1)}"
 
-    return Table(columns.select(wanted), line, {})
+    return Table(parts, line, {})
 
 
-def read_parquet(file: Path, wanted: Iterable[str]) -> Table:
+def _names(file: Path) -> list[str]:
+    """All names in the objects of a file, in the order found."""
+    with file.open(encoding="utf-8") as stream:
+        lines = ((number, text) for number, text in enumerate(stream, 1) if text.strip())
+        return list(dict.fromkeys(name for number, text in lines for name in _object(file, number, text)))
+
+
+def _object(file: Path, number: int, text: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}, line {number}: it is no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{file}, line {number}: it should be a JSON object, got {shown(row)}")
+    return row
+
+
+def _as_arrow(
+    file: Path, numbers: Sequence[int], columns: dict[str, list[Any]], texts: Sequence[str]
+) -> pa.Table:
+    """Columns of JSON's values; `numbers` are the lines that they stand on."""
+    import pyarrow as pa
+
+    made = {}
+    for name, values in columns.items():
+        if name in texts:
+            for number, value in zip(numbers, values, strict=True):
+                if not isinstance(value, str | None):
+                    raise UserError(
+                        f"{file}, line {number}: column '{name}' should hold texts, got {shown(value)}"
+                    )
+        try:
+            made[name] = pa.array(values, pa.string() if name in texts else None)
+        except (pa.ArrowException, OverflowError) as error:
+            raise UserError(
+                f"{file}, lines {numbers[0]} to {numbers[-1]}: the values of column '{name}' are not of one "
+                f"kind: {error}"
+            ) from error
+    return pa.table(made)
+
+
+def read_parquet(file: Path, wanted: Sequence[str]) -> Table:
     """Columns of a parquet file. Raises UserError."""
     from pyarrow import parquet
 
-    wanted = list(dict.fromkeys(wanted))
     with _reading(file):
         schema = parquet.read_schema(file)
         check_columns(str(file), wanted, schema.names)
-        columns = parquet.read_table(file, columns=wanted)
-    return Table(columns, lambda row: f"{file}, row {row}", _class_names(schema))
+
+    def parts(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        with _reading(file), parquet.ParquetFile(file) as opened:
+            yield from opened.iter_batches(ROWS, columns=list(columns))
+
+    return Table(parts, lambda row: f"{file}, row {row}", _class_names(schema))
 
 
-def read_dataset(folder: Path, wanted: Iterable[str]) -> dict[str, Table]:
+def read_dataset(folder: Path, wanted: Sequence[str]) -> dict[str, Table]:
     """Columns of what `save_to_disk` wrote, by split; one without splits is named "".
 
     Raises UserError.
     """
     import datasets
 
-    wanted = list(dict.fromkeys(wanted))
     with _reading(folder):
         loaded = datasets.load_from_disk(str(folder))
-        parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
+        splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
         found = {}
-        for split, part in parts.items():
+        for split, part in splits.items():
             where = f"{folder}, split {split}" if split else str(folder)
             check_columns(where, wanted, part.column_names)
-            columns = part.select_columns(wanted).with_format("arrow")[:]
             names = _class_names(part.features.arrow_schema)
-            found[split] = Table(columns, lambda row, where=where: f"{where}, row {row}", names)  # type: ignore[misc]
+            parts = partial(_parts, folder, part)
+            found[split] = Table(parts, lambda row, where=where: f"{where}, row {row}", names)  # type: ignore[misc]
     return found
+
+
+def _parts(folder: Path, split: datasets.Dataset, columns: Sequence[str]) -> Iterator[pa.Table]:
+    with _reading(folder):
+        yield from split.select_columns(list(columns)).with_format("arrow").iter(ROWS)
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
@@ -170,22 +232,19 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(types.is_string(inner) or types.is_large_string(inner))
 
 
-def embedded(where: str, images: Any) -> Any:
+def embedded(where: Callable[[int], str], images: Any) -> Any:
     """The encoded images of a column, as bytes. Raises UserError for one that is not in the file.
 
-    `datasets.Image` stores a path beside the bytes. It is never followed: it could name any file of this
-    machine, and any address.
+    `where`: what a message calls the column in a row. `datasets.Image` stores a path beside the bytes. It is
+    never followed: it could name any file of this machine, and any address.
     """
     from pyarrow import compute, types
 
     if types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
         images = compute.struct_field(images, "bytes")
     if not (types.is_binary(images.type) or types.is_large_binary(images.type)):
-        raise UserError(f"{where} should hold embedded images, got values of type {images.type}")
+        raise UserError(f"{where(0)} should hold embedded images, got values of type {images.type}")
     if images.null_count:
         row = compute.index(compute.is_null(images), True).as_py()
-        raise UserError(
-            f"{where} has no embedded image in {images.null_count} of {len(images)} rows, the first of "
-            f"them row {row}; paths and addresses are not followed"
-        )
+        raise UserError(f"{where(row)} has no embedded image; paths and addresses are not followed")
     return images

@@ -14,13 +14,12 @@ from torch import Tensor
 from bench.tasks.extraction import extracted, same
 from bench.tasks.prompts import beginning
 from bench.tasks.splits import TextSplit, send
+from bench.tasks.storing import Arrays
 from methods.errors import UserError
 
 
-def written(
-    tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Sequence[str]
-) -> dict[str, Tensor]:
-    """The tensors of N prompts, each with its answer and the token that ends a text behind it.
+def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Sequence[str]) -> Arrays:
+    """The arrays of N prompts, each with its answer and the token that ends a text behind it.
 
     `tokens`, all end to end, and their `lengths`; `prompts`, how many tokens of an example are its prompt;
     `cut`, whether it had more than `max_tokens`. A prompt that leaves its answer no token is cut from the
@@ -48,13 +47,12 @@ def written(
         cut.append(whole > max_tokens)
     encoded = [answer.encode() for answer in answers]
     return {
-        "tokens": torch.from_numpy(np.fromiter(chain.from_iterable(rows), dtype=np.int32)),
-        "lengths": torch.tensor([len(row) for row in rows]),
-        "pad_id": torch.tensor(tokenizer.pad_token_id),
-        "prompts": torch.tensor(lengths),
-        "cut": torch.tensor(cut),
-        "answer_bytes": torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8),
-        "answer_sizes": torch.tensor([len(one) for one in encoded]),
+        "tokens": np.fromiter(chain.from_iterable(rows), dtype=np.int32),
+        "lengths": np.array([len(row) for row in rows]),
+        "prompts": np.array(lengths),
+        "cut": np.array(cut),
+        "answer_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        "answer_sizes": np.array([len(one) for one in encoded]),
     }
 
 

@@ -65,7 +65,8 @@ def loaded(model: Any, new_tokens: int) -> LoadedBackbone:
 
 
 def split(*, whole: bool = False, max_tokens: int = 24) -> WrittenSplit:
-    made = written(byte_tokenizer(64), max_tokens, PROMPTS, ANSWERS)
+    arrays = written(byte_tokenizer(64), max_tokens, PROMPTS, ANSWERS)
+    made = {name: torch.from_numpy(values.copy()) for name, values in arrays.items()}
     starts = made["lengths"].cumsum(0) - made["lengths"]
     base = TextSplit(made["tokens"], starts, made["lengths"], torch.ones(3), torch.arange(3), 1)
     return WrittenSplit(**vars(base), prompts=made["prompts"], answers=answers_of(made), whole=whole)
@@ -153,7 +154,7 @@ def test_answers_are_numbers_where_both_are() -> None:
 def test_long_prompts_and_answers_are_cut() -> None:
     made = written(byte_tokenizer(64), 8, ["abcdefghij", "ab", "a"], ["x", "uvwxyz", "b"])
     tokenizer = byte_tokenizer(64)
-    rows = [tokenizer.decode(row) for row in made["tokens"].split(made["lengths"].tolist())]
+    rows = [tokenizer.decode(row) for row in np.split(made["tokens"], made["lengths"].cumsum()[:-1])]
     assert rows == ["<s>efghijx", "<s>abuvwxy", "<s>ab</s>"]
     assert made["cut"].tolist() == [True, True, False]
     with pytest.raises(UserError, match="max_tokens should be at least 3, for a prompt and an answer, got 2"):

@@ -1,0 +1,156 @@
+"""The examples of a task that are dealt into splits: found once and kept, also for plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+
+from bench.sources.assets import prepared
+from bench.tasks.base import SPLITS, Examples, SplitName, Task
+from bench.tasks.dealing import blocks, deal
+from bench.tasks.objective import as_labels, as_tensor, check_labels
+from bench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
+from methods.errors import UserError
+
+#: Grows whenever a deal or a pool is stored otherwise.
+_VERSION = 1
+
+#: How many examples of train, validation and test are used; None means all of a split.
+Sizes = tuple[int | None, int | None, int | None]
+
+
+class Source:
+    """A task's examples, read when they are first asked for."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @cached_property
+    def examples(self) -> Examples:
+        return read_examples(self.task)
+
+    @cached_property
+    def contents(self) -> NDArray[np.bytes_]:
+        """What makes two of the examples duplicates, 16 bytes each."""
+        if self.task.modality == "text":
+            return as_contents(map(text_content, read_texts(self.task, self.examples)))
+        return as_contents(map(image_content, read_images(self.task, self.examples)))
+
+
+def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
+    return np.fromiter(digests, dtype="S16")
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """The split that all seeds share. `parts`: of each split the positions of its examples, in its order.
+
+    `labels` (N, …): those of all examples, as `as_tensor` has them.
+    """
+
+    parts: dict[SplitName, NDArray[np.int64]]
+    labels: NDArray[Any]
+
+
+def dealt(source: Source) -> Dealt:
+    """How a task is split, from the cache if it is there.
+
+    Raises UserError for examples that cannot be read, and for those that `deal` refuses.
+    """
+
+    def build(folder: Path) -> None:
+        of = source.examples
+        found = deal(source.task, of.labels, of.ids, source.contents, of.groups, of.splits)
+        labels = as_tensor(source.task, list(of.labels)).numpy()
+        parts = {str(split): chosen for split, chosen in found.items()}
+        (folder / "deal.safetensors").write_bytes(save({"labels": labels, **parts}))
+
+    found = load_file(prepared(f"deal-{source.task.name}", _key(source.task), build) / "deal.safetensors")
+    return Dealt({split: found[split] for split in SPLITS}, found["labels"])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The M examples from which seeds deal, in their order.
+
+    `kept`: int64 (M,), their positions among all. `numbers`: int64 (M,), the blocks that no deal parts.
+    `labels` (M, …), as `as_tensor` has them. `splits`: the official split of each, if any.
+    """
+
+    kept: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    labels: NDArray[Any]
+    ids: NDArray[np.int64]
+    splits: NDArray[np.int64] | None
+
+    def deal(self, task: Task, seed: int) -> dict[SplitName, NDArray[np.int64]]:
+        """As `dealing.deal` does: of each split the positions in the pool. Raises UserError."""
+        labels = as_labels(task, torch.from_numpy(self.labels))
+        splits = None if self.splits is None else [SPLITS[code] for code in self.splits.tolist()]
+        return deal(task, labels, self.ids, self.ids, self.numbers, splits, seed)
+
+
+def pool_of(source: Source) -> Pool:
+    """The pool of a task, from the cache if it is there. Raises UserError for what cannot be read."""
+
+    def build(folder: Path) -> None:
+        of = source.examples
+        kept, numbers = blocks(of.labels, source.contents, of.groups, of.splits)
+        labels = as_tensor(source.task, list(of.labels)).numpy()[kept]
+        whole = {"kept": kept, "numbers": numbers, "labels": labels, "ids": np.asarray(of.ids)[kept]}
+        if of.splits is not None:
+            whole["splits"] = np.array([SPLITS.index(of.splits[i]) for i in kept])
+        (folder / "pool.safetensors").write_bytes(save(whole))
+
+    found = load_file(prepared(f"pool-{source.task.name}", _key(source.task), build) / "pool.safetensors")
+    return Pool(found["kept"], found["numbers"], found["labels"], found["ids"], found.get("splits"))
+
+
+def _key(task: Task) -> dict[str, Any]:
+    return {"task": task.name, "task_identity": task.identity_hash(), "version": _VERSION}
+
+
+def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
+    """Raises UserError for data that cannot be used so, as far as a plan can know: all of it if at hand.
+
+    `seeds`: those that deal a split each; None is the one that all share.
+    """
+    for split, wanted, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
+        check_size(task, split, wanted, available)
+    # To find images that are the same all have to be read, for which a plan needs a reason.
+    if task.at_hand and (task.modality == "text" or any(sizes)):
+        _check_splits(task, sizes, seeds)
+
+
+@lru_cache(maxsize=32)
+def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
+    """Each row of a suite is looked at once, however many backbones it has."""
+    source = Source(task)
+    for seed in seeds:
+        if seed is None:
+            found = dealt(source)
+            parts, labels = found.parts, found.labels
+        else:
+            pool = pool_of(source)
+            parts, labels = pool.deal(task, seed), pool.labels
+        for (split, chosen), size in zip(parts.items(), sizes, strict=True):
+            check_size(task, split, size, len(chosen), seed)
+            check_labels(task, split, torch.from_numpy(labels[chosen[:size]]))
+
+
+def check_size(task: Task, split: str, wanted: int | None, available: int, seed: int | None = None) -> None:
+    """Raises UserError for a subset that is larger than its split."""
+    if wanted is not None and not 1 <= wanted <= available:
+        by = "" if seed is None else f" as seed {seed} deals it"
+        raise UserError(
+            f"{split}_size must be from 1 to {available}, "
+            f"the size of the {split} split of task '{task.name}'{by}, got {wanted}"
+        )
