@@ -40,7 +40,7 @@ def _row(name: str) -> tuple[str, ...]:
     gate = " and gate" if "gate" in kind.layouts[0] else ""
     split = [f"; {', '.join(parts[:-1])} and {parts[-1]} split" for parts in kind.fused.values()]
     sites = f"all six{gate}{''.join(split)}"
-    wrapped = "yes" if kind.plain_head else "–"
+    wrapped = "–" if kind.fused else "yes"
     return named, f"`{kind.model_class}`", kind.reads, sites, kind.pools, kind.head, wrapped
 
 

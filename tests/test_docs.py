@@ -86,6 +86,13 @@ def test_the_table_of_peft_is_what_came_of_training_every_type(monkeypatch: pyte
     assert rewritten == text, "run python docs/peft_table.py"
 
 
+def test_the_table_of_exports_is_what_the_kinds_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    text = (DOCS / "export.md").read_text(encoding="utf-8")
+    rewritten: str = importlib.import_module("export_table").rewritten(text)
+    assert rewritten == text, "run python docs/export_table.py"
+
+
 def test_the_table_of_kinds_is_what_the_kinds_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

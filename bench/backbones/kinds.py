@@ -120,8 +120,6 @@ class Kind:
     sets: Mapping[str, Any] = field(default_factory=dict)
     #: What published checkpoints set otherwise than transformers does by itself: for random ones.
     usual: Mapping[str, Any] = field(default_factory=dict)
-    #: Whether `classifier` is the whole head of transformers' own classifiers, as `wrap` needs it.
-    plain_head: bool = False
     #: What a user has to know.
     remark: str = ""
 
@@ -164,7 +162,6 @@ KINDS: dict[str, Kind] = {
         (_OF_BERT,),
         pooling.mean_of_tokens,
         arguments={"add_pooling_layer": False},
-        plain_head=True,
     ),
     "roberta": Kind(
         "RobertaModel",
@@ -173,7 +170,6 @@ KINDS: dict[str, Kind] = {
         pooling.roberta_head,
         arguments={"add_pooling_layer": False},
         positions_after_padding=True,
-        plain_head=True,
     ),
     "xlm-roberta": Kind(
         "XLMRobertaModel",
@@ -182,7 +178,6 @@ KINDS: dict[str, Kind] = {
         pooling.roberta_head,
         arguments={"add_pooling_layer": False},
         positions_after_padding=True,
-        plain_head=True,
     ),
     "distilbert": Kind(
         "DistilBertModel",
@@ -204,7 +199,6 @@ KINDS: dict[str, Kind] = {
         pooling.first_token,
         pooling.electra_head,
         may_exceed=("discriminator_predictions", "generator_predictions", "generator_lm_head"),
-        plain_head=True,
     ),
     "modernbert": Kind(
         "ModernBertModel",
@@ -222,7 +216,8 @@ KINDS: dict[str, Kind] = {
         usual={"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2},
         may_exceed=("head",),
         remark="`Wi` is the gate, whose activation is taken, and fc1; its own head has a learned norm, which "
-        "fresh heads have not",
+        "fresh heads have not; transformers turns query and key by their positions in float32, so that "
+        "gradients in float64 agree with finite differences no better than in float32",
     ),
     "deberta-v2": Kind(
         "DebertaV2Model",
@@ -249,7 +244,11 @@ KINDS: dict[str, Kind] = {
         remark="v2 and v3; where `share_att_key` is set, query and key project the relative positions too, "
         "so that an update of them moves both; transformers has no fused attention for it",
     ),
-    "llama": _decoder("LlamaModel", remark="SmolLM and TinyLlama too"),
+    "llama": _decoder(
+        "LlamaModel",
+        remark="SmolLM and TinyLlama too; as in the kinds down to `gemma3_text`, the norms compute in "
+        "float32, so that gradients in float64 agree with finite differences no better than in float32",
+    ),
     "mistral": _decoder("MistralModel"),
     "qwen2": _decoder("Qwen2Model", remark="Qwen2.5 too"),
     "qwen3": _decoder("Qwen3Model"),
@@ -300,7 +299,6 @@ KINDS: dict[str, Kind] = {
         arguments={"add_pooling_layer": False},
         normalisation=(HALF, HALF),
         resize=resizing.parameters,
-        plain_head=True,
     ),
     "deit": Kind(
         "DeiTModel",
@@ -309,7 +307,6 @@ KINDS: dict[str, Kind] = {
         arguments={"add_pooling_layer": False},
         normalisation=IMAGENET,
         resize=resizing.parameters,
-        plain_head=True,
         remark="the distillation token takes part and is not read; a DeiT trained without one is a `vit`",
     ),
     "dinov2": Kind(
@@ -320,7 +317,6 @@ KINDS: dict[str, Kind] = {
         shape=DinoShape(),
         resize=resizing.parameters,
         usual={"use_mask_token": False},
-        plain_head=True,
         remark="where the MLP is gated (giant), adapters see the attention only",
     ),
     "dinov2_with_registers": Kind(
@@ -330,7 +326,6 @@ KINDS: dict[str, Kind] = {
         normalisation=IMAGENET,
         shape=DinoShape(),
         resize=resizing.parameters,
-        plain_head=True,
         remark="where the MLP is gated (giant), adapters see the attention only",
     ),
     "dinov3_vit": Kind(
@@ -351,7 +346,8 @@ KINDS: dict[str, Kind] = {
         needs={"use_mean_pooling": True},
         usual={"use_relative_position_bias": True},
         may_exceed=("relative_position_index",),
-        plain_head=True,
+        remark="each layer's contribution is scaled, at the start by 0.1, so that a small update moves the "
+        "outputs by less than bf16 rounds those of the bare model: its check of bf16 says little here",
     ),
     "vit_mae": Kind(
         "ViTMAEModel",

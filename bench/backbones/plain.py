@@ -16,18 +16,19 @@ from methods import Adapter, Backbone, Geometry, Method, Site, UserError, attach
 def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     """Freezes a model but for its head and puts an adapter of the method on it, in place.
 
-    `model` is a classifier of transformers (of images or sequences, say), of a kind that docs/backbones.md
-    marks for it because its whole head is its `classifier`; or what `bench.backbones.load` gives. Afterwards
-    the model's `parameters()` hold the adapter's too, so that an optimizer or transformers' Trainer trains
-    adapter and head. Raises UserError for any other model, for one that has an adapter already, and as
-    `Method.check` does, for instance while the ranks are free.
+    `model` holds one encoder of transformers, of a kind that docs/backbones.md marks for it: a classifier or
+    language model of transformers, or a module of your own. What stands beside the encoder is its head, but
+    for a language model's output layer, which is frozen. Or it is what `bench.backbones.load` gives.
+    Afterwards the model's `parameters()` hold the adapter's too, so that an optimizer or transformers'
+    Trainer trains adapter and head. Raises UserError for any other model, for one that has an adapter
+    already, and as `Method.check` does, for instance while the ranks are free.
     """
-    return attach(_classifier(model) if isinstance(model, nn.Module) else model, method, seed)
+    return attach(_plain(model) if isinstance(model, nn.Module) else model, method, seed)
 
 
 @dataclass(frozen=True)
 class _PlainBackbone:
-    """A classifier of transformers as it is: implements `methods.backbone.Backbone`."""
+    """A model around an encoder of transformers, as it is: implements `methods.backbone.Backbone`."""
 
     module: nn.Module
     head: nn.Module
@@ -39,19 +40,67 @@ class _PlainBackbone:
         return self.paths[site]
 
 
-def _classifier(model: Any) -> _PlainBackbone:
-    config, head = getattr(model, "config", None), getattr(model, "classifier", None)
-    model_type: Any = getattr(config, "model_type", None)
-    kind = KINDS.get(model_type)
-    if kind is None or not kind.plain_head or not isinstance(head, nn.Module):
-        accepted = ", ".join(name for name, known in KINDS.items() if known.plain_head)
+def _plain(model: Any) -> _PlainBackbone:
+    path, encoder = _encoder(model)
+    kind = KINDS[encoder.config.model_type]
+    if kind.fused:
+        together = " and ".join(", ".join(parts[:-1]) + f" and {parts[-1]}" for parts in kind.fused.values())
         raise UserError(
-            f"a {type(model).__name__} cannot be wrapped; accepted are transformers' models of the types "
-            f"{accepted} with a head named `classifier`, and what bench.backbones.load gives"
+            f"a {type(model).__name__} cannot be wrapped: a {type(encoder).__name__} computes {together} in "
+            "one layer, in which an adapter has no sites. bench.backbones.load splits it, and what that "
+            "gives can be wrapped"
         )
-    counted = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in head.parameters())
+    head = _head(model, path)
+    config, of_head = encoder.config, {id(parameter) for parameter in head.parameters()}
+    counted = sum(p.numel() for p in model.parameters() if id(p) not in of_head)
     geometry, projections = kind.shape.geometry(config, counted), kind.shape.projections(config)
-    paths = locate(
-        type(model).__name__, geometry, projections, model.base_model, kind.layouts, model.base_model_prefix
-    )
+    paths = locate(type(model).__name__, geometry, projections, encoder, kind.layouts, path)
     return _PlainBackbone(model, head, geometry, projections, paths)
+
+
+def _encoder(model: nn.Module) -> tuple[str, Any]:
+    """The path of the one encoder of a kind that a model has, and the encoder."""
+    known = {(kind.model_class, name) for name, kind in KINDS.items()}
+    models = [(path, module) for path, module in model.named_modules() if _model_type(module)]
+    found = [one for one in models if (type(one[1]).__name__, _model_type(one[1])) in known][:1]
+    others = [
+        module
+        for path, module in models
+        if found and not _within(path, found[0][0]) and not _within(found[0][0], path)
+    ]
+    if not found or not found[0][0] or others:
+        beside = f" (there is a {type(others[0]).__name__} beside it)" if others else ""
+        raise UserError(
+            f"a {type(model).__name__} cannot be wrapped; accepted are modules that hold one encoder of "
+            f"transformers{beside} and a head for it, such as its own classifiers and language models, of "
+            f"the types {', '.join(name for name, kind in KINDS.items() if not kind.fused)}, and what "
+            "bench.backbones.load gives"
+        )
+    return found[0]
+
+
+def _model_type(module: Any) -> str | None:
+    """Of a model of transformers, as opposed to its parts, which have a configuration too."""
+    is_model = hasattr(module, "base_model_prefix") and hasattr(module, "config")
+    return getattr(module.config, "model_type", None) if is_model else None
+
+
+def _within(path: str, other: str) -> bool:
+    return not other or path == other or path.startswith(f"{other}.")
+
+
+def _head(model: Any, encoder: str) -> nn.Module:
+    """What is beside the encoder. A language model's output layer, which may be its embeddings, is none."""
+    is_model = hasattr(model, "get_output_embeddings")
+    if is_model and model.get_output_embeddings() is not None:
+        return nn.Identity()
+    around = [encoder.rpartition(".")[0]]
+    while around[-1]:
+        around.append(around[-1].rpartition(".")[0])
+    beside = [
+        module
+        for path in around
+        for name, module in model.get_submodule(path).named_children()
+        if not _within(encoder, f"{path}.{name}".lstrip(".")) and any(True for _ in module.parameters())
+    ]
+    return beside[0] if len(beside) == 1 else nn.ModuleList(beside)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -32,6 +32,14 @@ class Answers:
     logits: Tensor
     #: Relative to the largest logit.
     allowed: float
+    #: Whether a language model wrote them: then only the likelihoods of the right ones are held against it.
+    written: bool = False
+
+    def parts(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """The batch in parts of so many examples."""
+        cut = {name: tensor.split(size) for name, tensor in self.batch.items()}
+        for values in zip(*cut.values(), strict=True):
+            yield dict(zip(cut, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,17 @@ class Agreement:
     """How an export's answers stand to the stored ones."""
 
     examples: int
-    same: int
+    #: How many predictions are those of the trial; None where there are likelihoods of answers only.
+    same: int | None
     #: The largest difference of a logit.
     difference: float
 
     def __str__(self) -> str:
+        if self.same is None:
+            return (
+                f"The right answers to {self.examples} prompts have the log-likelihoods that the trial "
+                f"stored, to {self.difference:.1e}"
+            )
         return (
             f"Of {self.examples} stored predictions of the trial it gives {self.same}, their logits to "
             f"{self.difference:.1e}"
@@ -68,7 +82,8 @@ def stored_answers(stored: StoredTrial) -> Answers:
     split = data.test if trial.evaluate == "test" else data.validation
     if split.ids[: len(ids)].tolist() != ids:
         raise UserError("the examples are not those of the trial any more")
-    return Answers(split.batch(torch.arange(len(ids))), logits, ALLOWED[trial.recipe.precision])
+    batch, written = split.batch(torch.arange(len(ids))), trial.task.lookup().target == "generation"
+    return Answers(batch, logits, ALLOWED[trial.recipe.precision], written)
 
 
 def agreement(found: Tensor, answers: Answers) -> Agreement:
@@ -83,4 +98,5 @@ def agreement(found: Tensor, answers: Answers) -> Agreement:
             "the export does not answer as the trial did when it was scored: its logits differ from the "
             f"stored predictions by {difference:.1e}; nothing was written"
         )
-    return Agreement(len(found), int((found.argmax(1) == stored.argmax(1)).sum()), difference)
+    same = None if answers.written else int((found.argmax(1) == stored.argmax(1)).sum())
+    return Agreement(len(found), same, difference)

@@ -40,6 +40,7 @@ def write_checkpoint(form: Form, adapter: Adapter, folder: Path) -> list[str]:
         save_file(loose, folder / "head.safetensors", metadata={"format": "pt"})
     if form.origin.reference is None:
         form.write_original(folder / ORIGINAL, _pristine(form, adapter))
+        form.write_tokenizer(folder / ORIGINAL)
     return notes
 
 
@@ -60,6 +61,7 @@ def _write_lora(form: Form, adapter: Adapter, folder: Path) -> list[str]:
         rank_pattern=others,
         alpha_pattern=dict(others),
         target_modules=list(layers),
+        fan_in_fan_out=form.transposed,
         lora_bias=bool(biases),
     )
     tensors = {}
@@ -84,6 +86,7 @@ def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
     """Writes what peft put on the backbone as peft would have put it on the original model."""
     from peft import get_peft_model, get_peft_model_state_dict
 
+    form.refuse_fused()
     model = form.bare()
     config = adapter.config({form.path(site): site for site in adapter.bases})
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -97,11 +100,11 @@ def _write_own(form: Form, adapter: PeftAdapter, folder: Path) -> list[str]:
         if not name.startswith("model.head.")
     }
     missing = set(wrapped.base_model.load_state_dict(there, strict=False).missing_keys)
-    heads = form.heads()
-    if wrong := [name for name in missing if not name.startswith(tuple(f"model.{path}." for path in heads))]:
+    # What is beside the encoder, a head or an output layer, has no part of the adapter.
+    if wrong := [name for name in missing if name.startswith(outside)]:
         raise UserError(f"peft has other parts on the original model: {', '.join(sorted(wrong)[:4])}")
     tensors = get_peft_model_state_dict(wrapped, adapter_name=NAME, save_embedding_layers=False)
-    for path, head in heads.items():
+    for path, head in form.heads().items():
         tensors |= {f"base_model.model.{path}.{name}": tensor for name, tensor in head.items()}
     _save(form, folder, config, tensors)
     return ["`model.merge_and_unload()` adds the update to the backbone's weights, if peft merges this type."]

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bench.backbones import LoadedBackbone
 from bench.backbones.timm_vit import Blueprint
 from bench.export.preprocessing import in_words
-from bench.export.updates import Update
+from bench.export.updates import Update, fused_layers
 from bench.inputs import ImageInput, ModelInput
 from methods import Site, UserError
 
@@ -52,26 +53,67 @@ class Form(ABC):
     #: Where the encoder's modules are in the original model.
     prefix = ""
 
+    #: Whether weights of the adapted layers are (in, out).
+    transposed = False
+
     def __init__(
         self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], wanted: ModelInput
     ) -> None:
         self.backbone, self.origin, self.classes, self.wanted = backbone, origin, classes, wanted
         self.encoder: Any = backbone.module.encoder
+        self.fused = fused_layers(self.encoder)
 
     def path(self, site: Site) -> str:
         """The dotted path of a site's layer in the original model."""
         return f"{self.prefix}{self.backbone.path(site).removeprefix('encoder.')}"
 
-    @abstractmethod
     def layers(self, updates: Mapping[Site, Update]) -> dict[str, Update]:
         """The updates by the dotted paths of the original model's linear layers."""
+        layers: dict[str, Update] = {}
+        parts: dict[str, dict[str, Update]] = {}
+        for site, update in updates.items():
+            inside = self.backbone.path(site).removeprefix("encoder.")
+            layer, _, part = inside.rpartition(".")
+            if layer in self.fused:
+                parts.setdefault(layer, {})[part] = update
+            else:
+                layers[self.path(site)] = update
+        for layer, found in parts.items():
+            fused = self.fused[layer]
+            width = next(iter(found.values())).up.shape[0]
+            layers[f"{self.prefix}{layer}"] = fused.update([found.get(part) for part in fused.parts], width)
+        return layers
+
+    def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's state, with what was split in one layer again.
+
+        Raises UserError where only some parts of a layer got a bias.
+        """
+        whole: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            path, _, kind = name.rpartition(".")
+            layer, _, part = path.rpartition(".")
+            fused = self.fused.get(layer)
+            if fused is None or part not in fused.parts:
+                whole[name] = tensor
+                continue
+            names = [f"{layer}.{each}.{kind}" for each in fused.parts]
+            if not all(each in state for each in names):
+                raise no_place([name])
+            whole[f"{layer}.{kind}"] = fused.ordered(torch.cat([state[each] for each in names]))
+        return whole
+
+    def refuse_fused(self) -> None:
+        """Raises UserError where a layer of the original model is several sites here."""
+        if self.fused:
+            raise UserError(
+                f"{self.backbone.info.kind} holds {_listed(next(iter(self.fused.values())).parts)} in one "
+                "layer, on which peft would put another adapter; --merged writes a plain model"
+            )
 
     @abstractmethod
     def bare(self) -> nn.Module:
-        """The original model's class with our classes, not loaded yet.
-
-        Raises UserError where a site is only a part of a layer of it.
-        """
+        """The original model's class with our classes, not loaded yet."""
 
     @abstractmethod
     def heads(self) -> dict[str, dict[str, Tensor]]:
@@ -111,11 +153,32 @@ class Form(ABC):
         """What a PEFT configuration says of the original model, by its fields."""
         return {"base_model_name_or_path": self.origin.told, "revision": self.origin.revision}
 
+    def facts(self) -> dict[str, str]:
+        """What goes in and what comes out, in words."""
+        return {"classes": ", ".join(f"{index} {name}" for index, name in enumerate(self.classes))} | {
+            "input": self.input()
+        }
+
     def input(self) -> str:
         """How the model wants its input, in words."""
         if isinstance(self.wanted, ImageInput):
             return in_words(self.wanted)
         return f"token ids of the backbone's own tokenizer, at most {self.wanted.max_tokens}"
+
+    def write_tokenizer(self, folder: Path) -> bool:
+        """Whether there is one to write, for a model that reads texts."""
+        wanted = self.backbone.info.input
+        if isinstance(wanted, ImageInput):
+            return False
+        try:
+            wanted.load_tokenizer().save_pretrained(folder)
+        except UserError:
+            return False
+        return True
+
+    def judged(self, outputs: Tensor) -> Tensor:
+        """Of the harness's outputs (batch, outputs), those that `logits` of the code gives too."""
+        return outputs
 
     def notes(self, merged: bool) -> list[str]:
         """What a user of the export has to know."""
@@ -134,6 +197,10 @@ class Form(ABC):
             f"{self.backbone.info.weights_hash}. Name where it lies as ORIGINAL in the code above, and as "
             f"`base_model_name_or_path` in adapter_config.json, or put it at `{origin.told}`."
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

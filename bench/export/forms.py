@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
-from bench.backbones import BackboneKind, BackboneSpec, LoadedBackbone, entry_of
+from bench.backbones import BackboneSpec, LoadedBackbone, entry_of
 from bench.backbones.huggingface import FolderBackbone, HubBackbone
-from bench.backbones.kinds import KINDS
-from bench.backbones.pooling import RobertaHead
+from bench.backbones.kinds import KINDS, TIMM
 from bench.backbones.random_weights import RandomBackbone
 from bench.backbones.timm_vit import Blueprint, TimmBackbone
 from bench.export.form import Form, Origin
+from bench.export.targets import head_class
 from bench.export.timm_form import TimmForm
-from bench.export.transformers_form import BertForm, TransformersForm
+from bench.export.transformers_form import TransformersForm
 from bench.inputs import ImageInput, ModelInput
 from methods import UserError
 
@@ -25,8 +23,8 @@ def form_of(backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str]
     Raises UserError for a plug-in's backbone that no library can load again.
     """
     _check_library(backbone)
-    forms: dict[BackboneKind, type[Form]] = {"timm": TimmForm, "bert": BertForm}
-    return forms.get(backbone.info.kind, TransformersForm)(backbone, _origin(backbone, spec), classes, wanted)
+    form: type[Form] = TimmForm if backbone.info.kind == TIMM else TransformersForm
+    return form(backbone, _origin(backbone, spec), classes, wanted)
 
 
 def _check_library(backbone: LoadedBackbone) -> None:
@@ -34,17 +32,11 @@ def _check_library(backbone: LoadedBackbone) -> None:
     kind = KINDS.get(backbone.info.kind)
     if kind is None:
         return
-    if backbone.info.kind not in TransformersForm.CLASSES:
-        raise UserError(
-            f"backbone '{backbone.info.name}' cannot be exported: export has no form yet for the kind "
-            f"'{backbone.info.kind}'; it has one for {', '.join(TransformersForm.CLASSES)} and timm"
-        )
     import transformers
 
     encoder, head = backbone.module.encoder, backbone.head
     wanted = getattr(transformers, kind.model_class)
-    its_head = RobertaHead if backbone.info.kind == "roberta" else nn.Linear
-    for what, module, needed in (("encoder", encoder, wanted), ("head", head, its_head)):
+    for what, module, needed in (("encoder", encoder, wanted), ("head", head, head_class(backbone))):
         if not isinstance(module, needed):
             raise UserError(
                 f"backbone '{backbone.info.name}' of a plug-in cannot be exported: a backbone of kind "
@@ -65,7 +57,7 @@ def _origin(backbone: LoadedBackbone, spec: BackboneSpec) -> Origin:
         if entry.weights is not None:
             return Origin(str(entry.weights.expanduser().resolve()), blueprint=blueprint)
         return Origin(blueprint.hub(entry.model)[0], commit, blueprint)
-    if backbone.info.kind != "timm":
+    if backbone.info.kind != TIMM:
         return Origin(None)
     if not isinstance(entry, RandomBackbone):
         raise UserError(

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from bench.backbones import LoadedBackbone
 from bench.export.form import ORIGINAL, Form, Origin, copies, lines, no_place
 from bench.export.preprocessing import differences, timm_settings
-from bench.export.updates import Update, fuse
 from bench.inputs import ImageInput, ModelInput
-from methods import Site, UserError
-from methods.backbone import SHARED_INPUT
+from methods import UserError
 
 
 class TimmForm(Form):
@@ -48,34 +46,18 @@ class TimmForm(Form):
                     "not in a linear layer that could be the trained head"
                 )
 
-    def layers(self, updates: Mapping[Site, Update]) -> dict[str, Update]:
-        fused: dict[str, list[Update | None]] = {}
-        layers = {}
-        for site, update in updates.items():
-            path = self.path(site)
-            if site.projection in SHARED_INPUT:
-                of_layer = fused.setdefault(path.rpartition(".")[0], [None] * len(SHARED_INPUT))
-                of_layer[SHARED_INPUT.index(site.projection)] = update
-            else:
-                layers[path] = update
-        return layers | {path: fuse(parts, self.backbone.geometry.hidden) for path, parts in fused.items()}
-
     def bare(self) -> nn.Module:
-        # Every method adapts at least query, key and value.
-        raise UserError(
-            "timm holds query, key and value in one layer, on which peft would put another adapter; "
-            "--merged writes a plain model"
-        )
+        return self._empty
 
     def heads(self) -> dict[str, dict[str, Tensor]]:
         return {path: copies(self.backbone.head.state_dict()) for path in self.head_paths}
 
     def write_original(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         folder.mkdir()
-        save_file(self._fused(state), folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(self.whole(state), folder / "model.safetensors", metadata={"format": "pt"})
 
     def write_merged(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        whole = self._fused(state)
+        whole = self.whole(state)
         for path, head in self.heads().items():
             whole |= {f"{path}.{name}": tensor for name, tensor in head.items()}
         expected = set(self._empty.state_dict())
@@ -145,19 +127,3 @@ class TimmForm(Form):
             f"model.set_input_size(img_size=({size}, {size}))" if self.resized else "",
             "model = PeftModel.from_pretrained(model, FOLDER)",
         ]
-
-    def _fused(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state with query, key and value in one layer again."""
-        whole: dict[str, Tensor] = {}
-        for name, tensor in state.items():
-            layer, _, kind = name.rpartition(".")
-            fused, _, projection = layer.rpartition(".")
-            if not fused.endswith(".qkv") or projection not in SHARED_INPUT:
-                whole[name] = tensor
-                continue
-            parts = [f"{fused}.{each}.{kind}" for each in SHARED_INPUT]
-            if not all(part in state for part in parts):
-                # One of the three got a bias, which the other two have not.
-                raise no_place([name])
-            whole[f"{fused}.{kind}"] = torch.cat([state[part] for part in parts])
-        return whole

@@ -3,100 +3,143 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.backbones import BackboneKind, LoadedBackbone
+from bench.backbones import LoadedBackbone
+from bench.backbones.generation import Writer
 from bench.backbones.huggingface import quiet
+from bench.backbones.kinds import KINDS
+from bench.backbones.untrusted import ATTENTION
+from bench.backbones.verbalizer import Answers
+from bench.backbones.vocabulary import unembedding_of
 from bench.export.form import ORIGINAL, Form, Origin, copies, lines, load_state
 from bench.export.preprocessing import PROCESSOR_FILE, differences, processor
-from bench.export.updates import Update
+from bench.export.snippets import Lines, of_images, of_texts, of_words, of_writing
+from bench.export.targets import REASONS, target_of
 from bench.inputs import ImageInput, ModelInput
-from methods import Site
 
 #: Checkpoints of half precision are computed in single here.
 FLOAT32 = "dtype=torch.float32"
 
 
 class TransformersForm(Form):
-    """A model of transformers that ends in our head: `classifier` on the class token, or RoBERTa's own."""
-
-    CLASSES: ClassVar[dict[BackboneKind, str]] = {
-        "vit": "ViTForImageClassification",
-        "dinov2": "Dinov2ForImageClassification",
-        "roberta": "RobertaForSequenceClassification",
-        "bert": "BertModel",
-    }
-
-    #: What the class takes besides its configuration.
-    ARGUMENTS: ClassVar[dict[str, Any]] = {}
-
-    #: What peft calls the task of these kinds. It has no name for the classification of images.
-    TASKS: ClassVar[dict[BackboneKind, str]] = {"roberta": "SEQ_CLS", "bert": "FEATURE_EXTRACTION"}
-
-    #: The classes of peft that load a checkpoint with its original, by the name of the task.
-    LOADERS: ClassVar[dict[str | None, str]] = {
-        "SEQ_CLS": "AutoPeftModelForSequenceClassification",
-        "FEATURE_EXTRACTION": "AutoPeftModelForFeatureExtraction",
-        None: "AutoPeftModel",
-    }
+    """A model of transformers: its classifier with our head in it, its encoder with the head beside it, or a
+    language model without any.
+    """
 
     def __init__(
         self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], wanted: ModelInput
     ) -> None:
         super().__init__(backbone, origin, classes, wanted)
-        self.class_name = self.CLASSES[backbone.info.kind]
-        self.task_type = self.TASKS.get(backbone.info.kind)
-        self.prefix = f"{self.encoder.base_model_prefix}."
+        self.kind, self.target = KINDS[backbone.info.kind], target_of(backbone)
+        self.answers = backbone.module.answers
+        self.prefix = f"{self.encoder.base_model_prefix}." if self.target.whole else ""
+        self.transposed = bool(self.kind.transposed)
+
+    @property
+    def _beside(self) -> bool:
+        """Whether the head is beside the model."""
+        return self.answers is None and not self.target.head
 
     def base(self) -> dict[str, Any]:
-        if self.task_type is not None:
-            return {**super().base(), "task_type": self.task_type}
-        mapping = {"base_model_class": self.class_name, "parent_library": "transformers"}
+        if self.target.task is not None:
+            return {**super().base(), "task_type": self.target.task}
+        mapping = {"base_model_class": self.target.class_name, "parent_library": "transformers"}
         return {**super().base(), "auto_mapping": mapping}
+
+    def facts(self) -> dict[str, str]:
+        facts = super().facts()
+        if isinstance(self.answers, Writer):
+            del facts["classes"]
+        return facts
+
+    def input(self) -> str:
+        prompt = getattr(self.wanted, "prompt", None)
+        # A table's cell has neither line breaks nor bars of its own.
+        asked = json.dumps(prompt.template, ensure_ascii=False).replace("|", r"\|") if prompt else ""
+        return super().input() + (f", of the prompt {asked}" if asked else "")
+
+    def judged(self, outputs: Tensor) -> Tensor:
+        return outputs[:, 1:2] if isinstance(self.answers, Writer) else outputs
 
     def notes(self, merged: bool) -> list[str]:
         notes = super().notes(merged)
+        if self._beside:
+            notes.append(f"{REASONS[self.kind.pool]} So it is in `head.safetensors`, beside the model.")
         if not merged:
             notes.append(self._loader())
-        elif isinstance(self.wanted, ImageInput):
+        elif isinstance(self.wanted, ImageInput) and not self._beside:
             notes.append('`transformers.pipeline("image-classification", model=FOLDER)` takes images.')
+        if merged and isinstance(self.wanted, ImageInput):
             notes += differences(self.wanted, "transformers")
         return notes
 
     def _loader(self) -> str:
-        arguments = "FOLDER" if self.origin.reference is None else f"FOLDER, {self._labels}"
+        options = self._options if self.origin.reference is not None else self._attention
+        arguments = ", ".join(["FOLDER", *options])
         where = "" if self.origin.told == self.origin.reference else ", run in this folder"
-        return f"`peft.{self.LOADERS[self.task_type]}.from_pretrained({arguments})` loads it too{where}."
+        return f"`peft.{self.target.loader}.from_pretrained({arguments})` loads it too{where}."
 
     @property
-    def _labels(self) -> str:
-        """The arguments that give an original, which may end in a head for other classes, as many as ours."""
-        return f"num_labels={len(self.classes)}, ignore_mismatched_sizes=True"
+    def _options(self) -> list[str]:
+        """The arguments beside an original, which may end in a head for other classes, as many as ours."""
+        labels = [f"num_labels={len(self.classes)}", "ignore_mismatched_sizes=True"]
+        return [*(labels if self.target.head else []), *self._attention]
 
-    def layers(self, updates: Mapping[Site, Update]) -> dict[str, Update]:
-        return {self.path(site): update for site, update in updates.items()}
+    @property
+    def _attention(self) -> list[str]:
+        """Where the kind has another attention than transformers would take."""
+        kind = self.kind.attention
+        return [] if kind == ATTENTION else [f"attn_implementation={kind!r}"]
 
     def heads(self) -> dict[str, dict[str, Tensor]]:
-        state = copies(self.backbone.head.state_dict())
-        if self.backbone.info.kind == "dinov2":
-            # transformers' classifier also reads the mean of the patches; ours does not.
-            state["weight"] = torch.cat((state["weight"], torch.zeros_like(state["weight"])), dim=1)
-        return {"classifier": state}
+        head = self.backbone.head
+        heads = {
+            path: copies(head.get_submodule(part).state_dict()) for part, path in self.target.head.items()
+        }
+        if self.target.doubled:
+            for state in heads.values():
+                # transformers' classifier also reads the mean of the patches; ours does not.
+                state["weight"] = torch.cat((state["weight"], torch.zeros_like(state["weight"])), dim=1)
+        return heads
+
+    def loose_head(self) -> dict[str, Tensor]:
+        return copies(self.backbone.head.state_dict()) if self._beside else {}
+
+    def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        turned = {
+            f"{path.format(layer=layer)}.weight"
+            for path in self.kind.transposed
+            for layer in range(self.backbone.geometry.layers)
+        }
+        return {
+            name: tensor.T.contiguous() if name in turned else tensor
+            for name, tensor in super().whole(state).items()
+        }
 
     def write_original(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        import transformers
+
+        if self.answers is not None:
+            model = self._filled(state)
+        else:
+            model_class = getattr(transformers, self.kind.model_class)
+            with torch.random.fork_rng(devices=[]):
+                model = model_class(copy.deepcopy(self.encoder.config), **self.kind.arguments)
+            load_state(model, self.whole(state))
         with quiet():
-            self.encoder.save_pretrained(folder, state_dict=dict(state))
+            model.save_pretrained(folder)
             self._config().save_pretrained(folder)
 
     def write_merged(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        model: Any = self.bare()
-        load_state(model.base_model, state)
+        model = self._filled(state)
         for path, head in self.heads().items():
             load_state(model.get_submodule(path), head)
         with quiet():
@@ -105,22 +148,29 @@ class TransformersForm(Form):
             text = json.dumps(processor(self.wanted), indent=1)
             (folder / PROCESSOR_FILE).write_text(text + "\n", encoding="utf-8")
 
+    def _filled(self, state: Mapping[str, Tensor]) -> Any:
+        """The original model's class with the encoder's tensors, and with a language model's output layer."""
+        model: Any = self.bare()
+        load_state(model.get_submodule(self.prefix.removesuffix(".")), self.whole(state))
+        if self.answers is not None and (table := unembedding_of(self.backbone)) is not None:
+            load_state(model.get_output_embeddings(), {"weight": table})
+        return model
+
     def code(self, folder: str, merged: bool, original: str) -> str:
         return lines(
             "import torch",
             "" if merged else "from peft import PeftModel",
-            "from safetensors.torch import load_file" if self.loose_head() else "",
-            f"from transformers import {self.class_name}",
+            "from safetensors.torch import load_file" if self._beside else "",
+            f"from transformers import {self.target.class_name}",
             None,
             *self.places(folder, merged, original),
             None,
             *self._create("FOLDER" if merged else self._source()),
             "" if merged else "model = PeftModel.from_pretrained(model, FOLDER)",
             "model.eval()",
-            'head = load_file(FOLDER + "/head.safetensors")' if self.loose_head() else "",
+            'head = load_file(FOLDER + "/head.safetensors")' if self._beside else "",
             None,
             None,
-            "@torch.no_grad()",
             *self._logits(),
         )
 
@@ -128,14 +178,21 @@ class TransformersForm(Form):
         import transformers
 
         with torch.random.fork_rng(devices=[]):
-            model: nn.Module = getattr(transformers, self.class_name)(self._config(), **self.ARGUMENTS)
+            model_class = getattr(transformers, self.target.class_name)
+            model: nn.Module = model_class(self._config(), **self.target.arguments)
         return model
 
     def _config(self) -> Any:
-        """The encoder's, with our classes."""
+        """The encoder's, as the class wants it, with our classes where it has them."""
+        import transformers
+
         config = copy.deepcopy(self.encoder.config)
-        config.id2label = dict(enumerate(self.classes))
-        config.label2id = {name: index for index, name in enumerate(self.classes)}
+        wanted: Any = getattr(transformers, self.target.class_name).config_class
+        if not isinstance(config, wanted):
+            config = wanted(**{**config.to_dict(), "model_type": wanted.model_type})
+        if self.answers is None:
+            config.id2label = dict(enumerate(self.classes))
+            config.label2id = {name: index for index, name in enumerate(self.classes)}
         return config
 
     def _source(self) -> str:
@@ -146,56 +203,23 @@ class TransformersForm(Form):
         return f"{self.origin.reference!r}, revision={self.origin.revision!r}"
 
     def _create(self, source: str) -> list[str]:
+        arguments = [f"{name}={value!r}" for name, value in self.target.arguments.items()]
         return [
-            f"model = {self.class_name}.from_pretrained(",
-            f"    {source}, {self._labels}, {FLOAT32}",
+            f"model = {self.target.class_name}.from_pretrained(",
+            f"    {', '.join([source, *self._options, *arguments, FLOAT32])}",
             ")",
         ]
 
-    def _logits(self) -> list[str]:
-        if self.backbone.info.kind == "roberta":
-            return [
-                "def logits(input_ids, attention_mask):",
-                "    return model(input_ids=input_ids, attention_mask=attention_mask).logits",
-            ]
+    def _logits(self) -> Lines:
+        import transformers
+
+        if isinstance(self.answers, Answers):
+            return of_words(self.answers)
+        if isinstance(self.answers, Writer):
+            return of_writing(self.answers)
+        if self.kind.reads == "texts":
+            return of_texts(self.kind.pool, self._beside)
+        takes = inspect.signature(getattr(transformers, self.target.class_name).forward).parameters
         # DINOv2 resizes its position embeddings unasked.
-        resize = ", interpolate_pos_encoding=True" if self.backbone.info.kind == "vit" else ""
-        return [
-            "def logits(pixel_values):",
-            f"    return model(pixel_values=pixel_values{resize}).logits",
-        ]
-
-
-class BertForm(TransformersForm):
-    """BERT with mean pooling, which no class of transformers does: the encoder, and the head beside it."""
-
-    ARGUMENTS = {"add_pooling_layer": False}
-
-    def __init__(
-        self, backbone: LoadedBackbone, origin: Origin, classes: Sequence[str], wanted: ModelInput
-    ) -> None:
-        super().__init__(backbone, origin, classes, wanted)
-        self.prefix = ""
-
-    def heads(self) -> dict[str, dict[str, Tensor]]:
-        return {}
-
-    def loose_head(self) -> dict[str, Tensor]:
-        return copies(self.backbone.head.state_dict())
-
-    def notes(self, merged: bool) -> list[str]:
-        pooling = "The head reads the mean over the tokens, which no class of transformers does."
-        return [*super().notes(merged), pooling]
-
-    def _create(self, source: str) -> list[str]:
-        return [f"model = BertModel.from_pretrained({source}, add_pooling_layer=False, {FLOAT32})"]
-
-    def _logits(self) -> list[str]:
-        return [
-            "def logits(input_ids, attention_mask, token_type_ids=None):",
-            '    texts = {"input_ids": input_ids, "token_type_ids": token_type_ids}',
-            "    states = model(attention_mask=attention_mask, **texts).last_hidden_state",
-            "    mask = attention_mask.unsqueeze(-1).to(states.dtype)",
-            "    mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)",
-            '    return torch.nn.functional.linear(mean, head["weight"], head["bias"])',
-        ]
+        resizing = self.kind.resize is not None and "interpolate_pos_encoding" in takes
+        return of_images(self.kind.pool, self._beside, resizing=resizing)

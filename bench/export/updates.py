@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from bench.backbones.fused import Split, SplitHeads
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,41 @@ class Update:
     bias: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Fused:
+    """A layer of the original model that was split on loading, into parts of equal width."""
+
+    parts: tuple[str, ...]
+    #: Where the rows of the first head of every part come first, then the second's: how many a head has.
+    head_size: int | None = None
+
+    def ordered(self, rows: Tensor) -> Tensor:
+        """The rows in the layer's own order, where `rows` has those of one part after another."""
+        if self.head_size is None:
+            return rows
+        return rows.unflatten(0, (len(self.parts), -1, self.head_size)).transpose(0, 1).flatten(0, 2)
+
+    def update(self, updates: Sequence[Update | None], width: int) -> Update:
+        """One update of the layer out of those of its parts, as `fuse` has it."""
+        whole = fuse(updates, width)
+        bias = None if whole.bias is None else self.ordered(whole.bias)
+        return Update(whole.down, self.ordered(whole.up), bias)
+
+
+def fused_layers(encoder: nn.Module) -> dict[str, Fused]:
+    """The layers that were split on loading, by their paths in the encoder."""
+    return {
+        path: Fused(tuple(name for name, _ in module.named_children()), getattr(module, "head_size", None))
+        for path, module in encoder.named_modules()
+        if isinstance(module, Split | SplitHeads)
+    }
+
+
 def fuse(updates: Sequence[Update | None], width: int) -> Update:
     """One update of layers that read one input and whose outputs, `width` each, lie side by side.
 
-    Its rank is that of the distinct downs together. Layers without an update have None.
+    It is exact: the layers' downs are stacked, and each up has its block of rows and columns, zero elsewhere.
+    So its rank is that of the distinct downs together. Layers without an update have None.
     """
     downs: list[Tensor] = []
     places: dict[int, int] = {}

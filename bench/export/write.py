@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.backbones import BackboneSpec, LoadedBackbone
+from bench.backbones.generation import Writer
 from bench.backbones.huggingface import quiet
+from bench.backbones.verbalizer import Answers as Answerer
 from bench.export.answers import Agreement, Answers, agreement
 from bench.export.checkpoint import write_checkpoint
 from bench.export.form import Form, copies
@@ -79,20 +81,19 @@ def write_export(
     target = output_folder(out, "export", force=force)
     form = form_of(backbone, spec, classes, wanted or backbone.info.input)
     inputs = _inputs(backbone)
-    expected = _logits(backbone, inputs)
+    expected = form.judged(_logits(backbone, inputs))
     facts = {
         **(facts or {}),
         "backbone": f"{backbone.info.name} ({backbone.info.description})",
         "weights": backbone.info.weights_hash,
-        "classes": ", ".join(f"{index} {name}" for index, name in enumerate(classes)),
-        "input": form.input(),
+        **form.facts(),
     }
     with _beside(target) as made:
         notes = _write_merged(form, adapter, made) if merged else write_checkpoint(form, adapter, made)
         notes = [*form.notes(merged), *notes]
         logits = _run(form.code(str(made), merged, form.origin.reference or ""))
         difference = _check(logits(**inputs), expected)
-        agreed = None if answers is None else agreement(logits(**answers.batch), answers)
+        agreed = None if answers is None else _agreement(form, logits, answers)
         notes += [f"{agreed}."] if agreed else []
         notes += [f"{doubt.what}." for doubt in doubts]
         # The reader is in the folder, wherever that will be: no path of this machine is in the code.
@@ -103,6 +104,13 @@ def write_export(
         (made / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
         _publish(made, target)
     return Exported(target, files, difference, agreed, tuple(doubts))
+
+
+def _agreement(form: Form, logits: Callable[..., Tensor], answers: Answers) -> Agreement:
+    """Raises UserError as `agreement` does."""
+    # A language model gives a logit for every token of its vocabulary: a few examples at a time.
+    parts = [logits(**part) for part in answers.parts(4)]
+    return agreement(torch.cat(parts), replace(answers, logits=form.judged(answers.logits)))
 
 
 @torch.no_grad()
@@ -118,13 +126,9 @@ def _write_merged(form: Form, adapter: Adapter, folder: Path) -> list[str]:
     form.write_merged(folder, state)
     if loose := form.loose_head():
         save_file(loose, folder / "head.safetensors", metadata={"format": "pt"})
-    wanted = form.backbone.info.input
-    if not isinstance(wanted, ImageInput):
-        try:
-            wanted.load_tokenizer().save_pretrained(folder)
-        except UserError:
-            return ["There is no tokenizer here: none of the backbone's loads."]
-    return []
+    if form.write_tokenizer(folder) or isinstance(form.wanted, ImageInput):
+        return []
+    return ["There is no tokenizer here: none of the backbone's loads."]
 
 
 def _readme(
@@ -160,13 +164,19 @@ def _inputs(backbone: LoadedBackbone) -> dict[str, Tensor]:
     if isinstance(wanted, ImageInput):
         return {"pixel_values": torch.randn(examples, 3, wanted.size, wanted.size, generator=generator)}
     config: Any = backbone.module.encoder.config
-    length = min(16, wanted.max_tokens)
+    answers = backbone.module.answers
+    # The words of a class come behind the prompt.
+    behind = max(map(len, answers.words)) if isinstance(answers, Answerer) else 0
+    length = max(examples, min(16, wanted.max_tokens) - behind)
     ids = torch.randint(config.vocab_size, (examples, length), generator=generator)
     mask = torch.ones_like(ids)
     for example in range(1, examples):
         ids[example, length - example :] = config.pad_token_id or 0
         mask[example, length - example :] = 0
-    return {"input_ids": ids, "attention_mask": mask}
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if isinstance(answers, Writer):
+        batch["scored"] = mask * (torch.arange(length) >= length // 2)
+    return batch
 
 
 @torch.no_grad()

@@ -12,6 +12,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench.backbones.kinds import KINDS as ROWS
+from bench.conformance.subject import tiny
+
 TEXT = {"vocab_size": 50, "max_position_embeddings": 34, "pad_token_id": 1}
 SHAPE = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 MLP = {"intermediate_size": 24}
@@ -58,6 +61,21 @@ def encoder(kind: str, seed: int = 1, **changes: Any) -> Any:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return model.eval()
+
+
+def model_of(kind: str, **changes: Any) -> Any:
+    """transformers' own model of a kind, every weight of it random."""
+    row = ROWS[kind]
+    model_class = getattr(transformers, row.model_class)
+    config = tiny(kind)._config()
+    config.update(changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = model_class(config, **row.arguments).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
 
 
 def write(folder: Path, kind: str, model: Any, *, version: int = 5, prefix: bool = False) -> Path:

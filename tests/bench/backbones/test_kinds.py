@@ -19,7 +19,7 @@ from methods import create
 from methods.backbone import GATED_PROJECTIONS, Site
 from methods.errors import UserError
 
-from ..local_checkpoints import batch, features
+from ..local_checkpoints import batch, features, model_of
 
 #: Methods meet these kinds one by one in tests/bench/conformance.
 MET = ("bert", "roberta", "vit", "dinov2", "timm")
@@ -32,21 +32,6 @@ def test_a_kind_passes_the_checks(kind: str) -> None:
     found = check_kind(kind, [IN_ONE_TENSOR])
     assert [(one.check, one.message) for one in found if one.status != "passed"] == []
     assert len(found) > 10
-
-
-def model_of(kind: str, **changes: Any) -> Any:
-    """transformers' own model of a kind, every weight of it random."""
-    row = KINDS[kind]
-    model_class = getattr(transformers, row.model_class)
-    config = tiny(kind)._config()
-    config.update(changes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = model_class(config, **row.arguments).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model
 
 
 def inputs_of(kind: str, size: int = 16) -> dict[str, Tensor]:

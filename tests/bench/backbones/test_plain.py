@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import bench
 from bench.backbones import load
+from bench.conformance.subject import tiny
 from methods import Adapter, Method, Site, UserError, create
 
 from ..local_checkpoints import KINDS, batch
@@ -172,6 +173,68 @@ def test_full_fine_tuning_counts_all_but_the_head() -> None:
     adapter = bench.wrap(model, create("full"))
     head = sum(p.numel() for p in model.classifier.parameters())
     assert adapter.parameter_count == sum(p.numel() for p in model.parameters()) - head
+
+
+class Own(nn.Module):
+    """Somebody's module around an encoder of which transformers has no classifier."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"encoder": encoder, "neck": nn.Linear(24, 8)})
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        states = self.inner["encoder"](pixel_values).last_hidden_state[:, 0]
+        return self.last(self.inner["neck"](states))
+
+
+def whole(kind: str, name: str) -> Any:
+    """A model of transformers around a tiny encoder of a kind."""
+    config = tiny(kind)._config()
+    if kind == "clip_vision_model":
+        text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+        text |= {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 2}
+        config = transformers.CLIPConfig(text_config=text, vision_config=config.to_dict())
+    if kind == "dinov3_vit":
+        return Own(transformers.DINOv3ViTModel(config))
+    return getattr(transformers, name)(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "head"),
+    [
+        ("distilbert", "DistilBertForSequenceClassification", {"pre_classifier", "classifier"}),
+        ("deberta-v2", "DebertaV2ForSequenceClassification", {"pooler", "classifier"}),
+        ("llama", "LlamaForSequenceClassification", {"score"}),
+        ("llama", "LlamaForCausalLM", set()),
+        ("clip_vision_model", "CLIPForImageClassification", {"classifier"}),
+        ("dinov3_vit", "", {"inner", "last"}),
+    ],
+)
+def test_what_is_beside_the_encoder_is_the_head(kind: str, name: str, head: set[str]) -> None:
+    model = whole(kind, name)
+    adapter = bench.wrap(model, TENSLORA)
+    adapters = {id(parameter) for parameter in adapter.named_parameters().values()}
+    trained = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapters]
+    assert {one.partition(".")[0] for one in trained} == head
+    assert not any("encoder" in one for one in trained)
+    assert set(adapter.bases) == set(adapter.backbone.geometry.sites(("query", "key", "value")))
+    adapter.detach()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("gpt2", "GPT2LMHeadModel", "a GPT2Model computes query, key and value in one layer.*backbones.load"),
+        ("clip_vision_model", "CLIPModel", r"\(there is a CLIPTextModel beside it\)"),
+    ],
+)
+def test_models_whose_sites_or_head_are_not_plain_are_refused(kind: str, name: str, said: str) -> None:
+    model = whole(kind, name)
+    before = {n: p.requires_grad for n, p in model.named_parameters()}
+    with pytest.raises(UserError, match=f"a {name} cannot be wrapped.*{said}"):
+        bench.wrap(model, TENSLORA)
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == before
 
 
 def test_what_cannot_be_wrapped_is_refused_and_left_alone() -> None:

@@ -24,6 +24,8 @@ from methods.lowrank import Contracted, Parametrisation
 from ..local_checkpoints import KINDS, batch
 
 CLASSES = ("heron", "ibis", "stork")
+#: Of the one repository in `hub_folder`.
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SOURCES = [*KINDS, "timm", "timm-random"]
 
 RANDOM_TIMM = RandomBackbone("timm-random", "timm", Geometry(32, 4, 2, 128), image_size=32, patch=8)

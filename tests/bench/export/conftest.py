@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from bench.backbones import BACKBONES, BackboneSpec, catalog, load
 from ..local_checkpoints import KINDS, encoder, write
 from .cases import (
     CLASSES,
+    COMMIT,
     PLUGIN_TIMM,
     RANDOM_TIMM,
     WIDE,
@@ -47,3 +48,20 @@ def case(tmp_path: Path, timm_file: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         return Case(spec, backbone, tmp_path / "export")
 
     return make
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that the hub's cache has for the one commit of `me/tiny`; the network is off."""
+    from huggingface_hub import constants
+
+    from bench.sources.hub import snapshot
+
+    repository = tmp_path / "hub" / "models--me--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot.cache_clear()
+    yield repository / "snapshots" / COMMIT
+    snapshot.cache_clear()

@@ -22,6 +22,7 @@ from methods.lowrank import LowRankAdapter
 from ..local_checkpoints import encoder, write
 from .cases import (
     CLASSES,
+    COMMIT,
     METHODS,
     SOME,
     SOURCES,
@@ -121,37 +122,19 @@ def test_a_distilled_timm_model_gets_the_head_twice(tmp_path: Path) -> None:
     close(made.loaded()["logits"](**made.inputs()), made.logits())
 
 
-def test_a_hub_backbone_is_named_with_its_commit(
-    case: Callable[..., Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
-
-    from bench.sources.hub import snapshot
-
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "hub" / "models--me--tiny"
-    write(repository / "snapshots" / commit, "vit", encoder("vit"))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    snapshot.cache_clear()
-    try:
-        spec = BackboneSpec(hub="me/tiny")
-        backbone = load(spec)
-        backbone.reset(3, generator(0))
-        made = Case(spec, backbone, tmp_path / "export")
-        made.export(made.attach(METHODS["lora"]))
-        # The one backbone that peft finds by itself, wherever the code runs.
-        loaded = peft.AutoPeftModel.from_pretrained(
-            made.folder, num_labels=3, ignore_mismatched_sizes=True
-        ).eval()
-        close(loaded(**made.inputs()).logits.detach(), made.logits())
-    finally:
-        snapshot.cache_clear()
+def test_a_hub_backbone_is_named_with_its_commit(hub_folder: Path, tmp_path: Path) -> None:
+    write(hub_folder, "vit", encoder("vit"))
+    spec = BackboneSpec(hub="me/tiny")
+    backbone = load(spec)
+    backbone.reset(3, generator(0))
+    made = Case(spec, backbone, tmp_path / "export")
+    made.export(made.attach(METHODS["lora"]))
+    # The one backbone that peft finds by itself, wherever the code runs.
+    loaded = peft.AutoPeftModel.from_pretrained(made.folder, num_labels=3, ignore_mismatched_sizes=True)
+    close(loaded.eval()(**made.inputs()).logits.detach(), made.logits())
     config = json.loads((made.folder / "adapter_config.json").read_text())
-    assert (config["base_model_name_or_path"], config["revision"]) == ("me/tiny", commit)
-    assert f"'me/tiny', revision='{commit}'" in (made.folder / "README.md").read_text()
+    assert (config["base_model_name_or_path"], config["revision"]) == ("me/tiny", COMMIT)
+    assert f"'me/tiny', revision='{COMMIT}'" in (made.folder / "README.md").read_text()
 
 
 # --- ranks, biases, fused layers ---

@@ -1,0 +1,47 @@
+"""Writes the table of kinds and their exports into docs/export.md: `python docs/export_table.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from marked import replaced
+
+from bench.backbones.kinds import KINDS, NAMES, TIMM
+from bench.export.targets import classifier, language_model
+
+PAGE = Path(__file__).with_name("export.md")
+
+BEGIN, END = "<!-- The exports, by docs/export_table.py. -->", "<!-- The end of the exports. -->"
+
+HEADINGS = ("kind", "the original model", "the head", "peft's loader", "one layer there", "peft's own types")
+
+
+def rewritten(text: str) -> str:
+    """The page with the table of today."""
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *map(_row, NAMES)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return replaced(text, BEGIN, END, f"\n\n{table}\n\n")
+
+
+def _row(name: str) -> tuple[str, ...]:
+    if name == TIMM:
+        return "`timm`", "`timm.create_model(…)`", "its classifier", "–", "query, key and value", "–"
+    kind, target = KINDS[name], classifier(name)
+    models, loaders = [f"`{target.class_name}`"], [f"`{target.loader}`"]
+    head = ", ".join(f"`{path}`" for path in target.head.values()) or "`head.safetensors`"
+    if kind.decodes:
+        answering = language_model(name)
+        models.append(f"`{answering.class_name}`")
+        loaders.append(f"`{answering.loader}`")
+        head += "; none"
+    fused = "; ".join(", ".join(parts[:-1]) + f" and {parts[-1]}" for parts in kind.fused.values())
+    named = ", ".join(f"`{one}`" for one in (name, *kind.within))
+    return named, "; ".join(models), head, "; ".join(loaders), fused or "–", "–" if fused else "yes"
+
+
+def main() -> None:
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Every kind of backbone is exported, as a checkpoint and merged, with its head or as a language model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+from baselines.peft_method import Peft
+from bench.backbones import BACKBONES, BackboneSpec, catalog, load
+from bench.backbones.fused import SplitHeads
+from bench.backbones.gguf_files import convert_gguf
+from bench.backbones.indexed import AssetBackbone
+from bench.backbones.kinds import KINDS
+from bench.backbones.random_weights import byte_tokenizer
+from bench.backbones.verbalizer import put_head
+from bench.export.answers import Answers
+from bench.export.updates import Fused
+from bench.inputs import Prompt, Writing
+from methods import Geometry, UserError
+
+from ..local_checkpoints import model_of
+from ..small_gguf import small_gguf
+from .cases import METHODS, Case, close, generator
+
+#: The class that an export is loaded with. Where it is the encoder's own, the head is beside it.
+CLASSES = {
+    "xlm-roberta": "XLMRobertaForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+    "electra": "ElectraForSequenceClassification",
+    "deberta-v2": "DebertaV2ForSequenceClassification",
+    "deit": "DeiTForImageClassification",
+    "dinov2_with_registers": "Dinov2WithRegistersForImageClassification",
+    "beit": "BeitForImageClassification",
+    "vit_mae": "ViTForImageClassification",
+}
+#: The other tests of exports have these.
+ELSEWHERE = ("bert", "roberta", "vit", "dinov2")
+
+ASKED = Prompt("{text} A", ("no", "yes", "nay"))
+FUSED = {"gpt2": "attn.c_attn", "gpt_neox": "attention.query_key_value", "modernbert": "attn.Wqkv"}
+
+
+def saved(kind: str, folder: Path, **input_: Any) -> Case:
+    """A checkpoint of a kind, with a head of three classes, or what `input_` says in its place."""
+    model_of(kind).save_pretrained(folder / "model")
+    if KINDS[kind].reads == "texts":
+        byte_tokenizer(16).save_pretrained(folder / "model")
+    return loaded(BackboneSpec(local=folder / "model"), folder, **input_)
+
+
+def loaded(spec: BackboneSpec, folder: Path, **input_: Any) -> Case:
+    backbone = load(spec)
+    put_head(backbone, replace(backbone.info.input, **input_), 3, generator(0))
+    return Case(spec, backbone, folder / "export")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ELSEWHERE])
+def test_a_kind_is_a_checkpoint_and_a_merged_model(kind: str, tmp_path: Path) -> None:
+    made = saved(kind, tmp_path)
+    adapter = made.attach(METHODS["lora on all"])
+    # An export is written only where its own code, run, gives the logits of the harness.
+    exported = made.export(adapter)
+    config = json.loads((made.folder / "adapter_config.json").read_text())
+    merged = made.export(adapter, merged=True, force=True)
+    readme = (made.folder / "README.md").read_text()
+    wanted = CLASSES.get(kind, KINDS[kind].model_class)
+    assert f"from transformers import {wanted}\n" in readme
+    beside = kind not in CLASSES
+    assert ("head.safetensors" in exported.files) is ("head.safetensors" in merged.files) is beside
+    whole = [rank for path, rank in config["rank_pattern"].items() if "c_attn" in path or "query_key" in path]
+    # The ranks of query, key and value together, where these are one layer.
+    assert set(whole) <= {6}
+    if kind in FUSED:
+        assert any(layer.endswith(FUSED[kind]) for layer in config["target_modules"])
+    assert config["fan_in_fan_out"] is (kind == "gpt2")
+
+
+LANGUAGE_MODELS = {
+    "llama": "LlamaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neox": "GPTNeoXForCausalLM",
+}
+
+
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_a_decoder_without_a_head_is_a_language_model(kind: str, tmp_path: Path) -> None:
+    made = saved(kind, tmp_path, prompt=ASKED)
+    adapter = made.attach(METHODS["qkv_depth"])
+    answers = Answers(made.inputs(), made.logits(), 0.01)
+    exported = made.export(adapter, answers=answers)
+    assert exported.agreement is not None
+    assert exported.agreement.same == 2
+    config = json.loads((made.folder / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"]) == ("CAUSAL_LM", None)
+    merged = made.export(
+        adapter, merged=True, force=True, wanted=replace(made.backbone.info.input, prompt=ASKED)
+    )
+    readme = (made.folder / "README.md").read_text()
+    assert f"from transformers import {LANGUAGE_MODELS[kind]}\n" in readme
+    assert 'of the prompt "{text} A"' in readme
+    assert "tokenizer.json" in merged.files
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_writes_answers_writes_the_same_elsewhere(merged: bool, tmp_path: Path) -> None:
+    made = saved("gpt2", tmp_path, writing=Writing(4))
+    adapter = made.attach(METHODS["lora on all"])
+    batch = {**made.inputs(), "scored": made.inputs()["attention_mask"]}
+    with torch.no_grad():
+        outputs = made.backbone.module.eval()(**batch)
+    # Whether an answer is right is stored first, which no logits say.
+    outputs[:, 0] = 1
+    exported = made.export(adapter, merged=merged, answers=Answers(batch, outputs, 0.01, written=True))
+    assert "The right answers to 2 prompts have the log-likelihoods that the trial stored" in str(
+        exported.agreement
+    )
+    assert "classes" not in json.loads((made.folder / "export.json").read_text())
+    outputs[1, 1] -= 10
+    with pytest.raises(UserError, match="does not answer as the trial did"):
+        made.export(adapter, force=True, merged=merged, answers=Answers(batch, outputs, 0.01, written=True))
+    prompts = {name: values.flip(1) for name, values in made.inputs().items()}
+    writer: Any = made.backbone.module.answers
+    tokenizer, told = byte_tokenizer(16), made.loaded()["write"](**prompts)
+    written = [tokenizer.decode(row, skip_special_tokens=True) for row in told]
+    with torch.no_grad():
+        assert written == writer.write(made.backbone.module.encoder, **prompts)
+
+
+def test_an_own_type_of_peft_on_a_language_model(tmp_path: Path) -> None:
+    made = saved("llama", tmp_path, prompt=ASKED)
+    made.export(made.attach(Peft(type="DORA", rank=2, targets="qkvo+mlp"), 0.05))
+    assert json.loads((made.folder / "adapter_config.json").read_text())["use_dora"] is True
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [("gpt_neox", "query, key and value"), ("modernbert", "query, key and value")]
+)
+def test_pefts_own_types_are_refused_on_fused_layers(kind: str, named: str, tmp_path: Path) -> None:
+    made = saved(kind, tmp_path)
+    with pytest.raises(UserError, match=rf"{kind} holds {named} in one layer, .*--merged"):
+        made.export(made.attach(Peft(type="LOKR", rank=2)))
+    assert not made.folder.exists()
+
+
+def test_channels_by_head_are_put_back_in_their_order() -> None:
+    fused = nn.Linear(5, 3 * 4 * 2)
+    split = SplitHeads(fused, 2)
+    parts: list[Any] = [split.query, split.key, split.value]
+    order = Fused(("query", "key", "value"), head_size=2)
+    assert torch.equal(order.ordered(torch.cat([part.weight for part in parts])), fused.weight)
+    assert torch.equal(order.ordered(torch.cat([part.bias for part in parts])), fused.bias)
+
+
+# --- a Llama with shared heads out of a GGUF file, and from the hub ---
+
+
+@pytest.fixture(scope="module")
+def nine_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder made of a GGUF file: nine query heads, three of key and value, as SmolLM2 has."""
+    folder = tmp_path_factory.mktemp("gguf")
+    small_gguf(folder / "model.gguf", heads=9, shared=3, head_size=32)
+    (folder / "made").mkdir()
+    convert_gguf(folder / "model.gguf", folder / "made", "Q4_1")
+    return folder / "made"
+
+
+@pytest.fixture
+def from_gguf(nine_heads: Path, monkeypatch: pytest.MonkeyPatch) -> BackboneSpec:
+    shape = Geometry(288, 9, 1, 576, kv_heads=3, gated=True)
+    shape = replace(shape, encoder=load(BackboneSpec(local=nine_heads)).geometry.encoder)
+    entry = AssetBackbone("nine", "smollm2-135m", "llama", shape, lambda: nine_heads, "-", max_tokens=16)
+    monkeypatch.setattr(catalog, "nine", entry, raising=False)
+    monkeypatch.setitem(BACKBONES._targets, "nine", f"{catalog.__name__}:nine")
+    return BackboneSpec(name="nine")
+
+
+@pytest.fixture
+def from_hub(nine_heads: Path, hub_folder: Path) -> BackboneSpec:
+    shutil.copytree(nine_heads, hub_folder)
+    return BackboneSpec(hub="me/tiny")
+
+
+@pytest.mark.parametrize("method", ["lora", "qkv_depth"])
+@pytest.mark.parametrize("source", ["from_gguf", "from_hub"])
+def test_a_llama_of_shared_heads(
+    request: pytest.FixtureRequest, source: str, method: str, tmp_path: Path
+) -> None:
+    made = loaded(request.getfixturevalue(source), tmp_path, prompt=ASKED)
+    adapter = made.attach(METHODS[method], 0.05)
+    exported = made.export(adapter)
+    assert ("original" in exported.files) is (source == "from_gguf")
+    assert (made.folder / "original" / "tokenizer.json").is_file() is (source == "from_gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made.folder)
+        model = peft.AutoPeftModelForCausalLM.from_pretrained(".").eval()
+    batch = made.inputs()
+    batch["input_ids"] %= 32
+    with torch.no_grad():
+        before = made.backbone.module.eval()(**batch)
+    names = made.loaded()
+    close(names["logits"](**batch), before)
+    # What peft's loader gives is what the code builds.
+    names["model"] = model
+    close(names["logits"](**batch), before)
+    made.export(adapter, merged=True, force=True)
+    close(made.loaded()["logits"](**batch), before)
