@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.backbone import Backbone, Site
-from methods.errors import UserError
+from methods.errors import RoundedMerge, UserError
 
 #: The name under which a backbone's module holds trained parameters that are in none of its layers.
 REGISTERED = "adapter"
@@ -154,20 +155,24 @@ class Adapter(ABC):
     def merge(self) -> None:
         """Adds the update to the backbone's weights and puts its plain layers back in the forward.
 
-        The original tensors are kept aside, so that `unmerge` restores them bit for bit.
+        The original tensors are kept aside, so that `unmerge` restores them bit for bit. Weights of less than
+        float32 take the sum rounded once, and a `RoundedMerge` warns of how far that is from the update.
         """
         if self.merged:
             return
         biases = self.biases()
+        rounding = _Rounding()
         for site, delta in self.deltas():
             base = self.bases[site]
             self._unmerged[site] = (base.weight.data, base.bias)
-            base.weight.data = base.weight.data + delta.to(base.weight.dtype)
+            base.weight.data = (base.weight.data + delta).to(base.weight.dtype)
+            rounding.add(self._unmerged[site][0], delta, base.weight.data)
             if site in biases:
                 update = biases[site].to(base.weight.dtype)
                 base.bias = nn.Parameter(update if base.bias is None else base.bias + update, False)
             self.backbone.module.set_submodule(self.backbone.path(site), base)
         self._unregister()
+        rounding.tell()
 
     def unmerge(self) -> None:
         """Takes the update out of the weights again, bit for bit; does nothing where none is merged."""
@@ -236,3 +241,29 @@ class Adapter(ABC):
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self.remake()
+
+
+class _Rounding:
+    """How far merged weights of less than float32 are from the sums that they stand for."""
+
+    def __init__(self) -> None:
+        self._lost = self._update = 0.0
+        self._dtype: torch.dtype | None = None
+
+    def add(self, weight: Tensor, delta: Tensor, merged: Tensor) -> None:
+        """Looks at one site: its weight, the update, and what they were merged to."""
+        if torch.promote_types(merged.dtype, torch.float32) == merged.dtype:
+            return
+        self._dtype = merged.dtype
+        self._lost += float((merged.float() - weight.float() - delta.float()).square().sum())
+        self._update += float(delta.float().square().sum())
+
+    def tell(self) -> None:
+        if not self._lost:
+            return
+        warnings.warn(
+            f"merged into {self._dtype} weights, where rounding moves the update by "
+            f"{100 * (self._lost / self._update) ** 0.5:.3g}% of its norm; unmerged it is exact",
+            RoundedMerge,
+            stacklevel=4,
+        )

@@ -63,5 +63,9 @@ class UnknownNameError(UserError):
         super().__init__(f"unknown {kind} '{cut(str(name))}': {told} are {', '.join(self.known)}")
 
 
+class RoundedMerge(UserWarning):
+    """Told by `merge` into weights of less than float32, which keep an update only in part."""
+
+
 class NotLowRank(UserError):  # noqa: N818 - the contract's name
     """Raised by `factors` of an adapter whose update has no low-rank form."""

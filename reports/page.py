@@ -83,6 +83,7 @@ def render(
             ablations=list(zip(ablations, of_ablations, strict=True)),
             mixtures=found,
             budgets=_budgets(cells),
+            used=[cell for cell in cells if cell.adapter_bytes is not None],
             lost=[(cells[seed.cell], seed) for seed in study.all_seeds if not seed.finished],
             most=MOST_LINES,
             phases=_phases(study),
@@ -102,6 +103,7 @@ def _templates() -> Environment:
         "unit": unit_of,
         "minus": _minus,
         "count": _count,
+        "bytes": _bytes,
         "number": _number,
         "range": _range,
         "p": _p,
@@ -277,6 +279,17 @@ def _minus(text: str) -> str:
 
 def _count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
+
+
+_UNITS = ((9, "GB"), (6, "MB"), (3, "kB"))
+
+
+def _bytes(value: float | None) -> str:
+    """In the largest unit of which there is one."""
+    if value is None:
+        return "–"
+    power, unit = next((one for one in _UNITS if value >= 10 ** one[0]), (0, "B"))
+    return f"{value / 10**power:.{min(power, 1)}f} {unit}"
 
 
 def _number(value: float | None, digits: int = 2) -> str:

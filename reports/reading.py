@@ -41,7 +41,13 @@ MEASURED = {
     "step_ms": Measure.STEP_MS,
     "peak_mib": Measure.PEAK_MIB,
     "seconds": Measure.SECONDS,
+    "adapter_bytes": Measure.ADAPTER_BYTES,
+    "cut_prompts": Measure.CUT_PROMPTS,
+    "prompts": Measure.PROMPTS,
 }
+
+#: Columns of `Seed` that a record makes of several measures.
+DERIVED = ("forgetting", "loaded_bytes", "adapted_forward", "merged_forward")
 
 
 def read(uri: str, names: Sequence[str], part: Part | None = None) -> Study:
@@ -62,6 +68,7 @@ def read_sources(sources: Sequence[Source], part: Part | None = None) -> Study:
     kept, there = (sum(len(each.rows) for each in some) for some in (experiments, whole))
     if kept < there:
         notes.insert(0, f"A part: {kept} of {there} rows. Intervals hold at once for these methods alone.")
+    notes += _cut_prompts(cells)
     return Study(experiments, cells, seeds, tuple(notes), part.reference if part else "")
 
 
@@ -121,6 +128,12 @@ def _notes(experiment: Experiment) -> Iterator[str]:
         yield f"{name}: {said}."
 
 
+def _cut_prompts(cells: pd.DataFrame) -> Iterator[str]:
+    for (task, backbone), some in cells[cells["cut_prompts"] > 0].groupby(["task", "backbone"], sort=False):
+        cut, prompts = some["cut_prompts"].max(), some["prompts"].max()
+        yield f"{task} on {backbone}: {cut:,.0f} of {prompts:,.0f} prompts were too long and were cut."
+
+
 def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cells of these plans, and the seeds of each, with the columns of `Cell` and `Seed`.
 
@@ -144,7 +157,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
             metric, evaluated, capabilities = _told(experiments, found)
             cells.append(replace(cell, metric=metric, evaluated=evaluated, capabilities=capabilities))
             seeds.extend(found)
-    numbers = dict.fromkeys([*MEASURED, "forgetting"], float)
+    numbers = dict.fromkeys([*MEASURED, *DERIVED], float)
     frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(numbers)
     return _summed(pd.DataFrame([vars(cell) for cell in cells]), frame), frame
 
@@ -195,7 +208,7 @@ def _seed(
     if record and status == Status.FINISHED and record.score is None:
         status, failure, message = Status.FAILED, "error", "stored as finished, without a score"
     measured = {column: record.measure(measure) if record else None for column, measure in MEASURED.items()}
-    measured["forgetting"] = record.forgetting if record else None
+    measured |= {column: getattr(record, column, None) for column in DERIVED}
     if status != Status.FINISHED:
         measured["score"] = None
     return Seed(
@@ -258,6 +271,12 @@ def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
         peak_mib=done["peak_mib"].max(),
         seconds=done["seconds"].sum(),
         forgetting=done["forgetting"].mean(),
+        adapter_bytes=done["adapter_bytes"].max(),
+        loaded_bytes=done["loaded_bytes"].max(),
+        adapted_forward=done["adapted_forward"].median(),
+        merged_forward=done["merged_forward"].median(),
+        cut_prompts=done["cut_prompts"].max(),
+        prompts=done["prompts"].max(),
         low=mean - half,
         high=mean + half,
     )

@@ -87,6 +87,16 @@ class Seed:
     #: By how much the adapter raised the loss on text that no task trains on, in nats a token; None where it
     #: was not measured.
     forgetting: float | None
+    #: What the adapter takes on disk, and in memory with all that is frozen of it.
+    adapter_bytes: float | None
+    loaded_bytes: float | None
+    #: The time of a forward with the adapter, and merged, over that of the bare backbone. The second is None
+    #: also where nothing can be merged.
+    adapted_forward: float | None
+    merged_forward: float | None
+    #: How many prompts were cut, of how many in all splits; None of a task without prompts.
+    cut_prompts: float | None
+    prompts: float | None
 
     @property
     def finished(self) -> bool:
@@ -168,6 +178,15 @@ class Cell(PlannedCell):
     seconds: float | None
     #: Mean of the seeds' forgetting, in nats a token; None where it was not measured.
     forgetting: float | None
+    #: The largest of the seeds' adapters, on disk, and in memory with all that is frozen.
+    adapter_bytes: float | None
+    loaded_bytes: float | None
+    #: Medians of the seeds': a forward with the adapter, and merged, over the bare backbone's.
+    adapted_forward: float | None
+    merged_forward: float | None
+    #: The most of a seed's prompts that were cut, of how many; None of a task without prompts.
+    cut_prompts: float | None
+    prompts: float | None
     #: Student's 95% interval of the mean, from two finished seeds on.
     low: float | None
     high: float | None

@@ -147,13 +147,14 @@ def perf(
     plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this .png, .svg or .pdf.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time a training step of every method, side by side in one process, with peak memory."""
+    """Time a training step and a forward of every method, side by side in one process, with memory."""
     from bench.backbones import BACKBONES
     from bench.execution import choose_device
     from bench.probes import perf as timing
     from bench.process.outputs import prepare_plot
     from bench.terminal.progress import progress_bars
     from bench.terminal.tables import fitted
+    from bench.terminal.timings import inference_table, step_table
     from bench.training.measure import device_name
 
     if plot is not None:
@@ -182,4 +183,6 @@ def perf(
         echo_json(timing.as_json(rows))
     else:
         spare = ("forward", "backward", "of floor", "MiB", "same sites", "params")
-        out.print(fitted(out, timing.table(rows, title), *spare))
+        out.print(fitted(out, step_table(rows, title), *spare))
+        told = "At inference: a forward over the bare backbone's"
+        out.print(fitted(out, inference_table(rows, told), "rank mode", "bare ms"))

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.backbones import BACKBONES, LoadedBackbone, load
 from bench.inputs import ImageInput
 from bench.training import numerics
+from bench.training.inference import Forward, Inference
 from bench.training.measure import PeakMemory
 from methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, UserError, create
 from methods.backbone import TARGETS, Targets
@@ -76,6 +75,16 @@ class Timing:
     ratio_to_lora_on_sites: float
     ratio_to_floor: float
     peak_mib: float | None
+    #: A forward in evaluation mode, of the bare backbone, with the adapter, and with the update merged; the
+    #: latter two also as ratios to the first. None where nothing can be merged.
+    bare_ms: float
+    adapted_ms: float
+    merged_ms: float | None
+    ratio_adapted: float
+    ratio_merged: float | None
+    #: The adapter on disk, and in memory with all that is frozen of it.
+    adapter_bytes: int
+    loaded_bytes: int
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,9 @@ class _Round:
     optimizer_ms: float
     parameters: int
     peak_mib: float | None
+    inference: Inference
+    adapter_bytes: int
+    loaded_bytes: int
 
     @property
     def step_ms(self) -> float:
@@ -109,15 +121,17 @@ class _Round:
 
 
 class _Floor(Adapter):
-    """One trained bias, the first in the backbone. No adapter there can cost less."""
+    """One trained bias, the backbone's first, or a new one where it has none. No adapter can cost less."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone, [Site(0, name) for name in backbone.projections])
-        biases = [base.bias for base in self.bases.values() if base.bias is not None]
-        if not biases:
-            self.detach()
-            raise UserError("the floor is a trained bias, and no projection of this backbone has one")
-        self._bias = biases[0]
+        bases = list(self.bases.values())
+        self._base = next((base for base in bases if base.bias is not None), bases[0])
+        self._made = self._base.bias is None
+        if self._made:
+            weight = self._base.weight
+            self._base.bias = nn.Parameter(torch.zeros(len(weight), dtype=weight.dtype, device=weight.device))
+        self._bias = self._base.bias
         self._bias.requires_grad_(True)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -125,6 +139,11 @@ class _Floor(Adapter):
 
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
         return {}
+
+    def detach(self) -> None:
+        super().detach()
+        if self._made:
+            self._base.register_parameter("bias", None)
 
 
 def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: LoadedBackbone) -> list[Contender]:
@@ -219,8 +238,14 @@ def _round(
         steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, WARMUP + TIMED))[WARMUP:]
     forward, backward, optimizer = (min(part) for part in zip(*steps, strict=True))
     peak = memory.mib()
+    plain = Forward(backbone.module, inputs, lambda: _autocast(labels.device.type, bf16))
+    adapted, merged = plain.with_adapter(adapter)
+    stored = sum(tensor.nbytes for tensor in adapter.state().values())
+    carried = {**adapter.named_parameters(), **{f"frozen.{k}": v for k, v in adapter.frozen().items()}}
+    loaded = sum(tensor.nbytes for tensor in carried.values())
     adapter.detach()
-    return _Round(forward, backward, optimizer, parameters, peak)
+    inference = Inference(plain.ms(), adapted, merged, plain.examples)
+    return _Round(forward, backward, optimizer, parameters, peak, inference, stored, loaded)
 
 
 def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
@@ -250,32 +275,24 @@ def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
                 ratio_to_lora_on_sites=float(np.median(total / on_sites[contender.targets])),
                 ratio_to_floor=float(np.median(total / floor)),
                 peak_mib=statistics.median(peaks) if peaks else None,
+                **_at_inference([one.inference for one in rounds]),
+                adapter_bytes=rounds[-1].adapter_bytes,
+                loaded_bytes=rounds[-1].loaded_bytes,
             )
         )
     return timings
 
 
-def table(rows: Sequence[Timing], title: str) -> Table:
-    """The timings as the terminal shows them."""
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    made.add_column("method", min_width=12)
-    made.add_column("rank mode", no_wrap=True)
-    for heading in ("params", "forward", "backward", "step ms", "of LoRA", "same sites", "of floor", "MiB"):
-        made.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        made.add_row(
-            row.method,
-            row.rank_mode,
-            f"{row.parameters:,}",
-            f"{row.forward_ms:.1f}",
-            f"{row.backward_ms:.1f}",
-            f"{row.step_ms:.1f} ± {row.spread_ms:.1f}",
-            f"{row.ratio_to_lora:.3f} ({row.ratio_to_lora_low:.2f}–{row.ratio_to_lora_high:.2f})",
-            f"{row.ratio_to_lora_on_sites:.3f}",
-            f"{row.ratio_to_floor:.3f}",
-            "–" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
-        )
-    return made
+def _at_inference(rounds: Sequence[Inference]) -> dict[str, Any]:
+    """The fields of a `Timing` that are of forwards in evaluation mode."""
+    merged = [(one.merged, one.bare) for one in rounds if one.merged is not None]
+    return {
+        "bare_ms": statistics.median(one.bare for one in rounds),
+        "adapted_ms": statistics.median(one.adapted for one in rounds),
+        "merged_ms": statistics.median(ms for ms, _ in merged) if merged else None,
+        "ratio_adapted": statistics.median(one.adapted / one.bare for one in rounds),
+        "ratio_merged": statistics.median(ms / bare for ms, bare in merged) if merged else None,
+    }
 
 
 def as_json(rows: Sequence[Timing]) -> list[dict[str, Any]]:
@@ -334,6 +351,10 @@ def _batch(backbone: LoadedBackbone, size: int, device: str) -> tuple[dict[str, 
     return {name: value.to(device) for name, value in inputs.items()}, labels.to(device)
 
 
+def _autocast(kind: str, bf16: bool) -> AbstractContextManager[object]:
+    return torch.autocast(kind, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
 def _steps(
     module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool, number: int
 ) -> Iterator[tuple[float, float, float]]:
@@ -349,12 +370,9 @@ def _steps(
 
     adapter.begin_training(TRAINING)
     for step in range(1, number + 1):
-        context: AbstractContextManager[object] = (
-            torch.autocast(kind, dtype=torch.bfloat16) if bf16 else nullcontext()
-        )
         optimizer.zero_grad(set_to_none=True)
         start = now()
-        with context:
+        with _autocast(kind, bf16):
             loss = F.cross_entropy(module(**inputs).float(), labels)
         if (extra := adapter.extra_loss()) is not None:
             loss = loss + extra

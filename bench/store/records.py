@@ -10,6 +10,9 @@ from mlflow.entities import Run
 
 from bench.wire.words import PROVENANCE, YES, Measure, Status, Tag
 
+#: Bytes of a trained parameter.
+FLOAT32 = 4
+
 
 @dataclass(frozen=True)
 class Record:
@@ -103,6 +106,29 @@ class Record:
         """
         bare, adapted = self.measure(Measure.TEXT_LOSS_BARE), self.measure(Measure.TEXT_LOSS)
         return None if bare is None or adapted is None else adapted - bare
+
+    @property
+    def loaded_bytes(self) -> float | None:
+        """What the adapter takes in memory, with all that is frozen of it, stored or made again from a seed.
+
+        None where that was not measured.
+        """
+        trained, frozen = self.measure(Measure.ADAPTER_PARAMETERS), self.measure(Measure.FROZEN_BYTES)
+        return None if trained is None or frozen is None else FLOAT32 * trained + frozen
+
+    @property
+    def adapted_forward(self) -> float | None:
+        """The time of a forward with the adapter over that of the bare backbone; None where not measured."""
+        return self._over_bare(Measure.ADAPTED_MS)
+
+    @property
+    def merged_forward(self) -> float | None:
+        """The same of the backbone with the update in its weights; also None where nothing can be merged."""
+        return self._over_bare(Measure.MERGED_MS)
+
+    def _over_bare(self, measure: Measure) -> float | None:
+        bare, other = self.measure(Measure.BARE_MS), self.measure(measure)
+        return other / bare if bare and other is not None else None
 
 
 def _status(status: str, tags: Mapping[str, str]) -> Status:

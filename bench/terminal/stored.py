@@ -123,8 +123,29 @@ def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
     peak = found.measure(Measure.PEAK_MIB)
     if peak is not None:
         yield "peak memory", f"{peak:,.0f} MiB"
+    yield from _inference(found)
+    cut, prompts = found.measure(Measure.CUT_PROMPTS), found.measure(Measure.PROMPTS)
+    if cut is not None:
+        yield "prompts cut", f"{cut:,.0f} of {prompts:,.0f} in all splits"
     if record.status == Status.FINISHED:
         yield "forgetting", _forgetting(found)
+
+
+def _inference(found: TrialContents) -> Iterator[tuple[str, str]]:
+    """What the adapter costs when it is used."""
+    stored, loaded = found.measure(Measure.ADAPTER_BYTES), found.record.loaded_bytes
+    if stored is not None:
+        frozen = "" if loaded is None else f", {loaded:,.0f} in memory with all that is frozen"
+        yield "adapter", f"{stored:,.0f} bytes on disk{frozen}"
+    bare, examples = found.measure(Measure.BARE_MS), found.measure(Measure.TIMED_EXAMPLES)
+    if bare is not None:
+        merged = found.record.merged_forward
+        told = "it does not merge" if merged is None else f"merged {merged:.2f} times"
+        yield (
+            "inference",
+            f"{found.record.adapted_forward:.2f} times the bare backbone's {bare:.1f} ms for {examples:.0f} "
+            f"examples; {told}",
+        )
 
 
 def _forgetting(found: TrialContents) -> str:

@@ -35,6 +35,15 @@ def finished(outcome: Outcome) -> Ending:
     }
     if outcome.scale is not None:
         values |= zip((Measure.TARGET_MEAN, Measure.TARGET_SD), outcome.scale, strict=True)
+    if (times := outcome.inference) is not None:
+        values |= {
+            Measure.BARE_MS: times.bare,
+            Measure.ADAPTED_MS: times.adapted,
+            Measure.MERGED_MS: times.merged,
+            Measure.TIMED_EXAMPLES: times.examples,
+        }
+    if outcome.prompts is not None:
+        values |= zip((Measure.CUT_PROMPTS, Measure.PROMPTS), outcome.prompts, strict=True)
     tags = {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {}
     if (forgotten := outcome.forgetting) is not None:
         values |= {

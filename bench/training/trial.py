@@ -18,10 +18,11 @@ from bench.backbones.verbalizer import put_head
 from bench.backbones.vocabulary import has_vocabulary
 from bench.inputs import ModelInput, TextInput
 from bench.plan.trial import Trial
-from bench.tasks import PreparedData, data_key, prepare
+from bench.tasks import PreparedData, Split, data_key, prepare
 from bench.tasks.plain_text import plain_tokens
 from bench.training.forgetting import Forgetting, text_loss
-from bench.training.loop import Diverged, Evaluation, Trained, evaluate, head_state, train
+from bench.training.inference import EXAMPLES, Forward, Inference
+from bench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
 from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic
 from bench.training.saving import PLAIN, Saving, checkpointed
@@ -57,6 +58,10 @@ class Outcome:
     forgetting: Forgetting | None = None
     #: Of the adapter's frozen tensors.
     frozen_bytes: int = 0
+    #: None where it could not be measured.
+    inference: Inference | None = None
+    #: How many prompts were cut, of how many in all splits; None of a task without prompts.
+    prompts: tuple[int, int] | None = None
 
 
 class Resources:
@@ -73,6 +78,8 @@ class Resources:
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
         #: The loss of the bare backbone on a text, by the text and the precision of its forward.
         self._bare: dict[tuple[str, str], float] = {}
+        #: What forwards took, by the method, the data and the precision.
+        self._inference: dict[str, Inference | None] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
         """The trial's backbone, without any adapter. Raises UserError if its weights are not the planned."""
@@ -81,6 +88,7 @@ class Resources:
             # First this one goes, or memory would hold both for a while.
             self._backbone = None
             self._bare.clear()
+            self._inference.clear()
             loaded = load(spec)
             loaded.module.to(self.device)
             self._backbone = (spec, loaded, loaded.fingerprint())
@@ -150,6 +158,14 @@ class Resources:
             self._bare[key], _ = text_loss(backbone, text, trial.recipe)
         return self._bare[key]
 
+    def inference(self, trial: Trial, measure: Callable[[], Inference | None]) -> Inference | None:
+        """What forwards of the trial take: measured once for all seeds that this worker runs."""
+        content = trial.model_dump(mode="json", include={"method", "data", "evaluate"})
+        key = json.dumps([content, trial.recipe.precision], sort_keys=True)
+        if key not in self._inference:
+            self._inference[key] = measure()
+        return self._inference[key]
+
     def _prepared(self, trial: Trial, wanted: ModelInput, split_seed: int | None) -> PreparedData:
         row = trial.task
         task = row.lookup()
@@ -182,7 +198,6 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     before = None if text is None else resources.bare_loss(trial, backbone, text)
     # Not counting what the first trial of a worker loads.
     started = time.perf_counter()
-    encoder = backbone.module.encoder
     wanted = trial.task.input(backbone.info.input)
     put_head(backbone, wanted, data.classes, generator(trial.seed, "head_start"))
     # The backbone's dropout draws from torch's global generators, on a GPU from the device's.
@@ -195,19 +210,10 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
             memory = PeakMemory(resources.device)
             started_with = adapter.parameter_count
             split = data.test if trial.evaluate == "test" else data.validation
-            saving = resources.saving
-            with (
-                deterministic(trial.recipe.deterministic),
-                compiled(encoder, trial.recipe.compile),
-                checkpointed(encoder, saving.checkpointing),
-            ):
-                trained = train(backbone, adapter, data, trial.recipe, trial.seed, report, saving)
-                final = evaluate(backbone, adapter, split, trial.recipe, data.objective, saving)
-            if not math.isfinite(final.loss):
-                raise Diverged(trained.steps, final.loss)
+            trained, final = _trained(trial, backbone, adapter, data, split, report, resources.saving)
             # Costs are of training and evaluation alone.
             seconds, peak = time.perf_counter() - started, memory.mib()
-            return Outcome(
+            outcome = Outcome(
                 trained=trained,
                 final=final,
                 example_ids=split.ids.cpu(),
@@ -223,13 +229,42 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 capabilities=_capabilities(method),
                 scale=data.objective.scale,
                 forgetting=_forgetting(trial, backbone, adapter, text, before),
+                prompts=_prompts(wanted, data),
             )
+            # The last thing, since it takes the adapter off.
+            outcome.inference = resources.inference(
+                trial, lambda: _inference(trial, backbone, adapter, split)
+            )
+            return outcome
         finally:
             adapter.detach()
     finally:
         # Whatever failed, be it attaching or detaching, the next trial gets a clean backbone.
         backbone.module.eval()
         resources.check()
+
+
+def _trained(
+    trial: Trial,
+    backbone: LoadedBackbone,
+    adapter: Adapter,
+    data: PreparedData,
+    split: Split,
+    report: Callable[[Progress], None],
+    saving: Saving,
+) -> tuple[Trained, Evaluation]:
+    """The training, and the evaluation on the split. Raises Diverged for a loss that is not finite."""
+    encoder = backbone.module.encoder
+    with (
+        deterministic(trial.recipe.deterministic),
+        compiled(encoder, trial.recipe.compile),
+        checkpointed(encoder, saving.checkpointing),
+    ):
+        trained = train(backbone, adapter, data, trial.recipe, trial.seed, report, saving)
+        final = evaluate(backbone, adapter, split, trial.recipe, data.objective, saving)
+    if not math.isfinite(final.loss):
+        raise Diverged(trained.steps, final.loss)
+    return trained, final
 
 
 def _forgetting(
@@ -245,6 +280,29 @@ def _forgetting(
     with torch.inference_mode(), adapter.hold():
         after, tokens = text_loss(backbone, text, trial.recipe)
     return Forgetting(str(trial.forgetting), before, after, tokens)
+
+
+def _inference(trial: Trial, backbone: LoadedBackbone, adapter: Adapter, split: Split) -> Inference | None:
+    """What a forward of a few examples takes. Takes the adapter off. None, with a warning, where it cannot
+    be measured: the trial has its result all the same.
+    """
+    batch = split.batch(torch.arange(min(EXAMPLES, len(split))))
+    device = next(backbone.module.parameters()).device
+    forward = Forward(backbone.module, batch, lambda: autocast(trial.recipe, device))
+    try:
+        adapted, merged = forward.with_adapter(adapter)
+        adapter.detach()
+        return Inference(forward.ms(), adapted, merged, forward.examples)
+    except Exception as error:  # memory may end where merged weights stand beside the others
+        warnings.warn(f"what a forward takes is not known: {error}", stacklevel=2)
+        return None
+
+
+def _prompts(wanted: ModelInput, data: PreparedData) -> tuple[int, int] | None:
+    if not isinstance(wanted, TextInput) or not (wanted.prompt or wanted.writing):
+        return None
+    splits = (data.train, data.validation, data.test)
+    return sum(getattr(split, "cut", 0) for split in splits), sum(map(len, splits))
 
 
 @cache

@@ -139,6 +139,15 @@ class Measure(StrEnum):
     #: frozen of it, stored or made again from a seed, in memory. The head is in neither.
     ADAPTER_BYTES = "cost/adapter_bytes"
     FROZEN_BYTES = "cost/frozen_bytes"
+    #: Milliseconds of a forward of so many examples: of the backbone without adapter, with it, and merged,
+    #: which a method that cannot be merged has none of.
+    BARE_MS = "inference/bare_ms"
+    ADAPTED_MS = "inference/adapted_ms"
+    MERGED_MS = "inference/merged_ms"
+    TIMED_EXAMPLES = "inference/examples"
+    #: How many prompts, of all the splits', were longer than the model may read, and so were cut.
+    CUT_PROMPTS = "prompts/cut"
+    PROMPTS = "prompts/all"
     #: Of a regression's training targets, in their units: its outputs are standardised by them.
     TARGET_MEAN = "target/mean"
     TARGET_SD = "target/sd"

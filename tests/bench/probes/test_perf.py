@@ -72,13 +72,28 @@ def test_the_floor_is_the_first_bias_there_is() -> None:
             floor = perf._Floor(backbone)
             assert floor.parameter_count == 32
             floor.detach()
-    with pytest.raises(UserError, match="no projection of this backbone has one"):
-        perf._Floor(backbone)
+    # A decoder has none, and gets a new one for the while.
+    clean = backbone.fingerprint()
+    floor = perf._Floor(backbone)
+    assert floor.parameter_count == 32
+    assert backbone.fingerprint() != clean
+    floor.detach()
+    assert backbone.fingerprint() == clean
 
 
 def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -> None:
     picture = tmp_path / "perf.svg"
-    ended = call("perf", *TINY, "--methods", "qkv_depth,lorta", "--rounds", 3, "--plot", picture, "--json")
+    ended = call(
+        "perf",
+        *TINY,
+        "--methods",
+        "qkv_depth,lorta,loretta_adp,trac",
+        "--rounds",
+        3,
+        "--plot",
+        picture,
+        "--json",
+    )
     assert ended.code == 0
     rows = json.loads(ended.out)
     by_name = {(row["method"], row["rank_mode"]): row for row in rows}
@@ -92,6 +107,11 @@ def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -
         assert row["step_ms"] > max(row["forward_ms"], row["backward_ms"]) > 0
         assert row["ratio_to_lora_low"] <= row["ratio_to_lora"] <= row["ratio_to_lora_high"]
         assert row["peak_mib"] is None or row["peak_mib"] > 0
+        assert min(row["bare_ms"], row["adapted_ms"], row["ratio_adapted"]) > 0
+        assert (row["merged_ms"] is None) == (row["ratio_merged"] is None) == (row["method"] == "LoRETTA-adp")
+        assert row["method"] == "TRAC" or row["loaded_bytes"] == row["adapter_bytes"] == 4 * row["parameters"]
+    # Its random cores are not stored, but their seed is.
+    assert by_name["TRAC", "isorank"]["adapter_bytes"] < by_name["TRAC", "isorank"]["loaded_bytes"]
     assert "TensLoRA qkv_depth" in picture.read_text()
 
 

@@ -1,0 +1,82 @@
+"""What an adapter costs when it is used: a forward with it, one of merged weights, and the bare one."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from methods import Adapter, UserError
+from methods.errors import RoundedMerge
+
+#: Forwards before the timed ones, and how many are timed: the quickest counts, which was disturbed least.
+WARMUP, TIMED = 1, 3
+
+#: Examples of the batch that a trial times, at most: few, so that it costs less than a training step.
+EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Milliseconds of a forward of so many examples: of the bare backbone, with the adapter, and merged."""
+
+    bare: float
+    adapted: float
+    #: None where the update is no change of weights, so that nothing can be merged.
+    merged: float | None
+    examples: int
+
+
+class Forward:
+    """Times forwards of one batch in evaluation mode, whatever is on the backbone's module at the time.
+
+    `precision` makes the context of a forward, an autocast say.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batch: Mapping[str, Tensor],
+        precision: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._module, self._batch, self._precision = module, batch, precision
+        first = next(iter(batch.values()))
+        self._device, self.examples = first.device, len(first)
+
+    def ms(self) -> float:
+        """The milliseconds of the quickest of a few forwards."""
+        self._module.eval()
+        times = []
+        with torch.inference_mode(), self._precision():
+            for _ in range(WARMUP + TIMED):
+                begun = self._now()
+                self._module(**self._batch)
+                times.append(self._now() - begun)
+        return min(times[WARMUP:])
+
+    def with_adapter(self, adapter: Adapter) -> tuple[float, float | None]:
+        """The same with the adapter, which contracts its factors once for all forwards, and merged.
+
+        The second is None where the adapter refuses to merge. The weights are what they were afterwards.
+        """
+        with torch.inference_mode(), adapter.hold():
+            adapted = self.ms()
+        merged = None
+        try:
+            with suppress(UserError), warnings.catch_warnings():
+                warnings.simplefilter("ignore", RoundedMerge)
+                adapter.merge()
+                merged = self.ms()
+        finally:
+            adapter.unmerge()
+        return adapted, merged
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() * 1e3

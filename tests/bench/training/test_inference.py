@@ -1,0 +1,90 @@
+"""What an adapter costs when it is used: measured once a worker, stored, and shown, beside prompts cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bench
+from bench.training.inference import Forward
+from bench.training.trial import Resources, run_trial
+
+from ..toy_runs import run
+from ..toy_suites import TEXT, plan
+
+ANSWERS = {"prompt": "{text} :", "words": [" no", " yes"]}
+DECODER = {
+    **TEXT,
+    "backbones": ["tiny-random-llama"],
+    "tasks": [{**TEXT["tasks"][0], "verbalizer": ANSWERS}],
+    "training": {"batch_size": 16, "steps": 1, "lr": 1e-2},
+    "forgetting": "none",
+}
+
+
+def test_a_worker_measures_a_method_once_and_its_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[float] = []
+
+    def counted(self: Forward) -> float:
+        timed.append(real(self))
+        return timed[-1]
+
+    real = Forward.ms
+    monkeypatch.setattr(Forward, "ms", counted)
+    made = plan(TEXT, methods=["lora", {"method": "loretta_adp", "rank": 2}], seeds=[0, 1])
+    resources = Resources("cpu")
+    clean = resources.backbone(made.trials[0]).fingerprint()
+    trials = sorted(made.trials, key=lambda trial: (trial.method["method"], trial.seed))
+    found = [run_trial(trial, resources, lambda _: None) for trial in trials]
+    lora, again, adapter, _ = (one.inference for one in found)
+    # With the adapter, merged, and bare; one that is no change of weights is not merged.
+    assert len(timed) == 3 + 2
+    assert lora is not None
+    assert adapter is not None
+    assert (lora.adapted, lora.merged, lora.bare) == tuple(timed[:3])
+    assert (adapter.adapted, adapter.merged, adapter.bare) == (timed[3], None, timed[4])
+    assert again == lora
+    assert lora.examples == 8
+    assert resources.backbone(made.trials[0]).fingerprint() == clean
+
+
+def test_what_cannot_be_measured_costs_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Forward) -> float:
+        raise MemoryError("no room for merged weights")
+
+    monkeypatch.setattr(Forward, "ms", full)
+    (trial,) = plan(TEXT).trials
+    with pytest.warns(UserWarning, match="what a forward takes is not known: no room"):
+        outcome = run_trial(trial, Resources("cpu"), lambda _: None)
+    assert outcome.inference is None
+
+
+def test_it_is_stored_shown_and_reported(
+    tmp_path: Path, new_store: Callable[[Path], str], call: Callable[..., Any]
+) -> None:
+    methods = [{"method": "trac", "rank": 2}, {"method": "loretta_adp", "rank": 2}]
+    ran = run(tmp_path, new_store, call, DECODER, methods=methods)
+    results = bench.load_results("toy", store=ran.uri)
+    trac, adapter = (one for _, one in results.trials.sort_values("family", ascending=False).iterrows())
+    shown = [call("show", one["trial_id"], "--store", ran.uri).out for one in (trac, adapter)]
+    times = f"{trac['adapted_ms'] / trac['bare_ms']:.2f} times the bare backbone's {trac['bare_ms']:.1f} ms"
+    assert f"{times} for 8 examples; merged {trac['merged_ms'] / trac['bare_ms']:.2f} times" in shown[0]
+    assert "it does not merge" in shown[1]
+    loaded = 4 * trac["parameters"] + trac["frozen_bytes"]
+    assert f"{trac['adapter_bytes']:,} bytes on disk, {loaded:,} in memory" in shown[0]
+    cut = trac["cut_prompts"]
+    assert 0 < cut < trac["prompts"] == 64 + 30 + 45
+    assert f"{cut} of 139 in all splits" in shown[0]
+    cells = results.cells.set_index("family")
+    assert cells["adapted_forward"]["trac"] == pytest.approx(trac["adapted_ms"] / trac["bare_ms"])
+    ended = call("report", "toy", "--store", ran.uri, "--out", tmp_path / "report")
+    assert ended.code == 0, ended.err
+    page = (tmp_path / "report" / "index.html").read_text()
+    row = page.split('<h2 id="inference">')[1].split("</tbody>")[0]
+    assert f"{cells['adapted_forward']['trac']:.2f}×" in row
+    assert f"{loaded / 1000:.1f} kB" in row
+    assert row.count("does not merge") == 1
+    assert f"movie-sentiment on tiny-random-llama: {cut} of 139 prompts were too long" in page
