@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import ClassVar, Literal, Self
 
 import torch
 from torch import nn
 
 from methods.backbone import MLP, Geometry
-from methods.lowrank import Contracted, Matrix, Parametrisation, StackedMethod
+from methods.lowrank import Contracted, CutMethod, Matrix, Parametrisation
+from methods.lowrank.cutting import TrainCores
 from methods.sizes import OneRank
 from methods.slices import Slices, by_site, cut_inputs, cut_outputs, joined, turned
 from methods.targeted import Targeted
 from methods.trains import chain
 
 
-class MetaTT(OneRank, Targeted, StackedMethod):
+class MetaTT(OneRank, Targeted, CutMethod):
     """y = W·x + b + scale · ΔW·x, where ΔW is a slice of a tensor train; all inner ranks are `rank`.
 
     `4d`: the modes are input, layer, projection, output, in this order. `5d`: the output is cut into heads
@@ -24,6 +27,10 @@ class MetaTT(OneRank, Targeted, StackedMethod):
     the others rectangular identities for every layer and projection), a scale that is not divided by the
     rank, which projections are adapted by default, and what weights of unequal shapes take (as all methods
     that stack matrices have it). 5D has as many heads as its widest slice needs.
+
+    With `cuts`, sweeps over the bonds truncate by SVDs, as the paper's rank-adaptive training does (inspired
+    by DMRG), and leave each bond a rank of its own. When they sweep, that bonds share one budget, and that
+    AdamW's moments are taken along, is our choice as well.
     """
 
     name: ClassVar[str] = "metatt"
@@ -62,6 +69,24 @@ class MetaTT(OneRank, Targeted, StackedMethod):
         first, *middle, last = self.shape(geometry)
         return (first + last) * rank + sum(middle) * rank**2
 
+    @property
+    def cut_names(self) -> tuple[str, ...]:
+        """The bonds of the train, by the modes beside them."""
+        outputs = ("output",) if self.modes == "4d" else ("head", "head_size")
+        names = ("input", "layer", "projection", *outputs)
+        return tuple(f"{left}-{right}" for left, right in pairwise(names))
+
+    @property
+    def budget_ranks(self) -> tuple[int, ...]:
+        return (self.resolved_rank,) * len(self.cut_names)
+
+    def cut_limits(self, geometry: Geometry) -> tuple[int, ...]:
+        return (max(geometry.hidden, self.slices(geometry).width),) * len(self.cut_names)
+
+    def count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
+        """Σ r₋·n·r₊."""
+        return sum(map(math.prod, zip((1, *ranks), self.shape(geometry), (*ranks, 1), strict=True)))
+
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """d or the width of a slice, of which the ends are bases."""
         return (max(geometry.hidden, self.slices(geometry).width),)
@@ -78,10 +103,12 @@ class _OneTrain(Parametrisation):
         #: H·h where `output` takes its slice transposed: the train's last core is then its down.
         self.turned = geometry.attention_width if turned(geometry) else 0
         first, *middle, last = method.shape(geometry)
-        rank = method.resolved_rank
+        # All bonds begin with one rank.
+        rank, *_ = method.start_ranks(geometry)
         identities = [torch.eye(rank).unsqueeze(1).repeat(1, size, 1) for size in middle]
         cores = [torch.zeros(1, first, rank), *identities, torch.eye(rank, last).unsqueeze(-1)]
         self.cores = nn.ParameterList(cores)
+        self.cutting = method.cutting(geometry, TrainCores(list(self.cores)))
         sites = geometry.sites(method.projections)
         self.down_of = {site: int(bool(self.turned) and site.projection == "output") for site in sites}
         self.input_slices, self.output_slices = cut_inputs(sites, geometry), cut_outputs(sites, geometry)

@@ -111,6 +111,14 @@ class Adapter(ABC):
         """
         return True
 
+    def final_ranks(self) -> dict[str, list[int]]:
+        """The ranks that are left of what training cuts, by what they belong to; empty where it cuts nothing.
+
+        A list of one where it is a mode or a bond, and of one for each layer where it is a projection.
+        `Method.count_left` says how many parameters they make.
+        """
+        return {}
+
     @property
     def parameter_count(self) -> int:
         """The number of trained parameters, head excluded: those that training has not cut."""

@@ -119,6 +119,13 @@ class Method(Frozen, ABC):
         """Adapter parameters at the start, where training cuts some: `count` is what is left at the end."""
         return self.count(geometry)
 
+    def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
+        """The parameters of an adapter of which training left these ranks, as `Adapter.final_ranks` has them.
+
+        Raises UserError where they are no ranks of this method.
+        """
+        raise UserError(f"{self.label}: its training cuts no ranks (got {shown(dict(ranks))})")
+
     def check_steps(self, steps: int) -> None:
         """Raises UserError where so many optimizer steps are too few for what happens during them."""
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from methods.backbone import MLP, TARGETS, Geometry, Site, Targets
 from methods.errors import UserError
 from methods.factorizations import FACTORIZATIONS, Init
-from methods.lowrank import Contracted, Parametrisation, StackedMethod
+from methods.lowrank import Contracted, CutMethod, Parametrisation
+from methods.lowrank.cutting import TuckerTensors
 from methods.ranks import too_small
 from methods.slices import CUT_INPUTS, Slices, cut_inputs, turned
 from methods.tenslora_ranks import even_ranks, tucker_ranks
@@ -28,11 +29,14 @@ Variant = Literal["att", "qkv", "depth", "att_qkv", "att_depth", "qkv_depth", "a
 VARIANTS: tuple[Variant, ...] = Variant.__args__  # type: ignore[attr-defined]
 
 
-class TensLoRA(StackedMethod):
+class TensLoRA(CutMethod):
     """One of the seven variants: y = W·x + b + scale · ΔW·x, where ΔW is a slice of a factorised tensor.
 
     One part of the tensor starts at zero (of a Tucker tensor the core). So ΔW starts at zero, and the first
     step moves only this part.
+
+    `cuts` are of a Tucker tensor alone: what goes are the least multilinear singular values, those of the
+    HOSVD of the tensor as it is then. All tensors of a variant keep equal ranks.
     """
 
     name: ClassVar[str] = "tenslora"
@@ -85,6 +89,11 @@ class TensLoRA(StackedMethod):
             raise ValueError(
                 f"ranks: variant '{self.variant}' as {self.factorization} takes {len(names)} "
                 f"({', '.join(names)}), got {len(self.ranks)}: {self.ranks}"
+            )
+        if self.cuts is not None and self.factorization != "tucker":
+            raise ValueError(
+                "cuts: they are of the ranks of a Tucker tensor's modes, so that factorization should be "
+                f"tucker (got {self.factorization})"
             )
         return self
 
@@ -171,7 +180,18 @@ class TensLoRA(StackedMethod):
 
         Raises UserError for free ranks.
         """
-        return self._count_with(geometry, self.resolved_ranks)
+        return self.count_with(geometry, self.resolved_ranks)
+
+    @property
+    def cut_names(self) -> tuple[str, ...]:
+        return self.rank_names
+
+    @property
+    def budget_ranks(self) -> tuple[int, ...]:
+        return self.resolved_ranks
+
+    def cut_limits(self, geometry: Geometry) -> tuple[int, ...]:
+        return self.shape(geometry)
 
     @property
     def resolved_ranks(self) -> tuple[int, ...]:
@@ -180,7 +200,7 @@ class TensLoRA(StackedMethod):
             raise UserError(f"{self.label}: ranks are free; give them, or a budget")
         return self.ranks
 
-    def _count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
+    def count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
         tensors = math.prod(self.tensor_axes(geometry).values())
         return tensors * FACTORIZATIONS[self.factorization].count(self.shape(geometry), ranks)
 
@@ -204,7 +224,7 @@ class TensLoRA(StackedMethod):
         """
 
         def count(ranks: tuple[int, ...]) -> int:
-            return self._count_with(geometry, ranks)
+            return self.count_with(geometry, ranks)
 
         smallest = count((1,) * len(self.rank_names))
         if smallest > budget:
@@ -232,13 +252,14 @@ class _StackedTensors(Parametrisation):
         self.geometry = geometry
         self.axes = method.tensor_axes(geometry)
         self.factorization = FACTORIZATIONS[method.factorization]
-        shape, ranks = method.shape(geometry), method.resolved_ranks
+        shape, ranks = method.shape(geometry), method.start_ranks(geometry)
         drawn = generator.get_state()
         self.tensors = nn.ModuleList()
         for _ in range(math.prod(self.axes.values())):
             if method.starts == "identical":
                 generator.set_state(drawn)
             self.tensors.append(self.factorization.build(shape, ranks, method.init, generator))
+        self.cutting = method.cutting(geometry, TuckerTensors(list(self.tensors)))
         sites, layer_slices = geometry.sites(method.projections), method.slices(geometry)
         #: Where in the stack of a layer a site's slices are, and of which tensor each of them is.
         self._positions = {site: layer_slices.positions(site.projection) for site in sites}

@@ -7,6 +7,7 @@ float32 and outside autocast, and no dense update is built.
 
 from methods.lowrank.adapter import LowRankAdapter
 from methods.lowrank.contracted import Contracted, Diagonal, Matrix, Parametrisation
+from methods.lowrank.cut_method import CutMethod
 from methods.lowrank.linear import AdaptedLinear, DropoutAt
 from methods.lowrank.masks import Masks
 from methods.lowrank.method import LowRankMethod
@@ -15,6 +16,7 @@ from methods.lowrank.stacked import SharedHeads, StackedMethod
 __all__ = [
     "AdaptedLinear",
     "Contracted",
+    "CutMethod",
     "Diagonal",
     "DropoutAt",
     "LowRankAdapter",

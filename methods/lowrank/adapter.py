@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -46,10 +46,8 @@ class LowRankAdapter(Adapter):
         self._holding = False
         self._inputs: list[SharedInput] = []
         self._linears: dict[Site, AdaptedLinear] = {}
-        with torch.no_grad():
-            widths = [down.shape[0] for down in self.contract().downs]
         for sites in _by_input(parametrisation.down_of):
-            self._adapt(sites, widths, dropout_at)
+            self._adapt(sites, dropout_at)
         if self.named_parameters():
             self.register(self.parametrisation)
         self._hooks = []
@@ -93,6 +91,32 @@ class LowRankAdapter(Adapter):
     def core(self) -> list[nn.Parameter]:
         tensors = (module for module in self.parametrisation.modules() if isinstance(module, TuckerTensor))
         return [tensor.core for tensor in tensors]
+
+    def begin_training(self, steps: int) -> None:
+        if (cutting := self.parametrisation.cutting) is not None:
+            cutting.begin_training(steps)
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Cuts ranks where it is time to, and takes AdamW's moments along: `methods.lowrank.cutting`."""
+        cutting = self.parametrisation.cutting
+        if cutting is not None:
+            cutting.after_step(step, optimizer)
+
+    @property
+    def settled(self) -> bool:
+        cutting = self.parametrisation.cutting
+        return cutting is None or cutting.settled
+
+    def final_ranks(self) -> dict[str, list[int]]:
+        cutting = self.parametrisation.cutting
+        return {} if cutting is None else {name: [rank] for name, rank in cutting.named_ranks.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes states of other ranks, too, where a training cuts them."""
+        cutting, own = self.parametrisation.cutting, self.named_parameters()
+        if cutting is not None and own.keys() <= state.keys():
+            cutting.take_shapes({own[name]: tuple(state[name].shape) for name in own})
+        super().load(state)
 
     def frozen(self) -> dict[str, Tensor]:
         return self.parametrisation.frozen()
@@ -147,14 +171,13 @@ class LowRankAdapter(Adapter):
         self._distribute(contracted.each(_value))
         after_backward(self._drop)
 
-    def _adapt(self, sites: list[Site], widths: list[int], dropout_at: DropoutAt) -> None:
-        """Puts adapted layers on sites that read one activation; `widths` are the rows of every down."""
+    def _adapt(self, sites: list[Site], dropout_at: DropoutAt) -> None:
+        """Puts adapted layers on sites that read one activation."""
         method = self.parametrisation
         indices = tuple(dict.fromkeys(method.down_of[site] for site in sites))
         shared = SharedInput(
             self.recontract,
             indices,
-            widths=[widths[i] for i in indices],
             readers=len(sites),
             input_slices=method.input_slices.get(sites[0], 0),
             dropout=self._place(dropout_at == "input"),
@@ -185,6 +208,7 @@ class LowRankAdapter(Adapter):
                 parts = [contracted.downs[i] for i in shared.indices]
                 joined[shared.indices] = parts[0] if len(parts) == 1 else torch.cat(parts)
             shared.down = joined[shared.indices]
+            shared.widths = [len(contracted.downs[i]) for i in shared.indices]
         for site, linear in self._linears.items():
             middle, bias = contracted.middles.get(site), contracted.biases.get(site)
             linear.receive(contracted.ups[site], middle, bias)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from methods.backbone import Site
 from methods.frozen import PartlyFrozen
+from methods.lowrank.cutting import Cutting
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Parametrisation(PartlyFrozen):
     #: Sites whose `up` applies to each of n equal slices of the narrow activation, the results side by side.
     #: Of the last one the output takes what is left.
     output_slices: Mapping[Site, int] = MappingProxyType({})
+    #: What cuts ranks during a training; None: nothing does.
+    cutting: Cutting | None = None
 
     @abstractmethod
     def contract(self) -> Contracted:

@@ -21,10 +21,9 @@ DropoutAt = Literal["input", "before_up", "update"]
 class SharedInput:
     """The sites of a layer that read one activation, and the down factors that they share.
 
-    `indices` says which of the contracted downs they are, `widths` how many rows each of these has, and
-    `readers` how many sites there are. The downs apply to each of `input_slices` slices of the activation
-    (0: to the whole), of which training drops entries where there is a `dropout`. A layer that finds no
-    factors calls `recontract`.
+    `indices` says which of the contracted downs they are, and `readers` how many sites there are. The downs
+    apply to each of `input_slices` slices of the activation (0: to the whole), of which training drops
+    entries where there is a `dropout`. A layer that finds no factors calls `recontract`.
     """
 
     def __init__(
@@ -32,19 +31,19 @@ class SharedInput:
         recontract: Callable[[], None],
         indices: tuple[int, ...],
         *,
-        widths: list[int],
         readers: int,
         input_slices: int,
         dropout: Place | None,
     ) -> None:
         self.recontract = recontract
         self.indices = indices
-        self.widths = widths
         self.readers = readers
         self.input_slices = input_slices
         self.dropout = dropout
         #: The downs, one below the other; None outside a forward of the backbone.
         self.down: Tensor | None = None
+        #: How many rows of it each of the contracted downs has.
+        self.widths: list[int] = []
         self._input: Tensor | None = None
         self._narrow: tuple[Tensor, ...] = ()
         self._left = 0

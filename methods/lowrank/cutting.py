@@ -1,0 +1,327 @@
+"""Tensors whose ranks a training cuts: their multilinear singular values, and what truncation leaves.
+
+Tensors are brought into a form in which a part's singular values are those of the whole tensor. That takes
+factorisations of small parts only, never the tensor itself, in float64 whatever the parameters are.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from tltorch import TuckerTensor
+from torch import Tensor, nn
+
+from methods.cuts import Cuts, Ranks, kept_ranks
+
+#: The state of AdamW for a parameter. Only this is carried through a cut.
+FIRST, SECOND = "exp_avg", "exp_avg_sq"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a cut makes of a parameter: its new value, and how a gradient of the old one becomes its gradient.
+
+    `axes` has a matrix (new size, old size) for every axis along which a gradient is multiplied.
+    """
+
+    parameter: nn.Parameter
+    value: Tensor
+    axes: Mapping[int, Tensor]
+
+    def apply(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sets the value, drops the gradient, and takes AdamW's moments along.
+
+        The mean of gradients turns as a gradient does. The mean of squares turns by the squared matrices,
+        which is exact where entries of the gradient are uncorrelated; that Adam's diagonal takes them for
+        such is its own assumption. So the rate of every entry goes on as it was, where fresh moments would
+        begin with steps of the full rate in every entry, in the middle of a schedule. State of any other kind
+        is dropped.
+        """
+        self.parameter.data = self.value.to(self.parameter).contiguous()
+        self.parameter.grad = None
+        state = optimizer.state.get(self.parameter)
+        if not state:
+            return
+        if set(state) != {"step", FIRST, SECOND}:
+            del optimizer.state[self.parameter]
+            return
+        for name, power in ((FIRST, 1), (SECOND, 2)):
+            moment = state[name].double()
+            for axis, matrix in self.axes.items():
+                moment = _times(matrix**power, moment, axis)
+            state[name] = moment.to(state[name]).contiguous()
+
+
+class Spectrum(ABC):
+    """The singular values of every rank, (r,) each and descending, and what is left of so many of them."""
+
+    values: list[Tensor]
+
+    @abstractmethod
+    def cut(self, ranks: Ranks) -> list[Change]:
+        """The parameters of the tensor of which each rank keeps its largest singular values."""
+
+
+class Cuttable(ABC):
+    """The parameters of tensors of one shape that share their ranks."""
+
+    @property
+    @abstractmethod
+    def ranks(self) -> Ranks:
+        """The ranks as they are now."""
+
+    @abstractmethod
+    def shapes(self, ranks: Ranks) -> dict[nn.Parameter, tuple[int, ...]]:
+        """The shape of every parameter with these ranks."""
+
+    @abstractmethod
+    def ranks_of(self, shapes: Sequence[tuple[int, ...]]) -> Ranks | None:
+        """The ranks of parameters of these shapes, in the order of `shapes`; None where they have none."""
+
+    @abstractmethod
+    def room(self, ranks: Ranks) -> Ranks:
+        """For each rank, how large it can be beside the others so that singular values are not zero."""
+
+    @abstractmethod
+    def spectrum(self) -> Spectrum:
+        """The singular values now."""
+
+    def resized(self) -> None:  # noqa: B027 - most keep no note of their shapes
+        """To be called when the parameters have other shapes."""
+
+
+class TuckerTensors(Cuttable):
+    """Tucker tensors; the singular values of a mode are those of its unfolding, over all tensors."""
+
+    def __init__(self, tensors: Sequence[TuckerTensor]) -> None:
+        self.tensors = tensors
+
+    @property
+    def ranks(self) -> Ranks:
+        return tuple(self.tensors[0].core.shape)
+
+    def shapes(self, ranks: Ranks) -> dict[nn.Parameter, tuple[int, ...]]:
+        found: dict[nn.Parameter, tuple[int, ...]] = {}
+        for tensor in self.tensors:
+            found[tensor.core] = ranks
+            found |= {factor: (len(factor), rank) for factor, rank in zip(tensor.factors, ranks, strict=True)}
+        return found
+
+    def ranks_of(self, shapes: Sequence[tuple[int, ...]]) -> Ranks | None:
+        return shapes[0] if len(shapes[0]) == len(self.ranks) else None
+
+    def room(self, ranks: Ranks) -> Ranks:
+        sizes = self.tensors[0].shape
+        return tuple(min(size, math.prod(ranks) // rank) for size, rank in zip(sizes, ranks, strict=True))
+
+    def spectrum(self) -> Spectrum:
+        return _TuckerSpectrum([_Orthogonal(tensor) for tensor in self.tensors])
+
+    def resized(self) -> None:
+        for tensor in self.tensors:
+            tensor.rank = tuple(tensor.core.shape)
+
+
+class _Orthogonal:
+    """A Tucker tensor with orthonormal factors, and the singular vectors and values of its core's unfoldings.
+
+    That is the HOSVD (De Lathauwer et al. 2000) of the whole tensor.
+    """
+
+    def __init__(self, tensor: TuckerTensor) -> None:
+        self.tensor = tensor
+        self.core = tensor.core.detach().double()
+        #: Of every factor an orthonormal basis (n, q), the factor in it (q, r), and its columns' mean size.
+        self.bases, self.inside, self.sizes = [], [], []
+        for mode, parameter in enumerate(tensor.factors):
+            factor = parameter.detach().double()
+            basis, inside = torch.linalg.qr(factor)
+            self.core = _times(inside, self.core, mode)
+            self.bases.append(basis)
+            self.inside.append(inside)
+            self.sizes.append(_size(factor, factor.shape[1]))
+        svds = [
+            torch.linalg.svd(self.core.movedim(mode, 0).flatten(1), full_matrices=False)
+            for mode in range(self.core.dim())
+        ]
+        self.vectors, self.values = [svd.U for svd in svds], [svd.S for svd in svds]
+
+    def cut(self, ranks: Ranks) -> list[Change]:
+        core, core_axes, changes = self.core, {}, []
+        for mode, rank in enumerate(ranks):
+            kept, size = self.vectors[mode][:, :rank], self.sizes[mode]
+            core = _times(kept.T / size, core, mode)
+            core_axes[mode] = size * (torch.linalg.pinv(self.inside[mode]) @ kept).T
+            changes.append(
+                Change(
+                    self.tensor.factors[mode],
+                    size * self.bases[mode] @ kept,
+                    {1: kept.T @ self.inside[mode] / size},
+                )
+            )
+        return [Change(self.tensor.core, core, core_axes), *changes]
+
+
+class _TuckerSpectrum(Spectrum):
+    def __init__(self, tensors: Sequence[_Orthogonal]) -> None:
+        self.tensors = tensors
+        ranks = tensors[0].tensor.core.shape
+        self.values = [
+            _padded(torch.stack([one.values[mode] for one in tensors]).square().sum(0).sqrt(), rank)
+            for mode, rank in enumerate(ranks)
+        ]
+
+    def cut(self, ranks: Ranks) -> list[Change]:
+        return [change for tensor in self.tensors for change in tensor.cut(ranks)]
+
+
+class TrainCores(Cuttable):
+    """A tensor train of cores (r₋, n, r₊); the singular values of a bond are those of its unfolding."""
+
+    def __init__(self, cores: Sequence[nn.Parameter]) -> None:
+        self.cores = cores
+
+    @property
+    def ranks(self) -> Ranks:
+        return tuple(core.shape[2] for core in self.cores[:-1])
+
+    def shapes(self, ranks: Ranks) -> dict[nn.Parameter, tuple[int, ...]]:
+        ends = zip((1, *ranks), self.cores, (*ranks, 1), strict=True)
+        return {core: (left, core.shape[1], right) for left, core, right in ends}
+
+    def ranks_of(self, shapes: Sequence[tuple[int, ...]]) -> Ranks | None:
+        return tuple(shape[2] for shape in shapes[:-1]) if all(len(s) == 3 for s in shapes) else None
+
+    def room(self, ranks: Ranks) -> Ranks:
+        sizes = [core.shape[1] for core in self.cores]
+        left, right = (1, *ranks), (*ranks, 1)
+        return tuple(
+            min(left[bond] * sizes[bond], sizes[bond + 1] * right[bond + 1]) for bond in range(len(ranks))
+        )
+
+    def spectrum(self) -> Spectrum:
+        return _TrainSpectrum(self.cores)
+
+
+class _TrainSpectrum(Spectrum):
+    """The train orthogonal from the left, from which a sweep back truncates bond by bond (Oseledets 2011,
+    algorithm 2, which is the sweep of DMRG without its optimisation).
+    """
+
+    def __init__(self, cores: Sequence[nn.Parameter]) -> None:
+        self.cores = cores
+        values = [core.detach().double() for core in cores]
+        #: The orthonormal cores from the left, and the rest (q, r) that each leaves at its bond.
+        self.orthogonal, self.rests = [], [values[0].new_ones(1, 1)]
+        for value in values:
+            whole = _times(self.rests[-1], value, 0)
+            basis, rest = torch.linalg.qr(whole.flatten(0, 1))
+            self.orthogonal.append(basis.unflatten(0, whole.shape[:2]))
+            self.rests.append(rest)
+        self.sizes = [_size(value, value.shape[0]) for value in values]
+        found, right = [], values[0].new_ones(1, 1)
+        for bond in range(len(values) - 1, 0, -1):
+            right = torch.linalg.qr(_times(right.T, values[bond], 2).flatten(1).T).R.T
+            singular = torch.linalg.svdvals(self.rests[bond] @ right)
+            found.append(_padded(singular, values[bond].shape[0]))
+        self.values = found[::-1]
+
+    def cut(self, ranks: Ranks) -> list[Change]:
+        """The first core carries the size of the tensor, the others keep their own."""
+        changes: list[Change] = []
+        carried = after = self.rests[0].new_ones(1, 1)
+        for index in range(len(self.cores) - 1, 0, -1):
+            whole = _times(carried.T, self.orthogonal[index], 2) if changes else self._last()
+            u, s, vh = torch.linalg.svd(whole.flatten(1), full_matrices=False)
+            rank, size, rest = ranks[index - 1], self.sizes[index], self.rests[index]
+            u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+            carried = u * s / size
+            before = torch.linalg.pinv(rest) @ carried
+            changes.append(
+                Change(
+                    self.cores[index],
+                    size * vh.unflatten(1, whole.shape[1:]),
+                    {0: before.T, 2: after},
+                )
+            )
+            after = torch.linalg.pinv(s.diag()) @ u.T @ rest * size
+        first = _times(carried.T, self.orthogonal[0], 2)
+        return [Change(self.cores[0], first, {2: after}), *changes[::-1]]
+
+    def _last(self) -> Tensor:
+        """The last core with all that its bond leaves."""
+        return _times(self.rests[-1].T, self.orthogonal[-1], 2)
+
+
+@dataclass
+class Cutting:
+    """The cuts of one adapter: when they fall, and to what."""
+
+    cuts: Cuts
+    tensor: Cuttable
+    #: What each rank belongs to.
+    names: Sequence[str]
+    #: The adapter's parameters with these ranks.
+    count: Callable[[Ranks], int]
+    #: The parameters at the end, at most.
+    final: int
+    #: What each coming cut may leave, by its step.
+    _due: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> bool:
+        return self.count(self.tensor.ranks) <= self.final
+
+    @property
+    def named_ranks(self) -> dict[str, int]:
+        return dict(zip(self.names, self.tensor.ranks, strict=True))
+
+    def begin_training(self, steps: int) -> None:
+        """Raises UserError where the steps are too few."""
+        budgets = self.cuts.budgets(self.count(self.tensor.ranks), self.final)
+        self._due = dict(zip(self.cuts.steps(steps), budgets, strict=True))
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Cuts where the step is one for it. A training that diverged has nothing to cut by, and goes on."""
+        budget = self._due.pop(step, None)
+        parameters = self.tensor.shapes(self.tensor.ranks)
+        if budget is None or not all(bool(one.isfinite().all()) for one in parameters):
+            return
+        spectrum = self.tensor.spectrum()
+        values = [one.tolist() for one in spectrum.values]
+        ranks = kept_ranks(values, self.count, self.tensor.room, budget)
+        for change in spectrum.cut(ranks):
+            change.apply(optimizer)
+        self.tensor.resized()
+
+    @torch.no_grad()
+    def take_shapes(self, shapes: Mapping[nn.Parameter, tuple[int, ...]]) -> None:
+        """Gives the parameters the shapes of a stored state, where these are shapes of some ranks."""
+        own = self.tensor.shapes(self.tensor.ranks)
+        ranks = self.tensor.ranks_of([shapes[parameter] for parameter in own])
+        if ranks is None or self.tensor.shapes(ranks) != dict(shapes):
+            return
+        for parameter in own:
+            parameter.data = parameter.new_zeros(shapes[parameter])
+            parameter.grad = None
+        self.tensor.resized()
+
+
+def _times(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    """Multiplies an axis of the tensor by a matrix (new size, old size)."""
+    return torch.tensordot(matrix, tensor, dims=([1], [axis])).movedim(0, axis)
+
+
+def _size(tensor: Tensor, vectors: int) -> float:
+    """The root mean square length of so many vectors that make up the tensor; 1 where all are zero."""
+    return float(tensor.norm()) / math.sqrt(vectors) or 1.0
+
+
+def _padded(values: Tensor, length: int) -> Tensor:
+    """Singular values with zeros behind."""
+    return torch.nn.functional.pad(values, (0, length - len(values)))

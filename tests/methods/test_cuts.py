@@ -1,0 +1,242 @@
+"""Ranks that a training cuts: what goes, what the update loses by it, and what AdamW keeps."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods import Geometry, Method, UserError, create
+from methods.cuts import Cuts, kept_ranks
+from methods.lowrank import LowRankAdapter
+
+from .toy import ToyBackbone
+
+GEOMETRY = Geometry(12, 3, 4, 48)
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+TUCKER = {"method": "tenslora", "variant": "att_qkv_depth", "ranks": (4, 3, 3, 3, 4)}
+SEVERAL = {"method": "tenslora", "variant": "qkv", "ranks": (5, 4, 2), "targets": "qkvo"}
+TRAIN = {"method": "metatt", "rank": 3}
+HEADS = {"method": "metatt", "rank": 4, "modes": "5d", "targets": "qkvo"}
+ALL = pytest.mark.parametrize(
+    "options", [TUCKER, SEVERAL, TRAIN, HEADS], ids=["tucker", "tuckers", "train", "train-of-heads"]
+)
+
+
+def made(options: dict[str, Any], **cuts: Any) -> Method:
+    rest = {key: value for key, value in options.items() if key != "method"}
+    return create(options["method"], **rest, cuts={"times": 1, "first": 0.5, "last": 0.5, **cuts})
+
+
+def attached(method: Method) -> tuple[ToyBackbone, LowRankAdapter]:
+    backbone = ToyBackbone(GEOMETRY)
+    adapter = method.attach(backbone, torch.Generator().manual_seed(0))
+    assert isinstance(adapter, LowRankAdapter)
+    return backbone, adapter
+
+
+def scattered(method: Method) -> tuple[ToyBackbone, LowRankAdapter]:
+    """Every parameter far from the start."""
+    backbone, adapter = attached(method)
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapter.named_parameters().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64))
+    return backbone, adapter
+
+
+def dense(adapter: LowRankAdapter) -> list[Tensor]:
+    """Every tensor whole, from the bare parameters, by nothing of ours."""
+    parameters = [one.detach() for one in adapter.named_parameters().values()]
+    if is_train(adapter):
+        bonds = itertools.pairwise("abcdefg"[: len(parameters) + 1])
+        terms = [f"{left}{mode}{right}" for (left, right), mode in zip(bonds, "uvwxyz", strict=False)]
+        modes = "uvwxyz"[: len(parameters)]
+        return [torch.einsum(f"{','.join(terms)}->{modes}", *parameters)]
+    found = []
+    while parameters:
+        core, parameters = parameters[0], parameters[1:]
+        factors, parameters = parameters[: core.dim()], parameters[core.dim() :]
+        terms = [f"{mode}{bond}" for mode, bond in zip("abcde", "uvwxy"[: core.dim()], strict=False)]
+        found.append(torch.einsum(f"{'uvwxy'[: core.dim()]},{','.join(terms)}", core, *factors))
+    return found
+
+
+def is_train(adapter: LowRankAdapter) -> bool:
+    return "cores.0" in adapter.named_parameters()
+
+
+def truncated(tensor: Tensor, ranks: list[int], *, train: bool) -> Tensor:
+    """Projected on the leading singular vectors of its unfoldings: for each mode of the tensor itself, and for
+    each bond, from the last to the first, of what is left by then.
+    """
+    wanted = tensor
+    for index, rank in reversed(list(enumerate(ranks))):
+
+        def unfold(one: Tensor, index: int = index) -> Tensor:
+            return one.flatten(0, index).flatten(1) if train else one.movedim(index, 0).flatten(1)
+
+        leading = torch.linalg.svd(unfold(wanted if train else tensor), full_matrices=False).U[:, :rank]
+        projected = leading @ (leading.T @ unfold(wanted))
+        moved = tensor if train else tensor.movedim(index, 0)
+        wanted = projected.reshape(moved.shape)
+        wanted = wanted if train else wanted.movedim(0, index)
+    return wanted
+
+
+def descended(backbone: ToyBackbone, adapter: LowRankAdapter) -> None:
+    """Leaves the gradients of some loss."""
+    draws = torch.Generator().manual_seed(2)
+    x = torch.randn(5, 3, 12, generator=draws, dtype=torch.float64)
+    backbone.module.zero_grad()
+    F.cross_entropy(backbone.module(x), torch.tensor([0, 1, 2, 0, 1])).backward()
+
+
+@ALL
+def test_a_cut_leaves_the_dense_tensor_truncated(options: dict[str, Any]) -> None:
+    method = made(options)
+    backbone, adapter = scattered(method)
+    before, started = dense(adapter), adapter.parameter_count
+    assert started == method.peak_count(GEOMETRY) > method.count(GEOMETRY)
+    optimizer = torch.optim.AdamW(adapter.parameter_groups())
+    adapter.begin_training(10)
+    adapter.after_step(4, optimizer)
+    assert (adapter.parameter_count, adapter.settled) == (started, False)
+    adapter.after_step(5, optimizer)
+    left = adapter.final_ranks()
+    assert adapter.settled
+    assert adapter.parameter_count == method.count_left(GEOMETRY, left) <= method.count(GEOMETRY)
+    ranks = [rank for (rank,) in left.values()]
+    for tensor, cut in zip(before, dense(adapter), strict=True):
+        torch.testing.assert_close(cut, truncated(tensor, ranks, train=is_train(adapter)), **EXACT)
+        assert (cut - tensor).norm() > 1e-3 * tensor.norm()
+    # The forward has the new shapes, and is that of the update.
+    x = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    wanted = backbone.module(x)
+    adapter.merge()
+    torch.testing.assert_close(backbone.module(x), wanted, **EXACT)
+
+
+@ALL
+def test_moments_turn_as_gradients_do(options: dict[str, Any]) -> None:
+    """Where a cut drops nothing but ranks that are zero, the mean gradient is that of the new parameters."""
+    backbone, adapter = scattered(made(options))
+    cutting = adapter.parametrisation.cutting
+    assert cutting is not None
+    keep = cutting.tensor.spectrum()
+    ranks = kept_ranks([one.tolist() for one in keep.values], cutting.count, cutting.tensor.room, 10**9)
+    descended(backbone, adapter)
+    optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=0.0, betas=(0.5, 0.5), weight_decay=0.0)
+    optimizer.step()
+    means = {name: 2 * optimizer.state[one]["exp_avg"] for name, one in adapter.named_parameters().items()}
+    torch.testing.assert_close(
+        means, {name: one.grad for name, one in adapter.named_parameters().items()}, **EXACT
+    )
+    for change in keep.cut(ranks):
+        change.apply(optimizer)
+    descended(backbone, adapter)
+    for parameter in adapter.named_parameters().values():
+        torch.testing.assert_close(
+            2 * optimizer.state[parameter]["exp_avg"], parameter.grad, rtol=1e-8, atol=1e-8
+        )
+        assert optimizer.state[parameter]["exp_avg_sq"].shape == parameter.shape
+        assert bool((optimizer.state[parameter]["exp_avg_sq"] >= 0).all())
+
+
+def test_other_state_of_an_optimizer_is_dropped() -> None:
+    backbone, adapter = attached(made(TUCKER))
+    optimizer = torch.optim.SGD(adapter.parameter_groups(), lr=0.01, momentum=0.9)
+    adapter.begin_training(10)
+    for step in range(1, 8):
+        descended(backbone, adapter)
+        optimizer.step()
+        adapter.after_step(step, optimizer)
+    assert adapter.settled
+    assert all(
+        optimizer.state[one]["momentum_buffer"].shape == one.shape
+        for one in adapter.named_parameters().values()
+    )
+
+
+@ALL
+def test_a_fresh_adapter_takes_what_was_cut(options: dict[str, Any]) -> None:
+    method = made(options, times=2, first=0.2)
+    backbone, adapter = attached(method)
+    optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=0.02)
+    adapter.begin_training(10)
+    counts = []
+    for step in range(1, 11):
+        descended(backbone, adapter)
+        optimizer.step()
+        adapter.after_step(step, optimizer)
+        counts.append(adapter.parameter_count)
+    assert method.peak_count(GEOMETRY) == counts[0] > counts[1] >= counts[4] == counts[9]
+    state = adapter.state()
+    _, other = attached(method)
+    other.load(state)
+    assert other.final_ranks() == adapter.final_ranks()
+    for name, value in other.state().items():
+        assert torch.equal(value, state[name])
+    for site in adapter.bases:
+        assert torch.equal(other.delta(site), adapter.delta(site))
+    first = next(iter(state))
+    with pytest.raises(UserError, match="does not fit"):
+        other.load({**state, first: torch.zeros(1, 1)})
+    assert other.final_ranks() == adapter.final_ranks()
+
+
+def test_what_costs_least_for_each_parameter_goes_and_nothing_that_fits_is_left_out() -> None:
+    def count(ranks: tuple[int, ...]) -> int:
+        return 10 * ranks[0] + ranks[1]
+
+    def room(ranks: tuple[int, ...]) -> tuple[int, ...]:
+        return (9, 9)
+
+    spectra = [[9.0, 2.0, 1.8], [8.0, 0.7, 0.6, 0.5]]
+    # 1.8² / 10 is more than .5² and less than .6²; what dropping it leaves free takes .5 back.
+    assert kept_ranks(spectra, count, room, 33) == (3, 3)
+    assert kept_ranks(spectra, count, room, 32) == (2, 4)
+    assert kept_ranks(spectra, count, room, 3) == (1, 1)
+    # What the others leave no room for goes before all else.
+    assert kept_ranks(spectra, count, lambda ranks: (9, ranks[0]), 99) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"variant": "qkv", "factorization": "cp", "cuts": {}}, r"cuts: .* should be tucker \(got cp\)"),
+        ({"variant": "qkv", "factorization": "tt", "cuts": {}}, r"cuts: .* should be tucker \(got tt\)"),
+        ({"variant": "qkv", "cuts": {"start": 1}}, r"cuts\.start: .* greater than 1 \(got 1\)"),
+        ({"variant": "qkv", "cuts": {"first": 0.7}}, "first: should be below last, which is 0.6"),
+        ({"variant": "qkv", "cuts": {"begin": 2}}, r"unknown field 'cuts\.begin'.*accepted are first"),
+        ({"variant": "qkv", "cuts": 3}, "cuts: should be a mapping"),
+    ],
+)
+def test_cuts_that_cannot_be_are_told(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        create("tenslora", **options)
+
+
+def test_cuts_have_to_fit_the_steps_and_the_ranks() -> None:
+    cuts = Cuts(times=3, first=0.2, last=0.8)
+    assert cuts.steps(10) == (2, 5, 8)
+    assert cuts.budgets(80, 16) == (16 + 18, 16 + 2, 16)
+    for method in (made(TUCKER, times=30, first=0.1), made(TRAIN, times=30, first=0.1)):
+        with pytest.raises(UserError, match=r"optimizer steps \(got 12\)"):
+            method.check_steps(12)
+    _, adapter = attached(made(TUCKER, last=0.99))
+    with pytest.raises(UserError, match=r"at least 51 optimizer steps \(got 10\)"):
+        adapter.begin_training(10)
+    full = made({**TUCKER, "ranks": (12, 4, 3, 3, 4)})
+    with pytest.raises(UserError, match=r"no rank of 12, 4, 3, 3, 4 can be larger"):
+        full.check(GEOMETRY, GEOMETRY.projections)
+
+
+def test_without_cuts_an_identity_is_what_it_was() -> None:
+    assert "cuts" not in create("tenslora", variant="qkv").identity()
+    assert "cuts" not in create("metatt").identity()
