@@ -57,6 +57,13 @@ RANDOM_VIT_BASE = RandomBackbone("random-vit-base", "vit", Geometry(768, 12, 12,
 RANDOM_ROBERTA_BASE = RandomBackbone(
     "random-roberta-base", "roberta", Geometry(768, 12, 12, 3072), vocabulary=50265
 )
+RANDOM_MINILM_L6 = RandomBackbone("random-minilm-l6", "bert", Geometry(384, 12, 6, 1536), vocabulary=30522)
+RANDOM_LLAMA_1B = RandomBackbone(
+    "random-llama-1b",
+    "llama",
+    Geometry(2048, 32, 16, 8192, kv_heads=8, gated=True, encoder=1_235_814_400),
+    vocabulary=128256,
+)
 
 BACKBONES = Registry(
     "backbone",

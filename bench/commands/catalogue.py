@@ -109,8 +109,8 @@ def _methods_fail(names: list[str], quick: bool) -> bool:
 TimedBackbone = Annotated[
     str,
     typer.Option(
-        help="A shape (vit-base, vit-small, roberta-base) or a registered backbone.",
-        autocompletion=completion.one_of("vit-base", "vit-small", "roberta-base"),
+        help="A shape (vit-base, vit-small, roberta-base, llama-1b) or a registered backbone.",
+        autocompletion=completion.one_of("vit-base", "vit-small", "roberta-base", "llama-1b"),
     ),
 ]
 TimedMethods = Annotated[
@@ -182,7 +182,7 @@ def perf(
     if as_json:
         echo_json(timing.as_json(rows))
     else:
-        spare = ("forward", "backward", "of floor", "MiB", "same sites", "params")
+        spare = ("forward", "backward", "of floor", "MiB", "same sites", "own floor", "params")
         out.print(fitted(out, step_table(rows, title), *spare))
         told = "At inference: a forward over the bare backbone's"
         out.print(fitted(out, inference_table(rows, told), "rank mode", "bare ms"))

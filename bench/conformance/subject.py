@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import unittest
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -108,10 +108,11 @@ _pristine = cache(load_tiny)
 
 @dataclass(frozen=True)
 class Subject:
-    """A sized method and the backbones to check it on."""
+    """A sized method and the backbones to check it on. They are on `device`, and batches too."""
 
     method: Method
     kind: BackboneKind
+    device: str = field(default="cpu", kw_only=True)
 
     def backbone(self, dtype: torch.dtype = torch.float32, geometry: Geometry = GEOMETRY) -> LoadedBackbone:
         """A copy of its own: nothing that a check does to it is seen by another."""
@@ -120,7 +121,7 @@ class Subject:
         with torch.no_grad():
             for parameter in backbone.head.parameters():
                 parameter.mul_(20)
-        backbone.module.to(dtype)
+        backbone.module.to(self.device, dtype)
         return backbone
 
     def _original(self, geometry: Geometry) -> LoadedBackbone:
@@ -164,8 +165,8 @@ class Subject:
             ids = torch.randint(4, 200, (3, 6), generator=draws)
             mask = torch.ones_like(ids)
             ids[2, 4:], mask[2, 4:] = 1, 0
-            return {"input_ids": ids, "attention_mask": mask}
-        return {"pixel_values": torch.randn(3, 3, 16, 16, generator=draws).to(dtype)}
+            return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        return {"pixel_values": torch.randn(3, 3, 16, 16, generator=draws).to(self.device, dtype)}
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def scatter(adapter: Adapter, amount: float = 0.1, seed: int = 5) -> None:
     with torch.no_grad():
         for parameter in adapter.named_parameters().values():
             noise = torch.randn(parameter.shape, generator=draws, dtype=torch.float64)
-            parameter.add_(noise.to(parameter.dtype), alpha=amount)
+            parameter.add_(noise.to(parameter), alpha=amount)
 
 
 @torch.no_grad()

@@ -1,8 +1,27 @@
-"""A trained adapter for use without this harness: as a PEFT checkpoint, or merged into a plain model."""
+"""A trained adapter for use without this harness: as a PEFT checkpoint, or merged into a plain model.
+
+Each name is imported when it is first used: a stored run needs MLflow, an adapter that is at hand does not.
+"""
 
 from __future__ import annotations
 
-from bench.export.runs import export_run
-from bench.export.write import Exported, write_export
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.export.runs import export_run
+    from bench.export.write import Exported, write_export
 
 __all__ = ["Exported", "export_run", "write_export"]
+
+_HOMES = {
+    "Exported": "bench.export.write",
+    "export_run": "bench.export.runs",
+    "write_export": "bench.export.write",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bench.export' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

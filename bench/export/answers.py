@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from pyarrow import ArrowException
 from torch import Tensor
 
-from bench.store.trained import StoredTrial
 from bench.training.trial import Resources
 from bench.wire.words import Artifact
 from methods import UserError
+
+if TYPE_CHECKING:
+    from bench.store.trained import StoredTrial
 
 #: How many of the stored predictions are compared: enough to tell, few enough for a CPU.
 MOST = 32

@@ -10,7 +10,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bench.backbones import BACKBONES, LoadedBackbone, load
 from bench.inputs import ImageInput
+from bench.probes.floor import OneBias, autocast, multiplications, training_loss
 from bench.training import numerics
 from bench.training.inference import Forward, Inference
 from bench.training.measure import PeakMemory
-from methods import METHODS, Adapter, Backbone, Method, Site, UnknownNameError, UserError, create
+from methods import METHODS, Adapter, Backbone, Method, UnknownNameError, UserError, create
 from methods.backbone import TARGETS, Targets
 from methods.tenslora import VARIANTS
 
@@ -73,7 +72,13 @@ class Timing:
     #: The ratio to the LoRA that is nearest to the budget on the layers that the method adapts. FacT and
     #: CaRA, for example, adapt all linear ones.
     ratio_to_lora_on_sites: float
+    #: The floor trains one bias.
     ratio_to_floor: float
+    #: Of all products in a step, those of the frozen layers too.
+    multiplications: int
+    #: The ratio to what the method's own products set: the floor's time, times what they are more than the
+    #: floor's. It is 1 where they run as fast as the backbone's and nothing else takes any time.
+    ratio_to_own_floor: float
     peak_mib: float | None
     #: A forward in evaluation mode, of the bare backbone, with the adapter, and with the update merged; the
     #: latter two also as ratios to the first. None where nothing can be merged.
@@ -110,6 +115,7 @@ class _Round:
     backward_ms: float
     optimizer_ms: float
     parameters: int
+    multiplications: int
     peak_mib: float | None
     inference: Inference
     adapter_bytes: int
@@ -120,41 +126,15 @@ class _Round:
         return self.forward_ms + self.backward_ms + self.optimizer_ms
 
 
-class _Floor(Adapter):
-    """One trained bias, the backbone's first, or a new one where it has none. No adapter can cost less."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone, [Site(0, name) for name in backbone.projections])
-        bases = list(self.bases.values())
-        self._base = next((base for base in bases if base.bias is not None), bases[0])
-        self._made = self._base.bias is None
-        if self._made:
-            weight = self._base.weight
-            self._base.bias = nn.Parameter(torch.zeros(len(weight), dtype=weight.dtype, device=weight.device))
-        self._bias = self._base.bias
-        self._bias.requires_grad_(True)
-
-    def named_parameters(self) -> dict[str, nn.Parameter]:
-        return {"bias": self._bias}
-
-    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
-        return {}
-
-    def detach(self) -> None:
-        super().detach()
-        if self._made:
-            self._base.register_parameter("bias", None)
-
-
 def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: LoadedBackbone) -> list[Contender]:
-    """The floor, the reference, every named method at every rank mode, and the LoRAs on their sites.
+    """The floor, the reference, the LoRAs on the methods' sites, and every named method at every rank mode.
 
     Raises UserError for an unknown name, and for a named method that this backbone or budget does not suit;
     of `all`, such a one is left out with a warning.
     """
     reference = create("lora", rank=REFERENCE_RANK)
     budget = reference.count(backbone.geometry)
-    sized = [(f"rank {REFERENCE_RANK}", reference)]
+    sized: list[tuple[str, Method]] = []
     for template in _templates(names):
         for mode in rank_modes if template.sizeable else ["–"]:
             try:
@@ -168,16 +148,18 @@ def contenders(names: Sequence[str], rank_modes: Sequence[str], backbone: Loaded
                 warnings.warn(f"left out: {error}", stacklevel=2)
                 continue
             sized.append((mode, method))
-    for targets in sorted({_targets(method) for _, method in sized}):
-        sized.append(("isoparameters", create("lora", targets=targets).fit(backbone.geometry, budget)))
+    loras = [
+        ("isoparameters", create("lora", targets=targets).fit(backbone.geometry, budget))
+        for targets in sorted({"qkv", *(_targets(method) for _, method in sized)})
+    ]
     found: dict[tuple[str, tuple[int, ...] | None], Contender] = {}
-    for mode, method in sized:
+    for mode, method in [(f"rank {REFERENCE_RANK}", reference), *loras, *sized]:
         ranks = ",".join(map(str, method.size or ()))
         contender = Contender(
             method.label, mode, ranks, method.attach, _targets(method), is_lora=method.name == "lora"
         )
         found.setdefault((method.label, method.size), contender)
-    return [Contender("floor", "–", "", lambda backbone, _: _Floor(backbone)), *found.values()]
+    return [Contender("floor", "–", "", lambda backbone, _: OneBias(backbone)), *found.values()]
 
 
 def _targets(method: Method) -> Targets:
@@ -218,7 +200,9 @@ def measure(
         turned = chosen[index % len(chosen) :] + chosen[: index % len(chosen)]
         for place, contender in enumerate(turned, index * len(chosen)):
             notify(place, rounds * len(chosen), contender.label)
-            measured[contender].append(_round(contender, backbone, inputs, labels, bf16, compiled))
+            measured[contender].append(
+                _round(contender, backbone, inputs, labels, bf16, compiled, measured[contender])
+            )
     return _timings(measured)
 
 
@@ -229,29 +213,43 @@ def _round(
     labels: Tensor,
     bf16: bool,
     compiled: bool,
+    earlier: Sequence[_Round] = (),
 ) -> _Round:
-    """Puts the contender on the backbone, warms it up, times it and takes it off."""
+    """Puts the contender on the backbone, warms it up, times it and takes it off.
+
+    Its multiplications are those of an earlier round, if there was one.
+    """
     adapter = contender.put(backbone, torch.Generator().manual_seed(0))
-    parameters = adapter.parameter_count
-    memory = PeakMemory(labels.device)
-    with numerics.compiled(backbone.module.encoder, compiled):
-        steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, WARMUP + TIMED))[WARMUP:]
+    try:
+        parameters = adapter.parameter_count
+        if earlier:
+            products = earlier[-1].multiplications
+        else:
+            # Dropout is on, and a method's own plan of its training begins, as in the steps.
+            backbone.module.train()
+            adapter.begin_training(TRAINING)
+            products = multiplications(backbone.module, adapter, inputs, labels)
+        memory = PeakMemory(labels.device)
+        with numerics.compiled(backbone.module.encoder, compiled):
+            steps = list(_steps(backbone.module, adapter, inputs, labels, bf16, WARMUP + TIMED))[WARMUP:]
+        peak = memory.mib()
+        plain = Forward(backbone.module, inputs, lambda: autocast(labels.device.type, bf16))
+        adapted, merged = plain.with_adapter(adapter)
+        stored = sum(tensor.nbytes for tensor in adapter.state().values())
+        carried = {**adapter.named_parameters(), **{f"frozen.{k}": v for k, v in adapter.frozen().items()}}
+        loaded = sum(tensor.nbytes for tensor in carried.values())
+    finally:
+        adapter.detach()
     forward, backward, optimizer = (min(part) for part in zip(*steps, strict=True))
-    peak = memory.mib()
-    plain = Forward(backbone.module, inputs, lambda: _autocast(labels.device.type, bf16))
-    adapted, merged = plain.with_adapter(adapter)
-    stored = sum(tensor.nbytes for tensor in adapter.state().values())
-    carried = {**adapter.named_parameters(), **{f"frozen.{k}": v for k, v in adapter.frozen().items()}}
-    loaded = sum(tensor.nbytes for tensor in carried.values())
-    adapter.detach()
     inference = Inference(plain.ms(), adapted, merged, plain.examples)
-    return _Round(forward, backward, optimizer, parameters, peak, inference, stored, loaded)
+    return _Round(forward, backward, optimizer, parameters, products, peak, inference, stored, loaded)
 
 
 def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
     """What the rounds come to, for the floor, the reference and whatever else there is."""
     totals = {contender: np.array([one.step_ms for one in rounds]) for contender, rounds in measured.items()}
     floor, lora = list(totals.values())[:2]
+    least = next(iter(measured.values()))[-1].multiplications
     on_sites = {contender.targets: total for contender, total in totals.items() if contender.is_lora}
     timings = []
     for contender, rounds in measured.items():
@@ -274,6 +272,8 @@ def _timings(measured: Mapping[Contender, Sequence[_Round]]) -> list[Timing]:
                 ratio_to_lora_high=high,
                 ratio_to_lora_on_sites=float(np.median(total / on_sites[contender.targets])),
                 ratio_to_floor=float(np.median(total / floor)),
+                multiplications=(products := rounds[-1].multiplications),
+                ratio_to_own_floor=float(np.median(total / floor)) * least / products,
                 peak_mib=statistics.median(peaks) if peaks else None,
                 **_at_inference([one.inference for one in rounds]),
                 adapter_bytes=rounds[-1].adapter_bytes,
@@ -351,10 +351,6 @@ def _batch(backbone: LoadedBackbone, size: int, device: str) -> tuple[dict[str, 
     return {name: value.to(device) for name, value in inputs.items()}, labels.to(device)
 
 
-def _autocast(kind: str, bf16: bool) -> AbstractContextManager[object]:
-    return torch.autocast(kind, dtype=torch.bfloat16) if bf16 else nullcontext()
-
-
 def _steps(
     module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool, number: int
 ) -> Iterator[tuple[float, float, float]]:
@@ -372,10 +368,7 @@ def _steps(
     for step in range(1, number + 1):
         optimizer.zero_grad(set_to_none=True)
         start = now()
-        with _autocast(kind, bf16):
-            loss = F.cross_entropy(module(**inputs).float(), labels)
-        if (extra := adapter.extra_loss()) is not None:
-            loss = loss + extra
+        loss = training_loss(module, adapter, inputs, labels, bf16)
         forward = now()
         loss.backward()
         backward = now()

@@ -17,7 +17,18 @@ def step_table(rows: Sequence[Timing], title: str) -> Table:
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     made.add_column("method", min_width=12)
     made.add_column("rank mode", no_wrap=True)
-    for heading in ("params", "forward", "backward", "step ms", "of LoRA", "same sites", "of floor", "MiB"):
+    headings = (
+        "params",
+        "forward",
+        "backward",
+        "step ms",
+        "of LoRA",
+        "same sites",
+        "of floor",
+        "own floor",
+        "MiB",
+    )
+    for heading in ("params", *times, *ratios, "MiB"):
         made.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         made.add_row(
@@ -30,6 +41,7 @@ def step_table(rows: Sequence[Timing], title: str) -> Table:
             f"{row.ratio_to_lora:.3f} ({row.ratio_to_lora_low:.2f}–{row.ratio_to_lora_high:.2f})",
             f"{row.ratio_to_lora_on_sites:.3f}",
             f"{row.ratio_to_floor:.3f}",
+            f"{row.ratio_to_own_floor:.3f}",
             "–" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
         )
     return made

@@ -11,7 +11,7 @@ import subprocess
 import time
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -123,8 +123,16 @@ def provenance(device: str) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "gpu": gpu,
         "cuda": (torch.version.cuda or "") if gpu else "",
-        **{f"version_{name}": version(name) for name in LIBRARIES},
+        **{f"version_{name}": _version(name) for name in LIBRARIES},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        # A worker that stores nothing itself needs no MLflow.
+        return "not installed"
 
 
 @cache

@@ -36,7 +36,7 @@ def bfloat16(subject: Subject) -> None:
     for name, parameter in adapter.named_parameters().items():
         expect(parameter.dtype == torch.float32, f"{name} is {parameter.dtype}")
     exact = outputs(backbone, batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.device(subject.device).type, dtype=torch.bfloat16):
         logits = backbone.module(**batch)
     expect(bool(torch.isfinite(logits).all()), "outputs under bf16 autocast are not finite")
     effect = float((exact - bare).abs().max()) if subject.adapts else float(exact.abs().max())

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from bench.backbones import BACKBONES, BackboneSpec, describe, load
+from bench.backbones.huggingface import parameters
 from bench.inputs import ImageInput, TextInput
 from methods.backbone import Geometry, Site
 from methods.errors import UnknownNameError, UserError
@@ -82,12 +83,16 @@ def test_the_catalogue_has_the_promised_names_and_shapes() -> None:
         "random-vit-small": small,
         "random-vit-base": base,
         "random-roberta-base": base,
+        "random-minilm-l6": Geometry(384, 12, 6, 1536),
+        "random-llama-1b": Geometry(2048, 32, 16, 8192, kv_heads=8, gated=True),
         "tiny-random-vit": Geometry(32, 4, 2, 64),
         "tiny-random-bert": Geometry(32, 4, 2, 64),
         "tiny-random-llama": Geometry(36, 9, 2, 60, kv_heads=3, gated=True),
         "smollm2-135m-q4_1": Geometry(576, 9, 30, 1536, kv_heads=3, gated=True),
     }
     assert len({describe(name).weights_hash for name in BACKBONES}) == len(list(BACKBONES))
+    large = BACKBONES.get("random-llama-1b")
+    assert large.geometry.encoder == parameters(large._config(), large._input(None))
     llama = load(BackboneSpec(name="tiny-random-llama"))
     assert llama.info.geometry.encoder == sum(p.numel() for p in llama.module.encoder.parameters())
 

@@ -13,6 +13,7 @@ import pytest
 from bench.backbones import LoadedBackbone, load
 from bench.backbones.random_weights import RandomBackbone
 from bench.probes import perf
+from bench.probes.floor import OneBias
 from methods import METHODS, Geometry, Site, UnknownNameError, UserError
 
 TINY = ("--backbone", "tiny-random-vit", "--device", "cpu", "--batch", "2")
@@ -66,19 +67,12 @@ def test_of_all_what_does_not_suit_the_backbone_is_left_out_with_a_warning(
 
 def test_the_floor_is_the_first_bias_there_is() -> None:
     backbone = wide()
-    for name in backbone.projections:
-        backbone.module.get_submodule(backbone.path(Site(0, name))).register_parameter("bias", None)
-        if name == "query":
-            floor = perf._Floor(backbone)
-            assert floor.parameter_count == 32
-            floor.detach()
-    # A decoder has none, and gets a new one for the while.
-    clean = backbone.fingerprint()
-    floor = perf._Floor(backbone)
-    assert floor.parameter_count == 32
-    assert backbone.fingerprint() != clean
+    query, key = (backbone.module.get_submodule(backbone.path(Site(0, name))) for name in ("query", "key"))
+    query.register_parameter("bias", None)
+    floor = OneBias(backbone)
+    assert floor.named_parameters()["bias"] is key.bias
     floor.detach()
-    assert backbone.fingerprint() == clean
+    assert query.bias is None
 
 
 def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -> None:
@@ -101,6 +95,11 @@ def test_rows_have_what_readers_need(call: Callable[..., Any], tmp_path: Path) -
     assert (lora["ratio_to_lora"], lora["ratio_to_lora_low"], lora["ratio_to_lora_high"]) == (1, 1, 1)
     assert by_name["floor", "–"]["ratio_to_floor"] == 1
     assert by_name["floor", "–"]["parameters"] == 32
+    least = by_name["floor", "–"]["multiplications"]
+    for row in rows:
+        own = row["ratio_to_floor"] * least / row["multiplications"]
+        assert row["ratio_to_own_floor"] == pytest.approx(own)
+        assert row["multiplications"] > least or row["method"] == "floor"
     assert by_name["LoRA (targets=qkvo)", "isoparameters"]["ratio_to_lora_on_sites"] == 1
     for row in rows:
         # Medians are taken part by part, so that they add up only nearly.

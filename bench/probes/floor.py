@@ -1,0 +1,85 @@
+"""What a training step costs at the least: the step of one trained bias, and a method's own products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from methods import Adapter, Backbone, Site
+
+
+def _product(_: Sequence[int], left: Sequence[int], right: Sequence[int], **__: Any) -> int:
+    """The operations of a product by the shapes of its factors, as torch's counter wants them."""
+    return 2 * math.prod(left) * right[-1]
+
+
+#: Products that write into their own operand, which torch's counter does not know.
+IN_PLACE = {torch.ops.aten.addmm_: _product, torch.ops.aten.baddbmm_: _product}
+
+
+class OneBias(Adapter):
+    """One trained bias, the first in the backbone. No adapter there can cost less.
+
+    Where no projection has a bias, as in a Llama, the first one gets one for as long as this is on.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone, [Site(0, name) for name in backbone.projections])
+        biases = [base.bias for base in self.bases.values() if base.bias is not None]
+        self._given: nn.Linear | None = None
+        if biases:
+            self._bias = biases[0]
+        else:
+            self._given = next(iter(self.bases.values()))
+            self._bias = nn.Parameter(self._given.weight.new_zeros(self._given.out_features))
+            self._given.bias = self._bias
+        self._bias.requires_grad_(True)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return {"bias": self._bias}
+
+    def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        return {}
+
+    def detach(self) -> None:
+        if self._given is not None:
+            self._given.register_parameter("bias", None)
+        super().detach()
+
+
+def autocast(kind: str, bf16: bool) -> AbstractContextManager[object]:
+    """What forwards run in, on a device of this kind."""
+    return torch.autocast(kind, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
+def training_loss(
+    module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor, bf16: bool
+) -> Tensor:
+    """The loss of a batch, with the method's own term where it has one."""
+    with autocast(labels.device.type, bf16):
+        loss = F.cross_entropy(module(**inputs).float(), labels)
+    return loss if (extra := adapter.extra_loss()) is None else loss + extra
+
+
+def multiplications(module: nn.Module, adapter: Adapter, inputs: dict[str, Tensor], labels: Tensor) -> int:
+    """The multiplications of all matrix products and convolutions of a training step, forward and backward.
+
+    Attention is counted as the two products that it is, whatever kernel runs it. What goes through every
+    entry once (sums, norms, dropout, the optimizer) is left out. No gradient is left on a parameter.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=dict(IN_PLACE))
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        training_loss(module, adapter, inputs, labels, bf16=False).backward()
+    for group in adapter.parameter_groups():
+        for parameter in group["params"]:
+            parameter.grad = None
+    # The counter takes a multiplication and the addition after it for two operations.
+    return counter.get_total_flops() // 2

@@ -1,0 +1,75 @@
+"""What a step costs at the least: its products by closed forms, and a bias where a backbone has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.backbones import LoadedBackbone, load
+from bench.probes.floor import OneBias, multiplications
+from methods import Site, create
+
+
+class Update(nn.Module):
+    """x·W and, into its own output, x·A·B: as adapted layers do it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.randn(8, 5)
+        self.down, self.up = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.randn(3, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.weight).addmm_(x @ self.down, self.up)
+
+    def extra_loss(self) -> Tensor:
+        """3·3·8 multiplications, and as many backward for each of the two factors."""
+        return (self.down.T @ self.down).sum()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.parameters())}]
+
+
+def test_products_in_place_and_of_the_methods_own_loss_count() -> None:
+    made: Any = Update()
+    inputs = {"x": torch.randn(7, 8)}
+    forward = 7 * 8 * 5 + 7 * 8 * 3 + 7 * 3 * 5
+    # Of up, of the activation before it, and of down: neither weight nor input has a gradient.
+    backward = 2 * 7 * 3 * 5 + 7 * 8 * 3
+    assert multiplications(made, made, inputs, torch.zeros(7, dtype=torch.long)) == (
+        forward + backward + 3 * (3 * 3 * 8)
+    )
+    assert all(parameter.grad is None for parameter in made.parameters())
+
+
+def counted(backbone: LoadedBackbone, rank: int) -> int:
+    adapter = create("lora", rank=rank).attach(backbone, torch.Generator().manual_seed(0))
+    inputs = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    try:
+        return multiplications(backbone.module, adapter, inputs, torch.zeros(2, dtype=torch.long))
+    finally:
+        adapter.detach()
+
+
+def test_what_a_rank_adds_to_lora_is_its_six_products_a_site() -> None:
+    backbone = load("tiny-random-vit")
+    tokens, hidden, sites, layers = 2 * 17, 32, 3, 2
+    # Two forward, two backward for the factors and two through them: none through the first layer's downs.
+    products = 6 * sites * layers - sites
+    assert counted(backbone, 5) - counted(backbone, 3) == 2 * tokens * hidden * products
+
+
+def test_a_backbone_without_biases_gets_one_for_as_long() -> None:
+    backbone = load("tiny-random-llama")
+    before = backbone.fingerprint()
+    query = backbone.module.get_submodule(backbone.path(Site(0, "query")))
+    assert query.bias is None
+    floor = OneBias(backbone)
+    assert floor.parameter_count == len(query.bias) == 36
+    tokens = torch.ones(1, 4, dtype=torch.long)
+    backbone.module(input_ids=tokens, attention_mask=tokens).sum().backward()
+    assert query.bias.grad is not None
+    floor.detach()
+    assert query.bias is None
+    assert backbone.fingerprint() == before

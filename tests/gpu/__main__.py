@@ -1,0 +1,59 @@
+"""Everything that has to be tried on a card, by one command that a bare machine can run.
+
+    python -m tests.gpu --out DIR
+
+It needs torch, transformers, peft and timm, a few wheels that it lists, and no network. What it finds is in
+DIR at once, a line of `results.jsonl` each, and as tables in `results.md`; `python docs/gpu_tables.py DIR`
+puts these into docs/performance.md. Steps come in order of worth and are bounded in time: a run that is cut
+keeps what it has. `--device cpu` runs a reduced form of all of it, whose figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import runner, steps, tables, wheels
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, help="the folder of the results")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--minutes", type=float, default=steps.MINUTES, help="for all steps together")
+    parser.add_argument("--only", action="append", metavar="STEP", help="of the steps those so called")
+    parser.add_argument("--list", action="store_true", help="list steps and wheels, and run nothing")
+    asked = parser.parse_args()
+    print(wheels.told(), flush=True)
+    if wheels.missing():
+        return 2
+    from bench.execution import choose_device
+    from methods.errors import UserError
+
+    try:
+        device = choose_device(asked.device)
+    except UserError as error:
+        parser.error(str(error))
+    on_card = device.startswith("cuda")
+    chosen = steps.on_card(device, asked.minutes) if on_card else steps.on_cpu()
+    print(f"on {device}" + ("" if on_card else ": a reduced form, whose figures mean nothing"))
+    if asked.only:
+        names = [step.name for step in chosen]
+        if unknown := [name for name in asked.only if name not in names]:
+            parser.error(f"--only {unknown[0]}: accepted are {', '.join(names)}")
+        chosen = [step for step in chosen if step.name in asked.only]
+    if asked.list or asked.out is None:
+        for step in chosen:
+            print(f"{step.seconds:5.0f} s  {step.name}")
+        if not asked.list:
+            parser.error("--out is missing")
+        return 0
+    run = runner.Runner(asked.out, 60 * asked.minutes)
+    whole = run.run(chosen)
+    print(f"{asked.out / runner.PAGE} and {asked.out / runner.RESULTS}")
+    return 0 if whole and not tables.failures(runner.read(asked.out)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""Every method on the card against the CPU, and the conformance checks with everything on the card."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.backbones import BackboneSpec, LoadedBackbone, load
+from bench.backbones.base import BackboneKind
+from bench.conformance.cases import conformance_cases
+from bench.conformance.checks import CHECKS
+from bench.conformance.findings import judge, undisturbed
+from bench.conformance.subject import (
+    NotApplicable,
+    Subject,
+    expect,
+    expect_equal,
+    gradients,
+    outputs,
+    scatter,
+)
+from bench.export import write_export
+from bench.training.loop import head_state, train
+from bench.training.numerics import deterministic
+from methods import METHODS, Adapter, Method, NotLowRank
+
+from . import tables, toys
+from .runner import Row
+
+#: How far the card may be from the CPU in outputs and gradients, relative to the largest entry where that is
+#: above one: rounding, and another order of sums.
+ONE_PASS = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+#: How far losses of a training may be apart, relative to the first one. The loss itself is float32 whatever
+#: the backbone is, and AdamW turns a gradient that is nearly zero into a whole step.
+TRAINING = {torch.float64: 1e-5, torch.float32: 1e-2}
+
+#: The same of bf16 autocast against float32 on one device: bf16 has eight bits.
+BF16 = 0.1
+
+TRAINED_STEPS, BATCH = 20, 8
+
+#: Text, shared heads, a gate, and no dropout of its own, whose stream would be another on a card.
+TRAINED_ON: BackboneKind = "llama"
+
+#: The conformance checks that go through the device, in order of worth, and the kind that they are asked on.
+CHECKED = (
+    "training",
+    "merge",
+    "factors",
+    "state",
+    "detach",
+    "bfloat16",
+    "checkpointing",
+    "transients",
+    "hold",
+)
+CHECKED_ON: BackboneKind = "vit"
+
+#: What is exported: a registered backbone, for the code in an export's README loads it by itself.
+EXPORTED = "tiny-random-bert"
+
+NAMES = {torch.float64: "float64", torch.float32: "float32"}
+
+
+def every_method(device: str, names: Sequence[str] | None = None) -> Iterator[Row]:
+    """All checks of all methods (or of these names), check by check, so that a cut run has the first of all.
+
+    Convolutions are asked not to use TF32, which is the backbone's rounding and not ours.
+    """
+    methods = listed(names)
+    checks: list[tuple[str, float | None, Callable[[Method], str | None]]] = [
+        *((f"one pass, {NAMES[t]}", ONE_PASS[t], partial(one_pass, device, t)) for t in ONE_PASS),
+        *((f"{TRAINED_STEPS} steps, {NAMES[t]}", TRAINING[t], partial(steps, device, t)) for t in TRAINING),
+        (f"{TRAINED_STEPS} steps, bf16 to float32", BF16, partial(half, device)),
+        ("deterministic, twice", None, partial(twice, device)),
+        *((name, None, partial(conforms, device, name)) for name in CHECKED),
+        ("export", None, partial(exports, device)),
+    ]
+    with torch.backends.cudnn.flags(allow_tf32=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, allowed, check in checks:
+            for method in methods:
+                with undisturbed():
+                    found = judge(name, partial(check, method))
+                yield {
+                    "table": tables.CORRECT,
+                    "method": method.label,
+                    "check": name,
+                    "status": found.status,
+                    "allowed": allowed,
+                    "message": found.message,
+                }
+
+
+def listed(names: Sequence[str] | None = None) -> list[Method]:
+    """Every method as listings show it, at small ranks."""
+    found: dict[str, Method] = {}
+    for name in names or [known for known, _ in METHODS.available()]:
+        for case in conformance_cases(METHODS.get(name).listed(), backbones=("vit",), checks=("detach",)):
+            found.setdefault(case.method.label, case.method)
+    return list(found.values())
+
+
+def _close(actual: Tensor, wanted: Tensor, allowed: float, what: str) -> float:
+    """The largest difference, relative to the largest entry where that is above one."""
+    actual, wanted = actual.detach().double().cpu(), wanted.detach().double().cpu()
+    expect(bool(torch.isfinite(actual).all()), f"{what}: not finite")
+    if not wanted.numel():
+        return 0.0
+    error = float((actual - wanted).abs().max() / wanted.abs().max().clamp(min=1))
+    expect(error <= allowed, f"{what}: differs by {error:.1e}, more than {allowed:.0e}")
+    return error
+
+
+def one_pass(device: str, dtype: torch.dtype, method: Method) -> str:
+    """Outputs and gradients of an adapter that is no longer at its start, put on the card as it is."""
+    subject, sent = Subject(method, TRAINED_ON), Subject(method, TRAINED_ON, device=device)
+    (here, adapter), (there, other) = subject.randomised(dtype), subject.randomised(dtype)
+    there.module.to(device)
+    allowed = ONE_PASS[dtype]
+    wanted, found = (one.module.eval()(**s.batch()) for one, s in ((here, subject), (there, sent)))
+    errors = [_close(found, wanted, allowed, "outputs")]
+    right, actual = gradients(adapter, here, wanted), gradients(other, there, found)
+    for name, gradient in right.items():
+        mine = actual[name]
+        if gradient is None or mine is None:
+            expect(gradient is mine, f"{name} has a gradient on one device only")
+        else:
+            errors.append(_close(mine, gradient, allowed, f"gradient of {name}"))
+    return f"{max(errors):.0e}"
+
+
+def _put(method: Method, dtype: torch.dtype, device: str) -> tuple[LoadedBackbone, Adapter]:
+    """A fresh adapter without dropout, made on the CPU: a singular vector has another sign on a card."""
+    if "dropout" in type(method).model_fields:
+        method = method.model_copy(update={"dropout": 0.0})
+    subject = Subject(method, TRAINED_ON)
+    backbone = subject.backbone(dtype)
+    adapter = subject.attach(backbone)
+    backbone.module.to(device)
+    return backbone, adapter
+
+
+def _trained(
+    method: Method, dtype: torch.dtype, device: str, **asked: bool
+) -> tuple[list[float], dict[str, Tensor], Tensor]:
+    """Losses, state and final outputs of a training by the harness's own loop."""
+    backbone, adapter = _put(method, dtype, device)
+    losses, recipe = toys.Losses(), toys.recipe(TRAINED_STEPS, BATCH, **asked)
+    data = toys.data(backbone, 5 * BATCH, 16, device)
+    with deterministic(recipe.deterministic):
+        train(backbone, adapter, data, recipe, 0, losses)
+        logits = outputs(backbone, data.validation.batch(torch.arange(len(data.validation))))
+    head = {f"head.{name}": value for name, value in head_state(backbone).items()}
+    return losses.values, {**adapter.state(), **head}, logits
+
+
+def _alike(found: list[float], wanted: list[float], allowed: float) -> str:
+    expect(len(found) == len(wanted) == TRAINED_STEPS, f"{len(found)} and {len(wanted)} losses")
+    scale = abs(wanted[0])
+    error = _close(torch.tensor(found) / scale, torch.tensor(wanted) / scale, allowed, "losses")
+    return f"{error:.0e}"
+
+
+def steps(device: str, dtype: torch.dtype, method: Method) -> str:
+    """A training on the card has the losses of the same on the CPU."""
+    return _alike(_trained(method, dtype, device)[0], _trained(method, dtype, "cpu")[0], TRAINING[dtype])
+
+
+def half(device: str, method: Method) -> str:
+    """A training in bf16 autocast has about the losses of one in float32."""
+    exact, rounded = (_trained(method, torch.float32, device, bf16=bf16)[0] for bf16 in (False, True))
+    return _alike(rounded, exact, BF16)
+
+
+def twice(device: str, method: Method) -> None:
+    """In deterministic mode two trainings leave the same bits."""
+    one, other = (_trained(method, torch.float32, device, deterministic=True) for _ in range(2))
+    expect(one[0] == other[0], "losses of two deterministic trainings differ")
+    expect_equal(other[1], one[1], "state after two deterministic trainings")
+
+
+def conforms(device: str, check: str, method: Method) -> str | None:
+    """A conformance check with backbone, adapter and batch on the card."""
+    return CHECKS[check].run(Subject(method, CHECKED_ON, device=device))
+
+
+def exports(device: str, method: Method) -> str:
+    """What was trained on the card, written and loaded again by its own README on the CPU."""
+    backbone = load(EXPORTED)
+    backbone.module.to(device)
+    adapter = Subject(method, "bert").attach(backbone)
+    if not adapter.bases:
+        raise NotApplicable("trains a head only")
+    scatter(adapter)
+    spec = BackboneSpec(name=EXPORTED)
+    with tempfile.TemporaryDirectory() as folder:
+        wanted: dict[str, Any] = {"classes": ("no", "yes")}
+        try:
+            made = write_export(backbone, adapter, spec, Path(folder) / "export", **wanted)
+        except NotLowRank as reason:
+            raise NotApplicable(str(reason)) from reason
+    return f"{made.difference:.0e}"

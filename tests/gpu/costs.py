@@ -1,0 +1,104 @@
+"""Step times by `tensorbench perf`'s own rounds, each row written as soon as it is measured."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+
+import torch
+
+from bench.backbones import LoadedBackbone, load
+from bench.probes import perf
+
+from . import tables
+from .runner import Row
+
+
+def speed(
+    device: str,
+    backbone: str,
+    *,
+    batch: int,
+    rounds: int,
+    bf16: bool,
+    compiled: bool = False,
+    names: Sequence[str] = tuple(perf.ALL),
+    rank_modes: Sequence[str] = ("isoparameters",),
+) -> Iterator[Row]:
+    """The contenders of `perf` on a backbone. What fails on one of them is a row of its own.
+
+    The floor and the reference come first: without these two there is nothing to tell, and the step fails.
+    After the first round every contender has a row, and later rounds make the rows better.
+    """
+    loaded = _loaded(backbone, device)
+    inputs, labels = perf._batch(loaded, batch, device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen = perf.contenders(list(names), list(rank_modes), loaded)
+    about = {
+        "table": tables.SPEED,
+        "backbone": backbone,
+        "precision": "bf16" if bf16 else "fp32",
+        "mode": "compiled" if compiled else "eager",
+        "batch": batch,
+    }
+    measured: dict[perf.Contender, list[perf._Round]] = {}
+    needed = chosen[:2]
+    for index in range(rounds):
+        for contender in _turned(chosen, index):
+            try:
+                earlier = measured.get(contender, ())
+                one = perf._round(contender, loaded, inputs, labels, bf16, compiled, earlier)
+            except Exception as error:
+                if contender in needed:
+                    raise
+                measured.pop(contender, None)
+                chosen = [other for other in chosen if other != contender]
+                yield about | _said(contender, f"{type(error).__name__}: {error}")
+                del error
+                # What it left on the backbone is not known.
+                _loaded.cache_clear()
+                loaded = _loaded(backbone, device)
+                continue
+            measured.setdefault(contender, []).append(one)
+            if index == 0 and needed[1] in measured:
+                # What could not be told before the reference was there is told with it.
+                new = measured if contender == needed[1] else [contender]
+                yield from (about | row for row in _rows(measured)[-len(new) :])
+        if index:
+            yield from (about | row for row in _rows(measured))
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, device: str) -> LoadedBackbone:
+    """A backbone with a head, on the device: kept for the next step, since a large one takes long to draw."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    loaded = load(name)
+    loaded.module.to(device)
+    loaded.reset(perf.CLASSES, torch.Generator().manual_seed(0))
+    return loaded
+
+
+def _turned(chosen: Sequence[perf.Contender], index: int) -> list[perf.Contender]:
+    """Another one first in every round, as `perf` has it."""
+    place = index % len(chosen)
+    return [*chosen[place:], *chosen[:place]]
+
+
+def _rows(measured: Mapping[perf.Contender, Sequence[perf._Round]]) -> list[Row]:
+    rounds = len(next(iter(measured.values())))
+    return [asdict(timing) | {"rounds": rounds} for timing in perf._timings(measured)]
+
+
+def _said(contender: perf.Contender, failed: str) -> Row:
+    return {
+        "method": contender.label,
+        "rank_mode": contender.rank_mode,
+        "ranks": contender.ranks,
+        "failed": failed,
+    }

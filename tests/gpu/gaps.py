@@ -1,0 +1,104 @@
+"""Whether a step of the training loop waits for the card: counted by torch, and seen in its profile."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.backbones import LoadedBackbone, load
+from bench.tasks import PreparedData
+from bench.training.loop import train
+from methods import Method
+
+from . import tables, toys
+from .correctness import listed
+from .runner import Row
+
+NOT_MEASURED = "not measured: no card"
+
+#: A training of the second number of steps is compared with one of the first: what both do once (the
+#: evaluation, the losses that are fetched at the end) falls out. Both are below `LOSS_EVERY`.
+FEW, MORE = 8, 24
+
+#: How torch's warning begins.
+SYNCHRONISES = "called a synchronizing CUDA operation"
+
+LONGEST = 64
+
+
+def gaps(device: str, backbone: str, batch: int, names: Sequence[str] | None = None) -> Iterator[Row]:
+    """For each method how often a step waits for the card, and for what share of the time the card works."""
+    loaded = load(backbone)
+    loaded.module.to(device)
+    loaded.reset(toys.CLASSES, torch.Generator().manual_seed(0))
+    data = toys.data(loaded, MORE * batch, LONGEST, device)
+    for method in listed(names):
+        training = partial(_trained, loaded, method, data, batch)
+        # What is fetched and compiled in the first steps is none of a gap.
+        training(FEW)
+        found = _on_card(training) if device.startswith("cuda") else _on_cpu(training)
+        yield {"table": tables.GAPS, "backbone": backbone, "method": method.label} | found
+
+
+def _trained(loaded: LoadedBackbone, method: Method, data: PreparedData, batch: int, steps: int) -> float:
+    """A training by the harness's own loop, and the milliseconds that a step took by its own timer."""
+    adapter = method.attach(loaded, torch.Generator().manual_seed(0))
+    on_card = data.train.labels.is_cuda
+    try:
+        done = train(loaded, adapter, data, toys.recipe(steps, batch, bf16=on_card), 0, toys.Losses())
+    finally:
+        adapter.detach()
+    assert done.step_ms is not None
+    return done.step_ms
+
+
+def _on_cpu(training: Callable[[int], float]) -> Row:
+    return {
+        "synchronisations a step": NOT_MEASURED,
+        "step ms": f"{training(FEW):.2f}",
+        "kernels a step": NOT_MEASURED,
+        "share of a step that the card works": NOT_MEASURED,
+    }
+
+
+def _on_card(training: Callable[[int], float]) -> Row:
+    took = training(MORE)
+    waits, kernels, busy = (
+        (more - few) / (MORE - FEW)
+        for few, more in zip(_seen(training, FEW), _seen(training, MORE), strict=True)
+    )
+    return {
+        "synchronisations a step": f"{waits:.2f}",
+        "step ms": f"{took:.2f}",
+        "kernels a step": f"{kernels:.0f}",
+        "share of a step that the card works": f"{busy / took:.2f}",
+    }
+
+
+def _seen(training: Callable[[int], float], steps: int) -> tuple[int, int, float]:
+    """How often a training waited for the card, its kernels and copies, and their milliseconds."""
+    waits = _waits(training, steps)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        training(steps)
+        torch.cuda.synchronize()
+    events = [
+        event
+        for event in seen.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+    ]
+    return waits, len(events), sum(event.time_range.elapsed_us() for event in events) / 1e3
+
+
+def _waits(training: Callable[[int], float], steps: int) -> int:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            training(steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum(SYNCHRONISES in str(one.message) for one in said)

@@ -1,0 +1,64 @@
+"""What the machine is, and the two rates that bound everything on it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterator
+
+import torch
+from torch.utils.benchmark import Timer
+
+from bench.process.memory import MIB
+from bench.training.measure import device_name
+
+from . import tables
+from .runner import Row
+
+LIBRARIES = ("torch", "transformers", "peft", "timm")
+
+
+def machine(device: str, side: int, copied_mib: int, seconds: float) -> Iterator[Row]:
+    """Names and versions; then products of `side` and copies of so many MiB, each for so many seconds."""
+    from importlib.metadata import version
+
+    told = {"device": device_name(device), "python": platform.python_version()}
+    told |= {name: version(name) for name in LIBRARIES}
+    if device.startswith("cuda"):
+        about = torch.cuda.get_device_properties(torch.device(device))
+        told |= {
+            "memory": f"{about.total_memory / 2**30:.1f} GiB",
+            "compute capability": f"{about.major}.{about.minor}",
+            "multiprocessors": str(about.multi_processor_count),
+            "CUDA": torch.version.cuda or "",
+            "driver": _driver(),
+        }
+    for what, value in told.items():
+        yield {"table": tables.MACHINE, "what": what, "value": value}
+    for dtype in (torch.bfloat16, torch.float32):
+        one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        took = _seconds("one @ other", seconds, one=one, other=other)
+        rate = 2 * side**3 / took / 1e12
+        yield {
+            "table": tables.MACHINE,
+            "what": f"product of {side:,}, {str(dtype).removeprefix('torch.')}",
+            "value": f"{rate:.2f} TFLOP/s",
+        }
+    source = torch.randn(copied_mib * MIB // 4, device=device)
+    took = _seconds("into.copy_(source)", seconds, source=source, into=torch.empty_like(source))
+    moved = 2 * source.nbytes / took / 1e9
+    yield {"table": tables.MACHINE, "what": "copy, read and written", "value": f"{moved:,.0f} GB/s"}
+
+
+def _seconds(statement: str, least: float, **names: torch.Tensor) -> float:
+    """The median of a statement; torch's own timer waits for the device."""
+    threads = torch.get_num_threads()
+    return Timer(statement, globals=names, num_threads=threads).blocked_autorange(min_run_time=least).median
+
+
+def _driver() -> str:
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"not known: {type(error).__name__}"

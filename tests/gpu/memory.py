@@ -1,0 +1,102 @@
+"""A trial that runs out of memory is a failed trial of that kind, and leaves the next one as it would be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from bench.backbones import Classifier
+from bench.execution.perform import perform
+from bench.training.trial import Resources
+from bench.wire.trial import Ending
+from bench.wire.words import Measure
+
+from . import tables
+from .runner import Row
+from .toys import own_cache
+from .trials import trials
+
+#: MiB beside what the backbone has, which a step of a large batch does not fit into.
+SPARE = 64
+
+
+def runs_out(device: str, backbone: str, batch: int) -> Iterator[Row]:
+    """One trial alone, one that runs out of memory, and the first again.
+
+    On a card it is the allocator's limit that the second one meets. On a CPU it meets no limit: the error is
+    raised in its second forward.
+    """
+    real = device.startswith("cuda")
+    with own_cache() as folder:
+        small, large = (
+            trials(device, backbone, folder, [0], steps=6, batch_size=size, deterministic=True)[0]
+            for size in (8, batch)
+        )
+        resources = Resources(device)
+        first = perform(small, resources, lambda progress: None)
+        with _limited(device) if real else _simulated():
+            out = perform(large, resources, lambda progress: None)
+        again = perform(small, resources, lambda progress: None)
+    yield _row("how memory ran out", "the allocator's limit" if real else "simulated: no card", None)
+    yield _row("the trial before", _told(first), "finished")
+    yield _row("the trial that ran out", _told(out), "failed: out of memory")
+    yield _row("the trial after", _told(again), "finished")
+    yield _row("its artifacts, bit for bit", "equal" if again.files == first.files else "other", "equal")
+    if real:
+        peaks = [one.metrics.get(Measure.PEAK_MIB, math.nan) for one in (first, again)]
+        near = abs(peaks[1] - peaks[0]) <= 0.05 * peaks[0]
+        yield _row("its peak memory", f"{peaks[1]:.0f} after {peaks[0]:.0f} MiB", None) | {
+            "passed": _word(near)
+        }
+
+
+def _row(what: str, came: str, expected: str | None) -> Row:
+    passed = None if expected is None else _word(came == expected)
+    return {"table": tables.MEMORY, "what": what, "came": came, "expected": expected, "passed": passed}
+
+
+def _word(passed: bool) -> str:
+    return "yes" if passed else "**no**"
+
+
+def _told(ending: Ending) -> str:
+    return ending.status if ending.reason is None else f"{ending.status}: {ending.reason}"
+
+
+@contextmanager
+def _limited(device: str) -> Iterator[None]:
+    """Inside, this process may have little more of the card's memory than it has now."""
+    torch.cuda.empty_cache()
+    whole = torch.cuda.get_device_properties(torch.device(device)).total_memory
+    held = torch.cuda.memory_reserved(device) + SPARE * 2**20
+    # Without a number the current one is meant, which this function wants to be told as none.
+    number = torch.device(device).index
+    torch.cuda.set_per_process_memory_fraction(held / whole, number)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, number)
+
+
+@contextmanager
+def _simulated() -> Iterator[None]:
+    """Inside, the second forward of a backbone finds no memory."""
+    calls = 0
+
+    def count(module: nn.Module, _: Any) -> None:
+        nonlocal calls
+        calls += isinstance(module, Classifier)
+        if isinstance(module, Classifier) and calls == 2:
+            raise torch.OutOfMemoryError("simulated: no memory is left")
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,173 @@
+"""Steps one after another in a process of their own, each bounded in time, each result written at once.
+
+A step is a function that yields rows. Whatever ends it, an error, its time or the machine's, the rows that it
+yielded are on the disk, and the next step goes on in a fresh process. Only the standard library is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from . import tables, wheels
+
+#: What a row of results is: plain values by column, `table` among them.
+Row = dict[str, Any]
+
+RESULTS, PAGE = "results.jsonl", "results.md"
+
+#: The last lines of a traceback that are kept.
+KEPT_LINES = 12
+
+
+@dataclass(frozen=True)
+class Step:
+    """`run` is "module:function", called with the options. It may take so many seconds."""
+
+    name: str
+    run: str
+    seconds: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Results:
+    """The file of results, a JSON object a line, and the page that is made of them."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file, self._page = folder / RESULTS, folder / PAGE
+        self._file.write_text("", encoding="utf-8")
+        self._rows: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        """Writes a row, and does not return before the disk has it."""
+        self._rows.append(row)
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_page(self) -> None:
+        self._page.write_text(tables.page(self._rows), encoding="utf-8")
+
+
+def read(folder: Path) -> list[Row]:
+    """The rows of a run, without a last line that was cut."""
+    lines = (folder / RESULTS).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class Runner:
+    """Runs steps for so many seconds in all. `start` is how processes are made: a card allows no forks."""
+
+    def __init__(
+        self,
+        folder: Path,
+        seconds: float,
+        *,
+        start: str = "spawn",
+        tell: Callable[[str], None] = print,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.results = Results(folder)
+        self._clock = clock
+        self._end = clock() + seconds
+        self._context: Any = multiprocessing.get_context(start)
+        self._worker: tuple[Any, Connection] | None = None
+        self._tell = tell
+
+    def run(self, steps: Sequence[Step]) -> bool:
+        """Whether every step came to its end."""
+        try:
+            ended = [self._step(step) for step in steps]
+            return all(ended)
+        finally:
+            self._drop()
+
+    def _step(self, step: Step) -> bool:
+        began = self._clock()
+        limit = min(step.seconds, self._end - began)
+        status, message = ("not run", "no time was left") if limit <= 0 else self._watch(step, began + limit)
+        row = {
+            "table": tables.STEPS,
+            "step": step.name,
+            "status": status,
+            "seconds": round(self._clock() - began, 1),
+            "bound": step.seconds,
+            "message": message,
+        }
+        self.results.add(row)
+        self.results.write_page()
+        self._tell(f"{step.name}: {status} after {row['seconds']} s {message}".rstrip())
+        return status == "done"
+
+    def _watch(self, step: Step, end: float) -> tuple[str, str]:
+        """Takes in the rows of a step until it ends; how, and what there is to say about it."""
+        process, link = self._worker = self._worker or self._started()
+        link.send((step.run, dict(step.options)))
+        while link.poll(max(0.0, end - self._clock())):
+            try:
+                kind, what = link.recv()
+            except (EOFError, OSError):
+                process.join()
+                self._drop()
+                return "died", f"its process {_death(process.exitcode)}"
+            if kind == "row":
+                self.results.add({"step": step.name, **what})
+                continue
+            if kind == "failed":
+                # An error of a card may have spoilt whatever the process has on it.
+                self._drop()
+                return "failed", what
+            return "done", ""
+        self._drop()
+        return "over time", f"ended after {step.seconds:g} s, or with the time of the whole run"
+
+    def _started(self) -> tuple[Any, Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=serve, args=(theirs,))
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def _drop(self) -> None:
+        """Ends the process, and with it those that it started."""
+        if self._worker is None:
+            return
+        process, link = self._worker
+        self._worker = None
+        link.close()
+        process.kill()
+        process.join()
+
+
+def _death(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def serve(link: Connection) -> None:
+    """The whole life of a process: it runs the steps that it is told."""
+    wheels.refuse()
+    while True:
+        try:
+            run, options = link.recv()
+        except (EOFError, OSError):
+            return
+        module, _, name = run.partition(":")
+        try:
+            for row in getattr(importlib.import_module(module), name)(**options):
+                link.send(("row", row))
+            link.send(("done", None))
+        except BaseException as error:  # whatever a step raises, the others go on
+            lines = traceback.format_exc().strip().splitlines()[-KEPT_LINES:]
+            link.send(("failed", f"{type(error).__name__}: {error}\n" + "\n".join(lines)))

@@ -1,0 +1,97 @@
+"""The steps in order of worth: what is measured on a card, and the reduced form for a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .runner import Step
+
+#: The minutes that the bounds below are made for.
+MINUTES = 9
+
+#: One of each kind of method: a matrix, tensors over a layer and over the model, a high rank, a layer of its
+#: own, everything, nothing. What the reduced form asks; the tests of the harness ask all of them on a CPU.
+FAMILIES = ("lora", "tenslora", "lorta", "cara", "quanta", "loretta_adp", "full", "head_only")
+
+#: What the reduced form times.
+TIMED = ("qkv_depth", "lorta", "cara", "full", "head_only")
+
+#: What compiled code is timed of, first of all: compiling takes longer than all steps of a method.
+COMPILED = ("qkv_depth", "lotr", "lorta", "cara", "fact_tt", "metatt")
+
+
+def _step(name: str, seconds: float, run: str, /, **options: Any) -> Step:
+    return Step(name, f"{__package__}.{run}", seconds, options)
+
+
+def _speed(device: str, backbone: str, seconds: float, batch: int, **options: Any) -> Step:
+    kind = ("bf16" if options["bf16"] else "fp32") + (", compiled" if options.get("compiled") else "")
+    name = f"speed of {backbone.removeprefix('random-')}, {kind}"
+    return _step(name, seconds, "costs:speed", device=device, backbone=backbone, batch=batch, **options)
+
+
+def on_card(device: str, minutes: float = MINUTES) -> list[Step]:
+    """What a card is asked. The bounds are for nine minutes, and grow where there are more."""
+    vit, roberta, llama = (f"random-{name}" for name in ("vit-base", "roberta-base", "llama-1b"))
+    both = ({"bf16": True}, {"bf16": False})
+    eager: list[tuple[str, float, int, Mapping[str, Any]]] = [
+        *((vit, 40, 32, kind | {"rounds": 2}) for kind in both),
+        *((roberta, 30, 32, kind | {"rounds": 2}) for kind in both),
+    ]
+    compiled = [
+        _speed(device, name, 50, batch, rounds=1, compiled=True, names=COMPILED, **kind)
+        for name, batch in ((vit, 32), (roberta, 32), (llama, 8))
+        for kind in both
+    ]
+    steps = [
+        _step("machine", 20, "machine:machine", device=device, side=8192, copied_mib=2048, seconds=0.5),
+        _step("correctness", 100, "correctness:every_method", device=device),
+        _step("out of memory", 25, "memory:runs_out", device=device, backbone="random-vit-small", batch=512),
+        *(_speed(device, name, bound, batch, **options) for name, bound, batch, options in eager),
+        _step(
+            "trials an hour",
+            80,
+            "trials:an_hour",
+            device=device,
+            slots=(1, 2, 4, 8),
+            each=6,
+            steps=60,
+            batch=32,
+            backbones=("random-minilm-l6", "random-vit-small"),
+        ),
+        _step("gaps", 25, "gaps:gaps", device=device, backbone="random-vit-small", batch=32),
+        compiled[0],
+        *(_speed(device, llama, 40, 8, rounds=1, **kind) for kind in both),
+        *compiled[1:],
+    ]
+    longer = max(1.0, minutes / MINUTES)
+    return [Step(one.name, one.run, one.seconds * longer, one.options) for one in steps]
+
+
+def on_cpu() -> list[Step]:
+    """The same steps on toys: they show that the code runs, and no figure of theirs means anything."""
+    device = "cpu"
+    return [
+        _step("machine", 20, "machine:machine", device=device, side=256, copied_mib=16, seconds=0.1),
+        _step("correctness", 150, "correctness:every_method", device=device, names=FAMILIES),
+        _step("out of memory", 60, "memory:runs_out", device=device, backbone="tiny-random-vit", batch=32),
+        *(
+            _speed(device, f"tiny-random-{kind}", 60, 2, rounds=2, bf16=bf16, names=TIMED)
+            for kind in ("vit", "bert", "llama")
+            for bf16 in (True, False)
+        ),
+        _step(
+            "trials an hour",
+            120,
+            "trials:an_hour",
+            device=device,
+            slots=(1, 2),
+            each=2,
+            steps=4,
+            batch=8,
+            backbones=("tiny-random-bert", "tiny-random-vit"),
+        ),
+        _step("gaps", 60, "gaps:gaps", device=device, backbone="tiny-random-vit", batch=4, names=FAMILIES),
+        _speed(device, "tiny-random-vit", 120, 2, rounds=1, bf16=False, compiled=True, names=COMPILED[:1]),
+    ]

@@ -1,0 +1,159 @@
+"""The page of a run: its rows as tables in Markdown. A later row takes the place of one about the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+STEPS, MACHINE, CORRECT, SPEED, GAPS, TRIALS, MEMORY = (
+    *("steps", "machine", "correctness", "speed", "gaps", "trials", "memory"),
+)
+
+#: What a cell shows where a row has no value.
+NONE = "–"
+
+
+def number(digits: int) -> Callable[[Any], str]:
+    return lambda value: f"{value:,.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its title, the columns that say what a row is about, and how each of the others is shown."""
+
+    title: str
+    about: tuple[str, ...]
+    shown: dict[str, Callable[[Any], str]]
+
+
+TABLES = {
+    STEPS: Table(
+        "Steps", ("step",), {"status": str, "seconds": number(1), "bound": number(0), "message": str}
+    ),
+    MACHINE: Table("Machine", ("what",), {"value": str}),
+    SPEED: Table(
+        "Step times",
+        ("backbone", "precision", "mode", "batch", "method", "rank_mode"),
+        {
+            "ranks": str,
+            "parameters": number(0),
+            "forward_ms": number(2),
+            "backward_ms": number(2),
+            "step_ms": number(2),
+            "merged_ms": number(2),
+            "unmerged_ms": number(2),
+            "ratio_to_lora": number(3),
+            "ratio_to_lora_on_sites": number(3),
+            "ratio_to_floor": number(3),
+            "ratio_to_own_floor": number(3),
+            "peak_mib": number(0),
+            "rounds": str,
+            "failed": str,
+        },
+    ),
+    GAPS: Table(
+        "Gaps in the step loop",
+        ("backbone", "method"),
+        {
+            "synchronisations a step": str,
+            "step ms": str,
+            "kernels a step": str,
+            "share of a step that the card works": str,
+        },
+    ),
+    TRIALS: Table(
+        "Trials an hour",
+        ("backbone", "way"),
+        {
+            "trials": str,
+            "failed": str,
+            "seconds": number(1),
+            "trials an hour": number(0),
+            "of one slot": number(2),
+        },
+    ),
+    MEMORY: Table("Out of memory", ("what",), {"came": str, "expected": str, "passed": str}),
+}
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """All tables that there are rows of; the steps last."""
+    parts = []
+    for name in (MACHINE, CORRECT, SPEED, GAPS, TRIALS, MEMORY, STEPS):
+        chosen = [row for row in rows if row["table"] == name]
+        if chosen:
+            parts.append(_correctness(chosen) if name == CORRECT else _table(TABLES[name], chosen))
+    return "\n".join(parts)
+
+
+def _table(table: Table, rows: Sequence[dict[str, Any]]) -> str:
+    latest = {tuple(row.get(column) for column in table.about): row for row in rows}
+    shown = [column for column in table.shown if any(row.get(column) is not None for row in latest.values())]
+    lines = [
+        [*map(_cell, about), *(_shown(table.shown[column], row.get(column)) for column in shown)]
+        for about, row in latest.items()
+    ]
+    return markdown(table.title, [_heading(column) for column in (*table.about, *shown)], lines)
+
+
+def _correctness(rows: Sequence[dict[str, Any]]) -> str:
+    """A row a method, a column a check; what failed is told below."""
+    latest = {(row["method"], row["check"]): row for row in rows}
+    checks = list(dict.fromkeys(check for _, check in latest))
+    allowed = {check: row.get("allowed") for (_, check), row in latest.items()}
+    lines = [
+        [method, *(_outcome(latest.get((method, check))) for check in checks)]
+        for method in dict.fromkeys(method for method, _ in latest)
+    ]
+    headings = [f"{check} (≤ {allowed[check]:.0e})" if allowed[check] else check for check in checks]
+    counts = {
+        status: sum(row["status"] == status for row in latest.values())
+        for status in ("passed", "failed", "not applicable")
+    }
+    told = "; ".join(f"{count} {status}" for status, count in counts.items())
+    failures = [
+        f"- {method}, {check}: {_cell(row['message'])}"
+        for (method, check), row in latest.items()
+        if row["status"] == "failed"
+    ]
+    return "\n".join([markdown("Correctness", ["method", *headings], lines), f"{told}.", "", *failures, ""])
+
+
+def _outcome(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return NONE
+    if row["status"] == "passed":
+        # Of a comparison the difference, of another check nothing that a table has room for.
+        return str(row["message"]) if row.get("allowed") else "✓"
+    return "**failed**" if row["status"] == "failed" else "n/a"
+
+
+def _shown(show: Callable[[Any], str], value: Any) -> str:
+    return NONE if value is None else _cell(show(value))
+
+
+def _heading(column: str) -> str:
+    return column.replace("ratio_to_", "of ").replace("_", " ")
+
+
+def _cell(value: Any) -> str:
+    """In one line, without what would end a cell of Markdown or begin HTML."""
+    first = NONE if value is None else (str(value).strip().splitlines() or [""])[0]
+    return first.replace("|", "\\|").replace("<", "&lt;")
+
+
+def markdown(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    every = [list(headings), ["---"] * len(headings), *lines]
+    return "\n".join([f"### {title}", "", *(f"| {' | '.join(line)} |" for line in every), ""])
+
+
+def failures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that say that something is wrong."""
+    return [
+        row
+        for row in rows
+        if row.get("status") not in (None, "done", "passed", "not applicable")
+        or row.get("failed")
+        or row.get("passed") == "**no**"
+    ]

@@ -1,0 +1,264 @@
+"""The command for a card: what is kept of a run that is cut, and what its steps and tables say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.conformance.findings import judge
+from bench.conformance.subject import Subject, scatter
+from bench.execution.perform import Event
+from bench.probes import perf
+from bench.wire.trial import Ending
+from methods import METHODS
+
+from . import correctness, costs, gaps, memory, runner, steps, tables, trials, wheels
+from .runner import Row, Runner, Step
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def quick(number: int) -> Iterator[Row]:
+    yield from ({"table": tables.MACHINE, "what": str(index), "value": "here"} for index in range(number))
+
+
+def endless() -> Iterator[Row]:
+    yield from quick(1)
+    signal.pause()
+
+
+def broken() -> Iterator[Row]:
+    yield from quick(1)
+    raise ValueError("a kernel")
+
+
+def killed() -> Iterator[Row]:
+    yield from quick(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forbidden() -> Iterator[Row]:
+    importlib.import_module("optuna")
+    yield {}
+
+
+def imports() -> Iterator[Row]:
+    """All that the steps import, anew, though the tests have imported it with MLflow."""
+    ours = ("bench", "methods", "baselines", *wheels.UNNEEDED)
+    modules = [
+        f"{__package__}.{name}" for name in ("machine", "correctness", "costs", "gaps", "memory", "trials")
+    ]
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ours or name in modules:
+            del sys.modules[name]
+    wheels.refuse()
+    for name in modules:
+        importlib.import_module(name)
+    registry = importlib.import_module("methods").METHODS
+    yield {"table": "imports", "methods": sum(1 for _ in registry.available())}
+
+
+def step(function: Callable[..., Iterator[Row]], **options: Any) -> Step:
+    return Step(function.__name__, f"{__name__}:{function.__name__}", 600, options)
+
+
+def run(folder: Path, *asked: Step, **options: Any) -> tuple[bool, list[Row], dict[str, Row]]:
+    """Whether all is done, the rows of results, and how the steps ended."""
+    made = Runner(folder, 3600, start="fork", tell=lambda _: None, **options)
+    whole = made.run(asked)
+    rows = runner.read(folder)
+    ended = {row["step"]: row for row in rows if row["table"] == tables.STEPS}
+    return whole, [row for row in rows if row["table"] != tables.STEPS], ended
+
+
+def test_a_step_that_fails_or_dies_keeps_its_rows_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    whole, rows, ended = run(tmp_path, step(broken), step(killed), step(forbidden), step(quick, number=2))
+    assert not whole
+    assert [row["step"] for row in rows] == ["broken", "killed", "quick", "quick"]
+    assert [row["status"] for row in ended.values()] == ["failed", "died", "failed", "done"]
+    assert "ValueError: a kernel" in ended["broken"]["message"]
+    assert "SIGKILL" in ended["killed"]["message"]
+    assert "import of optuna halted" in ended["forbidden"]["message"]
+    assert "| broken | failed |" in (tmp_path / runner.PAGE).read_text()
+
+
+def test_a_step_over_its_time_is_ended_and_what_no_time_is_left_for_is_not_run(tmp_path: Path) -> None:
+    def clock() -> float:
+        """Stands still until the first row is written; then the 600 s of the step and all others are over."""
+        file = tmp_path / runner.RESULTS
+        return 4000.0 if file.exists() and file.read_text() else 0.0
+
+    whole, rows, ended = run(tmp_path, step(endless), step(quick, number=1), clock=clock)
+    assert not whole
+    assert [row["step"] for row in rows] == ["endless"]
+    assert {name: row["status"] for name, row in ended.items()} == {
+        "endless": "over time",
+        "quick": "not run",
+    }
+
+
+def test_a_run_that_is_cut_has_whole_rows(tmp_path: Path) -> None:
+    run(tmp_path, step(quick, number=2))
+    file = tmp_path / runner.RESULTS
+    file.write_text(file.read_text() + '{"table": "mach')
+    assert len(runner.read(tmp_path)) == 3
+
+
+def test_the_steps_need_neither_store_nor_search(tmp_path: Path) -> None:
+    whole, rows, ended = run(tmp_path, step(imports))
+    assert whole, ended["imports"]["message"]
+    assert rows[0]["methods"] >= len(list(METHODS))
+
+
+@pytest.mark.parametrize("asked", [steps.on_cpu(), steps.on_card("cuda")], ids=["cpu", "card"])
+def test_every_step_names_a_function_that_takes_its_options(asked: list[Step]) -> None:
+    names = [one.name for one in asked]
+    assert len(names) == len(set(names))
+    for one in asked:
+        module, _, name = one.run.partition(":")
+        getattr(importlib.import_module(module), name)(**one.options).close()
+
+
+def test_what_a_card_is_asked_first_fits_into_its_time() -> None:
+    asked = steps.on_card("cuda")
+    certain = [one for one in asked if "compiled" not in one.name]
+    assert sum(one.seconds for one in certain) + 30 <= steps.MINUTES * 60
+    assert sum(one.seconds for one in steps.on_card("cuda", 18)) == 2 * sum(one.seconds for one in asked)
+
+
+def test_a_device_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    (lora,) = correctness.listed(["lora"])
+    monkeypatch.setattr(correctness, "TRAINED_STEPS", 2)
+    checks = [partial(one, "cpu", torch.float64, lora) for one in (correctness.one_pass, correctness.steps)]
+    assert [judge("", check).status for check in checks] == ["passed", "passed"]
+    honest, seen = Subject.attach, []
+
+    def off(*given: Any, **named: Any) -> Any:
+        adapter = honest(*given, **named)
+        seen.append(adapter)
+        scatter(adapter, 1e-3 * (len(seen) % 2))
+        return adapter
+
+    monkeypatch.setattr(Subject, "attach", off)
+    assert ["differs by" in judge("", check).message for check in checks] == [True, True]
+    assert "deterministic trainings" in judge("", lambda: correctness.twice("cpu", lora)).message
+
+
+def test_a_contender_that_fails_is_a_row_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = perf._round
+
+    def measured(contender: perf.Contender, *rest: Any) -> Any:
+        if contender.label == "head only":
+            raise torch.OutOfMemoryError("nothing left")
+        return honest(contender, *rest)
+
+    monkeypatch.setattr(costs.perf, "_round", measured)
+    asked: dict[str, Any] = {"batch": 1, "rounds": 2, "bf16": False, "names": ["head_only"]}
+    rows = list(costs.speed("cpu", "tiny-random-llama", **asked))
+    assert [(row["method"], row.get("rounds"), "failed" in row) for row in rows] == [
+        ("floor", 1, False),
+        ("LoRA", 1, False),
+        ("head only", None, True),
+        ("floor", 2, False),
+        ("LoRA", 2, False),
+    ]
+    assert rows[0]["ratio_to_own_floor"] == 1
+    page = tables.page(rows)
+    assert page.count("| tiny-random-llama | fp32 | eager | 1 | LoRA |") == 1
+    assert "OutOfMemoryError: nothing left" in page
+    assert [row["method"] for row in tables.failures(rows)] == ["head only"]
+
+
+def test_memory_that_runs_out_is_told_as_such_and_gaps_say_that_they_need_a_card() -> None:
+    rows = list(memory.runs_out("cpu", "tiny-random-vit", 32))
+    assert not tables.failures(rows)
+    assert {"simulated: no card", "failed: out of memory", "equal"} <= {row["came"] for row in rows}
+    (row,) = gaps.gaps("cpu", "tiny-random-vit", 2, ["lora"])
+    assert row["synchronisations a step"] == "not measured: no card"
+
+
+def test_so_many_workers_are_busy_at_once() -> None:
+    class Workers:
+        running: list[Any] = []
+        most = 0
+
+        def submit(self, trial: Any) -> None:
+            self.running.append(trial)
+            self.most = max(self.most, len(self.running))
+
+        def step(self, report: Callable[[Event], None]) -> None:
+            trial = self.running.pop()
+            report(Event(trial, "finished", ending=Ending("failed" if trial == 3 else "finished")))
+
+    workers: Any = Workers()
+    assert trials.at_once(workers, 2)(range(5)) == 1  # type: ignore[arg-type]
+    assert workers.most == 2
+    assert not workers.running
+
+
+def test_tables_show_what_was_found_and_escape_it() -> None:
+    asked = {"table": tables.CORRECT, "allowed": None}
+    rows: list[Row] = [
+        {"table": tables.MACHINE, "what": "device", "value": "a|b <i>"},
+        asked | {"method": "LoRA", "check": "merge", "status": "failed", "message": "differs\nby"},
+        asked
+        | {"method": "LoRA", "check": "one pass", "status": "passed", "allowed": 1e-4, "message": "2e-06"},
+        asked
+        | {"method": "head only", "check": "merge", "status": "not applicable", "message": "no adapter"},
+        {
+            "table": tables.TRIALS,
+            "backbone": "b",
+            "way": "1 slot",
+            "trials": 2,
+            "seconds": 1.0,
+            "trials an hour": 7200,
+        },
+    ]
+    page = tables.page(rows)
+    assert "| device | a\\|b &lt;i> |" in page
+    assert "| method | merge | one pass (≤ 1e-04) |" in page
+    assert "| LoRA | **failed** | 2e-06 |\n| head only | n/a | – |" in page
+    assert "- LoRA, merge: differs\n" in page
+    assert "| b | 1 slot | 2 | 1.0 | 7,200 |" in page
+    assert len(tables.failures(rows)) == 1
+
+
+def test_the_page_takes_the_tables_of_a_card_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    script = importlib.import_module("gpu_tables")
+    told = {"device": "NVIDIA H100", "torch": "2.13.0", "compute capability": "9.0"}
+    rows = [{"table": "machine", "what": what, "value": value} for what, value in told.items()]
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n")
+    monkeypatch.setattr(script, "PAGE", page)
+    monkeypatch.setattr(sys, "argv", ["gpu_tables.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="has no results"):
+        script.main()
+    (tmp_path / runner.PAGE).write_text(tables.page(rows))
+    for shown in (rows[:2], rows):
+        (tmp_path / runner.RESULTS).write_text("".join(json.dumps(row) + "\n" for row in shown))
+        if shown is rows:
+            script.main()
+        else:
+            with pytest.raises(SystemExit, match="NVIDIA H100: no card, no figures"):
+                script.main()
+            assert "old" in page.read_text()
+    assert page.read_text().startswith(
+        f"before\n{script.BEGIN}\n\nNVIDIA H100, torch 2.13.0, random weights."
+    )
+    assert "| compute capability | 9.0 |" in page.read_text()
+    assert "old" not in page.read_text()
+    # The real page has the place that the script writes to.
+    assert (DOCS / "performance.md").read_text(encoding="utf-8").count(script.BEGIN) == 1

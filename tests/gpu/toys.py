@@ -1,0 +1,88 @@
+"""Small random data and backbones that the steps train on: no download, the same on every machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from bench.backbones import LoadedBackbone
+from bench.inputs import ImageInput
+from bench.metrics import METRICS
+from bench.suite.recipe import Recipe
+from bench.tasks import ImageSplit, Objective, PreparedData, TextSplit
+from bench.wire.trial import Progress
+
+CLASSES = 3
+
+PAD = 1
+
+
+def texts(number: int, longest: int, seed: int = 0) -> TextSplit:
+    """Random tokens of a small vocabulary, half as many as `longest` at the least."""
+    drawn = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(longest // 2, longest + 1, (number,), generator=drawn)
+    tokens = torch.randint(4, 200, (int(lengths.sum()),), generator=drawn, dtype=torch.int32)
+    labels = torch.randint(CLASSES, (number,), generator=drawn)
+    return TextSplit(tokens, lengths.cumsum(0) - lengths, lengths, labels, torch.arange(number), PAD)
+
+
+def images(number: int, side: int, seed: int = 0) -> ImageSplit:
+    """Noise of so many pixels a side."""
+    drawn = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (number, 3, side, side), generator=drawn, dtype=torch.uint8)
+    labels = torch.randint(CLASSES, (number,), generator=drawn)
+    half = torch.full((1, 3, 1, 1), 0.5)
+    return ImageSplit(pixels, labels, torch.arange(number), half, half)
+
+
+def data(backbone: LoadedBackbone, number: int, longest: int, device: str) -> PreparedData:
+    """So many examples to train on, as the backbone reads them, and a few to validate on."""
+    wanted = backbone.info.input
+    if isinstance(wanted, ImageInput):
+        train, rest = images(number, wanted.size), images(8, wanted.size, seed=1)
+        splits: tuple[TextSplit | ImageSplit, TextSplit | ImageSplit] = (train, rest)
+    else:
+        splits = (texts(number, longest), texts(8, longest, seed=1))
+    objective = Objective(METRICS.get("accuracy"), "single label", CLASSES)
+    return PreparedData(splits[0], splits[1], splits[1], objective).to(device)
+
+
+def recipe(steps: int, batch: int, *, bf16: bool = False, deterministic: bool = False) -> Recipe:
+    return Recipe(
+        lr=5e-3,
+        batch_size=batch,
+        steps=steps,
+        clip=1.0,
+        select="last",
+        precision="bf16" if bf16 else "fp32",
+        deterministic=deterministic,
+    )
+
+
+@contextmanager
+def own_cache() -> Iterator[Path]:
+    """An empty folder for what trials prepare, here and in the workers, gone afterwards."""
+    before = os.environ.get("TENSORBENCH_CACHE")
+    with TemporaryDirectory() as folder:
+        os.environ["TENSORBENCH_CACHE"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ["TENSORBENCH_CACHE"]
+            if before is not None:
+                os.environ["TENSORBENCH_CACHE"] = before
+
+
+class Losses:
+    """Takes what a training tells, and keeps its losses."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def __call__(self, progress: Progress) -> None:
+        self.values += [loss for _, loss in progress.losses]

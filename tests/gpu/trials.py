@@ -1,0 +1,136 @@
+"""How many trials an hour a card takes, by the workers of `--executor local`."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.execution.local import Local, Slot
+from bench.execution.perform import Event
+from bench.plan.make import make_plan
+from bench.plan.trial import Trial
+from bench.suite.suite import Suite
+from methods.validation import validate
+
+from . import tables
+from .runner import Row
+from .toys import own_cache
+
+#: What a worker is warmed up with: a trial whose seed no other has.
+WARMUP_SEED = 10_000
+
+#: Runs trials and returns how many of them failed.
+Way = Callable[[Sequence[Trial]], int]
+
+
+def an_hour(
+    device: str, backbones: Sequence[str], slots: Sequence[int], each: int, steps: int, batch: int
+) -> Iterator[Row]:
+    """For each backbone and each number of slots at work, with all workers there and warm before.
+
+    Each way runs `each` trials, or twice as many as it has at work where that is more.
+    """
+    with own_cache() as folder, _workers(device, max(slots)) as workers:
+        for backbone in backbones:
+            length = {"steps": steps, "batch_size": batch}
+            one = trials(device, backbone, folder, range(WARMUP_SEED, WARMUP_SEED + max(slots)), **length)
+            workers.prepare(list(one))
+            at_once(workers, max(slots))(one)
+            alone: float | None = None
+            for way, (count, run) in _ways(workers, slots).items():
+                chosen = trials(device, backbone, folder, range(max(each, 2 * count)), **length)
+                began = time.perf_counter()
+                failed = run(chosen)
+                took = time.perf_counter() - began
+                rate = 3600 * (len(chosen) - failed) / took
+                alone = rate if alone is None else alone
+                yield {
+                    "table": tables.TRIALS,
+                    "backbone": backbone,
+                    "way": way,
+                    "trials": len(chosen),
+                    "failed": failed,
+                    "seconds": took,
+                    "trials an hour": rate,
+                    "of one slot": rate / alone if alone else None,
+                }
+
+
+def _ways(workers: Local, slots: Sequence[int]) -> dict[str, tuple[int, Way]]:
+    """Each way to run trials by its name, with how many it has at work at once.
+
+    A way that trains several in one step belongs here, after the slots.
+    """
+    return {f"{count} slot{'s' * (count > 1)}": (count, at_once(workers, count)) for count in slots}
+
+
+def trials(device: str, backbone: str, folder: Path, seeds: Sequence[int], **training: Any) -> list[Trial]:
+    """Trials that differ in their seed alone, of digits or of sentences of random words.
+
+    What a sentence's task reads is written into `folder`.
+    """
+    asked: dict[str, Any] = {
+        "name": "card",
+        "backbones": [backbone],
+        "tasks": [_sentences(folder) if _reads_texts(backbone) else _digits()],
+        "methods": [{"method": "tenslora", "variant": "qkv_depth"}],
+        "budgets": [{"isorank": 4}],
+        "seeds": list(seeds),
+        "training": {"lr": 5e-3, **training},
+    }
+    return list(make_plan(validate(Suite, asked, "the suite for the card"), device).trials)
+
+
+def _reads_texts(backbone: str) -> bool:
+    from bench.backbones import describe
+
+    return describe(backbone).input.modality == "text"
+
+
+def _digits() -> dict[str, Any]:
+    return {"task": "digits", "train_size": 512, "validation_size": 64, "test_size": 64}
+
+
+def _sentences(folder: Path) -> dict[str, Any]:
+    """A table of 700 sentences of random words, as long as CoLA's."""
+    file, drawn = folder / "sentences.csv", random.Random(0)
+    words = ["".join(drawn.choices("abcdefghijklm", k=3)) for _ in range(200)]
+    lines = [
+        f"{' '.join(drawn.choices(words, k=drawn.randint(3, 12)))},{drawn.randint(0, 1)}" for _ in range(700)
+    ]
+    file.write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    return {"name": "sentences", "csv": str(file), "text": "text", "label": "label", "max_tokens": 64}
+
+
+@contextmanager
+def _workers(device: str, count: int) -> Iterator[Local]:
+    threads = max(1, (os.cpu_count() or 1) // count)
+    with Local([Slot(f"{device}/{i}", device, threads) for i in range(count)]) as workers:
+        yield workers
+
+
+def at_once(workers: Local, count: int) -> Way:
+    """So many of the workers busy at any time, each with a trial."""
+
+    def run(chosen: Sequence[Trial]) -> int:
+        waiting, running, failed = list(chosen), 0, 0
+
+        def report(event: Event) -> None:
+            nonlocal running, failed
+            if event.ending is not None:
+                running -= 1
+                failed += event.ending.status != "finished"
+
+        while waiting or running:
+            while waiting and running < count:
+                workers.submit(waiting.pop(0))
+                running += 1
+            workers.step(report)
+        return failed
+
+    return run

