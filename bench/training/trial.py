@@ -109,6 +109,10 @@ class Resources:
             splits=self.saving.splits(trial),
         )
 
+    def backward(self, loss: Tensor) -> None:
+        """Puts the gradients of a loss into the parameters behind it."""
+        loss.backward()
+
     def check(self) -> None:
         """Drops the backbone, with a warning, if it is not as it was loaded. The next trial loads it anew."""
         assert self._backbone is not None
@@ -195,13 +199,13 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
             memory = PeakMemory(resources.device)
             started_with = adapter.parameter_count
             split = data.test if trial.evaluate == "test" else data.validation
-            saving = resources.saving
+            saving, backward = resources.saving, resources.backward
             with (
                 deterministic(trial.recipe.deterministic),
                 compiled(encoder, trial.recipe.compile),
                 checkpointed(encoder, saving.checkpointing),
             ):
-                trained = train(backbone, adapter, data, trial.recipe, trial.seed, report, saving)
+                trained = train(backbone, adapter, data, trial.recipe, trial.seed, report, saving, backward)
                 final = evaluate(backbone, adapter, split, trial.recipe, data.objective, saving)
             if not math.isfinite(final.loss):
                 raise Diverged(trained.steps, final.loss)
