@@ -17,17 +17,8 @@ def step_table(rows: Sequence[Timing], title: str) -> Table:
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     made.add_column("method", min_width=12)
     made.add_column("rank mode", no_wrap=True)
-    headings = (
-        "params",
-        "forward",
-        "backward",
-        "step ms",
-        "of LoRA",
-        "same sites",
-        "of floor",
-        "own floor",
-        "MiB",
-    )
+    times = ("forward", "backward", "step ms")
+    ratios = ("of LoRA", "same sites", "of floor", "own floor")
     for heading in ("params", *times, *ratios, "MiB"):
         made.add_column(heading, justify="right", no_wrap=True)
     for row in rows:

@@ -72,8 +72,8 @@ def is_train(adapter: LowRankAdapter) -> bool:
 
 
 def truncated(tensor: Tensor, ranks: list[int], *, train: bool) -> Tensor:
-    """Projected on the leading singular vectors of its unfoldings: for each mode of the tensor itself, and for
-    each bond, from the last to the first, of what is left by then.
+    """Projected on the leading singular vectors of its unfoldings: for each mode of the tensor itself, and
+    for each bond, from the last to the first, of what is left by then.
     """
     wanted = tensor
     for index, rank in reversed(list(enumerate(ranks))):

@@ -103,7 +103,7 @@ def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], 
     def notify(event: Event) -> None:
         if event.kind == "progress" and left[0]:
             left[0] -= 1
-            worker = next(w for w in place._workers if w.trial and w.trial.id == event.trial.id)
+            worker = next(w for w in place._workers if event.trial in w.trials)
             os.kill(worker.process.pid or 0, how)
 
     return notify
@@ -128,7 +128,7 @@ def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, wo
     def notify(event: Event) -> None:
         if event.kind == "started" and left[0]:
             left[0] -= 1
-            worker = next(w for w in workers._workers if w.trial)
+            worker = next(w for w in workers._workers if w.trials)
             waiting = array("i", [0])
             while waiting[0] < 2**16:
                 fcntl.ioctl(worker.link.fileno(), termios.FIONREAD, waiting)
@@ -160,7 +160,7 @@ def test_a_trial_that_ends_its_worker_each_time_is_lost_and_the_others_go_on(
 
     def notify(event: Event) -> None:
         if event.kind == "progress" and event.trial.seed == 0:
-            worker = next(w for w in workers._workers if w.trial and w.trial.id == event.trial.id)
+            worker = next(w for w in workers._workers if event.trial in w.trials)
             os.kill(worker.process.pid or 0, signal.SIGKILL)
 
     kinds = [e.kind for e in run(store, workers, made, notify) if e.kind not in ("progress", "started")]
@@ -221,7 +221,7 @@ def test_pruning_a_trial_whose_worker_died_meanwhile_is_a_loss(store: Store, wor
     def notify(event: Event) -> None:
         if event.kind == "progress" and left[0]:
             left[0] -= 1
-            worker = next(w for w in workers._workers if w.trial and w.trial.id == event.trial.id)
+            worker = next(w for w in workers._workers if event.trial in w.trials)
             worker.process.kill()
             worker.process.join()
             raise Pruned
@@ -248,7 +248,7 @@ def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
         place.prepare([head])
         (process,) = place.processes()
         for trial in (hungry, head):
-            place.submit(trial)
+            place.submit([trial])
             before = len(events)
             while not any(event.ending for event in events[before:]):
                 place.step(events.append)

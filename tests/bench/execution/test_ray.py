@@ -56,7 +56,7 @@ def run(
         events.append(event)
         listen(event)
 
-    cluster.submit(trial, limit)
+    cluster.submit([trial], limit)
     while not (events and events[-1].ending):
         cluster.step(note)
     return events

@@ -1,0 +1,94 @@
+"""Trials that train together against the same one by one: the time of all, and how far the curves differ.
+
+    python -m tests.benchmarks.packed --backbone minilm-l6 --task movie-sentiment
+
+Trials of LoRA and of TensLoRA at several rates share a seed, as those of equal tuning do. Both ways train and
+evaluate them in one process, by turns, on a backbone and data that are loaded already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+from bench.execution.perform import Event, perform_all
+from bench.plan.make import make_plan
+from bench.plan.trial import Trial
+from bench.suite.suite import Suite
+from bench.training.measure import device_name
+from bench.training.trial import Resources
+from methods.validation import validate
+
+#: Of so many trials half are LoRA's, half TensLoRA's.
+RATES = [2e-4, 5e-4, 1e-3, 2e-3]
+
+
+def trials_of(asked: argparse.Namespace) -> list[Trial]:
+    """As many trials as are asked for, which differ in method, rank and rate."""
+    rates = RATES[: max(1, asked.pack // 2)]
+    methods = [
+        {"method": name, "each": {"training": {"lr": rates}}, **more}
+        for name, more in (("lora", {"rank": 4}), ("tenslora", {"variant": "att_qkv", "ranks": [4, 4, 4, 4]}))
+    ]
+    sizes = {"train_size": asked.batch * 8, "validation_size": asked.batch * 2, "test_size": asked.batch * 2}
+    suite: dict[str, Any] = {
+        "name": "packed",
+        "backbones": [{"name": asked.backbone} | ({"image_size": asked.pixels} if asked.pixels else {})],
+        "tasks": [{"task": asked.task, **sizes}],
+        "methods": methods,
+        "seeds": [0],
+        "training": {"batch_size": asked.batch, "steps": asked.steps},
+    }
+    return list(make_plan(validate(Suite, suite, "benchmark"), asked.device).trials)[: asked.pack]
+
+
+def run(trials: list[Trial], resources: Resources, pack: int) -> tuple[float, dict[str, list[float]]]:
+    """Seconds for all of them, so many at once, and each one's losses."""
+    losses: dict[str, list[float]] = {trial.id: [] for trial in trials}
+
+    def hear(event: Event) -> None:
+        if event.progress:
+            losses[event.trial.id] += [loss for _, loss in event.progress.losses]
+
+    started = time.perf_counter()
+    for first in range(0, len(trials), pack):
+        perform_all(trials[first : first + pack], resources, "", hear)
+    return time.perf_counter() - started, losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--backbone", default="minilm-l6")
+    parser.add_argument("--task", default="movie-sentiment")
+    parser.add_argument("--pixels", type=int)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--pack", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
+
+    trials, resources = trials_of(asked), Resources(asked.device)
+    resources.data(trials[0], resources.backbone(trials[0]).info.input)
+    for pack in (1, len(trials)):
+        run([trial.model_copy(update={"seed": 1}) for trial in trials], resources, pack)
+    times: list[tuple[float, float]] = []
+    for _ in range(asked.rounds):
+        (alone, expected), (together, losses) = (run(trials, resources, pack) for pack in (1, len(trials)))
+        times.append((alone, together))
+    apart = max(abs(a - b) for id_ in expected for a, b in zip(expected[id_], losses[id_], strict=True))
+    ratios = sorted(together / alone for alone, together in times)
+    alone, together = map(statistics.median, zip(*times, strict=True))
+    print(f"{asked.backbone}, {asked.task}, {device_name(asked.device)}")
+    print(
+        f"{len(trials)} trials of {asked.steps} steps, batch {asked.batch}; median of {asked.rounds} rounds:"
+    )
+    print(f"one by one {alone:.1f} s, together {together:.1f} s")
+    print(f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    print(f"largest difference of a loss: {apart:.1e}")
+
+
+if __name__ == "__main__":
+    main()
