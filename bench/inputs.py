@@ -77,6 +77,11 @@ class TextInput:
     prompt: Prompt | None = None
     writing: Writing | None = None
 
+    @property
+    def answers_by_words(self) -> bool:
+        """Whether a language model answers by the words it finds likeliest, without any head."""
+        return self.prompt is not None or self.writing is not None
+
 
 @dataclass(frozen=True)
 class ImageInput:

@@ -74,7 +74,7 @@ def put_head(backbone: LoadedBackbone, wanted: ModelInput, classes: int, generat
     Raises UserError for words without tokens, and for a checkpoint without what turns states to tokens.
     """
     backbone.reset(classes, generator)
-    if not isinstance(wanted, TextInput) or not (wanted.prompt or wanted.writing):
+    if not isinstance(wanted, TextInput) or not wanted.answers_by_words:
         return
     if not has_vocabulary(backbone):
         raise UserError(

@@ -108,6 +108,16 @@ def test_a_prompt_is_another_trial_and_no_prompt_the_old_one() -> None:
     assert without.id != answering.id
 
 
+def test_a_head_that_is_not_there_is_not_tuned() -> None:
+    task = {**TEXT["tasks"][0], "verbalizer": ANSWERS}
+    tuning = {"trials": 4, "lr": [1e-3, 1e-2], "scale": None, "head_lr": [1e-3, 1e-2]}
+    base = {**TEXT, "backbones": ["tiny-random-llama"], "tuning": tuning}
+    methods = ["head_only", {"method": "lora", "rank": 2}]
+    made = plan({**base, "tasks": [task], "methods": methods})
+    settings = [[one.setting.label for one in row.candidates] for row in made.rows if row.tuning]
+    assert settings == [[""], ["lr 0.001", "lr 0.01"]]
+
+
 def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:
     tokenizer = byte_tokenizer(64)
     (whole, short), cut = prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 12, ["abcdefghijkl", "a"])
