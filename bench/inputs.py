@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -36,11 +37,19 @@ class Prompt:
         first, second = text
         return before.replace("{second}", second) + first + after.replace("{second}", second)
 
+    @property
+    def end(self) -> str:
+        """What stands behind the text, or behind the second one of a pair."""
+        return re.split(r"\{(?:text|first|second)\}", self.template)[-1]
+
     def word_tokens(self, tokenizer: Any) -> list[tuple[int, ...]]:
-        """The token ids of each class's words. Raises UserError for words that have none, or equal ones."""
+        """The token ids of each class's words. Raises UserError for words that have none, or equal ones.
+
+        A tokenizer's token for what it does not know stands for no words.
+        """
         found = [tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in self.words]
         for index, (word, tokens) in enumerate(zip(self.words, found, strict=True)):
-            if not tokens:
+            if not tokens or tokenizer.unk_token_id in tokens:
                 raise UserError(f"verbalizer: the words {shown(word)} have no tokens in this tokenizer")
             if tokens in found[:index]:
                 raise UserError(
@@ -76,6 +85,11 @@ class TextInput:
     decodes: bool = False
     prompt: Prompt | None = None
     writing: Writing | None = None
+
+    @property
+    def answers_by_words(self) -> bool:
+        """Whether a language model answers by the words it finds likeliest, without any head."""
+        return self.prompt is not None or self.writing is not None
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,17 @@ def load_tokenizer(folder: Path, pads_by_end: bool = False) -> Any:
 
 
 @contextmanager
+def _blaming_tokenizer(folder: Path) -> Iterator[None]:
+    """Inside, whatever a folder's tokenizer raises becomes a UserError that names the folder."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # its files decide what it raises of a text
+        raise UserError(f"the tokenizer in {folder} fails: {_told(error)}") from error
+
+
+@contextmanager
 def _config(folder: Path) -> Iterator[Any]:
     """The configuration of the folder's model, or of the part of it that is a kind of ours.
 
@@ -279,6 +290,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
             tokenizer_hash=f"sha256:{sha256_of_all(*files)}" if (files := _tokenizer_files(folder)) else "",
             max_tokens=config.max_position_embeddings - reserved,
             load_tokenizer=partial(load_tokenizer, folder, pads_by_end=kind.decodes),
+            blaming=partial(_blaming_tokenizer, folder),
             decodes=kind.decodes,
         )
     size, patch = _side(config.image_size, name), _side(config.patch_size, name)

@@ -67,6 +67,15 @@ def _after(encoder: nn.Module, ids: Tensor, mask: Tensor, lengths: Tensor, begun
     return states.gather(1, wanted)
 
 
+def check_answers(backbone: LoadedBackbone, wanted: ModelInput) -> None:
+    """Raises UserError where a model that is to answer by words lacks what turns its states to tokens."""
+    if isinstance(wanted, TextInput) and wanted.answers_by_words and not has_vocabulary(backbone):
+        raise UserError(
+            f"backbone '{backbone.info.name}' cannot answer a prompt: its checkpoint has no lm_head, and its "
+            "embeddings are not tied"
+        )
+
+
 def put_head(backbone: LoadedBackbone, wanted: ModelInput, classes: int, generator: torch.Generator) -> None:
     """A fresh head for a task whose examples are `wanted` so; a prompt none, but the answers' words, or what
     writes answers.
@@ -74,13 +83,9 @@ def put_head(backbone: LoadedBackbone, wanted: ModelInput, classes: int, generat
     Raises UserError for words without tokens, and for a checkpoint without what turns states to tokens.
     """
     backbone.reset(classes, generator)
-    if not isinstance(wanted, TextInput) or not (wanted.prompt or wanted.writing):
+    if not isinstance(wanted, TextInput) or not wanted.answers_by_words:
         return
-    if not has_vocabulary(backbone):
-        raise UserError(
-            f"backbone '{backbone.info.name}' cannot answer a prompt: its checkpoint has no lm_head, and its "
-            "embeddings are not tied"
-        )
+    check_answers(backbone, wanted)
     module = backbone.module
     table = unembedding_of(backbone)
     with wanted.blaming():

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from bench.backbones.verbalizer import check_answers
 from bench.execution.watch import Silence
 from bench.plan.trial import Trial
 from bench.training.ending import finished
@@ -67,6 +68,7 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
     try:
         for trial in trials:
             backbone = resources.backbone(trial)
+            check_answers(backbone, trial.task.input(backbone.info.input))
             resources.data(trial, backbone.info.input)
             resources.text(trial, backbone)
             resources.check_saving(trial)

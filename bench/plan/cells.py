@@ -13,7 +13,7 @@ from typing import Any, Literal
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.inputs import ImageInput, TextInput
 from bench.plan.rows import Candidate, Names, Phase, Row, Tuned
-from bench.plan.settings import Setting
+from bench.plan.settings import Grids, Setting, applicable
 from bench.plan.trial import Trial
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
@@ -54,6 +54,19 @@ class Cell:
     def asked(self) -> int | None:
         """Adapter parameters that the budget asks for; None where it sets the ranks instead."""
         return _asked(self.budget, self.info.geometry)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a head is trained; a language model that answers by its words has none."""
+        wanted = self.task.input(self.info.input)
+        return not (isinstance(wanted, TextInput) and wanted.answers_by_words)
+
+    def tunable(self, grids: Mapping[str, Sequence[float] | None]) -> Grids:
+        """The grids of learning rates and scale that mean something to this cell."""
+        parameters = self.method.count(self.info.geometry)
+        return applicable(
+            grids, self.method, parameters, head_follows=self.head_follows, has_head=self.has_head
+        )
 
     @property
     def own(self) -> Names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.plan.cells import Cell, cells
 from bench.plan.rows import Candidate, Plan, Row, Tuned, in_order
-from bench.plan.settings import applicable, points, published
+from bench.plan.settings import points, published
 from bench.plan.trial import Trial
 from bench.suite.choosing import Tuning
 from bench.suite.rows import Budget
@@ -53,12 +53,11 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
 
 def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
     """The row of a cell, the rows of its tuning, one for each setting, and the trials of the latter."""
-    method = cell.method
-    grids = applicable(tuning.grids, method, method.count(cell.info.geometry), head_follows=cell.head_follows)
+    grids = cell.tunable(tuning.grids)
     rows: list[Row] = []
     trials: list[Trial] = []
     candidates: list[Candidate] = []
-    for setting in points(grids, tuning.trials, TUNING_SEED, published(method)):
+    for setting in points(grids, tuning.trials, TUNING_SEED, published(cell.method)):
         tried = {
             seed: cell.trial(seed, "validation", setting=setting, epochs=tuning.epochs)
             for seed in tuning.seeds

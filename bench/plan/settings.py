@@ -73,19 +73,27 @@ class Setting(Frozen):
 
 
 def applicable(
-    grids: Mapping[str, Sequence[float] | None], method: Method, parameters: int, *, head_follows: bool
+    grids: Mapping[str, Sequence[float] | None],
+    method: Method,
+    parameters: int,
+    *,
+    head_follows: bool,
+    has_head: bool = True,
 ) -> Grids:
     """The grids that mean something to a method whose adapter has so many parameters.
 
     Some methods have no scale, and most no core. A trained head alone has none either, and of the rates only
     its own: that is `lr` where it follows the adapter's and no grid of `head_lr` is there to tune it by.
+    Without `has_head` a model answers by its words, and there is no head whose rate could be tuned.
     """
-    of_head = head_follows and not grids.get("head_lr")
+    of_head = has_head and head_follows and not grids.get("head_lr")
     without = set() if parameters else {"scale", *([] if of_head else ["lr"])}
     if "scale" not in type(method).model_fields:
         without.add("scale")
     if not method.has_core:
         without.add("core_lr")
+    if not has_head:
+        without.add("head_lr")
     return {axis: grid for axis, grid in grids.items() if grid is not None and axis not in without}
 
 

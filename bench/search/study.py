@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bench.execution.perform import Event
 from bench.metrics import METRICS
 from bench.plan.cells import Cell
-from bench.plan.settings import Setting, applicable
+from bench.plan.settings import Setting
 from bench.process.alive import dead, owner
 from bench.search.importance import importances
 from bench.search.nested import Nested, about
@@ -76,7 +76,7 @@ class RankSearch:
         self.metric = METRICS.get(cell.task.lookup().metric)
         self.two = search.objectives != "metric"
         self.space = RankSpace(method, geometry, self.budget, search.modes, below=self.two)
-        self.grids = applicable(search.grids, method, self.budget, head_follows=cell.head_follows)
+        self.grids = cell.tunable(search.grids)
         settings = prod(len(grid) for grid in self.grids.values())
         #: Points of the space, counted until there are more than trials were asked for.
         self.size = self.space.size(search.trials // settings + 1) * settings

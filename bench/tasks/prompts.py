@@ -16,15 +16,16 @@ def prompted(
 
     Prompts begin as the tokenizer begins a text and do not end as it ends one, for an answer follows. With
     the answer none has more than `max_tokens`; a longer one is cut from the left, so that the question at its
-    end stays. Raises UserError where words have no tokens, or where `max_tokens` leaves a prompt none.
+    end stays. Raises UserError where words have no tokens, or where `max_tokens` leaves a text none.
     """
     longest = max(map(len, prompt.word_tokens(tokenizer)))
     begin = beginning(tokenizer)
     room = max_tokens - longest - len(begin)
-    if room < 1:
+    end = len(tokenizer(prompt.end, add_special_tokens=False)["input_ids"])
+    if room <= end:
         raise UserError(
-            f"max_tokens should be at least {longest + len(begin) + 1}, for a prompt and the longest words, "
-            f"got {max_tokens}"
+            f"max_tokens should be at least {max_tokens - room + end + 1}, for a token of the text, what the "
+            f"verbalizer's prompt has behind it and the longest words, got {max_tokens}"
         )
     asked = [tokenizer(prompt.asked(text), add_special_tokens=False)["input_ids"] for text in texts]
     return [begin + tokens[-room:] for tokens in asked], [len(tokens) > room for tokens in asked]

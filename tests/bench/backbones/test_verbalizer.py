@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from torch import Tensor
 
-from bench.backbones import BackboneSpec, load
+from bench.backbones import BackboneSpec, describe, load
 from bench.backbones.random_weights import byte_tokenizer
 from bench.backbones.verbalizer import put_head
 from bench.conformance.subject import tiny
+from bench.execution.perform import prepare_all
 from bench.inputs import Prompt, TextInput
+from bench.tasks import TASKS, prepare
 from bench.tasks.prompts import prompted
 from bench.training.trial import Resources, run_trial
 from bench.wire.trial import Progress
@@ -108,6 +112,16 @@ def test_a_prompt_is_another_trial_and_no_prompt_the_old_one() -> None:
     assert without.id != answering.id
 
 
+def test_a_head_that_is_not_there_is_not_tuned() -> None:
+    task = {**TEXT["tasks"][0], "verbalizer": ANSWERS}
+    tuning = {"trials": 4, "lr": [1e-3, 1e-2], "scale": None, "head_lr": [1e-3, 1e-2]}
+    base = {**TEXT, "backbones": ["tiny-random-llama"], "tuning": tuning}
+    methods = ["head_only", {"method": "lora", "rank": 2}]
+    made = plan({**base, "tasks": [task], "methods": methods})
+    settings = [[one.setting.label for one in row.candidates] for row in made.rows if row.tuning]
+    assert settings == [[""], ["lr 0.001", "lr 0.01"]]
+
+
 def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:
     tokenizer = byte_tokenizer(64)
     (whole, short), cut = prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 12, ["abcdefghijkl", "a"])
@@ -115,8 +129,11 @@ def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:
     assert tokenizer.decode(whole) == "<s>fghijkl?"
     assert len(whole) + len("yes") == 12
     assert tokenizer.decode(short) == "<s>a?"
-    with pytest.raises(UserError, match=r"max_tokens should be at least 5, .* got 4"):
-        prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 4, ["a"])
+    # The beginning, a token of the text, the question mark and the longest answer.
+    assert prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 6, ["ab"])[1] == [True]
+    for prompt in ("{text}?", "{first}, {second}?"):
+        with pytest.raises(UserError, match=r"max_tokens should be at least 6, .* got 5"):
+            prompted(tokenizer, Prompt(prompt, ("no", "yes")), 5, ["a"])
 
 
 def test_pairs_are_put_in_as_they_are() -> None:
@@ -132,7 +149,7 @@ def test_pairs_are_put_in_as_they_are() -> None:
     [
         (ANSWERS, "tiny-random-bert", "verbalizer needs a backbone that answers prompts, a decoder"),
         (ANSWERS | {"words": ["a", "b", "c"]}, "tiny-random-llama", "words has 3, for the 2 classes"),
-        (ANSWERS | {"prompt": "what?"}, "tiny-random-llama", r"prompt: should have \{text\} in it"),
+        (ANSWERS | {"prompt": "why?"}, "tiny-random-llama", r"prompt: should have \{text\} in it"),
         (ANSWERS | {"words": [" ", "b"]}, "tiny-random-llama", "every class needs words, not only spaces"),
         (ANSWERS | {"words": ["b", "b"]}, "tiny-random-llama", "b stands there twice"),
     ],
@@ -149,10 +166,34 @@ def test_words_that_a_tokenizer_cannot_tell_are_refused() -> None:
     class Deaf:
         """A tokenizer that hears one word only."""
 
-        def __call__(self, word: str, **_: Any) -> dict[str, list[int]]:
-            return {"input_ids": [7] if "a" in word else []}
+        unk_token_id = 3
 
-    with pytest.raises(UserError, match="the words 'b' have no tokens"):
-        Prompt("{text}", ("a", "b")).word_tokens(Deaf())
+        def __call__(self, word: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [7] if "a" in word else [3] * word.count("?")}
+
+    for word in ("b", "why?"):
+        with pytest.raises(UserError, match=re.escape(f"the words '{word}' have no tokens")):
+            Prompt("{text}", ("a", word)).word_tokens(Deaf())
     with pytest.raises(UserError, match="'aa' and 'a' are the same tokens"):
         Prompt("{text}", ("a", "aa")).word_tokens(Deaf())
+
+
+def test_what_cannot_answer_is_refused_before_any_trial(tmp_path: Path) -> None:
+    config = tiny("llama")._config()
+    config.tie_word_embeddings = False
+    transformers.LlamaModel(config).save_pretrained(tmp_path)
+    byte_tokenizer(16).save_pretrained(tmp_path)
+    task = {**TEXT["tasks"][0], "verbalizer": ANSWERS, "max_tokens": 16}
+    made = plan({**TEXT, "backbones": [{"local": str(tmp_path)}], "tasks": [task]})
+    with pytest.raises(UserError, match="cannot answer a prompt: its checkpoint has no lm_head"):
+        prepare_all(made.trials, Resources("cpu"))
+
+
+def test_a_tokenizer_that_fails_is_named(tmp_path: Path) -> None:
+    transformers.LlamaModel(tiny("llama")._config()).save_pretrained(tmp_path)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "film": 1}))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<s>").save_pretrained(tmp_path)
+    wanted = describe(BackboneSpec(local=tmp_path)).input
+    assert isinstance(wanted, TextInput)
+    with pytest.raises(UserError, match=f"the tokenizer in {tmp_path} fails: .*UNK"):
+        prepare(TASKS.get("movie-sentiment"), wanted, 16)
