@@ -18,8 +18,7 @@ from bench.plan.make import make_plan
 from bench.plan.trial import Trial
 from bench.suite.load import load_suite
 from bench.suite.rows import TaskRow
-from bench.suite.suite import Suite
-from bench.tasks import TASKS, DataSource, Task, data_key, prepare, tables
+from bench.tasks import TASKS, DataSource, Task, data_key, prepare
 from methods.errors import UserError
 from methods.validation import validate
 
@@ -50,12 +49,9 @@ def pictures(folder: Path, *parts: str, count: int = 8) -> None:
             Image.fromarray(pixels).save(folder / part / f"{i}.png")
 
 
-def test_one_table_is_one_task_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_table_is_one_task_in_every_format(tmp_path: Path) -> None:
     import datasets
 
-    # A part of seven rows, or of a few lines, is what ten thousand are otherwise.
-    monkeypatch.setattr(tables, "ROWS", 7)
-    monkeypatch.setattr(tables, "BLOCK", 64)
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "r.parquet")
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "d")
@@ -205,40 +201,6 @@ def test_what_cannot_be_is_refused_by_its_line(tmp_path: Path, case: str) -> Non
     content, more, message = BAD[case]
     with pytest.raises(UserError, match=message):
         reviews(tmp_path, content, **more)
-
-
-JSON: dict[str, tuple[list[Any], str]] = {
-    "no object": ([{"body": "a", "stars": 1}, [1]], "line 5: it should be a JSON object, got .1."),
-    "no text": ([{"body": "a", "stars": 1}, {"body": 5}], "line 5: column 'body' should hold texts, got 5"),
-    "a hole": ([{"body": "a", "stars": 1}, {"body": "b"}], "line 5: no value in column 'stars'"),
-    "no column": ([{"bodi": "a", "stars": 1}], "has no column 'body': did you mean 'bodi'"),
-    "two kinds": ([{"body": "a", "stars": 1}, {"body": "b", "stars": "x"}], "lines 3 to 5: .* 'stars' are not"),
-}
-
-
-@pytest.mark.parametrize("case", JSON)
-def test_lines_of_json_are_refused_by_their_number(tmp_path: Path, case: str) -> None:
-    rows, message = JSON[case]
-    (tmp_path / "r.jsonl").write_text("\n\n" + "\n\n".join(map(json.dumps, rows)))
-    with pytest.raises(UserError, match=message):
-        task(tmp_path, jsonl="r.jsonl", text="body", label="stars")
-
-
-def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -> None:
-    (tmp_path / "r.csv").write_text(CSV)
-
-    def planned(**row: Any) -> None:
-        whole = {"name": "mine", "csv": str(tmp_path / "r.csv"), "text": "body", "label": "stars", **row}
-        suite = {"tasks": [whole], "backbones": ["tiny-random-bert"], "methods": ["lora"], "seeds": [0, 1]}
-        make_plan(Suite.model_validate({"name": "s", "budgets": [{"isorank": 2}], **suite}))
-
-    planned(train_size=20, test_size=6)
-    with pytest.raises(UserError, match="test_size must be from 1 to 6, the size of the test split of task 'm"):
-        planned(test_size=7)
-    with pytest.raises(UserError, match="train_size must be from 1 to 28, .* as seed 0 deals it, got 29"):
-        planned(train_size=29, split="per_seed")
-    with pytest.raises(UserError, match="'auroc' needs .* of a, b the 1 examples of test have only one of the"):
-        planned(test_size=1, metric="auroc")
 
 
 @pytest.mark.parametrize(

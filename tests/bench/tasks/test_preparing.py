@@ -118,28 +118,6 @@ def test_subset_sizes(own_cache: Path) -> None:
             assert torch.equal(tensor, some.batch(indices)[name])
 
 
-def test_only_texts_that_are_used_are_tokenised(own_cache: Path) -> None:
-    seen: list[str] = []
-
-    def load() -> Any:
-        def noted(texts: list[str], **options: Any) -> Any:
-            seen.extend(texts)
-            return real(texts, **options)
-
-        real = tokenizer()
-        noted.pad_token_id, noted.num_special_tokens_to_add = real.pad_token_id, real.num_special_tokens_to_add  # type: ignore[attr-defined]
-        return noted
-
-    sizes = {"train_size": 9, "validation_size": 1, "test_size": 3}
-    part = prepare(ToyText(), replace(TEXT, load_tokenizer=load), **sizes)
-    assert len(seen) == 13
-    whole = prepare(ToyText(), TEXT)
-    for all_of_it, some in zip(splits(whole), splits(part), strict=True):
-        n = len(some)
-        assert torch.equal(all_of_it.ids[:n], some.ids)
-        assert torch.equal(all_of_it.batch(torch.arange(n))["input_ids"], some.batch(torch.arange(n))["input_ids"])
-
-
 @pytest.mark.parametrize("field", ["train_size", "validation_size", "test_size"])
 @pytest.mark.parametrize("wanted", [0, -1, 141])
 def test_size_that_the_split_does_not_have(own_cache: Path, field: str, wanted: int) -> None:
