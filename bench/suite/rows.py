@@ -20,7 +20,7 @@ from pydantic import (
 
 from bench.backbones.base import refuse_unknown_home
 from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
-from bench.tasks import TASKS, DataSource, Task
+from bench.tasks import TASKS, DataSource, Task, train_count
 from bench.tasks.described import described
 from bench.tasks.description import FORMATS, Description
 from bench.tasks.objective import objective
@@ -201,8 +201,10 @@ class TaskRow(Frozen):
 
     def train_examples(self) -> int | None:
         """How many examples are trained on; None where that is not known before the data are there."""
-        stated = self.lookup().sizes
-        return self.train_size or (stated[0] if stated else None)
+        task = self.lookup()
+        if self.train_size is not None or (self.split == "per_seed" and task.sizes is None):
+            return self.train_size
+        return train_count(task)
 
     def input(self, wanted: ModelInput) -> ModelInput:
         """How a backbone gets its examples in this row, where by itself it wants them as `wanted`.

@@ -14,6 +14,7 @@ TASKS = Registry(
         "tweet-sentiment": "bench.tasks.sentiment:TWEETS",
         "textile": "bench.tasks.textile:TEXTILE",
         "land-cover": "bench.tasks.land_cover:LAND_COVER",
+        "rating-pairs": "bench.tasks.rating_pairs:RATING_PAIRS",
         "digits": "bench.tasks.digits:DIGITS",
         "cola": "bench.tasks.glue:COLA",
         "mrpc": "bench.tasks.glue:MRPC",

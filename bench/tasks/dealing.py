@@ -151,6 +151,11 @@ def deal(
     class, for fractions that are no percentages, and for those of a suite where splits are official.
     """
     kept, numbers = blocks(labels, contents, groups, splits)
+    if not len(kept) and len(labels):
+        raise UserError(
+            f"task '{task.name}': all of its {len(labels):,} examples are left out, since each is the "
+            "duplicate of one with another label"
+        )
     ids = np.asarray(ids, dtype=np.int64)
     dealt = {split: np.zeros(0, dtype=np.int64) for split in SPLITS}
     if splits is not None:
@@ -175,8 +180,10 @@ def deal(
         if not len(positions):
             raise UserError(f"task '{task.name}': its {split} split has no example")
         found = {part for i in positions for part in parts[i]}
-        if task.every_class and (lacking := [name for c, name in enumerate(task.classes) if c not in found]):
-            raise UserError(f"task '{task.name}': its {split} split has no example of {', '.join(lacking)}")
+        lacking = [c for c in range(len(task.classes)) if c not in found]
+        if task.every_class and lacking:
+            told = (f"{task.classes[c]} ({sum(c in of for of in parts):,} in all)" for c in lacking)
+            raise UserError(f"task '{task.name}': its {split} split has no example of {', '.join(told)}")
     return {
         split: positions[stable_order(f"{task.name}/order{seeded}", ids[positions])]
         for split, positions in dealt.items()

@@ -121,9 +121,9 @@ def check_labels(task: Task, split: str, labels: Tensor) -> None:
     lacking = [name for name, n in zip(task.classes, counts.tolist(), strict=True) if not 0 < n < len(labels)]
     if lacking:
         raise UserError(
-            f"task '{task.name}': metric '{task.metric}' needs examples with and without each class, and of "
-            f"{', '.join(lacking)} the {len(labels):,} examples of {split} have only one of the two: raise "
-            f"{split}_size, or take another metric"
+            f"task '{task.name}': metric '{task.metric}' needs examples with and without each class; of "
+            f"{', '.join(lacking)} the {split} split as it is used ({len(labels):,}) has only the one or the "
+            f"other: raise {split}_size, or take another metric"
         )
 
 

@@ -130,6 +130,21 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
         _check_splits(task, sizes, seeds)
 
 
+def train_count(task: Task) -> int | None:
+    """How many examples the train split that all seeds share has; None where no plan can know it yet.
+
+    Raises UserError for data that cannot be split.
+    """
+    if task.sizes is not None:
+        return task.sizes[0]
+    return _dealt_to_train(task) if task.at_hand and task.modality == "text" else None
+
+
+@lru_cache(maxsize=32)
+def _dealt_to_train(task: Task) -> int:
+    return len(dealt(Source(task)).parts["train"])
+
+
 @lru_cache(maxsize=32)
 def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
     """Each row of a suite is looked at once, however many backbones it has."""

@@ -241,8 +241,10 @@ def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -
         planned(test_size=7)
     with pytest.raises(UserError, match=r"train_size must be from 1 to 28, .* as seed 0 deals it, got 29"):
         planned(train_size=29, split="per_seed")
-    with pytest.raises(UserError, match=r"'auroc' needs .* of a, b the 1 examples of test have only"):
+    with pytest.raises(UserError, match=r"'auroc' needs .*; of a, b the test split as it is used .1. has"):
         planned(test_size=1, metric="auroc")
+    with pytest.raises(UserError, match="batch_size 64 is larger than the train split, which has 28 ex"):
+        planned(training={"batch_size": 64})
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,18 @@ def test_land_cover_lies_where_the_earth_has_it(real: Any) -> None:
     assert np.mean([colour[2] > colour[0] for colour in water]) > 0.9
 
 
+def test_every_rated_sentence_is_in_one_pair(real: Any) -> None:
+    task, examples, data = real("rating-pairs")
+    rated = {text: rating for _, rating, text in reversed(rows("movieReviewSnippets"))}
+    sentences = [text for pair in examples.inputs for text in pair]
+    assert len({normalise_text(text) for text in sentences}) == len(sentences) == 10602
+    told = [rated[first] - rated[second] for first, second in examples.inputs]
+    assert list(examples.labels) == pytest.approx(told)
+    assert tuple(map(len, splits(data))) == task.sizes
+    # Neither side is the better one.
+    assert abs(np.mean(told)) < 0.1
+
+
 def test_textile_images(real: Any) -> None:
     task, examples, _ = real("textile")
     assert Counter(task.classes[label] for label in examples.labels) == {

@@ -1,0 +1,36 @@
+"""Pearson's and Spearman's correlation of stored predictions by scipy, beside the score that the store has.
+
+    tensorbench run suites/regression.yaml
+    python -m tests.benchmarks.regression [STORE]
+
+Prints a line a method, mean and standard deviation over its seeds, and fails where a score is another one.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pandas as pd
+from scipy.stats import pearsonr, spearmanr
+
+import bench
+
+
+def main() -> None:
+    store = sys.argv[1:2] or ["sqlite:///mlflow.db"]
+    results = bench.load_results("regression", store=store[0])
+    stored = results.seeds.set_index("trial_id")["score"]
+    found = []
+    for (method, id_), one in results.predictions.groupby(["method", "trial_id"]):
+        pearson = pearsonr(one["label"], one["prediction"]).statistic
+        if abs(pearson - stored[id_]) > 1e-6:
+            raise SystemExit(f"{method}: the store has {stored[id_]}, scipy {pearson}")
+        spearman = spearmanr(one["label"], one["prediction"]).statistic
+        rmse = ((one["label"] - one["prediction"]) ** 2).mean() ** 0.5
+        found.append((method, pearson, spearman, rmse))
+    frame = pd.DataFrame(found, columns=["method", "Pearson", "Spearman", "RMSE"])
+    print(frame.groupby("method").agg(["mean", "std"]).round(4).to_string())
+
+
+if __name__ == "__main__":
+    main()
