@@ -25,6 +25,11 @@ def form_of(backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str]
     Raises UserError for a plug-in's backbone that no library can load again.
     """
     _check_library(backbone)
+    if spec.dtype != "float32":
+        raise UserError(
+            f"backbone '{backbone.info.name}' cannot be exported: what an export computes is compared in "
+            f"float32, and the adapter was trained on weights in {spec.dtype}"
+        )
     forms: dict[BackboneKind, type[Form]] = {"timm": TimmForm, "bert": BertForm}
     return forms.get(backbone.info.kind, TransformersForm)(backbone, _origin(backbone, spec), classes, wanted)
 
