@@ -15,9 +15,14 @@ from methods.sizes import Unsized
 
 
 class FullFineTuning(Unsized):
-    """Trains every parameter of the encoder."""
+    """Trains every parameter of the encoder.
+
+    A language model's output layer is one of them where it is the input embeddings. One of its own stays
+    frozen, as under every other method: it stands beside the encoder, and no count of a backbone has it.
+    """
 
     name: ClassVar[str] = "full"
+    trains_weights: ClassVar[bool] = True
     not_low_rank: ClassVar[str] = "full fine-tuning has no low-rank factors"
 
     @property

@@ -60,10 +60,21 @@ class PeftAdapter(Adapter):
         # Injection freezes everything that is not peft's, the head included.
         for parameter in backbone.head.parameters():
             parameter.requires_grad_(True)
+        self._widen()
         self._parameters = self._trained()
         if not all(torch.equal(self.bases[site].weight, copy) for site, (_, copy) in before.items()):
             self._restore(before)
             raise UserError("peft: this start changes the backbone's own weights, which stay frozen here")
+
+    def _widen(self) -> None:
+        """Puts peft's tensors into float32 where it made them like weights of less, which trains badly."""
+        own = {id(base) for base in self.bases.values()}
+        for layer in self._adapted.values():
+            for module in layer.modules():
+                if id(module) not in own:
+                    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                        if tensor.is_floating_point():
+                            tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
 
     def _trained(self) -> dict[str, nn.Parameter]:
         head = {id(parameter) for parameter in self.backbone.head.parameters()}
@@ -115,9 +126,14 @@ class PeftAdapter(Adapter):
 
     def _probe(self, site: Site, *, with_weight: bool = True) -> tuple[Tensor, Tensor]:
         """The layer's effective weight (out, in; only the base's unless `with_weight`) and bias (out,)."""
-        layer, weight = self._adapted[site], self.bases[site].weight
+        layer, base = self._adapted[site], self.bases[site]
         training = layer.training
         layer.eval()
+        # Less than float32 would round an update as small as most are to nothing.
+        stored = {name: parameter.data for name, parameter in base.named_parameters()}
+        for parameter in base.parameters():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        weight: Tensor = base.weight.data
         try:
             inputs = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
             bias = layer(inputs[:1] * 0)[0]
@@ -130,6 +146,8 @@ class PeftAdapter(Adapter):
                     )
         finally:
             layer.train(training)
+            for name, parameter in base.named_parameters():
+                parameter.data = stored[name]
         return weight, bias
 
 

@@ -176,8 +176,8 @@ class Adapter(ABC):
             base.weight.data = (base.weight.data + delta).to(base.weight.dtype)
             rounding.add(self._unmerged[site][0], delta, base.weight.data)
             if site in biases:
-                update = biases[site].to(base.weight.dtype)
-                base.bias = nn.Parameter(update if base.bias is None else base.bias + update, False)
+                moved = biases[site] if base.bias is None else base.bias + biases[site]
+                base.bias = nn.Parameter(moved.to(base.weight.dtype), False)
             self.backbone.module.set_submodule(self.backbone.path(site), base)
         self._unregister()
         rounding.tell()

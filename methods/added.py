@@ -67,7 +67,8 @@ class AddedAdapter(Adapter):
         if self.method.not_mergeable:
             raise NotLowRank(self.method.not_mergeable)
         weight = self.bases[site].weight
-        units = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        units = torch.eye(weight.shape[1], dtype=dtype, device=weight.device)
         return self.additions[site](units, units).T
 
     def deltas(self) -> Iterator[tuple[Site, Tensor]]:

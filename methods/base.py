@@ -58,6 +58,8 @@ class Method(Frozen, ABC):
     depends_on_batch: ClassVar[str] = ""
     #: Why the parameters at the end are only about `count`, where training chooses what it cuts.
     varying_count: ClassVar[str] = ""
+    #: Whether it trains the backbone's own weights, which then have to be in float32.
+    trains_weights: ClassVar[bool] = False
     #: Whether some of its parameters are a core, which a recipe may train at a rate of its own.
     has_core: ClassVar[bool] = False
     #: Relative to a budget, how far `fit` of a method with several ranks may stay from it.
@@ -216,6 +218,13 @@ class Method(Frozen, ABC):
         """
         self.check(backbone.geometry, backbone.projections)
         adapter = self.put(backbone, generator)
+        for name, parameter in adapter.named_parameters().items():
+            if torch.promote_types(parameter.dtype, torch.float32) != parameter.dtype:
+                adapter.detach()
+                raise UserError(
+                    f"{self.label} would train {name} in {parameter.dtype}, where small steps are lost: it "
+                    "takes a backbone in float32"
+                )
         if adapter.parameter_count != (peak := self.peak_count(backbone.geometry)):
             adapter.detach()
             raise RuntimeError(

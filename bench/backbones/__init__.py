@@ -9,12 +9,12 @@ from bench.backbones.base import (
     BackboneEntry,
     BackboneInfo,
     BackboneKind,
-    BackboneSpec,
     Classifier,
     LoadedBackbone,
 )
 from bench.backbones.catalog import BACKBONES
 from bench.backbones.declared import check_info
+from bench.backbones.spec import BackboneSpec
 from bench.inputs import TextInput
 from methods.errors import UserError
 
@@ -42,11 +42,13 @@ def describe(spec: BackboneSpec | str) -> BackboneInfo:
     with BACKBONES.blaming(spec.name or ""):
         info = entry.describe(spec.image_size)
         check_info(info)
-    return _answerable(spec, info)
+    return _answerable(spec, spec.described(info))
 
 
 def load(spec: BackboneSpec | str) -> LoadedBackbone:
-    """The backbone on the CPU in float32, frozen and in eval mode, with a head of two classes.
+    """The backbone on the CPU, frozen and in eval mode, with a head of two classes in float32.
+
+    The encoder is in the spec's `dtype`. In bfloat16 its forward has to be under bf16 autocast.
 
     Raises UserError as `describe` does, and if any encoder weight is missing or has no place.
     """
@@ -56,7 +58,9 @@ def load(spec: BackboneSpec | str) -> LoadedBackbone:
         backbone = entry.load(spec.image_size)
         if not isinstance(backbone, LoadedBackbone):
             raise UserError(f"load() should return a LoadedBackbone, got a {type(backbone).__name__}")
-    backbone.info = _answerable(spec, backbone.info)
+    if spec.dtype == "bfloat16":
+        backbone.round()
+    backbone.info = _answerable(spec, spec.described(backbone.info))
     return backbone
 
 

@@ -1,4 +1,4 @@
-"""What every backbone is made of, whatever library it came from: spec, description, classifier."""
+"""What every backbone is made of, whatever library it came from: description, classifier."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 from torch import Tensor, nn
 
 from bench.inputs import MAX_PIXELS, ModelInput
-from bench.sources.hub import Lockable
 from methods.backbone import Geometry, Site
 from methods.errors import UserError, shown
-from methods.validation import Label, silent
 
 #: The standard deviation of a fresh head's weights. Its biases start at zero.
 HEAD_STD = 0.02
@@ -40,74 +37,6 @@ LARGEST = {
 
 #: A name of `bench.backbones.kinds.NAMES`.
 BackboneKind = str
-
-
-class BackboneSpec(Lockable):
-    """A backbone as a suite names it: one source, and for vision an image size.
-
-    A plain string is a registered name. The sources are `name` (registered), `hub` (a transformers
-    hub id), `local` (a folder written by `save_pretrained`) and `timm` (a timm model name, or
-    `hf_hub:owner/model`), to which `local` adds a safetensors file with its weights. What comes from a
-    hub repository may be asked for at a `revision`: branch, tag or commit. `image_size` is in pixels;
-    without it the backbone's own size is used.
-    """
-
-    name: str | None = None
-    hub: str | None = None
-    revision: str | None = None
-    local: Path | None = None
-    timm: str | None = None
-    image_size: int | None = Field(default=None, ge=1, le=MAX_PIXELS)
-    #: The name that tables, plots and reports have for it.
-    label: Label | None = None
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return silent(write(self), "label")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @field_validator("local")
-    @classmethod
-    def _home(cls, local: Path | None) -> Path | None:
-        if local is not None:
-            refuse_unknown_home(local)
-        return local
-
-    @model_validator(mode="after")
-    def _one_source(self) -> BackboneSpec:
-        given = [field for field in ("name", "hub", "timm") if getattr(self, field) is not None]
-        if self.local is not None and self.timm is None:
-            given.append("local")
-        if not given:
-            raise ValueError("a backbone needs a source: one of name, hub, local or timm")
-        if len(given) > 1:
-            raise ValueError(f"a backbone has one source, but {' and '.join(given)} are given")
-        if self.revision is not None and self.hub_name is None:
-            raise ValueError(
-                "revision goes with what comes from a hub repository: hub, or timm without local"
-            )
-        if self.revision is not None and "@" in (self.timm or ""):
-            raise ValueError("revision: the timm name has one already, after its @")
-        return self
-
-    @property
-    def hub_name(self) -> str | None:
-        """How a suite names the hub repository that the backbone comes from; None if from no hub."""
-        if self.local is not None or self.name is not None:
-            return None
-        return self.hub or f"timm:{self.timm}"
-
-    def pinned(self, info: BackboneInfo) -> BackboneSpec:
-        """The same backbone at the commit that `info` describes, wherever and whenever it is loaded."""
-        return self if self.hub_name is None else self.at(info.weights_hash.rpartition("@")[2])
-
-    def at(self, commit: str) -> BackboneSpec:
-        """The same repository at a commit."""
-        return self.model_copy(update={"revision": commit, "timm": self.timm and self.timm.partition("@")[0]})
 
 
 @dataclass(frozen=True)
@@ -240,6 +169,16 @@ class LoadedBackbone:
         self._module.answers = None
         self._module.head = head.to(device).train(self._module.training)
 
+    def round(self) -> None:
+        """Puts the encoder's parameters and what unembeds tokens into bfloat16.
+
+        Buffers stay: positions turned by rounded angles would be other positions.
+        """
+        for parameter in self._module.encoder.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        if self.unembedding is not None:
+            self.unembedding = self.unembedding.to(torch.bfloat16)
+
     def fingerprint(self) -> str:
         """A hash over the encoder: names, shapes, dtypes and bits of its tensors, and its modules.
 
@@ -282,14 +221,6 @@ def refuse_image_size(name: str, asked: int | None) -> None:
     """Raises UserError if a size in pixels is asked of a text backbone."""
     if asked is not None:
         raise UserError(f"backbone '{name}' reads text and takes no image_size")
-
-
-def refuse_unknown_home(path: Path) -> None:
-    """Raises ValueError for a path below the home of a user whom this machine does not know."""
-    try:
-        path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{path.parts[0]} is no user's home folder here") from error
 
 
 def channels(values: Sequence[float]) -> tuple[float, float, float]:

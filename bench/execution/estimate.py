@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 #: Training examples of a task that does not state its sizes.
 UNKNOWN_SIZE = 10_000
 
+#: What a backward needs for a while beside what was kept for it: so many times what one layer keeps. This is
+#: measured (docs/decoders.md): the same with and without checkpointing, for any size of batch.
+PASSING_LAYERS = 5
+
 #: What the time of a step depends on: method, backbone and task, as rows and stored trials name them.
 Workload = tuple[str, str, str]
 
@@ -99,11 +103,12 @@ def step_flops(trial: Trial) -> float:
 
 
 def activation_mib(trial: Trial, saving: Saving) -> float:
-    """What a step keeps for its backward, in MiB, roughly: of every layer what its parts read.
+    """What the activations of a step take at most at once, in MiB, roughly.
 
-    That is, for each position, four times the hidden size, query, key, value and what attention gives, and
-    the MLP's inner states. With checkpointing it is what enters each layer, and all of one layer. Attention
-    scores, which fused kernels do not keep, and a vocabulary's logits are left out.
+    Kept for the backward is of every layer what its parts read: for each position, four times the hidden
+    size, query, key, value and what attention gives, and the MLP's inner states. With checkpointing it is
+    what enters each layer, and all of one layer. Beside it is what the backward of a layer needs for a while.
+    Attention scores, which fused kernels do not keep, and a vocabulary's logits are left out.
     """
     info, recipe = describe(trial.backbone), trial.recipe
     geometry = info.geometry
@@ -111,7 +116,7 @@ def activation_mib(trial: Trial, saving: Saving) -> float:
     attention = 2 * geometry.attention_width + 2 * geometry.kv_heads * geometry.head_size
     layer = 4 * geometry.hidden + attention + inner
     kept = geometry.layers * (geometry.hidden if saving.checkpointing else layer)
-    kept += layer * saving.checkpointing
+    kept += layer * (saving.checkpointing + PASSING_LAYERS)
     size = 2 if recipe.precision == "bf16" else 4
     return saving.size(recipe.batch_size) * positions_of(trial) * kept * size / MIB
 

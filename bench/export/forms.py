@@ -20,9 +20,14 @@ from methods import UserError
 def form_of(backbone: LoadedBackbone, spec: BackboneSpec, classes: Sequence[str], wanted: ModelInput) -> Form:
     """The form of an export; `wanted` is how training prepared the examples.
 
-    Raises UserError for a plug-in's backbone that no library can load again.
+    Raises UserError for a plug-in's backbone that no library can load again, and for weights in bfloat16.
     """
     _check_library(backbone)
+    if spec.dtype != "float32":
+        raise UserError(
+            f"backbone '{backbone.info.name}' cannot be exported: what an export computes is compared in "
+            f"float32, and the adapter was trained on weights in {spec.dtype}"
+        )
     form: type[Form] = TimmForm if backbone.info.kind == TIMM else TransformersForm
     return form(backbone, _origin(backbone, spec), classes, wanted)
 

@@ -164,12 +164,13 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
         for number, method_row, template in expanded:
             with _naming(number):
                 asked = suite.recipe(task_row, method_row)
-                recipe = _without_core(asked.resolved(device), template, method_row)
+                recipe = _without_core(asked.resolved(device, spec.dtype), template, method_row)
                 with METHODS.blaming(method_row.method):
                     sized = _sized(template, method_row, suite, info.geometry)
                     for budget, method in sized:
                         _check_ranks(method, budget, info.geometry)
                         method.check(info.geometry, info.projections)
+                        _check_weights(method, spec)
                         _check_steps(method, recipe, task_row, suite)
             _check_recipe(recipe, task_row, task)
             overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in method_row.training)
@@ -290,6 +291,13 @@ def _check_recipe(recipe: Recipe, row: TaskRow, task: Task) -> None:
     available = row.train_examples()
     if available is not None:
         recipe.check_batch(row.task, available)
+
+
+def _check_weights(method: Method, spec: BackboneSpec) -> None:
+    if method.trains_weights and spec.dtype != "float32":
+        raise UserError(
+            f"{method.label} trains the backbone's own weights, and so takes no dtype {spec.dtype}"
+        )
 
 
 def _check_steps(method: Method, recipe: Recipe, row: TaskRow, suite: Suite) -> None:

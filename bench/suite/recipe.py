@@ -60,7 +60,7 @@ class Recipe(Frozen):
     clip: PositiveFloat | None = None
     #: The state that is tested: that with the best validation metric, the earliest of equals, or the last.
     select: Literal["validation", "last"] = "validation"
-    #: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
+    #: `auto` is bf16 autocast on a GPU and of a backbone in bfloat16, and fp32 on a CPU.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     #: What happens to training images, in this order; `bench.training.augmentation` says what each does.
     augmentation: Annotated[tuple[Augmentation, ...], Later()] = ()
@@ -112,11 +112,19 @@ class Recipe(Frozen):
         decay = self.adapter_weight_decay
         return self.weight_decay if decay == "as weight_decay" else decay
 
-    def resolved(self, device: str) -> Recipe:
-        """The recipe with a value in place of every default that depends on something, as an id needs it."""
+    def resolved(self, device: str, weights: str = "float32") -> Recipe:
+        """The recipe with a value in place of every default that depends on something, as an id needs it.
+
+        `weights` is what the backbone's are held in. Raises UserError for a precision that they have not.
+        """
         precision, decay = self.precision, self.adapter_decay
+        rounded = weights == "bfloat16"
         if precision == "auto":
-            precision = "bf16" if device.startswith("cuda") else "fp32"
+            precision = "bf16" if device.startswith("cuda") or rounded else "fp32"
+        if precision == "fp32" and rounded:
+            raise UserError(
+                "precision: fp32 cannot be had of a backbone in bfloat16; accepted: bf16 and auto"
+            )
         return self.model_copy(
             update={
                 "head_lr": self.head_lr or self.lr,

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from bench.backbones.base import refuse_unknown_home
+from bench.backbones.spec import refuse_unknown_home
 from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
 from bench.tasks import TASKS, DataSource, Task, train_count
 from bench.tasks.described import described

@@ -109,13 +109,14 @@ class Resources:
         wanted = trial.task.input(backbone.info.input)
         put_head(backbone, wanted, data.classes, generator(trial.seed, "head_start"))
         example = data.train.batch(torch.tensor([0]))
-        self.saving.check_backbone(
-            backbone.info.name,
-            backbone.module,
-            example,
-            str(self.device),
-            splits=self.saving.splits(trial),
-        )
+        with autocast(trial.recipe, self.device):
+            self.saving.check_backbone(
+                backbone.info.name,
+                backbone.module,
+                example,
+                str(self.device),
+                splits=self.saving.splits(trial),
+            )
 
     def backward(self, loss: Tensor) -> None:
         """Puts the gradients of a loss into the parameters behind it."""

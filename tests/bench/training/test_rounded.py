@@ -1,0 +1,124 @@
+"""Backbones in bfloat16: what is trained stays in float32, and near to what float32 weights give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.backbones import BackboneSpec, describe, load
+from bench.backbones.random_weights import RandomBackbone
+from bench.plan.trial import Trial
+from bench.training.saving import Saving
+from bench.training.trial import Outcome, Resources, run_trial
+from methods import UserError, create
+from methods.errors import RoundedMerge
+
+from ..toy_suites import TEXT, plan
+
+ROUNDED = {"name": "tiny-random-llama", "dtype": "bfloat16"}
+#: One of peft's, one of low-rank pairs that also moves biases, and one that is no change of weights.
+METHODS = ["lora", "cara", "loretta_adp"]
+
+
+def trials(backbone: object, methods: list[object]) -> tuple[Trial, ...]:
+    training = {"batch_size": 16, "steps": 2, "lr": 1e-2}
+    budgets = [{"isorank": 2}]
+    return plan(
+        TEXT, backbones=[backbone], methods=methods, training=training, budgets=budgets, forgetting="none"
+    ).trials
+
+
+def losses(trial: Trial, resources: Resources) -> tuple[list[float], Outcome]:
+    told: list[float] = []
+    outcome = run_trial(trial, resources, lambda progress: told.extend(loss for _, loss in progress.losses))
+    return told, outcome
+
+
+def test_trials_train_in_float32_near_to_those_of_float32_weights() -> None:
+    plain, rounded = Resources("cpu"), Resources("cpu")
+    saving = Resources("cpu", Saving(micro_batch=5, checkpointing=True))
+    for exact, other in zip(trials("tiny-random-llama", METHODS), trials(ROUNDED, METHODS), strict=True):
+        assert exact.id != other.id
+        wanted, _ = losses(exact, plain)
+        found, outcome = losses(other, rounded)
+        assert found == pytest.approx(wanted, abs=5e-3)
+        assert found != wanted
+        tensors = (*outcome.adapter.values(), *outcome.head.values())
+        assert {tensor.dtype for tensor in tensors} == {torch.float32}
+        if other.method["method"] == "cara":
+            saving.check_saving(other)
+            assert losses(other, saving)[0] == pytest.approx(found, abs=2e-3)
+    # What merging did for the timing is undone, bit for bit.
+    backbone = rounded.backbone(other)
+    assert backbone.fingerprint() == load(ROUNDED).fingerprint()
+    weights = {parameter.dtype for parameter in backbone.module.encoder.parameters()}
+    buffers = {buffer.dtype for buffer in backbone.module.encoder.buffers()}
+    assert (weights, buffers) == ({torch.bfloat16}, {torch.float32})
+
+
+@pytest.mark.parametrize(("name", "options"), [("lora", {}), ("lotr", {}), ("peft", {"type": "LOHA"})])
+def test_merging_tells_what_rounding_takes(name: str, options: dict[str, str]) -> None:
+    backbone = load(ROUNDED)
+    clean = backbone.fingerprint()
+    adapter = create(name, rank=2, **options).attach(backbone, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in adapter.named_parameters().values():
+            parameter += 0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        deltas = dict(adapter.deltas())
+    before = {site: base.weight.data for site, base in adapter.bases.items()}
+    with pytest.warns(
+        RoundedMerge, match=r"into torch.bfloat16 weights, .* by ([\d.]+)% of its norm"
+    ) as told:
+        adapter.merge()
+    lost = sum(
+        float((base.weight.float() - before[site].float() - deltas[site]).square().sum())
+        for site, base in adapter.bases.items()
+    )
+    share = 100 * (lost / sum(float(delta.square().sum()) for delta in deltas.values())) ** 0.5
+    assert f"by {share:.3g}% of its norm" in str(told[0].message)
+    assert all(delta.dtype == torch.float32 for delta in deltas.values())
+    adapter.detach()
+    assert backbone.fingerprint() == clean
+
+
+def test_what_would_lose_small_steps_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"full fine-tuning trains the backbone's own weights.* no dtype bfloat16"
+    ):
+        plan(TEXT, backbones=[ROUNDED], methods=["full"])
+    with pytest.raises(UserError, match=r"would train encoder.embed_tokens.* in torch.bfloat16"):
+        create("full").attach(load(ROUNDED), torch.Generator())
+    with pytest.raises(
+        UserError, match=r"fp32 cannot be had of a backbone in bfloat16; accepted: bf16 and auto"
+    ):
+        plan(TEXT, backbones=[ROUNDED], training={**TEXT["training"], "precision": "fp32"})
+
+
+def test_rounded_weights_are_others_by_name_hash_and_commit() -> None:
+    plain, rounded = describe("tiny-random-llama"), describe(BackboneSpec.model_validate(ROUNDED))
+    assert rounded.name == "tiny-random-llama bfloat16"
+    assert rounded.weights_hash == f"bfloat16 of {plain.weights_hash}"
+    assert load(ROUNDED).info.weights_hash == rounded.weights_hash
+    # A suite may compare both, and one that says nothing is written as before.
+    assert len(plan(TEXT, backbones=["tiny-random-llama", ROUNDED]).trials) == 2
+    assert "dtype" not in BackboneSpec(name="tiny-random-llama").model_dump()
+    commit = "c" * 40
+    spec = BackboneSpec(hub="owner/model", dtype="bfloat16")
+    info = spec.described(replace(plain, weights_hash=f"hub:owner/model@{commit}"))
+    assert spec.pinned(info) == spec.model_copy(update={"revision": commit})
+
+
+def test_an_output_layer_of_its_own_is_rounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_output_layer(self: RandomBackbone, image_size: int | None) -> object:
+        backbone = real(self, image_size)
+        backbone.unembedding = torch.ones(3, 3)
+        return backbone
+
+    real = RandomBackbone.load
+    monkeypatch.setattr(RandomBackbone, "load", with_output_layer)
+    unembedding = load(ROUNDED).unembedding
+    assert unembedding is not None
+    assert unembedding.dtype == torch.bfloat16
