@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from baselines.peft_adapter import NAME, PeftAdapter
 from methods.backbone import Geometry, Site
-from methods.errors import UserError
+from methods.errors import UserError, shown
 
 #: The paper starts with one and a half times the triplets with which it ends (section 4.1).
 PEAK = 1.5
@@ -49,6 +49,24 @@ def check_schedule(config: Mapping[str, Any], steps: int) -> None:
 def triplets(geometry: Geometry, projections: tuple[str, ...], rank: int) -> int:
     """rank · Σ (in + out + 1) over the sites: a row of A, a column of B and their weight each."""
     return rank * sum(sum(geometry.shape(site.projection)) + 1 for site in geometry.sites(projections))
+
+
+def triplets_left(
+    geometry: Geometry, projections: tuple[str, ...], ranks: Mapping[str, Sequence[int]]
+) -> int:
+    """The same with a rank for every site, as `AdaLoRAAdapter.final_ranks` has them.
+
+    Raises UserError where they are not those of the projections' layers.
+    """
+    sites: dict[str, list[Site]] = {}
+    for site in geometry.sites(projections):
+        sites.setdefault(site.projection, []).append(site)
+    if {name: len(left) for name, left in ranks.items()} != {name: len(own) for name, own in sites.items()}:
+        wanted = ", ".join(f"{len(own)} of {name}" for name, own in sites.items())
+        raise UserError(
+            f"peft's ADALORA has a final rank for every site: {wanted} (got {shown(dict(ranks))})"
+        )
+    return sum(rank * (sum(geometry.shape(name)) + 1) for name, left in ranks.items() for rank in left)
 
 
 class AdaLoRAAdapter(PeftAdapter):
@@ -109,6 +127,14 @@ class AdaLoRAAdapter(PeftAdapter):
             return super().parameter_count
         sizes = {site: sum(base.weight.shape) + 1 for site, base in self.bases.items()}
         return sum(int(kept.sum()) * sizes[site] for site, kept in self._kept.items())
+
+    def final_ranks(self) -> dict[str, list[int]]:
+        """For each projection the triplets that are left in every layer."""
+        ranks: dict[str, list[int]] = {}
+        for site in self.bases:
+            left = self._own_config.init_r if self._kept is None else int(self._kept[site].sum())
+            ranks.setdefault(site.projection, []).append(left)
+        return ranks
 
     def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
         """A site of which nothing is left has one triplet of weight zero."""

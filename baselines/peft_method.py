@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any, ClassVar, Self
@@ -274,6 +274,11 @@ class Peft(OneRank):
             return self.count(geometry)
         start = peft_adalora.initial_rank(self.config, self.resolved_rank)
         return self.count_at(geometry, start)
+
+    def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
+        if self.type != "ADALORA":
+            return super().count_left(geometry, ranks)
+        return peft_adalora.triplets_left(geometry, self.projections, ranks)
 
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
         super().check(geometry, projections)

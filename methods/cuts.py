@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from methods.errors import UserError
+from methods.errors import UserError, shown
 from methods.validation import Frozen
 
 Ranks = tuple[int, ...]
@@ -27,7 +27,7 @@ class Cuts(Frozen):
     #: The parameters at the start, as a multiple of those at the end.
     start: float = Field(1.5, gt=1, le=100)
     #: How often ranks are cut.
-    times: PositiveInt = 3
+    times: int = Field(3, ge=1, le=100)
     #: When, as shares of the steps.
     first: float = Field(0.25, gt=0, lt=1)
     last: float = Field(0.6, gt=0, lt=1)
@@ -50,12 +50,13 @@ class Cuts(Frozen):
 
         Raises UserError where two cuts would fall on one step, or none is left after the last.
         """
-        found = self._at(steps)
-        if not _apart(found, steps):
-            least = next(n for n in itertools.count(steps + 1) if _apart(self._at(n), n))
+        gap = (self.last - self.first) / (self.times - 1) if self.times > 1 else 0.0
+        shares = (self.last - gap * i for i in reversed(range(self.times)))
+        found = tuple(round(share * steps) for share in shares)
+        if not all(one < other for one, other in itertools.pairwise((0, *found, steps))):
             raise UserError(
-                f"cuts: {self.times} between the shares {self.first:g} and {self.last:g} of the steps need a "
-                f"training of at least {least} optimizer steps (got {steps})"
+                f"cuts: {self} would come after the steps {shown(list(found))} of {steps}; each should come "
+                "after another one, from the first to the last but one: train longer, or cut less often"
             )
         return found
 
@@ -63,11 +64,6 @@ class Cuts(Frozen):
         """The most parameters that each cut may leave."""
         left = (1 - i / self.times for i in range(1, self.times + 1))
         return tuple(final + math.floor((peak - final) * share**3) for share in left)
-
-    def _at(self, steps: int) -> tuple[int, ...]:
-        gap = (self.last - self.first) / (self.times - 1) if self.times > 1 else 0.0
-        shares = (self.last - gap * i for i in reversed(range(self.times)))
-        return tuple(round(share * steps) for share in shares)
 
     def start_ranks(
         self, ranks: Ranks, limits: Sequence[int], count: Callable[[Ranks], int], label: str
@@ -112,7 +108,7 @@ def kept_ranks(
     """
     ranks = tuple(map(len, spectra))
 
-    def one_more(of: Ranks, index: int, step: int) -> Ranks:
+    def beside(of: Ranks, index: int, step: int) -> Ranks:
         return (*of[:index], of[index] + step, *of[index + 1 :])
 
     def worth(smaller: Ranks, larger: Ranks, index: int) -> float:
@@ -123,7 +119,7 @@ def kept_ranks(
         over = [i for i, rank in enumerate(ranks) if rank > room[i]]
         if not over and count(ranks) <= budget:
             break
-        fewer = {i: one_more(ranks, i, -1) for i in over or range(len(ranks)) if ranks[i] > 1}
+        fewer = {i: beside(ranks, i, -1) for i in over or range(len(ranks)) if ranks[i] > 1}
         if not fewer:
             break
         ranks = fewer[min(fewer, key=lambda i: worth(fewer[i], ranks, i))]
@@ -132,12 +128,8 @@ def kept_ranks(
         more = {
             i: larger
             for i, rank in enumerate(ranks)
-            if rank < min(room[i], len(spectra[i])) and count(larger := one_more(ranks, i, 1)) <= budget
+            if rank < min(room[i], len(spectra[i])) and count(larger := beside(ranks, i, 1)) <= budget
         }
         if not more:
             return ranks
         ranks = more[max(more, key=lambda i: worth(ranks, more[i], i))]
-
-
-def _apart(found: Sequence[int], steps: int) -> bool:
-    return all(one < other for one, other in itertools.pairwise((0, *found, steps)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
@@ -95,10 +96,22 @@ def _identity(found: TrialContents) -> Iterator[tuple[str, str]]:
         share = f", {row.percent_of_lora:.2f}% of LoRA r=4" if row else ""
         before = "" if peak is None else f" (peak {peak:,.0f})"
         yield "parameters", f"{count:,.0f}{before}{share}" + ("" if head is None else f"; head {head:,.0f}")
+    yield from _final_ranks(record)
     yield "backbone", escape(record.tag(Tag.BACKBONE))
     yield "task", f"{escape(record.tag(Tag.TASK))}, seed {record.tag(Tag.SEED)}"
     if phase := record.tag(Tag.PHASE):
         yield "part of", phase
+
+
+def _final_ranks(record: Record) -> Iterator[tuple[str, str]]:
+    """What training left of the ranks that it cuts: those of modes in a line, those of layers in one each."""
+    ranks: Mapping[str, Sequence[int]] = json.loads(record.tag(Tag.FINAL_RANKS, "{}"))
+    single = [f"{name} {left[0]}" for name, left in ranks.items() if len(left) == 1]
+    if single:
+        yield "final ranks", escape(", ".join(single))
+    for name, left in ranks.items():
+        if len(left) > 1:
+            yield f"final ranks, {escape(name)}", f"{' '.join(map(str, left))}, layer by layer"
 
 
 def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:

@@ -45,6 +45,8 @@ def finished(outcome: Outcome) -> Ending:
     if outcome.prompts is not None:
         values |= zip((Measure.CUT_PROMPTS, Measure.PROMPTS), outcome.prompts, strict=True)
     tags = {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {}
+    if outcome.final_ranks:
+        tags[Tag.FINAL_RANKS] = json.dumps(outcome.final_ranks, separators=(",", ":"))
     if (forgotten := outcome.forgetting) is not None:
         values |= {
             Measure.TEXT_LOSS_BARE: forgotten.before,

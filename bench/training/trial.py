@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -50,6 +50,8 @@ class Outcome:
     head: dict[str, Tensor]
     #: Those of the adapter at the start, where training cut some.
     peak_parameters: int | None = None
+    #: What training left of the ranks that it cuts; empty where it cuts none.
+    final_ranks: dict[str, list[int]] = field(default_factory=dict)
     #: What the method can do; None where that is not known.
     capabilities: tuple[Capability, ...] | None = None
     #: Mean and standard deviation of a regression's training targets; None of other targets.
@@ -225,6 +227,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 labels=data.objective.targets(split.labels.cpu()),
                 adapter_parameters=adapter.parameter_count,
                 peak_parameters=started_with if started_with != adapter.parameter_count else None,
+                final_ranks=adapter.final_ranks(),
                 head_parameters=sum(parameter.numel() for parameter in backbone.head.parameters()),
                 seconds=seconds,
                 peak_mib=peak,

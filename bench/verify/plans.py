@@ -64,6 +64,7 @@ def _check_counts(found: Examined, where: str, row: PlannedRow, resolved: Resolv
     reference = create("lora", rank=REFERENCE_RANK).count(resolved.info.geometry)
     found.compare(f"{where}: ranks", row.ranks, resolved.method.size or ())
     found.compare(f"{where}: parameters", row.parameters, resolved.count)
+    found.compare(f"{where}: parameters at the peak", row.peak, resolved.peak)
     found.near(f"{where}: percent of LoRA", row.percent_of_lora, 100 * resolved.count / reference, 1e-9)
     if row.asked:
         found.near(f"{where}: ratio to the budget", row.ratio, resolved.count / row.asked, 1e-9)

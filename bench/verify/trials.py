@@ -11,7 +11,7 @@ from functools import lru_cache
 import pandas as pd
 import torch
 from pyarrow import ArrowException
-from pydantic import ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
@@ -39,6 +39,9 @@ LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
 #: is summed in float32, in an order that differs by machine.
 SCORES_AGREE, LOSSES_AGREE = 1e-9, 1e-4
 
+#: What a tag says of the ranks that training left.
+FINAL_RANKS = TypeAdapter(dict[str, list[NonNegativeInt]])
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -51,6 +54,12 @@ class Resolved:
     def count(self) -> int:
         """Adapter parameters, recounted from the stored ranks."""
         return self.method.count(self.info.geometry)
+
+    @property
+    def peak(self) -> int | None:
+        """Those at the start of training, where it cuts some."""
+        peak = self.method.peak_count(self.info.geometry)
+        return None if peak == self.count else peak
 
 
 def examine(source: Source, record: Record, labels: Labels) -> tuple[Examined, Trial | None]:
@@ -180,10 +189,19 @@ def _check_words(found: Examined, record: Record, trial: Trial, resolved: Resolv
 
 
 def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: bytes | None) -> None:
-    """Parameters are those of the stored ranks, and of the tensors in the stored file."""
+    """Parameters are those of the stored ranks, of what training left of them, and of the stored tensors."""
+    stored = record.measure(Measure.ADAPTER_PARAMETERS)
     if not resolved.method.varying_count:
-        stored = record.measure(Measure.ADAPTER_PARAMETERS)
         found.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
+    peak = record.measure(Measure.PEAK_PARAMETERS)
+    found.compare(f"{Measure.PEAK_PARAMETERS} by the ranks", peak, resolved.peak)
+    if told := record.tag(Tag.FINAL_RANKS):
+        try:
+            left = float(resolved.method.count_left(resolved.info.geometry, FINAL_RANKS.validate_json(told)))
+        except (UserError, ValidationError) as error:
+            found.broken(f"tag {Tag.FINAL_RANKS}", told, f"no ranks that training left: {error}")
+        else:
+            found.compare(f"{Measure.ADAPTER_PARAMETERS} by the final ranks", stored, left)
     if adapter is None:
         return
     try:

@@ -91,6 +91,8 @@ class Tag(StrEnum):
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
     #: JSON: what the method can do, in the words of `methods.capability.Capability`.
     CAPABILITIES = "capabilities"
+    #: JSON: the ranks that training left of those it cuts, as `methods.Adapter.final_ranks` has them.
+    FINAL_RANKS = "final_ranks"
     #: The text on which forgetting was measured; a trial without has none.
     TEXT = "forgetting_text"
     #: The sha256 of the suite and of the lock that the trial was started from; `config.json` has their texts.

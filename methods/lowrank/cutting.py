@@ -272,6 +272,9 @@ class Cutting:
     #: What each coming cut may leave, by its step.
     _due: dict[int, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._largest = self.tensor.ranks
+
     @property
     def settled(self) -> bool:
         return self.count(self.tensor.ranks) <= self.final
@@ -302,12 +305,14 @@ class Cutting:
     @torch.no_grad()
     def take_shapes(self, shapes: Mapping[nn.Parameter, tuple[int, ...]]) -> None:
         """Gives the parameters the shapes of a stored state, where these are shapes of some ranks."""
-        own = self.tensor.shapes(self.tensor.ranks)
-        ranks = self.tensor.ranks_of([shapes[parameter] for parameter in own])
-        if ranks is None or self.tensor.shapes(ranks) != dict(shapes):
+        ranks = self.tensor.ranks_of([shapes[parameter] for parameter in self.tensor.shapes(self._largest)])
+        if ranks is None or any(rank > most for rank, most in zip(ranks, self._largest, strict=True)):
             return
-        for parameter in own:
-            parameter.data = parameter.new_zeros(shapes[parameter])
+        wanted = self.tensor.shapes(ranks)
+        if any(shapes[parameter] != shape for parameter, shape in wanted.items()):
+            return
+        for parameter, shape in wanted.items():
+            parameter.data = parameter.new_zeros(shape)
             parameter.grad = None
         self.tensor.resized()
 

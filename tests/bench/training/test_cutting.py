@@ -1,32 +1,116 @@
-"""Methods that cut parameters during training end with their count, and store where they began."""
+"""Methods that cut parameters in training end within their budget, and store where they began and ended."""
 
 from __future__ import annotations
 
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import torch
+from rich.console import Console
 
+from bench.plan.rows import Plan
+from bench.store.store import Store
+from bench.store.trained import stored_trial
+from bench.terminal.stored import print_trial
 from bench.terminal.tables import RowTable
-from bench.training.ending import finished
-from bench.training.trial import Resources, run_trial
-from bench.wire.words import Measure
+from bench.training.loop import evaluate
+from bench.training.trial import Resources
+from bench.verify import verify
+from bench.wire.words import Artifact, Measure, Tag
 from methods import UserError
+from reports.contents import trial_contents
 
+from ..toy_runs import run_inline
 from ..toy_suites import VISION, plan
 
 ADALORA = {"method": "peft", "type": "ADALORA", "config": {"tinit": 1, "tfinal": 2}}
+LILY = {"method": "peft", "type": "LILY"}
+TUCKER = {"method": "tenslora", "variant": "qkv_depth", "cuts": {}}
+TRAIN = {"method": "metatt", "targets": "qkv", "cuts": {"times": 2}}
+CUTTING = ("AdaLoRA", "MetaTT-4D", "TensLoRA qkv_depth")
 
 
-def test_a_trial_ends_with_the_planned_count_and_stores_both() -> None:
-    planned = plan(VISION, methods=[ADALORA])
-    (row,), (trial,) = planned.rows, planned.trials
-    outcome = run_trial(trial, Resources("cpu"), lambda progress: None)
-    assert row.peak is not None
-    assert row.within
-    assert sum(value.numel() for value in outcome.adapter.values()) == row.parameters
-    metrics = finished(outcome).metrics
-    assert metrics[Measure.ADAPTER_PARAMETERS] == row.parameters < row.peak
-    assert metrics[Measure.PEAK_PARAMETERS] == row.peak
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> tuple[Store, Plan]:
+    store = Store.create(new_store(tmp_path_factory.mktemp("cut")), "toy")
+    planned = plan(VISION, methods=[ADALORA, LILY, TUCKER, TRAIN])
+    run_inline(store, planned)
+    return store, planned
+
+
+def test_trials_end_within_their_budget_and_store_both_counts_and_their_ranks(
+    made: tuple[Store, Plan],
+) -> None:
+    store, planned = made
+    records = {record.trial_id: record for record in store.records()}
+    for row in planned.rows:
+        record = records[str(row.trials[0])]
+        left = json.loads(record.tag(Tag.FINAL_RANKS, "{}"))
+        if row.title not in CUTTING:
+            assert (row.peak, record.measure(Measure.PEAK_PARAMETERS), left) == (None, None, {})
+            continue
+        assert row.peak is not None
+        stored = record.metrics[Measure.ADAPTER_PARAMETERS]
+        assert 0.8 * row.parameters < stored <= row.parameters < row.peak
+        assert record.measure(Measure.PEAK_PARAMETERS) == row.peak
+        assert left
+    adalora, _, tucker, train = (json.loads(records[t.id].tag(Tag.FINAL_RANKS, "{}")) for t in planned.trials)
+    assert list(adalora) == ["query", "key", "value"]
+    assert list(tucker) == ["input", "output", "projection", "layer"]
+    assert list(train) == ["input-layer", "layer-projection", "projection-output"]
+
+
+def test_what_was_selected_answers_as_it_did(made: tuple[Store, Plan]) -> None:
+    """Bit for bit, also where an answer depends on its batch and where ranks are others than at the start."""
+    store, planned = made
+    resources = Resources("cpu")
+    for trial in planned.trials:
+        with stored_trial(store.uri, trial.id) as found:
+            data = resources.data(trial, found.backbone.info.input)
+            again = evaluate(found.backbone, found.adapter, data.test, trial.recipe, data.objective)
+            stored = pd.read_parquet(io.BytesIO(found.content(Artifact.PREDICTIONS)))
+            logits = torch.tensor(stored.filter(like="logit").to_numpy())
+            assert torch.equal(again.logits, logits), found.method.label
+            told = found.record.tag(Tag.FINAL_RANKS)
+            assert json.loads(told or "{}") == found.adapter.final_ranks()
+
+
+def test_verify_recounts_the_peak_and_the_final_ranks(made: tuple[Store, Plan]) -> None:
+    store, _ = made
+    assert verify(store.uri).ok
+    record = next(one for one in store.records() if one.tag(Tag.FAMILY) == "tenslora")
+    told, peak = record.tag(Tag.FINAL_RANKS), record.metrics[Measure.PEAK_PARAMETERS]
+    broken: list[tuple[str, float, str]] = [
+        (told, peak + 1, "parameters/adapter_peak by the ranks"),
+        (told.replace('"layer":[', '"layer":[1'), peak, "parameters/adapter by the final ranks"),
+        (told.replace("layer", "head"), peak, "tag final_ranks"),
+        ("[]", peak, "tag final_ranks"),
+    ]
+    for ranks, count, named in broken:
+        store.client.set_tag(record.run_id, Tag.FINAL_RANKS, ranks)
+        store.client.log_metric(record.run_id, Measure.PEAK_PARAMETERS, count)
+        assert [fault.what for fault in verify(store.uri).faults] == [named]
+    store.client.set_tag(record.run_id, Tag.FINAL_RANKS, told)
+    store.client.log_metric(record.run_id, Measure.PEAK_PARAMETERS, peak)
+
+
+def test_a_trial_is_shown_with_its_final_ranks(made: tuple[Store, Plan]) -> None:
+    store, planned = made
+    shown = []
+    for trial in planned.trials:
+        printed = io.StringIO()
+        print_trial(Console(file=printed, width=120), trial_contents(store.uri, trial.id))
+        shown.append(" ".join(printed.getvalue().split()))
+    adalora, lily, tucker, _ = shown
+    assert re.search(r"final ranks, query (\d+ )+\d+, layer by layer final ranks, key", adalora)
+    assert "final ranks" not in lily
+    assert re.search(r"final ranks input \d+, output \d+, projection \d+, layer \d+ backbone", tucker)
 
 
 @pytest.mark.parametrize("kind", [int, float], ids=["planned", "from a frame"])
@@ -37,13 +121,17 @@ def test_a_table_shows_both_counts(kind: type) -> None:
     assert list(table.table.columns[2].cells)[-1] == f"{row.parameters:,} (peak {row.peak:,})"
 
 
-def test_what_cuts_nothing_stores_no_peak() -> None:
-    (row,) = plan(VISION).rows
-    assert row.peak is None
-
-
 @pytest.mark.parametrize("training", [{"epochs": 1}, {"steps": 4}], ids=["epochs of a known length", "steps"])
-def test_a_plan_refuses_a_training_that_is_too_short(training: dict[str, Any]) -> None:
-    method = {**ADALORA, "config": {"tinit": 2, "tfinal": 2}}
-    with pytest.raises(UserError, match=r"methods\.0: .* at least 5 optimizer steps \(got 4\)"):
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ({**ADALORA, "config": {"tinit": 2, "tfinal": 2}}, r"at least 5 optimizer steps \(got 4\)"),
+        ({**TUCKER, "cuts": {"times": 5}}, r"cuts: 5 from 1\.5× .* steps .1, 1, 2, 2, 2. of 4; each should"),
+    ],
+    ids=["AdaLoRA", "cuts"],
+)
+def test_a_plan_refuses_a_training_that_is_too_short(
+    method: dict[str, Any], told: str, training: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=rf"methods\.0: .*{told}"):
         plan(VISION, methods=[method], training={"batch_size": 16, **training})
