@@ -244,12 +244,19 @@ class _Driving:
                 self.executor.submit(begun, self.limits.of_all(begun))
 
     def _beside(self, first: Trial) -> list[Trial]:
-        """A trial, and those in the queue that may run together with it; with one that was lost none may."""
+        """A trial, and those in the queue that may run together with it; with one that was lost none may.
+
+        Those of its own method come first, whose updates are likely to be computed in one product.
+        """
         kind = self.kinds.get(first.id)
         if kind is None or self.retries.tried(first.id):
             return [first]
-        alike = [trial for trial in self.queue if self.kinds.get(trial.id) == kind]
-        return [first, *(t for t in alike if t is not first and not self.retries.tried(t.id))]
+        others = [
+            trial
+            for trial in self.queue
+            if trial is not first and self.kinds.get(trial.id) == kind and not self.retries.tried(trial.id)
+        ]
+        return [first, *sorted(others, key=lambda one: one.method["method"] != first.method["method"])]
 
     def _begin(self, trial: Trial) -> bool:
         """Opens the run of a claimed trial; returns whether it is still to run."""

@@ -71,7 +71,11 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 
 
 def run(
-    store: Store, place: Local, made: Plan, notify: Callable[[Event], None] = lambda event: None
+    store: Store,
+    place: Local,
+    made: Plan,
+    notify: Callable[[Event], None] = lambda event: None,
+    pack: int = 1,
 ) -> list[Event]:
     events: list[Event] = []
 
@@ -80,7 +84,7 @@ def run(
         notify(event)
 
     with session(store) as at_work:
-        execute(made, list(made.trials), at_work, place, note)
+        execute(made, list(made.trials), at_work, place, note, pack=pack)
     return events
 
 
@@ -117,6 +121,36 @@ def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, w
     assert (lost.status, lost.settled, done.status) == ("KILLED", False, "FINISHED")
     assert lost.tags["failure"] == "lost"
     assert "was ended by SIGSEGV" in lost.tags["failure_message"]
+
+
+def test_a_pack_is_lost_with_its_worker_and_its_trials_run_again_one_by_one(
+    store: Store, workers: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "slots", 1)
+    made = plan(methods=["lora", "head_only"], seeds=[0], training={**TALKATIVE, "steps": 200})
+    events = run(store, workers, made, killing(workers, signal.SIGKILL, 1), pack=2)
+    kinds = [event.kind for event in events if event.kind != "progress"]
+    assert kinds[:4] == ["started", "started", "lost", "lost"]
+    assert sorted(kinds[4:]) == ["finished", "finished", "started", "started"]
+    packed = [(record.status, record.provenance.get("packed", "")) for record in store.records()]
+    assert sorted(packed) == [("FINISHED", ""), ("FINISHED", ""), ("KILLED", "2"), ("KILLED", "2")]
+
+
+def test_trials_of_a_pack_are_pruned_each_by_itself(
+    store: Store, workers: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "slots", 1)
+    made = plan(methods=["lora", "head_only"], seeds=[0], training=LONG)
+    last: list[str] = []
+
+    def notify(event: Event) -> None:
+        if event.kind == "progress" and event.trial.id not in last:
+            # The other one is told of next to it, and goes on until its turn.
+            last.append(event.trial.id)
+            raise Pruned
+
+    kinds = [event.kind for event in run(store, workers, made, notify, pack=2) if event.kind != "progress"]
+    assert kinds == ["started", "started", "pruned", "pruned"]
 
 
 def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, workers: Local) -> None:

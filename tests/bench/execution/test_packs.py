@@ -49,7 +49,7 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("slots", "expected"), [(1, [["lora 0", "lotr 0", "lora 1"]]), (2, [["lora 0", "lotr 0"]]), (6, [])]
+    ("slots", "expected"), [(1, [["lora 0", "lora 1", "lotr 0"]]), (2, [["lora 0", "lora 1"]]), (6, [])]
 )
 def test_no_worker_goes_without_for_a_larger_pack_and_trials_of_a_lost_one_run_again_alone(
     slots: int, expected: list[list[str]], packs: list[list[str]], tmp_path: Path, new_store: NewStore
