@@ -7,11 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import prod
 from typing import Any, Literal
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.inputs import ImageInput, TextInput
+from bench.plan.refusals import (
+    check_labels,
+    check_number,
+    check_ranks,
+    check_recipe,
+    check_steps,
+    check_weights,
+)
 from bench.plan.rows import Candidate, Names, Phase, Row, Tuned
 from bench.plan.settings import Grids, Setting, applicable
 from bench.plan.trial import Trial
@@ -25,9 +32,6 @@ from methods.validation import MOST_SAID, identity
 
 #: Tables give parameters in percent of LoRA of this rank on query, key and value, as the paper does.
 REFERENCE_RANK = 4
-
-#: A study of everything here has thousands.
-MOST_TRIALS = 100_000
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,9 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
     for number, row in enumerate(suite.methods):
         with _naming(number):
             expanded += [(number, *variant) for variant in row.variants()]
-    _check_labels(expanded)
+    check_labels(expanded)
     pairs = _pairs(suite)
-    _check_number(suite, len(pairs), len(expanded))
+    check_number(suite, len(pairs), len(expanded))
     for pair, (task_row, task, spec, info) in enumerate(pairs):
         data = _data(task, task_row, info)
         dealing = dict.fromkeys(task_row.split_seed(seed) for seed in suite.seeds)
@@ -168,11 +172,11 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
                 with METHODS.blaming(method_row.method):
                     sized = _sized(template, method_row, suite, info.geometry)
                     for budget, method in sized:
-                        _check_ranks(method, budget, info.geometry)
+                        check_ranks(method, budget, info.geometry)
                         method.check(info.geometry, info.projections)
-                        _check_weights(method, spec)
-                        _check_steps(method, recipe, task_row, suite)
-            _check_recipe(recipe, task_row, task)
+                        check_weights(method, spec)
+                        check_steps(method, recipe, task_row, suite)
+            check_recipe(recipe, task_row, task)
             overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in method_row.training)
             for budget, method in sized:
                 yield (
@@ -215,49 +219,6 @@ def _naming(row: int) -> Iterator[None]:
         raise UserError("\n".join(f"methods.{row}: {cut(line, MOST_SAID)}" for line in lines)) from error
 
 
-def _check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
-    """Raises UserError for a label that another method has or is called by."""
-    named = Counter(row.label or method.label for _, row, method in expanded)
-    for number, row, _ in expanded:
-        if row.label and named[row.label] > 1:
-            raise UserError(f"methods.{number}.label: '{row.label}' is what another method is called too")
-
-
-def _check_number(suite: Suite, pairs: int, methods: int) -> None:
-    """Raises UserError for more trials than anybody runs; budgets are counted for every method."""
-    seeds = len(suite.seeds)
-    if suite.tuning:
-        # The published setting may be a point beside those of the grids.
-        most = 1 + prod(len(grid) for grid in suite.tuning.grids.values() if grid)
-        seeds += len(suite.tuning.seeds) * min(suite.tuning.trials, most)
-    budgets = max(1, len(suite.budgets))
-    if (trials := pairs * methods * budgets * seeds) > MOST_TRIALS:
-        raise UserError(
-            f"suite '{suite.name}' would be {trials:,} trials, accepted are at most {MOST_TRIALS:,}: {pairs} "
-            f"pairs of task and backbone × {methods:,} methods × {budgets} budgets × {seeds:,} trials of each"
-        )
-
-
-def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:
-    """Raises UserError for ranks with which a method gains nothing over smaller ones on this backbone.
-
-    A budget's ranks may exceed the smaller modes, as the paper's isorank does, and so may equal ones that a
-    row gives; no rank exceeds the largest.
-    """
-    ranks, limits = method.size or (), method.rank_limits(geometry)
-    if budget is not None or len(set(ranks)) == 1:
-        known = [limit for limit in limits if limit is not None]
-        limits = (max(known) if len(known) == len(limits) and known else None,) * len(limits)
-    for name, rank, limit in zip(method.rank_names, ranks, limits, strict=True):
-        if limit is not None and rank > limit:
-            asked = f"{budget.label}: " if budget else ""
-            of = "rank" if len(ranks) == 1 else f"rank of {name}"
-            raise UserError(
-                f"{asked}{method.label}: {of} is {rank:,}, accepted is at most {limit:,}: "
-                f"more gains nothing on a backbone of {geometry}"
-            )
-
-
 def _shown(value: Any) -> str:
     """The value of a recipe's field as a suite has it."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
@@ -282,31 +243,6 @@ def _data(task: Task, row: TaskRow, info: BackboneInfo) -> dict[str, Any]:
     if isinstance(wanted, ImageInput):
         return {**key, "mean": wanted.mean, "std": wanted.std}
     return {**key, **identity(row, include={"padding"})}
-
-
-def _check_recipe(recipe: Recipe, row: TaskRow, task: Task) -> None:
-    """Raises UserError for what a recipe asks of this task in vain."""
-    if recipe.augmentation and task.modality != "vision":
-        raise UserError(f"task '{row.task}' is {task.modality}: augmentation applies to images only")
-    available = row.train_examples()
-    if available is not None:
-        recipe.check_batch(row.task, available)
-
-
-def _check_weights(method: Method, spec: BackboneSpec) -> None:
-    if method.trains_weights and spec.dtype != "float32":
-        raise UserError(
-            f"{method.label} trains the backbone's own weights, and so takes no dtype {spec.dtype}"
-        )
-
-
-def _check_steps(method: Method, recipe: Recipe, row: TaskRow, suite: Suite) -> None:
-    """Raises UserError for a training that is too short for the method, as far as its length is known."""
-    examples = row.train_examples()
-    for part in (None, suite.tuning, suite.search, suite.allocation):
-        asked = Setting().recipe(recipe, part.epochs if part else None)
-        if asked.steps or examples is not None:
-            method.check_steps(asked.step_count(examples or 0))
 
 
 def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo]]:
