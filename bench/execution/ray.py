@@ -310,7 +310,10 @@ def _connect(address: str | None) -> None:
             log_to_driver=False,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot connect to the Ray cluster at {address}: {error}") from error
+        raise UserError(
+            f"cannot connect to the Ray cluster at {address}: {error}; where it asks for a token, set "
+            "RAY_AUTH_MODE=token (docs/clusters.md)"
+        ) from error
     finally:
         # Ray sets handlers of its own, which would end the program without a word to the store.
         for number, handler in handlers.items():

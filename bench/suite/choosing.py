@@ -89,6 +89,7 @@ class Search(Selection):
     lr: Grid | None = None
     scale: Grid | None = None
     head_lr: Grid | None = None
+    core_lr: Grid | None = None
     #: What a point is judged by. With the number of parameters the result is a Pareto front.
     objectives: Literal["metric", "metric and parameters"] = "metric"
     #: The rule that ends a weak trial after an epoch. `auto` is the median rule where it can work, which is
@@ -99,7 +100,7 @@ class Search(Selection):
 
     @property
     def grids(self) -> dict[str, tuple[float, ...] | None]:
-        return {"lr": self.lr, "scale": self.scale, "head_lr": self.head_lr}
+        return {"lr": self.lr, "scale": self.scale, "head_lr": self.head_lr, "core_lr": self.core_lr}
 
     @model_validator(mode="after")
     def _pruner_fits(self) -> Self:

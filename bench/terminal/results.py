@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from rich.console import Console
 from rich.markup import escape
 
+from bench.plan.settings import AXES
 from bench.store.records import Record, scores
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult, Tried
@@ -29,7 +30,7 @@ def print_search(console: Console, found: SearchResult, records: Mapping[str, Re
         best.sort(key=lambda trial: trial.parameters)
     else:
         best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.parameters))[:5]
-    axes = [axis for axis in ("lr", "scale", "head_lr") if any(getattr(trial, axis) for trial in best)]
+    axes = [axis for axis in AXES if any(getattr(trial, axis) for trial in best)]
     title = "the front of metric and parameters" if len(found.objectives) > 1 else "by validation"
     table = plain_table(title, "point", ", ".join(found.modes), "params", *axes, "validation")
     for trial in best:

@@ -33,6 +33,7 @@ class SearchPoint(Tried):
     lr: float | None = None
     scale: float | None = None
     head_lr: float | None = None
+    core_lr: float | None = None
     #: The mean validation score over the search's seeds; None unless it is complete.
     value: float | None
     #: The trial of the first seed; an earlier version stored no other.

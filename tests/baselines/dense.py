@@ -94,7 +94,6 @@ def attach(name: str, geometry: Geometry, **options: Any) -> tuple[SmallBackbone
     """A backbone and an adapter whose parameters are all random, none zero."""
     backbone = SmallBackbone(geometry)
     adapter = methods.create(name, **options).attach(backbone, torch.Generator().manual_seed(0))
-    assert isinstance(adapter, LowRankAdapter)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in adapter.named_parameters().values():
@@ -109,6 +108,7 @@ def parameters(adapter: Any) -> dict[str, Tensor]:
 def check_against(oracle: Oracle, name: str, geometry: Geometry, **options: Any) -> None:
     """Deltas, factors, biases, the forward, merging and detaching, all against the dense oracle."""
     backbone, adapter = attach(name, geometry, **options)
+    assert isinstance(adapter, LowRankAdapter)
     dense = oracle(parameters(adapter), geometry)
     plain = SmallBackbone(geometry)
     untouched = copy.deepcopy(plain.module.state_dict())
@@ -145,6 +145,28 @@ def check_against(oracle: Oracle, name: str, geometry: Geometry, **options: Any)
     assert list(restored) == list(untouched)
     for key, tensor in untouched.items():
         assert torch.equal(restored[key], tensor), key
+
+
+def copied(adapter: Any) -> dict[str, Tensor]:
+    """Its parameters by name, to be trained apart from it."""
+    named = adapter.named_parameters().items()
+    return {key: parameter.detach().clone().requires_grad_() for key, parameter in named}
+
+
+def check_twenty_steps(
+    backbone: SmallBackbone, adapter: Any, own: dict[str, Tensor], forward: Callable[[Tensor], Tensor]
+) -> None:
+    """20 steps of AdamW move the adapter's parameters as they move `own`, of which `forward` makes logits."""
+    named = adapter.named_parameters()
+    optimizers = [torch.optim.AdamW(list(group), lr=1e-2) for group in (named.values(), own.values())]
+    x = inputs(backbone.geometry)
+    for _ in range(20):
+        for optimizer, logits in zip(optimizers, (backbone.module(x), forward(x)), strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(logits, torch.tensor([0, 2])).backward()
+            optimizer.step()
+    for key, parameter in named.items():
+        torch.testing.assert_close(parameter.detach(), own[key].detach(), rtol=1e-9, atol=1e-9)
 
 
 def check_start(name: str, geometry: Geometry, zero: set[str], **options: Any) -> None:

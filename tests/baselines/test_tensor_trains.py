@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import functional as F
 
 import methods
 from methods import Geometry, NotLowRank, Site, UserError, create
 
 from . import tensor_trains as naive
-from .dense import BASE, TOLERANCE, SmallBackbone, inputs
+from .dense import BASE, TOLERANCE, SmallBackbone, check_twenty_steps, copied, inputs
 
 #: Two layers, and a hidden size of four prime factors.
 GEOMETRY = Geometry(24, 4, 2, 96)
@@ -68,47 +67,28 @@ def test_twenty_steps_as_the_naive_reconstruction(case: str) -> None:
         torch.testing.assert_close(adapter.delta(site), update, **TOLERANCE)
     plain = SmallBackbone(GEOMETRY)
     frozen = {key: tensor.detach() for key, tensor in plain.module.named_parameters()}
-    own = {key: p.detach().clone().requires_grad_() for key, p in adapter.named_parameters().items()}
-    optimizers = [
-        torch.optim.AdamW(list(group), lr=1e-2)
-        for group in (adapter.named_parameters().values(), own.values())
-    ]
-    x = inputs(GEOMETRY)
-    for _ in range(20):
+    own = copied(adapter)
+
+    def forward(x: Tensor) -> Tensor:
         dense = oracle({**own, **adapter.frozen()}, GEOMETRY)
         weights = {f"{plain.path(site)}.weight": update for site, update in dense.items()}
-        changed = {**frozen, **{key: frozen[key] + update for key, update in weights.items()}}
-        for optimizer, logits in zip(
-            optimizers, (backbone.module(x), functional_call(plain.module, changed, (x,))), strict=True
-        ):
-            optimizer.zero_grad()
-            F.cross_entropy(logits, torch.tensor([0, 2])).backward()
-            optimizer.step()
-    for key, parameter in adapter.named_parameters().items():
-        torch.testing.assert_close(parameter.detach(), own[key].detach(), rtol=1e-9, atol=1e-9)
+        changed = {key: frozen[key] + update for key, update in weights.items()}
+        logits: Tensor = functional_call(plain.module, {**frozen, **changed}, (x,))
+        return logits
+
+    check_twenty_steps(backbone, adapter, own, forward)
 
 
 def test_twenty_steps_of_the_bottleneck() -> None:
     backbone, adapter = attached("loretta_adp", {"rank": 2, "width": 4})
     plain = SmallBackbone(GEOMETRY)
-    own = {key: p.detach().clone().requires_grad_() for key, p in adapter.named_parameters().items()}
+    own = copied(adapter)
     for parameter in plain.module.parameters():
         parameter.requires_grad_(False)
     for site in adapter.bases:
         layer = plain.module.get_submodule(plain.path(site))
         layer.register_forward_hook(lambda _, __, y, site=site: y + naive.bottleneck(own, site, y))
-    optimizers = [
-        torch.optim.AdamW(list(group), lr=1e-2)
-        for group in (adapter.named_parameters().values(), own.values())
-    ]
-    x = inputs(GEOMETRY)
-    for _ in range(20):
-        for optimizer, module in zip(optimizers, (backbone.module, plain.module), strict=True):
-            optimizer.zero_grad()
-            F.cross_entropy(module(x), torch.tensor([0, 2])).backward()
-            optimizer.step()
-    for key, parameter in adapter.named_parameters().items():
-        torch.testing.assert_close(parameter.detach(), own[key].detach(), rtol=1e-9, atol=1e-9)
+    check_twenty_steps(backbone, adapter, own, plain.module)
     with pytest.raises(NotLowRank, match="not linear"):
         adapter.factors()
     with pytest.raises(UserError, match=r"LoRETTA-adp .*cannot be merged: its bottleneck is not linear"):

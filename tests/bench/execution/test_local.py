@@ -10,12 +10,14 @@ import termios
 import time
 from array import array
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from bench.execution import local, local_slots, make_executor
 from bench.execution.checks import check_disk, check_memory
@@ -25,9 +27,12 @@ from bench.execution.perform import Event
 from bench.execution.retries import RETRIES, Retry
 from bench.execution.session import session
 from bench.plan.rows import Plan
+from bench.plan.trial import Trial
 from bench.process.memory import MIB, available_mib
 from bench.store.store import Store
 from bench.training.loop import Pruned
+from bench.training.trial import Resources
+from bench.wire.trial import Ending
 from methods import UserError
 
 from ..forked import FORKS
@@ -328,6 +333,32 @@ def test_cores_are_divided_among_workers() -> None:
     assert local_slots("cuda:1", None, 2)[1][:2] == ("cuda:1/1", "cuda:1")
     with pytest.raises(UserError, match="--workers 3: there are 2 slots on 1 GPU"):
         local_slots("cuda:0", 3, 2)
+
+
+def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs that are not there, and trials that meet, and end by telling where they are."""
+    trials = plan(seeds=range(4)).trials
+    forks = get_context("fork")
+    all_at_work = forks.Barrier(len(trials))
+
+    def meet(trial: Trial, resources: Resources, report: object) -> Ending:
+        all_at_work.wait()
+        return Ending("finished", message=str(resources.device))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(local, "get_context", lambda _: forks)
+    monkeypatch.setattr(local, "perform", meet)
+    monkeypatch.setattr(local, "started", lambda trial, worker, _: Event(trial, "started", worker))
+    events: list[Event] = []
+    with make_executor("local", "auto", slots_per_device=2) as place:
+        for trial in trials:
+            place.submit(trial)
+        assert place.free == 0
+        while sum(event.ending is not None for event in events) < len(trials):
+            place.step(events.append)
+    where = {event.worker: event.ending.message for event in events if event.ending}
+    assert where == {f"cuda:{i % 2}/{i}": f"cuda:{i % 2}" for i in range(4)}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from bench.execution.session import session
 from bench.plan.trial import Trial
 from bench.store.store import Store
 from bench.training.loop import Pruned
+from bench.training.saving import PLAIN
 from bench.wire.words import Artifact, Measure
 from methods import UserError
 
@@ -33,10 +36,15 @@ ENDLESS = SHORT.model_copy(update={"recipe": SHORT.recipe.model_copy(update={"st
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
+    """One node, which says that it has a GPU."""
+    import ray
+
     from bench.execution.ray import RayCluster
 
-    with RayCluster.connect("cpu", workers=1) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "init", partial(ray.init, num_gpus=1))
+        with RayCluster.connect("cpu", workers=1) as made:
+            yield made
 
 
 @pytest.fixture
@@ -145,3 +153,55 @@ def test_it_prepares_again_where_idle_actors_hold_every_slot(cluster: RayCluster
             execute(made, list(made.trials), at_work, cluster, lambda event: kinds.append(event.kind))
     assert kinds.count("finished") == 1
     assert kinds[-1] == "elsewhere"
+
+
+def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third trial waits until one of two has ended. What stands for trials tells of its GPU, and waits."""
+    import ray
+
+    from bench.execution.ray import RayCluster, Share
+
+    class Slot:
+        def __init__(self, *_: object) -> None:
+            self.kinds: list[str] = []
+
+        def run(self, trial: Any) -> None:
+            self.trial = trial
+            self.kinds.append("progress")
+
+        def prune(self, trial: str) -> None:
+            self.kinds.append("pruned")
+
+        def events(self) -> list[Any]:
+            kinds, self.kinds = self.kinds, []
+            worker = str(ray.get_gpu_ids())
+            ended = {"pruned": "an ending"}
+            return [
+                SimpleNamespace(trial=self.trial, kind=k, worker=worker, ending=ended.get(k)) for k in kinds
+            ]
+
+    monkeypatch.setattr("bench.execution.ray._Slot", Slot)
+    cluster.stop()
+    heard: list[Any] = []
+
+    def hear(event: Any) -> None:
+        heard.append(event)
+        if len(heard) == 2:
+            assert ray.available_resources().get("GPU", 0) == 0
+            raise Pruned
+
+    with monkeypatch.context() as patch:
+        # The connection is that of all tests.
+        patch.setattr(ray, "shutdown", lambda: None)
+        with RayCluster("cuda", Share.of_gpus(2), None, PLAIN) as place:
+            assert place.slots == place.free == 2
+            for number in range(3):
+                place.submit(SimpleNamespace(id=str(number)))  # type: ignore[arg-type]
+            assert place.free == 0
+            while len(heard) < 4:
+                place.step(hear)
+    assert [event.kind for event in heard] == ["progress", "progress", "pruned", "progress"]
+    assert {event.worker for event in heard} == {"[0]"}
+    assert len({event.trial.id for event in heard}) == 3

@@ -141,8 +141,8 @@ def test_a_small_space_ends_early_says_so_and_takes_what_is_stored(
 
 
 def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: Call) -> None:
-    section = {"trials": 4, "objectives": "metric and parameters", "scale": [1, 10], "lr": [1e-3, 1e-2]}
-    made = run(tmp_path, new_store, call, methods=["lora"], search=section)
+    section = {"trials": 4, "objectives": "metric and parameters", "lr": [1e-3, 1e-2], "core_lr": [1, 16]}
+    made = run(tmp_path, new_store, call, methods=["fact_tk"], search=section)
     assert made.ended.code == 0, made.ended.err
     found = made.artifact()
     front = [trial for trial in found["trials"] if trial["number"] in found["pareto"]]
@@ -151,7 +151,9 @@ def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: 
         mine = (one["value"], -one["parameters"])
         others = ((t["value"], -t["parameters"]) for t in found["trials"])
         assert not any(o != mine and o[0] >= mine[0] and o[1] >= mine[1] for o in others)
-    assert len({(*t["ranks"], t["lr"], t["scale"]) for t in found["trials"]}) == 4
+    assert len({(*t["ranks"], t["lr"], t["core_lr"]) for t in found["trials"]}) == 4
+    params = [made.store.client.get_run(record.run_id).data.params for record in made.store.records()]
+    assert {one["recipe.core_lr"] for one in params} >= {"1.0", "16.0"}
     assert "the front of metric and parameters" in made.ended.out
     assert all(trial["head_lr"] is None for trial in found["trials"])
 
