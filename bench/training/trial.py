@@ -203,8 +203,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     data = resources.data(trial, backbone.info.input)
     text = resources.text(trial, backbone)
     before = None if text is None else resources.bare_loss(trial, backbone, text)
-    # Not counting what the first trial of a worker loads.
-    started = time.perf_counter()
+    started = time.perf_counter()  # What the first trial of a worker loads is not counted.
     wanted = trial.task.input(backbone.info.input)
     put_head(backbone, wanted, data.classes, generator(trial.seed, "head_start"))
     # The backbone's dropout draws from torch's global generators, on a GPU from the device's.
