@@ -20,6 +20,7 @@ from bench.execution.perform import Event
 from bench.execution.retries import Retries
 from bench.execution.session import CLOSING, STRIKES, Session, put_aside, within
 from bench.execution.watch import Limits
+from bench.metrics import METRICS
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError, shown_uri
@@ -267,9 +268,12 @@ class _Driving:
             self.queue.remove(trial)
             self.notify(Event(trial, "elsewhere"))
             return False
-        metric = trial.task.lookup().metric
+        task = trial.task.lookup()
+        tags = dict(self.tags)
+        if task.unit and METRICS.get(task.metric).in_units:
+            tags[Tag.UNIT] = task.unit
         assert self.parent is not None
-        run = begin_trial(self.store, trial, self.rows[trial.id], metric, self.parent, tags=self.tags)
+        run = begin_trial(self.store, trial, self.rows[trial.id], task.metric, self.parent, tags=tags)
         self.running[trial.id] = run
         self.queue.remove(trial)
         return True

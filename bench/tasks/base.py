@@ -88,10 +88,9 @@ class Streamed(Sequence[Any]):
     def __getitem__(self, index: slice) -> list[Any]: ...
 
     def __getitem__(self, index: int | slice) -> Any:
-        places = range(self._count)[index]
-        if isinstance(places, range):
-            return [self[place] for place in places]
-        return next(islice(self._read(), places, None))
+        if isinstance(index, slice):
+            return list(self._read())[index]
+        return next(islice(self._read(), range(self._count)[index], None))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _TEXTS_AT_ONCE = 1000
 
 def build_texts(source: Source, wanted: TextInput, max_tokens: int, sizes: Sizes, folder: Path) -> None:
     """Writes one file for each split, with the first so many of its texts. Raises UserError."""
-    parts = dict(dealt(source).parts)
+    parts = dealt(source)
     for split, size in zip(SPLITS, sizes, strict=True):
         check_size(source.task, split, size, len(parts[split]))
         parts[split] = parts[split][:size]
@@ -50,7 +50,7 @@ def build_text_pool(source: Source, wanted: TextInput, max_tokens: int, folder: 
 def build_images(source: Source, wanted: ImageInput, folder: Path) -> None:
     """Writes one file for each split. Raises UserError."""
     arrays = _resized(source, wanted)
-    for split, chosen in dealt(source).parts.items():
+    for split, chosen in dealt(source).items():
         save(arrays, chosen, folder / f"{split}.safetensors")
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
+from bench.metrics import METRICS
 from bench.sources.assets import prepared
 from bench.tasks.base import SPLITS, Examples, SplitName, Task
 from bench.tasks.dealing import blocks, deal
@@ -49,32 +50,19 @@ def as_contents(digests: Iterable[bytes]) -> NDArray[np.bytes_]:
     return np.fromiter(digests, dtype="S16")
 
 
-@dataclass(frozen=True)
-class Dealt:
-    """The split that all seeds share. `parts`: of each split the positions of its examples, in its order.
-
-    `labels` (N, …): those of all examples, as `as_tensor` has them.
-    """
-
-    parts: dict[SplitName, NDArray[np.int64]]
-    labels: NDArray[Any]
-
-
-def dealt(source: Source) -> Dealt:
-    """How a task is split, from the cache if it is there.
-
-    Raises UserError for examples that cannot be read, and for those that `deal` refuses.
-    """
+def dealt(source: Source) -> dict[SplitName, NDArray[np.int64]]:
+    """The split that all seeds share, from the cache if it is there: as `deal` gives it. Raises UserError."""
 
     def build(folder: Path) -> None:
         of = source.examples
         found = deal(source.task, of.labels, of.ids, source.contents, of.groups, of.splits)
-        labels = as_tensor(source.task, list(of.labels)).numpy()
         parts = {str(split): chosen for split, chosen in found.items()}
-        (folder / "deal.safetensors").write_bytes(save({"labels": labels, **parts}))
+        (folder / "deal.safetensors").write_bytes(save(parts))
 
-    found = load_file(prepared(f"deal-{source.task.name}", _key(source.task), build) / "deal.safetensors")
-    return Dealt({split: found[split] for split in SPLITS}, found["labels"])
+    # What a split may lack is no part of a task's identity, since it changes no split.
+    key = _key(source.task) | {"every_class": source.task.every_class}
+    found = load_file(prepared(f"deal-{source.task.name}", key, build) / "deal.safetensors")
+    return {split: found[split] for split in SPLITS}
 
 
 @dataclass(frozen=True)
@@ -142,7 +130,7 @@ def train_count(task: Task) -> int | None:
 
 @lru_cache(maxsize=32)
 def _dealt_to_train(task: Task) -> int:
-    return len(dealt(Source(task)).parts["train"])
+    return len(dealt(Source(task))["train"])
 
 
 @lru_cache(maxsize=32)
@@ -151,14 +139,15 @@ def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> No
     source = Source(task)
     for seed in seeds:
         if seed is None:
-            found = dealt(source)
-            parts, labels = found.parts, found.labels
+            parts = dealt(source)
         else:
             pool = pool_of(source)
-            parts, labels = pool.deal(task, seed), pool.labels
+            parts = {split: pool.kept[chosen] for split, chosen in pool.deal(task, seed).items()}
         for (split, chosen), size in zip(parts.items(), sizes, strict=True):
             check_size(task, split, size, len(chosen), seed)
-            check_labels(task, split, torch.from_numpy(labels[chosen[:size]]))
+            if split != "train" and METRICS.get(task.metric).every_class:
+                labels = source.examples.labels
+                check_labels(task, split, as_tensor(task, [labels[i] for i in chosen[:size]]))
 
 
 def check_size(task: Task, split: str, wanted: int | None, available: int, seed: int | None = None) -> None:

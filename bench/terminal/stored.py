@@ -114,6 +114,11 @@ def _final_ranks(record: Record) -> Iterator[tuple[str, str]]:
             yield f"final ranks, {escape(name)}", f"{' '.join(map(str, left))}, layer by layer"
 
 
+def _scored(record: Record, score: float) -> str:
+    unit = record.tag(Tag.UNIT)
+    return f"{record.tag(Tag.METRIC)} {score:.4f}" + (f" {escape(unit)}" if unit else "")
+
+
 def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
     record = found.record
     yield "status", _status(record)
@@ -122,12 +127,12 @@ def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
         yield "failure", f"[red]{escape(record.tag(Tag.FAILURE))}[/red]: {message}"
     score, loss = found.measure(Measure.SCORE), found.measure(Measure.SCORE_LOSS)
     if score is not None:
-        told = f"{record.tag(Tag.METRIC)} {score:.4f}" + ("" if loss is None else f", loss {loss:.4f}")
+        told = _scored(record, score) + ("" if loss is None else f", loss {loss:.4f}")
         yield record.tag(Tag.EVALUATED, "score"), told
     validation, epoch = found.measure(Measure.SELECTED_VALIDATION), found.measure(Measure.SELECTED_EPOCH)
     if validation is not None:
         at = "" if epoch is None else f", at epoch {epoch:.0f}"
-        yield "validation", f"{record.tag(Tag.METRIC)} {validation:.4f}{at}"
+        yield "validation", f"{_scored(record, validation)}{at}"
     seconds, steps = found.measure(Measure.SECONDS), found.measure(Measure.STEPS)
     if seconds is not None:
         step = found.measure(Measure.STEP_MS)

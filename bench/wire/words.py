@@ -70,6 +70,8 @@ class Tag(StrEnum):
     TASK = "task"
     SEED = "seed"
     METRIC = "metric"
+    #: What the scores are counted in, where the metric has the units of a regression's targets.
+    UNIT = "unit"
     #: The split that the score is of.
     EVALUATED = "evaluated"
     RANKS = "ranks"

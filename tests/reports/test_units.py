@@ -33,6 +33,7 @@ PAIRS = {
     "text": ["first", "second"],
     "label": "score",
     "target": "regression",
+    "unit": "points",
     "train_size": 40,
     "validation_size": 10,
     "test_size": 10,
@@ -73,6 +74,7 @@ def test_stored_predictions_give_the_stored_scores_by_scipy(uri: str) -> None:
         assert path is not None
         frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
         assert list(frame.columns) == ["example", "label", "prediction", "logit_0"]
+        assert record.tags.get("unit") == ("points" if record.tags["metric"] == "rmse" else None)
         expected = by_hand[record.tags["metric"]](frame["label"], frame["prediction"])
         assert record.score == pytest.approx(expected, abs=1e-6)
         mean, sd = (record.metrics[key] for key in (Measure.TARGET_MEAN, Measure.TARGET_SD))
@@ -105,6 +107,12 @@ def test_reports_take_less_for_better_where_it_is(uri: str) -> None:
         assert part is not None
         assert part.count == 10
     assert {curve.metric for curve in read_curves(study)[0]} == {"pearson", "spearman", "rmse"}
+
+
+def test_a_trial_is_shown_with_the_unit_of_its_score(uri: str, call: Callable[..., Any]) -> None:
+    for record in Store.existing(uri, "units").records():
+        out = call("show", record.tags["trial_id"], "--store", uri).out
+        assert (f"rmse {record.score:.4f} points" in out) == (record.tags["metric"] == "rmse")
 
 
 def test_the_page_shows_scores_in_their_units(uri: str, tmp_path: Path) -> None:
