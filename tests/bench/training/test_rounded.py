@@ -128,5 +128,5 @@ def test_an_output_layer_of_its_own_is_rounded_too(monkeypatch: pytest.MonkeyPat
 def test_there_is_no_export_of_it() -> None:
     spec = BackboneSpec(name="tiny-random-bert", dtype="bfloat16")
     backbone = load(spec)
-    with pytest.raises(UserError, match="cannot be exported: .* trained on weights in bfloat16"):
+    with pytest.raises(UserError, match=r"cannot be exported: .* trained on weights in bfloat16"):
         form_of(backbone, spec, ["no", "yes"], backbone.info.input)
