@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from methods import Adapter, UserError
 from methods.errors import RoundedMerge
 
-#: Forwards before the timed ones, and how many are timed: the quickest counts, which was disturbed least.
-WARMUP, TIMED = 1, 3
+#: How many forwards are timed, after one that warms up: more than the least while together they take less
+#: milliseconds than this. The quickest counts, which other work disturbed least.
+LEAST, MOST, SHORT_MS = 3, 12, 50.0
 
 #: Examples of the batch that a trial times, at most: few, so that it costs less than a training step.
 EXAMPLES = 8
@@ -51,13 +52,14 @@ class Forward:
     def ms(self) -> float:
         """The milliseconds of the quickest of a few forwards."""
         self._module.eval()
-        times = []
+        times: list[float] = []
         with torch.inference_mode(), self._precision():
-            for _ in range(WARMUP + TIMED):
+            self._module(**self._batch)
+            while len(times) < LEAST or (len(times) < MOST and sum(times) < SHORT_MS):
                 begun = self._now()
                 self._module(**self._batch)
                 times.append(self._now() - begun)
-        return min(times[WARMUP:])
+        return min(times)
 
     def with_adapter(self, adapter: Adapter) -> tuple[float, float | None]:
         """The same with the adapter, which contracts its factors once for all forwards, and merged.

@@ -9,6 +9,7 @@ import torch
 
 from bench.backbones import BackboneSpec, describe, load
 from bench.backbones.random_weights import RandomBackbone
+from bench.export.forms import form_of
 from bench.plan.trial import Trial
 from bench.training.saving import Saving
 from bench.training.trial import Outcome, Resources, run_trial
@@ -122,3 +123,10 @@ def test_an_output_layer_of_its_own_is_rounded_too(monkeypatch: pytest.MonkeyPat
     unembedding = load(ROUNDED).unembedding
     assert unembedding is not None
     assert unembedding.dtype == torch.bfloat16
+
+
+def test_there_is_no_export_of_it() -> None:
+    spec = BackboneSpec(name="tiny-random-bert", dtype="bfloat16")
+    backbone = load(spec)
+    with pytest.raises(UserError, match=r"cannot be exported: .* trained on weights in bfloat16"):
+        form_of(backbone, spec, ["no", "yes"], backbone.info.input)
