@@ -25,8 +25,9 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="STEP", help="of the steps those so called")
     parser.add_argument("--list", action="store_true", help="list steps and wheels, and run nothing")
     asked = parser.parse_args()
-    print(wheels.told(), flush=True)
-    if wheels.missing():
+    lacking = wheels.missing()
+    print(wheels.told(lacking), flush=True)
+    if lacking:
         return 2
     from bench.execution import choose_device
     from methods.errors import UserError

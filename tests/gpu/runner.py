@@ -50,14 +50,12 @@ class Results:
         self._rows: list[Row] = []
 
     def add(self, row: Row) -> None:
-        """Writes a row, and does not return before the disk has it."""
+        """Writes a row, and does not return before the disk has it and the page shows it."""
         self._rows.append(row)
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def write_page(self) -> None:
         self._page.write_text(tables.page(self._rows), encoding="utf-8")
 
 
@@ -107,7 +105,6 @@ class Runner:
             "message": message,
         }
         self.results.add(row)
-        self.results.write_page()
         self._tell(f"{step.name}: {status} after {row['seconds']} s {message}".rstrip())
         return status == "done"
 

@@ -120,6 +120,14 @@ def test_the_steps_need_neither_store_nor_search(tmp_path: Path) -> None:
     assert rows[0]["methods"] >= len(list(METHODS))
 
 
+def test_a_wheel_that_lacks_something_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not wheels.missing()
+    monkeypatch.setitem(sys.modules, "tltorch", None)
+    (lacking,) = wheels.missing()
+    assert lacking.startswith("tensorly-torch (")
+    assert lacking in wheels.told([lacking])
+
+
 @pytest.mark.parametrize("asked", [steps.on_cpu(), steps.on_card("cuda")], ids=["cpu", "card"])
 def test_every_step_names_a_function_that_takes_its_options(asked: list[Step]) -> None:
     names = [one.name for one in asked]

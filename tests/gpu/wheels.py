@@ -5,8 +5,9 @@ Only the standard library is imported here, so that this can be said where every
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
+from collections.abc import Sequence
 
 #: Distributions by what is imported of them, each with those that it needs in turn: pip is called with
 #: --no-deps. The harness is one of them, since its version is asked for.
@@ -19,10 +20,11 @@ WHEELS = {
     "ruamel.yaml": "ruamel.yaml",
     "pandas": "pandas",
     "dateutil": "python-dateutil",
-    "six": "six",
     "pyarrow": "pyarrow",
-    "sklearn": "scikit-learn",
+    "sklearn.metrics": "scikit-learn",
     "joblib": "joblib",
+    "cloudpickle": "cloudpickle",
+    "narwhals": "narwhals",
     "threadpoolctl": "threadpoolctl",
 }
 
@@ -31,20 +33,18 @@ UNNEEDED = ("mlflow", "optuna", "datasets")
 
 
 def missing() -> list[str]:
-    """The distributions of `WHEELS` that cannot be imported here."""
-    return [name for module, name in WHEELS.items() if not _found(module)]
+    """The distributions of `WHEELS` that cannot be imported here, each with what it lacks."""
+    found = []
+    for module, name in WHEELS.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            found.append(f"{name} ({error})")
+    return found
 
 
-def _found(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it is in
-        return False
-
-
-def told() -> str:
+def told(lacking: Sequence[str]) -> str:
     """The list for people, with how to bring it to a machine without a network."""
-    lacking = missing()
     return "\n".join(
         [
             f"needs, beyond torch, transformers, peft and timm: {', '.join(WHEELS.values())}",
