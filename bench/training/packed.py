@@ -89,10 +89,14 @@ def run_together(
     up. `report` and `ended` are called in the caller's thread. Pruned, where `report` raises it, is that
     trial's; whatever else it raises ends all of them and goes up.
     """
-    backbone = resources.backbone(trials[0])
+    try:
+        pack = _Pack(trials, resources, perform, report, ended)
+    except Exception as error:  # alone, each of them ends as it has to
+        said = f"no pack could be made ({type(error).__name__}: {error})"
+        return dict.fromkeys((trial.id for trial in trials), said)
     try:
         with deterministic(trials[0].recipe.deterministic):
-            return _Pack(trials, resources, backbone, perform, report, ended).run()
+            return pack.run()
     finally:
         resources.check()
 
@@ -229,13 +233,13 @@ class _Pack(Generic[T]):
         self,
         trials: Sequence[Trial],
         resources: Resources,
-        backbone: LoadedBackbone,
         perform: Performer[T],
         report: Callable[[Trial, Progress], None],
         ended: Callable[[Trial, T], None],
     ) -> None:
-        self.report, self.ended = report, ended
+        self.resources, self.perform, self.report, self.ended = resources, perform, report, ended
         self.recipe, self.device = trials[0].recipe, resources.device
+        backbone = resources.backbone(trials[0])
         self.shared = SharedEncoder(backbone)
         #: What the trial says whose turn it is.
         self._said: SimpleQueue[Any] = SimpleQueue()
@@ -244,10 +248,10 @@ class _Pack(Generic[T]):
         #: What learning trials have read, and which they are: of each a backward will follow.
         self.read: list[tuple[Tensor, list[_Member], list[int]]] = []
         self.alone: dict[str, str] = {}
-        for member in self.at_work:
-            member.start(perform, _Place(resources, member))
 
     def run(self) -> dict[str, str]:
+        for member in self.at_work:
+            member.start(self.perform, _Place(self.resources, member))
         try:
             for member in list(self.at_work):
                 self._go_on(member, None)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple
@@ -93,7 +93,8 @@ class SharedEncoder:
             module.set_submodule(path, _Rows(path, module.get_submodule(path), self))
         self._streams = Streams(next(backbone.module.parameters()).device)
         self.shares: Sequence[Share] = ()
-        self._of_site = False
+        #: Whether what runs is the backbone, and no adapter, which has the rows of one trial already.
+        self.of_backbone = True
         self._latest: tuple[object, Tensor, Any] | None = None
 
     def layers(self, view: LoadedBackbone) -> dict[str, nn.Module]:
@@ -182,20 +183,6 @@ class SharedEncoder:
                 outputs.append(call(*(cut(value, rows) for value in args), **own))
         return torch.cat(outputs)
 
-    @contextmanager
-    def at_site(self) -> Iterator[None]:
-        """Inside, what drops is an adapter, and has the rows of one trial already."""
-        self._of_site = True
-        try:
-            yield
-        finally:
-            self._of_site = False
-
-    @property
-    def of_backbone(self) -> bool:
-        """Whether what runs now is the backbone, and no adapter."""
-        return not self._of_site
-
 
 class _OwnMasks(TorchFunctionMode):
     """Where the backbone drops entries, each trial's rows have a mask of that trial's stream."""
@@ -239,16 +226,19 @@ class _Rows(nn.Module):
         # Sites that read one activation find the same parts of it, as they would alone.
         parts = self.shared.once(x, "parts", lambda: [x[rows] for rows in self.shared.parts(x)])
         outputs = []
-        with self.shared.at_site():
+        self.shared.of_backbone = False
+        try:
             for share, layer, part in zip(self.shared.shares, layers, parts, strict=True):
                 with share.streams.lent() if share.draws and self.training else nullcontext():
                     outputs.append(layer(part))
+        finally:
+            self.shared.of_backbone = True
         return torch.cat(outputs)
 
     def _stacked(self, x: Tensor, pairs: Sequence[_Pair | None]) -> Tensor | None:
         """The layer once for all rows, and the low-rank updates by batched products over the trials.
 
-        None where the layers are others, or no two alike, or the trials differ in how many rows they have.
+        None where layers are others or of several kinds, or the trials differ in how many rows they have.
         """
         known = [pair for pair in pairs if pair is not None]
         kinds = {(type(pair.middle), pair.bias is None) for pair in known}

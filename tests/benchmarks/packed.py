@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.execution.perform import Event, perform_all
 from bench.plan.make import make_plan
@@ -44,18 +44,25 @@ def trials_of(asked: argparse.Namespace) -> list[Trial]:
     return list(make_plan(validate(Suite, suite, "benchmark"), asked.device).trials)[: asked.pack]
 
 
-def run(trials: list[Trial], resources: Resources, pack: int) -> tuple[float, dict[str, list[float]]]:
-    """Seconds for all of them, so many at once, and each one's losses."""
+class Took(NamedTuple):
+    """Seconds on the clock, and of all processors: the first grow where others use the machine too."""
+
+    clock: float
+    cpu: float
+
+
+def run(trials: list[Trial], resources: Resources, pack: int) -> tuple[Took, dict[str, list[float]]]:
+    """What all of them took, so many at once, and each one's losses."""
     losses: dict[str, list[float]] = {trial.id: [] for trial in trials}
 
     def hear(event: Event) -> None:
         if event.progress:
             losses[event.trial.id] += [loss for _, loss in event.progress.losses]
 
-    started = time.perf_counter()
+    clock, cpu = time.perf_counter(), time.process_time()
     for first in range(0, len(trials), pack):
         perform_all(trials[first : first + pack], resources, "", hear)
-    return time.perf_counter() - started, losses
+    return Took(time.perf_counter() - clock, time.process_time() - cpu), losses
 
 
 def main() -> None:
@@ -74,19 +81,21 @@ def main() -> None:
     resources.data(trials[0], resources.backbone(trials[0]).info.input)
     for pack in (1, len(trials)):
         run([trial.model_copy(update={"seed": 1}) for trial in trials], resources, pack)
-    times: list[tuple[float, float]] = []
+    times: list[tuple[Took, Took]] = []
     for _ in range(asked.rounds):
         (alone, expected), (together, losses) = (run(trials, resources, pack) for pack in (1, len(trials)))
         times.append((alone, together))
-    apart = max(abs(a - b) for id_ in expected for a, b in zip(expected[id_], losses[id_], strict=True))
-    ratios = sorted(together / alone for alone, together in times)
-    alone, together = map(statistics.median, zip(*times, strict=True))
     print(f"{asked.backbone}, {asked.task}, {device_name(asked.device)}")
     print(
         f"{len(trials)} trials of {asked.steps} steps, batch {asked.batch}; median of {asked.rounds} rounds:"
     )
-    print(f"one by one {alone:.1f} s, together {together:.1f} s")
-    print(f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    for what in Took._fields:
+        pairs = [(getattr(alone, what), getattr(together, what)) for alone, together in times]
+        one_by_one, at_once = map(statistics.median, zip(*pairs, strict=True))
+        ratios = sorted(after / before for before, after in pairs)
+        print(f"{what}: one by one {one_by_one:.1f} s, together {at_once:.1f} s, ", end="")
+        print(f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    apart = max(abs(a - b) for id_ in expected for a, b in zip(expected[id_], losses[id_], strict=True))
     print(f"largest difference of a loss: {apart:.1e}")
 
 

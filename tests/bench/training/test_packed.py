@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import bench.training.packed
 import bench.training.trial
 from bench.execution.perform import Event, perform_all
 from bench.plan.trial import Trial
@@ -162,12 +163,16 @@ def test_what_trains_the_backbone_itself_runs_alone_and_harms_no_other(read: lis
 
 @pytest.mark.parametrize(
     ("where", "name", "time", "alone"),
-    [(SharedEncoder, "read", 8, 2), (bench.training.trial, "evaluate", 1, 1)],
+    [
+        (SharedEncoder, "read", 8, 2),
+        (bench.training.trial, "evaluate", 1, 1),
+        (bench.training.packed, "SharedEncoder", 1, 2),
+    ],
 )
 def test_memory_that_runs_out_costs_no_trial(
     where: Any, name: str, time: int, alone: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In what trials share, in the second epoch, and in what is one's own."""
+    """In what trials share, in the second epoch; in what is one's own; before they begin."""
     made = trials(VISION, ["lora", "lotr"], epochs=2, steps=None)
     real, calls = getattr(where, name), [0]
 
