@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,13 +195,15 @@ def test_memory_that_runs_out_is_told_as_such_and_gaps_say_that_they_need_a_card
     assert row["synchronisations a step"] == "not measured: no card"
 
 
-def test_so_many_workers_are_busy_at_once() -> None:
+@pytest.mark.parametrize(("together", "at_most"), [(1, 2), (2, 4)])
+def test_so_many_workers_are_busy_at_once(together: int, at_most: int) -> None:
     class Workers:
         running: list[Any] = []
         most = 0
 
-        def submit(self, trial: Any) -> None:
-            self.running.append(trial)
+        def submit(self, pack: Sequence[Any]) -> None:
+            assert len(pack) <= together
+            self.running += pack
             self.most = max(self.most, len(self.running))
 
         def step(self, report: Callable[[Event], None]) -> None:
@@ -209,8 +211,9 @@ def test_so_many_workers_are_busy_at_once() -> None:
             report(Event(trial, "finished", ending=Ending("failed" if trial == 3 else "finished")))
 
     workers: Any = Workers()
-    assert trials.at_once(workers, 2)(range(5)) == 1  # type: ignore[arg-type]
-    assert workers.most == 2
+    workers.running = []
+    assert trials.at_once(workers, 2, together)(range(5)) == 1  # type: ignore[arg-type]
+    assert workers.most == at_most
     assert not workers.running
 
 

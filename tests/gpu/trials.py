@@ -62,11 +62,16 @@ def an_hour(
 
 
 def _ways(workers: Local, slots: Sequence[int]) -> dict[str, tuple[int, Way]]:
-    """Each way to run trials by its name, with how many it has at work at once.
-
-    A way that trains several in one step belongs here, after the slots.
+    """Each way to run trials by its name, with how many it has at work at once: in so many slots, and in one
+    slot with so many in each step.
     """
-    return {f"{count} slot{'s' * (count > 1)}": (count, at_once(workers, count)) for count in slots}
+    apart = {f"{count} slot{'s' * (count > 1)}": (count, at_once(workers, count)) for count in slots}
+    packed = {
+        f"1 slot, packs of {count}": (count, at_once(workers, 1, together=count))
+        for count in slots
+        if count > 1
+    }
+    return apart | packed
 
 
 def trials(device: str, backbone: str, folder: Path, seeds: Sequence[int], **training: Any) -> list[Trial]:
@@ -97,14 +102,23 @@ def _digits() -> dict[str, Any]:
 
 
 def _sentences(folder: Path) -> dict[str, Any]:
-    """A table of 700 sentences of random words, as long as CoLA's."""
+    """A table of 700 sentences of random words, as long as CoLA's. All batches are of one width, so that
+    trials of several seeds can train together.
+    """
     file, drawn = folder / "sentences.csv", random.Random(0)
     words = ["".join(drawn.choices("abcdefghijklm", k=3)) for _ in range(200)]
     lines = [
         f"{' '.join(drawn.choices(words, k=drawn.randint(3, 12)))},{drawn.randint(0, 1)}" for _ in range(700)
     ]
     file.write_text("\n".join(["text,label", *lines]), encoding="utf-8")
-    return {"name": "sentences", "csv": str(file), "text": "text", "label": "label", "max_tokens": 64}
+    return {
+        "name": "sentences",
+        "csv": str(file),
+        "text": "text",
+        "label": "label",
+        "max_tokens": 32,
+        "padding": "max_tokens",
+    }
 
 
 @contextmanager
@@ -114,22 +128,28 @@ def _workers(device: str, count: int) -> Iterator[Local]:
         yield workers
 
 
-def at_once(workers: Local, count: int) -> Way:
-    """So many of the workers busy at any time, each with a trial."""
+def at_once(workers: Local, count: int, together: int = 1) -> Way:
+    """So many of the workers busy at any time, each with so many trials `together`."""
 
     def run(chosen: Sequence[Trial]) -> int:
-        waiting, running, failed = list(chosen), 0, 0
+        waiting = [list(chosen[first : first + together]) for first in range(0, len(chosen), together)]
+        busy: list[list[Trial]] = []
+        failed = 0
 
         def report(event: Event) -> None:
-            nonlocal running, failed
-            if event.ending is not None:
-                running -= 1
-                failed += event.ending.status != "finished"
+            nonlocal failed
+            if event.ending is None:
+                return
+            failed += event.ending.status != "finished"
+            pack = next(pack for pack in busy if event.trial in pack)
+            pack.remove(event.trial)
+            if not pack:
+                busy.remove(pack)
 
-        while waiting or running:
-            while waiting and running < count:
-                workers.submit(waiting.pop(0))
-                running += 1
+        while waiting or busy:
+            while waiting and len(busy) < count:
+                workers.submit(tuple(waiting[0]))
+                busy.append(waiting.pop(0))
             workers.step(report)
         return failed
 
