@@ -155,6 +155,8 @@ def _lora_factors(layer: Any) -> tuple[Tensor, Tensor]:
     # Variants of LoRA (DoRA, say) keep its parameters but not its update.
     if type(layer).__module__ != LORA_LAYERS or NAME in layer.lora_variant:
         raise NotLowRank(f"peft's {type(layer).__module__.split('.')[-2]} has no low-rank factors")
+    if layer.lora_B[NAME].bias is not None:
+        raise NotLowRank("a LoRA with lora_bias adds to the layer's bias too, which its factors are not")
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight * layer.scaling[NAME]
 
 

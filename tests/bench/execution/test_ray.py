@@ -167,8 +167,8 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
         def __init__(self, *_: object) -> None:
             self.kinds: list[str] = []
 
-        def run(self, trial: Any) -> None:
-            self.trial = trial
+        def run(self, trials: Any) -> None:
+            (self.trial,) = trials
             self.kinds.append("progress")
 
         def prune(self, trial: str) -> None:
@@ -198,7 +198,7 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
         with RayCluster("cuda", Share.of_gpus(2), None, PLAIN) as place:
             assert place.slots == place.free == 2
             for number in range(3):
-                place.submit(SimpleNamespace(id=str(number)))  # type: ignore[arg-type]
+                place.submit([SimpleNamespace(id=str(number))])  # type: ignore[list-item]
             assert place.free == 0
             while len(heard) < 4:
                 place.step(hear)

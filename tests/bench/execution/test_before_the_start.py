@@ -1,0 +1,129 @@
+"""What is settled before any trial starts: slots, options that go together, disk and memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.execution import local, local_slots, make_executor, perform
+from bench.execution.checks import check_disk, check_memory
+from bench.execution.perform import Event
+from bench.plan.trial import Trial
+from bench.process.memory import MIB, available_mib
+from bench.store.store import Store
+from bench.training.trial import Resources
+from bench.wire.trial import Ending
+from methods import UserError
+
+from ..toy_suites import plan
+
+NewStore = Callable[[Path], str]
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_store: NewStore) -> Store:
+    return Store.create(new_store(tmp_path), "toy")
+
+
+def test_cores_are_divided_among_workers() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert local_slots("cpu", None, None) == [(f"cpu/{i}", "cpu", 1) for i in range(cores)]
+    assert local_slots("cpu", 1, None) == [("cpu/0", "cpu", cores)]
+    assert [slot[2] for slot in local_slots("cpu", 2 * cores, None)] == [1] * 2 * cores
+    assert local_slots("cuda:1", None, 2)[1][:2] == ("cuda:1/1", "cuda:1")
+    with pytest.raises(UserError, match="--workers 3: there are 2 slots on 1 GPU"):
+        local_slots("cuda:0", 3, 2)
+
+
+def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs that are not there, and trials that meet, and end by telling where they are."""
+    trials = plan(seeds=range(4)).trials
+    forks = get_context("fork")
+    all_at_work = forks.Barrier(len(trials))
+
+    def meet(trial: Trial, resources: Resources, *_: object) -> Ending:
+        all_at_work.wait()
+        return Ending("finished", message=str(resources.device))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(local, "get_context", lambda _: forks)
+    monkeypatch.setattr(perform, "perform", meet)
+    monkeypatch.setattr(perform, "started", lambda trial, worker, *_: Event(trial, "started", worker))
+    events: list[Event] = []
+    with make_executor("local", "auto", slots_per_device=2) as place:
+        for trial in trials:
+            place.submit([trial])
+        assert place.free == 0
+        while sum(event.ending is not None for event in events) < len(trials):
+            place.step(events.append)
+    where = {event.worker: event.ending.message for event in events if event.ending}
+    assert where == {f"cuda:{i % 2}/{i}": f"cuda:{i % 2}" for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "locale"}, "unknown executor 'locale': did you mean 'local'"),
+        (
+            {"kind": "inline", "workers": 2},
+            "--workers and --slots-per-device go with --executor local or ray",
+        ),
+        ({"kind": "local", "slots_per_device": 2}, "--slots-per-device is for GPUs; on CPUs use --workers"),
+        ({"kind": "local", "ray_address": "auto"}, "--ray-address goes with --executor ray"),
+        ({"kind": "inline", "worker_memory": 9999}, "--worker-memory goes with --executor local"),
+        ({"kind": "ray", "worker_memory": 9999}, "Ray has a memory resource of its own"),
+        ({"kind": "local", "worker_memory": 100}, "--worker-memory 100: accepted are 512 MiB and more"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_executor(**{"device": "cpu", **options})
+
+
+def test_too_little_disk_or_memory_is_told_before_the_start(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(seeds=[0, 1])
+    check_disk(made, list(made.trials), store)
+    check_memory(list(made.trials), 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10 * 2**20))
+    with pytest.raises(UserError, match=r"has 10 MiB free, and 2 trial\(s\) need 2\d\d there"):
+        check_disk(made, list(made.trials), store)
+    with pytest.raises(
+        UserError, match=r"1000 worker\(s\) need at least 4\d\d,\d\d\d MiB of memory.*fewer --workers"
+    ):
+        check_memory(list(made.trials) * 500, 1000)
+
+
+def test_memory_is_what_the_control_groups_leave_and_the_cache_of_files_counts_as_free(
+    tmp_path: Path,
+) -> None:
+    groups, own = tmp_path / "cgroup", tmp_path / "own"
+    step = groups / "job" / "step"
+    step.mkdir(parents=True)
+
+    def limit(group: Path, most: int | str, used: int, cached: int) -> None:
+        (group / "memory.max").write_text(f"{most if most == 'max' else int(most) * MIB}\n")
+        (group / "memory.current").write_text(f"{used * MIB}\n")
+        (group / "memory.stat").write_text(f"anon {(used - cached) * MIB}\ninactive_file {cached * MIB}\n")
+
+    limit(groups / "job", 60, 50, 30)
+    limit(step, "max", 50, 30)
+    own.write_text("1:cpu:/job\n0::/job/step\n")
+    assert available_mib(groups, own) == 40
+    limit(step, 55, 50, 30)
+    assert available_mib(groups, own) == 35
+    # A container sees its own group as the root; another machine may have none of the files.
+    limit(groups, 20, 10, 5)
+    own.write_text("0::/not/here\n")
+    assert available_mib(groups, own) == 15
+    assert available_mib(groups, tmp_path / "missing") == 15
+    assert available_mib(tmp_path / "nowhere", own) > 40
