@@ -379,7 +379,7 @@ FAULTS = {
     DrawsGlobally: ("seeds", "moves the global random state of torch"),
     IgnoresTheSeed: ("seeds", "another seed gives the same start"),
     HasWrongGradients: ("gradcheck", "gradients are wrong"),
-    KeepsBfloat16: ("bfloat16", "is torch.bfloat16"),
+    KeepsBfloat16: ("bfloat16", "would train .* in torch.bfloat16"),
     AdaptsInFloat32Only: ("bfloat16", "outputs under bf16 autocast are off by"),
     RecordsTheContractionAgain: ("checkpointing", "CheckpointError"),
     NeverDrops: ("dropout", "dropout does nothing in training mode"),

