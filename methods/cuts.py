@@ -100,11 +100,11 @@ def kept_ranks(
 ) -> Ranks:
     """How many of each descending list of singular values to keep within a budget of parameters.
 
-    Again and again the list loses its last value that costs the least: whose square, which is what the tensor
-    loses of its squared norm, is the smallest for each parameter that is saved. A rank that the others leave
-    no room for (`limits` says how much they do) costs nothing and goes first. When the budget is met, what
-    it still has room for is taken back, the value with the largest square for each parameter first. So no
-    value that was dropped would fit. A rank is never below 1.
+    Again and again the list loses its last value that costs the least: whose square, which is the most that
+    the tensor loses of its squared norm by it, is the smallest for each parameter that is saved. A rank that
+    the others leave no room for (`limits` says how much they do) costs nothing and goes first. When the
+    budget is met, what it still has room for is taken back, the value with the largest square for each
+    parameter first. So no value that this call dropped would fit. A rank is never below 1.
     """
     ranks = tuple(map(len, spectra))
 

@@ -17,9 +17,9 @@ class Part:
     """The rows that a report is of; an empty choice is all. What is left out takes part in no comparison, so
     that intervals hold at once for the others alone.
 
-    A method is named as the tables have it, or by a name that several share (`LoRA` where it has targets,
-    `tenslora`), and then means them all. `reference` is what others are compared with, in place of LoRA, as
-    the tables have it; it is among the rows in any case.
+    A method is named as the tables have it, or by a title or a family that several share (`tenslora` for all
+    its variants), and then means them all. `reference` is what others are compared with, in place of LoRA, as
+    the tables have it; it is among the rows whatever `methods` and `budgets` say.
     """
 
     methods: Sequence[str] = ()
@@ -27,6 +27,16 @@ class Part:
     backbones: Sequence[str] = ()
     budgets: Sequence[str] = ()
     reference: str = ""
+
+    def __str__(self) -> str:
+        chosen = {
+            "methods": self.methods,
+            "tasks": self.tasks,
+            "backbones": self.backbones,
+            "budgets": self.budgets,
+            "compared with": [self.reference] if self.reference else [],
+        }
+        return "; ".join(f"{name} {', '.join(some)}" for name, some in chosen.items() if some)
 
     @property
     def whole(self) -> bool:
@@ -54,8 +64,15 @@ class Part:
             for name in sorted(wanted - known):
                 raise UnknownNameError(f"{kind} of this report", name, known)
 
+        here = {row.method for row in rows if _budget_names(row.budget) & set(self.budgets)}
+
         def chosen(row: PlannedRow) -> bool:
-            return all(not wanted or names(row) & wanted for _, wanted, names in choices)
+            # A reference that has none of these budgets is taken from where it stands.
+            elsewhere = row.method == self.reference and row.method not in here
+            return all(
+                not wanted or names(row) & wanted or (elsewhere and kind == "budget")
+                for kind, wanted, names in choices
+            )
 
         kept = [replace(one, rows=tuple(filter(chosen, one.rows))) for one in experiments]
         if not any(one.rows for one in kept):

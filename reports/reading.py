@@ -23,7 +23,7 @@ from methods import UserError
 from reports.artifacts import ablations
 from reports.inference.intervals import t_half
 from reports.part import Part
-from reports.study import OWN_SIZE, Experiment, PlannedCell, Seed, Study
+from reports.study import FLOOR, OWN_SIZE, Experiment, PlannedCell, Seed, Study
 
 #: The message of a seed whose trial is not known before its row's tuning has ended.
 WAITING = "waits for its tuning"
@@ -65,11 +65,24 @@ def read_sources(sources: Sequence[Source], part: Part | None = None) -> Study:
     experiments = part.of(whole) if part else whole
     cells, seeds = tabulate(experiments)
     notes = [note for each in experiments for note in _notes(each)]
-    kept, there = (sum(len(each.rows) for each in some) for some in (experiments, whole))
-    if kept < there:
-        notes.insert(0, f"A part: {kept} of {there} rows. Intervals hold at once for these methods alone.")
+    if part:
+        notes[:0] = _of_part(part, experiments, whole)
     notes += _cut_prompts(cells)
     return Study(experiments, cells, seeds, tuple(notes), part.reference if part else "")
+
+
+def _of_part(part: Part, chosen: Sequence[Experiment], whole: Sequence[Experiment]) -> Iterator[str]:
+    """What the reader of a part must know."""
+    kept, there = (sum(len(each.rows) for each in some) for some in (chosen, whole))
+    yield (
+        f"A part ({part}): {kept} of {there} rows. Intervals hold at once for these methods alone; ablations "
+        "and provenance are of the whole."
+    )
+    if not any(row.family == FLOOR for each in chosen for row in each.rows):
+        yield (
+            "Head only is not among these rows: the floor of a diverged run is the worst run that is, and no "
+            "score is normalised."
+        )
 
 
 def read_experiment(source: Source) -> Experiment:

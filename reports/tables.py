@@ -75,6 +75,8 @@ class MainTable:
     incomplete: bool
     #: Whether any entry has a mark.
     marked: bool
+    #: What the marks are against.
+    against: str
     #: Whether all scores are in percent; others are in the units of their targets.
     percent: bool = True
 
@@ -94,7 +96,7 @@ class MainTable:
             text += f" {INCOMPLETE} seeds are missing; the mean is of those that are there."
         if self.marked:
             marks = ", ".join(f"{mark} {told}" for mark, told in MARKS.items())
-            text += f" Against LoRA over all settings of the metric: {marks}; otherwise undecided."
+            text += f" Against {self.against} over all settings of the metric: {marks}; otherwise undecided."
         return text
 
 
@@ -104,8 +106,9 @@ def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[Mai
     `blocks` is what can be said of these cells; without any nothing is marked.
     """
     marks = dict(found for block in blocks for found in _marks(block))
+    against = next((block.reference.method for block in blocks if block.reference), "LoRA")
     by_backbone = grouped(cells, lambda cell: cell.backbone)
-    return [_main_table(backbone, some, marks) for backbone, some in by_backbone.items()]
+    return [_main_table(backbone, some, marks, against) for backbone, some in by_backbone.items()]
 
 
 #: Budget, metric, method -> its mark.
@@ -120,7 +123,7 @@ def _marks(block: Block) -> Iterator[tuple[tuple[str, str, str], str]]:
         yield (block.budget, block.metric, found.method), mark
 
 
-def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks) -> MainTable:
+def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks, against: str) -> MainTable:
     by_task = grouped(cells, lambda cell: cell.task)
     by_budget = grouped(cells, lambda cell: cell.budget)
     metric_of = {
@@ -146,6 +149,7 @@ def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks) -> MainTable
         blocks=blocks,
         incomplete=not all(cell.complete for cell in cells),
         marked=any(entry.mark for entry in entries),
+        against=against,
         percent=all(unit_of(cell.metric).mark for cell in cells),
     )
 

@@ -52,6 +52,19 @@ def default(field: FieldInfo, none: str) -> str:
     return none if value is None else json.dumps(value)
 
 
+def test_links_between_pages_lead_somewhere() -> None:
+    root = DOCS.parent
+    pages = [*root.glob("*.md"), *root.glob("*/*.md")]
+    broken = [
+        f"{page.relative_to(root)}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert len(pages) > 20
+    assert not broken
+
+
 def test_every_option_of_a_method_is_documented_with_its_default() -> None:
     sections = told("methods.md", column=3)
     # Two that have no options share a section.

@@ -24,7 +24,7 @@ def test_comparisons_hold_at_once_for_the_chosen_methods_alone(rich: str) -> Non
     assert set(block.cells) == set(chosen)
     assert alone.effect.difference == among.effect.difference
     assert alone.interval[1] - alone.interval[0] < among.interval[1] - among.interval[0]
-    assert part.notes[0].startswith("A part: ")
+    assert part.notes[0].startswith(f"A part (methods LoRA, TensLoRA att; budgets {whole.budget}): ")
 
 
 def test_another_reference_turns_the_sign(rich: str) -> None:
@@ -36,6 +36,14 @@ def test_another_reference_turns_the_sign(rich: str) -> None:
     with_lora = Part(methods=["LoRA", "TensLoRA att"], budgets=["isorank"])
     (other,) = analyse(read(rich, ["rich"], with_lora)).blocks[0].comparisons
     assert found.effect.difference == pytest.approx(-other.effect.difference)
+
+
+def test_a_reference_of_another_budget_is_taken_from_where_it_stands(rich: str) -> None:
+    part = Part(methods=["TensLoRA att"], budgets=["isorank"], reference="head only")
+    (block, *_) = [found for found in analyse(read(rich, ["rich"], part)).blocks if found.comparisons]
+    assert block.reference is not None
+    assert (block.reference.method, block.reference.budget) == ("head only", "own size")
+    assert [found.method for found in block.comparisons] == ["TensLoRA att"]
 
 
 def test_a_title_means_all_of_its_rows_and_the_name_of_one_row_only_that(rich: str) -> None:
