@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Literal
@@ -216,7 +216,7 @@ class _Driving:
             for trial in list(self.queue):
                 if not self.executor.free:
                     return
-                if trial in self.queue:
+                if any(trial is one for one in self.queue):
                     self._begin_pack(trial, taken, living)
             # What is left in the queue, other drivers run, or it waits for its time.
             self.looked, self.away_since = time.monotonic(), None
@@ -232,32 +232,33 @@ class _Driving:
         begun: list[Trial] = []
         try:
             for trial in self._beside(first):
-                if len(begun) == size:
-                    break
                 if self.retries.due(trial.id) and self.claims.take(trial.id, taken, living):
                     begun += [trial] if self._begin(trial) else []
                     if taken.get(trial.id, (0, self.claims.driver))[1] != self.claims.driver:
                         self.claims.close_stale()
                 elif trial is first:
                     return
+                if len(begun) == size:
+                    break
         finally:
             if begun:
                 self.executor.submit(begun, self.limits.of_all(begun))
 
-    def _beside(self, first: Trial) -> list[Trial]:
+    def _beside(self, first: Trial) -> Iterator[Trial]:
         """A trial, and those in the queue that may run together with it; with one that was lost none may.
 
         Those of its own method come first, whose updates are likely to be computed in one product.
         """
+        yield first
         kind = self.kinds.get(first.id)
         if kind is None or self.retries.tried(first.id):
-            return [first]
+            return
         others = [
             trial
             for trial in self.queue
             if trial is not first and self.kinds.get(trial.id) == kind and not self.retries.tried(trial.id)
         ]
-        return [first, *sorted(others, key=lambda one: one.method["method"] != first.method["method"])]
+        yield from sorted(others, key=lambda one: one.method["method"] != first.method["method"])
 
     def _begin(self, trial: Trial) -> bool:
         """Opens the run of a claimed trial; returns whether it is still to run."""

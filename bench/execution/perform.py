@@ -147,9 +147,9 @@ def _progressed(trial: Trial, worker: str, report: Report, progress: Progress) -
 
 def _in_pack(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Ending:
     ending = perform(trial, resources, report, (Apart, Stopped))
-    if ending.reason == "out of memory":
-        # Alone it may have enough.
-        raise Apart(f"memory ran out beside the others ({ending.message})")
+    if ending.reason in ("out of memory", "error"):
+        # The others may be to blame: alone it may have enough memory, and find nothing amiss.
+        raise Apart(f"it failed beside the others ({ending.message})")
     return ending
 
 

@@ -81,7 +81,7 @@ class Limits:
     """How long each trial of a plan may take. `timeout` is that of a suite: seconds, or a multiple as `5x`.
 
     The multiple is of what trials of the same method, backbone and task took a step, in the store and in this
-    run. Before one of them has finished there is no limit.
+    run. Of them count those that ran alone: before one has finished there is no limit.
     """
 
     def __init__(self, timeout: float | str | None, plan: Plan, records: Iterable[Record]) -> None:

@@ -46,6 +46,9 @@ Performer = Callable[[Trial, Resources, Callable[[Progress], None]], T]
 NEAR = {"fp32": 1e-3, "bf16": 5e-2}
 
 
+CHANGED = "a trial of its pack changed the backbone"
+
+
 class Apart(BaseException):
     """Raised in a trial that is to leave its pack and run alone; says why."""
 
@@ -141,10 +144,14 @@ class _Member:
     """One trial of a pack, as its own thread and the pack's have it."""
 
     def __init__(
-        self, trial: Trial, backbone: LoadedBackbone, device: torch.device, said: SimpleQueue[Any]
+        self, trial: Trial, resources: Resources, perform: Performer[Any], said: SimpleQueue[Any]
     ) -> None:
-        self.trial, self.streams = trial, Streams(device)
-        self.view = View(backbone, self._read)
+        self.trial, self.streams = trial, Streams(resources.device)
+        self.view = View(resources.backbone(trial), self._read)
+        #: It waits for its first turn, once it is started.
+        self.thread = threading.Thread(
+            target=self._live, args=(perform, _Place(resources, self)), name=f"trial {trial.id}", daemon=True
+        )
         #: What it waits for; None while it runs.
         self.waits: _Read | _Gradient | None = None
         #: Whether its layers draw from torch's streams.
@@ -153,6 +160,8 @@ class _Member:
         self.layers: Mapping[str, nn.Module] = {}
         #: Whether it was found to read what it would alone.
         self.checked = False
+        #: Whether the pack has ended: then it says nothing any more.
+        self.stopped = False
         self._said, self._answers = said, SimpleQueue[Any]()
         self._features: Tensor | None = None
 
@@ -160,11 +169,7 @@ class _Member:
         """Lets its thread go on with this; an exception is raised there."""
         self._answers.put(answer)
 
-    def start(self, perform: Performer[Any], resources: Resources) -> None:
-        """Starts its thread, which waits for its first turn."""
-        name = f"trial {self.trial.id}"
-        self.thread = threading.Thread(target=self._live, args=(perform, resources), name=name, daemon=True)
-        self.thread.start()
+    # From here to `backward`: in the trial's thread.
 
     def _live(self, perform: Performer[Any], resources: Resources) -> None:
         ended = _Ended()
@@ -176,6 +181,8 @@ class _Member:
         self._said.put(ended)
 
     def _ask(self, what: _Read | _Gradient | _Told) -> Any:
+        if self.stopped:
+            raise Stopped
         self._said.put(what)
         return self._heard()
 
@@ -187,6 +194,8 @@ class _Member:
 
     def _read(self, reader: Reader, batch: dict[str, Tensor]) -> Tensor:
         learns = torch.is_grad_enabled()
+        if learns and self._features is not None:
+            raise Apart("its method reads more than once a step")
         features: Tensor = self._ask(_Read(reader, batch, learns))
         # The trial's own backward ends here. From here on there is one for all.
         self._features = features.requires_grad_() if learns else None
@@ -216,8 +225,9 @@ class _Place(Resources):
     def bare_loss(self, trial: Trial, backbone: LoadedBackbone, text: Sequence[Tensor]) -> float:
         return self._whole.bare_loss(trial, backbone, text)
 
-    def inference(self, trial: Trial, measure: Callable[[], Inference | None]) -> None:
-        """Nothing, since a forward of a pack takes the time of all its trials."""
+    def inference(self, trial: Trial, measure: Callable[[], Inference | None]) -> Inference | None:
+        """None, since a forward of a pack takes the time of all its trials."""
+        return None
 
     def check(self) -> None:
         """The view goes with its trial; the pack looks after the backbone."""
@@ -237,22 +247,24 @@ class _Pack(Generic[T]):
         report: Callable[[Trial, Progress], None],
         ended: Callable[[Trial, T], None],
     ) -> None:
-        self.resources, self.perform, self.report, self.ended = resources, perform, report, ended
-        self.recipe, self.device = trials[0].recipe, resources.device
-        backbone = resources.backbone(trials[0])
-        self.shared = SharedEncoder(backbone)
+        self.report, self.ended, self.recipe, self.device = report, ended, trials[0].recipe, resources.device
+        self.backbone = resources.backbone(trials[0])
+        self.shared = SharedEncoder(self.backbone)
+        self.fingerprint, self.changed = self.backbone.fingerprint(), False
         #: What the trial says whose turn it is.
         self._said: SimpleQueue[Any] = SimpleQueue()
         self._turn: _Member | None = None
-        self.at_work = [_Member(trial, backbone, self.device, self._said) for trial in trials]
+        self.at_work = [_Member(trial, resources, perform, self._said) for trial in trials]
         #: What learning trials have read, and which they are: of each a backward will follow.
         self.read: list[tuple[Tensor, list[_Member], list[int]]] = []
         self.alone: dict[str, str] = {}
 
+    # All of this class runs in the caller's thread.
+
     def run(self) -> dict[str, str]:
-        for member in self.at_work:
-            member.start(self.perform, _Place(self.resources, member))
         try:
+            for member in self.at_work:
+                member.thread.start()
             for member in list(self.at_work):
                 self._go_on(member, None)
             while self.at_work:
@@ -264,7 +276,9 @@ class _Pack(Generic[T]):
     def _round(self) -> None:
         """Gives all what they wait for: gradients first, so that none gets ahead of the others."""
         try:
-            if any(isinstance(member.waits, _Gradient) for member in self.at_work):
+            if self.changed:
+                answers: list[tuple[_Member, object]] = [(one, Apart(CHANGED)) for one in self.at_work]
+            elif any(isinstance(member.waits, _Gradient) for member in self.at_work):
                 answers = self._gradients()
             else:
                 answers = self._features()
@@ -297,23 +311,23 @@ class _Pack(Generic[T]):
     def _end(self, member: _Member, ended: _Ended) -> None:
         self.at_work.remove(member)
         member.thread.join()
+        self.changed = self.changed or self.backbone.fingerprint() != self.fingerprint
         if isinstance(ended.error, Apart):
             self.alone[member.trial.id] = str(ended.error)
         elif ended.error is not None:
             raise ended.error
+        elif self.changed:
+            self.alone[member.trial.id] = CHANGED
         else:
             self.ended(member.trial, ended.result)
 
     def _stop(self) -> None:
-        """Ends all that are at work, each at its next word; what they say any more is of no interest."""
-        if self._turn is not None and isinstance(self._said.get(), _Ended):
-            self.at_work.remove(self._turn)
-        for member in self.at_work:
-            said: object = None
-            while not isinstance(said, _Ended):
-                member.answer(Stopped())
-                said = self._said.get()
-            member.thread.join()
+        """Ends all that are at work, each at its next word: first the one that may be running."""
+        for member in sorted(self.at_work, key=lambda one: one is not self._turn):
+            member.stopped = True
+            member.answer(Stopped())
+            if member.thread.is_alive():
+                member.thread.join()
         self.at_work.clear()
 
     def _features(self) -> list[tuple[_Member, object]]:

@@ -216,7 +216,7 @@ class _Rows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layers = [share.layers[self.path] for share in self.shared.shares]
-        if all(type(layer) is nn.Linear for layer in layers):
+        if all(_untouched(layer, self.base) for layer in layers):
             y: Tensor = self.base(x)
             return y
         stacked = self._stacked(x, [_pair(layer) for layer in layers])
@@ -265,11 +265,22 @@ class _Rows(nn.Module):
             rows = x.reshape(len(pairs), -1, x.shape[-1])
             return rows @ _stack(downs)[..., : x.shape[-1]].mT
 
-        if len({pair.widths for pair in pairs}) > 1:
+        if len({(pair.widths, pair.position) for pair in pairs}) > 1:
             return project([pair.down for pair in pairs])
         key = tuple(id(pair.downs) for pair in pairs)
         narrow: Tensor = self.shared.once(x, key, lambda: project([pair.downs for pair in pairs]))
         return narrow.split(pairs[0].widths, -1)[pairs[0].position]
+
+
+def _untouched(layer: nn.Module, base: Any) -> bool:
+    """Whether a layer computes just what its base does, of which it has the weights."""
+    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    weights = [
+        [None if weight is None else weight.data_ptr() for weight in (one.weight, one.bias)]
+        for one in (layer, base)
+    ]
+    return "forward" not in vars(layer) and weights[0] == weights[1]
 
 
 class _Pair(NamedTuple):

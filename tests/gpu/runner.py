@@ -110,9 +110,8 @@ class Runner:
 
     def _watch(self, step: Step, end: float) -> tuple[str, str]:
         """Takes in the rows of a step until it ends; how, and what there is to say about it."""
-        process, link = self._worker = self._worker or self._started()
-        link.send((step.run, dict(step.options)))
-        while link.poll(max(0.0, end - self._clock())):
+        process, link = self._at_work(step)
+        while self._clock() < end and link.poll(max(0.0, end - self._clock())):
             try:
                 kind, what = link.recv()
             except (EOFError, OSError):
@@ -129,6 +128,19 @@ class Runner:
             return "done", ""
         self._drop()
         return "over time", f"ended after {step.seconds:g} s, or with the time of the whole run"
+
+    def _at_work(self, step: Step) -> tuple[Any, Connection]:
+        """The process that is there, or a new one where that has died since its last step, with the step."""
+        asked = (step.run, dict(step.options))
+        if self._worker is not None:
+            try:
+                self._worker[1].send(asked)
+                return self._worker
+            except OSError:
+                self._drop()
+        self._worker = self._started()
+        self._worker[1].send(asked)
+        return self._worker
 
     def _started(self) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()

@@ -107,6 +107,18 @@ def test_a_step_over_its_time_is_ended_and_what_no_time_is_left_for_is_not_run(t
     }
 
 
+def test_a_process_that_dies_between_two_steps_costs_none(tmp_path: Path) -> None:
+    def kill(_: str) -> None:
+        assert made._worker is not None
+        process, _link = made._worker
+        process.kill()
+        process.join()
+
+    made = Runner(tmp_path, 3600, start="fork", tell=kill)
+    assert made.run([step(quick, number=1), step(quick, number=2)])
+    assert sum(row["table"] == tables.MACHINE for row in runner.read(tmp_path)) == 3
+
+
 def test_a_run_that_is_cut_has_whole_rows(tmp_path: Path) -> None:
     run(tmp_path, step(quick, number=2))
     file = tmp_path / runner.RESULTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ from bench.execution.perform import Event, perform_all
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 from bench.training.packed import kin, why_alone
-from bench.training.shared import SharedEncoder, _Rows
+from bench.training.seeding import Streams
+from bench.training.shared import Share, SharedEncoder, View, _Rows
 from bench.training.trial import Resources
 from bench.wire.trial import Ending, Progress
 from bench.wire.words import Measure, Tag
@@ -162,15 +163,16 @@ def test_what_trains_the_backbone_itself_runs_alone_and_harms_no_other(read: lis
 
 
 @pytest.mark.parametrize(
-    ("where", "name", "time", "alone"),
+    ("where", "name", "time", "alone", "error"),
     [
-        (SharedEncoder, "read", 8, 2),
-        (bench.training.trial, "evaluate", 1, 1),
-        (bench.training.packed, "SharedEncoder", 1, 2),
+        (SharedEncoder, "read", 8, 2, torch.OutOfMemoryError),
+        (bench.training.trial, "evaluate", 1, 1, torch.OutOfMemoryError),
+        (bench.training.trial, "evaluate", 1, 1, ValueError),
+        (bench.training.packed, "SharedEncoder", 1, 2, torch.OutOfMemoryError),
     ],
 )
-def test_memory_that_runs_out_costs_no_trial(
-    where: Any, name: str, time: int, alone: int, monkeypatch: pytest.MonkeyPatch
+def test_what_fails_only_beside_others_costs_no_trial(
+    where: Any, name: str, time: int, alone: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In what trials share, in the second epoch; in what is one's own; before they begin."""
     made = trials(VISION, ["lora", "lotr"], epochs=2, steps=None)
@@ -179,7 +181,7 @@ def test_memory_that_runs_out_costs_no_trial(
     def short(*given: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == time:
-            raise torch.OutOfMemoryError("none left")
+            raise error("none left")
         return real(*given, **options)
 
     with monkeypatch.context() as patch:
@@ -236,6 +238,80 @@ def test_an_interrupt_ends_all_of_them_and_leaves_a_clean_backbone(when: str) ->
     assert not any(thread.name.startswith("trial ") for thread in threading.enumerate())
     assert threading.active_count() == before
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("time", [1, 2, 5])
+def test_an_interrupt_before_a_trial_has_its_answer_ends_all_of_them(
+    time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, raised = trials(VISION, ["lora", "lotr"], steps=1), list[BaseException]()
+    real, calls = bench.training.packed._Member.answer, [0]
+
+    def interrupted(member: Any, answer: object) -> None:
+        calls[0] += 1
+        if calls[0] == time:
+            raise KeyboardInterrupt
+        real(member, answer)
+
+    def run() -> None:
+        try:
+            perform_all(made, Resources("cpu"), "", Heard(), (KeyboardInterrupt,))
+        except BaseException as error:
+            raised.append(error)
+
+    monkeypatch.setattr(bench.training.packed._Member, "answer", interrupted)
+    # What hangs is to fail, so that it runs in a thread of its own.
+    caller = threading.Thread(target=run, daemon=True)
+    caller.start()
+    caller.join(60)
+    assert [type(error) for error in raised] == [KeyboardInterrupt]
+    assert not any(thread.name.startswith("trial ") for thread in threading.enumerate())
+
+
+def test_a_site_whose_own_layer_was_changed_computes_with_it() -> None:
+    (trial,) = trials(VISION, ["head_only"])
+    resources = Resources("cpu")
+    backbone = resources.backbone(trial)
+    batch = resources.data(trial, backbone.info.input).train.batch(torch.arange(2))
+    changes: list[Callable[[Any], Any]] = [
+        lambda layer: layer.register_forward_hook(lambda _, given, output: 2 * output),
+        lambda layer: layer.register_forward_pre_hook(lambda _, given: (2 * given[0],)),
+        lambda layer: setattr(layer, "forward", torch.zeros_like),
+        lambda layer: setattr(layer, "bias", torch.nn.Parameter(torch.ones(layer.out_features))),
+        lambda layer: setattr(layer, "weight", torch.nn.Parameter(2 * layer.weight)),
+    ]
+    for change in changes:
+        shared, view = SharedEncoder(backbone), View(backbone)
+        layers = shared.layers(view)
+        plain = view.module.pool(view.module.encoder, **batch)
+        change(layers[shared.sites[0]])
+        expected = view.module.pool(view.module.encoder, **batch)
+        share = Share(batch, layers, Streams(torch.device("cpu")), draws=False)
+        found = shared.read(view.module.pool, [share], learns=False)
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert not torch.allclose(found, plain, atol=1e-4)
+
+
+def test_a_trial_that_changes_the_backbone_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trials(VISION, ["lora", "lotr"], steps=2)
+    resources = Resources("cpu")
+    backbone, real, calls = resources.backbone(made[0]), bench.training.trial.evaluate, [0]
+
+    def spoils(*given: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 1:
+            next(backbone.module.encoder.parameters()).data.add_(1.0)
+        return real(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.training.trial, "evaluate", spoils)
+        with (
+            pytest.warns(UserWarning, match="runs alone: a trial of its pack changed the backbone") as told,
+            pytest.warns(UserWarning, match="loaded anew"),
+        ):
+            heard = together(made, resources)
+    assert len([one for one in told if "runs alone" in str(one.message)]) == 2
+    expect_alike(made, heard)
 
 
 def test_costs_that_are_not_a_trials_own_are_left_out() -> None:
