@@ -21,7 +21,8 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     for a language model's output layer, which is frozen. Or it is what `bench.backbones.load` gives.
     Afterwards the model's `parameters()` hold the adapter's too, so that an optimizer or transformers'
     Trainer trains adapter and head. Raises UserError for any other model, for one that has an adapter
-    already, and as `Method.check` does, for instance while the ranks are free.
+    already, for a parameter beside the encoder that is in no module of its own, and as `Method.check` does,
+    for instance while the ranks are free.
     """
     return attach(_plain(model) if isinstance(model, nn.Module) else model, method, seed)
 
@@ -90,17 +91,26 @@ def _within(path: str, other: str) -> bool:
 
 
 def _head(model: Any, encoder: str) -> nn.Module:
-    """What is beside the encoder. A language model's output layer, which may be its embeddings, is none."""
-    is_model = hasattr(model, "get_output_embeddings")
-    if is_model and model.get_output_embeddings() is not None:
-        return nn.Identity()
+    """What is beside the encoder. A language model's output layer, which may be its embeddings, is none.
+
+    Raises UserError for a parameter beside the encoder that is in no module.
+    """
     around = [encoder.rpartition(".")[0]]
     while around[-1]:
         around.append(around[-1].rpartition(".")[0])
-    beside = [
-        module
-        for path in around
-        for name, module in model.get_submodule(path).named_children()
-        if not _within(encoder, f"{path}.{name}".lstrip(".")) and any(True for _ in module.parameters())
-    ]
+    beside = []
+    for path in around:
+        holder = model.get_submodule(path)
+        if getattr(holder, "get_output_embeddings", lambda: None)() is not None:
+            continue  # a language model's own layers beside its encoder stay as they are
+        if loose := [name for name, _ in holder.named_parameters(path, recurse=False)]:
+            raise UserError(
+                f"a {type(model).__name__} cannot be wrapped: {loose[0]} beside its encoder is in no module "
+                "of its own, as what is trained as its head has to be"
+            )
+        beside += [
+            module
+            for name, module in holder.named_children()
+            if not _within(encoder, f"{path}.{name}".lstrip(".")) and any(True for _ in module.parameters())
+        ]
     return beside[0] if len(beside) == 1 else nn.ModuleList(beside)

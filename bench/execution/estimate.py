@@ -93,7 +93,13 @@ def workload_of(row: Row) -> Workload:
 
 def step_count(trial: Trial) -> int:
     """Optimizer steps; an estimate where a task does not state how many examples it has."""
-    return trial.recipe.step_count(trial.task.train_examples() or UNKNOWN_SIZE)
+    return trial.recipe.step_count(trial.task.train_examples() or _dealt_anew(trial) or UNKNOWN_SIZE)
+
+
+def _dealt_anew(trial: Trial) -> int | None:
+    """About how many examples a suite's fractions deal to train; None where that is not known."""
+    task = trial.task.lookup()
+    return task.total * task.redealt[0] // 100 if task.total and task.redealt else None
 
 
 def step_flops(trial: Trial) -> float:

@@ -121,7 +121,9 @@ def write(input_ids, attention_mask):
     """The tokens that the model writes behind prompts, which are padded on the left."""
     prompts = {"input_ids": input_ids, "attention_mask": attention_mask}
     ends = {"eos_token_id": END, "pad_token_id": END}
-    told = model.generate(**prompts, do_sample=False, max_new_tokens=MOST, **ends)
+    # The likeliest token each time, whatever the checkpoint's generation_config asks for.
+    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    told = model.generate(**prompts, **greedy, max_new_tokens=MOST, **ends)
     return told[:, input_ids.shape[1] :]
 '''
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
@@ -176,6 +176,8 @@ class Task(ABC):
     #: Whether a split without an example of some class is refused.
     every_class: bool = True
     sizes: tuple[int, int, int] | None = None
+    #: How many examples all splits have together, where a suite deals those of known `sizes` anew.
+    total: int | None = None
     #: Whether its examples are on this machine, so that a plan can look at them.
     at_hand: bool = False
 
@@ -199,9 +201,14 @@ class Task(ABC):
         task = copy(self)
         if fractions is not None:
             task.fractions = task.redealt = fractions
+            task.total = self.total if self.sizes is None else sum(self.sizes)
             task.sizes = None
         task.metric = metric or self.metric
         return task
+
+    def shares(self, official: Collection[SplitName]) -> tuple[int, int, int]:
+        """The percentages of train, validation and test, where these splits are official."""
+        return self.fractions
 
     def pinned(self) -> DataSource | None:
         """The source of exactly the data that `data_hash` names; None where there is only one place."""

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from bench.inputs import ImageInput, ModelInput, TextInput
@@ -22,9 +23,8 @@ from bench.tasks.building import (
     build_texts,
 )
 from bench.tasks.catalog import TASKS
-from bench.tasks.dealing import deal
-from bench.tasks.objective import as_labels, check_labels, objective
-from bench.tasks.pool import Sizes, Source, check_size
+from bench.tasks.objective import check_labels, objective
+from bench.tasks.pool import Pool, Sizes, Source, check_size
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from bench.tasks.storing import END_TO_END, taken
 from bench.tasks.written import WrittenSplit, answers_of
@@ -161,14 +161,13 @@ def _read(task: Task, folder: Path, split: SplitName, size: int | None) -> dict[
 
 def _deal_pool(task: Task, folder: Path, seed: int, sizes: tuple[int | None, ...]) -> list[dict[str, Tensor]]:
     """The splits that a seed deals from a prepared pool, each cut to its size."""
-    pool = load_file(folder / "pool.safetensors")
-    ids, numbers = pool["ids"].tolist(), pool.pop("blocks").tolist()
-    splits = [SPLITS[code] for code in pool.pop("splits").tolist()] if "splits" in pool else None
-    dealt = deal(task, as_labels(task, pool["labels"]), ids, ids, numbers, splits, seed)
+    arrays = load_file(folder / "pool.safetensors")
+    numbers, splits = arrays.pop("blocks"), arrays.pop("splits", None)
+    pool = Pool(np.arange(len(numbers)), numbers, arrays["labels"], arrays["ids"], splits)
     parts = []
-    for (split, chosen), size in zip(dealt.items(), sizes, strict=True):
+    for (split, chosen), size in zip(pool.deal(task, seed).items(), sizes, strict=True):
         check_size(task, split, size, len(chosen), seed)
-        some = taken({name: tensor.numpy() for name, tensor in pool.items()}, chosen[:size])
+        some = taken(arrays, chosen[:size])
         parts.append({name: torch.from_numpy(values) for name, values in some.items()})
     return parts
 

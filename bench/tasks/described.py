@@ -142,8 +142,10 @@ class _OfHub(HubTask):
     def examples(self) -> Examples:
         found = super().examples()
         there = set(found.splits or ())
-        self.fractions = _fractions(self._asked, there)
         return found if there - {"train"} else Examples(found.inputs, found.labels, found.ids)
+
+    def shares(self, official: Collection[SplitName]) -> tuple[int, int, int]:
+        return self.redealt or _fractions(self._asked, official)
 
     def identity_hash(self) -> str:
         return _identity(super().identity_hash(), self._asked, self.classes)

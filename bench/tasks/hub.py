@@ -49,6 +49,14 @@ class HubTask(Task):
         task.source = source
         return task
 
+    def altered(self, fractions: tuple[int, int, int] | None, metric: str | None) -> Task:
+        """Raises UserError for fractions where splits are official for sure."""
+        if fractions is not None and self.official & {"validation", "test"}:
+            raise UserError(
+                f"task '{self.name}': fractions go with splits that are dealt, and its are official"
+            )
+        return super().altered(fractions, metric)
+
     def pinned(self) -> DataSource:
         if self.source.local is not None:
             return self.source
@@ -63,6 +71,11 @@ class HubTask(Task):
     def patterns(self) -> tuple[str, ...]:
         """The repository's files that are used."""
         return (f"{self.config}/*.parquet" if self.config else "*.parquet",)
+
+    @property
+    def official(self) -> frozenset[SplitName | None]:
+        """Our splits that the repository has for sure."""
+        return frozenset(of for part, of in self.parts.items() if part not in self.optional)
 
     @property
     def commit(self) -> str | None:

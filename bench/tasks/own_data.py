@@ -154,8 +154,11 @@ class _Reader:
         if self.groups is not None:
             assert asked.group is not None
             for row, value in enumerate(part[asked.group].to_pylist(), len(self.groups)):
+                there = self._there(value, asked.group, row)
+                # A column of JSON may have floats in one part and the same numbers as integers in another.
+                whole = isinstance(there, float) and there.is_integer()
                 # One text for all rows of a group.
-                self.groups.append(sys.intern(str(self._there(value, asked.group, row))))
+                self.groups.append(sys.intern(str(int(there) if whole else there)))
         if asked.split_by is None:
             self.splits += [split] * len(part) if split else []
             return

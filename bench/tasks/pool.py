@@ -113,6 +113,13 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
     """
     for split, wanted, available in zip(SPLITS, sizes, task.sizes or (), strict=False):
         check_size(task, split, wanted, available)
+    for split, wanted, share in zip(SPLITS, sizes, task.redealt or (), strict=False):
+        # Blocks stay whole, so that a split may have a few examples more than its share.
+        if task.total and wanted is not None and wanted > task.total * share * 11 // 1000:
+            raise UserError(
+                f"{split}_size must be at most {task.total * share // 100} or so, {share} % of the "
+                f"{task.total} examples of task '{task.name}', got {wanted}"
+            )
     # To find images that are the same all have to be read, for which a plan needs a reason.
     if task.at_hand and (task.modality == "text" or any(sizes)):
         _check_splits(task, sizes, seeds)

@@ -57,6 +57,7 @@ class MetaMath(HubTexts):
     repository = "meta-math/MetaMathQA"
     file = "MetaMathQA-395K.json"
     parts = {"train": "train"}
+    official = frozenset({"train", "validation", "test"})
     columns = ("query",)
     label = "response"
     target = "generation"

@@ -25,6 +25,9 @@ BLOCK = 1 << 22
 #: How many rows are read at once where the format does not say it.
 ROWS = 10_000
 
+#: How many rows with images are.
+IMAGES = 100
+
 
 @dataclass(frozen=True)
 class Table:
@@ -46,8 +49,9 @@ def read_csv(file: Path, wanted: Sequence[str]) -> Table:
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
     with _reading(file):
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            lines = csv.reader(stream, delimiter=delimiter)
-            have, rows = next(lines, []), any(lines)
+            have = next(csv.reader(stream, delimiter=delimiter), [])
+            # Not by Python's csv, which refuses long texts that pyarrow reads.
+            rows = any(line.strip("\r\n") for line in stream)
         if not have:
             raise UserError(f"{file} is empty: it should begin with a line of column names")
         check_columns(str(file), wanted, have)
@@ -76,7 +80,7 @@ def read_csv(file: Path, wanted: Sequence[str]) -> Table:
 
 def _csv_line(file: Path, delimiter: str, row: int) -> int:
     """The line, from 1, on which a row begins; a value in quotes may have several lines."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    with _long_fields(), file.open(encoding="utf-8-sig", newline="") as stream:
         reader, ended, passed = csv.reader(stream, delimiter=delimiter), 0, -1
         for fields in reader:
             # pyarrow passes over empty lines.
@@ -87,11 +91,21 @@ def _csv_line(file: Path, delimiter: str, row: int) -> int:
     return ended
 
 
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Inside, Python's csv takes fields as long as those that pyarrow reads."""
+    before = csv.field_size_limit(BLOCK)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def read_jsonl(file: Path, texts: Sequence[str]) -> Table:
     """Columns of a file with a JSON object a line; `texts` hold strings. Raises UserError."""
 
     def parts(columns: Sequence[str]) -> Iterator[pa.Table]:
-        with _reading(file), file.open(encoding="utf-8") as stream:
+        with _reading(file), file.open(encoding="utf-8-sig") as stream:
             objects = ((number, text) for number, text in enumerate(stream, 1) if text.strip())
             first = True
             while some := list(islice(objects, ROWS)):
@@ -103,7 +117,7 @@ def read_jsonl(file: Path, texts: Sequence[str]) -> Table:
                 yield _as_arrow(file, [number for number, _ in some], found, texts)
 
     def line(row: int) -> str:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:
             numbers = (number for number, text in enumerate(stream, 1) if text.strip())
             return f"{file}, line {next(islice(numbers, row, None), row + 1)}"
 
@@ -112,7 +126,7 @@ def read_jsonl(file: Path, texts: Sequence[str]) -> Table:
 
 def _names(file: Path) -> list[str]:
     """All names in the objects of a file, in the order found."""
-    with file.open(encoding="utf-8") as stream:
+    with file.open(encoding="utf-8-sig") as stream:
         lines = ((number, text) for number, text in enumerate(stream, 1) if text.strip())
         return list(dict.fromkeys(name for number, text in lines for name in _object(file, number, text)))
 
@@ -160,8 +174,9 @@ def read_parquet(file: Path, wanted: Sequence[str]) -> Table:
         check_columns(str(file), wanted, schema.names)
 
     def parts(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        at_once = IMAGES if any(_holds_images(schema.field(name).type) for name in columns) else ROWS
         with _reading(file), parquet.ParquetFile(file) as opened:
-            yield from opened.iter_batches(ROWS, columns=list(columns))
+            yield from opened.iter_batches(at_once, columns=list(columns))
 
     return Table(parts, lambda row: f"{file}, row {row}", _class_names(schema))
 
@@ -230,6 +245,12 @@ def is_text(kind: pa.DataType) -> bool:
 
     inner = kind.value_type if types.is_dictionary(kind) else kind
     return bool(types.is_string(inner) or types.is_large_string(inner))
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def embedded(where: Callable[[int], str], images: Any) -> Any:

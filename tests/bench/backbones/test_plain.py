@@ -222,6 +222,23 @@ def test_what_is_beside_the_encoder_is_the_head(kind: str, name: str, head: set[
     adapter.detach()
 
 
+def test_around_a_language_model_only_what_is_beside_it_is_the_head() -> None:
+    language_model = whole("llama", "LlamaForCausalLM")
+    language_model.lm_head.weight = language_model.model.embed_tokens.weight
+    model = nn.ModuleDict({"inner": language_model, "last": nn.Linear(8, 3)})
+    adapter = bench.wrap(model, LORA)
+    adapters = {id(parameter) for parameter in adapter.named_parameters().values()}
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapters}
+    assert trained == {"last.weight", "last.bias"}
+
+
+def test_a_bare_parameter_beside_the_encoder_is_refused() -> None:
+    model = whole("dinov3_vit", "")
+    model.inner.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    with pytest.raises(UserError, match=r"a Own cannot be wrapped: inner\.scale beside its encoder is in no"):
+        bench.wrap(model, LORA)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "said"),
     [

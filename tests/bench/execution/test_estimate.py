@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.execution.estimate import longest_first
+from bench.execution.estimate import longest_first, step_count
 from bench.store.records import Record
 from bench.wire.words import Status
 
@@ -32,6 +32,14 @@ def test_longest_trials_come_first_by_steps_or_by_what_was_measured() -> None:
         for row in made.rows
     ]
     assert longest_first(made, made.trials, records) == [lora, head]
+
+
+def test_steps_are_those_of_the_shares_that_a_suite_asks_for() -> None:
+    made = plan(
+        tasks=[{"task": "digits", "fractions": [20, 20, 60]}], training={"batch_size": 16, "epochs": 1}
+    )
+    # A fifth of 1,797 examples, and the last batch is a part of one.
+    assert {step_count(trial) for trial in made.trials} == {23}
 
 
 def test_trials_on_one_seed_s_split_stay_together() -> None:

@@ -12,6 +12,7 @@ from bench.suite.rows import TaskRow
 from bench.tasks import Examples, Task
 from bench.tasks.base import SplitName
 from bench.tasks.dealing import deal, link, near_duplicates, normalise_text
+from bench.tasks.pool import check_use
 from bench.tasks.sentiment import TWEETS
 from methods.errors import UserError
 
@@ -108,6 +109,20 @@ def test_a_row_of_a_suite_asks_for_shares() -> None:
     assert "fractions" not in TaskRow(task="digits").model_dump()
     with pytest.raises(ValidationError, match="percentages of train, validation and test that add up to 100"):
         TaskRow.model_validate({"task": "digits", "fractions": [20, 20, 50]})
+
+
+@pytest.mark.parametrize("name", ["cola", "metamath"])
+def test_shares_of_what_is_official_are_refused_before_the_data_are_there(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}': fractions go with splits that are dealt"):
+        TaskRow(task=name, fractions=(20, 20, 60)).lookup()
+    assert TaskRow(task="eurosat", fractions=(20, 20, 60)).lookup().fractions == (20, 20, 60)
+
+
+def test_sizes_are_held_against_other_shares_of_a_known_number() -> None:
+    task = TaskRow(task="digits", fractions=(20, 20, 60)).lookup()
+    check_use(task, (359, None, 1078), (None,))
+    with pytest.raises(UserError, match="train_size must be at most 359 or so, 20 % of the 1797 examples"):
+        check_use(task, (500, None, None), (None,))
 
 
 def test_near_duplicates_are_those_of_the_definition() -> None:

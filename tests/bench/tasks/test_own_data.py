@@ -170,6 +170,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {},
         "'body' should hold texts, and all its values are num",
     ),
+    "a long text first": (
+        COLUMNS + "a" * 140_000 + ",1\nb,\n",
+        {},
+        "r.csv, line 3: no value in column 'stars'",
+    ),
     "no rows": (COLUMNS, {}, "r.csv, line .*: there is no row"),
     "empty file": ("", {}, "r.csv is empty"),
     "too many fields": (COLUMNS + "a,1,2\n", {}, "r.csv cannot be read: .*Expected 2 columns, got 3"),
@@ -225,6 +230,16 @@ def test_lines_of_json_are_refused_by_their_number(tmp_path: Path, case: str) ->
     (tmp_path / "r.jsonl").write_text("\n\n" + "\n\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match=message):
         task(tmp_path, jsonl="r.jsonl", text="body", label="stars")
+
+
+def test_lines_of_json_may_have_a_mark_and_groups_of_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROWS", 2)
+    rows = [json.dumps({**row, "who": n}) for row, n in zip(ROWS, (7, 8, 7.0, 8.5), strict=False)]
+    (tmp_path / "r.jsonl").write_text("\n".join(rows), encoding="utf-8-sig")
+    own = task(tmp_path, jsonl="r.jsonl", text="body", label="stars", group="who")
+    assert list(own.examples().groups or ()) == ["7", "8", "7", "8.5"]
 
 
 def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -> None:
@@ -365,9 +380,10 @@ def test_a_data_set_of_a_hub_by_its_columns(tmp_path: Path, own_cache: Path) -> 
         topics = [("sport", "arts")[i % 2] for i in range(40)]
         table = {"title": [f"{split} w{i}" for i in range(40)], "topic": topics}
         pq.write_table(pa.table(table), tmp_path / f"{split}.parquet")
-    own = task(tmp_path, **row, classes=["sport", "arts"], source={"local": str(tmp_path)})
-    data = prepare(own, TEXT)
-    assert [len(split) for split in splits(data)] == [36, 4, 40]
+    # By a seed the last one reads what the one before it has prepared.
+    for seed in (None, 0, 0):
+        own = task(tmp_path, **row, classes=["sport", "arts"], source={"local": str(tmp_path)})
+        assert [len(split) for split in splits(prepare(own, TEXT, split_seed=seed))] == [36, 4, 40]
     assert (
         own.identity_hash()
         != task(tmp_path, **row, classes=["arts", "sport"]).at(DataSource(local=tmp_path)).identity_hash()
