@@ -168,7 +168,7 @@ def deal(
     # Percentages of what is dealt, by split.
     shares = {
         split: share
-        for split, share in zip(SPLITS, task.shares(set(splits or ())), strict=True)
+        for split, share in zip(SPLITS, task.shares(set() if splits is None else set(splits)), strict=True)
         if not len(dealt[split]) and (share or splits is None)
     }
     if sum(shares.values()) != 100 or min(shares.values()) < 1:
