@@ -132,7 +132,7 @@ def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
     validation, epoch = found.measure(Measure.SELECTED_VALIDATION), found.measure(Measure.SELECTED_EPOCH)
     if validation is not None:
         at = "" if epoch is None else f", at epoch {epoch:.0f}"
-        yield "validation", f"{_scored(record, validation)}{at}"
+        yield "selected", f"validation {_scored(record, validation)}{at}"
     seconds, steps = found.measure(Measure.SECONDS), found.measure(Measure.STEPS)
     if seconds is not None:
         step = found.measure(Measure.STEP_MS)

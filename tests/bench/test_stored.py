@@ -80,6 +80,7 @@ def test_a_finished_trial_is_shown_with_all_that_is_stored_of_it(ran: Ran, call:
     assert shown["parameters"].startswith("768, 50.00% of LoRA r=4; head ")
     assert shown["status"] == "finished"
     assert shown["test"].startswith(f"accuracy {record.score:.4f}, loss ")
+    assert shown["selected"].startswith("validation accuracy ")
     assert "1 steps" in shown["time"]
     assert "lr 0.005" in shown["recipe options"]
     for artifact in ("adapter.safetensors", "config.json", "predictions.parquet"):
