@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import bench.training.trial
 from bench.tasks import ImageSplit
 from bench.training.augmentation import augmenter
 from bench.training.numerics import CUBLAS, compiled, deterministic
@@ -260,18 +262,24 @@ def test_a_setting_of_the_user_s_own_stays(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_trial_trains_in_the_mode_that_its_recipe_names(
     resources: Resources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside: list[bool] = []
-    real = ImageSplit.batch
+    inside: list[tuple[str, bool]] = []
 
-    def batch(self: ImageSplit, *arguments: Any) -> dict[str, Tensor]:
-        inside.append(torch.are_deterministic_algorithms_enabled())
-        return real(self, *arguments)
+    def recorded(name: str) -> Callable[..., Any]:
+        real = getattr(bench.training.trial, name)
 
-    monkeypatch.setattr(ImageSplit, "batch", batch)
+        def call(*arguments: Any) -> Any:
+            inside.append((name, torch.are_deterministic_algorithms_enabled()))
+            return real(*arguments)
+
+        return call
+
+    for name in ("train", "evaluate"):
+        monkeypatch.setattr(bench.training.trial, name, recorded(name))
     for wanted in (True, False):
         inside.clear()
         run(resources, training={"steps": 2, "epochs": None, "deterministic": wanted})
-        assert set(inside) == {wanted}
+        assert inside == [("train", wanted), ("evaluate", wanted)]
+        assert not torch.are_deterministic_algorithms_enabled()
 
 
 # --- nobody waits for the device ---
