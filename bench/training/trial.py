@@ -240,7 +240,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
             )
             # The last thing, since it takes the adapter off.
             outcome.inference = resources.inference(
-                trial, lambda: _inference(trial, backbone, adapter, split)
+                trial, lambda: _inference(trial, backbone, adapter, data.validation)
             )
             return outcome
         finally:

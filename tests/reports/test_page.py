@@ -21,7 +21,12 @@ from .made_up import NewStore, store
 pytestmark = MARKS
 
 
-def test_nothing_is_asked_of_the_network_and_nothing_goes_wrong(drawn: webdriver.Chrome, page: Path) -> None:
+def test_nothing_is_asked_of_the_network_and_nothing_goes_wrong(
+    browser: webdriver.Chrome, page: Path
+) -> None:
+    for log in ("browser", "performance"):
+        browser.get_log(log)  # what pages of other tests left there
+    drawn = opened(browser, page)
     drawn.find_element(By.ID, "dots").click()
     drawn.find_element(By.CSS_SELECTOR, ".open").click()
     assert [entry for entry in drawn.get_log("browser") if entry["level"] != "INFO"] == []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ class Searched:
     suite: Path
     uri: str
     ended: Any = None
+    #: Its trials and its artifact as it ended, for tests beside one that goes on with it.
+    trials: Sequence[optuna.trial.FrozenTrial] = ()
+    found: dict[str, Any] = field(default_factory=dict)
 
     @property
     def storage(self) -> str:

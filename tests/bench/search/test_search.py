@@ -42,12 +42,13 @@ def killed(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Sea
     with begin(made, 0) as one, begin(made, 0) as two:
         made.ended = [process.output() for process in (one, two)]
     assert [one.returncode, two.returncode] == [0, 0], made.ended
+    made.trials, made.found = made.study().trials, made.artifact()
     return made
 
 
 @pytest.mark.processes
 def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(killed: Searched) -> None:
-    states = killed.states()
+    states = Counter(trial.state.name for trial in killed.trials)
     assert sum(states[state] for state in DONE) == 6
     assert states["RUNNING"] == states["WAITING"] == 0
     # The one that was killed.
@@ -56,9 +57,9 @@ def test_a_killed_search_ends_with_exactly_the_asked_number_and_none_running(kil
 
 @pytest.mark.processes
 def test_no_point_was_tried_twice(killed: Searched) -> None:
-    tried = [t for t in killed.study().trials if t.state.name in DONE]
+    tried = [t for t in killed.trials if t.state.name in DONE]
     assert len({tuple(trial.user_attrs["ranks"]) for trial in tried}) == 6
-    artifact = killed.artifact()
+    artifact = killed.found
     assert len({tuple(trial["ranks"]) for trial in artifact["trials"]}) == 6
     assert {trial["state"] for trial in artifact["trials"]} <= {"COMPLETE", "PRUNED"}
 
@@ -70,7 +71,7 @@ def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> No
     assert {record.tags["mlflow.parentRunId"] for record in records} == {parent.run_id}
     assert parent.status == "FINISHED"
     chosen = latest(records)
-    artifact = killed.artifact()
+    artifact = killed.found
     for trial in artifact["trials"]:
         record = chosen[trial["trial_id"]]
         assert record.tags["phase"] == "search"
@@ -83,7 +84,7 @@ def test_its_trials_are_ordinary_ones_under_a_parent_run(killed: Searched) -> No
 
 @pytest.mark.processes
 def test_the_best_and_the_heuristic_run_on_fresh_seeds(killed: Searched) -> None:
-    artifact, chosen = killed.artifact(), latest(killed.store.records())
+    artifact, chosen = killed.found, latest(killed.store.records())
     complete = [trial for trial in artifact["trials"] if trial["state"] == "COMPLETE"]
     assert artifact["best"]["value"] == max(trial["value"] for trial in complete)
     assert [line["label"] for line in artifact["final"]] == ["best of the search", "heuristic"]

@@ -307,7 +307,8 @@ def test_the_test_split_is_read_exactly_once_and_after_the_training(
     tested = [i for name, indices in read for i in indices if name == "test"]
     assert sorted(tested) == list(range(DIGITS["test_size"]))
     first = [name for name, _ in read].index("test")
-    assert {name for name, _ in read[first:]} == {"test"}
+    # What a forward takes is timed last, on a few examples of validation.
+    assert "train" not in {name for name, _ in read[first:]}
     assert {name for name, _ in read[:first]} == {"train", "validation"}
 
 
