@@ -15,9 +15,6 @@ from methods.errors import NotLowRank, UserError
 #: peft's name for the one adapter that we put on a backbone.
 NAME = "default"
 
-#: Where peft has its layers of LoRA.
-LORA_LAYERS = "peft.tuners.lora.layer"
-
 
 def inject(module: nn.Module, config: Any) -> nn.Module:
     """Puts peft's layers into `module` in place and returns the tuner, which may hold shared parameters."""
@@ -153,21 +150,8 @@ class PeftAdapter(Adapter):
 
 def _lora_factors(layer: Any) -> tuple[Tensor, Tensor]:
     # Variants of LoRA (DoRA, say) keep its parameters but not its update.
-    if type(layer).__module__ != LORA_LAYERS or NAME in layer.lora_variant:
+    if type(layer).__module__ != "peft.tuners.lora.layer" or NAME in layer.lora_variant:
         raise NotLowRank(f"peft's {type(layer).__module__.split('.')[-2]} has no low-rank factors")
     if layer.lora_B[NAME].bias is not None:
         raise NotLowRank("a LoRA with lora_bias adds to the layer's bias too, which its factors are not")
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight * layer.scaling[NAME]
-
-
-def plain_lora(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """(down, up), shaped (r, in) and (out, r), scale included, of a layer that adds these to its own output
-    and does nothing else; None of any other layer.
-    """
-    if type(layer).__module__ != LORA_LAYERS:
-        return None
-    lora: Any = layer
-    drops = not isinstance(lora.lora_dropout[NAME], nn.Identity)
-    if drops or NAME in lora.lora_variant or lora.lora_B[NAME].bias is not None:
-        return None
-    return _lora_factors(lora)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from bench.suite.choosing import Allocation, Search
 from bench.suite.limit import Limit
 from bench.suite.load import load_suite
 from bench.suite.suite import Suite
-from bench.training.packed import why_alone
 from bench.training.saving import PLAIN, Saving
 from bench.wire.found import AllocationResult, SearchResult, Tried
 from bench.wire.words import Kind, Phase, Status, Tag
@@ -108,7 +106,6 @@ def run_suite(
     ray_address: str | None = None,
     worker_memory: int | None = None,
     saving: Saving = PLAIN,
-    pack_trials: int = 1,
     trial_timeout: float | str | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
@@ -119,13 +116,11 @@ def run_suite(
     suite or the path of its file. `tasks`, `methods`, `seeds`, `backbones` and `budgets` select a part of it,
     as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. `worker_memory` is
     what a worker of `local` may take, in MiB. `saving` says how trials are run in less memory, with the same
-    results. Up to `pack_trials` trials run together where they can, likewise. `trial_timeout` replaces the
-    suite's: seconds, or a multiple as `5x`. With `retry_failed` only trials run that have failed. Raises
-    UserError for what cannot be done, before any work. A trial that fails raises nothing: it is stored with
-    its reason.
+    results. `trial_timeout` replaces the suite's: seconds, or a multiple as
+    `5x`. With `retry_failed` only trials run that have failed. Raises UserError for what cannot be done,
+    before any work. A trial that fails raises nothing: it is stored with its reason.
     """
     told = audience or Audience()
-    _check_pack(pack_trials, saving)
     placed = partial(make_executor, executor, device, workers=workers, slots_per_device=slots_per_device)
     with placed(ray_address=ray_address, worker_memory=worker_memory, saving=saving) as place:
         whole = make_plan(_limited(_loaded(suite), trial_timeout, place, told), place.device)
@@ -148,27 +143,8 @@ def run_suite(
                 whole = with_choices(whole, opened)
                 plan = wanted(whole)
                 part = plan.of(phase)
-                whole = _run_phase(
-                    whole, part, phase, at_work, place, told, retry_failed=retry_failed, pack=pack_trials
-                )
+                whole = _run_phase(whole, part, phase, at_work, place, told, retry_failed=retry_failed)
             return SuiteRun(plan, summarise(opened, plan.stored()))
-
-
-def _check_pack(pack: int, saving: Saving) -> None:
-    """Raises UserError for a number of trials that cannot run together, or not in less memory too."""
-    if pack < 1:
-        raise UserError(f"--pack-trials {pack}: accepted are 1 and more")
-    if pack > 1 and saving != PLAIN:
-        raise UserError(
-            "--pack-trials takes more memory, and so does not go with --micro-batch, --checkpointing or "
-            "--shrink-batch"
-        )
-
-
-def _note_alone(trials: Sequence[Trial], told: Audience) -> None:
-    """Says how many trials will not run together with others, and why."""
-    for why, count in Counter(filter(None, map(why_alone, trials))).items():
-        told.note(f"{count} of {len(trials)} trials run alone in spite of --pack-trials: {why}.")
 
 
 def _note_searched(loaded: Suite, suite: Suite | Path | str, told: Audience) -> None:
@@ -189,7 +165,6 @@ def _run_phase(
     told: Audience,
     *,
     retry_failed: bool,
-    pack: int,
 ) -> Plan:
     """Runs one part of a plan; returns the plan with what other drivers chose meanwhile."""
     store = at_work.store
@@ -200,8 +175,6 @@ def _run_phase(
         check_disk(part, trials, store)
         _check_memory(trials, place)
         place.prepare(trials)
-        if pack > 1:
-            _note_alone(trials, told)
     # Said only now that nothing is in the way.
     told.phase(part, phase, len(trials), place.device)
     if trials:
@@ -209,7 +182,7 @@ def _run_phase(
         whole = with_choices(whole, store)
         with told.watch(part, len(trials), place.slots) as report:
             tags = {Tag.PHASE: phase} if phase else {}
-            execute(whole, trials, at_work, place, report, tags=tags, again=again, pack=pack)
+            execute(whole, trials, at_work, place, report, tags=tags, again=again)
     elif phase is None:
         store.end(store.begin_suite(whole, at_work.claims.driver), Status.FINISHED)
     return whole

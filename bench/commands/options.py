@@ -163,15 +163,6 @@ MicroBatch = Annotated[
         help="How many examples of a batch are computed at once: less memory, the same result. Default: all.",
     ),
 ]
-PackTrials = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="How many trials of one backbone and task train together, at most: more an hour on a GPU, the "
-        "same results.",
-    ),
-]
 Checkpointing = Annotated[
     bool,
     typer.Option(

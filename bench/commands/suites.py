@@ -18,7 +18,6 @@ from bench.commands.options import (
     LogFile,
     Methods,
     MicroBatch,
-    PackTrials,
     RayAddress,
     ScoreSd,
     SearchWorkers,
@@ -60,7 +59,6 @@ def run(
     micro_batch: MicroBatch = None,
     checkpointing: Checkpointing = False,
     shrink_batch: ShrinkBatch = False,
-    pack_trials: PackTrials = 1,
     trial_timeout: TrialTimeout = None,
     log: LogFile = None,
     retry_failed: Annotated[
@@ -91,7 +89,6 @@ def run(
         ray_address=ray_address,
         worker_memory=worker_memory,
         saving=Saving(micro_batch, checkpointing, shrink_batch),
-        pack_trials=pack_trials,
         trial_timeout=trial_timeout,
         retry_failed=retry_failed,
         audience=_audience(log),

@@ -6,10 +6,9 @@ executor has the same guarantees, and a worker needs neither the store nor its a
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Literal
@@ -28,7 +27,6 @@ from bench.store.outbox import Outbox
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
-from bench.training.packed import kin, why_alone
 from bench.training.seeding import stream_seeds
 from bench.wire.start import Start
 from bench.wire.trial import Ending
@@ -70,18 +68,16 @@ def execute(
     parent: str | None = None,
     tags: Mapping[Tag, str] = {},
     again: Mapping[str, str] = {},
-    pack: int = 1,
 ) -> None:
     """Runs the trials and stores each; returns when all are settled, by this driver or by another one.
 
     `plan` has the rows behind the trials. Their runs are nested under the run `parent`, by default the
     suite's, and get `tags`. `again` names, by trial id, the runs whose results do not count, such as those of
-    failures that are tried again. Up to `pack` trials run together where they can. `notify` hears of every
-    event, and may raise Pruned on a progress. An interrupt ends the running trials, closes their runs as
-    killed and goes up. Raises StoreError if the store does not come back; then the records of trials that
-    ended meanwhile are in the outbox.
+    failures that are tried again. `notify` hears of every event, and may raise Pruned on a progress. An
+    interrupt ends the running trials, closes their runs as killed and goes up. Raises StoreError if the store
+    does not come back; then the records of trials that ended meanwhile are in the outbox.
     """
-    _Driving(plan, trials, at_work, executor, notify, parent, tags, again, pack).run()
+    _Driving(plan, trials, at_work, executor, notify, parent, tags, again).run()
 
 
 class _Driving:
@@ -95,14 +91,11 @@ class _Driving:
         parent: str | None,
         tags: Mapping[Tag, str],
         again: Mapping[str, str],
-        pack: int,
     ) -> None:
         self.plan, self.store, self.claims = plan, at_work.store, at_work.claims
         self.executor, self.notify = executor, notify
         self.parent, self.tags = parent, {**tags, Tag.DRIVER: at_work.claims.driver}
-        self.again, self.pack = again, pack
-        #: What trials that may run together have in common, by trial.
-        self.kinds = {trial.id: kin(trial) for trial in trials if not why_alone(trial)} if pack > 1 else {}
+        self.again = again
         self.rows = {
             trial.id: [row for row in plan.rows if trial.id in row.trials.values()] for trial in trials
         }
@@ -216,8 +209,10 @@ class _Driving:
             for trial in list(self.queue):
                 if not self.executor.free:
                     return
-                if any(trial is one for one in self.queue):
-                    self._begin_pack(trial, taken, living)
+                if self.retries.due(trial.id) and self.claims.take(trial.id, taken, living):
+                    self._begin(trial)
+                    if taken.get(trial.id, (0, self.claims.driver))[1] != self.claims.driver:
+                        self.claims.close_stale()
             # What is left in the queue, other drivers run, or it waits for its time.
             self.looked, self.away_since = time.monotonic(), None
         except StoreRefusedError:
@@ -225,50 +220,14 @@ class _Driving:
         except StoreError as error:
             self._away(error)
 
-    def _begin_pack(self, first: Trial, taken: dict[str, tuple[int, str]], living: set[str]) -> None:
-        """Claims a trial and those that may run together with it, and submits what could be claimed."""
-        # No worker is left without work for the sake of a larger pack.
-        size = min(self.pack, math.ceil(len(self.queue) / self.executor.slots))
-        begun: list[Trial] = []
-        try:
-            for trial in self._beside(first):
-                if self.retries.due(trial.id) and self.claims.take(trial.id, taken, living):
-                    begun += [trial] if self._begin(trial) else []
-                    if taken.get(trial.id, (0, self.claims.driver))[1] != self.claims.driver:
-                        self.claims.close_stale()
-                elif trial is first:
-                    return
-                if len(begun) == size:
-                    break
-        finally:
-            if begun:
-                self.executor.submit(begun, self.limits.of_all(begun))
-
-    def _beside(self, first: Trial) -> Iterator[Trial]:
-        """A trial, and those in the queue that may run together with it; with one that was lost none may.
-
-        Those of its own method come first, whose updates are likely to be computed in one product.
-        """
-        yield first
-        kind = self.kinds.get(first.id)
-        if kind is None or self.retries.tried(first.id):
-            return
-        others = [
-            trial
-            for trial in self.queue
-            if trial is not first and self.kinds.get(trial.id) == kind and not self.retries.tried(trial.id)
-        ]
-        yield from sorted(others, key=lambda one: one.method["method"] != first.method["method"])
-
-    def _begin(self, trial: Trial) -> bool:
-        """Opens the run of a claimed trial; returns whether it is still to run."""
+    def _begin(self, trial: Trial) -> None:
         record = latest(self.store.records(trial_id=trial.id)).get(trial.id)
         if record and record.settled and record.run_id != self.again.get(trial.id):
             # Another driver settled it after the trials were chosen.
             self.claims.settle(trial.id)
             self.queue.remove(trial)
             self.notify(Event(trial, "elsewhere"))
-            return False
+            return
         task = trial.task.lookup()
         tags = dict(self.tags)
         if task.unit and METRICS.get(task.metric).in_units:
@@ -277,7 +236,7 @@ class _Driving:
         run = begin_trial(self.store, trial, self.rows[trial.id], task.metric, self.parent, tags=tags)
         self.running[trial.id] = run
         self.queue.remove(trial)
-        return True
+        self.executor.submit(trial, self.limits.seconds(trial))
 
     def _receive(self, event: Event) -> None:
         """Stores an event and passes it on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +14,7 @@ class Executor(ABC):
     """Where trials run. Entered before the first trial; leaving it ends every worker."""
 
     device: str
-    #: How many trials it runs at once, or packs of them.
+    #: How many trials it runs at once.
     slots: int
     #: Whether its workers share the memory of this machine.
     on_this_machine = True
@@ -37,22 +36,19 @@ class Executor(ABC):
     @property
     @abstractmethod
     def free(self) -> int:
-        """How often trials may be submitted now."""
+        """How many more trials may be submitted now."""
 
     @abstractmethod
-    def submit(self, trials: Sequence[Trial], limit: float | None = None) -> None:
-        """Gives trials to one worker, which runs them together if they are several.
-
-        It is ended if they take longer than `limit` seconds.
-        """
+    def submit(self, trial: Trial, limit: float | None = None) -> None:
+        """Gives a trial to a worker, which is ended if it takes longer than `limit` seconds."""
 
     @abstractmethod
     def step(self, report: Report) -> None:
         """Waits, about a second at most unless it runs the trial itself, and reports what happened.
 
         Every submitted trial ends in one event: finished, failed, pruned, or lost with its worker. One that
-        takes too long has failed, but is lost if it ran with others; one that tells nothing for a while is
-        reported as silent. Where `report` raises Pruned on a progress, that trial is pruned.
+        takes too long has failed, and one that tells nothing for a while is reported as silent. Where
+        `report` raises Pruned on a progress, that trial is pruned.
         """
 
     @abstractmethod

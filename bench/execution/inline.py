@@ -1,11 +1,9 @@
-"""Runs trials in this process: one after the other, or those of a pack together."""
+"""Runs trials one after the other in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bench.execution.executor import Executor
-from bench.execution.perform import Report, perform_all, prepare_all
+from bench.execution.perform import Event, Report, ended, perform, prepare_all, started
 from bench.plan.trial import Trial
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
@@ -20,7 +18,7 @@ class Inline(Executor):
     def __init__(self, device: str, saving: Saving = PLAIN) -> None:
         self.device = device
         self.resources = Resources(device, saving)
-        self._next: Sequence[Trial] = ()
+        self._next: Trial | None = None
 
     def prepare(self, trials: list[Trial]) -> None:
         prepare_all(trials, self.resources)
@@ -29,15 +27,23 @@ class Inline(Executor):
     def free(self) -> int:
         return 0 if self._next else 1
 
-    def submit(self, trials: Sequence[Trial], limit: float | None = None) -> None:
+    def submit(self, trial: Trial, limit: float | None = None) -> None:
         """Sets what is run next, without a limit: nobody is there to end it."""
-        self._next = trials
+        self._next = trial
 
     def step(self, report: Report) -> None:
-        """Runs what was submitted, to its end."""
-        trials, self._next = self._next, ()
-        if trials:
-            perform_all(trials, self.resources, "", report, (KeyboardInterrupt,))
+        """Runs the trial that was submitted, to its end."""
+        trial, self._next = self._next, None
+        if trial is None:
+            return
+        report(started(trial, "", self.resources))
+        ending = perform(
+            trial,
+            self.resources,
+            lambda progress: report(Event(trial, "progress", progress=progress)),
+            (KeyboardInterrupt,),
+        )
+        report(ended(trial, "", ending))
 
     def stop(self) -> None:
-        self._next = ()
+        self._next = None

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
@@ -20,14 +20,14 @@ import psutil
 import torch
 
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, needed, perform_all, prepare_or_say_why
-from bench.execution.watch import BEAT, Watch, overdue
+from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why, started
+from bench.execution.watch import BEAT, Watch, too_long
 from bench.plan.trial import Trial
 from bench.process.memory import MIB
 from bench.training.loop import Pruned
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
-from bench.wire.trial import lost
+from bench.wire.trial import Progress, failed, lost
 from methods import UserError
 
 if TYPE_CHECKING:
@@ -60,9 +60,8 @@ class _Worker:
     process: SpawnProcess
     #: The driver's end of the pipe.
     link: Connection
-    #: What it runs, as far as it has not ended, and how many these were when it began.
-    trials: list[Trial] = field(default_factory=list)
-    together: int = 0
+    #: What it runs.
+    trial: Trial | None = None
     #: Whether it has said that it is: then its environment works, and a death has to do with its trial.
     ready: bool = False
     #: Why it could not prepare the trials, empty where it could; None as long as it has not said.
@@ -109,19 +108,19 @@ class Local(Executor):
 
     @property
     def free(self) -> int:
-        return len(self._free) + sum(not worker.trials for worker in self._workers)
+        return len(self._free) + sum(worker.trial is None for worker in self._workers)
 
-    def submit(self, trials: Sequence[Trial], limit: float | None = None) -> None:
-        idle = [worker for worker in self._workers if not worker.trials]
+    def submit(self, trial: Trial, limit: float | None = None) -> None:
+        idle = [worker for worker in self._workers if worker.trial is None]
         for worker in idle:
             if not worker.process.is_alive():
                 self._remove(worker)
         worker = next((one for one in idle if one in self._workers), None) or self._start()
-        self._give(worker, trials, limit)
+        self._give(worker, trial, limit)
 
-    def _give(self, worker: _Worker, trials: Sequence[Trial], limit: float | None) -> None:
-        worker.trials, worker.together, worker.watch = list(trials), len(trials), Watch(limit)
-        self._send(worker, ("run", trials))
+    def _give(self, worker: _Worker, trial: Trial, limit: float | None) -> None:
+        worker.trial, worker.watch = trial, Watch(limit)
+        self._send(worker, ("run", trial))
 
     @staticmethod
     def _send(worker: _Worker, message: tuple[str, Any]) -> None:
@@ -130,34 +129,33 @@ class Local(Executor):
             worker.link.send(message)
 
     def step(self, report: Report) -> None:
-        busy = [worker for worker in self._workers if worker.trials]
+        busy = [worker for worker in self._workers if worker.trial]
         wait([end for worker in busy for end in (worker.link, worker.process.sentinel)], timeout=1)
         for worker in busy:
             worker.watch.listen(at_work=worker.ready)
             if self._heard(worker, report):
                 self._look_after(worker, report)
                 continue
+            trial = worker.trial
             if worker.ready:
                 self._remove(worker)
-                reason = f"its worker ({worker.slot.name}) {_died(worker.process)}"
-                for trial in worker.trials:
+                if trial:
+                    reason = f"its worker ({worker.slot.name}) {_died(worker.process)}"
                     report(ended(trial, worker.slot.name, lost(reason)))
             else:
                 self._replace_stillborn(worker)
 
     def _look_after(self, worker: _Worker, report: Report) -> None:
-        """Ends a worker whose trials take too long, and tells of one that tells nothing."""
-        trials, watch = worker.trials, worker.watch
-        if not trials:
+        """Ends a worker whose trial takes too long, and tells of one that tells nothing."""
+        trial, watch = worker.trial, worker.watch
+        if trial is None:
             return
         if watch.limit is not None and watch.late:
             worker.process.kill()
             self._remove(worker)
-            for trial in trials:
-                report(ended(trial, worker.slot.name, overdue(watch.limit, worker.together)))
+            report(ended(trial, worker.slot.name, failed("timeout", too_long(watch.limit), "")))
         elif silence := watch.silence():
-            for trial in trials:
-                report(Event(trial, "silent", worker.slot.name, silence=silence))
+            report(Event(trial, "silent", worker.slot.name, silence=silence))
 
     def processes(self) -> list[psutil.Process]:
         """The worker processes."""
@@ -189,12 +187,14 @@ class Local(Executor):
         self._free.append(worker.slot)
 
     def _replace_stillborn(self, worker: _Worker) -> None:
-        """A worker that died before it was ready has not begun with its trials: another one gets them."""
+        """A worker that died before it was ready has not begun with its trial: another one gets it."""
+        trial = worker.trial
+        assert trial is not None
         self._remove(worker)
         self._stillborn += 1
         if self._stillborn >= STILLBORN:
             raise UserError(f"the last {STILLBORN} workers {_died(worker.process)} before they could start")
-        self._give(self._start(), worker.trials, worker.watch.limit)
+        self._give(self._start(), trial, worker.watch.limit)
 
     def _heard(self, worker: _Worker, report: Report) -> bool:
         """Takes in what the worker has said so far; False if nothing will follow, because it is dead."""
@@ -222,7 +222,7 @@ class Local(Executor):
             worker.watch.progressed()
             event: Event = what
             if event.ending is not None:
-                worker.trials.remove(event.trial)
+                worker.trial = None
             try:
                 report(event)
             except Pruned:
@@ -317,22 +317,21 @@ class _Line:
                 time.sleep(BEAT)
 
 
-def _run(trials: Sequence[Trial], resources: Resources, line: _Line, slot: Slot) -> None:
+def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
     link = line.link
-    #: A message that came too late, for an earlier trial, means nothing.
-    pruned: set[str] = set()
 
     def tell(event: Event) -> None:
         line.send("event", event)
-        if event.progress is None:
-            return
-        while link.poll():
-            _, id_ = link.recv()
-            pruned.add(id_)
-        if event.trial.id in pruned:
-            raise Pruned
 
-    perform_all(trials, resources, slot.name, tell)
+    def report(progress: Progress) -> None:
+        tell(Event(trial, "progress", slot.name, progress=progress))
+        while link.poll():
+            # A message that came too late, for an earlier trial, is passed over.
+            if link.recv() == ("prune", trial.id):
+                raise Pruned
+
+    tell(started(trial, slot.name, resources))
+    tell(ended(trial, slot.name, perform(trial, resources, report)))
 
 
 def _end_with_driver() -> None:

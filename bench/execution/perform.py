@@ -1,4 +1,4 @@
-"""What every worker does, whatever kind of worker it is: it prepares trials and performs them."""
+"""What every worker does, whatever kind of worker it is: it prepares trials and performs them one by one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import gc
 import json
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -19,10 +18,9 @@ from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
 from bench.training.measure import libraries, provenance
-from bench.training.packed import Apart, Stopped, run_together
 from bench.training.trial import Resources, run_trial
 from bench.wire.trial import End, Ending, Failure, Progress, failed
-from bench.wire.words import PROVENANCE, Measure, Tag
+from bench.wire.words import Tag
 from methods import UserError
 
 #: How libraries say so in a RuntimeError: torch on a CPU, C++, cuBLAS.
@@ -50,11 +48,9 @@ class Event:
 Report = Callable[[Event], None]
 
 
-def started(trial: Trial, worker: str, resources: Resources, together: int = 1) -> Event:
-    """A trial begins in this process, on the device of its resources, as one of so many `together`."""
+def started(trial: Trial, worker: str, resources: Resources) -> Event:
+    """A trial begins in this process, on the device of its resources."""
     found = provenance(str(resources.device)) | resources.saving.told()
-    if together > 1:
-        found |= {Tag.PACKED.removeprefix(PROVENANCE): str(together)}
     return Event(trial, "started", worker, provenance=found, libraries=libraries())
 
 
@@ -105,61 +101,6 @@ def needed(trial: Trial) -> str:
     content = trial.model_dump(mode="json", include=read)
     split = trial.task.split_seed(trial.seed)
     return json.dumps([content, split, trial.recipe.batch_size], sort_keys=True)
-
-
-def perform_all(
-    trials: Sequence[Trial],
-    resources: Resources,
-    worker: str,
-    report: Report,
-    interrupts: tuple[type[BaseException], ...] = (),
-) -> None:
-    """Runs trials, several of them together, and reports how they go and end.
-
-    Those that cannot run together begin again alone, after the others, and tell what they had not told.
-    Raises what `perform` does.
-    """
-    news = {trial.id: _News(partial(_progressed, trial, worker, report)) for trial in trials}
-    for trial in trials:
-        report(started(trial, worker, resources, len(trials)))
-    alone = [(trial, "") for trial in trials]
-    if len(trials) > 1:
-        whys = run_together(
-            trials,
-            resources,
-            _in_pack,
-            lambda trial, progress: news[trial.id](progress),
-            lambda trial, ending: report(ended(trial, worker, _of_pack(ending, len(trials)))),
-        )
-        alone = [(trial, why) for trial, _ in alone if (why := whys.get(trial.id))]
-    for trial, why in alone:
-        if why:
-            warnings.warn(f"trial {trial.id} runs alone: {why}", stacklevel=2)
-        ending = perform(trial, resources, news[trial.id], interrupts)
-        if why:
-            ending = replace(ending, tags={**ending.tags, Tag.PACKED: ""})
-        report(ended(trial, worker, ending))
-
-
-def _progressed(trial: Trial, worker: str, report: Report, progress: Progress) -> None:
-    report(Event(trial, "progress", worker, progress=progress))
-
-
-def _in_pack(trial: Trial, resources: Resources, report: Callable[[Progress], None]) -> Ending:
-    ending = perform(trial, resources, report, (Apart, Stopped))
-    if ending.reason in ("out of memory", "error"):
-        # The others may be to blame: alone it may have enough memory, and find nothing amiss.
-        raise Apart(f"it failed beside the others ({ending.message})")
-    return ending
-
-
-def _of_pack(ending: Ending, together: int) -> Ending:
-    """An ending without what the trial's costs alone would be. Its seconds are its share of the pack's."""
-    shared = {Measure.STEP_MS, Measure.PEAK_MIB}
-    metrics = {key: value for key, value in ending.metrics.items() if key not in shared}
-    if Measure.SECONDS in metrics:
-        metrics[Measure.SECONDS] /= together
-    return replace(ending, metrics=metrics, tags={**ending.tags, Tag.PACKED: str(together)})
 
 
 def perform(

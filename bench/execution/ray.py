@@ -7,8 +7,8 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -16,13 +16,13 @@ import torch
 
 from bench.execution.checks import worker_mib
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, needed, perform_all, prepare_or_say_why
-from bench.execution.watch import Watch, overdue
+from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why, started
+from bench.execution.watch import Watch, too_long
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
-from bench.wire.trial import lost
+from bench.wire.trial import Progress, failed, lost
 from methods import UserError
 
 # Nothing leaves the machine unless the user names a cluster.
@@ -42,9 +42,8 @@ LOOK = 5.0
 @dataclass
 class _Worker:
     actor: Any
-    #: What it runs, as far as it has not ended, and how many these were when it began.
-    trials: list[Trial] = field(default_factory=list)
-    together: int = 0
+    #: What it runs.
+    trial: Trial | None = None
     #: Ray's reference to its next answer to the question what has happened.
     heard: Any = None
     #: Whether it has answered once: then Ray has found a place for it.
@@ -150,7 +149,7 @@ class RayCluster(Executor):
         if not trials:
             return
         # The preparation needs a slot of every node, and idle actors hold theirs.
-        for idle in [worker for worker in self._workers if not worker.trials]:
+        for idle in [worker for worker in self._workers if worker.trial is None]:
             self._remove(idle)
         self._memory = max(self._memory, int(worker_mib(trials) * 2**20))
         answers = [
@@ -179,7 +178,7 @@ class RayCluster(Executor):
 
     @property
     def free(self) -> int:
-        return max(0, self._room() - sum(bool(worker.trials) for worker in self._workers))
+        return max(0, self._room() - sum(worker.trial is not None for worker in self._workers))
 
     def _room(self) -> int:
         """How many slots there are. As nodes come and go, it looks again from time to time."""
@@ -187,8 +186,8 @@ class RayCluster(Executor):
             self._slots_now, self._looked = self._capacity(), time.monotonic()
         return self._slots_now
 
-    def submit(self, trials: Sequence[Trial], limit: float | None = None) -> None:
-        worker = next((worker for worker in self._workers if not worker.trials), None)
+    def submit(self, trial: Trial, limit: float | None = None) -> None:
+        worker = next((worker for worker in self._workers if worker.trial is None), None)
         if worker is None:
             actor = (
                 ray.remote(_Slot)
@@ -197,11 +196,11 @@ class RayCluster(Executor):
             )
             worker = _Worker(actor)
             self._workers.append(worker)
-        self._give(worker, trials, limit)
+        self._give(worker, trial, limit)
 
-    def _give(self, worker: _Worker, trials: Sequence[Trial], limit: float | None) -> None:
-        worker.trials, worker.together, worker.watch = list(trials), len(trials), Watch(limit)
-        worker.actor.run.remote(trials)
+    def _give(self, worker: _Worker, trial: Trial, limit: float | None) -> None:
+        worker.trial, worker.watch = trial, Watch(limit)
+        worker.actor.run.remote(trial)
         worker.heard = worker.actor.events.remote()
 
     def _replace_waiting(self) -> None:
@@ -209,69 +208,62 @@ class RayCluster(Executor):
 
         Where nodes are gone, there is no place for an actor as long as an idle one holds it.
         """
-        for waiting in [worker for worker in self._workers if worker.trials and not worker.placed]:
-            idle = next((worker for worker in self._workers if not worker.trials), None)
+        for waiting in [worker for worker in self._workers if worker.trial and not worker.placed]:
+            idle = next((worker for worker in self._workers if worker.trial is None), None)
             if idle is None or len(self._workers) <= self._room():
                 return
+            trial = waiting.trial
+            assert trial is not None
             self._remove(waiting)
-            self._give(idle, waiting.trials, waiting.watch.limit)
+            self._give(idle, trial, waiting.watch.limit)
 
     def step(self, report: Report) -> None:
         self._replace_waiting()
-        busy = {worker.heard: worker for worker in self._workers if worker.trials}
+        busy = {worker.heard: worker for worker in self._workers if worker.trial}
         ready, _ = ray.wait(list(busy), num_returns=1, timeout=1)
         for answer in ready:
             worker = busy[answer]
             try:
                 events = ray.get(answer)
             except RayError as error:
+                trial = worker.trial
+                assert trial is not None
                 self._remove(worker)
                 # The node may be gone, and its slots with it.
                 self._looked = -LOOK
                 reason = str(error).partition("\n")[0].strip() or type(error).__name__
-                for trial in worker.trials:
-                    report(ended(trial, "", lost(f"its worker or node died: {reason}")))
+                report(ended(trial, "", lost(f"its worker or node died: {reason}")))
                 continue
             worker.placed = True
             worker.watch.answered()
             for event in events:
                 worker.name = event.worker
                 worker.watch.progressed()
-                if event.kind == "lost":
-                    self._broke(worker, event, report)
-                    break
                 if event.ending is not None:
-                    worker.trials.remove(event.trial)
+                    worker.trial = worker.heard = None
+                if event.kind == "lost":
+                    # What broke the actor may break its next trial too.
+                    self._remove(worker)
                 try:
                     report(event)
                 except Pruned:
                     worker.actor.prune.remote(event.trial.id)
-            worker.heard = None
-            if worker.trials:
+            if worker.trial:
                 worker.heard = worker.actor.events.remote()
         for worker in busy.values():
             self._look_after(worker, report)
 
-    def _broke(self, worker: _Worker, event: Event, report: Report) -> None:
-        """An actor has said that it broke: with it goes all that it ran. It may break its next trial too."""
-        self._remove(worker)
-        trials, worker.trials = worker.trials, []
-        for trial in trials:
-            report(replace(event, trial=trial))
-
     def _look_after(self, worker: _Worker, report: Report) -> None:
-        """Ends a worker whose trials take too long, and tells of one that tells nothing."""
-        trials, watch = worker.trials, worker.watch
+        """Ends a worker whose trial takes too long, and tells of one that tells nothing."""
+        trial, watch = worker.trial, worker.watch
         watch.listen(at_work=worker.placed)
-        if not trials or worker not in self._workers:
+        if trial is None or worker not in self._workers:
             return
         if watch.limit is not None and watch.late:
             self._remove(worker)
-            for trial in trials:
-                report(ended(trial, worker.name, overdue(watch.limit, worker.together)))
+            report(ended(trial, worker.name, failed("timeout", too_long(watch.limit), "")))
         elif silence := watch.silence():
-            for trial in trials:
-                report(Event(trial, "silent", worker.name, silence=silence))
+            report(Event(trial, "silent", worker.name, silence=silence))
 
     def stop(self) -> None:
         for worker in self._workers[:]:
@@ -331,27 +323,28 @@ class _Slot:
         self._name = f"{context.get_node_id()[:6]}/{context.get_actor_id()[:6]}"
         self._threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
 
-    def run(self, trials: Sequence[Trial]) -> None:
-        # If an earlier run of a trial was to be pruned, this one is not.
-        self._pruned.difference_update(trial.id for trial in trials)
+    def run(self, trial: Trial) -> None:
+        # If an earlier run of this trial was to be pruned, this one is not.
+        self._pruned.discard(trial.id)
         try:
-            self._run(trials)
+            self._run(trial)
         except BaseException as error:
             # The driver asks for events, never for the answer to this call.
             reason = f"its worker ({self._name}) broke: {type(error).__name__}: {error}"
-            self._events.put(ended(trials[0], self._name, lost(reason)))
+            self._events.put(ended(trial, self._name, lost(reason)))
             raise
 
-    def _run(self, trials: Sequence[Trial]) -> None:
+    def _run(self, trial: Trial) -> None:
         # The number is kept for each thread that calls torch, and Ray runs this in one of its own.
         torch.set_num_threads(self._threads)
+        self._events.put(started(trial, self._name, self._resources))
 
-        def tell(event: Event) -> None:
-            self._events.put(event)
-            if event.progress is not None and event.trial.id in self._pruned:
+        def report(progress: Progress) -> None:
+            self._events.put(Event(trial, "progress", self._name, progress=progress))
+            if trial.id in self._pruned:
                 raise Pruned
 
-        perform_all(trials, self._resources, self._name, tell)
+        self._events.put(ended(trial, self._name, perform(trial, self._resources, report)))
 
     def events(self) -> list[Event]:
         """What has happened since the last question; waits a second for something to happen."""

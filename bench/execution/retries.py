@@ -52,10 +52,6 @@ class Retries:
         self._due[trial] = time.monotonic() + policy.seconds(number)
         return True
 
-    def tried(self, trial: str) -> bool:
-        """Whether a trial has failed before."""
-        return any(id_ == trial for id_, _ in self._failed)
-
     def due(self, trial: str) -> bool:
         """Whether a trial may run now."""
         return time.monotonic() >= self._due.get(trial, 0.0)

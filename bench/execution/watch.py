@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from bench.execution.estimate import seconds_per_step, step_count, workload_of
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
-from bench.wire.trial import Ending, failed, lost
-from bench.wire.words import Measure, Tag
+from bench.wire.trial import Ending
+from bench.wire.words import Measure
 
 if TYPE_CHECKING:
     # Its import takes seconds, and a plan without a store needs none of it.
@@ -81,19 +81,13 @@ class Limits:
     """How long each trial of a plan may take. `timeout` is that of a suite: seconds, or a multiple as `5x`.
 
     The multiple is of what trials of the same method, backbone and task took a step, in the store and in this
-    run. Of them count those that ran alone: before one has finished there is no limit.
+    run. Before one of them has finished there is no limit.
     """
 
     def __init__(self, timeout: float | str | None, plan: Plan, records: Iterable[Record]) -> None:
         self._timeout = timeout
         self._workloads = {id_: workload_of(row) for row in plan.rows for id_ in row.trials.values() if id_}
-        # What trials took that ran together says nothing of one alone.
-        self._paces = seconds_per_step(one for one in records if not one.tags.get(Tag.PACKED))
-
-    def of_all(self, trials: Sequence[Trial]) -> float | None:
-        """How long trials may take that run together: as long as one after the other."""
-        limits = [limit for limit in map(self.seconds, trials) if limit is not None]
-        return sum(limits) if len(limits) == len(trials) else None
+        self._paces = seconds_per_step(records)
 
     def seconds(self, trial: Trial) -> float | None:
         """None where there is no limit."""
@@ -105,22 +99,12 @@ class Limits:
         return max(LEAST, float(self._timeout.removesuffix("x")) * step_count(trial) * median(paces))
 
     def learn(self, trial: Trial, ending: Ending) -> None:
-        """Takes in how long a trial took, if it ran alone."""
-        if ending.tags.get(Tag.PACKED):
-            return
+        """Takes in how long a trial took."""
         seconds, steps = ending.metrics.get(Measure.SECONDS), ending.metrics.get(Measure.STEPS)
         if ending.status == "finished" and seconds and steps:
             self._paces.setdefault(self._workloads[trial.id], []).append(seconds / steps)
 
 
-def overdue(limit: float, together: int) -> Ending:
-    """How a trial ends that was one of so many `together`, whose worker was ended because it took too long.
-
-    Of several it is not known which one it was: they are lost, and run again one by one.
-    """
-    if together > 1:
-        said = f"the {together} trials of its pack took longer than {limit:,.0f} s together (trial_timeout)"
-        return lost(f"{said}, and their worker was ended")
-    return failed(
-        "timeout", f"it took longer than {limit:,.0f} s (trial_timeout), and its worker was ended", ""
-    )
+def too_long(limit: float) -> str:
+    """What is said of a trial that was ended because it took too long."""
+    return f"it took longer than {limit:,.0f} s (trial_timeout), and its worker was ended"

@@ -198,14 +198,12 @@ def train(
     seed: int,
     report: Callable[[Progress], None],
     saving: Saving = PLAIN,
-    backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> Trained:
     """Trains adapter and head, and leaves the selected state in place.
 
     Validation is scored after each epoch and after the last step, and once where there is nothing to train.
-    The losses that are reported are the task's, without a method's own term. `backward` puts the gradients of
-    a task's loss into the parameters. Raises Diverged on a loss that is not finite, and UserError where the
-    steps are too few for the method.
+    The losses that are reported are the task's, without a method's own term. Raises Diverged on one that is
+    not finite, and UserError where the steps are too few for the method.
     """
     device = next(backbone.module.parameters()).device
     groups = _core_apart(adapter) if recipe.core_lr != 1 else adapter.parameter_groups()
@@ -227,7 +225,7 @@ def train(
             with timer:
                 optimizer.zero_grad(set_to_none=True)
                 batch = _Batch(feed(indices), data.train.targets(indices), saving.size(recipe.batch_size))
-                loss = _backward(backbone, adapter, batch, recipe, data.objective, backward)
+                loss = _backward(backbone, adapter, batch, recipe, data.objective)
                 if (extra := adapter.extra_loss()) is not None:
                     extra.backward()
                 if recipe.clip is not None:
@@ -262,12 +260,7 @@ class _Batch:
 
 
 def _backward(
-    backbone: Backbone,
-    adapter: Adapter,
-    batch: _Batch,
-    recipe: Recipe,
-    objective: Objective,
-    backward: Callable[[Tensor], None],
+    backbone: Backbone, adapter: Adapter, batch: _Batch, recipe: Recipe, objective: Objective
 ) -> Tensor:
     """The mean loss of a batch, whose gradients it adds to the parameters', part by part.
 
@@ -284,7 +277,7 @@ def _backward(
             loss = objective.loss(logits.float(), targets)
         if stop - start < whole:
             loss = loss * (objective.terms(inputs, targets) / objective.terms(batch.inputs, batch.targets))
-        backward(loss)
+        loss.backward()
         losses.append(loss.detach())
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 

@@ -120,10 +120,6 @@ class Resources:
                 splits=self.saving.splits(trial),
             )
 
-    def backward(self, loss: Tensor) -> None:
-        """Puts the gradients of a loss into the parameters behind it."""
-        loss.backward()
-
     def check(self) -> None:
         """Drops the backbone, with a warning, if it is not as it was loaded. The next trial loads it anew."""
         assert self._backbone is not None
@@ -216,7 +212,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
             memory = PeakMemory(resources.device)
             started_with = adapter.parameter_count
             split = data.test if trial.evaluate == "test" else data.validation
-            trained, final = _trained(trial, backbone, adapter, data, split, report, resources)
+            trained, final = _trained(trial, backbone, adapter, data, split, report, resources.saving)
             # Costs are of training and evaluation alone.
             seconds, peak = time.perf_counter() - started, memory.mib()
             outcome = Outcome(
@@ -258,16 +254,16 @@ def _trained(
     data: PreparedData,
     split: Split,
     report: Callable[[Progress], None],
-    resources: Resources,
+    saving: Saving,
 ) -> tuple[Trained, Evaluation]:
     """The training, and the evaluation on the split. Raises Diverged for a loss that is not finite."""
-    encoder, saving = backbone.module.encoder, resources.saving
+    encoder = backbone.module.encoder
     with (
         deterministic(trial.recipe.deterministic),
         compiled(encoder, trial.recipe.compile),
         checkpointed(encoder, saving.checkpointing),
     ):
-        trained = train(backbone, adapter, data, trial.recipe, trial.seed, report, saving, resources.backward)
+        trained = train(backbone, adapter, data, trial.recipe, trial.seed, report, saving)
         final = evaluate(backbone, adapter, split, trial.recipe, data.objective, saving)
     if not math.isfinite(final.loss):
         raise Diverged(trained.steps, final.loss)

@@ -191,7 +191,7 @@ def test_a_second_start_loads_nothing_and_trains_nothing(
     finished: Ran, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = finished.store.records()
-    for name in ("prepare_all", "perform_all"):
+    for name in ("prepare_all", "perform"):
         monkeypatch.setattr(bench.execution.inline, name, raising(AssertionError(name)))
     again = call("run", finished.suite, "--store", finished.uri)
     assert again.code == 0, again.err

@@ -65,7 +65,7 @@ TABLES = {
     ),
     TRIALS: Table(
         "Trials an hour",
-        ("backbone", "way"),
+        ("backbone", "slots"),
         {
             "trials": str,
             "failed": str,

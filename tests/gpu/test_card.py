@@ -53,7 +53,7 @@ def test_two_workers_share_the_card(card: str, tmp_path: Path) -> None:
     made = trials.trials(card, "tiny-random-vit", tmp_path, range(2), steps=4, batch_size=8)
     with Local([Slot(f"{card}/{number}", card, 1) for number in range(2)]) as workers:
         workers.prepare(made)
-        assert trials.at_once(workers, 2)(made) == 0
+        assert trials.run(made, workers, 2) == 0
 
 
 def test_a_trial_that_runs_out_of_memory_leaves_the_next_one_as_it_is(card: str) -> None:

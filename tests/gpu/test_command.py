@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,15 +207,13 @@ def test_memory_that_runs_out_is_told_as_such_and_gaps_say_that_they_need_a_card
     assert row["synchronisations a step"] == "not measured: no card"
 
 
-@pytest.mark.parametrize(("together", "at_most"), [(1, 2), (2, 4)])
-def test_so_many_workers_are_busy_at_once(together: int, at_most: int) -> None:
+def test_so_many_workers_are_busy_at_once() -> None:
     class Workers:
         running: list[Any] = []
         most = 0
 
-        def submit(self, pack: Sequence[Any]) -> None:
-            assert len(pack) <= together
-            self.running += pack
+        def submit(self, trial: Any) -> None:
+            self.running.append(trial)
             self.most = max(self.most, len(self.running))
 
         def step(self, report: Callable[[Event], None]) -> None:
@@ -223,9 +221,8 @@ def test_so_many_workers_are_busy_at_once(together: int, at_most: int) -> None:
             report(Event(trial, "finished", ending=Ending("failed" if trial == 3 else "finished")))
 
     workers: Any = Workers()
-    workers.running = []
-    assert trials.at_once(workers, 2, together)(range(5)) == 1  # type: ignore[arg-type]
-    assert workers.most == at_most
+    assert trials.run(range(5), workers, 2) == 1  # type: ignore[arg-type]
+    assert workers.most == 2
     assert not workers.running
 
 
@@ -241,7 +238,7 @@ def test_tables_show_what_was_found_and_escape_it() -> None:
         {
             "table": tables.TRIALS,
             "backbone": "b",
-            "way": "1 slot",
+            "slots": 1,
             "trials": 2,
             "seconds": 1.0,
             "trials an hour": 7200,
@@ -252,7 +249,7 @@ def test_tables_show_what_was_found_and_escape_it() -> None:
     assert "| method | merge | one pass (≤ 1e-04) |" in page
     assert "| LoRA | **failed** | 2e-06 |\n| head only | n/a | – |" in page
     assert "- LoRA, merge: differs\n" in page
-    assert "| b | 1 slot | 2 | 1.0 | 7,200 |" in page
+    assert "| b | 1 | 2 | 1.0 | 7,200 |" in page
     assert len(tables.failures(rows)) == 1
 
 

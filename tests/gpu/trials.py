@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,54 +24,38 @@ from .toys import own_cache
 #: What a worker is warmed up with: a trial whose seed no other has.
 WARMUP_SEED = 10_000
 
-#: Runs trials and returns how many of them failed.
-Way = Callable[[Sequence[Trial]], int]
-
 
 def an_hour(
     device: str, backbones: Sequence[str], slots: Sequence[int], each: int, steps: int, batch: int
 ) -> Iterator[Row]:
     """For each backbone and each number of slots at work, with all workers there and warm before.
 
-    Each way runs `each` trials, or twice as many as it has at work where that is more.
+    Each time `each` trials run, or twice as many as slots where that is more.
     """
     with own_cache() as folder, _workers(device, max(slots)) as workers:
         for backbone in backbones:
             length = {"steps": steps, "batch_size": batch}
             one = trials(device, backbone, folder, range(WARMUP_SEED, WARMUP_SEED + max(slots)), **length)
             workers.prepare(list(one))
-            at_once(workers, max(slots))(one)
+            run(one, workers, max(slots))
             alone: float | None = None
-            for way, (count, run) in _ways(workers, slots).items():
+            for count in slots:
                 chosen = trials(device, backbone, folder, range(max(each, 2 * count)), **length)
                 began = time.perf_counter()
-                failed = run(chosen)
+                failed = run(chosen, workers, count)
                 took = time.perf_counter() - began
                 rate = 3600 * (len(chosen) - failed) / took
                 alone = rate if alone is None else alone
                 yield {
                     "table": tables.TRIALS,
                     "backbone": backbone,
-                    "way": way,
+                    "slots": count,
                     "trials": len(chosen),
                     "failed": failed,
                     "seconds": took,
                     "trials an hour": rate,
                     "of one slot": rate / alone if alone else None,
                 }
-
-
-def _ways(workers: Local, slots: Sequence[int]) -> dict[str, tuple[int, Way]]:
-    """Each way to run trials by its name, with how many it has at work at once: in so many slots, and in one
-    slot with so many in each step.
-    """
-    apart = {f"{count} slot{'s' * (count > 1)}": (count, at_once(workers, count)) for count in slots}
-    packed = {
-        f"1 slot, packs of {count}": (count, at_once(workers, 1, together=count))
-        for count in slots
-        if count > 1
-    }
-    return apart | packed
 
 
 def trials(device: str, backbone: str, folder: Path, seeds: Sequence[int], **training: Any) -> list[Trial]:
@@ -102,23 +86,14 @@ def _digits() -> dict[str, Any]:
 
 
 def _sentences(folder: Path) -> dict[str, Any]:
-    """A table of 700 sentences of random words, as long as CoLA's. All batches are of one width, so that
-    trials of several seeds can train together.
-    """
+    """A table of 700 sentences of random words, as long as CoLA's."""
     file, drawn = folder / "sentences.csv", random.Random(0)
     words = ["".join(drawn.choices("abcdefghijklm", k=3)) for _ in range(200)]
     lines = [
         f"{' '.join(drawn.choices(words, k=drawn.randint(3, 12)))},{drawn.randint(0, 1)}" for _ in range(700)
     ]
     file.write_text("\n".join(["text,label", *lines]), encoding="utf-8")
-    return {
-        "name": "sentences",
-        "csv": str(file),
-        "text": "text",
-        "label": "label",
-        "max_tokens": 32,
-        "padding": "max_tokens",
-    }
+    return {"name": "sentences", "csv": str(file), "text": "text", "label": "label", "max_tokens": 64}
 
 
 @contextmanager
@@ -128,29 +103,19 @@ def _workers(device: str, count: int) -> Iterator[Local]:
         yield workers
 
 
-def at_once(workers: Local, count: int, together: int = 1) -> Way:
-    """So many of the workers busy at any time, each with so many trials `together`."""
+def run(chosen: Sequence[Trial], workers: Local, at_once: int) -> int:
+    """Runs trials, `at_once` of the workers busy at any time, and returns how many of them failed."""
+    waiting, running, failed = list(chosen), 0, 0
 
-    def run(chosen: Sequence[Trial]) -> int:
-        waiting = [list(chosen[first : first + together]) for first in range(0, len(chosen), together)]
-        busy: list[list[Trial]] = []
-        failed = 0
-
-        def report(event: Event) -> None:
-            nonlocal failed
-            if event.ending is None:
-                return
+    def report(event: Event) -> None:
+        nonlocal running, failed
+        if event.ending is not None:
+            running -= 1
             failed += event.ending.status != "finished"
-            pack = next(pack for pack in busy if event.trial in pack)
-            pack.remove(event.trial)
-            if not pack:
-                busy.remove(pack)
 
-        while waiting or busy:
-            while waiting and len(busy) < count:
-                workers.submit(tuple(waiting[0]))
-                busy.append(waiting.pop(0))
-            workers.step(report)
-        return failed
-
-    return run
+    while waiting or running:
+        while waiting and running < at_once:
+            workers.submit(waiting.pop(0))
+            running += 1
+        workers.step(report)
+    return failed

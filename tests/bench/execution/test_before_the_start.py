@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.execution import local, local_slots, make_executor, perform
+from bench.execution import local, local_slots, make_executor
 from bench.execution.checks import check_disk, check_memory
 from bench.execution.perform import Event
 from bench.plan.trial import Trial
@@ -55,12 +55,12 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(local, "get_context", lambda _: forks)
-    monkeypatch.setattr(perform, "perform", meet)
-    monkeypatch.setattr(perform, "started", lambda trial, worker, *_: Event(trial, "started", worker))
+    monkeypatch.setattr(local, "perform", meet)
+    monkeypatch.setattr(local, "started", lambda trial, worker, *_: Event(trial, "started", worker))
     events: list[Event] = []
     with make_executor("local", "auto", slots_per_device=2) as place:
         for trial in trials:
-            place.submit([trial])
+            place.submit(trial)
         assert place.free == 0
         while sum(event.ending is not None for event in events) < len(trials):
             place.step(events.append)

@@ -68,11 +68,7 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 
 
 def run(
-    store: Store,
-    place: Local,
-    made: Plan,
-    notify: Callable[[Event], None] = lambda event: None,
-    pack: int = 1,
+    store: Store, place: Local, made: Plan, notify: Callable[[Event], None] = lambda event: None
 ) -> list[Event]:
     events: list[Event] = []
 
@@ -81,7 +77,7 @@ def run(
         notify(event)
 
     with session(store) as at_work:
-        execute(made, list(made.trials), at_work, place, note, pack=pack)
+        execute(made, list(made.trials), at_work, place, note)
     return events
 
 
@@ -104,7 +100,7 @@ def killing(place: Local, how: signal.Signals, times: int) -> Callable[[Event], 
     def notify(event: Event) -> None:
         if event.kind == "progress" and left[0]:
             left[0] -= 1
-            worker = next(w for w in place._workers if event.trial in w.trials)
+            worker = next(w for w in place._workers if w.trial and w.trial.id == event.trial.id)
             os.kill(worker.process.pid or 0, how)
 
     return notify
@@ -120,36 +116,6 @@ def test_a_worker_that_dies_costs_its_trial_which_is_tried_again(store: Store, w
     assert "was ended by SIGSEGV" in lost.tags["failure_message"]
 
 
-def test_a_pack_is_lost_with_its_worker_and_its_trials_run_again_one_by_one(
-    store: Store, workers: Local, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers, "slots", 1)
-    made = plan(methods=["lora", "head_only"], seeds=[0], training={**TALKATIVE, "steps": 200})
-    events = run(store, workers, made, killing(workers, signal.SIGKILL, 1), pack=2)
-    kinds = [event.kind for event in events if event.kind != "progress"]
-    assert kinds[:4] == ["started", "started", "lost", "lost"]
-    assert sorted(kinds[4:]) == ["finished", "finished", "started", "started"]
-    packed = [(record.status, record.provenance.get("packed", "")) for record in store.records()]
-    assert sorted(packed) == [("FINISHED", ""), ("FINISHED", ""), ("KILLED", "2"), ("KILLED", "2")]
-
-
-def test_trials_of_a_pack_are_pruned_each_by_itself(
-    store: Store, workers: Local, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers, "slots", 1)
-    made = plan(methods=["lora", "head_only"], seeds=[0], training=LONG)
-    last: list[str] = []
-
-    def notify(event: Event) -> None:
-        if event.kind == "progress" and event.trial.id not in last:
-            # The other one is told of next to it, and goes on until its turn.
-            last.append(event.trial.id)
-            raise Pruned
-
-    kinds = [event.kind for event in run(store, workers, made, notify, pack=2) if event.kind != "progress"]
-    assert kinds == ["started", "started", "pruned", "pruned"]
-
-
 def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, workers: Local) -> None:
     """As when memory runs out; the result is larger than what a pipe holds."""
     large = {"method": "tenslora", "variant": "qkv_depth", "ranks": [20] * 4}
@@ -159,7 +125,7 @@ def test_a_worker_that_dies_while_it_sends_its_result_is_a_loss(store: Store, wo
     def notify(event: Event) -> None:
         if event.kind == "started" and left[0]:
             left[0] -= 1
-            worker = next(w for w in workers._workers if w.trials)
+            worker = next(w for w in workers._workers if w.trial)
             waiting = array("i", [0])
             while waiting[0] < 2**16:
                 fcntl.ioctl(worker.link.fileno(), termios.FIONREAD, waiting)
@@ -191,7 +157,7 @@ def test_a_trial_that_ends_its_worker_each_time_is_lost_and_the_others_go_on(
 
     def notify(event: Event) -> None:
         if event.kind == "progress" and event.trial.seed == 0:
-            worker = next(w for w in workers._workers if event.trial in w.trials)
+            worker = next(w for w in workers._workers if w.trial and w.trial.id == event.trial.id)
             os.kill(worker.process.pid or 0, signal.SIGKILL)
 
     kinds = [e.kind for e in run(store, workers, made, notify) if e.kind not in ("progress", "started")]
@@ -252,7 +218,7 @@ def test_pruning_a_trial_whose_worker_died_meanwhile_is_a_loss(store: Store, wor
     def notify(event: Event) -> None:
         if event.kind == "progress" and left[0]:
             left[0] -= 1
-            worker = next(w for w in workers._workers if event.trial in w.trials)
+            worker = next(w for w in workers._workers if w.trial and w.trial.id == event.trial.id)
             worker.process.kill()
             worker.process.join()
             raise Pruned
@@ -279,7 +245,7 @@ def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
         place.prepare([head])
         (process,) = place.processes()
         for trial in (hungry, head):
-            place.submit([trial])
+            place.submit(trial)
             before = len(events)
             while not any(event.ending for event in events[before:]):
                 place.step(events.append)

@@ -64,7 +64,7 @@ def run(
         events.append(event)
         listen(event)
 
-    cluster.submit([trial], limit)
+    cluster.submit(trial, limit)
     while not (events and events[-1].ending):
         cluster.step(note)
     return events
@@ -167,8 +167,8 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
         def __init__(self, *_: object) -> None:
             self.kinds: list[str] = []
 
-        def run(self, trials: Any) -> None:
-            (self.trial,) = trials
+        def run(self, trial: Any) -> None:
+            self.trial = trial
             self.kinds.append("progress")
 
         def prune(self, trial: str) -> None:
@@ -198,7 +198,7 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
         with RayCluster("cuda", Share.of_gpus(2), None, PLAIN) as place:
             assert place.slots == place.free == 2
             for number in range(3):
-                place.submit([SimpleNamespace(id=str(number))])  # type: ignore[list-item]
+                place.submit(SimpleNamespace(id=str(number)))  # type: ignore[arg-type]
             assert place.free == 0
             while len(heard) < 4:
                 place.step(hear)

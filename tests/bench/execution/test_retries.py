@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import bench.execution.perform
+import bench.execution.inline
 from bench.execution import driver, retries
 from bench.execution.driver import execute, pending
 from bench.execution.inline import Inline
@@ -61,10 +61,10 @@ def test_others_run_while_a_lost_trial_waits_and_lost_thrice_it_is_left_to_the_n
 ) -> None:
     made = plan(seeds=[0, 1], training=SHORT)
     first, second = made.trials
-    real = bench.execution.perform.perform
+    real = bench.execution.inline.perform
     monkeypatch.setattr(driver, "LOOK", 0.0)
     monkeypatch.setattr(
-        bench.execution.perform,
+        bench.execution.inline,
         "perform",
         lambda trial, *rest: lost("its node died") if trial == first else real(trial, *rest),
     )
@@ -92,7 +92,7 @@ def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_l
 ) -> None:
     made = plan(seeds=[0], training=SHORT)
     happened: list[str] = []
-    send, settle, perform = Store.send, Claims.settle, bench.execution.perform.perform
+    send, settle, perform = Store.send, Claims.settle, bench.execution.inline.perform
 
     def once_away(store: Store, letter: Letter, *rest: Any) -> None:
         if letter.status == Status.KILLED and "away" not in happened:
@@ -113,7 +113,7 @@ def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_l
     monkeypatch.setattr(Store, "send", once_away)
     monkeypatch.setattr(Claims, "settle", noted)
     monkeypatch.setattr(
-        bench.execution.perform,
+        bench.execution.inline,
         "perform",
         lambda *given: perform(*given) if "away" in happened else lost("its node died"),
     )

@@ -156,7 +156,7 @@ def test_a_trial_that_never_ends_is_ended_and_has_failed(
 
     def notify(event: Event) -> None:
         events.append(event)
-        worker = next((one for one in place._workers if event.trial in one.trials), None)
+        worker = next((one for one in place._workers if one.trial == event.trial), None)
         if event.progress is None or worker is None or event.progress.steps < 10:
             return
         if how == "stopped":
@@ -167,7 +167,7 @@ def test_a_trial_that_never_ends_is_ended_and_has_failed(
     def end(event: Event) -> None:
         notify(event)
         if event.kind == "silent" and event.trial == made.trials[0]:
-            worker = next(one for one in place._workers if event.trial in one.trials)
+            worker = next(one for one in place._workers if one.trial == event.trial)
             worker.watch.limit = 0.0
 
     store = Store.create(new_store(tmp_path), "toy")

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
+import bench.execution.inline
 import bench.execution.perform
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
@@ -78,7 +79,7 @@ def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
 ) -> None:
     made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(bench.execution.perform, "perform", lambda *_: lost("its node died"))
+        patch.setattr(bench.execution.inline, "perform", lambda *_: lost("its node died"))
         patch.delitem(RETRIES, "lost")
         ended = call("search", made.suite, "--store", made.uri)
     assert (ended.code, "was lost with its worker; start the same command again" in ended.err) == (2, True)
@@ -138,7 +139,7 @@ def test_a_score_that_is_no_number_wins_nothing_and_counts_as_tried(
     with monkeypatch.context() as patch:
         values = dict.fromkeys((Measure.SCORE, Measure.SELECTED_VALIDATION), math.nan)
         unmeasurable = Ending("finished", {**values, Measure.SECONDS: 1.0})
-        patch.setattr(bench.execution.perform, "perform", lambda *_: unmeasurable)
+        patch.setattr(bench.execution.inline, "perform", lambda *_: unmeasurable)
         ended = call("search", made.suite, "--store", made.uri)
     assert (ended.code, "No point finished" in ended.out) == (1, True), ended.err
     assert made.states() == {"PRUNED": 2}
