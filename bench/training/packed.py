@@ -45,7 +45,6 @@ Performer = Callable[[Trial, Resources, Callable[[Progress], None]], T]
 #: How far the first features of a trial may be from what it reads alone, by the recipe's precision.
 NEAR = {"fp32": 1e-3, "bf16": 5e-2}
 
-
 CHANGED = "a trial of its pack changed the backbone"
 
 
@@ -150,7 +149,7 @@ class _Member:
         self.view = View(resources.backbone(trial), self._read)
         #: It waits for its first turn, once it is started.
         self.thread = threading.Thread(
-            target=self._live, args=(perform, _Place(resources, self)), name=f"trial {trial.id}", daemon=True
+            target=self._live, args=(perform, resources), name=f"trial {trial.id}", daemon=True
         )
         #: What it waits for; None while it runs.
         self.waits: _Read | _Gradient | None = None
@@ -175,7 +174,8 @@ class _Member:
         ended = _Ended()
         try:
             self._heard()
-            ended.result = perform(self.trial, resources, lambda progress: self._ask(_Told(progress)))
+            place = _Place(resources, self)
+            ended.result = perform(self.trial, place, lambda progress: self._ask(_Told(progress)))
         except BaseException as error:  # whatever it is, the pack's thread raises it
             ended.error = error
         self._said.put(ended)
@@ -210,7 +210,7 @@ class _Member:
 
 
 class _Place(Resources):
-    """What a trial of a pack finds: a view of the backbone, and for the rest what all find."""
+    """What a trial of a pack finds, made in its thread: a view of the backbone, else what all find."""
 
     def __init__(self, whole: Resources, member: _Member) -> None:
         super().__init__(str(whole.device))

@@ -24,7 +24,7 @@ from bench.training.forgetting import Forgetting, text_loss
 from bench.training.inference import EXAMPLES, Forward, Inference
 from bench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
 from bench.training.measure import PeakMemory
-from bench.training.numerics import compiled, deterministic
+from bench.training.numerics import compiled, deterministic, take_device
 from bench.training.saving import PLAIN, Saving, checkpointed
 from bench.training.seeding import generator, stream_seed
 from bench.wire.trial import Progress
@@ -69,11 +69,13 @@ class Outcome:
 class Resources:
     """The backbone and the data set that a worker keeps from one trial to the next.
 
-    A trial that needs others has them take their place, so that its peak memory is its own.
+    A trial that needs others has them take their place, so that its peak memory is its own. Its device is the
+    current one of the thread that makes it.
     """
 
     def __init__(self, device: str, saving: Saving = PLAIN) -> None:
         self.device = torch.device(device)
+        take_device(self.device)
         #: How its trials are run in less memory.
         self.saving = saving
         self._backbone: tuple[BackboneSpec, LoadedBackbone, str] | None = None

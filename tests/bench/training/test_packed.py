@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import bench.training.trial
 from bench.execution.perform import Event, perform_all
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
-from bench.training.packed import kin, why_alone
+from bench.training.packed import _Member, kin, why_alone
 from bench.training.seeding import Streams
 from bench.training.shared import Share, SharedEncoder, View, _Rows
 from bench.training.trial import Resources
@@ -320,6 +321,21 @@ def test_costs_that_are_not_a_trials_own_are_left_out() -> None:
         assert not {Measure.STEP_MS, Measure.PEAK_MIB} & set(ending.metrics)
         assert ending.metrics[Measure.SECONDS] > 0
     assert Measure.STEP_MS in together(made[:1]).endings[made[0].id].metrics
+
+
+def test_a_trial_takes_the_device_in_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    (trial,), taken = trials(VISION, ["lora"]), []
+
+    def take(device: torch.device) -> None:
+        taken.append((device, threading.current_thread()))
+
+    said: SimpleQueue[Any] = SimpleQueue()
+    member = _Member(trial, Resources("cpu"), lambda trial, place, tell: place.device, said)
+    monkeypatch.setattr(bench.training.trial, "take_device", take)
+    member.answer(None)
+    member.thread.start()
+    assert said.get().result == torch.device("cpu")
+    assert taken == [(torch.device("cpu"), member.thread)]
 
 
 def test_what_cannot_run_with_others_is_known_before() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import bench.training.trial
+from bench.execution.inline import Inline
 from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.trial import Resources, run_trial
@@ -117,6 +118,16 @@ def test_a_method_that_fails_while_it_is_put_on_leaves_no_trace(monkeypatch: pyt
             run_trial(trial, resources, nothing)
     expected = run_trial(trial, Resources("cpu"), nothing)
     assert torch.equal(run_trial(trial, resources, nothing).final.logits, expected.final.logits)
+
+
+def test_its_device_is_the_one_that_libraries_use_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for device in ("cpu", "cuda"):
+        Resources(device)
+    assert not taken
+    Inline("cuda:1")
+    assert taken == [torch.device("cuda:1")]
 
 
 def test_weights_that_are_not_the_planned_ones_are_refused() -> None:
