@@ -29,7 +29,7 @@ from bench.plan.trial import Trial
 from bench.tasks import PreparedData
 from bench.training.inference import Inference
 from bench.training.loop import Pruned, autocast
-from bench.training.numerics import deterministic
+from bench.training.numerics import deterministic, take_device
 from bench.training.seeding import Streams
 from bench.training.shared import Reader, Share, SharedEncoder, View
 from bench.training.trial import Resources
@@ -149,7 +149,7 @@ class _Member:
         self.view = View(resources.backbone(trial), self._read)
         #: It waits for its first turn, once it is started.
         self.thread = threading.Thread(
-            target=self._live, args=(perform, resources), name=f"trial {trial.id}", daemon=True
+            target=self._live, args=(perform, _Place(resources, self)), name=f"trial {trial.id}", daemon=True
         )
         #: What it waits for; None while it runs.
         self.waits: _Read | _Gradient | None = None
@@ -174,8 +174,7 @@ class _Member:
         ended = _Ended()
         try:
             self._heard()
-            place = _Place(resources, self)
-            ended.result = perform(self.trial, place, lambda progress: self._ask(_Told(progress)))
+            ended.result = perform(self.trial, resources, lambda progress: self._ask(_Told(progress)))
         except BaseException as error:  # whatever it is, the pack's thread raises it
             ended.error = error
         self._said.put(ended)
@@ -210,13 +209,14 @@ class _Member:
 
 
 class _Place(Resources):
-    """What a trial of a pack finds, made in its thread: a view of the backbone, else what all find."""
+    """What a trial of a pack finds: a view of the backbone, and for the rest what all find."""
 
     def __init__(self, whole: Resources, member: _Member) -> None:
         super().__init__(str(whole.device))
         self._whole, self._member = whole, member
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
+        take_device(self.device)
         return self._member.view
 
     def data(self, trial: Trial, model_input: ModelInput) -> PreparedData:

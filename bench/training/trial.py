@@ -69,13 +69,11 @@ class Outcome:
 class Resources:
     """The backbone and the data set that a worker keeps from one trial to the next.
 
-    A trial that needs others has them take their place, so that its peak memory is its own. Its device is the
-    current one of the thread that makes it.
+    A trial that needs others has them take their place, so that its peak memory is its own.
     """
 
     def __init__(self, device: str, saving: Saving = PLAIN) -> None:
         self.device = torch.device(device)
-        take_device(self.device)
         #: How its trials are run in less memory.
         self.saving = saving
         self._backbone: tuple[BackboneSpec, LoadedBackbone, str] | None = None
@@ -86,7 +84,11 @@ class Resources:
         self._inference: dict[str, Inference | None] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
-        """The trial's backbone, without any adapter. Raises UserError if its weights are not the planned."""
+        """The trial's backbone, without any adapter. Its device becomes the current one of the thread.
+
+        Raises UserError if its weights are not the planned.
+        """
+        take_device(self.device)
         spec = trial.backbone
         if self._backbone is None or self._backbone[0] != spec:
             # First this one goes, or memory would hold both for a while.

@@ -330,11 +330,11 @@ def test_a_trial_takes_the_device_in_its_own_thread(monkeypatch: pytest.MonkeyPa
         taken.append((device, threading.current_thread()))
 
     said: SimpleQueue[Any] = SimpleQueue()
-    member = _Member(trial, Resources("cpu"), lambda trial, place, tell: place.device, said)
-    monkeypatch.setattr(bench.training.trial, "take_device", take)
+    member = _Member(trial, Resources("cpu"), lambda trial, place, tell: place.backbone(trial), said)
+    monkeypatch.setattr(bench.training.packed, "take_device", take)
     member.answer(None)
     member.thread.start()
-    assert said.get().result == torch.device("cpu")
+    assert said.get().result is member.view
     assert taken == [(torch.device("cpu"), member.thread)]
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import bench.training.trial
-from bench.execution.inline import Inline
 from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.trial import Resources, run_trial
@@ -121,12 +120,15 @@ def test_a_method_that_fails_while_it_is_put_on_leaves_no_trace(monkeypatch: pyt
 
 
 def test_its_device_is_the_one_that_libraries_use_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[torch.device] = []
+    (trial,), taken = trials(), []
+    resources = Resources("cpu")
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    for device in ("cpu", "cuda"):
-        Resources(device)
+    for device in ("cpu", "cuda", "cuda:1"):
+        resources.backbone(trial)
+        # It is loaded now, and stays where it is.
+        resources.device = torch.device(device)
     assert not taken
-    Inline("cuda:1")
+    resources.backbone(trial)
     assert taken == [torch.device("cuda:1")]
 
 
