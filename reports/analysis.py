@@ -19,6 +19,7 @@ from reports.ranking import Ranking, normalise, rank
 from reports.recipes import Alike, Recipe, alike, recipes, told
 from reports.study import CEILING, FLOOR, Cell, Study, TaskAndBackbone, block_order, grouped
 from reports.thresholds import Asked, threshold_of, thresholds
+from reports.units import Unit, unit_of
 from reports.words import listed, many
 
 
@@ -30,6 +31,8 @@ class Block:
     metric: str
     #: The budget, with what tells the block from others of the same budget.
     title: str
+    #: How scores are shown.
+    unit: Unit
     #: The smallest difference that matters, in the metric's units.
     threshold: float
     #: Those on which there is something to compare.
@@ -121,6 +124,7 @@ def _blocks(
                 budget=budget,
                 metric=metric,
                 title=" · ".join(part for part in parts if part),
+                unit=unit_of(metric, next((cell.unit for cell in cells if cell.unit), "")),
                 threshold=threshold_of(metric, matters, [c for some in group.methods.values() for c in some]),
                 settings=(),
                 cells={},

@@ -70,6 +70,8 @@ class Move:
     method: str
     #: Of the scores; empty where neither has any.
     metric: str
+    #: What they are counted in, where they have the units of a regression's targets and its task says which.
+    unit: str
     #: Mean scores over the seeds that have finished.
     before: float | None
     after: float | None
@@ -255,6 +257,7 @@ def _move(
     return Move(
         **Name.of(pair.before)._asdict(),
         metric=pair.metric,
+        unit=pair.before.unit or pair.after.unit,
         before=pair.before.mean,
         after=pair.after.mean,
         seeds=(pair.before.finished, pair.after.finished),

@@ -14,7 +14,6 @@ from reports.inference import power
 from reports.inference.effects import Answer, Effect, Verdict, effect, verdict
 from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
 from reports.study import Cell, Study, TaskAndBackbone
-from reports.units import unit_of
 from reports.words import many
 
 
@@ -169,7 +168,7 @@ def _claim(block: Block, best: str | None, equals: Sequence[str] | None, found: 
             f"No claim about {reference.method}: {best} shares no finished seed with it on some setting, and "
             "differences are taken seed by seed."
         )
-    return _said(found, reference.method, unit_of(block.metric).size(block.threshold))
+    return _said(found, reference.method, block.unit.size(block.threshold))
 
 
 def _among(block: Block, equals: Sequence[str] | None) -> str:

@@ -25,9 +25,8 @@ from reports.figures.cost import COSTS
 from reports.mixtures import Mixture
 from reports.rendering import environment
 from reports.study import Cell, Study, grouped
-from reports.tables import INCOMPLETE, main_tables
+from reports.tables import INCOMPLETE, main_tables, scales
 from reports.units import unit_of
-from reports.words import listed
 
 #: Lines of the lists that could be as long as the study; the CSV files hold all.
 MOST_LINES = 300
@@ -67,10 +66,10 @@ def render(
             choices=selecting.choices(cells),
             dimensions=selecting.DIMENSIONS,
             facts=_facts(study),
-            measured=_measured(cells),
+            measured=scales(cells),
             forgotten=any(cell.forgetting is not None for cell in cells),
             score_heading="Score, %" if percent else "Score",
-            differ_in="points" if percent else "points or units",
+            differ_in=" or ".join(dict.fromkeys(unit_of(cell.metric, cell.unit).points for cell in cells)),
             tables=main_tables(cells, analysis.blocks),
             named={cell.method: cell for cell in reversed(cells)},
             incomplete=INCOMPLETE,
@@ -170,17 +169,6 @@ def _plotly(address: str) -> Markup:
     if address:
         return Markup('<script src="{}"></script>').format(address)
     return Markup(f"<script>{plotly_script()}</script>")
-
-
-def _measured(cells: Sequence[Cell]) -> str:
-    """What the scores are: split and metric, or those that there are."""
-    units = {f"{cell.evaluated} {cell.metric}": unit_of(cell.metric).mark for cell in cells if cell.metric}
-    percent, plain = (
-        listed(name for name in units if bool(units[name]) is marked) for marked in (True, False)
-    )
-    told = [f"{percent} in percent"] if percent or not plain else []
-    told += [f"{plain} in units of the targets"] if plain else []
-    return "; ".join(told).strip().capitalize()
 
 
 @dataclass(frozen=True)

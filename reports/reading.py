@@ -167,8 +167,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
                 cell = replace(cell, method=f"{cell.method} · {experiment.name}")
             known[key].append(ids)
             found = [_seed(own_first, len(cells), cell, seed, id_) for seed, id_ in row.trials.items()]
-            metric, evaluated, capabilities = _told(experiments, found)
-            cells.append(replace(cell, metric=metric, evaluated=evaluated, capabilities=capabilities))
+            cells.append(_told(cell, experiments, found))
             seeds.extend(found)
     numbers = dict.fromkeys([*MEASURED, *DERIVED], float)
     frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(numbers)
@@ -197,6 +196,7 @@ def _planned(experiment: Experiment, row: PlannedRow) -> PlannedCell:
         tuning=row.tuning,
         metric="",
         evaluated="",
+        unit="",
         capabilities="",
     )
 
@@ -248,15 +248,20 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> tuple[Ex
     return next(iter(finished or found), (experiments[0], None))
 
 
-def _told(experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> tuple[str, str, str]:
-    """What only the runs tell of a cell: metric and evaluated split, and what the method can do."""
+def _told(cell: PlannedCell, experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> PlannedCell:
+    """The cell with what only its runs tell: what its scores are, and what the method can do."""
     by_name = {experiment.name: experiment for experiment in experiments}
     for seed in seeds:
         if seed.finished:
             record = by_name[seed.experiment].records[seed.trial_id]
-            capabilities = ", ".join(json.loads(record.tag(Tag.CAPABILITIES, "[]")))
-            return record.tag(Tag.METRIC), record.tag(Tag.EVALUATED), capabilities
-    return "", "", ""
+            return replace(
+                cell,
+                metric=record.tag(Tag.METRIC),
+                evaluated=record.tag(Tag.EVALUATED),
+                unit=record.tag(Tag.UNIT),
+                capabilities=", ".join(json.loads(record.tag(Tag.CAPABILITIES, "[]"))),
+            )
+    return cell
 
 
 def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:

@@ -136,6 +136,9 @@ class PlannedCell:
     #: The metric of the scores and the split that they are of; empty while no seed has finished.
     metric: str
     evaluated: str
+    #: What the scores are counted in, where they have the units of a regression's targets and its task says
+    #: which; else empty.
+    unit: str
     #: What the method can do, separated by commas, as its runs tell (see `reports.capabilities`); empty where
     #: none does.
     capabilities: str
@@ -195,6 +198,16 @@ class Cell(PlannedCell):
     def gain(self) -> float | None:
         """The mean, with its sign turned where less is better: more is better in any case."""
         return None if self.mean is None else direction(self.metric) * self.mean
+
+
+def measured(cells: Iterable[Cell]) -> str:
+    """Split, metric and unit of the scores of cells that all measure the same."""
+    told = (
+        f"{cell.evaluated} {cell.metric}" + f" in {cell.unit}" * bool(cell.unit)
+        for cell in cells
+        if cell.metric
+    )
+    return next(told, "no result")
 
 
 Line = TypeVar("Line", Cell, Seed)

@@ -6,7 +6,7 @@ Scores are in percent or in the units of the targets, mean ± standard deviation
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,8 +18,9 @@ from reports.analysis import Analysis, Block
 from reports.inference.effects import Answer
 from reports.mixtures import Mixture
 from reports.rendering import environment
-from reports.study import OWN_SIZE, Cell, block_order, grouped
+from reports.study import OWN_SIZE, Cell, block_order, grouped, measured
 from reports.units import unit_of
+from reports.words import listed
 
 #: Shown where a cell lacks seeds.
 INCOMPLETE = "†"
@@ -66,7 +67,7 @@ class MainTable:
 
     backbone: str
     tasks: list[str]
-    #: What is measured on each task.
+    #: What is measured on each task, with its unit where that has a name.
     metrics: list[str]
     #: The metrics that several tasks have: each has a column of averages. No average is of two metrics.
     averages: list[str]
@@ -77,8 +78,8 @@ class MainTable:
     marked: bool
     #: What the marks are against.
     against: str
-    #: Whether all scores are in percent; others are in the units of their targets.
-    percent: bool = True
+    #: What the scores are, if not all in percent: metrics and their units.
+    mixed: str = ""
 
     @property
     def columns(self) -> int:
@@ -144,18 +145,27 @@ def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks, against: str
     return MainTable(
         backbone=backbone,
         tasks=list(by_task),
-        metrics=[_metric(some) for some in by_task.values()],
+        metrics=[measured(some) for some in by_task.values()],
         averages=list(averaged),
         blocks=blocks,
         incomplete=not all(cell.complete for cell in cells),
         marked=any(entry.mark for entry in entries),
         against=against,
-        percent=all(unit_of(cell.metric).mark for cell in cells),
+        mixed="" if all(unit_of(cell.metric).mark for cell in cells) else scales(cells),
     )
 
 
-def _metric(cells: Sequence[Cell]) -> str:
-    return next((f"{cell.evaluated} {cell.metric}" for cell in cells if cell.metric), "no result")
+def scales(cells: Iterable[Cell]) -> str:
+    """What the scores of cells are: splits, metrics and their units, as the beginning of a sentence."""
+    scored = [cell for cell in cells if cell.metric]
+    of_unit = grouped(scored, lambda cell: unit_of(cell.metric, cell.unit))
+    told = [
+        f"{listed(dict.fromkeys(f'{cell.evaluated} {cell.metric}' for cell in some))} in "
+        + ("percent" if unit.mark else unit.points)
+        for unit, some in sorted(of_unit.items(), key=lambda pair: not pair[0].mark)
+    ]
+    text = "; ".join(told) or "in percent"
+    return text[:1].upper() + text[1:]
 
 
 def _rows(

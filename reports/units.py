@@ -17,6 +17,8 @@ class Unit:
     factor: float
     #: What stands behind the name of an axis or column.
     mark: str
+    #: What the task's targets are counted in, where these are the scores' units and the task says it.
+    name: str = ""
 
     def score(self, value: float | None, digits: int = 2) -> str:
         """A score, or how far scores spread."""
@@ -33,18 +35,21 @@ class Unit:
     def size(self, value: float) -> str:
         """A difference that matters, with its unit."""
         if not self.mark:
-            return f"{value:.3g}"
+            return f"{value:.3g} {self.name}".rstrip()
         return f"{100 * value:g} point" + ("s" if value != 0.01 else "")
 
     @property
     def points(self) -> str:
         """What differences are counted in."""
-        return "points" if self.mark else "units of the targets"
+        return "points" if self.mark else self.name or "units of the targets"
 
 
-PERCENT, AS_IT_IS = Unit(100.0, "%"), Unit(1.0, "")
+PERCENT = Unit(100.0, "%")
 
 
-def unit_of(metric: str) -> Unit:
-    """Of a stored metric; of nothing that is scored yet, percent. Raises UserError for one not installed."""
-    return AS_IT_IS if metric and METRICS.get(metric).in_units else PERCENT
+def unit_of(metric: str, name: str = "") -> Unit:
+    """Of a stored metric; of nothing that is scored yet, percent.
+
+    `name` is that of the targets' unit, where it is known. Raises UserError for a metric not installed.
+    """
+    return Unit(1.0, "", name) if metric and METRICS.get(metric).in_units else PERCENT

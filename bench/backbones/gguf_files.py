@@ -12,17 +12,17 @@ from bench.backbones.huggingface import quiet
 from methods.errors import UserError
 
 
-def convert_gguf(source: Path, target: Path, quantisation: str) -> None:
+def convert_gguf(source: Path, target: Path, quantisation: str | None = None) -> None:
     """Writes the model and the tokenizer in a GGUF file to a folder, in float32.
 
     Every weight is what the quantised one stands for. transformers reads the file, by the package gguf.
     Raises UserError without that package, for what is no GGUF file, for weights of a quantisation that is not
-    known, and where most of them are not of the quantisation that the backbone is named after.
+    known, and where a backbone is named after a quantisation that most of them are not of.
     """
     if find_spec("gguf") is None:
         raise UserError(f"{source.name} is read by the package gguf: pip install 'tensorpeft-bench[gguf]'")
     found = _quantisation(source)
-    if found != quantisation:
+    if quantisation not in (None, found):
         raise UserError(f"{source}: its weights are {found}, the backbone is named after {quantisation}")
     import torch
     from safetensors.torch import save_file

@@ -273,6 +273,11 @@ def _weight_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; `local:` takes one written by save_pretrained")
     weights = sorted(file for file in folder.glob("model*.safetensors") if file.is_file())
+    if not weights and (gguf := sorted(file.name for file in folder.glob("*.gguf"))):
+        raise UserError(
+            f"{folder} has no model.safetensors, but {gguf[0]}: a GGUF file is first written to a folder "
+            "that `local:` takes. bench.backbones.gguf_files.convert_gguf does so (docs/decoders.md)"
+        )
     if not weights:
         raise UserError(
             f"{folder} has no model.safetensors (pickled weights are not read: load them once with "

@@ -189,6 +189,7 @@ def measure(
     if backbone_name not in BACKBONES:
         shapes = [name.removeprefix(SHAPES) for name in BACKBONES if name.startswith(SHAPES)]
         raise UnknownNameError("backbone", backbone_name.removeprefix(SHAPES), {*shapes, *BACKBONES})
+    numerics.take_device(torch.device(device))
     backbone = load(backbone_name)
     backbone.module.to(device)
     backbone.reset(CLASSES, torch.Generator().manual_seed(0))

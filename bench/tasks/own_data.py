@@ -20,7 +20,16 @@ from bench.tasks.base import LazyImages, SplitName, Streamed
 from bench.tasks.description import SPLIT_WORDS, Description
 from bench.tasks.own_labels import Labels, read_labels
 from bench.tasks.pictures import decoded
-from bench.tasks.tables import Table, embedded, is_text, read_csv, read_dataset, read_jsonl, read_parquet
+from bench.tasks.tables import (
+    RetypedError,
+    Table,
+    embedded,
+    is_text,
+    read_csv,
+    read_dataset,
+    read_jsonl,
+    read_parquet,
+)
 from methods.errors import UserError, shown
 
 #: What a column of numbers looks like in a CSV file.
@@ -47,10 +56,20 @@ def read_rows(asked: Description) -> Rows:
     """
     if asked.format in ("images", "image_list"):
         return _of_pictures(asked, _pictures(asked))
-    reader = _Reader(asked, list(_tables(asked)))
-    reader.read()
+    reader = _read(asked, list(_tables(asked)))
     classes, labels = reader.labels.finish()
     return Rows(reader.inputs, classes, labels, reader.groups, _official(reader.splits))
+
+
+def _read(asked: Description, tables: Sequence[tuple[SplitName | None, Table]]) -> _Reader:
+    """What has gone through the tables, with the types of columns that hold for the whole."""
+    while True:
+        reader = _Reader(asked, tables)
+        try:
+            reader.read()
+        except RetypedError:
+            continue
+        return reader
 
 
 def _names(columns: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -155,7 +174,7 @@ class _Reader:
             assert asked.group is not None
             for row, value in enumerate(part[asked.group].to_pylist(), len(self.groups)):
                 there = self._there(value, asked.group, row)
-                # A column of JSON may have floats in one part and the same numbers as integers in another.
+                # A file of JSON may have floats where another one has the same numbers as integers.
                 whole = isinstance(there, float) and there.is_integer()
                 # One text for all rows of a group.
                 self.groups.append(sys.intern(str(int(there) if whole else there)))

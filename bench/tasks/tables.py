@@ -101,8 +101,17 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
+class RetypedError(UserError):
+    """A column is of a wider type than its first rows showed; read again, all its rows are of that one."""
+
+
 def read_jsonl(file: Path, texts: Sequence[str]) -> Table:
-    """Columns of a file with a JSON object a line; `texts` hold strings. Raises UserError."""
+    """Columns of a file with a JSON object a line; `texts` hold strings. Raises UserError.
+
+    A column is of one type in all parts. Where a later part widens it, as floats do a column of integers,
+    reading stops with RetypedError, and begun anew it has the wider one from the first row on.
+    """
+    types: dict[str, pa.DataType] = {}
 
     def parts(columns: Sequence[str]) -> Iterator[pa.Table]:
         with _reading(file), file.open(encoding="utf-8-sig") as stream:
@@ -114,7 +123,7 @@ def read_jsonl(file: Path, texts: Sequence[str]) -> Table:
                     check_columns(str(file), columns, _names(file))
                 first = False
                 found = {name: [row.get(name) for row in rows] for name in columns}
-                yield _as_arrow(file, [number for number, _ in some], found, texts)
+                yield _as_arrow(file, [number for number, _ in some], found, texts, types)
 
     def line(row: int) -> str:
         with file.open(encoding="utf-8-sig") as stream:
@@ -142,9 +151,16 @@ def _object(file: Path, number: int, text: str) -> dict[str, Any]:
 
 
 def _as_arrow(
-    file: Path, numbers: Sequence[int], columns: dict[str, list[Any]], texts: Sequence[str]
+    file: Path,
+    numbers: Sequence[int],
+    columns: dict[str, list[Any]],
+    texts: Sequence[str],
+    types: dict[str, pa.DataType],
 ) -> pa.Table:
-    """Columns of JSON's values; `numbers` are the lines that they stand on."""
+    """Columns of JSON's values; `numbers` are the lines that they stand on.
+
+    `types` has those of the rows before, and takes the ones that hold from now on.
+    """
     import pyarrow as pa
 
     made = {}
@@ -155,14 +171,27 @@ def _as_arrow(
                     raise UserError(
                         f"{file}, line {number}: column '{name}' should hold texts, got {shown(value)}"
                     )
+        before = types.get(name, pa.null())
         try:
-            made[name] = pa.array(values, pa.string() if name in texts else None)
+            array = pa.array(values, pa.string() if name in texts else None)
+            types[name] = _wider(before, array.type)
+            made[name] = array.cast(types[name])
         except (pa.ArrowException, OverflowError) as error:
             raise UserError(
                 f"{file}, lines {numbers[0]} to {numbers[-1]}: the values of column '{name}' are not of one "
-                f"kind: {error}"
+                f"kind{'' if before == pa.null() else ' with those before'}: {error}"
             ) from error
+        if before not in (types[name], pa.null()):
+            raise RetypedError(f"{file}: the values of column '{name}' were of another kind when last read")
     return pa.table(made)
+
+
+def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type that holds the values of both. Raises ArrowTypeError where there is none."""
+    import pyarrow as pa
+
+    both = [pa.schema({"values": each}) for each in (one, other)]
+    return pa.unify_schemas(both, promote_options="permissive").field("values").type
 
 
 def read_parquet(file: Path, wanted: Sequence[str]) -> Table:

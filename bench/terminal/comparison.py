@@ -77,8 +77,8 @@ def _changes(names: tuple[str, str], changes: Sequence[Change]) -> Table:
 
 def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
     metric = moves[0].metric
-    unit = unit_of(metric)
-    title += ", in percent" if unit.mark else f", {metric} in units of the targets"
+    unit = unit_of(metric, next((move.unit for move in moves if move.unit), ""))
+    title += ", in percent" if unit.mark else f", {metric} in {unit.points}"
     columns = ("method", "budget", *names, "difference", "95%", "seeds", "p", "verdict")
     table = plain_table(
         title, *columns, texts=("budget", "verdict"), whole=columns[1:-1], folded=("verdict",)

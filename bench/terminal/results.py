@@ -16,7 +16,7 @@ from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_m
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult, Tried
 from bench.wire.words import PointState, Status, Tag
 from reports.inference.intervals import t_half
-from reports.study import Cell, Seed, grouped, lines_of
+from reports.study import Cell, Seed, grouped, lines_of, measured
 from reports.summary import Summary
 
 
@@ -117,8 +117,7 @@ def print_summary(console: Console, summary: Summary) -> None:
     """One table for each task and backbone."""
     cells = lines_of(summary.cells, Cell)
     for setting, some in grouped(cells, lambda cell: cell.setting).items():
-        measured = next((f"{cell.evaluated} {cell.metric}" for cell in some if cell.finished), "no result")
-        title = f"{setting} · {measured}, mean ± standard deviation over seeds"
+        title = f"{setting} · {measured(some)}, mean ± standard deviation over seeds"
         table = RowTable(title, "score", "seeds", "ms/step")
         for cell in some:
             step = "–" if cell.step_ms is None else f"{cell.step_ms:.0f}"

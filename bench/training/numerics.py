@@ -1,4 +1,4 @@
-"""Ways to compute that a recipe can ask for, compiled or deterministic, and that must leave no trace."""
+"""Where and how is computed: the current GPU, and what a recipe can ask for, which must leave no trace."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from torch import nn
 
 #: NVIDIA documents that cuBLAS may add in another order each time, unless this has one of two values.
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def take_device(device: torch.device) -> None:
+    """Makes a GPU the current one of this thread, which is what libraries use that are told of none.
+
+    A GPU without a number is the current one already.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from bench.training.forgetting import Forgetting, text_loss
 from bench.training.inference import EXAMPLES, Forward, Inference
 from bench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
 from bench.training.measure import PeakMemory
-from bench.training.numerics import compiled, deterministic
+from bench.training.numerics import compiled, deterministic, take_device
 from bench.training.saving import PLAIN, Saving, checkpointed
 from bench.training.seeding import generator, stream_seed
 from bench.wire.trial import Progress
@@ -84,7 +84,11 @@ class Resources:
         self._inference: dict[str, Inference | None] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
-        """The trial's backbone, without any adapter. Raises UserError if its weights are not the planned."""
+        """The trial's backbone, without any adapter. Its device becomes the current one of the thread.
+
+        Raises UserError if its weights are not the planned.
+        """
+        take_device(self.device)
         spec = trial.backbone
         if self._backbone is None or self._backbone[0] != spec:
             # First this one goes, or memory would hold both for a while.

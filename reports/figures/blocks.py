@@ -17,7 +17,6 @@ from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, Plot, panels
 from reports.figures import hover
 from reports.inference.intervals import Bounds
 from reports.study import Study, TaskAndBackbone
-from reports.units import unit_of
 from reports.words import many
 
 #: Methods of one panel, and seed pairs of one setting that a point tells.
@@ -38,7 +37,7 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
     shown = sorted(block.comparisons, key=lambda c: c.effect.difference)[-MOST_METHODS:]
     if len(shown) < 2 or block.reference is None:
         return None
-    threshold, unit = block.threshold, unit_of(block.metric)
+    threshold, unit = block.threshold, block.unit
     figure, (ax,) = panels(1, height=_height(shown))
     ax.axvspan(-unit.factor * threshold, unit.factor * threshold, color=RULE, alpha=0.5, lw=0)
     ax.axvline(0, color=MUTED, lw=0.8)
@@ -76,7 +75,7 @@ def _forest(
 ) -> Plot:
     """The differences for the page, each with those of its seed pairs."""
     traces: list[hover.Trace] = []
-    factor = unit_of(block.metric).factor
+    factor = block.unit.factor
     for y, found in enumerate(shown):
         low, high = found.interval or (found.effect.difference,) * 2
         marker = hover.markers(looks, found.family)
@@ -130,7 +129,7 @@ def _forest(
 
 def _pairs(study: Study, block: Block, found: AgainstReference) -> str:
     """What appears at a difference: its interval and verdict, and the difference of each seed pair."""
-    unit, bounds = unit_of(block.metric), "no interval"
+    unit, bounds = block.unit, "no interval"
     if found.interval:
         bounds = f"{unit.difference(found.interval[0])} to {unit.difference(found.interval[1])}"
     lines = []
@@ -155,7 +154,7 @@ def _reach(shown: Sequence[AgainstReference], threshold: float) -> float:
 def _measured(block: Block) -> str:
     reference = block.reference.method if block.reference else ""
     side = "above" if direction(block.metric) > 0 else "below"
-    return f"{unit_of(block.metric).points} {side} {reference}"
+    return f"{block.unit.points} {side} {reference}"
 
 
 def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:

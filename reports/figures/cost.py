@@ -13,7 +13,7 @@ from reports.analysis import Analysis
 from reports.drawing import INK, MUTED, Drawn, Looks, Name, Plot, name_at_right, panels, themed
 from reports.figures import hover
 from reports.pareto import CostOf, best_means, pareto
-from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
+from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped, measured
 from reports.units import unit_of
 
 #: Settings that have a figure each.
@@ -119,9 +119,9 @@ def _figure(
     name_at_right(ax, [Name(p.name, p.cost, p.score, looks.colour(p.cell.family)) for p in named])
     _legend(ax, looks, {point.cell.family for point in dots})
     first, unit = points[0].cell, unit_of(points[0].cell.metric)
-    measured = f"{first.evaluated} {first.metric}" + (f", {unit.mark}" if unit.mark else "")
+    scale = measured([first]) + (f", {unit.mark}" if unit.mark else "")
     ax.set_xlabel(cost.label)
-    ax.set_ylabel(measured)
+    ax.set_ylabel(scale)
     best_names = f"from cheap to dear: {', '.join(p.name for p in line) or 'none'}"
     caption = (
         "The mean over seeds, hollow where some are missing. Faint: off the Pareto front, since something "
@@ -135,7 +135,7 @@ def _figure(
         caption,
         alternative,
         figure,
-        plot=_plot(study, cost, looks, (dots, line, free), limits, log, measured),
+        plot=_plot(study, cost, looks, (dots, line, free), limits, log, scale),
         settings=(setting,),
     )
 
@@ -262,7 +262,7 @@ def _plot(
     points: tuple[Sequence[_Point], Sequence[_Point], Sequence[_Point]],
     limits: tuple[float, float],
     log: bool,
-    measured: str,
+    scale: str,
 ) -> Plot:
     dots, line, free = points
     traces: list[hover.Trace] = [
@@ -299,7 +299,7 @@ def _plot(
         traces,
         height=400,
         x={"title": {"text": cost.label}, "type": "log" if log else "linear"},
-        y={"title": {"text": hover.safe(measured)}, "range": list(limits)},
+        y={"title": {"text": hover.safe(scale)}, "range": list(limits)},
         shapes=[_level(point) for point in free],
         annotations=_told_outside([p for p in (*dots, *free) if not limits[0] <= p.score <= limits[1]]),
     )

@@ -78,6 +78,15 @@ def model_of(kind: str, **changes: Any) -> Any:
     return model
 
 
+def whole_model_of(name: str, tower: str) -> Any:
+    """A CLIP or a SigLIP whose vision tower is of this kind."""
+    text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = getattr(transformers, f"{name}Config")(
+        text_config=text | {"vocab_size": 50}, vision_config=tiny(tower)._config().to_dict()
+    )
+    return getattr(transformers, f"{name}Model")(config).eval()
+
+
 def write(folder: Path, kind: str, model: Any, *, version: int = 5, prefix: bool = False) -> Path:
     """Write `model` as a checkpoint folder, key by key, not by `save_pretrained`.
 

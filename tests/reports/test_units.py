@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ PAIRS = {
     "text": ["first", "second"],
     "label": "score",
     "target": "regression",
-    "unit": "points",
+    "unit": "rating points",
     "train_size": 40,
     "validation_size": 10,
     "test_size": 10,
@@ -74,7 +75,7 @@ def test_stored_predictions_give_the_stored_scores_by_scipy(uri: str) -> None:
         assert path is not None
         frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
         assert list(frame.columns) == ["example", "label", "prediction", "logit_0"]
-        assert record.tags.get("unit") == ("points" if record.tags["metric"] == "rmse" else None)
+        assert record.tags.get("unit") == ("rating points" if record.tags["metric"] == "rmse" else None)
         expected = by_hand[record.tags["metric"]](frame["label"], frame["prediction"])
         assert record.score == pytest.approx(expected, abs=1e-6)
         mean, sd = (record.metrics[key] for key in (Measure.TARGET_MEAN, Measure.TARGET_SD))
@@ -112,7 +113,7 @@ def test_reports_take_less_for_better_where_it_is(uri: str) -> None:
 def test_a_trial_is_shown_with_the_unit_of_its_score(uri: str, call: Callable[..., Any]) -> None:
     for record in Store.existing(uri, "units").records():
         out = call("show", record.tags["trial_id"], "--store", uri).out
-        assert (f"rmse {record.score:.4f} points" in out) == (record.tags["metric"] == "rmse")
+        assert (f"rmse {record.score:.4f} rating points" in out) == (record.tags["metric"] == "rmse")
 
 
 def test_the_page_shows_scores_in_their_units(uri: str, tmp_path: Path) -> None:
@@ -122,9 +123,12 @@ def test_the_page_shows_scores_in_their_units(uri: str, tmp_path: Path) -> None:
     for cell in study.all_cells:
         assert cell.mean is not None
         assert (f"{cell.mean:.4g}" if cell.metric == "rmse" else f"{100 * cell.mean:.2f}") in text
-    assert "test rmse in units of the targets" in text
+    assert "Test pearson, test spearman in percent; test rmse in rating points, mean" in text
     tables = next((tmp_path / "out").rglob("tables.md")).read_text()
-    assert "difference, units of the targets" in tables
+    assert "| rmse (test rmse in rating points) |" in tables
+    assert "difference, rating points |" in tables
+    assert re.search(r"Threshold: \d\S* rating points of rmse", tables)
+    assert "units of the targets" not in text + tables
 
 
 def test_predictions_of_a_regression_are_in_its_units(uri: str) -> None:

@@ -20,9 +20,10 @@ from ..small_gguf import finish, small_gguf
 
 def test_a_file_becomes_a_folder_that_loads(tmp_path: Path) -> None:
     wrote = small_gguf(tmp_path / "model.gguf")
+    with pytest.raises(UserError, match=r"no model\.safetensors, but model\.gguf: .*convert_gguf does so"):
+        describe(BackboneSpec(local=tmp_path))
     folder = tmp_path / "made"
-    folder.mkdir()
-    convert_gguf(tmp_path / "model.gguf", folder, "Q4_1")
+    convert_gguf(tmp_path / "model.gguf", folder)
     weights = load_file(folder / "model.safetensors")
     np.testing.assert_array_equal(weights["embed_tokens.weight"], wrote["token_embd"])
     np.testing.assert_array_equal(weights["layers.0.self_attn.v_proj.weight"], wrote["blk.0.attn_v"])

@@ -19,7 +19,7 @@ from methods import create
 from methods.backbone import GATED_PROJECTIONS, Site
 from methods.errors import UserError
 
-from ..local_checkpoints import batch, features, model_of
+from ..local_checkpoints import batch, features, model_of, whole_model_of
 
 #: Methods meet these kinds one by one in tests/bench/conformance.
 MET = ("bert", "roberta", "vit", "dinov2", "timm")
@@ -85,12 +85,7 @@ def test_another_image_size_is_that_of_transformers(kind: str, tmp_path: Path) -
     ("whole", "part"), [("CLIP", "clip_vision_model"), ("Siglip", "siglip_vision_model")]
 )
 def test_a_vision_tower_is_taken_out_of_a_whole_model(whole: str, part: str, tmp_path: Path) -> None:
-    text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    vision = tiny(part)._config().to_dict()
-    config = getattr(transformers, f"{whole}Config")(
-        text_config=text | {"vocab_size": 50}, vision_config=vision
-    )
-    model = getattr(transformers, f"{whole}Model")(config).eval()
+    model = whole_model_of(whole, part)
     model.save_pretrained(tmp_path)
     backbone, inputs = load(BackboneSpec(local=tmp_path)), inputs_of(part)
     assert backbone.info.kind == part

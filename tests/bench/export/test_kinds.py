@@ -26,7 +26,7 @@ from bench.export.updates import Fused
 from bench.inputs import Prompt, Writing
 from methods import Geometry, UserError
 
-from ..local_checkpoints import model_of
+from ..local_checkpoints import batch, model_of, whole_model_of
 from ..small_gguf import small_gguf
 from .cases import METHODS, Case, close, generator
 
@@ -81,6 +81,18 @@ def test_a_kind_is_a_checkpoint_and_a_merged_model(kind: str, tmp_path: Path) ->
     if kind in FUSED:
         assert any(layer.endswith(FUSED[kind]) for layer in config["target_modules"])
     assert config["fan_in_fan_out"] is (kind == "gpt2")
+
+
+@pytest.mark.parametrize(
+    ("whole", "tower"), [("CLIP", "clip_vision_model"), ("Siglip", "siglip_vision_model")]
+)
+def test_a_checkpoint_on_the_tower_of_a_whole_model(whole: str, tower: str, tmp_path: Path) -> None:
+    whole_model_of(whole, tower).save_pretrained(tmp_path / "model")
+    made = loaded(BackboneSpec(local=tmp_path / "model"), tmp_path)
+    made.export(made.attach(METHODS["lora on all"]))
+    images = batch("vit", getattr(made.backbone.info.input, "size", 0))
+    with torch.no_grad():
+        close(made.loaded()["logits"](**images), made.backbone.module.eval()(**images))
 
 
 LANGUAGE_MODELS = {

@@ -23,18 +23,12 @@ from bench.tasks import TASKS, DataSource, Task, data_key, prepare, tables
 from methods.errors import UserError
 from methods.validation import validate
 
-from .toy_tasks import IMAGES, TEXT, splits
+from .toy_tasks import IMAGES, TEXT, splits, task
 
 SUITES = Path(__file__).parents[3] / "suites"
 
 CSV = "body,stars,who\n" + "".join(f"w{i} w{i % 7} w{i % 5},{'ab'[i % 2]},p{i // 4}\n" for i in range(40))
 ROWS = [{"body": f"w{i} w{i % 7}", "stars": i % 2, "who": f"p{i // 4}"} for i in range(40)]
-
-
-def task(folder: Path, **row: Any) -> Task:
-    made = validate(TaskRow, {"name": "mine", **row}, "tasks.0")
-    assert made.data is not None
-    return made.model_copy(update={"data": made.data.beside(folder)}).lookup()
 
 
 def reviews(folder: Path, content: str = CSV, **more: Any) -> Task:
@@ -210,36 +204,6 @@ def test_what_cannot_be_is_refused_by_its_line(tmp_path: Path, case: str) -> Non
     content, more, message = BAD[case]
     with pytest.raises(UserError, match=message):
         reviews(tmp_path, content, **more)
-
-
-JSON: dict[str, tuple[list[Any], str]] = {
-    "no object": ([{"body": "a", "stars": 1}, [1]], "line 5: it should be a JSON object, got .1."),
-    "no text": ([{"body": "a", "stars": 1}, {"body": 5}], "line 5: column 'body' should hold texts, got 5"),
-    "a hole": ([{"body": "a", "stars": 1}, {"body": "b"}], "line 5: no value in column 'stars'"),
-    "no column": ([{"bodi": "a", "stars": 1}], "has no column 'body': did you mean 'bodi'"),
-    "two kinds": (
-        [{"body": "a", "stars": 1}, {"body": "b", "stars": "x"}],
-        "lines 3 to 5: .* 'stars' are",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", JSON)
-def test_lines_of_json_are_refused_by_their_number(tmp_path: Path, case: str) -> None:
-    rows, message = JSON[case]
-    (tmp_path / "r.jsonl").write_text("\n\n" + "\n\n".join(map(json.dumps, rows)))
-    with pytest.raises(UserError, match=message):
-        task(tmp_path, jsonl="r.jsonl", text="body", label="stars")
-
-
-def test_lines_of_json_may_have_a_mark_and_groups_of_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "ROWS", 2)
-    rows = [json.dumps({**row, "who": n}) for row, n in zip(ROWS, (7, 8, 7.0, 8.5), strict=False)]
-    (tmp_path / "r.jsonl").write_text("\n".join(rows), encoding="utf-8-sig")
-    own = task(tmp_path, jsonl="r.jsonl", text="body", label="stars", group="who")
-    assert list(own.examples().groups or ()) == ["7", "8", "7", "8.5"]
 
 
 def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.inputs import ImageInput, TextInput
+from bench.suite.rows import TaskRow
 from bench.tasks import Examples, ImageSplit, PreparedData, Task, TextSplit
+from methods.validation import validate
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -66,3 +69,10 @@ class ToyImages(Task):
 
 def splits(data: PreparedData) -> list[TextSplit | ImageSplit]:
     return [data.train, data.validation, data.test]
+
+
+def task(folder: Path, **row: Any) -> Task:
+    """A task of files in a folder, as a suite's row describes it."""
+    made = validate(TaskRow, {"name": "mine", **row}, "tasks.0")
+    assert made.data is not None
+    return made.model_copy(update={"data": made.data.beside(folder)}).lookup()

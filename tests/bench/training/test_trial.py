@@ -119,6 +119,19 @@ def test_a_method_that_fails_while_it_is_put_on_leaves_no_trace(monkeypatch: pyt
     assert torch.equal(run_trial(trial, resources, nothing).final.logits, expected.final.logits)
 
 
+def test_its_device_is_the_one_that_libraries_use_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    (trial,), taken = trials(), []
+    resources = Resources("cpu")
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for device in ("cpu", "cuda", "cuda:1"):
+        resources.backbone(trial)
+        # It is loaded now, and stays where it is.
+        resources.device = torch.device(device)
+    assert not taken
+    resources.backbone(trial)
+    assert taken == [torch.device("cuda:1")]
+
+
 def test_weights_that_are_not_the_planned_ones_are_refused() -> None:
     (trial,) = trials()
     with pytest.raises(UserError, match="changed since the plan: weights other were planned, random:vit"):

@@ -1,0 +1,60 @@
+"""Described data in JSON lines: what is refused, and by which line, and of what kind a column is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.tasks import tables
+from methods.errors import UserError
+
+from .toy_tasks import task
+
+JSON: dict[str, tuple[list[Any], str]] = {
+    "no object": ([{"body": "a", "stars": 1}, [1]], "line 5: it should be a JSON object, got .1."),
+    "no text": ([{"body": "a", "stars": 1}, {"body": 5}], "line 5: column 'body' should hold texts, got 5"),
+    "a hole": ([{"body": "a", "stars": 1}, {"body": "b"}], "line 5: no value in column 'stars'"),
+    "no column": ([{"bodi": "a", "stars": 1}], "has no column 'body': did you mean 'bodi'"),
+    "two kinds": (
+        [{"body": "a", "stars": 1}, {"body": "b", "stars": "x"}],
+        "lines 3 to 5: .* 'stars' are",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", JSON)
+def test_lines_of_json_are_refused_by_their_number(tmp_path: Path, case: str) -> None:
+    rows, message = JSON[case]
+    (tmp_path / "r.jsonl").write_text("\n\n" + "\n\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=message):
+        task(tmp_path, jsonl="r.jsonl", text="body", label="stars")
+
+
+def test_lines_of_json_may_have_a_mark_and_groups_of_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROWS", 2)
+    rows = [json.dumps({"body": f"w{i}", "stars": i % 2, "who": n}) for i, n in enumerate((7, 8, 7.0, 8.5))]
+    (tmp_path / "r.jsonl").write_text("\n".join(rows), encoding="utf-8-sig")
+    own = task(tmp_path, jsonl="r.jsonl", text="body", label="stars", group="who")
+    assert list(own.examples().groups or ()) == ["7", "8", "7", "8.5"]
+
+
+def test_answers_in_json_are_of_one_kind_in_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROWS", 2)
+
+    def answers(*values: Any) -> list[str]:
+        rows = ({"q": f"what is {n}", "a": value} for n, value in enumerate(values))
+        (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return list(task(tmp_path, jsonl="r.jsonl", prompt="q", answer="a").examples().labels)
+
+    assert answers(3, 4, 5, 6) == ["3", "4", "5", "6"]
+    assert answers(3, 4, 5, 6.5, 7) == ["3.0", "4.0", "5.0", "6.5", "7.0"]
+    assert answers(3.5, 4, 5, 6) == ["3.5", "4.0", "5.0", "6.0"]
+    with pytest.raises(UserError, match=r"lines 3 to 4: .* not of one kind with those before: .*int64"):
+        answers(3, 4, "five", "six")
