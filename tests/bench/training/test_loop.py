@@ -303,8 +303,6 @@ def test_the_test_split_is_read_exactly_once_and_after_the_training(
         return real(self, indices)
 
     monkeypatch.setattr(ImageSplit, "batch", batch)
-    # The first trial of a worker times forwards too, on some of the test split.
-    monkeypatch.setattr(Resources, "inference", lambda *_: None)
     run_trial(made, resources, lambda progress: None)
     tested = [i for name, indices in read for i in indices if name == "test"]
     assert sorted(tested) == list(range(DIGITS["test_size"]))
