@@ -55,8 +55,8 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
     ax.set_xlabel(_measured(block))
     caption = (
         f"Mean difference from {reference} over {_settings(block)}, with its interval (cut at the frame); "
-        f"all intervals hold at once with 95%. The band is ±{unit.factor * threshold:.3g} {unit.points}, the "
-        "smallest difference taken to matter."
+        f"all intervals hold at once with {block.held}. The band is ±{unit.factor * threshold:.3g} "
+        f"{unit.points}, the smallest difference taken to matter."
     ) + _left_out(shown, block.comparisons)
     alternative = "; ".join(f"{c.method} {unit.difference(c.effect.difference)}" for c in reversed(shown))
     title = f"Against {reference}, {block.title}"
@@ -186,13 +186,16 @@ def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
     caption = f"Rank by the mean score over {_settings(block)}, in order of the mean of each setting's ranks."
     if found.low is not None:
         caption += (
-            " Intervals are the ranks that are left by who is apart from whom; all hold at once with 95%."
+            " Intervals are the ranks that are left by who is apart from whom; all hold at once with "
+            f"{block.held}."
         )
     if letters:
         caption += " Methods that share a letter at the right cannot be told apart."
     caption += _left_out(methods, block.methods)
     alternative = "; ".join(f"{m} {r:.1f}" for m, r in zip(methods, found.place, strict=False))
-    return Drawn(f"ranks-{number}", f"Ranks, {block.title}", caption, alternative, figure, **of_block(block))
+    return Drawn(
+        f"ranks-{number}", f"Ranks, {block.heading}", caption, alternative, figure, **of_block(block)
+    )
 
 
 def better(block: Block, number: int) -> Drawn | None:
@@ -228,7 +231,7 @@ def better(block: Block, number: int) -> Drawn | None:
     )
     alternative = "Its numbers stand in the table below."
     return Drawn(
-        f"p-better-{number}", f"P(better), {block.title}", caption, alternative, figure, **of_block(block)
+        f"p-better-{number}", f"P(better), {block.heading}", caption, alternative, figure, **of_block(block)
     )
 
 
@@ -256,7 +259,7 @@ def normalised(study: Study, block: Block, number: int, looks: Looks) -> Drawn |
     alternative = "; ".join(f"{m} {block.aggregates[m].mean:.2f}" for m in methods)
     return Drawn(
         f"normalised-{number}",
-        f"Normalised score, {block.title}",
+        f"Normalised score, {block.heading}",
         caption,
         alternative,
         figure,
