@@ -54,10 +54,13 @@ def of_tuning(tuned: Packed, untuned: Packed) -> tuple[str, str]:
     both = Progress(sum(one.trials for one in done), sum(one.planned for one in done), 2 * len(ROWS), missing)
     if not both.there:
         return both.state, both.told
+    ranked = {f"on {task}": [task] for task in both.there}
+    if len(ranked) > 1:
+        ranked = {"by the mean over both tasks": both.there} | ranked
     lines = [
-        f"- Kendall's correlation of the two rankings of {len(ROWS)} rows, by the mean over {listed(tasks)}: "
+        f"- Kendall's correlation of the two rankings of {len(ROWS)} rows, {how}: "
         f"**{number(_kendall(tuned, untuned, tasks))}**."
-        for tasks in dict.fromkeys([tuple(both.there), *((task,) for task in both.there)])
+        for how, tasks in ranked.items()
     ]
     lines += [f"- {label.capitalize()}: {_best(side, both.there)}" for label, side in sides.items()]
     commands = "\n".join(
@@ -81,8 +84,8 @@ def _best(side: Packed, tasks: Sequence[str]) -> str:
     found = next(findings(study, analyse(study).blocks))
     if found.best is None or found.equals is None:
         return "nothing tells methods apart."
-    others = f"{len(found.equals)}: {listed(map(plain, found.equals))}" if found.equals else "none"
-    return f"**{plain(found.best)}** has the best mean at LoRA's budget; not told apart from it: {others}."
+    others = f"({len(found.equals)}): {listed(map(plain, found.equals))}" if found.equals else "is none"
+    return f"**{plain(found.best)}** has the best mean at LoRA's budget. Not told apart from it {others}."
 
 
 def of_forgetting(packed: Packed) -> tuple[str, str]:
@@ -95,9 +98,9 @@ def of_forgetting(packed: Packed) -> tuple[str, str]:
     state = "forgetting: all there" if ended == planned else f"so far: {ended:,} of {planned:,} trials"
     head = ["method", "parameters", "forgetting", "more than LoRA", "interval", "verdict"]
     told = (
-        f"{ended:,} of {planned:,} trials, of {listed(dict.fromkeys(cell.setting for cell in cells))}. Forgetting "
-        "is the rise of the loss of a token on text that no task trains on, in nats, the mean over seeds. Intervals "
-        "are over seeds, and hold at once with 95%."
+        f"{ended:,} of {planned:,} trials, of {listed(dict.fromkeys(cell.setting for cell in cells))}. "
+        "Forgetting is the rise of the loss of a token on text that no task trains on, in nats, the mean "
+        "over seeds. Intervals are over seeds, and hold at once with 95%."
     )
     command = f"```\ntensorbench report {packed.files} --out h\n```"
     return state, "\n\n".join([told, table(head, _forgotten(packed, study, cells)), command])

@@ -98,8 +98,8 @@ class Progress:
         if not self.there:
             return f"**Not run yet**: {count}"
         return (
-            f"**So far, on {len(self.there)} of {len(self.missing)} tasks** ({listed(self.there)}): no answer "
-            f"yet, since the question is of the mean over all {len(self.missing)}. {count}"
+            f"**So far, on {len(self.there)} of {len(self.missing)} tasks** ({listed(self.there)}): no "
+            f"answer yet, since the question is of the mean over all {len(self.missing)}. {count}"
         )
 
     def _tasks(self, tasks: Sequence[str]) -> str:

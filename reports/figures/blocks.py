@@ -203,9 +203,11 @@ def better(block: Block, number: int) -> Drawn | None:
     if block.ranking is None or block.ranking.better is None:
         return None
     methods = block.ranking.paired
-    size = 0.36 * len(methods)
+    names = [cut(method, MOST_LETTERS) for method in methods]
+    size, label = 0.36 * len(methods), 0.08 * max(map(len, names))
     figure, (ax,) = panels(1, height=size + 1.6)
-    figure.set_size_inches(min(size + 2.6, 11), size + 1.7)
+    # Names stand to the left, and slant to the right above: few long ones need more than the field itself.
+    figure.set_size_inches(min(size + max(2.6, 1.8 * label), 11), size + max(1.7, 0.7 * label))
     for i in range(len(methods)):
         for j in range(len(methods)):
             if i == j:
@@ -216,7 +218,6 @@ def better(block: Block, number: int) -> Drawn | None:
                 Rectangle((j - 0.5, -i - 0.5), 1, 1, color=colour, alpha=0.45 * abs(2 * p - 1), lw=0)
             )
             ax.text(j, -i, f"{100 * p:.0f}", ha="center", va="center", fontsize=7.5)
-    names = [cut(method, MOST_LETTERS) for method in methods]
     ax.set_xticks(range(len(methods)), names, rotation=40, ha="left", rotation_mode="anchor")
     ax.set_yticks([-i for i in range(len(methods))], names)
     ax.xaxis.tick_top()
