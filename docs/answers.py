@@ -50,8 +50,7 @@ class Line:
 
 def of_pairs(packed: Packed, question: Question) -> tuple[str, str]:
     """The state of a question, and what is found of it."""
-    rows = tuple(dict.fromkeys(name for other, some in question.compared.items() for name in (other, *some)))
-    done = progress(packed, rows, question.budget, question.tasks, question.seeds)
+    done = progress(packed, question.rows, question.budget, question.tasks, question.seeds)
     if not done.there:
         return done.state, done.told
     lines, lacking = compared(packed, question, done.there)
@@ -91,15 +90,15 @@ def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[L
 
 
 def _command(packed: Packed, question: Question, done: Progress) -> str:
-    pairs = [f"--pair '{listed(methods)} : {other}'" for other, methods in question.compared.items()]
-    only = [] if done.complete else [f"--task {','.join(done.there)}"]
-    asked = [f"--out {question.letter} --budget '{question.budget}'", *only, *pairs]
+    only = "" if done.complete else f" --task {','.join(done.there)}"
+    pairs = "".join(
+        f" \\\n    --pair '{listed(methods)} : {other}'" for other, methods in question.compared.items()
+    )
     families = len(question.compared)
     each = f", those of each of the {families} references with {100 * of_each(families):.4g}%"
-    return (
-        f"Points, with intervals that hold at once with 95%{each if families > 1 else ''}.\n\n"
-        f"```\ntensorbench report {packed.files} {' '.join(asked)}\n```"
-    )
+    asked = f"{packed.files} --out {question.letter} --budget '{question.budget}'{only}{pairs}"
+    level = f"95%{each if families > 1 else ''}"
+    return f"Points, with intervals that hold at once with {level}.\n\n```\ntensorbench report {asked}\n```"
 
 
 def _beats(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from reports.part import Part
 from reports.reading import read_sources
 from reports.study import Cell, Study, grouped
 from reports.units import PERCENT
-from reports.words import listed
+from reports.words import listed, many
 
 DOCS = Path(__file__).parent
 #: Names of one list before it is cut.
@@ -103,13 +103,15 @@ class Progress:
         )
 
     def _tasks(self, tasks: Sequence[str]) -> str:
-        return f"all {len(tasks)} tasks" if len(tasks) == len(self.missing) else listed(tasks)
+        if len(tasks) < len(self.missing):
+            return listed(tasks)
+        return "both tasks" if len(tasks) == 2 else f"all {len(tasks)} tasks"
 
     def _named(self, task: str) -> str:
         names = self.missing[task]
         if len(names) == self.rows > 1:
             return "every row"
-        more = f" and {len(names) - MOST_NAMES} more rows" if len(names) > MOST_NAMES else ""
+        more = f" and {many(len(names) - MOST_NAMES, 'more row')}" if len(names) > MOST_NAMES else ""
         return listed(names[:MOST_NAMES]) + more
 
 

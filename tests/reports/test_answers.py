@@ -59,11 +59,11 @@ def test_an_answer_is_what_its_command_reports(
     )
     state, told = script("answers").of_pairs(rich_of(script, folder), asked)
     assert state == "all there"
-    (command,) = [line for line in told.splitlines() if line.startswith("tensorbench report ")]
+    _, command, _ = told.split("```")
     assert "--task" not in command
     monkeypatch.chdir(folder)
     # The command's own --out stands before, and this one after it counts.
-    words = [*shlex.split(command)[1:], "--out", tmp_path / "out", "--format", "csv"]
+    words = [*shlex.split(command.replace("\\\n", ""))[1:], "--out", tmp_path / "out", "--format", "csv"]
     assert call(*words).code == 0
     points = script("packed").points
     stored = pd.read_csv(tmp_path / "out/tables/comparisons.csv")
@@ -88,7 +88,7 @@ def test_what_is_not_all_there_has_no_answer(script: Any, folder: Path, tmp_path
     assert told.startswith("**So far, on 2 of 3 tasks** (digits, textile): no answer yet")
     assert "Missing: LoTR on movie-sentiment." in told
     assert "beats" not in told
-    assert "--task digits,textile --pair 'LoTR : LoRA'" in told
+    assert "--task digits,textile \\\n    --pair 'LoTR : LoRA'" in told
     ((_, _, digits, textile, mean, _, _),) = rows(told)
     means = [float(text.replace("−", "-")) for text in (digits, textile, mean)]
     assert means[2] == pytest.approx(sum(means[:2]) / 2, abs=0.011)
