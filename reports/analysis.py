@@ -13,6 +13,7 @@ from bench.metrics import METRICS
 from reports.comparisons import AgainstReference, Reference, against_reference, find_reference
 from reports.evidence import Evidence, gather
 from reports.inference import power
+from reports.inference.intervals import of_each
 from reports.inference.normalised import Aggregate
 from reports.inference.power import Design
 from reports.ranking import Ranking, normalise, rank
@@ -41,6 +42,9 @@ class Block:
     cells: Mapping[str, tuple[int, ...]] = field(repr=False)
     #: Method -> why it is in no comparison and no aggregate.
     left_out: Mapping[str, str]
+    #: What is asked for in place of LoRA, and how many such blocks hold at once: one for each reference.
+    asked: str = ""
+    families: int = 1
     #: What the methods are compared with; None where there is no such thing.
     reference: Reference | None = None
     #: Why there is no such thing; else empty.
@@ -56,6 +60,22 @@ class Block:
     notes: tuple[str, ...] = ()
     #: The same of ranks, groups and aggregates.
     rank_notes: tuple[str, ...] = ()
+
+    @property
+    def heading(self) -> str:
+        """The title, with the reference where there are several."""
+        return f"{self.title} · against {self.asked}" if self.families > 1 else self.title
+
+    @property
+    def level(self) -> float:
+        """What all intervals of the block hold at once with."""
+        return of_each(self.families)
+
+    @property
+    def held(self) -> str:
+        """The level in words, with what holds beyond the block."""
+        together = f", those of all {self.families} references together with 95%"
+        return f"{100 * self.level:.4g}%" + together * (self.families > 1)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -120,7 +140,7 @@ def _blocks(
                 *([f"{metric} on {task}" if task else metric] if len(by_metric) > 1 else []),
                 *([f"recipe {number + 1}"] if number else []),
             ]
-            block = Block(
+            begun = Block(
                 budget=budget,
                 metric=metric,
                 title=" · ".join(part for part in parts if part),
@@ -129,8 +149,14 @@ def _blocks(
                 settings=(),
                 cells={},
                 left_out={},
+                families=len(study.compared),
             )
-            yield _apart(_entrants(study, block, group), group, groups[0])
+            for asked, named in study.compared.items():
+                kept = {*named, asked} if named else set(group.methods)
+                methods = {method: some for method, some in group.methods.items() if method in kept}
+                if not named or methods.keys() & {*named}:
+                    block = _entrants(study, replace(begun, asked=asked), methods)
+                    yield _apart(block, group, groups[0])
 
 
 def _measured(cell: Cell, metric: str) -> tuple[str, str]:
@@ -150,18 +176,18 @@ def _apart(block: Block, group: Alike, first: Alike) -> Block:
     return replace(block, notes=(note, *block.notes))
 
 
-def _entrants(study: Study, block: Block, group: Alike) -> Block:
-    """Who takes part in the comparisons of a block, and who does not and why."""
-    planned = [cell for cells in group.methods.values() for cell in cells]
+def _entrants(study: Study, block: Block, methods: Mapping[str, Sequence[Cell]]) -> Block:
+    """Who of these takes part in the comparisons of a block, and who does not and why."""
+    planned = [cell for cells in methods.values() for cell in cells]
     every = grouped(planned, lambda cell: cell.setting)
     # A setting on which hardly anything has run yet would keep everybody out.
-    least = min(2, len(group.methods))
+    least = min(2, len(methods))
     settings = tuple(
         setting for setting, cells in every.items() if sum(cell.finished > 0 for cell in cells) >= least
     )
     taking_part: dict[str, tuple[int, ...]] = {}
     left_out: dict[str, str] = {}
-    for method, cells in group.methods.items():
+    for method, cells in methods.items():
         found = {cell.setting: cell for cell in cells if cell.setting in settings}
         if not found:
             continue
@@ -199,7 +225,7 @@ def _referred(study: Study, block: Block, made: Mapping[int, Recipe]) -> Block:
     if not block.cells:
         return block
     first = [study.all_cells[number] for number in next(iter(block.cells.values()))]
-    reference, missing = find_reference(study, block.budget, first, made)
+    reference, missing = find_reference(study, block.budget, first, made, block.asked)
     return replace(block, reference=reference, no_reference=" ".join(missing), notes=(*block.notes, *missing))
 
 
@@ -217,18 +243,19 @@ def _needed(study: Study, blocks: Sequence[Block]) -> list[int]:
 def _finished(evidence: Evidence, block: Block, made: Mapping[int, Recipe]) -> Block:
     if not block.cells:
         return block
-    ranking = rank(evidence, block.cells)
+    ranking = rank(evidence, block.cells, block.level)
     comparisons, notes = against_reference(
         evidence,
         {method: block.cells[method] for method in ranking.methods},
         block.reference,
         block.threshold,
+        block.families,
     )
     aggregates, unnormalised = normalise(evidence, block.settings, block.cells, made, block.threshold)
     return replace(
         block,
         comparisons=comparisons,
-        design=power.of_effects([comparison.effect for comparison in comparisons]),
+        design=power.of_effects([comparison.effect for comparison in comparisons], block.level),
         ranking=ranking,
         aggregates=aggregates,
         notes=(*block.notes, *notes),

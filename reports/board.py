@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 
 from reports.analysis import Analysis, Block
 from reports.comparisons import AgainstReference
@@ -93,8 +95,8 @@ class BoardRow:
     pareto: bool
     #: None where no seed has finished.
     strip: Strip | None
-    #: None of the reference, and of what is not compared.
-    against: Against | None
+    #: One for each reference that it is compared with; empty of what is not compared.
+    against: tuple[Against, ...]
     reference: bool
 
 
@@ -112,7 +114,7 @@ def boards(analysis: Analysis) -> dict[TaskAndBackbone, list[Board]]:
     study = analysis.study
     looks = Looks(cell.family for cell in study.all_cells)
     front = {cell.number for cell in pareto(analysis.evidence, study.all_cells, PARAMETERS.of)}
-    compared = {number: found for block in analysis.blocks for number, found in _compared(block)}
+    compared = grouped(chain.from_iterable(map(_compared, analysis.blocks)), itemgetter(0))
     references = {n for block in analysis.blocks if block.reference for n in block.reference.cells}
     made: dict[TaskAndBackbone, list[Board]] = {}
     for setting, cells in grouped(study.all_cells, lambda cell: cell.setting).items():
@@ -128,7 +130,7 @@ def boards(analysis: Analysis) -> dict[TaskAndBackbone, list[Board]]:
                         looks.families.index(cell.family) % len(SERIES),
                         cell.number in front,
                         _strip(cell, low, high),
-                        compared.get(cell.number),
+                        tuple(found for _, found in compared.get(cell.number, ())),
                         cell.number in references,
                     )
                     for cell in sorted(some, key=_by_mean)

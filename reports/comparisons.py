@@ -13,7 +13,7 @@ from reports.inference.beyond import Beyond, beyond
 from reports.inference.chances import Criterion
 from reports.inference.crossed import OnSetting, of_seeds
 from reports.inference.effects import Answer, Effect, Verdict, effect, hedges, verdict
-from reports.inference.intervals import ALPHA, Array, Bounds, simultaneous
+from reports.inference.intervals import ALPHA, Array, Bounds, of_each, simultaneous
 from reports.recipes import Recipe, difference, told
 from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
 from reports.words import many
@@ -79,16 +79,15 @@ class AgainstReference:
 
 
 def find_reference(
-    study: Study, budget: str, cells: Sequence[Cell], made: Mapping[int, Recipe]
+    study: Study, budget: str, cells: Sequence[Cell], made: Mapping[int, Recipe], named: str = ""
 ) -> tuple[Reference | None, list[str]]:
     """LoRA on the settings of these cells and made as they are: the budget's own or else that of the first
     budget that has it; or why there is none.
 
     Variants of LoRA count only where no plain one is to be had: at this budget, or for methods of their own
-    size at any. The same of the study's own reference, where it has one.
+    size at any. The same of the method `named`, where one is asked for in place of LoRA.
     """
     recipe = {cell.setting: made[cell.number] for cell in cells}
-    named = study.reference
     lora = [cell for cell in study.all_cells if (cell.method == named if named else cell.family == REFERENCE)]
     plain = [cell for cell in lora if named or cell.method == cell.title]
     budgets = [budget, *dict.fromkeys(cell.budget for cell in study.all_cells)]
@@ -111,17 +110,23 @@ def find_reference(
         # A budget that has a LoRA of its own is measured by no other.
         if of_budget and there == budget != OWN_SIZE and some is lora:
             break
-    why = f"{study.against} was made otherwise ({told(other)})" if other else ""
-    why = why or f"No {study.against} has finished runs on all settings of this budget"
+    asked = named or "LoRA"
+    why = f"{asked} was made otherwise ({told(other)})" if other else ""
+    why = why or f"No {asked} has finished runs on all settings of this budget"
     return None, [f"{why}: nothing is compared with it."]
 
 
 def against_reference(
-    evidence: Evidence, cells: Mapping[str, tuple[int, ...]], reference: Reference | None, threshold: float
+    evidence: Evidence,
+    cells: Mapping[str, tuple[int, ...]],
+    reference: Reference | None,
+    threshold: float,
+    families: int = 1,
 ) -> tuple[tuple[AgainstReference, ...], list[str]]:
     """The comparisons of these methods, and what is to be said of them.
 
-    `cells`: those of each method, one a setting.
+    `cells`: those of each method, one a setting. `families`: with how many references methods are compared,
+    all of it at once.
     """
     if reference is None:
         return (), []
@@ -139,14 +144,14 @@ def against_reference(
                 f"{method} shares no finished seed with {reference.method} on some setting: differences are "
                 "taken seed by seed, so nothing is said of it."
             )
-    family = _Family(evidence, reference, threshold, simultaneous(len(found)))
+    family = _Family(evidence, reference, threshold, simultaneous(len(found), of_each(families)))
     tables = [family.differences(cells[method]) for method in found]
     alone, adjusted, joint = flips.adjusted(tables)
     made = tuple(
-        family.compared(method, cells[method], effect(parts), p)
-        for (method, parts), p in zip(found.items(), zip(alone, adjusted, strict=True), strict=True)
+        family.compared(method, cells[method], effect(parts), (p, min(1.0, families * of_all)))
+        for (method, parts), p, of_all in zip(found.items(), alone, adjusted, strict=True)
     )
-    return made, notes + _told(reference, made, joint)
+    return made, notes + _told(reference, made, joint, families)
 
 
 @dataclass(frozen=True)
@@ -234,7 +239,7 @@ def floor_of(study: Study, setting: TaskAndBackbone) -> float:
     return heads[0] if heads else min(float(study.gains([cell.number])[1].min()) for cell in cells)
 
 
-def _told(reference: Reference, made: Sequence[AgainstReference], joint: bool) -> list[str]:
+def _told(reference: Reference, made: Sequence[AgainstReference], joint: bool, families: int) -> list[str]:
     """What the comparisons cannot say, and how p was adjusted."""
     notes = []
     silent = [one for one in made if one.verdict.answer is Answer.NONE]
@@ -258,7 +263,7 @@ def _told(reference: Reference, made: Sequence[AgainstReference], joint: bool) -
         notes.append(
             "Sign flips are adjusted by Holm's procedure: the methods do not have the same few pairs."
         )
-    if made and all(one.smallest_p * len(made) > ALPHA for one in made):
+    if made and all(one.smallest_p * len(made) * families > ALPHA for one in made):
         notes.append(
             "So few seed pairs can hardly give a p below .05, whatever the scores: the check by sign flips "
             "is empty."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -96,21 +96,21 @@ def _panels(study: Study) -> dict[Panel, list[Cell]]:
     begun = [cell for cell in study.all_cells if cell.finished]
     budgets = list(dict.fromkeys(cell.budget for cell in begun if cell.budget != OWN_SIZE)) or [OWN_SIZE]
     return {
-        Panel(setting, budget if len(budgets) > 1 else ""): _shown(cells, budget, study.reference)
+        Panel(setting, budget if len(budgets) > 1 else ""): _shown(cells, budget, study.compared)
         for setting, cells in grouped(begun, lambda cell: cell.setting).items()
         for budget in budgets
         if any(cell.budget == budget for cell in cells)
     }
 
 
-def _shown(cells: Sequence[Cell], budget: str, reference: str) -> list[Cell]:
+def _shown(cells: Sequence[Cell], budget: str, references: Collection[str]) -> list[Cell]:
     """The best methods of a budget, what they are compared with whatever its score, and the baselines."""
     best = sorted(
         (cell for cell in cells if cell.budget == budget), key=lambda cell: cell.gain or 0.0, reverse=True
     )
-    named = [cell for cell in best if (cell.method == reference if reference else cell.family == REFERENCE)][
-        :1
-    ]
+    named = [cell for cell in best if cell.method in references]
+    if not any(references):
+        named = [cell for cell in best if cell.family == REFERENCE][:1]
     baselines = [cell for cell in cells if cell.budget == OWN_SIZE and cell.family in (FLOOR, CEILING)]
     chosen = {cell.number: cell for cell in (*best[:MOST_CURVES], *named, *baselines)}
     return list(chosen.values())

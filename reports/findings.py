@@ -27,6 +27,7 @@ class Against:
     verdict: Verdict
     #: Whether seed pairs are lost.
     lost: bool
+    reference: str
 
     @property
     def certain(self) -> bool:
@@ -36,11 +37,13 @@ class Against:
 
 def against(block: Block, found: AgainstReference, place: int | None = None) -> Against:
     """The comparison of a method, or of the setting at that place alone."""
+    assert block.reference is not None
+    lost, reference = found.lost > 0, block.reference.method
     if place is None:
-        return Against(found.effect, found.interval, found.verdict, found.lost > 0)
+        return Against(found.effect, found.interval, found.verdict, lost, reference)
     alone = effect([found.effect.parts[place]])
-    interval = alone.interval(simultaneous(len(block.comparisons)))
-    return Against(alone, interval, verdict(interval, block.threshold), found.lost > 0)
+    interval = alone.interval(simultaneous(len(block.comparisons), block.level))
+    return Against(alone, interval, verdict(interval, block.threshold), lost, reference)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def _range(values: Iterable[float | None]) -> tuple[float, float] | None:
 def _finds(block: Block, place: int | None) -> float | None:
     design = block.design
     if place is not None:
-        design = power.of_effects([effect([c.effect.parts[place]]) for c in block.comparisons])
+        design = power.of_effects([effect([c.effect.parts[place]]) for c in block.comparisons], block.level)
     return design.finds if design else None
 
 

@@ -39,7 +39,12 @@ def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
 
 def _block(block: Block) -> dict[str, Any]:
     """What tells the block of a line."""
-    return {"block": block.title, "budget": block.budget, "metric": block.metric}
+    return {"block": block.heading, "budget": block.budget, "metric": block.metric}
+
+
+def _level(block: Block) -> dict[str, float]:
+    """What the intervals of a block hold at once with, where that is not 95%."""
+    return {"level": block.level} if block.families > 1 else {}
 
 
 def _cells(study: Study) -> pd.DataFrame:
@@ -62,6 +67,7 @@ def _comparisons(block: Block) -> Iterator[dict[str, Any]]:
             "lost_pairs": found.lost,
             "difference": found.effect.difference,
             **_bounds("low", "high", found.interval),
+            **_level(block),
             "threshold": block.threshold,
             "verdict": str(found.verdict.answer),
             "side": found.verdict.side,
@@ -124,6 +130,7 @@ def _power(block: Block) -> Iterator[dict[str, Any]]:
             "settings": design.settings,
             "seeds": design.seeds,
             "comparisons": design.claims,
+            **_level(block),
             "threshold": block.threshold,
             "finds": design.finds,
             "margin": design.margin,
@@ -142,6 +149,7 @@ def _ranks(block: Block) -> Iterator[dict[str, Any]]:
             "rank": ranks.place[i],
             "low": None if ranks.low is None else ranks.low[i],
             "high": None if ranks.high is None else ranks.high[i],
+            **_level(block),
             "groups": letters[i] if i < len(letters) else None,
             "cells": _numbers(block.cells[method]),
         }
@@ -200,6 +208,7 @@ def as_json(analysis: Analysis, mixtures: Sequence[Mixture], ablations: Sequence
         "blocks": [
             {
                 **_block(block),
+                **_level(block),
                 "threshold": block.threshold,
                 "notes": block.notes + block.rank_notes,
                 "left_out": block.left_out,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from bench.wire.plan import PlannedRow
 from bench.wire.words import OWN_SIZE
 from methods import UnknownNameError, UserError
+from methods.errors import shown
 from reports.study import Experiment
 
 
@@ -20,6 +22,9 @@ class Part:
     A method is named as the tables have it, or by a title or a family that several share (`tenslora` for all
     its variants), and then means them all. `reference` is what others are compared with, in place of LoRA, as
     the tables have it; it is among the rows whatever `methods` and `budgets` say.
+
+    `pairs` asks for certain comparisons and no others: of a method with a reference, both as the tables have
+    them. They stand in place of `methods` and `reference`, and all their intervals hold at once.
     """
 
     methods: Sequence[str] = ()
@@ -27,6 +32,23 @@ class Part:
     backbones: Sequence[str] = ()
     budgets: Sequence[str] = ()
     reference: str = ""
+    pairs: Sequence[tuple[str, str]] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UserError for pairs beside methods or a reference, and for a pair without two names."""
+        if self.pairs and (self.methods or self.reference):
+            raise UserError("pairs say themselves what is compared: no methods or reference beside them")
+        for pair in self.pairs:
+            if len({*pair} - {""}) < 2:
+                raise UserError(f"pair: a method and another one are wanted (got {shown(list(pair))})")
+
+    @property
+    def compared(self) -> Mapping[str, tuple[str, ...]]:
+        """Of each reference the methods that are compared with it, as in `reports.study.Study`."""
+        found: dict[str, tuple[str, ...]] = {} if self.pairs else {self.reference: ()}
+        for method, reference in dict.fromkeys(self.pairs):
+            found[reference] = (*found.get(reference, ()), method)
+        return found
 
     def __str__(self) -> str:
         chosen = {
@@ -36,11 +58,14 @@ class Part:
             "budgets": self.budgets,
             "compared with": [self.reference] if self.reference else [],
         }
-        return "; ".join(f"{name} {', '.join(some)}" for name, some in chosen.items() if some)
+        told = [f"{name} {', '.join(some)}" for name, some in chosen.items() if some]
+        told += [f"{', '.join(some)} with {other}" for other, some in self.compared.items() if some]
+        return "; ".join(told)
 
     @property
     def whole(self) -> bool:
-        return not (self.methods or self.tasks or self.backbones or self.budgets or self.reference)
+        chosen = (self.methods, self.tasks, self.backbones, self.budgets, self.reference, self.pairs)
+        return not any(chosen)
 
     def of(self, experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
         """The experiments with these rows alone, and without those that have none of them.
@@ -48,13 +73,16 @@ class Part:
         Raises UserError for a name that no row has, and for a choice that leaves none.
         """
         rows = [row for experiment in experiments for row in experiment.rows]
-        asked = {*self.methods, self.reference} - {""} if self.methods else set()
-        whole = {row.method for row in rows}
-        if self.reference and self.reference not in whole:
-            raise UnknownNameError("reference", self.reference, whole)
+        references = set(self.compared) - {""}
+        asked = {*self.methods, *(references if self.methods else ()), *chain.from_iterable(self.pairs)}
+        whole = {table_name(row) for row in rows}
+        exact = {("reference", name) for name in references} | {("method", name) for name, _ in self.pairs}
+        for kind, name in sorted(exact):
+            if name not in whole:
+                raise UnknownNameError(kind, name, whole)
         choices: list[tuple[str, set[str], Callable[[PlannedRow], set[str]]]] = [
             # The name of one row is not also that of all with its title.
-            ("method", asked, lambda row: {row.method} | ({row.title, row.family} - whole)),
+            ("method", asked, lambda row: {table_name(row)} | ({row.method, row.title, row.family} - whole)),
             ("task", set(self.tasks), lambda row: {row.task}),
             ("backbone", set(self.backbones), lambda row: {row.backbone}),
             ("budget", set(self.budgets), lambda row: _budget_names(row.budget)),
@@ -64,11 +92,11 @@ class Part:
             for name in sorted(wanted - known):
                 raise UnknownNameError(f"{kind} of this report", name, known)
 
-        here = {row.method for row in rows if _budget_names(row.budget) & set(self.budgets)}
+        here = {table_name(row) for row in rows if _budget_names(row.budget) & set(self.budgets)}
 
         def chosen(row: PlannedRow) -> bool:
             # A reference that has none of these budgets is taken from where it stands.
-            elsewhere = row.method == self.reference and row.method not in here
+            elsewhere = table_name(row) in references - here
             return all(
                 not wanted or names(row) & wanted or (elsewhere and kind == "budget")
                 for kind, wanted, names in choices
@@ -78,6 +106,12 @@ class Part:
         if not any(one.rows for one in kept):
             raise UserError("no row is of all these methods, tasks, backbones and budgets")
         return tuple(one for one in kept if one.rows)
+
+
+def table_name(row: PlannedRow) -> str:
+    """What tables call the method of a row: two sizes of one method may stand side by side."""
+    ranks = ",".join(map(str, row.ranks))
+    return row.method + (f" r={ranks}" if row.budget is None and ranks else "")
 
 
 def _budget_names(label: str | None) -> set[str]:

@@ -14,7 +14,7 @@ from reports.inference import normalised, orders
 from reports.inference.chances import better_matrix
 from reports.inference.crossed import OnSetting
 from reports.inference.effects import Effect, effect
-from reports.inference.intervals import Array
+from reports.inference.intervals import LEVEL, Array
 from reports.inference.normalised import Aggregate, aggregate
 from reports.inference.orders import Ranks
 from reports.mixtures import PER_METHOD
@@ -46,10 +46,10 @@ class Ranking:
     notes: tuple[str, ...]
 
 
-def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]]) -> Ranking:
+def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]], level: float = LEVEL) -> Ranking:
     """Ranks methods by the means of their runs, and tells them apart by the seeds that two of them share.
 
-    `cells`: those of each method, one a setting.
+    `cells`: those of each method, one a setting. `level`: what all that is told apart holds at once with.
     """
     study = evidence.study
     means = _means(study, list(cells.values()))
@@ -66,9 +66,9 @@ def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]]) -> Ranking:
             "ranks have no interval."
         )
     pairs = _pairs(evidence, [cells[method] for method in paired])
-    apart = orders.separations(pairs, len(paired))
+    apart = orders.separations(pairs, len(paired), level)
     alone = tuple(
-        orders.separations([(i, j, effect([found.parts[k]])) for i, j, found in pairs], len(paired))
+        orders.separations([(i, j, effect([found.parts[k]])) for i, j, found in pairs], len(paired), level)
         for k in range(len(means))
     )
     letters = None

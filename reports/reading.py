@@ -21,8 +21,8 @@ from bench.wire.plan import PlannedRow
 from bench.wire.words import Kind, Measure, Status, Tag
 from methods import UserError
 from reports.artifacts import ablations
-from reports.inference.intervals import t_half
-from reports.part import Part
+from reports.inference.intervals import of_each, t_half
+from reports.part import Part, table_name
 from reports.study import FLOOR, OWN_SIZE, Experiment, PlannedCell, Seed, Study
 
 #: The message of a seed whose trial is not known before its row's tuning has ended.
@@ -68,15 +68,18 @@ def read_sources(sources: Sequence[Source], part: Part | None = None) -> Study:
     if part:
         notes[:0] = _of_part(part, experiments, whole)
     notes += _cut_prompts(cells)
-    return Study(experiments, cells, seeds, tuple(notes), part.reference if part else "")
+    return Study(experiments, cells, seeds, tuple(notes), (part or Part()).compared)
 
 
 def _of_part(part: Part, chosen: Sequence[Experiment], whole: Sequence[Experiment]) -> Iterator[str]:
     """What the reader of a part must know."""
     kept, there = (sum(len(each.rows) for each in some) for some in (chosen, whole))
+    families = len(part.compared)
+    each = f", those of each of the {families} references with {100 * of_each(families):.4g}%"
+    claims = f"pairs alone{each * (families > 1)}" if part.pairs else "methods alone"
     yield (
-        f"A part ({part}): {kept} of {there} rows. Intervals hold at once for these methods alone; ablations "
-        "and provenance are of the whole."
+        f"A part ({part}): {kept} of {there} rows. Intervals hold at once for these {claims}; ablations and "
+        "provenance are of the whole."
     )
     if not any(row.family == FLOOR for each in chosen for row in each.rows):
         yield (
@@ -176,14 +179,12 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
 
 def _planned(experiment: Experiment, row: PlannedRow) -> PlannedCell:
     ranks = ",".join(map(str, row.ranks))
-    # Two sizes of one method may stand side by side.
-    size = f" r={ranks}" if row.budget is None and ranks else ""
     return PlannedCell(
         experiment=experiment.name,
         task=row.task,
         backbone=row.backbone,
         budget=row.budget or OWN_SIZE,
-        method=row.method + size,
+        method=table_name(row),
         title=row.title,
         family=_family(experiment, row),
         ranks=ranks,

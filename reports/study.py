@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -266,13 +266,14 @@ class Study:
     seeds: pd.DataFrame
     #: What whoever reads the results must know.
     notes: tuple[str, ...]
-    #: What methods are compared with, as the tables have it; empty: LoRA.
-    reference: str = ""
+    #: What is compared, as the tables have it: of each reference the methods that are compared with it.
+    #: No reference is LoRA, and no methods are all of them.
+    compared: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"": ()})
 
     @property
     def against(self) -> str:
         """What methods are compared with, in words."""
-        return self.reference or "LoRA"
+        return "the reference" if len(self.compared) > 1 else "".join(self.compared) or "LoRA"
 
     @property
     def title(self) -> str:

@@ -104,9 +104,10 @@ class MainTable:
 def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[MainTable]:
     """A table a backbone: isorank, isoparameters, other budgets, then methods of their own size.
 
-    `blocks` is what can be said of these cells; without any nothing is marked.
+    `blocks` is what can be said of these cells; without any nothing is marked, nor where a method is compared
+    with several references.
     """
-    marks = dict(found for block in blocks for found in _marks(block))
+    marks = dict(found for block in blocks if block.families == 1 for found in _marks(block))
     against = next((block.reference.method for block in blocks if block.reference), "LoRA")
     by_backbone = grouped(cells, lambda cell: cell.backbone)
     return [_main_table(backbone, some, marks, against) for backbone, some in by_backbone.items()]

@@ -110,6 +110,13 @@ def test_the_table_of_exports_is_what_the_kinds_say(monkeypatch: pytest.MonkeyPa
     assert rewritten == text, "run python docs/export_table.py"
 
 
+def test_the_findings_are_what_the_packs_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    text = (DOCS / "findings.md").read_text(encoding="utf-8")
+    rewritten: str = importlib.import_module("findings").rewritten(text)
+    assert rewritten == text, "run python docs/findings.py"
+
+
 def test_the_table_of_kinds_is_what_the_kinds_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

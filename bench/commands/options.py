@@ -29,6 +29,14 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in COMMA.split(text)]
 
 
+def split_pairs(text: str) -> list[tuple[str, str]]:
+    """What is compared with what, `METHOD,… : REFERENCE`: a pair for each method."""
+    sides = re.split(r"\s:\s", text)
+    if len(sides) != 2 or not all(map(str.strip, sides)):
+        raise typer.BadParameter(f"'{text}' is not METHOD,… : REFERENCE, with spaces around the colon")
+    return [(method, sides[1].strip()) for method in split_names(sides[0])]
+
+
 def split_numbers(text: str) -> list[int]:
     """Likewise, of whole numbers."""
     try:
@@ -217,6 +225,17 @@ Seeds = Annotated[
         metavar="N,…",
         help="Only this seed; may be repeated.",
         autocompletion=completion.of_suite("seeds"),
+    ),
+]
+Pairs = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--pair",
+        parser=split_pairs,
+        callback=joined,
+        metavar="METHOD,… : REFERENCE",
+        help="In place of --method and --reference: compare these methods with this one, by their names in "
+        "tables; may be repeated, and all intervals hold at once.",
     ),
 ]
 Threshold = Annotated[

@@ -17,6 +17,7 @@ from bench.commands.options import (
     Budgets,
     Device,
     Methods,
+    Pairs,
     StoreUri,
     Tasks,
     Threshold,
@@ -104,19 +105,20 @@ def report(
     reference: Annotated[
         str | None, typer.Option(metavar="METHOD", help="What methods are compared with, in place of LoRA.")
     ] = None,
+    pair: Pairs = None,
     mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
     log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
     force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
 ) -> None:
     """Write the report of one or more experiments: a page, tables, figures and JSON.
 
-    With --method and its like it is of some rows; intervals then hold at once for these alone.
+    With --method and its like, or --pair, it is of some rows; intervals then hold at once for these alone.
     """
     from bench.suite.load import experiment_of
     from reports.part import Part
     from reports.report import FORMATS, write_report
 
-    part = Part(method or (), task or (), backbone or (), budget or (), reference or "")
+    part = Part(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
     done = write_report(
         store,
         [experiment_of(name) for name in experiment],

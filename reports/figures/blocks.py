@@ -54,8 +54,8 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
     ax.set_xlabel(_measured(block))
     caption = (
         f"Mean difference from {reference} over {_settings(block)}, with its interval (cut at the frame); "
-        f"all intervals hold at once with 95%. The band is ±{unit.factor * threshold:.3g} {unit.points}, the "
-        "smallest difference taken to matter."
+        f"all intervals hold at once with {block.held}. The band is ±{unit.factor * threshold:.3g} "
+        f"{unit.points}, the smallest difference taken to matter."
     ) + _left_out(shown, block.comparisons)
     alternative = "; ".join(f"{c.method} {unit.difference(c.effect.difference)}" for c in reversed(shown))
     title = f"Against {reference}, {block.title}"
@@ -185,13 +185,16 @@ def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
     caption = f"Rank by the mean score over {_settings(block)}, in order of the mean of each setting's ranks."
     if found.low is not None:
         caption += (
-            " Intervals are the ranks that are left by who is apart from whom; all hold at once with 95%."
+            " Intervals are the ranks that are left by who is apart from whom; all hold at once with "
+            f"{block.held}."
         )
     if letters:
         caption += " Methods that share a letter at the right cannot be told apart."
     caption += _left_out(methods, block.methods)
     alternative = "; ".join(f"{m} {r:.1f}" for m, r in zip(methods, found.place, strict=False))
-    return Drawn(f"ranks-{number}", f"Ranks, {block.title}", caption, alternative, figure, **of_block(block))
+    return Drawn(
+        f"ranks-{number}", f"Ranks, {block.heading}", caption, alternative, figure, **of_block(block)
+    )
 
 
 def better(block: Block, number: int) -> Drawn | None:
@@ -199,9 +202,11 @@ def better(block: Block, number: int) -> Drawn | None:
     if block.ranking is None or block.ranking.better is None:
         return None
     methods = block.ranking.paired
-    size = 0.36 * len(methods)
+    names = [cut(method, MOST_LETTERS) for method in methods]
+    size, label = 0.36 * len(methods), 0.08 * max(map(len, names))
     figure, (ax,) = panels(1, height=size + 1.6)
-    figure.set_size_inches(min(size + 2.6, 11), size + 1.7)
+    # Names stand to the left, and slant to the right above: few long ones need more than the field itself.
+    figure.set_size_inches(min(size + max(2.6, 1.8 * label), 11), size + max(1.7, 0.7 * label))
     for i in range(len(methods)):
         for j in range(len(methods)):
             if i == j:
@@ -212,7 +217,6 @@ def better(block: Block, number: int) -> Drawn | None:
                 Rectangle((j - 0.5, -i - 0.5), 1, 1, color=colour, alpha=0.45 * abs(2 * p - 1), lw=0)
             )
             ax.text(j, -i, f"{100 * p:.0f}", ha="center", va="center", fontsize=7.5)
-    names = [cut(method, MOST_LETTERS) for method in methods]
     ax.set_xticks(range(len(methods)), names, rotation=40, ha="left", rotation_mode="anchor")
     ax.set_yticks([-i for i in range(len(methods))], names)
     ax.xaxis.tick_top()
@@ -227,7 +231,7 @@ def better(block: Block, number: int) -> Drawn | None:
     )
     alternative = "Its numbers stand in the table below."
     return Drawn(
-        f"p-better-{number}", f"P(better), {block.title}", caption, alternative, figure, **of_block(block)
+        f"p-better-{number}", f"P(better), {block.heading}", caption, alternative, figure, **of_block(block)
     )
 
 
@@ -255,7 +259,7 @@ def normalised(study: Study, block: Block, number: int, looks: Looks) -> Drawn |
     alternative = "; ".join(f"{m} {block.aggregates[m].mean:.2f}" for m in methods)
     return Drawn(
         f"normalised-{number}",
-        f"Normalised score, {block.title}",
+        f"Normalised score, {block.heading}",
         caption,
         alternative,
         figure,

@@ -53,7 +53,7 @@ def apart(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
         "not told apart by the intervals of all pairs."
     )
     alternative = "The groups stand as letters in the table of ranks."
-    title = f"Who is apart from whom, {block.title}"
+    title = f"Who is apart from whom, {block.heading}"
     return Drawn(f"apart-{number}", title, caption, alternative, figure, **of_block(block))
 
 
@@ -88,7 +88,7 @@ def profile(study: Study, block: Block, number: int, looks: Looks) -> Drawn | No
     if len(shown) < len(methods):
         caption += f" The best {MOST_PROFILES} of {len(methods)} methods, and LoRA."
     alternative = "; ".join(told.values())
-    title = f"Performance profile, {block.title}"
+    title = f"Performance profile, {block.heading}"
     return Drawn(f"profile-{number}", title, caption, alternative, figure, told, **of_block(block))
 
 

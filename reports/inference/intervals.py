@@ -23,13 +23,20 @@ RESOLUTION_DIGITS = 6
 RESOLUTION = 10.0**-RESOLUTION_DIGITS
 
 
-def simultaneous(claims: int) -> float:
-    """The level of each of so many two-sided intervals that hold all at once with `LEVEL` (Šidák, 1967).
+def simultaneous(claims: int, level: float = LEVEL) -> float:
+    """The level of each of so many two-sided intervals that hold all at once with `level` (Šidák, 1967).
 
     It needs no independence: for estimates that are jointly normal, whatever their correlations, the chance
     that all hold is at least the product. Methods that share a reference are such.
     """
-    return float(LEVEL ** (1 / max(1, claims)))
+    return float(level ** (1 / max(1, claims)))
+
+
+def of_each(families: int) -> float:
+    """The level of each of so many families of intervals that hold all at once with `LEVEL` (Bonferroni): it
+    holds whatever they have to do with one another.
+    """
+    return 1 - ALPHA / families
 
 
 def t_half(sd: ArrayLike, count: ArrayLike) -> Array:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reports.inference.effects import Effect
-from reports.inference.intervals import RESOLUTION_DIGITS, Array, simultaneous
+from reports.inference.intervals import LEVEL, RESOLUTION_DIGITS, Array, simultaneous
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,17 @@ def ranks(means: Array, separations: NDArray[np.int64] | None) -> Ranks:
     return Ranks(mean, place, low, high)
 
 
-def separations(pairs: Sequence[tuple[int, int, Effect]], methods: int) -> NDArray[np.int64] | None:
+def separations(
+    pairs: Sequence[tuple[int, int, Effect]], methods: int, level: float = LEVEL
+) -> NDArray[np.int64] | None:
     """1 where the row is better than the column for certain, -1 where worse, else 0: by intervals of all
-    pairs that hold at once. None where no pair has one.
+    pairs that hold at once with `level`. None where no pair has one.
     """
     apart = np.zeros((methods, methods), dtype=np.int64)
     known = False
-    level = simultaneous(methods * (methods - 1) // 2)
+    each = simultaneous(methods * (methods - 1) // 2, level)
     for i, j, effect in pairs:
-        if (interval := effect.interval(level)) is not None:
+        if (interval := effect.interval(each)) is not None:
             known = True
             apart[i, j] = int(interval[0] > 0) - int(interval[1] < 0)
             apart[j, i] = -apart[i, j]

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from reports.inference.effects import Effect
-from reports.inference.intervals import Array, Error, simultaneous
+from reports.inference.intervals import LEVEL, Array, Error, simultaneous
 
 #: How often a difference is to be found.
 POWER = 0.8
@@ -31,6 +31,8 @@ class Design:
     spread: float
     #: What test examples add to the variance of the mean over settings.
     examples: float = 0.0
+    #: What all intervals hold at once with.
+    at_once: float = LEVEL
 
     def error(self, seeds: int | None = None) -> Error:
         """With that many seeds instead, if given."""
@@ -39,7 +41,7 @@ class Design:
 
     @property
     def level(self) -> float:
-        return simultaneous(self.claims)
+        return simultaneous(self.claims, self.at_once)
 
     @property
     def finds(self) -> float | None:
@@ -82,8 +84,11 @@ class Design:
         return high
 
 
-def of_effects(effects: Sequence[Effect]) -> Design | None:
-    """The design that these comparisons had, by the median of their errors; None where none has any."""
+def of_effects(effects: Sequence[Effect], at_once: float = LEVEL) -> Design | None:
+    """The design that these comparisons had, by the median of their errors; None where none has any.
+
+    `at_once`: what all their intervals hold at once with.
+    """
     known = [
         (effect, effect.error) for effect in effects if effect.error is not None and not effect.error.none
     ]
@@ -97,6 +102,7 @@ def of_effects(effects: Sequence[Effect]) -> Design | None:
         claims=len(effects),
         spread=float(np.median(spreads)),
         examples=float(np.median([error.examples for _, error in known])),
+        at_once=at_once,
     )
 
 

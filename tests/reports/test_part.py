@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench.wire.plan import PlannedRow
 from methods import UserError
-from reports.analysis import analyse
-from reports.part import Part
+from reports.analysis import Block, analyse
+from reports.part import Part, table_name
 from reports.reading import read
 
+from . import made_up
+from .browsing import page_of
 from .made_up import Call
 
 
@@ -54,6 +60,47 @@ def test_a_title_means_all_of_its_rows_and_the_name_of_one_row_only_that(rich: s
     assert row == "LoRA"
 
 
+PAIRS = [
+    ("LoRA", "TensLoRA att"),
+    ("LoTR", "TensLoRA att"),
+    ("LoTR", "TensLoRA qkv"),
+    ("TensLoRA att", "head only"),
+]
+
+
+def test_pairs_with_several_references_hold_at_once(rich: str) -> None:
+    def blocks(part: Part) -> tuple[Block, ...]:
+        return analyse(read(rich, ["rich"], part)).blocks
+
+    found = blocks(Part(pairs=PAIRS, budgets=["isoparameters"]))
+    asked = [(one.method, block.asked) for block in found for one in block.comparisons]
+    assert sorted(asked) == sorted(PAIRS)
+    assert [block.level for block in found] == [pytest.approx(1 - 0.05 / 3)] * 3
+    for block in found:
+        methods = [method for method, reference in PAIRS if reference == block.asked]
+        (by_itself,) = blocks(Part(methods=methods, reference=block.asked, budgets=["isoparameters"]))[:1]
+        alone = {one.method: one for one in by_itself.comparisons}
+        for one in block.comparisons:
+            before = alone[one.method]
+            each = (1 - 0.05 / 3) ** (1 / len(methods))
+            assert one.effect.difference == before.effect.difference
+            assert one.interval == pytest.approx(one.effect.interval(each))
+            assert one.interval[1] > before.interval[1]
+            assert one.p_adjusted == pytest.approx(min(1, 3 * before.p_adjusted))
+
+
+def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: str) -> None:
+    chosen = {"tasks": ["digits"], "budgets": ["isorank"]}
+    paired = Part(pairs=[("LoRA", "TensLoRA att"), ("LoTR", "TensLoRA att")], **chosen)
+    named = Part(methods=["LoRA", "LoTR"], reference="TensLoRA att", **chosen)
+    one, other = (analyse(read(rich, ["rich"], part)).blocks for part in (paired, named))
+    told = [
+        [(block.heading, found.method, found.interval, found.p_adjusted) for found in block.comparisons]
+        for block in (*one, *other)
+    ]
+    assert told[0] == told[1] != []
+
+
 @pytest.mark.parametrize(
     ("part", "told"),
     [
@@ -61,11 +108,65 @@ def test_a_title_means_all_of_its_rows_and_the_name_of_one_row_only_that(rich: s
         (Part(reference="Lora"), "reference 'Lora'.*LoRA"),
         (Part(budgets=["isorank 99"]), "budget of this report 'isorank 99'.*isorank 2"),
         (Part(methods=["head only"], budgets=["isorank 2"]), "no row is of all these"),
+        (Part(pairs=[("tenslora", "LoRA")]), "method 'tenslora'.*TensLoRA att"),
+        (Part(pairs=[("LoRA", "Lora")]), "reference 'Lora'.*LoRA"),
     ],
 )
 def test_what_is_not_there_is_refused(rich: str, part: Part, told: str) -> None:
     with pytest.raises(UserError, match=told):
         read(rich, ["rich"], part)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "told"),
+    [
+        ({"pairs": [("LoRA", "LoRA")]}, "a method and another one are wanted.*LoRA"),
+        ({"pairs": [("LoRA", "")]}, "a method and another one are wanted"),
+        ({"pairs": PAIRS, "methods": ["LoRA"]}, "no methods or reference beside"),
+        ({"pairs": PAIRS, "reference": "LoRA"}, "no methods or reference beside"),
+    ],
+)
+def test_pairs_that_say_nothing_or_too_much_are_refused(pairs: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        Part(**pairs)
+
+
+def test_what_has_a_size_of_its_own_is_named_as_in_tables() -> None:
+    def row(method: str, budget: str | None, *ranks: int) -> PlannedRow:
+        return PlannedRow.model_construct(method=method, budget=budget, ranks=ranks)
+
+    assert table_name(row("LoRA (targets=qkvo)", None, 3)) == "LoRA (targets=qkvo) r=3"
+    assert table_name(row("TensLoRA att", "isorank 2", 2, 2)) == "TensLoRA att"
+    assert table_name(row("head only", None)) == "head only"
+
+
+def test_the_page_of_pairs_says_the_level_and_what_each_difference_is_from(rich: str, tmp_path: Path) -> None:
+    part = Part(pairs=PAIRS[:3], budgets=["isorank"])
+    page = page_of(analyse(read(rich, ["rich"], part)), tmp_path).read_text(encoding="utf-8")
+    assert "those of each of the 2 references with 97.5%" in page
+    assert page.count("Intervals hold at once with 97.5%, those of all 2 references together with 95%") == 2
+    results = re.search('id="results".*?id="reference"', page, re.S)
+    assert results is not None
+    # LoTR has two differences in one row, and a verdict for each.
+    rows = [row for row in results[0].split("<tr ")[1:] if 'data-v="LoTR"' in row]
+    assert len(rows) == len(made_up.BASE)
+    for row in rows:
+        assert [row.count(f"from {name}</small>") for name in ("TensLoRA att", "TensLoRA qkv")] == [2, 2]
+
+
+def test_the_command_takes_pairs_and_files_say_the_level(rich: str, call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ["--pair", "LoRA, LoTR : TensLoRA att", "--pair", "LoTR : TensLoRA qkv", "--budget", "isorank"]
+    ended = call("report", "rich", "--store", rich, "--out", out, "--format", "md,json", *asked)
+    assert ended.code == 0
+    assert (out / "tables/tables.md").read_text(encoding="utf-8").count("hold at once with 97.5%, ") == 2
+    stored = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert [block["level"] for block in stored["blocks"]] == [0.975, 0.975]
+    told = {(line["method"], line["block"], line["level"]) for line in stored["tables"]["comparisons"]}
+    assert told == {(method, f"isorank 2 · against {reference}", 0.975) for method, reference in PAIRS[:3]}
+    wrong = call("report", "rich", "--store", rich, "--out", tmp_path / "no", "--pair", "LoRA TensLoRA att")
+    assert wrong.code != 0
+    assert "METHOD,… : REFERENCE" in wrong.err
 
 
 def test_the_command_writes_a_part_and_leaves_the_stored_report_alone(

@@ -1,0 +1,195 @@
+"""The answers to questions a to f of leaderboard.md: pairs of methods, and how ranks are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from packed import Packed, Progress, bounds, number, points, progress, table
+from questions import (
+    IN_TRAINING,
+    LORA,
+    STUDIES,
+    WITH_HEADS,
+    WITHOUT_HEADS,
+    Question,
+    interleaved,
+)
+from scipy import stats
+
+from bench.wire.words import Tag
+from reports import ablation
+from reports.analysis import analyse
+from reports.findings import Against, against
+from reports.inference.crossed import of_seeds
+from reports.inference.effects import effect
+from reports.inference.intervals import of_each, simultaneous
+from reports.part import Part
+from reports.study import Experiment
+from reports.thresholds import DEFAULT
+from reports.words import listed, many
+
+#: The correlation from which on the count explains the scores.
+EXPLAINS = 0.8
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison of a question, over the tasks that are there and on each."""
+
+    method: str
+    other: str
+    mean: Against
+    by_task: Mapping[str, Against]
+
+    @property
+    def side(self) -> str:
+        return self.mean.verdict.side or "undecided"
+
+
+def of_pairs(packed: Packed, question: Question) -> tuple[str, str]:
+    """The state of a question, and what is found of it."""
+    done = progress(packed, question.rows, question.budget, question.tasks, question.seeds)
+    if not done.there:
+        return done.state, done.told
+    lines, lacking = compared(packed, question, done.there)
+    answers: list[str] = []
+    if done.complete and (answer := ANSWERS.get(question.letter)):
+        answers = [f"- {told}" for told in answer(packed, question, lines)]
+    told = [done.told, *lacking, "\n".join(answers), _table(packed, question, done, lines)]
+    return done.state, "\n\n".join(filter(None, [*told, _command(packed, question, done)]))
+
+
+def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[list[Line], list[str]]:
+    """The comparisons on these tasks, and why some are lacking."""
+    part = Part(pairs=question.pairs, tasks=tasks, budgets=[question.budget])
+    lines, lacking = [], []
+    for block in analyse(packed.part(part)).blocks:
+        lacking += [block.no_reference] if block.no_reference else []
+        for found in block.comparisons:
+            on = {setting.task: against(block, found, i) for i, setting in enumerate(block.settings)}
+            lines.append(Line(found.method, block.asked, against(block, found), on))
+    places = {pair: place for place, pair in enumerate(question.pairs)}
+    return sorted(lines, key=lambda line: places[line.method, line.other]), lacking
+
+
+def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[Line]) -> str:
+    """In points. A difference on a task leads to the row of its method."""
+    cells = {task: packed.cells(task, question.budget) for task in done.there}
+    rows = []
+    for line in lines:
+        on = [
+            packed.link(points(found.effect.difference), cells[task][line.method])
+            for task, found in line.by_task.items()
+        ]
+        mean, name = line.mean, line.method + " †" * line.mean.lost
+        told = points(mean.effect.difference), bounds(mean.interval), str(mean.verdict)
+        rows.append([name, line.other, *on, *told])
+    return table(["compared", "with", *done.there, "mean", "interval", "verdict"], rows)
+
+
+def _command(packed: Packed, question: Question, done: Progress) -> str:
+    only = "" if done.complete else f" --task {','.join(done.there)}"
+    pairs = "".join(
+        f" \\\n    --pair '{listed(methods)} : {other}'" for other, methods in question.compared.items()
+    )
+    families = len(question.compared)
+    each = f", those of each of the {families} references with {100 * of_each(families):.4g}%"
+    asked = f"{packed.files} --out {question.letter} --budget '{question.budget}'{only}{pairs}"
+    level = f"95%{each if families > 1 else ''}"
+    return f"Points, with intervals that hold at once with {level}.\n\n```\ntensorbench report {asked}\n```"
+
+
+def _beats(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
+    for line in lines:
+        low, high = line.mean.interval or (-np.inf, np.inf)
+        by = ", by what matters" if low > DEFAULT else ", by less than a point" if high < DEFAULT else ""
+        answer = f"yes{by}" if low > 0 else "no" if high < DEFAULT else "undecided"
+        yield f"{line.method} beats {line.other}: **{answer}**."
+
+
+def _heads(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
+    side = {(line.method, line.other): line.side for line in lines}
+    real = [f"{name} {side.get((name, other), 'undecided')}" for name, other in WITHOUT_HEADS.items()]
+    mixed = [
+        f"{name} {side.get((interleaved(name), other), 'undecided')}" for name, other in WITHOUT_HEADS.items()
+    ]
+    was = [name for name in WITH_HEADS if side.get((interleaved(name), name)) == "worse"]
+    yield f"With real heads, beside the variant without: **{listed(real)}**."
+    yield f"With interleaved heads, beside the variant without: **{listed(mixed)}**."
+    yield f"It was the interleaving for: **{listed(was) or 'no variant, as far as can be shown'}**."
+
+
+def _explained(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
+    by_task = [packed.cells(task, question.budget) for task in question.tasks]
+    rows = [[cells[line.method] for cells in by_task] for line in lines]
+    known = [cells for cells in rows if all(cell.mean is not None for cell in cells)]
+    counts = [np.mean([cell.parameters for cell in cells]) for cells in known]
+    scores = [np.mean([cell.mean for cell in cells]) for cells in known]
+    rho = float(stats.spearmanr(counts, scores).statistic)
+    yield (
+        f"The count explains it: **{'yes' if rho >= EXPLAINS else 'no'}**. Spearman's correlation of count "
+        f"and mean accuracy is {number(rho)} among the {len(known)} rows at rank 4; at least {EXPLAINS:g} "
+        "was asked for."
+    )
+
+
+def _tensor_or_sites(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
+    for method in dict.fromkeys(line.method for line in lines):
+        sides = {line.other: line.mean.verdict.side for line in lines if line.method == method}
+        elsewhere = sides.pop(LORA, "")
+        answer = "the tensor" if any(sides.values()) else "the sites" if elsewhere else "undecided"
+        yield f"{method}: **{answer}**."
+
+
+#: Those of question e are the verdicts themselves.
+ANSWERS: Mapping[str, Callable[[Packed, Question, Sequence[Line]], Iterator[str]]] = {
+    "a": _beats,
+    "b": _heads,
+    "c": _explained,
+    "d": _tensor_or_sites,
+}
+
+
+def of_ranks(packed: Packed) -> tuple[str, str]:
+    """Question f, but for the spectra: cuts during training, and what searches and allocations chose."""
+    state, told = of_pairs(packed, IN_TRAINING)
+    found = [one for one in ablation.read(packed.study) if one.final] if packed.study else []
+    searched = f"{len(found)} of {STUDIES} searches and allocations"
+    if not found:
+        return f"{state}; {searched}", f"{told}\n\n**Not run yet**: {searched}."
+    rows = [row for one in found for row in _finalists(packed, one)]
+    head = ["task", "by", "ranks", "parameters", "accuracy", "from the heuristic", "interval"]
+    note = "Intervals are of seeds alone, and those of one search or allocation hold at once with 95%."
+    return (
+        f"{state}; {searched}",
+        f"{told}\n\nOf {searched}, on final seeds:\n\n{table(head, rows)}\n\n{note}",
+    )
+
+
+def _finalists(packed: Packed, found: ablation.StoredAblation) -> Iterator[list[str]]:
+    """What was chosen, and the heuristic's ranks beside it."""
+    assert packed.study is not None
+    scores = {one.label: _scores(packed.study.experiments, one) for one in found.final}
+    heuristic = scores.get("heuristic", {})
+    for one in found.final:
+        own = scores[one.label]
+        both = sorted(own.keys() & heuristic.keys()) if one.label != "heuristic" else []
+        told = ["–", "–"]
+        if both:
+            whole = effect([of_seeds(np.array([own[seed] - heuristic[seed] for seed in both]))])
+            told = [points(whole.difference), bounds(whole.interval(simultaneous(len(found.final) - 1)))]
+        mean = "–" if one.value is None else number(100 * one.value)
+        by = f"{found.kind}: {one.label} ({many(len(own), 'seed')})"
+        yield [found.task, by, listed(one.ranks), f"{one.parameters or 0:,}", mean, *told]
+
+
+def _scores(experiments: Sequence[Experiment], one: ablation.Scored) -> dict[int, float]:
+    """By seed."""
+    records = (record for each in experiments for record in each.records.values())
+    return {
+        int(record.tag(Tag.SEED)): record.score
+        for record in records
+        if record.origin in one.runs and record.score is not None
+    }

@@ -1,0 +1,146 @@
+"""What the packs of results/ hold of the rows of a question, and how findings.md writes it down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from questions import SEEDS, TASKS
+
+from bench.store.results import open_results
+from bench.wire.words import Status
+from reports.inference.intervals import Bounds
+from reports.part import Part
+from reports.reading import read_sources
+from reports.study import Cell, Study, grouped
+from reports.units import PERCENT
+from reports.words import listed, many
+
+DOCS = Path(__file__).parent
+#: Names of one list before it is cut.
+MOST_NAMES = 4
+
+
+def plain(method: str) -> str:
+    """The name of a row without what its suite sets for it by hand."""
+    return re.sub(r" \[.*\]$", "", method)
+
+
+class Packed:
+    """What the packs of one suite hold, or nothing where there is none."""
+
+    def __init__(self, suite: str, folder: Path) -> None:
+        self.suite = suite
+        parts = [folder / f"{suite}.tensorbench.zip", *sorted(folder.glob(f"{suite}-*.tensorbench.zip"))]
+        packs = [pack for pack in parts if pack.exists()]
+        self._sources = open_results("", map(str, packs))
+        self.study = read_sources(self._sources) if packs else None
+        #: As a command in a clone names them.
+        self.files = " ".join(f"results/{pack.name}" for pack in packs)
+
+    def part(self, part: Part) -> Study:
+        return read_sources(self._sources, part)
+
+    def cells(self, task: str, budget: str) -> dict[str, Cell]:
+        """The rows of a task by method; one that this budget does not have is taken from where it stands."""
+        every = [cell for cell in (self.study.all_cells if self.study else ()) if cell.task == task]
+        here = {plain(cell.method): cell for cell in every if cell.budget == budget}
+        return {plain(cell.method): cell for cell in reversed(every)} | here
+
+    def settled(self, cell: Cell | None, seeds: range) -> int:
+        """How many of these seeds are finished or failed."""
+        known = self.study.of_cell(cell.number) if self.study and cell else ()
+        return sum(seed.seed in seeds and seed.status in (Status.FINISHED, Status.FAILED) for seed in known)
+
+    def link(self, text: str, cell: Cell) -> str:
+        """The text, with a link to the row in the site, where the site has this suite."""
+        page = f"leaderboard/suites/{self.suite}/index.html"
+        return f"[{text}]({page}#c{cell.number})" if (DOCS / page).exists() else text
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many trials of a question are there, and which rows are missing."""
+
+    trials: int
+    planned: int
+    rows: int
+    #: Task -> the rows of which a seed is missing.
+    missing: Mapping[str, Sequence[str]]
+
+    @property
+    def there(self) -> list[str]:
+        """The tasks on which every row is there."""
+        return [task for task, names in self.missing.items() if not names]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.there) == len(self.missing)
+
+    @property
+    def state(self) -> str:
+        """In a few words."""
+        if self.complete:
+            return "all there"
+        so_far = f"so far on {len(self.there)} of {len(self.missing)} tasks" if self.there else "not run yet"
+        return f"{so_far}: {self.trials:,} of {self.planned:,} trials"
+
+    @property
+    def told(self) -> str:
+        """In full: what is there, and what is missing."""
+        if self.complete:
+            return f"On {'all four' if len(self.missing) == len(TASKS) else 'both'} tasks."
+        names_on = grouped((task for task, names in self.missing.items() if names), self._named)
+        gone = "; ".join(f"{names} on {self._tasks(tasks)}" for names, tasks in names_on.items())
+        count = f"{self.trials:,} of {self.planned:,} trials are there. Missing: {gone}."
+        if not self.there:
+            return f"**Not run yet**: {count}"
+        return (
+            f"**So far, on {len(self.there)} of {len(self.missing)} tasks** ({listed(self.there)}): no "
+            f"answer yet, since the question is of the mean over all {len(self.missing)}. {count}"
+        )
+
+    def _tasks(self, tasks: Sequence[str]) -> str:
+        if len(tasks) < len(self.missing):
+            return listed(tasks)
+        return "both tasks" if len(tasks) == 2 else f"all {len(tasks)} tasks"
+
+    def _named(self, task: str) -> str:
+        names = self.missing[task]
+        if len(names) == self.rows > 1:
+            return "every row"
+        more = f" and {many(len(names) - MOST_NAMES, 'more row')}" if len(names) > MOST_NAMES else ""
+        return listed(names[:MOST_NAMES]) + more
+
+
+def progress(
+    packed: Packed, rows: Sequence[str], budget: str, tasks: Iterable[str], seeds: range = SEEDS
+) -> Progress:
+    """How far these rows are: a row is there if all of these seeds have finished or failed."""
+    found = {}
+    for task in tasks:
+        cells = packed.cells(task, budget)
+        found[task] = {name: packed.settled(cells.get(name), seeds) for name in rows}
+    missing = {task: [name for name, ended in of.items() if ended < len(seeds)] for task, of in found.items()}
+    trials = sum(ended for of in found.values() for ended in of.values())
+    return Progress(trials, len(rows) * len(found) * len(seeds), len(rows), missing)
+
+
+def points(value: float) -> str:
+    """A difference. Means of scores lie on halves of a last digit, which rounding errors must not decide."""
+    return PERCENT.difference(round(value, 9)).replace("-", "−")
+
+
+def bounds(interval: Bounds | None) -> str:
+    return "none" if interval is None else " to ".join(map(points, interval))
+
+
+def number(value: float) -> str:
+    return f"{round(value, 9):.2f}".replace("-", "−")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

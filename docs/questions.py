@@ -1,0 +1,87 @@
+"""The questions of leaderboard.md as comparisons: which methods, with what, under which budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: The suites whose packs answer them.
+TUNED, UNTUNED, RANKS, DECODER = "leaderboard", "leaderboard_untuned", "leaderboard_ranks", "smollm2"
+TASKS = ("movie-sentiment", "tweet-sentiment", "amazon-sentiment", "land-cover")
+#: Those of the untuned suite, and of the one of ranks.
+TWO_TASKS = ("movie-sentiment", "land-cover")
+#: Final seeds that every row is to have. Others may come on top, and then count.
+SEEDS = range(5)
+BUDGET, SMALL = "isoparameters 4", "isorank 4"
+
+LORA, ON_QKVO, ON_ALL = "LoRA", "LoRA (targets=qkvo) r=3", "LoRA (targets=qkvo+mlp) r=1"
+QKV_DEPTH, ALL_MODES = "TensLoRA qkv_depth", "TensLoRA att_qkv_depth"
+#: Variants with heads, and the same without. `att` has no other mode.
+WITHOUT_HEADS = {
+    "TensLoRA att_qkv": "TensLoRA qkv",
+    "TensLoRA att_depth": "TensLoRA depth",
+    ALL_MODES: QKV_DEPTH,
+}
+WITH_HEADS = ("TensLoRA att", *WITHOUT_HEADS)
+LORTA = ("LoRTA", "LoRTA (orientation=output_heads)")
+ON_ALL_LAYERS = ("FacT-TT", "FacT-TK", "CaRA")
+METATT = ("MetaTT-4D", "MetaTT-5D")
+SHORTER = ("TensLoRA att", "TensLoRA qkv", "TensLoRA depth")
+STACKED = (*SHORTER, *WITHOUT_HEADS, QKV_DEPTH)
+OTHER_STACKS = (f"{QKV_DEPTH} (factorization=cp)", f"{QKV_DEPTH} (factorization=tt)")
+#: What is not shared between matrices.
+EACH_MATRIX = ("LoRETTA-rep", "TT-LoRA")
+
+
+def interleaved(method: str) -> str:
+    """The row of a variant whose heads are interleaved."""
+    return f"{method} (heads=interleaved)"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared with what, all of it at once. Names are those of the tables."""
+
+    letter: str
+    #: Of what is compared; a reference may stand elsewhere.
+    budget: str
+    #: Of each reference the methods that are compared with it.
+    compared: Mapping[str, tuple[str, ...]]
+    tasks: tuple[str, ...] = TASKS
+    seeds: range = SEEDS
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(method, other) for other, methods in self.compared.items() for method in methods]
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """All that have to be there."""
+        return tuple(dict.fromkeys(name for other, some in self.compared.items() for name in (other, *some)))
+
+
+COMPARED = (
+    Question("a", BUDGET, {LORA: (QKV_DEPTH, ALL_MODES)}),
+    Question(
+        "b",
+        BUDGET,
+        {
+            **{other: (method, interleaved(method)) for method, other in WITHOUT_HEADS.items()},
+            **{method: (interleaved(method),) for method in WITH_HEADS},
+        },
+    ),
+    Question("c", SMALL, {LORA: (*STACKED, "LoTR", *LORTA, *METATT)}),
+    Question("d", BUDGET, {ON_QKVO: LORTA, ON_ALL: ON_ALL_LAYERS, LORA: (*LORTA, *ON_ALL_LAYERS)}),
+    Question("e", BUDGET, {QKV_DEPTH: OTHER_STACKS, METATT[0]: EACH_MATRIX}),
+)
+IN_TRAINING = Question("f", BUDGET, {"fixed ranks": ("cut during training",)}, TWO_TASKS, range(10))
+#: A search and an allocation on each task.
+STUDIES = 2 * len(TWO_TASKS)
+
+#: The rows of the suites tuned and untuned. What a row of one of them sets by hand stands in brackets there.
+ROWS = (
+    *("head only", "full fine-tuning", LORA, ON_QKVO, ON_ALL),
+    *(*STACKED, *map(interleaved, WITH_HEADS), *OTHER_STACKS),
+    *(*ON_ALL_LAYERS, "LoTR", *LORTA, *EACH_MATRIX, "LoRETTA-adp", "TRAC", "LoRA-XS", *METATT),
+    *("DoRA", "VeRA", "AdaLoRA"),
+)

@@ -1,0 +1,190 @@
+"""What docs/findings.py writes of the questions of the leaderboard, on made-up results."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from scipy.stats import ttest_rel
+
+from reports.ablation import Scored, StoredAblation
+from reports.inference.effects import Answer, Verdict
+
+from ..packs import packed
+from .made_up import BASE, Call
+
+DOCS = Path(__file__).parents[2] / "docs"
+BUDGET = "isoparameters 2"
+
+
+@pytest.fixture(scope="module")
+def folder(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout that has the pack of the made-up results."""
+    made = tmp_path_factory.mktemp("checkout")
+    packed(rich, "rich", made / "results")
+    return made
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of docs/."""
+    monkeypatch.syspath_prepend(DOCS)
+    return importlib.import_module
+
+
+def rich_of(script: Any, folder: Path) -> Any:
+    return script("packed").Packed("rich", folder / "results")
+
+
+def question(script: Any, letter: str, budget: str, compared: dict[str, tuple[str, ...]]) -> Any:
+    return script("questions").Question(letter, budget, compared, tuple(BASE))
+
+
+def rows(told: str) -> list[list[str]]:
+    """The lines of the table, without its head."""
+    found = [line.strip("| ").split(" | ") for line in told.splitlines() if line.startswith("| ")]
+    return found[2:]
+
+
+def test_an_answer_is_what_its_command_reports(
+    script: Any, folder: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = question(
+        script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv"), "head only": ("TensLoRA att",)}
+    )
+    state, told = script("answers").of_pairs(rich_of(script, folder), asked)
+    assert state == "all there"
+    _, command, _ = told.split("```")
+    assert "--task" not in command
+    monkeypatch.chdir(folder)
+    # The command's own --out stands before, and this one after it counts.
+    words = [*shlex.split(command.replace("\\\n", ""))[1:], "--out", tmp_path / "out", "--format", "csv"]
+    assert call(*words).code == 0
+    points = script("packed").points
+    stored = pd.read_csv(tmp_path / "out/tables/comparisons.csv")
+    wanted = {
+        (one.method, one.reference): [points(one.difference), f"{points(one.low)} to {points(one.high)}"]
+        for one in stored.itertuples()
+    }
+    assert {(row[0], row[1]): row[5:7] for row in rows(told)} == wanted
+    assert len(wanted) == 3
+    assert set(stored["level"]) == {0.975}
+    assert "those of each of the 2 references with 97.5%" in told
+    # By 4 points of 100 on each task; by half a point less.
+    assert "- TensLoRA att beats LoRA: **yes, by what matters**." in told
+    assert "- TensLoRA qkv beats LoRA: **no**." in told
+
+
+def test_what_is_not_all_there_has_no_answer(script: Any, folder: Path, tmp_path: Path) -> None:
+    # LoTR lacks a seed of movie-sentiment.
+    asked = question(script, "a", "isorank 2", {"LoRA": ("LoTR",)})
+    state, told = script("answers").of_pairs(rich_of(script, folder), asked)
+    assert state == "so far on 2 of 3 tasks: 29 of 30 trials"
+    assert told.startswith("**So far, on 2 of 3 tasks** (digits, textile): no answer yet")
+    assert "Missing: LoTR on movie-sentiment." in told
+    assert "beats" not in told
+    assert "--task digits,textile \\\n    --pair 'LoTR : LoRA'" in told
+    ((_, _, digits, textile, mean, _, _),) = rows(told)
+    means = [float(text.replace("−", "-")) for text in (digits, textile, mean)]
+    assert means[2] == pytest.approx(sum(means[:2]) / 2, abs=0.011)
+
+    nothing = script("packed").Packed("rich", tmp_path)
+    state, told = script("answers").of_pairs(nothing, asked)
+    assert state == "not run yet: 0 of 30 trials"
+    assert told == "**Not run yet**: 0 of 30 trials are there. Missing: every row on all 3 tasks."
+
+
+def lines(script: Any, sides: dict[tuple[str, str], str]) -> list[Any]:
+    """Comparisons of which only the side is known."""
+    line = script("answers").Line
+    return [
+        line(*pair, SimpleNamespace(verdict=Verdict(Answer.UNDECIDED, side)), {})
+        for pair, side in sides.items()
+    ]
+
+
+def test_it_is_the_sites_where_only_lora_on_others_differs(script: Any) -> None:
+    found = lines(
+        script,
+        {
+            ("LoRTA", "LoRA (targets=qkvo) r=3"): "",
+            ("LoRTA", "LoRA"): "better",
+            ("CaRA", "LoRA (targets=qkvo+mlp) r=1"): "worse",
+            ("CaRA", "LoRA"): "better",
+            ("FacT-TT", "LoRA (targets=qkvo+mlp) r=1"): "",
+            ("FacT-TT", "LoRA"): "",
+        },
+    )
+    told = list(script("answers").ANSWERS["d"](None, None, found))
+    assert told == ["LoRTA: **the sites**.", "CaRA: **the tensor**.", "FacT-TT: **undecided**."]
+
+
+def test_it_was_the_interleaving_where_the_twin_is_worse(script: Any) -> None:
+    pairs = script("questions").COMPARED[1].pairs
+    worse = ("TensLoRA att_qkv (heads=interleaved)", "TensLoRA att_qkv")
+    assert worse in pairs
+    found = lines(script, {pair: "worse" if pair == worse else "" for pair in pairs})
+    real, mixed, was = script("answers").ANSWERS["b"](None, None, found)
+    assert "worse" not in real + mixed
+    assert was == "It was the interleaving for: **TensLoRA att_qkv**."
+
+
+def test_the_count_explains_what_it_goes_with(script: Any, folder: Path) -> None:
+    asked = question(script, "c", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv", "TensLoRA depth")})
+    results = rich_of(script, folder)
+    _, told = script("answers").of_pairs(results, asked)
+    cells = results.study.cells.query("budget == @BUDGET").groupby("method")[["parameters", "mean"]].mean()
+    rho = cells.loc[[method for method, _ in asked.pairs]].corr("spearman").iloc[0, 1]
+    assert f"is {script('packed').number(rho)} among the 3 rows" in told
+    assert f"**{'yes' if rho >= 0.8 else 'no'}**" in told
+
+
+def test_two_rankings_of_the_same_rows_agree(
+    script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings: ModuleType = script("findings")
+    names = ("LoRA", "TensLoRA att", "TensLoRA qkv", "head only", "LoTR")
+    for name, value in {"ROWS": names, "BUDGET": BUDGET, "TWO_TASKS": ("digits", "textile")}.items():
+        monkeypatch.setattr(findings, name, value)
+    results = rich_of(script, folder)
+    state, told = findings.of_tuning(results, results)
+    assert state == "all there"
+    assert told.count("**1.00**") == 3
+    assert "**TensLoRA att** has the best mean at LoRA's budget." in told
+    state, told = findings.of_tuning(results, script("packed").Packed("other", folder))
+    assert state == "not run yet: 50 of 100 trials"
+
+
+def test_what_a_search_chose_stands_beside_the_heuristic(
+    script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, results = script("answers"), rich_of(script, folder)
+    study = results.study
+    att, lora = (
+        next(
+            cell
+            for cell in study.all_cells
+            if (cell.method, cell.task, cell.budget) == (name, "digits", BUDGET)
+        )
+        for name in ("TensLoRA att", "LoRA")
+    )
+    final = [
+        Scored(label, [4, 2], 100, cell.mean, cell.sd, [seed.run_id for seed in study.of_cell(cell.number)])
+        for label, cell in (("best", att), ("heuristic", lora))
+    ]
+    found = StoredAblation("search", "s", "r", "tenslora", "digits", "vit", BUDGET, ["a", "b"], final=final)
+    monkeypatch.setattr(answers.ablation, "read", lambda study: [found])
+    state, told = answers.of_ranks(results)
+    assert state == "not run yet: 0 of 40 trials; 1 of 4 searches and allocations"
+    best, heuristic = rows(told)
+    _, (own, other) = study.gains([att.number, lora.number])
+    low, high = ttest_rel(own, other).confidence_interval()
+    points = script("packed").points
+    assert best[1:4] == ["search: best (5 seeds)", "4, 2", "100"]
+    assert best[5:] == [points(float((own - other).mean())), f"{points(low)} to {points(high)}"]
+    assert heuristic[5:] == ["–", "–"]
