@@ -23,6 +23,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+# Modules and copies of models are many objects and hardly any garbage. To look for it as often as Python does
+# by itself takes a tenth of the time, and each trial does it anyway.
+gc.set_threshold(100_000, 20, 20)
+
 #: So many more modules are imported by what a test needs first: a model's architecture, a database.
 MANY_MODULES = 50
 
