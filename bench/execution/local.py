@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -264,6 +265,8 @@ def _serve(link: Connection, slot: Slot) -> None:
     threading.Thread(target=_end_with_driver, daemon=True).start()
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     torch.set_num_threads(slot.threads)
+    # What was imported is no garbage, which every trial collects.
+    gc.freeze()
     resources, line = Resources(slot.device, slot.saving), _Line(link)
     threading.Thread(target=line.keep_beating, daemon=True).start()
     if slot.memory:

@@ -138,9 +138,10 @@ def _version(name: str) -> str:
 @cache
 def libraries() -> dict[str, str]:
     """The version of every package that this process could import, by its name in small letters."""
-    found = ((one.metadata["Name"], one.version) for one in distributions())
+    # Each call parses a file anew.
+    found = (one.metadata for one in distributions())
     # A folder without a name is the rest of an installation that broke off.
-    return dict(sorted((name.lower(), version) for name, version in found if name))
+    return dict(sorted((one["Name"].lower(), one["Version"]) for one in found if one["Name"]))
 
 
 def device_name(device: str) -> str:

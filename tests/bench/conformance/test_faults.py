@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from torch import Tensor
 
 from bench.conformance import BACKBONES, CHECKS, DECODERS, run_checks
 from methods.backbone import Geometry, Site
 from methods.errors import NotLowRank, UserError
 
-from .faulty import FAULTS, Pairs, RaisesAnotherError
+from .faulty import FAULTS, DiffersWhenCompiled, Pairs, RaisesAnotherError
 
 
 def test_a_method_of_a_plug_in_passes() -> None:
@@ -43,6 +44,23 @@ def test_the_checks_catch(faulty: type[Pairs], check: str, message: str) -> None
 
 def test_every_check_is_seen_to_fail() -> None:
     assert {check for check, _ in FAULTS.values()} == set(CHECKS) - {"inductor"}
+
+
+@pytest.mark.parametrize(("method", "status"), [(Pairs, "passed"), (DiffersWhenCompiled, "failed")])
+def test_generated_code_is_asked_for_and_compared(
+    method: type[Pairs], status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Generating it takes ten seconds, and test_numerics.py trains with it."""
+    asked, compiled = [], torch.compile
+
+    def traced(module: torch.nn.Module, *, backend: str) -> object:
+        asked.append(backend)
+        return compiled(module, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr("shutil.which", lambda program: program)
+    (result,) = run_checks(method(rank=3), backbones=["bert"], checks=["inductor"])
+    assert (result.status, asked) == (status, ["inductor"]), result
 
 
 def test_a_method_without_low_rank_form_passes_if_it_says_so() -> None:

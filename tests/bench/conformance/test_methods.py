@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import cycle, product
 
 import pytest
 
@@ -15,7 +15,6 @@ from methods import METHODS, create
 REPRESENTATIVE = create("cara", rank=4)
 
 #: Their adapters are of modules that others put on every kind of backbone, so that one tiny kind is enough.
-#: What is contracted as the others are, and a circuit of many small products, is not compiled again.
 ON_ONE_KIND: dict[str, BackboneKind] = {
     "loretta_rep": "roberta",
     "loretta_adp": "bert",
@@ -28,33 +27,49 @@ ON_ONE_KIND: dict[str, BackboneKind] = {
     "dota": "roberta",
 }
 
+#: What is contracted as the others are, and a circuit of many small products, is not compiled again.
+COMPILED = [name for name in METHODS if name == "loretta_adp" or name not in ON_ONE_KIND]
+
+#: What every kind of backbone can have without a line of ours in its forward.
+NOT_CONTRACTED = ("full", "head_only", "lora", "peft")
+
+#: Of the layers that are peft's own: shared matrices, and a forward that breaks the graph.
+COMPILED_OF_PEFT = ("VeRA", "DoRA")
+
 
 def _cases(name: str) -> list[Case]:
-    if name not in ON_ONE_KIND:
-        return conformance_cases(name, backbones=BACKBONES)  # decoders have a test of their own
-    found = conformance_cases(name, backbones=[ON_ONE_KIND[name]])
-    return [case for case in found if name == "loretta_adp" or not CHECKS[case.check].slow]
+    kinds = [ON_ONE_KIND[name]] if name in ON_ONE_KIND else BACKBONES  # decoders have a test of their own
+    return [case for case in conformance_cases(name, backbones=kinds) if not CHECKS[case.check].slow]
+
+
+def _compiled() -> list[Case]:
+    """Each on one kind of backbone, in turn, since compiling takes seconds: ours first, so on every kind."""
+    found = [
+        method
+        for name in COMPILED
+        for case in conformance_cases(name, backbones=BACKBONES[:1], checks=["compiled"])
+        if (method := case.method).name != "peft" or method.label in COMPILED_OF_PEFT
+    ]
+    found.sort(key=lambda method: method.name in NOT_CONTRACTED)
+    return [
+        Case(method, kind, "compiled") for method, kind in zip(found, cycle(BACKBONES[::-1]), strict=False)
+    ]
 
 
 CASES = [
     *(case for name in METHODS for case in _cases(name)),
+    *_compiled(),
     *(
         case
         for kind in BACKBONES[1:]
         for case in conformance_cases(REPRESENTATIVE, backbones=[kind])
-        if not CHECKS[case.check].on_each
+        if not CHECKS[case.check].on_each and not CHECKS[case.check].slow
     ),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_conformance(case: Case) -> None:
-    check_case(case)
-
-
-def test_generated_code() -> None:
-    method = create("tenslora", variant="qkv_depth", ranks=(3, 3, 3, 3))
-    (case,) = conformance_cases(method, backbones=["bert"], checks=["inductor"])
     check_case(case)
 
 
