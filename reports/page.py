@@ -69,7 +69,10 @@ def render(
             measured=scales(cells),
             forgotten=any(cell.forgetting is not None for cell in cells),
             score_heading="Score, %" if percent else "Score",
-            differ_in=" or ".join(dict.fromkeys(unit_of(cell.metric, cell.unit).points for cell in cells)),
+            differ_in=" or ".join(
+                dict.fromkeys(unit_of(cell.metric, cell.unit).points for cell in cells if cell.metric)
+            )
+            or "points",
             tables=main_tables(cells, analysis.blocks),
             named={cell.method: cell for cell in reversed(cells)},
             incomplete=INCOMPLETE,

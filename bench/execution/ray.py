@@ -143,35 +143,37 @@ class RayCluster(Executor):
         ray.shutdown()
 
     def prepare(self, trials: list[Trial]) -> None:
-        """Once on each node that can run a trial. One that joins later prepares when it takes its first.
-
-        Who prepared has imported and loaded what trials need, so it runs the node's first ones.
-        """
+        """Once on each node that can run a trial. One that joins later prepares when it takes its first."""
         self._saving.check(trials)
         trials = [trial for trial in trials if needed(trial) not in self._prepared]
         if not trials:
             return
         # The preparation needs a slot of every node, and idle actors hold theirs.
-        self._remove_idle()
+        for idle in [worker for worker in self._workers if worker.trial is None]:
+            self._remove(idle)
         self._memory = max(self._memory, int(worker_mib(trials) * 2**20))
-        nodes = [node for node in ray.nodes() if node["Alive"] and self._room_on(node["Resources"])]
-        if not nodes:
+        answers = [
+            ray.remote(prepare_or_say_why)
+            .options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+                **self._options(),
+            )
+            .remote(trials, Resources(self.device, self._saving))
+            for node in ray.nodes()
+            if node["Alive"] and self._room_on(node["Resources"])
+        ]
+        if not answers:
             raise UserError(
                 f"no node of the Ray cluster has room for one trial: {self._share.cpus} CPU(s), "
                 f"{self._share.gpus:g} GPU(s), {self._memory // 2**20:,} MiB of memory"
             )
-        busy = len(self._workers)
-        for node in nodes:
-            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            self._workers.append(_Worker(self._actor(scheduling_strategy=place), placed=True))
-        try:
-            said = ray.get([worker.actor.prepare.remote(trials) for worker in self._workers[busy:]])
-        except RayError as error:
-            self._remove_idle()
-            raise UserError(f"a node could not prepare the trials: {error}") from error
-        for reason in filter(None, said):
-            raise UserError(reason)
-        self._remove_idle(keep=max(0, self._capacity() - busy))
+        for answer in answers:
+            try:
+                said = ray.get(answer)
+            except RayError as error:
+                raise UserError(f"a node could not prepare the trials: {error}") from error
+            if said:
+                raise UserError(said)
         self._prepared |= {needed(trial) for trial in trials}
 
     @property
@@ -187,7 +189,12 @@ class RayCluster(Executor):
     def submit(self, trial: Trial, limit: float | None = None) -> None:
         worker = next((worker for worker in self._workers if worker.trial is None), None)
         if worker is None:
-            worker = _Worker(self._actor())
+            actor = (
+                ray.remote(_Slot)
+                .options(max_concurrency=3, **self._options())
+                .remote(self.device, self._saving)
+            )
+            worker = _Worker(actor)
             self._workers.append(worker)
         self._give(worker, trial, limit)
 
@@ -266,15 +273,9 @@ class RayCluster(Executor):
         self._workers.remove(worker)
         ray.kill(worker.actor)
 
-    def _remove_idle(self, keep: int = 0) -> None:
-        for worker in [worker for worker in self._workers if worker.trial is None][keep:]:
-            self._remove(worker)
-
-    def _actor(self, **options: Any) -> Any:
-        """A new one, for which Ray finds a place; trials, questions and prunes run beside each other."""
-        resources = {"num_gpus": self._share.gpus, "num_cpus": self._share.cpus, "memory": self._memory}
-        made = ray.remote(_Slot).options(max_concurrency=3, **resources, **options)
-        return made.remote(self.device, self._saving)
+    def _options(self) -> dict[str, float]:
+        """What Ray is asked for when it places a worker."""
+        return {"num_gpus": self._share.gpus, "num_cpus": self._share.cpus, "memory": self._memory}
 
     def _room_on(self, resources: Mapping[str, float]) -> int:
         """How many slots a node with these resources has."""
@@ -321,9 +322,6 @@ class _Slot:
         context = ray.get_runtime_context()
         self._name = f"{context.get_node_id()[:6]}/{context.get_actor_id()[:6]}"
         self._threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
-
-    def prepare(self, trials: list[Trial]) -> str:
-        return prepare_or_say_why(trials, self._resources)
 
     def run(self, trial: Trial) -> None:
         # If an earlier run of this trial was to be pruned, this one is not.

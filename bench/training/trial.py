@@ -167,7 +167,7 @@ class Resources:
 
     def inference(self, trial: Trial, measure: Callable[[], Inference | None]) -> Inference | None:
         """What forwards of the trial take: measured once for all seeds that this worker runs."""
-        content = trial.model_dump(mode="json", include={"method", "data", "evaluate"})
+        content = trial.model_dump(mode="json", include={"method", "data"})
         key = json.dumps([content, trial.recipe.precision], sort_keys=True)
         if key not in self._inference:
             self._inference[key] = measure()
