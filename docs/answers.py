@@ -55,14 +55,14 @@ def of_pairs(packed: Packed, question: Question) -> tuple[str, str]:
         return done.state, done.told
     lines, lacking = compared(packed, question, done.there)
     answers: list[str] = []
-    if done.complete and (answer := ANSWERS.get(question.letter)):
+    if done.complete and not lacking and (answer := ANSWERS.get(question.letter)):
         answers = [f"- {told}" for told in answer(packed, question, lines)]
     told = [done.told, *lacking, "\n".join(answers), _table(packed, question, done, lines)]
     return done.state, "\n\n".join(filter(None, [*told, _command(packed, question, done)]))
 
 
 def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[list[Line], list[str]]:
-    """The comparisons on these tasks, and why some are lacking."""
+    """The comparisons on these tasks, and what they lack: nothing is answered from a part of them."""
     part = Part(pairs=question.pairs, tasks=tasks, budgets=[question.budget])
     lines, lacking = [], []
     for block in analyse(packed.part(part)).blocks:
@@ -71,6 +71,10 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
             on = {setting.task: against(block, found, i) for i, setting in enumerate(block.settings)}
             lines.append(Line(found.method, block.asked, against(block, found), on))
     places = {pair: place for place, pair in enumerate(question.pairs)}
+    on_tasks = {(line.method, line.other): line.by_task for line in lines}
+    for method, other in question.pairs:
+        if without := [task for task in tasks if task not in on_tasks.get((method, other), {})]:
+            lacking.append(f"**No answer**: {method} and {other} cannot be compared on {listed(without)}.")
     return sorted(lines, key=lambda line: places[line.method, line.other]), lacking
 
 
@@ -80,13 +84,17 @@ def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[L
     rows = []
     for line in lines:
         on = [
-            packed.link(points(found.effect.difference), cells[task][line.method])
-            for task, found in line.by_task.items()
+            packed.link(points(line.by_task[task].effect.difference), cells[task][line.method])
+            if task in line.by_task
+            else "–"
+            for task in done.there
         ]
         mean, name = line.mean, line.method + " †" * line.mean.lost
         told = points(mean.effect.difference), bounds(mean.interval), str(mean.verdict)
         rows.append([name, line.other, *on, *told])
-    return table(["compared", "with", *done.there, "mean", "interval", "verdict"], rows)
+    told = table(["compared", "with", *done.there, "mean", "interval", "verdict"], rows)
+    lost = any(line.mean.lost for line in lines)
+    return told + "\n\n† Without the seeds that failed or diverged, of either method." * lost
 
 
 def _command(packed: Packed, question: Question, done: Progress) -> str:

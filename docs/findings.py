@@ -22,6 +22,7 @@ from reports.inference.crossed import of_seeds
 from reports.inference.effects import Effect, effect
 from reports.inference.intervals import simultaneous
 from reports.part import Part
+from reports.ranking import MOST_PAIRED
 from reports.study import REFERENCE, Cell, Study
 from reports.words import listed
 
@@ -84,8 +85,11 @@ def _best(side: Packed, tasks: Sequence[str]) -> str:
     found = next(findings(study, analyse(study).blocks))
     if found.best is None or found.equals is None:
         return "nothing tells methods apart."
-    others = f"({len(found.equals)}): {listed(map(plain, found.equals))}" if found.equals else "is none"
-    return f"**{plain(found.best)}** has the best mean at LoRA's budget. Not told apart from it {others}."
+    others = listed(map(plain, found.equals)) or "none"
+    return (
+        f"**{plain(found.best)}** has the best mean at LoRA's budget. Not told apart from it, of the "
+        f"{MOST_PAIRED} best by mean rank: {others}."
+    )
 
 
 def of_forgetting(packed: Packed) -> tuple[str, str]:
@@ -96,7 +100,7 @@ def of_forgetting(packed: Packed) -> tuple[str, str]:
         return "not run yet", "**Not run yet.**"
     ended, planned = (sum(getattr(cell, name) for cell in cells) for name in ("finished", "seeds"))
     state = "forgetting: all there" if ended == planned else f"so far: {ended:,} of {planned:,} trials"
-    head = ["method", "parameters", "forgetting", "more than LoRA", "interval", "verdict"]
+    head = ["method", "parameters", "accuracy", "forgetting", "more than LoRA", "interval", "verdict"]
     told = (
         f"{ended:,} of {planned:,} trials, of {listed(dict.fromkeys(cell.setting for cell in cells))}. "
         "Forgetting is the rise of the loss of a token on text that no task trains on, in nats, the mean "
@@ -122,7 +126,8 @@ def _forgotten(packed: Packed, study: Study, cells: Sequence[Cell]) -> Iterator[
                 "more" if low > 0 else "less" if high < 0 else "undecided",
             ]
         value = packed.link(_nats(cell.forgetting or 0.0), cell)
-        yield [cell.method, f"{cell.parameters:,}", value, *told]
+        accuracy = "–" if cell.mean is None else number(100 * cell.mean)
+        yield [cell.method, f"{cell.parameters:,}", accuracy, value, *told]
 
 
 def _more(study: Study, cell: Cell, cells: Sequence[Cell]) -> Effect | None:

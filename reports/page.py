@@ -69,10 +69,7 @@ def render(
             measured=scales(cells),
             forgotten=any(cell.forgetting is not None for cell in cells),
             score_heading="Score, %" if percent else "Score",
-            differ_in=" or ".join(
-                dict.fromkeys(unit_of(cell.metric, cell.unit).points for cell in cells if cell.metric)
-            )
-            or "points",
+            differ_in=_differ_in(cells),
             tables=main_tables(cells, analysis.blocks),
             named={cell.method: cell for cell in reversed(cells)},
             incomplete=INCOMPLETE,
@@ -165,6 +162,12 @@ def _embedded(data: Any) -> str:
 def plotly_script() -> str:
     """The script that draws figures; `vendor/README.md` says where it is from."""
     return (files("reports") / "vendor" / "plotly-basic.min.js").read_text(encoding="utf-8")
+
+
+def _differ_in(cells: Sequence[Cell]) -> str:
+    """The units of differences. A row without a result tells none."""
+    told = (unit_of(cell.metric, cell.unit).points for cell in cells if cell.metric)
+    return " or ".join(dict.fromkeys(told)) or "points"
 
 
 def _plotly(address: str) -> Markup:

@@ -24,7 +24,8 @@ class Part:
     the tables have it; it is among the rows whatever `methods` and `budgets` say.
 
     `pairs` asks for certain comparisons and no others: of a method with a reference, both as the tables have
-    them. They stand in place of `methods` and `reference`, and all their intervals hold at once.
+    them. They stand in place of `methods` and `reference`, and all their intervals of one budget and
+    metric hold at once.
     """
 
     methods: Sequence[str] = ()

@@ -235,7 +235,7 @@ Pairs = Annotated[
         callback=joined,
         metavar="METHOD,… : REFERENCE",
         help="In place of --method and --reference: compare these methods with this one, by their names in "
-        "tables; may be repeated, and all intervals hold at once.",
+        "tables; may be repeated, and all intervals of one budget and metric hold at once.",
     ),
 ]
 Threshold = Annotated[
