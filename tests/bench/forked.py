@@ -82,6 +82,8 @@ class Program:
 
 def _run(arguments: list[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
     os.setsid()
+    # Who starts workers blocks signals meanwhile, and the server of forks may have begun just then.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

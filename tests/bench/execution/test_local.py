@@ -241,7 +241,7 @@ def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
     # Of more ranks than a plan admits: a gigabyte for each layer.
     hungry = lora.model_copy(update={"method": {**lora.method, "rank": 2**23}})
     events: list[Event] = []
-    with Local([Slot("cpu/0", "cpu", 1, memory=1024)]) as place:
+    with Local([Slot("cpu/0", "cpu", 1, memory=2048)]) as place:
         place.prepare([head])
         (process,) = place.processes()
         for trial in (hungry, head):
