@@ -104,8 +104,11 @@ class Part:
             )
 
         kept = [replace(one, rows=tuple(filter(chosen, one.rows))) for one in experiments]
-        if not any(one.rows for one in kept):
+        left = {table_name(row) for one in kept for row in one.rows}
+        if not left:
             raise UserError("no row is of all these methods, tasks, backbones and budgets")
+        if gone := [method for method, _ in self.pairs if method not in left]:
+            raise UserError(f"pair: '{gone[0]}' has no row among the tasks, backbones and budgets chosen")
         return tuple(one for one in kept if one.rows)
 
 

@@ -138,7 +138,7 @@ def _version(name: str) -> str:
 @cache
 def libraries() -> dict[str, str]:
     """The version of every package that this process could import, by its name in small letters."""
-    # Each call parses a file anew.
+    # `metadata` parses a file each time it is asked for.
     found = (one.metadata for one in distributions())
     # A folder without a name is the rest of an installation that broke off.
     return dict(sorted((one["Name"].lower(), one["Version"]) for one in found if one["Name"]))

@@ -72,7 +72,9 @@ class _Site:
 
     @cached_property
     def standings(self) -> list[Standing]:
-        return [one for suite in self.suites for one in standings(suite.name, suite.analysis)]
+        """Rows of which no seed has ended stand on their suite's page alone: here they would look tried."""
+        every = (one for suite in self.suites for one in standings(suite.name, suite.analysis))
+        return [one for one in every if one.cell.missing < one.cell.seeds]
 
     @cached_property
     def pages(self) -> dict[str, MethodPage]:

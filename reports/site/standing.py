@@ -36,7 +36,7 @@ class Standing:
 
     @property
     def unit(self) -> Unit:
-        return unit_of(self.cell.metric)
+        return unit_of(self.cell.metric, self.cell.unit)
 
     @property
     def is_reference(self) -> bool:

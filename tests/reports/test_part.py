@@ -110,6 +110,7 @@ def test_pairs_with_one_reference_are_what_a_reference_of_its_own_gives(rich: st
         (Part(methods=["head only"], budgets=["isorank 2"]), "no row is of all these"),
         (Part(pairs=[("tenslora", "LoRA")]), "method 'tenslora'.*TensLoRA att"),
         (Part(pairs=[("LoRA", "Lora")]), "reference 'Lora'.*LoRA"),
+        (Part(pairs=[("head only", "LoRA")], budgets=["isorank 2"]), "'head only' has no row among"),
     ],
 )
 def test_what_is_not_there_is_refused(rich: str, part: Part, told: str) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from bench.process.files import sha256_of
 from bench.process.outputs import Files, put_files
 from bench.store.pack.reading import open_pack
 from methods import METHODS, UserError
+from reports.analysis import Analysis
+from reports.site import build
 from reports.site.build import site_files
 from reports.site.checking import differences
 from reports.site.equations import equation_of
 from reports.site.methods import file_name
 from reports.site.published import packs_in
+from reports.site.standing import Standing
 
 from ..packs import changed, edit_json, packed
 from .made_up import Call
@@ -280,3 +284,18 @@ def test_every_method_has_an_equation_of_its_own_text() -> None:
     assert lora is not None
     assert lora.source == "Hu et al. 2021"
     assert lora.paragraphs[0].text.startswith("ΔW = B·A")
+
+
+def test_a_row_that_has_not_begun_is_not_among_what_was_tried(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def standings(suite: str, analysis: Analysis) -> list[Standing]:
+        first, *others = real(suite, analysis)
+        begun = replace(first.cell, finished=0, failed=0, missing=first.cell.seeds, method="not begun")
+        return [replace(first, cell=begun), *others]
+
+    real = build.standings
+    monkeypatch.setattr(build, "standings", standings)
+    made = site_files(packs_in(results))
+    pages = [str(text) for name, text in made.items() if name.startswith("methods/")]
+    assert not any("not begun" in page for page in (*pages, str(made["leaderboard.csv"])))
