@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from cautions import cautions
+from forest import Forest, Row
 from packed import Packed, Progress, bounds, number, points, progress, table
 from questions import (
     IN_TRAINING,
@@ -35,6 +37,16 @@ EXPLAINS = 0.8
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What is found of a question."""
+
+    #: In a few words, and in full.
+    state: str
+    told: str
+    figure: Forest | None = None
+
+
+@dataclass(frozen=True)
 class Line:
     """One comparison of a question, over the tasks that are there and on each."""
 
@@ -48,17 +60,25 @@ class Line:
         return self.mean.verdict.side or "undecided"
 
 
-def of_pairs(packed: Packed, question: Question) -> tuple[str, str]:
-    """The state of a question, and what is found of it."""
+def of_pairs(packed: Packed, question: Question) -> Answer:
+    """What is found of a question that compares pairs."""
     done = progress(packed, question.rows, question.budget, question.tasks, question.seeds)
     if not done.there:
-        return done.state, done.told
+        return Answer(done.state, done.told)
     lines, lacking = compared(packed, question, done.there)
     answers: list[str] = []
     if done.complete and not lacking and (answer := ANSWERS.get(question.letter)):
         answers = [f"- {told}" for told in answer(packed, question, lines)]
-    told = [done.told, *lacking, "\n".join(answers), _table(packed, question, done, lines)]
-    return done.state, "\n\n".join(filter(None, [*told, _command(packed, question, done)]))
+    figure = Forest(question.letter, [_row(line) for line in lines])
+    told = [done.told, *lacking, "\n".join(answers), _table(packed, question, done, lines), figure.shown]
+    shown = cautions(packed, packed.rows(question.rows, question.budget, done.there))
+    told += [_level(question), shown, _command(packed, question, done)]
+    return Answer(done.state, "\n\n".join(filter(None, told)), figure)
+
+
+def _row(line: Line) -> Row:
+    on_tasks = {task: found.effect.difference for task, found in line.by_task.items()}
+    return Row(line.method, line.other, line.mean.effect.difference, line.mean.interval, on_tasks)
 
 
 def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[list[Line], list[str]]:
@@ -97,16 +117,19 @@ def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[L
     return told + "\n\n† Without the seeds that failed or diverged, of either method." * lost
 
 
+def _level(question: Question) -> str:
+    families = len(question.compared)
+    each = f", those of each of the {families} references with {100 * of_each(families):.4g}%"
+    return f"Points, with intervals that hold at once with 95%{each if families > 1 else ''}."
+
+
 def _command(packed: Packed, question: Question, done: Progress) -> str:
     only = "" if done.complete else f" --task {','.join(done.there)}"
     pairs = "".join(
         f" \\\n    --pair '{listed(methods)} : {other}'" for other, methods in question.compared.items()
     )
-    families = len(question.compared)
-    each = f", those of each of the {families} references with {100 * of_each(families):.4g}%"
     asked = f"{packed.files} --out {question.letter} --budget '{question.budget}'{only}{pairs}"
-    level = f"95%{each if families > 1 else ''}"
-    return f"Points, with intervals that hold at once with {level}.\n\n```\ntensorbench report {asked}\n```"
+    return f"```\ntensorbench report {asked}\n```"
 
 
 def _beats(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
@@ -160,20 +183,19 @@ ANSWERS: Mapping[str, Callable[[Packed, Question, Sequence[Line]], Iterator[str]
 }
 
 
-def of_ranks(packed: Packed) -> tuple[str, str]:
+def of_ranks(packed: Packed) -> Answer:
     """Question f, but for the spectra: cuts during training, and what searches and allocations chose."""
-    state, told = of_pairs(packed, IN_TRAINING)
+    during = of_pairs(packed, IN_TRAINING)
     found = [one for one in ablation.read(packed.study) if one.final] if packed.study else []
     searched = f"{len(found)} of {STUDIES} searches and allocations"
     if not found:
-        return f"{state}; {searched}", f"{told}\n\n**Not run yet**: {searched}."
+        told = f"{during.told}\n\n**Not run yet**: {searched}."
+        return Answer(f"{during.state}; {searched}", told, during.figure)
     rows = [row for one in found for row in _finalists(packed, one)]
     head = ["task", "by", "ranks", "parameters", "accuracy", "from the heuristic", "interval"]
     note = "Intervals are of seeds alone, and those of one search or allocation hold at once with 95%."
-    return (
-        f"{state}; {searched}",
-        f"{told}\n\nOf {searched}, on final seeds:\n\n{table(head, rows)}\n\n{note}",
-    )
+    told = f"{during.told}\n\nOf {searched}, on final seeds:\n\n{table(head, rows)}\n\n{note}"
+    return Answer(f"{during.state}; {searched}", told, during.figure)
 
 
 def _finalists(packed: Packed, found: ablation.StoredAblation) -> Iterator[list[str]]:

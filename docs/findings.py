@@ -6,11 +6,13 @@ on the tasks that are done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from answers import of_pairs, of_ranks
+from answers import Answer, of_pairs, of_ranks
+from cautions import cautions
+from forest import Axis, Forest, Row
 from marked import replaced
 from packed import Packed, Progress, number, plain, progress, table
 from questions import BUDGET, COMPARED, DECODER, RANKS, ROWS, TUNED, TWO_TASKS, UNTUNED
@@ -31,8 +33,8 @@ PAGE = DOCS / "findings.md"
 RESULTS = DOCS.parent / "results"
 
 
-def answers(results: Path) -> dict[str, tuple[str, str]]:
-    """Each question's state in a few words, and what is found of it."""
+def answers(results: Path = RESULTS) -> dict[str, Answer]:
+    """What is found of each question."""
     tuned = Packed(TUNED, results)
     found = {question.letter: of_pairs(tuned, question) for question in COMPARED}
     return found | {
@@ -42,7 +44,7 @@ def answers(results: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def of_tuning(tuned: Packed, untuned: Packed) -> tuple[str, str]:
+def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
     """Question g: the two rankings of the same rows."""
     sides = {"tuned": tuned, "untuned": untuned}
     done = [progress(side, ROWS, BUDGET, TWO_TASKS) for side in sides.values()]
@@ -54,7 +56,7 @@ def of_tuning(tuned: Packed, untuned: Packed) -> tuple[str, str]:
     }
     both = Progress(sum(one.trials for one in done), sum(one.planned for one in done), 2 * len(ROWS), missing)
     if not both.there:
-        return both.state, both.told
+        return Answer(both.state, both.told)
     ranked = {f"on {task}": [task] for task in both.there}
     if len(ranked) > 1:
         ranked = {"by the mean over both tasks": both.there} | ranked
@@ -68,7 +70,12 @@ def of_tuning(tuned: Packed, untuned: Packed) -> tuple[str, str]:
         f"tensorbench report {side.files} --out {label} --budget '{BUDGET}' --task {','.join(both.there)}"
         for label, side in sides.items()
     )
-    return both.state, "\n\n".join([both.told, "\n".join(lines), f"```\n{commands}\n```"])
+    shown = "\n".join(
+        f"- {label.capitalize()}: {cautions(side, side.rows(ROWS, BUDGET, both.there))}"
+        for label, side in sides.items()
+    )
+    told = [both.told, "\n".join(lines), shown, f"```\n{commands}\n```"]
+    return Answer(both.state, "\n\n".join(told))
 
 
 def _kendall(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> float:
@@ -92,12 +99,13 @@ def _best(side: Packed, tasks: Sequence[str]) -> str:
     )
 
 
-def of_forgetting(packed: Packed) -> tuple[str, str]:
+def of_forgetting(packed: Packed) -> Answer:
     """Question h, but for the cost at inference."""
     study = packed.study
     cells = [cell for cell in study.all_cells if cell.forgetting is not None] if study else []
     if study is None or not cells:
-        return "not run yet", "**Not run yet.**"
+        return Answer("not run yet", "**Not run yet.**")
+    cells.sort(key=lambda cell: cell.forgetting or 0.0)
     ended, planned = (sum(getattr(cell, name) for cell in cells) for name in ("finished", "seeds"))
     state = "forgetting: all there" if ended == planned else f"so far: {ended:,} of {planned:,} trials"
     head = ["method", "parameters", "accuracy", "forgetting", "more than LoRA", "interval", "verdict"]
@@ -106,28 +114,32 @@ def of_forgetting(packed: Packed) -> tuple[str, str]:
         "Forgetting is the rise of the loss of a token on text that no task trains on, in nats, the mean "
         "over seeds. Intervals are over seeds, and hold at once with 95%."
     )
+    more = _compared(study, cells)
+    figure = Forest("h", list(more.values()), Axis("difference in forgetting, in nats a token", _nats))
+    lines = [_forgotten(packed, cell, more.get(cell.number)) for cell in cells]
     command = f"```\ntensorbench report {packed.files} --out h\n```"
-    return state, "\n\n".join([told, table(head, _forgotten(packed, study, cells)), command])
+    shown = [told, table(head, lines), figure.shown, cautions(packed, cells), command]
+    return Answer(state, "\n\n".join(shown), figure)
 
 
-def _forgotten(packed: Packed, study: Study, cells: Sequence[Cell]) -> Iterator[list[str]]:
-    differences = {cell.number: _more(study, cell, cells) for cell in cells}
-    level = simultaneous(sum(found is not None for found in differences.values()))
-    for cell in sorted(cells, key=lambda cell: cell.forgetting or 0.0):
-        found = differences[cell.number]
-        told = ["reference" if cell.family == REFERENCE else "–", "", ""]
-        if found is not None:
-            interval = found.interval(level)
-            low, high = interval or (-np.inf, np.inf)
-            shown = "none" if interval is None else f"{_nats(low)} to {_nats(high)}"
-            told = [
-                _nats(found.difference),
-                shown,
-                "more" if low > 0 else "less" if high < 0 else "undecided",
-            ]
-        value = packed.link(_nats(cell.forgetting or 0.0), cell)
-        accuracy = "–" if cell.mean is None else number(100 * cell.mean)
-        yield [cell.method, f"{cell.parameters:,}", accuracy, value, *told]
+def _compared(study: Study, cells: Sequence[Cell]) -> dict[int, Row]:
+    """By the numbers of the cells, LoRA's left out."""
+    found = [(cell, more) for cell in cells if (more := _more(study, cell, cells))]
+    level = simultaneous(len(found))
+    return {
+        cell.number: Row(cell.method, "LoRA", more.difference, more.interval(level)) for cell, more in found
+    }
+
+
+def _forgotten(packed: Packed, cell: Cell, more: Row | None) -> list[str]:
+    told = ["reference" if cell.family == REFERENCE else "–", "", ""]
+    if more is not None:
+        low, high = more.interval or (-np.inf, np.inf)
+        shown = "none" if more.interval is None else f"{_nats(low)} to {_nats(high)}"
+        told = [_nats(more.difference), shown, "more" if low > 0 else "less" if high < 0 else "undecided"]
+    value = packed.link(_nats(cell.forgetting or 0.0), cell)
+    accuracy = "–" if cell.mean is None else number(100 * cell.mean)
+    return [cell.method, f"{cell.parameters:,}", accuracy, value, *told]
 
 
 def _more(study: Study, cell: Cell, cells: Sequence[Cell]) -> Effect | None:
@@ -147,15 +159,18 @@ def _nats(value: float) -> str:
     return f"{round(value, 9):+.3f}".replace("-", "−")
 
 
-def rewritten(text: str, results: Path = RESULTS) -> str:
-    """The page with the answers as these packs give them."""
-    found = answers(results)
-    states = table(["question", "state"], [[letter, state] for letter, (state, _) in found.items()])
-    for name, content in {"states": states, **{letter: told for letter, (_, told) in found.items()}}.items():
+def rewritten(text: str, found: Mapping[str, Answer]) -> str:
+    """The page with these answers."""
+    states = table(["question", "state"], [[letter, answer.state] for letter, answer in found.items()])
+    for name, content in {"states": states, **{letter: one.told for letter, one in found.items()}}.items():
         begin, end = f"<!-- {name}: docs/findings.py -->\n", f"<!-- end of {name} -->"
         text = replaced(text, begin, end, f"\n{content}\n\n")
     return text
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    found = answers()
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+    for answer in found.values():
+        if answer.figure:
+            answer.figure.path.write_text(answer.figure.svg(), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,12 @@ class Packed:
         every = [cell for cell in (self.study.all_cells if self.study else ()) if cell.task == task]
         here = {plain(cell.method): cell for cell in every if cell.budget == budget}
         return {plain(cell.method): cell for cell in reversed(every)} | here
+
+    def rows(self, names: Sequence[str], budget: str, tasks: Iterable[str]) -> Iterator[Cell]:
+        """Those of these names on each of the tasks, where they are planned."""
+        for task in tasks:
+            cells = self.cells(task, budget)
+            yield from (cells[name] for name in names if name in cells)
 
     def settled(self, cell: Cell | None, seeds: range) -> int:
         """How many of these seeds are finished or failed."""

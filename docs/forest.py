@@ -1,0 +1,110 @@
+"""The figures of findings.md: differences with their intervals, and those of each task beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from packed import points
+
+from reports.drawing import INK, MUTED, RULE, SERIES, SHAPES, Drawn, panels, styled
+from reports.inference.intervals import Bounds
+from reports.thresholds import DEFAULT
+from reports.units import PERCENT
+
+PICTURES = Path(__file__).parent / "pictures"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is measured, and how it is written."""
+
+    name: str
+    said: Callable[[float], str]
+    factor: float = 1
+    #: The smallest difference that matters, where one was stated.
+    threshold: float | None = None
+
+
+SCORE = Axis("difference in accuracy, in points", points, PERCENT.factor, DEFAULT)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A difference. One that has no interval is drawn without."""
+
+    method: str
+    other: str
+    difference: float
+    interval: Bounds | None
+    #: Task -> the difference on it.
+    on_tasks: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Forest:
+    """The comparisons of a question, from the top down."""
+
+    letter: str
+    rows: Sequence[Row]
+    axis: Axis = SCORE
+
+    @property
+    def path(self) -> Path:
+        return PICTURES / f"findings-{self.letter}.svg"
+
+    @property
+    def alternative(self) -> str:
+        """All its numbers, which also tell whether the file is of today's packs."""
+        return f"{self.axis.name.capitalize()}: {'; '.join(map(self._told, self.rows))}."
+
+    def _told(self, row: Row) -> str:
+        interval = " to ".join(map(self.axis.said, row.interval)) if row.interval else "no interval"
+        return f"{row.method} with {row.other} {self.axis.said(row.difference)} ({interval})"
+
+    @property
+    def shown(self) -> str:
+        """As the page shows it."""
+        return f"![{self.alternative}](pictures/{self.path.name})"
+
+    def svg(self) -> str:
+        figure, (ax,) = panels(1, height=1.1 + 0.4 * len(self.rows), wide=True)
+        with styled():
+            self._draw(ax)
+        drawn = Drawn(self.letter, "", "", self.alternative, figure).svg()
+        return drawn.replace("<metadata>", f"<desc>{escape(self.alternative)}</desc>\n<metadata>", 1)
+
+    def _draw(self, ax: Axes) -> None:
+        factor, threshold = self.axis.factor, self.axis.threshold
+        if threshold is not None:
+            ax.axvspan(-factor * threshold, factor * threshold, color=RULE, alpha=0.5, lw=0)
+        ax.axvline(0, color=MUTED, lw=0.8)
+        tasks = list(dict.fromkeys(task for row in self.rows for task in row.on_tasks))
+        for number, task in enumerate(tasks):
+            on = {-y: row.on_tasks[task] for y, row in enumerate(self.rows) if task in row.on_tasks}
+            ax.scatter(
+                [factor * value for value in on.values()],
+                list(on),
+                s=22,
+                facecolor="none",
+                edgecolor=SERIES[number + 1],
+                marker=SHAPES[number + 1],
+                label=task,
+            )
+        for y, row in enumerate(self.rows):
+            if row.interval:
+                ends = [factor * end for end in row.interval]
+                ax.plot(ends, [-y, -y], color=SERIES[0], lw=2, solid_capstyle="butt")
+        means = [factor * row.difference for row in self.rows]
+        ax.scatter(means, [-y for y in range(len(means))], s=34, color=SERIES[0], zorder=3, label="mean")
+        ax.set_yticks(
+            [-y for y in range(len(means))], [f"{row.method}\nwith {row.other}" for row in self.rows]
+        )
+        ax.tick_params(axis="y", labelcolor=INK)
+        ax.set_ylim(-len(means) + 0.4, 0.6)
+        ax.set_xlabel(self.axis.name + "; the band is what does not matter" * (threshold is not None))
+        if tasks:
+            ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(tasks) + 1, borderaxespad=0.2)
