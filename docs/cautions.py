@@ -6,20 +6,25 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from packed import Packed, number
+from questions import HEAD_ONLY
 
+from bench.metrics import direction
 from bench.wire.words import OWN_SIZE, Status
-from reports.study import REFERENCE, Cell, Seed, grouped
+from reports.study import FLOOR, REFERENCE, Cell, Seed, grouped
 from reports.words import listed, many
 
 #: By how much a size may miss LoRA's.
 TOLERANCE = 0.05
+#: A mean of equal scores may differ from each of them by so much.
+ROUNDING = 1e-9
 AXES = {"lr": "rate", "scale": "scale", "head_lr": "head rate"}
 
 
 def cautions(packed: Packed, rows: Iterable[Cell]) -> str:
     """A sentence for each; that nothing failed is said as well."""
     cells = list({cell.number: cell for cell in rows}.values())
-    return " ".join(filter(None, [_edges(cells), _missed(cells), _failed(packed, cells)]))
+    told = [_edges(cells), _missed(cells), _failed(packed, cells), _collapsed(packed, cells)]
+    return " ".join(filter(None, told))
 
 
 def _edges(cells: Sequence[Cell]) -> str:
@@ -56,13 +61,38 @@ def _share(cell: Cell) -> float | None:
 
 def _failed(packed: Packed, cells: Sequence[Cell]) -> str:
     told = [
-        f"{cell.method} on {cell.task}, seed {listed(seed.seed for seed in seeds)} ({why})"
+        _seeds(cell, seeds, f" ({why})")
         for cell in cells
-        for why, seeds in grouped(_failures(packed, cell), lambda seed: seed.failure).items()
+        for why, seeds in grouped(_known(packed, cell, Status.FAILED), lambda seed: seed.failure).items()
     ]
     return f"Failed or diverged: {'; '.join(told) or 'nothing'}."
 
 
-def _failures(packed: Packed, cell: Cell) -> Iterator[Seed]:
+def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
+    """Seeds that came out below the head alone; nothing is said where that was not trained."""
+    told, tasks = [], {cell.task: False for cell in cells}
+    for cell in cells:
+        floor = packed.cells(cell.task, cell.budget).get(HEAD_ONLY)
+        if floor is None or floor.gain is None or floor.setting != cell.setting or cell.family == FLOOR:
+            continue
+        tasks[cell.task] = True
+        turned = direction(cell.metric)
+        below = [
+            seed
+            for seed in _known(packed, cell, Status.FINISHED)
+            if seed.score is not None and turned * seed.score < floor.gain - ROUNDING
+        ]
+        told += [_seeds(cell, below)] if below else []
+    on = [task for task, compared in tasks.items() if compared]
+    where = f", compared on {listed(on)}" * (len(on) < len(tasks))
+    return f"Below the head alone{where}: {'; '.join(told) or 'no seed'}." if on else ""
+
+
+def _known(packed: Packed, cell: Cell, status: Status) -> Iterator[Seed]:
     known = packed.study.of_cell(cell.number) if packed.study else ()
-    return (seed for seed in known if seed.status == Status.FAILED)
+    return (seed for seed in known if seed.status == status)
+
+
+def _seeds(cell: Cell, seeds: Sequence[Seed], why: str = "") -> str:
+    numbers = listed(seed.seed for seed in seeds)
+    return f"{cell.method} on {cell.task}, seed{'s' * (len(seeds) > 1)} {numbers}{why}"

@@ -14,6 +14,7 @@ TWO_TASKS = ("movie-sentiment", "land-cover")
 SEEDS = range(5)
 BUDGET, SMALL = "isoparameters 4", "isorank 4"
 
+HEAD_ONLY = "head only"
 LORA, ON_QKVO, ON_ALL = "LoRA", "LoRA (targets=qkvo) r=3", "LoRA (targets=qkvo+mlp) r=1"
 QKV_DEPTH, ALL_MODES = "TensLoRA qkv_depth", "TensLoRA att_qkv_depth"
 #: Variants with heads, and the same without. `att` has no other mode.
@@ -80,7 +81,7 @@ STUDIES = 2 * len(TWO_TASKS)
 
 #: The rows of the suites tuned and untuned. What a row of one of them sets by hand stands in brackets there.
 ROWS = (
-    *("head only", "full fine-tuning", LORA, ON_QKVO, ON_ALL),
+    *(HEAD_ONLY, "full fine-tuning", LORA, ON_QKVO, ON_ALL),
     *(*STACKED, *map(interleaved, WITH_HEADS), *OTHER_STACKS),
     *(*ON_ALL_LAYERS, "LoTR", *LORTA, *EACH_MATRIX, "LoRETTA-adp", "TRAC", "LoRA-XS", *METATT),
     *("DoRA", "VeRA", "AdaLoRA"),
