@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
+from bench.wire.plan import Tuned
 from reports.ablation import Scored, StoredAblation
 from reports.inference.effects import Answer, Verdict
 
@@ -57,8 +59,9 @@ def test_an_answer_is_what_its_command_reports(
     asked = question(
         script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv"), "head only": ("TensLoRA att",)}
     )
-    state, told = script("answers").of_pairs(rich_of(script, folder), asked)
-    assert state == "all there"
+    answer = script("answers").of_pairs(rich_of(script, folder), asked)
+    told = answer.told
+    assert answer.state == "all there"
     _, command, _ = told.split("```")
     assert "--task" not in command
     monkeypatch.chdir(folder)
@@ -83,8 +86,9 @@ def test_an_answer_is_what_its_command_reports(
 def test_what_is_not_all_there_has_no_answer(script: Any, folder: Path, tmp_path: Path) -> None:
     # LoTR lacks a seed of movie-sentiment.
     asked = question(script, "a", "isorank 2", {"LoRA": ("LoTR",)})
-    state, told = script("answers").of_pairs(rich_of(script, folder), asked)
-    assert state == "so far on 2 of 3 tasks: 29 of 30 trials"
+    answer = script("answers").of_pairs(rich_of(script, folder), asked)
+    told = answer.told
+    assert answer.state == "so far on 2 of 3 tasks: 29 of 30 trials"
     assert told.startswith("**So far, on 2 of 3 tasks** (digits, textile): no answer yet")
     assert "Missing: LoTR on movie-sentiment." in told
     assert "beats" not in told
@@ -94,9 +98,9 @@ def test_what_is_not_all_there_has_no_answer(script: Any, folder: Path, tmp_path
     assert means[2] == pytest.approx(sum(means[:2]) / 2, abs=0.011)
 
     nothing = script("packed").Packed("rich", tmp_path)
-    state, told = script("answers").of_pairs(nothing, asked)
-    assert state == "not run yet: 0 of 30 trials"
-    assert told == "**Not run yet**: 0 of 30 trials are there. Missing: every row on all 3 tasks."
+    answer = script("answers").of_pairs(nothing, asked)
+    assert answer.state == "not run yet: 0 of 30 trials"
+    assert answer.told == "**Not run yet**: 0 of 30 trials are there. Missing: every row on all 3 tasks."
 
 
 def lines(script: Any, sides: dict[tuple[str, str], str]) -> list[Any]:
@@ -137,7 +141,7 @@ def test_it_was_the_interleaving_where_the_twin_is_worse(script: Any) -> None:
 def test_the_count_explains_what_it_goes_with(script: Any, folder: Path) -> None:
     asked = question(script, "c", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv", "TensLoRA depth")})
     results = rich_of(script, folder)
-    _, told = script("answers").of_pairs(results, asked)
+    told = script("answers").of_pairs(results, asked).told
     cells = results.study.cells.query("budget == @BUDGET").groupby("method")[["parameters", "mean"]].mean()
     rho = cells.loc[[method for method, _ in asked.pairs]].corr("spearman").iloc[0, 1]
     assert f"is {script('packed').number(rho)} among the 3 rows" in told
@@ -152,12 +156,12 @@ def test_two_rankings_of_the_same_rows_agree(
     for name, value in {"ROWS": names, "BUDGET": BUDGET, "TWO_TASKS": ("digits", "textile")}.items():
         monkeypatch.setattr(findings, name, value)
     results = rich_of(script, folder)
-    state, told = findings.of_tuning(results, results)
-    assert state == "all there"
-    assert told.count("**1.00**") == 3
-    assert "**TensLoRA att** has the best mean at LoRA's budget." in told
-    state, told = findings.of_tuning(results, script("packed").Packed("other", folder))
-    assert state == "not run yet: 50 of 100 trials"
+    answer = findings.of_tuning(results, results)
+    assert answer.state == "all there"
+    assert answer.told.count("**1.00**") == 3
+    assert "**TensLoRA att** has the best mean at LoRA's budget." in answer.told
+    answer = findings.of_tuning(results, script("packed").Packed("other", folder))
+    assert answer.state == "not run yet: 50 of 100 trials"
 
 
 def test_what_a_search_chose_stands_beside_the_heuristic(
@@ -179,12 +183,61 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
     ]
     found = StoredAblation("search", "s", "r", "tenslora", "digits", "vit", BUDGET, ["a", "b"], final=final)
     monkeypatch.setattr(answers.ablation, "read", lambda study: [found])
-    state, told = answers.of_ranks(results)
-    assert state == "not run yet: 0 of 40 trials; 1 of 4 searches and allocations"
-    best, heuristic = rows(told)
+    answer = answers.of_ranks(results)
+    assert answer.state == "not run yet: 0 of 40 trials; 1 of 4 searches and allocations"
+    best, heuristic = rows(answer.told)
     _, (own, other) = study.gains([att.number, lora.number])
     low, high = ttest_rel(own, other).confidence_interval()
     points = script("packed").points
     assert best[1:4] == ["search: best (5 seeds)", "4, 2", "100"]
     assert best[5:] == [points(float((own - other).mean())), f"{points(low)} to {points(high)}"]
     assert heuristic[5:] == ["–", "–"]
+
+
+def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, folder: Path) -> None:
+    results = rich_of(script, folder)
+    below = [cell for cell in results.study.all_cells if cell.budget == BUDGET and cell.task == "digits"]
+    told = script("cautions").cautions(results, below)
+    assert "Failed or diverged: TensLoRA depth on digits, seed 3 (diverged)." in told
+    assert "Below the head alone: no seed." in told
+    assert "grid" not in told
+
+    (head,) = (
+        cell for cell in results.study.all_cells if (cell.method, cell.task) == ("head only", "digits")
+    )
+    (worst,) = (cell for cell in below if cell.method == "TensLoRA depth")
+    raised = replace(head, mean=results.study.finished(worst.number)[1].score)
+    results.cells = lambda task, budget: {"head only": raised}
+    told = script("cautions").cautions(results, [worst])
+    assert "Below the head alone: TensLoRA depth on digits, seed 0." in told
+
+
+def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, folder: Path) -> None:
+    results = rich_of(script, folder)
+    edges: list[tuple[str, ...]] = [("lr", "scale"), ("scale",), ()]
+    cells = [
+        replace(cell, tuning=Tuned(trials=8, seeds=(1000,), chosen={"lr": 1e-3}, edge=edge, ids=()))
+        for cell, edge in zip(results.study.all_cells, edges, strict=False)
+    ]
+    told = script("cautions").cautions(results, cells)
+    assert told.startswith("Chosen on an edge of the grid: 2 of 3 points (1 in rate, 2 in scale).")
+    assert "budget" not in told
+
+
+def test_a_row_that_misses_its_budget_tells_its_share(script: Any, folder: Path) -> None:
+    results = rich_of(script, folder)
+    (lotr, *_) = (cell for cell in results.study.all_cells if (cell.method, cell.budget) == ("LoTR", BUDGET))
+    shares = [replace(lotr, ratio=ratio, within=within) for ratio, within in ((0.875, False), (1.04, True))]
+    told = [script("cautions").cautions(results, [cell]) for cell in shares]
+    assert ["Not at the budget: LoTR (0.88 of it)." in one for one in told] == [True, False]
+
+
+def test_a_figure_holds_each_difference(script: Any, folder: Path) -> None:
+    asked = question(script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv")})
+    answer = script("answers").of_pairs(rich_of(script, folder), asked)
+    drawn = answer.figure.svg()
+    for method, other, *_, mean, interval, _ in rows(answer.told):
+        assert f"{method} with {other} {mean} ({interval})" in drawn
+    # By task, and the mean.
+    assert all(f">{label}</text>" in drawn for label in (*BASE, "mean"))
+    assert answer.figure.shown in answer.told
