@@ -6,7 +6,7 @@ on the tasks that are done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from reports.analysis import analyse
 from reports.findings import findings
 from reports.inference.crossed import of_seeds
 from reports.inference.effects import Effect, effect
-from reports.inference.intervals import simultaneous
+from reports.inference.intervals import Array, simultaneous
 from reports.part import Part
 from reports.ranking import MOST_PAIRED
 from reports.study import REFERENCE, Cell, Study
@@ -74,8 +74,31 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
         f"- {label.capitalize()}: {cautions(side, side.rows(ROWS, BUDGET, both.there))}"
         for label, side in sides.items()
     )
-    told = [both.told, "\n".join(lines), shown, f"```\n{commands}\n```"]
-    return Answer(both.state, "\n\n".join(told))
+    figure = Forest("g", list(_gained(tuned, untuned, both.there)))
+    told = [both.told, "\n".join(lines), figure.shown, shown, f"```\n{commands}\n```"]
+    return Answer(both.state, "\n\n".join(told), figure)
+
+
+def _gained(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> Iterator[Row]:
+    """What tuning gave each row, from the most on, seed by seed. Intervals hold at once."""
+    found = [(name, _differences(tuned, untuned, name, tasks)) for name in ROWS]
+    whole = [
+        (name, on, effect(list(map(of_seeds, on.values())))) for name, on in found if len(on) == len(tasks)
+    ]
+    level = simultaneous(len(whole))
+    for name, on, gain in sorted(whole, key=lambda one: -one[2].difference):
+        by_task = {task: float(differences.mean()) for task, differences in on.items()}
+        yield Row(name, "untuned", gain.difference, gain.interval(level), by_task)
+
+
+def _differences(tuned: Packed, untuned: Packed, name: str, tasks: Sequence[str]) -> dict[str, Array]:
+    """By task; those are left out on which the two sides share no seed."""
+    found = {}
+    for task in tasks:
+        own, other = (side.gains(side.cells(task, BUDGET)[name]) for side in (tuned, untuned))
+        if both := sorted(own.keys() & other.keys()):
+            found[task] = np.array([own[seed] - other[seed] for seed in both])
+    return found
 
 
 def _kendall(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> float:

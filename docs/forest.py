@@ -70,8 +70,21 @@ class Forest:
         """As the page shows it."""
         return f"![{self.alternative}](pictures/{self.path.name})"
 
+    @property
+    def _labels(self) -> list[str]:
+        if self._reference:
+            return [row.method for row in self.rows]
+        return [f"{row.method}\nwith {row.other}" for row in self.rows]
+
+    @property
+    def _reference(self) -> str:
+        """What all rows are compared with; empty where it is not the same."""
+        others = {row.other for row in self.rows}
+        return others.pop() if len(others) == 1 else ""
+
     def svg(self) -> str:
-        figure, (ax,) = panels(1, height=1.1 + 0.4 * len(self.rows), wide=True)
+        line = 0.26 if self._reference else 0.4
+        figure, (ax,) = panels(1, height=1.1 + line * len(self.rows), wide=True)
         with styled():
             self._draw(ax)
         drawn = Drawn(self.letter, "", "", self.alternative, figure).svg()
@@ -100,11 +113,10 @@ class Forest:
                 ax.plot(ends, [-y, -y], color=SERIES[0], lw=2, solid_capstyle="butt")
         means = [factor * row.difference for row in self.rows]
         ax.scatter(means, [-y for y in range(len(means))], s=34, color=SERIES[0], zorder=3, label="mean")
-        ax.set_yticks(
-            [-y for y in range(len(means))], [f"{row.method}\nwith {row.other}" for row in self.rows]
-        )
+        ax.set_yticks([-y for y in range(len(means))], self._labels)
         ax.tick_params(axis="y", labelcolor=INK)
         ax.set_ylim(-len(means) + 0.4, 0.6)
-        ax.set_xlabel(self.axis.name + "; the band is what does not matter" * (threshold is not None))
+        band = "; the band is what does not matter" * (threshold is not None)
+        ax.set_xlabel(f"{self.axis.name}{f', from {self._reference}' * bool(self._reference)}{band}")
         if tasks:
             ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(tasks) + 1, borderaxespad=0.2)

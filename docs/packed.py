@@ -55,6 +55,11 @@ class Packed:
             cells = self.cells(task, budget)
             yield from (cells[name] for name in names if name in cells)
 
+    def gains(self, cell: Cell) -> dict[int, float]:
+        """By seed; more is better."""
+        seeds, values = self.study.gains([cell.number]) if self.study else ([], [[]])
+        return dict(zip(seeds, map(float, values[0]), strict=True))
+
     def settled(self, cell: Cell | None, seeds: range) -> int:
         """How many of these seeds are finished or failed."""
         known = self.study.of_cell(cell.number) if self.study and cell else ()

@@ -160,6 +160,13 @@ def test_two_rankings_of_the_same_rows_agree(
     assert answer.state == "all there"
     assert answer.told.count("**1.00**") == 3
     assert "**TensLoRA att** has the best mean at LoRA's budget." in answer.told
+
+    lower = rich_of(script, folder)
+    lower.gains = lambda cell: {
+        seed: gain - 0.02 - 0.001 * seed for seed, gain in results.gains(cell).items()
+    }
+    gained = findings.of_tuning(results, lower).figure.alternative
+    assert all(f"{name} with untuned +2.20 (+2." in gained for name in names)
     answer = findings.of_tuning(results, script("packed").Packed("other", folder))
     assert answer.state == "not run yet: 50 of 100 trials"
 
