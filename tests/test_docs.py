@@ -117,11 +117,11 @@ def test_the_findings_are_what_the_packs_say(monkeypatch: pytest.MonkeyPatch) ->
     text = (DOCS / "findings.md").read_text(encoding="utf-8")
     answers = findings.answers()
     assert findings.rewritten(text, answers) == text, "run python docs/findings.py"
-    for figure in (answer.figure for answer in answers.values() if answer.figure):
-        drawn = ElementTree.fromstring(figure.path.read_text(encoding="utf-8"))
+    for picture in (picture for answer in answers.values() for picture in answer.pictures):
+        drawn = ElementTree.fromstring(picture.path.read_text(encoding="utf-8"))
         described = drawn.find("{http://www.w3.org/2000/svg}desc")
         assert described is not None
-        assert described.text == figure.alternative, "run python docs/findings.py"
+        assert described.text == picture.alternative, "run python docs/findings.py"
 
 
 def test_the_table_of_kinds_is_what_the_kinds_say(

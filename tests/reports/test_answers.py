@@ -40,11 +40,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def rich_of(script: Any, folder: Path) -> Any:
-    return script("packed").Packed("rich", folder / "results")
+    return script("answers.packed").Packed("rich", folder / "results")
 
 
 def question(script: Any, letter: str, budget: str, compared: dict[str, tuple[str, ...]]) -> Any:
-    return script("questions").Question(letter, budget, compared, tuple(BASE))
+    return script("answers.questions").Question(letter, budget, compared, tuple(BASE))
 
 
 def rows(told: str) -> list[list[str]]:
@@ -59,7 +59,7 @@ def test_an_answer_is_what_its_command_reports(
     asked = question(
         script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv"), "head only": ("TensLoRA att",)}
     )
-    answer = script("answers").of_pairs(rich_of(script, folder), asked)
+    answer = script("answers.pairs").of_pairs(rich_of(script, folder), asked)
     told = answer.told
     assert answer.state == "all there"
     _, command, _ = told.split("```")
@@ -68,7 +68,7 @@ def test_an_answer_is_what_its_command_reports(
     # The command's own --out stands before, and this one after it counts.
     words = [*shlex.split(command.replace("\\\n", ""))[1:], "--out", tmp_path / "out", "--format", "csv"]
     assert call(*words).code == 0
-    points = script("packed").points
+    points = script("answers.packed").points
     stored = pd.read_csv(tmp_path / "out/tables/comparisons.csv")
     wanted = {
         (one.method, one.reference): [points(one.difference), f"{points(one.low)} to {points(one.high)}"]
@@ -86,7 +86,7 @@ def test_an_answer_is_what_its_command_reports(
 def test_what_is_not_all_there_has_no_answer(script: Any, folder: Path, tmp_path: Path) -> None:
     # LoTR lacks a seed of movie-sentiment.
     asked = question(script, "a", "isorank 2", {"LoRA": ("LoTR",)})
-    answer = script("answers").of_pairs(rich_of(script, folder), asked)
+    answer = script("answers.pairs").of_pairs(rich_of(script, folder), asked)
     told = answer.told
     assert answer.state == "so far on 2 of 3 tasks: 29 of 30 trials"
     assert told.startswith("**So far, on 2 of 3 tasks** (digits, textile): no answer yet")
@@ -97,15 +97,15 @@ def test_what_is_not_all_there_has_no_answer(script: Any, folder: Path, tmp_path
     means = [float(text.replace("−", "-")) for text in (digits, textile, mean)]
     assert means[2] == pytest.approx(sum(means[:2]) / 2, abs=0.011)
 
-    nothing = script("packed").Packed("rich", tmp_path)
-    answer = script("answers").of_pairs(nothing, asked)
+    nothing = script("answers.packed").Packed("rich", tmp_path)
+    answer = script("answers.pairs").of_pairs(nothing, asked)
     assert answer.state == "not run yet: 0 of 30 trials"
     assert answer.told == "**Not run yet**: 0 of 30 trials are there. Missing: every row on all 3 tasks."
 
 
 def lines(script: Any, sides: dict[tuple[str, str], str]) -> list[Any]:
     """Comparisons of which only the side is known."""
-    line = script("answers").Line
+    line = script("answers.pairs").Line
     return [
         line(*pair, SimpleNamespace(verdict=Verdict(Answer.UNDECIDED, side)), {})
         for pair, side in sides.items()
@@ -124,16 +124,16 @@ def test_it_is_the_sites_where_only_lora_on_others_differs(script: Any) -> None:
             ("FacT-TT", "LoRA"): "",
         },
     )
-    told = list(script("answers").ANSWERS["d"](None, None, found))
+    told = list(script("answers.pairs").ANSWERS["d"](None, None, found))
     assert told == ["LoRTA: **the sites**.", "CaRA: **the tensor**.", "FacT-TT: **undecided**."]
 
 
 def test_it_was_the_interleaving_where_the_twin_is_worse(script: Any) -> None:
-    pairs = script("questions").COMPARED[1].pairs
+    pairs = script("answers.questions").COMPARED[1].pairs
     worse = ("TensLoRA att_qkv (heads=interleaved)", "TensLoRA att_qkv")
     assert worse in pairs
     found = lines(script, {pair: "worse" if pair == worse else "" for pair in pairs})
-    real, mixed, was = script("answers").ANSWERS["b"](None, None, found)
+    real, mixed, was = script("answers.pairs").ANSWERS["b"](None, None, found)
     assert "worse" not in real + mixed
     assert was == "It was the interleaving for: **TensLoRA att_qkv**."
 
@@ -141,22 +141,22 @@ def test_it_was_the_interleaving_where_the_twin_is_worse(script: Any) -> None:
 def test_the_count_explains_what_it_goes_with(script: Any, folder: Path) -> None:
     asked = question(script, "c", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv", "TensLoRA depth")})
     results = rich_of(script, folder)
-    told = script("answers").of_pairs(results, asked).told
+    told = script("answers.pairs").of_pairs(results, asked).told
     cells = results.study.cells.query("budget == @BUDGET").groupby("method")[["parameters", "mean"]].mean()
     rho = cells.loc[[method for method, _ in asked.pairs]].corr("spearman").iloc[0, 1]
-    assert f"is {script('packed').number(rho)} among the 3 rows" in told
+    assert f"is {script('answers.packed').number(rho)} among the 3 rows" in told
     assert f"**{'yes' if rho >= 0.8 else 'no'}**" in told
 
 
 def test_two_rankings_of_the_same_rows_agree(
     script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    findings: ModuleType = script("findings")
+    tuning: ModuleType = script("answers.tuning")
     names = ("LoRA", "TensLoRA att", "TensLoRA qkv", "head only", "LoTR")
     for name, value in {"ROWS": names, "BUDGET": BUDGET, "TWO_TASKS": ("digits", "textile")}.items():
-        monkeypatch.setattr(findings, name, value)
+        monkeypatch.setattr(tuning, name, value)
     results = rich_of(script, folder)
-    answer = findings.of_tuning(results, results)
+    answer = tuning.of_tuning(results, results)
     assert answer.state == "all there"
     assert answer.told.count("**1.00**") == 3
     assert "**TensLoRA att** has the best mean at LoRA's budget." in answer.told
@@ -165,16 +165,16 @@ def test_two_rankings_of_the_same_rows_agree(
     lower.gains = lambda cell: {
         seed: gain - 0.02 - 0.001 * seed for seed, gain in results.gains(cell).items()
     }
-    gained = findings.of_tuning(results, lower).figure.alternative
+    gained = tuning.of_tuning(results, lower).pictures[0].alternative
     assert all(f"{name} with untuned +2.20 (+2." in gained for name in names)
-    answer = findings.of_tuning(results, script("packed").Packed("other", folder))
+    answer = tuning.of_tuning(results, script("answers.packed").Packed("other", folder))
     assert answer.state == "not run yet: 50 of 100 trials"
 
 
 def test_what_a_search_chose_stands_beside_the_heuristic(
     script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers, results = script("answers"), rich_of(script, folder)
+    ranks, results = script("answers.ranks"), rich_of(script, folder)
     study = results.study
     att, lora = (
         next(
@@ -189,13 +189,13 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
         for label, cell in (("best", att), ("heuristic", lora))
     ]
     found = StoredAblation("search", "s", "r", "tenslora", "digits", "vit", BUDGET, ["a", "b"], final=final)
-    monkeypatch.setattr(answers.ablation, "read", lambda study: [found])
-    answer = answers.of_ranks(results)
+    monkeypatch.setattr(ranks.ablation, "read", lambda study: [found])
+    answer = ranks.of_ranks(results, [])
     assert answer.state == "not run yet: 0 of 40 trials; 1 of 4 searches and allocations"
     best, heuristic = rows(answer.told)
     _, (own, other) = study.gains([att.number, lora.number])
     low, high = ttest_rel(own, other).confidence_interval()
-    points = script("packed").points
+    points = script("answers.packed").points
     assert best[1:4] == ["search: best (5 seeds)", "4, 2", "100"]
     assert best[5:] == [points(float((own - other).mean())), f"{points(low)} to {points(high)}"]
     assert heuristic[5:] == ["–", "–"]
@@ -204,7 +204,7 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
 def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, folder: Path) -> None:
     results = rich_of(script, folder)
     below = [cell for cell in results.study.all_cells if cell.budget == BUDGET and cell.task == "digits"]
-    told = script("cautions").cautions(results, below)
+    told = script("answers.cautions").cautions(results, below)
     assert "Failed or diverged: TensLoRA depth on digits, seed 3 (diverged)." in told
     assert "Below the head alone: no seed." in told
     assert "grid" not in told
@@ -215,7 +215,7 @@ def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, fold
     (worst,) = (cell for cell in below if cell.method == "TensLoRA depth")
     raised = replace(head, mean=results.study.finished(worst.number)[1].score)
     results.cells = lambda task, budget: {"head only": raised}
-    told = script("cautions").cautions(results, [worst])
+    told = script("answers.cautions").cautions(results, [worst])
     assert "Below the head alone: TensLoRA depth on digits, seed 0." in told
 
 
@@ -226,7 +226,7 @@ def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, folder: Pat
         replace(cell, tuning=Tuned(trials=8, seeds=(1000,), chosen={"lr": 1e-3}, edge=edge, ids=()))
         for cell, edge in zip(results.study.all_cells, edges, strict=False)
     ]
-    told = script("cautions").cautions(results, cells)
+    told = script("answers.cautions").cautions(results, cells)
     assert told.startswith("Chosen on an edge of the grid: 2 of 3 points (1 in rate, 2 in scale).")
     assert "budget" not in told
 
@@ -235,16 +235,17 @@ def test_a_row_that_misses_its_budget_tells_its_share(script: Any, folder: Path)
     results = rich_of(script, folder)
     (lotr, *_) = (cell for cell in results.study.all_cells if (cell.method, cell.budget) == ("LoTR", BUDGET))
     shares = [replace(lotr, ratio=ratio, within=within) for ratio, within in ((0.875, False), (1.04, True))]
-    told = [script("cautions").cautions(results, [cell]) for cell in shares]
+    told = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
     assert ["Not at the budget: LoTR (0.88 of it)." in one for one in told] == [True, False]
 
 
 def test_a_figure_holds_each_difference(script: Any, folder: Path) -> None:
     asked = question(script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv")})
-    answer = script("answers").of_pairs(rich_of(script, folder), asked)
-    drawn = answer.figure.svg()
+    answer = script("answers.pairs").of_pairs(rich_of(script, folder), asked)
+    (figure,) = answer.pictures
+    drawn = figure.svg()
     for method, other, *_, mean, interval, _ in rows(answer.told):
         assert f"{method} with {other} {mean} ({interval})" in drawn
     # By task, and the mean.
     assert all(f">{label}</text>" in drawn for label in (*BASE, "mean"))
-    assert answer.figure.shown in answer.told
+    assert figure.shown in answer.told

@@ -1,4 +1,4 @@
-"""The answers to questions a to f of leaderboard.md: pairs of methods, and how ranks are chosen."""
+"""The answers to questions a to e of leaderboard.md, which compare pairs of methods."""
 
 from __future__ import annotations
 
@@ -6,44 +6,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from cautions import cautions
-from forest import Forest, Row
-from packed import Packed, Progress, bounds, number, points, progress, table
-from questions import (
-    IN_TRAINING,
+from scipy import stats
+
+from reports.analysis import analyse
+from reports.findings import Against, against
+from reports.inference.intervals import of_each
+from reports.part import Part
+from reports.thresholds import DEFAULT
+from reports.words import listed
+
+from .answer import Answer
+from .cautions import cautions
+from .forest import Forest, Row
+from .packed import Packed, Progress, bounds, number, points, progress, table
+from .questions import (
     LORA,
-    STUDIES,
     WITH_HEADS,
     WITHOUT_HEADS,
     Question,
     interleaved,
 )
-from scipy import stats
-
-from bench.wire.words import Tag
-from reports import ablation
-from reports.analysis import analyse
-from reports.findings import Against, against
-from reports.inference.crossed import of_seeds
-from reports.inference.effects import effect
-from reports.inference.intervals import of_each, simultaneous
-from reports.part import Part
-from reports.study import Experiment
-from reports.thresholds import DEFAULT
-from reports.words import listed, many
 
 #: The correlation from which on the count explains the scores.
 EXPLAINS = 0.8
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is found of a question."""
-
-    #: In a few words, and in full.
-    state: str
-    told: str
-    figure: Forest | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +58,7 @@ def of_pairs(packed: Packed, question: Question) -> Answer:
     told = [done.told, *lacking, "\n".join(answers), _table(packed, question, done, lines), figure.shown]
     shown = cautions(packed, packed.rows(question.rows, question.budget, done.there))
     told += [_level(question), shown, _command(packed, question, done)]
-    return Answer(done.state, "\n\n".join(filter(None, told)), figure)
+    return Answer(done.state, "\n\n".join(filter(None, told)), [figure])
 
 
 def _row(line: Line) -> Row:
@@ -110,8 +95,8 @@ def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[L
             for task in done.there
         ]
         mean, name = line.mean, line.method + " †" * line.mean.lost
-        told = points(mean.effect.difference), bounds(mean.interval), str(mean.verdict)
-        rows.append([name, line.other, *on, *told])
+        over_all = points(mean.effect.difference), bounds(mean.interval), str(mean.verdict)
+        rows.append([name, line.other, *on, *over_all])
     told = table(["compared", "with", *done.there, "mean", "interval", "verdict"], rows)
     lost = any(line.mean.lost for line in lines)
     return told + "\n\n† Without the seeds that failed or diverged, of either method." * lost
@@ -181,45 +166,3 @@ ANSWERS: Mapping[str, Callable[[Packed, Question, Sequence[Line]], Iterator[str]
     "c": _explained,
     "d": _tensor_or_sites,
 }
-
-
-def of_ranks(packed: Packed) -> Answer:
-    """Question f, but for the spectra: cuts during training, and what searches and allocations chose."""
-    during = of_pairs(packed, IN_TRAINING)
-    found = [one for one in ablation.read(packed.study) if one.final] if packed.study else []
-    searched = f"{len(found)} of {STUDIES} searches and allocations"
-    if not found:
-        told = f"{during.told}\n\n**Not run yet**: {searched}."
-        return Answer(f"{during.state}; {searched}", told, during.figure)
-    rows = [row for one in found for row in _finalists(packed, one)]
-    head = ["task", "by", "ranks", "parameters", "accuracy", "from the heuristic", "interval"]
-    note = "Intervals are of seeds alone, and those of one search or allocation hold at once with 95%."
-    told = f"{during.told}\n\nOf {searched}, on final seeds:\n\n{table(head, rows)}\n\n{note}"
-    return Answer(f"{during.state}; {searched}", told, during.figure)
-
-
-def _finalists(packed: Packed, found: ablation.StoredAblation) -> Iterator[list[str]]:
-    """What was chosen, and the heuristic's ranks beside it."""
-    assert packed.study is not None
-    scores = {one.label: _scores(packed.study.experiments, one) for one in found.final}
-    heuristic = scores.get("heuristic", {})
-    for one in found.final:
-        own = scores[one.label]
-        both = sorted(own.keys() & heuristic.keys()) if one.label != "heuristic" else []
-        told = ["–", "–"]
-        if both:
-            whole = effect([of_seeds(np.array([own[seed] - heuristic[seed] for seed in both]))])
-            told = [points(whole.difference), bounds(whole.interval(simultaneous(len(found.final) - 1)))]
-        mean = "–" if one.value is None else number(100 * one.value)
-        by = f"{found.kind}: {one.label} ({many(len(own), 'seed')})"
-        yield [found.task, by, listed(one.ranks), f"{one.parameters or 0:,}", mean, *told]
-
-
-def _scores(experiments: Sequence[Experiment], one: ablation.Scored) -> dict[int, float]:
-    """By seed."""
-    records = (record for each in experiments for record in each.records.values())
-    return {
-        int(record.tag(Tag.SEED)): record.score
-        for record in records
-        if record.origin in one.runs and record.score is not None
-    }

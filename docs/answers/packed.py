@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from questions import SEEDS, TASKS
-
 from bench.store.results import open_results
 from bench.wire.words import Status
 from reports.inference.intervals import Bounds
@@ -18,7 +16,9 @@ from reports.study import Cell, Study, grouped
 from reports.units import PERCENT
 from reports.words import listed, many
 
-DOCS = Path(__file__).parent
+from .questions import SEEDS, TASKS
+
+DOCS = Path(__file__).parents[1]
 #: Names of one list before it is cut.
 MOST_NAMES = 4
 
@@ -57,8 +57,10 @@ class Packed:
 
     def gains(self, cell: Cell) -> dict[int, float]:
         """By seed; more is better."""
-        seeds, values = self.study.gains([cell.number]) if self.study else ([], [[]])
-        return dict(zip(seeds, map(float, values[0]), strict=True))
+        if self.study is None:
+            return {}
+        seeds, (gains,) = self.study.gains([cell.number])
+        return dict(zip(seeds, map(float, gains), strict=True))
 
     def settled(self, cell: Cell | None, seeds: range) -> int:
         """How many of these seeds are finished or failed."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from packed import Packed, number
-from questions import HEAD_ONLY
-
 from bench.metrics import direction
 from bench.wire.words import OWN_SIZE, Status
 from reports.study import FLOOR, REFERENCE, Cell, Seed, grouped
 from reports.words import listed, many
+
+from .packed import Packed, number
+from .questions import HEAD_ONLY
 
 #: By how much a size may miss LoRA's.
 TOLERANCE = 0.05

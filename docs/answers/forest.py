@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
-from pathlib import Path
 
 from matplotlib.axes import Axes
-from packed import points
+from matplotlib.figure import Figure
 
-from reports.drawing import INK, MUTED, RULE, SERIES, SHAPES, Drawn, panels, styled
+from reports.drawing import INK, MUTED, RULE, SERIES, SHAPES, panels, styled
 from reports.inference.intervals import Bounds
 from reports.thresholds import DEFAULT
 from reports.units import PERCENT
 
-PICTURES = Path(__file__).parent / "pictures"
+from .packed import points
+from .picture import Picture
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Forest:
+class Forest(Picture):
     """The comparisons of a question, from the top down."""
 
     letter: str
@@ -53,22 +52,16 @@ class Forest:
     axis: Axis = SCORE
 
     @property
-    def path(self) -> Path:
-        return PICTURES / f"findings-{self.letter}.svg"
+    def name(self) -> str:
+        return self.letter
 
     @property
     def alternative(self) -> str:
-        """All its numbers, which also tell whether the file is of today's packs."""
         return f"{self.axis.name.capitalize()}: {'; '.join(map(self._told, self.rows))}."
 
     def _told(self, row: Row) -> str:
         interval = " to ".join(map(self.axis.said, row.interval)) if row.interval else "no interval"
         return f"{row.method} with {row.other} {self.axis.said(row.difference)} ({interval})"
-
-    @property
-    def shown(self) -> str:
-        """As the page shows it."""
-        return f"![{self.alternative}](pictures/{self.path.name})"
 
     @property
     def _labels(self) -> list[str]:
@@ -82,13 +75,12 @@ class Forest:
         others = {row.other for row in self.rows}
         return others.pop() if len(others) == 1 else ""
 
-    def svg(self) -> str:
+    def figure(self) -> Figure:
         line = 0.26 if self._reference else 0.4
         figure, (ax,) = panels(1, height=1.1 + line * len(self.rows), wide=True)
         with styled():
             self._draw(ax)
-        drawn = Drawn(self.letter, "", "", self.alternative, figure).svg()
-        return drawn.replace("<metadata>", f"<desc>{escape(self.alternative)}</desc>\n<metadata>", 1)
+        return figure
 
     def _draw(self, ax: Axes) -> None:
         factor, threshold = self.axis.factor, self.axis.threshold

@@ -1,0 +1,78 @@
+"""The answer to question h of leaderboard.md, but for the cost at inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from reports.inference.crossed import of_seeds
+from reports.inference.effects import Effect, effect
+from reports.inference.intervals import simultaneous
+from reports.study import REFERENCE, Cell, Study
+from reports.words import listed
+
+from .answer import Answer
+from .cautions import cautions
+from .forest import Axis, Forest, Row
+from .packed import Packed, number, table
+
+
+def of_forgetting(packed: Packed) -> Answer:
+    """Question h, but for the cost at inference."""
+    study = packed.study
+    cells = [cell for cell in study.all_cells if cell.forgetting is not None] if study else []
+    if study is None or not cells:
+        return Answer("not run yet", "**Not run yet.**")
+    cells.sort(key=lambda cell: cell.forgetting or 0.0)
+    ended, planned = (sum(getattr(cell, name) for cell in cells) for name in ("finished", "seeds"))
+    state = "forgetting: all there" if ended == planned else f"so far: {ended:,} of {planned:,} trials"
+    head = ["method", "parameters", "accuracy", "forgetting", "more than LoRA", "interval", "verdict"]
+    told = (
+        f"{ended:,} of {planned:,} trials, of {listed(dict.fromkeys(cell.setting for cell in cells))}. "
+        "Forgetting is the rise of the loss of a token on text that no task trains on, in nats, the mean "
+        "over seeds. Intervals are over seeds, and hold at once with 95%."
+    )
+    more = _compared(study, cells)
+    figure = Forest("h", list(more.values()), Axis("difference in forgetting, in nats a token", _nats))
+    lines = [_forgotten(packed, cell, more.get(cell.number)) for cell in cells]
+    command = f"```\ntensorbench report {packed.files} --out h\n```"
+    shown = [told, table(head, lines), figure.shown, cautions(packed, cells), command]
+    return Answer(state, "\n\n".join(shown), [figure])
+
+
+def _compared(study: Study, cells: Sequence[Cell]) -> dict[int, Row]:
+    """By the numbers of the cells, LoRA's left out."""
+    found = [(cell, more) for cell in cells if (more := _more(study, cell, cells))]
+    level = simultaneous(len(found))
+    return {
+        cell.number: Row(cell.method, "LoRA", more.difference, more.interval(level)) for cell, more in found
+    }
+
+
+def _forgotten(packed: Packed, cell: Cell, more: Row | None) -> list[str]:
+    told = ["reference" if cell.family == REFERENCE else "–", "", ""]
+    if more is not None:
+        low, high = more.interval or (-np.inf, np.inf)
+        shown = "none" if more.interval is None else f"{_nats(low)} to {_nats(high)}"
+        told = [_nats(more.difference), shown, "more" if low > 0 else "less" if high < 0 else "undecided"]
+    value = packed.link(_nats(cell.forgetting or 0.0), cell)
+    accuracy = "–" if cell.mean is None else number(100 * cell.mean)
+    return [cell.method, f"{cell.parameters:,}", accuracy, value, *told]
+
+
+def _more(study: Study, cell: Cell, cells: Sequence[Cell]) -> Effect | None:
+    """By how much a row forgets more than LoRA on its setting, seed by seed; None of LoRA itself."""
+    lora = next((one for one in cells if one.family == REFERENCE and one.setting == cell.setting), None)
+    if lora is None or lora is cell:
+        return None
+    own, other = (
+        {seed.seed: seed.forgetting for seed in study.finished(one.number) if seed.forgetting is not None}
+        for one in (cell, lora)
+    )
+    both = sorted(own.keys() & other.keys())
+    return effect([of_seeds(np.array([own[seed] - other[seed] for seed in both]))]) if both else None
+
+
+def _nats(value: float) -> str:
+    return f"{round(value, 9):+.3f}".replace("-", "−")

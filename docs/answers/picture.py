@@ -1,0 +1,43 @@
+"""A figure of findings.md, and how its file tells of which numbers it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from html import escape
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from reports.drawing import Drawn
+
+PICTURES = Path(__file__).parents[1] / "pictures"
+
+
+class Picture(ABC):
+    """A figure of findings.md."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of its file."""
+
+    @property
+    @abstractmethod
+    def alternative(self) -> str:
+        """All its numbers, which also tell whether the file is of today's packs."""
+
+    @abstractmethod
+    def figure(self) -> Figure: ...
+
+    @property
+    def path(self) -> Path:
+        return PICTURES / f"findings-{self.name}.svg"
+
+    @property
+    def shown(self) -> str:
+        """As the page shows it."""
+        return f"![{self.alternative}](pictures/{self.path.name})"
+
+    def svg(self) -> str:
+        drawn = Drawn(self.name, "", "", self.alternative, self.figure()).svg()
+        return drawn.replace("<metadata>", f"<desc>{escape(self.alternative)}</desc>\n<metadata>", 1)

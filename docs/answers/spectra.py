@@ -1,0 +1,100 @@
+"""Which modes are redundant: the spectra of trained updates that the packs hold (question f)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bench.probes.redundancy import MODES
+from reports import ablation
+from reports.drawing import MUTED, SERIES, panels, styled
+from reports.inference.intervals import Array
+from reports.study import grouped
+from reports.words import listed
+
+from .packed import Packed, table
+from .picture import Picture
+
+
+@dataclass(frozen=True)
+class Update:
+    """The attention updates of one method on one task, stacked."""
+
+    task: str
+    method: str
+    adapters: Sequence[ablation.StoredAblation]
+
+    def values(self, mode: str) -> Array:
+        """Singular values of the mode's unfolding (adapters, values), from large to small."""
+        return np.array([one.spectra[mode] for one in self.adapters])
+
+    def effective(self, mode: str) -> float:
+        """The mean of the adapters' effective ranks."""
+        return float(np.mean([one.effective_ranks[mode] for one in self.adapters]))
+
+    def told(self, mode: str) -> str:
+        return f"{self.effective(mode):.1f} of {self.values(mode).shape[1]}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.method}, {self.task}"
+
+
+def updates_of(packs: Sequence[Packed]) -> list[Update]:
+    """Those that an analysis of redundancy looked at."""
+    found = [
+        one
+        for pack in packs
+        if pack.study is not None
+        for one in ablation.read(pack.study)
+        if one.kind == "redundancy"
+    ]
+    return [Update(*key, some) for key, some in grouped(found, lambda one: (one.task, one.method)).items()]
+
+
+@dataclass(frozen=True)
+class Spectra(Picture):
+    """A panel for each mode, with a line for each update."""
+
+    found: Sequence[Update]
+
+    @property
+    def name(self) -> str:
+        return "f-spectra"
+
+    @property
+    def alternative(self) -> str:
+        each = (
+            f"{one.label}: {listed(f'{_words(mode)} {one.told(mode)}' for mode in MODES)}"
+            for one in self.found
+        )
+        return f"Effective ranks of trained updates. {'; '.join(each)}."
+
+    @property
+    def table(self) -> str:
+        rows = [[one.task, one.method, str(len(one.adapters)), *map(one.told, MODES)] for one in self.found]
+        return table(["task", "update of", "adapters", *map(_words, MODES)], rows)
+
+    def figure(self) -> Figure:
+        figure, axes = panels(len(MODES), columns=3, height=2.5)
+        with styled():
+            for ax, mode in zip(axes, MODES, strict=True):
+                for number, one in enumerate(self.found):
+                    values = one.values(mode)
+                    shares = (values / values[:, :1]).mean(axis=0)
+                    places = np.arange(1, len(shares) + 1) / len(shares)
+                    ax.plot(places, shares, color=SERIES[number % len(SERIES)], lw=1.2, label=one.label)
+                ax.set_title(_words(mode))
+                ax.set_xlim(0, 1)
+                ax.set_ylim(0, 1.05)
+            axes[0].set_ylabel("singular value / largest")
+            figure.supxlabel("place among the singular values / their number", fontsize=8.5, color=MUTED)
+            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+        return figure
+
+
+def _words(mode: str) -> str:
+    return mode.replace("_", " ")

@@ -1,0 +1,101 @@
+"""The answer to question g of leaderboard.md: how much tuning matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy import stats
+
+from reports.analysis import analyse
+from reports.findings import findings
+from reports.inference.crossed import of_seeds
+from reports.inference.effects import effect
+from reports.inference.intervals import Array, simultaneous
+from reports.part import Part
+from reports.ranking import MOST_PAIRED
+from reports.words import listed
+
+from .answer import Answer
+from .cautions import cautions
+from .forest import Forest, Row
+from .packed import Packed, Progress, number, plain, progress
+from .questions import BUDGET, ROWS, TWO_TASKS
+
+
+def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
+    """Question g: the two rankings of the same rows."""
+    sides = {"tuned": tuned, "untuned": untuned}
+    done = [progress(side, ROWS, BUDGET, TWO_TASKS) for side in sides.values()]
+    missing = {
+        task: [
+            f"{name} {label}" for label, one in zip(sides, done, strict=True) for name in one.missing[task]
+        ]
+        for task in TWO_TASKS
+    }
+    both = Progress(sum(one.trials for one in done), sum(one.planned for one in done), 2 * len(ROWS), missing)
+    if not both.there:
+        return Answer(both.state, both.told)
+    ranked = {f"on {task}": [task] for task in both.there}
+    if len(ranked) > 1:
+        ranked = {"by the mean over both tasks": both.there} | ranked
+    lines = [
+        f"- Kendall's correlation of the two rankings of {len(ROWS)} rows, {how}: "
+        f"**{number(_kendall(tuned, untuned, tasks))}**."
+        for how, tasks in ranked.items()
+    ]
+    lines += [f"- {label.capitalize()}: {_best(side, both.there)}" for label, side in sides.items()]
+    commands = "\n".join(
+        f"tensorbench report {side.files} --out {label} --budget '{BUDGET}' --task {','.join(both.there)}"
+        for label, side in sides.items()
+    )
+    shown = "\n".join(
+        f"- {label.capitalize()}: {cautions(side, side.rows(ROWS, BUDGET, both.there))}"
+        for label, side in sides.items()
+    )
+    figure = Forest("g", list(_gained(tuned, untuned, both.there)))
+    told = [both.told, "\n".join(lines), figure.shown, shown, f"```\n{commands}\n```"]
+    return Answer(both.state, "\n\n".join(told), [figure])
+
+
+def _gained(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> Iterator[Row]:
+    """What tuning gave each row, from the most on, seed by seed. Intervals hold at once."""
+    found = [(name, _differences(tuned, untuned, name, tasks)) for name in ROWS]
+    whole = [
+        (name, on, effect(list(map(of_seeds, on.values())))) for name, on in found if len(on) == len(tasks)
+    ]
+    level = simultaneous(len(whole))
+    for name, on, gain in sorted(whole, key=lambda one: -one[2].difference):
+        by_task = {task: float(differences.mean()) for task, differences in on.items()}
+        yield Row(name, "untuned", gain.difference, gain.interval(level), by_task)
+
+
+def _differences(tuned: Packed, untuned: Packed, name: str, tasks: Sequence[str]) -> dict[str, Array]:
+    """By task; those are left out on which the two sides share no seed."""
+    found = {}
+    for task in tasks:
+        own, other = (side.gains(side.cells(task, BUDGET)[name]) for side in (tuned, untuned))
+        if both := sorted(own.keys() & other.keys()):
+            found[task] = np.array([own[seed] - other[seed] for seed in both])
+    return found
+
+
+def _kendall(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> float:
+    means = []
+    for side in (tuned, untuned):
+        cells = [side.cells(task, BUDGET) for task in tasks]
+        # What diverged on every seed has no mean, and is the last.
+        means.append([np.mean([of[name].mean or 0.0 for of in cells]) for name in ROWS])
+    return float(stats.kendalltau(*means).statistic)
+
+
+def _best(side: Packed, tasks: Sequence[str]) -> str:
+    study = side.part(Part(tasks=tasks, budgets=[BUDGET]))
+    found = next(findings(study, analyse(study).blocks))
+    if found.best is None or found.equals is None:
+        return "nothing tells methods apart."
+    others = listed(map(plain, found.equals)) or "none"
+    return (
+        f"**{plain(found.best)}** has the best mean at LoRA's budget. Not told apart from it, of the "
+        f"{MOST_PAIRED} best by mean rank: {others}."
+    )
