@@ -249,3 +249,26 @@ def test_a_figure_holds_each_difference(script: Any, folder: Path) -> None:
     # By task, and the mean.
     assert all(f">{label}</text>" in drawn for label in (*BASE, "mean"))
     assert figure.shown in answer.told
+
+
+def test_the_spectra_of_the_same_method_and_task_are_told_together(
+    script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spectra, results = script("answers.spectra"), rich_of(script, folder)
+    sizes = dict(zip(spectra.MODES, (8, 4, 2, 3, 2), strict=True))
+    found = [
+        StoredAblation(
+            *("redundancy", "s", "r", "LoRA", task, "vit", BUDGET, list(sizes)),
+            spectra={mode: [2.0**-place for place in range(size)] for mode, size in sizes.items()},
+            effective_ranks=dict.fromkeys(sizes, effective),
+        )
+        for task, effective in (("digits", 1.0), ("digits", 2.0), ("textile", 1.25))
+    ]
+    monkeypatch.setattr(spectra.ablation, "read", lambda study: found)
+    answer = script("answers.ranks").of_ranks(results, [])
+    digits, textile = (row for row in rows(answer.told) if row[1] == "LoRA")
+    assert digits == ["digits", "LoRA", "2", "1.5 of 8", "1.5 of 4", "1.5 of 2", "1.5 of 3", "1.5 of 2"]
+    assert textile[2:4] == ["1", "1.2 of 8"]
+    drawn = answer.pictures[-1].svg()
+    assert all(f">{label}</text>" in drawn for label in ("LoRA, digits", "LoRA, textile", "head size"))
+    assert "LoRA, textile: input 1.2 of 8" in drawn
