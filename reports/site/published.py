@@ -15,6 +15,7 @@ from bench.wire.pack import ENDING
 from methods import UserError
 from methods.errors import shown
 from reports.analysis import Analysis
+from reports.findings import Finding, findings
 from reports.reading import read_sources
 from reports.report import compose
 from reports.study import Experiment, Study, grouped
@@ -45,6 +46,12 @@ class Published:
     @property
     def name(self) -> str:
         return self.experiment.name
+
+    @property
+    def headlines(self) -> list[Finding]:
+        """What each budget says over all of its settings, where a method has finished on them."""
+        every = findings(self.study, self.analysis.blocks)
+        return [one for one in every if one.best and (one.setting is None or len(one.block.settings) == 1)]
 
     @property
     def newest(self) -> str:

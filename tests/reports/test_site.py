@@ -144,6 +144,15 @@ def test_every_number_leads_to_its_seeds_and_they_to_what_made_them(site: Files,
         assert re.search(r'href="(\.\./)?suites/small/seeds\.html#c\d+">8\d\.\d\d</a>', str(site[name])), name
 
 
+def test_the_index_opens_with_what_the_report_of_each_suite_claims(site: Files) -> None:
+    index, report = (str(site[name]) for name in ("index.html", "suites/small/index.html"))
+    number = r'<td class="n"><b>([^<]*)</b><small>([^<]*)</small></td>'
+    told = rf'<td class="first">([^<]*)</td>\s*{number}\s*<td class="claim[^>]*>([^<]*)</td>'
+    (best, difference, interval, claim) = re.findall(told, report)[0]
+    assert best == "TensLoRA att"
+    assert (best, difference, f"{interval} points", claim) in re.findall(told, index)
+
+
 def test_what_is_said_of_a_method_is_what_its_report_says(site: Files) -> None:
     lines = table(site, "leaderboard.csv").query("suite == 'small'").set_index("method")
     compared = table(site, "suites/small/tables/comparisons.csv").set_index("method")
