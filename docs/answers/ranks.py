@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from bench.wire.words import Tag
 from reports import ablation
 from reports.inference.crossed import of_seeds
-from reports.inference.effects import effect
+from reports.inference.effects import effect, verdict
 from reports.inference.intervals import simultaneous
-from reports.study import Experiment
+from reports.study import Experiment, Study
+from reports.thresholds import DEFAULT
 from reports.words import listed, many
 
 from .answer import Answer
+from .forest import Forest, Row
 from .packed import Packed, bounds, number, points, table
 from .pairs import of_pairs
 from .questions import IN_TRAINING, STUDIES
 from .spectra import Spectra, updates_of
 
+HEURISTIC = "heuristic"
 SPECTRA = (
     "Spectra of trained updates, stacked: the effective rank of each mode, the mean over adapters, of what "
     "it can be at most"
@@ -34,15 +38,17 @@ def of_ranks(packed: Packed, others: Sequence[Packed]) -> Answer:
     during = of_pairs(packed, IN_TRAINING)
     found = [one for one in ablation.read(packed.study) if one.final] if packed.study else []
     searched = f"{len(found)} of {STUDIES} searches and allocations"
-    told = [during.told]
-    if found:
-        rows = [row for one in found for row in _finalists(packed, one)]
-        head = ["task", "by", "ranks", "parameters", "accuracy", "from the heuristic", "interval"]
+    told, pictures = [during.told], list(during.pictures)
+    if packed.study and found:
+        lines = [line for one in found for line in _finalists(packed.study, one)]
+        head = ["task", "by", "ranks", "parameters", "accuracy", "from the heuristic", "interval", "verdict"]
         note = "Intervals are of seeds alone, and those of one search or allocation hold at once with 95%."
-        told += [f"Of {searched}, on final seeds:", table(head, rows), note]
+        chosen = Forest("f-choices", [line.gain for line in lines if line.gain])
+        pictures.append(chosen)
+        cells = [line.cells for line in lines]
+        told += [f"Of {searched}, on final seeds:", table(head, cells), note, chosen.shown]
     else:
         told.append(f"**Not run yet**: {searched}.")
-    pictures = list(during.pictures)
     if updates := updates_of([packed, *others]):
         spectra = Spectra(updates)
         pictures.append(spectra)
@@ -50,21 +56,42 @@ def of_ranks(packed: Packed, others: Sequence[Packed]) -> Answer:
     return Answer(f"{during.state}; {searched}", "\n\n".join(told), pictures)
 
 
-def _finalists(packed: Packed, found: ablation.StoredAblation) -> Iterator[list[str]]:
+@dataclass(frozen=True)
+class Finalist:
+    """Ranks that were run on final seeds."""
+
+    task: str
+    by: str
+    ranks: ablation.Scored
+    seeds: int
+    #: The difference from the heuristic's ranks; None of these themselves.
+    gain: Row | None
+
+    @property
+    def cells(self) -> list[str]:
+        mean = "–" if self.ranks.value is None else number(100 * self.ranks.value)
+        told = ["–", "–", "–"]
+        if self.gain:
+            interval = self.gain.interval
+            told = [points(self.gain.difference), bounds(interval), str(verdict(interval, DEFAULT))]
+        by = f"{self.by}: {self.ranks.label} ({many(self.seeds, 'seed')})"
+        parameters = f"{self.ranks.parameters or 0:,}"
+        return [self.task, by, listed(self.ranks.ranks), parameters, mean, *told]
+
+
+def _finalists(study: Study, found: ablation.StoredAblation) -> Iterator[Finalist]:
     """What was chosen, and the heuristic's ranks beside it."""
-    assert packed.study is not None
-    scores = {one.label: _scores(packed.study.experiments, one) for one in found.final}
-    heuristic = scores.get("heuristic", {})
+    scores = {one.label: _scores(study.experiments, one) for one in found.final}
+    heuristic = scores.get(HEURISTIC, {})
+    level = simultaneous(len(found.final) - 1)
     for one in found.final:
-        own = scores[one.label]
-        both = sorted(own.keys() & heuristic.keys()) if one.label != "heuristic" else []
-        told = ["–", "–"]
+        own, gain = scores[one.label], None
+        both = sorted(own.keys() & heuristic.keys()) if one.label != HEURISTIC else []
         if both:
             whole = effect([of_seeds(np.array([own[seed] - heuristic[seed] for seed in both]))])
-            told = [points(whole.difference), bounds(whole.interval(simultaneous(len(found.final) - 1)))]
-        mean = "–" if one.value is None else number(100 * one.value)
-        by = f"{found.kind}: {one.label} ({many(len(own), 'seed')})"
-        yield [found.task, by, listed(one.ranks), f"{one.parameters or 0:,}", mean, *told]
+            name = f"{found.kind}, {found.task}"
+            gain = Row(name, "the heuristic", whole.difference, whole.interval(level))
+        yield Finalist(found.task, found.kind, one, len(own), gain)
 
 
 def _scores(experiments: Sequence[Experiment], one: ablation.Scored) -> dict[int, float]:

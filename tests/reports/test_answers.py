@@ -197,8 +197,10 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
     low, high = ttest_rel(own, other).confidence_interval()
     points = script("answers.packed").points
     assert best[1:4] == ["search: best (5 seeds)", "4, 2", "100"]
-    assert best[5:] == [points(float((own - other).mean())), f"{points(low)} to {points(high)}"]
-    assert heuristic[5:] == ["–", "–"]
+    told = [points(float((own - other).mean())), f"{points(low)} to {points(high)}"]
+    assert best[5:] == [*told, "better, beyond the threshold"]
+    assert heuristic[5:] == ["–", "–", "–"]
+    assert f"search, digits with the heuristic {told[0]} ({told[1]})" in answer.told
 
 
 def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, folder: Path) -> None:
