@@ -117,7 +117,9 @@ def test_the_findings_are_what_the_packs_say(monkeypatch: pytest.MonkeyPatch) ->
     text = (DOCS / "findings.md").read_text(encoding="utf-8")
     answers = findings.answers()
     assert findings.rewritten(text, answers) == text, "run python docs/findings.py"
-    for picture in (picture for answer in answers.values() for picture in answer.pictures):
+    pictures = [picture for answer in answers.values() for picture in answer.pictures]
+    assert set((DOCS / "pictures").glob("findings-*.svg")) == {picture.path for picture in pictures}
+    for picture in pictures:
         drawn = ElementTree.fromstring(picture.path.read_text(encoding="utf-8"))
         described = drawn.find("{http://www.w3.org/2000/svg}desc")
         assert described is not None

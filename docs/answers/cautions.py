@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from bench.metrics import direction
 from bench.wire.words import OWN_SIZE, Status
+from reports.inference.intervals import RESOLUTION
 from reports.study import FLOOR, REFERENCE, Cell, Seed, grouped
 from reports.words import listed, many
 
@@ -15,14 +16,14 @@ from .questions import HEAD_ONLY
 
 #: By how much a size may miss LoRA's.
 TOLERANCE = 0.05
-#: A mean of equal scores may differ from each of them by so much.
-ROUNDING = 1e-9
 AXES = {"lr": "rate", "scale": "scale", "head_lr": "head rate"}
 
 
 def cautions(packed: Packed, rows: Iterable[Cell]) -> str:
-    """A sentence for each; that nothing failed is said as well."""
-    cells = list({cell.number: cell for cell in rows}.values())
+    """A sentence for each, of the rows that have run in part at least. That nothing failed is said too."""
+    cells = list({cell.number: cell for cell in rows if cell.missing < cell.seeds}.values())
+    if not cells:
+        return ""
     told = [_edges(cells), _missed(cells), _failed(packed, cells), _collapsed(packed, cells)]
     return " ".join(filter(None, told))
 
@@ -69,23 +70,29 @@ def _failed(packed: Packed, cells: Sequence[Cell]) -> str:
 
 
 def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
-    """Seeds that came out below the head alone; nothing is said where that was not trained."""
+    """Seeds that came out below the mean of the head alone, where all seeds of that have finished."""
     told, tasks = [], {cell.task: False for cell in cells}
     for cell in cells:
         floor = packed.cells(cell.task, cell.budget).get(HEAD_ONLY)
-        if floor is None or floor.gain is None or floor.setting != cell.setting or cell.family == FLOOR:
+        if (
+            floor is None
+            or floor.gain is None
+            or not floor.complete
+            or floor.setting != cell.setting
+            or cell.family == FLOOR
+        ):
             continue
         tasks[cell.task] = True
         turned = direction(cell.metric)
         below = [
             seed
             for seed in _known(packed, cell, Status.FINISHED)
-            if seed.score is not None and turned * seed.score < floor.gain - ROUNDING
+            if seed.score is not None and turned * seed.score < floor.gain - RESOLUTION
         ]
         told += [_seeds(cell, below)] if below else []
     on = [task for task, compared in tasks.items() if compared]
     where = f", compared on {listed(on)}" * (len(on) < len(tasks))
-    return f"Below the head alone{where}: {'; '.join(told) or 'no seed'}." if on else ""
+    return f"Below the mean of the head alone{where}: {'; '.join(told) or 'no seed'}." if on else ""
 
 
 def _known(packed: Packed, cell: Cell, status: Status) -> Iterator[Seed]:

@@ -47,13 +47,9 @@ class Row:
 class Forest(Picture):
     """The comparisons of a question, from the top down."""
 
-    letter: str
+    name: str
     rows: Sequence[Row]
     axis: Axis = SCORE
-
-    @property
-    def name(self) -> str:
-        return self.letter
 
     @property
     def alternative(self) -> str:
@@ -61,13 +57,14 @@ class Forest(Picture):
 
     def _told(self, row: Row) -> str:
         interval = " to ".join(map(self.axis.said, row.interval)) if row.interval else "no interval"
-        return f"{row.method} with {row.other} {self.axis.said(row.difference)} ({interval})"
+        tasks = "".join(f", {task} {self.axis.said(value)}" for task, value in row.on_tasks.items())
+        return f"{row.method} from {row.other} {self.axis.said(row.difference)} ({interval}{tasks})"
 
     @property
     def _labels(self) -> list[str]:
         if self._reference:
             return [row.method for row in self.rows]
-        return [f"{row.method}\nwith {row.other}" for row in self.rows]
+        return [f"{row.method}\nfrom {row.other}" for row in self.rows]
 
     @property
     def _reference(self) -> str:
@@ -79,10 +76,10 @@ class Forest(Picture):
         line = 0.26 if self._reference else 0.4
         figure, (ax,) = panels(1, height=1.1 + line * len(self.rows), wide=True)
         with styled():
-            self._draw(ax)
+            self._draw(figure, ax)
         return figure
 
-    def _draw(self, ax: Axes) -> None:
+    def _draw(self, figure: Figure, ax: Axes) -> None:
         factor, threshold = self.axis.factor, self.axis.threshold
         if threshold is not None:
             ax.axvspan(-factor * threshold, factor * threshold, color=RULE, alpha=0.5, lw=0)
@@ -111,4 +108,4 @@ class Forest(Picture):
         band = "; the band is what does not matter" * (threshold is not None)
         ax.set_xlabel(f"{self.axis.name}{f', from {self._reference}' * bool(self._reference)}{band}")
         if tasks:
-            ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(tasks) + 1, borderaxespad=0.2)
+            figure.legend(loc="outside upper right", ncols=len(tasks) + 1, columnspacing=1.4)

@@ -21,11 +21,11 @@ from .packed import Packed, number, table
 def of_forgetting(packed: Packed) -> Answer:
     """Question h, but for the cost at inference."""
     study = packed.study
-    cells = [cell for cell in study.all_cells if cell.forgetting is not None] if study else []
-    if study is None or not cells:
+    if study is None or all(cell.forgetting is None for cell in study.all_cells):
         return Answer("not run yet", "**Not run yet.**")
-    cells.sort(key=lambda cell: cell.forgetting or 0.0)
-    ended, planned = (sum(getattr(cell, name) for cell in cells) for name in ("finished", "seeds"))
+    cells = sorted(study.all_cells, key=lambda cell: np.inf if cell.forgetting is None else cell.forgetting)
+    planned = sum(cell.seeds for cell in cells)
+    ended = planned - sum(cell.missing for cell in cells)
     state = "forgetting: all there" if ended == planned else f"so far: {ended:,} of {planned:,} trials"
     head = ["method", "parameters", "accuracy", "forgetting", "more than LoRA", "interval", "verdict"]
     told = (
@@ -42,9 +42,9 @@ def of_forgetting(packed: Packed) -> Answer:
 
 
 def _compared(study: Study, cells: Sequence[Cell]) -> dict[int, Row]:
-    """By the numbers of the cells, LoRA's left out."""
+    """By the numbers of the cells, LoRA's left out. What has no result counts among what holds at once."""
     found = [(cell, more) for cell in cells if (more := _more(study, cell, cells))]
-    level = simultaneous(len(found))
+    level = simultaneous(sum(cell.family != REFERENCE for cell in cells))
     return {
         cell.number: Row(cell.method, "LoRA", more.difference, more.interval(level)) for cell, more in found
     }
@@ -56,7 +56,7 @@ def _forgotten(packed: Packed, cell: Cell, more: Row | None) -> list[str]:
         low, high = more.interval or (-np.inf, np.inf)
         shown = "none" if more.interval is None else f"{_nats(low)} to {_nats(high)}"
         told = [_nats(more.difference), shown, "more" if low > 0 else "less" if high < 0 else "undecided"]
-    value = packed.link(_nats(cell.forgetting or 0.0), cell)
+    value = "–" if cell.forgetting is None else packed.link(_nats(cell.forgetting), cell)
     accuracy = "–" if cell.mean is None else number(100 * cell.mean)
     return [cell.method, f"{cell.parameters:,}", accuracy, value, *told]
 

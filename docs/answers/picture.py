@@ -16,15 +16,13 @@ PICTURES = Path(__file__).parents[1] / "pictures"
 class Picture(ABC):
     """A figure of findings.md."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Of its file."""
+    #: Of its file, behind `findings-`.
+    name: str
 
     @property
     @abstractmethod
     def alternative(self) -> str:
-        """All its numbers, which also tell whether the file is of today's packs."""
+        """Its numbers, in words: they also tell whether the file is of today's packs."""
 
     @abstractmethod
     def figure(self) -> Figure: ...

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 #: The suites whose packs answer them.
 TUNED, UNTUNED, RANKS, DECODER = "leaderboard", "leaderboard_untuned", "leaderboard_ranks", "smollm2"
-TASKS = ("movie-sentiment", "tweet-sentiment", "amazon-sentiment", "land-cover")
+IMAGES = "land-cover"
+TASKS = ("movie-sentiment", "tweet-sentiment", "amazon-sentiment", IMAGES)
 #: Those of the untuned suite, and of the one of ranks.
-TWO_TASKS = ("movie-sentiment", "land-cover")
+TWO_TASKS = ("movie-sentiment", IMAGES)
 #: Final seeds that every row is to have. Others may come on top, and then count.
 SEEDS = range(5)
 BUDGET, SMALL = "isoparameters 4", "isorank 4"

@@ -23,7 +23,7 @@ from .pairs import of_pairs
 from .questions import IN_TRAINING, STUDIES
 from .spectra import Spectra, updates_of
 
-HEURISTIC = "heuristic"
+HEURISTIC, COMPLETE = "heuristic", "complete"
 SPECTRA = (
     "Spectra of trained updates, stacked: the effective rank of each mode, the mean over adapters, of what "
     "it can be at most"
@@ -36,17 +36,19 @@ def of_ranks(packed: Packed, others: Sequence[Packed]) -> Answer:
     `others` are packs that may hold further adapters' spectra.
     """
     during = of_pairs(packed, IN_TRAINING)
-    found = [one for one in ablation.read(packed.study) if one.final] if packed.study else []
+    every = ablation.read(packed.study) if packed.study else []
+    found = [one for one in every if one.final and all(final.state == COMPLETE for final in one.final)]
     searched = f"{len(found)} of {STUDIES} searches and allocations"
     told, pictures = [during.told], list(during.pictures)
     if packed.study and found:
         lines = [line for one in found for line in _finalists(packed.study, one)]
         head = ["task", "by", "ranks", "parameters", "accuracy", "from the heuristic", "interval", "verdict"]
-        note = "Intervals are of seeds alone, and those of one search or allocation hold at once with 95%."
-        chosen = Forest("f-choices", [line.gain for line in lines if line.gain])
-        pictures.append(chosen)
-        cells = [line.cells for line in lines]
-        told += [f"Of {searched}, on final seeds:", table(head, cells), note, chosen.shown]
+        note = f"Intervals are of seeds alone, and those of all {STUDIES} hold at once with 95%."
+        told += [f"Of {searched}, on final seeds:", table(head, [line.cells for line in lines]), note]
+        if gains := [line.gain for line in lines if line.gain]:
+            chosen = Forest("f-choices", gains)
+            pictures.append(chosen)
+            told.append(chosen.shown)
     else:
         told.append(f"**Not run yet**: {searched}.")
     if updates := updates_of([packed, *others]):
@@ -64,13 +66,13 @@ class Finalist:
     by: str
     ranks: ablation.Scored
     seeds: int
-    #: The difference from the heuristic's ranks; None of these themselves.
+    #: The difference from the heuristic's ranks; None of these themselves, and of the same ones.
     gain: Row | None
 
     @property
     def cells(self) -> list[str]:
         mean = "–" if self.ranks.value is None else number(100 * self.ranks.value)
-        told = ["–", "–", "–"]
+        told = ["–", "–", "the heuristic" if self.ranks.label == HEURISTIC else "the same ranks"]
         if self.gain:
             interval = self.gain.interval
             told = [points(self.gain.difference), bounds(interval), str(verdict(interval, DEFAULT))]
@@ -82,15 +84,14 @@ class Finalist:
 def _finalists(study: Study, found: ablation.StoredAblation) -> Iterator[Finalist]:
     """What was chosen, and the heuristic's ranks beside it."""
     scores = {one.label: _scores(study.experiments, one) for one in found.final}
-    heuristic = scores.get(HEURISTIC, {})
-    level = simultaneous(len(found.final) - 1)
+    heuristic = next(one for one in found.final if one.label == HEURISTIC)
     for one in found.final:
         own, gain = scores[one.label], None
-        both = sorted(own.keys() & heuristic.keys()) if one.label != HEURISTIC else []
-        if both:
-            whole = effect([of_seeds(np.array([own[seed] - heuristic[seed] for seed in both]))])
-            name = f"{found.kind}, {found.task}"
-            gain = Row(name, "the heuristic", whole.difference, whole.interval(level))
+        if one.ranks != heuristic.ranks:
+            differences = [own[seed] - scores[HEURISTIC][seed] for seed in sorted(own)]
+            whole = effect([of_seeds(np.array(differences))])
+            interval = whole.interval(simultaneous(STUDIES))
+            gain = Row(f"{found.kind}, {found.task}", "the heuristic", whole.difference, interval)
         yield Finalist(found.task, found.kind, one, len(own), gain)
 
 

@@ -21,8 +21,9 @@ from .picture import Picture
 
 @dataclass(frozen=True)
 class Update:
-    """The attention updates of one method on one task, stacked."""
+    """The attention updates of one row of a suite, stacked."""
 
+    suite: str
     task: str
     method: str
     adapters: Sequence[ablation.StoredAblation]
@@ -40,19 +41,23 @@ class Update:
 
     @property
     def label(self) -> str:
-        return f"{self.method}, {self.task}"
+        return f"{self.method}, {self.task} ({self.suite})"
 
 
 def updates_of(packs: Sequence[Packed]) -> list[Update]:
     """Those that an analysis of redundancy looked at."""
     found = [
-        one
+        (pack.suite, one)
         for pack in packs
         if pack.study is not None
         for one in ablation.read(pack.study)
         if one.kind == "redundancy"
     ]
-    return [Update(*key, some) for key, some in grouped(found, lambda one: (one.task, one.method)).items()]
+    rows = grouped(found, lambda pair: (pair[0], pair[1].task, pair[1].method, pair[1].budget))
+    return [
+        Update(suite, task, method, [one for _, one in some])
+        for (suite, task, method, _), some in rows.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,7 @@ class Spectra(Picture):
     """A panel for each mode, with a line for each update."""
 
     found: Sequence[Update]
-
-    @property
-    def name(self) -> str:
-        return "f-spectra"
+    name: str = "f-spectra"
 
     @property
     def alternative(self) -> str:
@@ -75,8 +77,11 @@ class Spectra(Picture):
 
     @property
     def table(self) -> str:
-        rows = [[one.task, one.method, str(len(one.adapters)), *map(one.told, MODES)] for one in self.found]
-        return table(["task", "update of", "adapters", *map(_words, MODES)], rows)
+        rows = [
+            [one.suite, one.task, one.method, str(len(one.adapters)), *map(one.told, MODES)]
+            for one in self.found
+        ]
+        return table(["suite", "task", "update of", "adapters", *map(_words, MODES)], rows)
 
     def figure(self) -> Figure:
         figure, axes = panels(len(MODES), columns=3, height=2.5)

@@ -19,7 +19,7 @@ from reports.words import listed
 from .answer import Answer
 from .cautions import cautions
 from .forest import Forest, Row
-from .packed import Packed, Progress, number, plain, progress
+from .packed import Packed, Progress, bounds, number, plain, points, progress, table
 from .questions import BUDGET, ROWS, TWO_TASKS
 
 
@@ -50,11 +50,25 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
         for label, side in sides.items()
     )
     shown = "\n".join(
-        f"- {label.capitalize()}: {cautions(side, side.rows(ROWS, BUDGET, both.there))}"
+        f"- {label.capitalize()}: {cautions(side, side.rows(ROWS, BUDGET, TWO_TASKS))}"
         for label, side in sides.items()
     )
-    figure = Forest("g", list(_gained(tuned, untuned, both.there)))
-    told = [both.told, "\n".join(lines), figure.shown, shown, f"```\n{commands}\n```"]
+    gained = list(_gained(tuned, untuned, both.there))
+    figure = Forest("g", gained)
+    gone = [name for name in ROWS if name not in {row.method for row in gained}]
+    left_out = f" Without a seed on both sides, and left out: {listed(gone)}." if gone else ""
+    head = ["tuned, from untuned", *both.there, "mean", "interval"]
+    rows = [
+        [
+            row.method,
+            *(points(value) for value in (*row.on_tasks.values(), row.difference)),
+            bounds(row.interval),
+        ]
+        for row in gained
+    ]
+    note = f"Points. Intervals are of seeds alone, and those of all rows hold at once with 95%.{left_out}"
+    told = [both.told, "\n".join(lines), table(head, rows), note, figure.shown, shown]
+    told.append(f"```\n{commands}\n```")
     return Answer(both.state, "\n\n".join(told), [figure])
 
 
@@ -64,7 +78,7 @@ def _gained(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> Iterator[Ro
     whole = [
         (name, on, effect(list(map(of_seeds, on.values())))) for name, on in found if len(on) == len(tasks)
     ]
-    level = simultaneous(len(whole))
+    level = simultaneous(len(ROWS))
     for name, on, gain in sorted(whole, key=lambda one: -one[2].difference):
         by_task = {task: float(differences.mean()) for task, differences in on.items()}
         yield Row(name, "untuned", gain.difference, gain.interval(level), by_task)

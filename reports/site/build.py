@@ -26,6 +26,7 @@ from reports.site.origins import origins
 from reports.site.published import Published, packs_in, published
 from reports.site.standing import Standing, frame, standings
 from reports.study import Cell, TaskAndBackbone, block_order, grouped
+from reports.tables import INCOMPLETE
 from reports.units import unit_of
 from reports.words import many
 
@@ -82,7 +83,12 @@ class _Site:
         return {key(page.standings[0].cell): page for page in method_pages(self.standings)}
 
     def files(self) -> Iterator[tuple[str, str | bytes]]:
-        shared = {"suites": self.suites, "pages": self.pages, "most": MOST_SHOWN}
+        shared = {
+            "suites": self.suites,
+            "pages": self.pages,
+            "most": MOST_SHOWN,
+            "incomplete": INCOMPLETE,
+        }
         yield "site.css", "".join(_template(name) for name in ("page.css", "site/site.css"))
         yield "plotly.js", plotly_script()
         yield (

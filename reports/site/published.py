@@ -12,6 +12,7 @@ from bench.store.pack.reading import open_pack
 from bench.store.results import as_one, is_pack
 from bench.store.source import Source
 from bench.wire.pack import ENDING
+from bench.wire.words import OWN_SIZE
 from methods import UserError
 from methods.errors import shown
 from reports.analysis import Analysis
@@ -49,9 +50,13 @@ class Published:
 
     @property
     def headlines(self) -> list[Finding]:
-        """What each budget says over all of its settings, where a method has finished on them."""
-        every = findings(self.study, self.analysis.blocks)
-        return [one for one in every if one.best and (one.setting is None or len(one.block.settings) == 1)]
+        """What each budget says over all of its settings, where a method has finished on them.
+
+        Rows of their own size are not of LoRA's, and are told only where a suite has no budget.
+        """
+        every = [one for one in findings(self.study, self.analysis.blocks) if one.best]
+        whole = [one for one in every if one.setting is None or len(one.block.settings) == 1]
+        return [one for one in whole if one.block.budget != OWN_SIZE] or whole
 
     @property
     def newest(self) -> str:

@@ -9,13 +9,16 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
 from bench.wire.plan import Tuned
 from reports.ablation import Scored, StoredAblation
-from reports.inference.effects import Answer, Verdict
+from reports.inference.crossed import of_seeds
+from reports.inference.effects import Answer, Verdict, effect
+from reports.inference.intervals import simultaneous
 
 from ..packs import packed
 from .made_up import BASE, Call
@@ -161,12 +164,25 @@ def test_two_rankings_of_the_same_rows_agree(
     assert answer.told.count("**1.00**") == 3
     assert "**TensLoRA att** has the best mean at LoRA's budget." in answer.told
 
-    lower = rich_of(script, folder)
-    lower.gains = lambda cell: {
-        seed: gain - 0.02 - 0.001 * seed for seed, gain in results.gains(cell).items()
+    other = rich_of(script, folder)
+    lower = [0.03, 0.02, 0.025, 0.01, 0.04]
+    other.gains = lambda cell: {seed: gain - lower[seed] for seed, gain in results.gains(cell).items()}
+    cells = results.cells
+    other.cells = lambda task, budget: {
+        name: replace(cell, mean=1 - (cell.mean or 0.0)) for name, cell in cells(task, budget).items()
     }
-    gained = tuning.of_tuning(results, lower).pictures[0].alternative
-    assert all(f"{name} with untuned +2.20 (+2." in gained for name in names)
+    answer = tuning.of_tuning(results, other)
+    assert answer.told.count("**−1.00**") == 3
+    found = effect([of_seeds(np.array(lower))] * 2)
+    bounds = script("answers.packed").bounds(found.interval(simultaneous(len(names))))
+    gained = [row for row in rows(answer.told) if row[0] in names]
+    assert sorted(row[0] for row in gained) == sorted(names)
+    assert all(row[1:] == ["+2.50", "+2.50", "+2.50", bounds] for row in gained)
+    assert all(f"{name} from untuned +2.50 ({bounds}, digits +2.50" in answer.told for name in names)
+
+    other.gains = lambda cell: {} if cell.method == "LoTR" else results.gains(cell)
+    answer = tuning.of_tuning(results, other)
+    assert "left out: LoTR." in answer.told
     answer = tuning.of_tuning(results, script("answers.packed").Packed("other", folder))
     assert answer.state == "not run yet: 50 of 100 trials"
 
@@ -185,22 +201,25 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
         for name in ("TensLoRA att", "LoRA")
     )
     final = [
-        Scored(label, [4, 2], 100, cell.mean, cell.sd, [seed.run_id for seed in study.of_cell(cell.number)])
-        for label, cell in (("best", att), ("heuristic", lora))
+        Scored(label, size, 100, cell.mean, cell.sd, [seed.run_id for seed in study.of_cell(cell.number)])
+        for label, cell, size in (("best", att, [4, 2]), ("heuristic", lora, [3, 3]))
     ]
     found = StoredAblation("search", "s", "r", "tenslora", "digits", "vit", BUDGET, ["a", "b"], final=final)
-    monkeypatch.setattr(ranks.ablation, "read", lambda study: [found])
+    same = replace(found, kind="allocation", final=[replace(final[1], label="best"), final[1]])
+    partly = replace(found, final=[replace(final[0], state="4 of 5 finished"), final[1]])
+    monkeypatch.setattr(ranks.ablation, "read", lambda study: [found, same, partly])
     answer = ranks.of_ranks(results, [])
-    assert answer.state == "not run yet: 0 of 40 trials; 1 of 4 searches and allocations"
-    best, heuristic = rows(answer.told)
+    assert answer.state == "not run yet: 0 of 40 trials; 2 of 4 searches and allocations"
+    best, heuristic, again, _ = rows(answer.told)
     _, (own, other) = study.gains([att.number, lora.number])
-    low, high = ttest_rel(own, other).confidence_interval()
+    low, high = ttest_rel(own, other).confidence_interval(0.95**0.25)
     points = script("answers.packed").points
     assert best[1:4] == ["search: best (5 seeds)", "4, 2", "100"]
     told = [points(float((own - other).mean())), f"{points(low)} to {points(high)}"]
     assert best[5:] == [*told, "better, beyond the threshold"]
-    assert heuristic[5:] == ["–", "–", "–"]
-    assert f"search, digits with the heuristic {told[0]} ({told[1]})" in answer.told
+    assert heuristic[5:] == ["–", "–", "the heuristic"]
+    assert again[5:] == ["–", "–", "the same ranks"]
+    assert f"search, digits from the heuristic {told[0]} ({told[1]})" in answer.told
 
 
 def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, folder: Path) -> None:
@@ -208,7 +227,7 @@ def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, fold
     below = [cell for cell in results.study.all_cells if cell.budget == BUDGET and cell.task == "digits"]
     told = script("answers.cautions").cautions(results, below)
     assert "Failed or diverged: TensLoRA depth on digits, seed 3 (diverged)." in told
-    assert "Below the head alone: no seed." in told
+    assert "Below the mean of the head alone: no seed." in told
     assert "grid" not in told
 
     (head,) = (
@@ -218,7 +237,11 @@ def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, fold
     raised = replace(head, mean=results.study.finished(worst.number)[1].score)
     results.cells = lambda task, budget: {"head only": raised}
     told = script("answers.cautions").cautions(results, [worst])
-    assert "Below the head alone: TensLoRA depth on digits, seed 0." in told
+    assert "Below the mean of the head alone: TensLoRA depth on digits, seed 0." in told
+    # Of an error the larger is the worse.
+    results.cells = lambda task, budget: {"head only": replace(raised, metric="rmse")}
+    told = script("answers.cautions").cautions(results, [replace(worst, metric="rmse")])
+    assert "Below the mean of the head alone: TensLoRA depth on digits, seeds 2, 4." in told
 
 
 def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, folder: Path) -> None:
@@ -239,6 +262,10 @@ def test_a_row_that_misses_its_budget_tells_its_share(script: Any, folder: Path)
     shares = [replace(lotr, ratio=ratio, within=within) for ratio, within in ((0.875, False), (1.04, True))]
     told = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
     assert ["Not at the budget: LoTR (0.88 of it)." in one for one in told] == [True, False]
+    lora = replace(lotr, method="LoRA qkvo", family="lora", budget="own size", within=None)
+    shares = [replace(lora, percent_of_lora=percent) for percent in (75.0, 99.0)]
+    told = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
+    assert ["Not at the budget: LoRA qkvo (0.75 of it)." in one for one in told] == [True, False]
 
 
 def test_a_figure_holds_each_difference(script: Any, folder: Path) -> None:
@@ -247,7 +274,7 @@ def test_a_figure_holds_each_difference(script: Any, folder: Path) -> None:
     (figure,) = answer.pictures
     drawn = figure.svg()
     for method, other, *_, mean, interval, _ in rows(answer.told):
-        assert f"{method} with {other} {mean} ({interval})" in drawn
+        assert f"{method} from {other} {mean} ({interval}, " in drawn
     # By task, and the mean.
     assert all(f">{label}</text>" in drawn for label in (*BASE, "mean"))
     assert figure.shown in answer.told
@@ -268,9 +295,39 @@ def test_the_spectra_of_the_same_method_and_task_are_told_together(
     ]
     monkeypatch.setattr(spectra.ablation, "read", lambda study: found)
     answer = script("answers.ranks").of_ranks(results, [])
-    digits, textile = (row for row in rows(answer.told) if row[1] == "LoRA")
-    assert digits == ["digits", "LoRA", "2", "1.5 of 8", "1.5 of 4", "1.5 of 2", "1.5 of 3", "1.5 of 2"]
-    assert textile[2:4] == ["1", "1.2 of 8"]
+    digits, textile = (row for row in rows(answer.told) if row[2] == "LoRA")
+    assert digits == [
+        "rich",
+        "digits",
+        "LoRA",
+        "2",
+        "1.5 of 8",
+        "1.5 of 4",
+        "1.5 of 2",
+        "1.5 of 3",
+        "1.5 of 2",
+    ]
+    assert textile[3:5] == ["1", "1.2 of 8"]
     drawn = answer.pictures[-1].svg()
-    assert all(f">{label}</text>" in drawn for label in ("LoRA, digits", "LoRA, textile", "head size"))
-    assert "LoRA, textile: input 1.2 of 8" in drawn
+    assert all(
+        f">{label}</text>" in drawn for label in ("LoRA, digits (rich)", "LoRA, textile (rich)", "head size")
+    )
+    assert "LoRA, textile (rich): input 1.2 of 8" in drawn
+
+
+def test_a_row_that_failed_is_among_what_is_said_of_forgetting(script: Any) -> None:
+    packed = script("answers.packed").Packed("smollm2", DOCS.parent / "results")
+    whole = script("answers.forgetting").of_forgetting(packed)
+    cells, seeds = packed.study.cells.copy(), packed.study.seeds.copy()
+    cells.loc[cells["method"] == "FacT-TT", ["forgetting", "mean"]] = np.nan
+    seeds.loc[seeds["method"] == "FacT-TT", ["forgetting", "score"]] = np.nan
+    seeds.loc[seeds["method"] == "FacT-TT", ["status", "failure"]] = ["FAILED", "diverged"]
+    packed.study = replace(packed.study, cells=cells, seeds=seeds)
+    answer = script("answers.forgetting").of_forgetting(packed)
+    assert answer.state == whole.state == "forgetting: all there"
+    assert "Failed or diverged: FacT-TT on movie-sentiment, seeds 0, 1, 2 (diverged)." in answer.told
+    *others, lost = rows(answer.told)
+    assert lost[0] == "FacT-TT"
+    assert lost[2:] == ["–", "–", "–"]
+    # What is left holds at once with what failed.
+    assert others == [row for row in rows(whole.told) if row[0] != "FacT-TT"]

@@ -25,7 +25,7 @@ from reports.site.build import site_files
 from reports.site.checking import differences
 from reports.site.equations import equation_of
 from reports.site.methods import file_name
-from reports.site.published import packs_in
+from reports.site.published import packs_in, published
 from reports.site.standing import Standing
 
 from ..packs import changed, edit_json, packed
@@ -146,11 +146,36 @@ def test_every_number_leads_to_its_seeds_and_they_to_what_made_them(site: Files,
 
 def test_the_index_opens_with_what_the_report_of_each_suite_claims(site: Files) -> None:
     index, report = (str(site[name]) for name in ("index.html", "suites/small/index.html"))
-    number = r'<td class="n"><b>([^<]*)</b><small>([^<]*)</small></td>'
+    number = r'<td class="n"[^>]*>(<b>[^<]*</b><small>[^<]*</small>)</td>'
     told = rf'<td class="first">([^<]*)</td>\s*{number}\s*<td class="claim[^>]*>([^<]*)</td>'
-    (best, difference, interval, claim) = re.findall(told, report)[0]
-    assert best == "TensLoRA att"
-    assert (best, difference, f"{interval} points", claim) in re.findall(told, index)
+    (claimed,) = re.findall(told, report)
+    assert claimed[0] == "TensLoRA att"
+    assert claimed in re.findall(told, index)
+
+
+def test_the_index_claims_nothing_of_what_has_its_own_size_beside_budgets(rich: str, tmp_path: Path) -> None:
+    pack = packed(rich, "rich", tmp_path)
+    (suite,) = published([pack])
+    assert "own size" in {block.budget for block in suite.analysis.blocks}
+    assert [line.block.budget for line in suite.headlines] == ["isorank 2", "isoparameters 2"]
+    assert {line.setting for line in suite.headlines} == {None}
+    index = str(site_files([pack])["index.html"])
+    told = re.findall(r'<th scope="row" class="budget">(.*?)<small>(.*?)</small>', index)
+    assert told == [("isorank 2", "3 settings"), ("isoparameters 2", "3 settings")]
+
+
+def test_the_index_says_where_nothing_can_be_claimed(results: Path, tmp_path: Path) -> None:
+    def of_lora_alone(plan: dict[str, Any]) -> None:
+        for row in plan["rows"]:
+            if row["family"] != "lora":
+                row["trials"] = dict.fromkeys(row["trials"])
+
+    few = changed(
+        results / "small.tensorbench.zip",
+        tmp_path / "few.tensorbench.zip",
+        edit_json("plan.json", of_lora_alone),
+    )
+    assert "Nothing can be claimed yet" in str(site_files([few])["index.html"])
 
 
 def test_what_is_said_of_a_method_is_what_its_report_says(site: Files) -> None:
