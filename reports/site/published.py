@@ -54,9 +54,10 @@ class Published:
 
         Rows of their own size are not of LoRA's, and are told only where a suite has no budget.
         """
+        budgets = {cell.budget for cell in self.study.all_cells} - {OWN_SIZE} or {OWN_SIZE}
         every = [one for one in findings(self.study, self.analysis.blocks) if one.best]
         whole = [one for one in every if one.setting is None or len(one.block.settings) == 1]
-        return [one for one in whole if one.block.budget != OWN_SIZE] or whole
+        return [one for one in whole if one.block.budget in budgets]
 
     @property
     def newest(self) -> str:
