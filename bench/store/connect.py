@@ -6,17 +6,19 @@ import hashlib
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlparse
 
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests.exceptions import ChunkedEncodingError, RetryError
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from bench.process import interrupts
@@ -29,6 +31,10 @@ SQLITE = "sqlite:///"
 
 DATABASES = ("postgresql", "mysql", "mssql")
 
+#: For how many seconds a connection to a SQLite file waits while another process writes to it. SQLite's own 5
+#: were too few for two searches and their workers on one file.
+PATIENCE = 60
+
 #: What MLflow raises where a store cannot be read or written: its own error, the database's, the disk's.
 BROKEN_STORE = (MlflowException, SQLAlchemyError, OSError)
 
@@ -37,6 +43,13 @@ BUSY = "TEMPORARILY_UNAVAILABLE"
 
 #: MLflow's error codes where the store answers and refuses: asking again does not help.
 REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+
+
+@event.listens_for(Engine, "connect")
+def _patient(connection: Any, _: Any) -> None:
+    """Of every database that this process opens: MLflow's, and Optuna's."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
 
 
 class StoreError(UserError):

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy import create_engine
 
 import bench.execution.driver
 from bench.execution.driver import pending
 from bench.execution.session import session
-from bench.store.connect import StoreError
+from bench.store.connect import PATIENCE, StoreError
 from bench.store.store import Store
 from bench.store.writer import TrialRun
 
@@ -27,6 +28,12 @@ NewStore = Callable[[Path], str]
 @pytest.fixture
 def store(tmp_path: Path, new_store: NewStore) -> Store:
     return Store.create(new_store(tmp_path), "toy")
+
+
+def test_a_database_waits_for_whoever_writes_to_its_file(store: Store) -> None:
+    # As MLflow and Optuna open it.
+    with create_engine(store.uri).connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 1000 * PATIENCE
 
 
 def test_finished_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
