@@ -40,13 +40,13 @@ def attached(method: Method) -> tuple[ToyBackbone, LowRankAdapter]:
     return backbone, adapter
 
 
-def scattered(method: Method) -> tuple[ToyBackbone, LowRankAdapter]:
+def scattered(method: Method, sd: float = 1.0) -> tuple[ToyBackbone, LowRankAdapter]:
     """Every parameter far from the start."""
     backbone, adapter = attached(method)
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in adapter.named_parameters().values():
-            parameter.copy_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64))
+            parameter.copy_(sd * torch.randn(parameter.shape, generator=draws, dtype=torch.float64))
     return backbone, adapter
 
 
@@ -126,7 +126,9 @@ def test_a_cut_leaves_the_dense_tensor_truncated(options: dict[str, Any]) -> Non
 @ALL
 def test_moments_turn_as_gradients_do(options: dict[str, Any]) -> None:
     """Where a cut drops nothing but ranks that are zero, the mean gradient is that of the new parameters."""
-    backbone, adapter = scattered(made(options))
+    # Larger updates make the backbone chaotic: a last digit, which another processor rounds otherwise, would
+    # change every gradient.
+    backbone, adapter = scattered(made(options), sd=0.3)
     cutting = adapter.parametrisation.cutting
     assert cutting is not None
     keep = cutting.tensor.spectrum()
