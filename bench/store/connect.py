@@ -47,7 +47,7 @@ REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DE
 
 @event.listens_for(Engine, "connect")
 def _patient(connection: Any, _: Any) -> None:
-    """Of every database that this process opens: MLflow's, and Optuna's."""
+    """Makes every SQLite connection of this process wait so long: MLflow opens some, and so does Optuna."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
 
