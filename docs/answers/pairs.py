@@ -125,12 +125,14 @@ def _beside(lines: Sequence[Line]) -> str:
         if line.on_texts
     ]
     sees = [
-        f"{number(PERCENT.factor * finds)} with {other}"
+        f"{number(PERCENT.factor * finds)} from {other}"
         for other, finds in {line.other: line.finds for line in lines}.items()
         if finds is not None
     ]
     told = f"On the texts alone, which was not asked before: {'; '.join(texts)}." if texts else ""
-    return f"{told} Found 80% of the time, in points: {listed(sees)}.".strip() if sees else told
+    if not sees:
+        return told
+    return f"{told} The smallest true difference that would be found 80% of the time: {listed(sees)}.".strip()
 
 
 def _command(packed: Packed, question: Question, done: Progress) -> str:
