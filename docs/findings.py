@@ -13,7 +13,7 @@ from answers.answer import Answer
 from answers.forgetting import of_forgetting
 from answers.packed import Packed, table
 from answers.pairs import of_pairs
-from answers.questions import COMPARED, DECODER, RANKS, TUNED, UNTUNED
+from answers.questions import AGAIN, COMPARED, DECODER, ON_IMAGES, RANKS, TUNED, UNTUNED
 from answers.ranks import of_ranks
 from answers.tuning import of_tuning
 from marked import replaced
@@ -31,6 +31,7 @@ def answers(results: Path = RESULTS) -> dict[str, Answer]:
         "f": of_ranks(Packed(RANKS, results), [untuned, tuned]),
         "g": of_tuning(tuned, untuned),
         "h": of_forgetting(Packed(DECODER, results)),
+        "i": of_pairs(Packed(AGAIN, results), ON_IMAGES),
     }
 
 

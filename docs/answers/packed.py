@@ -16,7 +16,7 @@ from reports.study import Cell, Study, grouped
 from reports.units import PERCENT
 from reports.words import listed, many
 
-from .questions import SEEDS, TASKS
+from .questions import SEEDS
 
 DOCS = Path(__file__).parents[1]
 #: Names of one list before it is cut.
@@ -104,7 +104,7 @@ class Progress:
     def told(self) -> str:
         """In full: what is there, and what is missing."""
         if self.complete:
-            return f"On {'all four' if len(self.missing) == len(TASKS) else 'both'} tasks."
+            return f"On {self._tasks(self.there)}."
         names_on = grouped((task for task, names in self.missing.items() if names), self._named)
         gone = "; ".join(f"{names} on {self._tasks(tasks)}" for names, tasks in names_on.items())
         count = f"{self.trials:,} of {self.planned:,} trials are there. Missing: {gone}."
@@ -116,7 +116,7 @@ class Progress:
         )
 
     def _tasks(self, tasks: Sequence[str]) -> str:
-        if len(tasks) < len(self.missing):
+        if len(tasks) < len(self.missing) or len(tasks) == 1:
             return listed(tasks)
         return "both tasks" if len(tasks) == 2 else f"all {len(tasks)} tasks"
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 #: The suites whose packs answer them.
 TUNED, UNTUNED, RANKS, DECODER = "leaderboard", "leaderboard_untuned", "leaderboard_ranks", "smollm2"
+#: Tuned on three seeds.
+AGAIN = "leaderboard_land_cover"
 IMAGES = "land-cover"
 TASKS = ("movie-sentiment", "tweet-sentiment", "amazon-sentiment", IMAGES)
 #: Those of the untuned suite, and of the one of ranks.
@@ -62,8 +64,10 @@ class Question:
         return tuple(dict.fromkeys(name for other, some in self.compared.items() for name in (other, *some)))
 
 
+VARIANTS = {LORA: (QKV_DEPTH, ALL_MODES)}
+FACTORISED = {QKV_DEPTH: OTHER_STACKS, METATT[0]: EACH_MATRIX}
 COMPARED = (
-    Question("a", BUDGET, {LORA: (QKV_DEPTH, ALL_MODES)}),
+    Question("a", BUDGET, VARIANTS),
     Question(
         "b",
         BUDGET,
@@ -74,8 +78,9 @@ COMPARED = (
     ),
     Question("c", SMALL, {LORA: (*STACKED, "LoTR", *LORTA, *METATT)}),
     Question("d", BUDGET, {ON_QKVO: LORTA, ON_ALL: ON_ALL_LAYERS, LORA: (*LORTA, *ON_ALL_LAYERS)}),
-    Question("e", BUDGET, {QKV_DEPTH: OTHER_STACKS, METATT[0]: EACH_MATRIX}),
+    Question("e", BUDGET, FACTORISED),
 )
+ON_IMAGES = Question("i", BUDGET, VARIANTS | FACTORISED, (IMAGES,), range(10))
 IN_TRAINING = Question("f", BUDGET, {"fixed ranks": ("cut during training",)}, TWO_TASKS, range(10))
 #: A search and an allocation on each task.
 STUDIES = 2 * len(TWO_TASKS)

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 from mlflow.store.tracking.dbmodels import models
-from sqlalchemy import create_engine
 
-from bench.store import runs, tables
+from bench.store import connect, runs
 from bench.store.connect import StoreError
 from bench.store.records import Record
 from bench.store.store import Store
@@ -84,8 +83,7 @@ def test_where_mlflow_has_other_tables_the_client_is_asked(
 
 
 def test_a_database_that_is_locked_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    # It would wait for five seconds.
-    monkeypatch.setattr(tables, "create_engine", lambda uri: create_engine(uri, connect_args={"timeout": 0}))
+    monkeypatch.setattr(connect, "PATIENCE", 0)
     lock = sqlite3.connect(store.uri.removeprefix("sqlite:///"), isolation_level=None)
     lock.execute("begin exclusive")
     try:
