@@ -111,7 +111,7 @@ def _tuning(study: Study) -> list[Mixture]:
         told = {kind: ", ".join(experiment.name for experiment in some) for kind, some in kinds}
         found.append(Mixture("tuning", "", told, True))
     for experiment in study.experiments:
-        spent = Counter(str(row.tuning.trials if row.tuning else 0) for row in experiment.rows)
+        spent = Counter(str(len(row.tuning.ids) if row.tuning else 0) for row in experiment.rows)
         if len(spent) > 1:
             told = {f"{trials} trials": f"{rows} rows" for trials, rows in spent.items()}
             found.append(Mixture("tuning spent", experiment.name, told, False))

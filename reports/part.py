@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from bench.wire.plan import PlannedRow
 from bench.wire.words import OWN_SIZE
 from methods import UnknownNameError, UserError
 from methods.errors import shown
-from reports.study import Experiment
+from reports.study import Experiment, TableRow, table_name
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,9 @@ class Part:
     that intervals hold at once for the others alone.
 
     A method is named as the tables have it, or by a title or a family that several share (`tenslora` for all
-    its variants), and then means them all. `reference` is what others are compared with, in place of LoRA, as
-    the tables have it; it is among the rows whatever `methods` and `budgets` say.
+    its variants), and then means them all; a name that several experiments have means the row of each.
+    `reference` is what others are compared with, in place of LoRA, as the tables have it; it is among the
+    rows whatever `methods` and `budgets` say.
 
     `pairs` asks for certain comparisons and no others: of a method with a reference, both as the tables have
     them. They stand in place of `methods` and `reference`, and all their intervals of one budget and
@@ -76,14 +76,19 @@ class Part:
         rows = [row for experiment in experiments for row in experiment.rows]
         references = set(self.compared) - {""}
         asked = {*self.methods, *(references if self.methods else ()), *chain.from_iterable(self.pairs)}
-        whole = {table_name(row) for row in rows}
+        whole = {row.name for row in rows}
         exact = {("reference", name) for name in references} | {("method", name) for name, _ in self.pairs}
         for kind, name in sorted(exact):
             if name not in whole:
                 raise UnknownNameError(kind, name, whole)
-        choices: list[tuple[str, set[str], Callable[[PlannedRow], set[str]]]] = [
+
+        def named(row: TableRow) -> set[str]:
             # The name of one row is not also that of all with its title.
-            ("method", asked, lambda row: {table_name(row)} | ({row.method, row.title, row.family} - whole)),
+            shared = {row.method, row.title, row.family} - whole
+            return {row.name} | shared | ({table_name(row)} & set(self.methods))
+
+        choices: list[tuple[str, set[str], Callable[[TableRow], set[str]]]] = [
+            ("method", asked, named),
             ("task", set(self.tasks), lambda row: {row.task}),
             ("backbone", set(self.backbones), lambda row: {row.backbone}),
             ("budget", set(self.budgets), lambda row: _budget_names(row.budget)),
@@ -93,29 +98,23 @@ class Part:
             for name in sorted(wanted - known):
                 raise UnknownNameError(f"{kind} of this report", name, known)
 
-        here = {table_name(row) for row in rows if _budget_names(row.budget) & set(self.budgets)}
+        here = {row.name for row in rows if _budget_names(row.budget) & set(self.budgets)}
 
-        def chosen(row: PlannedRow) -> bool:
+        def chosen(row: TableRow) -> bool:
             # A reference that has none of these budgets is taken from where it stands.
-            elsewhere = table_name(row) in references - here
+            elsewhere = row.name in references - here
             return all(
                 not wanted or names(row) & wanted or (elsewhere and kind == "budget")
                 for kind, wanted, names in choices
             )
 
         kept = [replace(one, rows=tuple(filter(chosen, one.rows))) for one in experiments]
-        left = {table_name(row) for one in kept for row in one.rows}
+        left = {row.name for one in kept for row in one.rows}
         if not left:
             raise UserError("no row is of all these methods, tasks, backbones and budgets")
         if gone := [method for method, _ in self.pairs if method not in left]:
             raise UserError(f"pair: '{gone[0]}' has no row among the tasks, backbones and budgets chosen")
         return tuple(one for one in kept if one.rows)
-
-
-def table_name(row: PlannedRow) -> str:
-    """What tables call the method of a row: two sizes of one method may stand side by side."""
-    ranks = ",".join(map(str, row.ranks))
-    return row.method + (f" r={ranks}" if row.budget is None and ranks else "")
 
 
 def _budget_names(label: str | None) -> set[str]:

@@ -17,13 +17,12 @@ from bench.store.plugins import changed_plugins
 from bench.store.records import Record, latest
 from bench.store.results import open_results
 from bench.store.source import Source
-from bench.wire.plan import PlannedRow
 from bench.wire.words import Kind, Measure, Status, Tag
 from methods import UserError
 from reports.artifacts import ablations
 from reports.inference.intervals import of_each, t_half
-from reports.part import Part, table_name
-from reports.study import FLOOR, OWN_SIZE, Experiment, PlannedCell, Seed, Study
+from reports.part import Part
+from reports.study import FLOOR, OWN_SIZE, Experiment, PlannedCell, Seed, Study, TableRow
 
 #: The message of a seed whose trial is not known before its row's tuning has ended.
 WAITING = "waits for its tuning"
@@ -61,7 +60,7 @@ def read(uri: str, names: Sequence[str], part: Part | None = None) -> Study:
 
 def read_sources(sources: Sequence[Source], part: Part | None = None) -> Study:
     """The same of experiments that are open. Raises UserError for one that has no result."""
-    whole = tuple(map(read_experiment, sources))
+    whole = told_apart(list(map(read_experiment, sources)))
     experiments = part.of(whole) if part else whole
     cells, seeds = tabulate(experiments)
     notes = [note for each in experiments for note in _notes(each)]
@@ -88,6 +87,23 @@ def _of_part(part: Part, chosen: Sequence[Experiment], whole: Sequence[Experimen
         )
 
 
+def told_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
+    """The same, where rows that share a name and not their trials have the experiment's name behind it."""
+    known: defaultdict[tuple[str | None, ...], dict[tuple[str | None, ...], str]] = defaultdict(dict)
+
+    def named(experiment: Experiment) -> Iterator[TableRow]:
+        for row in experiment.rows:
+            names, trials = known[row.task, row.backbone, row.budget, row.name], tuple(row.trials.values())
+            if None not in trials and trials in names:
+                row = row.model_copy(update={"name": names[trials]})
+            elif names:
+                row = row.model_copy(update={"name": f"{row.name} · {experiment.name}"})
+            names[trials] = row.name
+            yield row
+
+    return tuple(replace(each, rows=tuple(named(each))) for each in experiments)
+
+
 def read_experiment(source: Source) -> Experiment:
     """Reads one experiment. Raises UserError if it holds no suite or has nothing to report: no finished trial
     of its rows, and no search or allocation that ended.
@@ -107,7 +123,7 @@ def read_experiment(source: Source) -> Experiment:
         name=source.name,
         closing=plan.closing,
         run_id=suites[-1].origin,
-        rows=plan.rows,
+        rows=tuple(map(TableRow.of, plan.rows)),
         trials=plan.by_id(),
         records=records,
         duplicates=sum(record.status in ENDED_WELL for record in stored)
@@ -157,18 +173,14 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
     """
     cells: list[PlannedCell] = []
     seeds: list[Seed] = []
-    known: defaultdict[tuple[str, ...], list[list[str | None]]] = defaultdict(list)
+    known: set[tuple[str, ...]] = set()
     for experiment in experiments:
         own_first = sorted(experiments, key=lambda other: other is not experiment)
         for row in experiment.rows:
             cell = _planned(experiment, row)
-            key = (cell.task, cell.backbone, cell.budget, cell.method)
-            ids = list(row.trials.values())
-            if ids in known[key] and None not in ids:
-                continue  # the same trials, planned by two experiments
-            if known[key]:
-                cell = replace(cell, method=f"{cell.method} · {experiment.name}")
-            known[key].append(ids)
+            if (key := (cell.task, cell.backbone, cell.budget, cell.method)) in known:
+                continue
+            known.add(key)
             found = [_seed(own_first, len(cells), cell, seed, id_) for seed, id_ in row.trials.items()]
             cells.append(_told(cell, experiments, found))
             seeds.extend(found)
@@ -177,14 +189,14 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
     return _summed(pd.DataFrame([vars(cell) for cell in cells]), frame), frame
 
 
-def _planned(experiment: Experiment, row: PlannedRow) -> PlannedCell:
+def _planned(experiment: Experiment, row: TableRow) -> PlannedCell:
     ranks = ",".join(map(str, row.ranks))
     return PlannedCell(
         experiment=experiment.name,
         task=row.task,
         backbone=row.backbone,
         budget=row.budget or OWN_SIZE,
-        method=table_name(row),
+        method=row.name,
         title=row.title,
         family=_family(experiment, row),
         ranks=ranks,
@@ -202,7 +214,7 @@ def _planned(experiment: Experiment, row: PlannedRow) -> PlannedCell:
     )
 
 
-def _family(experiment: Experiment, row: PlannedRow) -> str:
+def _family(experiment: Experiment, row: TableRow) -> str:
     """The registered name of a row's method. A row that waits for its tuning has no trial to tell it."""
     known = (experiment.trials[id_] for id_ in row.trials.values() if id_ is not None)
     return next((str(trial.method["method"]) for trial in known), None) or row.family

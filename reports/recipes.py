@@ -21,7 +21,7 @@ def recipes(study: Study) -> dict[int, Recipe]:
     """
     trials = {id_: trial for experiment in study.experiments for id_, trial in experiment.trials.items()}
     effort = {
-        experiment.name: max((row.tuning.trials for row in experiment.rows if row.tuning), default=0)
+        experiment.name: max((len(row.tuning.ids) for row in experiment.rows if row.tuning), default=0)
         for experiment in study.experiments
     }
     # A cell's trials share all but the seed, so that any of them tells the recipe.

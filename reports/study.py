@@ -225,6 +225,24 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+class TableRow(PlannedRow):
+    """A row of a plan, with what tables call its method."""
+
+    #: Unlike that of any other row with the same task, backbone and budget, but for rows of the same trials.
+    name: str
+
+    @classmethod
+    def of(cls, row: PlannedRow) -> TableRow:
+        """The row under a name of its own, in whatever company."""
+        return cls(**dict(row), name=table_name(row))
+
+
+def table_name(row: PlannedRow) -> str:
+    """What tables call the method of a row: two sizes of one method may stand side by side."""
+    ranks = ",".join(map(str, row.ranks))
+    return row.method + (f" r={ranks}" if row.budget is None and ranks else "")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A suite's plan with what is stored of it."""
@@ -234,7 +252,7 @@ class Experiment:
     closing: str
     #: The run that holds its plan, by the id that it had where it ran.
     run_id: str
-    rows: tuple[PlannedRow, ...] = field(repr=False)
+    rows: tuple[TableRow, ...] = field(repr=False)
     #: Resolved trials by id, as the plan has them. A row that waits for its tuning has none yet.
     trials: dict[str, PlannedTrial] = field(repr=False)
     #: The run that counts of every stored trial, those of tuning and search included.

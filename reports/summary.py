@@ -10,7 +10,7 @@ from bench.store.records import latest
 from bench.store.store import Store
 from bench.wire.plan import StoredPlan
 from reports.reading import tabulate
-from reports.study import Experiment
+from reports.study import Experiment, TableRow
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def summarise(store: Store, plan: StoredPlan) -> Summary:
         name=store.name,
         closing=plan.closing,
         run_id="",
-        rows=plan.rows,
+        rows=tuple(map(TableRow.of, plan.rows)),
         trials=plan.by_id(),
         records=latest(store.records()),
         duplicates=0,

@@ -12,9 +12,11 @@ import pytest
 from bench.wire.plan import PlannedRow
 from methods import UserError
 from reports.analysis import Block, analyse
-from reports.part import Part, table_name
+from reports.part import Part
 from reports.reading import read
+from reports.study import table_name
 
+from ..stored import write
 from . import made_up
 from .browsing import page_of
 from .made_up import Call
@@ -139,6 +141,26 @@ def test_what_has_a_size_of_its_own_is_named_as_in_tables() -> None:
     assert table_name(row("LoRA (targets=qkvo)", None, 3)) == "LoRA (targets=qkvo) r=3"
     assert table_name(row("TensLoRA att", "isorank 2", 2, 2)) == "TensLoRA att"
     assert table_name(row("head only", None)) == "head only"
+
+
+def test_a_row_is_paired_with_that_of_the_same_name_in_another_experiment(
+    tmp_path: Path, new_store: made_up.NewStore
+) -> None:
+    uri = made_up.store(tmp_path, new_store)
+    for name in ("wider", "repeated"):
+        other = made_up.SMALL | {"name": name, "training": {"batch_size": 8}}
+        write(uri, made_up.plan_of(**other), made_up.result)
+    names = ["small", "wider", "repeated"]
+    both = {"LoRA", "LoRA · wider"}
+    # What the third one repeats stands once.
+    (whole,) = {tuple(read(uri, names).cells["method"])}
+    assert sorted(whole) == sorted([*both, "TensLoRA att", "TensLoRA att · wider"])
+    assert set(read(uri, names, Part(methods=["LoRA"])).cells["method"]) == both
+    assert set(read(uri, names, Part(methods=["LoRA · wider"])).cells["method"]) == {"LoRA · wider"}
+    pair = Part(pairs=[("TensLoRA att", "TensLoRA att · wider")])
+    assert set(read(uri, names, pair).cells["method"]) == {"TensLoRA att", "TensLoRA att · wider"}
+    (block,) = analyse(read(uri, names, Part(pairs=[("LoRA · wider", "LoRA")]))).blocks
+    assert "training batch_size 64 against 8" in str(block.no_reference)
 
 
 def test_the_page_of_pairs_says_the_level_and_what_each_difference_is_from(rich: str, tmp_path: Path) -> None:
