@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bench.metrics import METRICS
@@ -42,7 +43,7 @@ class Power:
     @property
     def sd(self) -> float:
         """The standard deviation of a run's score over seeds, if the sides of a pair share nothing."""
-        return math.sqrt(self.design.spread / 2)
+        return math.sqrt(fmean(self.design.spreads) / 2)
 
     @property
     def seeds_of_chance(self) -> int:
@@ -89,14 +90,19 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
             claims = max(1, len(methods) - (REFERENCE in methods.values()))
             then, threshold = known.get((budget, metric), (None, DEFAULT * METRICS.get(metric).point))
             if then:
-                examples = then.examples * then.settings / settings
-                designs = [Design(settings, seeds, claims, then.spread, examples)]
+                designs = [_planned(then, settings, seeds, claims)]
             else:
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, settings, seeds, claims) for noise in noises]
             threshold = matters.get(metric, threshold)
             found += [Power(budget, metric, design, then is not None, threshold) for design in designs]
     return found
+
+
+def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
+    """A design with the noise of this one, whose spread on settings that it does not have is its mean."""
+    spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
+    return Design(seeds, claims, spreads, stored.examples * stored.settings / settings)
 
 
 def _budget(row: Row) -> str:

@@ -12,6 +12,7 @@ from reports.analysis import analyse
 from reports.findings import Against, against
 from reports.inference.beyond import Without
 from reports.inference.intervals import of_each
+from reports.inference.power import of_effect
 from reports.part import Part
 from reports.thresholds import DEFAULT
 from reports.units import PERCENT
@@ -44,7 +45,7 @@ class Line:
     by_task: Mapping[str, Against]
     #: The same without the task of images; None where nothing else, or no such task, is there.
     on_texts: Without | None = None
-    #: The smallest true difference that those with this reference find 80% of the time.
+    #: The smallest true difference that is found 80% of the time.
     finds: float | None = None
 
     @property
@@ -82,7 +83,8 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
         for found in block.comparisons:
             on = {setting.task: against(block, found, i) for i, setting in enumerate(block.settings)}
             on_texts = next((one for one in found.beyond.without if one.task == IMAGES), None)
-            finds = block.design.finds if block.design else None
+            design = of_effect(found.effect, len(block.comparisons), block.level)
+            finds = design.finds if design else None
             lines.append(Line(found.method, block.asked, against(block, found), on, on_texts, finds))
     places = {pair: place for place, pair in enumerate(question.pairs)}
     on_tasks = {(line.method, line.other): line.by_task for line in lines}
@@ -125,14 +127,16 @@ def _beside(lines: Sequence[Line]) -> str:
         if line.on_texts
     ]
     sees = [
-        f"{number(PERCENT.factor * finds)} from {other}"
-        for other, finds in {line.other: line.finds for line in lines}.items()
-        if finds is not None
+        f"{number(PERCENT.factor * line.finds)} ({line.method} from {line.other})"
+        for line in lines
+        if line.finds is not None
     ]
     told = f"On the texts alone, which was not asked before: {'; '.join(texts)}." if texts else ""
     if not sees:
         return told
-    return f"{told} The smallest true difference that would be found 80% of the time: {listed(sees)}.".strip()
+    all_tasks = "Over all tasks, " if told else ""
+    smallest = f"{all_tasks}the smallest true difference that would be found 80% of the time: {listed(sees)}."
+    return f"{told} {smallest[0].upper()}{smallest[1:]}".strip()
 
 
 def _command(packed: Packed, question: Question, done: Progress) -> str:

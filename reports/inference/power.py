@@ -9,35 +9,43 @@ import numpy as np
 from scipy import optimize, stats
 
 from reports.inference.effects import Effect
-from reports.inference.intervals import LEVEL, Array, Error, simultaneous
+from reports.inference.intervals import LEVEL, Array, Error, simultaneous, welch
 
 #: How often a difference is to be found.
 POWER = 0.8
 #: Seeds beyond which nobody is asked to go.
 MOST_SEEDS = 1000
-#: Quantiles of the variance over seeds that a chance is the mean over.
-_QUANTILES = (np.arange(400) + 0.5) / 400
+#: A chance is the mean over 2 to the power of so many draws of what the seeds show.
+_LOG_DRAWS = 8
 
 
 @dataclass(frozen=True)
 class Design:
     """What the error of one comparison among several depends on."""
 
-    settings: int
+    #: On each setting.
     seeds: int
     #: How many methods are compared with the reference, all at once.
     claims: int
-    #: Variance of the difference of one seed pair, the mean over settings.
-    spread: float
+    #: Variance of the difference of one seed pair, on each setting.
+    spreads: tuple[float, ...]
     #: What test examples add to the variance of the mean over settings.
     examples: float = 0.0
     #: What all intervals hold at once with.
     at_once: float = LEVEL
 
+    @property
+    def settings(self) -> int:
+        return len(self.spreads)
+
     def error(self, seeds: int | None = None) -> Error:
-        """With that many seeds instead, if given."""
+        """With that many seeds instead, if given.
+
+        Where one setting has most of the variance, it also has most of the degrees of freedom.
+        """
         seeds = seeds or self.seeds
-        return Error(self.spread / (seeds * self.settings), self.settings * (seeds - 1), self.examples)
+        variances = [spread / seeds for spread in self.spreads]
+        return Error(*welch(variances, [seeds - 1] * self.settings), self.examples)
 
     @property
     def level(self) -> float:
@@ -53,8 +61,7 @@ class Design:
     def _finds(self, seeds: int) -> float | None:
         if seeds < 2:
             return None
-        error = self.error(seeds)
-        halves = _halves(error, self.level)
+        error, halves = self.error(seeds), self._halves(seeds)
         return _solve(lambda d: float(stats.norm.cdf((d - halves) / error.total).mean()), error)
 
     @property
@@ -62,11 +69,24 @@ class Design:
         """The smallest threshold within which methods that do not differ are shown to be as often."""
         if self.seeds < 2:
             return None
-        error = self.error()
-        room = _halves(error, self.level)
+        error, room = self.error(), self._halves(self.seeds)
         return _solve(
             lambda d: float(np.maximum(0, 2 * stats.norm.cdf((d - room) / error.total) - 1).mean()), error
         )
+
+    def _halves(self, seeds: int) -> Array:
+        """Half the width of the interval in each draw of the variances that the seeds may show (draws,).
+
+        An interval has the degrees of freedom that those variances make, and not those of the true ones.
+        """
+        even = stats.qmc.Sobol(self.settings, rng=0).random_base2(_LOG_DRAWS)
+        shown = np.array(self.spreads) / seeds * stats.chi2.ppf(even, seeds - 1) / (seeds - 1)
+        whole = shown.sum(1)
+        freedom = whole**2 / (shown**2).sum(1) * (seeds - 1)
+        tail = (1 + self.level) / 2
+        of_seeds = stats.t.ppf(tail, freedom) ** 2 * whole / self.settings**2
+        halves: Array = np.sqrt(of_seeds + stats.norm.ppf(tail) ** 2 * self.examples)
+        return halves
 
     def needs(self, difference: float) -> int | None:
         """How many seeds find this difference as often as `POWER`; None where no number of seeds does,
@@ -84,40 +104,33 @@ class Design:
         return high
 
 
-def of_effects(effects: Sequence[Effect], at_once: float = LEVEL) -> Design | None:
-    """The design that these comparisons had, by the median of their errors; None where none has any.
+def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | None:
+    """The design that this comparison had, one of so many; None where nothing is known of its noise.
 
     `at_once`: what all their intervals hold at once with.
     """
-    known = [
-        (effect, effect.error) for effect in effects if effect.error is not None and not effect.error.none
-    ]
-    if not known:
+    if effect.error is None or effect.error.none:
         return None
-    spreads = [np.mean([(part.seeds or 0.0) * part.pairs for part in effect.parts]) for effect, _ in known]
-    pairs = [effect.pairs / len(effect.parts) for effect, _ in known]
     return Design(
-        settings=len(known[0][0].parts),
-        seeds=round(float(np.median(pairs))),
-        claims=len(effects),
-        spread=float(np.median(spreads)),
-        examples=float(np.median([error.examples for _, error in known])),
+        seeds=round(effect.pairs / len(effect.parts)),
+        claims=claims,
+        spreads=tuple((part.seeds or 0.0) * part.pairs for part in effect.parts),
+        examples=effect.error.examples,
         at_once=at_once,
     )
 
 
+def of_effects(effects: Sequence[Effect], at_once: float = LEVEL) -> Design | None:
+    """The design of that one among these comparisons whose error is in the middle, of two the larger; None
+    where none has any.
+    """
+    known = [design for one in effects if (design := of_effect(one, len(effects), at_once))]
+    return sorted(known, key=lambda design: design.error().total)[len(known) // 2] if known else None
+
+
 def of_runs(sd: float, settings: int, seeds: int, claims: int) -> Design:
     """A design of runs with that standard deviation over seeds, none of which the sides of a pair share."""
-    return Design(settings, seeds, claims, spread=2 * sd**2)
-
-
-def _halves(error: Error, level: float) -> Array:
-    """Half the width of the interval at each quantile of the variance that the seeds may show."""
-    tail = (1 + level) / 2
-    shown = stats.chi2.ppf(_QUANTILES, error.freedom) / error.freedom
-    seeds = stats.t.ppf(tail, error.freedom) ** 2 * error.seeds * shown
-    halves: Array = np.sqrt(seeds + stats.norm.ppf(tail) ** 2 * error.examples)
-    return halves
+    return Design(seeds, claims, spreads=(2 * sd**2,) * settings)
 
 
 def _solve(chance: Callable[[float], float], error: Error) -> float:

@@ -27,7 +27,7 @@ def test_every_budget_is_told_for_several_sizes_of_the_noise(tmp_path: Path) -> 
     isorank = next(one for one in found if one.budget == "isorank 2" and one.sd == pytest.approx(0.007))
     # Four methods beside LoRA, on three settings.
     assert (isorank.design.claims, isorank.design.settings, isorank.design.seeds) == (4, 3, 5)
-    assert isorank.design.finds == pytest.approx(0.0094, abs=5e-4)
+    assert isorank.design.finds == pytest.approx(0.0102, abs=5e-4)
     assert not isorank.stored
 
 

@@ -110,10 +110,9 @@ def _holds(part: OnSetting) -> bool:
 def finding(scenario: Scenario, numbers: Generator) -> Counted:
     """What the power of a design says before the results are known."""
     design = power.Design(
-        scenario.tasks,
         scenario.seeds,
         METHODS - 1,
-        spread=2 * (OF_RUNS**2 + OF_ANSWERS**2 / scenario.examples),
+        spreads=(2 * (OF_RUNS**2 + OF_ANSWERS**2 / scenario.examples),) * scenario.tasks,
         examples=2 * OF_EXAMPLES**2 / scenario.examples / scenario.tasks,
     )
     assert design.finds is not None
