@@ -6,6 +6,7 @@ on the tasks that are done.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,7 +38,11 @@ def answers(results: Path = RESULTS) -> dict[str, Answer]:
 
 def rewritten(text: str, found: Mapping[str, Answer]) -> str:
     """The page with these answers."""
-    states = table(["question", "state"], [[letter, answer.state] for letter, answer in found.items()])
+    questions = dict(re.findall(r"^## (\w)\. (.+)$", text, re.M))
+    states = table(
+        ["question", "state"],
+        [[f"{letter}. {questions[letter]}", answer.state] for letter, answer in found.items()],
+    )
     for name, content in {"states": states, **{letter: one.told for letter, one in found.items()}}.items():
         begin, end = f"<!-- {name}: docs/findings.py -->\n", f"<!-- end of {name} -->"
         text = replaced(text, begin, end, f"\n{content}\n\n")

@@ -100,7 +100,7 @@ def _finding(study: Study, block: Block, place: int | None) -> Finding:
         against=found,
         costs=_costs([study.all_cells[number] for number in _of(block.cells[best], place)]) if best else None,
         finds=_finds(block, place),
-        claim=_claim(block, best, equals, found),
+        claim=_claim(block, best, equals, found) + (_turned(block, comparison) if place is None else ""),
     )
 
 
@@ -178,7 +178,7 @@ def _among(block: Block, equals: Sequence[str] | None) -> str:
     if equals is None:
         return "With what is here no two methods can be told apart."
     others = len(block.ranking.paired if block.ranking else ()) - 1
-    return f"{others - len(equals)} of {many(others, 'other method')} are shown to be worse."
+    return f"Shown to be worse: {others - len(equals)} of {many(others, 'other method')}."
 
 
 def _said(found: Against, reference: str, size: str) -> str:
@@ -198,6 +198,17 @@ def _said(found: Against, reference: str, size: str) -> str:
     if found.effect.error is None:
         return f"A single seed {silent}"
     return f"That every seed differs by the same {silent}"
+
+
+def _turned(block: Block, comparison: AgainstReference | None) -> str:
+    """The task without which the mean difference has the other sign, where there is one."""
+    if comparison is None:
+        return ""
+    for one in comparison.beyond.without:
+        if one.difference * comparison.effect.difference < 0:
+            points = block.unit.difference(one.difference).replace("-", "−")
+            return f" It hangs on {one.task}: without it {points} {block.unit.points}."
+    return ""
 
 
 def limits(analysis: Analysis) -> list[str]:

@@ -211,6 +211,7 @@ def _planned(experiment: Experiment, row: TableRow) -> PlannedCell:
         evaluated="",
         unit="",
         capabilities="",
+        left="",
     )
 
 
@@ -262,19 +263,30 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> tuple[Ex
 
 
 def _told(cell: PlannedCell, experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> PlannedCell:
-    """The cell with what only its runs tell: what its scores are, and what the method can do."""
+    """The cell with what only its runs tell: what its scores are, what the method can do, what was cut."""
     by_name = {experiment.name: experiment for experiment in experiments}
-    for seed in seeds:
-        if seed.finished:
-            record = by_name[seed.experiment].records[seed.trial_id]
-            return replace(
-                cell,
-                metric=record.tag(Tag.METRIC),
-                evaluated=record.tag(Tag.EVALUATED),
-                unit=record.tag(Tag.UNIT),
-                capabilities=", ".join(json.loads(record.tag(Tag.CAPABILITIES, "[]"))),
-            )
-    return cell
+    records = [by_name[seed.experiment].records[seed.trial_id] for seed in seeds if seed.finished]
+    if not records:
+        return cell
+    first = records[0]
+    return replace(
+        cell,
+        metric=first.tag(Tag.METRIC),
+        evaluated=first.tag(Tag.EVALUATED),
+        unit=first.tag(Tag.UNIT),
+        capabilities=", ".join(json.loads(first.tag(Tag.CAPABILITIES, "[]"))),
+        left=_left(records),
+    )
+
+
+def _left(records: Sequence[Record]) -> str:
+    """What training left of the ranks that it cuts: input 30 to 31, layer 6, say."""
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for record in records:
+        for name, ranks in json.loads(record.tag(Tag.FINAL_RANKS, "{}")).items():
+            found[name] += ranks
+    spans = {name: (min(ranks), max(ranks)) for name, ranks in found.items()}
+    return ", ".join(f"{name} {low}" + f" to {high}" * (high > low) for name, (low, high) in spans.items())
 
 
 def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:

@@ -142,6 +142,9 @@ class PlannedCell:
     #: What the method can do, separated by commas, as its runs tell (see `reports.capabilities`); empty where
     #: none does.
     capabilities: str
+    #: The least and the most that training left of each rank that it cuts, over seeds and layers, in words;
+    #: empty where it cuts none. Where it cuts some, `ranks` tell only how many parameters may stay.
+    left: str
 
     @property
     def setting(self) -> TaskAndBackbone:

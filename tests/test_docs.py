@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from bench.backbones import BackboneSpec
 from bench.suite.choosing import Allocation, Search, Tuning
+from bench.suite.load import load_suite
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.suite import Suite
@@ -64,6 +65,18 @@ def test_links_between_pages_lead_somewhere() -> None:
     ]
     assert len(pages) > 20
     assert not broken
+
+
+def test_the_suites_in_the_readme_are_taken_as_they_stand(tmp_path: Path) -> None:
+    rows = "".join(f"words {number},{number % 2}\n" for number in range(200))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "reviews.csv").write_text(f"body,stars\n{rows}")
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    names = []
+    for text in re.findall(r"```yaml\n(name: .*?)```", readme, re.S):
+        (tmp_path / "suite.yaml").write_text(text)
+        names.append(load_suite(tmp_path / "suite.yaml").name)
+    assert names == ["my_suite", "mine"]
 
 
 def test_every_option_of_a_method_is_documented_with_its_default() -> None:

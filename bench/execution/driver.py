@@ -35,9 +35,9 @@ from bench.wire.words import Status, Tag
 #: Seconds between two looks at what other drivers hold.
 LOOK = 2.0
 
-#: Seconds that a driver with nothing left to do waits for a server that is away, and for a file, which does
-#: not come back by itself.
-PATIENCE, FILE_PATIENCE = 15 * 60.0, 10.0
+#: Seconds that a driver with nothing left to do waits for a server that is away, and for a file: another
+#: process may hold that for a while, but one that is gone does not come back by itself.
+PATIENCE, FILE_PATIENCE = 15 * 60.0, 60.0
 
 
 def failures(store: Store) -> dict[str, str]:
@@ -142,8 +142,8 @@ class _Driving:
         if suite_run is not None:
             self._write(lambda: self.store.end(suite_run, ended))
 
-    def _write(self, write: Callable[[], None], *, kept: bool = False) -> bool:
-        """Writes to the store, and returns whether it is there.
+    def _write(self, write: Callable[[], object], *, kept: bool = False) -> bool:
+        """Writes to the store, and returns whether it took that.
 
         While it is away this does nothing, unless `kept` says that what cannot be sent is kept for later.
         """
@@ -155,7 +155,8 @@ class _Driving:
             raise
         except StoreError as error:
             self._away(error)
-        return self.store.online
+            return False
+        return True
 
     def _away(self, error: StoreError) -> None:
         self.store.online, self.why = False, str(error)
@@ -171,9 +172,12 @@ class _Driving:
             if not waits and not self._write(partial(self.claims.settle, trial)):
                 return False
             del self.unsent[trial]
-        return self.store.online
+        if not self.queue:
+            # Nothing else shows that the store is back: there is nothing to claim.
+            self.away_since = None
+        return True
 
-    def _tell(self, write: Callable[[], None]) -> None:
+    def _tell(self, write: Callable[[], object]) -> None:
         """Writes what a running trial tells; what cannot be sent is kept.
 
         What is refused, a write to a run that somebody deleted say, is refused again with the whole record.
@@ -181,13 +185,13 @@ class _Driving:
         with suppress(StoreRefusedError):
             self._write(write, kept=True)
 
-    def _deliver(self, run: TrialRun, send: Callable[[], None]) -> bool:
+    def _deliver(self, run: TrialRun, send: Callable[[], bool]) -> bool:
         """Sends a record, and returns whether nothing is left to be sent.
 
         A record that the store does not take, while it answers others, is put aside: the work goes on.
         """
         try:
-            send()
+            return send()
         except StoreError as error:
             if not run.ended:
                 # Not even the disk of this machine took it.
@@ -197,7 +201,8 @@ class _Driving:
                 put_aside(error, run.put_aside())
             else:
                 self._away(error)
-        return self.store.online
+                return False
+        return True
 
     def _fill(self) -> None:
         """Claims and submits trials while there are free slots."""
@@ -265,10 +270,9 @@ class _Driving:
         sent = self._deliver(run, partial(run.end, ending))
         del self.running[trial.id]
         self.limits.learn(trial, ending)
-        if ending.status == "lost":
+        if ending.status == "lost" and self.retries.another(trial.id, "lost"):
             # Its claim stays, so that no other driver takes it while it waits.
-            if self.retries.another(trial.id, "lost"):
-                self.queue.insert(0, trial)
+            self.queue.insert(0, trial)
         else:
             sent = sent and self._write(partial(self.claims.settle, trial.id))
         if not sent:

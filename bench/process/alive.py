@@ -11,6 +11,9 @@ import psutil
 #: Where Linux tells which start of the machine this is, and in which namespace process ids are counted.
 BOOT, NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 
+#: The states of a process that has ended, in Linux's words.
+ENDED = ("Z", "X")
+
 
 def owner() -> str:
     """The name of this process: where its id means anything, the id, and when it started."""
@@ -27,10 +30,12 @@ def _place() -> str:
 def _started(pid: int) -> str:
     """When a process started, which tells it from a later one with the same id.
 
-    Not by the wall clock, which may be set anew meanwhile.
+    Not by the wall clock, which may be set anew meanwhile. A process that has ended counts as gone, also
+    where nobody has taken note of its end yet.
     """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return rest[18] if state not in ENDED else ""
     except OSError:
         return str(round(psutil.Process(pid).create_time()))
 

@@ -117,6 +117,7 @@ class Nested:
         again = {**self.again, **pruned}
 
         def has_result(trial: Trial) -> bool:
+            """Also after they have run, when `known` has been read anew."""
             record = known.get(trial.id)
             return record is not None and record.settled and record.run_id != again.get(trial.id)
 
@@ -145,7 +146,7 @@ class Nested:
                     again=again,
                 )
             known = latest(self.store.records())
-        return {trial.id: known[trial.id] for trial in trials if trial.id in known}
+        return {trial.id: known[trial.id] for trial in trials if has_result(trial)}
 
     def compare(self, labelled: Mapping[str, Method], **options: Any) -> tuple[Finalist, ...]:
         """Runs these sizes on the suite's seeds, by which nothing was chosen: the `final` of the result."""

@@ -6,11 +6,10 @@ import json
 import random
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy as shallow_copy
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from itertools import product
 from math import ceil, prod
 from statistics import fmean
@@ -23,10 +22,10 @@ from bench.execution.perform import Event
 from bench.metrics import METRICS
 from bench.plan.cells import Cell
 from bench.plan.settings import Setting
-from bench.process.alive import dead, owner
 from bench.search.importance import importances
 from bench.search.nested import Nested, about
 from bench.search.space import Ranks, RankSpace
+from bench.store.connect import shown_uri
 from bench.suite.choosing import Search
 from bench.suite.recipe import Recipe
 from bench.training.loop import Pruned
@@ -40,15 +39,11 @@ from methods.validation import earlier
 DRAWS = 100
 #: Seconds between two looks at what other processes do.
 LOOK = 1.0
-#: Seconds that a process has from when it takes a trial to when it signs it as its own.
+#: Seconds that a process has to sign a trial as its own, from when another one sees that it is taken.
 UNSIGNED = 60
 
 #: States of trials that count as tried.
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-class _Taken(Exception):  # noqa: N818 - this is no error
-    """Another process was first: with the point, or with the last trial that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +79,8 @@ class RankSearch:
         self.trials = min(search.trials, self.size)
         self._pruner = self._choose_pruner()
         self._study = self._open(storage)
+        #: Running trials that nobody has signed, and when this process saw each first (seconds, monotonic).
+        self._unsigned: dict[int, float] = {}
 
     def _choose_pruner(self) -> optuna.pruners.BasePruner:
         epochs = self._epochs()
@@ -167,7 +164,16 @@ class RankSearch:
 
     def run(self, nested: Nested) -> None:
         """Tries points until as many are done as were asked for, or raises what stopped it."""
-        self._try_again(nested.again)
+        try:
+            self._try_again(nested.again)
+            self._try_all(nested)
+        except optuna.exceptions.StorageInternalError as error:
+            raise UserError(
+                f"the study '{self.name}' cannot be read or written: {shown_uri(str(error))}; start the same "
+                "command again"
+            ) from error
+
+    def _try_all(self, nested: Nested) -> None:
         while True:
             self._release(nested)
             trials = self._trials()
@@ -185,9 +191,7 @@ class RankSearch:
                 # Other processes are at work on the rest. If one of them dies, its trial comes back.
                 time.sleep(LOOK)
                 continue
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._study.optimize(lambda trial: self._try(trial, nested), n_trials=1, catch=(_Taken,))
+            self._take(nested)
 
     def _trials(self) -> list[FrozenTrial]:
         """The study's trials. Those whose failures are to be tried again count as interrupted."""
@@ -210,13 +214,11 @@ class RankSearch:
         """Lets running trials fail whose process is gone, so that their points are tried again."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         # Asked after the trials: a driver gives its sign before it takes any, so all living ones are in it.
-        living = nested.living()
+        living, now = nested.living(), time.monotonic()
         for trial in running:
-            taker = trial.user_attrs.get("owner")
-            unsigned = datetime.now() - (trial.datetime_start or datetime.now()) > timedelta(seconds=UNSIGNED)
             driver = trial.user_attrs.get("driver")
-            gone = driver not in living if driver else dead(taker) if taker else unsigned
-            if gone:
+            unsigned = now - self._unsigned.setdefault(trial.number, now) > UNSIGNED
+            if driver not in living if driver else unsigned:
                 # Of several processes that see it at once, one is first.
                 with suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -274,16 +276,33 @@ class RankSearch:
         """The parameters of Optuna by which `_suggest` makes this point."""
         return {**self.space.parameters(point.ranks), **{a: getattr(point.setting, a) for a in self.grids}}
 
-    def _try(self, trial: optuna.Trial, nested: Nested) -> float | tuple[float, float]:
+    def _take(self, nested: Nested) -> None:
+        """Takes a trial that waits, and tells what came of it, whatever that is."""
+        trial = self._study.ask()
+        values, state = None, TrialState.FAIL
+        try:
+            values = self._try(trial, nested)
+            state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        except optuna.TrialPruned:
+            state = TrialState.PRUNED
+        except optuna.exceptions.UpdateFinishedTrialError:
+            # This process was silent for so long that another one has given its trial up.
+            pass
+        finally:
+            self._study.tell(trial, values, state, skip_if_finished=True)
+
+    def _try(self, trial: optuna.Trial, nested: Nested) -> Sequence[float] | None:
+        """What the trial's point gives; None where another process was first: with the point, or with the
+        last trial that was asked for.
+        """
         trial.set_user_attr("driver", nested.driver)
-        trial.set_user_attr("owner", owner())
         before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
         point = self._suggest(trial)
         key = trial.user_attrs.get("key")
         # A trial without a key was not queued: another process took the one that this one had queued. And of
         # two trials of one point, the one with the smaller number goes on.
         if key is None or key in {t.user_attrs.get("key") for t in before} or len(before) >= self.trials:
-            raise _Taken
+            return None
         point = _point(key)
         method = self.cell.method.with_size(point.ranks)
         parameters = self.space.count(point.ranks)
@@ -307,17 +326,17 @@ class RankSearch:
                     raise Pruned
 
             records = nested.run(rows, [harness_trial], "search", listen)
-            record = records[harness_trial.id]
-            if not record.settled:
+            record = records.get(harness_trial.id)
+            if record is None or not record.settled:
                 raise UserError(
-                    f"trial {record.trial_id} was lost with its worker; start the same command again"
+                    f"trial {harness_trial.id} was lost with its worker; start the same command again"
                 )
             if failure := record.tag(Tag.FAILURE):
                 trial.set_user_attr("failure", failure)
             if record.score is None:
                 raise optuna.TrialPruned
             scores.append(record.score)
-        return (fmean(scores), parameters) if self.two else fmean(scores)
+        return (fmean(scores), parameters) if self.two else (fmean(scores),)
 
     def finish(self, nested: Nested) -> SearchResult:
         """Searches, then compares the best point with the heuristic, within the budget, on the suite's seeds.

@@ -10,6 +10,7 @@ attempt at the same trial. All claims on a trial are deleted when it has its res
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 import uuid
@@ -52,6 +53,9 @@ class Claims:
         self.driver = uuid.uuid4().hex[:12]
         #: The last sign of each driver, and when this driver saw it first (seconds, monotonic).
         self._signs: dict[str, tuple[str, float]] = {}
+        #: When this driver last found the store to be away, or back. Until then none could give a sign, so
+        #: that none is late before `EXPIRY` has gone by since.
+        self._back = -math.inf
         self._beats = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
@@ -102,9 +106,12 @@ class Claims:
                 continue
             try:
                 self.beat()
-                last, self._store.online = time.monotonic(), True
             except StoreError:
                 self._store.online = False
+                continue
+            last = time.monotonic()
+            if not self._store.online:
+                self._back, self._store.online = last, True
 
     @insisting
     def living(self) -> set[str]:
@@ -113,14 +120,13 @@ class Claims:
         try:
             signs = self.signs()
         except BaseException:
-            # While the store was away no driver could give a sign, so that none is late.
-            self._signs.clear()
+            self._back = now
             raise
         living = {self.driver}
         for driver, sign in signs.items():
             if self._signs.get(driver, ("", 0.0))[0] != sign:
                 self._signs[driver] = sign, now
-            late = now - self._signs[driver][1] >= EXPIRY
+            late = now - max(self._signs[driver][1], self._back) >= EXPIRY
             if not (late or driver in self._ended or dead(_owner(sign))):
                 living.add(driver)
         return living
@@ -209,7 +215,10 @@ class Claims:
             driver = run.tag(Tag.DRIVER)
             return driver not in living if driver else dead(run.tag(Tag.OWNER))
 
-        return [run for run in open_runs if gone(run)]
+        found = [run for run in open_runs if gone(run)]
+        # A driver that ended in between had closed its runs before it took back its sign.
+        still = {run.run_id for run in self._store.running()} if found else set()
+        return [run for run in found if run.run_id in still]
 
     @insisting
     def silent(self) -> set[str]:

@@ -6,19 +6,18 @@ import hashlib
 import logging
 import os
 import re
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 from urllib.parse import unquote, urlparse
 
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests.exceptions import ChunkedEncodingError, RetryError
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from bench.process import interrupts
@@ -31,8 +30,8 @@ SQLITE = "sqlite:///"
 
 DATABASES = ("postgresql", "mysql", "mssql")
 
-#: For how many seconds a connection to a SQLite file waits while another process writes to it. SQLite's own 5
-#: were too few for two searches and their workers on one file.
+#: For how many seconds we wait while another process writes to a SQLite file. SQLite's own 5 were too few for
+#: two searches and their workers on one file; MLflow's sessions wait 20.
 PATIENCE = 60
 
 #: What MLflow raises where a store cannot be read or written: its own error, the database's, the disk's.
@@ -45,11 +44,9 @@ BUSY = "TEMPORARILY_UNAVAILABLE"
 REFUSALS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 
 
-@event.listens_for(Engine, "connect")
-def _patient(connection: Any, _: Any) -> None:
-    """Makes every SQLite connection of this process wait so long: MLflow opens some, and so does Optuna."""
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute(f"PRAGMA busy_timeout = {1000 * PATIENCE}")
+def open_engine(uri: str) -> Engine:
+    """The store's database, for queries of our own."""
+    return create_engine(uri, connect_args={"timeout": PATIENCE} if uri.startswith(SQLITE) else {})
 
 
 class StoreError(UserError):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from sqlalchemy import create_engine, or_, select
+from sqlalchemy import or_, select
 
+from bench.store.connect import open_engine
 from bench.store.records import Record
 from bench.wire.pack import CURVES_BEGIN
 from bench.wire.words import Kind, Tag
@@ -46,7 +47,7 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
         return None
     tags_of: defaultdict[str, dict[str, str]] = defaultdict(dict)
     metrics_of: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    engine = create_engine(uri)
+    engine = open_engine(uri)
     try:
         with engine.connect() as connection:
             found = connection.execute(runs).all()
@@ -82,7 +83,7 @@ def read_curves(uri: str, experiment_id: str) -> list[tuple[str, str, int, float
         )
     except (ImportError, AttributeError):
         return None
-    engine = create_engine(uri)
+    engine = open_engine(uri)
     try:
         with engine.connect() as connection:
             found = {

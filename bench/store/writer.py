@@ -92,7 +92,7 @@ class TrialRun:
     and on disk once it has ended.
     """
 
-    def __init__(self, store: Store, run_id: str, metric: str, trial_id: str = "") -> None:
+    def __init__(self, store: Store, run_id: str, metric: str, trial_id: str) -> None:
         self.run_id = run_id
         self._store = store
         self._metric = metric
@@ -139,8 +139,8 @@ class TrialRun:
             self._told = time.monotonic()
             self.flush()
 
-    def end(self, ending: Ending) -> None:
-        """Puts the whole record on disk, then sends it: from here on nothing is lost."""
+    def end(self, ending: Ending) -> bool:
+        """Puts the whole record on disk, then sends it as `flush` does: from here on nothing is lost."""
         letter, now = self._letter, _now()
         letter.metrics += [(key, value, now, 0) for key, value in ending.metrics.items()]
         letter.tags |= {str(tag): value for tag, value in ending.tags.items()}
@@ -154,7 +154,7 @@ class TrialRun:
         letter.ended = now
         with storing():
             self._kept = Outbox(self._store.outbox).keep(letter, ending.files)
-        self.flush()
+        return self.flush()
 
     @insisting
     def kill(self) -> None:
@@ -165,14 +165,15 @@ class TrialRun:
         assert self._kept is not None
         return Outbox.refuse(self._kept)
 
-    def flush(self) -> None:
-        """Sends what the store still lacks, unless the store is known to be away."""
+    def flush(self) -> bool:
+        """Sends what the store still lacks, unless the store is known to be away; returns whether it did."""
         if not self._store.online:
-            return
+            return False
         if self._kept is None:
             self._store.send(self._letter)
         else:
             Outbox.send(self._kept, self._store.send)
+        return True
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

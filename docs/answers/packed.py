@@ -97,7 +97,8 @@ class Progress:
         """In a few words."""
         if self.complete:
             return "all there"
-        so_far = f"so far on {len(self.there)} of {len(self.missing)} tasks" if self.there else "not run yet"
+        begun = "unfinished" if self.trials else "not run yet"
+        so_far = f"so far on {len(self.there)} of {len(self.missing)} tasks" if self.there else begun
         return f"{so_far}: {self.trials:,} of {self.planned:,} trials"
 
     @property
@@ -109,7 +110,7 @@ class Progress:
         gone = "; ".join(f"{names} on {self._tasks(tasks)}" for names, tasks in names_on.items())
         count = f"{self.trials:,} of {self.planned:,} trials are there. Missing: {gone}."
         if not self.there:
-            return f"**Not run yet**: {count}"
+            return f"**{'Unfinished' if self.trials else 'Not run yet'}**: {count}"
         return (
             f"**So far, on {len(self.there)} of {len(self.missing)} tasks** ({listed(self.there)}): no "
             f"answer yet, since the question is of the mean over all {len(self.missing)}. {count}"

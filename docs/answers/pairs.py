@@ -56,9 +56,9 @@ class Line:
 def of_pairs(packed: Packed, question: Question) -> Answer:
     """What is found of a question that compares pairs."""
     done = progress(packed, question.rows, question.budget, question.tasks, question.seeds)
-    shown = cautions(packed, packed.rows(question.rows, question.budget, question.tasks))
     if not done.there:
-        return Answer(done.state, "\n\n".join(filter(None, [done.told, shown])))
+        return Answer(done.state, done.told)
+    shown = cautions(packed, packed.rows(question.rows, question.budget, done.there))
     lines, lacking = compared(packed, question, done.there)
     answers: list[str] = []
     if done.complete and not lacking and (answer := ANSWERS.get(question.letter)):
@@ -70,7 +70,8 @@ def of_pairs(packed: Packed, question: Question) -> Answer:
 
 
 def _row(line: Line) -> Row:
-    on_tasks = {task: found.effect.difference for task, found in line.by_task.items()}
+    several = len(line.by_task) > 1
+    on_tasks = {task: found.effect.difference for task, found in line.by_task.items() if several}
     return Row(line.method, line.other, line.mean.effect.difference, line.mean.interval, on_tasks)
 
 
@@ -97,6 +98,7 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
 def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[Line]) -> str:
     """In points. A difference on a task leads to the row of its method."""
     cells = {task: packed.cells(task, question.budget) for task in done.there}
+    several = len(done.there) > 1
     rows = []
     for line in lines:
         on = [
@@ -106,9 +108,9 @@ def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[L
             for task in done.there
         ]
         mean, name = line.mean, line.method + " †" * line.mean.lost
-        over_all = points(mean.effect.difference), bounds(mean.interval), str(mean.verdict)
-        rows.append([name, line.other, *on, *over_all])
-    told = table(["compared", "with", *done.there, "mean", "interval", "verdict"], rows)
+        over_all = [points(mean.effect.difference)] * several
+        rows.append([name, line.other, *on, *over_all, bounds(mean.interval), str(mean.verdict)])
+    told = table(["compared", "with", *done.there, *["mean"] * several, "interval", "verdict"], rows)
     lost = any(line.mean.lost for line in lines)
     return told + "\n\n† Without seeds that failed, diverged or have not run, of either method." * lost
 

@@ -25,8 +25,8 @@ from .spectra import Spectra, updates_of
 
 HEURISTIC, COMPLETE = "heuristic", "complete"
 SPECTRA = (
-    "Spectra of trained updates, stacked: the effective rank of each mode, the mean over adapters, of what "
-    "it can be at most"
+    "Spectra of trained updates, stacked: the [effective rank](rank-allocation.md#redundancy) of each mode, "
+    "the mean over adapters, of the mode's size"
 )
 
 

@@ -40,8 +40,9 @@ class MethodPage:
 
     @cached_property
     def ranks(self) -> list[str]:
-        """Those that were tried, the smallest first."""
-        tried = {standing.cell.ranks for standing in self.standings if standing.cell.ranks}
+        """Those that were tried and kept throughout, the smallest first."""
+        cells = [standing.cell for standing in self.standings]
+        tried = {cell.ranks for cell in cells if cell.ranks and not cell.left}
         return sorted(tried, key=lambda ranks: [int(rank) for rank in ranks.split(",")])
 
     @property

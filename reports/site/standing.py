@@ -88,7 +88,8 @@ def frame(found: Sequence[Standing]) -> pd.DataFrame:
 
 def _line(standing: Standing) -> dict[str, object]:
     cell, own, against = standing.cell, standing.own, standing.against
-    told = {name: getattr(cell, name) for name in ("task", "backbone", "budget", "method", "family", "ranks")}
+    naming = ("task", "backbone", "budget", "method", "family", "ranks", "left")
+    told = {name: getattr(cell, name) for name in naming}
     measured = ("parameters", "evaluated", "metric", "mean", "sd", "low", "high", "finished", "seeds")
     own_interval = (own and own.interval) or (None, None)
     interval = (against and against.interval) or (None, None)

@@ -184,7 +184,7 @@ def test_two_rankings_of_the_same_rows_agree(
     answer = tuning.of_tuning(results, other)
     assert "left out: LoTR." in answer.told
     answer = tuning.of_tuning(results, script("answers.packed").Packed("other", folder))
-    assert answer.state == "not run yet: 50 of 100 trials"
+    assert answer.state == "unfinished: 50 of 100 trials"
 
 
 def test_what_a_search_chose_stands_beside_the_heuristic(

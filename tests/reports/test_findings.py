@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from reports.findings import Finding, findings, limits
 from reports.reading import read
 
 from ..stored import Result, write
+from . import made_up
 from .made_up import SMALL, NewStore, plan_of, result, store
 
 
@@ -42,6 +44,23 @@ def test_each_budget_has_a_line_and_each_of_its_settings_one(analysis: Analysis)
         assert line.finds > whole.finds
         assert line.against is not None
         assert line.against.interval is not None
+
+
+def test_a_claim_that_hangs_on_one_task_names_it(
+    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edges = {"digits": 20, "textile": -4}
+
+    def told(trial: Trial, row: Row) -> Result | None:
+        edge = edges[row.task] if row.title == "TensLoRA att" else 0
+        monkeypatch.setitem(made_up.EDGE, row.title, edge)
+        return result(trial, row)
+
+    plan = plan_of(**SMALL | {"tasks": list(edges), "seeds": [0, 1, 2]})
+    analysis = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
+    whole, *alone = lines(analysis)
+    assert re.search(r" It hangs on digits: without it −[12]\.\d\d points\.$", whole.claim)
+    assert not any("hangs" in line.claim for line in alone)
 
 
 def equal(*_: Any) -> Result:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from reports.reading import read
 from reports.study import NUMBER, Cell, Seed, Study
 
 from ..stored import Result, write
+from .browsing import page_of
 from .made_up import NAME, SMALL, NewStore, plan_of, result, store
 
 
@@ -52,6 +54,21 @@ def _trials(title: str, budget: str, task: str) -> list[tuple[Trial, Row]]:
         if row.title == title and row.budget and row.budget.label == budget and row.task == task
         for id_ in row.trials.values()
     ]
+
+
+def test_ranks_that_training_cuts_are_those_that_it_left(tmp_path: Path, new_store: NewStore) -> None:
+    def told(trial: Trial, row: Row) -> Result | None:
+        made = result(trial, row)
+        if made is None or row.title == "LoRA":
+            return made
+        left = json.dumps({"input": [2 - trial.seed], "layer": [3, 1, 2]})
+        return replace(made, tags=made.tags | {"final_ranks": left})
+
+    analysis = analyse(read(store(tmp_path, new_store, told=told), ["small"]))
+    left = {one.method: one.left for one in analysis.study.all_cells}
+    assert left == {"LoRA": "", "TensLoRA att": "input 1 to 2, layer 1 to 3"}
+    page = page_of(analysis, tmp_path).read_text(encoding="utf-8")
+    assert "<small>left: input 1 to 2, layer 1 to 3</small>" in page
 
 
 def test_lost_seeds_are_shown_and_in_no_mean(study: Study) -> None:

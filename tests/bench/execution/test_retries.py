@@ -81,6 +81,8 @@ def test_others_run_while_a_lost_trial_waits_and_lost_thrice_it_is_left_to_the_n
     store = Store.create(new_store(tmp_path), "toy")
     with session(store) as at_work, Inline("cpu") as place:
         execute(made, [first, second], at_work, place, notify)
+        # Another driver may try it at once.
+        assert at_work.claims.taken() == {}
     failing = [(0, "started"), (0, "lost")]
     assert events == [*failing, (1, "started"), (1, "finished"), *failing, *failing]
     assert sorted(record.status for record in store.records()) == ["FINISHED", "KILLED", "KILLED", "KILLED"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -29,6 +30,17 @@ def gone() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="there is no way here to wait and leave it as it is")
+def test_a_process_is_dead_though_nobody_has_taken_note_of_its_end() -> None:
+    with subprocess.Popen([sys.executable, "-c", TELLING], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        assert not dead(name)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert dead(name)
 
 
 def test_a_process_is_dead_only_if_it_is_known_to_be() -> None:

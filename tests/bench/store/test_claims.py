@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +20,9 @@ from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.process.alive import owner
 from bench.store import claims
-from bench.store.claims import SIGN
+from bench.store.claims import SIGN, Claims
 from bench.store.connect import StoreError
+from bench.store.records import Record
 from bench.store.store import Store
 from bench.store.writer import begin_trial
 from bench.wire.trial import Ending, failed
@@ -129,6 +131,60 @@ def test_nobody_expires_while_the_store_is_away(store: Store, monkeypatch: pytes
         with pytest.raises(StoreError):
             here.living()
     assert far.driver in here.living()
+
+
+def test_nobody_expires_before_there_was_time_for_a_sign_since_the_store_is_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, here = opened(store, ELSEWHERE), Claims(store)
+    clock, away = [1000.0], [False]
+    real = MlflowClient.set_experiment_tag
+
+    def write(*arguments: Any) -> Any:
+        if away[0]:
+            raise MlflowException("away")
+        return real(*arguments)
+
+    def until(online: bool) -> None:
+        while store.online is not online:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(claims, "PROBE", 0.01)
+    monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", write)
+    here.open()
+    assert far.driver in here.living()
+    away[0] = True
+    clock[0] += claims.EXPIRY * 2
+    until(online=False)
+    away[0] = False
+    until(online=True)
+    assert far.driver in here.living()
+    clock[0] += claims.EXPIRY
+    assert far.driver not in here.living()
+    here.close()
+
+
+def test_a_run_that_its_driver_ends_while_another_one_looks_stays_as_it_ended(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(methods=["head_only"])
+    ending, here = opened(store, dead_owner()), Claims(store)
+    rows = list(made.rows)
+    run = begin_trial(store, made.trials[0], rows, "accuracy", "none", {}, {"driver": ending.driver})
+    real, looked = store.running, []
+
+    def running(*arguments: Any) -> list[Record]:
+        found = real(*arguments)
+        if not looked:
+            run.end(Ending("finished", {"score": 1.0}))
+        looked.append(found)
+        return found
+
+    monkeypatch.setattr(store, "running", running)
+    assert here.close_stale() == 0
+    assert [record.run_id for record in looked[0]] == [run.run_id]
+    assert store.client.get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_a_driver_that_ends_frees_its_claims_and_leaves_no_sign(store: Store) -> None:

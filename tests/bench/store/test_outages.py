@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy import create_engine
 
 import bench.execution.driver
 from bench.execution.driver import pending
 from bench.execution.session import session
-from bench.store.connect import PATIENCE, StoreError
+from bench.store.connect import PATIENCE, StoreError, open_engine
 from bench.store.store import Store
 from bench.store.writer import TrialRun
 
@@ -31,8 +30,7 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 
 
 def test_a_database_waits_for_whoever_writes_to_its_file(store: Store) -> None:
-    # As MLflow and Optuna open it.
-    with create_engine(store.uri).connect() as connection:
+    with open_engine(store.uri).connect() as connection:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 1000 * PATIENCE
 
 

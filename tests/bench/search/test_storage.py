@@ -1,0 +1,31 @@
+"""Where studies are kept: who takes which trial of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import optuna
+
+from bench.search.storage import open_storage
+
+
+def test_of_several_that_ask_at_once_each_takes_a_trial_of_its_own(tmp_path: Path) -> None:
+    url, rounds = f"sqlite:///{tmp_path / 'optuna.db'}", 15
+    study = optuna.create_study(storage=open_storage(url), study_name="one")
+    for number in range(2 * rounds):
+        study.enqueue_trial({"x": number})
+    at_once = Barrier(2)
+
+    def asked(storage: optuna.storages.BaseStorage) -> Iterator[int]:
+        own = optuna.load_study(study_name="one", storage=storage)
+        for _ in range(rounds):
+            at_once.wait()
+            yield own.ask().number
+
+    with ThreadPoolExecutor(2) as pool:
+        # Each has connections of its own, as processes have.
+        taken = list(pool.map(lambda storage: list(asked(storage)), [open_storage(url), open_storage(url)]))
+    assert sorted(taken[0] + taken[1]) == list(range(2 * rounds))
