@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 from bench.execution.estimate import longest_first
 from bench.execution.executor import Executor
@@ -32,12 +32,30 @@ from bench.wire.start import Start
 from bench.wire.trial import Ending
 from bench.wire.words import Status, Tag
 
-#: Seconds between two looks at what other drivers hold.
+Answer = TypeVar("Answer")
+
+#: Seconds between two looks at what other drivers hold, and between two questions to a store that is away.
 LOOK = 2.0
 
 #: Seconds that a driver with nothing left to do waits for a server that is away, and for a file: another
 #: process may hold that for a while, but one that is gone does not come back by itself.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 60.0
+
+
+def patiently(store: Store, ask: Callable[[], Answer]) -> Answer:
+    """What the store answers, also if it is away for a while. Raises StoreError if it does not come back."""
+    give_up = time.monotonic() + _patience(store)
+    while True:
+        try:
+            return ask()
+        except StoreError as error:
+            if isinstance(error, StoreRefusedError) or time.monotonic() > give_up:
+                raise
+        time.sleep(LOOK)
+
+
+def _patience(store: Store) -> float:
+    return FILE_PATIENCE if store.local else PATIENCE
 
 
 def failures(store: Store) -> dict[str, str]:
@@ -284,8 +302,7 @@ class _Driving:
         """While nothing runs here: waits for the store to come back, or for what other drivers run."""
         if not self.store.online:
             self.away_since = self.away_since or time.monotonic()
-        patience = FILE_PATIENCE if self.store.local else PATIENCE
-        if self.away_since and time.monotonic() - self.away_since > patience:
+        if self.away_since and time.monotonic() - self.away_since > _patience(self.store):
             waiting = len(Outbox(self.store.outbox).waiting())
             where = f"; {waiting} record(s) wait in {self.store.outbox} and are sent at the next start"
             why = self.why or f"the store at {shown_uri(self.store.uri)} is away"

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from bench.execution.checks import check_disk
-from bench.execution.driver import execute
+from bench.execution.driver import execute, patiently
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report
 from bench.execution.session import CLOSING, Session, within
@@ -77,7 +77,7 @@ class Nested:
 
     def living(self) -> set[str]:
         """The drivers that give signs of life, this one included."""
-        return self._at_work.claims.living()
+        return patiently(self.store, self._at_work.claims.living)
 
     def keep(self, found: Found) -> None:
         """Sets what the parent run will hold as `search.json` or `allocation.json` when it is left."""
@@ -112,12 +112,12 @@ class Nested:
         `listen` hears of every event, and may raise Pruned on a progress.
         """
         plan = Plan(suite=self.cell.suite, rows=tuple(rows), trials=tuple(trials))
-        known = latest(self.store.records())
+        known = latest(patiently(self.store, self.store.records))
         pruned = {id_: record.run_id for id_, record in known.items() if record.status == Status.PRUNED}
         again = {**self.again, **pruned}
 
         def has_result(trial: Trial) -> bool:
-            """Also after they have run, when `known` has been read anew."""
+            """By what is known, which is read anew once they have run."""
             record = known.get(trial.id)
             return record is not None and record.settled and record.run_id != again.get(trial.id)
 
@@ -145,7 +145,7 @@ class Nested:
                     tags={Tag.PHASE: phase} if phase else {},
                     again=again,
                 )
-            known = latest(self.store.records())
+            known = latest(patiently(self.store, self.store.records))
         return {trial.id: known[trial.id] for trial in trials if has_result(trial)}
 
     def compare(self, labelled: Mapping[str, Method], **options: Any) -> tuple[Finalist, ...]:

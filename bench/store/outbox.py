@@ -98,8 +98,13 @@ class Outbox:
             raise
         except Exception as error:  # of a letter that was damaged anything may come
             raise UnreadableLetterError(f"{kept / 'letter.json'} cannot be sent: {error!r}") from error
-        # Under its name there is all of it or nothing, also where this process dies while it removes files.
-        remove(kept.rename(kept.with_name(f".{kept.name}")))
+        try:
+            # Under its name there is all of it or nothing, also where this process dies in the middle.
+            sent = kept.rename(kept.with_name(f".{kept.name}"))
+        except FileNotFoundError:
+            # Another process sent it, too, and was first here.
+            return
+        remove(sent)
 
     def waiting(self) -> list[Path]:
         """The records of this process that are not sent yet."""

@@ -18,7 +18,7 @@ import bench.execution.perform
 from bench.execution.session import session
 from bench.store import claims
 from bench.store.connect import StoreError
-from bench.store.outbox import Letter
+from bench.store.outbox import Letter, Outbox
 from bench.store.store import Store
 from bench.store.writer import begin_trial
 from bench.wire.words import Artifact, Status
@@ -245,3 +245,11 @@ def test_a_file_name_that_is_no_utf8_is_told_as_bytes(store: Store, monkeypatch:
     executed(store, plan(methods=["head_only"], training=SHORT))
     (record,) = store.records()
     assert "caf\\udce9.png" in record.tags["failure_message"].replace("\\\\", "\\")
+
+
+def test_a_record_that_another_process_sends_at_the_same_time_is_sent(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    kept = outbox.keep(Letter("1", "run", "trial"), {})
+    Outbox.send(kept, lambda *_: shutil.rmtree(kept))
+    assert not outbox.waiting()
+    outbox.close()

@@ -12,9 +12,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 import bench.execution.driver
-from bench.execution.driver import pending
+from bench.execution.driver import patiently, pending
 from bench.execution.session import session
-from bench.store.connect import PATIENCE, StoreError, open_engine
+from bench.store.connect import PATIENCE, StoreError, StoreRefusedError, open_engine
 from bench.store.store import Store
 from bench.store.writer import TrialRun
 
@@ -121,3 +121,25 @@ def test_a_run_that_somebody_deleted_is_refused_and_its_record_put_aside(
     with warnings.catch_warnings(), session(store) as at_work:
         warnings.simplefilter("error", UserWarning)
         assert at_work.sent == 0
+
+
+def test_whoever_asks_patiently_outlasts_an_outage_and_no_refusal(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.execution.driver, "LOOK", 0)
+    answers: list[Exception | int] = [StoreError("away"), StoreError("away"), 3]
+
+    def ask() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patiently(store, ask) == 3
+    answers += [StoreRefusedError("no"), 3]
+    with pytest.raises(StoreRefusedError):
+        patiently(store, ask)
+    monkeypatch.setattr(bench.execution.driver, "FILE_PATIENCE", -1)
+    answers.insert(0, StoreError("gone"))
+    with pytest.raises(StoreError, match="gone"):
+        patiently(store, ask)
