@@ -223,13 +223,20 @@ class Store(Source):
     def begin(self, kind: Kind, name: str, tags: Mapping[Tag, str], driver: str) -> str:
         """Opens the newest run of this kind that has these tags again, or a new one; returns its id."""
         whose = {Tag.OWNER: owner(), Tag.DRIVER: driver}
-        same = [run for run in self._find(kind) if tags.items() <= run.tags.items()]
-        if not same:
+
+        def same() -> list[Record]:
+            return [run for run in self._find(kind) if tags.items() <= run.tags.items()]
+
+        if not (there := same()):
             every = {Tag.KIND: str(kind), **tags, **whose}
             made = self.client.create_run(self.experiment.experiment_id, tags=every, run_name=name)
-            run_id: str = made.info.run_id
-            return run_id
-        run_id = same[-1].run_id
+            own: str = made.info.run_id
+            # Of drivers that begin in one moment each may have made one, and all go on with the same.
+            first = min(same(), key=lambda run: (run.started, run.run_id)).run_id
+            if first != own:
+                self.client.delete_run(own)
+            return first
+        run_id = there[-1].run_id
         self.client.update_run(run_id, status=Status.RUNNING)
         for key, value in whose.items():
             self.client.set_tag(run_id, key, value)

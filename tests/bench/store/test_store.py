@@ -19,7 +19,7 @@ from bench.store.records import Record, latest, scores
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
 from bench.wire.trial import Ending, Progress, failed
-from bench.wire.words import Status
+from bench.wire.words import Kind, Status
 from methods import UserError
 
 from ..toy_suites import plan
@@ -175,6 +175,21 @@ def test_the_plan_of_the_latest_start_is_kept_in_one_run(store: Store) -> None:
     assert read is not None
     assert read.closing == "the end"
     assert [row.trials for row in read.rows] == [{0: made.trials[0].id}]
+
+
+def test_drivers_that_begin_in_one_moment_share_a_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, begun = MlflowClient.create_run, []
+
+    def create(self: MlflowClient, *arguments: Any, **named: Any) -> Any:
+        if not begun:
+            begun.append("")
+            begun[0] = Store.existing(store.uri, "toy").begin_suite(plan())
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create)
+    assert store.begin_suite(plan()) == begun[0]
+    assert [run.run_id for run in store.records(Kind.SUITE)] == begun
+    assert store.begin_suite(plan()) == begun[0]
 
 
 def test_a_plan_that_was_cut_short_is_told_by_its_run(store: Store) -> None:
