@@ -201,13 +201,13 @@ def _said(found: Against, reference: str, size: str) -> str:
 
 
 def _turned(block: Block, comparison: AgainstReference | None) -> str:
-    """The task without which the mean difference has the other sign, where there is one."""
-    if comparison is None:
+    """The task without which a mean difference that would matter has the other sign, where there is one."""
+    if comparison is None or abs(comparison.effect.difference) < block.threshold:
         return ""
     for one in comparison.beyond.without:
         if one.difference * comparison.effect.difference < 0:
             points = block.unit.difference(one.difference).replace("-", "−")
-            return f" It hangs on {one.task}: without it {points} {block.unit.points}."
+            return f" The mean hangs on {one.task}: without that it is {points} {block.unit.points}."
     return ""
 
 

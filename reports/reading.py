@@ -60,7 +60,7 @@ def read(uri: str, names: Sequence[str], part: Part | None = None) -> Study:
 
 def read_sources(sources: Sequence[Source], part: Part | None = None) -> Study:
     """The same of experiments that are open. Raises UserError for one that has no result."""
-    whole = told_apart(list(map(read_experiment, sources)))
+    whole = named_apart(list(map(read_experiment, sources)))
     experiments = part.of(whole) if part else whole
     cells, seeds = tabulate(experiments)
     notes = [note for each in experiments for note in _notes(each)]
@@ -87,7 +87,7 @@ def _of_part(part: Part, chosen: Sequence[Experiment], whole: Sequence[Experimen
         )
 
 
-def told_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
+def named_apart(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
     """The same, where rows that share a name and not their trials have the experiment's name behind it."""
     known: defaultdict[tuple[str | None, ...], dict[tuple[str | None, ...], str]] = defaultdict(dict)
 

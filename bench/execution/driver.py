@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -37,8 +36,8 @@ Answer = TypeVar("Answer")
 #: Seconds between two looks at what other drivers hold, and between two questions to a store that is away.
 LOOK = 2.0
 
-#: Seconds that a driver with nothing left to do waits for a server that is away, and for a file: another
-#: process may hold that for a while, but one that is gone does not come back by itself.
+#: Seconds that a driver with nothing left to do waits for a server that is away, and for a file that another
+#: process holds. A file that is gone does not come back by itself.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 60.0
 
 
@@ -160,12 +159,9 @@ class _Driving:
         if suite_run is not None:
             self._write(lambda: self.store.end(suite_run, ended))
 
-    def _write(self, write: Callable[[], object], *, kept: bool = False) -> bool:
-        """Writes to the store, and returns whether it took that.
-
-        While it is away this does nothing, unless `kept` says that what cannot be sent is kept for later.
-        """
-        if not (self.store.online or kept):
+    def _write(self, write: Callable[[], object]) -> bool:
+        """Writes to the store, unless it is away, and returns whether it took that."""
+        if not self.store.online:
             return False
         try:
             write()
@@ -200,8 +196,11 @@ class _Driving:
 
         What is refused, a write to a run that somebody deleted say, is refused again with the whole record.
         """
-        with suppress(StoreRefusedError):
-            self._write(write, kept=True)
+        try:
+            write()
+        except StoreError as error:
+            if not isinstance(error, StoreRefusedError):
+                self._away(error)
 
     def _deliver(self, run: TrialRun, send: Callable[[], bool]) -> bool:
         """Sends a record, and returns whether nothing is left to be sent.

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy as shallow_copy
-from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
 from statistics import fmean
@@ -24,7 +23,8 @@ from bench.plan.cells import Cell
 from bench.plan.settings import Setting
 from bench.search.importance import importances
 from bench.search.nested import Nested, about
-from bench.search.space import Ranks, RankSpace
+from bench.search.point import Point
+from bench.search.space import RankSpace
 from bench.store.connect import shown_uri
 from bench.suite.choosing import Search
 from bench.suite.recipe import Recipe
@@ -44,19 +44,6 @@ UNSIGNED = 60
 
 #: States of trials that count as tried.
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-@dataclass(frozen=True)
-class Point:
-    """What one trial of the search tries."""
-
-    ranks: Ranks
-    setting: Setting
-
-    @property
-    def key(self) -> str:
-        """A text that is equal for equal points, and that `_point` reads."""
-        return json.dumps([self.ranks, self.setting.model_dump(exclude_none=True)])
 
 
 class RankSearch:
@@ -79,7 +66,7 @@ class RankSearch:
         self.trials = min(search.trials, self.size)
         self._pruner = self._choose_pruner()
         self._study = self._open(storage)
-        #: Running trials that nobody has signed, and when this process saw each first (seconds, monotonic).
+        #: Trials that are taken and not signed, and when this process saw each first (seconds, monotonic).
         self._unsigned: dict[int, float] = {}
 
     def _choose_pruner(self) -> optuna.pruners.BasePruner:
@@ -216,9 +203,11 @@ class RankSearch:
         # Asked after the trials: a driver gives its sign before it takes any, so all living ones are in it.
         living, now = nested.living(), time.monotonic()
         for trial in running:
-            driver = trial.user_attrs.get("driver")
-            unsigned = now - self._unsigned.setdefault(trial.number, now) > UNSIGNED
-            if driver not in living if driver else unsigned:
+            if driver := trial.user_attrs.get("driver"):
+                gone = driver not in living
+            else:
+                gone = now - self._unsigned.setdefault(trial.number, now) > UNSIGNED
+            if gone:
                 # Of several processes that see it at once, one is first.
                 with suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -228,7 +217,7 @@ class RankSearch:
         for trial in trials:
             key = trial.user_attrs.get("key")
             if trial.state == TrialState.FAIL and key and key not in taken:
-                return _point(key)
+                return Point.of(key)
         return None
 
     def _propose(self, trials: list[FrozenTrial], taken: set[Any]) -> Point:
@@ -281,13 +270,12 @@ class RankSearch:
         trial = self._study.ask()
         values, state = None, TrialState.FAIL
         try:
-            values = self._try(trial, nested)
+            # Another process may have given the trial up, because this one was silent for too long.
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                values = self._try(trial, nested)
             state = TrialState.FAIL if values is None else TrialState.COMPLETE
         except optuna.TrialPruned:
             state = TrialState.PRUNED
-        except optuna.exceptions.UpdateFinishedTrialError:
-            # This process was silent for so long that another one has given its trial up.
-            pass
         finally:
             self._study.tell(trial, values, state, skip_if_finished=True)
 
@@ -303,7 +291,7 @@ class RankSearch:
         # two trials of one point, the one with the smaller number goes on.
         if key is None or key in {t.user_attrs.get("key") for t in before} or len(before) >= self.trials:
             return None
-        point = _point(key)
+        point = Point.of(key)
         method = self.cell.method.with_size(point.ranks)
         parameters = self.space.count(point.ranks)
         rows, trials = nested.trials(
@@ -383,7 +371,7 @@ class RankSearch:
 
 
 def _told(trial: FrozenTrial) -> SearchPoint:
-    point, trials = _point(trial.user_attrs["key"]), trial.user_attrs["trials"]
+    point, trials = Point.of(trial.user_attrs["key"]), trial.user_attrs["trials"]
     state = PointState.FAILED if "failure" in trial.user_attrs else PointState[trial.state.name]
     return SearchPoint(
         number=trial.number,
@@ -395,8 +383,3 @@ def _told(trial: FrozenTrial) -> SearchPoint:
         trial_id=next(iter(trials.values())),
         trials=trials,
     )
-
-
-def _point(key: str) -> Point:
-    ranks, setting = json.loads(key)
-    return Point(tuple(ranks), Setting.model_validate(setting))

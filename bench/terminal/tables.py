@@ -74,7 +74,8 @@ class RowTable:
         if row.budget != self._block:
             self.table.add_row(f"[bold]{row.budget or OWN_SIZE}[/bold]")
             self._block = row.budget
-        ranks = row.ranks if isinstance(row.ranks, str) else joined(row.ranks)
+        # What training left of ranks that it cuts differs from seed to seed.
+        ranks = joined(row.ranks) if isinstance(row, PlannedRow) else "cut" if row.left else row.ranks
         ratio = "–" if row.ratio is None else f"{row.ratio:.3f}" + " !" * (row.within is False)
         self.table.add_row(
             escape(row.method),

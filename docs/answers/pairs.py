@@ -136,9 +136,8 @@ def _beside(lines: Sequence[Line]) -> str:
     told = f"On the texts alone, which was not asked before: {'; '.join(texts)}." if texts else ""
     if not sees:
         return told
-    all_tasks = "Over all tasks, " if told else ""
-    smallest = f"{all_tasks}the smallest true difference that would be found 80% of the time: {listed(sees)}."
-    return f"{told} {smallest[0].upper()}{smallest[1:]}".strip()
+    smallest = "The smallest true difference, as a mean over all tasks, that would be found 80% of the time"
+    return f"{told} {smallest}: {listed(sees)}.".strip()
 
 
 def _command(packed: Packed, question: Question, done: Progress) -> str:

@@ -59,7 +59,7 @@ def test_a_claim_that_hangs_on_one_task_names_it(
     plan = plan_of(**SMALL | {"tasks": list(edges), "seeds": [0, 1, 2]})
     analysis = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
     whole, *alone = lines(analysis)
-    assert re.search(r" It hangs on digits: without it −[12]\.\d\d points\.$", whole.claim)
+    assert re.search(r" The mean hangs on digits: without that it is −[12]\.\d\d points\.$", whole.claim)
     assert not any("hangs" in line.claim for line in alone)
 
 

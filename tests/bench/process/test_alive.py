@@ -34,7 +34,8 @@ def gone() -> int:
 
 @pytest.mark.skipif(not hasattr(os, "waitid"), reason="there is no way here to wait and leave it as it is")
 def test_a_process_is_dead_though_nobody_has_taken_note_of_its_end() -> None:
-    with subprocess.Popen([sys.executable, "-c", TELLING], stdin=-1, stdout=-1, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", TELLING], stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
         name = process.stdout.readline().strip()
         assert not dead(name)

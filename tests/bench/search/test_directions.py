@@ -11,7 +11,8 @@ import pytest
 
 from bench.plan.cells import cells
 from bench.plan.settings import Setting
-from bench.search.study import Point, RankSearch
+from bench.search.point import Point
+from bench.search.study import RankSearch
 from bench.search.tuning import with_choices
 
 from ...stored import Result

@@ -25,6 +25,8 @@ from bench.verify import verify
 from bench.wire.words import Artifact, Measure, Tag
 from methods import UserError
 from reports.contents import trial_contents
+from reports.study import Cell, lines_of
+from reports.summary import summarise
 
 from ..toy_runs import run_inline
 from ..toy_suites import VISION, plan
@@ -111,6 +113,15 @@ def test_a_trial_is_shown_with_its_final_ranks(made: tuple[Store, Plan]) -> None
     assert re.search(r"final ranks, query (\d+ )+\d+, layer by layer final ranks, key", adalora)
     assert "final ranks" not in lily
     assert re.search(r"final ranks input \d+, output \d+, projection \d+, layer \d+ backbone", tucker)
+
+
+def test_the_table_of_results_shows_no_ranks_that_training_cut(made: tuple[Store, Plan]) -> None:
+    store, planned = made
+    table, cells = RowTable(""), lines_of(summarise(store, planned.stored()).cells, Cell)
+    for cell in cells:
+        table.add(cell)
+    shown = [str(ranks) for ranks in table.table.columns[1].cells if ranks]
+    assert [ranks == "cut" for ranks in shown] == [row.title in CUTTING for row in planned.rows]
 
 
 @pytest.mark.parametrize("kind", [int, float], ids=["planned", "from a frame"])
