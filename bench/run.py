@@ -14,7 +14,7 @@ from bench.execution.checks import check_disk, check_memory
 from bench.execution.driver import execute, failures, pending
 from bench.execution.executor import Executor
 from bench.execution.perform import Report
-from bench.execution.session import CLOSING, Session, session, within
+from bench.execution.session import AT_LEISURE, CLOSING, Session, session, within
 from bench.plan.make import cells_of, make_plan
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
@@ -347,4 +347,5 @@ def _suite_run(at_work: Session, plan: Plan) -> Iterator[None]:
         yield
         status = Status.FINISHED
     finally:
-        within(CLOSING, lambda: at_work.store.end(run_id, status))
+        seconds = AT_LEISURE if status == Status.FINISHED else CLOSING
+        within(seconds, lambda: at_work.store.end(run_id, status))

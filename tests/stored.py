@@ -10,7 +10,7 @@ import io
 import json
 import sqlite3
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.store.store import Store
-from bench.store.writer import begin_trial
+from bench.store.writer import TrialRun, begin_trial
 from bench.training.ending import finished
 from bench.training.loop import Evaluation, Trained
 from bench.training.trial import Outcome
@@ -68,10 +68,22 @@ def write(uri: str, plan: Plan, result: Callable[[Trial, Row], Result | None]) -
     return store
 
 
+def begun(
+    store: Store,
+    trial: Trial,
+    rows: Sequence[Row],
+    parent: str = "none",
+    provenance: Mapping[str, str] = {},
+    tags: Mapping[Tag, str] = {},
+) -> TrialRun:
+    """The run of a trial that has started."""
+    run = begin_trial(store, trial, list(rows), "accuracy", parent, tags)
+    run.start(trial.model_dump(mode="json", exclude_none=True), provenance)
+    return run
+
+
 def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -> str:
-    run = begin_trial(
-        store, trial, [row], "accuracy", suite_run, {"harness": "0.1.0", "version_torch": "2.9"}
-    )
+    run = begun(store, trial, [row], suite_run, {"harness": "0.1.0", "version_torch": "2.9"})
     for epoch in (1, 2):
         run.progress(Progress(epoch, 2, epoch, [(epoch, 1 / epoch)], 0.5, 0.5))
     run.end(

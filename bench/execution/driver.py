@@ -16,7 +16,7 @@ from bench.execution.estimate import longest_first
 from bench.execution.executor import Executor
 from bench.execution.perform import Event
 from bench.execution.retries import Retries
-from bench.execution.session import CLOSING, STRIKES, Session, put_aside, within
+from bench.execution.session import AT_LEISURE, CLOSING, STRIKES, Session, put_aside, within
 from bench.execution.watch import Limits
 from bench.metrics import METRICS
 from bench.plan.rows import Plan
@@ -149,7 +149,8 @@ class _Driving:
         finally:
             if ended == Status.KILLED:
                 self.executor.stop()
-            if not within(CLOSING, lambda: self._close(suite_run, ended)):
+            seconds = AT_LEISURE if ended == Status.FINISHED else CLOSING
+            if not within(seconds, lambda: self._close(suite_run, ended)):
                 self.store.online = False
 
     def _close(self, suite_run: str | None, ended: Literal[Status.FINISHED, Status.KILLED]) -> None:

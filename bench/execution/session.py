@@ -21,6 +21,8 @@ from methods import UserError
 CLOSING = 4.0
 #: Seconds for it where the store is known to be away.
 BRIEFLY = 0.5
+#: Seconds for it at a normal end: nobody waits, and another process may hold the file.
+AT_LEISURE = 60.0
 
 #: How often the store must fail at a record, and answer others, until the record is put aside.
 STRIKES = 3

@@ -32,14 +32,12 @@ def begin_trial(
     rows: list[Row],
     metric: str,
     parent: str,
-    provenance: dict[str, str] | None = None,
     tags: Mapping[Tag, str] = {},
 ) -> TrialRun:
     """Opens the run of a trial, nested under the run `parent`, and stores what is known before it starts.
 
     `rows` are those of the plan that the trial stands in. `tags` are added to those that every trial has.
-    Without `provenance`, `TrialRun.start` is still to be called: a worker on another machine tells where it
-    runs only when it starts.
+    `TrialRun.start` follows when it starts: only then its worker tells where it runs.
     """
     row = rows[0]
     budgets = [
@@ -70,15 +68,7 @@ def begin_trial(
     run = store.client.create_run(
         store.experiment.experiment_id, tags=all_storable(known), run_name=storable(name)
     )
-    writer = TrialRun(store, run.info.run_id, metric, trial.id)
-    if provenance is not None:
-        try:
-            writer.start(trial.model_dump(mode="json", exclude_none=True), provenance)
-        except BaseException:
-            # Nobody else knows of this run yet, and an interrupt would leave it open.
-            writer.kill()
-            raise
-    return writer
+    return TrialRun(store, run.info.run_id, metric, trial.id)
 
 
 #: MLflow's status of a trial that ended so; the others are killed for MLflow, and tags tell how they ended.

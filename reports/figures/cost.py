@@ -114,8 +114,9 @@ def _figure(
     ax.set_ylim(limits)
     if cost is PARAMETERS:
         _count_axis(ax, log)
-    _floor(ax, points, free)
-    named = {point.cell.number: point for point in (*line, *_reference(dots))}.values()
+    inside = [point for point in points if limits[0] <= point.score <= limits[1]]
+    _floor(ax, points, free, inside)
+    named = {point.cell.number: point for point in (*line, *_reference(dots)) if point in inside}.values()
     name_at_right(ax, [Name(p.name, p.cost, p.score, looks.colour(p.cell.family)) for p in named])
     _legend(ax, looks, {point.cell.family for point in dots})
     first, unit = points[0].cell, unit_of(points[0].cell.metric)
@@ -212,14 +213,13 @@ def _kind(point: _Point) -> tuple[str, bool, bool]:
     return point.cell.family, point.cell.complete, point.front
 
 
-def _floor(ax: Axes, points: Sequence[_Point], free: Sequence[_Point]) -> None:
+def _floor(ax: Axes, points: Sequence[_Point], free: Sequence[_Point], inside: Sequence[_Point]) -> None:
     """Lines at the scores of what costs nothing; what lies below the panel is told."""
-    limits = ax.get_ylim()
-    outside = [point for point in points if not limits[0] <= point.score <= limits[1]]
     for point in free:
-        if point not in outside:
+        if point in inside:
             ax.axhline(point.score, color=MUTED, lw=0.9, ls=":", zorder=1)
             _note(ax, point.name, (0.99, point.score), "data")
+    outside = [point for point in points if point not in inside]
     if outside:
         _note(ax, _outside(outside), (0.99, 0.01), "axes fraction")
 

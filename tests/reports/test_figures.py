@@ -155,6 +155,16 @@ def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[
     assert any(word.startswith("outside: head only") for word in words)
 
 
+def test_what_lies_outside_of_a_panel_is_not_named_beside_it(drawn: dict[str, Drawn]) -> None:
+    """A line from its name to its point would squeeze the panel."""
+    for name, figure in drawn.items():
+        if name.startswith("score-vs"):
+            for ax in figure.figure.axes:
+                low, high = ax.get_ylim()
+                points = [text.xy[1] for text in ax.texts if text.get_position()[0] == 1.03]
+                assert all(low <= y <= high for y in points)
+
+
 def test_names_beside_a_panel_do_not_collide(drawn: dict[str, Drawn]) -> None:
     for name in ("training-curves-0", "score-vs-parameters-2", "score-vs-memory-0"):
         drawn[name].svg()

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from bench.plan.make import make_plan
 from bench.store.store import Store
-from bench.store.writer import begin_trial
 from bench.suite.suite import Suite
 from bench.terminal.results import print_summary
 from bench.wire.trial import failed
@@ -20,6 +19,7 @@ from bench.wire.words import Status
 from methods.validation import validate
 from reports.summary import Summary, summarise
 
+from ..stored import begun
 from .made_up import NewStore
 
 SEEDS = (0, 1, 2)
@@ -54,7 +54,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Su
     for row in plan.rows:
         for seed, outcomes in RESULTS[row.title].items():
             for outcome in outcomes:
-                run = begin_trial(store, trials[row.trials[seed]], [row], "accuracy", "none", {})
+                run = begun(store, trials[row.trials[seed]], [row])
                 if isinstance(outcome, float):
                     for key, value in (
                         ("score", outcome),
@@ -149,7 +149,7 @@ def test_what_two_budgets_share_and_never_ran_is_missing_once(tmp_path: Path, ne
     plan = make_plan(validate(Suite, {**SUITE, "methods": ["lora"], "budgets": budgets}, "suite"))
     store = Store.create(new_store(tmp_path), "toy")
     first, *_ = plan.trials
-    run = begin_trial(store, first, [plan.rows[0]], "accuracy", "none", {})
+    run = begun(store, first, [plan.rows[0]])
     store.client.set_terminated(run.run_id, "FINISHED")  # though without a score
     shown = io.StringIO()
     print_summary(Console(file=shown, width=120), summarise(store, plan.stored()))

@@ -15,13 +15,14 @@ import bench.execution.perform
 from bench.execution.driver import pending
 from bench.store.records import latest
 from bench.store.store import Store
-from bench.store.writer import TrialRun, begin_trial
+from bench.store.writer import TrialRun
 from bench.training.loop import Pruned
 from bench.training.trial import Resources
 from bench.wire.trial import Ending
 from bench.wire.words import Kind
 from methods import UserError
 
+from ...stored import begun
 from ..toy_runs import SHORT, Ran, executed, raising, run, run_inline
 from ..toy_suites import VISION, plan
 
@@ -203,7 +204,7 @@ def test_a_trial_that_two_starts_finished_counts_once(store: Store) -> None:
     executed(store, made)
     # One that finished while this driver made its plan does not run again.
     assert [event.kind for event in run_inline(store, made)] == ["elsewhere"]
-    late = begin_trial(store, made.trials[0], list(made.rows), "accuracy", "none", {})
+    late = begun(store, made.trials[0], made.rows)
     late.end(Ending("finished", {"score": 0.5}))
     first, second = store.records()
     assert first.trial_id == second.trial_id

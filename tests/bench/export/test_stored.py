@@ -25,12 +25,12 @@ from bench.execution.session import session
 from bench.export import Exported, export_run
 from bench.store.records import Record
 from bench.store.store import Store
-from bench.store.writer import begin_trial
 from bench.tasks import TASKS, prepare
 from bench.training.trial import Resources
 from bench.wire.words import Tag
 from methods import UserError
 
+from ...stored import begun
 from ..toy_suites import VISION, plan
 from .cases import (
     close,
@@ -58,7 +58,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path],
     with session(store) as at_work, Inline("cpu") as place:
         execute(made, list(made.trials), at_work, place, lambda event: None)
     other = plan(VISION, seeds=[7])
-    begin_trial(store, other.trials[0], list(other.rows), "accuracy", "none", {}).kill()
+    begun(store, other.trials[0], other.rows).kill()
     return Stored(uri, store.records())
 
 

@@ -15,13 +15,13 @@ import bench.execution.perform
 from bench.plan.rows import Choice, Plan
 from bench.search.tuning import with_choices
 from bench.store.store import Store
-from bench.store.writer import TrialRun, begin_trial
+from bench.store.writer import TrialRun
 from bench.terminal.plans import print_tuning
 from bench.wire.trial import failed
 from bench.wire.words import Status
 from methods import UserError
 
-from ...stored import Result
+from ...stored import Result, begun
 from ...stored import write as stored
 from ..toy_suites import plan, suite, write
 
@@ -201,7 +201,7 @@ def test_nothing_is_chosen_before_every_tuning_trial_has_ended(tmp_path: Path, n
 
     def end(trial: Any) -> None:
         rows = [row for row in tuning.rows if trial.id in row.trials.values()]
-        run: TrialRun = begin_trial(store, trial, rows, "accuracy", "none", {})
+        run: TrialRun = begun(store, trial, rows)
         run.end(failed("error", "broken", "trace"))
 
     *most, last = tuning.trials

@@ -10,9 +10,10 @@ from typing import Literal
 
 from bench.store.claims import SIGN, Claims
 from bench.store.store import Store
-from bench.store.writer import begin_trial
 from bench.wire.trial import Ending, failed
+from bench.wire.words import Tag
 
+from ...stored import begun
 from ..toy_suites import plan
 
 ELSEWHERE = "elsewhere:1:0"
@@ -47,7 +48,7 @@ def stored(store: Store, status: Literal["finished", "failed"], driver: str = ""
     """A trial with its result; returns its id."""
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
     (trial,) = made.trials
-    run = begin_trial(store, trial, list(made.rows), "accuracy", "none", {}, {"driver": driver})
+    run = begun(store, trial, made.rows, tags={Tag.DRIVER: driver})
     run.end(Ending("finished", {"score": 1.0}) if status == "finished" else failed("error", "it broke", ""))
     return trial.id
 

@@ -24,9 +24,10 @@ from bench.store.claims import SIGN, Claims
 from bench.store.connect import StoreError
 from bench.store.records import Record
 from bench.store.store import Store
-from bench.store.writer import begin_trial
 from bench.wire.trial import Ending, failed
+from bench.wire.words import Tag
 
+from ...stored import begun
 from ..toy_suites import plan
 from .drivers import ELSEWHERE, dead_owner, names, opened, signs, stored, take
 
@@ -171,7 +172,7 @@ def test_a_run_that_its_driver_ends_while_another_one_looks_stays_as_it_ended(
     made = plan(methods=["head_only"])
     ending, here = opened(store, dead_owner()), Claims(store)
     rows = list(made.rows)
-    run = begin_trial(store, made.trials[0], rows, "accuracy", "none", {}, {"driver": ending.driver})
+    run = begun(store, made.trials[0], rows, tags={Tag.DRIVER: ending.driver})
     real, looked = store.running, []
 
     def running(*arguments: Any) -> list[Record]:
@@ -220,7 +221,7 @@ def test_what_dead_drivers_left_running_is_closed_and_what_live_ones_run_is_not(
         made.trials, (live.driver, gone.driver, "swept long ago", live.driver), strict=True
     ):
         rows = [row for row in made.rows if trial.id in row.trials.values()]
-        run = begin_trial(store, trial, rows, "accuracy", "none", {}, {"driver": driver})
+        run = begun(store, trial, rows, tags={Tag.DRIVER: driver})
         runs[driver] = run.run_id
     assert opened(store).close_stale() == 2
     status = {run: store.client.get_run(run).info.status for run in runs.values()}
@@ -235,11 +236,11 @@ def test_what_dead_drivers_left_running_is_closed_and_what_live_ones_run_is_not(
 def test_a_failure_by_another_driver_stands_unless_it_was_asked_for_again(store: Store) -> None:
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
     (trial,) = made.trials
-    first = begin_trial(store, trial, list(made.rows), "accuracy", "none", {})
+    first = begun(store, trial, made.rows)
     first.end(failed("error", "as it prepared", ""))
     asked = failures(store)
     assert asked == {trial.id: first.run_id}
-    later = begin_trial(store, trial, list(made.rows), "accuracy", "none", {})
+    later = begun(store, trial, made.rows)
     later.end(failed("error", "once more, by another driver", ""))
     kinds = []
     for again in ({}, asked, failures(store)):
@@ -257,7 +258,7 @@ def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(
     (trial,) = made.trials
     other = opened(store)
     assert take(other, trial.id)
-    run = begin_trial(store, trial, list(made.rows), "accuracy", "none", {}, {"driver": other.driver})
+    run = begun(store, trial, made.rows, tags={Tag.DRIVER: other.driver})
 
     def finish() -> None:
         run.end(Ending("finished", {"score": 1.0}))

@@ -20,9 +20,9 @@ from bench.store import claims
 from bench.store.connect import StoreError
 from bench.store.outbox import Letter, Outbox
 from bench.store.store import Store
-from bench.store.writer import begin_trial
 from bench.wire.words import Artifact, Status
 
+from ...stored import begun
 from ..toy_runs import SHORT, executed, raising
 from ..toy_suites import plan
 
@@ -45,9 +45,9 @@ def leave(store: Store, name: str, run_id: str) -> Path:
     return kept
 
 
-def begun(store: Store) -> str:
+def open_run(store: Store) -> str:
     made = plan(methods=["head_only"], training=SHORT)
-    return begin_trial(store, made.trials[0], list(made.rows), "accuracy", "none", {}).run_id
+    return begun(store, made.trials[0], made.rows).run_id
 
 
 #: What is left of the file, by what is done to its content.
@@ -94,8 +94,8 @@ FILES |= {"a folder for the file": folder_for_file, "a file for the record": fil
 
 @pytest.mark.parametrize("damage", [*CHANGES, *FILES])
 def test_a_damaged_record_is_put_aside_and_the_others_are_sent(store: Store, damage: str) -> None:
-    bad = leave(store, "0-damaged", begun(store))
-    good = leave(store, "1-whole", begun(store))
+    bad = leave(store, "0-damaged", open_run(store))
+    good = leave(store, "1-whole", open_run(store))
     if damage in CHANGES:
         content = CHANGES[damage](json.loads((bad / "letter.json").read_text()))
         (bad / "letter.json").write_text(json.dumps(content))
@@ -113,7 +113,7 @@ def test_a_damaged_record_is_put_aside_and_the_others_are_sent(store: Store, dam
 
 @pytest.mark.parametrize("said", ["a\0b", "a\udcffb", "a\ud800\0b", "a" * 10**6])
 def test_a_record_with_any_text_is_stored(store: Store, said: str) -> None:
-    kept = leave(store, "0", begun(store))
+    kept = leave(store, "0", open_run(store))
     letter = json.loads((kept / "letter.json").read_text())
     letter["tags"]["note"], letter["texts"] = said[:5000], {"traceback.txt": said}
     (kept / "letter.json").write_text(json.dumps(letter))
@@ -126,7 +126,7 @@ def test_a_record_with_any_text_is_stored(store: Store, said: str) -> None:
 
 def test_a_record_that_is_put_aside_replaces_none(store: Store) -> None:
     for _ in range(2):
-        kept = leave(store, "0", begun(store))
+        kept = leave(store, "0", open_run(store))
         (kept / "letter.json").write_text("")
         with pytest.warns(UserWarning, match="kept at"), session(store):
             pass
@@ -148,9 +148,9 @@ def test_a_record_at_which_the_store_fails_every_time_is_put_aside(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody knows why; the store takes others."""
-    bad = begun(store)
+    bad = open_run(store)
     leave(store, "0", bad)
-    leave(store, "1", begun(store))
+    leave(store, "1", open_run(store))
     monkeypatch.setattr(
         MlflowClient, "set_terminated", failing_at(lambda run: run == bad, MlflowException("internal error"))
     )
@@ -161,9 +161,9 @@ def test_a_record_at_which_the_store_fails_every_time_is_put_aside(
 def test_a_record_that_the_store_has_no_room_for_waits_and_the_work_goes_on(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = begun(store)
+    bad = open_run(store)
     kept = leave(store, "0", bad)
-    leave(store, "1", begun(store))
+    leave(store, "1", open_run(store))
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_terminated", failing_at(lambda run: run == bad, OSError(28, "full")))
         with pytest.warns(UserWarning, match="full.*still waits at .*gone/0"), session(store) as at_work:
@@ -176,7 +176,7 @@ def test_a_record_that_the_store_has_no_room_for_waits_and_the_work_goes_on(
 def test_a_start_while_the_store_is_away_says_so_and_puts_nothing_aside(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = leave(store, "0", begun(store))
+    kept = leave(store, "0", open_run(store))
 
     def away(*_: Any, **__: Any) -> Any:
         raise MlflowException("internal error")

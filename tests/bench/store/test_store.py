@@ -17,11 +17,12 @@ from bench.store import connect
 from bench.store.connect import StoreError, storing
 from bench.store.records import Record, latest, scores
 from bench.store.store import Store
-from bench.store.writer import TrialRun, begin_trial
+from bench.store.writer import TrialRun
 from bench.wire.trial import Ending, Progress, failed
 from bench.wire.words import Kind, Status
 from methods import UserError
 
+from ...stored import begun
 from ..toy_suites import plan
 
 NewStore = Callable[[Path], str]
@@ -40,7 +41,7 @@ def store(uri: str) -> Store:
 def begin(store: Store, made: Plan, index: int = 0) -> TrialRun:
     trial = made.trials[index]
     rows = [row for row in made.rows if trial.id in row.trials.values()]
-    return begin_trial(store, trial, rows, "accuracy", "no-suite-run", {})
+    return begun(store, trial, rows, "no-suite-run")
 
 
 def statuses(store: Store) -> list[str]:

@@ -17,10 +17,11 @@ from bench.store.connect import StoreError
 from bench.store.records import Record
 from bench.store.store import Store
 from bench.store.tables import read_tables
-from bench.store.writer import TrialRun, begin_trial
+from bench.store.writer import TrialRun
 from bench.wire.trial import Progress, failed
 from bench.wire.words import Kind
 
+from ...stored import begun
 from ..toy_suites import plan
 
 
@@ -32,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], 
 
     def begin(index: int) -> TrialRun:
         rows = [row for row in made.rows if made.trials[index].id in row.trials.values()]
-        return begin_trial(opened, made.trials[index], rows, "accuracy", "no-suite-run", {})
+        return begun(opened, made.trials[index], rows, "no-suite-run")
 
     opened.begin_suite(made)
     begin(0).progress(Progress(1, 1, 1, [(1, 0.5)], 0.25, float("nan")))
