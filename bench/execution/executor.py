@@ -6,20 +6,25 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
-from bench.execution.perform import Report
+from bench.execution.perform import Report, needed
 from bench.plan.trial import Trial
+from bench.training.saving import Saving
 
 
 class Executor(ABC):
     """Where trials run. Entered before the first trial; leaving it ends every worker."""
 
-    device: str
     #: How many trials it runs at once.
     slots: int
     #: Whether its workers share the memory of this machine.
     on_this_machine = True
     #: Whether it can end a trial that takes too long.
     ends_trials = True
+
+    def __init__(self, device: str, saving: Saving) -> None:
+        self.device, self._saving = device, saving
+        #: What is prepared already, as `needed` tells it.
+        self._prepared: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -29,9 +34,17 @@ class Executor(ABC):
     ) -> None:
         self.stop()
 
-    @abstractmethod
     def prepare(self, trials: list[Trial]) -> None:
         """Fetches what the trials need wherever they may run. Raises UserError for what cannot be had."""
+        self._saving.check(trials)
+        new = [trial for trial in trials if needed(trial) not in self._prepared]
+        if new:
+            self._prepare(new)
+            self._prepared |= {needed(trial) for trial in new}
+
+    @abstractmethod
+    def _prepare(self, trials: list[Trial]) -> None:
+        """Does so for trials, at least one, that need something else than those before."""
 
     @property
     @abstractmethod

@@ -16,11 +16,11 @@ class Inline(Executor):
     ends_trials = False
 
     def __init__(self, device: str, saving: Saving = PLAIN) -> None:
-        self.device = device
+        super().__init__(device, saving)
         self.resources = Resources(device, saving)
         self._next: Trial | None = None
 
-    def prepare(self, trials: list[Trial]) -> None:
+    def _prepare(self, trials: list[Trial]) -> None:
         prepare_all(trials, self.resources)
 
     @property

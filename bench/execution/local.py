@@ -21,14 +21,14 @@ import psutil
 import torch
 
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why, started
-from bench.execution.watch import BEAT, Watch, too_long
+from bench.execution.perform import Event, Report, ended, overdue, perform, prepare_or_say_why, started
+from bench.execution.watch import BEAT, Watch
 from bench.plan.trial import Trial
 from bench.process.memory import MIB
 from bench.training.loop import Pruned
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
-from bench.wire.trial import Progress, failed, lost
+from bench.wire.trial import Progress, lost
 from methods import UserError
 
 if TYPE_CHECKING:
@@ -74,22 +74,15 @@ class Local(Executor):
     """One process a slot, spawned when it is first needed. Each loads a backbone once."""
 
     def __init__(self, slots: list[Slot]) -> None:
-        self.device = slots[0].device.partition(":")[0]
-        self._saving = slots[0].saving
+        super().__init__(slots[0].device.partition(":")[0], slots[0].saving)
         self._free = list(reversed(slots))
         self._workers: list[_Worker] = []
         self.slots = len(slots)
         #: How many workers in a row died before they were ready.
         self._stillborn = 0
-        #: What is prepared already, as `needed` tells it.
-        self._prepared: set[str] = set()
 
-    def prepare(self, trials: list[Trial]) -> None:
+    def _prepare(self, trials: list[Trial]) -> None:
         """One worker prepares while the others start: what it puts into the cache, all of them find there."""
-        self._saving.check(trials)
-        trials = [trial for trial in trials if needed(trial) not in self._prepared]
-        if not trials:
-            return
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
         for _ in range(STILLBORN):
@@ -99,7 +92,6 @@ class Local(Executor):
             while self._heard(first, lambda event: None) and first.prepared is None:
                 wait([first.link, first.process.sentinel], timeout=1)
             if first.prepared == "":
-                self._prepared |= {needed(trial) for trial in trials}
                 return
             if first.prepared:
                 raise UserError(first.prepared)
@@ -148,15 +140,15 @@ class Local(Executor):
 
     def _look_after(self, worker: _Worker, report: Report) -> None:
         """Ends a worker whose trial takes too long, and tells of one that tells nothing."""
-        trial, watch = worker.trial, worker.watch
-        if trial is None:
+        if worker.trial is None:
             return
-        if watch.limit is not None and watch.late:
+        event = overdue(worker.trial, worker.slot.name, worker.watch)
+        if event is None:
+            return
+        if event.ending is not None:
             worker.process.kill()
             self._remove(worker)
-            report(ended(trial, worker.slot.name, failed("timeout", too_long(watch.limit), "")))
-        elif silence := watch.silence():
-            report(Event(trial, "silent", worker.slot.name, silence=silence))
+        report(event)
 
     def processes(self) -> list[psutil.Process]:
         """The worker processes."""

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from bench.backbones.verbalizer import check_answers
-from bench.execution.watch import Silence
+from bench.execution.watch import Silence, Watch, too_long
 from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
@@ -56,6 +56,14 @@ def started(trial: Trial, worker: str, resources: Resources) -> Event:
 
 def ended(trial: Trial, worker: str, ending: Ending) -> Event:
     return Event(trial, ending.status, worker, ending=ending)
+
+
+def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
+    """The end of a trial that takes longer than it may, whose worker is to be ended, or its silence."""
+    if watch.limit is not None and watch.late:
+        return ended(trial, worker, failed("timeout", too_long(watch.limit), ""))
+    silence = watch.silence()
+    return None if silence is None else Event(trial, "silent", worker, silence=silence)
 
 
 def prepare_all(trials: list[Trial], resources: Resources) -> None:

@@ -16,13 +16,13 @@ import torch
 
 from bench.execution.checks import worker_mib
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, needed, perform, prepare_or_say_why, started
-from bench.execution.watch import Watch, too_long
+from bench.execution.perform import Event, Report, ended, overdue, perform, prepare_or_say_why, started
+from bench.execution.watch import Watch
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
-from bench.wire.trial import Progress, failed, lost
+from bench.wire.trial import Progress, lost
 from methods import UserError
 
 # Nothing leaves the machine unless the user names a cluster.
@@ -96,12 +96,10 @@ class RayCluster(Executor):
     on_this_machine = False
 
     def __init__(self, device: str, share: Share, limit: int | None, saving: Saving) -> None:
-        self.device, self._saving = device, saving
+        super().__init__(device, saving)
         self._share, self._limit = share, limit
         #: Bytes that a trial needs at least; known once trials were prepared.
         self._memory = 0
-        #: What the nodes have prepared already, as `needed` tells it.
-        self._prepared: set[str] = set()
         self._workers: list[_Worker] = []
         self._looked = -LOOK
         self._slots_now = 0
@@ -142,12 +140,8 @@ class RayCluster(Executor):
         super().__exit__(kind, error, trace)
         ray.shutdown()
 
-    def prepare(self, trials: list[Trial]) -> None:
+    def _prepare(self, trials: list[Trial]) -> None:
         """Once on each node that can run a trial. One that joins later prepares when it takes its first."""
-        self._saving.check(trials)
-        trials = [trial for trial in trials if needed(trial) not in self._prepared]
-        if not trials:
-            return
         # The preparation needs a slot of every node, and idle actors hold theirs.
         for idle in [worker for worker in self._workers if worker.trial is None]:
             self._remove(idle)
@@ -174,7 +168,6 @@ class RayCluster(Executor):
                 raise UserError(f"a node could not prepare the trials: {error}") from error
             if said:
                 raise UserError(said)
-        self._prepared |= {needed(trial) for trial in trials}
 
     @property
     def free(self) -> int:
@@ -255,15 +248,15 @@ class RayCluster(Executor):
 
     def _look_after(self, worker: _Worker, report: Report) -> None:
         """Ends a worker whose trial takes too long, and tells of one that tells nothing."""
-        trial, watch = worker.trial, worker.watch
-        watch.listen(at_work=worker.placed)
-        if trial is None or worker not in self._workers:
+        worker.watch.listen(at_work=worker.placed)
+        if worker.trial is None or worker not in self._workers:
             return
-        if watch.limit is not None and watch.late:
+        event = overdue(worker.trial, worker.name, worker.watch)
+        if event is None:
+            return
+        if event.ending is not None:
             self._remove(worker)
-            report(ended(trial, worker.name, failed("timeout", too_long(watch.limit), "")))
-        elif silence := watch.silence():
-            report(Event(trial, "silent", worker.name, silence=silence))
+        report(event)
 
     def stop(self) -> None:
         for worker in self._workers[:]:
