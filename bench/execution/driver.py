@@ -288,7 +288,7 @@ class _Driving:
         sent = self._deliver(run, partial(run.end, ending))
         del self.running[trial.id]
         self.limits.learn(trial, ending)
-        if ending.status == "lost" and self.retries.another(trial.id, "lost"):
+        if ending.status == "lost" and self.retries.another(trial.id):
             # Its claim stays, so that no other driver takes it while it waits.
             self.queue.insert(0, trial)
         else:

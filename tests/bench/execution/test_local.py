@@ -16,11 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.execution import local
+from bench.execution import local, retries
 from bench.execution.driver import execute
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
-from bench.execution.retries import RETRIES, Retry
 from bench.execution.session import session
 from bench.plan.rows import Plan
 from bench.store.store import Store
@@ -59,7 +58,7 @@ def workers() -> Any:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost trial is tried again without a wait."""
-    monkeypatch.setitem(RETRIES, "lost", Retry(times=2, wait=0.0, growth=1.0))
+    monkeypatch.setattr(retries, "WAIT", 0.0)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from bench.execution import driver, retries
 from bench.execution.driver import execute, pending
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
-from bench.execution.retries import RETRIES, Retries, Retry
+from bench.execution.retries import Retries
 from bench.execution.session import session
 from bench.store import claims
 from bench.store.claims import Claims
@@ -39,21 +39,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_each_attempt_waits_longer_and_there_are_so_many(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(RETRIES, "lost", Retry(times=3, wait=2.0, growth=5.0))
+    for name, value in (("TIMES", 3), ("WAIT", 2.0), ("GROWTH", 5.0)):
+        monkeypatch.setattr(retries, name, value)
     tried = Retries()
     for seconds in (2, 10, 50):
         assert tried.due("a")
-        assert tried.another("a", "lost")
+        assert tried.another("a")
         clock[0] += seconds - 0.5
         assert (tried.due("a"), tried.due("b")) == (False, True)
         clock[0] += 0.5
-    assert not tried.another("a", "lost")
-    assert tried.another("b", "lost")
-
-
-@pytest.mark.parametrize("failure", ["diverged", "out of memory", "timeout", "error"])
-def test_what_would_fail_again_is_not_tried_again(failure: Any) -> None:
-    assert not Retries().another("a", failure)
+    assert not tried.another("a")
+    assert tried.another("b")
 
 
 def test_others_run_while_a_lost_trial_waits_and_lost_thrice_it_is_left_to_the_next_start(

@@ -14,9 +14,9 @@ from optuna.trial import TrialState
 
 import bench.execution.inline
 import bench.execution.perform
+from bench.execution import retries
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
-from bench.execution.retries import RETRIES
 from bench.execution.session import Session, session
 from bench.plan.cells import cells
 from bench.search.nested import Nested
@@ -80,7 +80,7 @@ def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
     made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
     with monkeypatch.context() as patch:
         patch.setattr(bench.execution.inline, "perform", lambda *_: lost("its node died"))
-        patch.delitem(RETRIES, "lost")
+        patch.setattr(retries, "TIMES", 0)
         ended = call("search", made.suite, "--store", made.uri)
     assert (ended.code, "was lost with its worker; start the same command again" in ended.err) == (2, True)
     assert made.states() == {"FAIL": 1}
