@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from bench.execution.checks import check_disk, check_memory
 from bench.execution.driver import execute, failures, pending
 from bench.execution.executor import Executor
 from bench.execution.perform import Report
-from bench.execution.session import AT_LEISURE, CLOSING, Session, session, within
+from bench.execution.session import Session, session, suite_run
 from bench.plan.make import cells_of, make_plan
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
@@ -234,7 +234,7 @@ def search_suite(
                 f"The study is in {default_storage(store)}, which only this machine sees: to search on "
                 "several, name a database that all reach."
             )
-        with session(opened) as at_work, _suite_run(at_work, whole):
+        with session(opened) as at_work, suite_run(at_work, whole):
             told.opened(at_work.sent, at_work.closed)
             again = failures(opened) if retry_failed else {}
 
@@ -336,16 +336,3 @@ def _check_memory(trials: list[Trial], place: Executor) -> None:
     # A cluster's nodes check their own memory.
     if place.on_this_machine:
         check_memory(trials, place.slots)
-
-
-@contextmanager
-def _suite_run(at_work: Session, plan: Plan) -> Iterator[None]:
-    """Keeps the suite's own run open while a search is at work. It holds the plan, which reports read."""
-    run_id = at_work.store.begin_suite(plan, at_work.claims.driver)
-    status: Literal[Status.FINISHED, Status.KILLED] = Status.KILLED
-    try:
-        yield
-        status = Status.FINISHED
-    finally:
-        seconds = AT_LEISURE if status == Status.FINISHED else CLOSING
-        within(seconds, lambda: at_work.store.end(run_id, status))

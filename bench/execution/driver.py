@@ -9,14 +9,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from bench.execution.estimate import longest_first
 from bench.execution.executor import Executor
 from bench.execution.perform import Event
 from bench.execution.retries import Retries
-from bench.execution.session import AT_LEISURE, CLOSING, STRIKES, Session, put_aside, within
+from bench.execution.session import CLOSING, STRIKES, Session, put_aside, suite_run, within
 from bench.execution.watch import Limits
 from bench.metrics import METRICS
 from bench.plan.rows import Plan
@@ -94,7 +95,8 @@ def execute(
     interrupt ends the running trials, closes their runs as killed and goes up. Raises StoreError if the store
     does not come back; then the records of trials that ended meanwhile are in the outbox.
     """
-    _Driving(plan, trials, at_work, executor, notify, parent, tags, again).run()
+    with nullcontext(parent) if parent else suite_run(at_work, plan) as run_id:
+        _Driving(plan, trials, at_work, executor, notify, run_id, tags, again).run()
 
 
 class _Driving:
@@ -105,7 +107,7 @@ class _Driving:
         at_work: Session,
         executor: Executor,
         notify: Callable[[Event], None],
-        parent: str | None,
+        parent: str,
         tags: Mapping[Tag, str],
         again: Mapping[str, str],
     ) -> None:
@@ -133,10 +135,6 @@ class _Driving:
         self.why = ""
 
     def run(self) -> None:
-        suite_run = None
-        if self.parent is None:
-            self.parent = suite_run = self.store.begin_suite(self.plan, self.claims.driver)
-        ended: Literal[Status.FINISHED, Status.KILLED] = Status.KILLED
         try:
             while self.queue or self.running or self.unsent:
                 if self.store.online and self._caught_up():
@@ -145,20 +143,16 @@ class _Driving:
                     self.executor.step(self._receive)
                 elif self.queue or self.unsent:
                     self._wait()
-            ended = Status.FINISHED
-        finally:
-            if ended == Status.KILLED:
-                self.executor.stop()
-            seconds = AT_LEISURE if ended == Status.FINISHED else CLOSING
-            if not within(seconds, lambda: self._close(suite_run, ended)):
+        except BaseException:
+            self.executor.stop()
+            if not within(CLOSING, self._close):
                 self.store.online = False
+            raise
 
-    def _close(self, suite_run: str | None, ended: Literal[Status.FINISHED, Status.KILLED]) -> None:
+    def _close(self) -> None:
         for run in self.running.values():
             # A record that is on disk already is sent, now or at the next start.
             self._write(run.flush if run.ended else run.kill)
-        if suite_run is not None:
-            self._write(lambda: self.store.end(suite_run, ended))
 
     def _write(self, write: Callable[[], object]) -> bool:
         """Writes to the store, unless it is away, and returns whether it took that."""
@@ -255,7 +249,6 @@ class _Driving:
         tags = dict(self.tags)
         if task.unit and METRICS.get(task.metric).in_units:
             tags[Tag.UNIT] = task.unit
-        assert self.parent is not None
         run = begin_trial(self.store, trial, self.rows[trial.id], task.metric, self.parent, tags=tags)
         self.running[trial.id] = run
         self.queue.remove(trial)

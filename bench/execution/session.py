@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from bench.plan.rows import Plan
 from bench.store.claims import Claims
 from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError
 from bench.store.outbox import Outbox, UnreadableLetterError
 from bench.store.plugins import changed_plugins
 from bench.store.records import Record
 from bench.store.store import Store
+from bench.wire.words import Status
 from methods import UserError
 
 #: Seconds for what is written when a program is told to stop: SLURM kills soon after it has sent SIGTERM.
@@ -78,6 +81,21 @@ def session(store: Store) -> Iterator[Session]:
         Outbox(store.outbox).close()
         # A store that is away may be back in this moment.
         within(CLOSING if store.online else BRIEFLY, claims.close)
+
+
+@contextmanager
+def suite_run(at_work: Session, plan: Plan) -> Iterator[str]:
+    """Keeps the suite's own run open, and gives its id. It holds the plan, which reports read."""
+    store = at_work.store
+    run_id = store.begin_suite(plan, at_work.claims.driver)
+    status: Literal[Status.FINISHED, Status.KILLED] = Status.KILLED
+    try:
+        yield run_id
+        status = Status.FINISHED
+    finally:
+        seconds = AT_LEISURE if status == Status.FINISHED else CLOSING
+        if store.online and not within(seconds, lambda: store.end(run_id, status)):
+            store.online = False
 
 
 def _send_left(store: Store, claims: Claims) -> int:
