@@ -170,7 +170,7 @@ def _run_phase(
     store = at_work.store
     # This comes first: a failure that is stored later is another driver's, and stands.
     again = failures(store) if retry_failed else {}
-    trials = pending(part, store, retry_failed=retry_failed)
+    trials = [t for t in part.trials if t.id in again] if retry_failed else pending(part, store)
     if trials:
         check_disk(part, trials, store)
         _check_memory(trials, place)

@@ -64,15 +64,9 @@ def failures(store: Store) -> dict[str, str]:
     return {id_: record.run_id for id_, record in known.items() if record.status == Status.FAILED}
 
 
-def pending(plan: Plan, store: Store, *, retry_failed: bool = False) -> list[Trial]:
-    """The trials of the plan that have no result yet, in its order.
-
-    A failure is a result too. With `retry_failed` the failed trials are pending, and no others.
-    """
+def pending(plan: Plan, store: Store) -> list[Trial]:
+    """The trials of the plan that have no result yet, in its order. A failure is a result too."""
     known = latest(store.records())
-    if retry_failed:
-        failed = {id_ for id_, record in known.items() if record.status == Status.FAILED}
-        return [trial for trial in plan.trials if trial.id in failed]
     return [trial for trial in plan.trials if trial.id not in known or not known[trial.id].settled]
 
 

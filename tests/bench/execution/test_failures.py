@@ -12,7 +12,7 @@ import torch
 
 import bench.execution.inline
 import bench.execution.perform
-from bench.execution.driver import pending
+from bench.execution.driver import failures, pending
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.store.writer import TrialRun
@@ -162,7 +162,7 @@ def test_a_pruned_trial_is_told_stored_and_does_not_run_again(
     assert [event.kind for event in run_inline(store, made)] == ["started", "pruned"]
     assert [record.status for record in store.records()] == ["PRUNED"]
     assert pending(made, store) == []
-    assert pending(made, store, retry_failed=True) == []
+    assert failures(store) == {}
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_a_killed_retry_is_retried_by_the_same_command(store: Store, monkeypatch
                 executed(store, made)
     assert [record.status for record in store.records()] == ["FAILED", "KILLED"]
     assert pending(made, store) == []
-    assert pending(made, store, retry_failed=True) == list(made.trials)
+    assert list(failures(store)) == [trial.id for trial in made.trials]
     executed(store, made)
-    assert pending(made, store, retry_failed=True) == []
+    assert failures(store) == {}
 
 
 def test_a_trial_that_two_starts_finished_counts_once(store: Store) -> None:
