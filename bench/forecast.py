@@ -10,14 +10,14 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from bench.execution.checks import record_mib, worker_mib
-from bench.execution.estimate import Pace, Workload, activation_mib, workload_of
+from bench.execution.estimate import Pace, Workload, activation_mib, workload_of, workload_of_record
 from bench.plan.cells import Cell
 from bench.plan.make import cells_of
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.training.saving import PLAIN, Saving
 from bench.wire.plan import Forecast, Share
-from bench.wire.words import Measure, Phase, Tag
+from bench.wire.words import Measure, Phase
 from methods import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
     open_ = {part.name: _open(part, settled) for part in parts}
     jobs = [job for part in parts for job in part.jobs]
     workloads = {job.workload for job in jobs}
-    peaks = [record.measure(Measure.PEAK_MIB) for record in records if _workload(record) in workloads]
+    peaks = [
+        record.measure(Measure.PEAK_MIB) for record in records if workload_of_record(record) in workloads
+    ]
     return Forecast(
         parts=tuple(
             Share(
@@ -105,10 +107,6 @@ def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
     except UserError as error:
         # Most often nothing of this suite has run yet, which is no news.
         return None, [] if str(error).startswith("no experiment") else [str(error)]
-
-
-def _workload(record: Record) -> Workload:
-    return record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
 
 
 def _open(part: _Part, settled: set[str]) -> list[_Job]:

@@ -40,8 +40,8 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
     split of one seed stay together, where the longest of them stands: a worker holds one such split.
     """
     pace = Pace(plan, records)
-    workloads = {id_: workload_of(row) for row in plan.rows for id_ in row.trials.values() if id_}
-    lengths = {trial.id: pace.seconds(trial, workloads[trial.id]) for trial in trials}
+    by_id = workloads(plan)
+    lengths = {trial.id: pace.seconds(trial, by_id[trial.id]) for trial in trials}
     groups: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
         split = trial.task.split_seed(trial.seed)
@@ -82,13 +82,21 @@ def seconds_per_step(records: Iterable[Record]) -> dict[Workload, list[float]]:
     for record in records:
         seconds, steps = record.measure(Measure.SECONDS), record.measure(Measure.STEPS)
         if record.status == Status.FINISHED and seconds and steps:
-            workload = record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
-            times[workload].append(seconds / steps)
+            times[workload_of_record(record)].append(seconds / steps)
     return times
 
 
 def workload_of(row: Row) -> Workload:
     return row.method, row.backbone, row.task
+
+
+def workload_of_record(record: Record) -> Workload:
+    return record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
+
+
+def workloads(plan: Plan) -> dict[str, Workload]:
+    """The workload of each trial of a plan, by trial id."""
+    return {id_: workload_of(row) for row in plan.rows for id_ in row.trials.values() if id_}
 
 
 def step_count(trial: Trial) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench.execution.estimate import seconds_per_step, step_count, workload_of
+from bench.execution.estimate import seconds_per_step, step_count, workloads
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.wire.trial import Ending
@@ -86,7 +86,7 @@ class Limits:
 
     def __init__(self, timeout: float | str | None, plan: Plan, records: Iterable[Record]) -> None:
         self._timeout = timeout
-        self._workloads = {id_: workload_of(row) for row in plan.rows for id_ in row.trials.values() if id_}
+        self._workloads = workloads(plan)
         self._paces = seconds_per_step(records)
 
     def seconds(self, trial: Trial) -> float | None:
