@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.store.claims import EXPIRY, Claims
-from bench.store.connect import connect
 from bench.store.outbox import Outbox
 from bench.store.records import Record
 from bench.store.store import Store
@@ -35,8 +34,7 @@ class Leftovers:
 
 def experiments(uri: str) -> list[str]:
     """The names of a store's experiments that drivers have worked on, or may have."""
-    client = connect(uri, create=False)
-    return sorted(found.name for found in client.search_experiments() if found.name != "Default")
+    return [store.name for store in Store.every(uri) if store.name != "Default"]
 
 
 def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) -> Leftovers:

@@ -1,4 +1,4 @@
-"""What every use of MLflow's client shares: all pages of an answer, the search for runs, JSON artifacts."""
+"""What every use of MLflow's client shares: all pages of an answer, experiments, runs, JSON artifacts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Experiment, Run, ViewType
 from mlflow.tracking import MlflowClient
 
 from bench.store.connect import insisting
@@ -26,6 +26,11 @@ def every_page(ask: Callable[[str | None], Any]) -> Iterator[Any]:
     while page.token:
         page = ask(page.token)
         yield from page
+
+
+def experiments(client: MlflowClient) -> Iterator[Experiment]:
+    """The experiments of a store that are not deleted, the newest first. MLflow has one named Default."""
+    return every_page(lambda token: client.search_experiments(max_results=PAGE, page_token=token))
 
 
 def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) -> Iterator[Run]:

@@ -29,7 +29,7 @@ from bench.store.connect import (
 from bench.store.moved import artifacts_of
 from bench.store.outbox import Letter
 from bench.store.records import Record
-from bench.store.runs import every_page, find_runs, keep_json
+from bench.store.runs import experiments, find_runs, keep_json
 from bench.store.source import CURVE, Source
 from bench.store.tables import read_curves, read_tables
 from bench.store.verified import check_content
@@ -76,7 +76,7 @@ class Store(Source):
         client = connect(uri, create=False)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            names = [found.name for found in client.search_experiments() if found.name != "Default"]
+            names = [found.name for found in experiments(client) if found.name != "Default"]
             hint = did_you_mean(name, names)
             there = ", ".join(names) or "none"
             raise UserError(
@@ -98,8 +98,8 @@ class Store(Source):
     def every(cls, uri: str) -> list[Store]:
         """Every experiment of a store for reading, by name. Raises UserError where there is no store."""
         client = connect(uri, create=False)
-        found = every_page(lambda token: client.search_experiments(order_by=["name ASC"], page_token=token))
-        return [cls(client, experiment, uri) for experiment in found]
+        stores = (cls(client, experiment, uri) for experiment in experiments(client))
+        return sorted(stores, key=lambda store: store.name)
 
     @property
     def name(self) -> str:

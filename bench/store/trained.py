@@ -22,7 +22,7 @@ from bench.backbones.verbalizer import put_head
 from bench.plan.trial import Trial
 from bench.store.connect import BROKEN_STORE, connect, shown_uri, storing
 from bench.store.records import Record, latest
-from bench.store.runs import broken, find_runs, keep_json
+from bench.store.runs import broken, experiments, find_runs, keep_json
 from bench.store.store import Store
 from bench.store.verified import check_content, hashes
 from bench.wire import Wired
@@ -109,10 +109,8 @@ def _find(client: MlflowClient, run: str) -> Record:
 
     Of the runs of one trial, its id means the one that counts.
     """
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    records = [
-        Record.of(found) for found in find_runs(client, experiments, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")
-    ]
+    every = [experiment.experiment_id for experiment in experiments(client)]
+    records = [Record.of(found) for found in find_runs(client, every, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")]
     start = run.strip().lower()
     by_run = [r for r in records if start and (r.run_id.startswith(start) or r.origin.startswith(start))]
     trials = latest(record for record in records if start and record.trial_id.startswith(start))

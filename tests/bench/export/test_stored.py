@@ -132,7 +132,8 @@ def test_which_run_an_id_names(monkeypatch: pytest.MonkeyPatch) -> None:
         run("bb02", "cc03", "FINISHED"),
     ]
     monkeypatch.setattr(bench.store.trained, "find_runs", lambda *_: runs)
-    client: Any = SimpleNamespace(search_experiments=list)
+    monkeypatch.setattr(bench.store.trained, "experiments", lambda _: [])
+    client: Any = None
     expected = {
         "aa01": "aa01",
         "AA03": "aa03",

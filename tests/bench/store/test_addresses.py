@@ -54,7 +54,7 @@ def test_messages_and_folders_do_not_show_a_password(tmp_path: Path, monkeypatch
 def test_a_run_that_cannot_be_read_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "http://me:secret@host/"
 
-    def refuse() -> None:
+    def refuse(**_: object) -> None:
         raise OSError(f"no answer from {uri}")
 
     client: Any = SimpleNamespace(search_experiments=refuse)

@@ -13,10 +13,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from bench.plan.rows import Plan
-from bench.store import connect
+from bench.store import connect, leftovers
 from bench.store.connect import StoreError, storing
 from bench.store.records import Record, latest, scores
 from bench.store.store import Store
+from bench.store.trained import find_trial
 from bench.store.writer import TrialRun
 from bench.wire.trial import Ending, Progress, failed
 from bench.wire.words import Kind, Status
@@ -305,6 +306,25 @@ def test_reading_needs_a_store_and_an_experiment_and_makes_neither(
     with pytest.raises(UserError, match=r"no experiment 'toyy' in .*did you mean 'toy'"):
         Store.existing(uri, "toyy")
     assert Store.existing(uri, "toy").experiment.experiment_id == store.experiment.experiment_id
+
+
+def test_experiments_beyond_what_one_answer_holds_are_found(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = begin(Store.create(uri, "first"), plan()).run_id
+    for name in ("second", "third"):
+        Store.create(uri, name)
+    ask = MlflowClient.search_experiments
+    monkeypatch.setattr(
+        MlflowClient, "search_experiments", lambda self, **given: ask(self, **given | {"max_results": 1})
+    )
+    every = ["Default", "first", "second", "third"]
+    assert [found.name for found in Store.every(uri)] == every
+    assert leftovers.experiments(uri) == every[1:]
+    with pytest.raises(UserError, match=r"did you mean 'first'\? \(there: third, second, first\)"):
+        Store.existing(uri, "furst")
+    store, record = find_trial(uri, run_id)
+    assert (store.name, record.run_id) == ("first", run_id)
 
 
 def test_a_relative_address_is_of_the_folder_in_which_it_is_used(
