@@ -20,9 +20,9 @@ from torch import Tensor
 from bench.backbones import LoadedBackbone, load
 from bench.backbones.verbalizer import put_head
 from bench.plan.trial import Trial
-from bench.store.connect import BROKEN_STORE, connect, shown_uri, storing
+from bench.store.connect import BROKEN_STORE, connect, shown_uri
 from bench.store.records import Record, latest
-from bench.store.runs import broken, experiments, find_runs, keep_json
+from bench.store.runs import broken, experiments, find_runs
 from bench.store.store import Store
 from bench.store.verified import check_content, hashes
 from bench.wire import Wired
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class StoredTrial:
     """A finished trial as it was when it was scored: adapter and head are on the backbone."""
 
-    client: MlflowClient = field(repr=False)
+    store: Store = field(repr=False)
     record: Record
     trial: Trial
     method: Method
@@ -52,13 +52,12 @@ class StoredTrial:
 
     def content(self, name: Artifact) -> bytes:
         """What an artifact holds. Raises UserError where it cannot be had, or was changed."""
-        return _content(self.client, self.record, name)
+        return _content(self.store, self.record, name)
 
     def keep(self, name: Artifact, content: Wired, tag: Tag) -> None:
         """Stores an artifact on the trial's run, and the tag by which reports find it."""
-        keep_json(self.client, self.record.run_id, name, content)
-        with storing():
-            self.client.set_tag(self.record.run_id, tag, YES)
+        self.store.keep(self.record.run_id, name, content)
+        self.store.tag(self.record.run_id, tag, YES)
 
 
 @contextmanager
@@ -68,13 +67,12 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
     `run` is an MLflow run id or a trial id, or the beginning of one. Raises UserError for a run that is
     unknown, ambiguous or not finished, and a backbone or method that is not the trial's any more.
     """
-    client = connect(store, create=False)
     try:
-        record = _finished(_find(client, run))
+        opened, record = find_trial(store, run)
     except BROKEN_STORE as error:
         raise UserError(shown_uri(f"run {run} cannot be read from {store}: {error}")) from error
-    trial = _trial(record, _content(client, record, Artifact.CONFIG))
-    state = _state(record, _content(client, record, Artifact.ADAPTER))
+    trial = _trial(_finished(record), _content(opened, record, Artifact.CONFIG))
+    state = _state(record, _content(opened, record, Artifact.ADAPTER))
     method = from_identity(trial.method)
     backbone = load(trial.backbone)
     if backbone.info.weights_hash != trial.weights_hash:
@@ -88,7 +86,7 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
     try:
         adapter.load(_part(state, "adapter"))
         _load_head(backbone, _part(state, "head"))
-        yield StoredTrial(client, record, trial, method, backbone, adapter)
+        yield StoredTrial(opened, record, trial, method, backbone, adapter)
     finally:
         adapter.detach()
 
@@ -152,10 +150,10 @@ def _finished(record: Record) -> Record:
     raise UserError(f"{name} {told.get(record.status, record.status.lower())}; run its suite again")
 
 
-def _content(client: MlflowClient, record: Record, name: Artifact) -> bytes:
+def _content(store: Store, record: Record, name: Artifact) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         try:
-            file = Path(client.download_artifacts(record.run_id, name, folder))
+            file = Path(store.client.download_artifacts(record.run_id, name, folder))
         except BROKEN_STORE as error:
             hint = ""
             if name == Artifact.ADAPTER and record.origin != record.run_id:
