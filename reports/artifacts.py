@@ -16,8 +16,8 @@ from pyarrow import ArrowException
 
 from bench.metrics import Metric
 from bench.store.records import Record
-from bench.wire.found import AllocationResult, SearchResult
-from bench.wire.words import Artifact, Kind
+from bench.wire.found import FOUND, AllocationResult, SearchResult
+from bench.wire.words import Artifact
 from reports.inference.intervals import Array
 from reports.study import Experiment
 
@@ -34,12 +34,10 @@ def ablations(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | A
     Raises UserError for a result that is not of its form.
     """
     source = experiment.source
-    for record in source.records(Kind.SEARCH):
-        if (search := source.content(record, Artifact.SEARCH, SearchResult)) is not None:
-            yield record, search
-    for record in source.records(Kind.ALLOCATION):
-        if (allocation := source.content(record, Artifact.ALLOCATION, AllocationResult)) is not None:
-            yield record, allocation
+    for kind, (name, form) in FOUND.items():
+        for record in source.records(kind):
+            if (found := source.content(record, name, form)) is not None:
+                yield record, found
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,12 @@ from bench.plan.cells import Cell
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.store.records import Record, latest
-from bench.wire.found import Finalist, Found
-from bench.wire.words import OWN_SIZE, Artifact, Kind, Phase, Status, Tag
+from bench.wire.found import FOUND, Finalist, Found
+from bench.wire.words import OWN_SIZE, Kind, Phase, Status, Tag
 from methods import Method
 
 #: Shows how so many trials of a plan run on so many slots; what it gives hears of every event.
 Watch = Callable[[Plan, int, int], AbstractContextManager[Report]]
-
-
-#: What the parent run holds when the search or the allocation ends.
-RESULT = {Kind.SEARCH: Artifact.SEARCH, Kind.ALLOCATION: Artifact.ALLOCATION}
 
 
 class Nested:
@@ -67,7 +63,7 @@ class Nested:
 
     def _close(self, status: Literal[Status.FINISHED, Status.KILLED]) -> None:
         if self._found is not None:
-            self.store.keep(self.run_id, RESULT[self.kind], self._found)
+            self.store.keep(self.run_id, FOUND[self.kind][0], self._found)
         self.store.end(self.run_id, status)
 
     @property

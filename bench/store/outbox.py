@@ -15,18 +15,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.process.files import remove, written_whole
 from bench.wire.text import all_storable
-from bench.wire.words import Artifact, Status
+from bench.wire.words import Artifact, EndStatus
 from methods import UserError
-
-#: How MLflow says that a run has ended.
-EndStatus = Literal[Status.FINISHED, Status.FAILED, Status.KILLED]
 
 #: The name of the folder of records that the store does not take.
 REFUSED = "refused"

@@ -13,13 +13,13 @@ from bench.plan.trial import Trial
 from bench.process.alive import owner
 from bench.process.files import sha256_of
 from bench.store.connect import insisting, storing
-from bench.store.outbox import EndStatus, Letter, Outbox
+from bench.store.outbox import Letter, Outbox
 from bench.store.plugins import plugin_sources
 from bench.store.store import Store
 from bench.wire.start import Start, StoredConfig
 from bench.wire.text import all_storable, storable
 from bench.wire.trial import Ending, Progress
-from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Measure, Status, Tag, validation_key
+from bench.wire.words import PROVENANCE, YES, Artifact, EndStatus, Kind, Measure, Status, Tag, validation_key
 
 #: Seconds between two writes of a running trial's progress: each write is a transaction.
 PROGRESS_EVERY = 2.0

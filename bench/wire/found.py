@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.wire import Wired
-from bench.wire.words import PointState
+from bench.wire.words import Artifact, Kind, PointState
 
 #: Evaluator -> mode -> its share in the variation of the score.
 Importance = dict[str, dict[str, float]]
@@ -83,6 +83,13 @@ class AllocationResult(Found):
     path: tuple[Tried, ...]
     heuristic: Tried
     best: Tried | None
+
+
+#: What the parent runs of searches and allocations hold when they end, and its form.
+FOUND: Mapping[Kind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
+    Kind.SEARCH: (Artifact.SEARCH, SearchResult),
+    Kind.ALLOCATION: (Artifact.ALLOCATION, AllocationResult),
+}
 
 
 class Spectrum(Wired):

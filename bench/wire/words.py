@@ -39,6 +39,17 @@ class Status(StrEnum):
         """Whether the trial has a result, even if it is a failure: then it runs again only when asked to."""
         return self in (Status.FINISHED, Status.FAILED, Status.PRUNED)
 
+    @property
+    def ended(self) -> EndStatus:
+        """MLflow's word for a run that ended so; of one that was pruned, or is a duplicate, a tag says it."""
+        if self in (Status.FINISHED, Status.DUPLICATE):
+            return Status.FINISHED
+        return Status.FAILED if self == Status.FAILED else Status.KILLED
+
+
+#: How a run ends for MLflow.
+EndStatus = Literal[Status.FINISHED, Status.FAILED, Status.KILLED]
+
 
 class PointState(StrEnum):
     """How a point of a search ended."""

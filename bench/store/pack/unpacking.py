@@ -13,29 +13,16 @@ import pandas as pd
 from bench.process.alive import owner
 from bench.store.connect import connect, insisting
 from bench.store.merging import brings_more, merged_plan, refuse_other_scores
-from bench.store.outbox import EndStatus, Letter
+from bench.store.outbox import Letter
 from bench.store.records import Record, latest
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.store.writer import flat
-from bench.wire.found import AllocationResult, SearchResult
+from bench.wire.found import FOUND, AllocationResult, SearchResult
 from bench.wire.pack import CURVES_BEGIN, TRAVELS
 from bench.wire.text import all_storable, storable
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
-
-#: MLflow's word for how a run ended that is not killed; the tags of one that was pruned say so.
-ENDED: dict[Status, EndStatus] = {
-    Status.FINISHED: Status.FINISHED,
-    Status.DUPLICATE: Status.FINISHED,
-    Status.FAILED: Status.FAILED,
-}
-
-#: What searches and allocations found.
-FOUND: dict[Kind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
-    Kind.SEARCH: (Artifact.SEARCH, SearchResult),
-    Kind.ALLOCATION: (Artifact.ALLOCATION, AllocationResult),
-}
 
 #: Hears how many of how many trials are written.
 Told = Callable[[int, int], None]
@@ -167,9 +154,8 @@ def _begin(store: Store, run: Record, parent: str) -> str:
 
 def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.DataFrame | None) -> None:
     """Sends all that a run holds, and its end last. To do so twice does no harm."""
-    status = ENDED.get(run.status, Status.KILLED)
     ended = run.started if run.ended is None else run.ended
-    letter = Letter(store.experiment_id, run_id, run.trial_id, status=status, ended=ended)
+    letter = Letter(store.experiment_id, run_id, run.trial_id, status=run.status.ended, ended=ended)
     shown = () if curves is None else curves.itertuples(index=False, name=None)
     letter.metrics = [(key, value, ended, step) for _, key, step, value in shown]
     single = (kv for kv in run.metrics.items() if not kv[0].startswith(CURVES_BEGIN))

@@ -43,9 +43,6 @@ OF_KIND = {
     Kind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
 }
 
-#: The status of a packed run is MLflow's word; its tags say the rest, as in a store.
-WORDS = {Status.PRUNED: Status.KILLED, Status.DUPLICATE: Status.FINISHED, Status.RUNNING: Status.KILLED}
-
 #: What a zip file says of when a file was changed: the earliest that it can.
 NO_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -179,7 +176,7 @@ class _Content:
             {
                 "run_id": run.origin,
                 "parent": "" if run is self._suite else parents.get(run.tag(Tag.PARENT), self._suite.origin),
-                "status": str(WORDS.get(run.status, run.status)),
+                "status": str(run.status.ended),
                 "started": run.started,
                 "ended": run.started if run.ended is None else run.ended,
                 "tags": list(self._tags(run).items()),
