@@ -2,8 +2,8 @@
 
     manifest.json                                 `Manifest`
     experiments/N/experiment.json                 `PackedExperiment`
-    experiments/N/runs.parquet                    a row a run, `RUNS`
-    experiments/N/curves.parquet                  a row a point, `CURVES`
+    experiments/N/runs.parquet                    a row a run, `bench.store.pack.tables.RUNS`
+    experiments/N/curves.parquet                  a row a point, `bench.store.pack.tables.CURVES`
     experiments/N/artifacts/RUN_ID/NAME           the artifacts of a run, as `Artifact` names them
 
 Experiments are numbered by name. A run is one that counts: a trial's, a search's, an allocation's, or the
@@ -43,19 +43,6 @@ TRAVELS = (
 
 #: The keys of metrics whose history is a curve begin so; of the others only the last value travels.
 CURVES_BEGIN = ("train/", "validation/")
-
-#: The columns of a pack's tables, as Arrow names their types. `run_id` is the id that the run had where it
-#: ran, `parent` that of the run that it is nested under, or empty. Times are in milliseconds since the epoch.
-RUNS = {
-    "run_id": "string",
-    "parent": "string",
-    "status": "string",
-    "started": "int64",
-    "ended": "int64",
-    "tags": "map<string, string>",
-    "metrics": "map<string, double>",
-}
-CURVES = {"run_id": "string", "key": "string", "step": "int64", "value": "double"}
 
 
 class Member(Wired):

@@ -57,9 +57,9 @@ class Packed(Source):
         except ValidationError as error:
             raise self._refused(EXPERIMENT, explained(error, PackedExperiment)[0]) from error
         self._name = told.name
-        runs = self._table(RUNS_TABLE, tables.RUNS_SCHEMA).to_pylist()
+        runs = self._table(RUNS_TABLE, tables.RUNS).to_pylist()
         self._records = [self._record(line) for line in runs]
-        self._points = self._table(CURVES_TABLE, tables.CURVES_SCHEMA)
+        self._points = self._table(CURVES_TABLE, tables.CURVES)
         if any(column.null_count for column in self._points.columns):
             raise self._refused(CURVES_TABLE, "a point lacks a part")
         if len({record.run_id for record in self._records}) < len(runs):

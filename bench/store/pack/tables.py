@@ -8,25 +8,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.wire.pack import CURVES, RUNS
-
-_TYPES = {
-    "string": pa.string(),
-    "int64": pa.int64(),
-    "double": pa.float64(),
-    "map<string, string>": pa.map_(pa.string(), pa.string()),
-    "map<string, double>": pa.map_(pa.string(), pa.float64()),
-}
+#: The columns. `run_id` is the id that the run had where it ran, `parent` that of the run that it is nested
+#: under, or empty. Times are in milliseconds since the epoch.
+RUNS = pa.schema(
+    {
+        "run_id": pa.string(),
+        "parent": pa.string(),
+        "status": pa.string(),
+        "started": pa.int64(),
+        "ended": pa.int64(),
+        "tags": pa.map_(pa.string(), pa.string()),
+        "metrics": pa.map_(pa.string(), pa.float64()),
+    }
+)
+CURVES = pa.schema({"run_id": pa.string(), "key": pa.string(), "step": pa.int64(), "value": pa.float64()})
 
 #: The most rows that a table has, and bytes when it is read. A run has some 10 to 1,000 points.
 MOST_ROWS, MOST_BYTES = 50_000_000, 4 * 2**30
-
-
-def schema(columns: dict[str, str]) -> pa.Schema:
-    return pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
-
-
-RUNS_SCHEMA, CURVES_SCHEMA = schema(RUNS), schema(CURVES)
 
 
 def written(table: pa.Table) -> bytes:

@@ -168,7 +168,7 @@ class _Content:
         origins = {run.run_id: run.origin for run in self._runs}
         frame = frame.assign(run_id=frame["run_id"].map(origins)).dropna(subset=["run_id"])
         frame = frame.sort_values(["run_id", "key", "step"])
-        return tables.written(pa.Table.from_pandas(frame, tables.CURVES_SCHEMA, preserve_index=False))
+        return tables.written(pa.Table.from_pandas(frame, tables.CURVES, preserve_index=False))
 
     def _table(self) -> bytes:
         parents = {run.run_id: run.origin for run in self._runs}
@@ -185,7 +185,7 @@ class _Content:
             }
             for run in sorted(self._runs, key=lambda run: (run.started, run.origin))
         ]
-        return tables.written(pa.Table.from_pylist(lines, tables.RUNS_SCHEMA))
+        return tables.written(pa.Table.from_pylist(lines, tables.RUNS))
 
     def _tags(self, run: Record) -> dict[str, str]:
         tags = kept_tags(run.tags)

@@ -169,7 +169,7 @@ def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], Non
         (name,) = [name for name in content if name.endswith("runs.parquet")]
         lines = pq.read_table(io.BytesIO(content[name])).to_pylist()
         change(lines[-1])
-        content[name] = tables.written(pa.Table.from_pylist(lines, tables.RUNS_SCHEMA))
+        content[name] = tables.written(pa.Table.from_pylist(lines, tables.RUNS))
 
     return edit
 

@@ -184,7 +184,7 @@ def other_score(content: dict[str, bytes]) -> None:
     lines = pq.read_table(io.BytesIO(content[name])).to_pylist()
     run = next(line for line in lines if ("seed", "0") in line["tags"])
     run["metrics"] = [(key, value + 2e-6 * (key == "score")) for key, value in run["metrics"]]
-    content[name] = tables.written(pa.Table.from_pylist(lines, tables.RUNS_SCHEMA))
+    content[name] = tables.written(pa.Table.from_pylist(lines, tables.RUNS))
 
 
 def test_other_scores_are_listed_and_nothing_is_written(
