@@ -1,4 +1,4 @@
-"""What a report reads of runs one by one: results of searches, predictions, and histories of metrics."""
+"""What a report reads of runs one by one: results of searches, and predictions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from bench.metrics import Metric
 from bench.store.records import Record
 from bench.wire.found import FOUND, AllocationResult, SearchResult
 from bench.wire.words import Artifact
-from reports.inference.intervals import Array
 from reports.study import Experiment
 
-#: How many artifacts or histories are asked for at once.
+#: How many artifacts are asked for at once.
 READERS = 8
 
 Key = TypeVar("Key", bound=Hashable)
@@ -90,16 +89,6 @@ def _array(table: Any, columns: Sequence[str], whole: bool) -> NDArray[Any]:
     if whole:
         found = np.nan_to_num(found, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
     return found[:, 0] if not re.search(r"_\d+$", columns[0]) else found
-
-
-def histories(experiment: Experiment, trial_ids: Iterable[str], key: str) -> dict[str, Array]:
-    """A metric's history by trial id: (points, 2) with step and value, by step."""
-
-    def one(trial_id: str) -> Array | None:
-        points = experiment.source.history(experiment.records[trial_id], key)
-        return np.array(points, dtype=float) if points else None
-
-    return _in_parallel(one, trial_ids)
 
 
 def _in_parallel(one: Callable[[Key], Value | None], keys: Iterable[Key]) -> dict[Key, Value]:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.wire.words import validation_key
-from reports.artifacts import histories
 from reports.inference.intervals import Array
 from reports.study import CEILING, FLOOR, OWN_SIZE, REFERENCE, Cell, Seed, Study, TaskAndBackbone, grouped
 
@@ -122,13 +121,15 @@ def _histories(study: Study, wanted: Mapping[int, Sequence[Seed]]) -> dict[int, 
     for experiment in study.experiments:
         by_metric = grouped(wanted, lambda number: study.all_cells[number].metric)
         for metric, numbers in by_metric.items():
-            ids = [
-                seed.trial_id
+            trials = {
+                experiment.records[seed.trial_id].run_id: seed.trial_id
                 for number in numbers
                 for seed in wanted[number]
                 if seed.experiment == experiment.name
-            ]
-            found |= histories(experiment, dict.fromkeys(ids), validation_key(metric))
+            }
+            points = experiment.source.curves(validation_key(metric), trials)
+            for run_id, history in points.groupby("run_id"):
+                found[trials[str(run_id)]] = history[["step", "value"]].to_numpy(float)
     return {
         number: {seed.seed: found[seed.trial_id] for seed in seeds if seed.trial_id in found}
         for number, seeds in wanted.items()

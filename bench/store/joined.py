@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from bench.store.merging import brings_more, one_plan, refuse_other_scores
@@ -59,13 +59,10 @@ class Joined(Source):
             return as_json(self._plan).encode()
         return part.read(record, name)
 
-    def history(self, record: Record, key: str) -> list[tuple[int, float]]:
-        return self._of_run[record.run_id].history(record, key)
-
-    def curves(self) -> pd.DataFrame:
+    def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
         import pandas as pd
 
-        found = [part.curves() for part in self._parts]
+        found = [part.curves(key, runs) for part in self._parts]
         own = [
             frame[[self._of_run.get(run_id) is part for run_id in frame["run_id"]]]
             for part, frame in zip(self._parts, found, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
@@ -54,14 +55,11 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def history(self, record: Record, key: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric, by step. Of a step that was logged twice the last value counts."""
+    def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
+        """Every point of every trial's curves, or of one key those of `runs`, which are run ids of records.
 
-    @abstractmethod
-    def curves(self) -> pd.DataFrame:
-        """Every point of every trial's curves: the columns are `CURVE`, `run_id` as records have it.
-
-        Curves are losses by step or by epoch and validation scores by epoch. Sorted by run, key and step.
+        Curves are losses by step or by epoch and validation scores by epoch. The columns are `CURVE`. Sorted
+        by run, key and step. Of a step that was logged twice the last value counts.
         """
 
     def content(self, record: Record, name: Artifact, form: type[Content]) -> Content | None:

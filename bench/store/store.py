@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -189,32 +189,30 @@ class Store(Source):
         params = self.client.get_run(record.run_id).data.params
         return dict(params), {file.path: file.file_size for file in listed}
 
-    def history(self, record: Record, key: str) -> list[tuple[int, float]]:
-        points = self.client.get_metric_history(record.run_id, key)
-        return sorted({point.step: point.value for point in points}.items())
-
-    def curves(self) -> pd.DataFrame:
+    def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
         import pandas as pd
 
+        found, uri = None, self.client.tracking_uri
         with storing():
-            found = None if self._served else read_curves(self.client.tracking_uri, self.experiment_id)
+            if not self._served:
+                found = read_curves(uri, self.experiment_id, key, runs)
         if found is None:
-            found = self._curves_one_by_one()
+            found = self._curves_one_by_one(key, runs)
         return pd.DataFrame(found, columns=list(CURVE)).astype({"step": "int64", "value": "float64"})
 
-    def _curves_one_by_one(self) -> list[tuple[str, str, int, float]]:
-        wanted = [
-            (record, key)
-            for record in sorted(self.records(), key=lambda record: record.run_id)
-            for key in sorted(record.metrics)
-            if key.startswith(CURVES_BEGIN)
-        ]
+    def _curves_one_by_one(self, key: str | None, runs: Collection[str]) -> list[tuple[str, str, int, float]]:
+        wanted = (
+            ((record.run_id, one) for record in self.records() for one in record.metrics)
+            if key is None
+            else ((run_id, key) for run_id in runs)
+        )
+        curves = sorted(one for one in wanted if one[1].startswith(CURVES_BEGIN))
         with ThreadPoolExecutor(READERS) as pool:
-            histories = pool.map(lambda one: self.history(*one), wanted)
+            histories = pool.map(lambda one: self.client.get_metric_history(*one), curves)
             return [
-                (record.run_id, key, step, value)
-                for (record, key), points in zip(wanted, histories, strict=True)
-                for step, value in points
+                (*one, step, value)
+                for one, points in zip(curves, histories, strict=True)
+                for step, value in sorted({point.step: point.value for point in points}.items())
             ]
 
     # --- writing ---

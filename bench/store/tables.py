@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 
 from sqlalchemy import or_, select
 
@@ -63,11 +64,10 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
     ]
 
 
-def read_curves(uri: str, experiment_id: str) -> list[tuple[str, str, int, float]] | None:
-    """(run id, key, step, value) of every point of every curve, in this order; None as above.
-
-    Of a step that was logged twice the last value counts.
-    """
+def read_curves(
+    uri: str, experiment_id: str, key: str | None, runs: Collection[str]
+) -> list[tuple[str, str, int, float]] | None:
+    """(run id, key, step, value) of the points that `Source.curves` is asked for, by these; None as above."""
     try:
         from mlflow.entities import LifecycleStage
         from mlflow.store.tracking.dbmodels.models import SqlMetric, SqlRun
@@ -78,9 +78,12 @@ def read_curves(uri: str, experiment_id: str) -> list[tuple[str, str, int, float
             .join(SqlRun, SqlRun.run_uuid == SqlMetric.run_uuid)
             .where(SqlRun.experiment_id == int(experiment_id))
             .where(SqlRun.lifecycle_stage == LifecycleStage.ACTIVE)
-            .where(or_(*(SqlMetric.key.startswith(start) for start in CURVES_BEGIN)))
             .order_by(*point, SqlMetric.timestamp, SqlMetric.value)
         )
+        if key is None:
+            points = points.where(or_(*(SqlMetric.key.startswith(start) for start in CURVES_BEGIN)))
+        else:
+            points = points.where(SqlMetric.key == key, SqlMetric.run_uuid.in_(runs))
     except (ImportError, AttributeError):
         return None
     engine = open_engine(uri)

@@ -81,8 +81,8 @@ def test_stored_predictions_give_the_stored_scores_by_scipy(uri: str) -> None:
         mean, sd = (record.metrics[key] for key in (Measure.TARGET_MEAN, Measure.TARGET_SD))
         assert frame["prediction"].to_numpy() == pytest.approx(frame["logit_0"].to_numpy() * sd + mean)
         # The epoch that was kept is the best by validation, which way that may be.
-        history = store.history(record, f"validation/{record.tags['metric']}")
-        best = (min if record.tags["metric"] == "rmse" else max)(value for _, value in history)
+        scores = store.curves(f"validation/{record.tags['metric']}", [record.run_id])["value"]
+        best = (min if record.tags["metric"] == "rmse" else max)(scores)
         assert record.metrics[Measure.SELECTED_VALIDATION] == pytest.approx(best)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from functools import cached_property
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,19 +112,11 @@ class Packed(Source):
                 raise self._refused(path, str(error)) from error
         return content
 
-    def history(self, record: Record, key: str) -> list[tuple[int, float]]:
-        return self._histories.get((record.run_id, key), [])
-
-    def curves(self) -> pd.DataFrame:
+    def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
         frame: pd.DataFrame = self._points.to_pandas()
+        if key is not None:
+            frame = frame[(frame["key"] == key) & frame["run_id"].isin(list(runs))]
         return frame.sort_values(list(CURVE[:3]), ignore_index=True)
-
-    @cached_property
-    def _histories(self) -> dict[tuple[str, str], list[tuple[int, float]]]:
-        found: defaultdict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
-        for run_id, key, step, value in self.curves().itertuples(index=False, name=None):
-            found[run_id, key].append((step, value))
-        return dict(found)
 
 
 def _record(line: dict[str, Any]) -> Record:

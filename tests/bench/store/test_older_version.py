@@ -91,7 +91,7 @@ def test_its_records_and_its_plan_say_what_they_said(old: Old) -> None:
     )
     assert first.name == "LoRA 2 · digits · seed 0"
     assert first.provenance["harness"] == "0.1.0"
-    assert [step for step, _ in store.history(first, Measure.TRAIN_LOSS)] == [1, 2, 3, 4]
+    assert store.curves(Measure.TRAIN_LOSS, [first.run_id])["step"].tolist() == [1, 2, 3, 4]
     assert {record.tag(Tag.FAILURE) for record in by_method(records, "TensLoRA")} == {"diverged"}
     plan = store.plan()
     assert plan is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from mlflow.store.tracking.dbmodels import models
 
@@ -81,6 +82,16 @@ def test_where_mlflow_has_other_tables_the_client_is_asked(
         monkeypatch.setattr(models, "SqlRun", columns)
     assert read_tables(store.uri, store.experiment_id, Kind.TRIAL) is None
     assert shown(store.records()) == whole
+
+
+def test_the_client_gives_the_same_curves_one_by_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = (record.run_id for record in store.records())
+    asked: list[tuple[Any, ...]] = [(), ("train/loss", [third, second, first]), ("train/loss", [second])]
+    whole = [store.curves(*one) for one in asked]
+    assert [len(found) for found in whole] == [3, 1, 0]
+    monkeypatch.delattr(models, "SqlMetric")
+    for one, found in zip(asked, whole, strict=True):
+        pd.testing.assert_frame_equal(store.curves(*one), found)
 
 
 def test_a_database_that_is_locked_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
