@@ -103,10 +103,9 @@ def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:
     from bench.store.store import Store
 
     try:
-        return Store.existing(store, name), []
+        return Store.there(store, name), []
     except UserError as error:
-        # Most often nothing of this suite has run yet, which is no news.
-        return None, [] if str(error).startswith("no experiment") else [str(error)]
+        return None, [str(error)]
 
 
 def _open(part: _Part, settled: set[str]) -> list[_Job]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -111,12 +110,10 @@ def _budget(row: Row) -> str:
 
 def _stored(plan: Plan, store: str) -> dict[tuple[str, str], tuple[Design, float]]:
     """By budget and metric, the designs and thresholds of what is stored of the suite and tells its noise."""
-    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
-        return {}
     try:
         study = read(store, [plan.suite.name])
     except UserError:
-        # Nothing of this suite has finished yet.
+        # There is no store, or nothing of this suite has finished yet.
         return {}
     blocks = reversed(analyse(study).blocks)
     return {
