@@ -26,7 +26,6 @@ PARTS = {
     "packages": ("python", "version_"),
     "hardware": ("platform", "cpu", "cpu_cores", "threads", "memory_mib", "gpu", "cuda"),
     "memory saved by": ("micro_batch", "checkpointing"),
-    "trained together": ("packed",),
 }
 
 
@@ -60,7 +59,7 @@ class Provenance:
         for part, keys in PARTS.items():
             own = {key.removeprefix("version_"): value for key, value in self._of(keys) if value}
             text = ", ".join(f"{key} {value}" for key, value in own.items()) or UNKNOWN
-            if part in ("memory saved by", "trained together") and not own:
+            if part == "memory saved by" and not own:
                 continue
             if part == "packages" and self.start:
                 text += f"; {len(self.start.libraries)} packages in all"

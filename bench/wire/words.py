@@ -116,8 +116,6 @@ class Tag(StrEnum):
     #: How the trial was run in less memory, where it was: see `bench.training.saving`.
     MICRO_BATCH = f"{PROVENANCE}micro_batch"
     CHECKPOINTING = f"{PROVENANCE}checkpointing"
-    #: How many trials trained in one step, this one counted. No longer written; stored trials may have it.
-    PACKED = f"{PROVENANCE}packed"
     METRIC_SOURCE = f"{PROVENANCE}source_metric"
     #: Whether the run has a redundancy analysis.
     REDUNDANCY = "redundancy"

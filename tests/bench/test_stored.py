@@ -14,8 +14,6 @@ import bench
 from bench.process.files import sha256
 from bench.store.store import Store
 from bench.training.seeding import stream_seed
-from bench.wire.words import PROVENANCE, Tag
-from reports.provenance import Provenance
 
 from .toy_runs import SHORT, Ran, run
 from .toy_suites import VISION
@@ -102,12 +100,6 @@ def test_from_a_trial_one_comes_to_the_suite_and_all_that_made_it(ran: Ran, call
     assert read["start"]["suite"]["text"] == ran.suite.read_text()
     assert read["start"]["libraries"]["torch"] == record.provenance["version_torch"]
     assert (read["started"], read["ended"]) == (record.started, record.ended)
-
-
-def test_a_trial_that_trained_in_one_step_with_others_still_says_so() -> None:
-    facts = {Tag.PACKED.removeprefix(PROVENANCE): "4"}
-    assert dict(Provenance(0, 1, facts, None).lines())["trained together"] == "packed 4"
-    assert "trained together" not in dict(Provenance(0, 1, {}, None).lines())
 
 
 def test_from_a_cell_of_a_table_one_comes_to_its_trials_and_what_made_them(ran: Ran, call: Call) -> None:
