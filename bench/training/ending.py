@@ -70,17 +70,13 @@ def _predictions(outcome: Outcome) -> bytes:
     Where an example may have several labels, `label` and `prediction` are a column a class: `label_0`, …
     What a language model wrote is in `text`.
     """
-    logits, answers = outcome.final.logits, outcome.final.answers
-    told = {
-        "label": outcome.labels.numpy(),
-        "prediction": logits.argmax(1).numpy() if answers is None else answers,
-    }
+    told = {"label": outcome.labels.numpy(), "prediction": outcome.final.answers}
     columns: dict[str, Any] = {"example": outcome.example_ids.numpy()}
     for name, values in told.items():
         columns |= {name: values} if values.ndim == 1 else _numbered(name, values)
     if outcome.final.texts is not None:
         columns["text"] = list(map(storable, outcome.final.texts))
-    frame = pd.DataFrame(columns | _numbered("logit", logits.numpy()))
+    frame = pd.DataFrame(columns | _numbered("logit", outcome.final.logits.numpy()))
     file = io.BytesIO()
     frame.to_parquet(file, index=False)
     return file.getvalue()

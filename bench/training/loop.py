@@ -61,8 +61,8 @@ class Evaluation:
     logits: Tensor
     metric: float
     loss: float
-    #: As `Objective.answers` has them; None: the likeliest class.
-    answers: NDArray[Any] | None = None
+    #: As `Objective.answers` has them.
+    answers: NDArray[Any]
     #: What a language model wrote; None where it does not write.
     texts: list[str] | None = None
 
