@@ -17,6 +17,7 @@ from pyarrow import ArrowException
 from bench.metrics import Metric
 from bench.store.records import Record
 from bench.wire.found import FOUND, AllocationResult, SearchResult
+from bench.wire.predictions import numbered
 from bench.wire.words import Artifact
 from reports.study import Experiment
 
@@ -73,11 +74,6 @@ def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric
         return Predictions(example[order], label[order], given[order])
 
     return _in_parallel(one, trial_ids)
-
-
-def numbered(have: Sequence[str], name: str) -> list[str]:
-    """The columns of that name: itself, or one a class, in the order of their numbers."""
-    return [name] if name in have else [c for c in have if re.fullmatch(rf"{name}_\d+", c)]
 
 
 def _array(table: Any, columns: Sequence[str], whole: bool) -> NDArray[Any]:

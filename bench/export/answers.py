@@ -13,6 +13,7 @@ from pyarrow import ArrowException
 from torch import Tensor
 
 from bench.training.trial import Resources
+from bench.wire.predictions import numbered
 from bench.wire.words import Artifact
 from methods import UserError
 
@@ -76,7 +77,7 @@ def stored_answers(stored: StoredTrial) -> Answers:
     content = stored.content(Artifact.PREDICTIONS)
     try:
         frame = pd.read_parquet(io.BytesIO(content)).head(MOST)
-        columns = frame[[name for name in frame.columns if name.startswith("logit_")]]
+        columns = frame[numbered(list(frame.columns), "logit")]
         logits, ids = torch.tensor(columns.to_numpy()), frame["example"].tolist()
     except (OSError, ArrowException, KeyError, ValueError) as error:
         raise UserError(f"{Artifact.PREDICTIONS} cannot be read: {error}") from error

@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 import pandas as pd
-from numpy.typing import NDArray
 from safetensors.torch import save
 
 from bench.training.trial import Outcome
+from bench.wire.predictions import a_class_each
 from bench.wire.text import storable
 from bench.wire.trial import Ending
 from bench.wire.words import Artifact, Measure, Tag
@@ -65,23 +65,14 @@ def finished(outcome: Outcome) -> Ending:
 
 
 def _predictions(outcome: Outcome) -> bytes:
-    """Of each example its id, what is right, what was answered, and the outputs behind the answer.
-
-    Where an example may have several labels, `label` and `prediction` are a column a class: `label_0`, …
-    What a language model wrote is in `text`.
-    """
+    """As `bench.wire.predictions` says."""
     told = {"label": outcome.labels.numpy(), "prediction": outcome.final.answers}
     columns: dict[str, Any] = {"example": outcome.example_ids.numpy()}
     for name, values in told.items():
-        columns |= {name: values} if values.ndim == 1 else _numbered(name, values)
+        columns |= {name: values} if values.ndim == 1 else a_class_each(name, values)
     if outcome.final.texts is not None:
         columns["text"] = list(map(storable, outcome.final.texts))
-    frame = pd.DataFrame(columns | _numbered("logit", outcome.final.logits.numpy()))
+    frame = pd.DataFrame(columns | a_class_each("logit", outcome.final.logits.numpy()))
     file = io.BytesIO()
     frame.to_parquet(file, index=False)
     return file.getvalue()
-
-
-def _numbered(name: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """The columns of a table (N, columns) by name and number."""
-    return {f"{name}_{number}": values[:, number] for number in range(values.shape[1])}

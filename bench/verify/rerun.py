@@ -19,9 +19,9 @@ from bench.training.measure import provenance
 from bench.training.saving import Saving
 from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
+from bench.wire.predictions import numbered
 from bench.wire.words import Artifact, Measure
 from methods import UserError
-from reports.artifacts import numbered
 
 #: How far two scores may be apart: on the same hardware with the same torch, and elsewhere, where sums are
 #: taken in another order and a few examples of a test set go the other way.

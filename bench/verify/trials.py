@@ -26,11 +26,11 @@ from bench.store.verified import ChangedError, hashes
 from bench.tasks import objective
 from bench.verify.findings import Examined
 from bench.verify.labels import Labels, compare_name
+from bench.wire.predictions import numbered
 from bench.wire.start import SourceFile, StoredConfig
 from bench.wire.words import YES, Artifact, Measure, Tag
 from methods import Method, UserError, from_identity
 from methods.validation import explained
-from reports.artifacts import numbered
 
 #: What every finished trial leaves.
 LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
