@@ -320,7 +320,10 @@ def _channels(file: Path, field: str, values: Any) -> tuple[float, float, float]
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
-    names = ("tokenizer.*", "vocab.*", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+    names = (
+        *("tokenizer.*", "vocab.*", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+        *("added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "spm.model"),
+    )
     found = [file for name in names for file in sorted(folder.glob(name))]
     vocabularies = [file for file in found if file.name.startswith(("tokenizer.", "vocab."))]
     return found if vocabularies else []

@@ -14,6 +14,7 @@ from torch import nn
 
 from bench.backbones import BackboneSpec, describe, load
 from bench.inputs import ImageInput, TextInput
+from bench.process.files import sha256_of_all
 from methods.backbone import PROJECTIONS, Geometry, Site
 from methods.errors import UserError
 
@@ -182,6 +183,26 @@ def test_preprocessing_is_read_from_the_folder(tmp_path: Path) -> None:
         json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]})
     )
     assert describe(local(folder)).input == ImageInput(32, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "name", ["added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "merges.txt"]
+)
+def test_the_tokenizer_s_hash_follows_every_file_of_it(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert"))
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+
+    def found() -> str:
+        text = describe(local(folder)).input
+        assert isinstance(text, TextInput)
+        return text.tokenizer_hash
+
+    hashes = [found()]
+    for content in ("{}", "{ }"):
+        (folder / name).write_text(content)
+        hashes.append(found())
+    assert hashes[0] == f"sha256:{sha256_of_all(folder / 'vocab.txt')}"
+    assert len(set(hashes)) == 3
 
 
 def test_the_hash_follows_weights_and_config(tmp_path: Path) -> None:
