@@ -25,7 +25,7 @@ from bench.backbones.base import (
     refuse_image_size,
 )
 from bench.backbones.fused import Split, SplitHeads, transposed
-from bench.backbones.kinds import KINDS, MAY_EXCEED, MAY_MISS, MODEL_TYPES, UNEMBEDDINGS, Kind
+from bench.backbones.kinds import KINDS, MAY_EXCEED, MAY_MISS, MODEL_TYPES, UNEMBEDDINGS, Kind, Normalisation
 from bench.backbones.untrusted import refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.files import sha256_of_all
@@ -299,15 +299,26 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
             decodes=kind.decodes,
         )
     size, patch = _side(config.image_size, name), _side(config.patch_size, name)
-    mean, std = kind.normalisation
-    preprocessor = folder / "preprocessor_config.json"
-    if preprocessor.is_file():
-        settings = read_object(preprocessor)
-        mean, std = (
-            _channels(preprocessor, field, settings.get(field, usual))
-            for field, usual in (("image_mean", mean), ("image_std", std))
+    return ImageInput(pixel_size(name, size, image_size, patch), *_normalisation(folder, kind.normalisation))
+
+
+def _normalisation(folder: Path, usual: Normalisation) -> Normalisation:
+    """What a folder says that pixels are normalised by; what is usual where it does not say."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return usual
+    settings = read_object(file)
+    if settings.get("do_rescale") is False:
+        raise UserError(
+            f"{file}: do_rescale is false, which is for pixels from 0 to 255; here they are from 0 to 1"
         )
-    return ImageInput(pixel_size(name, size, image_size, patch), mean, std)
+    if settings.get("do_normalize") is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = (
+        _channels(file, field, settings.get(field, values))
+        for field, values in zip(("image_mean", "image_std"), usual, strict=True)
+    )
+    return mean, std
 
 
 def _channels(file: Path, field: str, values: Any) -> tuple[float, float, float]:

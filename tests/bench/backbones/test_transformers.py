@@ -185,6 +185,14 @@ def test_preprocessing_is_read_from_the_folder(tmp_path: Path) -> None:
     assert describe(local(folder)).input == ImageInput(32, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
 
 
+def test_a_checkpoint_whose_pixels_are_not_normalised_gets_them_so(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "vit", encoder("vit"))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"do_normalize": False, "do_rescale": True, "image_mean": [0.5, 0.5, 0.5]})
+    )
+    assert describe(local(folder)).input == ImageInput(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
 @pytest.mark.parametrize(
     "name", ["added_tokens.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "merges.txt"]
 )
@@ -243,6 +251,11 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
             r"image_mean should be three .*\(got \[0.5\]\)",
         ),
         ("preprocessor_config.json", b'{"image_std": 0.5}', r"image_std should be three .*\(got 0.5\)"),
+        (
+            "preprocessor_config.json",
+            b'{"do_rescale": false}',
+            "do_rescale is false, which is for pixels from 0 to 255",
+        ),
         ("config.json", b"[1]", r"should hold a JSON object, got \[1\]"),
         ("config.json", b'{"model_type": "vit", "hidden_size": "x"}', "no vit model: .*hidden_size.*got str"),
         (
