@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.errors import UserError, cut, near_names, shown
+
+#: The special tokens that a tokenizer puts into a text or a batch by itself.
+_ROLES = ("bos", "cls", "eos", "pad", "sep", "unk")
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,30 @@ def _blaming_tokenizer(folder: Path) -> Iterator[None]:
         raise UserError(f"the tokenizer in {folder} fails: {_told(error)}") from error
 
 
+# A plan asks the same many times: a tokenizer is loaded again only if its files changed.
+@lru_cache(maxsize=256)
+def _check_tokens(folder: Path, hashed: str, pads_by_end: bool, vocabulary: int) -> None:
+    """Raises UserError if a folder's tokenizer makes tokens that the folder's model has no embeddings of.
+
+    One that is not there or does not load is refused where a text is read.
+    """
+    try:
+        tokenizer = load_tokenizer(folder, pads_by_end)
+    except UserError:
+        return
+    with _blaming_tokenizer(folder):
+        beyond = {number: token for token, number in tokenizer.get_vocab().items() if number >= vocabulary}
+        used = {getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
+        # Of other special tokens no text is made, and many a converted tokenizer has one too many.
+        idle = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} - used
+    if wrong := beyond.keys() - idle:
+        raise UserError(
+            f"the tokenizer in {folder} has the token {shown(beyond[max(wrong)])} with the id {max(wrong)}, "
+            f"but the model has {vocabulary} tokens (vocab_size in config.json), from 0 on: put the "
+            "tokenizer there that it was trained with, or give it more embeddings (resize_token_embeddings)"
+        )
+
+
 @contextmanager
 def _config(folder: Path) -> Iterator[Any]:
     """The configuration of the folder's model, or of the part of it that is a kind of ours.
@@ -291,8 +318,10 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
     if kind.normalisation is None:
         refuse_image_size(name, image_size)
         reserved = config.pad_token_id + 1 if kind.positions_after_padding else 0
+        hashed = f"sha256:{sha256_of_all(*files)}" if (files := _tokenizer_files(folder)) else ""
+        _check_tokens(folder, hashed, kind.decodes, config.vocab_size)
         return TextInput(
-            tokenizer_hash=f"sha256:{sha256_of_all(*files)}" if (files := _tokenizer_files(folder)) else "",
+            tokenizer_hash=hashed,
             max_tokens=config.max_position_embeddings - reserved,
             load_tokenizer=partial(load_tokenizer, folder, pads_by_end=kind.decodes),
             blaming=partial(_blaming_tokenizer, folder),

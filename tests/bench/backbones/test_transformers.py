@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.backbones import BackboneSpec, describe, load
+from bench.backbones.random_weights import byte_tokenizer
 from bench.inputs import ImageInput, TextInput
 from bench.process.files import sha256_of_all
 from methods.backbone import PROJECTIONS, Geometry, Site
@@ -291,6 +293,31 @@ def test_a_broken_tokenizer_or_index_is_refused_by_folder(tmp_path: Path, conten
     (folder / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UserError, match=f"in {folder} does not load: .*Error"):
         load(local(folder))
+
+
+def test_a_token_beyond_the_model_s_embeddings_is_refused_by_name(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert", vocab_size=261))
+    tokenizer = byte_tokenizer(16)
+    tokenizer.add_special_tokens({"pad_token": "<260>"})
+    # That stands in a text only where the text says so.
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<261>"]})
+    tokenizer.save_pretrained(folder)
+    assert isinstance(describe(local(folder)).input, TextInput)
+    for more in ({"unk_token": "<262>"}, {"pad_token": "<263>"}):
+        tokenizer.add_special_tokens(more)
+        tokenizer.save_pretrained(folder)
+        (token,) = more.values()
+        said = f"in {folder} has the token '{token}' with the id {token[1:-1]}, but the model has 261 tokens"
+        for use in (describe, load):
+            with pytest.raises(UserError, match=re.escape(said)):
+                use(local(folder))
+
+
+def test_a_word_beyond_the_model_s_embeddings_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert"))
+    byte_tokenizer(16).save_pretrained(folder)
+    with pytest.raises(UserError, match=r"has the token '.' with the id 259, but the model has 50 tokens"):
+        describe(local(folder))
 
 
 @pytest.mark.parametrize("keep", [slice(0), slice(4), slice(-1)], ids=["empty", "no header", "cut off"])
