@@ -191,7 +191,7 @@ def _measured(study: Study, cell: Cell) -> Recipe:
     trials = (experiment.trials.get(seed.trial_id) for seed in study.of_cell(cell.number))
     trial = next((trial for trial in trials if trial is not None), None)
     told = (
-        {key: value for key, value in mixtures.fields(trial).items() if key in mixtures.MEASURED}
+        {key: value for key, value in mixtures.fields(trial).items() if key in mixtures.DECISIVE}
         if trial
         else {}
     )

@@ -12,7 +12,7 @@ from methods import UserError
 from reports.study import Cell, Study, grouped
 
 #: Fields of a trial that say what is measured. Scores that differ in one of them do not compare.
-MEASURED = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
+DECISIVE = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
 
 #: What a suite may set for each method, and its rows then name. Experiments that use the same values agree.
 PER_METHOD = ("training lr", "training head_lr", "training core_lr")
@@ -66,7 +66,7 @@ def refuse(mixtures: list[Mixture]) -> None:
 def fields(trial: PlannedTrial) -> dict[str, str]:
     """What a trial's configuration sets, flat, beyond its method, backbone, task and seed."""
     recipe = {f"training {key}": value for key, value in trial.recipe.items()}
-    told = {key: getattr(trial, key, trial.task.get(key)) for key in MEASURED}
+    told = {key: getattr(trial, key, trial.task.get(key)) for key in DECISIVE}
     return {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in (told | recipe).items()
     }
@@ -92,7 +92,7 @@ def _trials(study: Study) -> list[Mixture]:
                 continue
             several = len(study.experiments) > 1
             told = {short(value): _whose(some, by_experiment=several) for value, some in by_value.items()}
-            found.append(Mixture(key, str(setting), told, key in MEASURED))
+            found.append(Mixture(key, str(setting), told, key in DECISIVE))
     return found
 
 

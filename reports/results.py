@@ -16,8 +16,8 @@ from bench.store import DEFAULT_STORE
 from bench.store.records import Record
 from bench.wire.words import OWN_SIZE, Artifact, Measure, Tag
 from methods import UserError
+from reports import reading
 from reports.artifacts import numbered
-from reports.reading import read
 from reports.study import Experiment, Study
 
 
@@ -112,26 +112,15 @@ PREDICTIONS = WHICH | {
 NUMBERED = {"label": WHOLE, "prediction": WHOLE, "logit": "float32"}
 
 #: Columns of `TRIALS` that are measured, and where.
-MEASURED = {
-    "score": Measure.SCORE,
-    "loss": Measure.SCORE_LOSS,
-    "validation": Measure.SELECTED_VALIDATION,
-    "selected_epoch": Measure.SELECTED_EPOCH,
+MEASURED = reading.MEASURED | {
     "parameters": Measure.ADAPTER_PARAMETERS,
     "peak_parameters": Measure.PEAK_PARAMETERS,
     "head_parameters": Measure.HEAD_PARAMETERS,
-    "steps": Measure.STEPS,
-    "step_ms": Measure.STEP_MS,
-    "peak_mib": Measure.PEAK_MIB,
-    "adapter_bytes": Measure.ADAPTER_BYTES,
     "frozen_bytes": Measure.FROZEN_BYTES,
-    "seconds": Measure.SECONDS,
     "bare_ms": Measure.BARE_MS,
     "adapted_ms": Measure.ADAPTED_MS,
     "merged_ms": Measure.MERGED_MS,
     "timed_examples": Measure.TIMED_EXAMPLES,
-    "cut_prompts": Measure.CUT_PROMPTS,
-    "prompts": Measure.PROMPTS,
     "text_loss_bare": Measure.TEXT_LOSS_BARE,
     "text_loss": Measure.TEXT_LOSS,
     "text_tokens": Measure.TEXT_TOKENS,
@@ -192,7 +181,7 @@ def load_results(*experiments: str | PathLike[str], store: str = DEFAULT_STORE) 
     """
     if not experiments:
         raise UserError("load_results() takes at least one experiment, or the file of a pack")
-    return Results(**vars(read(store, [fspath(name) for name in experiments])))
+    return Results(**vars(reading.read(store, [fspath(name) for name in experiments])))
 
 
 def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
