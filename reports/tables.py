@@ -49,7 +49,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class TableRow:
+class MainRow:
     """A method in one block of the main table."""
 
     method: str
@@ -72,7 +72,7 @@ class MainTable:
     #: The metrics that several tasks have: each has a column of averages. No average is of two metrics.
     averages: list[str]
     #: Budget -> its rows.
-    blocks: dict[str, list[TableRow]]
+    blocks: dict[str, list[MainRow]]
     incomplete: bool
     #: Whether any entry has a mark.
     marked: bool
@@ -174,7 +174,7 @@ def _rows(
     metric_of: Mapping[str, str],
     averaged: Mapping[str, Sequence[str]],
     marks: Marks,
-) -> list[TableRow]:
+) -> list[MainRow]:
     """The rows of one budget. A mark is of all tasks of a metric, and stands in their average."""
     places: dict[int, int] = {}
     for of_task in grouped(cells, lambda cell: cell.task).values():
@@ -198,7 +198,7 @@ def _rows(
             replace(found[method], mark=marks.get((budget, metric, method), ""))
             for metric, found in averages.items()
         ]
-        rows.append(TableRow(method, some[0].percent_of_lora, entries, of_metrics))
+        rows.append(MainRow(method, some[0].percent_of_lora, entries, of_metrics))
     return rows
 
 
