@@ -22,6 +22,7 @@ from bench.conformance.subject import (
     sites_of,
     transient_tensors,
 )
+from bench.training.saving import checkpointed
 from methods.backbone import Site
 from methods.base import Method
 
@@ -54,30 +55,22 @@ def checkpointing(subject: Subject) -> None:
     if "dropout" in type(method).model_fields:
         method = method.model_copy(update={"dropout": 0.2})
     results, runs = [], []
-    for checkpointed in (False, True):
+    for wanted in (False, True):
         backbone, adapter = subject.randomised(method=method)
-        encoder: Any = backbone.module.encoder
-        if checkpointed and subject.kind == "timm":
-            encoder.set_grad_checkpointing(True)
-        elif checkpointed:
-            encoder.config.use_cache = False
-            with warnings.catch_warnings():
-                # transformers renamed it within version 5; the old name is there in all of them.
-                warnings.simplefilter("ignore", FutureWarning)
-                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         calls: list[int] = []
         layer = backbone.module.get_submodule(
             backbone.path(min(sites_of(method, subject.geometry), default=Site(0, "query")))
         )
         # Before the forward: recomputation leaves a block's last layer as soon as it has what it needs.
         hook = layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        places = transient_tensors(adapter, backbone)
-        backbone.module.train()
-        torch.default_generator.manual_seed(7)
-        logits = backbone.module(**subject.batch())
-        results.append((logits.detach(), gradients(adapter, backbone, logits)))
+        with checkpointed(backbone.module.encoder, wanted):
+            places = transient_tensors(adapter, backbone)
+            backbone.module.train()
+            torch.default_generator.manual_seed(7)
+            logits = backbone.module(**subject.batch())
+            results.append((logits.detach(), gradients(adapter, backbone, logits)))
+            stale = transient_tensors(adapter, backbone) - places
         hook.remove()
-        stale = transient_tensors(adapter, backbone) - places
         expect(not stale, f"tensors kept after a recomputed backward: {sorted(stale)[:4]}")
         runs.append(len(calls))
     # Once in a forward, but for attention that projects positions too.
