@@ -82,17 +82,16 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-def tiny(kind: BackboneKind, geometry: Geometry = GEOMETRY) -> RandomBackbone:
+def tiny(kind: BackboneKind, geometry: Geometry | None = None) -> RandomBackbone:
     """A random backbone of a kind, of 16 tokens or of images of 16 pixels.
 
-    Decoders have shapes of their own.
+    Without a geometry it has the kind's: decoders have shapes of their own.
     """
-    if geometry == GEOMETRY:
-        geometry = GEOMETRIES.get(kind, geometry)
+    geometry = geometry or GEOMETRIES.get(kind, GEOMETRY)
     return RandomBackbone(f"tiny-{kind}", kind, geometry, image_size=16, patch=8, max_tokens=16)
 
 
-def load_tiny(kind: BackboneKind, geometry: Geometry = GEOMETRY) -> LoadedBackbone:
+def load_tiny(kind: BackboneKind, geometry: Geometry | None = None) -> LoadedBackbone:
     """The same with every weight random, biases and norms too: the same at every load."""
     backbone = tiny(kind, geometry).load(None)
     draws = torch.Generator().manual_seed(1)
@@ -114,7 +113,9 @@ class Subject:
     kind: BackboneKind
     device: str = field(default="cpu", kw_only=True)
 
-    def backbone(self, dtype: torch.dtype = torch.float32, geometry: Geometry = GEOMETRY) -> LoadedBackbone:
+    def backbone(
+        self, dtype: torch.dtype = torch.float32, geometry: Geometry | None = None
+    ) -> LoadedBackbone:
         """A copy of its own: nothing that a check does to it is seen by another."""
         backbone = copy.deepcopy(self._original(geometry))
         backbone.reset(CLASSES, torch.Generator().manual_seed(2))
@@ -124,7 +125,7 @@ class Subject:
         backbone.module.to(self.device, dtype)
         return backbone
 
-    def _original(self, geometry: Geometry) -> LoadedBackbone:
+    def _original(self, geometry: Geometry | None = None) -> LoadedBackbone:
         return _pristine(self.kind, geometry)
 
     def attach(self, backbone: LoadedBackbone, seed: int = 3, method: Method | None = None) -> Adapter:
@@ -151,7 +152,7 @@ class Subject:
     @property
     def geometry(self) -> Geometry:
         """As the backbone itself says it: with the size of its encoder."""
-        return self._original(GEOMETRY).geometry
+        return self._original().geometry
 
     @property
     def adapts(self) -> bool:
@@ -161,7 +162,7 @@ class Subject:
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:
         """Three examples; the last text one is padded."""
         draws = torch.Generator().manual_seed(seed)
-        if isinstance(self._original(GEOMETRY).info.input, TextInput):
+        if isinstance(self._original().info.input, TextInput):
             ids = torch.randint(4, 200, (3, 6), generator=draws)
             mask = torch.ones_like(ids)
             ids[2, 4:], mask[2, 4:] = 1, 0
@@ -176,7 +177,7 @@ class LoadedSubject(Subject):
     loaded: LoadedBackbone
     tokenizer: Any = None
 
-    def _original(self, geometry: Geometry) -> LoadedBackbone:
+    def _original(self, geometry: Geometry | None = None) -> LoadedBackbone:
         return self.loaded
 
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bench.conformance.subject import GEOMETRY, NotApplicable, Subject, expect, sites_of
+from bench.conformance.subject import NotApplicable, Subject, expect, sites_of
 from methods import METHODS, Method, from_identity
 from methods.backbone import Geometry
 from methods.errors import UserError
@@ -32,13 +32,13 @@ def identity(subject: Subject) -> None:
 def count(subject: Subject) -> str:
     """`count` is the number of parameters that really train, on several geometries and ranks."""
     counted, refusals = 0, []
-    for geometry in (GEOMETRY, *COUNTED):
+    for geometry in (None, *COUNTED):
         for method in _sizes(subject.method):
             backbone = subject.backbone(geometry=geometry)
             try:
                 adapter = subject.attach(backbone, method=method)
             except NotApplicable as refusal:
-                refusals.append(f"{geometry}: {refusal}")
+                refusals.append(f"{backbone.geometry}: {refusal}")
                 continue
             head = {id(parameter) for parameter in backbone.head.parameters()}
             real = {
@@ -49,7 +49,7 @@ def count(subject: Subject) -> str:
             total, formula = sum(real.values()), method.peak_count(backbone.geometry)
             expect(
                 total == formula,
-                f"{method.size} at {geometry}: {total:,} train, the formula says {formula:,}",
+                f"{method.size} at {backbone.geometry}: {total:,} train, the formula says {formula:,}",
             )
             counted += 1
     if not counted:
