@@ -328,11 +328,7 @@ def _surroundings(a: Study, b: Study) -> list[Change]:
 
 def _values(study: Study) -> dict[str, str]:
     """Each kind of provenance with all its values."""
-    values: defaultdict[str, set[str]] = defaultdict(set)
-    for tags in mixtures.provenance(study):
-        for key, value in tags.items():
-            values[key].add(value or "none")
-    return {key: ", ".join(sorted(some)) for key, some in values.items()}
+    return {key: ", ".join(sorted(values)) for key, values in mixtures.provenance_counts(study).items()}
 
 
 def _text(value: Any) -> str:

@@ -119,30 +119,27 @@ def _tuning(study: Study) -> list[Mixture]:
 
 
 def _surroundings(study: Study) -> list[Mixture]:
-    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for tags in provenance(study):
-        for key, value in tags.items():
-            if key.startswith(SURROUNDINGS):
-                counts[key][value] += 1
     return [
         Mixture(
             key.replace("version_", "version of ").replace("_", " "),
             "",
-            {value or "none": f"{trials:,} trials" for value, trials in values.most_common()},
+            {value: f"{trials:,} trials" for value, trials in values.most_common()},
             False,
         )
-        for key, values in counts.items()
-        if len(values) > 1
+        for key, values in provenance_counts(study).items()
+        if key.startswith(SURROUNDINGS) and len(values) > 1
     ]
 
 
-def provenance(study: Study) -> list[dict[str, str]]:
-    """Where each finished trial of the tables came from."""
+def provenance_counts(study: Study) -> dict[str, Counter[str]]:
+    """Each kind of provenance with its values and how many finished trials of the tables have them."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     # A trial of two cells counts once.
     by_run = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.run_id)
-    return [
-        study.experiment(seed.experiment).records[seed.trial_id].provenance for seed, *_ in by_run.values()
-    ]
+    for seed, *_ in by_run.values():
+        for key, value in study.experiment(seed.experiment).records[seed.trial_id].provenance.items():
+            counts[key][value or "none"] += 1
+    return counts
 
 
 def short(value: str) -> str:

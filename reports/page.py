@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -87,7 +86,10 @@ def render(
             most=MOST_LINES,
             phases=_phases(study),
             tuned=[cell for cell in cells if cell.tuning],
-            provenance=_provenance(study),
+            provenance=[
+                (key.replace("version_", ""), values.most_common())
+                for key, values in mixtures.provenance_counts(study).items()
+            ],
             made=when or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
     )
@@ -251,15 +253,6 @@ def _phases(study: Study) -> list[Phase]:
         for name, some in by_phase.items()
         if name != "final"
     ]
-
-
-def _provenance(study: Study) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Each kind of provenance with its values and how many trials have them."""
-    counts: dict[str, Counter[str]] = {}
-    for tags in mixtures.provenance(study):
-        for key, value in tags.items():
-            counts.setdefault(key.replace("version_", ""), Counter())[value or "none"] += 1
-    return [(key, values.most_common()) for key, values in counts.items()]
 
 
 def _percent(value: float | None, digits: int = 2) -> str:
