@@ -112,17 +112,6 @@ class Comparison:
     #: What whoever reads it must know.
     notes: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as JSON takes it."""
-        return {
-            "names": self.names,
-            "thresholds": self.thresholds,
-            "changes": [vars(change) for change in self.changes],
-            "moves": [vars(move) for move in self.moves],
-            "only": self.only,
-            "notes": self.notes,
-        }
-
 
 def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = None) -> Comparison:
     """Compares two experiments, each a store's URI and a name, or any URI and the file of a pack.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -180,7 +181,7 @@ def perf(
     if plot is not None:
         timing.plot(rows, title, plot)
     if as_json:
-        echo_json(timing.as_json(rows))
+        echo_json(list(map(asdict, rows)))
     else:
         spare = ("forward", "backward", "of floor", "MiB", "same sites", "own floor", "params")
         out.print(fitted(out, step_table(rows, title), *spare))

@@ -153,7 +153,7 @@ def compare(
         (store, experiment_of(first)), (store_b or store, experiment_of(second)), one_for_each(threshold)
     )
     if as_json:
-        echo_json(found.as_dict())
+        echo_json(asdict(found))
     else:
         print_comparison(out, found)
 

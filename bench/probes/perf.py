@@ -10,7 +10,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -294,10 +294,6 @@ def _at_inference(rounds: Sequence[Inference]) -> dict[str, Any]:
         "ratio_adapted": statistics.median(one.adapted / one.bare for one in rounds),
         "ratio_merged": statistics.median(ms / bare for ms, bare in merged) if merged else None,
     }
-
-
-def as_json(rows: Sequence[Timing]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]
 
 
 def plot(rows: Sequence[Timing], title: str, path: Path) -> None:
