@@ -33,7 +33,6 @@ class Case:
 class CheckResult:
     """What came of a case. `message` says why it failed or does not apply, or remarks on a pass."""
 
-    method: str
     preset: str
     backbone: BackboneKind
     check: str
@@ -163,10 +162,7 @@ def run_case(case: Case) -> CheckResult:
     began = time.perf_counter()
     found = judge(case.check, lambda: check_case(case))
     seconds = time.perf_counter() - began
-    return CheckResult(
-        *(case.method.name, case.method.label, case.backbone, case.check),
-        *(found.status, found.message, seconds),
-    )
+    return CheckResult(case.method.label, case.backbone, case.check, found.status, found.message, seconds)
 
 
 def run_checks(
