@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any
@@ -34,6 +34,12 @@ def cut(text: str, most: int = SHOWN) -> str:
     """
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return short.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def first_few(items: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first items and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
 
 
 #: Looks at no more of a value than can be shown.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bench.wire.plan import PlannedTrial
 from methods import UserError
+from methods.errors import first_few
 from reports.study import Cell, Study, grouped
 
 #: Fields of a trial that say what is measured. Scores that differ in one of them do not compare.
@@ -99,8 +100,7 @@ def _trials(study: Study) -> list[Mixture]:
 def _whose(cells: Sequence[Cell], *, by_experiment: bool) -> str:
     if by_experiment:
         return ", ".join(sorted({cell.experiment for cell in cells}))
-    methods = list(dict.fromkeys(cell.method for cell in cells))
-    return ", ".join(methods[:3]) + (f" and {len(methods) - 3} more" if len(methods) > 3 else "")
+    return first_few(list(dict.fromkeys(cell.method for cell in cells)), 3)
 
 
 def _tuning(study: Study) -> list[Mixture]:

@@ -19,6 +19,9 @@ from methods.errors import UserError, shown
 #: The standard deviation of a fresh head's weights. Its biases start at zero.
 HEAD_STD = 0.02
 
+#: How many keys of a state a message names.
+MOST_KEYS = 6
+
 #: How many classes the head has that a backbone carries between loading and its first `reset`.
 INITIAL_CLASSES = 2
 
@@ -261,12 +264,6 @@ def check_safetensors(name: str, *files: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"backbone '{name}': {file} is not a safetensors file: {error}") from error
-
-
-def key_list(keys: Sequence[str]) -> str:
-    """The first few keys of a state and how many more there are, for a message."""
-    more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
-    return ", ".join(keys[:6]) + more
 
 
 def locate(

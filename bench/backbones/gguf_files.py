@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.backbones.base import key_list
+from bench.backbones.base import MOST_KEYS
 from bench.backbones.huggingface import quiet
-from methods.errors import UserError
+from methods.errors import UserError, first_few
 
 
 def convert_gguf(source: Path, target: Path, quantisation: str | None = None) -> None:
@@ -38,7 +38,7 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
     except Exception as error:  # whatever transformers raises of a file of another make
         raise UserError(f"{source} does not load: {type(error).__name__}: {error}") from error
     if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{source} lacks weights, which would stay random: {key_list(missing)}")
+        raise UserError(f"{source} lacks weights, which would stay random: {first_few(missing, MOST_KEYS)}")
     # Saving as transformers does is refused for a quantised model, which this is no longer.
     del model.config.quantization_config
     model.config.save_pretrained(target)

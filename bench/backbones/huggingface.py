@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from bench.backbones.base import (
+    MOST_KEYS,
     BackboneInfo,
     LoadedBackbone,
     channels,
     check_safetensors,
     check_shape,
-    key_list,
     pixel_size,
     read_object,
     refuse_image_size,
@@ -30,7 +30,7 @@ from bench.backbones.untrusted import refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
-from methods.errors import UserError, cut, near_names, shown
+from methods.errors import UserError, cut, first_few, near_names, shown
 
 #: The special tokens that a tokenizer puts into a text or a batch by itself.
 _ROLES = ("bos", "cls", "eos", "pad", "sep", "unk")
@@ -379,7 +379,7 @@ def _side(value: Any, name: str) -> int:
 def _refuse(name: str, what: str, keys: Any, allowed: tuple[str, ...]) -> None:
     wrong = sorted(key for key in keys if not set(key.split(".")) & set(allowed))
     if wrong:
-        raise UserError(f"backbone '{name}' {what}: {key_list(wrong)}")
+        raise UserError(f"backbone '{name}' {what}: {first_few(wrong, MOST_KEYS)}")
 
 
 @contextmanager

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.backbones.base import (
+    MOST_KEYS,
     BackboneInfo,
     LoadedBackbone,
     channels,
     check_safetensors,
     check_shape,
-    key_list,
     locate,
     read_object,
 )
@@ -28,7 +28,7 @@ from bench.inputs import ImageInput
 from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.backbone import PROJECTIONS, Geometry
-from methods.errors import UserError, near_names
+from methods.errors import UserError, first_few, near_names
 
 _BLOCK = "blocks.{layer}"
 PATHS = {
@@ -241,7 +241,7 @@ def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> 
         if key in state and state[key].shape != expected[key].shape
     ]
     if faults:
-        raise UserError(f"backbone '{name}': {file} does not fit: {key_list(faults)}")
+        raise UserError(f"backbone '{name}': {file} does not fit: {first_few(faults, MOST_KEYS)}")
     encoder.load_state_dict(state)
     encoder.float()
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bench.conformance.cases import CheckResult
 from bench.conformance.findings import Finding, Status
+from methods.errors import first_few
 
 _PASSED, _FAILED, _REFUSED = "[green]✓[/green]", "[bold red]✗[/bold red]", "[dim]–[/dim]"
 
@@ -68,7 +69,5 @@ def _refusals(results: Sequence[CheckResult]) -> list[str]:
             methods.setdefault((result.check, result.message), {})[result.preset] = None
     lines = []
     for (check, reason), presets in methods.items():
-        named = list(presets)
-        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-        lines.append(f"{check} not applicable: {reason} ({', '.join(named[:3])}{more})")
+        lines.append(f"{check} not applicable: {reason} ({first_few(list(presets), 3)})")
     return lines

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.terminal.tables import plain_table
+from methods.errors import first_few
 from reports.units import unit_of
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ def print_comparison(console: Console, found: Comparison) -> None:
         console.print("They have no cell in common: no method under one budget on one task and backbone.")
     for name, only in zip(found.names, found.only, strict=True):
         if only:
-            more = f" and {len(only) - MOST_NAMED} more" if len(only) > MOST_NAMED else ""
-            console.print(escape(f"Only in {name}: {'; '.join(only[:MOST_NAMED])}{more}."))
+            console.print(escape(f"Only in {name}: {first_few(only, MOST_NAMED, '; ')}."))
 
 
 def _close(console: Console, found: Comparison) -> None:
