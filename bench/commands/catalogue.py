@@ -66,8 +66,9 @@ def check(
     Of a task the examples are read, of a backbone the weights: what is not there yet is downloaded.
     """
     from bench.backbones import BACKBONES
-    from bench.conformance import check_backbone, check_task, print_findings
+    from bench.conformance import check_backbone, check_task
     from bench.tasks import TASKS
+    from bench.terminal.checks import print_findings
     from methods import METHODS, UnknownNameError
 
     methods = [known for known, _ in METHODS.available()] if name == "all" else [name] * (name in METHODS)
@@ -88,7 +89,8 @@ def check(
 
 
 def _methods_fail(names: list[str], quick: bool) -> bool:
-    from bench.conformance import conformance_cases, print_checks, run_case
+    from bench.conformance import conformance_cases, run_case
+    from bench.terminal.checks import print_checks
     from bench.terminal.progress import progress_bars
     from methods import METHODS
 

@@ -30,7 +30,6 @@ from bench.conformance.cases import (
     variations,
 )
 from bench.conformance.checks import CHECKS
-from bench.conformance.display import print_checks, print_findings
 from bench.conformance.findings import Finding
 from bench.conformance.subject import BACKBONES, DECODERS, CheckFailed, NotApplicable
 from bench.conformance.tasks import check_task
@@ -49,8 +48,6 @@ __all__ = [
     "check_kind",
     "check_task",
     "conformance_cases",
-    "print_checks",
-    "print_findings",
     "run_case",
     "run_checks",
     "variations",

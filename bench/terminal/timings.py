@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from bench.terminal.tables import plain_table
 
 if TYPE_CHECKING:
     from bench.probes.perf import Timing
@@ -14,13 +15,9 @@ if TYPE_CHECKING:
 
 def step_table(rows: Sequence[Timing], title: str) -> Table:
     """What a training step takes."""
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    made.add_column("method", min_width=12)
-    made.add_column("rank mode", no_wrap=True)
     times = ("forward", "backward", "step ms")
     ratios = ("of LoRA", "same sites", "of floor", "own floor")
-    for heading in ("params", *times, *ratios, "MiB"):
-        made.add_column(heading, justify="right", no_wrap=True)
+    made = _table(title, "params", *times, *ratios, "MiB")
     for row in rows:
         made.add_row(
             row.method,
@@ -40,11 +37,7 @@ def step_table(rows: Sequence[Timing], title: str) -> Table:
 
 def inference_table(rows: Sequence[Timing], title: str) -> Table:
     """What the adapters cost when they are used."""
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    made.add_column("method", min_width=12)
-    made.add_column("rank mode", no_wrap=True)
-    for heading in ("bare ms", "adapted", "merged", "bytes on disk", "with all frozen"):
-        made.add_column(heading, justify="right", no_wrap=True)
+    made = _table(title, "bare ms", "adapted", "merged", "bytes on disk", "with all frozen")
     for row in rows:
         made.add_row(
             row.method,
@@ -55,4 +48,12 @@ def inference_table(rows: Sequence[Timing], title: str) -> Table:
             f"{row.adapter_bytes:,}",
             f"{row.loaded_bytes:,}",
         )
+    return made
+
+
+def _table(title: str, *numbers: str) -> Table:
+    """A line for each method and rank mode."""
+    whole = ("rank mode", *numbers)
+    made = plain_table(title, "method", *whole, texts=("rank mode",), whole=whole)
+    made.columns[0].min_width = 12
     return made

@@ -15,10 +15,10 @@ from bench.conformance import (
     CHECKS,
     CheckResult,
     conformance_cases,
-    print_checks,
     run_checks,
     variations,
 )
+from bench.terminal.checks import print_checks
 from methods import METHODS, create
 from methods.errors import UnknownNameError, UserError
 

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from bench.conformance.cases import CheckResult
 from bench.conformance.findings import Finding, Status
+from bench.terminal.tables import plain_table
 from methods.errors import first_few
 
 _PASSED, _FAILED, _REFUSED = "[green]✓[/green]", "[bold red]✗[/bold red]", "[dim]–[/dim]"
@@ -23,10 +22,7 @@ def print_checks(console: Console, results: Sequence[CheckResult]) -> None:
     what did not apply.
     """
     statuses = get_args(Status)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", overflow="fold")
-    for status in statuses:
-        table.add_column(status, justify="right", no_wrap=True)
+    table = plain_table("", "method", *statuses, whole=statuses, folded=("method",))
     for preset in dict.fromkeys(result.preset for result in results):
         counts = Counter(result.status for result in results if result.preset == preset)
         mark = _FAILED if counts["failed"] else _PASSED
