@@ -311,13 +311,11 @@ def _drops(stored: StoredTrial, parts: Sequence[Component], device: str) -> dict
 
 def draw(analyses: Sequence[Redundancy], file: Path) -> None:
     """Plots the spectra side by side, a panel for each mode. Raises UserError if it cannot be written."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure, panels = pyplot.subplots(1, len(MODES), figsize=(3.2 * len(MODES), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(MODES), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(MODES))
     for panel, mode in zip(panels, MODES, strict=True):
         for analysis in analyses:
             spectrum = analysis.modes[mode]
@@ -336,5 +334,3 @@ def draw(analyses: Sequence[Redundancy], file: Path) -> None:
         figure.savefig(file, dpi=150)
     except (ValueError, OSError) as error:
         raise UserError(f"--plot {file}: {error}") from error
-    finally:
-        pyplot.close(figure)
