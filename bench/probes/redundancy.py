@@ -126,12 +126,12 @@ def effective_rank(values: Sequence[float]) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def held_rank(values: Sequence[float], held: float = HELD) -> int:
-    """How many singular values hold this share of the squared norm."""
+def held_rank(values: Sequence[float]) -> int:
+    """How many singular values hold 99% of the squared norm."""
     energy = torch.tensor(values, dtype=torch.float64).square().cumsum(0)
     if not float(energy[-1]):
         return 0
-    return int((energy < held * energy[-1]).sum()) + 1
+    return int((energy < HELD * energy[-1]).sum()) + 1
 
 
 def spectrum(adapter: Adapter, geometry: Geometry) -> dict[str, Spectrum]:
