@@ -145,13 +145,6 @@ class DenseHead(nn.Module):
         return self.out_proj(self.inner_dropout(inner))
 
 
-class RobertaHead(DenseHead):
-    """RoBERTa's own, with tanh."""
-
-    def __init__(self, hidden: int, dropout: float, classes: int) -> None:
-        super().__init__(hidden, dropout, dropout, torch.tanh, classes)
-
-
 #: Makes a head for so many classes.
 MakeHead = Callable[[int], nn.Module]
 
@@ -163,7 +156,8 @@ def linear_head(config: Any) -> MakeHead:
 
 def roberta_head(config: Any) -> MakeHead:
     """dropout, dense, tanh, dropout, linear"""
-    return partial(RobertaHead, config.hidden_size, _dropout(config.classifier_dropout, config))
+    dropout = _dropout(config.classifier_dropout, config)
+    return partial(DenseHead, config.hidden_size, dropout, dropout, torch.tanh)
 
 
 def electra_head(config: Any) -> MakeHead:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bench.commands.options import DEFAULT_STORE, StoreUri, err, out
+from bench.process.memory import MIB
 
 
 def pack(
@@ -26,7 +27,7 @@ def pack(
     names = [experiment_of(name) for name in experiment]
     done = results.pack(*names, out=file, store=store, adapters=adapters, force=force)
     held = ", ".join(f"{trials:,} trials of {name}" for name, trials in done.trials.items())
-    out.print(f"Wrote {held} to {file} ({done.bytes / 2**20:.1f} MiB).", markup=False, soft_wrap=True)
+    out.print(f"Wrote {held} to {file} ({done.bytes / MIB:.1f} MiB).", markup=False, soft_wrap=True)
     notes = {
         "trial(s) are still running and are not in it": done.running,
         "finished trial(s) have no adapter stored": done.without_adapter,
@@ -84,5 +85,5 @@ def site(
         out.print(f"{folder} is what {results} gives.", markup=False, soft_wrap=True)
         return
     files = write_site(results, folder, force=force)
-    size = sum(len(content) for content in files.values()) / 2**20
+    size = sum(len(content) for content in files.values()) / MIB
     out.print(f"Wrote {len(files)} files ({size:.1f} MiB) to {folder}.", markup=False, soft_wrap=True)

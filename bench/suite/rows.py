@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
 from bench.backbones.spec import refuse_unknown_home
 from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
 from bench.tasks import TASKS, DataSource, Task, train_count
@@ -30,8 +31,9 @@ from methods.validation import Frozen, Label, Later, refuse_repeats, silent
 #: What the names of a recipe's fields begin with in `each`.
 TRAINING = "training."
 
-#: Of ImageNet's images in red, green and blue.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: What names a suite, or data of one's own; and the same in words.
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+NAME_RULE = "at most 128 letters, digits, '_', '.' and '-', a letter or digit first"
 
 #: How many combinations of values a row may stand for.
 MAX_ROWS = 10_000
@@ -153,10 +155,8 @@ class TaskRow(Frozen):
     @model_validator(mode="after")
     def _of_the_name(self) -> Self:
         if self.data is not None:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", self.task):
-                raise ValueError(
-                    "name: at most 128 letters, digits, '_', '.' and '-', a letter or digit first"
-                )
+            if not NAME.fullmatch(self.task):
+                raise ValueError(f"name: {NAME_RULE}")
             for path in self.data.paths.values():
                 refuse_unknown_home(path)
         return self

@@ -14,7 +14,7 @@ from bench.process.files import sha256_of
 from bench.suite.choosing import Allocation, Search, Tuning
 from bench.suite.limit import Timeout
 from bench.suite.recipe import Recipe
-from bench.suite.rows import Budget, MethodRow, TaskRow
+from bench.suite.rows import NAME, NAME_RULE, Budget, MethodRow, TaskRow
 from bench.suite.yaml_text import written
 from bench.tasks import DataSource
 from bench.tasks.plain_text import TextName
@@ -77,8 +77,8 @@ class Suite(Frozen):
     @field_validator("name")
     @classmethod
     def _plain(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", name):
-            raise ValueError("at most 128 letters, digits, '_', '.' and '-', a letter or digit first")
+        if not NAME.fullmatch(name):
+            raise ValueError(NAME_RULE)
         return name
 
     @field_validator("description", "closing")

@@ -86,7 +86,7 @@ class PeakMemory:
     def mib(self) -> float | None:
         """The peak in MiB, or None where it is not known."""
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) / 2**20
+            return torch.cuda.max_memory_allocated(self._device) / MIB
         if not self._reset:
             return None
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -168,7 +168,7 @@ def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
         interval = None
         if found.low is not None and found.high is not None:
             interval = (found.low[y], found.high[y])
-        _dot(ax, found.place[y], -y, interval, _family(study, block, method), looks)
+        _dot(ax, found.place[y], -y, interval, family_of(study, block, method), looks)
         if y < len(letters):
             ax.annotate(
                 letters[y],
@@ -248,7 +248,7 @@ def normalised(study: Study, block: Block, number: int, looks: Looks) -> Drawn |
     figure, axes = panels(2, height=_height(methods))
     for ax, (title, values) in zip(axes, shown, strict=True):
         for y, (method, (value, interval)) in enumerate(zip(methods, values, strict=True)):
-            _dot(ax, value, -y, interval, _family(study, block, method), looks)
+            _dot(ax, value, -y, interval, family_of(study, block, method), looks)
         _name_rows(ax, methods, methods if ax is axes[0] else [])
         ax.set_title(title)
         ax.set_xlabel("0: head only, 1: full fine-tuning")
@@ -299,7 +299,8 @@ def _name_rows(ax: Axes, rows: Sized, names: Sequence[str]) -> None:
     ax.set_ylim(-len(rows) + 0.4, 0.6)
 
 
-def _family(study: Study, block: Block, method: str) -> str:
+def family_of(study: Study, block: Block, method: str) -> str:
+    """The family of one of a block's methods, which has its colour and shape."""
     return study.all_cells[block.cells[method][0]].family
 
 

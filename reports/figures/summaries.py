@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports.analysis import Block
 from reports.drawing import INK, MUTED, Drawn, Looks, panels
-from reports.figures.blocks import of_block
+from reports.figures.blocks import family_of, of_block
 from reports.figures.training import LINES
 from reports.inference.intervals import ALPHA
 from reports.study import REFERENCE, Study
@@ -37,7 +37,7 @@ def apart(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
         pd.Series(ranking.ranks.mean[: len(names)], names),
         same,
         ax=ax,
-        color_palette={name: looks.colour(_family(study, block, name)) for name in names},
+        color_palette={name: looks.colour(family_of(study, block, name)) for name in names},
         label_props={"fontsize": 7.5},
         crossbar_props={"color": INK, "linewidth": 2.2},
         marker_props={"s": 14},
@@ -60,7 +60,7 @@ def apart(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
 def profile(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
     """Share of runs that reach each normalised score (a performance profile; Agarwal et al., 2021)."""
     methods = [method for method in block.methods if method in block.aggregates]
-    lora = [method for method in methods if _family(study, block, method) == REFERENCE]
+    lora = [method for method in methods if family_of(study, block, method) == REFERENCE]
     shown = list(dict.fromkeys([*methods[:MOST_PROFILES], *lora[:1]]))
     if len(shown) < 2:
         return None
@@ -68,7 +68,7 @@ def profile(study: Study, block: Block, number: int, looks: Looks) -> Drawn | No
     drawn_of: Counter[str] = Counter()
     told: dict[str, str] = {}
     for place, method in enumerate(shown):
-        family, runs = _family(study, block, method), np.sort(block.aggregates[method].runs)
+        family, runs = family_of(study, block, method), np.sort(block.aggregates[method].runs)
         ax.step(
             np.concatenate([runs[:1], runs]),
             100 * np.linspace(1, 0, len(runs) + 1),
@@ -90,7 +90,3 @@ def profile(study: Study, block: Block, number: int, looks: Looks) -> Drawn | No
     alternative = "; ".join(told.values())
     title = f"Performance profile, {block.heading}"
     return Drawn(f"profile-{number}", title, caption, alternative, figure, told, **of_block(block))
-
-
-def _family(study: Study, block: Block, method: str) -> str:
-    return study.all_cells[block.cells[method][0]].family
