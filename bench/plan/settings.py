@@ -7,12 +7,11 @@ from math import lcm, prod
 from random import Random
 from typing import Any
 
+from bench.suite.choosing import AXES
 from bench.suite.recipe import Recipe
 from methods import Method
 from methods.validation import Frozen, validate
 
-#: The axes in their order, by the names that a suite's grids have.
-AXES = ("lr", "scale", "head_lr", "core_lr")
 #: The axes whose values are factors.
 RATIOS = ("scale", "core_lr")
 #: The axes in the order in which points are made. An axis that some methods lack comes late, so that the

@@ -10,6 +10,10 @@ from bench.suite.recipe import Epochs
 from bench.suite.rows import BudgetRank
 from methods.validation import Frozen, refuse_repeats
 
+#: What is tuned besides ranks, in its order: the learning rates of adapter, head and core (a multiple of the
+#: adapter's), and the method's scale.
+AXES = ("lr", "scale", "head_lr", "core_lr")
+
 #: The largest seed of a search. Optuna's samplers take 32 bits, and each point that is tried adds one.
 MAX_SEED = 2**31
 
@@ -40,16 +44,21 @@ class Selection(Frozen):
     #: How many epochs each of these trials trains; None means as many as the final runs.
     epochs: Epochs | None = None
 
-    @field_validator("seeds", "lr", "scale", "head_lr", "core_lr", "modes", check_fields=False)
+    @field_validator("seeds", *AXES, "modes", check_fields=False)
     @classmethod
     def _different(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         refuse_repeats(values or ())
         return values
 
-    @field_validator("lr", "scale", "head_lr", "core_lr", check_fields=False)
+    @field_validator(*AXES, check_fields=False)
     @classmethod
     def _ascending(cls, grid: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return tuple(sorted(grid)) if grid else grid
+
+    @property
+    def grids(self) -> dict[str, tuple[float, ...] | None]:
+        """The values that are tried of each axis; None where it stays as it is."""
+        return {axis: getattr(self, axis, None) for axis in AXES}
 
 
 class Tuning(Selection):
@@ -66,10 +75,6 @@ class Tuning(Selection):
     head_lr: Grid | None = HEAD_LR_GRID
     #: Of methods with a core: multiples of `lr`.
     core_lr: Grid | None = None
-
-    @property
-    def grids(self) -> dict[str, tuple[float, ...] | None]:
-        return {"lr": self.lr, "scale": self.scale, "head_lr": self.head_lr, "core_lr": self.core_lr}
 
     @model_validator(mode="after")
     def _something_to_tune(self) -> Self:
@@ -97,10 +102,6 @@ class Search(Selection):
     pruner: Literal["auto", "median", "halving", "none"] = "auto"
     #: The seed of Optuna's sampler.
     seed: int = Field(0, ge=0, le=MAX_SEED)
-
-    @property
-    def grids(self) -> dict[str, tuple[float, ...] | None]:
-        return {"lr": self.lr, "scale": self.scale, "head_lr": self.head_lr, "core_lr": self.core_lr}
 
     @model_validator(mode="after")
     def _pruner_fits(self) -> Self:

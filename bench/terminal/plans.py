@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench.plan.rows import Plan
-from bench.plan.settings import AXES, RATIOS
+from bench.plan.settings import RATIOS
+from bench.suite.choosing import AXES
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.plan import Forecast
 from bench.wire.words import OWN_SIZE

@@ -10,8 +10,8 @@ from statistics import fmean, stdev
 from rich.console import Console
 from rich.markup import escape
 
-from bench.plan.settings import AXES
 from bench.store.records import Record, scores
+from bench.suite.choosing import AXES
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult, Tried
 from bench.wire.words import PointState, Status, Tag
