@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from methods.backbone import Geometry
 from methods.factorizations import cp_limit, khatri_rao
-from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
 from methods.sizes import OneRank
-from methods.slices import by_site
 from methods.targeted import Targeted
 from methods.trains import balanced
 
@@ -57,18 +56,17 @@ class CPAdapter(OneRank, Targeted, LowRankMethod):
         return _Components(self, geometry, generator)
 
 
-class _Components(Parametrisation):
+class _Components(OwnPairs):
     """For each projection the factors (layers, n, r) of every mode, and the weights (layers, 1, r)."""
 
     def __init__(self, method: CPAdapter, geometry: Geometry, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__(geometry.sites(method.projections))
         self.scale = method.scale
         self.factors, self.weights = nn.ModuleDict(), nn.ParameterDict()
         for name, (out, in_) in method.adapted(geometry).items():
             shapes = [(geometry.layers, size, method.resolved_rank) for size in modes_of(in_) + modes_of(out)]
             self.factors[name] = nn.ParameterList(torch.randn(shape, generator=generator) for shape in shapes)
             self.weights[name] = nn.Parameter(torch.zeros(geometry.layers, 1, method.resolved_rank))
-        self.down_of = {site: index for index, site in enumerate(geometry.sites(method.projections))}
 
     def contract(self) -> Contracted:
         downs, ups = {}, {}
@@ -76,5 +74,4 @@ class _Components(Parametrisation):
             one, two, three, four = (F.normalize(factor, dim=1) for factor in self.factors[name].parameters())
             downs[name] = khatri_rao(one, two).mT
             ups[name] = khatri_rao(three, four) * (weights * self.scale)
-        found = by_site(downs)
-        return Contracted([found[site] for site in self.down_of], by_site(ups))
+        return self.contracted(downs, ups)

@@ -12,7 +12,7 @@ from torch import nn
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
-from methods.lowrank import Contracted, LowRankMethod, Matrix, Parametrisation
+from methods.lowrank import Contracted, LowRankMethod, Matrix, OwnPairs
 from methods.sizes import OneRank
 from methods.targeted import AnyTargets, Targeted
 from methods.validation import Scale
@@ -78,13 +78,12 @@ class LoRAXS(OneRank, Targeted, LowRankMethod):
         return adapter
 
 
-class _Cores(Parametrisation):
+class _Cores(OwnPairs):
     def __init__(self, method: LoRAXS, geometry: Geometry, generator: torch.Generator) -> None:
-        super().__init__()
-        rank, sites = method.resolved_rank, geometry.sites(method.projections)
+        super().__init__(geometry.sites(method.projections))
+        rank = method.resolved_rank
         self.scale, self.stored = method.scale / rank, method.basis == "svd"
-        self.down_of = {site: index for index, site in enumerate(sites)}
-        cores = torch.zeros(len(sites), rank, rank)
+        cores = torch.zeros(len(self.down_of), rank, rank)
         if method.start == "published":
             nn.init.normal_(cores, std=START_STD, generator=generator)
         self.cores = nn.Parameter(cores)

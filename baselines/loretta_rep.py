@@ -10,8 +10,7 @@ from torch import nn
 
 from baselines.shapes import loretta_modes
 from methods.backbone import Geometry
-from methods.lowrank import Contracted, LowRankMethod, Parametrisation
-from methods.slices import by_site
+from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
 from methods.targeted import TrainsOfSites
 from methods.trains import Trains
 from methods.validation import Scale
@@ -56,11 +55,11 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
         return _TwoTrains(self, geometry, generator)
 
 
-class _TwoTrains(Parametrisation):
+class _TwoTrains(OwnPairs):
     """For each projection the trains A and B of all layers."""
 
     def __init__(self, method: LoRETTA, geometry: Geometry, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__(geometry.sites(method.projections))
         self.width, self.scale = method.width, method.scale / method.width
         self.inputs: Any = nn.ModuleDict()
         self.outputs: Any = nn.ModuleDict()
@@ -72,10 +71,9 @@ class _TwoTrains(Parametrisation):
                 trains[name] = made
             if method.start == "zero":
                 nn.init.zeros_(made.cores[-1])
-        self.down_of = {site: index for index, site in enumerate(geometry.sites(method.projections))}
 
     def contract(self) -> Contracted:
         inputs, outputs = self.inputs.items(), self.outputs.items()
-        downs = by_site({name: train.matrices(self.sizes[name]).mT * self.scale for name, train in inputs})
-        ups = by_site({name: train.matrices(self.width).mT for name, train in outputs})
-        return Contracted([downs[site] for site in self.down_of], ups)
+        downs = {name: train.matrices(self.sizes[name]).mT * self.scale for name, train in inputs}
+        ups = {name: train.matrices(self.width).mT for name, train in outputs}
+        return self.contracted(downs, ups)

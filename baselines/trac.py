@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from baselines.shapes import TRACCores, trac_cores
 from methods.backbone import Geometry
-from methods.lowrank import Contracted, LowRankMethod, Parametrisation
+from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
 from methods.sizes import OneRank
-from methods.slices import by_site
 from methods.targeted import Targeted
 from methods.validation import Scale
 
@@ -67,9 +66,9 @@ class TRAC(OneRank, Targeted, LowRankMethod):
         return _SharedCores(self, geometry, generator)
 
 
-class _SharedCores(Parametrisation):
+class _SharedCores(OwnPairs):
     def __init__(self, method: TRAC, geometry: Geometry, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__(geometry.sites(method.projections))
         rank = method.resolved_rank
         self.scale, self.softmax = method.scale / rank, method.controllers == "softmax"
         self.sides, self.stds = nn.ModuleDict(), {}
@@ -92,7 +91,6 @@ class _SharedCores(Parametrisation):
                 self.sides[f"{name}_{side}"] = made
         self.remake()
         self.projections = tuple(method.cores(geometry))
-        self.down_of = {site: index for index, site in enumerate(geometry.sites(method.projections))}
 
     @torch.no_grad()
     def remake(self) -> None:
@@ -102,9 +100,9 @@ class _SharedCores(Parametrisation):
             middle.copy_(torch.randn(middle.shape, generator=generator) * std)
 
     def contract(self) -> Contracted:
-        downs = by_site({name: self._matrices(f"{name}_A").mT * self.scale for name in self.projections})
-        ups = by_site({name: self._matrices(f"{name}_B") for name in self.projections})
-        return Contracted([downs[site] for site in self.down_of], ups)
+        downs = {name: self._matrices(f"{name}_A").mT * self.scale for name in self.projections}
+        ups = {name: self._matrices(f"{name}_B") for name in self.projections}
+        return self.contracted(downs, ups)
 
     def _matrices(self, side: str) -> Tensor:
         """(layers, n₁·n₂·n₃, r) of one side of a projection."""

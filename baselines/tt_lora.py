@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from baselines.shapes import Modes, tt_lora_modes
 from methods.backbone import Geometry
 from methods.errors import UserError
-from methods.lowrank import Contracted, LowRankMethod, Parametrisation
-from methods.slices import by_site
+from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
 from methods.targeted import TrainsOfSites
 from methods.trains import Trains, chain
 from methods.validation import Scale
@@ -75,11 +74,11 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
         return _WholeTrains(self, geometry, generator)
 
 
-class _WholeTrains(Parametrisation):
+class _WholeTrains(OwnPairs):
     """For each projection the trains of all layers."""
 
     def __init__(self, method: TTLoRA, geometry: Geometry, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__(geometry.sites(method.projections))
         self.scale, self.contracting = method.scale, method.form == "contraction"
         self.modes = {name: tt_lora_modes(in_, out) for name, (out, in_) in method.adapted(geometry).items()}
         self.trains: Any = nn.ModuleDict()
@@ -87,15 +86,14 @@ class _WholeTrains(Parametrisation):
             trains = Trains(geometry.layers, sum(modes, ()), method.resolved_rank)
             _start(trains, modes, method.start, generator)
             self.trains[name] = trains
-        self.down_of = {site: index for index, site in enumerate(geometry.sites(method.projections))}
 
     def contract(self) -> Contracted:
         pairs = {
             name: self._pair(list(trains.cores), self.modes[name]) for name, trains in self.trains.items()
         }
-        downs = by_site({name: down * self.scale for name, (down, _) in pairs.items()})
-        ups = by_site({name: up for name, (_, up) in pairs.items()})
-        return Contracted([downs[site] for site in self.down_of], ups)
+        downs = {name: down * self.scale for name, (down, _) in pairs.items()}
+        ups = {name: up for name, (_, up) in pairs.items()}
+        return self.contracted(downs, ups)
 
     def _pair(self, cores: list[Tensor], modes: Modes) -> tuple[Tensor, Tensor]:
         """(layers, r, in) and (layers, out, r)."""

@@ -6,7 +6,7 @@ float32 and outside autocast, and no dense update is built.
 """
 
 from methods.lowrank.adapter import LowRankAdapter
-from methods.lowrank.contracted import Contracted, Diagonal, Matrix, Parametrisation
+from methods.lowrank.contracted import Contracted, Diagonal, Matrix, OwnPairs, Parametrisation
 from methods.lowrank.cut_method import CutMethod
 from methods.lowrank.linear import AdaptedLinear, DropoutAt
 from methods.lowrank.masks import Masks
@@ -23,6 +23,7 @@ __all__ = [
     "LowRankMethod",
     "Masks",
     "Matrix",
+    "OwnPairs",
     "Parametrisation",
     "SharedHeads",
     "StackedMethod",

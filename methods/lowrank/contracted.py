@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from methods.backbone import Site
 from methods.frozen import PartlyFrozen
 from methods.lowrank.cutting import Cutting
+from methods.slices import by_site
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,19 @@ class Parametrisation(PartlyFrozen):
     @abstractmethod
     def contract(self) -> Contracted:
         """The factors of all sites, differentiable, scale included."""
+
+
+class OwnPairs(Parametrisation):
+    """A parametrisation in which every site has a down of its own."""
+
+    def __init__(self, sites: Iterable[Site]) -> None:
+        super().__init__()
+        self.down_of = {site: index for index, site in enumerate(sites)}
+
+    def contracted(self, downs: Mapping[str, Tensor], ups: Mapping[str, Tensor]) -> Contracted:
+        """From the downs (layers, r, in) and the ups (layers, out, r) of each projection."""
+        of_sites = by_site(downs)
+        return Contracted([of_sites[site] for site in self.down_of], by_site(ups))
 
 
 def pair(
