@@ -22,9 +22,7 @@ class Registry:
     thing.
     """
 
-    def __init__(
-        self, kind: str, targets: dict[str, str], check: Callable[[str, Any], None] | None = None
-    ) -> None:
+    def __init__(self, kind: str, targets: dict[str, str], check: Callable[[str, Any], None]) -> None:
         self.kind = kind
         self._targets = dict(targets)
         self._check = check
@@ -79,9 +77,8 @@ class Registry:
                     f"the plug-in '{_package(points[0])}' that brings {self.kind} '{name}' fails to import: "
                     f"{type(error).__name__}: {error}"
                 ) from error
-        if self._check is not None:
-            with self.blaming(name):
-                self._check(name, target)
+        with self.blaming(name):
+            self._check(name, target)
         return target
 
     def available(self) -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,7 @@ def plugged(monkeypatch: pytest.MonkeyPatch, **plugins: str | tuple[str, ...]) -
         return [point for point in points if point.group == group]
 
     monkeypatch.setattr(registry, "entry_points", found)
-    return Registry("method", {"lora": "baselines.lora:LoRA"})
+    return Registry("method", {"lora": "baselines.lora:LoRA"}, lambda *_: None)
 
 
 def test_every_method_is_registered_under_its_own_name() -> None:
@@ -47,7 +47,7 @@ def test_a_plug_in_stands_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plug_in_of_another_kind_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     plugged(monkeypatch, mine="baselines.head_only:HeadOnly")
-    assert list(Registry("task", {})) == []
+    assert list(Registry("task", {}, lambda *_: None)) == []
 
 
 @pytest.mark.parametrize(
