@@ -14,10 +14,10 @@ from pyarrow import ArrowException
 
 from bench.store import DEFAULT_STORE
 from bench.store.records import Record
+from bench.wire.predictions import numbered
 from bench.wire.words import OWN_SIZE, Artifact, Measure, Tag
 from methods import UserError
 from reports import reading
-from reports.artifacts import numbered
 from reports.study import Experiment, Study
 
 
