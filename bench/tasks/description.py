@@ -49,7 +49,7 @@ class Description(Frozen):
     dataset: Path | None = None
     #: A data set of a hub, with the folder of its files where it has several configurations.
     hub: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
-    config: str = ""
+    config: Annotated[str, Later()] = ""
     revision: str | None = None
 
     #: The column of texts, or the two of pairs.
@@ -210,7 +210,7 @@ class Description(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """What of it changes the examples, whatever path the data have."""
-        free = {*FORMATS, "unit", "metric", "config", "revision", "every_class"}
+        free = {*FORMATS, "unit", "metric", "revision", "every_class"}
         return identity(self, include=set(type(self).model_fields) - free)
 
 

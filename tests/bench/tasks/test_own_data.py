@@ -354,6 +354,21 @@ def test_a_data_set_of_a_hub_by_its_columns(tmp_path: Path, own_cache: Path) -> 
     )
 
 
+def test_each_configuration_of_a_hub_s_data_set_is_a_task_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
+    for config in ("en", "fr"):
+        (tmp_path / config).mkdir()
+        table = {"title": [f"{config} w{i}" for i in range(40)], "topic": [i % 2 for i in range(40)]}
+        pq.write_table(pa.table(table), tmp_path / config / "train.parquet")
+    monkeypatch.setattr("bench.tasks.hub.snapshot", lambda *_, **__: tmp_path)
+    row = {"hub": "me/news", "revision": "b" * 40, "text": "title", "label": "topic", "classes": ["a", "b"]}
+    english, french = (task(tmp_path, **row, config=config) for config in ("en", "fr"))
+    assert data_key(english, TEXT) != data_key(french, TEXT)
+    assert {text.split()[0] for text in french.examples().inputs} == {"fr"}
+
+
 def test_the_suite_of_own_data_plans_every_kind() -> None:
     made = make_plan(load_suite(SUITES / "own_data.yaml"))
     assert Counter(trial.task.task for trial in made.trials) == {"reviews": 4, "similarity": 4, "shapes": 4}
