@@ -15,6 +15,9 @@ Modality = Literal["text", "vision"]
 #: The largest side of an image. At patches of 16 pixels such an image is 65,536 tokens.
 MAX_PIXELS = 4096
 
+#: Where a prompt has a text.
+_PLACE = r"\{(?:text|first|second)\}"
+
 #: What a batch of texts is padded to: its longest, or as many tokens as a text may have at most.
 Padding = Literal["longest", "max_tokens"]
 
@@ -29,6 +32,18 @@ class Prompt:
     template: str
     words: tuple[str, ...]
 
+    def check(self, *, paired: bool, where: str = "") -> None:
+        """Raises UserError where the template has no place for the texts, or one for texts of another kind.
+
+        `where` begins the message.
+        """
+        needs = ("{first}", "{second}") if paired else ("{text}",)
+        if set(re.findall(_PLACE, self.template)) != set(needs):
+            raise UserError(
+                f"{where}verbalizer.prompt should have {' and '.join(needs)} in it, since the inputs are "
+                f"{'pairs of texts' if paired else 'single texts'}, got {shown(self.template)}"
+            )
+
     def asked(self, text: str | tuple[str, str]) -> str:
         """The prompt of a text, or of a pair."""
         if isinstance(text, str):
@@ -40,7 +55,7 @@ class Prompt:
     @property
     def end(self) -> str:
         """What stands behind the text, or behind the second one of a pair."""
-        return re.split(r"\{(?:text|first|second)\}", self.template)[-1]
+        return re.split(_PLACE, self.template)[-1]
 
     def word_tokens(self, tokenizer: Any) -> list[tuple[int, ...]]:
         """The token ids of each class's words. Raises UserError for words that have none, or equal ones.

@@ -233,22 +233,28 @@ class TaskRow(Frozen):
         return Writing(task.new_tokens)
 
     def _prompt(self, wanted: TextInput) -> Prompt | None:
-        """Raises UserError where the backbone answers no prompt, or words are not one for each class."""
+        """Raises UserError where the backbone answers no prompt, the prompt has no place for the texts, or
+        words are not one for each class.
+        """
         if self.verbalizer is None:
             return None
         if not wanted.decodes:
             raise UserError(
                 f"task '{self.task}': verbalizer needs a backbone that answers prompts, a decoder"
             )
-        if self.lookup().target == "generation":
+        task = self.lookup()
+        if task.target == "generation":
             raise UserError(f"task '{self.task}': verbalizer goes with classes, and its answers are written")
-        words, classes = self.verbalizer.words, self.lookup().classes
+        words, classes = self.verbalizer.words, task.classes
         if len(words) != len(classes):
             raise UserError(
                 f"task '{self.task}': verbalizer.words has {len(words)}, for the {len(classes)} classes "
                 f"{', '.join(classes)}"
             )
-        return Prompt(self.verbalizer.prompt, words)
+        prompt = Prompt(self.verbalizer.prompt, words)
+        if task.paired is not None:
+            prompt.check(paired=task.paired, where=f"task '{self.task}': ")
+        return prompt
 
     def split_seed(self, seed: int) -> int | None:
         """The seed that deals the split of a trial with this seed; None where all seeds share one."""

@@ -158,6 +158,8 @@ class Task(ABC):
     modality: Modality
     classes: tuple[str, ...] = ()
     target: Kind = "single label"
+    #: Whether its texts are pairs; None where only the examples tell.
+    paired: bool | None = None
     #: What the targets of a regression are counted in.
     unit: str = ""
     #: Of a generation: whether the answer's tokens are trained on or the prompt's too, how many tokens an

@@ -97,7 +97,7 @@ class OwnTask(Task):
     at_hand = True
 
     def __init__(self, name: str, asked: Description) -> None:
-        self._asked = asked
+        self._asked, self.paired = asked, isinstance(asked.text, tuple)
         rows = read_rows(asked)
         _declare(self, name, asked, rows.classes)
         splits = rows.splits or ()

@@ -225,6 +225,10 @@ class HubTexts(HubTask):
 
     modality = "text"
 
+    @property
+    def paired(self) -> bool:  # type: ignore[override]
+        return len(self.columns) > 1
+
     def inputs(self, tables: list[Any]) -> Any:
         rows = [row for table in tables for row in zip(*(table[name] for name in self.columns), strict=True)]
         return rows if len(self.columns) > 1 else [text for (text,) in rows]

@@ -16,8 +16,10 @@ def prompted(
 
     Prompts begin as the tokenizer begins a text and do not end as it ends one, for an answer follows. With
     the answer none has more than `max_tokens`; a longer one is cut from the left, so that the question at its
-    end stays. Raises UserError where words have no tokens, or where `max_tokens` leaves a text none.
+    end stays. Raises UserError where the prompt has no place for the texts, words have no tokens, or
+    `max_tokens` leaves a text none.
     """
+    prompt.check(paired=isinstance(texts[0], tuple))
     longest = max(map(len, prompt.word_tokens(tokenizer)))
     begin = beginning(tokenizer)
     room = max_tokens - longest - len(begin)

@@ -18,6 +18,7 @@ class RatingPairs(Task):
 
     name = "rating-pairs"
     modality = "text"
+    paired = True
     target = "regression"
     metric = "pearson"
     unit = "rating points"

@@ -17,6 +17,7 @@ class _RatedSentences(Task):
     """Positive or negative by the sign of the mean rating; sentences rated within ±0.5 are left out."""
 
     modality = "text"
+    paired = False
     classes = ("negative", "positive")
     data_hash = ASSETS["vader-sentiment"].sha256
     license = ASSETS["vader-sentiment"].license

@@ -131,9 +131,9 @@ def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:
     assert tokenizer.decode(short) == "<s>a?"
     # The beginning, a token of the text, the question mark and the longest answer.
     assert prompted(tokenizer, Prompt("{text}?", ("no", "yes")), 6, ["ab"])[1] == [True]
-    for prompt in ("{text}?", "{first}, {second}?"):
+    for prompt, text in (("{text}?", "a"), ("{first}, {second}?", ("a", "b"))):
         with pytest.raises(UserError, match=r"max_tokens should be at least 6, .* got 5"):
-            prompted(tokenizer, Prompt(prompt, ("no", "yes")), 5, ["a"])
+            prompted(tokenizer, Prompt(prompt, ("no", "yes")), 5, [text])
 
 
 def test_pairs_are_put_in_as_they_are() -> None:
@@ -150,6 +150,12 @@ def test_pairs_are_put_in_as_they_are() -> None:
         (ANSWERS, "tiny-random-bert", "verbalizer needs a backbone that answers prompts, a decoder"),
         (ANSWERS | {"words": ["a", "b", "c"]}, "tiny-random-llama", "words has 3, for the 2 classes"),
         (ANSWERS | {"prompt": "why?"}, "tiny-random-llama", r"prompt: should have \{text\} in it"),
+        (
+            ANSWERS | {"prompt": "{first} or {second}?"},
+            "tiny-random-llama",
+            r"verbalizer.prompt should have \{text\} in it, .* single texts, got '\{first\} or",
+        ),
+        (ANSWERS | {"prompt": "{text} or {first}?"}, "tiny-random-llama", r"should have \{text\} in it"),
         (ANSWERS | {"words": [" ", "b"]}, "tiny-random-llama", "every class needs words, not only spaces"),
         (ANSWERS | {"words": ["b", "b"]}, "tiny-random-llama", "b stands there twice"),
     ],
@@ -160,6 +166,19 @@ def test_bad_verbalizers_are_refused_before_any_work(
     task = {**TEXT["tasks"][0], "verbalizer": verbalizer}
     with pytest.raises(UserError, match=said):
         plan({**TEXT, "backbones": [backbone], "tasks": [task]})
+
+
+def test_a_prompt_without_places_for_pairs_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("one,other,same\n" + "".join(f"w{i},v{i},{i % 2}\n" for i in range(40)))
+    data = {"name": "mine", "csv": str(tmp_path / "p.csv"), "text": ["one", "other"], "label": "same"}
+    suite = {**TEXT, "backbones": ["tiny-random-llama"]}
+    with pytest.raises(UserError, match=r"'mine': verbalizer.prompt should have \{first\} and \{second\} in"):
+        plan({**suite, "tasks": [{**data, "verbalizer": ANSWERS}]})
+    for task in ("mrpc", "rte"):
+        assert TASKS.get(task).paired
+    fitting = Prompt("{first} or {second}?", ("a", "b"))
+    with pytest.raises(UserError, match=r"should have \{text\} in it"):
+        prompted(byte_tokenizer(64), fitting, 32, ["of a task that does not say what its texts are"])
 
 
 def test_words_that_a_tokenizer_cannot_tell_are_refused() -> None:
