@@ -20,7 +20,7 @@ from bench.tasks.own_labels import read_labels
 from methods.errors import UserError
 
 #: Grows whenever the same description gives other examples.
-READING_VERSION = 1
+READING_VERSION = 2
 
 #: The metric of a task that names none.
 METRIC_OF: dict[Kind, str] = {
@@ -77,7 +77,9 @@ def _declare(task: Task, name: str, asked: Description, classes: Sequence[str]) 
 
 
 def _identity(of_task: str, asked: Description, classes: Sequence[str]) -> str:
-    content = json.dumps([READING_VERSION, asked.identity(), list(classes)], sort_keys=True)
+    # Files of images are read as they ever were.
+    version = 1 if asked.format in ("images", "image_list") else READING_VERSION
+    content = json.dumps([version, asked.identity(), list(classes)], sort_keys=True)
     return hashlib.sha256(f"{of_task}\0{content}".encode()).hexdigest()
 
 
@@ -149,6 +151,13 @@ class _OfHub(HubTask):
 
     def identity_hash(self) -> str:
         return _identity(super().identity_hash(), self._asked, self.classes)
+
+    @property
+    def numbered(self) -> tuple[str, ...]:
+        named = self._asked.classes
+        if not isinstance(named, dict):
+            return self.classes
+        return tuple(named.get(str(number), "") for number in range(len(named)))
 
     def labels_of(self, values: Any) -> list[Any]:
         line = lambda row: f"row {row}"  # noqa: E731

@@ -7,6 +7,7 @@ import hashlib
 import re
 from abc import abstractmethod
 from bisect import bisect
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,6 +17,7 @@ import numpy as np
 from bench.process.files import sha256
 from bench.sources.hub import commit_of, snapshot
 from bench.tasks.base import DataSource, Examples, LazyImages, SplitName, Task
+from bench.tasks.own_labels import listed
 from bench.tasks.pictures import decoded
 from bench.tasks.tables import embedded, is_text
 from methods.errors import UserError
@@ -105,6 +107,10 @@ class HubTask(Task):
     def examples(self) -> Examples:
         """One example a row; its id is its row, counted on from a billion times its split's place."""
         tables = {part: self._table(part, files) for part, files in self._files().items()}
+        named = {part: getattr(table.features[self.label], "names", None) for part, table in tables.items()}
+        (first, names), *others = [(part, names) for part, names in named.items() if names] or [("", ())]
+        for part, more in others:
+            self._check_order(part, more, f"the {first} split", names)
         labels: list[Any] = []
         ids: list[int] = []
         splits: list[SplitName | None] = []
@@ -115,6 +121,19 @@ class HubTask(Task):
                 splits += [self.parts[part]] * len(tables[part])
         official = [split for split in splits if split is not None]
         return Examples(self.inputs(list(tables.values())), labels, ids, splits=official or None)
+
+    @property
+    def numbered(self) -> tuple[str, ...]:
+        """The classes in the order of the numbers that the repository's labels have."""
+        return self.classes
+
+    def _check_order(self, part: str, named: Sequence[str], other: str, names: Sequence[str]) -> None:
+        """Raises UserError where a split numbers its classes otherwise than another one, or the task."""
+        if tuple(named) != tuple(names):
+            raise UserError(
+                f"task '{self.name}': the {part} split numbers its classes as {listed(named)}, and {other} "
+                f"as {listed(names)}: the same number would be two classes"
+            )
 
     def labels_of(self, values: Any) -> list[Any]:
         """The labels of a column's values, which are the numbers of the classes or targets already."""
@@ -184,11 +203,13 @@ class HubTask(Task):
             split = datasets.Dataset(InMemoryTable(table), split=datasets.NamedSplit(part))
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UserError(f"task '{self.name}': {files[0].parent} cannot be read: {error}") from error
-        named = getattr(split.features[self.label], "names", self.classes)
-        if self.classes and len(named) != len(self.classes):
+        named = tuple(getattr(split.features[self.label], "names", None) or ())
+        if named and self.classes and len(named) != len(self.classes):
             raise UserError(
                 f"task '{self.name}': the {part} split has {len(named)} classes, not {len(self.classes)}"
             )
+        if sorted(named) == sorted(self.numbered):
+            self._check_order(part, named, "the task", self.numbered)
         for column in wanted:
             self._check_column(part, column, table[column])
         return split

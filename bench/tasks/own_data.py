@@ -113,11 +113,14 @@ class _Reader:
         self._asked, self._tables = asked, tables
         #: The first row of each table, and of what follows.
         self._starts = [0]
-        known = tables[0][1].names.get(_names(asked.label)[0]) if isinstance(asked.label, str) else None
-        self.labels = Labels(asked, known, self.line)
+        self.labels = Labels(asked, self._named(tables[0][1]), self.line)
         self.groups: list[str] | None = None if asked.group is None else []
         #: Only of rows of which the data say it.
         self.splits: list[SplitName] = []
+
+    def _named(self, table: Table) -> list[str] | None:
+        """The names of the classes where a table has them."""
+        return table.names.get(self._asked.label) if isinstance(self._asked.label, str) else None
 
     def line(self, row: int) -> str:
         """What a message calls a row."""
@@ -133,7 +136,7 @@ class _Reader:
                 self._check_inputs(table, part, rows)
                 numbers = {name for name in numbers if _all_numbers(part[name])}
                 sample = sample or {name: part[name][0].as_py() for name in numbers}
-                self._add(part, split)
+                self._add(part, split, self._named(table))
                 rows += len(part)
             if not rows:
                 raise UserError(
@@ -166,10 +169,10 @@ class _Reader:
     def _image(self, table: Table, before: int, row: int) -> str:
         return f"{table.line(before + row)}: {self._asked.image}"
 
-    def _add(self, part: Any, split: SplitName | None) -> None:
+    def _add(self, part: Any, split: SplitName | None, named: list[str] | None) -> None:
         asked, first = self._asked, len(self.splits)
         columns = [part[name].to_pylist() for name in _names(asked.label)]
-        self.labels.add(zip(*columns, strict=True) if isinstance(asked.label, tuple) else columns[0])
+        self.labels.add(zip(*columns, strict=True) if isinstance(asked.label, tuple) else columns[0], named)
         if self.groups is not None:
             assert asked.group is not None
             for row, value in enumerate(part[asked.group].to_pylist(), len(self.groups)):

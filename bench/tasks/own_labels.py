@@ -39,15 +39,25 @@ class Labels:
     """
 
     def __init__(self, asked: Description, known: Sequence[str] | None, line: Line) -> None:
-        self._asked, self._known, self._line = asked, known, line
+        self._asked, self._known, self._line = asked, list(known or ()), line
+        #: Of a part whose classes have other numbers than `known` gives them: those that they have there.
+        self._here: dict[str, str] | None = None
         self._column = asked.label if isinstance(asked.label, str) else "label"
         #: The labels that were found, with numbers in their order, and the numbers of each row.
         self._keys: dict[str, int] = {}
         self._distinct: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._rows: Any = array("d") if asked.target == "regression" else []
 
-    def add(self, values: Iterable[Any]) -> None:
-        """The next rows. Raises UserError for what is no label."""
+    def add(self, values: Iterable[Any], named: Sequence[str] | None = None) -> None:
+        """The next rows. Raises UserError for what is no label.
+
+        `named`: the classes' names where this part of the data has them. A class is known by its name,
+        whatever number it has here.
+        """
+        self._here = None
+        if named is not None and self._known and list(named) != self._known:
+            self._known += [name for name in named if name not in self._known]
+            self._here = {str(number): str(self._known.index(name)) for number, name in enumerate(named)}
         for row, value in enumerate(values, len(self._rows)):
             self._rows.append(self._read(value, row))
 
@@ -61,13 +71,17 @@ class Labels:
         elif self._asked.target == "single label":
             if value is None:
                 raise UserError(f"{self._line(row)}: no value in column '{self._column}'")
-            numbers = (self._number(_key(self._column, value, row, self._line)),)
+            numbers = (self._number(_key(self._column, value, row, self._line), row),)
         else:
             parts = _parts(self._asked, self._column, value, row, self._line)
-            numbers = tuple(map(self._number, parts))
+            numbers = tuple(self._number(part, row) for part in parts)
         return self._distinct.setdefault(numbers, numbers)
 
-    def _number(self, key: str) -> int:
+    def _number(self, key: str, row: int) -> int:
+        if self._here is not None:
+            if key not in self._here:
+                raise self._unknown(key, row, self._here)
+            key = self._here[key]
         number = self._keys.setdefault(key, len(self._keys))
         if number == MOST_CLASSES and not (self._asked.names or self._known):
             raise UserError(
@@ -82,6 +96,7 @@ class Labels:
             return (), self._rows
         if isinstance(self._asked.label, tuple):
             return self._asked.label, self._rows
+        self._here = None
         classes, number_of = _classes(self._asked, self._column, self._keys, self._known)
         if unknown := {number: key for key, number in self._keys.items() if key not in number_of}:
             row, key = next(
@@ -90,26 +105,35 @@ class Labels:
                 for number in of_row
                 if number in unknown
             )
-            near = did_you_mean(key, number_of)
-            raise UserError(
-                f"{self._line(row)}: label {shown(key)} is none of the classes {_listed(number_of)}"
-                + (f"; {near}" if near else "")
-            )
+            raise self._unknown(key, row, number_of)
         numbers = [number_of[key] for key in self._keys]
         told = {of_row: tuple(sorted({numbers[one] for one in of_row})) for of_row in self._distinct}
         if self._asked.target == "multi-label":
             return classes, [told[of_row] for of_row in self._rows]
         return classes, [told[of_row][0] for of_row in self._rows]
 
+    def _unknown(self, key: str, row: int, accepted: Iterable[str]) -> UserError:
+        """`key`: as the part of the row has it, or as all parts have it when all are read."""
+        numbered = [] if self._here else self._known
+        named = f" ({shown(numbered[int(key)])})" if key in map(str, range(len(numbered))) else ""
+        near = did_you_mean(key, accepted)
+        return UserError(
+            f"{self._line(row)}: label {shown(key)}{named} is none of the classes {listed(accepted)}"
+            + (f"; {near}" if near else "")
+        )
+
 
 def _classes(
-    asked: Description, column: str, found: Mapping[str, int], known: Sequence[str] | None
+    asked: Description, column: str, found: Mapping[str, int], known: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes, and which of them each value of the column means."""
-    names = asked.names or tuple(known or ())
+    names = asked.names or tuple(known)
     if isinstance(asked.classes, dict):
         return names, {value: names.index(name) for value, name in asked.classes.items()}
-    if names and (known or not found.keys() & set(names)) and all(key.isdecimal() for key in found):
+    if set(names) & set(known):
+        # Names that the data have too may come in another order.
+        return names, {str(known.index(name)): n for n, name in enumerate(names) if name in known}
+    if names and not found.keys() & set(names) and any(key.isdecimal() for key in found):
         # The numbers of the classes that are named.
         return names, {str(number): number for number in range(len(names))}
     if not names:
@@ -176,6 +200,7 @@ def _number(column: str, value: Any, row: int, line: Line) -> float:
     return number
 
 
-def _listed(names: Iterable[str], most: int = 12) -> str:
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Some names for a message, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

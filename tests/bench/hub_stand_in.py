@@ -139,10 +139,12 @@ def client(cache: Path, endpoint: str, *, offline: bool = False) -> Iterator[Non
     hub.snapshot.cache_clear()
 
 
-def write_glue(folder: Path, config: str, sizes: dict[str, int]) -> Path:
+def write_glue(folder: Path, config: str, sizes: dict[str, int], classes: list[str] | None = None) -> Path:
     """Parquet files in GLUE's layout and columns, with the hub's features in their metadata."""
     names = {"cola": ("sentence",), "mrpc": ("sentence1", "sentence2")}[config]
-    classes = {"cola": ["unacceptable", "acceptable"], "mrpc": ["not_equivalent", "equivalent"]}[config]
+    classes = (
+        classes or {"cola": ["unacceptable", "acceptable"], "mrpc": ["not_equivalent", "equivalent"]}[config]
+    )
     features = datasets.Features(
         {name: datasets.Value("string") for name in names}
         | {"label": datasets.ClassLabel(names=classes), "idx": datasets.Value("int32")}

@@ -103,6 +103,8 @@ def broken(folder: Path, how: str) -> Path:
         )
         table = datasets.Dataset.from_dict({"sentence": ["x"], "label": [2]}, features=features)
         table.to_parquet(folder / "cola" / "train-00000-of-00001.parquet")
+    elif how == "another order":
+        write_glue(folder, "cola", SIZES, classes=["acceptable", "unacceptable"])
     elif how == "two layouts":
         write_glue(folder, "cola", SIZES)
         (folder / "cola" / "train").mkdir()
@@ -124,6 +126,10 @@ def broken(folder: Path, how: str) -> Path:
         ("two layouts", r"has the files of train more than once: .*cola/train\*, .*cola/train/\*"),
         ("columns", "the train split lacks the columns sentence; it has sentence1, sentence2"),
         ("classes", "the train split has 3 classes, not 2"),
+        (
+            "another order",
+            "the train split numbers its classes as acceptable, unacceptable, and the task as un",
+        ),
         ("garbage", "cannot be read"),
     ],
 )

@@ -133,6 +133,73 @@ def test_images_by_class_and_by_list(tmp_path: Path, own_cache: Path) -> None:
     assert [len(split) for split in splits(prepare(official, IMAGES))] == [16, 16, 16]
 
 
+def named(file: Path, names: list[str], labels: list[str]) -> None:
+    """A parquet file whose label column numbers its classes in this order."""
+    import datasets
+
+    rows = {"title": [f"{label} w{i} {file.stem}" for i, label in enumerate(labels)], "kind": labels}
+    features = datasets.Features(
+        {"title": datasets.Value("string"), "kind": datasets.ClassLabel(names=names)}
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
+
+
+def told(one: Task) -> list[str]:
+    return [one.classes[label] for label in one.examples().labels]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_class_is_known_by_its_name_whatever_number_a_file_gives_it(tmp_path: Path, saved: bool) -> None:
+    import datasets
+
+    animals = ["ant", "bee", "cat", "bee"]
+    orders = {"train": ["ant", "bee", "cat"], "test": ["cat", "bee", "ant", "dog"]}
+    for split, order in orders.items():
+        named(tmp_path / f"{split}.parquet", order, animals)
+    where: dict[str, Any] = {"parquet": {split: f"{split}.parquet" for split in orders}}
+    if saved:
+        loaded = {s: datasets.Dataset.from_parquet(str(tmp_path / f"{s}.parquet")) for s in orders}
+        datasets.DatasetDict(loaded).save_to_disk(tmp_path / "d")
+        where = {"dataset": "d"}
+    own = task(tmp_path, **where, text="title", label="kind", every_class=False)
+    assert own.classes == ("ant", "bee", "cat", "dog")
+    assert told(own) == animals * 2
+
+
+def test_classes_in_another_order_are_reordered_and_other_names_rename(tmp_path: Path) -> None:
+    animals = ["ant", "bee", "cat"] * 4
+    named(tmp_path / "r.parquet", ["ant", "bee", "cat"], animals)
+    described = {"parquet": "r.parquet", "text": "title", "label": "kind"}
+    other = task(tmp_path, **described, classes=["cat", "bee", "ant"])
+    assert (other.classes, told(other)) == (("cat", "bee", "ant"), animals)
+    renamed = {"ant": "Ameise", "bee": "Biene", "cat": "Katze"}
+    for classes in (list(renamed.values()), dict(enumerate(renamed.values()))):
+        assert told(task(tmp_path, **described, classes=classes)) == [renamed[one] for one in animals]
+    with pytest.raises(UserError, match=r"row 1: label '1' \('bee'\) is none of the classes"):
+        task(tmp_path, **described, classes=["ant", "cat"])
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        (
+            ["yes", "no"],
+            ["yes", "no"],
+            "the train split numbers its classes as yes, no, and the task as no, yes",
+        ),
+        (["0", "1"], ["1", "0"], "the test split numbers its classes as 1, 0, and the train split as 0, 1"),
+    ],
+)
+def test_a_hub_s_numbers_mean_one_class_each(
+    tmp_path: Path, train: list[str], test: list[str], said: str
+) -> None:
+    for split, order in (("train", train), ("test", test)):
+        named(tmp_path / f"{split}.parquet", order, order * 4)
+    described = {"hub": "me/news", "text": "title", "label": "kind", "source": {"local": str(tmp_path)}}
+    with pytest.raises(UserError, match=said):
+        task(tmp_path, **described, classes=["no", "yes"]).examples()
+
+
 def test_several_labels_by_columns_and_in_one(tmp_path: Path, own_cache: Path) -> None:
     kinds = [(i % 2, i % 3 == 0, i % 5 == 0) for i in range(60)]
     names = ("fun", "sad", "long")
@@ -159,6 +226,16 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "a hole in the text": (COLUMNS + 'a,1\n"b\nc",0\n,1\n', {}, "r.csv, line 5: no value in column 'body'"),
     "a hole in the label": (COLUMNS + "a,1\nb,\n", {}, "r.csv, line 3: no value in column 'stars'"),
     "unknown label": (CSV, {"classes": ["a", "c"]}, "r.csv, line 3: label 'b' is none of the classes a, c"),
+    "an unknown number": (
+        COLUMNS + "a,1\nb,0\nc,-1\n",
+        {"classes": ["x", "y"]},
+        "r.csv, line 4: label '-1' is none of the classes 0, 1",
+    ),
+    "a word among numbers": (
+        COLUMNS + "a,1\nb,0\nc,none\n",
+        {"classes": ["x", "y"]},
+        "r.csv, line 4: label 'none' is none of the classes 0, 1",
+    ),
     "numbers for text": (
         COLUMNS + "1,a\n2.5,b\n",
         {},
