@@ -180,6 +180,9 @@ class Task(ABC):
     sizes: tuple[int, int, int] | None = None
     #: How many examples all splits have together, where a suite deals those of known `sizes` anew.
     total: int | None = None
+    #: By which rules its examples are told apart and dealt, as `bench.tasks.dealing` has them. Registered
+    #: tasks keep the first ones, by which results are published; described data have the second.
+    rules: Literal[1, 2] = 1
     #: Whether its examples are on this machine, so that a plan can look at them.
     at_hand: bool = False
 

@@ -17,10 +17,33 @@ from methods.errors import UserError
 
 
 def normalise_text(text: str) -> str:
-    """What two texts share when they differ only in case, punctuation, spaces or unicode form."""
+    """What two texts share that differ only in case, spaces, unicode form and what is no letter or number.
+
+    These are the first rules, which leave out the vowel signs of many scripts, and emoji, too.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
     # A text without any letter or digit, such as a smiley, is told by its signs.
     return " ".join(re.findall(r"[^\W_]+", folded)) or folded.strip()
+
+
+class _Told(dict[int, str]):
+    """What each character becomes: letters, numbers, marks and symbols stay, and all others part words."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        # A variation selector says how the character before it is drawn.
+        drawn = "" if 0xFE00 <= code <= 0xFE0F else character
+        self[code] = drawn if unicodedata.category(character)[0] in "LNMS" else " "
+        return self[code]
+
+
+_TOLD = _Told()
+
+
+def told_text(text: str) -> str:
+    """As `normalise_text`, by the second rules: vowel signs, emoji and signs such as + tell texts apart."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(folded.translate(_TOLD).split()) or folded.strip()
 
 
 def _first_places(keying: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]:

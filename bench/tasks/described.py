@@ -68,6 +68,7 @@ def _blaming(name: str) -> Iterator[None]:
 def _declare(task: Task, name: str, asked: Description, classes: Sequence[str]) -> None:
     task.name, task.modality, task.classes = name, asked.modality, tuple(classes)
     task.target, task.unit, task.every_class = asked.target, asked.unit, asked.every_class
+    task.rules = 2
     task.loss_on, task.new_tokens, task.answer_after = asked.loss_on, asked.new_tokens, asked.answer_after
     task.metric = asked.metric or METRIC_OF[asked.target]
     task.license = "the user's own"

@@ -42,7 +42,8 @@ class Source:
     def contents(self) -> NDArray[np.bytes_]:
         """What makes two of the examples duplicates, 16 bytes each."""
         if self.task.modality == "text":
-            return as_contents(map(text_content, read_texts(self.task, self.examples)))
+            texts = read_texts(self.task, self.examples)
+            return as_contents(text_content(text, self.task.rules) for text in texts)
         return as_contents(map(image_content, read_images(self.task, self.examples)))
 
 

@@ -7,14 +7,14 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.tasks.base import SPLITS, Examples, Task
 from bench.tasks.catalog import TASKS
-from bench.tasks.dealing import normalise_text
+from bench.tasks.dealing import normalise_text, told_text
 from methods.errors import UserError, shown
 
 Value = TypeVar("Value")
@@ -69,9 +69,10 @@ def read_images(task: Task, examples: Examples) -> Iterator[NDArray[np.uint8]]:
             yield image
 
 
-def text_content(text: str | tuple[str, str]) -> bytes:
-    """What two texts, or pairs of texts, share if they are duplicates: 16 bytes."""
-    shared = "\0".join(map(normalise_text, text if isinstance(text, tuple) else (text,)))
+def text_content(text: str | tuple[str, str], rules: Literal[1, 2] = 1) -> bytes:
+    """What two texts, or pairs of texts, share if they are duplicates by `Task.rules`: 16 bytes."""
+    normalise = normalise_text if rules == 1 else told_text
+    shared = "\0".join(map(normalise, text if isinstance(text, tuple) else (text,)))
     return hashlib.sha256(shared.encode("utf-8", "surrogatepass")).digest()[:16]
 
 

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from bench.suite.rows import TaskRow
 from bench.tasks import Examples, Task
 from bench.tasks.base import SplitName
-from bench.tasks.dealing import deal, link, near_duplicates, normalise_text
+from bench.tasks.dealing import deal, link, near_duplicates, normalise_text, told_text
 from bench.tasks.pool import check_use
+from bench.tasks.reading import text_content
 from bench.tasks.sentiment import TWEETS
 from methods.errors import UserError
 
@@ -162,6 +163,27 @@ def test_link_joins_over_all_keyings() -> None:
 )
 def test_normalised_text(one: str, other: str, same: bool) -> None:
     assert (normalise_text(one) == normalise_text(other)) is same
+    assert (told_text(one) == told_text(other)) is same
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u0905\u091a\u094d\u091b\u093e", "\u0905\u091a\u094d\u091b\u0940"),  # good, of a man and of a woman
+        ("I love it \U0001f600", "I love it \U0001f621"),
+        ("2+2", "2-2"),
+        ("\u0e44\u0e21\u0e48", "\u0e44\u0e21"),
+        ("5 $", "5 \u20ac"),
+    ],
+)
+def test_marks_and_symbols_tell_texts_of_one_s_own_apart(one: str, other: str) -> None:
+    assert text_content(one, 2) != text_content(other, 2)
+    # By these rules results of registered tasks are published.
+    assert text_content(one) == text_content(other)
+
+
+def test_how_an_emoji_is_drawn_does_not_matter() -> None:
+    assert told_text("so \u2764\ufe0f!") == told_text("So \u2764")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,12 @@ def test_groups_and_duplicates_are_on_one_side(tmp_path: Path, own_cache: Path) 
         assert where[i] == where[i - i % 4] == where[40 + i]
 
 
+def test_texts_that_differ_in_an_emoji_are_no_duplicates(tmp_path: Path, own_cache: Path) -> None:
+    rows = "".join(f"w{i} \U0001f600,good\nw{i} \U0001f621,bad\n" for i in range(40))
+    data = prepare(reviews(tmp_path, "body,stars\n" + rows), TEXT)
+    assert [len(split) for split in splits(data)] == [56, 12, 12]
+
+
 def test_official_splits_by_file_column_and_name(tmp_path: Path) -> None:
     import datasets
 
