@@ -157,12 +157,15 @@ class HubTask(Task):
             # A folder of this task alone; one of another configuration's must not be taken for it.
             within = self.folder()
             every = [file for place in (".", *self.parts) for file in (within / place).glob("*.parquet")]
-        found = {
-            part: sorted(
-                f for f in every if f.is_file() and (f.stem.split("-")[0] == part or f.parent.name == part)
-            )
-            for part in self.parts
-        }
+        found: dict[str, list[Path]] = {part: [] for part in self.parts}
+        for file in sorted(every):
+            inner = file.relative_to(within)
+            hidden = any(name.startswith(".") for name in inner.parts)
+            # A file's own name counts before that of its folder; how `within` is called says nothing.
+            for name in (_begins(file), *inner.parts[-2:-1]):
+                if name in found and file.is_file() and not hidden:
+                    found[name].append(file)
+                    break
         lacking = [part for part, files in found.items() if not files and part not in self.optional]
         if lacking:
             raise UserError(
@@ -238,7 +241,12 @@ class HubTask(Task):
 
 def _place(file: Path, part: str) -> str:
     """Where a split's files lie and how they are named: one data set has one such place."""
-    return f"{file.parent}/*" if file.parent.name == part else f"{file.parent}/{part}*"
+    return f"{file.parent}/{part}*" if _begins(file) == part else f"{file.parent}/*"
+
+
+def _begins(file: Path) -> str:
+    """The split that a file's name begins with, if it is one."""
+    return file.stem.split("-")[0]
 
 
 class HubTexts(HubTask):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,30 @@ def test_hub_s_own_parquet_layout_and_plain_names_are_found(tmp_path: Path) -> N
     first, second = (task_of("cola", DataSource(local=tmp_path / name)).examples() for name in "ab")
     assert first.inputs == second.inputs
     assert len(first.inputs) == 80
+
+
+def test_a_folder_that_is_called_like_a_split_is_no_split(tmp_path: Path) -> None:
+    for name in ("validation", "data/validation", "validation/cola"):
+        home = tmp_path / name
+        home.mkdir(parents=True, exist_ok=True)
+        for part, size in (("train", 40), ("validation", 20)):
+            rows = {"sentence": [f"{part} {i}" for i in range(size)], "label": [i % 2 for i in range(size)]}
+            datasets.Dataset.from_dict(rows).to_parquet(home / f"{part}.parquet")
+    for folder in ("data/validation", "data", "validation"):
+        found = task_of("cola", DataSource(local=tmp_path / folder)).examples()
+        told = Counter(zip(found.splits or (), (text.split()[0] for text in found.inputs), strict=True))
+        assert told == {("train", "train"): 40, ("test", "validation"): 20}
+
+
+def test_copies_in_hidden_folders_are_no_data(tmp_path: Path) -> None:
+    local_cola(tmp_path, [(f"t {i}", i % 2) for i in range(40)], [("a", 0), ("b", 1)])
+    task = task_of("cola", DataSource(local=tmp_path))
+    before = task.identity_hash()
+    for file in list(tmp_path.rglob("*.parquet")):
+        copies = file.parent / ".ipynb_checkpoints"
+        copies.mkdir(exist_ok=True)
+        shutil.copy(file, copies / f"{file.stem}-checkpoint.parquet")
+    assert (len(task.examples().inputs), task.identity_hash()) == (42, before)
 
 
 def test_images_without_the_hub_s_features_are_read_too(tmp_path: Path) -> None:
