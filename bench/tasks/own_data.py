@@ -281,16 +281,11 @@ def _pictures(asked: Description) -> list[_Picture]:
 def _by_class(asked: Description, folder: Path) -> list[_Picture]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    below = _folders(folder)
-    official = {path: asked.official(path.name) for path in below}
-    if below and all(official.values()):
-        homes: list[tuple[SplitName | None, Path]] = [(official[path], path) for path in below]
-    else:
-        homes = [(None, folder)]
+    homes = _homes(asked, folder)
     found = []
     for split, home in homes:
         for of_class in _folders(home):
-            files = sorted(file for file in of_class.rglob("*") if file.is_file() and file.name[0] != ".")
+            files = sorted(file for file in of_class.rglob("*") if file.is_file() and _seen(of_class, file))
             if not files:
                 raise UserError(f"{of_class} has no image")
             for file in files:
@@ -299,6 +294,34 @@ def _by_class(asked: Description, folder: Path) -> list[_Picture]:
     if not found:
         raise UserError(f"{folder} has no folder of images for each class")
     return found
+
+
+def _homes(asked: Description, folder: Path) -> list[tuple[SplitName | None, Path]]:
+    """The folders in which those of the classes lie, each with its split.
+
+    Raises UserError where some folders are splits and others are not, unless the description says which.
+    """
+    below = _folders(folder)
+    # A class may be called train too: then images lie in its folder.
+    official = {path: asked.official(path.name) for path in below if _folders(path)}
+    splits = [(split, path) for path, split in official.items() if split]
+    if asked.splits is not None:
+        if not splits:
+            raise UserError(
+                f"{folder} has no folder {' or '.join(asked.splits)} with a folder for each class"
+            )
+        return splits
+    if splits and (odd := [path.name for path in below if not official.get(path)]):
+        raise UserError(
+            f"{folder}: {', '.join(odd)} beside {', '.join(path.name for _, path in splits)} is no split; "
+            "take it away, or say which folders are splits, as in splits: {train: train, test: test}"
+        )
+    return splits or [(None, folder)]
+
+
+def _seen(folder: Path, file: Path) -> bool:
+    """Whether neither a file nor a folder on the way to it is hidden."""
+    return not any(name.startswith(".") for name in file.relative_to(folder).parts)
 
 
 def _folders(folder: Path) -> list[Path]:

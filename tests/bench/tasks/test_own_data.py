@@ -139,6 +139,27 @@ def test_images_by_class_and_by_list(tmp_path: Path, own_cache: Path) -> None:
     assert [len(split) for split in splits(prepare(official, IMAGES))] == [16, 16, 16]
 
 
+def test_a_folder_beside_those_of_the_splits_is_no_class(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", *(f"{s}/{c}" for s in ("train", "test", "extra") for c in "ab"))
+    with pytest.raises(UserError, match=r"x: extra beside test, train is no split"):
+        task(tmp_path, images="x")
+    own = task(tmp_path, images="x", splits={"train": "train", "test": "test"})
+    assert (own.classes, Counter(own.examples().splits or ())) == (("a", "b"), {"train": 16, "test": 16})
+    with pytest.raises(UserError, match="x has no folder fit or dev with a folder for each class"):
+        task(tmp_path, images="x", splits={"fit": "train", "dev": "test"})
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", "train", "bus", "plane/old")
+    own = task(tmp_path, images="x")
+    assert (own.classes, own.examples().splits) == (("bus", "plane", "train"), None)
+
+
+def test_images_in_hidden_folders_are_none(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", "a", "b", "a/more", "a/.ipynb_checkpoints", "b/more/.thumbs")
+    assert len(task(tmp_path, images="x").examples().labels) == 24
+
+
 def named(file: Path, names: list[str], labels: list[str]) -> None:
     """A parquet file whose label column numbers its classes in this order."""
     import datasets
