@@ -42,14 +42,15 @@ def described(name: str, asked: Description) -> Task:
         for role, path in asked.paths.items():
             if not path.expanduser().exists():
                 raise UserError(f"{role}: there is no {path} on this machine")
-        for _, file in files_of(asked):
+        for named, file in files_of(asked):
             status = file.stat()
-            stamps.append((status.st_size, status.st_mtime_ns))
+            # Of an image the name says its class, which may change where its file does not.
+            stamps.append((named, str(file), status.st_size, status.st_mtime_ns))
         return _own(name, asked.model_dump_json(), tuple(stamps))
 
 
 @lru_cache(maxsize=8)
-def _own(name: str, description: str, stamps: tuple[tuple[int, int], ...]) -> OwnTask:
+def _own(name: str, description: str, stamps: tuple[tuple[str, str, int, int], ...]) -> OwnTask:
     """One that is kept as long as its files do not change."""
     return OwnTask(name, Description.model_validate_json(description))
 

@@ -155,6 +155,24 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     assert (own.classes, own.examples().splits) == (("bus", "plane", "train"), None)
 
 
+def test_images_of_another_class_are_seen_in_one_process(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", "a", "b")
+    lines = [f"{c}/{i}.png {c}\n" for c in "ab" for i in range(8)]
+
+    def listed() -> Task:
+        return task(tmp_path, image_list="x/l.txt")
+
+    (tmp_path / "x" / "l.txt").write_text("".join(lines))
+    before = listed()
+    lines[0], lines[8] = "a/0.png b\n", "b/0.png a\n"
+    (tmp_path / "x" / "l.txt").write_text("".join(lines))
+    assert listed().examples().labels[0] == 1
+    assert before.identity_hash() != listed().identity_hash()
+    by_class = task(tmp_path, images="x")
+    (tmp_path / "x" / "b").rename(tmp_path / "x" / "c")
+    assert (by_class.classes, task(tmp_path, images="x").classes) == (("a", "b"), ("a", "c"))
+
+
 def test_images_in_hidden_folders_are_none(tmp_path: Path) -> None:
     pictures(tmp_path / "x", "a", "b", "a/more", "a/.ipynb_checkpoints", "b/more/.thumbs")
     assert len(task(tmp_path, images="x").examples().labels) == 24
