@@ -27,7 +27,7 @@ from bench.tasks.objective import check_labels, objective
 from bench.tasks.pool import Pool, Sizes, Source, check_size
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from bench.tasks.storing import END_TO_END, taken
-from bench.tasks.written import WrittenSplit, answers_of
+from bench.tasks.written import WrittenSplit, answers_of, check_answers
 from methods.errors import UserError
 from methods.validation import Frozen, Later, identity
 
@@ -118,6 +118,8 @@ def prepare(
     train, validation, test = (_split(task, part, model_input, key) for part in parts)
     for name, scored in (("validation", validation), ("test", test)):
         check_labels(task, name, scored.labels)
+        if isinstance(scored, WrittenSplit):
+            check_answers(task, name, scored.answers, scored.ids.tolist())
     if isinstance(train, WrittenSplit):
         # What is evaluated is the answer in any case.
         train = replace(train, whole=task.loss_on == "all")

@@ -385,8 +385,10 @@ def files_of(asked: Description) -> list[tuple[str, Path]]:
     """Every file that the data are made of, with a name that does not depend on where they lie."""
     if asked.format in ("images", "image_list"):
         root = asked.images
-        names = [str(p.path.relative_to(root)) if root else f"{p.split} {p.label}" for p in _pictures(asked)]
-        return list(zip(names, (p.path for p in _pictures(asked)), strict=True))
+        return [
+            (str(p.path.relative_to(root)) if root else f"{p.split} {p.label}", p.path)
+            for p in _pictures(asked)
+        ]
     if asked.dataset is not None:
         return [
             (str(file.relative_to(asked.dataset)), file) for file in sorted(asked.dataset.rglob("*.arrow"))

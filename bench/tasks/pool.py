@@ -19,6 +19,7 @@ from bench.tasks.base import SPLITS, Examples, SplitName, Task
 from bench.tasks.dealing import blocks, deal
 from bench.tasks.objective import as_labels, as_tensor, check_labels
 from bench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
+from bench.tasks.written import check_answers
 from methods.errors import UserError
 
 #: Grows whenever a deal or a pool is stored otherwise.
@@ -153,7 +154,11 @@ def _check_splits(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> No
             parts = {split: pool.kept[chosen] for split, chosen in pool.deal(task, seed).items()}
         for (split, chosen), size in zip(parts.items(), sizes, strict=True):
             check_size(task, split, size, len(chosen), seed)
-            if split != "train" and METRICS.get(task.metric).every_class:
+            if split != "train" and task.target == "generation":
+                answers, ids = source.examples.labels, source.examples.ids
+                used = chosen[:size].tolist()
+                check_answers(task, split, [str(answers[i]) for i in used], [ids[i] for i in used])
+            elif split != "train" and METRICS.get(task.metric).every_class:
                 labels = source.examples.labels
                 check_labels(task, split, as_tensor(task, [labels[i] for i in chosen[:size]]))
 

@@ -35,6 +35,8 @@ class Gsm8k(HubTexts):
     label = "answer"
     target = "generation"
     metric = "exact_match"
+    #: 2: what is behind empty lines counts, and fractions are read as peft reads them.
+    version = 2
     answer_after = PHRASES
     new_tokens = 300
     fractions = (90, 10, 0)
@@ -62,6 +64,8 @@ class MetaMath(HubTexts):
     label = "response"
     target = "generation"
     metric = "exact_match"
+    #: 2: what is behind empty lines counts, and fractions are read as peft reads them.
+    version = 2
     answer_after = PHRASES
     loss_on = "all"
     new_tokens = 300

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.tasks.base import Task
 from bench.tasks.extraction import extracted, same
 from bench.tasks.prompts import beginning
 from bench.tasks.splits import TextSplit, send
 from bench.tasks.storing import Arrays
-from methods.errors import UserError
+from methods.errors import UserError, shown
 
 
 def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Sequence[str]) -> Arrays:
@@ -54,6 +55,17 @@ def written(tokenizer: Any, max_tokens: int, prompts: Sequence[str], answers: Se
         "answer_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
         "answer_sizes": np.array([len(one) for one in encoded]),
     }
+
+
+def check_answers(task: Task, split: str, answers: Sequence[str], ids: Sequence[int]) -> None:
+    """Raises UserError for a right answer of a scored split in which nothing counts: all would be wrong."""
+    for answer, number in zip(answers, ids, strict=True):
+        if not extracted(answer, task.answer_after):
+            after = " or ".join(map(shown, task.answer_after))
+            raise UserError(
+                f"task '{task.name}': the answer of row {number}, in the {split} split, has nothing"
+                f"{f' behind {after}' if after else ''} to compare with, got {shown(answer)}"
+            )
 
 
 def answers_of(tensors: dict[str, Tensor]) -> tuple[str, ...]:

@@ -133,6 +133,9 @@ def test_no_answer_is_longer_than_the_model_reads(model: Any) -> None:
         ("#### 5 The answer is 6", "6"),
         ("so\n#### 1,234", "1,234"),
         ("The final answer is: 3/4", "3/4"),
+        ("The answer is: \n42\nmore", "42"),
+        ("####  \n\n 18", "18"),
+        ("The answer is: ", None),
         ("nothing of the kind", None),
     ],
 )
@@ -144,11 +147,33 @@ def test_the_part_that_counts(text: str, answer: str | None) -> None:
 def test_answers_are_numbers_where_both_are() -> None:
     assert same("0.75", "3/4")
     assert same("42.0", "42")
+    assert same("3 / 4", "0.75")
+    assert same("1.5/2", "3/4")
+    assert same("3/-4", "-0.75")
+    assert not same("1/2/3", "1/6")
+    assert same("Nan", "Nan")
     assert not same("1,234", "1234")
     assert same("x + 1", "x + 1")
     assert not same(None, None)
     assert not same("1/0", "inf")
     assert extracted("  yes\nno ", ()) == "yes\nno"
+
+
+@pytest.mark.parametrize("told", ["8", "#### "])
+def test_an_answer_with_nothing_to_compare_with_is_refused_in_the_plan(tmp_path: Path, told: str) -> None:
+    rows = [{"q": f"{i}+1", "a": f"#### {i + 1}", "s": ("train", "test")[i % 2]} for i in range(40)]
+    rows[8]["a"] = "no phrase, but only trained on"
+    file = tmp_path / "s.jsonl"
+    row = {"name": "sums", "jsonl": str(file), "prompt": "q", "answer": "a", "answer_after": ["#### "]}
+    row["split_by"] = "s"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert suite(row)
+    rows[7]["a"] = told
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(
+        UserError, match=r"'sums': the answer of row 7, in the test split, has nothing behind"
+    ):
+        suite(row)
 
 
 def test_long_prompts_and_answers_are_cut() -> None:
