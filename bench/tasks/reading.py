@@ -19,12 +19,15 @@ from methods.errors import UserError, shown
 
 Value = TypeVar("Value")
 
+#: By how much of their standard deviation targets of a regression may be rounded.
+ROUNDED = 1e-4
+
 
 def read_examples(task: Task) -> Examples:
     """The task's examples with labels and ids as int. Inputs are left to `read_texts` and `read_images`.
 
     Raises UserError for a row whose label is none of the classes, whose id is no 64-bit integer, whose split
-    is unknown or whose group has no hash.
+    is unknown or whose group has no hash, and for targets of a regression that float32 does not hold.
     """
     with TASKS.blaming(task.name):
         examples = task.examples()
@@ -38,6 +41,8 @@ def read_examples(task: Task) -> Examples:
         _check(task, "group", groups, hash, "groups are keys, such as texts and numbers")
         _check(task, "split", splits, SPLITS.index, f"splits are {', '.join(SPLITS)}")
         labels = _check(task, "label", examples.labels, *_label(task))
+        if task.target == "regression":
+            _check_rounding(task, labels)
         ids = examples.ids
         if not isinstance(ids, range):
             ids = _check(task, "id", ids, _whole(-(2**63), 2**63), "ids are whole numbers of 64 bits")
@@ -116,6 +121,25 @@ def _number(value: Any) -> float:
     if isinstance(value, (str, bool)) or not math.isfinite(value):
         raise ValueError
     return float(value)
+
+
+def _check_rounding(task: Task, labels: list[float]) -> None:
+    """Raises UserError for targets that float32 does not hold, in which they are trained on and scored."""
+    targets = np.array(labels)
+    with np.errstate(over="ignore"):
+        rounded = targets.astype(np.float32).astype(np.float64)
+    if len(beyond := np.flatnonzero(~np.isfinite(rounded))):
+        raise UserError(
+            f"task '{task.name}': the target of row {beyond[0]} is {targets[beyond[0]]:g}; targets are "
+            f"numbers up to {np.finfo(np.float32).max:.1e}: count them in a larger unit"
+        )
+    spread, off = targets.std(), np.abs(rounded - targets).max()
+    if off > ROUNDED * spread > 0:
+        raise UserError(
+            f"task '{task.name}': its targets are around {targets.mean():g} and spread by {spread:g}, which "
+            f"float32 rounds by up to {off:g}; take the same number from all of them, such as "
+            f"{math.floor(targets.min())}"
+        )
 
 
 def _whole(least: int, beyond: int) -> Callable[[Any], int]:

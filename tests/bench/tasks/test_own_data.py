@@ -328,6 +328,26 @@ def test_what_cannot_be_is_refused_by_its_line(tmp_path: Path, case: str) -> Non
         reviews(tmp_path, content, **more)
 
 
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ([1_700_000_000 + i for i in range(40)], "around 1.7e.09 and spread by 11.*take the same number"),
+        ([*range(39), 1e39], "the target of row 39 is 1e.39; targets are numbers up to 3.4e.38"),
+        ([1700 + i for i in range(40)], ""),
+    ],
+)
+def test_targets_that_float32_does_not_hold_are_refused(
+    tmp_path: Path, own_cache: Path, targets: list[float], said: str
+) -> None:
+    rows = "".join(f"w{i},{target}\n" for i, target in enumerate(targets))
+    own = reviews(tmp_path, "body,stars\n" + rows, target="regression")
+    if not said:
+        assert prepare(own, TEXT).train.labels.max() > 1700
+        return
+    with pytest.raises(UserError, match=said):
+        prepare(own, TEXT)
+
+
 def test_a_plan_knows_every_split_of_own_data(tmp_path: Path, own_cache: Path) -> None:
     (tmp_path / "r.csv").write_text(CSV)
 
