@@ -115,6 +115,9 @@ def stable_order(name: str, items: Iterable[Hashable]) -> NDArray[np.int64]:
 #: A regression's targets are dealt by their place among all of them, in so many equal parts.
 PARTS = 10
 
+#: By the second rules a part has so many at least: of fewer, no split has its share of any.
+LEAST = 20
+
 
 def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
     """Of each example what a deal spreads evenly: its classes, or the part of all targets that its lies in.
@@ -127,7 +130,8 @@ def strata(task: Task, labels: Sequence[Any]) -> list[tuple[int, ...]]:
         return [(0,)] * len(labels)
     places: Iterable[int] = labels
     if task.target == "regression":
-        edges = np.quantile(labels, np.arange(1, PARTS) / PARTS) if len(labels) else np.zeros(0)
+        most = PARTS if task.rules == 1 else max(1, min(PARTS, len(labels) // LEAST))
+        edges = np.quantile(labels, np.arange(1, most) / most) if len(labels) else np.zeros(0)
         places = np.searchsorted(edges, labels, side="right").tolist()
     # One tuple for all examples of a stratum: of a large table there would be millions.
     made: dict[int, tuple[int, ...]] = {}

@@ -328,6 +328,13 @@ def test_what_cannot_be_is_refused_by_its_line(tmp_path: Path, case: str) -> Non
         reviews(tmp_path, content, **more)
 
 
+@pytest.mark.parametrize("rows", [20, 25, 30, 40, 100, 150, 199])
+def test_a_small_regression_is_dealt_by_the_percentages(tmp_path: Path, own_cache: Path, rows: int) -> None:
+    table = "body,stars\n" + "".join(f"w{i} w{i % 7},{i * i % 97}.5\n" for i in range(rows))
+    found = [len(split) for split in splits(prepare(reviews(tmp_path, table, target="regression"), TEXT))]
+    assert found == pytest.approx([0.7 * rows, 0.15 * rows, 0.15 * rows], abs=0.03 * rows)
+
+
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
