@@ -64,8 +64,10 @@ def read_csv(file: Path, wanted: Sequence[str]) -> Table:
         with _reading(file):
             yield from arrow.open_csv(
                 file,
-                # Threads would read far ahead.
-                arrow.ReadOptions(column_names=have, skip_rows=1, block_size=BLOCK, use_threads=False),
+                # Threads would read far ahead. The names may take several lines, which are one row.
+                arrow.ReadOptions(
+                    column_names=have, skip_rows_after_names=1, block_size=BLOCK, use_threads=False
+                ),
                 arrow.ParseOptions(delimiter=delimiter, newlines_in_values=True),
                 arrow.ConvertOptions(
                     include_columns=list(columns),

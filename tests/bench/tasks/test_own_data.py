@@ -328,6 +328,14 @@ def test_what_cannot_be_is_refused_by_its_line(tmp_path: Path, case: str) -> Non
         reviews(tmp_path, content, **more)
 
 
+def test_the_names_of_columns_may_take_several_lines(tmp_path: Path) -> None:
+    head = '"Your review\n(honest)",body,stars\n'
+    own = reviews(tmp_path, head + "".join(f"x,w{i},{i % 2}\n" for i in range(40)))
+    assert list(own.examples().inputs) == [f"w{i}" for i in range(40)]
+    with pytest.raises(UserError, match="r.csv, line 4: no value in column 'stars'"):
+        reviews(tmp_path, head + "x,w0,1\nx,w1,\n")
+
+
 @pytest.mark.parametrize("rows", [20, 25, 30, 40, 100, 150, 199])
 def test_a_small_regression_is_dealt_by_the_percentages(tmp_path: Path, own_cache: Path, rows: int) -> None:
     table = "body,stars\n" + "".join(f"w{i} w{i % 7},{i * i % 97}.5\n" for i in range(rows))
