@@ -96,7 +96,8 @@ def _tables(asked: Description) -> Iterator[tuple[SplitName | None, Table]]:
         if kind == "csv":
             yield split, read_csv(file, columns)
         elif kind == "jsonl":
-            yield split, read_jsonl(file, _names(asked.text))
+            answers = _names(asked.label) if asked.target == "generation" else ()
+            yield split, read_jsonl(file, _names(asked.text), answers)
         else:
             yield split, read_parquet(file, columns)
 

@@ -107,8 +107,10 @@ class RetypedError(UserError):
     """A column is of a wider type than its first rows showed; read again, all its rows are of that one."""
 
 
-def read_jsonl(file: Path, texts: Sequence[str]) -> Table:
+def read_jsonl(file: Path, texts: Sequence[str], answers: Sequence[str] = ()) -> Table:
     """Columns of a file with a JSON object a line; `texts` hold strings. Raises UserError.
+
+    Numbers and truths in the columns of `answers` become texts as JSON writes them, each by itself.
 
     A column is of one type in all parts. Where a later part widens it, as floats do a column of integers,
     reading stops with RetypedError, and begun anew it has the wider one from the first row on.
@@ -125,6 +127,8 @@ def read_jsonl(file: Path, texts: Sequence[str]) -> Table:
                     check_columns(str(file), columns, _names(file))
                 first = False
                 found = {name: [row.get(name) for row in rows] for name in columns}
+                for name in found.keys() & set(answers):
+                    found[name] = [as_answer(value) for value in found[name]]
                 yield _as_arrow(file, [number for number, _ in some], found, texts, types)
 
     def line(row: int) -> str:
@@ -133,6 +137,11 @@ def read_jsonl(file: Path, texts: Sequence[str]) -> Table:
             return f"{file}, line {next(islice(numbers, row, None), row + 1)}"
 
     return Table(parts, line, {})
+
+
+def as_answer(value: Any) -> Any:
+    """A number or a truth as JSON writes it; anything else as it is."""
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else value
 
 
 def _names(file: Path) -> list[str]:

@@ -43,18 +43,28 @@ def test_lines_of_json_may_have_a_mark_and_groups_of_numbers(
     assert list(own.examples().groups or ()) == ["7", "8", "7", "8.5"]
 
 
-def test_answers_in_json_are_of_one_kind_in_the_whole_file(
+def test_groups_in_json_are_of_one_kind_in_the_whole_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "ROWS", 2)
 
-    def answers(*values: Any) -> list[str]:
-        rows = ({"q": f"what is {n}", "a": value} for n, value in enumerate(values))
+    def groups(*values: Any) -> list[str]:
+        rows = ({"body": f"what is {n}", "stars": n % 2, "who": value} for n, value in enumerate(values))
         (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        return list(task(tmp_path, jsonl="r.jsonl", prompt="q", answer="a").examples().labels)
+        own = task(tmp_path, jsonl="r.jsonl", text="body", label="stars", group="who")
+        return [str(group) for group in own.examples().groups or ()]
 
-    assert answers(3, 4, 5, 6) == ["3", "4", "5", "6"]
-    assert answers(3, 4, 5, 6.5, 7) == ["3.0", "4.0", "5.0", "6.5", "7.0"]
-    assert answers(3.5, 4, 5, 6) == ["3.5", "4.0", "5.0", "6.0"]
+    assert groups(3, 4, 5, 6.5, 7) == ["3", "4", "5", "6.5", "7"]
     with pytest.raises(UserError, match=r"lines 3 to 4: .* not of one kind with those before: .*int64"):
-        answers(3, 4, "five", "six")
+        groups(3, 4, "five", "six")
+
+
+def test_an_answer_in_json_is_what_stands_there_whatever_the_others_are(tmp_path: Path) -> None:
+    values = [2, 2.5, True, "three", 4.0, False, "  x"]
+    rows = ({"q": f"what is {n}", "a": value} for n, value in enumerate(values))
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = task(tmp_path, jsonl="r.jsonl", prompt="q", answer="a")
+    assert list(own.examples().labels) == ["2", "2.5", "true", "three", "4.0", "false", "  x"]
+    (tmp_path / "r.jsonl").write_text('{"q": "a", "a": "1"}\n{"q": "b", "a": [2]}')
+    with pytest.raises(UserError, match="the values of column 'a' are not of one kind"):
+        task(tmp_path, jsonl="r.jsonl", prompt="q", answer="a")

@@ -332,7 +332,7 @@ def test_the_names_of_columns_may_take_several_lines(tmp_path: Path) -> None:
     head = '"Your review\n(honest)",body,stars\n'
     own = reviews(tmp_path, head + "".join(f"x,w{i},{i % 2}\n" for i in range(40)))
     assert list(own.examples().inputs) == [f"w{i}" for i in range(40)]
-    with pytest.raises(UserError, match="r.csv, line 4: no value in column 'stars'"):
+    with pytest.raises(UserError, match=r"r.csv, line 4: no value in column .stars."):
         reviews(tmp_path, head + "x,w0,1\nx,w1,\n")
 
 
