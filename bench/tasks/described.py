@@ -17,6 +17,7 @@ from bench.tasks.hub import HubImages, HubTask, HubTexts
 from bench.tasks.objective import objective
 from bench.tasks.own_data import content_hash, files_of, read_rows
 from bench.tasks.own_labels import read_labels
+from bench.tasks.tables import blank
 from methods.errors import UserError
 
 #: Grows whenever the same description gives other examples.
@@ -160,6 +161,11 @@ class _OfHub(HubTask):
         if not isinstance(named, dict):
             return self.classes
         return tuple(named.get(str(number), "") for number in range(len(named)))
+
+    def _check_column(self, part: str, column: str, values: Any) -> None:
+        super()._check_column(part, column, values)
+        if self.modality == "text" and column in self.columns and (row := blank(values)) is not None:
+            raise UserError(f"task '{self.name}': {column} of the {part} split has no text in row {row}")
 
     def labels_of(self, values: Any) -> list[Any]:
         line = lambda row: f"row {row}"  # noqa: E731

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from bench.process.files import sha256
 from bench.tasks.base import LazyImages, SplitName, Streamed
 from bench.tasks.description import SPLIT_WORDS, Description
-from bench.tasks.own_labels import Labels, read_labels
+from bench.tasks.own_labels import Labels, is_blank, read_labels
 from bench.tasks.pictures import decoded
 from bench.tasks.tables import (
     RetypedError,
     Table,
+    blank,
     embedded,
     is_text,
     read_csv,
@@ -164,6 +165,8 @@ class _Reader:
                 raise UserError(
                     f"{table.line(0)}: column '{name}' should hold texts, got values of type {column.type}"
                 )
+            if asked.text is not None and (hole := blank(column)) is not None:
+                raise UserError(f"{table.line(before + hole)}: no value in column '{name}'")
             if asked.image is not None and asked.format not in ("csv", "jsonl"):
                 embedded(partial(self._image, table, before), column)
 
@@ -196,7 +199,7 @@ class _Reader:
             self.splits.append(official)
 
     def _there(self, value: Any, column: str, row: int) -> Any:
-        if value is None:
+        if is_blank(value):
             raise UserError(f"{self.line(row)}: no value in column '{column}'")
         return value
 

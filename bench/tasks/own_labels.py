@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.tasks.description import Description
+from bench.tasks.tables import as_answer
 from methods.errors import UserError, did_you_mean, shown
 
 #: A label column with more values holds something else.
@@ -62,20 +63,69 @@ class Labels:
             self._rows.append(self._read(value, row))
 
     def _read(self, value: Any, row: int) -> Any:
-        if self._asked.target == "generation":
-            return _answer(self._column, value, row, self._line)
-        if self._asked.target == "regression":
-            return _number(self._column, value, row, self._line)
-        if isinstance(self._asked.label, tuple):
-            numbers = _flags(self._asked.label, value, row, self._line)
-        elif self._asked.target == "single label":
-            if value is None:
-                raise UserError(f"{self._line(row)}: no value in column '{self._column}'")
-            numbers = (self._number(_key(self._column, value, row, self._line), row),)
+        asked, column = self._asked, self._column
+        if asked.target == "generation":
+            return self._answer(value, row)
+        if asked.target == "regression":
+            return self._target(value, row)
+        if isinstance(asked.label, tuple):
+            flags = [self._flag(one, row, name) for one, name in zip(value, asked.label, strict=True)]
+            numbers = tuple(number for number, flag in enumerate(flags) if flag)
+        elif asked.target == "single label":
+            if is_blank(value):
+                raise self._wrong(value, row, column)
+            numbers = (self._number(self._key(value, row, column), row),)
         else:
-            parts = _parts(self._asked, self._column, value, row, self._line)
-            numbers = tuple(self._number(part, row) for part in parts)
+            numbers = tuple(self._number(part, row) for part in self._parts(value, row))
         return self._distinct.setdefault(numbers, numbers)
+
+    def _wrong(self, value: Any, row: int, column: str, should: str = "") -> UserError:
+        """That a value is missing or is nothing that its column `should` hold."""
+        told = "no value" if is_blank(value) else shown(value)
+        return UserError(f"{self._line(row)}: {told} in column '{column}'{should}")
+
+    def _key(self, value: Any, row: int, column: str) -> str:
+        """A label as a text that is equal for equal labels."""
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, float) and value.is_integer():
+            return str(int(value))
+        if isinstance(value, float):
+            raise self._wrong(value, row, column, " is no class; numbers need target: regression")
+        if not isinstance(value, (str, int)):
+            raise self._wrong(value, row, column, " is no class")
+        return str(value).strip()
+
+    def _parts(self, value: Any, row: int) -> list[str]:
+        """The labels of a row: of a list, or of a text with separators. Nothing is no label."""
+        some = (
+            value.split(self._asked.separator) if isinstance(value, str) else [] if value is None else value
+        )
+        if not isinstance(some, (list, tuple)):
+            some = [some]
+        if any(one is None for one in some):
+            raise UserError(f"{self._line(row)}: a label without a value in column '{self._column}'")
+        return [key for one in some if (key := self._key(one, row, self._column))]
+
+    def _flag(self, value: Any, row: int, column: str) -> bool:
+        flag = None if is_blank(value) else _FLAGS.get(self._key(value, row, column).casefold())
+        if flag is None:
+            raise self._wrong(value, row, column, ", which should hold 0 or 1")
+        return flag
+
+    def _answer(self, value: Any, row: int) -> str:
+        if is_blank(value) or not isinstance(value, (str, int, float)):
+            raise self._wrong(value, row, self._column, ", which should hold texts")
+        return str(as_answer(value))
+
+    def _target(self, value: Any, row: int) -> float:
+        try:
+            number = math.nan if value is None or isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise self._wrong(value, row, self._column, ", which should hold finite numbers")
+        return number
 
     def _number(self, key: str, row: int) -> int:
         if self._here is not None:
@@ -145,59 +195,9 @@ def _classes(
     return names, {name: number for number, name in enumerate(names)}
 
 
-def _key(column: str, value: Any, row: int, line: Line) -> str:
-    """A label as a text that is equal for equal labels."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise UserError(
-                f"{line(row)}: {value:g} in column '{column}' is no class; numbers need target: regression"
-            )
-        return str(int(value))
-    if not isinstance(value, (str, int)):
-        raise UserError(f"{line(row)}: {shown(value)} in column '{column}' is no class")
-    return str(value).strip()
-
-
-def _parts(asked: Description, column: str, value: Any, row: int, line: Line) -> list[str]:
-    """The labels of a row: of a list, or of a text with separators. Nothing is no label."""
-    some = value.split(asked.separator) if isinstance(value, str) else [] if value is None else value
-    if not isinstance(some, (list, tuple)):
-        some = [some]
-    if any(one is None for one in some):
-        raise UserError(f"{line(row)}: a label without a value in column '{column}'")
-    return [key for one in some if (key := _key(column, one, row, line))]
-
-
-def _flags(columns: Sequence[str], values: Sequence[Any], row: int, line: Line) -> tuple[int, ...]:
-    found = []
-    for number, (column, value) in enumerate(zip(columns, values, strict=True)):
-        flag = None if value is None else _FLAGS.get(_key(column, value, row, line).casefold())
-        if flag is None:
-            told = "no value" if value is None else shown(value)
-            raise UserError(f"{line(row)}: {told} in column '{column}', which should hold 0 or 1")
-        if flag:
-            found.append(number)
-    return tuple(found)
-
-
-def _answer(column: str, value: Any, row: int, line: Line) -> str:
-    if not isinstance(value, (str, int, float)):
-        told = "no value" if value is None else shown(value)
-        raise UserError(f"{line(row)}: {told} in column '{column}', which should hold texts")
-    return str(value)
-
-
-def _number(column: str, value: Any, row: int, line: Line) -> float:
-    try:
-        number = math.nan if value is None or isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        told = "no value" if value is None else shown(value)
-        raise UserError(f"{line(row)}: {told} in column '{column}', which should hold finite numbers")
-    return number
+def is_blank(value: Any) -> bool:
+    """Whether a value is a hole: none, no number, or a text of spaces alone."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:

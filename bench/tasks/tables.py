@@ -287,6 +287,16 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(types.is_string(inner) or types.is_large_string(inner))
 
 
+def blank(column: Any) -> int | None:
+    """The first row of a column of texts with none, or with spaces alone; None where all rows have one."""
+    from pyarrow import compute, types
+
+    texts = compute.cast(column, column.type.value_type) if types.is_dictionary(column.type) else column
+    holes = compute.fill_null(compute.equal(compute.utf8_trim_whitespace(texts), ""), True)
+    row: int = compute.index(holes, True).as_py()
+    return None if row < 0 else row
+
+
 def _holds_images(kind: pa.DataType) -> bool:
     from pyarrow import types
 

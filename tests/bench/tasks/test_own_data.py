@@ -328,6 +328,31 @@ def test_what_cannot_be_is_refused_by_its_line(tmp_path: Path, case: str) -> Non
         reviews(tmp_path, content, **more)
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "hub"])
+@pytest.mark.parametrize(
+    ("column", "hole"), [("body", ""), ("body", " \u00a0"), ("stars", " "), ("who", " ")]
+)
+def test_a_blank_value_is_a_hole_in_every_format(tmp_path: Path, kind: str, column: str, hole: str) -> None:
+    if kind == "hub" and column == "who":
+        return  # a hub takes no groups
+    rows = [{"body": f"w{i}", "stars": "ab"[i % 2], "who": f"p{i // 4}"} for i in range(40)]
+    rows[7][column] = hole
+    (tmp_path / "r.csv").write_text("body,stars,who\n" + "".join(f"{','.join(r.values())}\n" for r in rows))
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "r.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    where: dict[str, Any] = {kind: f"r.{kind}", "group": "who"}
+    if kind == "hub":
+        where = {"hub": "me/news", "source": {"local": str(tmp_path)}, "classes": ["a", "b"]}
+    with pytest.raises(
+        UserError, match=rf"(line [89]|row 7): no value in column '{column}'|no text in row 7"
+    ):
+        task(tmp_path, **where, text="body", label="stars").examples()
+    if kind != "hub" and column != "who":
+        with pytest.raises(UserError, match=f"no value in column '{column}'"):
+            task(tmp_path, **where, prompt="body", answer="stars").examples()
+
+
 def test_the_names_of_columns_may_take_several_lines(tmp_path: Path) -> None:
     head = '"Your review\n(honest)",body,stars\n'
     own = reviews(tmp_path, head + "".join(f"x,w{i},{i % 2}\n" for i in range(40)))
