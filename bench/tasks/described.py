@@ -7,12 +7,13 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from bench.metrics.base import Kind
 from bench.tasks.base import SPLITS, DataSource, Examples, SplitName, Streamed, Task
 from bench.tasks.catalog import TASKS
-from bench.tasks.description import Description
+from bench.tasks.description import SPLIT_WORDS, Description
 from bench.tasks.hub import HubImages, HubTask, HubTexts
 from bench.tasks.objective import objective
 from bench.tasks.own_data import content_hash, files_of, read_rows
@@ -139,10 +140,20 @@ class _OfHub(HubTask):
         self._asked = asked
         self.source = DataSource(revision=asked.revision)
         self.repository, self.config, self.label = asked.hub, asked.config, asked.label  # type: ignore[misc]
-        words: dict[str, SplitName | None] = dict(asked.splits or {split: split for split in SPLITS})
+        # Ids count from a split's place: those that a repository mostly has keep theirs.
+        words: dict[str, SplitName | None] = dict(asked.splits or {s: s for s in SPLITS} | SPLIT_WORDS)
         self.parts = words  # type: ignore[misc]
-        self.optional = frozenset(words if asked.splits is None else ()) - {"train"}  # type: ignore[misc]
+        self.optional = frozenset(words if asked.splits is None else ())  # type: ignore[misc]
         _declare(self, name, asked, asked.names)
+
+    def _files(self) -> dict[str, list[Path]]:
+        found = super()._files()
+        if "train" not in map(self.parts.get, found):
+            raise UserError(
+                f"task '{self.name}': {self.folder() / self.config} has no parquet file of train, named by "
+                "its split, such as train-00000-of-00001.parquet; splits says what the data call theirs"
+            )
+        return found
 
     def examples(self) -> Examples:
         found = super().examples()

@@ -536,6 +536,18 @@ def test_a_data_set_of_a_hub_by_its_columns(tmp_path: Path, own_cache: Path) -> 
     )
 
 
+def test_a_hub_s_splits_are_known_by_the_words_that_a_folder_s_are(tmp_path: Path) -> None:
+    for split, rows in {"training": 40, "val": 20, "test": 10}.items():
+        table = {"title": [f"{split} w{i}" for i in range(rows)], "topic": [i % 2 for i in range(rows)]}
+        pq.write_table(pa.table(table), tmp_path / f"{split}-00000-of-00001.parquet")
+    row = {"hub": "me/news", "text": "title", "label": "topic", "classes": ["a", "b"]}
+    own = task(tmp_path, **row, source={"local": str(tmp_path)})
+    assert Counter(own.examples().splits or ()) == {"train": 40, "validation": 20, "test": 10}
+    (tmp_path / "training-00000-of-00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"'mine': .* has no parquet file of train"):
+        own.examples()
+
+
 def test_each_configuration_of_a_hub_s_data_set_is_a_task_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
