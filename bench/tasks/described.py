@@ -81,8 +81,9 @@ def _declare(task: Task, name: str, asked: Description, classes: Sequence[str]) 
 
 
 def _identity(of_task: str, asked: Description, classes: Sequence[str]) -> str:
-    # Files of images are read as they ever were.
-    version = 1 if asked.format in ("images", "image_list") else READING_VERSION
+    # Classes of images in files are read and dealt as they ever were.
+    before = asked.format in ("images", "image_list") and asked.target != "regression"
+    version = 1 if before else READING_VERSION
     content = json.dumps([version, asked.identity(), list(classes)], sort_keys=True)
     return hashlib.sha256(f"{of_task}\0{content}".encode()).hexdigest()
 
@@ -141,7 +142,9 @@ class _OfHub(HubTask):
         self.source = DataSource(revision=asked.revision)
         self.repository, self.config, self.label = asked.hub, asked.config, asked.label  # type: ignore[misc]
         # Ids count from a split's place: those that a repository mostly has keep theirs.
-        words: dict[str, SplitName | None] = dict(asked.splits or {s: s for s in SPLITS} | SPLIT_WORDS)
+        words: dict[str, SplitName | None] = {
+            **(asked.splits or {**dict(zip(SPLITS, SPLITS, strict=True)), **SPLIT_WORDS})
+        }
         self.parts = words  # type: ignore[misc]
         self.optional = frozenset(words if asked.splits is None else ())  # type: ignore[misc]
         _declare(self, name, asked, asked.names)
@@ -180,7 +183,7 @@ class _OfHub(HubTask):
 
     def labels_of(self, values: Any) -> list[Any]:
         line = lambda row: f"row {row}"  # noqa: E731
-        return list(read_labels(self._asked, values, None, line)[1])
+        return list(read_labels(self._asked, values, line)[1])
 
 
 class _HubTexts(_OfHub, HubTexts):

@@ -264,7 +264,7 @@ class _Picture:
 
 def _of_pictures(asked: Description, pictures: Sequence[_Picture]) -> Rows:
     labels = [picture.label for picture in pictures]
-    classes, read = read_labels(asked, labels, None, lambda row: pictures[row].line)
+    classes, read = read_labels(asked, labels, lambda row: pictures[row].line)
     return Rows(
         lambda: LazyImages(pictures, lambda p: _decoded(p.path.read_bytes, p.line, str(p.path))),
         classes,
@@ -308,7 +308,7 @@ def _homes(asked: Description, folder: Path) -> list[tuple[SplitName | None, Pat
     below = _folders(folder)
     # A class may be called train too: then images lie in its folder.
     official = {path: asked.official(path.name) for path in below if _folders(path)}
-    splits = [(split, path) for path, split in official.items() if split]
+    splits: list[tuple[SplitName | None, Path]] = [(split, path) for path, split in official.items() if split]
     if asked.splits is not None:
         if not splits:
             raise UserError(

@@ -21,21 +21,18 @@ Line = Callable[[int], str]
 
 
 def read_labels(
-    asked: Description, values: Sequence[Any], known: Sequence[str] | None, line: Line
+    asked: Description, values: Iterable[Any], line: Line
 ) -> tuple[tuple[str, ...], Sequence[Any]]:
-    """The classes, and of each row the label as `Examples` has it.
-
-    `values`: those of the label column, or a tuple of several columns' a row. `known`: the classes' names
-    where the data have them, whose numbers the values are then. Raises UserError.
-    """
-    labels = Labels(asked, known, line)
+    """The classes, and of each row the label as `Examples` has it. Raises UserError."""
+    labels = Labels(asked, None, line)
     labels.add(values)
     return labels.finish()
 
 
 class Labels:
-    """A column of labels that is read in parts; `read_labels` says the rest.
+    """A column of labels that is read in parts. `known`: the classes' names where the first part has them.
 
+    The values are then their numbers. With several columns of labels they are a tuple a row.
     What is equal in many rows is kept once, so that a row takes a few bytes, whatever its label is called.
     """
 
@@ -166,7 +163,7 @@ class Labels:
         """`key`: as the part of the row has it, or as all parts have it when all are read."""
         numbered = [] if self._here else self._known
         named = f" ({shown(numbered[int(key)])})" if key in map(str, range(len(numbered))) else ""
-        near = did_you_mean(key, accepted)
+        near = "" if key.removeprefix("-").isdecimal() else did_you_mean(key, accepted)
         return UserError(
             f"{self._line(row)}: label {shown(key)}{named} is none of the classes {listed(accepted)}"
             + (f"; {near}" if near else "")
