@@ -9,6 +9,7 @@ from bench.metrics import direction
 from bench.wire.words import OWN_SIZE, Status
 from reports.inference.intervals import RESOLUTION
 from reports.study import FLOOR, REFERENCE, Cell, Seed, grouped
+from reports.units import PERCENT, unit_of
 from reports.words import listed, many
 
 from .packed import Packed, number
@@ -16,6 +17,8 @@ from .questions import HEAD_ONLY
 
 #: By how much a size may miss LoRA's.
 TOLERANCE = 0.05
+#: By how much a score may differ from that of the head alone where an adapter hardly moved.
+STILL = 0.001
 AXES = {"lr": "rate", "scale": "scale", "head_lr": "head rate"}
 
 
@@ -24,7 +27,13 @@ def cautions(packed: Packed, rows: Iterable[Cell]) -> str:
     cells = list({cell.number: cell for cell in rows if cell.missing < cell.seeds}.values())
     if not cells:
         return ""
-    told = [_edges(cells), _missed(cells), _failed(packed, cells), _collapsed(packed, cells)]
+    told = [
+        _edges(cells),
+        _missed(cells),
+        _failed(packed, cells),
+        _collapsed(packed, cells),
+        _still(packed, cells),
+    ]
     return " ".join(filter(None, told))
 
 
@@ -73,14 +82,8 @@ def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
     """Seeds that came out below the mean of the head alone, where all seeds of that have finished."""
     told, tasks = [], {cell.task: False for cell in cells}
     for cell in cells:
-        floor = packed.cells(cell.task, cell.budget).get(HEAD_ONLY)
-        if (
-            floor is None
-            or floor.gain is None
-            or not floor.complete
-            or floor.setting != cell.setting
-            or cell.family == FLOOR
-        ):
+        floor = _floor(packed, cell)
+        if floor is None or floor.gain is None:
             continue
         tasks[cell.task] = True
         turned = direction(cell.metric)
@@ -93,6 +96,28 @@ def _collapsed(packed: Packed, cells: Sequence[Cell]) -> str:
     on = [task for task, compared in tasks.items() if compared]
     where = f", compared on {listed(on)}" * (len(on) < len(tasks))
     return f"Below the mean of the head alone{where}: {'; '.join(told) or 'no seed'}." if on else ""
+
+
+def _still(packed: Packed, cells: Sequence[Cell]) -> str:
+    """Rows that come to what the head alone comes to, seed by seed: their adapters hardly moved."""
+    told = []
+    for cell in cells:
+        floor = _floor(packed, cell)
+        if floor is None or not cell.complete or not unit_of(cell.metric).mark:
+            continue
+        own, bare = packed.gains(cell), packed.gains(floor)
+        if own.keys() <= bare.keys() and all(abs(own[seed] - bare[seed]) <= STILL for seed in own):
+            told.append(f"{cell.method} on {cell.task}")
+    points = number(PERCENT.factor * STILL)
+    return f"Within {points} points of the head alone on every seed: {listed(told)}." if told else ""
+
+
+def _floor(packed: Packed, cell: Cell) -> Cell | None:
+    """The head alone where a row may be compared with it, and all its seeds have finished."""
+    floor = packed.cells(cell.task, cell.budget).get(HEAD_ONLY)
+    if floor is None or not floor.complete or floor.setting != cell.setting or cell.family == FLOOR:
+        return None
+    return floor
 
 
 def _known(packed: Packed, cell: Cell, status: Status) -> Iterator[Seed]:

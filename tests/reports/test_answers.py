@@ -244,6 +244,16 @@ def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, fold
     assert "Below the mean of the head alone: TensLoRA depth on digits, seeds 2, 4." in told
 
 
+def test_an_adapter_that_left_the_head_alone_is_named(script: Any, folder: Path) -> None:
+    results = rich_of(script, folder)
+    (lora, *_) = (c for c in results.study.all_cells if (c.method, c.task) == ("LoRA", "digits"))
+    assert "Within" not in script("answers.cautions").cautions(results, [lora])
+    # As if the head alone had come to the same.
+    results.cells = lambda task, budget: {"head only": lora}
+    told = script("answers.cautions").cautions(results, [lora])
+    assert "Within 0.10 points of the head alone on every seed: LoRA on digits." in told
+
+
 def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, folder: Path) -> None:
     results = rich_of(script, folder)
     edges: list[tuple[str, ...]] = [("lr", "scale"), ("scale",), ()]
