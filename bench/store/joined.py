@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from bench.store.merging import brings_more, one_plan, refuse_other_scores
+from bench.store.merging import brings_more, one_plan, refuse_other_result, refuse_other_scores
 from bench.store.records import Record, latest
 from bench.store.runs import as_json
 from bench.store.source import Source
+from bench.wire.found import FOUND
 from bench.wire.plan import StoredPlan
 from bench.wire.words import Artifact, Kind, Tag
 
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
 
 class Joined(Source):
-    """Raises UserError where the parts contradict each other: other scores of a trial, or other protocols."""
+    """Raises UserError where the parts contradict each other: other scores of a trial, other results of a
+    search, or other protocols.
+    """
 
     def __init__(self, parts: Sequence[Source]) -> None:
         self._parts = parts
@@ -29,6 +33,8 @@ class Joined(Source):
     def _joined(self, kind: Kind) -> list[Record]:
         """The runs of a kind that count, each with its part noted."""
         chosen: dict[str, Record] = {}
+        #: Every run of each search and allocation, with its part.
+        nested: defaultdict[str, list[tuple[Source, Record]]] = defaultdict(list)
         for part in self._parts:
             found = part.records(kind)
             if kind == Kind.TRIAL:
@@ -37,6 +43,11 @@ class Joined(Source):
             for record in found:
                 # There is one run of a suite, and one of each search.
                 key = record.trial_id or record.tag(Tag.STUDY)
+                if kind in FOUND:
+                    for known in nested[key]:
+                        if known[0] is not part:
+                            refuse_other_result(known, (part, record))
+                    nested[key].append((part, record))
                 if brings_more(record, chosen.get(key)):
                     chosen[key] = record
                     self._of_run[record.run_id] = part

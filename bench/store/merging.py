@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from bench.store.connect import shown_uri
 from bench.store.records import Record
+from bench.store.source import Source
+from bench.wire.found import FOUND, AllocationResult, SearchResult
 from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan
-from bench.wire.words import Status
+from bench.wire.words import Kind, Status, Tag
 from methods import UserError
 from methods.errors import shown
 
@@ -54,6 +57,27 @@ def _apart(known: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[st
         if (a is None) != (b is None) or (a is not None and b is not None and abs(a - b) > AGREES):
             runs = f"{a} in run {other.origin}, {b} in run {record.origin}"
             yield f"  trial {record.trial_id} ({record.name}): {runs}"
+
+
+def refuse_other_result(known: tuple[Source, Record], coming: tuple[Source, Record]) -> None:
+    """Raises UserError where two parts of one experiment have a search or an allocation with other results.
+
+    Each is the part and its run. One that has not ended, without a result, contradicts nothing.
+    """
+    here, there = result_of(*known), result_of(*coming)
+    if here is not None and there is not None and here != there:
+        (one, run), (other, search) = known, coming
+        raise UserError(
+            f"experiment '{other.name}': the {search.tag(Tag.KIND)} '{search.tag(Tag.STUDY)}' found "
+            f"something else in {shown_uri(one.where)} (run {run.run_id}) than in {shown_uri(other.where)}; "
+            "nothing was merged"
+        )
+
+
+def result_of(source: Source, search: Record) -> SearchResult | AllocationResult | None:
+    """What a search or an allocation found; None where it stored nothing."""
+    name, form = FOUND[Kind(search.tag(Tag.KIND))]
+    return source.content(search, name, form)
 
 
 def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:

@@ -12,17 +12,22 @@ import pandas as pd
 
 from bench.process.alive import owner
 from bench.store.connect import connect, insisting
-from bench.store.merging import brings_more, merged_plan, refuse_other_scores
+from bench.store.merging import (
+    brings_more,
+    merged_plan,
+    refuse_other_result,
+    refuse_other_scores,
+    result_of,
+)
 from bench.store.outbox import Letter
 from bench.store.records import Record, latest
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.store.writer import flat
-from bench.wire.found import FOUND, AllocationResult, SearchResult
+from bench.wire.found import FOUND
 from bench.wire.pack import CURVES_BEGIN, TRAVELS
 from bench.wire.text import all_storable, storable
 from bench.wire.words import Artifact, Kind, Status, Tag
-from methods import UserError
 
 #: Hears how many of how many trials are written.
 Told = Callable[[int, int], None]
@@ -70,7 +75,8 @@ class _Merge:
         self._plan = merged_plan(here, coming) if here and coming else None
         if store:
             for run in self._nested():
-                _refuse_other_result(source, store, run)
+                for there in _same(store, run):
+                    refuse_other_result((store, there), (source, run))
 
     def _nested(self) -> list[Record]:
         """The searches and allocations."""
@@ -105,7 +111,9 @@ class _Merge:
         for run in self._nested():
             there = _same(store, run)
             run_id = there[-1].run_id if there else _begin(store, run, found[""])
-            lacking = bool(there) and there[-1].status != Status.RUNNING and _found(store, there[-1]) is None
+            lacking = (
+                bool(there) and there[-1].status != Status.RUNNING and result_of(store, there[-1]) is None
+            )
             if not there or lacking or _unended(there, run):
                 _fill(store, self.source, run, run_id, None)
             found[run.run_id] = run_id
@@ -121,22 +129,6 @@ def _same(store: Store, search: Record) -> list[Record]:
     """The store's runs of a search or an allocation, oldest first."""
     runs = store.records(Kind(search.tag(Tag.KIND)))
     return [run for run in runs if run.tag(Tag.STUDY) == search.tag(Tag.STUDY)]
-
-
-def _refuse_other_result(source: Source, store: Store, search: Record) -> None:
-    coming = _found(source, search)
-    for run in _same(store, search):
-        here = _found(store, run)
-        if here is not None and coming is not None and here != coming:
-            raise UserError(
-                f"experiment '{source.name}': the {search.tag(Tag.KIND)} '{search.tag(Tag.STUDY)}' found "
-                f"something else in the store (run {run.run_id}) than in {source.where}; nothing was merged"
-            )
-
-
-def _found(source: Source, search: Record) -> SearchResult | AllocationResult | None:
-    name, form = FOUND[Kind(search.tag(Tag.KIND))]
-    return source.content(search, name, form)
 
 
 @insisting

@@ -22,6 +22,7 @@ from bench.store.pack.writing import write_pack
 from bench.store.results import open_results, unpack
 from bench.store.results import pack as repack
 from bench.store.store import Store
+from bench.wire.found import SearchResult
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from reports.results import load_results
@@ -201,6 +202,46 @@ def test_other_scores_are_listed_and_nothing_is_written(
     assert Store.existing(uri, "small").records() == before
     with pytest.raises(UserError, match="have other scores"):
         open_results("", [str(pack), str(tampered)])
+
+
+def searched(store: Store) -> None:
+    """Adds a search that has ended."""
+    found = SearchResult(
+        name="ranks",
+        method="LoRA",
+        task="digits",
+        backbone="tiny-random-vit",
+        budget=None,
+        asked=100,
+        modes=("rank",),
+        importance={},
+        objectives=("metric",),
+        trials=(),
+        pareto=(),
+        best=None,
+    )
+    run = store.begin(Kind.SEARCH, found.name, {Tag.STUDY: found.name}, "")
+    store.keep(run, Artifact.SEARCH, found)
+    store.end(run, Status.FINISHED)
+
+
+def test_a_search_with_another_result_is_refused(pack: Path, tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    unpack(pack, store=uri)
+    searched(Store.existing(uri, "small"))
+    one = packed(uri, "small", tmp_path / "one")
+    other = changed(
+        one, tmp_path / "b.tensorbench.zip", edit_json("search.json", lambda told: told.update(asked=7))
+    )
+    refused = "the search 'ranks' found something else in .* than in b.tensorbench.zip; nothing was merged"
+    for names in ([one, other], ["small", other]):
+        with pytest.raises(UserError, match=refused):
+            open_results(uri, map(str, names))
+    with pytest.raises(UserError, match=refused):
+        unpack(other, store=uri)
+    # A part without the search, and one that has it alike, contradict nothing.
+    (joined,) = open_results(uri, map(str, [pack, one, "small"]))
+    assert len(joined.records(Kind.SEARCH)) == 1
 
 
 def protocol(plan: dict[str, Any]) -> None:
