@@ -103,7 +103,9 @@ class RankAllocation:
                 AllocationPoint(mode=mode, rank=rank, **told[ranks]) for mode, rank, ranks in self.swept
             ),
             path=tuple(Tried(**told[ranks]) for ranks in self.path),
-            importance=importances(self.space.names, list(candidates.items())),
+            importance=importances(
+                self.space.names, [(ranks, sign * mean) for ranks, mean in candidates.items()]
+            ),
             heuristic=Tried(**told[self.heuristic]),
             best=Tried(**told[best]) if best else None,
         )

@@ -14,9 +14,10 @@ def importances(
 ) -> dict[str, dict[str, float]]:
     """The share of each mode in the variation of the score, by each evaluator; empty for too few points.
 
-    A point has the ranks of the modes, in the order of `names`, and a score. fANOVA (Hutter et al. 2014) and
-    the mean decrease in impurity fit a forest on the log-ranks; PED-ANOVA (Watanabe et al. 2023) compares
-    where the better half of the points lies. A mode whose rank never varied is left out.
+    A point has the ranks of the modes, in the order of `names`, and a score, of which more is better. fANOVA
+    (Hutter et al. 2014) and the mean decrease in impurity fit a forest on the log-ranks; PED-ANOVA (Watanabe
+    et al. 2023) compares where the better half of the points lies. A mode whose rank never varied is left
+    out.
     """
     import optuna
     from optuna.importance import (

@@ -365,7 +365,9 @@ class RankSearch:
             modes=self.space.names,
             trials=tuple(points),
             pareto=tuple(t.number for t in self._study.best_trials) if self.two and complete else (),
-            importance=importances(self.space.names, [(p.ranks, value) for p, value in complete]),
+            importance=importances(
+                self.space.names, [(p.ranks, self.metric.sign * value) for p, value in complete]
+            ),
             best=best,
         )
 

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from rich.console import Console
 from rich.markup import escape
 
+from bench.metrics import direction
 from bench.store.records import Record, scores
 from bench.suite.choosing import AXES
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
@@ -29,7 +30,9 @@ def print_search(console: Console, found: SearchResult, records: Mapping[str, Re
         best = [trial for trial in complete if trial.number in found.pareto]
         best.sort(key=lambda trial: trial.parameters)
     else:
-        best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.parameters))[:5]
+        metrics = (records[trial.trial_id].tag(Tag.METRIC) for trial in complete if trial.trial_id in records)
+        sign = direction(next(metrics, ""))
+        best = sorted(complete, key=lambda trial: (-sign * (trial.value or 0.0), trial.parameters))[:5]
     axes = [axis for axis in AXES if any(getattr(trial, axis) for trial in best)]
     title = "the front of metric and parameters" if len(found.objectives) > 1 else "by validation"
     table = plain_table(title, "point", ", ".join(found.modes), "params", *axes, "validation")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from rich.console import Console
 
+import bench.search.study
 from bench.plan.cells import cells
 from bench.plan.settings import Setting
 from bench.search.point import Point
 from bench.search.study import RankSearch
 from bench.search.tuning import with_choices
+from bench.store.records import Record
+from bench.terminal.results import print_search
+from bench.wire.found import SearchPoint, SearchResult
+from bench.wire.words import PointState, Status, Tag
 
 from ...stored import Result
 from ...stored import write as stored
@@ -61,3 +68,58 @@ def test_a_search_chooses_the_better_point(metric: str, objectives: str) -> None
     assert found.best.value == BEST[metric]
     if search.two:
         assert [found.trials[number].value for number in found.pareto] == [BEST[metric]]
+
+
+@pytest.mark.parametrize("metric", BEST)
+def test_importance_is_of_the_better_half(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def importances(names: Any, points: Any) -> dict[str, Any]:
+        given.extend(value for _, value in points)
+        return {}
+
+    monkeypatch.setattr(bench.search.study, "importances", importances)
+    made = suite(TEXT, tasks=[task(metric)], search={"trials": 2})
+    ((_, cell),) = cells(made)
+    search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]
+    for rank, value in ((1, 0.3), (2, 0.5)):
+        told = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10}
+        search._study.add_trial(optuna.trial.create_trial(values=[value], user_attrs=told))
+    search.result()
+    assert abs(max(given)) == BEST[metric]
+
+
+@pytest.mark.parametrize("metric", BEST)
+def test_the_best_points_are_shown_first(metric: str) -> None:
+    points = [
+        SearchPoint(
+            number=number,
+            state=PointState.COMPLETE,
+            ranks=(number,),
+            parameters=10,
+            value=value,
+            trial_id="0",
+            trials={1000: "0"},
+        )
+        for number, value in enumerate((0.41, 0.3, 0.42, 0.43, 0.5, 0.44, 0.45))
+    ]
+    found = SearchResult(
+        name="toy",
+        method="LoRA",
+        task="similarity",
+        backbone="tiny",
+        budget=None,
+        asked=10,
+        modes=("rank",),
+        importance={},
+        objectives=("metric",),
+        trials=tuple(points),
+        pareto=(),
+        best=None,
+    )
+    record = Record("0", "0", Status.FINISHED, 0, {Tag.METRIC: metric}, {})
+    out = io.StringIO()
+    print_search(Console(file=out, width=100), found, {"0": record})
+    lines = [line for line in out.getvalue().splitlines() if "0." in line]
+    shown = [float(line.split()[-1]) for line in lines]
+    assert (len(shown), shown[0]) == (5, BEST[metric])
