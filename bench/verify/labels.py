@@ -1,38 +1,97 @@
-"""The names that a suite gives to its methods, backbones and tasks in tables: no trial's id knows them."""
+"""What the suites of an experiment say of its tables: names and tolerances, which no trial's id knows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from pydantic import ValidationError
+
+from bench.backbones import BackboneSpec
 from bench.store.source import Source
+from bench.suite.suite import Suite
 from bench.verify.findings import Examined
 from bench.wire.plan import StoredSuite
 from bench.wire.words import Artifact, Kind
 from methods import UserError
 
-#: The labels of each part of a suite: `methods`, `backbones`, `tasks`.
-Labels = Mapping[str, frozenset[str]]
+#: The own names of whatever a suite gives a label to, by the label. The own name `ANY` stands for all: of a
+#: suite that this version cannot read whole, only the labels are known.
+Given = Mapping[str, set[str]]
+ANY = "*"
 
-PARTS = ("methods", "backbones", "tasks")
+
+@dataclass
+class Labels:
+    """The labels that suites give, and the tolerances of budgets by their labels."""
+
+    methods: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    #: By `source_of`.
+    backbones: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    tasks: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    tolerances: defaultdict[str, set[float]] = field(default_factory=lambda: defaultdict(set))
+
+    def add(self, fields: dict[str, Any]) -> None:
+        """Adds those of a suite."""
+        try:
+            self._add(Suite.model_validate(fields))
+        except (ValidationError, UserError):
+            for part in ("methods", "backbones", "tasks"):
+                rows = fields.get(part)
+                for row in rows if isinstance(rows, list) else ():
+                    if isinstance(row, dict) and isinstance(label := row.get("label"), str):
+                        getattr(self, part)[label].add(ANY)
+
+    def _add(self, suite: Suite) -> None:
+        methods = [variant for row in suite.methods for variant in row.variants()]
+        for row, method in methods:
+            if row.label:
+                self.methods[row.label].add(method.label)
+        for spec in suite.backbones:
+            if spec.label:
+                self.backbones[spec.label].add(source_of(spec))
+        for task in suite.tasks:
+            if task.label:
+                self.tasks[task.label].add(task.task)
+        for budget in (*suite.budgets, *(budget for row in suite.methods for budget in row.budgets or ())):
+            self.tolerances[budget.label].add(budget.tolerance)
 
 
 def labels_of(source: Source) -> Labels:
-    """What the stored suites of an experiment give. A suite that cannot be read gives none."""
-    found: dict[str, set[str]] = {part: set() for part in PARTS}
+    """What the suites of an experiment say. A suite that cannot be read says nothing."""
+    found = Labels()
+    for fields in _suites(source):
+        found.add(fields)
+    return found
+
+
+def _suites(source: Source) -> Iterator[dict[str, Any]]:
     for run in source.records(Kind.SUITE):
         try:
             stored = source.content(run, Artifact.SUITE, StoredSuite)
         except UserError:
             continue
-        if stored is None:
-            continue
-        for part in PARTS:
-            rows = (row for row in stored.suite.get(part, ()) if isinstance(row, dict))
-            found[part] |= {label for row in rows if isinstance(label := row.get("label"), str)}
-    return {part: frozenset(labels) for part, labels in found.items()}
+        if stored is not None:
+            yield stored.suite
 
 
-def compare_name(found: Examined, what: str, stored: str, own: str, labels: frozenset[str]) -> None:
-    """A stored name is its own, or a label; one of several rows has the values of each behind it."""
-    if stored != own and stored.partition(" [")[0] not in labels:
+def source_of(spec: BackboneSpec) -> str:
+    """Where a backbone comes from, the same on every machine and at every revision."""
+    place = spec.local.name if spec.local else ""
+    timm = (spec.timm or "").partition("@")[0]
+    return " ".join(filter(None, map(str, (spec.name, spec.hub, timm, place, spec.image_size, spec.dtype))))
+
+
+def compare_name(
+    found: Examined, what: str, stored: str, own: str, given: Given, known_as: str | None = None
+) -> None:
+    """A stored name is its own, or the label of what it is the name of.
+
+    `known_as` is that by which `given` knows it, where it is not its own name.
+    """
+    # Of a suite that cannot be read whole, the label of several rows is known without their values.
+    named = given.get(stored) or given.get(stored.partition(" [")[0], set()) & {ANY}
+    if stored != own and not {known_as or own, ANY} & named:
         found.broken(what, stored, own)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,7 +13,7 @@ from bench.plan.trial import Trial
 from bench.store.source import Source
 from bench.verify.findings import Examined
 from bench.verify.labels import Labels, compare_name
-from bench.verify.trials import Resolved, resolve
+from bench.verify.trials import Resolved, compare_places, resolve
 from bench.wire.plan import PlannedRow, PlannedTrial
 from methods import UserError, create
 from methods.validation import explained
@@ -52,12 +54,78 @@ def _check_row(found: Examined, row: PlannedRow, trials: Mapping[str, Trial | No
         if id_ is not None and id_ not in trials:
             found.broken(f"{where}: the trial of seed {seed}", id_, "the plan has no such trial")
     own = {seed: trial for seed, id_ in row.trials.items() if (trial := trials.get(id_ or "")) is not None}
+    if not own:
+        return
     for seed, trial in own.items():
         found.compare(f"{where}: seed of trial {trial.id}", seed, trial.seed)
-    # Seeds of a row share all else.
-    if own and (resolved := resolve(found, next(iter(own.values())))) is not None:
+    first, *others = own.values()
+    shared = _shared(first)
+    for trial in others:
+        for what, value in _shared(trial).items():
+            found.compare(f"{where}: {what} of trial {trial.id}", value, shared[what])
+    if (resolved := resolve(found, first)) is not None:
         _check_counts(found, where, row, resolved)
-        compare_name(found, f"{where}: method", row.title, resolved.method.title, labels["methods"])
+        _check_budget(found, where, row, resolved, labels)
+        _check_names(found, where, row, first, resolved, labels)
+
+
+def _shared(trial: Trial) -> dict[str, Any]:
+    """What the seeds of a row share. A backbone and a task are known by their hashes."""
+    told = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
+    return told | {"sizes": trial.task.sizes}
+
+
+def _check_names(
+    found: Examined, where: str, row: PlannedRow, trial: Trial, resolved: Resolved, labels: Labels
+) -> None:
+    method, chosen = resolved.method, (row.tuning and row.tuning.chosen) or {}
+    if row.family:
+        found.compare(f"{where}: registered method", row.family, method.name)
+    if (factor := chosen.get("scale")) and "scale" in type(method).model_fields:
+        # A row has the name of its suite's scale, and its trials have the chosen multiple of that.
+        scale = float(f"{getattr(method, 'scale') / factor:.12g}")  # noqa: B009
+        method = method.model_copy(update={"scale": scale})
+    own = method.label
+    if (told := row.method.removeprefix(f"{own} [")) != row.method:
+        # What the suite trains differently for it.
+        recipe = trial.recipe.model_dump()
+        keys = (key for key in re.findall(r"(\w+)=", told) if key in recipe)
+        own += f" [{', '.join(f'{key}={_as_written(recipe[key])}' for key in keys)}]"
+    compare_name(found, f"{where}: method", row.method, own, labels.methods, method.label)
+    compare_name(found, f"{where}: title", row.title, method.title, labels.methods)
+    compare_places(found, f"{where}: ", row.backbone, row.task, trial, resolved, labels)
+
+
+def _as_written(value: Any) -> str:
+    """The value of a recipe's field as a suite has it."""
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
+
+
+def _check_budget(found: Examined, where: str, row: PlannedRow, resolved: Resolved, labels: Labels) -> None:
+    """What a budget asks for follows from its name, and whether it is met from the suite's tolerance."""
+    asked, told = None, re.fullmatch(r"(isorank|isoparameters) (\d+)|([\d,]+) parameters", row.budget or "")
+    if told is None and row.budget is not None:
+        found.broken(f"{where}: budget", row.budget, "no budget")
+        return
+    if told is not None:
+        kind, rank, parameters = told.groups()
+        if kind == "isorank":
+            ranks = resolved.method.isorank(int(rank)).size if resolved.method.size else ()
+            found.compare(f"{where}: ranks of the budget", row.ranks, ranks)
+        elif kind == "isoparameters":
+            asked = create("lora", rank=int(rank)).count(resolved.info.geometry)
+        else:
+            asked = int(parameters.replace(",", ""))
+    found.compare(f"{where}: parameters asked for", row.asked, asked)
+    if not asked:
+        found.compare(f"{where}: within the budget", row.within, None)
+        return
+    ratio = resolved.count / asked
+    found.near(f"{where}: ratio to the budget", row.ratio, ratio, 1e-9)
+    # An earlier version stored no suite, and so no tolerance.
+    within = {abs(ratio - 1) <= tolerance for tolerance in labels.tolerances.get(row.budget or "", ())}
+    if within and row.within not in within:
+        found.broken(f"{where}: within the budget", row.within, not row.within)
 
 
 def _check_counts(found: Examined, where: str, row: PlannedRow, resolved: Resolved) -> None:
@@ -66,5 +134,3 @@ def _check_counts(found: Examined, where: str, row: PlannedRow, resolved: Resolv
     found.compare(f"{where}: parameters", row.parameters, resolved.count)
     found.compare(f"{where}: parameters at the peak", row.peak, resolved.peak)
     found.near(f"{where}: percent of LoRA", row.percent_of_lora, 100 * resolved.count / reference, 1e-9)
-    if row.asked:
-        found.near(f"{where}: ratio to the budget", row.ratio, resolved.count / row.asked, 1e-9)

@@ -25,7 +25,7 @@ from bench.store.source import Source
 from bench.store.verified import ChangedError, hashes
 from bench.tasks import objective
 from bench.verify.findings import Examined
-from bench.verify.labels import Labels, compare_name
+from bench.verify.labels import Labels, compare_name, source_of
 from bench.wire.predictions import numbered
 from bench.wire.start import SourceFile, StoredConfig
 from bench.wire.words import YES, Artifact, Measure, Tag
@@ -153,6 +153,18 @@ def resolve(found: Examined, trial: Trial) -> Resolved | None:
     return Resolved(method, info)
 
 
+def compare_places(
+    found: Examined, what: str, backbone: str, task: str, trial: Trial, resolved: Resolved, labels: Labels
+) -> None:
+    """The stored names of backbone and task are those of the trial; `what` begins what is said of them."""
+    spec, own = trial.backbone, resolved.info.name
+    # Tables tell one that a suite has in several sizes apart.
+    if spec.image_size is not None and backbone == (sized := f"{own} at {spec.image_size} px"):
+        own = sized
+    compare_name(found, f"{what}backbone", backbone, own, labels.backbones, source_of(spec))
+    compare_name(found, f"{what}task", task, trial.task.task, labels.tasks)
+
+
 @lru_cache
 def _described(backbone: BackboneSpec) -> BackboneInfo:
     return describe(backbone)
@@ -168,12 +180,7 @@ def _check_words(found: Examined, record: Record, trial: Trial, resolved: Resolv
     }
     for tag, value in told.items():
         found.compare(f"tag {tag}", record.tag(tag), value)
-    names = (
-        (Tag.BACKBONE, resolved.info.name, labels["backbones"]),
-        (Tag.TASK, trial.task.task, labels["tasks"]),
-    )
-    for tag, own, given in names:
-        compare_name(found, f"tag {tag}", record.tag(tag), own, given)
+    compare_places(found, "tag ", record.tag(Tag.BACKBONE), record.tag(Tag.TASK), trial, resolved, labels)
     try:
         budgets = json.loads(record.tag(Tag.BUDGETS, "[]"))
         for budget in budgets:

@@ -28,10 +28,14 @@ from bench.store.results import unpack
 from bench.store.store import Store
 from bench.store.verified import hashes
 from bench.verify import verify
+from bench.verify.labels import labels_of
+from bench.verify.plans import examine_plan
 from bench.wire.start import StoredConfig
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 
+from ...packs import changed, edit_json, packed
+from ...reports import made_up
 from ..toy_runs import SHORT, raising, run_inline
 from ..toy_suites import plan
 
@@ -125,12 +129,16 @@ def _shrink(kept: Kept) -> None:
     kept.replace(Artifact.ADAPTER, save(tensors | {name: tensors[name][:-1].contiguous()}))
 
 
-def _plan_other_ranks(kept: Kept) -> None:
-    file = kept.file(Artifact.PLAN, Kind.SUITE)
-    content = json.loads(file.read_text())
-    row = next(row for row in content["rows"] if row["ranks"])
-    row["ranks"] = [7]
-    file.write_text(json.dumps(content))
+def _planned(**other: Any) -> Callable[[Kept], object]:
+    """Changes what the plan says in LoRA's row."""
+
+    def change(kept: Kept) -> None:
+        file = kept.file(Artifact.PLAN, Kind.SUITE)
+        content = json.loads(file.read_text())
+        next(row for row in content["rows"] if row["ranks"]).update(other)
+        file.write_text(json.dumps(content))
+
+    return change
 
 
 BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
@@ -165,8 +173,40 @@ BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
         "trial id",
     ),
     "the ranks of the plan": (
-        _plan_other_ranks,
+        _planned(ranks=[7]),
         "plan, row LoRA · isoparameters 2 · digits · tiny-random-vit: ranks",
+    ),
+    "a method of the plan": (
+        _planned(method="LoTR"),
+        "plan, row LoTR · isoparameters 2 · digits · tiny-random-vit: method",
+    ),
+    "a method of the plan, for the label of another": (
+        _planned(method="the floor"),
+        "plan, row the floor · isoparameters 2 · digits · tiny-random-vit: method",
+    ),
+    "what a method of the plan trains differently": (
+        _planned(method="LoRA [lr=0.5]"),
+        "plan, row LoRA [lr=0.5] · isoparameters 2 · digits · tiny-random-vit: method",
+    ),
+    "a backbone of the plan": (
+        _planned(backbone="huge"),
+        "plan, row LoRA · isoparameters 2 · digits · huge: backbone",
+    ),
+    "a task of the plan": (
+        _planned(task="textile"),
+        "plan, row LoRA · isoparameters 2 · textile · tiny-random-vit: task",
+    ),
+    "a budget of the plan": (
+        _planned(budget="isoparameters 1"),
+        "plan, row LoRA · isoparameters 1 · digits · tiny-random-vit: parameters asked for",
+    ),
+    "a budget of the plan, for one of ranks": (
+        _planned(budget="isorank 7", asked=None, ratio=None, within=None),
+        "plan, row LoRA · isorank 7 · digits · tiny-random-vit: ranks of the budget",
+    ),
+    "whether the plan keeps the budget": (
+        _planned(within=False),
+        "plan, row LoRA · isoparameters 2 · digits · tiny-random-vit: within the budget",
     ),
     "the seed": (lambda kept: kept.tag(Tag.SEED, "5"), "tag seed"),
     "the share of the budget": (
@@ -198,6 +238,23 @@ def test_what_was_changed_is_found_and_named(kept: Kept, what: str) -> None:
     assert {fault.run for fault in found.faults} == {run}
     # The other trial is as good as it was.
     assert (found.looked_at, found.verified) == (2, 2 if named.startswith("plan") else 1)
+
+
+def test_a_plan_that_gives_a_seed_of_one_row_to_another(
+    tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    source = Store.existing(made_up.store(tmp_path, new_store), "small")
+    assert not examine_plan(source, labels_of(source)).faults
+
+    def exchange(told: dict[str, Any]) -> None:
+        a, b = (row["trials"] for row in told["rows"])
+        a["1"], b["1"] = b["1"], a["1"]
+
+    pack = packed(source.uri, "small", tmp_path)
+    (other,) = open_pack(changed(pack, tmp_path / "b.tensorbench.zip", edit_json("plan.json", exchange)))
+    whats = [fault.what for fault in examine_plan(other, labels_of(other)).faults]
+    assert len(whats) == 2
+    assert all(": method of trial " in what for what in whats)
 
 
 def test_a_store_as_it_was_written_is_verified(kept: Kept, call: Call) -> None:
