@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from bench.backbones import BackboneSpec
 from bench.store.source import Source
 from bench.suite.suite import Suite
+from bench.suite.yaml_text import parse
 from bench.verify.findings import Examined
 from bench.wire.plan import StoredSuite
-from bench.wire.words import Artifact, Kind
+from bench.wire.start import StoredConfig
+from bench.wire.words import Artifact, Kind, Tag
 from methods import UserError
 
 #: The own names of whatever a suite gives a label to, by the label. The own name `ANY` stands for all: of a
@@ -68,6 +70,9 @@ def labels_of(source: Source) -> Labels:
 
 
 def _suites(source: Source) -> Iterator[dict[str, Any]]:
+    """The stored suite, and each that trials were started from: a later start, or another pack that was
+    joined, may have replaced that.
+    """
     for run in source.records(Kind.SUITE):
         try:
             stored = source.content(run, Artifact.SUITE, StoredSuite)
@@ -75,6 +80,19 @@ def _suites(source: Source) -> Iterator[dict[str, Any]]:
             continue
         if stored is not None:
             yield stored.suite
+    known: set[str] = set()
+    for record in source.records():
+        digest = record.tag(Tag.SUITE_HASH)
+        if not digest or digest in known:
+            continue
+        try:
+            config = source.content(record, Artifact.CONFIG, StoredConfig)
+            fields = parse(config.start.suite.text) if config and config.start else None
+        except (UserError, ValueError):
+            continue
+        if isinstance(fields, dict):
+            known.add(digest)
+            yield fields
 
 
 def source_of(spec: BackboneSpec) -> str:

@@ -24,7 +24,7 @@ from bench.sources.assets import prepared
 from bench.store.pack.reading import open_pack
 from bench.store.pack.writing import write_pack
 from bench.store.records import Record
-from bench.store.results import unpack
+from bench.store.results import pack, unpack
 from bench.store.store import Store
 from bench.store.verified import hashes
 from bench.verify import verify
@@ -255,6 +255,31 @@ def test_a_plan_that_gives_a_seed_of_one_row_to_another(
     whats = [fault.what for fault in examine_plan(other, labels_of(other)).faults]
     assert len(whats) == 2
     assert all(": method of trial " in what for what in whats)
+
+
+def test_labels_of_a_suite_that_was_started_again_with_others(
+    tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    """The trial has run under the first label, and tables show the second."""
+    store = Store.create(new_store(tmp_path), "toy")
+    for label in ("mine", "ours"):
+        run_inline(store, plan(backbones=[{"name": "tiny-random-vit", "label": label}], training=SHORT))
+    assert len(store.records()) == 1
+    assert verify(store.uri).ok
+
+
+def test_labels_of_two_packs_that_were_joined(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    packs = []
+    for method in ("head_only", "full"):
+        folder = tmp_path / method
+        folder.mkdir()
+        store = Store.create(new_store(folder), "toy")
+        run_inline(store, plan(methods=[{"method": method, "label": f"my {method}"}], training=SHORT))
+        packs.append(packed(store.uri, "toy", folder))
+    assert verify("", [str(pack(*packs, out=tmp_path / "joined.tensorbench.zip").path)]).ok
+    uri = new_store(tmp_path)
+    unpack(*packs, store=uri)
+    assert verify(uri).ok
 
 
 def test_a_store_as_it_was_written_is_verified(kept: Kept, call: Call) -> None:
