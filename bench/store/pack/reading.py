@@ -17,6 +17,7 @@ from bench.store.pack.clean import kept_tags
 from bench.store.records import Record
 from bench.store.source import CURVE, Source
 from bench.wire.pack import CURVES_TABLE, EXPERIMENT, RUNS_TABLE, PackedExperiment
+from bench.wire.plan import StoredPlan
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods.errors import shown
 from methods.validation import explained
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: How a packed run may stand: each has ended.
 STATUSES = (Status.FINISHED, Status.FAILED, Status.KILLED)
+
+#: Milliseconds since the epoch at the end of the year 9999, behind which Python knows no date.
+LATEST = 253_402_300_800_000
 
 #: What MLflow takes: the longest tag and the longest key of a metric.
 LONGEST_TAG, LONGEST_KEY = 8000, 250
@@ -112,6 +116,24 @@ class Packed(Source):
                 raise self._refused(path, str(error)) from error
         return content
 
+    def plan(self) -> StoredPlan | None:
+        plan = super().plan()
+        if plan is None:
+            return None
+        for trial in plan.trials:
+            if not isinstance(trial.method.get("method"), str):
+                raise self._refused(Artifact.PLAN, f"trial {shown(trial.id)} has no method")
+        known = plan.by_id()
+        for row in plan.rows:
+            if not row.trials:
+                raise self._refused(Artifact.PLAN, f"row {shown(row.method)} has no seed")
+            for seed, id_ in row.trials.items():
+                if id_ is not None and id_ not in known:
+                    raise self._refused(
+                        Artifact.PLAN, f"row {shown(row.method)}, seed {seed}: it has no trial {shown(id_)}"
+                    )
+        return plan
+
     def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
         frame: pd.DataFrame = self._points.to_pandas()
         if key is not None:
@@ -128,6 +150,9 @@ def _record(line: dict[str, Any]) -> Record:
         raise ValueError(f"status of run {run_id}: {shown(status)}; accepted are {', '.join(STATUSES)}")
     if started is None:
         raise ValueError(f"started of run {run_id} is missing")
+    for key in ("started", "ended"):
+        if not 0 <= (line[key] or 0) < LATEST:
+            raise ValueError(f"{key} of run {run_id}: {line[key]} is no time")
     tags, metrics = dict(line["tags"] or ()), dict(line["metrics"] or ())
     for key, value in tags.items():
         if value is None or len(value) > LONGEST_TAG or len(key) > LONGEST_KEY:

@@ -19,6 +19,7 @@ from bench.store.pack.clean import clean_json, kept_tags
 from bench.store.records import Record, latest
 from bench.store.source import Source
 from bench.store.verified import hashes
+from bench.suite.rows import NAME, NAME_RULE
 from bench.wire.pack import (
     CURVES_BEGIN,
     CURVES_TABLE,
@@ -34,6 +35,7 @@ from bench.wire.pack import (
 )
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
+from methods.errors import shown
 
 #: The artifacts that travel with each kind of run.
 OF_KIND = {
@@ -107,10 +109,18 @@ def _json(content: Any) -> bytes:
 
 
 class _Content:
-    """What is packed of one experiment. Raises UserError where it holds nothing."""
+    """What is packed of one experiment. Raises UserError where it holds nothing, or has a name that no suite
+    has.
+    """
 
     def __init__(self, source: Source, adapters: bool, done: Written) -> None:
         self._source, self._adapters, self._done = source, adapters, done
+        # Whoever renames an experiment in MLflow may give it any name.
+        if not NAME.fullmatch(source.name):
+            raise UserError(
+                f"experiment {shown(source.name)}: the name of what is packed has {NAME_RULE}; rename it in "
+                "MLflow"
+            )
         suites = reversed(source.records(Kind.SUITE))
         suite = next((run for run in suites if source.read(run, Artifact.PLAN) is not None), None)
         if suite is None:

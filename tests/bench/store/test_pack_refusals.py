@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import stat
 import warnings
 import zipfile
@@ -183,6 +184,8 @@ def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], Non
         ({"run_id": "../../x"}, "run_id: '../../x' is none"),
         ({"status": "RUNNING"}, "status of run .*: 'RUNNING'; accepted are FINISHED, FAILED, KILLED"),
         ({"started": None}, "started of run .* is missing"),
+        ({"started": -1}, "started of run .*: -1 is no time"),
+        ({"ended": 10**18}, "ended of run .*: 1000000000000000000 is no time"),
         ({"tags": [("kind", "trial"), ("trial_id", "<b>")]}, "trial_id of run .*: '<b>' is none"),
         ({"tags": [("kind", "suite")]}, "2 runs of a suite; a pack has one"),
         ({"tags": [("kind", "other")]}, "kind of run .*: 'other'; accepted are suite"),
@@ -194,6 +197,35 @@ def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], Non
 )
 def test_runs_that_no_store_would_hold(pack: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
     refused(changed(pack, tmp_path / "b.tensorbench.zip", with_runs(lambda run: run.update(change))), said)
+
+
+def no_method(plan: dict[str, Any]) -> None:
+    del plan["trials"][0]["method"]["method"]
+
+
+def no_seed(plan: dict[str, Any]) -> None:
+    plan["rows"][0]["trials"] = {}
+
+
+def no_trial(plan: dict[str, Any]) -> None:
+    plan["rows"][0]["trials"] = {"0": "f" * 16}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (no_method, "trial '[0-9a-f]{16}' has no method"),
+        (no_seed, "row 'LoRA' has no seed"),
+        (no_trial, "row 'LoRA', seed 0: it has no trial 'ffffffffffffffff'"),
+    ],
+)
+def test_plans_of_which_no_tables_could_be_made(
+    pack: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str, call: Any
+) -> None:
+    other = changed(pack, tmp_path / "b.tensorbench.zip", edit_json("plan.json", change))
+    ended = call("report", other, "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert re.search(f"is refused: .*plan.json: {said}", ended.err.replace("\n", " "))
 
 
 def test_another_table_than_that_of_a_pack(pack: Path, tmp_path: Path) -> None:

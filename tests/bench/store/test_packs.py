@@ -29,6 +29,7 @@ from reports.results import load_results
 
 from ...packs import changed, edit_json, files, packed
 from ...reports.made_up import SMALL, plan_of, result
+from ...reports.made_up import store as made_up_store
 from ...stored import Result, write
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan
@@ -267,6 +268,17 @@ def test_packs_of_one_suite_that_was_run_differently_are_refused(
     unpack(pack, store=uri)
     with pytest.raises(UserError, match=f"not run alike.*{said}"):
         unpack(other, store=uri)
+
+
+def test_an_experiment_with_a_name_that_no_suite_has(tmp_path: Path, new_store: NewStore) -> None:
+    uri = made_up_store(tmp_path, new_store)
+    store = Store.existing(uri, "small")
+    store.client.rename_experiment(store.experiment_id, "my run (v2)")
+    with pytest.raises(
+        UserError, match=r"'my run \(v2\)': the name of what is packed has at most 128 letters"
+    ):
+        repack("my run (v2)", out=tmp_path / "a.tensorbench.zip", store=uri)
+    assert not list(tmp_path.glob("*.zip"))
 
 
 def test_a_pack_is_written_whole_or_not_at_all(small: str, pack: Path, tmp_path: Path) -> None:
