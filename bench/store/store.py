@@ -288,7 +288,8 @@ class Store(Source):
             client.log_text(run_id, text, name)
             del letter.texts[name]
         tags = dict(letter.tags)
-        if letter.status == Status.FINISHED:
+        # A search, an allocation and a suite are no trial, of which there could be another run.
+        if letter.status == Status.FINISHED and letter.trial_id:
             others = self.records(trial_id=letter.trial_id)
             if any(other.status == Status.FINISHED and other.run_id != run_id for other in others):
                 tags[Tag.DUPLICATE] = YES

@@ -245,6 +245,21 @@ def test_a_search_with_another_result_is_refused(pack: Path, tmp_path: Path, new
     assert len(joined.records(Kind.SEARCH)) == 1
 
 
+def test_a_search_that_comes_after_the_trials_is_no_duplicate_of_them(
+    pack: Path, tmp_path: Path, new_store: NewStore
+) -> None:
+    (tmp_path / "other").mkdir()
+    uri, other = new_store(tmp_path), new_store(tmp_path / "other")
+    unpack(pack, store=uri)
+    searched(Store.existing(uri, "small"))
+    one = packed(uri, "small", tmp_path / "one")
+    unpack(pack, store=other)
+    unpack(one, store=other)
+    (search,) = Store.existing(other, "small").records(Kind.SEARCH)
+    assert search.status == Status.FINISHED
+    assert packed(other, "small", tmp_path / "again").read_bytes() == one.read_bytes()
+
+
 def protocol(plan: dict[str, Any]) -> None:
     for trial in plan["trials"]:
         trial["protocol"] = 2
