@@ -85,7 +85,9 @@ class Move:
     difference: float | None
     #: It holds at once with those of all other cells.
     interval: Bounds | None
-    #: Whether it is over test examples too, and not over seeds alone.
+    #: The smallest difference that matters here, in the units of the score.
+    threshold: float
+    #: Whether the interval is over test examples too, and not over seeds alone.
     examples: bool
     #: By sign flips of the pairs: of the cell alone, and adjusted for all cells; None without pairs.
     p: float | None
@@ -104,7 +106,8 @@ class Comparison:
     """All of it; `only` are cells that one side alone has."""
 
     names: tuple[str, str]
-    #: The smallest difference that matters, by metric.
+    #: The smallest difference that matters, by metric; of one with units, unless it was asked for, each cell
+    #: has its own.
     thresholds: dict[str, float]
     changes: list[Change]
     moves: list[Move]
@@ -254,6 +257,7 @@ def _move(
         pairs=len(found.seeds) if found else 0,
         difference=sign * whole.difference if whole else 0.0 if pair.same else None,
         interval=interval and _turned(interval, sign),
+        threshold=threshold,
         examples=bool(whole and whole.counted),
         p=p and p[0],
         p_adjusted=p and p[1],

@@ -53,7 +53,10 @@ def _close(console: Console, found: Comparison) -> None:
         console.print("Two seeds of different trials on either side are the least that can be tested.")
         return
     matters = ", ".join(
-        f"{unit_of(metric).size(value)} of {metric}" for metric, value in found.thresholds.items()
+        _matters(
+            metric, unit, [move.threshold for move in tested if (move.metric, move.unit) == (metric, unit)]
+        )
+        for metric, unit in dict.fromkeys((move.metric, move.unit) for move in tested)
     )
     alone = "" if all(move.examples for move in tested) else ", or seeds alone (*)"
     console.print(
@@ -63,6 +66,12 @@ def _close(console: Console, found: Comparison) -> None:
     )
     for note in found.notes:
         console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False)
+
+
+def _matters(metric: str, unit: str, thresholds: Sequence[float]) -> str:
+    """The smallest differences that matter in cells of one metric: where it has units, each has its own."""
+    size, low, high = unit_of(metric, unit).size, min(thresholds), max(thresholds)
+    return f"{size(low)} of {metric}" if low == high else f"{size(low)} to {size(high)} of {metric}"
 
 
 def _changes(names: tuple[str, str], changes: Sequence[Change]) -> Table:

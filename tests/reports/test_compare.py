@@ -98,6 +98,35 @@ def test_test_examples_count(tmp_path: Path, new_store: NewStore) -> None:
     assert apart.interval[1] - apart.interval[0] >= welch.high - welch.low
 
 
+def test_a_metric_with_units_has_a_threshold_of_each_cell(
+    tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    """It is a share of the cell's scores, and both the text and the JSON say it."""
+
+    def errors(scale: float) -> Callable[[Trial, Row], Result]:
+        def told(trial: Trial, row: Row) -> Result:
+            draw = np.random.default_rng(trial.seed)
+            labels = draw.normal(size=100)
+            answers = labels + scale * (2.0 if row.title == "LoRA" else 3.0) * draw.normal(size=100)
+            score = float(np.sqrt(((answers - labels) ** 2).mean()))
+            return Result(score=score, labels=labels, answers=answers, tags={"metric": "rmse", "unit": "kg"})
+
+        return told
+
+    made = new_store(tmp_path)
+    write(made, plan_of(**FIVE | {"name": "before"}), errors(1.0))
+    write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), errors(0.8))
+    told = json.loads(call("compare", "before", "after", "--store", made, "--json").out)
+    assert len(told["moves"]) == 2
+    sizes = sorted(move["threshold"] for move in told["moves"])
+    for move in told["moves"]:
+        assert move["threshold"] == pytest.approx(0.01 * (move["before"] + move["after"]) / 2)
+    ended = call("compare", "before", "after", "--store", made)
+    assert f"Thresholds: {sizes[0]:.3g} kg to {sizes[1]:.3g} kg of rmse" in " ".join(ended.out.split())
+    asked = call("compare", "before", "after", "--store", made, "--threshold", "rmse=0.5")
+    assert "Thresholds: 0.5 kg of rmse" in " ".join(asked.out.split())
+
+
 def test_a_lost_run_costs_its_pair(tmp_path: Path, new_store: NewStore) -> None:
     def lost(trial: Trial, row: Row) -> Result | None:
         return None if trial.seed == 3 else shifted(0.05)(trial, row)
