@@ -12,6 +12,7 @@ import torch
 from pyarrow import ArrowException
 from torch import Tensor
 
+from bench.metrics import Kind
 from bench.training.trial import Resources
 from bench.wire.predictions import numbered
 from bench.wire.words import Artifact
@@ -36,8 +37,9 @@ class Answers:
     logits: Tensor
     #: Relative to the largest logit.
     allowed: float
-    #: Whether a language model wrote them: then only the likelihoods of the right ones are held against it.
-    written: bool = False
+    #: Of the task's target. Of what a language model wrote only the likelihoods of the right answers are
+    #: compared.
+    kind: Kind = "single label"
 
     def parts(self, size: int) -> Iterator[dict[str, Tensor]]:
         """The batch in parts of so many examples."""
@@ -51,12 +53,18 @@ class Agreement:
     """How an export's answers stand to the stored ones."""
 
     examples: int
-    #: How many predictions are those of the trial; None where there are likelihoods of answers only.
+    #: How many predictions are those of the trial; None where they are numbers, or likelihoods of answers.
     same: int | None
     #: The largest difference of a logit.
     difference: float
+    kind: Kind = "single label"
 
     def __str__(self) -> str:
+        if self.kind == "regression":
+            return (
+                f"The numbers of {self.examples} examples are those that the trial stored, to "
+                f"{self.difference:.1e} standard deviations of the training targets"
+            )
         if self.same is None:
             return (
                 f"The right answers to {self.examples} prompts have the log-likelihoods that the trial "
@@ -86,8 +94,8 @@ def stored_answers(stored: StoredTrial) -> Answers:
     split = data.test if trial.evaluate == "test" else data.validation
     if split.ids[: len(ids)].tolist() != ids:
         raise UserError("the examples are not those of the trial any more")
-    batch, written = split.batch(torch.arange(len(ids))), trial.task.lookup().target == "generation"
-    return Answers(batch, logits, ALLOWED[trial.recipe.precision], written)
+    batch, kind = split.batch(torch.arange(len(ids))), trial.task.lookup().target
+    return Answers(batch, logits, ALLOWED[trial.recipe.precision], kind)
 
 
 def agreement(found: Tensor, answers: Answers) -> Agreement:
@@ -102,5 +110,9 @@ def agreement(found: Tensor, answers: Answers) -> Agreement:
             "the export does not answer as the trial did when it was scored: its logits differ from the "
             f"stored predictions by {difference:.1e}; nothing was written"
         )
-    same = None if answers.written else int((found.argmax(1) == stored.argmax(1)).sum())
-    return Agreement(len(found), same, difference)
+    same = None
+    if answers.kind == "single label":
+        same = int((found.argmax(1) == stored.argmax(1)).sum())
+    elif answers.kind == "multi-label":
+        same = int(((found > 0) == (stored > 0)).all(1).sum())
+    return Agreement(len(found), same, difference, answers.kind)

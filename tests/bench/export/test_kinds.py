@@ -21,7 +21,7 @@ from bench.backbones.indexed import AssetBackbone
 from bench.backbones.kinds import KINDS
 from bench.backbones.random_weights import byte_tokenizer
 from bench.backbones.verbalizer import put_head
-from bench.export.answers import Answers
+from bench.export.answers import Answers, agreement
 from bench.export.updates import Fused
 from bench.inputs import Prompt, Writing
 from methods import Geometry, UserError
@@ -122,6 +122,20 @@ def test_a_decoder_without_a_head_is_a_language_model(kind: str, tmp_path: Path)
     assert "tokenizer.json" in merged.files
 
 
+def test_predictions_are_compared_as_their_task_makes_them() -> None:
+    """One output is the largest of one, whatever it is; and of several labels all have to be the same."""
+    stored = torch.tensor([[0.5, -0.001], [0.5, 0.3]])
+    found = stored + torch.tensor([0.0, 0.002])
+    assert agreement(found, Answers({}, stored, 0.01)).same == 2
+    assert agreement(found, Answers({}, stored, 0.01, "multi-label")).same == 1
+    numbers = agreement(found[:, :1], Answers({}, stored[:, :1] + 0.002, 0.01, "regression"))
+    assert numbers.same is None
+    assert str(numbers) == (
+        "The numbers of 2 examples are those that the trial stored, to 2.0e-03 standard deviations of the "
+        "training targets"
+    )
+
+
 @pytest.mark.parametrize("merged", [False, True])
 def test_what_writes_answers_writes_the_same_elsewhere(merged: bool, tmp_path: Path) -> None:
     made = saved("gpt2", tmp_path, writing=Writing(4))
@@ -131,14 +145,14 @@ def test_what_writes_answers_writes_the_same_elsewhere(merged: bool, tmp_path: P
         outputs = made.backbone.module.eval()(**batch)
     # Whether an answer is right is stored first, which no logits say.
     outputs[:, 0] = 1
-    exported = made.export(adapter, merged=merged, answers=Answers(batch, outputs, 0.01, written=True))
+    exported = made.export(adapter, merged=merged, answers=Answers(batch, outputs, 0.01, "generation"))
     assert "The right answers to 2 prompts have the log-likelihoods that the trial stored" in str(
         exported.agreement
     )
     assert "classes" not in json.loads((made.folder / "export.json").read_text())
     outputs[1, 1] -= 10
     with pytest.raises(UserError, match="does not answer as the trial did"):
-        made.export(adapter, force=True, merged=merged, answers=Answers(batch, outputs, 0.01, written=True))
+        made.export(adapter, force=True, merged=merged, answers=Answers(batch, outputs, 0.01, "generation"))
     prompts = {name: values.flip(1) for name, values in made.inputs().items()}
     writer: Any = made.backbone.module.answers
     elsewhere = made.loaded()
