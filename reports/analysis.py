@@ -30,6 +30,8 @@ class Block:
 
     budget: str
     metric: str
+    #: The one task of its settings, where scores have that task's units; else empty.
+    task: str
     #: The budget, with what tells the block from others of the same budget.
     title: str
     #: How scores are shown.
@@ -143,6 +145,7 @@ def _blocks(
             begun = Block(
                 budget=budget,
                 metric=metric,
+                task=task,
                 title=" · ".join(part for part in parts if part),
                 unit=unit_of(metric, next((cell.unit for cell in cells if cell.unit), "")),
                 threshold=threshold_of(metric, matters, [c for some in group.methods.values() for c in some]),

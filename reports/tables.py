@@ -113,16 +113,16 @@ def main_tables(cells: Sequence[Cell], blocks: Sequence[Block] = ()) -> list[Mai
     return [_main_table(backbone, some, marks, against) for backbone, some in by_backbone.items()]
 
 
-#: Budget, metric, method -> its mark.
-Marks = Mapping[tuple[str, str, str], str]
+#: Budget, metric, the task where the metric has that task's units or else nothing, method -> its mark.
+Marks = Mapping[tuple[str, str, str, str], str]
 
 
-def _marks(block: Block) -> Iterator[tuple[tuple[str, str, str], str]]:
+def _marks(block: Block) -> Iterator[tuple[tuple[str, str, str, str], str]]:
     for found in block.comparisons:
         answer, side = found.verdict.answer, found.verdict.side
         beyond = BETTER if side == "better" else WORSE
         mark = {Answer.BEYOND: beyond, Answer.WITHIN: WITHIN}.get(answer, "")
-        yield (block.budget, block.metric, found.method), mark
+        yield (block.budget, block.metric, block.task, found.method), mark
 
 
 def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks, against: str) -> MainTable:
@@ -189,13 +189,14 @@ def _rows(
         budget = some[0].budget
         entries = []
         for task, metric in metric_of.items():
-            mark = marks.get((budget, metric, method), "") if metric not in averaged else ""
+            of = task if not unit_of(metric).mark else ""
+            mark = marks.get((budget, metric, of, method), "") if metric not in averaged else ""
             known = on.get(task)
             entries.append(
                 Entry("–") if known is None else Entry(score(known), places.get(known.number), mark)
             )
         of_metrics = [
-            replace(found[method], mark=marks.get((budget, metric, method), ""))
+            replace(found[method], mark=marks.get((budget, metric, "", method), ""))
             for metric, found in averages.items()
         ]
         rows.append(MainRow(method, some[0].percent_of_lora, entries, of_metrics))

@@ -104,6 +104,23 @@ def test_averages_are_of_one_metric_and_hold_the_claim(tmp_path: Path, new_store
     assert "| mean accuracy |" in tables.markdown(analysis, [])
 
 
+def test_a_claim_in_units_stands_with_the_task_whose_units_they_are(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    edges = {"digits": -0.4, "textile": 0.4}
+
+    def told(trial: Trial, row: Row) -> Result:
+        noise = random.Random(f"{row.title} {row.task} {trial.seed}").gauss(0, 0.002)
+        edge = edges[row.task] if row.title == "TensLoRA att" else 0.0
+        return Result(score=1 + noise + edge, answers=(), labels=(), tags={"metric": "rmse", "unit": "kg"})
+
+    plan = plan_of(**SMALL | {"tasks": list(edges), "seeds": list(range(5))})
+    analysis = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
+    (table,) = tables.main_tables(analysis.study.all_cells, analysis.blocks)
+    rows = {row.method: row for row in table.blocks["isorank 2"]}
+    assert [entry.mark for entry in rows["TensLoRA att"].entries] == ["↑", "↓"]
+
+
 def test_a_table_that_passes_a_page_is_split(written: Path, study: Study, monkeypatch: Any) -> None:
     short = (written / "tables" / "tables.tex").read_text()
     monkeypatch.setattr(tables, "MOST_LINES", 5)
