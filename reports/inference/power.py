@@ -81,8 +81,11 @@ class Design:
         """
         even = stats.qmc.Sobol(self.settings, rng=0).random_base2(_LOG_DRAWS)
         shown = np.array(self.spreads) / seeds * stats.chi2.ppf(even, seeds - 1) / (seeds - 1)
-        whole = shown.sum(1)
-        freedom = whole**2 / (shown**2).sum(1) * (seeds - 1)
+        whole, squares = shown.sum(1), (shown**2).sum(1)
+        # Where no setting has any spread, all of them have the same.
+        freedom = np.full_like(whole, self.settings)
+        np.divide(whole**2, squares, out=freedom, where=squares > 0)
+        freedom *= seeds - 1
         tail = (1 + self.level) / 2
         of_seeds = stats.t.ppf(tail, freedom) ** 2 * whole / self.settings**2
         halves: Array = np.sqrt(of_seeds + stats.norm.ppf(tail) ** 2 * self.examples)

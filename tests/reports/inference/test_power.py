@@ -57,6 +57,15 @@ def test_too_few_examples_are_not_made_up_for_by_seeds() -> None:
     assert design.needs(0.05) is not None
 
 
+def test_seeds_without_spread_leave_what_the_examples_add() -> None:
+    still, nearly = (power.Design(3, claims=1, spreads=(one,) * 2, examples=1e-4) for one in (0.0, 1e-16))
+    assert still.finds is not None
+    assert still.finds == pytest.approx(nearly.finds, rel=1e-4)
+    assert still.margin == pytest.approx(nearly.margin, rel=1e-4)
+    # More seeds do not help, and fewer than two tell nothing.
+    assert (still.needs(still.finds * 0.99), still.needs(still.finds * 1.01)) == (None, 2)
+
+
 def test_one_seed_finds_nothing() -> None:
     design = power.of_runs(0.007, settings=4, seeds=1, claims=1)
     assert (design.finds, design.margin) == (None, None)
