@@ -73,16 +73,21 @@ def fields(trial: PlannedTrial) -> dict[str, str]:
     }
 
 
-def _trials(study: Study) -> list[Mixture]:
+def trial_of_each(study: Study) -> dict[int, PlannedTrial]:
+    """By the number of a cell, a trial of it: its trials share all but the seed, so that any of them tells the
+    configuration. A cell whose seeds all wait for their tuning has none; those of one machine may.
+    """
     trials = {id_: trial for experiment in study.experiments for id_, trial in experiment.trials.items()}
-    # A cell's trials share all but the seed, so that any of them tells the configuration.
-    trial_of = {seed.cell: seed.trial_id for seed in study.all_seeds}
+    return {seed.cell: trials[seed.trial_id] for seed in study.all_seeds if seed.trial_id in trials}
+
+
+def _trials(study: Study) -> list[Mixture]:
+    trials = trial_of_each(study)
     found = []
     for setting, cells in grouped(study.all_cells, lambda cell: cell.setting).items():
         values: defaultdict[str, defaultdict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
         for cell in cells:
-            # A cell that waits for its tuning has no trial yet.
-            if (trial := trials.get(trial_of[cell.number])) is not None:
+            if (trial := trials.get(cell.number)) is not None:
                 text = {"text of forgetting": trial.forgetting or "none"}
                 for key, value in (fields(trial) | text).items():
                     if not (key in PER_METHOD and cell.tuning is not None):

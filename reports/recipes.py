@@ -19,17 +19,15 @@ def recipes(study: Study) -> dict[int, Recipe]:
     recipe and whether it was tuned. Rates are left out where they were tuned: they were chosen for the method
     with the same effort. Those that a suite sets by hand for one method count.
     """
-    trials = {id_: trial for experiment in study.experiments for id_, trial in experiment.trials.items()}
+    trials = mixtures.trial_of_each(study)
     effort = {
         experiment.name: max((len(row.tuning.ids) for row in experiment.rows if row.tuning), default=0)
         for experiment in study.experiments
     }
-    # A cell's trials share all but the seed, so that any of them tells the recipe.
-    trial_of = {seed.cell: seed.trial_id for seed in study.all_seeds}
     found: dict[int, Recipe] = {}
     for cell in study.all_cells:
-        # A cell that waits for its tuning has no trial yet, and nothing to compare.
-        if (trial := trials.get(trial_of[cell.number])) is not None:
+        # A cell that waits for its tuning has nothing to compare.
+        if (trial := trials.get(cell.number)) is not None:
             told = {key: value for key, value in mixtures.fields(trial).items() if value not in _NOTHING}
             if cell.tuning is not None:
                 told = {key: value for key, value in told.items() if key not in mixtures.PER_METHOD}

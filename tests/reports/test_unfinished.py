@@ -19,8 +19,9 @@ from reports.reading import WAITING, read
 from reports.report import write_report
 
 from ..bench import toy_suites
+from ..packs import changed, edit_json, packed
 from ..stored import Result, write
-from .made_up import SMALL, Call, NewStore, plan_of, result
+from .made_up import SMALL, Call, NewStore, plan_of, result, store
 
 TUNED = SMALL | {
     "name": "tuned",
@@ -86,6 +87,27 @@ def test_two_half_tuned_experiments_are_compared(tmp_path: Path, new_store: NewS
     both = read(uri, ["tuned", "again"])
     # What waits is not known to be the same.
     assert len(both.cells) == 4
+
+
+def test_parts_of_two_machines_are_reported_while_one_waits_for_its_tuning(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    def waits(plan: dict[str, Any]) -> None:
+        for row in plan["rows"]:
+            row["trials"] = dict.fromkeys(row["trials"])
+            row["tuning"] = {"trials": 2, "seeds": [7], "ids": ["0" * 16]}
+        plan["trials"] = []
+
+    packs = []
+    for seed in (0, 1):
+        uri = store(tmp_path / str(seed), new_store, plan_of(**SMALL | {"seeds": [seed]}))
+        packs.append(packed(uri, "small", tmp_path / str(seed)))
+    late = changed(packs[1], tmp_path / "late.tensorbench.zip", edit_json("plan.json", waits))
+    for both in ([packs[0], late], [late, packs[0]]):
+        done = write_report("", list(map(str, both)), tmp_path / "out", ["md"], force=True)
+        assert [(cell.finished, cell.missing) for cell in done.analysis.study.all_cells] == [(1, 1)] * 2
+        (block,) = done.analysis.blocks
+        assert [comparison.method for comparison in block.comparisons] == ["TensLoRA att"]
 
 
 def test_tuning_alone_is_nothing_to_report_yet(tmp_path: Path, new_store: NewStore) -> None:
