@@ -217,12 +217,8 @@ def _flipped(found: Mapping[int, Between]) -> dict[int, tuple[float, float]]:
     where they have the same seeds.
     """
     paired = {place: one for place, one in found.items() if one.seeds}
-    tables = [one.differences for one in paired.values()]
-    if len({one.seeds for one in paired.values()}) == 1:
-        alone, adjusted, _ = flips.adjusted([[table] for table in tables])
-    else:
-        alone = [flips.p_of(table) for table in tables]
-        adjusted = flips.holm(alone)
+    tables = [[one.differences] for one in paired.values()]
+    alone, adjusted, _ = flips.adjusted(tables, [[one.seeds] for one in paired.values()])
     return dict(zip(paired, zip(alone, adjusted, strict=True), strict=True))
 
 

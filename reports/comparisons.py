@@ -146,7 +146,7 @@ def against_reference(
             )
     family = _Family(evidence, reference, threshold, simultaneous(len(found), of_each(families)))
     tables = [family.differences(cells[method]) for method in found]
-    alone, adjusted, joint = flips.adjusted(tables)
+    alone, adjusted, joint = flips.adjusted(tables, [family.seeds(cells[method]) for method in found])
     made = tuple(
         family.compared(method, cells[method], effect(parts), (p, min(1.0, families * of_all)))
         for (method, parts), p, of_all in zip(found.items(), alone, adjusted, strict=True)
@@ -168,6 +168,11 @@ class _Family:
         """The paired differences (pairs,) on each setting."""
         pairs = zip(cells, self.reference.cells, strict=True)
         return [np.subtract(*self.evidence.study.gains(pair)[1]) for pair in pairs]
+
+    def seeds(self, cells: Sequence[int]) -> list[list[int]]:
+        """The seeds of these pairs."""
+        pairs = zip(cells, self.reference.cells, strict=True)
+        return [self.evidence.study.gains(pair)[0] for pair in pairs]
 
     def compared(
         self, method: str, cells: tuple[int, ...], found: Effect, p: tuple[float, float]

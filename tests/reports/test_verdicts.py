@@ -19,6 +19,7 @@ from methods import UserError
 from reports.analysis import Analysis, Block, analyse
 from reports.comparisons import AgainstReference
 from reports.inference.effects import Answer
+from reports.inference.flips import holm
 from reports.reading import read
 from reports.report import write_report
 
@@ -128,6 +129,23 @@ def test_metrics_are_never_averaged_and_have_thresholds_of_their_own(
     ):
         analyse(found.study, 0.03)
     assert any("Scores are of several metrics (accuracy, matthews)" in note for note in found.notes)
+
+
+def test_methods_that_lost_other_seeds_are_not_flipped_together(analysed: Callable[..., Analysis]) -> None:
+    lost = {"TensLoRA att": 0, "LoTR": 3}
+
+    def told(trial: Trial, row: Row) -> Result | None:
+        made = scores()(trial, row)
+        return made and dataclasses.replace(
+            made, failure="out of memory" if lost.get(row.title) == trial.seed else ""
+        )
+
+    methods = ["lora", {"method": "tenslora", "variant": "att"}, "lotr"]
+    (block,) = analysed(told, {"methods": methods}).blocks
+    assert [comparison.effect.pairs for comparison in block.comparisons] == [4, 4]
+    assert any("Holm's procedure" in note for note in block.notes)
+    own = [comparison.p for comparison in block.comparisons]
+    assert [comparison.p_adjusted for comparison in block.comparisons] == holm(own)
 
 
 # --- three answers ---

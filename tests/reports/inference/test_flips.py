@@ -73,6 +73,15 @@ def test_methods_that_share_pairs_are_adjusted_together() -> None:
     assert all(one <= other + 1e-12 for one, other in zip(adjusted, flips.holm(alone), strict=True))
 
 
+def test_as_many_pairs_of_other_seeds_are_other_pairs() -> None:
+    many = [[np.arange(1.0, 6.0)], [np.arange(2.0, 7.0)]]
+    same, other = [[0, 1, 2, 3, 4]], [[1, 2, 3, 4, 5]]
+    assert flips.adjusted(many, [same, same]) == flips.adjusted(many)
+    alone, adjusted, joint = flips.adjusted(many, [same, other])
+    assert not joint
+    assert adjusted == flips.holm(alone)
+
+
 def test_methods_of_other_pairs_are_adjusted_by_holm() -> None:
     many = [[np.arange(1.0, 6.0)], [np.arange(1.0, 5.0)]]
     alone, adjusted, joint = flips.adjusted(many)
