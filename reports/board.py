@@ -13,8 +13,10 @@ from reports.comparisons import AgainstReference
 from reports.drawing import SERIES, Looks
 from reports.figures.cost import PARAMETERS
 from reports.findings import Against, against
+from reports.inference.intervals import RESOLUTION
 from reports.pareto import pareto
 from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
+from reports.units import unit_of
 
 #: How many thresholds a difference has to be for the full colour of a heat map.
 FULL_COLOUR = 4
@@ -118,7 +120,7 @@ def boards(analysis: Analysis) -> dict[TaskAndBackbone, list[Board]]:
     references = {n for block in analysis.blocks if block.reference for n in block.reference.cells}
     made: dict[TaskAndBackbone, list[Board]] = {}
     for setting, cells in grouped(study.all_cells, lambda cell: cell.setting).items():
-        low, high = _scale(study, cells)
+        ranges = {mark: _scale(study, some) for mark, some in grouped(cells, _in_percent).items()}
         tables = grouped(cells, lambda cell: _title(analysis.blocks, cell))
         made[setting] = [
             Board(
@@ -129,7 +131,7 @@ def boards(analysis: Analysis) -> dict[TaskAndBackbone, list[Board]]:
                         cell,
                         looks.families.index(cell.family) % len(SERIES),
                         cell.number in front,
-                        _strip(cell, low, high),
+                        _strip(cell, *ranges[_in_percent(cell)]),
                         tuple(found for _, found in compared.get(cell.number, ())),
                         cell.number in references,
                     )
@@ -164,12 +166,18 @@ def _by_mean(cell: Cell) -> float:
 
 
 def _scale(study: Study, cells: Sequence[Cell]) -> tuple[float, float]:
-    """The range of a setting's strip: every seed is on it."""
+    """The range of a setting's strips: every seed is on it."""
     scores = [seed.score for cell in cells for seed in study.finished(cell.number) if seed.score is not None]
     if not scores:
         return 0.0, 1.0
-    pad = max(0.08 * (max(scores) - min(scores)), 0.002)
-    return min(scores) - pad, max(scores) + pad
+    low, high = min(scores), max(scores)
+    whole = 1.0 if _in_percent(cells[0]) else max(abs(low), abs(high))
+    pad = max(0.08 * (high - low), 0.002 * whole) or 1.0
+    return low - pad, high + pad
+
+
+def _in_percent(cell: Cell) -> bool:
+    return bool(unit_of(cell.metric).mark)
 
 
 def _strip(cell: Cell, low: float, high: float) -> Strip | None:
@@ -214,4 +222,5 @@ def _reach(found: Sequence[AgainstReference], threshold: float) -> float:
     """Far enough for every difference, and no farther than the widest interval."""
     ends = [abs(bound) for one in found for bound in one.interval or (one.effect.difference,)]
     farthest = max(abs(one.effect.difference) for one in found)
-    return max(1.5 * threshold, min(1.05 * max(ends), 2.2 * farthest), 1e-6)
+    smallest = RESOLUTION * max(part.size for one in found for part in one.effect.parts)
+    return max(1.5 * threshold, min(1.05 * max(ends), 2.2 * farthest), smallest)

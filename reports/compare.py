@@ -217,7 +217,7 @@ def _flipped(found: Mapping[int, Between]) -> dict[int, tuple[float, float]]:
     where they have the same seeds.
     """
     paired = {place: one for place, one in found.items() if one.seeds}
-    tables = [[one.differences] for one in paired.values()]
+    tables = [[one.differences / one.part.size] for one in paired.values()]
     alone, adjusted, _ = flips.adjusted(tables, [[one.seeds] for one in paired.values()])
     return dict(zip(paired, zip(alone, adjusted, strict=True), strict=True))
 
@@ -238,7 +238,7 @@ def _move(
         told = SAME_TRIALS
     elif pair.differs:
         told = MEASURED_OTHERWISE
-    elif found and found.seeds and np.abs(found.differences).max() <= RESOLUTION:
+    elif found and found.seeds and np.abs(found.differences).max() <= RESOLUTION * found.part.size:
         told = SAME_SCORES
     else:
         told = str(said)

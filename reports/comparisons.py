@@ -165,9 +165,12 @@ class _Family:
     level: float
 
     def differences(self, cells: Sequence[int]) -> list[Array]:
-        """The paired differences (pairs,) on each setting."""
+        """The paired differences (pairs,) on each setting, over the size of scores: neither flips nor g depend
+        on that.
+        """
+        study = self.evidence.study
         pairs = zip(cells, self.reference.cells, strict=True)
-        return [np.subtract(*self.evidence.study.gains(pair)[1]) for pair in pairs]
+        return [np.subtract(*study.gains(pair)[1]) / study.size(pair[0]) for pair in pairs]
 
     def seeds(self, cells: Sequence[int]) -> list[list[int]]:
         """The seeds of these pairs."""
@@ -213,7 +216,7 @@ class _Family:
             if len(both) > part.pairs:
                 filled = of_seeds(np.array([own[seed] - other[seed] for seed in both]))
                 more += len(both) - part.pairs
-                part = replace(filled, examples=part.examples, count=part.count)
+                part = replace(filled, examples=part.examples, count=part.count, size=part.size)
             parts.append(part)
         if not more:
             return None

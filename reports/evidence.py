@@ -59,7 +59,8 @@ class Evidence:
         seeds, gains = self.study.gains(cells)
         if not seeds:
             return None
-        return _on_setting(combined(*gains), [self.of_runs(cell, seeds) for cell in cells], combined)
+        found = _on_setting(combined(*gains), [self.of_runs(cell, seeds) for cell in cells], combined)
+        return replace(found, size=self.study.size(cells[0]))
 
     def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
         """What each run of these seeds of a cell contributed, with the sign turned where less is better;
@@ -114,13 +115,14 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
         differences = y[np.isin(known_y, common)] - x[np.isin(known_x, common)]
         found = [side.of_runs(cell, common) for side, cell in sides]
         part = _on_setting(differences, found, lambda one, other: other - one)
-        return Between(tuple(common), differences, part)
+        return Between(tuple(common), differences, replace(part, size=before.study.size(cells[0])))
     known = [
         runs
         for (side, cell), seeds in zip(sides, (known_x, known_y), strict=True)
         if (runs := side.of_runs(cell, seeds)) is not None
     ]
-    return Between((), np.empty(0), _of_groups(y, x, known[::-1]))
+    part = replace(_of_groups(y, x, known[::-1]), size=before.study.size(cells[0]))
+    return Between((), np.empty(0), part)
 
 
 def _of_groups(one: Array, other: Array, known: Sequence[list[ByExample]]) -> OnSetting:

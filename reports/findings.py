@@ -121,7 +121,7 @@ def _best(study: Study, block: Block, place: int | None) -> tuple[str | None, tu
         [np.mean([study.gains([c])[1].mean() for c in _of(block.cells[name], place)]) for name in names]
     )
     first = int(means.argmax())
-    if len(names) > 1 and np.ptp(means) <= RESOLUTION:
+    if len(names) > 1 and np.ptp(means) <= RESOLUTION * study.size(block.cells[names[0]][0]):
         return None, None
     apart: NDArray[np.int64] | None
     apart = (

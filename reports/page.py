@@ -129,8 +129,8 @@ def _seed_data(study: Study) -> dict[str, Any]:
             str(cell): [
                 [
                     seed.seed,
-                    None if seed.score is None else round(seed.score, 6),
-                    None if seed.validation is None else round(seed.validation, 6),
+                    _short(study.all_cells[cell].metric, seed.score),
+                    _short(study.all_cells[cell].metric, seed.validation),
                     seed.status,
                     seed.run_id,
                     seed.trial_id,
@@ -151,6 +151,13 @@ def _seed_data(study: Study) -> dict[str, Any]:
         "plain": [cell.number for cell in study.all_cells if not unit_of(cell.metric).mark],
         "experiments": {str(cell.number): visible(cell.experiment) for cell in study.all_cells},
     }
+
+
+def _short(metric: str, score: float | None) -> float | None:
+    """To more digits than are shown."""
+    if score is None or unit_of(metric).mark:
+        return score if score is None else round(score, 6)
+    return float(f"{score:.7g}")
 
 
 def _embedded(data: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -85,8 +85,9 @@ def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]], level: float = 
 
 
 def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:
-    """Mean scores (settings, methods), more being better."""
-    return np.array([[study.gains([cell])[1].mean() for cell in of_method] for of_method in cells]).T
+    """Mean scores (settings, methods) over their size, more being better."""
+    means = [[study.gains([cell])[1].mean() / study.size(cell) for cell in some] for some in cells]
+    return np.array(means).T
 
 
 def _pairs(evidence: Evidence, cells: Sequence[Sequence[int]]) -> list[tuple[int, int, Effect]]:
@@ -177,5 +178,7 @@ def _aggregate(evidence: Evidence, cells: Sequence[int], ends: Sequence[_Ends]) 
         scores = (evidence.study.gains([cell])[1][0] - end.base) / end.gap
         varies = partial(normalised.remainder, share=float(scores.mean()), gap=end.gap)
         runs.append(scores)
-        parts.append(evidence.on_setting([cell, end.floor, end.ceiling], varies))
+        part = evidence.on_setting([cell, end.floor, end.ceiling], varies)
+        # A normalised score has no units.
+        parts.append(part and replace(part, size=1.0))
     return aggregate(runs, parts)

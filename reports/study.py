@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
-from bench.metrics import direction
+from bench.metrics import METRICS, direction
 from bench.store.records import Record
 from bench.store.source import Source
 from bench.wire.plan import PlannedRow, PlannedTrial, Tuned
@@ -346,6 +346,22 @@ class Study:
     def direction(self, cell: int) -> float:
         """What a score of this cell is multiplied by so that more is better."""
         return direction(self.all_cells[cell].metric)
+
+    @cached_property
+    def _sizes(self) -> dict[tuple[str, str], float]:
+        """Of each task and metric that has its units."""
+        scores: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        for cell in self.all_cells:
+            if cell.metric and METRICS.get(cell.metric).in_units:
+                scores[cell.task, cell.metric] += map(abs, self._scores.get(cell.number, {}).values())
+        return {measured: float(np.median(some)) or 1.0 for measured, some in scores.items() if some}
+
+    def size(self, cell: int) -> float:
+        """What a score of this cell, or a difference, is large or small beside: 1, or where scores have units
+        their median size on the task.
+        """
+        known = self.all_cells[cell]
+        return self._sizes.get((known.task, known.metric), 1.0)
 
     def experiment(self, name: str) -> Experiment:
         """The experiment of this name, which has to be one of `experiments`."""

@@ -33,12 +33,14 @@ class OnSetting:
     #: Each example's difference (examples,), mean over seeds, and what tells their test set from others.
     by_example: Array | None = field(default=None, repr=False)
     test_set: Any = None
+    #: What scores are large or small beside.
+    size: float = 1.0
 
     @property
     def error(self) -> Error | None:
         """None of one pair."""
         freedom = self.pairs - 1 if self.freedom is None else self.freedom
-        return None if self.seeds is None else Error(self.seeds, freedom, self.examples)
+        return None if self.seeds is None else Error(self.seeds, freedom, self.examples, self.size)
 
     @property
     def interval(self) -> Bounds | None:
@@ -130,4 +132,5 @@ def over_settings(parts: Sequence[OnSetting]) -> Error | None:
                 continue
             together = np.cov(one.by_example, other.by_example)[0, 1] / len(one.by_example)
             examples += 2 * float(together)
-    return Error(seeds, freedom, max(0.0, examples) / len(parts) ** 2)
+    size = max(part.size for part in parts)
+    return Error(seeds, freedom, max(0.0, examples) / len(parts) ** 2, size)

@@ -17,8 +17,8 @@ Bounds = tuple[float, float]
 
 LEVEL = 0.95
 ALPHA = 0.05
-#: Scores are told apart to so many digits. Below that is what rounding left, in float32 of older stores:
-#: differences that are equal would not add up to equal sums.
+#: Scores are told apart to so many digits, of their size where they have units. Below that is what rounding
+#: left, in float32 of older stores: differences that are equal would not add up to equal sums.
 RESOLUTION_DIGITS = 6
 RESOLUTION = 10.0**-RESOLUTION_DIGITS
 
@@ -55,6 +55,8 @@ class Error:
     freedom: float
     #: What test examples add to it.
     examples: float
+    #: What scores are large or small beside.
+    size: float = 1.0
 
     @property
     def total(self) -> float:
@@ -64,7 +66,7 @@ class Error:
     @property
     def none(self) -> bool:
         """Whether nothing varies, so that nothing is known of the noise."""
-        return self.total <= RESOLUTION
+        return self.total <= RESOLUTION * self.size
 
     def half(self, level: float = LEVEL) -> float:
         """Half the width of the interval: the squares of either source's own half add up (Howe, 1974; Zou and

@@ -45,13 +45,21 @@
   const seedsOf = (row) => data.seeds[row.id.slice(1)] ?? [];
   const rangeOf = new Map();
   const range = (row) => {
-    const setting = `${row.dataset.task}\n${row.dataset.backbone}`;
+    // As the strips have it: scores in percent and scores with units are on scales of their own.
+    const units = plain.has(row.id);
+    const setting = `${row.dataset.task}\n${row.dataset.backbone}\n${units}`;
     if (!rangeOf.has(setting)) {
       const scores = rows
-        .filter((other) => other.dataset.task === row.dataset.task && other.dataset.backbone === row.dataset.backbone)
+        .filter(
+          (other) =>
+            other.dataset.task === row.dataset.task &&
+            other.dataset.backbone === row.dataset.backbone &&
+            plain.has(other.id) === units,
+        )
         .flatMap((other) => seedsOf(other).map((seed) => seed[1]).filter((score) => score !== null));
       const [low, high] = scores.reduce(([a, b], s) => [Math.min(a, s), Math.max(b, s)], [Infinity, -Infinity]);
-      const pad = Math.max(0.08 * (high - low), 0.002);
+      const whole = units ? Math.max(Math.abs(low), Math.abs(high)) : 1;
+      const pad = Math.max(0.08 * (high - low), 0.002 * whole) || 1;
       rangeOf.set(setting, [low - pad, high + pad]);
     }
     return rangeOf.get(setting);

@@ -17,14 +17,16 @@ from bench.search.tuning import with_choices
 from bench.wire.words import Status
 from methods import UserError
 from reports.analysis import Analysis, Block, analyse
+from reports.board import boards
 from reports.comparisons import AgainstReference
+from reports.findings import findings
 from reports.inference.effects import Answer
 from reports.inference.flips import holm
 from reports.reading import read
 from reports.report import write_report
 
 from ..stored import Result, write
-from .made_up import SMALL, NewStore, plan_of
+from .made_up import SMALL, NewStore, plan_of, store
 
 Told = Callable[[Trial, Row], Result | None]
 
@@ -146,6 +148,42 @@ def test_methods_that_lost_other_seeds_are_not_flipped_together(analysed: Callab
     assert any("Holm's procedure" in note for note in block.notes)
     own = [comparison.p for comparison in block.comparisons]
     assert [comparison.p_adjusted for comparison in block.comparisons] == holm(own)
+
+
+def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: NewStore) -> None:
+    labels, noise = np.random.default_rng(5).normal(size=(2, 300))
+
+    def analysed_in(unit: float) -> Analysis:
+        def told(trial: Trial, row: Row) -> Result | None:
+            own = random.Random(f"{row.title} {trial.seed}").gauss(0, 0.02)
+            answers = labels + noise * ({"TensLoRA att": 0.8}.get(row.title, 1.0) + own)
+            score = float(np.sqrt(np.mean((unit * answers - unit * labels) ** 2)))
+            values = {"answers": unit * answers, "labels": unit * labels, "validation": [score]}
+            return Result(score=score, tags={"metric": "rmse", "unit": "mol/l"}, **values)
+
+        methods = ["lora", {"method": "tenslora", "variant": "att"}, "lotr"]
+        uri = store(tmp_path / str(unit), new_store, plan_of(**FIVE | {"methods": methods}), told)
+        return analyse(read(uri, ["small"]))
+
+    told: list[object] = []
+    numbers: list[list[float]] = []
+    for unit in (1.0, 1e-7):
+        analysis = analysed_in(unit)
+        (block,) = analysis.blocks
+        (setting,) = boards(analysis).values()
+        strips = [row.strip for one in setting for row in one.rows if row.strip]
+        best, pairs = next(findings(analysis.study, analysis.blocks)).best, block.comparisons
+        told.append((best, block.methods, [(one.method, str(one.verdict)) for one in pairs]))
+        numbers.append(
+            [
+                *(number for one in pairs for number in (one.p, one.p_adjusted, one.g or 0.0)),
+                *(bound / unit for one in pairs for bound in one.interval or ()),
+                *(end or 0.0 for strip in strips for end in (strip.at, strip.start, strip.end)),
+            ]
+        )
+    assert told[0] == told[1]
+    assert "TensLoRA att', 'better, beyond the threshold'" in str(told[0])
+    assert numbers[0] == pytest.approx(numbers[1])
 
 
 # --- three answers ---
