@@ -129,11 +129,8 @@ def _blocks(
 ) -> Iterator[Block]:
     """The blocks of a budget, with who takes part in each."""
     planned = [cell for cell in study.all_cells if cell.budget == budget]
-    metric_of = {cell.setting: cell.metric for cell in reversed(study.all_cells) if cell.metric}
-    # What has not run yet has told no metric.
-    first = next(iter(metric_of.values()), "")
     # Scores in units have no common mean over tasks.
-    by_metric = grouped(planned, lambda cell: _measured(cell, metric_of.get(cell.setting, first)))
+    by_metric = grouped(planned, lambda cell: _measured(cell, study.metrics[cell.number]))
     for (metric, task), cells in by_metric.items():
         groups = alike(made, grouped(cells, lambda cell: cell.method))
         for number, group in enumerate(groups):

@@ -363,6 +363,22 @@ class Study:
         known = self.all_cells[cell]
         return self._sizes.get((known.task, known.metric), 1.0)
 
+    @cached_property
+    def metrics(self) -> dict[int, str]:
+        """The metric of each cell, by its number. What has not run tells none: it has that of its experiment on
+        the setting, or else of the setting, or of any.
+        """
+        known = [cell for cell in reversed(self.all_cells) if cell.metric]
+        own = {(cell.experiment, cell.setting): cell.metric for cell in known}
+        of_setting = {cell.setting: cell.metric for cell in known}
+        first = next(iter(of_setting.values()), "")
+        return {
+            cell.number: cell.metric
+            or own.get((cell.experiment, cell.setting))
+            or of_setting.get(cell.setting, first)
+            for cell in self.all_cells
+        }
+
     def experiment(self, name: str) -> Experiment:
         """The experiment of this name, which has to be one of `experiments`."""
         return next(experiment for experiment in self.experiments if experiment.name == name)

@@ -66,8 +66,9 @@ class MainTable:
     """The paper's Table 2 on one backbone: a block a budget, a column a task."""
 
     backbone: str
+    #: Of each column; twice where experiments score the task by two metrics.
     tasks: list[str]
-    #: What is measured on each task, with its unit where that has a name.
+    #: What is measured in each column, with its unit where that has a name.
     metrics: list[str]
     #: The metrics that several tasks have: each has a column of averages. No average is of two metrics.
     averages: list[str]
@@ -125,28 +126,32 @@ def _marks(block: Block) -> Iterator[tuple[tuple[str, str, str, str], str]]:
         yield (block.budget, block.metric, block.task, found.method), mark
 
 
+#: A task and what it is scored by: a task that several experiments score otherwise has several columns.
+Column = tuple[str, str]
+
+
 def _main_table(backbone: str, cells: Sequence[Cell], marks: Marks, against: str) -> MainTable:
-    by_task = grouped(cells, lambda cell: cell.task)
+    # What has not run has told no metric.
+    first = {cell.task: cell.metric for cell in reversed(cells) if cell.metric}
+    column_of = {cell.number: (cell.task, cell.metric or first.get(cell.task, "")) for cell in cells}
+    by_column = grouped(cells, lambda cell: column_of[cell.number])
     by_budget = grouped(cells, lambda cell: cell.budget)
-    metric_of = {
-        task: next((cell.metric for cell in some if cell.metric), "") for task, some in by_task.items()
-    }
-    of_metric = grouped(by_task, lambda task: metric_of[task])
+    of_metric = grouped(by_column, lambda column: column[1])
     # The units of two tasks' targets have no mean.
     averaged = {
-        metric: tasks
-        for metric, tasks in of_metric.items()
-        if metric and len(tasks) > 1 and unit_of(metric).mark
+        metric: columns
+        for metric, columns in of_metric.items()
+        if metric and len(columns) > 1 and unit_of(metric).mark
     }
     blocks = {
-        budget: _rows(by_budget[budget], metric_of, averaged, marks)
+        budget: _rows(by_budget[budget], column_of, list(by_column), averaged, marks)
         for budget in sorted(by_budget, key=block_order)
     }
     entries = (entry for rows in blocks.values() for row in rows for entry in (*row.entries, *row.averages))
     return MainTable(
         backbone=backbone,
-        tasks=list(by_task),
-        metrics=[measured(some) for some in by_task.values()],
+        tasks=[task for task, _ in by_column],
+        metrics=[measured(some) for some in by_column.values()],
         averages=list(averaged),
         blocks=blocks,
         incomplete=not all(cell.complete for cell in cells),
@@ -171,27 +176,26 @@ def scales(cells: Iterable[Cell]) -> str:
 
 def _rows(
     cells: Sequence[Cell],
-    metric_of: Mapping[str, str],
-    averaged: Mapping[str, Sequence[str]],
+    column_of: Mapping[int, Column],
+    columns: Sequence[Column],
+    averaged: Mapping[str, Sequence[Column]],
     marks: Marks,
 ) -> list[MainRow]:
     """The rows of one budget. A mark is of all tasks of a metric, and stands in their average."""
     places: dict[int, int] = {}
-    for of_task in grouped(cells, lambda cell: cell.task).values():
-        places |= _places(
-            {cell.number: _printed(cell.metric, cell.mean) for cell in of_task if cell.complete}
-        )
+    for some in grouped(cells, lambda cell: column_of[cell.number]).values():
+        places |= _places({cell.number: _printed(cell.metric, cell.mean) for cell in some if cell.complete})
     by_method = grouped(cells, lambda cell: cell.method)
-    averages = {metric: _averages(by_method, metric, tasks) for metric, tasks in averaged.items()}
+    on = {method: {column_of[cell.number]: cell for cell in some} for method, some in by_method.items()}
+    averages = {metric: _averages(on, metric, some) for metric, some in averaged.items()}
     rows = []
     for method, some in by_method.items():
-        on = {cell.task: cell for cell in some}
         budget = some[0].budget
         entries = []
-        for task, metric in metric_of.items():
+        for task, metric in columns:
             of = task if not unit_of(metric).mark else ""
             mark = marks.get((budget, metric, of, method), "") if metric not in averaged else ""
-            known = on.get(task)
+            known = on[method].get((task, metric))
             entries.append(
                 Entry("–") if known is None else Entry(score(known), places.get(known.number), mark)
             )
@@ -203,13 +207,15 @@ def _rows(
     return rows
 
 
-def _averages(by_method: Mapping[str, Sequence[Cell]], metric: str, tasks: Sequence[str]) -> dict[str, Entry]:
-    """The mean over these tasks of each method that has a score on all of them."""
+def _averages(
+    by_method: Mapping[str, Mapping[Column, Cell]], metric: str, columns: Sequence[Column]
+) -> dict[str, Entry]:
+    """The mean over these columns of each method that has a score in all of them."""
     means: dict[str, float] = {}
     short = set()
-    for method, cells in by_method.items():
-        found = [cell for cell in cells if cell.task in tasks and cell.mean is not None]
-        if len(found) == len(tasks):
+    for method, on in by_method.items():
+        found = [on[column] for column in columns if column in on and on[column].mean is not None]
+        if len(found) == len(columns):
             means[method] = float(np.mean([cell.mean for cell in found]))
             if not all(cell.complete for cell in found):
                 short.add(method)

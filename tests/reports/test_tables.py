@@ -23,7 +23,7 @@ from reports.reading import read
 from reports.report import write_report
 from reports.study import Study
 
-from ..stored import Result
+from ..stored import Result, write
 from .made_up import SMALL, NewStore, plan_of, store
 
 
@@ -119,6 +119,35 @@ def test_a_claim_in_units_stands_with_the_task_whose_units_they_are(
     (table,) = tables.main_tables(analysis.study.all_cells, analysis.blocks)
     rows = {row.method: row for row in table.blocks["isorank 2"]}
     assert [entry.mark for entry in rows["TensLoRA att"].entries] == ["↑", "↓"]
+
+
+def test_two_metrics_of_one_task_have_a_column_and_a_block_each(tmp_path: Path, new_store: NewStore) -> None:
+    uri, edge = new_store(tmp_path), {"LoRA": 0.0, "TensLoRA att": -0.2}
+    for metric in ("pearson", "rmse"):
+
+        def told(trial: Trial, row: Row, metric: str = metric) -> Result:
+            score = 0.5 + edge[row.title] + 0.001 * trial.seed
+            return Result(score=score, answers=(), labels=(), tags={"metric": metric})
+
+        tasks = [{"task": "rating-pairs", "metric": metric}]
+        suite = SMALL | {"name": metric, "tasks": tasks, "backbones": ["tiny-random-bert"]}
+        write(uri, plan_of(**suite), told)
+    analysis = analyse(read(uri, ["pearson", "rmse"]))
+    assert [(block.metric, list(block.cells)) for block in analysis.blocks] == [
+        ("pearson", ["LoRA", "TensLoRA att"]),
+        ("rmse", ["LoRA · rmse", "TensLoRA att · rmse"]),
+    ]
+    (table,) = tables.main_tables(analysis.study.all_cells, analysis.blocks)
+    assert list(zip(table.tasks, table.metrics, strict=True)) == [
+        ("rating-pairs", "test pearson"),
+        ("rating-pairs", "test rmse"),
+    ]
+    assert {row.method: [e.place for e in row.entries] for row in table.blocks["isorank 2"]} == {
+        "LoRA": [1, None],
+        "TensLoRA att": [2, None],
+        "LoRA · rmse": [None, 2],
+        "TensLoRA att · rmse": [None, 1],
+    }
 
 
 def test_a_table_that_passes_a_page_is_split(written: Path, study: Study, monkeypatch: Any) -> None:
