@@ -165,8 +165,8 @@ class _Family:
     level: float
 
     def differences(self, cells: Sequence[int]) -> list[Array]:
-        """The paired differences (pairs,) on each setting, over the size of scores: neither flips nor g depend
-        on that.
+        """The paired differences (pairs,) on each setting, over the size of scores: neither flips nor g
+        depend on it.
         """
         study = self.evidence.study
         pairs = zip(cells, self.reference.cells, strict=True)

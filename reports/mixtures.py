@@ -74,8 +74,8 @@ def fields(trial: PlannedTrial) -> dict[str, str]:
 
 
 def trial_of_each(study: Study) -> dict[int, PlannedTrial]:
-    """By the number of a cell, a trial of it: its trials share all but the seed, so that any of them tells the
-    configuration. A cell whose seeds all wait for their tuning has none; those of one machine may.
+    """By the number of a cell, a trial of it: its trials share all but the seed, so that any of them tells
+    the configuration. A cell whose seeds all wait for their tuning has none; those of one machine may.
     """
     trials = {id_: trial for experiment in study.experiments for id_, trial in experiment.trials.items()}
     return {seed.cell: trials[seed.trial_id] for seed in study.all_seeds if seed.trial_id in trials}

@@ -14,6 +14,7 @@ from bench.store.source import Source
 from bench.wire.start import Start, StoredConfig
 from bench.wire.words import Artifact
 from methods import UserError
+from reports.part import Part
 from reports.reading import read
 from reports.study import Cell, Seed
 
@@ -109,12 +110,13 @@ class CellContents:
         return told
 
 
-def cell_contents(uri: str, names: Sequence[str], number: int) -> CellContents:
-    """The cell of this number, as `cells.csv` of a report on the same experiments counts them.
+def cell_contents(uri: str, names: Sequence[str], number: int, part: Part | None = None) -> CellContents:
+    """The cell of this number, as `cells.csv` of a report on the same experiments, or on this part of them,
+    counts them.
 
     Raises UserError for one that is not there, and as `reports.reading.read` does.
     """
-    study = read(uri, names)
+    study = read(uri, names, part)
     if not 0 <= number < len(study.all_cells):
         raise UserError(f"--cell {number}: {study.title} has cells 0 to {len(study.all_cells) - 1}")
     seeds = []

@@ -365,8 +365,8 @@ class Study:
 
     @cached_property
     def metrics(self) -> dict[int, str]:
-        """The metric of each cell, by its number. What has not run tells none: it has that of its experiment on
-        the setting, or else of the setting, or of any.
+        """The metric of each cell, by its number. What has not run tells none: it has that of its experiment
+        on the setting, or else of the setting, or of any.
         """
         known = [cell for cell in reversed(self.all_cells) if cell.metric]
         own = {(cell.experiment, cell.setting): cell.metric for cell in known}

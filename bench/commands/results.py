@@ -28,6 +28,10 @@ from bench.commands.options import (
     out,
 )
 
+Reference = Annotated[
+    str | None, typer.Option(metavar="METHOD", help="What methods are compared with, in place of LoRA.")
+]
+
 
 def ls(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """List what the store holds: each suite with how many of its trials are complete, failed or missing."""
@@ -51,27 +55,45 @@ def show(
     ],
     cell: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="A cell of their report, as its cells.csv numbers it."),
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="A cell of their report, as its cells.csv numbers it; of a part, with the options of that.",
+        ),
     ] = None,
+    task: Tasks = None,
+    method: Methods = None,
+    backbone: Backbones = None,
+    budget: Budgets = None,
+    reference: Reference = None,
+    pair: Pairs = None,
     suite: Annotated[
         bool, typer.Option("--suite", help="Only the text of the suite that the trial was started from.")
     ] = False,
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Show one trial, or a cell of a report: what it is, what came of it, and what made it."""
+    """Show one trial, or a cell of a report: what it is, what came of it, and what made it.
+
+    A report of a part numbers its own cells: give --method and its like, or --pair, as they were given to it.
+    """
     from bench.suite.load import experiment_of
     from bench.terminal.stored import print_cell, print_trial
     from reports.contents import trial_contents
+    from reports.part import Part
     from reports.provenance import cell_contents
 
+    part = Part(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
     if cell is not None:
-        found = cell_contents(store, [experiment_of(name) for name in what], cell)
+        asked = None if part.whole else part
+        found = cell_contents(store, [experiment_of(name) for name in what], cell, asked)
         if as_json:
             echo_json(found.as_dict())
         else:
             print_cell(out, found)
         return
+    if not part.whole:
+        raise typer.BadParameter(f"a part is of a report, whose cell --cell names; got {part}")
     if len(what) > 1:
         raise typer.BadParameter(f"one trial at a time, or --cell with experiments; got {', '.join(what)}")
     trial = trial_contents(store, what[0])
@@ -102,9 +124,7 @@ def report(
     method: Methods = None,
     backbone: Backbones = None,
     budget: Budgets = None,
-    reference: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="What methods are compared with, in place of LoRA.")
-    ] = None,
+    reference: Reference = None,
     pair: Pairs = None,
     mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
     log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from bench.wire.plan import PlannedRow
@@ -203,3 +204,16 @@ def test_the_command_writes_a_part_and_leaves_the_stored_report_alone(
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "From TensLoRA att" in page
     assert "From LoRA" not in page
+
+
+def test_a_cell_of_a_part_is_shown_by_its_number_there(rich: str, call: Call, tmp_path: Path) -> None:
+    part = ["--method", "LoRA,LoTR", "--budget", "isoparameters"]
+    ended = call("report", "rich", "--store", rich, "--out", tmp_path / "out", "--format", "csv", *part)
+    assert ended.code == 0, ended.err
+    cells = pd.read_csv(tmp_path / "out" / "tables" / "cells.csv")
+    (number,) = cells["cell"][(cells["method"] == "LoTR") & (cells["task"] == "digits")]
+    asked = ["show", "rich", "--store", rich, "--cell", str(number), *part]
+    assert call(*asked).out.startswith("LoTR · isoparameters 2 · digits")
+    wrong = call("show", "0123", "--store", rich, *part)
+    assert wrong.code == 2
+    assert "a part is of a report, whose cell --cell names" in " ".join(wrong.err.split())
