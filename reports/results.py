@@ -13,12 +13,12 @@ import pandas as pd
 from pyarrow import ArrowException
 
 from bench.store import DEFAULT_STORE
-from bench.store.records import Record
+from bench.store.records import Record, latest
 from bench.wire.predictions import numbered
 from bench.wire.words import OWN_SIZE, Artifact, Measure, Tag
 from methods import UserError
 from reports import reading
-from reports.study import Experiment, Study
+from reports.study import Experiment, Study, grouped
 
 
 class Column(NamedTuple):
@@ -141,7 +141,9 @@ class Results(Study):
     @cached_property
     def curves(self) -> pd.DataFrame:
         """A line for every point of the curves of these trials, by step."""
-        frames = [_curves(experiment) for experiment in self.experiments]
+        runs = grouped(self._records(), lambda run: run[0].name)
+        own = {name: [record for _, record in some] for name, some in runs.items()}
+        frames = [_curves(experiment, own.get(experiment.name, ())) for experiment in self.experiments]
         return typed(pd.concat(frames, ignore_index=True), CURVES)
 
     @cached_property
@@ -153,9 +155,7 @@ class Results(Study):
         predictions that were changed since, or cannot be read.
         """
         finished = {seed.trial_id for seed in self.all_seeds if seed.finished}
-        # A trial of two experiments may have a run in each.
-        runs = {record.trial_id: (each, record) for each, record in self._records()}
-        read = [_predictions(*run) for id_, run in runs.items() if id_ in finished]
+        read = [_predictions(*run) for run in self._records() if run[1].trial_id in finished]
         frames = [frame for frame in read if frame is not None]
         found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
         more = {
@@ -166,9 +166,13 @@ class Results(Study):
         return typed(found, PREDICTIONS).join(found[list(more)].astype(more))
 
     def _records(self) -> Iterator[tuple[Experiment, Record]]:
+        """The run that counts of each trial. A trial of several experiments may have one in each: then it is
+        that of the first of them that finished it.
+        """
+        counts = latest(record for each in self.experiments for record in each.records.values())
         for experiment in self.experiments:
             in_order = sorted(experiment.records.values(), key=lambda run: (run.started, run.origin))
-            yield from ((experiment, record) for record in in_order)
+            yield from ((experiment, record) for record in in_order if counts[record.trial_id] is record)
 
 
 def load_results(*experiments: str | PathLike[str], store: str = DEFAULT_STORE) -> Results:
@@ -233,10 +237,10 @@ def _trial(experiment: Experiment, record: Record) -> dict[str, Any]:
     }
 
 
-def _curves(experiment: Experiment) -> pd.DataFrame:
+def _curves(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
     points = experiment.source.curves().rename(columns={"key": "measure"})
     which = pd.DataFrame(
-        [_which(experiment, record) | {"run": record.run_id} for record in experiment.records.values()],
+        [_which(experiment, record) | {"run": record.run_id} for record in records],
         columns=[*WHICH, "run"],
     )
     # The runs of a store that do not count, failures that were tried again say, have curves too.

@@ -19,7 +19,8 @@ from bench.wire.words import Artifact
 from methods import UserError
 from reports.results import CURVES, PREDICTIONS, TRIALS, Column, Results
 
-from .made_up import EXAMPLES, NAME
+from ..stored import write
+from .made_up import EXAMPLES, NAME, SMALL, NewStore, plan_of, result, store
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -136,6 +137,22 @@ def test_a_pack_gives_the_frames_of_its_store(rich: str, results: Results, tmp_p
     packed = bench.load_results(pack)
     for name in ("cells", "seeds", *FRAMES):
         pd.testing.assert_frame_equal(getattr(packed, name), getattr(results, name))
+
+
+def test_a_trial_of_several_experiments_stands_once_in_each_frame(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = store(tmp_path, new_store)
+    write(uri, plan_of(**SMALL | {"name": "other", "seeds": [0, 1, 2]}), result)
+    both = bench.load_results("small", "other", store=uri)
+    assert len(both.trials) == 6
+    for name, keys in (("trials", []), ("curves", ["measure", "step"]), ("predictions", ["example"])):
+        frame = getattr(both, name)
+        assert not frame.duplicated(["trial_id", *keys]).any()
+        assert frame.groupby("experiment")["trial_id"].nunique().to_dict() == {"small": 4, "other": 2}
+    # They are the runs that a row of the first experiment has.
+    seeds = both.seeds[both.seeds["experiment"] == "small"].set_index("trial_id")["run_id"].to_dict()
+    assert seeds.items() <= both.trials.set_index("trial_id")["run_id"].to_dict().items()
 
 
 def test_predictions_that_cannot_be_read_are_named(results: Results) -> None:
