@@ -64,7 +64,7 @@ def render(
             boards=board.boards(analysis),
             choices=selecting.choices(cells),
             dimensions=selecting.DIMENSIONS,
-            facts=_facts(study),
+            facts=facts_of(study),
             measured=scales(cells),
             forgotten=any(cell.forgetting is not None for cell in cells),
             score_heading="Score, %" if percent else "Score",
@@ -205,7 +205,7 @@ class Facts:
         return self.trials - self.finished - self.failed
 
 
-def _facts(study: Study) -> Facts:
+def facts_of(study: Study) -> Facts:
     cells = study.all_cells
     # A trial of two cells counts once; those that wait for their tuning have no id yet.
     trials = {seed.trial_id or (seed.cell, seed.seed): seed for seed in reversed(study.all_seeds)}.values()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,18 @@ class _Site:
         """By the key of their cells."""
         return {key(page.standings[0].cell): page for page in method_pages(self.standings)}
 
+    @cached_property
+    def anchors(self) -> dict[TaskAndBackbone, str]:
+        """What the address of each setting ends with: its letters and digits, with a number where another one
+        has the same.
+        """
+        found: dict[str, TaskAndBackbone] = {}
+        for setting in sorted({one.cell.setting for one in self.standings}):
+            name = re.sub(r"\W+", "-", str(setting)).strip("-") or "setting"
+            numbered = chain([name], (f"{name}-{number}" for number in count(2)))
+            found[next(one for one in numbered if one not in found)] = setting
+        return {setting: name for name, setting in found.items()}
+
     def files(self) -> Iterator[tuple[str, str | bytes]]:
         shared = {
             "suites": self.suites,
@@ -128,10 +142,14 @@ class _Site:
 
     def _rendered(self, name: str, root: str, **values: Any) -> str:
         """A page; `root` leads from it to the index."""
-        return visible(_environment(self.pages).get_template(f"site/{name}.html").render(root=root, **values))
+        return visible(
+            _environment(self.pages, self.anchors)
+            .get_template(f"site/{name}.html")
+            .render(root=root, **values)
+        )
 
 
-def _environment(pages: dict[str, MethodPage]) -> Environment:
+def _environment(pages: dict[str, MethodPage], anchors: Mapping[TaskAndBackbone, str]) -> Environment:
     made = environment(autoescape=True)
 
     def method_file(cell: Cell) -> str:
@@ -143,7 +161,8 @@ def _environment(pages: dict[str, MethodPage]) -> Environment:
         "minus": lambda text: text.replace("-", "−"),
         "many": many,
         "subscripts": _subscripts,
-        "anchor": lambda text: re.sub(r"\W+", "-", str(text)).strip("-"),
+        "anchor": anchors.__getitem__,
+        "shell": shlex.quote,
         "method_file": method_file,
     }
     return made

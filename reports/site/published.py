@@ -17,6 +17,7 @@ from methods import UserError
 from methods.errors import shown
 from reports.analysis import Analysis
 from reports.findings import Finding, findings
+from reports.page import Facts, facts_of
 from reports.reading import read_sources
 from reports.report import compose
 from reports.study import Experiment, Study, grouped
@@ -58,6 +59,11 @@ class Published:
         every = [one for one in findings(self.study, self.analysis.blocks) if one.best]
         whole = [one for one in every if one.setting is None or len(one.block.settings) == 1]
         return [one for one in whole if one.block.budget in budgets]
+
+    @property
+    def facts(self) -> Facts:
+        """How its trials stand, as its report counts them."""
+        return facts_of(self.study)
 
     @property
     def newest(self) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -29,7 +32,8 @@ from reports.site.published import packs_in, published
 from reports.site.standing import Standing
 
 from ..packs import changed, edit_json, packed
-from .made_up import Call
+from ..stored import Result
+from .made_up import SMALL, Call, NewStore, plan_of, store
 
 EVIL = "=cmd|'/C calc'!A0<script>alert(1)</script>"
 SUITE = "name: small  # <b>as it was written</b>\n"
@@ -122,12 +126,37 @@ def test_every_link_leads_to_something_of_the_site(written: Path) -> None:
                 continue
             assert not re.match(r"\w+:|/", address), address
             file, _, anchor = address.partition("#")
-            target = (path.parent / file).resolve() if file else path
+            target = (path.parent / unquote(file)).resolve() if file else path
             assert target.is_file(), (path, address)
             if anchor:
                 assert anchor in pages[target].ids, (path, address)
             led_to.add(target)
     assert pages.keys() <= led_to | {written.resolve() / "index.html"}
+
+
+def test_names_of_packs_and_of_settings_are_told_apart_in_addresses(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    suite = SMALL | {
+        "tasks": [{"task": "digits", "label": "c"}, {"task": "textile", "label": "c++"}],
+        # LoRA at rank 2 stands under both.
+        "budgets": [{"isorank": 2}, {"isoparameters": 2, "tolerance": 0.2}],
+    }
+    uri = store(tmp_path, new_store, plan_of(**suite), lambda trial, row: Result(score=0.5))
+    (tmp_path / "results").mkdir()
+    pack = packed(uri, "small", tmp_path).rename(tmp_path / "results" / "a#1 100%25.tensorbench.zip")
+    site = site_files([pack])
+    index, seeds = str(site["index.html"]), str(site["suites/small/seeds.html"])
+    assert [name for name in Links(index).ids if name.startswith("c-")] == [
+        "c-tiny-random-vit",
+        "c-tiny-random-vit-2",
+    ]
+    assert "packs/a%231%20100%2525.tensorbench.zip" in Links(index).to
+    assert "../../packs/a%231%20100%2525.tensorbench.zip" in Links(seeds).to
+    lines = html.unescape(seeds).splitlines()
+    (command,) = [line for line in lines if "tensorbench unpack" in line]
+    assert shlex.split(command.partition("<code>")[2])[2] == pack.name
+    assert "12 of 12 trials finished" in index
 
 
 def test_every_number_leads_to_its_seeds_and_they_to_what_made_them(site: Files, results: Path) -> None:
