@@ -5,12 +5,13 @@ What is left out, to keep a large report within time and memory, is told in the 
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Annotated, TypeVar
 
 import pandas as pd
+from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.plugins import changed_plugins
@@ -19,6 +20,7 @@ from bench.store.results import open_results
 from bench.store.source import Source
 from bench.wire.words import Kind, Measure, Status, Tag
 from methods import UserError
+from methods.errors import shown
 from reports.artifacts import ablations
 from reports.inference.intervals import of_each, t_half
 from reports.part import Part
@@ -44,6 +46,12 @@ MEASURED = {
     "cut_prompts": Measure.CUT_PROMPTS,
     "prompts": Measure.PROMPTS,
 }
+
+#: What runs store of what their method can do, and of each rank that training cuts what it left by layer.
+CAPABILITIES = TypeAdapter(list[str])
+FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
+
+Stored = TypeVar("Stored")
 
 #: Columns of `Seed` that a record makes of several measures.
 DERIVED = ("forgetting", "loaded_bytes", "adapted_forward", "merged_forward")
@@ -265,25 +273,37 @@ def _holder(experiments: Sequence[Experiment], trial_id: str | None) -> tuple[Ex
 def _told(cell: PlannedCell, experiments: Sequence[Experiment], seeds: Sequence[Seed]) -> PlannedCell:
     """The cell with what only its runs tell: what its scores are, what the method can do, what was cut."""
     by_name = {experiment.name: experiment for experiment in experiments}
-    records = [by_name[seed.experiment].records[seed.trial_id] for seed in seeds if seed.finished]
-    if not records:
+    found = [(each := by_name[s.experiment], each.records[s.trial_id]) for s in seeds if s.finished]
+    if not found:
         return cell
-    first = records[0]
+    _, first = found[0]
+    can_do = _tag(*found[0], Tag.CAPABILITIES, CAPABILITIES, "[]")
+    cut = [_tag(*run, Tag.FINAL_RANKS, FINAL_RANKS, "{}") for run in found]
     return replace(
         cell,
         metric=first.tag(Tag.METRIC),
         evaluated=first.tag(Tag.EVALUATED),
         unit=first.tag(Tag.UNIT),
-        capabilities=", ".join(json.loads(first.tag(Tag.CAPABILITIES, "[]"))),
-        left=_left(records),
+        capabilities=", ".join(can_do),
+        left=_left(cut),
     )
 
 
-def _left(records: Sequence[Record]) -> str:
-    """What training left of the ranks that it cuts: input 30 to 31, layer 6, say."""
+def _tag(experiment: Experiment, record: Record, tag: Tag, form: TypeAdapter[Stored], absent: str) -> Stored:
+    """What a tag holds as JSON. Raises UserError for one that is not of this form."""
+    text = record.tag(tag, absent)
+    try:
+        return form.validate_json(text)
+    except ValidationError as error:
+        where = f"tag {tag} of run {record.origin} ({record.name}) in {shown_uri(experiment.where)}"
+        raise UserError(f"{where} cannot be read: {shown(text)}") from error
+
+
+def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
+    """What training left of the ranks that it cuts in each run: input 30 to 31, layer 6, say."""
     found: defaultdict[str, list[int]] = defaultdict(list)
-    for record in records:
-        for name, ranks in json.loads(record.tag(Tag.FINAL_RANKS, "{}")).items():
+    for of_run in cut:
+        for name, ranks in of_run.items():
             found[name] += ranks
     spans = {name: (min(ranks), max(ranks)) for name, ranks in found.items()}
     return ", ".join(f"{name} {low}" + f" to {high}" * (high > low) for name, (low, high) in spans.items())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import bench
@@ -13,8 +16,10 @@ from bench.store.results import unpack
 from methods import UserError
 from reports.compare import compare
 from reports.report import write_report
+from reports.site.build import site_files
+from reports.site.published import packs_in
 
-from ..packs import changed, edit_json, packed
+from ..packs import Files, changed, edit_json, packed
 from .made_up import Call, NewStore, plan_of, store
 
 OTHER: dict[str, Any] = {
@@ -80,6 +85,36 @@ def test_several_experiments_in_one_pack(small: str, tmp_path: Path, new_store: 
     assert done.analysis.study.title == "other, small"
     with pytest.raises(UserError, match=r"holds several experiments \(other, small\)"):
         compare(("", str(both.path)), ("", str(packs[0])))
+
+
+@pytest.mark.parametrize(
+    ("tag", "told"),
+    [
+        ("capabilities", "oops"),
+        ("capabilities", '{"a": 1}'),
+        ("final_ranks", "[1]"),
+        ("final_ranks", '{"a": []}'),
+    ],
+)
+def test_tags_that_cannot_be_read_are_refused_with_their_run(
+    tag: str, told: str, pack: Path, tmp_path: Path
+) -> None:
+    def change(content: Files) -> None:
+        (name,) = [name for name in content if name.endswith("runs.parquet")]
+        table = pq.read_table(io.BytesIO(content[name]))
+        lines = [line | {"tags": [*(dict(line["tags"]) | {tag: told}).items()]} for line in table.to_pylist()]
+        file = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(lines, table.schema), file)
+        content[name] = file.getvalue()
+
+    changed(pack, tmp_path / "bad.tensorbench.zip", change)
+    said = rf"tag {tag} of run \w+ .* in .*bad.tensorbench.zip cannot be read: '{re.escape(told)}'"
+    with pytest.raises(UserError, match=said):
+        write_report("", [str(tmp_path / "bad.tensorbench.zip")], tmp_path / "out", ["md"])
+    (tmp_path / "results").mkdir()
+    (tmp_path / "bad.tensorbench.zip").rename(tmp_path / "results" / "bad.tensorbench.zip")
+    with pytest.raises(UserError, match=said):
+        site_files(packs_in(tmp_path / "results"))
 
 
 NAMES = ("method", "title", "task", "backbone", "budget")
