@@ -27,6 +27,7 @@ from bench.store.writer import TrialRun, begin_trial
 from bench.training.ending import finished
 from bench.training.loop import Evaluation, Trained
 from bench.training.trial import Outcome
+from bench.wire.found import SearchResult
 from bench.wire.trial import Progress
 from bench.wire.words import Status, Tag
 
@@ -80,6 +81,25 @@ def begun(
     run = begin_trial(store, trial, list(rows), "accuracy", parent, tags)
     run.start(trial.model_dump(mode="json", exclude_none=True), provenance)
     return run
+
+
+def search_found(**told: Any) -> SearchResult:
+    """What a search that has tried nothing yet stores, but for what is told."""
+    usual: dict[str, Any] = {
+        "name": "search",
+        "method": "LoRA",
+        "task": "digits",
+        "backbone": "tiny-random-vit",
+        "budget": None,
+        "asked": 10,
+        "modes": ("rank",),
+        "importance": {},
+        "objectives": ("metric",),
+        "trials": (),
+        "pareto": (),
+        "best": None,
+    }
+    return SearchResult(**usual | told)
 
 
 def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -> str:

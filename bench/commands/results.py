@@ -93,7 +93,9 @@ def show(
             print_cell(out, found)
         return
     if not part.whole:
-        raise typer.BadParameter(f"a part is of a report, whose cell --cell names; got {part}")
+        raise typer.BadParameter(
+            f"--method, --pair and their like are for a cell of a report: add --cell N; got {part}"
+        )
     if len(what) > 1:
         raise typer.BadParameter(f"one trial at a time, or --cell with experiments; got {', '.join(what)}")
     trial = trial_contents(store, what[0])

@@ -142,9 +142,8 @@ class _OfHub(HubTask):
         self.source = DataSource(revision=asked.revision)
         self.repository, self.config, self.label = asked.hub, asked.config, asked.label  # type: ignore[misc]
         # Ids count from a split's place: those that a repository mostly has keep theirs.
-        words: dict[str, SplitName | None] = {
-            **(asked.splits or {**dict(zip(SPLITS, SPLITS, strict=True)), **SPLIT_WORDS})
-        }
+        usual: dict[str, SplitName | None] = {**{split: split for split in SPLITS}, **SPLIT_WORDS}
+        words = dict(asked.splits or usual)
         self.parts = words  # type: ignore[misc]
         self.optional = frozenset(words if asked.splits is None else ())  # type: ignore[misc]
         _declare(self, name, asked, asked.names)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from bench.process.files import sha256
 from bench.tasks.base import LazyImages, SplitName, Streamed
 from bench.tasks.description import SPLIT_WORDS, Description
+from bench.tasks.own_images import Picture, decoded_image, inside, pictures_of
 from bench.tasks.own_labels import Labels, is_blank, read_labels
-from bench.tasks.pictures import decoded
 from bench.tasks.tables import (
     RetypedError,
     Table,
@@ -56,7 +55,7 @@ def read_rows(asked: Description) -> Rows:
     Raises UserError for data that cannot be read, and for rows with holes, by their line.
     """
     if asked.format in ("images", "image_list"):
-        return _of_pictures(asked, _pictures(asked))
+        return _of_pictures(asked, pictures_of(asked))
     reader = _read(asked, list(_tables(asked)))
     classes, labels = reader.labels.finish()
     return Rows(reader.inputs, classes, labels, reader.groups, _official(reader.splits))
@@ -221,7 +220,9 @@ class _Reader:
         files = [
             (inside(roots[bisect(self._starts, row) - 1], path, self.line(row)), row) for row, path in paths
         ]
-        return LazyImages(files, lambda item: _decoded(item[0].read_bytes, self.line(item[1]), str(item[0])))
+        return LazyImages(
+            files, lambda item: decoded_image(item[0].read_bytes, self.line(item[1]), str(item[0]))
+        )
 
     def _values(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         for _, table in self._tables:
@@ -233,7 +234,7 @@ class _Reader:
         for _, table in self._tables:
             for part in table.parts(names):
                 for image in embedded(partial(self._image, table, 0), part[names[0]]):
-                    yield _decoded(image.as_py, self.line(row), "its image")
+                    yield decoded_image(image.as_py, self.line(row), "its image")
                     row += 1
 
 
@@ -251,135 +252,16 @@ def _official(splits: Sequence[SplitName]) -> list[SplitName] | None:
     return None if there <= {"train"} else list(splits)
 
 
-# --- images in files ---
-
-
-@dataclass(frozen=True)
-class _Picture:
-    path: Path
-    label: str
-    split: SplitName | None
-    line: str
-
-
-def _of_pictures(asked: Description, pictures: Sequence[_Picture]) -> Rows:
+def _of_pictures(asked: Description, pictures: Sequence[Picture]) -> Rows:
     labels = [picture.label for picture in pictures]
     classes, read = read_labels(asked, labels, lambda row: pictures[row].line)
     return Rows(
-        lambda: LazyImages(pictures, lambda p: _decoded(p.path.read_bytes, p.line, str(p.path))),
+        lambda: LazyImages(pictures, lambda p: decoded_image(p.path.read_bytes, p.line, str(p.path))),
         classes,
         read,
         None,
         _official([picture.split for picture in pictures if picture.split]),
     )
-
-
-def _pictures(asked: Description) -> list[_Picture]:
-    if asked.images is not None:
-        return _by_class(asked, asked.images)
-    given = asked.image_list
-    named = given.items() if isinstance(given, dict) else ((None, given),)
-    return [picture for split, file in named if file for picture in _listed(file, split)]
-
-
-def _by_class(asked: Description, folder: Path) -> list[_Picture]:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
-    homes = _homes(asked, folder)
-    found = []
-    for split, home in homes:
-        for of_class in _folders(home):
-            files = sorted(file for file in of_class.rglob("*") if file.is_file() and _seen(of_class, file))
-            if not files:
-                raise UserError(f"{of_class} has no image")
-            for file in files:
-                name = str(file.relative_to(folder))
-                found.append(_Picture(inside(folder, name, str(folder)), of_class.name, split, f"{file}"))
-    if not found:
-        raise UserError(f"{folder} has no folder of images for each class")
-    return found
-
-
-def _homes(asked: Description, folder: Path) -> list[tuple[SplitName | None, Path]]:
-    """The folders in which those of the classes lie, each with its split.
-
-    Raises UserError where some folders are splits and others are not, unless the description says which.
-    """
-    below = _folders(folder)
-    # A class may be called train too: then images lie in its folder.
-    official = {path: asked.official(path.name) for path in below if _folders(path)}
-    splits: list[tuple[SplitName | None, Path]] = [(split, path) for path, split in official.items() if split]
-    if asked.splits is not None:
-        if not splits:
-            raise UserError(
-                f"{folder} has no folder {' or '.join(asked.splits)} with a folder for each class"
-            )
-        return splits
-    if splits and (odd := [path.name for path in below if not official.get(path)]):
-        raise UserError(
-            f"{folder}: {', '.join(odd)} beside {', '.join(path.name for _, path in splits)} is no split; "
-            "take it away, or say which folders are splits, as in splits: {train: train, test: test}"
-        )
-    return splits or [(None, folder)]
-
-
-def _seen(folder: Path, file: Path) -> bool:
-    """Whether neither a file nor a folder on the way to it is hidden."""
-    return not any(name.startswith(".") for name in file.relative_to(folder).parts)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-
-
-def _listed(file: Path, split: SplitName | None) -> list[_Picture]:
-    try:
-        status = file.stat()
-        found = _lines(file, status.st_size, status.st_mtime_ns)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-    if not found:
-        raise UserError(f"{file} lists no image")
-    return [_Picture(path, label, split, line) for path, label, line in found]
-
-
-@lru_cache(maxsize=32)
-def _lines(file: Path, size: int, changed: int) -> list[tuple[Path, str, str]]:
-    """Path and label on each line of a list, and what a message calls the line."""
-    found = []
-    with file.open(encoding="utf-8-sig") as stream:
-        for number, text in enumerate(stream, 1):
-            if not text.strip():
-                continue
-            line = f"{file}, line {number}"
-            match = re.fullmatch(r"(.+?)[\s,]+(\S+)", text.strip())
-            if match is None:
-                raise UserError(
-                    f"{line}: it should hold the path of an image and its label, got {shown(text.strip())}"
-                )
-            found.append((inside(file.parent, match[1], line), match[2], line))
-    return found
-
-
-def inside(root: Path, name: str, line: str) -> Path:
-    """The file of that name below a folder. Raises UserError for one that lies elsewhere or is not there."""
-    try:
-        path = (root / name).resolve()
-        if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
-            raise UserError(f"{line}: {shown(name)} leads out of {root}; images must lie below it")
-        if not path.is_file():
-            raise UserError(f"{line}: there is no image {path}")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{line}: {shown(name)} is no path: {error}") from error
-    return root / name
-
-
-def _decoded(content: Callable[[], bytes], line: str, what: str) -> NDArray[np.uint8]:
-    try:
-        return decoded(content())
-    except (OSError, ValueError) as error:
-        where = line if what == line else f"{line}: {what}"
-        raise UserError(f"{where} cannot be read: {error}") from error
 
 
 # --- identity ---
@@ -391,7 +273,7 @@ def files_of(asked: Description) -> list[tuple[str, Path]]:
         root = asked.images
         return [
             (str(p.path.relative_to(root)) if root else f"{p.split} {p.label}", p.path)
-            for p in _pictures(asked)
+            for p in pictures_of(asked)
         ]
     if asked.dataset is not None:
         return [

@@ -74,21 +74,20 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def adjusted(
-    many: Sequence[Sequence[Array]], seeds: Sequence[Sequence[Sequence[int]]] | None = None
+    many: Sequence[Sequence[Array]], seeds: Sequence[Sequence[Sequence[int]]]
 ) -> tuple[list[float], list[float], bool]:
     """p of each method, and p adjusted for all of them; whether by joint flips.
 
-    `many`: the differences (pairs,) of each method on each setting, and `seeds` those of its pairs, in that
-    order; without them as many pairs are the same pairs. Where all methods have the same pairs, the signs of
-    a pair are flipped for all of them together, and p is adjusted step down by the largest statistic of the
-    methods that are left (step-down maxT, Westfall and Young, 1993): methods that share a reference go along
-    with one another, so that it costs less than Holm's correction. It is valid where noise is symmetric for
-    all methods together. Otherwise, and beyond `JOINT_PAIRS`, Holm's procedure.
+    `many`: the differences (pairs,) of each method on each setting, and `seeds` the seeds of these pairs.
+    Where all methods have the same seeds, the signs of a pair are flipped for all of them together, and p is
+    adjusted step down by the largest statistic of the methods that are left (step-down maxT, Westfall and
+    Young, 1993): methods that share a reference go along with one another, so that it costs less than Holm's
+    correction. It is valid where noise is symmetric for all methods together. Otherwise, and beyond
+    `JOINT_PAIRS`, Holm's procedure.
     """
     rows = [weighted(settings) for settings in many]
     alone = [p_of(row) for row in rows]
-    pairs = [[range(len(values)) for values in settings] for settings in many] if seeds is None else seeds
-    alike = len({tuple(map(tuple, settings)) for settings in pairs}) == 1
+    alike = len({tuple(map(tuple, settings)) for settings in seeds}) == 1
     if not alike or len(rows) < 2 or len(rows[0]) > JOINT_PAIRS:
         return alone, holm(alone), False
     return alone, _step_down(np.stack(rows), alone), True

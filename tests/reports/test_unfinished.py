@@ -10,7 +10,6 @@ import pytest
 
 from bench.search.tuning import with_choices
 from bench.store.store import Store
-from bench.wire.found import SearchResult
 from bench.wire.words import Artifact, Kind, Status
 from methods import UserError
 from reports import ablation
@@ -20,7 +19,7 @@ from reports.report import write_report
 
 from ..bench import toy_suites
 from ..packs import changed, edit_json, packed
-from ..stored import Result, write
+from ..stored import Result, search_found, write
 from .made_up import SMALL, Call, NewStore, plan_of, result, store
 
 TUNED = SMALL | {
@@ -136,20 +135,7 @@ def test_what_a_search_stored_is_reported(tmp_path: Path, new_store: NewStore, c
 def test_a_searched_suite_whose_own_rows_never_ran_says_so(tmp_path: Path, new_store: NewStore) -> None:
     uri = new_store(tmp_path)
     store = write(uri, plan_of(**SMALL), lambda trial, row: None)
-    found = SearchResult(
-        name="s",
-        method="m",
-        task="t",
-        backbone="b",
-        budget=None,
-        asked=10,
-        modes=("a",),
-        importance={},
-        objectives=("score",),
-        trials=(),
-        pareto=(),
-        best=None,
-    )
+    found = search_found(name="s")
     store.keep(store.begin(Kind.SEARCH, "s", {}, driver=""), Artifact.SEARCH, found)
     done = write_report(uri, ["small"], tmp_path / "out", log=False)
     assert any("no trial of the suite's own rows has finished" in note for note in done.analysis.notes)

@@ -19,10 +19,10 @@ from bench.search.study import RankSearch
 from bench.search.tuning import with_choices
 from bench.store.records import Record
 from bench.terminal.results import print_search
-from bench.wire.found import SearchPoint, SearchResult
+from bench.wire.found import SearchPoint
 from bench.wire.words import PointState, Status, Tag
 
-from ...stored import Result
+from ...stored import Result, search_found
 from ...stored import write as stored
 from ..toy_suites import TEXT, plan, suite
 
@@ -103,20 +103,7 @@ def test_the_best_points_are_shown_first(metric: str) -> None:
         )
         for number, value in enumerate((0.41, 0.3, 0.42, 0.43, 0.5, 0.44, 0.45))
     ]
-    found = SearchResult(
-        name="toy",
-        method="LoRA",
-        task="similarity",
-        backbone="tiny",
-        budget=None,
-        asked=10,
-        modes=("rank",),
-        importance={},
-        objectives=("metric",),
-        trials=tuple(points),
-        pareto=(),
-        best=None,
-    )
+    found = search_found(trials=tuple(points))
     record = Record("0", "0", Status.FINISHED, 0, {Tag.METRIC: metric}, {})
     out = io.StringIO()
     print_search(Console(file=out, width=100), found, {"0": record})

@@ -22,7 +22,6 @@ from bench.store.pack.writing import write_pack
 from bench.store.results import open_results, unpack
 from bench.store.results import pack as repack
 from bench.store.store import Store
-from bench.wire.found import SearchResult
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from reports.results import load_results
@@ -30,7 +29,7 @@ from reports.results import load_results
 from ...packs import changed, edit_json, files, packed
 from ...reports.made_up import SMALL, plan_of, result
 from ...reports.made_up import store as made_up_store
-from ...stored import Result, write
+from ...stored import Result, search_found, write
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan
 from ..toy_suites import write as write_suite
@@ -207,20 +206,7 @@ def test_other_scores_are_listed_and_nothing_is_written(
 
 def searched(store: Store) -> None:
     """Adds a search that has ended."""
-    found = SearchResult(
-        name="ranks",
-        method="LoRA",
-        task="digits",
-        backbone="tiny-random-vit",
-        budget=None,
-        asked=100,
-        modes=("rank",),
-        importance={},
-        objectives=("metric",),
-        trials=(),
-        pareto=(),
-        best=None,
-    )
+    found = search_found(name="ranks", asked=100)
     run = store.begin(Kind.SEARCH, found.name, {Tag.STUDY: found.name}, "")
     store.keep(run, Artifact.SEARCH, found)
     store.end(run, Status.FINISHED)

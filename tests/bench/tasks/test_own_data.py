@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from bench.plan.make import make_plan
 from bench.plan.trial import Trial
 from bench.suite.load import load_suite
 from bench.suite.rows import TaskRow
 from bench.suite.suite import Suite
-from bench.tasks import TASKS, DataSource, Task, data_key, prepare, tables
+from bench.tasks import data_key, prepare, tables
 from methods.errors import UserError
 from methods.validation import validate
 
-from .toy_tasks import IMAGES, TEXT, splits, task
+from .toy_tasks import CSV, TEXT, class_of_each, reviews, splits, task, with_named_classes
 
 SUITES = Path(__file__).parents[3] / "suites"
 
-CSV = "body,stars,who\n" + "".join(f"w{i} w{i % 7} w{i % 5},{'ab'[i % 2]},p{i // 4}\n" for i in range(40))
 ROWS = [{"body": f"w{i} w{i % 7}", "stars": i % 2, "who": f"p{i // 4}"} for i in range(40)]
-
-
-def reviews(folder: Path, content: str = CSV, **more: Any) -> Task:
-    (folder / "r.csv").write_text(content, encoding="utf-8")
-    return task(folder, **({"csv": "r.csv", "text": "body", "label": "stars"} | more))
-
-
-def pictures(folder: Path, *parts: str, count: int = 8) -> None:
-    for number, part in enumerate(parts):
-        (folder / part).mkdir(parents=True)
-        for i in range(count):
-            pixels = np.full((8, 8, 3), 10 * i + 3 * number, dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / part / f"{i}.png")
 
 
 def test_one_table_is_one_task_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,75 +107,6 @@ def test_official_splits_by_file_column_and_name(tmp_path: Path) -> None:
         assert one.fractions == (90, 10, 0)
 
 
-def test_images_by_class_and_by_list(tmp_path: Path, own_cache: Path) -> None:
-    pictures(tmp_path / "shapes", "round", "square")
-    by_class = task(tmp_path, images="shapes")
-    listed = "".join(f"{c}/{i}.png {n}\n" for n, c in enumerate(("round", "square")) for i in range(8))
-    (tmp_path / "shapes" / "all.txt").write_text(listed)
-    by_list = task(tmp_path, image_list="shapes/all.txt", classes={0: "round", 1: "square"})
-    for one in (by_class, by_list):
-        assert one.classes == ("round", "square")
-        assert Counter(one.examples().labels) == {0: 8, 1: 8}
-    pictures(tmp_path / "official", *(f"{s}/{c}" for s in ("train", "val", "test") for c in "ab"))
-    official = task(tmp_path, images="official")
-    assert official.sizes == (16, 16, 16)
-    assert [len(split) for split in splits(prepare(official, IMAGES))] == [16, 16, 16]
-
-
-def test_a_folder_beside_those_of_the_splits_is_no_class(tmp_path: Path) -> None:
-    pictures(tmp_path / "x", *(f"{s}/{c}" for s in ("train", "test", "extra") for c in "ab"))
-    with pytest.raises(UserError, match=r"x: extra beside test, train is no split"):
-        task(tmp_path, images="x")
-    own = task(tmp_path, images="x", splits={"train": "train", "test": "test"})
-    assert (own.classes, Counter(own.examples().splits or ())) == (("a", "b"), {"train": 16, "test": 16})
-    with pytest.raises(UserError, match="x has no folder fit or dev with a folder for each class"):
-        task(tmp_path, images="x", splits={"fit": "train", "dev": "test"})
-
-
-def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
-    pictures(tmp_path / "x", "train", "bus", "plane/old")
-    own = task(tmp_path, images="x")
-    assert (own.classes, own.examples().splits) == (("bus", "plane", "train"), None)
-
-
-def test_images_of_another_class_are_seen_in_one_process(tmp_path: Path) -> None:
-    pictures(tmp_path / "x", "a", "b")
-    lines = [f"{c}/{i}.png {c}\n" for c in "ab" for i in range(8)]
-
-    def listed() -> Task:
-        return task(tmp_path, image_list="x/l.txt")
-
-    (tmp_path / "x" / "l.txt").write_text("".join(lines))
-    before = listed()
-    lines[0], lines[8] = "a/0.png b\n", "b/0.png a\n"
-    (tmp_path / "x" / "l.txt").write_text("".join(lines))
-    assert listed().examples().labels[0] == 1
-    assert before.identity_hash() != listed().identity_hash()
-    by_class = task(tmp_path, images="x")
-    (tmp_path / "x" / "b").rename(tmp_path / "x" / "c")
-    assert (by_class.classes, task(tmp_path, images="x").classes) == (("a", "b"), ("a", "c"))
-
-
-def test_images_in_hidden_folders_are_none(tmp_path: Path) -> None:
-    pictures(tmp_path / "x", "a", "b", "a/more", "a/.ipynb_checkpoints", "b/more/.thumbs")
-    assert len(task(tmp_path, images="x").examples().labels) == 24
-
-
-def named(file: Path, names: list[str], labels: list[str]) -> None:
-    """A parquet file whose label column numbers its classes in this order."""
-    import datasets
-
-    rows = {"title": [f"{label} w{i} {file.stem}" for i, label in enumerate(labels)], "kind": labels}
-    features = datasets.Features(
-        {"title": datasets.Value("string"), "kind": datasets.ClassLabel(names=names)}
-    )
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
-
-
-def told(one: Task) -> list[str]:
-    return [one.classes[label] for label in one.examples().labels]
-
-
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_class_is_known_by_its_name_whatever_number_a_file_gives_it(tmp_path: Path, saved: bool) -> None:
     import datasets
@@ -200,7 +114,7 @@ def test_a_class_is_known_by_its_name_whatever_number_a_file_gives_it(tmp_path: 
     animals = ["ant", "bee", "cat", "bee"]
     orders = {"train": ["ant", "bee", "cat"], "test": ["cat", "bee", "ant", "dog"]}
     for split, order in orders.items():
-        named(tmp_path / f"{split}.parquet", order, animals)
+        with_named_classes(tmp_path / f"{split}.parquet", order, animals)
     where: dict[str, Any] = {"parquet": {split: f"{split}.parquet" for split in orders}}
     if saved:
         loaded = {s: datasets.Dataset.from_parquet(str(tmp_path / f"{s}.parquet")) for s in orders}
@@ -208,41 +122,22 @@ def test_a_class_is_known_by_its_name_whatever_number_a_file_gives_it(tmp_path: 
         where = {"dataset": "d"}
     own = task(tmp_path, **where, text="title", label="kind", every_class=False)
     assert own.classes == ("ant", "bee", "cat", "dog")
-    assert told(own) == animals * 2
+    assert class_of_each(own) == animals * 2
 
 
 def test_classes_in_another_order_are_reordered_and_other_names_rename(tmp_path: Path) -> None:
     animals = ["ant", "bee", "cat"] * 4
-    named(tmp_path / "r.parquet", ["ant", "bee", "cat"], animals)
+    with_named_classes(tmp_path / "r.parquet", ["ant", "bee", "cat"], animals)
     described = {"parquet": "r.parquet", "text": "title", "label": "kind"}
     other = task(tmp_path, **described, classes=["cat", "bee", "ant"])
-    assert (other.classes, told(other)) == (("cat", "bee", "ant"), animals)
+    assert (other.classes, class_of_each(other)) == (("cat", "bee", "ant"), animals)
     renamed = {"ant": "Ameise", "bee": "Biene", "cat": "Katze"}
     for classes in (list(renamed.values()), dict(enumerate(renamed.values()))):
-        assert told(task(tmp_path, **described, classes=classes)) == [renamed[one] for one in animals]
+        assert class_of_each(task(tmp_path, **described, classes=classes)) == [
+            renamed[one] for one in animals
+        ]
     with pytest.raises(UserError, match=r"row 1: label '1' \('bee'\) is none of the classes"):
         task(tmp_path, **described, classes=["ant", "cat"])
-
-
-@pytest.mark.parametrize(
-    ("train", "test", "said"),
-    [
-        (
-            ["yes", "no"],
-            ["yes", "no"],
-            "the train split numbers its classes as yes, no, and the task as no, yes",
-        ),
-        (["0", "1"], ["1", "0"], "the test split numbers its classes as 1, 0, and the train split as 0, 1"),
-    ],
-)
-def test_a_hub_s_numbers_mean_one_class_each(
-    tmp_path: Path, train: list[str], test: list[str], said: str
-) -> None:
-    for split, order in (("train", train), ("test", test)):
-        named(tmp_path / f"{split}.parquet", order, order * 4)
-    described = {"hub": "me/news", "text": "title", "label": "kind", "source": {"local": str(tmp_path)}}
-    with pytest.raises(UserError, match=said):
-        task(tmp_path, **described, classes=["no", "yes"]).examples()
 
 
 def test_several_labels_by_columns_and_in_one(tmp_path: Path, own_cache: Path) -> None:
@@ -441,126 +336,6 @@ def test_every_split_has_every_class(
     own = task(tmp_path, csv={s: f"{s}.csv" for s in files}, text="body", label="stars")
     with pytest.raises(UserError, match=message):
         prepare(own, TEXT)
-
-
-def test_images_lie_in_their_folder_and_are_images(tmp_path: Path, own_cache: Path) -> None:
-    pictures(tmp_path / "x", "a", "b")
-    secret = tmp_path / "secret.png"
-    shutil.copy(tmp_path / "x" / "a" / "0.png", secret)
-    (tmp_path / "x" / "link.png").symlink_to(secret)
-    for name in ("../secret.png", str(secret), "link.png"):
-        (tmp_path / "x" / "l.txt").write_text(f"a/0.png 0\n{name} 1\n")
-        with pytest.raises(UserError, match=r"l.txt, line 2: .* leads out of"):
-            task(tmp_path, image_list="x/l.txt")
-    (tmp_path / "x" / "l.txt").write_text("a/0.png 0\n\na/missing.png 1\n")
-    with pytest.raises(UserError, match=r"l.txt, line 3: there is no image"):
-        task(tmp_path, image_list="x/l.txt")
-    (tmp_path / "x" / "a" / "0.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"a/0.png cannot be read: it is no image"):
-        prepare(task(tmp_path, images="x"), IMAGES)
-    Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(tmp_path / "x" / "a" / "0.png")
-    with pytest.raises(UserError, match="its mode is I;16; save it with 8 bits a channel"):
-        prepare(task(tmp_path, images="x"), IMAGES)
-
-
-def test_a_table_never_names_an_image_elsewhere(tmp_path: Path) -> None:
-    images = [
-        {"image": {"bytes": None if i else b"x", "path": "/etc/hostname"}, "label": i % 2} for i in range(4)
-    ]
-    pq.write_table(pa.Table.from_pylist(images), tmp_path / "i.parquet")
-    with pytest.raises(UserError, match=r"i.parquet, row 1: image has no .*paths and addresses are not fol"):
-        task(tmp_path, parquet="i.parquet", image="image", label="label")
-
-
-def test_vtab_is_read_from_its_published_layout(tmp_path: Path, own_cache: Path) -> None:
-    suite = tmp_path / "vtab.yaml"
-    shutil.copy(SUITES / "vtab.yaml", suite)
-    for row in load_suite(suite).tasks:
-        home = tmp_path / "vtab-1k" / row.task.removeprefix("vtab-")
-        pictures(home, "images", count=6)
-        for name, numbers in {"train800": (0, 1, 2), "val200": (3, 4), "test": (5, 0)}.items():
-            lines = "".join(f"images/{i}.png {i % 3}\n" for i in numbers)
-            (home / f"{name}.txt").write_text(lines)
-    rows = load_suite(suite).tasks
-    assert len(rows) == 19
-    for row in rows:
-        own = row.lookup()
-        assert (own.classes, own.sizes) == (("0", "1", "2"), (3, 2, 2))
-        # As FacT normalises, whatever the backbone wants.
-        wanted = row.input(IMAGES)
-        assert (wanted.mean, wanted.resize) == ((0.485, 0.456, 0.406), 224)
-    data = prepare(rows[0].lookup(), IMAGES)
-    assert [sorted(split.ids.tolist()) for split in splits(data)] == [[0, 1, 2], [3, 4], [5, 6]]
-
-
-GLUE: dict[str, tuple[str, list[str], Any]] = {
-    "sst2": ("validation", ["sentence"], [0, 1]),
-    "stsb": ("validation", ["sentence1", "sentence2"], [0.5, 4.75]),
-    "qqp": ("validation", ["question1", "question2"], [0, 1]),
-    "mnli": ("validation_matched", ["premise", "hypothesis"], [0, 1, 2]),
-    "mnli-mm": ("validation_mismatched", ["premise", "hypothesis"], [0, 1, 2]),
-    "qnli": ("validation", ["question", "sentence"], [0, 1]),
-    "rte": ("validation", ["sentence1", "sentence2"], [0, 1]),
-}
-
-
-@pytest.mark.parametrize("name", GLUE)
-def test_glue_is_read_by_the_hubs_columns(tmp_path: Path, name: str) -> None:
-    part, columns, labels = GLUE[name]
-    (tmp_path / name.partition("-")[0]).mkdir()
-    for split in ("train", part, "test"):
-        table = {column: [f"{split} {column} {i}" for i in range(6)] for column in columns}
-        table |= {"label": [labels[i % len(labels)] for i in range(6)], "idx": range(6)}
-        file = tmp_path / name.partition("-")[0] / f"{split}-00000-of-00001.parquet"
-        pq.write_table(pa.table(table), file)
-    found = TASKS.get(name).at(DataSource(local=tmp_path)).examples()
-    assert Counter(found.splits) == {"train": 6, "test": 6}
-    first = tuple(f"train {column} 0" for column in columns)
-    assert found.inputs[0] == (first if len(first) > 1 else first[0])
-    assert list(found.labels[:2]) == labels[:2]
-
-
-def test_a_data_set_of_a_hub_by_its_columns(tmp_path: Path, own_cache: Path) -> None:
-    row = {"hub": "me/news", "text": "title", "label": "topic", "splits": {"train": "train", "dev": "test"}}
-    for split in ("train", "dev"):
-        topics = [("sport", "arts")[i % 2] for i in range(40)]
-        table = {"title": [f"{split} w{i}" for i in range(40)], "topic": topics}
-        pq.write_table(pa.table(table), tmp_path / f"{split}.parquet")
-    # By a seed the last one reads what the one before it has prepared.
-    for seed in (None, 0, 0):
-        own = task(tmp_path, **row, classes=["sport", "arts"], source={"local": str(tmp_path)})
-        assert [len(split) for split in splits(prepare(own, TEXT, split_seed=seed))] == [36, 4, 40]
-    assert (
-        own.identity_hash()
-        != task(tmp_path, **row, classes=["arts", "sport"]).at(DataSource(local=tmp_path)).identity_hash()
-    )
-
-
-def test_a_hub_s_splits_are_known_by_the_words_that_a_folder_s_are(tmp_path: Path) -> None:
-    for split, rows in {"training": 40, "val": 20, "test": 10}.items():
-        table = {"title": [f"{split} w{i}" for i in range(rows)], "topic": [i % 2 for i in range(rows)]}
-        pq.write_table(pa.table(table), tmp_path / f"{split}-00000-of-00001.parquet")
-    row = {"hub": "me/news", "text": "title", "label": "topic", "classes": ["a", "b"]}
-    own = task(tmp_path, **row, source={"local": str(tmp_path)})
-    assert Counter(own.examples().splits or ()) == {"train": 40, "validation": 20, "test": 10}
-    (tmp_path / "training-00000-of-00001.parquet").unlink()
-    with pytest.raises(UserError, match=r"'mine': .* has no parquet file of train"):
-        own.examples()
-
-
-def test_each_configuration_of_a_hub_s_data_set_is_a_task_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path / "cache"))
-    for config in ("en", "fr"):
-        (tmp_path / config).mkdir()
-        table = {"title": [f"{config} w{i}" for i in range(40)], "topic": [i % 2 for i in range(40)]}
-        pq.write_table(pa.table(table), tmp_path / config / "train.parquet")
-    monkeypatch.setattr("bench.tasks.hub.snapshot", lambda *_, **__: tmp_path)
-    row = {"hub": "me/news", "revision": "b" * 40, "text": "title", "label": "topic", "classes": ["a", "b"]}
-    english, french = (task(tmp_path, **row, config=config) for config in ("en", "fr"))
-    assert data_key(english, TEXT) != data_key(french, TEXT)
-    assert {text.split()[0] for text in french.examples().inputs} == {"fr"}
 
 
 def test_data_that_are_read_as_before_keep_their_id() -> None:

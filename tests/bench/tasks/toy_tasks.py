@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from bench.inputs import ImageInput, TextInput
 from bench.suite.rows import TaskRow
@@ -76,3 +77,34 @@ def task(folder: Path, **row: Any) -> Task:
     made = validate(TaskRow, {"name": "mine", **row}, "tasks.0")
     assert made.data is not None
     return made.model_copy(update={"data": made.data.beside(folder)}).lookup()
+
+
+CSV = "body,stars,who\n" + "".join(f"w{i} w{i % 7} w{i % 5},{'ab'[i % 2]},p{i // 4}\n" for i in range(40))
+
+
+def reviews(folder: Path, content: str = CSV, **more: Any) -> Task:
+    (folder / "r.csv").write_text(content, encoding="utf-8")
+    return task(folder, **({"csv": "r.csv", "text": "body", "label": "stars"} | more))
+
+
+def pictures(folder: Path, *parts: str, count: int = 8) -> None:
+    for number, part in enumerate(parts):
+        (folder / part).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.full((8, 8, 3), 10 * i + 3 * number, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / part / f"{i}.png")
+
+
+def with_named_classes(file: Path, names: list[str], labels: list[str]) -> None:
+    """A parquet file whose label column numbers its classes in this order."""
+    import datasets
+
+    rows = {"title": [f"{label} w{i} {file.stem}" for i, label in enumerate(labels)], "kind": labels}
+    features = datasets.Features(
+        {"title": datasets.Value("string"), "kind": datasets.ClassLabel(names=names)}
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
+
+
+def class_of_each(one: Task) -> list[str]:
+    return [one.classes[label] for label in one.examples().labels]

@@ -129,8 +129,8 @@ def _shrink(kept: Kept) -> None:
     kept.replace(Artifact.ADAPTER, save(tensors | {name: tensors[name][:-1].contiguous()}))
 
 
-def _planned(**other: Any) -> Callable[[Kept], object]:
-    """Changes what the plan says in LoRA's row."""
+def _planned(found: str, **other: Any) -> tuple[Callable[[Kept], object], str]:
+    """Changes what the plan says in LoRA's row, and what is said of it then."""
 
     def change(kept: Kept) -> None:
         file = kept.file(Artifact.PLAN, Kind.SUITE)
@@ -138,7 +138,8 @@ def _planned(**other: Any) -> Callable[[Kept], object]:
         next(row for row in content["rows"] if row["ranks"]).update(other)
         file.write_text(json.dumps(content))
 
-    return change
+    names = {"method": "LoRA", "budget": "isoparameters 2", "task": "digits", "backbone": "tiny-random-vit"}
+    return change, f"plan, row {' · '.join(other.get(name, usual) for name, usual in names.items())}: {found}"
 
 
 BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
@@ -172,42 +173,17 @@ BREAKS: dict[str, tuple[Callable[[Kept], object], str]] = {
         ),
         "trial id",
     ),
-    "the ranks of the plan": (
-        _planned(ranks=[7]),
-        "plan, row LoRA · isoparameters 2 · digits · tiny-random-vit: ranks",
+    "the ranks of the plan": _planned("ranks", ranks=[7]),
+    "a method of the plan": _planned("method", method="LoTR"),
+    "a method of the plan, for the label of another": _planned("method", method="the floor"),
+    "what a method of the plan trains differently": _planned("method", method="LoRA [lr=0.5]"),
+    "a backbone of the plan": _planned("backbone", backbone="huge"),
+    "a task of the plan": _planned("task", task="textile"),
+    "a budget of the plan": _planned("parameters asked for", budget="isoparameters 1"),
+    "a budget of the plan, for one of ranks": _planned(
+        "ranks of the budget", budget="isorank 7", asked=None, ratio=None, within=None
     ),
-    "a method of the plan": (
-        _planned(method="LoTR"),
-        "plan, row LoTR · isoparameters 2 · digits · tiny-random-vit: method",
-    ),
-    "a method of the plan, for the label of another": (
-        _planned(method="the floor"),
-        "plan, row the floor · isoparameters 2 · digits · tiny-random-vit: method",
-    ),
-    "what a method of the plan trains differently": (
-        _planned(method="LoRA [lr=0.5]"),
-        "plan, row LoRA [lr=0.5] · isoparameters 2 · digits · tiny-random-vit: method",
-    ),
-    "a backbone of the plan": (
-        _planned(backbone="huge"),
-        "plan, row LoRA · isoparameters 2 · digits · huge: backbone",
-    ),
-    "a task of the plan": (
-        _planned(task="textile"),
-        "plan, row LoRA · isoparameters 2 · textile · tiny-random-vit: task",
-    ),
-    "a budget of the plan": (
-        _planned(budget="isoparameters 1"),
-        "plan, row LoRA · isoparameters 1 · digits · tiny-random-vit: parameters asked for",
-    ),
-    "a budget of the plan, for one of ranks": (
-        _planned(budget="isorank 7", asked=None, ratio=None, within=None),
-        "plan, row LoRA · isorank 7 · digits · tiny-random-vit: ranks of the budget",
-    ),
-    "whether the plan keeps the budget": (
-        _planned(within=False),
-        "plan, row LoRA · isoparameters 2 · digits · tiny-random-vit: within the budget",
-    ),
+    "whether the plan keeps the budget": _planned("within the budget", within=False),
     "the seed": (lambda kept: kept.tag(Tag.SEED, "5"), "tag seed"),
     "the share of the budget": (
         lambda kept: kept.tag(

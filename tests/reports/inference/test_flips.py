@@ -66,7 +66,7 @@ def test_methods_that_share_pairs_are_adjusted_together() -> None:
     numbers = np.random.default_rng(3)
     shared = numbers.normal(size=8)
     many = [[numbers.normal(shift, 0.5, size=8) - shared] for shift in (0, 0.3, 1.5)]
-    alone, adjusted, joint = flips.adjusted(many)
+    alone, adjusted, joint = flips.adjusted(many, [[range(8)]] * 3)
     assert joint
     assert alone == [pytest.approx(by_hand(one)) for (one,) in many]
     assert adjusted == pytest.approx(step_down_by_hand(np.concatenate(many)))
@@ -76,7 +76,7 @@ def test_methods_that_share_pairs_are_adjusted_together() -> None:
 def test_as_many_pairs_of_other_seeds_are_other_pairs() -> None:
     many = [[np.arange(1.0, 6.0)], [np.arange(2.0, 7.0)]]
     same, other = [[0, 1, 2, 3, 4]], [[1, 2, 3, 4, 5]]
-    assert flips.adjusted(many, [same, same]) == flips.adjusted(many)
+    assert flips.adjusted(many, [same, same])[2]
     alone, adjusted, joint = flips.adjusted(many, [same, other])
     assert not joint
     assert adjusted == flips.holm(alone)
@@ -84,10 +84,10 @@ def test_as_many_pairs_of_other_seeds_are_other_pairs() -> None:
 
 def test_methods_of_other_pairs_are_adjusted_by_holm() -> None:
     many = [[np.arange(1.0, 6.0)], [np.arange(1.0, 5.0)]]
-    alone, adjusted, joint = flips.adjusted(many)
+    alone, adjusted, joint = flips.adjusted(many, [[range(5)], [range(4)]])
     assert not joint
     assert adjusted == pytest.approx(flips.holm(alone))
-    assert flips.adjusted([]) == ([], [], False)
+    assert flips.adjusted([], []) == ([], [], False)
 
 
 def test_settings_weigh_the_same() -> None:
@@ -96,4 +96,4 @@ def test_settings_weigh_the_same() -> None:
 
 
 def test_no_difference_at_all_is_never_rare() -> None:
-    assert flips.adjusted([[np.zeros(5)], [np.zeros(5)]])[:2] == ([1, 1], [1, 1])
+    assert flips.adjusted([[np.zeros(5)], [np.zeros(5)]], [[range(5)]] * 2)[:2] == ([1, 1], [1, 1])

@@ -1,0 +1,101 @@
+"""Images in files that a suite describes: where they lie, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from bench.tasks import Task, prepare
+from methods.errors import UserError
+
+from .toy_tasks import IMAGES, pictures, splits, task
+
+
+def test_images_by_class_and_by_list(tmp_path: Path, own_cache: Path) -> None:
+    pictures(tmp_path / "shapes", "round", "square")
+    by_class = task(tmp_path, images="shapes")
+    listed = "".join(f"{c}/{i}.png {n}\n" for n, c in enumerate(("round", "square")) for i in range(8))
+    (tmp_path / "shapes" / "all.txt").write_text(listed)
+    by_list = task(tmp_path, image_list="shapes/all.txt", classes={0: "round", 1: "square"})
+    for one in (by_class, by_list):
+        assert one.classes == ("round", "square")
+        assert Counter(one.examples().labels) == {0: 8, 1: 8}
+    pictures(tmp_path / "official", *(f"{s}/{c}" for s in ("train", "val", "test") for c in "ab"))
+    official = task(tmp_path, images="official")
+    assert official.sizes == (16, 16, 16)
+    assert [len(split) for split in splits(prepare(official, IMAGES))] == [16, 16, 16]
+
+
+def test_a_folder_beside_those_of_the_splits_is_no_class(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", *(f"{s}/{c}" for s in ("train", "test", "extra") for c in "ab"))
+    with pytest.raises(UserError, match=r"x: extra beside test, train is no split"):
+        task(tmp_path, images="x")
+    own = task(tmp_path, images="x", splits={"train": "train", "test": "test"})
+    assert (own.classes, Counter(own.examples().splits or ())) == (("a", "b"), {"train": 16, "test": 16})
+    with pytest.raises(UserError, match="x has no folder fit or dev with a folder for each class"):
+        task(tmp_path, images="x", splits={"fit": "train", "dev": "test"})
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", "train", "bus", "plane/old")
+    own = task(tmp_path, images="x")
+    assert (own.classes, own.examples().splits) == (("bus", "plane", "train"), None)
+
+
+def test_images_of_another_class_are_seen_in_one_process(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", "a", "b")
+    lines = [f"{c}/{i}.png {c}\n" for c in "ab" for i in range(8)]
+
+    def listed() -> Task:
+        return task(tmp_path, image_list="x/l.txt")
+
+    (tmp_path / "x" / "l.txt").write_text("".join(lines))
+    before = listed()
+    lines[0], lines[8] = "a/0.png b\n", "b/0.png a\n"
+    (tmp_path / "x" / "l.txt").write_text("".join(lines))
+    assert listed().examples().labels[0] == 1
+    assert before.identity_hash() != listed().identity_hash()
+    by_class = task(tmp_path, images="x")
+    (tmp_path / "x" / "b").rename(tmp_path / "x" / "c")
+    assert (by_class.classes, task(tmp_path, images="x").classes) == (("a", "b"), ("a", "c"))
+
+
+def test_images_in_hidden_folders_are_none(tmp_path: Path) -> None:
+    pictures(tmp_path / "x", "a", "b", "a/more", "a/.ipynb_checkpoints", "b/more/.thumbs")
+    assert len(task(tmp_path, images="x").examples().labels) == 24
+
+
+def test_images_lie_in_their_folder_and_are_images(tmp_path: Path, own_cache: Path) -> None:
+    pictures(tmp_path / "x", "a", "b")
+    secret = tmp_path / "secret.png"
+    shutil.copy(tmp_path / "x" / "a" / "0.png", secret)
+    (tmp_path / "x" / "link.png").symlink_to(secret)
+    for name in ("../secret.png", str(secret), "link.png"):
+        (tmp_path / "x" / "l.txt").write_text(f"a/0.png 0\n{name} 1\n")
+        with pytest.raises(UserError, match=r"l.txt, line 2: .* leads out of"):
+            task(tmp_path, image_list="x/l.txt")
+    (tmp_path / "x" / "l.txt").write_text("a/0.png 0\n\na/missing.png 1\n")
+    with pytest.raises(UserError, match=r"l.txt, line 3: there is no image"):
+        task(tmp_path, image_list="x/l.txt")
+    (tmp_path / "x" / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a/0.png cannot be read: it is no image"):
+        prepare(task(tmp_path, images="x"), IMAGES)
+    Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(tmp_path / "x" / "a" / "0.png")
+    with pytest.raises(UserError, match="its mode is I;16; save it with 8 bits a channel"):
+        prepare(task(tmp_path, images="x"), IMAGES)
+
+
+def test_a_table_never_names_an_image_elsewhere(tmp_path: Path) -> None:
+    images = [
+        {"image": {"bytes": None if i else b"x", "path": "/etc/hostname"}, "label": i % 2} for i in range(4)
+    ]
+    pq.write_table(pa.Table.from_pylist(images), tmp_path / "i.parquet")
+    with pytest.raises(UserError, match=r"i.parquet, row 1: image has no .*paths and addresses are not fol"):
+        task(tmp_path, parquet="i.parquet", image="image", label="label")
