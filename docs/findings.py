@@ -1,4 +1,4 @@
-"""Writes the answers in findings.md from the packs of results/: `python docs/findings.py`.
+"""Writes the answers in findings.md and evidence.md from the packs of results/: `python docs/findings.py`.
 
 A question is answered once all of its rows are there. Until then it says what is missing, and what is seen
 on the tasks that are done.
@@ -20,7 +20,7 @@ from answers.tuning import of_tuning
 from marked import replaced
 
 DOCS = Path(__file__).parent
-PAGE = DOCS / "findings.md"
+FINDINGS, EVIDENCE = DOCS / "findings.md", DOCS / "evidence.md"
 RESULTS = DOCS.parent / "results"
 
 
@@ -36,21 +36,41 @@ def answers(results: Path = RESULTS) -> dict[str, Answer]:
     }
 
 
-def rewritten(text: str, found: Mapping[str, Answer]) -> str:
-    """The page with these answers."""
-    questions = dict(re.findall(r"^## (\w)\. (.+)$", text, re.M))
-    states = table(
-        ["question", "state"],
-        [[f"{letter}. {questions[letter]}", answer.state] for letter, answer in found.items()],
+def in_short(evidence: str, found: Mapping[str, Answer]) -> str:
+    """The table of findings.md: each question of that page with its answer, or how far it is."""
+    questions = dict(re.findall(r"^## (\w)\. (.+)$", evidence, re.M))
+    return table(
+        ["question", "answer"],
+        [
+            [
+                f"[{letter}. {questions[letter]}](evidence.md#{letter})",
+                answer.short or f"**not yet** ({answer.state})",
+            ]
+            for letter, answer in found.items()
+        ],
     )
-    for name, content in {"states": states, **{letter: one.told for letter, one in found.items()}}.items():
+
+
+def rewritten(page: str, contents: Mapping[str, str]) -> str:
+    """The page with these contents between their marks."""
+    for name, content in contents.items():
         begin, end = f"<!-- {name}: docs/findings.py -->\n", f"<!-- end of {name} -->"
-        text = replaced(text, begin, end, f"\n{content}\n\n")
-    return text
+        page = replaced(page, begin, end, f"\n{content}\n\n")
+    return page
+
+
+def pages(found: Mapping[str, Answer]) -> dict[Path, str]:
+    """Both pages as they are to be."""
+    findings, evidence = (page.read_text(encoding="utf-8") for page in (FINDINGS, EVIDENCE))
+    return {
+        FINDINGS: rewritten(findings, {"answers": in_short(evidence, found)}),
+        EVIDENCE: rewritten(evidence, {letter: answer.told for letter, answer in found.items()}),
+    }
 
 
 if __name__ == "__main__":
     found = answers()
-    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+    for page, text in pages(found).items():
+        page.write_text(text, encoding="utf-8")
     for picture in (picture for answer in found.values() for picture in answer.pictures):
         picture.path.write_text(picture.svg(), encoding="utf-8")

@@ -67,6 +67,33 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert not broken
 
 
+def anchors(text: str) -> set[str]:
+    """What a link can lead to on a page, as GitHub names it."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    slugs = {
+        re.sub(r"[^\w\- ]", "", re.sub(r"\]\(\S*\)", "", told)).lower().replace(" ", "-") for told in headings
+    }
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+def test_links_within_pages_lead_to_a_heading() -> None:
+    root = DOCS.parent
+    pages = {page: page.read_text(encoding="utf-8") for page in [*root.glob("*.md"), *root.glob("*/*.md")]}
+    links = [
+        (page, target, anchor)
+        for page, text in pages.items()
+        for target, anchor in re.findall(r"\]\(((?!\w+://)[^)#\s]*)#([^)\s]+)\)", text)
+        if not target or target.endswith(".md")
+    ]
+    assert len(links) > 50
+    broken = [
+        f"{page.relative_to(root)}: {target}#{anchor}"
+        for page, target, anchor in links
+        if anchor not in anchors(pages[(page.parent / target).resolve() if target else page])
+    ]
+    assert not broken
+
+
 def test_the_suites_in_the_readme_are_taken_as_they_stand(tmp_path: Path) -> None:
     rows = "".join(f"words {number},{number % 2}\n" for number in range(200))
     (tmp_path / "data").mkdir()
@@ -127,9 +154,9 @@ def test_the_table_of_exports_is_what_the_kinds_say(monkeypatch: pytest.MonkeyPa
 def test_the_findings_are_what_the_packs_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
     findings = importlib.import_module("findings")
-    text = (DOCS / "findings.md").read_text(encoding="utf-8")
     answers = findings.answers()
-    assert findings.rewritten(text, answers) == text, "run python docs/findings.py"
+    for page, text in findings.pages(answers).items():
+        assert page.read_text(encoding="utf-8") == text, "run python docs/findings.py"
     pictures = [picture for answer in answers.values() for picture in answer.pictures]
     assert set((DOCS / "pictures").glob("findings-*.svg")) == {picture.path for picture in pictures}
     for picture in pictures:

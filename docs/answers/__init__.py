@@ -1,1 +1,1 @@
-"""What the packs of results/ answer of the questions of leaderboard.md, as findings.md writes it down."""
+"""What the packs of results/ answer of the questions of leaderboard.md, for findings.md and evidence.md."""

@@ -1,4 +1,4 @@
-"""The figures of findings.md: differences with their intervals, and those of each task beside them."""
+"""The figures of evidence.md: differences with their intervals, and those of each task beside them."""
 
 from __future__ import annotations
 

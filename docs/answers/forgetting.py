@@ -12,7 +12,7 @@ from reports.inference.intervals import simultaneous
 from reports.study import REFERENCE, Cell, Study
 from reports.words import listed
 
-from .answer import Answer
+from .answer import Answer, Outcome, shortly
 from .cautions import cautions
 from .forest import Axis, Forest, Row
 from .packed import Packed, number, table
@@ -38,7 +38,8 @@ def of_forgetting(packed: Packed) -> Answer:
     lines = [_forgotten(packed, cell, more.get(cell.number)) for cell in cells]
     command = f"```\ntensorbench report {packed.files} --out h\n```"
     shown = [told, table(head, lines), figure.shown, cautions(packed, cells), command]
-    return Answer(state, "\n\n".join(shown), [figure])
+    short = shortly("h", list(map(_outcome, more.values()))) if ended == planned else ""
+    return Answer(state, "\n\n".join(shown), [figure], short)
 
 
 def _compared(study: Study, cells: Sequence[Cell]) -> dict[int, Row]:
@@ -53,12 +54,20 @@ def _compared(study: Study, cells: Sequence[Cell]) -> dict[int, Row]:
 def _forgotten(packed: Packed, cell: Cell, more: Row | None) -> list[str]:
     told = ["reference" if cell.family == REFERENCE else "–", "", ""]
     if more is not None:
-        low, high = more.interval or (-np.inf, np.inf)
-        shown = "none" if more.interval is None else f"{_nats(low)} to {_nats(high)}"
-        told = [_nats(more.difference), shown, "more" if low > 0 else "less" if high < 0 else "undecided"]
+        found = _outcome(more)
+        told = [found.difference, found.interval, found.verdict]
     value = "–" if cell.forgetting is None else packed.link(_nats(cell.forgetting), cell)
     accuracy = "–" if cell.mean is None else number(100 * cell.mean)
     return [cell.method, f"{cell.parameters:,}", accuracy, value, *told]
+
+
+def _outcome(more: Row) -> Outcome:
+    low, high = more.interval or (-np.inf, np.inf)
+    shown = "none" if more.interval is None else f"{_nats(low)} to {_nats(high)}"
+    said = "more" if low > 0 else "less" if high < 0 else "undecided"
+    return Outcome(
+        f"{more.method} from {more.other}", _nats(more.difference), shown, said, low > 0 or high < 0
+    )
 
 
 def _more(study: Study, cell: Cell, cells: Sequence[Cell]) -> Effect | None:

@@ -1,4 +1,4 @@
-"""What the packs of results/ hold of the rows of a question, and how findings.md writes it down."""
+"""What the packs of results/ hold of the rows of a question, and how evidence.md writes it down."""
 
 from __future__ import annotations
 

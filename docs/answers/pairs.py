@@ -18,7 +18,7 @@ from reports.thresholds import DEFAULT
 from reports.units import PERCENT
 from reports.words import listed
 
-from .answer import Answer
+from .answer import FEW, Answer, Outcome, shortly
 from .cautions import cautions
 from .forest import Forest, Row
 from .packed import Packed, Progress, bounds, number, points, progress, table
@@ -60,13 +60,28 @@ def of_pairs(packed: Packed, question: Question) -> Answer:
         return Answer(done.state, done.told)
     shown = cautions(packed, packed.rows(question.rows, question.budget, done.there))
     lines, lacking = compared(packed, question, done.there)
-    answers: list[str] = []
-    if done.complete and not lacking and (answer := ANSWERS.get(question.letter)):
-        answers = [f"- {told}" for told in answer(packed, question, lines)]
+    answers, short = [], ""
+    if done.complete and not lacking:
+        answer = ANSWERS.get(question.letter)
+        answers = list(answer(packed, question, lines)) if answer else []
+        said = answers if len(lines) > FEW else []
+        short = " ".join([*said, shortly(question.letter, list(map(_outcome, lines)))])
     figure = Forest(question.letter, [_row(line) for line in lines])
-    told = [done.told, *lacking, "\n".join(answers), _table(packed, question, done, lines), figure.shown]
+    told = [
+        done.told,
+        *lacking,
+        "\n".join(f"- {answer}" for answer in answers),
+        _table(packed, question, done, lines),
+        figure.shown,
+    ]
     told += [_level(question), _beside(lines), shown, _command(packed, question, done)]
-    return Answer(done.state, "\n\n".join(filter(None, told)), [figure])
+    return Answer(done.state, "\n\n".join(filter(None, told)), [figure], short)
+
+
+def _outcome(line: Line) -> Outcome:
+    mean = line.mean
+    told = points(mean.effect.difference), bounds(mean.interval), str(mean.verdict)
+    return Outcome(f"{line.method} from {line.other}", *told, apart=bool(mean.verdict.side))
 
 
 def _row(line: Line) -> Row:

@@ -1,4 +1,4 @@
-"""A figure of findings.md, and how its file tells of which numbers it is."""
+"""A figure of evidence.md, and how its file tells of which numbers it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PICTURES = Path(__file__).parents[1] / "pictures"
 
 
 class Picture(ABC):
-    """A figure of findings.md."""
+    """A figure of evidence.md."""
 
     #: Of its file, behind `findings-`.
     name: str

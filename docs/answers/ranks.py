@@ -16,7 +16,7 @@ from reports.study import Experiment, Study
 from reports.thresholds import DEFAULT
 from reports.words import listed, many
 
-from .answer import Answer
+from .answer import Answer, Outcome, shortly
 from .forest import Forest, Row
 from .packed import Packed, bounds, number, points, table
 from .pairs import of_pairs
@@ -39,7 +39,7 @@ def of_ranks(packed: Packed, others: Sequence[Packed]) -> Answer:
     every = ablation.read(packed.study) if packed.study else []
     found = [one for one in every if one.final and all(final.state == COMPLETE for final in one.final)]
     searched = f"{len(found)} of {STUDIES} searches and allocations"
-    told, pictures = [during.told], list(during.pictures)
+    told, pictures, short = [during.told], list(during.pictures), ""
     if packed.study and found:
         lines = [line for one in found for line in _finalists(packed.study, one)]
         head = ["task", "by", "ranks", "parameters", "accuracy", "from the heuristic", "interval", "verdict"]
@@ -49,13 +49,27 @@ def of_ranks(packed: Packed, others: Sequence[Packed]) -> Answer:
             chosen = Forest("f-choices", gains)
             pictures.append(chosen)
             told.append(chosen.shown)
+        if during.short and len(found) == STUDIES:
+            short = f"{during.short} {_chosen(gains)}"
     else:
         told.append(f"**Not run yet**: {searched}.")
     if updates := updates_of([packed, *others]):
         spectra = Spectra(updates)
         pictures.append(spectra)
         told += [f"{SPECTRA}:", spectra.table, spectra.shown]
-    return Answer(f"{during.state}; {searched}", "\n\n".join(told), pictures)
+    return Answer(f"{during.state}; {searched}", "\n\n".join(told), pictures, short)
+
+
+def _chosen(gains: Sequence[Row]) -> str:
+    """What searches and allocations chose, in short."""
+    told = shortly(IN_TRAINING.letter, list(map(_outcome, gains))) if gains else "they chose the same."
+    return f"Searches and allocations, from the heuristic's ranks: {told}"
+
+
+def _outcome(gain: Row) -> Outcome:
+    found = verdict(gain.interval, DEFAULT)
+    told = points(gain.difference), bounds(gain.interval), str(found)
+    return Outcome(gain.method, *told, apart=bool(found.side))
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,8 @@ class Finalist:
         mean = "–" if self.ranks.value is None else number(100 * self.ranks.value)
         told = ["–", "–", "the heuristic" if self.ranks.label == HEURISTIC else "the same ranks"]
         if self.gain:
-            interval = self.gain.interval
-            told = [points(self.gain.difference), bounds(interval), str(verdict(interval, DEFAULT))]
+            found = _outcome(self.gain)
+            told = [found.difference, found.interval, found.verdict]
         by = f"{self.by}: {self.ranks.label} ({many(self.seeds, 'seed')})"
         parameters = f"{self.ranks.parameters or 0:,}"
         return [self.task, by, listed(self.ranks.ranks), parameters, mean, *told]

@@ -40,11 +40,11 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
     if len(ranked) > 1:
         ranked = {"by the mean over both tasks": both.there} | ranked
     lines = [
-        f"- Kendall's correlation of the two rankings of {len(ROWS)} rows, {how}: "
+        f"Kendall's correlation of the two rankings of {len(ROWS)} rows, {how}: "
         f"**{number(_kendall(tuned, untuned, tasks))}**."
         for how, tasks in ranked.items()
     ]
-    lines += [f"- {label.capitalize()}: {_best(side, both.there)}" for label, side in sides.items()]
+    lines += [f"{label.capitalize()}: {_best(side, both.there)}" for label, side in sides.items()]
     commands = "\n".join(
         f"tensorbench report {side.files} --out {label} --budget '{BUDGET}' --task {','.join(both.there)}"
         for label, side in sides.items()
@@ -67,9 +67,10 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
         for row in gained
     ]
     note = f"Points. Intervals are of seeds alone, and those of all rows hold at once with 95%.{left_out}"
-    told = [both.told, "\n".join(lines), table(head, rows), note, figure.shown, shown]
+    told = [both.told, "\n".join(f"- {line}" for line in lines), table(head, rows), note, figure.shown, shown]
     told.append(f"```\n{commands}\n```")
-    return Answer(both.state, "\n\n".join(told), [figure])
+    short = " ".join(lines) if both.complete else ""
+    return Answer(both.state, "\n\n".join(told), [figure], short)
 
 
 def _gained(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> Iterator[Row]:

@@ -85,6 +85,29 @@ def test_an_answer_is_what_its_command_reports(
     assert "- TensLoRA att beats LoRA: **yes, by what matters**." in told
     assert "- TensLoRA qkv beats LoRA: **no**." in told
 
+    # In short, of qkv the answer alone: its interval is within a point, and has zero in it.
+    numbers = "; ".join(
+        f"{method} from {other} [{mean}](evidence.md#a) ({interval}), {verdict}"
+        for method, other, *_, mean, interval, verdict in rows(told)
+        if method == "TensLoRA att"
+    )
+    counted = "1 of 3 comparisons within the threshold"
+    assert answer.short.endswith(f"**yes, by what matters**. {numbers}; {counted}.")
+
+
+def test_in_short_what_is_told_apart_has_numbers_and_the_rest_is_counted(script: Any) -> None:
+    module = script("answers.answer")
+    one, other, more = (
+        module.Outcome(f"{name} from LoRA", "+1.00", "−1.00 to +3.00", verdict, verdict != "undecided")
+        for name, verdict in (("A", "undecided"), ("B", "better, size undecided"), ("C", "undecided"))
+    )
+    told = [f"{name} from LoRA [+1.00](evidence.md#a) (−1.00 to +3.00)" for name in "AB"]
+    assert (
+        module.shortly("a", [one, other, more])
+        == f"{told[1]}, better, size undecided; 2 of 3 comparisons undecided."
+    )
+    assert module.shortly("a", [one, other]) == f"{told[0]}, undecided; {told[1]}, better, size undecided."
+
 
 def test_what_is_not_all_there_has_no_answer(script: Any, folder: Path, tmp_path: Path) -> None:
     # LoTR lacks a seed of movie-sentiment.
@@ -95,6 +118,7 @@ def test_what_is_not_all_there_has_no_answer(script: Any, folder: Path, tmp_path
     assert told.startswith("**So far, on 2 of 3 tasks** (digits, textile): no answer yet")
     assert "Missing: LoTR on movie-sentiment." in told
     assert "beats" not in told
+    assert answer.short == ""
     assert "--task digits,textile \\\n    --pair 'LoTR : LoRA'" in told
     ((_, _, digits, textile, mean, _, _),) = rows(told)
     means = [float(text.replace("−", "-")) for text in (digits, textile, mean)]
@@ -162,6 +186,7 @@ def test_two_rankings_of_the_same_rows_agree(
     answer = tuning.of_tuning(results, results)
     assert answer.state == "all there"
     assert answer.told.count("**1.00**") == 3
+    assert answer.short.count("**1.00**") == 3
     assert "**TensLoRA att** has the best mean at LoRA's budget." in answer.told
 
     other = rich_of(script, folder)
@@ -184,7 +209,7 @@ def test_two_rankings_of_the_same_rows_agree(
     answer = tuning.of_tuning(results, other)
     assert "left out: LoTR." in answer.told
     answer = tuning.of_tuning(results, script("answers.packed").Packed("other", folder))
-    assert answer.state == "unfinished: 50 of 100 trials"
+    assert (answer.state, answer.short) == ("unfinished: 50 of 100 trials", "")
 
 
 def test_what_a_search_chose_stands_beside_the_heuristic(
@@ -220,6 +245,14 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
     assert heuristic[5:] == ["–", "–", "the heuristic"]
     assert again[5:] == ["–", "–", "the same ranks"]
     assert f"search, digits from the heuristic {told[0]} ({told[1]})" in answer.told
+    assert answer.short == ""
+
+    monkeypatch.setattr(ranks, "STUDIES", 2)
+    during = replace(answer, short="No cut is told apart.")
+    monkeypatch.setattr(ranks, "of_pairs", lambda packed, question: during)
+    short = ranks.of_ranks(results, []).short
+    by = "Searches and allocations, from the heuristic's ranks:"
+    assert short.startswith(f"No cut is told apart. {by} search, digits [{told[0]}](evidence.md#f) (")
 
 
 def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, folder: Path) -> None:
@@ -339,5 +372,8 @@ def test_a_row_that_failed_is_among_what_is_said_of_forgetting(script: Any) -> N
     *others, lost = rows(answer.told)
     assert lost[0] == "FacT-TT"
     assert lost[2:] == ["–", "–", "–"]
+    assert "FacT-TT" not in answer.short
+    assert answer.short.endswith("2 of 4 comparisons undecided.")
+    assert "; LoRTA from LoRA [−0.023](evidence.md#h) (−0.036 to −0.010), less; " in whole.short
     # What is left holds at once with what failed.
     assert others == [row for row in rows(whole.told) if row[0] != "FacT-TT"]
