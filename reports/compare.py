@@ -290,17 +290,15 @@ def _configured(a: Study, b: Study, common: Mapping[Name, tuple[Cell, Cell]]) ->
 
 def _fields(study: Study) -> dict[int, dict[str, str]]:
     """The configuration of each cell by its number, flat; not of those that wait for their tuning."""
-    (experiment,) = study.experiments
+    seeds_of = grouped(study.all_seeds, lambda seed: seed.cell)
     told = {}
-    for number, seeds in grouped(study.all_seeds, lambda seed: seed.cell).items():
-        trial, cell = experiment.trials.get(seeds[0].trial_id), study.all_cells[number]
-        if trial is None:
-            continue
+    for number, trial in mixtures.trial_of_each(study).items():
+        cell = study.all_cells[number]
         told[number] = (
             mixtures.fields(trial)
             | {f"method {key}": _text(value) for key, value in trial.method.items()}
             | {"parameters": str(cell.parameters)}
-            | {"seeds": ",".join(map(str, sorted(seed.seed for seed in seeds)))}
+            | {"seeds": ",".join(map(str, sorted(seed.seed for seed in seeds_of[number])))}
             | {"tuning": "none" if cell.tuning is None else _text(cell.tuning.chosen)}
         )
     return told

@@ -25,8 +25,8 @@ from reports.words import many
 
 #: Runs whose predictions one report reads.
 MOST_PREDICTIONS = 2000
-#: How far the score of stored predictions may be from the stored score, as a share of it where that is
-#: above 1: older stores have it in float32.
+#: How far the score of stored predictions may be from the stored score, as a share of it, or of what scores
+#: of its task come to where that is more: older stores have it in float32.
 AGREES = 1e-4
 
 
@@ -163,7 +163,9 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
     answers = {
         id_: ByExample(_test_set(cell, stored[id_]), found.astype(np.float32))
         for id_, (cell, seed) in runs.items()
-        if id_ in stored and (found := _contributed(metrics[cell.metric], seed, stored[id_])) is not None
+        if id_ in stored
+        and (found := _contributed(metrics[cell.metric], seed, stored[id_], study.size(cell.number)))
+        is not None
     }
     notes = []
     if taken < len(wanted):
@@ -195,14 +197,17 @@ def _silent(stored: Predictions) -> bool:
     return bool((given < 0).any() if given.dtype.kind == "i" else (~np.isfinite(given)).any())
 
 
-def _contributed(metric: Metric, seed: Seed, stored: Predictions) -> Array | None:
-    """What each example contributed; None where that is not the stored score."""
+def _contributed(metric: Metric, seed: Seed, stored: Predictions, size: float) -> Array | None:
+    """What each example contributed; None where that is not the stored score, which is large or small
+    beside `size`.
+    """
     if not len(stored.labels):
         return None
     with METRICS.blaming(metric.name):
         found = metric.contributions(stored.labels, stored.given)
-    score = seed.score
-    return found if score is not None and abs(found.mean() - score) <= AGREES * max(1, abs(score)) else None
+    if seed.score is None or abs(found.mean() - seed.score) > AGREES * max(size, abs(seed.score)):
+        return None
+    return found
 
 
 def _test_set(cell: Cell, stored: Predictions) -> str:

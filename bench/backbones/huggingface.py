@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -340,6 +341,11 @@ def _normalisation(folder: Path, usual: Normalisation) -> Normalisation:
     if settings.get("do_rescale") is False:
         raise UserError(
             f"{file}: do_rescale is false, which is for pixels from 0 to 255; here they are from 0 to 1"
+        )
+    factor = settings.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise UserError(
+            f"{file}: rescale_factor should be 1/255, so that pixels are from 0 to 1 (got {shown(factor)})"
         )
     if settings.get("do_normalize") is False:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

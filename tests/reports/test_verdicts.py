@@ -153,16 +153,17 @@ def test_methods_that_lost_other_seeds_are_not_flipped_together(analysed: Callab
 def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: NewStore) -> None:
     labels, noise = np.random.default_rng(5).normal(size=(2, 300))
 
-    def analysed_in(unit: float) -> Analysis:
+    def analysed_in(unit: float, wrong: float = 1.0) -> Analysis:
         def told(trial: Trial, row: Row) -> Result | None:
             own = random.Random(f"{row.title} {trial.seed}").gauss(0, 0.02)
             answers = labels + noise * ({"TensLoRA att": 0.8}.get(row.title, 1.0) + own)
             score = float(np.sqrt(np.mean((unit * answers - unit * labels) ** 2)))
             values = {"answers": unit * answers, "labels": unit * labels, "validation": [score]}
-            return Result(score=score, tags={"metric": "rmse", "unit": "mol/l"}, **values)
+            stored = score * (wrong if "TensLoRA" in row.title else 1.0)
+            return Result(score=stored, tags={"metric": "rmse", "unit": "mol/l"}, **values)
 
         methods = ["lora", {"method": "tenslora", "variant": "att"}, "lotr"]
-        uri = store(tmp_path / str(unit), new_store, plan_of(**FIVE | {"methods": methods}), told)
+        uri = store(tmp_path / f"{unit} {wrong}", new_store, plan_of(**FIVE | {"methods": methods}), told)
         return analyse(read(uri, ["small"]))
 
     told: list[object] = []
@@ -184,6 +185,10 @@ def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: N
     assert told[0] == told[1]
     assert "TensLoRA att', 'better, beyond the threshold'" in str(told[0])
     assert numbers[0] == pytest.approx(numbers[1])
+    # Nor does it hide that predictions are not those of a score.
+    told_of = "do not give the score that is stored"
+    assert not any(told_of in note for note in analysis.notes)
+    assert any(told_of in note for note in analysed_in(1e-7, wrong=1.1).notes)
 
 
 # --- three answers ---

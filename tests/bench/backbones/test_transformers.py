@@ -258,6 +258,11 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
             b'{"do_rescale": false}',
             "do_rescale is false, which is for pixels from 0 to 255",
         ),
+        (
+            "preprocessor_config.json",
+            b'{"rescale_factor": 0.00784313725490196}',
+            r"rescale_factor should be 1/255, so that pixels are from 0 to 1 \(got 0.0078",
+        ),
         ("config.json", b"[1]", r"should hold a JSON object, got \[1\]"),
         ("config.json", b'{"model_type": "vit", "hidden_size": "x"}', "no vit model: .*hidden_size.*got str"),
         (
