@@ -26,7 +26,7 @@ def with_choices(plan: Plan, store: Store) -> Plan:
     if not waiting:
         return plan
     records, locked = latest(store.records()), _locked(store.plan())
-    signs = {row.task: METRICS.get(row.lookup().metric).sign for row in plan.suite.tasks}
+    signs = {row.shown: METRICS.get(row.lookup().metric).sign for row in plan.suite.tasks}
     chosen = {}
     for index, row in waiting.items():
         assert row.tuning is not None

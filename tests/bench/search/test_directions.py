@@ -24,12 +24,14 @@ from bench.wire.words import PointState, Status, Tag
 
 from ...stored import Result, search_found
 from ...stored import write as stored
-from ..toy_suites import TEXT, plan, suite
+from ..toy_suites import DIGITS, TEXT, plan, suite
 
 DATA = Path(__file__).parents[2] / "data" / "similarity.csv"
 
 #: Which of two values is the better one.
 BEST = {"rmse": 0.3, "spearman": 0.5}
+
+TUNING = {"trials": 2, "seeds": [7], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
 
 
 def task(metric: str) -> dict[str, Any]:
@@ -41,8 +43,7 @@ def task(metric: str) -> dict[str, Any]:
 def test_tuning_locks_the_better_setting(
     tmp_path: Path, new_store: Callable[[Path], str], metric: str
 ) -> None:
-    tuning = {"trials": 2, "seeds": [7], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
-    made = plan(TEXT, methods=["lora"], tasks=[task(metric)], tuning=tuning)
+    made = plan(TEXT, methods=["lora"], tasks=[task(metric)], tuning=TUNING)
     scores = {1e-3: 0.3, 1e-2: 0.5}
     store = stored(
         new_store(tmp_path), made.of("tuning"), lambda trial, row: Result(score=scores[trial.recipe.lr])
@@ -51,6 +52,14 @@ def test_tuning_locks_the_better_setting(
     assert row.tuning is not None
     assert row.tuning.chosen is not None
     assert scores[row.tuning.chosen["lr"]] == BEST[metric]
+
+
+def test_tuning_chooses_on_a_task_with_a_label(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    made = plan(methods=["lora"], tasks=[{**DIGITS, "label": "Handwriting"}], tuning=TUNING)
+    store = stored(new_store(tmp_path), made.of("tuning"), lambda trial, row: Result(trial.recipe.lr))
+    (row,) = with_choices(made, store).of(None).rows
+    assert row.tuning is not None
+    assert row.tuning.chosen == {"lr": 1e-2}
 
 
 @pytest.mark.parametrize("metric", BEST)
