@@ -9,7 +9,7 @@ from bench.plan.cells import Cell
 from bench.search.importance import importances
 from bench.search.nested import Nested, about, tried
 from bench.search.space import Ranks, RankSpace
-from bench.store.records import scores
+from bench.store.records import comparable, scores
 from bench.suite.choosing import Allocation
 from bench.wire.found import AllocationPoint, AllocationResult, Tried
 from methods import UserError
@@ -93,7 +93,7 @@ class RankAllocation:
         means = {ranks: fmean(s) for ranks, s in measured.items() if len(s) == len(section.seeds)}
         candidates = {ranks: means[ranks] for _, _, ranks in self.swept if ranks in means}
         sign = METRICS.get(self.cell.task.lookup().metric).sign
-        best = max(candidates, key=lambda ranks: sign * candidates[ranks], default=None)
+        best = max(candidates, key=lambda ranks: sign * comparable(candidates[ranks]), default=None)
         found = AllocationResult(
             **about(self.cell),
             name=nested.name,

@@ -26,6 +26,7 @@ from bench.search.nested import Nested, about
 from bench.search.point import Point
 from bench.search.space import RankSpace
 from bench.store.connect import shown_uri
+from bench.store.records import comparable
 from bench.suite.choosing import Search
 from bench.suite.recipe import Recipe
 from bench.training.loop import Pruned
@@ -354,7 +355,7 @@ class RankSearch:
         # The smaller of equally good ones, then the earlier.
         best = min(
             complete,
-            key=lambda p: (-self.metric.sign * p[1], p[0].parameters, p[0].number),
+            key=lambda p: (-self.metric.sign * comparable(p[1]), p[0].parameters, p[0].number),
             default=(None, 0.0),
         )[0]
         return SearchResult(

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from bench.metrics import METRICS
 from bench.plan.rows import Candidate, Choice, Plan, Row
-from bench.store.records import Record, latest, scores
+from bench.store.records import Record, comparable, latest, scores
 from bench.store.store import Store
 from bench.wire.plan import StoredPlan, Tuned
 from bench.wire.words import Measure
@@ -40,7 +40,7 @@ def with_choices(plan: Plan, store: Store) -> Plan:
 def _best(row: Row, records: Mapping[str, Record], sign: float) -> Choice:
     def score(candidate: Candidate) -> tuple[int, float]:
         found = scores(records, candidate.tuning.values())
-        return len(found), sign * fmean(found) if found else 0.0
+        return len(found), sign * comparable(fmean(found)) if found else 0.0
 
     def loss(candidate: Candidate) -> float:
         of_seeds = [records[id_].measure(Measure.SCORE_LOSS) for id_ in candidate.tuning.values()]

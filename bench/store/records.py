@@ -161,3 +161,11 @@ def scores(records: Mapping[str, Record], ids: Iterable[str | None]) -> list[flo
     """The scores of those of the trials that have one."""
     found = (records[id_].score for id_ in ids if id_ and id_ in records)
     return [score for score in found if score is not None]
+
+
+def comparable(mean: float) -> float:
+    """A mean of scores to so many digits that equal means are equal numbers.
+
+    Of shares that add up to the same, the sums may differ in their last digits.
+    """
+    return float(f"{mean:.12g}")

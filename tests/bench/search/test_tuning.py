@@ -128,6 +128,12 @@ def told(scores: dict[tuple[float, int], tuple[float, float] | None]) -> Callabl
         ({1e-3: [(0.7, 0.3)], 1e-2: [(0.7, 0.4)]}, 1e-3, 1),
         # By means over the seeds.
         ({1e-3: [(0.6, 0.1), (0.8, 0.7)], 1e-2: [(0.8, 0.3), (0.6, 0.3)]}, 1e-2, 1),
+        # Means are equal whose sums are, though floats may differ in their last digits.
+        (
+            {1e-3: [(0.68, 0.9), (0.69, 0.9), (0.73, 0.9)], 1e-2: [(0.69, 0.3), (0.69, 0.3), (0.72, 0.3)]},
+            1e-2,
+            1,
+        ),
         # One seed less comes after, however good the other one.
         ({1e-3: [(0.6, 0.9), (0.6, 0.9)], 1e-2: [(0.9, 0.1), None]}, 1e-3, 0),
         # Nothing to share.
