@@ -10,11 +10,11 @@ from typing import Any
 from bench.metrics import METRICS
 from bench.plan.rows import Plan, Row
 from methods import UserError
-from reports.analysis import analyse
+from reports.analysis import analyse, measured
 from reports.inference.chances import MEANINGFUL, noether
 from reports.inference.power import Design, of_runs
 from reports.reading import read
-from reports.study import OWN_SIZE, REFERENCE
+from reports.study import OWN_SIZE, REFERENCE, grouped
 from reports.thresholds import DEFAULT, Asked, thresholds
 
 #: Standard deviations of a run's score over seeds that are tried where nothing is known, in the score's
@@ -28,6 +28,8 @@ class Power:
 
     budget: str
     metric: str
+    #: The one task of its settings, where scores have that task's units; else empty.
+    task: str
     design: Design
     #: Whether its noise is that of stored runs; else it is assumed.
     stored: bool
@@ -53,6 +55,7 @@ class Power:
         return {
             "budget": self.budget,
             "metric": self.metric,
+            "task": self.task,
             "settings": self.design.settings,
             "seeds": self.design.seeds,
             "comparisons": self.design.claims,
@@ -67,34 +70,38 @@ class Power:
 
 
 def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = None) -> list[Power]:
-    """Every budget and metric of a plan: with the noise of stored runs of the suite if there are some, else
-    with each of `ASSUMED`; `sd` takes the place of both.
+    """Every budget and metric of a plan, and every task where scores have its units: with the noise of stored
+    runs of the suite if there are some, else with each of `ASSUMED`; `sd` takes the place of both.
 
     Assumed noise is that of the two sides of a pair by themselves, and without test examples.
-    Raises UserError for a threshold as `reports.thresholds.thresholds` does.
+    Raises UserError for a threshold as `reports.thresholds.thresholds` does, and for one in units beside
+    assumed noise, which is a share of the score there.
     """
     rows = plan.of(None).rows
     metrics = {row.shown: row.lookup().metric for row in plan.suite.tasks}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
     known = _stored(plan, store) if sd is None else {}
     found: list[Power] = []
-    for budget in dict.fromkeys(map(_budget, rows)):
-        for metric in dict.fromkeys(metrics.values()):
-            of_both = [row for row in rows if (_budget(row), metrics[row.task]) == (budget, metric)]
-            if not of_both:
-                continue
-            settings = len({(row.task, row.backbone) for row in of_both})
-            seeds = max(len(row.trials) for row in of_both)
-            methods = {row.method: row.registered for row in of_both}
+    for budget, of_budget in grouped(rows, _budget).items():
+        blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
+        for (metric, task), of_block in blocks.items():
+            settings = len({(row.task, row.backbone) for row in of_block})
+            seeds = max(len(row.trials) for row in of_block)
+            methods = {row.method: row.registered for row in of_block}
             claims = max(1, len(methods) - (REFERENCE in methods.values()))
-            then, threshold = known.get((budget, metric), (None, DEFAULT * METRICS.get(metric).point))
+            then, threshold = known.get((budget, metric, task), (None, DEFAULT * METRICS.get(metric).point))
+            if task and metric in matters and then is None:
+                raise UserError(
+                    f"threshold of {metric}: it is in the units of '{task}', and assumed noise is a share of "
+                    "the score: leave it out, or take the noise of stored runs of the suite"
+                )
             if then:
                 designs = [_planned(then, settings, seeds, claims)]
             else:
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, settings, seeds, claims) for noise in noises]
             threshold = matters.get(metric, threshold)
-            found += [Power(budget, metric, design, then is not None, threshold) for design in designs]
+            found += [Power(budget, metric, task, design, then is not None, threshold) for design in designs]
     return found
 
 
@@ -108,8 +115,8 @@ def _budget(row: Row) -> str:
     return row.budget.label if row.budget else OWN_SIZE
 
 
-def _stored(plan: Plan, store: str) -> dict[tuple[str, str], tuple[Design, float]]:
-    """By budget and metric, the designs and thresholds of what is stored of the suite and tells its noise."""
+def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
+    """By budget, metric and task, the designs and thresholds of what is stored and tells its noise."""
     try:
         study = read(store, [plan.suite.name])
     except UserError:
@@ -117,7 +124,7 @@ def _stored(plan: Plan, store: str) -> dict[tuple[str, str], tuple[Design, float
         return {}
     blocks = reversed(analyse(study).blocks)
     return {
-        (block.budget, block.metric): (block.design, block.threshold)
+        (block.budget, block.metric, block.task): (block.design, block.threshold)
         for block in blocks
         if block.design is not None
     }

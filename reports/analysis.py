@@ -130,7 +130,7 @@ def _blocks(
     """The blocks of a budget, with who takes part in each."""
     planned = [cell for cell in study.all_cells if cell.budget == budget]
     # Scores in units have no common mean over tasks.
-    by_metric = grouped(planned, lambda cell: _measured(cell, study.metrics[cell.number]))
+    by_metric = grouped(planned, lambda cell: measured(study.metrics[cell.number], cell.task))
     for (metric, task), cells in by_metric.items():
         groups = alike(made, grouped(cells, lambda cell: cell.method))
         for number, group in enumerate(groups):
@@ -159,9 +159,9 @@ def _blocks(
                     yield _apart(block, group, groups[0])
 
 
-def _measured(cell: Cell, metric: str) -> tuple[str, str]:
+def measured(metric: str, task: str) -> tuple[str, str]:
     """The metric, with the task where its scores have that task's units."""
-    return metric, cell.task if metric and METRICS.get(metric).in_units else ""
+    return metric, task if metric and METRICS.get(metric).in_units else ""
 
 
 def _apart(block: Block, group: Alike, first: Alike) -> Block:

@@ -79,7 +79,7 @@ def print_power(console: Console, found: Sequence[Power]) -> None:
         unit = PERCENT if one.share else unit_of(one.metric)
         table.add_row(
             escape(one.budget),
-            f"{one.metric}, share of it" if one.share else one.metric,
+            escape(f"{one.metric} on {one.task}" if one.task else one.metric) + ", share of it" * one.share,
             str(design.settings),
             str(design.seeds),
             str(design.claims),

@@ -14,9 +14,11 @@ from methods import UserError
 
 from ..reports.made_up import plan_of, result
 from ..stored import write as store
-from .toy_suites import write
+from .toy_suites import TEXT, plan, write
 
 Call = Callable[..., Any]
+
+SIMILARITY = Path(__file__).parents[1] / "data" / "similarity.csv"
 
 
 def test_every_budget_is_told_for_several_sizes_of_the_noise(tmp_path: Path) -> None:
@@ -58,6 +60,20 @@ def test_metrics_have_lines_of_their_own(tmp_path: Path) -> None:
     assert [(one.threshold, one.design.needs(one.threshold)) for one in asked] == [(0.02, 5), (0.1, 3)]
     with pytest.raises(UserError, match="several metrics"):
         power(planned, f"sqlite:///{tmp_path / 'none.db'}", 0.007, 0.01)
+
+
+def test_scores_with_units_have_a_line_for_each_task(tmp_path: Path) -> None:
+    columns = {"text": ["first", "second"], "label": "score", "target": "regression", "metric": "rmse"}
+    tasks = [{"name": name, "csv": str(SIMILARITY), **columns} for name in ("one", "other")]
+    planned, nowhere = plan(TEXT, tasks=tasks, methods=["lora", "lotr"]), f"sqlite:///{tmp_path / 'none.db'}"
+    found = power(planned, nowhere, sd=0.007)
+    assert [(one.metric, one.task, one.design.settings) for one in found] == [
+        ("rmse", "one", 1),
+        ("rmse", "other", 1),
+    ]
+    # It would be compared with shares of the score.
+    with pytest.raises(UserError, match="in the units of 'one', and assumed noise is a share of the score"):
+        power(planned, nowhere, 0.007, {"rmse": 0.5})
 
 
 def test_the_command_shows_it_and_speaks_json(call: Call, tmp_path: Path) -> None:
