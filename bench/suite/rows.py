@@ -297,6 +297,12 @@ class MethodRow(Frozen):
             raise ValueError(f"write {', '.join(map(str, options))} into 'options', or all beside 'method'")
         return {key: value for key, value in row.items() if key in cls.model_fields} | {"options": options}
 
+    @field_validator("budgets")
+    @classmethod
+    def _no_repeats(cls, budgets: tuple[Budget, ...] | None) -> tuple[Budget, ...] | None:
+        refuse_repeats(budget.label for budget in budgets or ())
+        return budgets
+
     @field_validator("each", mode="before")
     @classmethod
     def _flat(cls, each: Any) -> Any:

@@ -76,6 +76,10 @@ def test_an_unknown_name_is_answered_with_the_nearest(changes: dict[str, Any], m
             },
             "'lora' sets lr, which search chooses: leave it out, or give search lr: null",
         ),
+        (
+            {"methods": [{"method": "lora", "budgets": [{"isorank": 2}] * 2}]},
+            "methods.0.budgets: isorank 2 stands there twice",
+        ),
         ({"budgets": []}, "'LoRA' has free ranks"),
         ({"seeds": [0, 1, 0]}, "seeds: 0 stands there twice"),
         ({"seeds": []}, "seeds: .*at least 1"),
