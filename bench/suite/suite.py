@@ -220,9 +220,10 @@ class Suite(Frozen):
         """
         merged = self.training.model_dump(exclude_unset=True)
         for where, override in ((f"task '{task.task}'", task.training), (method.method, method.training)):
-            if "steps" in override:
+            # A length of null is none, and takes the place of none.
+            if override.get("steps") is not None:
                 merged.pop("epochs", None)
-            if "epochs" in override:
+            if override.get("epochs") is not None:
                 merged.pop("steps", None)
             merged |= override
             validate(Recipe, merged, f"training of {where}")
