@@ -308,19 +308,24 @@ class MethodRow(Frozen):
     def _flat(cls, each: Any) -> Any:
         if not isinstance(each, dict):
             return each
-        flat: dict[Any, Any] = {}
+        flat: list[tuple[Any, Any]] = []
         for key, values in each.items():
-            if key == "training" and isinstance(values, dict):
-                flat |= {f"{TRAINING}{name}": value for name, value in values.items()}
+            if key != "training":
+                flat.append((key, values))
+            elif isinstance(values, dict):
+                flat += [(f"{TRAINING}{name}", value) for name, value in values.items()]
             else:
-                flat[key] = values
-        return flat
+                raise ValueError("training: should be a mapping of the recipe's fields to lists")
+        refuse_repeats(key for key, _ in flat)
+        return dict(flat)
 
     @field_validator("each")
     @classmethod
     def _few_and_different(cls, each: dict[str, list[Any]]) -> dict[str, list[Any]]:
         if (rows := prod(map(len, each.values()))) > MAX_ROWS:
             raise ValueError(f"makes {rows:,} combinations; a row stands for at most {MAX_ROWS:,}")
+        if fields := sorted(cls.model_fields.keys() & each.keys()):
+            raise ValueError(f"takes options of the method, and training, but not {', '.join(fields)}")
         for values in each.values():
             refuse_repeats(map(repr, values))
         return each

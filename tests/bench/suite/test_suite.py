@@ -32,6 +32,18 @@ from ..toy_suites import DIGITS, VISION, plan, suite, write
         ({"methods": [{"method": "lora", "rnak": 4}]}, r"'rnak': did you mean 'rank'"),
         ({"methods": [{"method": "lora", "bugdets": []}]}, r"'bugdets': did you mean 'budgets'"),
         ({"methods": [{"method": "lora", "each": {"rnak": [1]}}]}, r"'rnak': did you mean 'rank'"),
+        (
+            {"methods": [{"method": "lora", "each": {"budgets": [[{"isorank": 1}]]}}]},
+            "methods.0.each: takes options of the method, and training, but not budgets",
+        ),
+        (
+            {"methods": [{"method": "lora", "each": {"training": [{"lr": 1e-3}]}}]},
+            "methods.0.each: training: should be a mapping of the recipe's fields to lists",
+        ),
+        (
+            {"methods": [{"method": "lora", "each": {"training.lr": [0.1], "training": {"lr": [0.2]}}}]},
+            "methods.0.each: training.lr stands there twice",
+        ),
         ({"methods": [{"method": "lora", "name": "x"}]}, r"unknown field of method 'lora': 'name'"),
         (
             {"methods": [{"method": "lora", "training": {"clpi": 1}}]},
