@@ -84,7 +84,8 @@ class Row(Frozen):
         """Whether the count meets the budget within its tolerance; None where there is no number to meet."""
         if self.ratio is None or self.budget is None:
             return None
-        return abs(self.ratio - 1) <= self.budget.tolerance
+        # Rounded, or a count that is just so far off would be beyond by the last digit of a float.
+        return round(abs(self.ratio - 1), 12) <= self.budget.tolerance
 
     def tuned(self, choice: Choice, grids: Mapping[str, Sequence[float] | None]) -> Row:
         """The row with the setting that its tuning has chosen from these grids, and its trials."""

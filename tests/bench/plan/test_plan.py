@@ -286,6 +286,9 @@ def test_a_count_beyond_the_tolerance_is_flagged_in_plan_and_table(call: Any, tm
     for tolerance, within in ((0.2, True), (0.05, False)):
         (row,) = plan(budgets=[{"parameters": 1000, "tolerance": tolerance}]).rows
         assert (row.parameters, row.within) == (1152, within)
+    # Just as far as the tolerance is not beyond it.
+    (row,) = plan(budgets=[{"parameters": 2560}]).rows
+    assert (row.parameters, row.ratio, row.within) == (2688, 1.05, True)
     shown = call("plan", write(tmp_path, budgets=[{"parameters": 1000}]))
     assert shown.code == 0
     assert "1.152 !" in shown.out
