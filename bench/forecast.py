@@ -61,7 +61,7 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
         from bench.store.records import latest
 
         records, plan = opened.records(), with_choices(plan, opened)
-        settled = {id_ for id_, record in latest(records).items() if record.settled}
+        settled = {id_ for id_, record in latest(records).items() if record.decided}
     parts = _run_parts(plan)
     if plan.suite.searched:
         parts += _search_parts(plan, device, notes)

@@ -67,7 +67,7 @@ def failures(store: Store) -> dict[str, str]:
 def pending(plan: Plan, store: Store) -> list[Trial]:
     """The trials of the plan that have no result yet, in its order. A failure is a result too."""
     known = latest(store.records())
-    return [trial for trial in plan.trials if trial.id not in known or not known[trial.id].settled]
+    return [trial for trial in plan.trials if trial.id not in known or not known[trial.id].decided]
 
 
 def execute(
@@ -233,7 +233,7 @@ class _Driving:
 
     def _begin(self, trial: Trial) -> None:
         record = latest(self.store.records(trial_id=trial.id)).get(trial.id)
-        if record and record.settled and record.run_id != self.again.get(trial.id):
+        if record and record.decided and record.run_id != self.again.get(trial.id):
             # Another driver settled it after the trials were chosen.
             self.claims.settle(trial.id)
             self.queue.remove(trial)

@@ -30,7 +30,7 @@ def with_choices(plan: Plan, store: Store) -> Plan:
     chosen = {}
     for index, row in waiting.items():
         assert row.tuning is not None
-        if all(id_ in records and records[id_].settled for id_ in row.tuning.ids):
+        if all(id_ in records and records[id_].decided for id_ in row.tuning.ids):
             chosen[index] = _named(row, locked.get(frozenset(row.tuning.ids))) or _best(
                 row, records, signs[row.task]
             )

@@ -93,6 +93,11 @@ class Record:
         return self.status.settled
 
     @property
+    def decided(self) -> bool:
+        """Whether it is settled, and not given up by a search, whose rule is none for others."""
+        return self.settled and self.status != Status.PRUNED
+
+    @property
     def score(self) -> float | None:
         """None unless it finished, with a finite score."""
         score = self.metrics.get(Measure.SCORE, math.nan)

@@ -17,7 +17,7 @@ from bench.search.tuning import with_choices
 from bench.store.store import Store
 from bench.store.writer import TrialRun
 from bench.terminal.plans import print_tuning
-from bench.wire.trial import failed
+from bench.wire.trial import Ending, failed
 from bench.wire.words import Status
 from methods import UserError
 
@@ -217,6 +217,22 @@ def test_nothing_is_chosen_before_every_tuning_trial_has_ended(tmp_path: Path, n
     assert [bool(row.trials[0]) for row in chosen.of(None).rows].count(False) == 1
     end(last)
     assert all(row.trials[0] for row in with_choices(made, store).of(None).rows)
+
+
+def test_what_a_search_gave_up_is_no_result_of_tuning(
+    tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    changes = {**CHANGES, "methods": ["lora"]}
+    uri, file, made = new_store(tmp_path), write(tmp_path, **changes), plan(**changes)
+    store = Store.create(uri, "toy")
+    for trial in made.of("tuning").trials:
+        begun(store, trial, [row for row in made.rows if trial.id in row.trials.values()]).end(
+            Ending("pruned")
+        )
+    assert with_choices(made, store) is made
+    assert "3 tuning trials, 3 to run" in call("run", file, "--store", uri).out
+    assert with_choices(made, store).of(None).rows[0].tuning is not None
+    assert {record.status for record in store.records()} == {"PRUNED", "FINISHED"}
 
 
 def test_a_part_of_a_tuned_suite_keeps_its_tuning() -> None:
