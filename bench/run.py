@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from bench.execution.driver import execute, failures, pending
 from bench.execution.executor import Executor
 from bench.execution.perform import Report
 from bench.execution.session import Session, session, suite_run
+from bench.plan.cells import Cell
 from bench.plan.make import cells_of, make_plan
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.search.allocation import RankAllocation
-from bench.search.nested import Nested
+from bench.search.nested import Nested, study_name
 from bench.search.storage import default_storage, open_storage
 from bench.search.study import RankSearch
 from bench.search.tuning import with_choices
@@ -227,6 +229,7 @@ def search_suite(
         whole = make_plan(_limited(loaded, trial_timeout, place, told), place.device)
         wanted = whole.select(tasks, methods, (), backbones, budgets)
         chosen = cells_of(wanted, place.device)
+        _check_apart(chosen)
         opened = Store.create(store, loaded.name)
         _check_memory(list(wanted.trials), place)
         if loaded.search and storage is None and not opened.local:
@@ -243,6 +246,16 @@ def search_suite(
 
             where = default_storage(store) if storage is None else storage
             return _run_sections(loaded, nests, where, opened, told)
+
+
+def _check_apart(chosen: Sequence[Cell]) -> None:
+    """Raises UserError for rows of their own sizes that only their ranks tell apart."""
+    for name, rows in Counter(map(study_name, chosen)).items():
+        if rows > 1:
+            raise UserError(
+                f"'{name}' is {rows} rows that only their ranks tell apart, and can be one search or "
+                "allocation: give budgets in place of the ranks"
+            )
 
 
 def _run_sections(

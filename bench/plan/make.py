@@ -79,9 +79,12 @@ def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
 
 def cells_of(plan: Plan, device: str) -> list[Cell]:
     """The cells behind the rows of a plan. Equal rows have one cell."""
-    rows = {(row.method, row.task, row.backbone, row.budget) for row in plan.rows}
+    rows = {(row.method, row.task, row.backbone, row.budget, row.ranks) for row in plan.rows}
     keyed = (
-        ((cell.shown.method, cell.shown.task, cell.shown.backbone, cell.budget), cell)
+        (
+            (cell.shown.method, cell.shown.task, cell.shown.backbone, cell.budget, cell.method.size or ()),
+            cell,
+        )
         for _, cell in cells(plan.suite, device)
     )
     return list({key: cell for key, cell in keyed if key in rows}.values())

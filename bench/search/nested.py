@@ -43,8 +43,7 @@ class Nested:
         self.cell, self.kind, self.store = cell, kind, at_work.store
         self.again = again
         self._at_work, self._executor, self._watch = at_work, executor, watch
-        budget = cell.budget.label if cell.budget else OWN_SIZE
-        self.name = " · ".join((cell.suite.name, cell.own.method, cell.own.task, cell.own.backbone, budget))
+        self.name = study_name(cell)
         self._found: Found | None = None
 
     def __enter__(self) -> Self:
@@ -149,6 +148,12 @@ class Nested:
         rows, trials = self.trials(list(labelled.values()), self.cell.suite.seeds, None, **options)
         self.run(rows, trials, None)
         return tuple(Finalist(label=label, **tried(row)) for label, row in zip(labelled, rows, strict=True))
+
+
+def study_name(cell: Cell) -> str:
+    """What the search or the allocation of a cell is known by, whatever the suite's labels."""
+    budget = cell.budget.label if cell.budget else OWN_SIZE
+    return " · ".join((cell.suite.name, cell.own.method, cell.own.task, cell.own.backbone, budget))
 
 
 def about(cell: Cell) -> dict[str, Any]:

@@ -174,6 +174,10 @@ def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: 
             "end after one:",
         ),
         ({"search": {"trials": 3, "seed": 2**32}}, "search.seed: .*less than or equal to 2147483648"),
+        (
+            {"search": {"trials": 3}, "methods": [{"method": "lora", "each": {"rank": [2, 4]}}]},
+            "own size' is 2 rows that only their ranks tell apart",
+        ),
         ({"search": None}, "has neither a section 'search' nor 'allocation'"),
         ({"search": None, "allocation": {}, "methods": ["lora"]}, "no modes among which to share"),
         (
