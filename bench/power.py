@@ -14,7 +14,7 @@ from reports.analysis import analyse, measured
 from reports.inference.chances import MEANINGFUL, noether
 from reports.inference.power import Design, of_runs
 from reports.reading import read
-from reports.study import OWN_SIZE, REFERENCE, grouped
+from reports.study import OWN_SIZE, REFERENCE, grouped, table_name
 from reports.thresholds import DEFAULT, Asked, thresholds
 
 #: Standard deviations of a run's score over seeds that are tried where nothing is known, in the score's
@@ -87,7 +87,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
         for (metric, task), of_block in blocks.items():
             settings = len({(row.task, row.backbone) for row in of_block})
             seeds = max(len(row.trials) for row in of_block)
-            methods = {row.method: row.registered for row in of_block}
+            methods = {table_name(row.planned()): row.registered for row in of_block}
             claims = max(1, len(methods) - (REFERENCE in methods.values()))
             then, threshold = known.get((budget, metric, task), (None, DEFAULT * METRICS.get(metric).point))
             if task and metric in matters and then is None:

@@ -33,6 +33,13 @@ def test_every_budget_is_told_for_several_sizes_of_the_noise(tmp_path: Path) -> 
     assert not isorank.stored
 
 
+def test_sizes_of_one_method_are_methods_of_their_own(tmp_path: Path) -> None:
+    planned = plan(methods=[{"method": "lora", "each": {"rank": [1, 2, 3]}}, "head_only"], budgets=[])
+    (found,) = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
+    # As a report has it: one of the three is what the others are compared with.
+    assert found.design.claims == 3
+
+
 def test_stored_runs_tell_the_noise(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
     uri = new_store(tmp_path)
     store(uri, plan_of(seeds=[0, 1]), result)
