@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -194,53 +195,71 @@ def squared_norms(adapter: Adapter, geometry: Geometry) -> dict[Site, Tensor]:
     return norms
 
 
+class Plain(NamedTuple):
+    """What a linear layer computes with."""
+
+    weight: Tensor
+    bias: nn.Parameter | None
+
+    def put(self, layer: nn.Linear) -> None:
+        layer.weight.data = self.weight
+        layer.register_parameter("bias", self.bias)
+
+
 @dataclass(frozen=True)
 class Merged:
-    """A backbone with the update in its weights, from which parts of it can be taken for a while."""
+    """A backbone with the update in its weights, from which parts of it can be taken for a while.
+
+    A trained bias is taken with its site: no head has a part of it.
+    """
 
     geometry: Geometry
     bases: Mapping[Site, nn.Linear]
-    #: The weight of every site without the update, and with it.
-    before: Mapping[Site, Tensor]
-    after: Mapping[Site, Tensor]
+    #: Every site without the update, and with it.
+    before: Mapping[Site, Plain]
+    after: Mapping[Site, Plain]
 
     @contextmanager
     def without(self, component: Component) -> Iterator[None]:
         changed = [site for site in self.bases if component.has(site)]
         for site in changed:
-            self.bases[site].weight.data = self._weight(site, component.head)
+            self._rest(site, component.head).put(self.bases[site])
         try:
             yield
         finally:
             for site in changed:
-                self.bases[site].weight.data = self.after[site]
+                self.after[site].put(self.bases[site])
 
-    def _weight(self, site: Site, head: int | None) -> Tensor:
+    def _rest(self, site: Site, head: int | None) -> Plain:
         if head is None:
             return self.before[site]
         if site.projection not in ATTENTION or heads_of(site, self.geometry) != self.geometry.heads:
             return self.after[site]
         size = self.geometry.head_size
         rows = slice(head * size, (head + 1) * size)
-        mixed = self.after[site].clone()
+        mixed, before = self.after[site].weight.clone(), self.before[site].weight
         if site.projection == "output":
-            mixed[:, rows] = self.before[site][:, rows]
+            mixed[:, rows] = before[:, rows]
         else:
-            mixed[rows] = self.before[site][rows]
-        return mixed
+            mixed[rows] = before[rows]
+        return Plain(mixed, self.after[site].bias)
 
 
 @contextmanager
 def merged(adapter: Adapter, device: str) -> Iterator[Merged]:
     """Moves the backbone to `device`, with the update in its weights until the end of the block."""
-    before = {site: base.weight.data.to(device) for site, base in adapter.bases.items()}
+    adapter.backbone.module.to(device)
+    before = _plain(adapter)
     adapter.merge()
     try:
-        adapter.backbone.module.to(device)
-        after = {site: base.weight.data for site, base in adapter.bases.items()}
+        after = _plain(adapter)
         yield Merged(adapter.backbone.geometry, dict(adapter.bases), before, after)
     finally:
         adapter.unmerge()
+
+
+def _plain(adapter: Adapter) -> dict[Site, Plain]:
+    return {site: Plain(base.weight.data, base.bias) for site, base in adapter.bases.items()}
 
 
 def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) -> Redundancy:

@@ -140,6 +140,28 @@ def test_a_part_is_taken_from_the_weights_and_given_back() -> None:
     assert not any(difference(site).any() for site in deltas)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_trained_bias_is_taken_with_its_site(bias: bool) -> None:
+    backbone = ToyBackbone(SMALL)
+    if not bias:
+        for site in SMALL.sites(SMALL.projections):
+            backbone.module.get_submodule(backbone.path(site)).register_parameter("bias", None)
+    adapter = create("cara", rank=2).attach(backbone, torch.Generator().manual_seed(0))
+    scatter(adapter.named_parameters())
+    before = {site: base.bias for site, base in adapter.bases.items()}
+    fc1 = adapter.bases[Site(1, "fc1")]
+    with merged(adapter, "cpu") as changed:
+        after = fc1.bias
+        with changed.without(Component()):
+            assert all(base.bias is before[site] for site, base in adapter.bases.items())
+        with changed.without(Component(layer=0)):
+            assert fc1.bias is after
+            assert adapter.bases[Site(0, "fc1")].bias is before[Site(0, "fc1")]
+        with changed.without(Component(head=1)):
+            assert fc1.bias is after
+        assert fc1.bias is after is not before[Site(1, "fc1")]
+
+
 def test_a_shared_head_is_part_of_no_query_head() -> None:
     adapter = attached(METHODS[0], SHARED)
     parts = components(list(adapter.bases), SHARED)
