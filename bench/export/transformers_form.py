@@ -82,7 +82,8 @@ class TransformersForm(Form):
         return notes
 
     def _loader(self) -> str:
-        options = self._options if self.origin.reference is not None else self._attention
+        # An original that is brought along is in single already.
+        options = self._attention if self.origin.reference is None else [*self._options, FLOAT32]
         arguments = ", ".join(["FOLDER", *options])
         where = "" if self.origin.told == self.origin.reference else ", run in this folder"
         return f"`peft.{self.target.loader}.from_pretrained({arguments})` loads it too{where}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,11 +16,12 @@ import peft
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, pipeline
 
 from baselines.peft_method import Peft
-from bench.backbones import BACKBONES, BackboneInfo, LoadedBackbone, catalog
+from bench.backbones import BACKBONES, BackboneInfo, LoadedBackbone, catalog, load
 from bench.backbones.kinds import KINDS
 from bench.backbones.random_weights import byte_tokenizer
 from bench.inputs import ImageInput
@@ -76,12 +78,12 @@ def test_pefts_loader_finds_the_original(case: Callable[..., Case], source: str,
     made = case(source)
     made.export(made.attach(METHODS.get(method) or Peft(type=method)))
     # The head of a BERT is beside it.
-    arguments = "FOLDER" if source == "bert" else "FOLDER, num_labels=3, ignore_mismatched_sizes=True"
-    call = f"peft.{LOADERS[source]}.from_pretrained({arguments})"
+    labels = "" if source == "bert" else "num_labels=3, ignore_mismatched_sizes=True, "
+    call = f"peft.{LOADERS[source]}.from_pretrained(FOLDER, {labels}dtype=torch.float32)"
     assert call in (made.folder / "README.md").read_text()
     # The checkpoint is a folder named `model`, which lies where the code runs.
     with contextlib.chdir(made.folder.parent):
-        model = eval(call, {"peft": peft, "FOLDER": str(made.folder)}).eval()
+        model = eval(call, {"peft": peft, "torch": torch, "FOLDER": str(made.folder)}).eval()
     with torch.no_grad():
         found = model(**made.inputs())
     if source != "bert":
@@ -90,6 +92,33 @@ def test_pefts_loader_finds_the_original(case: Callable[..., Case], source: str,
         with torch.no_grad():
             own = made.backbone.module.encoder(**made.inputs()).last_hidden_state
         close(found.last_hidden_state, own)
+
+
+@pytest.mark.parametrize("source", ["roberta", "bert", "vit"])
+def test_pefts_loader_computes_a_checkpoint_of_half_precision_as_training_did(
+    case: Callable[..., Case], source: str
+) -> None:
+    made = case(source)
+    assert made.spec.local is not None
+    halved(made.spec.local)
+    made.backbone = load(made.spec)
+    made.backbone.reset(len(CLASSES), torch.Generator().manual_seed(0))
+    made.export(made.attach(METHODS["lora"]))
+    (call,) = re.findall(r"`(peft\.AutoPeft.*?\))` loads it too", (made.folder / "README.md").read_text())
+    with contextlib.chdir(made.folder.parent):
+        model = eval(call, {"peft": peft, "torch": torch, "FOLDER": str(made.folder)}).eval()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    if source != "bert":
+        close(model(**made.inputs()).logits, made.logits())
+
+
+def halved(folder: Path) -> None:
+    """Writes a checkpoint's weights, and what its configuration says of them, in bfloat16."""
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    halves = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
+    save_file(halves, weights, metadata={"format": "pt"})
+    told = {**json.loads(config.read_text()), "dtype": "bfloat16"}
+    config.write_text(json.dumps(told))
 
 
 @pytest.mark.parametrize("name", ["tiny-random-vit", "tiny-random-bert"])
