@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Literal, get_args, get_origin
 
-from bench.conformance.subject import NotApplicable, Subject, expect, sites_of
+import torch
+from torch import Tensor
+
+from bench.conformance.subject import NotApplicable, Subject, expect, same_bits, sites_of
 from methods import METHODS, Method, from_identity
 from methods.backbone import Geometry
 from methods.errors import UserError
@@ -17,16 +23,59 @@ FITTED = (Geometry(384, 6, 12, 1536), Geometry(320, 5, 7, 1280))
 
 
 def identity(subject: Subject) -> None:
-    """The stored identity is JSON, and the method comes back from it."""
+    """The stored identity is JSON, the method comes back from it, and what is `idle` changes nothing."""
     method = subject.method
     stored = json.loads(json.dumps(method.identity()))
     expect(bool(method.label.strip()), "the label is empty")
     expect(stored["method"] == method.name, f"identity names '{stored['method']}', not '{method.name}'")
+    for name, other in _others(method):
+        if name in method.idle:
+            same = same_bits(_in_training(subject, other), _in_training(subject, method))
+            expect(same, f"idle names {name}, yet {name}={dict(other)[name]} changes the outputs")
     if method.name not in METHODS or METHODS.get(method.name) is not type(method):
         raise NotApplicable(f"{type(method).__name__} is not registered as '{method.name}'")
     again = from_identity(stored)
     expect(again.identity() == method.identity(), "from_identity gives a method of another identity")
     expect(again.size == method.size, "from_identity gives a method of another size")
+
+
+def _in_training(subject: Subject, method: Method) -> Tensor:
+    """Outputs off the start, as the start, the forward and dropout make them."""
+    backbone, _ = subject.randomised(method=method)
+    backbone.module.train()
+    torch.default_generator.manual_seed(7)
+    logits: Tensor = backbone.module(**subject.batch())
+    return logits.detach()
+
+
+def _others(method: Method) -> Iterator[tuple[str, Method]]:
+    """The method with one option changed, for every option of which another value can be told."""
+    for name, value in method:
+        for other in _other_values(value, type(method).model_fields[name].annotation):
+            # Not every value goes with all the others.
+            with suppress(UserError, ValueError):
+                yield name, type(method).model_validate({**dict(method), name: other})
+
+
+def _other_values(value: Any, annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Literal:
+        return [other for other in get_args(annotation) if other != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, float):
+        return [value / 2 or 0.2]
+    return [value + 1] if isinstance(value, int) else []
+
+
+def _expect_options_kept(method: Method, what: str, sized: Callable[[Method], Method]) -> None:
+    """Giving a method a size leaves its other options alone."""
+    small, large = (dict(method.isorank(rank)) for rank in (2, 3))
+    for name, other in _others(method):
+        if small[name] != large[name]:
+            continue
+        with suppress(UserError):
+            kept, given = dict(sized(other))[name], dict(other)[name]
+            expect(kept == given, f"{what} of a method with {name}={given} gives one with {name}={kept}")
 
 
 def count(subject: Subject) -> str:
@@ -63,7 +112,10 @@ def _sizes(method: Method) -> list[Method]:
 
 
 def isorank(subject: Subject) -> None:
-    """`isorank` makes every rank equal, and a higher one never counts less."""
+    """`isorank` makes every rank equal, and a higher one never counts less.
+
+    `with_size` gives the ranks that it is asked for, each has a name and a limit, and options stay.
+    """
     method = _sizeable(subject)
     counts = []
     smallest, *_ = _smallest(method, FITTED[0]).size or (1,)
@@ -73,10 +125,18 @@ def isorank(subject: Subject) -> None:
         expect(set(sized.size or ()) == {rank}, f"isorank({rank}) has ranks {sized.size}")
         counts.append(sized.count(FITTED[0]))
     expect(counts == sorted(counts) and counts[0] < counts[-1], f"counts do not grow with the rank: {counts}")
+    names, limits = method.rank_names, method.rank_limits(FITTED[0])
+    ranks = tuple(range(2, 2 + len(method.size or ())))
+    for what, found in (("rank_names", names), ("rank_limits", limits)):
+        expect(len(found) == len(ranks), f"{what} has {len(found)} entries for {len(ranks)} ranks: {found}")
+    sized = method.with_size(ranks)
+    expect(sized.size == ranks, f"with_size({ranks}) has ranks {sized.size}")
+    _expect_options_kept(method, "isorank", lambda other: other.isorank(2))
+    _expect_options_kept(method, "with_size", lambda other: other.with_size(ranks))
 
 
 def fit(subject: Subject) -> str:
-    """`fit` comes as near to a budget as the ranks allow, and refuses what none can meet."""
+    """`fit` comes as near to a budget as ranks allow, keeps the options, and refuses what none can meet."""
     method, worst = _sizeable(subject), 0.0
     for geometry in FITTED:
         # LoRA's smallest, or the method's own where that is larger.
@@ -102,6 +162,7 @@ def fit(subject: Subject) -> str:
                 tolerance = method.fit_tolerance
                 expect(abs(total / budget - 1) <= tolerance, f"{where}, more than {tolerance:.0%} away")
         expect(counts == sorted(counts), f"a larger budget gives a smaller count at {geometry}: {counts}")
+    _expect_options_kept(method, "fit", lambda other: other.fit(FITTED[0], counts[-1]))
     try:
         tiny = method.fit(FITTED[0], 0)
     except UserError:
