@@ -31,7 +31,7 @@ def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: 
             "run": record.run_id,
             "trial": record.trial_id,
             "method": method.label,
-            "ranks": ", ".join(map(str, method.size or ())) or "–",
+            "ranks": ", ".join(map(str, stored.ranks)) or "–",
             "adapter parameters": f"{adapter.parameter_count:,}",
             "task": trial.task.task,
             "score": f"{record.score:.4f} ({record.tag(Tag.METRIC)}, {trial.evaluate} split)",

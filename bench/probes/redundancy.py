@@ -281,7 +281,7 @@ def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) ->
             trial_id=stored.trial.id,
             run_id=stored.record.run_id,
             method=stored.method.label,
-            ranks=stored.method.size or (),
+            ranks=stored.ranks,
             metric=stored.record.tag(Tag.METRIC),
             norm=total**0.5,
             modes=modes,

@@ -50,6 +50,17 @@ class StoredTrial:
         """Whether its files are known to be what the trial left; an older version stored no hashes."""
         return {Artifact.CONFIG, Artifact.ADAPTER} <= hashes(self.record).keys()
 
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The method's, but those that training left of the modes or bonds whose ranks it cuts.
+
+        What it leaves of each layer (AdaLoRA) is on average the method's.
+        """
+        left = list(self.adapter.final_ranks().values())
+        if left and all(len(one) == 1 for one in left):
+            return tuple(rank for (rank,) in left)
+        return self.method.size or ()
+
     def content(self, name: Artifact) -> bytes:
         """What an artifact holds. Raises UserError where it cannot be had, or was changed."""
         return _content(self.store, self.record, name)

@@ -126,7 +126,7 @@ class Redundancy(Wired):
     method: str
     ranks: tuple[int, ...]
     metric: str
-    #: Of the update of the attention projections.
+    #: Of the whole update, the MLP's too.
     norm: float
     modes: Mapping[str, Spectrum]
     components: tuple[ComponentWorth, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from bench.execution.driver import execute
 from bench.execution.inline import Inline
 from bench.execution.session import session
 from bench.export import Exported, export_run
+from bench.probes.redundancy import analyse
 from bench.store.records import Record
 from bench.store.store import Store
 from bench.tasks import TASKS, prepare
@@ -60,6 +62,24 @@ def stored(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path],
     other = plan(VISION, seeds=[7])
     begun(store, other.trials[0], other.rows).kill()
     return Stored(uri, store.records())
+
+
+def test_ranks_that_training_cut_are_those_that_it_left(
+    tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    uri = new_store(tmp_path)
+    store = Store.create(uri, "toy")
+    cut = {"method": "tenslora", "variant": "qkv", "ranks": [6, 3, 2], "cuts": {"times": 1, "last": 0.5}}
+    made = plan(VISION, methods=[cut])
+    with session(store) as at_work, Inline("cpu") as place:
+        execute(made, list(made.trials), at_work, place, lambda event: None)
+    (record,) = store.records()
+    left = [rank for (rank,) in json.loads(record.tag(Tag.FINAL_RANKS)).values()]
+    assert left != [6, 3, 2]
+    exported = export_run(uri, record.run_id, tmp_path / "export")
+    told = json.loads((exported.folder / "export.json").read_text())
+    assert told["ranks"] == ", ".join(map(str, left))
+    assert list(analyse(uri, record.run_id, drops=False).ranks) == left
 
 
 @pytest.mark.parametrize("method", ["LoRA", "TensLoRA"])
