@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 from xml.etree import ElementTree
 
 import pytest
@@ -120,6 +121,14 @@ def test_every_option_of_a_method_is_documented_with_its_default() -> None:
             name: default(field, "–" if name == "cuts" else "free").strip('"')
             for name, field in fields.items()
         }
+
+
+def test_every_value_that_a_method_takes_is_documented() -> None:
+    for heading, accepted in told("methods.md", column=2).items():
+        for option, values in accepted.items():
+            annotation = METHODS.get(heading.strip("`")).model_fields[option].annotation
+            if get_origin(annotation) is Literal:
+                assert values.replace("`", "").split(", ") == list(get_args(annotation)), (heading, option)
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
