@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ from bench.wire.start import Start, StoredConfig
 from bench.wire.text import all_storable, storable
 from bench.wire.trial import Ending, Progress
 from bench.wire.words import PROVENANCE, YES, Artifact, EndStatus, Kind, Measure, Status, Tag, validation_key
+
+#: What MLflow takes as a part of a parameter's name.
+PLAIN_KEY = re.compile(r"[\w.\- ]{1,80}")
 
 #: Seconds between two writes of a running trial's progress: each write is a transaction.
 PROGRESS_EVERY = 2.0
@@ -167,10 +171,13 @@ class TrialRun:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """The parameters of a run: a trial's configuration, with dots in the keys of what is nested."""
+    """The parameters of a run: a trial's configuration, with dots in the keys of what is nested.
+
+    A mapping with keys that are no name of a parameter, classes of a user's say, is one value.
+    """
     found: dict[str, str] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(map(PLAIN_KEY.fullmatch, value)):
             found |= flat(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = str(value)

@@ -212,6 +212,16 @@ def test_more_parameters_and_metrics_than_a_request_takes_are_stored(store: Stor
     assert store.client.get_run(run.run_id).data.params["key249"] == "249"
 
 
+def test_a_mapping_with_keys_of_a_user_is_one_parameter(store: Store) -> None:
+    run = begin(store, plan())
+    run.start({"own": {"classes": {"bad?": "poor", "good!": "fine"}, "sizes": {"train": 3}}}, {})
+    params = store.client.get_run(run.run_id).data.params
+    assert {key: value for key, value in params.items() if key.startswith("own.")} == {
+        "own.classes": "{'bad?': 'poor', 'good!': 'fine'}",
+        "own.sizes.train": "3",
+    }
+
+
 @pytest.mark.parametrize("error", [MlflowException("no"), OSError(28, "No space left on device")])
 def test_a_store_that_takes_nothing_more_is_told_from_a_failing_trial(
     store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
