@@ -20,13 +20,22 @@ Item = TypeVar("Item")
 out = VisibleConsole(width=None if sys.stdout.isatty() else 120, emoji=False)
 err = VisibleConsole(stderr=True, width=None if sys.stderr.isatty() else 120, emoji=False)
 
-#: A comma between two names: neither in the brackets of a label, `LoRA (rank=8, scale=2)`, nor of thousands.
-COMMA = re.compile(r",(?![^(\[]*[)\]])(?!\d{3}(?!\d))")
+#: A comma that is none of thousands.
+COMMA = re.compile(r",(?!\d{3}(?!\d))")
+#: A pair of brackets, with none inside.
+BRACKETS = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]")
 
 
 def split_names(text: str) -> list[str]:
-    """The names that an option has when it is given once. Every option that takes several reads them so."""
-    return [name.strip() for name in COMMA.split(text)]
+    """The names that an option has when it is given once. Every option that takes several reads them so.
+
+    A comma in the brackets of a label, `LoRA (rank=8, scale=2)`, is part of a name.
+    """
+    outside = text
+    while pair := BRACKETS.search(outside):
+        outside = outside.replace(pair[0], " " * len(pair[0]))
+    ends = [comma.start() for comma in COMMA.finditer(outside)]
+    return [text[a:b].strip() for a, b in zip([0, *(end + 1 for end in ends)], [*ends, None], strict=True)]
 
 
 def split_pairs(text: str) -> list[tuple[str, str]]:

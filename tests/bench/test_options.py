@@ -37,6 +37,8 @@ BOTH: dict[str, Any] = {
         ("lora, head_only", ["lora", "head_only"]),
         ("LoRA (scale=2.0, dropout=0.1),head_only", ["LoRA (scale=2.0, dropout=0.1)", "head_only"]),
         ("LoRA [augmentation=[flip, crop], lr=0.1],a", ["LoRA [augmentation=[flip, crop], lr=0.1]", "a"]),
+        ("LoRA [lr=0.1, augmentation=[flip, crop]],a", ["LoRA [lr=0.1, augmentation=[flip, crop]]", "a"]),
+        ("LORA (config={'a': 1, 'b': (2, 3)}), a", ["LORA (config={'a': 1, 'b': (2, 3)})", "a"]),
         ("30,000 parameters,own size", ["30,000 parameters", "own size"]),
         ("1,000,000 parameters", ["1,000,000 parameters"]),
         ("isorank 4,isorank 16", ["isorank 4", "isorank 16"]),
