@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,7 +14,7 @@ from bench.plan.make import make_plan
 from bench.process.files import sha256
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, RepositoryKind, commit_of, snapshot
 from bench.suite.load import load_suite
-from bench.suite.lock import Lock, Locked, hub_task, lock_path, read_lock
+from bench.suite.lock import Lock, Locked, at_revision, hub_task, lock_path, read_lock
 from bench.suite.suite import Suite
 from bench.tasks import prepare
 from bench.tasks.hub import HubTask
@@ -28,9 +29,10 @@ def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | 
     """
     suite, lock_file = load_suite(path, locked=False), lock_path(path)
     old = read_lock(lock_file) if lock_file.exists() and not update else Lock()
+    several = Counter(name for name, _ in {(spec.hub_name, spec.revision) for spec in suite.backbones})
     lock = Lock(
         backbones={
-            spec.hub_name: _lock_backbone(spec, old.backbones.get(spec.hub_name), notify)
+            at_revision(spec) if several[spec.hub_name] > 1 else spec.hub_name: _lock_backbone(spec, old.of(spec), notify)
             for spec in suite.backbones
             if spec.hub_name is not None
         },

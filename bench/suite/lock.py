@@ -43,7 +43,7 @@ class Locked(Frozen):
 
 class Lock(Frozen):
     """What a suite's hub repositories are: of backbones by the name in the suite (`owner/model` or
-    `timm:model`), of tasks by the task's name."""
+    `timm:model`), with `@` and the revision where there are several of one, of tasks by the task's name."""
 
     version: Literal[1] = VERSION
     backbones: dict[str, Locked] = {}
@@ -57,22 +57,26 @@ class Lock(Frozen):
         backbones = []
         for spec in suite.backbones:
             if spec.hub_name is not None:
-                entry = self._entry(self.backbones, spec.hub_name, None, spec.revision, path)
+                entry = self._entry(self.of(spec), spec.hub_name, None, spec.revision, path)
                 spec = spec.at(entry.revision).lock(entry.locked)
             backbones.append(spec)
         tasks = []
         for row in suite.tasks:
             if (task := hub_task(row)) is not None:
-                entry = self._entry(self.tasks, row.task, task.where, task.source.revision, path)
+                locked = self.tasks.get(row.task)
+                entry = self._entry(locked, row.task, task.where, task.source.revision, path)
                 source = DataSource(hub=entry.repository, revision=entry.revision)
                 row = row.model_copy(update={"source": source.lock(entry.locked)})
             tasks.append(row)
         return suite.model_copy(update={"backbones": tuple(backbones), "tasks": tuple(tasks)})
 
+    def of(self, spec: BackboneSpec) -> Locked | None:
+        """What a backbone from a hub is locked to; None where it is not."""
+        return self.backbones.get(at_revision(spec)) or self.backbones.get(str(spec.hub_name))
+
     def _entry(
-        self, entries: dict[str, Locked], name: str, repository: str | None, asked: str | None, path: Path
+        self, entry: Locked | None, name: str, repository: str | None, asked: str | None, path: Path
     ) -> Locked:
-        entry = entries.get(name)
         if (
             entry is None
             or asked not in (entry.asked, entry.revision)
@@ -96,6 +100,11 @@ class Lock(Frozen):
                 unfinished.write_text(head + written(self.model_dump(mode="json")), encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write lock {path}: {error.strerror}") from error
+
+
+def at_revision(spec: BackboneSpec) -> str:
+    """What a lock calls a backbone from a hub of which the suite asks for several revisions."""
+    return f"{spec.hub_name}@{spec.revision or 'main'}"
 
 
 def stored_suite(suite: Suite) -> StoredSuite:

@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.backbones import load
+import bench.fetch
+from bench.backbones import BackboneSpec, load
 from bench.plan.make import make_plan
 from bench.plan.trial import Trial
 from bench.store.store import Store
 from bench.suite.load import load_suite
-from bench.suite.lock import lock_path
+from bench.suite.lock import Locked, lock_path
 from bench.tasks import DataSource
 from bench.wire.start import StoredConfig
 from bench.wire.words import Artifact
 from methods import UserError
 
 from ..hub_stand_in import Hub, client
+from ..toy_suites import TEXT, write
 from .paper_hub import (
     GLUE,
     ROBERTA,
@@ -74,6 +76,26 @@ def digest(hub: Hub, split: str) -> str:
     return hashlib.sha256(
         (hub.folders[GLUE] / f"mrpc/{split}-00000-of-00001.parquet").read_bytes()
     ).hexdigest()
+
+
+def test_two_revisions_of_a_repository_are_locked_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = {None: "0" * 40, "step1000": "1" * 40}
+
+    def locked(spec: BackboneSpec, *_: object) -> Locked:
+        commit = commits[spec.revision]
+        return Locked(repository="me/pythia", asked=spec.revision, revision=commit, files={})
+
+    monkeypatch.setattr(bench.fetch, "_lock_backbone", locked)
+    monkeypatch.setattr(bench.fetch, "_warm", lambda *_: None)
+    backbones = [
+        {"hub": "me/pythia", "label": "trained"},
+        {"hub": "me/pythia", "revision": "step1000", "label": "early"},
+    ]
+    file = write(tmp_path, TEXT, backbones=backbones)
+    bench.fetch.fetch(file, update=False, notify=lambda _: None)
+    assert [spec.revision for spec in load_suite(file).backbones] == list(commits.values())
 
 
 @pytest.fixture
