@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -30,6 +31,13 @@ class Program(TyperGroup):
             err.print("[bold red]error:[/bold red]", end=" ")
             err.print(f"something ended the program before its end: sys.exit({end.code!r})", markup=False)
             ctx.exit(1)
+        except OSError as error:
+            # Whatever asks whether something is there raises this for a name that no system has.
+            if error.errno != errno.ENAMETOOLONG or ctx.params["debug"]:
+                raise
+            err.print("[bold red]error:[/bold red]", end=" ")
+            err.print(f"{error.strerror}: {error.filename}", markup=False, highlight=False, soft_wrap=True)
+            ctx.exit(2)
         except Exception as error:
             # Where nobody has imported the class yet, the error is not of it: usage and help stay quick.
             errors = sys.modules.get("methods.errors")

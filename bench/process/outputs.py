@@ -76,5 +76,10 @@ def prepare_plot(file: Path) -> None:
         raise UserError(f"--plot {file}: accepted endings are {', '.join(PLOTS)}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        there = file.exists()
+        # What is measured takes minutes, and a picture comes last.
+        file.open("ab").close()
+        if not there:
+            file.unlink()
     except OSError as error:
-        raise UserError(f"--plot {file}: cannot make its folder: {error.strerror}") from error
+        raise UserError(f"--plot {file}: cannot be written: {error.strerror}") from error

@@ -144,8 +144,11 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
             f"--store '' names no store: use {DEFAULT_STORE}, a server (http://…) or a database URI"
         )
     uri = with_driver(uri)
-    # A database URI may name its driver: mysql+pymysql.
-    scheme = urlparse(uri).scheme.partition("+")[0]
+    try:
+        # A database URI may name its driver: mysql+pymysql.
+        scheme = urlparse(uri).scheme.partition("+")[0]
+    except ValueError as error:
+        raise UserError(f"store '{shown_uri(uri)}' is no address: {error}") from error
     if uri.startswith(SQLITE):
         database = database_file(uri)
         if not database.name or database.name.startswith(":"):

@@ -126,6 +126,12 @@ def test_bad_input_ends_with_2_before_any_training_and_without_a_traceback(
     assert not (tmp_path / ".tensorbench").exists() or Store.create(uri, "toy").records() == []
 
 
+def test_a_name_that_no_system_has_ends_with_2(call: Call, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    ended = call("site", tmp_path, "--out", long)
+    assert (ended.code, f"File name too long: {long}" in ended.err) == (2, True)
+
+
 @pytest.mark.parametrize("control", ["\x1b[2J", "\u202e"])
 def test_no_name_commands_the_terminal(call: Call, tmp_path: Path, control: str) -> None:
     spelled = f"lo{control}ra".replace(control[0], f"\\u{ord(control[0]):04x}")

@@ -275,11 +275,14 @@ def test_a_plot_that_could_not_be_written_is_refused_beforehand(tmp_path: Path) 
     with pytest.raises(UserError, match=r"--plot .*accepted endings are \.png, \.svg, \.pdf"):
         prepare_plot(tmp_path / "new" / "x.txt")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--plot .*cannot make its folder"):
+    with pytest.raises(UserError, match=r"--plot .*cannot be written: File exists"):
         prepare_plot(tmp_path / "file" / "x.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=r"--plot .*cannot be written: Is a directory"):
+        prepare_plot(tmp_path / "folder.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.png"}
     prepare_plot(tmp_path / "new" / "x.png")
-    assert (tmp_path / "new").is_dir()
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_components_are_each_kind_once() -> None:

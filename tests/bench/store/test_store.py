@@ -263,6 +263,7 @@ def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sqlite:///{folder}", "the store .* is a folder; name a file in it: .*mlflow.db"),
         ("sqlite:///{folder}/a?b.db", r"'.*/a\?b.db' .* no '\?' or '%'"),
         ("sqlite:///{folder}/a%20b.db", r"'.*/a%20b.db' .* no '\?' or '%'"),
+        ("http://[::1", r"store 'http://\[::1' is no address: Invalid IPv6 URL"),
         ("http://127.0.0.1:9", "tracking server at http://127.0.0.1:9 does not answer"),
     ],
 )
