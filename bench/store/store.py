@@ -160,7 +160,7 @@ class Store(Source):
     def artifact(self, record: Record, name: Artifact) -> Path | None:
         """An artifact as a local file; None where the run has none of that name.
 
-        Raises UserError for one that is not as it was stored.
+        Raises UserError for one that is not as it was stored, or cannot be had.
         """
         where = urlparse(record.artifacts)
         if where.scheme in ("", "file"):
@@ -171,10 +171,20 @@ class Store(Source):
             try:
                 uri = f"{record.artifacts}/{name}"
                 path = Path(download_artifacts(artifact_uri=uri, tracking_uri=self.client.tracking_uri))
-            except BROKEN_STORE:
-                return None
+            except BROKEN_STORE as error:
+                if self._lacks(record, name):
+                    return None
+                said = f"{name} of run {record.run_id} ({record.name}) cannot be had: {error}"
+                raise UserError(shown_uri(said)) from error
         check_content(record, name, path)
         return path
+
+    def _lacks(self, record: Record, name: Artifact) -> bool:
+        """Whether a run is known to have no such artifact: MLflow's error is the same where nobody answers."""
+        try:
+            return name not in {file.path for file in self.client.list_artifacts(record.run_id)}
+        except BROKEN_STORE:
+            return False
 
     def read(self, record: Record, name: Artifact) -> bytes | None:
         path = self.artifact(record, name)

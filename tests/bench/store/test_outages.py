@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 import bench.execution.driver
+import bench.store.store
 from bench.execution.driver import patiently, pending
 from bench.execution.session import session
 from bench.store.connect import PATIENCE, StoreError, StoreRefusedError, open_engine
 from bench.store.store import Store
 from bench.store.writer import TrialRun
+from bench.wire.words import Artifact
+from methods import UserError
 
-from ..toy_runs import SHORT, executed
+from ...stored import begun
+from ..toy_runs import SHORT, executed, raising
 from ..toy_suites import plan
 
 NewStore = Callable[[Path], str]
@@ -32,6 +37,21 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 def test_a_database_waits_for_whoever_writes_to_its_file(store: Store) -> None:
     with open_engine(store.uri).connect() as connection:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 1000 * PATIENCE
+
+
+def test_what_a_server_does_not_answer_is_not_taken_for_missing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(methods=["head_only"], training=SHORT)
+    begun(store, made.trials[0], made.rows)
+    record = replace(store.records()[0], artifacts="mlflow-artifacts:/1/x/artifacts")
+    monkeypatch.setattr(bench.store.store, "download_artifacts", raising(MlflowException("no answer")))
+    assert store.read(record, Artifact.PREDICTIONS) is None
+    with pytest.raises(UserError, match=r"config.json of run \w+ \(head only.*\) cannot be had: no answer"):
+        store.read(record, Artifact.CONFIG)
+    monkeypatch.setattr(MlflowClient, "list_artifacts", raising(MlflowException("no answer")))
+    with pytest.raises(UserError, match=r"predictions.parquet of run .* cannot be had"):
+        store.read(record, Artifact.PREDICTIONS)
 
 
 def test_finished_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
