@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from bench.inputs import ImageInput
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.process.memory import MIB
+from bench.suite.choosing import AXES
 from bench.training.saving import Saving
 from bench.wire.words import Measure, Status, Tag
 from methods import Geometry
@@ -28,8 +30,10 @@ UNKNOWN_SIZE = 10_000
 #: measured (docs/decoders.md): the same with and without checkpointing, for any size of batch.
 PASSING_LAYERS = 5
 
-#: What the time of a step depends on: method, backbone and task, as rows and stored trials name them.
+#: What the time of a step depends on: method, backbone and task, as rows and stored trials name them, ...
 Workload = tuple[str, str, str]
+#: ... but for the setting that tuning has behind the method: no step takes longer by it.
+SETTING = re.compile(rf" \[(?:{'|'.join(AXES)}) [^]]*\]$")
 
 
 def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]) -> list[Trial]:
@@ -87,11 +91,11 @@ def seconds_per_step(records: Iterable[Record]) -> dict[Workload, list[float]]:
 
 
 def workload_of(row: Row) -> Workload:
-    return row.method, row.backbone, row.task
+    return SETTING.sub("", row.method), row.backbone, row.task
 
 
 def workload_of_record(record: Record) -> Workload:
-    return record.tag(Tag.METHOD), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
+    return SETTING.sub("", record.tag(Tag.METHOD)), record.tag(Tag.BACKBONE), record.tag(Tag.TASK)
 
 
 def workloads(plan: Plan) -> dict[str, Workload]:

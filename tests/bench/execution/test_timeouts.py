@@ -104,6 +104,16 @@ def test_a_multiple_is_of_what_such_trials_took() -> None:
     assert Limits(None, made, [stored]).seconds(lora) is None
 
 
+def test_a_tuning_s_trials_tell_of_those_of_other_settings() -> None:
+    made = plan(tuning={"trials": 2, "seeds": [9]}, training={"batch_size": 16, "steps": 100})
+    first, second = made.of("tuning").rows
+    tags = {"method": first.method, "backbone": first.backbone, "task": first.task}
+    stored = Record("r", "t", Status.FINISHED, 0, tags, {"cost/seconds": 20.0, "cost/steps": 10.0})
+    (other,) = [trial for trial in made.trials if trial.id in second.trials.values()]
+    assert first.method != second.method
+    assert Limits("5x", made, [stored]).seconds(other) == 5 * 100 * 2.0
+
+
 @pytest.mark.parametrize(("given", "read"), [(60, 60.0), ("90.5", 90.5), ("5x", "5x"), (None, None)])
 def test_a_suite_says_how_long_a_trial_may_take(given: Any, read: Any) -> None:
     assert validate(Suite, {**VISION, "trial_timeout": given}, "toy").trial_timeout == read
