@@ -36,7 +36,7 @@ from bench.store.verified import check_content
 from bench.suite.lock import stored_suite
 from bench.wire import Wired
 from bench.wire.pack import CURVES_BEGIN
-from bench.wire.text import all_storable
+from bench.wire.text import all_storable, run_name
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import did_you_mean
@@ -237,7 +237,7 @@ class Store(Source):
 
         if not (there := same()):
             every = {Tag.KIND: str(kind), **tags, **whose}
-            made = self.client.create_run(self.experiment.experiment_id, tags=every, run_name=name)
+            made = self.client.create_run(self.experiment.experiment_id, tags=every, run_name=run_name(name))
             own: str = made.info.run_id
             # Of drivers that begin in one moment each may have made one, and all go on with the same.
             first = min(same(), key=lambda run: (run.started, run.run_id)).run_id

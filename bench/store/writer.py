@@ -18,7 +18,7 @@ from bench.store.outbox import Letter, Outbox
 from bench.store.plugins import plugin_sources
 from bench.store.store import Store
 from bench.wire.start import Start, StoredConfig
-from bench.wire.text import all_storable, storable
+from bench.wire.text import all_storable, run_name
 from bench.wire.trial import Ending, Progress
 from bench.wire.words import PROVENANCE, YES, Artifact, EndStatus, Kind, Measure, Status, Tag, validation_key
 
@@ -70,7 +70,7 @@ def begin_trial(
     }
     name = f"{row.method} {known[Tag.RANKS]}".rstrip() + f" · {row.task} · seed {trial.seed}"
     run = store.client.create_run(
-        store.experiment.experiment_id, tags=all_storable(known), run_name=storable(name)
+        store.experiment.experiment_id, tags=all_storable(known), run_name=run_name(name)
     )
     return TrialRun(store, run.info.run_id, metric, trial.id)
 

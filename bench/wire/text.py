@@ -6,6 +6,8 @@ from typing import Any
 
 #: What is kept of a message, in characters: MLflow takes no more in one tag.
 LONGEST = 5000
+#: The same of a run's name: SQLite takes any, other databases no more.
+LONGEST_NAME = 250
 
 
 def storable(text: str) -> str:
@@ -18,8 +20,16 @@ def storable(text: str) -> str:
 
 def message(text: str) -> str:
     """A storable text that is no longer than `LONGEST`."""
-    text = storable(text)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return _cut(storable(text), LONGEST)
+
+
+def run_name(text: str) -> str:
+    """A storable name of a run that is no longer than `LONGEST_NAME`."""
+    return _cut(storable(text), LONGEST_NAME)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def all_storable(content: Any) -> Any:

@@ -26,7 +26,7 @@ from bench.store.store import Store
 from bench.store.writer import flat
 from bench.wire.found import FOUND
 from bench.wire.pack import CURVES_BEGIN, TRAVELS
-from bench.wire.text import all_storable, storable
+from bench.wire.text import all_storable, run_name
 from bench.wire.words import Artifact, Kind, Status, Tag
 
 #: Hears how many of how many trials are written.
@@ -135,10 +135,12 @@ def _same(store: Store, search: Record) -> list[Record]:
 def _begin(store: Store, run: Record, parent: str) -> str:
     """Opens a run for what came in a pack. Its owner is this process, so that it is closed if that dies."""
     tags = dict(run.tags) | {Tag.ORIGIN: run.origin, Tag.OWNER: owner(), Tag.PARENT: parent}
+    # MLflow writes this tag itself.
+    tags.pop(Tag.NAME, None)
     if not parent:
         del tags[Tag.PARENT]
     made = store.client.create_run(
-        store.experiment_id, start_time=run.started, tags=all_storable(tags), run_name=storable(run.name)
+        store.experiment_id, start_time=run.started, tags=all_storable(tags), run_name=run_name(run.name)
     )
     run_id: str = made.info.run_id
     return run_id

@@ -18,9 +18,9 @@ from bench.store.connect import StoreError, storing
 from bench.store.records import Record, latest, scores
 from bench.store.store import Store
 from bench.store.trained import find_trial
-from bench.store.writer import TrialRun
+from bench.store.writer import TrialRun, begin_trial
 from bench.wire.trial import Ending, Progress, failed
-from bench.wire.words import Kind, Status
+from bench.wire.words import Kind, Status, Tag
 from methods import UserError
 
 from ...stored import begun
@@ -210,6 +210,16 @@ def test_more_parameters_and_metrics_than_a_request_takes_are_stored(store: Stor
         (i, i / 2) for i in range(1, 2501)
     ]
     assert store.client.get_run(run.run_id).data.params["key249"] == "249"
+
+
+def test_a_run_s_name_is_as_long_as_every_database_takes(store: Store) -> None:
+    made = plan()
+    row = made.rows[0].model_copy(update={"method": "m" * 300})
+    begin_trial(store, made.trials[0], [row], "accuracy", "none")
+    store.begin(Kind.SEARCH, "s" * 300, {Tag.STUDY: "s" * 300}, "d")
+    names = [record.name for kind in (Kind.TRIAL, Kind.SEARCH) for record in store.records(kind)]
+    assert [len(name) for name in names] == [250, 250]
+    assert all(name.endswith("…") for name in names)
 
 
 def test_a_mapping_with_keys_of_a_user_is_one_parameter(store: Store) -> None:
