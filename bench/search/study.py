@@ -6,7 +6,7 @@ import json
 import random
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import copy as shallow_copy
 from itertools import product
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from bench.execution.driver import patiently
 from bench.execution.perform import Event
 from bench.metrics import METRICS
 from bench.plan.cells import Cell
@@ -26,7 +27,7 @@ from bench.search.nested import Nested, about
 from bench.search.point import Point
 from bench.search.space import RankSpace
 from bench.store.connect import shown_uri
-from bench.store.records import comparable
+from bench.store.records import comparable, latest
 from bench.suite.choosing import Search
 from bench.suite.recipe import Recipe
 from bench.training.loop import Pruned
@@ -153,7 +154,7 @@ class RankSearch:
     def run(self, nested: Nested) -> None:
         """Tries points until as many are done as were asked for, or raises what stopped it."""
         try:
-            self._try_again(nested.again)
+            self._try_again(nested)
             self._try_all(nested)
         except optuna.exceptions.StorageInternalError as error:
             raise UserError(
@@ -182,7 +183,7 @@ class RankSearch:
             self._take(nested)
 
     def _trials(self) -> list[FrozenTrial]:
-        """The study's trials. Those whose failures are to be tried again count as interrupted."""
+        """The study's trials. Those that are to be tried again count as interrupted."""
         attributes, found = self._study.user_attrs, []
         for trial in self._study.get_trials(deepcopy=False):
             if f"again {trial.number}" in attributes:
@@ -191,11 +192,18 @@ class RankSearch:
             found.append(trial)
         return found
 
-    def _try_again(self, failures: Mapping[str, str]) -> None:
-        """Marks the points of these failed trials as untried: Optuna changes no trial that has ended."""
-        for trial in self._trials():
-            ids = trial.user_attrs.get("trials", {}).values()
-            if trial.state in DONE and "failure" in trial.user_attrs and any(id_ in failures for id_ in ids):
+    def _try_again(self, nested: Nested) -> None:
+        """Marks points as untried whose failures are to be tried again, or whose trials are stored no more:
+        Optuna changes no trial that has ended.
+        """
+        # In this order: what another process tries meanwhile is stored before it is told here.
+        trials, stored = self._trials(), latest(patiently(nested.store, nested.store.records))
+        for trial in trials:
+            ids = list(trial.user_attrs.get("trials", {}).values())
+            failed = "failure" in trial.user_attrs and any(id_ in nested.again for id_ in ids)
+            # One that was given up has not run its later seeds.
+            ran = ids if trial.state == TrialState.COMPLETE else ids[:1]
+            if trial.state in DONE and (failed or any(id_ not in stored for id_ in ran)):
                 self._study.set_user_attr(f"again {trial.number}", True)
 
     def _release(self, nested: Nested) -> None:

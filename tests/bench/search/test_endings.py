@@ -23,7 +23,7 @@ from bench.search.nested import Nested
 from bench.store.store import Store
 from bench.training.loop import Pruned
 from bench.wire.trial import Ending, lost
-from bench.wire.words import Kind, Measure
+from bench.wire.words import Kind, Measure, Tag
 
 from ..toy_runs import raising
 from ..toy_suites import suite
@@ -71,6 +71,18 @@ def test_a_point_that_failed_is_tried_again_only_when_asked(
     assert search("--retry-failed") == ["COMPLETE", "COMPLETE"]
     assert made.ended.code == 0
     assert search("--retry-failed") == ["COMPLETE", "COMPLETE"]
+    assert sorted(trial["ranks"] for trial in made.artifact()["trials"]) == [[1], [2]]
+
+
+def test_a_point_whose_run_was_deleted_is_tried_again(
+    tmp_path: Path, new_store: NewStore, call: Call
+) -> None:
+    made = run(tmp_path, new_store, call, methods=["lora"], search={"trials": 2})
+    before = {record.trial_id for record in made.store.records()}
+    record = next(record for record in made.store.records() if record.tag(Tag.PHASE) == "search")
+    made.store.client.delete_run(record.run_id)
+    assert call("search", made.suite, "--store", made.uri).code == 0
+    assert {record.trial_id for record in made.store.records()} == before
     assert sorted(trial["ranks"] for trial in made.artifact()["trials"]) == [[1], [2]]
 
 
