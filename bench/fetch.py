@@ -32,7 +32,9 @@ def fetch(path: Path, *, update: bool, notify: Callable[[str], None]) -> Path | 
     several = Counter(name for name, _ in {(spec.hub_name, spec.revision) for spec in suite.backbones})
     lock = Lock(
         backbones={
-            at_revision(spec) if several[spec.hub_name] > 1 else spec.hub_name: _lock_backbone(spec, old.of(spec), notify)
+            (at_revision(spec) if several[spec.hub_name] > 1 else spec.hub_name): _lock_backbone(
+                spec, old.of(spec), notify
+            )
             for spec in suite.backbones
             if spec.hub_name is not None
         },

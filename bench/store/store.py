@@ -180,7 +180,7 @@ class Store(Source):
         return path
 
     def _lacks(self, record: Record, name: Artifact) -> bool:
-        """Whether a run is known to have no such artifact: MLflow's error is the same where nobody answers."""
+        """Whether a run is known to have no such artifact: MLflow's error is the same where none answers."""
         try:
             return name not in {file.path for file in self.client.list_artifacts(record.run_id)}
         except BROKEN_STORE:
