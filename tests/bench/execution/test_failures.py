@@ -154,14 +154,14 @@ def test_a_trial_in_a_worker_is_never_interrupted_by_itself() -> None:
     assert (ending.status, ending.failure) == ("failed", "error: KeyboardInterrupt: ")
 
 
-def test_a_pruned_trial_is_told_stored_and_does_not_run_again(
+def test_a_pruned_trial_is_told_and_stored_and_is_no_result_for_others(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(methods=["lora"], training=SHORT)
     monkeypatch.setattr(bench.execution.perform, "run_trial", raising(Pruned()))
     assert [event.kind for event in run_inline(store, made)] == ["started", "pruned"]
     assert [record.status for record in store.records()] == ["PRUNED"]
-    assert pending(made, store) == []
+    assert pending(made, store) == list(made.trials)
     assert failures(store) == {}
 
 

@@ -126,7 +126,7 @@ def test_the_interval_of_the_median_covers_it() -> None:
         (("--rank-modes", "isorang"), "did you mean 'isorank'"),
         (("--methods", "loraa"), "did you mean"),
         (("--plot", "perf.jpeg"), "accepted endings are .png, .svg, .pdf"),
-        (("--plot", "/proc/nowhere/perf.png"), "cannot make its folder"),
+        (("--plot", "/proc/nowhere/perf.png"), "cannot be written"),
         (("--device", "cuda"), "no CUDA device"),
     ],
 )
