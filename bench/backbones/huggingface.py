@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from bench.backbones.base import (
     MOST_KEYS,
     BackboneInfo,
     LoadedBackbone,
-    channels,
     check_safetensors,
     check_shape,
     pixel_size,
@@ -26,7 +24,8 @@ from bench.backbones.base import (
     refuse_image_size,
 )
 from bench.backbones.fused import Split, SplitHeads, transposed
-from bench.backbones.kinds import KINDS, MAY_EXCEED, MAY_MISS, MODEL_TYPES, UNEMBEDDINGS, Kind, Normalisation
+from bench.backbones.kinds import KINDS, MAY_EXCEED, MAY_MISS, MODEL_TYPES, UNEMBEDDINGS, Kind
+from bench.backbones.preprocessing import normalisation
 from bench.backbones.untrusted import refuse_choices
 from bench.inputs import ImageInput, ModelInput, TextInput
 from bench.process.files import sha256_of_all
@@ -329,40 +328,7 @@ def _model_input(folder: Path, config: Any, name: str, image_size: int | None) -
             decodes=kind.decodes,
         )
     size, patch = _side(config.image_size, name), _side(config.patch_size, name)
-    return ImageInput(pixel_size(name, size, image_size, patch), *_normalisation(folder, kind.normalisation))
-
-
-def _normalisation(folder: Path, usual: Normalisation) -> Normalisation:
-    """What a folder says that pixels are normalised by; what is usual where it does not say."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return usual
-    settings = read_object(file)
-    if settings.get("do_rescale") is False:
-        raise UserError(
-            f"{file}: do_rescale is false, which is for pixels from 0 to 255; here they are from 0 to 1"
-        )
-    factor = settings.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-        raise UserError(
-            f"{file}: rescale_factor should be 1/255, so that pixels are from 0 to 1 (got {shown(factor)})"
-        )
-    if settings.get("do_normalize") is False:
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = (
-        _channels(file, field, settings.get(field, values))
-        for field, values in zip(("image_mean", "image_std"), usual, strict=True)
-    )
-    return mean, std
-
-
-def _channels(file: Path, field: str, values: Any) -> tuple[float, float, float]:
-    try:
-        return channels(values)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{file}: {field} should be three numbers, for red, green and blue (got {shown(values)})"
-        ) from error
+    return ImageInput(pixel_size(name, size, image_size, patch), *normalisation(folder, kind.normalisation))
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
