@@ -28,24 +28,24 @@ class Program(TyperGroup):
             # No command ends so: a plug-in does, or a library, and nothing tells what is left undone.
             if ctx.params["debug"]:
                 raise
-            err.print("[bold red]error:[/bold red]", end=" ")
-            err.print(f"something ended the program before its end: sys.exit({end.code!r})", markup=False)
-            ctx.exit(1)
+            _end(ctx, 1, f"something ended the program before its end: sys.exit({end.code!r})")
         except OSError as error:
             # Whatever asks whether something is there raises this for a name that no system has.
             if error.errno != errno.ENAMETOOLONG or ctx.params["debug"]:
                 raise
-            err.print("[bold red]error:[/bold red]", end=" ")
-            err.print(f"{error.strerror}: {error.filename}", markup=False, highlight=False, soft_wrap=True)
-            ctx.exit(2)
+            _end(ctx, 2, f"{error.strerror}: {error.filename}")
         except Exception as error:
             # Where nobody has imported the class yet, the error is not of it: usage and help stay quick.
             errors = sys.modules.get("methods.errors")
             if errors is None or not isinstance(error, errors.UserError) or ctx.params["debug"]:
                 raise
-            err.print("[bold red]error:[/bold red]", end=" ")
-            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
-            ctx.exit(2)
+            _end(ctx, 2, str(error))
+
+
+def _end(ctx: Any, code: int, why: str) -> None:
+    err.print("[bold red]error:[/bold red]", end=" ")
+    err.print(why, markup=False, highlight=False, soft_wrap=True)
+    ctx.exit(code)
 
 
 app = typer.Typer(

@@ -28,9 +28,10 @@ def identity(subject: Subject) -> None:
     stored = json.loads(json.dumps(method.identity()))
     expect(bool(method.label.strip()), "the label is empty")
     expect(stored["method"] == method.name, f"identity names '{stored['method']}', not '{method.name}'")
-    for name, other in _others(method):
-        if name in method.idle:
-            same = same_bits(_in_training(subject, other), _in_training(subject, method))
+    if idle := [(name, other) for name, other in _others(method) if name in method.idle]:
+        own = _in_training(subject, method)
+        for name, other in idle:
+            same = same_bits(_in_training(subject, other), own)
             expect(same, f"idle names {name}, yet {name}={dict(other)[name]} changes the outputs")
     if method.name not in METHODS or METHODS.get(method.name) is not type(method):
         raise NotApplicable(f"{type(method).__name__} is not registered as '{method.name}'")

@@ -12,7 +12,10 @@ from bench.conformance import BACKBONES, CHECKS, DECODERS, run_checks
 from methods.backbone import Geometry, Site
 from methods.errors import NotLowRank, UserError
 
-from .faulty import FAULTS, DiffersWhenCompiled, Pairs, RaisesAnotherError
+from . import faulty, faulty_sizes
+from .faulty import DiffersWhenCompiled, Pairs, RaisesAnotherError
+
+FAULTS = faulty_sizes.FAULTS | faulty.FAULTS
 
 
 def test_a_method_of_a_plug_in_passes() -> None:
@@ -32,12 +35,12 @@ def test_a_method_that_takes_all_weights_for_squares_is_caught_on_decoders() -> 
 
 
 @pytest.mark.parametrize(
-    ("faulty", "check", "message"),
+    ("method", "check", "message"),
     [(m, *v) for m, v in FAULTS.items()],
-    ids=[faulty.__name__ for faulty in FAULTS],
+    ids=[method.__name__ for method in FAULTS],
 )
-def test_the_checks_catch(faulty: type[Pairs], check: str, message: str) -> None:
-    (result,) = run_checks(faulty(rank=3), backbones=["bert"], checks=[check])
+def test_the_checks_catch(method: type[Pairs], check: str, message: str) -> None:
+    (result,) = run_checks(method(rank=3), backbones=["bert"], checks=[check])
     assert result.status == "failed", result
     assert re.search(message, result.message), result.message
 

@@ -2,110 +2,36 @@
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from safetensors.torch import load, save
 
-import bench.verify.rerun
 from bench.plan.trial import Trial
 from bench.process.files import sha256_of
 from bench.sources.assets import prepared
 from bench.store.pack.reading import open_pack
 from bench.store.pack.writing import write_pack
-from bench.store.records import Record
 from bench.store.results import pack, unpack
 from bench.store.store import Store
-from bench.store.verified import hashes
 from bench.verify import verify
 from bench.verify.labels import labels_of
 from bench.verify.plans import examine_plan
 from bench.wire.start import StoredConfig
-from bench.wire.words import Artifact, Kind, Status, Tag
+from bench.wire.words import Artifact, Kind, Tag
 from methods import UserError
 
 from ...packs import changed, edit_json, packed
 from ...reports import made_up
-from ..toy_runs import SHORT, raising, run_inline
+from ..toy_runs import SHORT, run_inline
 from ..toy_suites import plan
+from .kept import Kept
 
 Call = Callable[..., Any]
-
-
-@dataclass
-class Kept:
-    """A store with two finished trials, which a test may break."""
-
-    store: Store
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.store.uri.removeprefix("sqlite:///")).parent
-
-    @property
-    def record(self) -> Record:
-        return next(record for record in self.store.records() if record.tag(Tag.FAMILY) == "lora")
-
-    def file(self, name: Artifact, kind: Kind = Kind.TRIAL) -> Path:
-        record = self.record if kind == Kind.TRIAL else self.store.records(kind)[-1]
-        return Path(record.artifacts.removeprefix("file://")) / name
-
-    def tag(self, tag: Tag, value: str) -> None:
-        self.store.client.set_tag(self.record.run_id, tag, value)
-
-    def measure(self, key: str, value: float) -> None:
-        with closing(sqlite3.connect(self.folder / "mlflow.db")) as database, database:
-            changed = "update latest_metrics set value = ? where run_uuid = ? and key = ?"
-            assert database.execute(changed, [value, self.record.run_id, key]).rowcount == 1
-
-    def replace(self, name: Artifact, content: bytes) -> None:
-        """Changes an artifact and the hash that is stored of it."""
-        self.file(name).write_bytes(content)
-        self.tag(Tag.HASHES, json.dumps(hashes(self.record) | {str(name): sha256_of(content)}))
-
-    def predictions(self, change: Callable[[pd.DataFrame], None]) -> bytes:
-        frame, file = pd.read_parquet(self.file(Artifact.PREDICTIONS)), io.BytesIO()
-        change(frame)
-        frame.to_parquet(file, index=False)
-        return file.getvalue()
-
-    def configuration(self, change: Callable[[dict[str, Any]], None]) -> bytes:
-        content = json.loads(self.file(Artifact.CONFIG).read_text())
-        change(content)
-        return json.dumps(content).encode()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Kept:
-    folder = tmp_path_factory.mktemp("verified") / "store"
-    folder.mkdir()
-    store = Store.create(new_store(folder), "toy")
-    run_inline(store, plan(methods=["lora", {"method": "head_only", "label": "the floor"}], training=SHORT))
-    shutil.copytree(folder, folder.with_name("whole"))
-    return Kept(store)
-
-
-@pytest.fixture
-def kept(made: Kept) -> Iterator[Kept]:
-    yield made
-    whole, folder = made.folder.with_name("whole"), made.folder
-    shutil.copytree(whole / "mlartifacts", folder / "mlartifacts", dirs_exist_ok=True)
-    # MLflow holds connections, which a copied file would pull the rug from under.
-    with (
-        closing(sqlite3.connect(whole / "mlflow.db")) as kept,
-        closing(sqlite3.connect(folder / "mlflow.db")) as db,
-    ):
-        kept.backup(db)
 
 
 def _all_right(frame: pd.DataFrame) -> None:
@@ -341,51 +267,6 @@ def test_a_pack_keeps_the_hash_of_a_suite_whose_folders_stay_behind(kept: Kept, 
     assert stored.start is not None
     assert stored.start.suite.text == "backbones: [{local: …/weights}]\n"
     assert verify("", [str(pack)]).ok
-
-
-def test_a_sample_runs_again_and_says_how_near_it_has_to_come(kept: Kept) -> None:
-    found = verify(kept.store.uri, reruns=5)
-    assert found.ok
-    assert sorted(one.trial for one in found.reruns) == sorted(
-        record.trial_id for record in kept.store.records() if record.status == Status.FINISHED
-    )
-    assert all((one.score, one.allowed) == (one.stored, 1e-6) for one in found.reruns)
-    (first,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
-    (again,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
-    assert first.trial == again.trial
-
-
-def test_a_trial_whose_data_are_not_here_cannot_run_again(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench.verify.rerun, "prepare_all", raising(UserError("no data here")))
-    found = verify(kept.store.uri, reruns=1)
-    assert [(one.what, one.why) for one in found.unchecked] == [("score of another run", "no data here")]
-    assert (found.verified, found.reruns, found.ok) == (1, [], False)
-
-
-def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: Kept) -> None:
-    """Labels are changed, and all that follows from them alone."""
-
-    def change(frame: pd.DataFrame) -> None:
-        frame.loc[:, "label"] = frame["prediction"]
-
-    kept.store.client.set_tag(kept.record.run_id, "provenance.cpu", "another")
-    content = kept.predictions(change)
-    kept.replace(Artifact.PREDICTIONS, content)
-    frame = pd.read_parquet(io.BytesIO(content))
-    logits = torch.tensor(frame.filter(like="logit_").to_numpy())
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(frame["label"].to_numpy()))
-    kept.measure("score", 1.0)
-    kept.measure("score_loss", loss.item())
-    assert verify(kept.store.uri).ok
-    found = verify(kept.store.uri, reruns=2, tolerance=1.0)
-    assert [fault.what for fault in found.faults] == ["examples and labels"]
-    assert found.verified == 1
-    (elsewhere,) = (one for one in found.reruns if one.run == kept.record.run_id)
-    assert (elsewhere.allowed, elsewhere.reason) == (1.0, "not the same cpu as then")
-    found = verify(kept.store.uri, reruns=2)
-    assert "score of another run, to 0.02" in [fault.what for fault in found.faults]
 
 
 def test_the_caches_are_read_whole(

@@ -1,0 +1,63 @@
+"""A store that tests break."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.process.files import sha256_of
+from bench.store.records import Record
+from bench.store.store import Store
+from bench.store.verified import hashes
+from bench.wire.words import Artifact, Kind, Tag
+
+
+@dataclass
+class Kept:
+    """A store with two finished trials, which a test may break."""
+
+    store: Store
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.store.uri.removeprefix("sqlite:///")).parent
+
+    @property
+    def record(self) -> Record:
+        return next(record for record in self.store.records() if record.tag(Tag.FAMILY) == "lora")
+
+    def file(self, name: Artifact, kind: Kind = Kind.TRIAL) -> Path:
+        record = self.record if kind == Kind.TRIAL else self.store.records(kind)[-1]
+        return Path(record.artifacts.removeprefix("file://")) / name
+
+    def tag(self, tag: Tag, value: str) -> None:
+        self.store.client.set_tag(self.record.run_id, tag, value)
+
+    def measure(self, key: str, value: float) -> None:
+        with closing(sqlite3.connect(self.folder / "mlflow.db")) as database, database:
+            changed = "update latest_metrics set value = ? where run_uuid = ? and key = ?"
+            assert database.execute(changed, [value, self.record.run_id, key]).rowcount == 1
+
+    def replace(self, name: Artifact, content: bytes) -> None:
+        """Changes an artifact and the hash that is stored of it."""
+        self.file(name).write_bytes(content)
+        self.tag(Tag.HASHES, json.dumps(hashes(self.record) | {str(name): sha256_of(content)}))
+
+    def predictions(self, change: Callable[[pd.DataFrame], None]) -> bytes:
+        frame, file = pd.read_parquet(self.file(Artifact.PREDICTIONS)), io.BytesIO()
+        change(frame)
+        frame.to_parquet(file, index=False)
+        return file.getvalue()
+
+    def configuration(self, change: Callable[[dict[str, Any]], None]) -> bytes:
+        content = json.loads(self.file(Artifact.CONFIG).read_text())
+        change(content)
+        return json.dumps(content).encode()

@@ -1,0 +1,62 @@
+"""Trials that run again come to what is stored of them."""
+
+from __future__ import annotations
+
+import io
+
+import pandas as pd
+import pytest
+import torch
+
+import bench.verify.rerun
+from bench.verify import verify
+from bench.wire.words import Artifact, Status
+from methods import UserError
+
+from ..toy_runs import raising
+from .kept import Kept
+
+
+def test_a_sample_runs_again_and_says_how_near_it_has_to_come(kept: Kept) -> None:
+    found = verify(kept.store.uri, reruns=5)
+    assert found.ok
+    assert sorted(one.trial for one in found.reruns) == sorted(
+        record.trial_id for record in kept.store.records() if record.status == Status.FINISHED
+    )
+    assert all((one.score, one.allowed) == (one.stored, 1e-6) for one in found.reruns)
+    (first,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
+    (again,) = verify(kept.store.uri, reruns=1, sample_seed=1).reruns
+    assert first.trial == again.trial
+
+
+def test_a_trial_whose_data_are_not_here_cannot_run_again(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.verify.rerun, "prepare_all", raising(UserError("no data here")))
+    found = verify(kept.store.uri, reruns=1)
+    assert [(one.what, one.why) for one in found.unchecked] == [("score of another run", "no data here")]
+    assert (found.verified, found.reruns, found.ok) == (1, [], False)
+
+
+def test_scores_of_other_hardware_may_be_further_apart_and_labels_may_not(kept: Kept) -> None:
+    """Labels are changed, and all that follows from them alone."""
+
+    def change(frame: pd.DataFrame) -> None:
+        frame.loc[:, "label"] = frame["prediction"]
+
+    kept.store.client.set_tag(kept.record.run_id, "provenance.cpu", "another")
+    content = kept.predictions(change)
+    kept.replace(Artifact.PREDICTIONS, content)
+    frame = pd.read_parquet(io.BytesIO(content))
+    logits = torch.tensor(frame.filter(like="logit_").to_numpy())
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(frame["label"].to_numpy()))
+    kept.measure("score", 1.0)
+    kept.measure("score_loss", loss.item())
+    assert verify(kept.store.uri).ok
+    found = verify(kept.store.uri, reruns=2, tolerance=1.0)
+    assert [fault.what for fault in found.faults] == ["examples and labels"]
+    assert found.verified == 1
+    (elsewhere,) = (one for one in found.reruns if one.run == kept.record.run_id)
+    assert (elsewhere.allowed, elsewhere.reason) == (1.0, "not the same cpu as then")
+    found = verify(kept.store.uri, reruns=2)
+    assert "score of another run, to 0.02" in [fault.what for fault in found.faults]
