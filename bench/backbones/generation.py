@@ -65,7 +65,8 @@ class Writer:
                 break
             ids = told[-1][:, None]
             mask = F.pad(mask, (0, 1), value=1)
-            positions = positions[:, -1:] + 1
+            # A row that is full waits for the others at its last position, for the model may have no more.
+            positions = (positions[:, -1:] + 1).clamp(max=self.limit - 1)
         rows = torch.stack(told, 1).tolist() if told else [[] for _ in range(len(input_ids))]
         return [
             tokenizer.decode(_before(row, tokenizer.eos_token_id), skip_special_tokens=True) for row in rows

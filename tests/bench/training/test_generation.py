@@ -112,10 +112,12 @@ def test_what_is_written_is_what_transformers_generates(model: Any) -> None:
         assert found == [tokenizer.decode(row, skip_special_tokens=True) for row in expected]
 
 
-def test_no_answer_is_longer_than_the_model_reads(model: Any) -> None:
+# The model itself has 64 positions.
+@pytest.mark.parametrize("limit", [20, 64])
+def test_no_answer_is_longer_than_the_model_reads(model: Any, limit: int) -> None:
     backbone = loaded(model, 100)
     writer: Any = backbone.module.answers
-    writer.limit = 20
+    writer.limit = limit
     ids, mask = split().asked(torch.arange(3))
     with torch.no_grad():
         together = writer.write(backbone.module.encoder, ids, mask)
