@@ -60,9 +60,22 @@ class Prompt:
     def word_tokens(self, tokenizer: Any) -> list[tuple[int, ...]]:
         """The token ids of each class's words. Raises UserError for words that have none, or equal ones.
 
-        A tokenizer's token for what it does not know stands for no words.
+        They are those that follow the prompt's end, since many a tokenizer begins a text with a space of its
+        own; words that would share a token with that end have those of a text of their own. A tokenizer's
+        token for what it does not know stands for no words.
         """
-        found = [tuple(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in self.words]
+        # A letter stands for the text, which may be all that is before the words.
+        before = "a" + self.end
+        known, *whole = (
+            tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+            for text in (before, *(before + word for word in self.words))
+        )
+        found = [
+            tokens[len(known) :]
+            if tokens[: len(known)] == known
+            else tuple(tokenizer(word, add_special_tokens=False)["input_ids"])
+            for word, tokens in zip(self.words, whole, strict=True)
+        ]
         for index, (word, tokens) in enumerate(zip(self.words, found, strict=True)):
             if not tokens or tokenizer.unk_token_id in tokens:
                 raise UserError(f"verbalizer: the words {shown(word)} have no tokens in this tokenizer")

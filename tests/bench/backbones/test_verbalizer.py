@@ -183,18 +183,30 @@ def test_a_prompt_without_places_for_pairs_is_refused_before_any_work(tmp_path: 
 
 def test_words_that_a_tokenizer_cannot_tell_are_refused() -> None:
     class Deaf:
-        """A tokenizer that hears one word only."""
+        """A tokenizer that hears one letter only."""
 
         unk_token_id = 3
 
         def __call__(self, word: str, **_: Any) -> dict[str, list[int]]:
-            return {"input_ids": [7] if "a" in word else [3] * word.count("?")}
+            return {"input_ids": [7 if letter == "a" else 3 for letter in word if letter in "a?"]}
 
     for word in ("b", "why?"):
         with pytest.raises(UserError, match=re.escape(f"the words '{word}' have no tokens")):
             Prompt("{text}", ("a", word)).word_tokens(Deaf())
-    with pytest.raises(UserError, match="'aa' and 'a' are the same tokens"):
-        Prompt("{text}", ("a", "aa")).word_tokens(Deaf())
+    with pytest.raises(UserError, match="'ab' and 'a' are the same tokens"):
+        Prompt("{text}", ("a", "ab")).word_tokens(Deaf())
+
+
+def test_words_have_the_tokens_that_follow_the_prompt() -> None:
+    tokenizer = byte_tokenizer(64).backend_tokenizer
+    apart = [tokenizer.encode(text, add_special_tokens=False).ids for text in (" no", "no")]
+    assert [*map(list, Prompt("{text}:", (" no", "no")).word_tokens(byte_tokenizer(64)))] == apart
+    # Mistral's begins every text with a space of its own, which no word behind a prompt has.
+    spaced = byte_tokenizer(64)
+    spaced.backend_tokenizer.normalizer = tokenizers.normalizers.Prepend(" ")
+    for template in ("{text}:", "{text}"):
+        found = Prompt(template, (" no", "no")).word_tokens(spaced)
+        assert [*map(list, found)] == apart
 
 
 def test_what_cannot_answer_is_refused_before_any_trial(tmp_path: Path) -> None:
