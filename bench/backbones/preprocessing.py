@@ -13,10 +13,14 @@ from methods.errors import UserError, shown
 
 def normalisation(folder: Path, usual: Normalisation) -> Normalisation:
     """What a folder says that pixels are normalised by; what is usual where it does not say."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return usual
-    settings = read_object(file)
+    # Where a tokenizer belongs to the model too (CLIP), transformers 5 writes one file for both.
+    file = folder / "processor_config.json"
+    settings = read_object(file).get("image_processor") if file.is_file() else None
+    if not isinstance(settings, dict):
+        file = folder / "preprocessor_config.json"
+        if not file.is_file():
+            return usual
+        settings = read_object(file)
     if settings.get("do_rescale") is False:
         raise UserError(
             f"{file}: do_rescale is false, which is for pixels from 0 to 255; here they are from 0 to 1"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -20,7 +21,7 @@ from bench.process.files import sha256_of_all
 from methods.backbone import PROJECTIONS, Geometry, Site
 from methods.errors import UserError
 
-from ..local_checkpoints import KINDS, batch, edit, encoder, features, write
+from ..local_checkpoints import KINDS, batch, edit, encoder, features, whole_model_of, write
 
 
 def local(folder: Path, **more: Any) -> BackboneSpec:
@@ -185,6 +186,19 @@ def test_preprocessing_is_read_from_the_folder(tmp_path: Path) -> None:
         json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]})
     )
     assert describe(local(folder)).input == ImageInput(32, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+
+
+def test_preprocessing_is_read_from_where_transformers_writes_it_beside_a_tokenizer(tmp_path: Path) -> None:
+    whole_model_of("CLIP", "clip_vision_model").save_pretrained(tmp_path)
+    images = transformers.CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[1.0, 1.0, 1.0])
+    processor = transformers.CLIPProcessor(image_processor=images, tokenizer=byte_tokenizer(64))
+    processor.save_pretrained(tmp_path)
+    for _ in range(2):
+        found = describe(local(tmp_path)).input
+        assert isinstance(found, ImageInput)
+        assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+        # As transformers itself does, the nested settings go before those of a file of their own.
+        (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
 
 
 def test_a_checkpoint_whose_pixels_are_not_normalised_gets_them_so(tmp_path: Path) -> None:
