@@ -274,7 +274,8 @@ KINDS: dict[str, Kind] = {
             f"h.{{layer}}.{path}" for path in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
         ),
         usual={"bos_token_id": 0, "eos_token_id": 2},
-        may_exceed=("score",),
+        # The number that was put where attention is masked, which transformers stored up to its version 4.24.
+        may_exceed=("score", "masked_bias"),
     ),
     "gpt_neox": Kind(
         "GPTNeoXModel",

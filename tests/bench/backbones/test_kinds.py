@@ -19,7 +19,7 @@ from methods import create
 from methods.backbone import GATED_PROJECTIONS, Site
 from methods.errors import UserError
 
-from ..local_checkpoints import batch, features, model_of, whole_model_of
+from ..local_checkpoints import batch, edit, features, model_of, whole_model_of
 
 #: Methods meet these kinds one by one in tests/bench/conformance.
 MET = ("bert", "roberta", "vit", "dinov2", "timm")
@@ -151,6 +151,15 @@ def test_what_is_none_of_the_kinds_is_refused(
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match=said):
         describe(BackboneSpec(local=tmp_path))
+
+
+def test_masks_that_an_older_transformers_stored_are_passed_over(tmp_path: Path) -> None:
+    model, inputs = model_of("gpt2"), inputs_of("gpt2")
+    model.save_pretrained(tmp_path)
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 16, 16) for layer in range(2)}
+    edit(tmp_path, add=masks | {f"h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in range(2)})
+    backbone = load(BackboneSpec(local=tmp_path))
+    torch.testing.assert_close(features(backbone, inputs), expected("gpt2", model, inputs))
 
 
 HEADS = {
