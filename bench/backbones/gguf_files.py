@@ -44,7 +44,20 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    weights |= _unembedding(source)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def _unembedding(source: Path) -> dict[str, Any]:
+    """What the language model in a file turns its states to tokens by, unless its input embeddings do."""
+    import torch
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    layers = {tensor.name: tensor for tensor in GGUFReader(source).tensors}
+    if (layer := layers.get("output.weight")) is None:
+        return {}
+    return {"lm_head.weight": torch.tensor(dequantize(layer.data, layer.tensor_type))}
 
 
 def _quantisation(source: Path) -> str:

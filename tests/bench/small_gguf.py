@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType as Kind
 
 
 def small_gguf(
-    file: Path, heads: int = 4, shared: int = 2, head_size: int = 8, layers: int = 1
+    file: Path, heads: int = 4, shared: int = 2, head_size: int = 8, layers: int = 1, tied: bool = True
 ) -> dict[str, np.ndarray]:
     """Writes a Llama whose query heads share those of key and value; returns its weights.
 
@@ -38,6 +38,8 @@ def small_gguf(
     shapes = {"token_embd": (len(tokens), width)}
     for layer in range(layers):
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in _shapes(width, shared * head_size).items()}
+    if not tied:
+        shapes["output"] = (len(tokens), width)
     for name, shape in shapes.items():
         quantised = gguf.quants.quantize(draws.normal(size=shape).astype(np.float32), Kind.Q4_1)
         writer.add_tensor(f"{name}.weight", quantised, raw_dtype=Kind.Q4_1)

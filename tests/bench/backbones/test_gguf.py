@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from bench.backbones import BackboneSpec, describe, load
 from bench.backbones.gguf_files import convert_gguf
+from bench.backbones.vocabulary import unembedding_of
 from bench.conformance.subject import tiny
 from methods.errors import UserError
 
@@ -31,6 +32,15 @@ def test_a_file_becomes_a_folder_that_loads(tmp_path: Path) -> None:
     assert backbone.info == describe(BackboneSpec(local=folder))
     assert str(backbone.geometry) == "d=32, H=4, K=2, L=1, mlp=64, gated"
     assert backbone.info.input.load_tokenizer().pad_token == "</s>"  # type: ignore[union-attr]
+
+
+def test_an_output_layer_that_is_not_tied_comes_along(tmp_path: Path) -> None:
+    wrote = small_gguf(tmp_path / "model.gguf", tied=False)
+    convert_gguf(tmp_path / "model.gguf", tmp_path / "made")
+    backbone = load(BackboneSpec(local=tmp_path / "made"))
+    table = unembedding_of(backbone)
+    assert table is not None
+    np.testing.assert_array_equal(table, wrote["output"])
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
