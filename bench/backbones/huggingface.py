@@ -142,7 +142,12 @@ def load_folder(folder: Path, info: BackboneInfo) -> LoadedBackbone:
     may_exceed = (*MAY_EXCEED, *kind.may_exceed)
     _refuse(info.name, "has weights that no layer takes", report["unexpected_keys"], may_exceed)
     # transformers 5 keeps a half-precision checkpoint's dtype, transformers 4 does not.
-    return as_backbone(info, encoder.float(), _unembedding(folder) if kind.decodes else None)
+    encoder.float()
+    unembedding = _unembedding(folder) if kind.decodes else None
+    if unembedding is not None and not torch.equal(unembedding, encoder.get_input_embeddings().weight):
+        # As in transformers, an output layer of its own counts, though a configuration says that it is tied.
+        encoder.config.tie_word_embeddings = False
+    return as_backbone(info, encoder, unembedding)
 
 
 def _unembedding(folder: Path) -> Tensor | None:

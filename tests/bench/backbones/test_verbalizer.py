@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.backbones import BackboneSpec, describe, load
 from bench.backbones.random_weights import byte_tokenizer
 from bench.backbones.verbalizer import put_head
+from bench.backbones.vocabulary import token_logits, unembedding_of
 from bench.conformance.subject import tiny
 from bench.execution.perform import prepare_all
 from bench.inputs import Prompt, TextInput
@@ -24,6 +25,7 @@ from bench.training.trial import Resources, run_trial
 from bench.wire.trial import Progress
 from methods import UserError, create
 
+from ..local_checkpoints import edit
 from ..toy_suites import TEXT, plan
 
 ANSWERS = {"prompt": "{text} :", "words": [" no", " yes"]}
@@ -76,6 +78,25 @@ def test_scores_are_the_likelihoods_of_the_words(kind: str, tied: bool, tmp_path
     backbone.reset(3, torch.Generator())
     assert backbone.module(**batch).shape == (2, 3)
     assert list(backbone.head.parameters())
+
+
+def test_an_output_layer_counts_that_is_not_tied_though_its_configuration_says_so(tmp_path: Path) -> None:
+    config = tiny("llama")._config()
+    assert config.tie_word_embeddings
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+        own = torch.randn(config.vocab_size, config.hidden_size)
+    edit(tmp_path, add={"lm_head.weight": own})
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(model.lm_head.weight, own)
+    backbone, ids = load(BackboneSpec(local=tmp_path)), torch.tensor([[5, 6, 7]])
+    encoder: Any = backbone.module.encoder
+    with torch.no_grad():
+        found = token_logits(encoder, encoder(ids).last_hidden_state, unembedding_of(backbone))
+        torch.testing.assert_close(found, model(ids).logits)
+    edit(tmp_path, add={"lm_head.weight": model.get_input_embeddings().weight.detach()})
+    assert unembedding_of(load(BackboneSpec(local=tmp_path))) is None
 
 
 def test_head_only_is_the_zero_shot_score_and_adapters_train() -> None:
