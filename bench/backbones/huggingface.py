@@ -82,6 +82,14 @@ class HubBackbone:
         """Downloads the weights; see `BackboneEntry`. Raises UserError as `load_folder` does too."""
         commit = snapshot(self.repository, self.revision, SMALL_FILES, locked=self.locked).name
         folder = snapshot(self.repository, commit, SMALL_FILES + WEIGHT_FILES, locked=self.locked)
+        # The hub's cache may hold what a description needs alone, and does not say what else there is.
+        if not any(folder.glob(WEIGHT_FILES[0])):
+            raise UserError(
+                f"hub model {self.repository} has no model.safetensors in the cache. If the hub cannot be "
+                "reached from here, run `tensorbench fetch SUITE.yaml` where it can; else the repository has "
+                "none (pickled weights are not read: load them once with transformers, write them with "
+                "save_pretrained and name that folder as `local:`)"
+            )
         return load_folder(folder, self.describe(image_size))
 
 

@@ -373,6 +373,13 @@ def test_a_hub_model_is_named_by_its_commit(hub: Path) -> None:
     assert backbone.module(**batch("bert")).shape == (2, 2)
 
 
+def test_weights_that_are_not_in_the_cache_yet_are_to_be_fetched(hub: Path) -> None:
+    next(hub.rglob("model.safetensors")).unlink()
+    assert describe(BackboneSpec(hub="me/tiny")).kind == "bert"
+    with pytest.raises(UserError, match="If the hub cannot be reached from here, run `tensorbench fetch"):
+        load(BackboneSpec(hub="me/tiny"))
+
+
 def test_without_network_the_message_says_what_to_do(hub: Path) -> None:
     for spec in (BackboneSpec(hub="me/other"), BackboneSpec(timm="vit_tiny_patch16_224")):
         with pytest.raises(UserError, match=r"(?s)hf download \S+/\S+.*`local:`"):
