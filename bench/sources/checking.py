@@ -27,7 +27,8 @@ def check_cache() -> CacheCheck:
     kinds = [cache_dir() / kind for kind in ("assets", "prepared")]
     # A name that begins with a dot is of a folder that is being made.
     made = {path for kind in kinds for path in kind.glob("[!.]*") if path.is_dir()}
-    listed = {file.with_suffix("") for kind in kinds for file in kind.glob("[!.]*.json")}
+    # Who removes a folder, as messages ask for, leaves the list of its hashes; it is made anew when needed.
+    listed = made & {file.with_suffix("") for kind in kinds for file in kind.glob("[!.]*.json")}
     faults = []
     for folder in sorted(listed):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,8 @@ def test_a_full_check_sees_what_size_and_time_do_not_show() -> None:
     assert f"{folder / 'a.txt'} in the cache is not as it was made" in fault
     contents.manifest(folder).unlink()
     assert check_cache() == CacheCheck(0, [], [folder])
+
+
+def test_a_folder_that_was_removed_is_no_fault() -> None:
+    shutil.rmtree(made())
+    assert check_cache() == CacheCheck(0, [], [])
