@@ -172,6 +172,8 @@ def _unembedding(folder: Path) -> Tensor | None:
 def as_backbone(info: BackboneInfo, encoder: Any, unembedding: Tensor | None = None) -> LoadedBackbone:
     """A transformers model as a backbone: at the described image size, what is fused split."""
     kind, config = KINDS[info.kind], encoder.config
+    # What is pooled is read by its name, which a tuple has not.
+    config.return_dict = True
     for field, value in kind.sets.items():
         setattr(config, field, value)
     if isinstance(info.input, ImageInput) and kind.resize:

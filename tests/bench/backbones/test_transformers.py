@@ -123,6 +123,12 @@ def test_only_the_mask_token_may_be_missing(tmp_path: Path) -> None:
     load(local(folder))
 
 
+def test_outputs_have_names_whatever_the_config_says(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "bert", encoder("bert", return_dict=False))
+    assert json.loads((folder / "config.json").read_text())["return_dict"] is False
+    assert load(local(folder)).module(**batch("bert")).shape == (2, 2)
+
+
 def test_a_weight_of_another_shape_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", "bert", encoder("bert"))
     edit(folder, add={"encoder.layer.0.output.dense.weight": torch.zeros(16, 25)})
