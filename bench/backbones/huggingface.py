@@ -162,7 +162,9 @@ def _unembedding(folder: Path) -> Tensor | None:
     """What a language model's checkpoint turns states to tokens by, beside the encoder; None if nothing."""
     from safetensors import safe_open
 
-    for file in _weight_files(folder):
+    # As transformers does, where all is in one file it leaves others that lie beside it.
+    whole = folder / "model.safetensors"
+    for file in [whole] if whole.is_file() else _weight_files(folder):
         with safe_open(file, framework="pt") as weights:
             for name in UNEMBEDDINGS & set(weights.keys()):
                 return weights.get_tensor(name).float()
