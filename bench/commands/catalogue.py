@@ -24,7 +24,7 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List the methods, with their parameter counts on a geometry (ViT-B and RoBERTa-base by default)."""
-    from bench.terminal.method_list import count_methods, list_methods
+    from bench.terminal.method_list import count_methods, print_methods
     from methods import Geometry
 
     geometry = Geometry(hidden, heads, layers, 4 * hidden)
@@ -32,7 +32,7 @@ def methods(
     if as_json:
         echo_json(rows)
     else:
-        out.print(list_methods(rows, geometry))
+        print_methods(out, rows, geometry)
 
 
 def tasks() -> None:

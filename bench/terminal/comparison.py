@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.terminal.tables import plain_table
+from bench.terminal.tables import fitted, plain_table
 from methods.errors import first_few
 from reports.units import unit_of
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Cells that only one side has are named up to so many.
 MOST_NAMED = 8
+#: Columns of a terminal from which a table has room for both means beside their difference and the verdict.
+ROOM = 100
 
 
 def print_comparison(console: Console, found: Comparison) -> None:
@@ -29,7 +31,9 @@ def print_comparison(console: Console, found: Comparison) -> None:
     if found.moves:
         for task, backbone in dict.fromkeys((move.task, move.backbone) for move in found.moves):
             moves = [move for move in found.moves if (move.task, move.backbone) == (task, backbone)]
-            console.print(_moves(f"{task} · {backbone}", found.names, moves))
+            table = _moves(f"{task} · {backbone}", found.names, moves)
+            spare = ("p", "seeds", *(map(escape, found.names) if console.width < ROOM else ()))
+            console.print(fitted(console, table, *spare))
         _close(console, found)
     else:
         console.print("They have no cell in common: no method under one budget on one task and backbone.")
@@ -89,9 +93,10 @@ def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
     unit = unit_of(metric, next((move.unit for move in moves if move.unit), ""))
     title += ", in percent" if unit.mark else f", {metric} in {unit.points}"
     columns = ("method", "budget", *names, "difference", "95%", "seeds", "p", "verdict")
-    table = plain_table(
-        title, *columns, texts=("budget", "verdict"), whole=columns[1:-1], folded=("verdict",)
-    )
+    table = plain_table(title, *columns, texts=("budget", "verdict"), folded=columns)
+    # The path of a pack may be longer than a terminal is wide.
+    for column in table.columns[2:4]:
+        column.max_width = 16
     for move in moves:
         scores = [unit.score(value) for value in (move.before, move.after)]
         points = [unit.difference(value) for value in (move.interval or ())]

@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.console import Console
 
 from bench.process.files import sha256_of_all
 from bench.sources.assets import cache_dir
-from bench.terminal.tables import each_of, plain_table
+from bench.terminal.tables import each_of, fitted, plain_table
 from methods import METHODS, UserError
 from methods.backbone import Geometry
 
@@ -33,14 +33,16 @@ RANK = 4
 FLOAT32 = 4
 
 
-def list_methods(rows: list[dict[str, Any]], geometry: Geometry) -> Table:
+def print_methods(console: Console, rows: list[dict[str, Any]], geometry: Geometry) -> None:
     """The table of what `count_methods` gave."""
     at_rank, at_budget = f"isorank {RANK}", f"isoparameters {RANK}"
     headings = ("name", "method", at_rank, at_budget, "ranks there", "frozen bytes", "stored of them")
-    table = plain_table(f"Methods at {geometry}", *headings, texts=("method", "ranks there"))
+    table = plain_table(
+        f"Methods at {geometry}", *headings, texts=("method", "ranks there"), whole=("name",), folded=headings
+    )
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell or "–" for cell in row.values()))
-    return table
+    console.print(fitted(console, table, "stored of them", "frozen bytes"))
 
 
 def count_methods(geometry: Geometry) -> list[dict[str, Any]]:

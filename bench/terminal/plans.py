@@ -73,7 +73,8 @@ def print_forecast(console: Console, expected: Forecast) -> None:
 def print_power(console: Console, found: Sequence[Power]) -> None:
     """The smallest differences that a suite could find."""
     heads = ("metric", "settings", "seeds", "compared", "run sd", "found", "shown equal", "seeds to find")
-    table = plain_table("Power: differences in points that are found 80% of the time", "budget", *heads)
+    title = "Power: differences in points that are found 80% of the time"
+    table = plain_table(title, "budget", *heads, folded=("budget", *heads))
     for one in found:
         design, needed = one.design, one.design.needs(one.threshold)
         unit = PERCENT if one.share else unit_of(one.metric)
@@ -87,7 +88,7 @@ def print_power(console: Console, found: Sequence[Power]) -> None:
             *(unit.score(value) for value in (design.finds, design.margin)),
             f"{unit.factor * one.threshold:.3g}: " + ("no number" if needed is None else str(needed)),
         )
-    console.print(table)
+    console.print(fitted(console, table, "settings", "compared", "seeds"))
     console.print(
         "Found: the interval of a method that is so much better excludes zero, all methods' intervals "
         "holding at once. Shown equal: the least threshold within which methods that do not differ are "

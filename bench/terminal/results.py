@@ -125,7 +125,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         for cell in some:
             step = "–" if cell.step_ms is None else f"{cell.step_ms:.0f}"
             table.add(cell, _score(cell), _seeds(cell), step)
-        console.print(fitted(console, table.table, "ms/step", "% LoRA", "params"))
+        console.print(fitted(console, table.table, "ms/step", "% LoRA", "params", "ranks"))
     print_missed(console, sum(cell.within is False for cell in cells))
     _print_lost(console, lines_of(summary.seeds, Seed))
     if summary.closing:

@@ -22,10 +22,12 @@ from bench.backbones import BACKBONES
 from bench.store.store import Store
 from bench.tasks import TASKS
 from bench.terminal.console import VisibleConsole
+from bench.terminal.method_list import count_methods, print_methods
 from bench.terminal.plans import print_plan
 from bench.terminal.results import print_allocation
 from bench.terminal.tables import fitted
 from bench.wire.found import AllocationResult, Tried
+from methods import METHODS, Geometry
 from methods.tenslora import VARIANTS
 
 from .forked import Program
@@ -224,6 +226,15 @@ def test_a_table_leaves_out_what_it_has_no_room_for() -> None:
     assert columns(80) == ["method", "seconds", "MiB"]
     assert columns(60) == ["method", "seconds"]
     assert columns(30) == ["method"]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_names_and_counts_of_methods_are_whole_on_a_narrow_terminal(width: int) -> None:
+    geometry = Geometry(768, 12, 12, 3072)
+    shown = io.StringIO()
+    print_methods(Console(file=shown, width=width), count_methods(geometry), geometry)
+    assert {*METHODS, "221,184"} <= {*shown.getvalue().split()}
+    assert "…" not in shown.getvalue()
 
 
 def test_a_plan_on_a_narrow_terminal_keeps_methods_ranks_and_budgets() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from bench.power import ASSUMED, power
+from bench.terminal.plans import print_power
 from methods import UserError
 
 from ..reports.made_up import plan_of, result
@@ -31,6 +34,17 @@ def test_every_budget_is_told_for_several_sizes_of_the_noise(tmp_path: Path) -> 
     assert (isorank.design.claims, isorank.design.settings, isorank.design.seeds) == (4, 3, 5)
     assert isorank.design.finds == pytest.approx(0.0102, abs=5e-4)
     assert not isorank.stored
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_keeps_what_is_found(tmp_path: Path, width: int) -> None:
+    found = power(plan_of(), f"sqlite:///{tmp_path / 'none.db'}")
+    shown = io.StringIO()
+    print_power(Console(file=shown, width=width), found)
+    first = next(line for line in shown.getvalue().splitlines() if line.startswith(" own size"))
+    numbers = (f"{100 * found[0].sd:.2f}", f"{100 * found[0].design.finds:.2f}")
+    assert {*numbers, f"{100 * found[0].design.margin:.2f}"} <= {*first.split()}
+    assert "…" not in shown.getvalue()
 
 
 def test_sizes_of_one_method_are_methods_of_their_own(tmp_path: Path) -> None:

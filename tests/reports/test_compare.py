@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
+from bench.terminal.comparison import print_comparison
 from methods import UserError
 from reports.compare import Comparison, Move, compare
 from reports.reading import read
@@ -196,6 +199,19 @@ def test_the_command_shows_it_and_speaks_json(call: Call, uri: str) -> None:
     content = json.loads(call("compare", "before", "after", "--store", uri, "--json").out)
     assert content["moves"][0]["verdict"] == "better, beyond the threshold"
     assert len(content["moves"][0]["runs"][0][0]) == 32
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_narrow_terminal_keeps_methods_differences_and_verdicts(uri: str, width: int) -> None:
+    names = ("results/before_the_change.tensorbench.zip", "results/after_the_change.tensorbench.zip")
+    found = dataclasses.replace(compare((uri, "before"), (uri, "after")), names=names, changes=())
+    shown = io.StringIO()
+    print_comparison(Console(file=shown, width=width), found)
+    for move in found.moves:
+        line = next(line for line in shown.getvalue().splitlines() if line.startswith(f" {move.method[:8]}"))
+        assert f"{100 * move.difference:+.2f}" in line
+        assert line.split()[-1] in move.verdict.split()
+    assert "…" not in shown.getvalue()
 
 
 def test_without_common_cells_nothing_is_said_to_be_equal(
