@@ -79,7 +79,10 @@ def make_executor(
 
         places = local_slots(device, workers, slots_per_device)
         return Local([Slot(*place, worker_memory, saving) for place in places])
-    _check_reachable(ray_address or os.environ.get("RAY_ADDRESS"))
+    if ray_address:
+        _check_reachable("--ray-address", ray_address)
+    else:
+        _check_reachable("RAY_ADDRESS", os.environ.get("RAY_ADDRESS", "local"))
     from bench.execution.ray import RayCluster
 
     return RayCluster.connect(
@@ -98,20 +101,23 @@ def _check_limit(kind: str, mib: int) -> None:
         raise UserError(f"--worker-memory {mib}: accepted are {LEAST_MEMORY} MiB and more")
 
 
-def _check_reachable(address: str | None) -> None:
-    """Raises UserError for an address where nothing listens: Ray itself would try for a minute."""
-    if address in (None, "auto", "local"):
+def _check_reachable(named: str, address: str) -> None:
+    """Raises UserError for an address where nothing listens: Ray itself would try for a minute.
+
+    `named` is what the address is from.
+    """
+    if address in ("", "auto", "local"):
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not (host and port.isdecimal() and int(port) < 2**16):
         raise UserError(
-            f"--ray-address {cut(address)}: accepted are auto or HOST:PORT of a running Ray cluster"
+            f"{named} {cut(address)}: accepted are auto or HOST:PORT of a running Ray cluster"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTING).close()
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"--ray-address {cut(address)}: no Ray cluster answers there ({error}); accepted are auto or "
+            f"{named} {cut(address)}: no Ray cluster answers there ({error}); accepted are auto or "
             "HOST:PORT of a running one"
         ) from error
 

@@ -286,17 +286,18 @@ def _living_resources() -> list[dict[str, float]]:
 
 
 def _connect(address: str | None) -> None:
+    asked = address or os.environ.get("RAY_ADDRESS") or "local"
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(
-            address=address or os.environ.get("RAY_ADDRESS") or "local",
+            address=asked,
             include_dashboard=None if address else False,
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"cannot connect to the Ray cluster at {address}: {error}; where it asks for a token, set "
+            f"cannot connect to the Ray cluster at {asked}: {error}; where it asks for a token, set "
             "RAY_AUTH_MODE=token (docs/clusters.md)"
         ) from error
     finally:

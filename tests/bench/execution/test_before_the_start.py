@@ -88,6 +88,12 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], me
         make_executor(**{"device": "cpu", **options})
 
 
+def test_an_address_of_the_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    with pytest.raises(UserError, match="^RAY_ADDRESS nowhere: accepted are auto or HOST:PORT"):
+        make_executor("ray", "cpu")
+
+
 def test_too_little_disk_or_memory_is_told_before_the_start(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

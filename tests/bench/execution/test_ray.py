@@ -142,6 +142,20 @@ def test_what_a_cluster_cannot_do_is_told_and_leaves_no_connection(
     assert closed == [True]
 
 
+def test_a_cluster_that_is_not_there_is_named_as_the_environment_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bench.execution.ray import RayCluster
+
+    def nothing_there(**options: object) -> None:
+        raise ConnectionError("could not find any")
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr("ray.init", nothing_there)
+    with pytest.raises(UserError, match="cannot connect to the Ray cluster at auto: could not find any"):
+        RayCluster.connect("cpu")
+
+
 def test_it_prepares_again_where_idle_actors_hold_every_slot(cluster: RayCluster, store: Store) -> None:
     """As between the phases of a tuned suite, and between the points of a search."""
     assert run(cluster, SHORT)[-1].kind == "finished"
