@@ -95,6 +95,14 @@ def test_links_within_pages_lead_to_a_heading() -> None:
     assert not broken
 
 
+def test_every_table_has_a_heading() -> None:
+    root = DOCS.parent
+    for page in [*root.glob("*.md"), *root.glob("*/*.md")]:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+            assert re.match(r"\|.*\n\|[-:| ]+\|\n", table), f"{page.relative_to(root)}: {table[:60]}"
+
+
 def test_the_suites_in_the_readme_are_taken_as_they_stand(tmp_path: Path) -> None:
     rows = "".join(f"words {number},{number % 2}\n" for number in range(200))
     (tmp_path / "data").mkdir()
