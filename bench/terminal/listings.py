@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.backbones import BACKBONES, describe
-from bench.tasks import TASKS
+from bench.tasks import TASKS, Task
 from bench.terminal.tables import each_of, plain_table
 
 #: A task's classes are named up to so many.
@@ -17,10 +17,18 @@ def list_tasks() -> Table:
     """Every task with its modality, classes and metric."""
     table = _listing("Tasks", "task", "modality", "classes", "metric", "what it is")
     for name, task in TASKS.available():
-        classes = ", ".join(task.classes) if len(task.classes) <= MOST_CLASSES else str(len(task.classes))
-        classes = classes or f"a number{', in ' + task.unit if task.unit else ''}"
-        table.add_row(*map(escape, (name, task.modality, classes, task.metric, task.description)))
+        cells = (name, task.modality, _answers(task), task.metric, task.description)
+        table.add_row(*map(escape, cells))
     return table
+
+
+def _answers(task: Task) -> str:
+    """What a model answers with: a class, a number or a text."""
+    if task.target == "generation":
+        return "written answers"
+    if task.target == "regression":
+        return f"a number{', in ' + task.unit if task.unit else ''}"
+    return ", ".join(task.classes) if len(task.classes) <= MOST_CLASSES else str(len(task.classes))
 
 
 def list_backbones() -> Table:

@@ -272,6 +272,9 @@ def test_lists_name_all_that_there_is(call: Call) -> None:
     for command, names in (("tasks", TASKS), ("backbones", BACKBONES)):
         shown = call(command).out
         assert all(name in shown for name in names)
+    answers = {line.split("  ")[0].strip(): line for line in call("tasks").out.splitlines()}
+    assert "written answers" in answers["gsm8k"]
+    assert "a number, in rating points" in answers["rating-pairs"]
     rows = json.loads(call("methods", "--json").out)
     named = {row["method"]: row for row in rows}
     assert {f"TensLoRA {variant}" for variant in VARIANTS} <= set(named)
