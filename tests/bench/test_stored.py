@@ -96,6 +96,9 @@ def test_from_a_trial_one_comes_to_the_suite_and_all_that_made_it(ran: Ran, call
     assert f"torch {record.provenance['version_torch']}" in shown
     assert f"data_order {stream_seed(0, 'data_order')}" in " ".join(shown.split())
     assert call("show", record.trial_id, "--suite", "--store", ran.uri).out == ran.suite.read_text()
+    for beside in (["--json"], ["--cell", 1]):
+        refused = call("show", record.trial_id, "--suite", *beside, "--store", ran.uri)
+        assert (refused.code, "--suite prints the suite" in refused.err) == (2, True)
     read = json.loads(call("show", record.trial_id, "--store", ran.uri, "--json").out)["provenance"]
     assert read["start"]["suite"]["text"] == ran.suite.read_text()
     assert read["start"]["libraries"]["torch"] == record.provenance["version_torch"]
