@@ -45,6 +45,11 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    # A notebook completes what this lists.
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'bench' has no attribute {name!r}")

@@ -14,6 +14,7 @@ from bench.store.connect import StoreError
 from bench.store.store import Store
 from bench.wire.words import Kind
 from methods import UnknownNameError, UserError
+from methods.errors import shown
 from reports import ablation, curves, figures, mixtures, page, tables
 from reports.analysis import Analysis, analyse
 from reports.frames import as_json, csv, frames
@@ -48,7 +49,7 @@ class Written:
 def write_report(
     uri: str,
     names: Sequence[str],
-    out: Path,
+    out: Path | str,
     formats: Sequence[str] = FORMATS,
     *,
     threshold: Asked = None,
@@ -65,10 +66,13 @@ def write_report(
     without a finished trial, trials that do not compare (`mixed` reports them all the same), a threshold that
     fits no metric or several, or a folder with something in it (`force` replaces an earlier report).
     """
+    for what, given in (("experiments", names), ("formats", formats)):
+        if isinstance(given, str):
+            raise UserError(f"{what}: a list of names is wanted, got {shown(given)}")
     for name in formats:
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
-    target = output_folder(out, "report", force=force)
+    target = output_folder(Path(out), "report", force=force)
     done = compose(read(uri, names, part), formats, threshold=threshold, mixed=mixed)
     try:
         replace_files(target, done.files, MANIFEST)

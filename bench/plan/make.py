@@ -9,6 +9,8 @@ from bench.plan.trial import Trial
 from bench.suite.choosing import Tuning
 from bench.suite.rows import Budget
 from bench.suite.suite import Suite
+from methods import UserError
+from methods.errors import shown
 
 #: Of the points that equal tuning tries. With this one the default grids begin with rates that several
 #: methods were published with (1e-3 for adapter and head), at the published scale, and over the first 7 to 12
@@ -17,11 +19,13 @@ TUNING_SEED = 29856
 
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
-    """Resolves a suite. `device` decides what precision `auto` is.
+    """Resolves a suite. `device`, cpu or cuda, decides what precision `auto` is, and so a trial's id.
 
     With equal tuning the final trials are among the candidates of the rows until one of them is chosen.
-    Raises UserError, before any work, for what `cells` does.
+    Raises UserError, before any work, for another device and for what `cells` does.
     """
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
     rows: list[tuple[tuple[int, int], Row]] = []
     trials: dict[str, tuple[tuple[int, int], Trial]] = {}
     lines: set[tuple[Budget | str | None, ...]] = set()

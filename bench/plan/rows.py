@@ -14,6 +14,7 @@ from bench.suite.suite import Suite
 from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan, Tuned
 from bench.wire.words import OWN_SIZE, Phase
 from methods import UnknownNameError, UserError
+from methods.errors import shown
 from methods.validation import Frozen
 
 Entry = TypeVar("Entry")
@@ -142,6 +143,8 @@ class Plan(Frozen):
             ("seed", list(map(str, seeds)), lambda row: set(map(str, row.trials))),
         ]
         for kind, asked, names in choices:
+            if isinstance(asked, str):
+                raise UserError(f"{kind}s: a list of names is wanted, got {shown(asked)}")
             known: set[str] = set().union(*map(names, final))
             for name in asked:
                 if name not in known:

@@ -69,8 +69,24 @@ def test_the_door_opens_at_once_and_has_what_it_says() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == f"{bench.__version__}\n"
     assert all(callable(getattr(bench, name)) for name in bench.__all__)
+    assert {*bench.__all__} <= {*dir(bench)}
     with pytest.raises(AttributeError, match="module 'bench' has no attribute 'run_suit'"):
         bench.run_suit  # noqa: B018
+
+
+def test_what_python_gives_otherwise_than_the_command_line_is_refused(tmp_path: Path) -> None:
+    made = bench.make_plan(suite())
+    with pytest.raises(UserError, match="methods: a list of names is wanted, got 'lora'"):
+        made.select(methods="lora")
+    with pytest.raises(UserError, match="device 'auto': a plan is for cpu or cuda"):
+        bench.make_plan(suite(), "auto")
+    store = f"sqlite:///{tmp_path / 'none.db'}"
+    with pytest.raises(UserError, match="experiments: a list of names is wanted, got 'toy'"):
+        bench.write_report(store, "toy", tmp_path / "report")
+    with pytest.raises(UserError, match="formats: a list of names is wanted, got 'csv'"):
+        bench.write_report(store, ["toy"], tmp_path / "report", "csv")
+    with pytest.raises(UserError, match="there is no store"):
+        bench.write_report(store, ["toy"], str(tmp_path / "report"))
 
 
 def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewStore) -> None:
