@@ -80,7 +80,9 @@ class Log(Audience):
         self._others.searched(found, records)
 
     def allocated(self, found: AllocationResult, records: dict[str, Record]) -> None:
-        self._write("allocated", points=len(found.points))
+        # A point may be of several modes' sweeps, and of the path.
+        tried = {one.ranks for one in (found.heuristic, *found.points, *found.path)}
+        self._write("allocated", points=len(tried))
         self._others.allocated(found, records)
 
     def note(self, text: str) -> None:

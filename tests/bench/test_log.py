@@ -17,6 +17,7 @@ from bench.execution.watch import Silence
 from bench.log import Log
 from bench.plan.rows import Plan
 from bench.run import Audience
+from bench.wire.found import AllocationPoint, AllocationResult, Tried
 from bench.wire.trial import Progress, failed
 from methods import UserError
 
@@ -68,6 +69,29 @@ def test_a_search_is_logged_too(tmp_path: Path, new_store: NewStore, call: Call)
     assert call("search", made, "--store", new_store(tmp_path), "--log", file).code == 0
     kinds = [line["event"] for line in lines(file) if line["event"] != "progress"]
     assert (kinds[:2], kinds[-1], kinds.count("finished")) == (["opened", "searching"], "searched", 2)
+
+
+def test_a_point_of_several_sweeps_is_one_point(tmp_path: Path) -> None:
+    def point(mode: str, rank: int, *ranks: int) -> AllocationPoint:
+        return AllocationPoint(mode=mode, rank=rank, ranks=ranks, parameters=1, trials={})
+
+    heuristic = Tried(ranks=(2, 2), parameters=1, trials={})
+    found = AllocationResult(
+        name="att",
+        method="att",
+        task="digits",
+        backbone="tiny-random-vit",
+        budget="isorank 2",
+        asked=100,
+        modes=("input", "layer"),
+        importance={},
+        points=(point("input", 2, 2, 2), point("layer", 2, 2, 2), point("layer", 1, 3, 1)),
+        path=(Tried(ranks=(1, 1), parameters=1, trials={}), heuristic),
+        heuristic=heuristic,
+        best=None,
+    )
+    Log(tmp_path / "run.jsonl").allocated(found, {})
+    assert [line["points"] for line in lines(tmp_path / "run.jsonl")] == [3]
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_any_work(
