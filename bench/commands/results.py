@@ -85,7 +85,7 @@ def show(
 
     part = Part(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
     if suite and (as_json or cell is not None):
-        raise typer.BadParameter("--suite prints the suite's text of one trial: no --cell or --json beside it")
+        raise typer.BadParameter("--suite prints the suite of one trial: no --cell or --json beside it")
     if cell is not None:
         asked = None if part.whole else part
         found = cell_contents(store, [experiment_of(name) for name in what], cell, asked)

@@ -110,9 +110,7 @@ def _check_reachable(named: str, address: str) -> None:
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not (host and port.isdecimal() and int(port) < 2**16):
-        raise UserError(
-            f"{named} {cut(address)}: accepted are auto or HOST:PORT of a running Ray cluster"
-        )
+        raise UserError(f"{named} {cut(address)}: accepted are auto or HOST:PORT of a running Ray cluster")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTING).close()
     except (OSError, UnicodeError) as error:

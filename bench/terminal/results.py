@@ -143,7 +143,8 @@ def _print_lost(console: Console, seeds: Sequence[Seed]) -> None:
         )
     if missing:
         console.print(
-            f"[red]{missing} trial(s) are missing; they are in no mean.[/red] Start again to run them."
+            f"[red]{missing} trial(s) are missing; they are in no mean.[/red] A start without "
+            "`--retry-failed` runs them."
         )
 
 

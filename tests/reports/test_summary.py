@@ -133,7 +133,7 @@ def test_the_table_shows_scores_losses_and_the_closing_line(summary: Summary) ->
     assert "0/3 (diverged, out of memory)" in lines["TensLoRA depth"]
     assert "test accuracy, mean ± standard deviation over seeds" in shown.getvalue()
     assert "5 trial(s) failed; they are in no mean. `--retry-failed` runs them again." in shown.getvalue()
-    assert "3 trial(s) are missing; they are in no mean. Start again to run them." in shown.getvalue()
+    assert "3 trial(s) are missing; they are in no mean. A start without `--retry-failed`" in shown.getvalue()
     assert "That is [all]." in shown.getvalue()
 
 

@@ -90,7 +90,7 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], me
 
 def test_an_address_of_the_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
-    with pytest.raises(UserError, match="^RAY_ADDRESS nowhere: accepted are auto or HOST:PORT"):
+    with pytest.raises(UserError, match=r"^RAY_ADDRESS nowhere: accepted are auto or HOST:PORT"):
         make_executor("ray", "cpu")
 
 
