@@ -221,11 +221,15 @@ def redundancy(
     from bench.execution import choose_device
     from bench.probes.redundancy import analyse, draw
     from bench.process.outputs import prepare_plot
+    from bench.store.trained import find_finished
     from bench.terminal.results import print_redundancy
 
     if plot is not None:
         prepare_plot(plot)
     chosen = choose_device(device)
+    for run in runs:
+        # What is wrong with the last is told before the first is measured, which takes its time.
+        find_finished(store, run)
     found = []
     for run in runs:
         found.append(analyse(store, run, chosen, drops=drops))

@@ -78,11 +78,8 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
     `run` is an MLflow run id or a trial id, or the beginning of one. Raises UserError for a run that is
     unknown, ambiguous or not finished, and a backbone or method that is not the trial's any more.
     """
-    try:
-        opened, record = find_trial(store, run)
-    except BROKEN_STORE as error:
-        raise UserError(shown_uri(f"run {run} cannot be read from {store}: {error}")) from error
-    trial = _trial(_finished(record), _content(opened, record, Artifact.CONFIG))
+    opened, record = find_finished(store, run)
+    trial = _trial(record, _content(opened, record, Artifact.CONFIG))
     state = _state(record, _content(opened, record, Artifact.ADAPTER))
     method = from_identity(trial.method)
     backbone = load(trial.backbone)
@@ -100,6 +97,15 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
         yield StoredTrial(opened, record, trial, method, backbone, adapter)
     finally:
         adapter.detach()
+
+
+def find_finished(store: str, run: str) -> tuple[Store, Record]:
+    """As `find_trial`, and raises UserError for a trial that left no adapter too."""
+    try:
+        opened, record = find_trial(store, run)
+    except BROKEN_STORE as error:
+        raise UserError(shown_uri(f"run {run} cannot be read from {store}: {error}")) from error
+    return opened, _finished(record)
 
 
 def find_trial(store: str, run: str) -> tuple[Store, Record]:

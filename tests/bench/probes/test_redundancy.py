@@ -267,6 +267,8 @@ def test_a_run_that_cannot_be_analysed_ends_with_2(finished: Any, call: Call, tm
     ended = call("redundancy", "zzzz", "--store", uri)
     assert (ended.code, "there is no run or trial 'zzzz'" in ended.err) == (2, True)
     lora = next(record for record in store.records() if record.tags["method"] == "LoRA")
+    ended = call("redundancy", lora.trial_id, "zzzz", "--store", uri)
+    assert (ended.code, "there is no run or trial 'zzzz'" in ended.err, ended.out) == (2, True, "")
     ended = call("redundancy", lora.trial_id, "--store", uri, "--no-drops", "--plot", tmp_path / "x.nothing")
     assert (ended.code, "--plot" in ended.err, ended.out) == (2, True, "")
 
