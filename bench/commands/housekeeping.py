@@ -72,8 +72,13 @@ def verify(
     ] = 0,
     sample_seed: Annotated[int, typer.Option(help="Which trials are run again: the seed of the choice.")] = 0,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="How far scores may be apart on other hardware than the trial's.")
-    ] = 0.02,
+        float | None,
+        typer.Option(
+            min=0,
+            help="How far scores may be apart on other hardware than the trial's. "
+            "Default: 0.02, or what 5 examples are worth, if more.",
+        ),
+    ] = None,
     caches: Annotated[
         bool, typer.Option("--caches", help="Also read every file of this machine's caches.")
     ] = False,

@@ -14,12 +14,12 @@ from bench.store.store import Store
 from bench.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
 from bench.verify.labels import labels_of
 from bench.verify.plans import examine_plan
-from bench.verify.rerun import ELSEWHERE, Candidate, chosen, run_again
+from bench.verify.rerun import Candidate, chosen, run_again
 from bench.verify.trials import examine
 from bench.wire.words import Kind, Status
 from methods import UserError
 
-__all__ = ["ELSEWHERE", "Fault", "Rerun", "Unchecked", "Verification", "verify"]
+__all__ = ["Fault", "Rerun", "Unchecked", "Verification", "verify"]
 
 
 def verify(
@@ -28,15 +28,16 @@ def verify(
     *,
     reruns: int = 0,
     sample_seed: int = 0,
-    tolerance: float = ELSEWHERE,
+    tolerance: float | None = None,
     caches: bool = False,
     watching: Callable[[str], None] = lambda what: None,
 ) -> Verification:
     """Checks experiments of the store at `uri`, and packs, whose files stand among the names.
 
     Without names all of the store is checked. So many `reruns` are chosen among the finished trials by
-    `sample_seed`. Their scores may be `tolerance` apart where the hardware is not that of the trial. With
-    `caches` every file of this machine's caches is read too. `watching` hears what is looked at. Raises
+    `sample_seed`. Their scores may be `tolerance` apart where the hardware is not that of the trial; None
+    allows 0.02, or what five examples are worth where that is more. With `caches` every file of this
+    machine's caches is read too. `watching` hears what is looked at. Raises
     UserError for what is not there, cannot be opened, or holds nothing to verify.
     """
     sources = _opened(uri, names)

@@ -24,8 +24,8 @@ from bench.wire.words import Artifact, Measure
 from methods import UserError
 
 #: How far two scores may be apart: on the same hardware with the same torch, and elsewhere, where sums are
-#: taken in another order and a few examples of a test set go the other way.
-SAME, ELSEWHERE = 1e-6, 0.02
+#: taken in another order and a few examples go the other way. Where few are scored, these are worth more.
+SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
 
 #: Provenance that decides in which order a sum is taken.
 HARDWARE = ("cpu", "gpu", "version_torch")
@@ -49,7 +49,7 @@ def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candi
 
 
 def run_again(
-    some: Sequence[Candidate], tolerance: float, watching: Callable[[str], None]
+    some: Sequence[Candidate], tolerance: float | None, watching: Callable[[str], None]
 ) -> Iterator[Rerun]:
     """Runs each again and compares, unless it cannot be run here, which is noted."""
     resources: Resources | None = None
@@ -68,16 +68,19 @@ def run_again(
             yield _run(one, resources, tolerance)
 
 
-def _run(one: Candidate, resources: Resources, tolerance: float) -> Rerun:
+def _run(one: Candidate, resources: Resources, tolerance: float | None) -> Rerun:
     record, found = one.record, one.found
-    allowed, reason = _allowed(one, str(resources.device), tolerance)
     ending = perform(one.trial, resources, lambda progress: None, (KeyboardInterrupt,))
     score = ending.metrics.get(Measure.SCORE)
-    if score is None:
+    predictions = ending.files.get(Artifact.PREDICTIONS)
+    if tolerance is None:
+        tolerance = max(ELSEWHERE, EXAMPLES / len(_table(predictions))) if predictions else ELSEWHERE
+    allowed, reason = _allowed(one, str(resources.device), tolerance)
+    if score is None or predictions is None:
         found.broken("score of another run", record.score, ending.failure)
     else:
-        found.near(f"score of another run, to {allowed:g}", record.score, score, allowed)
-        _compare_examples(found, one, ending.files[Artifact.PREDICTIONS])
+        found.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
+        _compare_examples(found, one, predictions)
     return Rerun(
         one.source.name, record.trial_id, record.run_id, record.name, record.score, score, allowed, reason
     )
@@ -91,10 +94,14 @@ def _compare_examples(found: Examined, one: Candidate, again: bytes) -> None:
         # It is told already.
         return
     if stored is not None:
-        tables = [pd.read_parquet(io.BytesIO(content)) for content in (stored, again)]
+        tables = [_table(content) for content in (stored, again)]
         then, now = (table[["example", *numbered(list(table.columns), "label")]] for table in tables)
         if not then.equals(now):
             found.broken("examples and labels", "as in the predictions", "others in the task's data")
+
+
+def _table(predictions: bytes) -> pd.DataFrame:
+    return pd.read_parquet(io.BytesIO(predictions))
 
 
 def _allowed(one: Candidate, device: str, tolerance: float) -> tuple[float, str]:

@@ -165,14 +165,26 @@ def test_it_was_the_interleaving_where_the_twin_is_worse(script: Any) -> None:
     assert was == "It was the interleaving for: **TensLoRA att_qkv**."
 
 
-def test_the_count_explains_what_it_goes_with(script: Any, folder: Path) -> None:
+def test_the_count_explains_what_it_goes_with(
+    script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, number = script("answers.pairs"), script("answers.packed").number
     asked = question(script, "c", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv", "TensLoRA depth")})
     results = rich_of(script, folder)
-    told = script("answers.pairs").of_pairs(results, asked).told
-    cells = results.study.cells.query("budget == @BUDGET").groupby("method")[["parameters", "mean"]].mean()
-    rho = cells.loc[[method for method, _ in asked.pairs]].corr("spearman").iloc[0, 1]
-    assert f"is {script('answers.packed').number(rho)} among the 3 rows" in told
-    assert f"**{'yes' if rho >= 0.8 else 'no'}**" in told
+    cells = results.study.cells.query("budget == @BUDGET")
+
+    def rho(tasks: tuple[str, ...]) -> float:
+        means = cells.query("task in @tasks").groupby("method")[["parameters", "mean"]].mean()
+        return float(means.loc[[method for method, _ in asked.pairs]].corr("spearman").iloc[0, 1])
+
+    told = pairs.of_pairs(results, asked).told
+    assert f"is {number(rho(asked.tasks))} among the 3 rows" in told
+    assert f"**{'yes' if rho(asked.tasks) >= 0.8 else 'no'}**" in told
+    assert "it is" not in told
+
+    monkeypatch.setattr(pairs, "IMAGES", "textile")
+    digits, textile = (number(rho((task,))) for task in ("digits", "textile"))
+    assert f"it is {digits}, and on textile {textile}." in pairs.of_pairs(results, asked).told
 
 
 def test_two_rankings_of_the_same_rows_agree(
