@@ -185,17 +185,31 @@ def _heads(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterato
 
 
 def _explained(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
-    by_task = [packed.cells(task, question.budget) for task in question.tasks]
+    rho, rows = _by_count(packed, question, lines, question.tasks)
+    yield (
+        f"The count explains it: **{'yes' if rho >= EXPLAINS else 'no'}**. Spearman's correlation of count "
+        f"and mean accuracy is {number(rho)} among the {rows} rows at rank 4; at least {EXPLAINS:g} "
+        "was asked for."
+    )
+    texts = [task for task in question.tasks if task != IMAGES]
+    if texts and IMAGES in question.tasks:
+        on_texts, on_images = (_by_count(packed, question, lines, on)[0] for on in (texts, [IMAGES]))
+        yield (
+            f"On the texts alone, which was not asked before, it is {number(on_texts)}, "
+            f"and on {IMAGES} {number(on_images)}."
+        )
+
+
+def _by_count(
+    packed: Packed, question: Question, lines: Sequence[Line], tasks: Sequence[str]
+) -> tuple[float, int]:
+    """Spearman's correlation of the mean count and the mean score on these tasks, and of how many rows."""
+    by_task = [packed.cells(task, question.budget) for task in tasks]
     rows = [[cells[line.method] for cells in by_task] for line in lines]
     known = [cells for cells in rows if all(cell.mean is not None for cell in cells)]
     counts = [np.mean([cell.parameters for cell in cells]) for cells in known]
     scores = [np.mean([cell.mean for cell in cells]) for cells in known]
-    rho = float(stats.spearmanr(counts, scores).statistic)
-    yield (
-        f"The count explains it: **{'yes' if rho >= EXPLAINS else 'no'}**. Spearman's correlation of count "
-        f"and mean accuracy is {number(rho)} among the {len(known)} rows at rank 4; at least {EXPLAINS:g} "
-        "was asked for."
-    )
+    return float(stats.spearmanr(counts, scores).statistic), len(known)
 
 
 def _tensor_or_sites(packed: Packed, question: Question, lines: Sequence[Line]) -> Iterator[str]:
