@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,12 +24,17 @@ from ..bench import holding
 from ..bench.forked import Program
 from ..bench.held import begin, release
 
+#: Ports that no system gives to a connection for its own end: a server that went away finds its port free.
+PORTS = range(20_000, 32_768)
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    while True:
+        # Tests seed the shared generator, and two at once would draw the same.
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(there: Callable[[], bool], *processes: subprocess.Popen[bytes] | Program) -> None:
