@@ -84,16 +84,16 @@ def find_reference(
     """LoRA on the settings of these cells and made as they are: the budget's own or else that of the first
     budget that has it; or why there is none.
 
-    Variants of LoRA count only where no plain one is to be had: at this budget, or for methods of their own
-    size at any. The same of the method `named`, where one is asked for in place of LoRA.
+    Variants of LoRA count only where no plain one is to be had: at this budget, or, where it has no LoRA at
+    all and for methods of their own size, at any. The same of the method `named`, where one is asked for in
+    place of LoRA.
     """
     recipe = {cell.setting: made[cell.number] for cell in cells}
     lora = [cell for cell in study.all_cells if (cell.method == named if named else cell.family == REFERENCE)]
     plain = [cell for cell in lora if named or cell.method == cell.title]
     budgets = [budget, *dict.fromkeys(cell.budget for cell in study.all_cells)]
-    order = [(there, some) for some in (plain, lora) for there in budgets]
-    if budget != OWN_SIZE:
-        order = [(there, some) for there in budgets for some in (plain, lora)]
+    own = [(budget, plain), (budget, lora)] if budget != OWN_SIZE else []
+    order = own + [(there, some) for some in (plain, lora) for there in budgets]
     other: dict[str, tuple[str, str]] = {}
     for there, some in order:
         of_budget = [cell for cell in some if cell.budget == there]

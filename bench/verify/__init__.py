@@ -37,8 +37,8 @@ def verify(
     Without names all of the store is checked. So many `reruns` are chosen among the finished trials by
     `sample_seed`. Their scores may be `tolerance` apart where the hardware is not that of the trial; None
     allows 0.02, or what five examples are worth where that is more. With `caches` every file of this
-    machine's caches is read too. `watching` hears what is looked at. Raises
-    UserError for what is not there, cannot be opened, or holds nothing to verify.
+    machine's caches is read too. `watching` hears what is looked at. Raises UserError for what is not there,
+    cannot be opened, or holds nothing to verify.
     """
     sources = _opened(uri, names)
     plans: list[Examined] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -71,19 +71,23 @@ def run_again(
 def _run(one: Candidate, resources: Resources, tolerance: float | None) -> Rerun:
     record, found = one.record, one.found
     ending = perform(one.trial, resources, lambda progress: None, (KeyboardInterrupt,))
+    elsewhere = _elsewhere(ending.files) if tolerance is None else tolerance
+    allowed, reason = _allowed(one, str(resources.device), elsewhere)
     score = ending.metrics.get(Measure.SCORE)
-    predictions = ending.files.get(Artifact.PREDICTIONS)
-    if tolerance is None:
-        tolerance = max(ELSEWHERE, EXAMPLES / len(_table(predictions))) if predictions else ELSEWHERE
-    allowed, reason = _allowed(one, str(resources.device), tolerance)
-    if score is None or predictions is None:
+    if score is None:
         found.broken("score of another run", record.score, ending.failure)
     else:
         found.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
-        _compare_examples(found, one, predictions)
+        _compare_examples(found, one, ending.files[Artifact.PREDICTIONS])
     return Rerun(
         one.source.name, record.trial_id, record.run_id, record.name, record.score, score, allowed, reason
     )
+
+
+def _elsewhere(files: Mapping[Artifact, bytes]) -> float:
+    """How far scores of other hardware may be apart where nobody says it."""
+    predictions = files.get(Artifact.PREDICTIONS)
+    return max(ELSEWHERE, EXAMPLES / len(_table(predictions))) if predictions else ELSEWHERE
 
 
 def _compare_examples(found: Examined, one: Candidate, again: bytes) -> None:

@@ -92,6 +92,18 @@ def test_baselines_are_compared_with_lora_of_the_first_budget(analysis: Analysis
     assert compared(own)["head only"].verdict.side == "worse"
 
 
+def test_plain_lora_of_another_budget_goes_before_one_of_other_sites(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    att = {"method": "tenslora", "variant": "att", "budgets": [{"isorank": 2}]}
+    methods = [{"method": "lora", "rank": 3, "targets": "qkvo"}, "lora", att]
+    plan = plan_of(**SMALL | {"methods": methods, "budgets": [{"isoparameters": 2}]})
+    uri = store(tmp_path, new_store, plan)
+    found = block(analyse(read(uri, ["small"])), "isorank 2").reference
+    assert found is not None
+    assert (found.method, found.budget) == ("LoRA", "isoparameters 2")
+
+
 def test_groups_and_ranks_follow_the_scores(analysis: Analysis) -> None:
     isorank = block(analysis, "isorank 2")
     assert isorank.methods == ("TensLoRA att", "LoTR", "LoRA", "TensLoRA qkv", "TensLoRA depth")
