@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -11,7 +11,8 @@ from scipy import stats
 from reports.analysis import analyse
 from reports.findings import Against, against
 from reports.inference.beyond import Without
-from reports.inference.intervals import of_each
+from reports.inference.effects import verdict
+from reports.inference.intervals import of_each, simultaneous
 from reports.inference.power import of_effect
 from reports.part import Part
 from reports.thresholds import DEFAULT
@@ -96,12 +97,19 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
     lines, lacking = [], []
     for block in analyse(packed.part(part)).blocks:
         lacking += [block.no_reference] if block.no_reference else []
+        claims = len(block.comparisons) + question.beside
         for found in block.comparisons:
+            interval = found.effect.interval(simultaneous(claims, block.level))
+            mean = replace(
+                against(block, found), interval=interval, verdict=verdict(interval, block.threshold)
+            )
             on = {setting.task: against(block, found, i) for i, setting in enumerate(block.settings)}
-            on_texts = next((one for one in found.beyond.without if one.task == IMAGES), None)
-            design = of_effect(found.effect, len(block.comparisons), block.level)
+            # Where there is one other task, its column has the difference.
+            without = found.beyond.without if len(on) > 2 else ()
+            on_texts = next((one for one in without if one.task == IMAGES), None)
+            design = of_effect(found.effect, claims, block.level)
             finds = design.finds if design else None
-            lines.append(Line(found.method, block.asked, against(block, found), on, on_texts, finds))
+            lines.append(Line(found.method, block.asked, mean, on, on_texts, finds))
     places = {pair: place for place, pair in enumerate(question.pairs)}
     on_tasks = {(line.method, line.other): line.by_task for line in lines}
     for method, other in question.pairs:
@@ -133,7 +141,9 @@ def _table(packed: Packed, question: Question, done: Progress, lines: Sequence[L
 def _level(question: Question) -> str:
     families = len(question.compared)
     each = f", those of each of the {families} references with {100 * of_each(families):.4g}%"
-    return f"Points, with intervals that hold at once with 95%{each if families > 1 else ''}."
+    more = f", also with those of the {question.beside} comparisons below, which the report leaves out"
+    held = each * (families > 1) + more * (question.beside > 0)
+    return f"Points, with intervals that hold at once with 95%{held}."
 
 
 def _beside(lines: Sequence[Line]) -> str:

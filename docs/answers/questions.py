@@ -53,6 +53,8 @@ class Question:
     compared: Mapping[str, tuple[str, ...]]
     tasks: tuple[str, ...] = TASKS
     seeds: range = SEEDS
+    #: How many comparisons of the question stand elsewhere. All hold at once.
+    beside: int = 0
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -81,9 +83,10 @@ COMPARED = (
     Question("e", BUDGET, FACTORISED),
 )
 ON_IMAGES = Question("i", BUDGET, VARIANTS | FACTORISED, (IMAGES,), range(10))
-IN_TRAINING = Question("f", BUDGET, {"fixed ranks": ("cut during training",)}, TWO_TASKS, range(10))
 #: A search and an allocation on each task.
 STUDIES = 2 * len(TWO_TASKS)
+CUTS = {"fixed ranks": ("cut during training",)}
+IN_TRAINING = Question("f", BUDGET, CUTS, TWO_TASKS, range(10), beside=STUDIES)
 
 #: The rows of the suites tuned and untuned. What a row of one of them sets by hand stands in brackets there.
 ROWS = (

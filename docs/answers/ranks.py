@@ -43,7 +43,7 @@ def of_ranks(packed: Packed, others: Sequence[Packed]) -> Answer:
     if packed.study and found:
         lines = [line for one in found for line in _finalists(packed.study, one)]
         head = ["task", "by", "ranks", "parameters", "accuracy", "from the heuristic", "interval", "verdict"]
-        note = f"Intervals are of seeds alone, and those of all {STUDIES} hold at once with 95%."
+        note = f"Intervals are of seeds alone. All {STUDIES}, and that of cuts above, hold at once with 95%."
         told += [f"Of {searched}, on final seeds:", table(head, [line.cells for line in lines]), note]
         if gains := [line.gain for line in lines if line.gain]:
             chosen = Forest("f-choices", gains)
@@ -104,7 +104,7 @@ def _finalists(study: Study, found: ablation.StoredAblation) -> Iterator[Finalis
         if one.ranks != heuristic.ranks:
             differences = [own[seed] - scores[HEURISTIC][seed] for seed in sorted(own)]
             whole = effect([of_seeds(np.array(differences))])
-            interval = whole.interval(simultaneous(STUDIES))
+            interval = whole.interval(simultaneous(STUDIES + len(IN_TRAINING.pairs)))
             gain = Row(f"{found.kind}, {found.task}", "the heuristic", whole.difference, interval)
         yield Finalist(found.task, found.kind, one, len(own), gain)
 

@@ -95,6 +95,14 @@ def test_an_answer_is_what_its_command_reports(
     assert answer.short.endswith(f"**yes, by what matters**. {numbers}; {counted}.")
 
 
+def test_intervals_hold_at_once_with_those_that_stand_elsewhere(script: Any, folder: Path) -> None:
+    asked = replace(question(script, "f", BUDGET, {"LoRA": ("TensLoRA att",)}), beside=4)
+    ((line,), _) = script("answers.pairs").compared(rich_of(script, folder), asked, asked.tasks)
+    assert line.mean.interval == pytest.approx(line.mean.effect.interval(0.95**0.2))
+    answer = script("answers.pairs").of_pairs(rich_of(script, folder), asked)
+    assert "95%, also with those of the 4 comparisons below, which" in answer.told
+
+
 def test_in_short_what_is_told_apart_has_numbers_and_the_rest_is_counted(script: Any) -> None:
     module = script("answers.answer")
     one, other, more = (
@@ -249,7 +257,7 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
     assert answer.state == "not run yet: 0 of 40 trials; 2 of 4 searches and allocations"
     best, heuristic, again, _ = rows(answer.told)
     _, (own, other) = study.gains([att.number, lora.number])
-    low, high = ttest_rel(own, other).confidence_interval(0.95**0.25)
+    low, high = ttest_rel(own, other).confidence_interval(0.95**0.2)
     points = script("answers.packed").points
     assert best[1:4] == ["search: best (5 seeds)", "4, 2", "100"]
     told = [points(float((own - other).mean())), f"{points(low)} to {points(high)}"]
