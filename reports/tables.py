@@ -193,14 +193,18 @@ def _rows(
         budget = some[0].budget
         entries = []
         for task, metric in columns:
-            of = task if not unit_of(metric).mark else ""
-            mark = marks.get((budget, metric, of, method), "") if metric not in averaged else ""
             known = on[method].get((task, metric))
-            entries.append(
-                Entry("–") if known is None else Entry(score(known), places.get(known.number), mark)
-            )
+            if known is None:
+                entries.append(Entry("–"))
+                continue
+            of = task if not unit_of(metric).mark else ""
+            claims = known.mean is not None and metric not in averaged
+            mark = marks.get((budget, metric, of, method), "") if claims else ""
+            entries.append(Entry(score(known), places.get(known.number), mark))
         of_metrics = [
             replace(found[method], mark=marks.get((budget, metric, "", method), ""))
+            if method in found
+            else Entry("–")
             for metric, found in averages.items()
         ]
         rows.append(MainRow(method, some[0].percent_of_lora, entries, of_metrics))
@@ -210,7 +214,7 @@ def _rows(
 def _averages(
     by_method: Mapping[str, Mapping[Column, Cell]], metric: str, columns: Sequence[Column]
 ) -> dict[str, Entry]:
-    """The mean over these columns of each method that has a score in all of them."""
+    """The mean over these columns, of each method that has a score in all of them."""
     means: dict[str, float] = {}
     short = set()
     for method, on in by_method.items():
@@ -223,10 +227,8 @@ def _averages(
         {method: _printed(metric, mean) for method, mean in means.items() if method not in short}
     )
     return {
-        method: Entry(f"{100 * means[method]:.2f}" + f" {INCOMPLETE}" * (method in short), places.get(method))
-        if method in means
-        else Entry("–")
-        for method in by_method
+        method: Entry(f"{100 * mean:.2f}" + f" {INCOMPLETE}" * (method in short), places.get(method))
+        for method, mean in means.items()
     }
 
 

@@ -175,7 +175,8 @@ def _content(store: Store, record: Record, name: Artifact) -> bytes:
             hint = ""
             if name == Artifact.ADAPTER and record.origin != record.run_id:
                 hint = "; its pack may hold no adapters, which `tensorbench pack --adapters` takes along"
-            said = f"{name} of run {record.run_id} cannot be had: {error}{hint}"
+            reason = str(error).rstrip(".")
+            said = f"{name} of run {record.run_id} cannot be had: {reason}{hint}"
             raise UserError(shown_uri(said)) from error
         check_content(record, name, file)
         return file.read_bytes()

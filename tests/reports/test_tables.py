@@ -104,6 +104,26 @@ def test_averages_are_of_one_metric_and_hold_the_claim(tmp_path: Path, new_store
     assert "| mean accuracy |" in tables.markdown(analysis, [])
 
 
+@pytest.mark.parametrize("tasks", [["digits"], ["digits", "textile"]])
+def test_what_has_no_score_has_no_mark(tmp_path: Path, new_store: NewStore, tasks: list[str]) -> None:
+    backbones = ["tiny-random-vit", "random-vit-small"]
+
+    def told(trial: Trial, row: Row) -> Result | None:
+        noise = random.Random(f"{row.title} {row.task} {trial.seed}").gauss(0, 0.002)
+        ran = row.title == "LoRA" or row.backbone == backbones[0]
+        return Result(score=0.8 + noise - 0.2 * (row.title != "LoRA")) if ran else None
+
+    plan = plan_of(**SMALL | {"tasks": tasks, "backbones": backbones, "seeds": list(range(5))})
+    analysis = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
+    marks = {
+        table.backbone: {
+            entry.mark for row in table.blocks["isorank 2"] for entry in (*row.entries, *row.averages)
+        }
+        for table in tables.main_tables(analysis.study.all_cells, analysis.blocks)
+    }
+    assert marks == {backbones[0]: {"", "↓"}, backbones[1]: {""}}
+
+
 def test_a_claim_in_units_stands_with_the_task_whose_units_they_are(
     tmp_path: Path, new_store: NewStore
 ) -> None:
