@@ -108,12 +108,15 @@ LOST_IN_A_WRITE = """
 interrupts.PATIENCE = 0.2
 def wait():
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
         time.sleep(1000)
     finally:
         # However slow this is, the interrupt comes again only when it is known to be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGALRM,))
 try:
     with interrupts.deferred():
+        # Nor does it come before somebody waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGALRM,))
         interrupt()
         in_del(wait)
         print("lost", flush=True)
