@@ -82,23 +82,23 @@ def test_query_key_value_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "version", "drop"),
+    ("kind", "version", "drop", "named"),
     [
-        ("vit", 4, "1.attention.attention.query.weight"),
-        ("vit", 5, "0.attention.o_proj.bias"),
-        ("dinov2", 4, "mlp.fc1.weight"),
-        ("bert", 4, "attention.self.value"),
-        ("roberta", 5, "embeddings.position_embeddings"),
+        ("vit", 4, "1.attention.attention.query.weight", "layers.1.attention.q_proj.weight"),
+        ("vit", 5, "0.attention.o_proj.bias", "layers.0.attention.o_proj.bias"),
+        ("dinov2", 4, "mlp.fc1.weight", "encoder.layer.0.mlp.fc1.weight"),
+        ("bert", 4, "attention.self.value", "encoder.layer.0.attention.self.value.bias"),
+        ("roberta", 5, "embeddings.position_embeddings", "embeddings.position_embeddings.weight"),
     ],
 )
-def test_a_missing_weight_is_refused_by_name(tmp_path: Path, kind: str, version: int, drop: str) -> None:
+def test_a_missing_weight_is_refused_by_name(
+    tmp_path: Path, kind: str, version: int, drop: str, named: str
+) -> None:
     folder = write(tmp_path / "model", kind, encoder(kind), version=version)
     edit(folder, drop=drop)
-    with pytest.raises(UserError, match="lacks weights, which would stay random: ") as caught:
+    said = f"lacks weights, which would stay random: {re.escape(named)}"
+    with pytest.raises(UserError, match=said):
         load(local(folder))
-    assert any(
-        word in str(caught.value) for word in ("q_proj", "o_proj", "fc1", "value", "position_embeddings")
-    )
 
 
 def test_misnamed_attention_is_refused(tmp_path: Path) -> None:
