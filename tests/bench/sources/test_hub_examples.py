@@ -71,9 +71,9 @@ def test_pairs_are_encoded_as_the_tokenizer_does(
     tokenizer = wanted.load_tokenizer()
     pairs = dict(enumerate(Pairs().examples().inputs))
     for seed in (None, 0):
-        for split in vars(prepare(Pairs(), wanted, split_seed=seed)).values():
-            if not isinstance(split, TextSplit):
-                continue
+        data = prepare(Pairs(), wanted, split_seed=seed)
+        for split in (data.train, data.validation, data.test):
+            assert isinstance(split, TextSplit)
             chosen = [pairs[int(i)] for i in split.ids]
             own = tokenizer(
                 *map(list, zip(*chosen, strict=True)),
