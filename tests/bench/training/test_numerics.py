@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,11 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import bench.training.trial
 from bench.tasks import ImageSplit
+from bench.training import loop
 from bench.training.augmentation import augmenter
+from bench.training.loop import Evaluation
 from bench.training.numerics import CUBLAS, compiled, deterministic
 from bench.training.seeding import generator, lent
 from bench.training.trial import Outcome, Resources, run_trial
-from methods import UserError
+from methods import UserError, from_identity
 
 from ..toy_suites import DIGITS, TEXT, VISION, plan
 
@@ -300,28 +303,19 @@ class _Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("base", [VISION, TEXT], ids=["vision", "text"])
-def test_no_step_reads_a_value_from_the_device(base: dict[str, Any]) -> None:
-    from bench.training.loop import batches
-    from methods import create
-
-    own = Resources("cpu")
-    (trial,) = plan(base, methods=["lora"]).trials
+def test_no_step_reads_a_value_from_the_device(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    own, training = Resources("cpu"), {**base["training"], "clip": 1.0}
+    (trial,) = plan(base, methods=[{"method": "tenslora", "variant": "att"}], training=training).trials
     backbone = own.backbone(trial)
     data = own.data(trial, backbone.info.input)
     backbone.reset(data.classes, generator(0, "head_start"))
-    adapter = create("tenslora", variant="att", ranks=(2, 2, 2)).attach(
-        backbone, generator(0, "adapter_start")
-    )
-    optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=1e-3, fused=True)
-    planned = list(batches(data.train, 16, generator(0, "data_order")))
+    adapter = from_identity(trial.method).attach(backbone, generator(0, "adapter_start"))
+    # A validation reads what it has found.
+    found = Evaluation(torch.empty(0), 0.5, 0.5, np.empty(0))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: found)
     with _Reads() as reads:
-        for indices in planned:
-            logits = backbone.module(**data.train.batch(indices))
-            loss = torch.nn.functional.cross_entropy(logits, data.train.targets(indices))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-            optimizer.step()
+        trained = loop.train(backbone, adapter, data, trial.recipe, 0, lambda progress: None)
     adapter.detach()
+    assert trained.steps == 8
     # A batch of texts has its longest read from the lengths, which stay on the CPU.
-    assert reads.found == ([] if base is VISION else ["_local_scalar_dense"] * len(planned))
+    assert reads.found == ([] if base is VISION else ["_local_scalar_dense"] * trained.steps)
