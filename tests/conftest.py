@@ -9,6 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Workers with more have threads that wait for one another. Where tests keep all cores busy, one that waits by
 # spinning takes the core that the other one needs: a step of milliseconds takes seconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What whoever runs the tests has set for programs of theirs: colours in what tests read, a store, a cluster.
+os.environ.pop("FORCE_COLOR", None)
+os.environ.pop("TTY_COMPATIBLE", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("RAY_ADDRESS", None)
 
 import gc
 import shutil
