@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,8 +25,10 @@ PLUGIN = ROOT / "tests" / "plugins" / "tensorbench-shared-down"
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
+    # pip builds a package where it lies, and two processes of tests would do so at once.
+    source = shutil.copytree(PLUGIN, tmp_path_factory.mktemp("source") / PLUGIN.name)
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, PLUGIN],
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, source],
         check=True,
     )
     return folder
