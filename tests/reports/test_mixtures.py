@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from methods import UserError
 from reports import mixtures
+from reports.analysis import analyse
+from reports.compare import MEASURED_OTHERWISE, compare
 from reports.reading import read
 from reports.report import write_report
 from reports.study import Study
@@ -39,6 +42,55 @@ def test_trials_that_measure_something_else_are_refused_unless_asked_for(
     assert "These scores do not compare." in (tmp_path / "out" / "index.html").read_text()
     # Both experiments' LoRA stand there, told apart.
     assert {"LoRA", "LoRA · other"} <= set(done.analysis.study.cells["method"])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+    """URI of a store with two experiments that differ in their seeds alone; read only."""
+    uri = store(tmp_path_factory.mktemp("two"), new_store)
+    write(uri, plan_of(**SMALL | {"name": "other", "seeds": [2, 3]}), result)
+    return uri
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [
+        ("protocol", 99),
+        ("evaluate", "validation"),
+        ("weights_hash", "of others"),
+        ("data", {"data_hash": "of others"}),
+        ("train_size", 7),
+        ("validation_size", 7),
+        ("test_size", 7),
+    ],
+)
+def test_nothing_compares_what_is_measured_otherwise(
+    two: str, what: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(study: Study) -> Study:
+        """With this field of the trials of its last experiment, as a suite may set it."""
+        *others, last = study.experiments
+        trials = {
+            id_: trial.model_copy(
+                update={"task": trial.task | {what: value}} if what.endswith("_size") else {what: value}
+            )
+            for id_, trial in last.trials.items()
+        }
+        return dataclasses.replace(study, experiments=(*others, dataclasses.replace(last, trials=trials)))
+
+    study = read(two, ["small", "other"])
+    assert len(analyse(study).blocks) == 1
+    mixed = changed(study)
+    with pytest.raises(UserError, match=f"do not belong in one table: {what} differs on"):
+        mixtures.refuse(mixtures.find(mixed))
+    # Side by side all the same, each is compared with its own.
+    first, second = analyse(mixed).blocks
+    assert not {*first.methods} & {*second.methods}
+    assert any(f"{what} " in note and "no verdict compares them" in note for note in second.notes)
+    sides = {"small": read(two, ["small"]), "other": changed(read(two, ["other"]))}
+    monkeypatch.setattr("reports.compare.read", lambda _, names: sides[names[0]])
+    moves = compare(("", "small"), ("", "other")).moves
+    assert {(move.verdict, *move.differs) for move in moves} == {(MEASURED_OTHERWISE, what)}
 
 
 def test_other_rates_are_flagged_between_experiments(tmp_path: Path, new_store: NewStore) -> None:
