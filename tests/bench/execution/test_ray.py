@@ -21,6 +21,7 @@ from bench.training.saving import PLAIN
 from bench.wire.words import Artifact, Measure
 from methods import UserError
 
+from ...stress.services import wait_until
 from ..toy_suites import DIGITS, plan
 
 if TYPE_CHECKING:
@@ -204,7 +205,8 @@ def test_as_many_trials_share_a_gpu_as_their_fraction_allows(
     def hear(event: Any) -> None:
         heard.append(event)
         if len(heard) == 2:
-            assert ray.available_resources().get("GPU", 0) == 0
+            # A node tells now and then what it has left.
+            wait_until(lambda: ray.available_resources().get("GPU", 0) == 0)
             raise Pruned
 
     with monkeypatch.context() as patch:
