@@ -34,7 +34,7 @@ def test_a_point_tells_its_seeds_when_it_is_pointed_at(drawn: webdriver.Chrome) 
     figure = drawn.find_element(By.ID, "figure-score-vs-parameters-1")
     static = figure.find_element(By.CSS_SELECTOR, ".scroll svg")
     drawn.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
-    waiting = WebDriverWait(drawn, 30)
+    waiting = WebDriverWait(drawn, float("inf"))
     point = waiting.until(lambda _: figure.find_elements(By.CSS_SELECTOR, ".live .points path"))[-1]
     assert not static.is_displayed()
     ActionChains(drawn).move_to_element(point).perform()

@@ -306,7 +306,7 @@ def test_remains_of_a_killed_process_are_cleared(cache: Path) -> None:
     context = multiprocessing.get_context("fork")
     killed = context.Process(target=prepared, args=("thing", {}, die_half_way))
     killed.start()
-    killed.join(30)
+    killed.join()
     assert killed.exitcode == 9
     assert len(list(cache.rglob("half"))) == 1
     assert files_below(prepared("thing", {}, lambda folder: None)) == ["key.json"]
