@@ -276,6 +276,7 @@ def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(
         real(self)
 
     monkeypatch.setattr(driving._Driving, "_wait", wait)
+    monkeypatch.setattr(driving, "LOOK", 0.0)
     here = Store.existing(store.uri, "toy")
     with session(here) as at_work, Inline("cpu") as place:
         execute(made, [trial], at_work, place, events.append)
