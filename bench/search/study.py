@@ -43,6 +43,8 @@ DRAWS = 100
 LOOK = 1.0
 #: Seconds that a process has to sign a trial as its own, from when another one sees that it is taken.
 UNSIGNED = 60
+#: What a study with a grid of rates says of a head that has none.
+FOLLOWS = "whether the head has the rate of lr"
 
 #: States of trials that count as tried.
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -108,6 +110,7 @@ class RankSearch:
             "seeds": self.search.seeds,
             "objectives": self.search.objectives,
             **{f"{axis} grid": grid for axis, grid in self.grids.items()},
+            **({FOLLOWS: self.cell.head_follows} if self.grids.keys() & {"lr", "head_lr"} == {"lr"} else {}),
             **{f"method.{key}": value for key, value in method.items()},
             **{f"{part}.{key}": v for part in ("task", "recipe", "data") for key, v in content[part].items()},
             "weights": content["weights_hash"],
@@ -129,8 +132,9 @@ class RankSearch:
         if there is None:
             study.set_user_attr("space", own)
             return study
-        # A study of an earlier version lacks what a recipe could not say yet, and has a task's source.
+        # A study of an earlier version lacks FOLLOWS and fields of the recipe, and has a task's source.
         there = {f"recipe.{key}": v for key, v in earlier(Recipe).items()} | there
+        there |= {key: own[key] for key in {FOLLOWS} & own.keys() - there.keys()}
         there.pop("task.source", None)
         if there != own:
             differing = [

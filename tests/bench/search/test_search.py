@@ -8,9 +8,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
+from bench.plan.cells import cells
 from bench.search.storage import open_storage
+from bench.search.study import FOLLOWS, RankSearch
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.wire.words import Kind
@@ -19,7 +22,8 @@ from methods import UserError
 from ..forked import Program
 from ..held import await_held, let_all_through, started
 from ..synthetic import QKV_DEPTH_RANKS, registered
-from .searched import DONE, Call, NewStore, Searched, prepared, run
+from ..toy_suites import DIGITS, VISION, suite
+from .searched import DONE, SEARCH, Call, NewStore, Searched, prepared, run
 
 # --- killed and resumed ---
 
@@ -121,6 +125,53 @@ def test_a_study_of_another_space_is_refused_with_what_differs(killed: Searched,
     assert ended.code == 2
     assert "exists with another space: recipe.lr is 0.005 in it and 0.02 here" in ended.err
     assert "--storage" in ended.err
+
+
+def search(storage: optuna.storages.BaseStorage, changes: dict[str, Any]) -> RankSearch:
+    made = suite(**SEARCH | changes)
+    ((_, cell),) = cells(made)
+    assert made.search is not None
+    return RankSearch(cell, made.search, storage, "one name")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budgets": [{"isoparameters": 3}]}, "budget is 768 in it and 1152 here"),
+        ({"search": {"trials": 6, "modes": ["input"]}}, r"modes is \['input', .* in it and \['input'\] here"),
+        ({"search": {"trials": 6, "lr": [1e-3]}}, r"lr grid is not there in it and \[0.001\] here"),
+        ({"search": {"trials": 6, "seeds": [5]}}, r"seeds is \[1000\] in it and \[5\] here"),
+        ({"search": {"trials": 6, "epochs": 1}}, "recipe.epochs is 2 in it and 1 here"),
+        ({"search": {"trials": 6, "objectives": "metric and parameters"}}, "objectives is metric in it"),
+        ({"methods": [SEARCH["methods"][0] | {"scale": 2}]}, "method.scale is 1.0 in it and 2.0 here"),
+        ({"tasks": [DIGITS | {"train_size": 50}]}, "task.train_size is 60 in it and 50 here"),
+        (
+            {"backbones": [{"name": "tiny-random-vit", "image_size": 16}]},
+            "data.image_size is 32 in it and 16 here",
+        ),
+    ],
+)
+def test_whatever_makes_another_space_is_refused_and_a_larger_number_is_not(
+    changes: dict[str, Any], said: str
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    search(storage, {})
+    search(storage, {"search": {"trials": 7}})
+    with pytest.raises(UserError, match=f"exists with another space: .*{said}"):
+        search(storage, changes)
+
+
+def test_a_head_that_follows_another_rate_makes_another_space() -> None:
+    """The suite's own rate is the same either way, and those of the grid are not."""
+    storage = optuna.storages.InMemoryStorage()
+    grid = {"search": {"trials": 6, "lr": [1e-3, 1e-2]}}
+    own = grid | {"training": {**VISION["training"], "head_lr": VISION["training"]["lr"]}}
+    search(storage, grid)
+    with pytest.raises(UserError, match="whether the head has the rate of lr is True in it and False here"):
+        search(storage, own)
+    study = optuna.load_study(study_name="one name", storage=storage)
+    study.set_user_attr("space", {k: v for k, v in study.user_attrs["space"].items() if k != FOLLOWS})
+    search(storage, own)  # An earlier version did not say it.
 
 
 # --- small spaces, other methods, other objectives ---
