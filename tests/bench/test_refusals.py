@@ -16,8 +16,8 @@ from .toy_suites import DIGITS, MOVIES, TEXT, VISION, write
 
 Call = Callable[..., Any]
 
-#: Seconds of this process's own time, whatever else the machine does and however slow it is: what is not refused
-#: at once takes hours.
+#: Seconds of this process's own time, whatever else the machine does and however slow it is: what is not
+#: refused at once takes hours.
 SECONDS = 30.0
 LINES = 20
 CHARACTERS = 3000
