@@ -203,7 +203,7 @@ def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks
             edgecolor=looks.colour(family),
             facecolor=looks.colour(family) if complete else "none",
             linewidth=1,
-            alpha=1 if front or not complete else FAINT,
+            alpha=_opacity(complete, front),
             zorder=3,
         )
 
@@ -211,6 +211,11 @@ def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks
 def _kind(point: _Point) -> tuple[str, bool, bool]:
     """What looks alike."""
     return point.cell.family, point.cell.complete, point.front
+
+
+def _opacity(complete: bool, front: bool) -> float:
+    """Faint is what is beaten for certain, which is said of nothing that lacks seeds."""
+    return 1 if front or not complete else FAINT
 
 
 def _floor(ax: Axes, points: Sequence[_Point], free: Sequence[_Point], inside: Sequence[_Point]) -> None:
@@ -288,7 +293,9 @@ def _plot(
                 "showlegend": family not in seen,
                 "x": [point.cost for point in group],
                 "y": [float(f"{point.score:.6g}") for point in group],
-                "marker": hover.markers(looks, family, opacity=1 if front else FAINT, hollow=not complete),
+                "marker": hover.markers(
+                    looks, family, opacity=_opacity(complete, front), hollow=not complete
+                ),
                 "hoverinfo": "text",
                 "hovertext": [_told(study, cost, point) for point in group],
             }

@@ -144,6 +144,20 @@ def test_points_tell_the_seeds_behind_them(analysis: Analysis, drawn: dict[str, 
     assert "textile: seed 0 " in forest.plot.data[0]["hovertext"][0]
 
 
+def test_what_lacks_seeds_is_hollow_and_never_faint(drawn: dict[str, Drawn]) -> None:
+    """Faint says that it is beaten for certain."""
+    figure = drawn["score-vs-parameters-1"]
+    assert figure.plot is not None
+    hollow = [
+        trace["marker"]["opacity"]
+        for trace in figure.plot.data
+        if trace.get("marker", {}).get("symbol", "").endswith("-open")
+    ]
+    assert hollow == [1]
+    dots = [dot for dot in figure.figure.axes[0].collections if not len(dot.get_facecolor())]
+    assert [dot.get_alpha() for dot in dots] == [1]
+
+
 def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
     for name in ("score-vs-memory-0", "training-curves-0"):
         low, high = drawn[name].figure.axes[0].get_ylim()
