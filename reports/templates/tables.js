@@ -8,7 +8,8 @@
   const number = (text) => parseFloat(text.replaceAll("−", "-").replaceAll(/[,<\s]/g, ""));
   const key = (row, column, numeric) => {
     const cell = row.cells[column];
-    const value = cell?.dataset.v ?? cell?.textContent.trim() ?? "";
+    // A number's interval stands behind it in an element of its own, and would be digits of it.
+    const value = cell?.dataset.v ?? (numeric ? cell?.firstChild : cell)?.textContent.trim() ?? "";
     return numeric ? number(value) : value.toLowerCase();
   };
 

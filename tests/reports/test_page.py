@@ -74,6 +74,21 @@ def test_every_table_sorts_by_the_keyboard(shown: webdriver.Chrome) -> None:
     assert min(values) < 0 < max(values)
 
 
+def test_ranks_sort_by_the_rank_and_not_by_its_interval_too(shown: webdriver.Chrome) -> None:
+    ranks = shown.find_element(By.XPATH, "//summary[.='Ranks in numbers']/..//table")
+    cells = "return [...arguments[0].querySelectorAll('tbody tr')].map(r => r.cells[2])"
+    # As among ten methods and more.
+    shown.execute_script(
+        """[...arguments[0].querySelectorAll('tbody tr')].forEach((row, i) => {
+        row.cells[2].innerHTML = [['9', '9 to 10'], ['11', '1 to 11'], ['10', '10 to 12']][i % 3].join('<small>')
+        })""",
+        ranks,
+    )
+    ranks.find_elements(By.CSS_SELECTOR, "thead button")[2].click()
+    found = [int(cell.get_property("firstChild")["textContent"]) for cell in shown.execute_script(cells, ranks)]
+    assert found == sorted(found, reverse=True)
+
+
 def test_one_selector_is_for_tables_and_figures_and_stands_in_the_address(drawn: webdriver.Chrome) -> None:
     assert len(rows(drawn)) == 36
     assert len(seen(drawn, "figure[data-budget]")) == len(
