@@ -154,10 +154,13 @@ def _seed_data(study: Study) -> dict[str, Any]:
 
 
 def _short(metric: str, score: float | None) -> float | None:
-    """To more digits than are shown."""
-    if score is None or unit_of(metric).mark:
-        return score if score is None else round(score, 6)
-    return float(f"{score:.7g}")
+    """A score in percent as it is printed, which a script would round otherwise; one with units to more
+    digits.
+    """
+    if score is None:
+        return None
+    unit = unit_of(metric)
+    return float(unit.score(score) if unit.mark else f"{score:.7g}")
 
 
 def _embedded(data: Any) -> str:

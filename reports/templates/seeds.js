@@ -6,9 +6,9 @@
   const rows = [...document.querySelectorAll(".board tbody tr")];
   const everyDot = document.getElementById("dots");
   const plain = new Set(data.plain.map((cell) => `c${cell}`));
-  // In percent, or as they are where scores have units.
+  // Scores are in percent, or in units of their own.
   const told = (row, value, digits = 2) =>
-    value === null ? "–" : plain.has(row.id) ? String(Number(value.toPrecision(4))) : (100 * value).toFixed(digits);
+    value === null ? "–" : plain.has(row.id) ? String(Number(value.toPrecision(4))) : value.toFixed(digits);
 
   const make = (name, attributes = {}, ...children) => {
     const element = name.startsWith("svg:")
@@ -58,7 +58,7 @@
         )
         .flatMap((other) => seedsOf(other).map((seed) => seed[1]).filter((score) => score !== null));
       const [low, high] = scores.reduce(([a, b], s) => [Math.min(a, s), Math.max(b, s)], [Infinity, -Infinity]);
-      const whole = units ? Math.max(Math.abs(low), Math.abs(high)) : 1;
+      const whole = units ? Math.max(Math.abs(low), Math.abs(high)) : 100;
       const pad = Math.max(0.08 * (high - low), 0.002 * whole) || 1;
       rangeOf.set(setting, [low - pad, high + pad]);
     }

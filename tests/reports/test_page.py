@@ -221,6 +221,22 @@ def test_dots_of_equal_seeds_do_not_hide_one_another(
         assert (one["x"], one["y"]) == (other["x"], other["y"] + 3)
 
 
+def test_a_seed_has_the_score_that_tables_print(
+    browser: webdriver.Chrome, tmp_path: Path, new_store: NewStore
+) -> None:
+    # 637 of 800 lies between two numbers of two digits, and that of validation between two of six.
+    uri = store(
+        tmp_path, new_store, told=lambda *_: Result(score=0.79625, validation=[0.7091503267973857])
+    )
+    opened(browser, page_of(analyse(read(uri, ["small"])), tmp_path))
+    (score, *_) = seen(browser, ".board tbody .score b")
+    browser.find_element(By.CSS_SELECTOR, ".board .open").click()
+    (seed, *_) = seen(browser, ".detail tbody tr")
+    assert seed.split()[:3] == ["0", score, "70.92"]
+    plot = browser.find_element(By.CSS_SELECTOR, ".detail .plot")
+    assert plot.get_attribute("aria-label") == f"seed 0: {score}, seed 1: {score}"
+
+
 def test_a_link_to_a_row_shows_it_whatever_is_filtered(shown: webdriver.Chrome) -> None:
     pick(shown, "task", "digits")
     hidden = shown.find_element(By.CSS_SELECTOR, ".board tr[data-task=textile]").get_attribute("id")
