@@ -124,6 +124,7 @@ def _templates() -> Environment:
 
 def _seed_data(study: Study) -> dict[str, Any]:
     """What the script draws dots and lists runs from: by cell, seeds in order."""
+    experiments = [each.name for each in study.experiments]
     return {
         "seeds": {
             str(cell): [
@@ -135,12 +136,14 @@ def _seed_data(study: Study) -> dict[str, Any]:
                     seed.run_id,
                     seed.trial_id,
                     visible(seed.failure),
+                    experiments.index(seed.experiment),
                 ]
                 for seed in seeds
             ]
             for cell, seeds in grouped(study.all_seeds, lambda seed: seed.cell).items()
         },
-        "links": {visible(each.name): each.source.link for each in study.experiments},
+        # By experiment: where pages of its runs are, if anywhere.
+        "links": [each.source.link for each in study.experiments],
         "moved": {
             record.origin: record.run_id
             for each in study.experiments
@@ -149,7 +152,6 @@ def _seed_data(study: Study) -> dict[str, Any]:
         },
         # Scores that are in no percent.
         "plain": [cell.number for cell in study.all_cells if not unit_of(cell.metric).mark],
-        "experiments": {str(cell.number): visible(cell.experiment) for cell in study.all_cells},
     }
 
 

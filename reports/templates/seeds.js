@@ -105,9 +105,9 @@
     });
     return drawn;
   };
-  const run = (row, id) => {
+  const run = (experiment, id) => {
     if (!id) return "–";
-    const link = data.links[data.experiments[row.id.slice(1)]];
+    const link = data.links[experiment];
     const code = make("code", {}, id);
     return link ? make("a", { href: link + (data.moved[id] || id) }, code) : code;
   };
@@ -121,7 +121,7 @@
     }
     table.append(make("thead", {}, head));
     const lines = make("tbody");
-    for (const [seed, score, validation, status, runId, trial, failure] of seeds) {
+    for (const [seed, score, validation, status, runId, trial, failure, experiment] of seeds) {
       const state = failure || status.toLowerCase();
       lines.append(
         make(
@@ -130,7 +130,7 @@
           make("td", { class: "n" }, told(row, score)),
           make("td", { class: "n" }, told(row, validation)),
           make("td", { class: status === "FINISHED" ? "" : "warn" }, state),
-          make("td", {}, run(row, runId)),
+          make("td", {}, run(experiment, runId)),
           make("td", {}, make("code", {}, trial)),
         ),
       );

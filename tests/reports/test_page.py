@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 import reports
+from bench.store.store import Store
 from reports.analysis import Analysis, analyse
 from reports.reading import read
 
-from ..stored import Result
+from ..stored import Result, write
 from .browsing import MARKS, opened, page_of, pick, rows, seen
-from .made_up import NewStore, store
+from .made_up import SMALL, NewStore, plan_of, result, store
 
 pytestmark = MARKS
 
@@ -188,6 +190,24 @@ def test_a_row_opens_to_its_seeds_and_their_runs(shown: webdriver.Chrome, analys
     assert shown.execute_script(after) == f"{row['id']}-seeds"
     button.click()
     assert shown.find_elements(By.ID, f"{row['id']}-seeds") == []
+
+
+def test_a_run_is_linked_where_it_is_stored(
+    browser: webdriver.Chrome, tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be another experiment than that of its row."""
+    link = property(lambda store: f"http://mlflow/#/experiments/{store.name}/runs/")
+    monkeypatch.setattr(Store, "link", link)
+    uri = new_store(tmp_path)
+    write(uri, plan_of(**SMALL), lambda trial, row: result(trial, row) if row.title == "LoRA" else None)
+    write(uri, plan_of(**SMALL | {"name": "other"}), result)
+    opened(browser, page_of(analyse(read(uri, ["small", "other"])), tmp_path))
+    for row in browser.find_elements(By.CSS_SELECTOR, ".board .open"):
+        row.click()
+    links = "return [...document.querySelectorAll(arguments[0])].map(a => a.href.split('/').at(-3))"
+    for method, experiment in (("LoRA", "small"), ("TensLoRA att", "other")):
+        found = browser.execute_script(links, f".board [data-method='{method}'] + .detail a")
+        assert found == [experiment] * 2
 
 
 def test_a_lost_seed_says_why(shown: webdriver.Chrome) -> None:
