@@ -102,7 +102,7 @@ def _templates() -> Environment:
     made.filters |= {
         "percent": _percent,
         "unit": unit_of,
-        "minus": _minus,
+        "minus": minus,
         "count": _count,
         "bytes": _bytes,
         "number": _number,
@@ -271,7 +271,7 @@ def _percent(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
-def _minus(text: str) -> str:
+def minus(text: str) -> str:
     """A difference with a true minus; what rounds to nothing has no side."""
     return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")
 

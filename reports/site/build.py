@@ -19,7 +19,7 @@ from bench.process.outputs import Files, output_folder, replace_files
 from bench.process.visible import visible
 from methods import UserError
 from reports.frames import csv
-from reports.page import plotly_script
+from reports.page import minus, plotly_script
 from reports.rendering import environment
 from reports.site import checking
 from reports.site.equations import notation
@@ -158,7 +158,7 @@ def _environment(pages: dict[str, MethodPage], anchors: Mapping[TaskAndBackbone,
     made.filters |= {
         "count": lambda value: "–" if value is None else f"{value:,.0f}",
         "unit": unit_of,
-        "minus": lambda text: text.replace("-", "−"),
+        "minus": minus,
         "many": many,
         "subscripts": _subscripts,
         "anchor": anchors.__getitem__,

@@ -157,6 +157,9 @@ def test_names_of_packs_and_of_settings_are_told_apart_in_addresses(
     (command,) = [line for line in lines if "tensorbench unpack" in line]
     assert shlex.split(command.partition("<code>")[2])[2] == pack.name
     assert "12 of 12 trials finished" in index
+    # A difference of nothing has no side, as in the report.
+    assert ">0.00</a>" in index
+    assert "+0.00" not in index
 
 
 def test_every_number_leads_to_its_seeds_and_they_to_what_made_them(site: Files, results: Path) -> None:
