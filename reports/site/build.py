@@ -160,7 +160,7 @@ def _environment(pages: dict[str, MethodPage], anchors: Mapping[TaskAndBackbone,
         "unit": unit_of,
         "minus": minus,
         "many": many,
-        "subscripts": _subscripts,
+        "subscripts": subscripts,
         "anchor": anchors.__getitem__,
         "shell": shlex.quote,
         "method_file": method_file,
@@ -168,9 +168,9 @@ def _environment(pages: dict[str, MethodPage], anchors: Mapping[TaskAndBackbone,
     return made
 
 
-def _subscripts(text: str) -> Markup:
-    """Text with what stands behind `_`, a word or braces, below the line."""
-    return Markup(re.sub(r"_(?:\{([^}]*)\}|(\w+))", r"<sub>\1\2</sub>", str(escape(text))))
+def subscripts(text: str) -> Markup:
+    """Text with what stands behind `_`, a word or braces, below the line. A transpose is of the whole."""
+    return Markup(re.sub(r"_(?:\{([^}]*)\}|([^\Wᵀ]+))", r"<sub>\1\2</sub>", str(escape(text))))
 
 
 def _with_bar(page: str | bytes, bar: Markup) -> str:

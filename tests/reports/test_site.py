@@ -361,6 +361,14 @@ def test_every_method_has_an_equation_of_its_own_text() -> None:
     assert lora.paragraphs[0].text.startswith("ΔW = B·A")
 
 
+def test_what_stands_behind_an_underscore_is_below_the_line() -> None:
+    told = {
+        "ΔW_{ℓ,p} < gate_pq": "ΔW<sub>ℓ,p</sub> &lt; gate<sub>pq</sub>",
+        "B_ℓ·A_ℓᵀ": "B<sub>ℓ</sub>·A<sub>ℓ</sub>ᵀ",
+    }
+    assert {text: build.subscripts(text) for text in told} == told
+
+
 def test_a_row_that_has_not_begun_is_not_among_what_was_tried(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
