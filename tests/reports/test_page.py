@@ -128,6 +128,14 @@ def test_one_selector_is_for_tables_and_figures_and_stands_in_the_address(drawn:
     assert "?" not in drawn.current_url
 
 
+def test_what_is_of_all_tasks_says_so_where_one_is_chosen(shown: webdriver.Chrome) -> None:
+    pick(shown, "task", "digits")
+    for section in ("reference", "ranks"):
+        headings = seen(shown, f"[aria-labelledby={section}] .part > h3")
+        assert headings
+        assert all(heading.endswith("over 3 settings") for heading in headings)
+
+
 def test_methods_are_chosen_by_what_they_can_do(shown: webdriver.Chrome) -> None:
     assert set(seen(shown, ".board tr[data-family=lora] .can")) == {"–"}
     assert set(seen(shown, ".board tr[data-family=tenslora] .can")) == {"M E Z"}
