@@ -171,6 +171,7 @@ def test_the_same_ranks_under_several_labels_count_once_in_the_mean_at_a_rank() 
 def test_the_page_shows_them_with_names_escaped(uri: str, tmp_path: Path) -> None:
     done = write_report(uri, ["small"], tmp_path / "out", log=False)
     page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count('<div data-task="digits" data-backbone="tiny-random-vit">') == 3
     assert "ranks &lt;of&gt; att" in page
     assert "ranks <of> att" not in page
     assert "figures/ablation-2-spectra.svg" in done.files
