@@ -65,6 +65,14 @@
     table.tHead?.addEventListener("keydown", walk);
   }
 
+  // The stop may be the head of a column that is not shown any more.
+  addEventListener("shown", () => {
+    for (const stop of document.querySelectorAll("thead [hidden] .sorter[tabindex='0']")) {
+      stop.tabIndex = -1;
+      stop.closest("tr").querySelector(".sorter").tabIndex = 0;
+    }
+  });
+
   // A frame that scrolls can be reached by the keyboard; one that does not is no stop of it.
   const frames = document.querySelectorAll(".scroll");
   const measure = () => {

@@ -76,6 +76,15 @@ def test_every_table_sorts_by_the_keyboard(shown: webdriver.Chrome) -> None:
     assert min(values) < 0 < max(values)
 
 
+def test_heads_stay_in_reach_where_a_column_is_hidden(shown: webdriver.Chrome) -> None:
+    heat = shown.find_element(By.CSS_SELECTOR, ".heat table")
+    heat.find_element(By.TAG_NAME, "button").send_keys(Keys.ARROW_RIGHT)
+    assert shown.switch_to.active_element.text == "mean"
+    pick(shown, "task", "digits")
+    (stop,) = heat.find_elements(By.CSS_SELECTOR, "thead [tabindex='0']")
+    assert stop.text == "Method"
+
+
 def test_ranks_sort_by_the_rank_and_not_by_its_interval_too(shown: webdriver.Chrome) -> None:
     ranks = shown.find_element(By.XPATH, "//summary[.='Ranks in numbers']/..//table")
     cells = "return [...arguments[0].querySelectorAll('tbody tr')].map(r => r.cells[2])"
