@@ -76,5 +76,9 @@
   };
   addEventListener("hashchange", follow);
   addEventListener("load", follow);
+  // Of an address that is there already nothing changes.
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("a")?.hash === location.hash) follow();
+  });
   show();
 })();

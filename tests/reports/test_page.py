@@ -280,6 +280,11 @@ def test_a_link_to_a_row_shows_it_whatever_is_filtered(shown: webdriver.Chrome) 
     shown.execute_script(f"location.hash = '#{hidden}'")
     assert hidden in {row["id"] for row in rows(shown)}
     assert shown.find_element(By.ID, f"{hidden}-seeds").is_displayed()
+    # So does one whose address is there already.
+    pick(shown, "task", "digits")
+    assert hidden not in {row["id"] for row in rows(shown)}
+    shown.find_element(By.CSS_SELECTOR, f".rows a[href='#{hidden}']").click()
+    assert hidden in {row["id"] for row in rows(shown)}
 
 
 def test_ids_are_unique_and_everything_has_a_name(drawn: webdriver.Chrome) -> None:
