@@ -91,12 +91,15 @@ def test_ranks_sort_by_the_rank_and_not_by_its_interval_too(shown: webdriver.Chr
     # As among ten methods and more.
     shown.execute_script(
         """[...arguments[0].querySelectorAll('tbody tr')].forEach((row, i) => {
-        row.cells[2].innerHTML = [['9', '9 to 10'], ['11', '1 to 11'], ['10', '10 to 12']][i % 3].join('<small>')
+        const told = [['9', '9 to 10'], ['11', '1 to 11'], ['10', '10 to 12']][i % 3];
+        row.cells[2].innerHTML = told.join('<small>');
         })""",
         ranks,
     )
     ranks.find_elements(By.CSS_SELECTOR, "thead button")[2].click()
-    found = [int(cell.get_property("firstChild")["textContent"]) for cell in shown.execute_script(cells, ranks)]
+    found = [
+        int(cell.get_property("firstChild")["textContent"]) for cell in shown.execute_script(cells, ranks)
+    ]
     assert found == sorted(found, reverse=True)
 
 
@@ -262,9 +265,7 @@ def test_a_seed_has_the_score_that_tables_print(
     browser: webdriver.Chrome, tmp_path: Path, new_store: NewStore
 ) -> None:
     # 637 of 800 lies between two numbers of two digits, and that of validation between two of six.
-    uri = store(
-        tmp_path, new_store, told=lambda *_: Result(score=0.79625, validation=[0.7091503267973857])
-    )
+    uri = store(tmp_path, new_store, told=lambda *_: Result(score=0.79625, validation=[0.7091503267973857]))
     opened(browser, page_of(analyse(read(uri, ["small"])), tmp_path))
     (score, *_) = seen(browser, ".board tbody .score b")
     browser.find_element(By.CSS_SELECTOR, ".board .open").click()
