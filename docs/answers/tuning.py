@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
@@ -20,7 +21,7 @@ from .answer import Answer
 from .cautions import cautions
 from .forest import Forest, Row
 from .packed import Packed, Progress, bounds, number, plain, points, progress, table
-from .questions import BUDGET, ROWS, TWO_TASKS
+from .questions import BUDGET, ROWS, SEEDS, TWO_TASKS
 
 
 def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
@@ -39,12 +40,17 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
     ranked = {f"on {task}": [task] for task in both.there}
     if len(ranked) > 1:
         ranked = {"by the mean over both tasks": both.there} | ranked
-    lines = [
-        f"Kendall's correlation of the two rankings of {len(ROWS)} rows, {how}: "
-        f"**{number(_kendall(tuned, untuned, tasks))}**."
-        for how, tasks in ranked.items()
-    ]
-    lines += [f"{label.capitalize()}: {_best(side, both.there)}" for label, side in sides.items()]
+    agreed = listed(f"**{number(_kendall(tuned, untuned, tasks))}** {how}" for how, tasks in ranked.items())
+    lines = [f"Kendall's correlation of the two rankings of {len(ROWS)} rows is {agreed}."]
+    itself = {label: _itself(side, both.there) for label, side in sides.items()}
+    beside = listed(f"{number(found)} {label}" for label, found in itself.items() if found is not None)
+    if beside:
+        lines.append(
+            "How far a ranking agrees with itself, by two of its seeds and by the other three, which was not "
+            f"asked before: {beside}."
+        )
+    best = {label: _best(side, both.there) for label, side in sides.items()}
+    full, brief = ([f"{label.capitalize()}: {told[i]}" for label, told in best.items()] for i in (0, 1))
     commands = "\n".join(
         f"tensorbench report {side.files} --out {label} --budget '{BUDGET}' --task {','.join(both.there)}"
         for label, side in sides.items()
@@ -67,9 +73,16 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
         for row in gained
     ]
     note = f"Points. Intervals are of seeds alone, and those of all rows hold at once with 95%.{left_out}"
-    told = [both.told, "\n".join(f"- {line}" for line in lines), table(head, rows), note, figure.shown, shown]
+    told = [
+        both.told,
+        "\n".join(f"- {line}" for line in [*lines, *full]),
+        table(head, rows),
+        note,
+        figure.shown,
+        shown,
+    ]
     told.append(f"```\n{commands}\n```")
-    short = " ".join(lines) if both.complete else ""
+    short = " ".join([*lines, *brief]) if both.complete else ""
     return Answer(both.state, "\n\n".join(told), [figure], short)
 
 
@@ -104,13 +117,29 @@ def _kendall(tuned: Packed, untuned: Packed, tasks: Sequence[str]) -> float:
     return float(stats.kendalltau(*means).statistic)
 
 
-def _best(side: Packed, tasks: Sequence[str]) -> str:
+def _itself(side: Packed, tasks: Sequence[str]) -> float | None:
+    """Kendall's correlation of the rankings by two of the seeds and by the others, the mean over all choices;
+    None where a seed is missing.
+    """
+    gains = [[side.gains(side.cells(task, BUDGET)[name]) for task in tasks] for name in ROWS]
+    if not all({*SEEDS} <= found.keys() for row in gains for found in row):
+        return None
+    scores = np.array([[[found[seed] for seed in SEEDS] for found in row] for row in gains]).mean(axis=1)
+    by_two = combinations(range(len(SEEDS)), 2)
+    agreed = [
+        stats.kendalltau(scores[:, two].mean(axis=1), np.delete(scores, two, axis=1).mean(axis=1)).statistic
+        for two in map(list, by_two)
+    ]
+    return float(np.mean(agreed))
+
+
+def _best(side: Packed, tasks: Sequence[str]) -> tuple[str, str]:
+    """In full, and in short."""
     study = side.part(Part(tasks=tasks, budgets=[BUDGET]))
     found = next(findings(study, analyse(study).blocks))
     if found.best is None or found.equals is None:
-        return "nothing tells methods apart."
-    others = listed(map(plain, found.equals)) or "none"
-    return (
-        f"**{plain(found.best)}** has the best mean at LoRA's budget. Not told apart from it, of the "
-        f"{MOST_PAIRED} best by mean rank: {others}."
-    )
+        return ("nothing tells methods apart.",) * 2
+    first = f"**{plain(found.best)}** has the best mean at LoRA's budget"
+    paired = f"of the {MOST_PAIRED} best by mean rank"
+    full = f"{first}. Not told apart from it, {paired}: {listed(map(plain, found.equals)) or 'none'}."
+    return full, f"{first}, and {paired} {len(found.equals)} are not told apart from it."

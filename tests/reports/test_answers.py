@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shlex
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -208,6 +209,14 @@ def test_two_rankings_of_the_same_rows_agree(
     assert answer.told.count("**1.00**") == 3
     assert answer.short.count("**1.00**") == 3
     assert "**TensLoRA att** has the best mean at LoRA's budget." in answer.told
+    by_row = [
+        [results.gains(results.cells(task, BUDGET)[name]) for task in ("digits", "textile")] for name in names
+    ]
+    scores = pd.DataFrame([sum(map(pd.Series, on)) for on in by_row])
+    halves = [(list(two), [seed for seed in scores if seed not in two]) for two in combinations(scores, 2)]
+    means = [[scores[half].mean(axis=1) for half in both] for both in halves]
+    itself = sum(one.corr(other, "kendall") for one, other in means) / 10
+    assert f"not asked before: {itself:.2f} tuned, {itself:.2f} untuned." in answer.told
 
     other = rich_of(script, folder)
     lower = [0.03, 0.02, 0.025, 0.01, 0.04]
@@ -228,6 +237,7 @@ def test_two_rankings_of_the_same_rows_agree(
     other.gains = lambda cell: {} if cell.method == "LoTR" else results.gains(cell)
     answer = tuning.of_tuning(results, other)
     assert "left out: LoTR." in answer.told
+    assert f"not asked before: {itself:.2f} tuned." in answer.told
     answer = tuning.of_tuning(results, script("answers.packed").Packed("other", folder))
     assert (answer.state, answer.short) == ("unfinished: 50 of 100 trials", "")
 
