@@ -35,15 +35,17 @@ class Against:
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
-def against(block: Block, found: AgainstReference, place: int | None = None) -> Against:
-    """The comparison of a method, or of the setting at that place alone."""
+def against(block: Block, found: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
+    """The comparison of a method, or of the setting at that place alone.
+
+    Its interval holds at once with those of the block, and with so many that stand `beside` it elsewhere.
+    """
     assert block.reference is not None
-    lost, reference = found.lost > 0, block.reference.method
-    if place is None:
-        return Against(found.effect, found.interval, found.verdict, lost, reference)
-    alone = effect([found.effect.parts[place]])
-    interval = alone.interval(simultaneous(len(block.comparisons), block.level))
-    return Against(alone, interval, verdict(interval, block.threshold), lost, reference)
+    whole = found.effect if place is None else effect([found.effect.parts[place]])
+    interval = whole.interval(simultaneous(len(block.comparisons) + beside, block.level))
+    return Against(
+        whole, interval, verdict(interval, block.threshold), found.lost > 0, block.reference.method
+    )
 
 
 @dataclass(frozen=True)

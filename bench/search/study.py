@@ -43,7 +43,7 @@ DRAWS = 100
 LOOK = 1.0
 #: Seconds that a process has to sign a trial as its own, from when another one sees that it is taken.
 UNSIGNED = 60
-#: What a study with a grid of rates says of a head that has none.
+#: What a study says of a head that has no grid where `lr` has one.
 FOLLOWS = "whether the head has the rate of lr"
 
 #: States of trials that count as tried.
@@ -110,7 +110,7 @@ class RankSearch:
             "seeds": self.search.seeds,
             "objectives": self.search.objectives,
             **{f"{axis} grid": grid for axis, grid in self.grids.items()},
-            **({FOLLOWS: self.cell.head_follows} if self.grids.keys() & {"lr", "head_lr"} == {"lr"} else {}),
+            FOLLOWS: self.cell.head_follows and self.grids.keys() & {"lr", "head_lr"} == {"lr"},
             **{f"method.{key}": value for key, value in method.items()},
             **{f"{part}.{key}": v for part in ("task", "recipe", "data") for key, v in content[part].items()},
             "weights": content["weights_hash"],
@@ -133,8 +133,7 @@ class RankSearch:
             study.set_user_attr("space", own)
             return study
         # A study of an earlier version lacks FOLLOWS and fields of the recipe, and has a task's source.
-        there = {f"recipe.{key}": v for key, v in earlier(Recipe).items()} | there
-        there |= {key: own[key] for key in {FOLLOWS} & own.keys() - there.keys()}
+        there = {FOLLOWS: own[FOLLOWS], **{f"recipe.{key}": v for key, v in earlier(Recipe).items()}} | there
         there.pop("task.source", None)
         if there != own:
             differing = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -11,8 +11,7 @@ from scipy import stats
 from reports.analysis import analyse
 from reports.findings import Against, against
 from reports.inference.beyond import Without
-from reports.inference.effects import verdict
-from reports.inference.intervals import of_each, simultaneous
+from reports.inference.intervals import of_each
 from reports.inference.power import of_effect
 from reports.part import Part
 from reports.thresholds import DEFAULT
@@ -97,17 +96,13 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
     lines, lacking = [], []
     for block in analyse(packed.part(part)).blocks:
         lacking += [block.no_reference] if block.no_reference else []
-        claims = len(block.comparisons) + question.beside
         for found in block.comparisons:
-            interval = found.effect.interval(simultaneous(claims, block.level))
-            mean = replace(
-                against(block, found), interval=interval, verdict=verdict(interval, block.threshold)
-            )
+            mean = against(block, found, beside=question.beside)
             on = {setting.task: against(block, found, i) for i, setting in enumerate(block.settings)}
             # Where there is one other task, its column has the difference.
             without = found.beyond.without if len(on) > 2 else ()
             on_texts = next((one for one in without if one.task == IMAGES), None)
-            design = of_effect(found.effect, claims, block.level)
+            design = of_effect(found.effect, len(block.comparisons) + question.beside, block.level)
             finds = design.finds if design else None
             lines.append(Line(found.method, block.asked, mean, on, on_texts, finds))
     places = {pair: place for place, pair in enumerate(question.pairs)}

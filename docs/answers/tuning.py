@@ -49,8 +49,9 @@ def of_tuning(tuned: Packed, untuned: Packed) -> Answer:
             "How far a ranking agrees with itself, by two of its seeds and by the other three, which was not "
             f"asked before: {beside}."
         )
-    best = {label: _best(side, both.there) for label, side in sides.items()}
-    full, brief = ([f"{label.capitalize()}: {told[i]}" for label, told in best.items()] for i in (0, 1))
+    best = [(label.capitalize(), *_best(side, both.there)) for label, side in sides.items()]
+    full = [f"{label}: {told}" for label, told, _ in best]
+    brief = [f"{label}: {told}" for label, _, told in best]
     commands = "\n".join(
         f"tensorbench report {side.files} --out {label} --budget '{BUDGET}' --task {','.join(both.there)}"
         for label, side in sides.items()

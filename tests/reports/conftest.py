@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from selenium import webdriver
@@ -15,9 +17,12 @@ from reports.reading import read
 from reports.report import write_report
 from reports.study import Study
 
+from ..packs import packed
 from ..stored import write
 from .browsing import CHROMIUM, DRIVER, opened, page_of
 from .made_up import NAME, NewStore, plan_of, result, store
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +31,21 @@ def rich(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
     uri = new_store(tmp_path_factory.mktemp("rich"))
     write(uri, plan_of(), result)
     return uri
+
+
+@pytest.fixture(scope="session")
+def checkout(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout that has the pack of the made-up results; read only."""
+    made = tmp_path_factory.mktemp("checkout")
+    packed(rich, NAME, made / "results")
+    return made
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports a module of docs/."""
+    monkeypatch.syspath_prepend(DOCS)
+    return importlib.import_module
 
 
 @pytest.fixture(scope="session")

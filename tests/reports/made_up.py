@@ -22,6 +22,8 @@ Call = Callable[..., Any]
 NewStore = Callable[[Path], str]
 
 NAME = "rich"
+#: One of its budgets.
+BUDGET = "isoparameters 2"
 EXAMPLES = 200
 
 RICH: dict[str, Any] = {
@@ -107,3 +109,8 @@ def store(folder: Path, new_store: NewStore, plan: Plan | None = None, told: Any
     uri = new_store(folder)
     write(uri, plan or plan_of(**SMALL), told)
     return uri
+
+
+def rich_of(script: Any, checkout: Path) -> Any:
+    """The made-up results as docs/answers reads them."""
+    return script("answers.packed").Packed("rich", checkout / "results")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from dataclasses import replace
 from itertools import combinations
@@ -15,36 +14,14 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
-from bench.wire.plan import Tuned
 from reports.ablation import Scored, StoredAblation
 from reports.inference.crossed import of_seeds
 from reports.inference.effects import Answer, Verdict, effect
 from reports.inference.intervals import simultaneous
 
-from ..packs import packed
-from .made_up import BASE, Call
+from .made_up import BASE, BUDGET, Call, rich_of
 
-DOCS = Path(__file__).parents[2] / "docs"
-BUDGET = "isoparameters 2"
-
-
-@pytest.fixture(scope="module")
-def folder(rich: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout that has the pack of the made-up results."""
-    made = tmp_path_factory.mktemp("checkout")
-    packed(rich, "rich", made / "results")
-    return made
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a module of docs/."""
-    monkeypatch.syspath_prepend(DOCS)
-    return importlib.import_module
-
-
-def rich_of(script: Any, folder: Path) -> Any:
-    return script("answers.packed").Packed("rich", folder / "results")
+ROOT = Path(__file__).parents[2]
 
 
 def question(script: Any, letter: str, budget: str, compared: dict[str, tuple[str, ...]]) -> Any:
@@ -58,17 +35,17 @@ def rows(told: str) -> list[list[str]]:
 
 
 def test_an_answer_is_what_its_command_reports(
-    script: Any, folder: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, checkout: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = question(
         script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv"), "head only": ("TensLoRA att",)}
     )
-    answer = script("answers.pairs").of_pairs(rich_of(script, folder), asked)
+    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked)
     told = answer.told
     assert answer.state == "all there"
     _, command, _ = told.split("```")
     assert "--task" not in command
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(checkout)
     # The command's own --out stands before, and this one after it counts.
     words = [*shlex.split(command.replace("\\\n", ""))[1:], "--out", tmp_path / "out", "--format", "csv"]
     assert call(*words).code == 0
@@ -96,11 +73,11 @@ def test_an_answer_is_what_its_command_reports(
     assert answer.short.endswith(f"**yes, by what matters**. {numbers}; {counted}.")
 
 
-def test_intervals_hold_at_once_with_those_that_stand_elsewhere(script: Any, folder: Path) -> None:
+def test_intervals_hold_at_once_with_those_that_stand_elsewhere(script: Any, checkout: Path) -> None:
     asked = replace(question(script, "f", BUDGET, {"LoRA": ("TensLoRA att",)}), beside=4)
-    ((line,), _) = script("answers.pairs").compared(rich_of(script, folder), asked, asked.tasks)
+    ((line,), _) = script("answers.pairs").compared(rich_of(script, checkout), asked, asked.tasks)
     assert line.mean.interval == pytest.approx(line.mean.effect.interval(0.95**0.2))
-    answer = script("answers.pairs").of_pairs(rich_of(script, folder), asked)
+    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked)
     assert "95%, also with those of the 4 comparisons below, which" in answer.told
 
 
@@ -118,10 +95,10 @@ def test_in_short_what_is_told_apart_has_numbers_and_the_rest_is_counted(script:
     assert module.shortly("a", [one, other]) == f"{told[0]}, undecided; {told[1]}, better, size undecided."
 
 
-def test_what_is_not_all_there_has_no_answer(script: Any, folder: Path, tmp_path: Path) -> None:
+def test_what_is_not_all_there_has_no_answer(script: Any, checkout: Path, tmp_path: Path) -> None:
     # LoTR lacks a seed of movie-sentiment.
     asked = question(script, "a", "isorank 2", {"LoRA": ("LoTR",)})
-    answer = script("answers.pairs").of_pairs(rich_of(script, folder), asked)
+    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked)
     told = answer.told
     assert answer.state == "so far on 2 of 3 tasks: 29 of 30 trials"
     assert told.startswith("**So far, on 2 of 3 tasks** (digits, textile): no answer yet")
@@ -175,11 +152,11 @@ def test_it_was_the_interleaving_where_the_twin_is_worse(script: Any) -> None:
 
 
 def test_the_count_explains_what_it_goes_with(
-    script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs, number = script("answers.pairs"), script("answers.packed").number
     asked = question(script, "c", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv", "TensLoRA depth")})
-    results = rich_of(script, folder)
+    results = rich_of(script, checkout)
     cells = results.study.cells.query("budget == @BUDGET")
 
     def rho(tasks: tuple[str, ...]) -> float:
@@ -197,13 +174,13 @@ def test_the_count_explains_what_it_goes_with(
 
 
 def test_two_rankings_of_the_same_rows_agree(
-    script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuning: ModuleType = script("answers.tuning")
     names = ("LoRA", "TensLoRA att", "TensLoRA qkv", "head only", "LoTR")
     for name, value in {"ROWS": names, "BUDGET": BUDGET, "TWO_TASKS": ("digits", "textile")}.items():
         monkeypatch.setattr(tuning, name, value)
-    results = rich_of(script, folder)
+    results = rich_of(script, checkout)
     answer = tuning.of_tuning(results, results)
     assert answer.state == "all there"
     assert answer.told.count("**1.00**") == 3
@@ -218,7 +195,7 @@ def test_two_rankings_of_the_same_rows_agree(
     itself = sum(one.corr(other, "kendall") for one, other in means) / 10
     assert f"not asked before: {itself:.2f} tuned, {itself:.2f} untuned." in answer.told
 
-    other = rich_of(script, folder)
+    other = rich_of(script, checkout)
     lower = [0.03, 0.02, 0.025, 0.01, 0.04]
     other.gains = lambda cell: {seed: gain - lower[seed] for seed, gain in results.gains(cell).items()}
     cells = results.cells
@@ -238,14 +215,14 @@ def test_two_rankings_of_the_same_rows_agree(
     answer = tuning.of_tuning(results, other)
     assert "left out: LoTR." in answer.told
     assert f"not asked before: {itself:.2f} tuned." in answer.told
-    answer = tuning.of_tuning(results, script("answers.packed").Packed("other", folder))
+    answer = tuning.of_tuning(results, script("answers.packed").Packed("other", checkout))
     assert (answer.state, answer.short) == ("unfinished: 50 of 100 trials", "")
 
 
 def test_what_a_search_chose_stands_beside_the_heuristic(
-    script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ranks, results = script("answers.ranks"), rich_of(script, folder)
+    ranks, results = script("answers.ranks"), rich_of(script, checkout)
     study = results.study
     att, lora = (
         next(
@@ -285,65 +262,9 @@ def test_what_a_search_chose_stands_beside_the_heuristic(
     assert short.startswith(f"No cut is told apart. {by} search, digits [{told[0]}](evidence.md#f) (")
 
 
-def test_what_failed_or_came_out_below_the_head_alone_is_named(script: Any, folder: Path) -> None:
-    results = rich_of(script, folder)
-    below = [cell for cell in results.study.all_cells if cell.budget == BUDGET and cell.task == "digits"]
-    told = script("answers.cautions").cautions(results, below)
-    assert "Failed or diverged: TensLoRA depth on digits, seed 3 (diverged)." in told
-    assert "Below the mean of the head alone: no seed." in told
-    assert "grid" not in told
-
-    (head,) = (
-        cell for cell in results.study.all_cells if (cell.method, cell.task) == ("head only", "digits")
-    )
-    (worst,) = (cell for cell in below if cell.method == "TensLoRA depth")
-    raised = replace(head, mean=results.study.finished(worst.number)[1].score)
-    results.cells = lambda task, budget: {"head only": raised}
-    told = script("answers.cautions").cautions(results, [worst])
-    assert "Below the mean of the head alone: TensLoRA depth on digits, seed 0." in told
-    # Of an error the larger is the worse.
-    results.cells = lambda task, budget: {"head only": replace(raised, metric="rmse")}
-    told = script("answers.cautions").cautions(results, [replace(worst, metric="rmse")])
-    assert "Below the mean of the head alone: TensLoRA depth on digits, seeds 2, 4." in told
-
-
-def test_an_adapter_that_left_the_head_alone_is_named(script: Any, folder: Path) -> None:
-    results = rich_of(script, folder)
-    (lora, *_) = (c for c in results.study.all_cells if (c.method, c.task) == ("LoRA", "digits"))
-    assert "Within" not in script("answers.cautions").cautions(results, [lora])
-    # As if the head alone had come to the same.
-    results.cells = lambda task, budget: {"head only": lora}
-    told = script("answers.cautions").cautions(results, [lora])
-    assert "Within 0.10 points of the head alone on every seed: LoRA on digits." in told
-
-
-def test_the_choices_of_a_tuning_on_an_edge_are_counted(script: Any, folder: Path) -> None:
-    results = rich_of(script, folder)
-    edges: list[tuple[str, ...]] = [("lr", "scale"), ("scale",), ()]
-    cells = [
-        replace(cell, tuning=Tuned(trials=8, seeds=(1000,), chosen={"lr": 1e-3}, edge=edge, ids=()))
-        for cell, edge in zip(results.study.all_cells, edges, strict=False)
-    ]
-    told = script("answers.cautions").cautions(results, cells)
-    assert told.startswith("Chosen on an edge of the grid: 2 of 3 points (1 in rate, 2 in scale).")
-    assert "budget" not in told
-
-
-def test_a_row_that_misses_its_budget_tells_its_share(script: Any, folder: Path) -> None:
-    results = rich_of(script, folder)
-    (lotr, *_) = (cell for cell in results.study.all_cells if (cell.method, cell.budget) == ("LoTR", BUDGET))
-    shares = [replace(lotr, ratio=ratio, within=within) for ratio, within in ((0.875, False), (1.04, True))]
-    told = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
-    assert ["Not at the budget: LoTR (0.88 of it)." in one for one in told] == [True, False]
-    lora = replace(lotr, method="LoRA qkvo", family="lora", budget="own size", within=None)
-    shares = [replace(lora, percent_of_lora=percent) for percent in (75.0, 99.0)]
-    told = [script("answers.cautions").cautions(results, [cell]) for cell in shares]
-    assert ["Not at the budget: LoRA qkvo (0.75 of it)." in one for one in told] == [True, False]
-
-
-def test_a_figure_holds_each_difference(script: Any, folder: Path) -> None:
+def test_a_figure_holds_each_difference(script: Any, checkout: Path) -> None:
     asked = question(script, "a", BUDGET, {"LoRA": ("TensLoRA att", "TensLoRA qkv")})
-    answer = script("answers.pairs").of_pairs(rich_of(script, folder), asked)
+    answer = script("answers.pairs").of_pairs(rich_of(script, checkout), asked)
     (figure,) = answer.pictures
     drawn = figure.svg()
     for method, other, *_, mean, interval, _ in rows(answer.told):
@@ -354,9 +275,9 @@ def test_a_figure_holds_each_difference(script: Any, folder: Path) -> None:
 
 
 def test_the_spectra_of_the_same_method_and_task_are_told_together(
-    script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spectra, results = script("answers.spectra"), rich_of(script, folder)
+    spectra, results = script("answers.spectra"), rich_of(script, checkout)
     sizes = dict(zip(spectra.MODES, (8, 4, 2, 3, 2), strict=True))
     found = [
         StoredAblation(
@@ -389,7 +310,7 @@ def test_the_spectra_of_the_same_method_and_task_are_told_together(
 
 
 def test_a_row_that_failed_is_among_what_is_said_of_forgetting(script: Any) -> None:
-    packed = script("answers.packed").Packed("smollm2", DOCS.parent / "results")
+    packed = script("answers.packed").Packed("smollm2", ROOT / "results")
     whole = script("answers.forgetting").of_forgetting(packed)
     cells, seeds = packed.study.cells.copy(), packed.study.seeds.copy()
     cells.loc[cells["method"] == "FacT-TT", ["forgetting", "mean"]] = np.nan
