@@ -11,7 +11,6 @@ from bench.metrics import METRICS
 from bench.plan.rows import Plan, Row
 from methods import UserError
 from reports.analysis import analyse, measured
-from reports.inference.chances import MEANINGFUL, noether
 from reports.inference.power import Design, of_runs
 from reports.reading import read
 from reports.study import OWN_SIZE, REFERENCE, grouped, table_name
@@ -46,11 +45,6 @@ class Power:
         """The standard deviation of a run's score over seeds, if the sides of a pair share nothing."""
         return math.sqrt(fmean(self.design.spreads) / 2)
 
-    @property
-    def seeds_of_chance(self) -> int:
-        """Seeds on each setting with which a true P(A > B) of `MEANINGFUL` is found."""
-        return math.ceil(noether(MEANINGFUL) / self.design.settings)
-
     def as_dict(self) -> dict[str, Any]:
         return {
             "budget": self.budget,
@@ -65,7 +59,6 @@ class Power:
             "finds": self.design.finds,
             "margin": self.design.margin,
             "seeds_for_threshold": self.design.needs(self.threshold),
-            "seeds_for_chance": self.seeds_of_chance,
         }
 
 

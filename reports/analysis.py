@@ -1,4 +1,4 @@
-"""What the stored scores say: comparisons with LoRA, ranks, groups, aggregates; and where they say nothing.
+"""What the stored scores say: comparisons with LoRA, ranks and groups; and where they say nothing.
 
 One block is one budget, of settings with one metric and of methods that were made alike. Within it methods
 are compared over settings (a task on a backbone), seed by seed.
@@ -13,12 +13,11 @@ from bench.metrics import METRICS
 from reports.comparisons import AgainstReference, Reference, against_reference, find_reference
 from reports.evidence import Evidence, gather
 from reports.inference import power
-from reports.inference.intervals import of_each
-from reports.inference.normalised import Aggregate
+from reports.inference.intervals import LEAST_SEEDS, Array, of_each
 from reports.inference.power import Design
 from reports.ranking import Ranking, normalise, rank
 from reports.recipes import Alike, Recipe, alike, recipes, told
-from reports.study import CEILING, FLOOR, Cell, Study, TaskAndBackbone, block_order, grouped
+from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
 from reports.thresholds import Asked, threshold_of, thresholds
 from reports.units import Unit, unit_of
 from reports.words import listed, many
@@ -42,7 +41,7 @@ class Block:
     settings: tuple[TaskAndBackbone, ...]
     #: The cells of every method that has runs on all of them, in the order of the settings.
     cells: Mapping[str, tuple[int, ...]] = field(repr=False)
-    #: Method -> why it is in no comparison and no aggregate.
+    #: Method -> why it is in no comparison and no rank.
     left_out: Mapping[str, str]
     #: What is asked for in place of LoRA, and how many such blocks hold at once: one for each reference.
     asked: str = ""
@@ -56,11 +55,11 @@ class Block:
     design: Design | None = None
     #: None where no method takes part.
     ranking: Ranking | None = None
-    #: Method -> its scores between head only and full fine-tuning.
-    aggregates: Mapping[str, Aggregate] = field(default_factory=dict)
+    #: Method -> its runs' scores between head only, 0, and full fine-tuning, 1: a performance profile.
+    normalised: Mapping[str, Array] = field(default_factory=dict)
     #: What is to be said of the comparisons, and why a method, or every one, is in none.
     notes: tuple[str, ...] = ()
-    #: The same of ranks, groups and aggregates.
+    #: The same of ranks and groups.
     rank_notes: tuple[str, ...] = ()
 
     @property
@@ -118,7 +117,7 @@ def analyse(study: Study, threshold: Asked = None) -> Analysis:
     begun = [
         _referred(study, block, made) for budget in budgets for block in _blocks(study, budget, made, matters)
     ]
-    evidence = gather(study, _needed(study, begun))
+    evidence = gather(study, _needed(begun))
     blocks = tuple(_finished(evidence, block, made) for block in begun)
     notes = (*study.notes, *evidence.notes, *_sparse(study), *_metrics(study))
     return Analysis(study, matters, blocks, notes, evidence)
@@ -202,7 +201,7 @@ def _entrants(study: Study, block: Block, methods: Mapping[str, Sequence[Cell]])
     if left_out:
         notes.append(
             f"{many(len(left_out), 'method')} of {len(taking_part) + len(left_out)} have no finished run on "
-            f"some setting and are in no comparison, rank or aggregate of this budget: {listed(left_out)}."
+            f"some setting and are in no comparison and no rank of this budget: {listed(left_out)}."
         )
     if block.metric and not METRICS.get(block.metric).higher:
         notes.append(
@@ -229,15 +228,14 @@ def _referred(study: Study, block: Block, made: Mapping[int, Recipe]) -> Block:
     return replace(block, reference=reference, no_reference=" ".join(missing), notes=(*block.notes, *missing))
 
 
-def _needed(study: Study, blocks: Sequence[Block]) -> list[int]:
-    """The cells whose predictions the blocks need: of comparisons, then of normalised scores."""
-    numbers = [
+def _needed(blocks: Sequence[Block]) -> list[int]:
+    """The cells whose predictions the blocks need."""
+    return [
         number
         for block in blocks
         for cells in ((block.reference.cells if block.reference else ()), *block.cells.values())
         for number in cells
     ]
-    return numbers + [cell.number for cell in study.all_cells if cell.family in (FLOOR, CEILING)]
 
 
 def _finished(evidence: Evidence, block: Block, made: Mapping[int, Recipe]) -> Block:
@@ -251,15 +249,14 @@ def _finished(evidence: Evidence, block: Block, made: Mapping[int, Recipe]) -> B
         block.threshold,
         block.families,
     )
-    aggregates, unnormalised = normalise(evidence, block.settings, block.cells, made, block.threshold)
     return replace(
         block,
         comparisons=comparisons,
-        design=power.of_effects([comparison.effect for comparison in comparisons], block.level),
+        design=power.of_effects([one.effect for one in comparisons], len(comparisons), block.level),
         ranking=ranking,
-        aggregates=aggregates,
+        normalised=normalise(evidence.study, block.settings, block.cells, made, block.threshold),
         notes=(*block.notes, *notes),
-        rank_notes=(*ranking.notes, *unnormalised),
+        rank_notes=ranking.notes,
     )
 
 
@@ -276,9 +273,10 @@ def _sparse(study: Study) -> list[str]:
     """Notes on how little there is to go by."""
     notes = []
     most = max(cell.seeds for cell in study.all_cells)
-    if most == 1:
+    if most < LEAST_SEEDS:
         notes.append(
-            "One seed: nothing is known of how much training varies, so that no difference can be claimed."
+            f"{many(most, 'seed')} per cell at most: too little is known of how much training varies, so "
+            "that no difference can be claimed."
         )
     elif most < 5:
         notes.append(

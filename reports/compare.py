@@ -19,7 +19,6 @@ from bench.metrics import direction
 from methods import UserError
 from reports import mixtures
 from reports.evidence import Between, Evidence, between, gather
-from reports.inference import flips
 from reports.inference.effects import effect, verdict
 from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
 from reports.reading import read
@@ -89,9 +88,6 @@ class Move:
     threshold: float
     #: Whether the interval is over test examples too, and not over seeds alone.
     examples: bool
-    #: By sign flips of the pairs: of the cell alone, and adjusted for all cells; None without pairs.
-    p: float | None
-    p_adjusted: float | None
     #: As `reports.inference.effects.verdict` has it, or `SAME_TRIALS`, `SAME_SCORES` or `MEASURED_OTHERWISE`.
     verdict: str
     #: Whether the whole interval is on one side of zero.
@@ -200,7 +196,7 @@ def _moves(
         if not (pair.same or pair.differs)
         and (one := between(*sides, (pair.before.number, pair.after.number))) is not None
     }
-    level, p = simultaneous(len(found)), _flipped(found)
+    level = simultaneous(len(found))
     moves = []
     for place, pair in enumerate(pairs):
         runs = tuple(
@@ -208,18 +204,8 @@ def _moves(
             for side, cell in zip(sides, (pair.before, pair.after), strict=True)
         )
         threshold = threshold_of(pair.metric, matters, [pair.before, pair.after])
-        moves.append(_move(pair, found.get(place), level, threshold, p.get(place), (runs[0], runs[1])))
+        moves.append(_move(pair, found.get(place), level, threshold, (runs[0], runs[1])))
     return sorted(moves, key=lambda move: (not move.moved, -abs(move.difference or 0)))
-
-
-def _flipped(found: Mapping[int, Between]) -> dict[int, tuple[float, float]]:
-    """p of each of these cells alone and adjusted, by flips of the signs of its pairs: of all cells together
-    where they have the same seeds.
-    """
-    paired = {place: one for place, one in found.items() if one.seeds}
-    tables = [[one.differences / one.part.size] for one in paired.values()]
-    alone, adjusted, _ = flips.adjusted(tables, [[one.seeds] for one in paired.values()])
-    return dict(zip(paired, zip(alone, adjusted, strict=True), strict=True))
 
 
 def _move(
@@ -227,7 +213,6 @@ def _move(
     found: Between | None,
     level: float,
     threshold: float,
-    p: tuple[float, float] | None,
     runs: tuple[list[str], list[str]],
 ) -> Move:
     whole = effect([found.part]) if found else None
@@ -255,8 +240,6 @@ def _move(
         interval=interval and _turned(interval, sign),
         threshold=threshold,
         examples=bool(whole and whole.counted),
-        p=p and p[0],
-        p_adjusted=p and p[1],
         verdict=told,
         moved=bool(said.side),
         differs=pair.differs,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from reports.evidence import Evidence
-from reports.inference import chances, flips
-from reports.inference.beyond import Beyond, beyond
-from reports.inference.chances import Criterion
 from reports.inference.crossed import OnSetting, of_seeds
-from reports.inference.effects import Answer, Effect, Verdict, effect, hedges, verdict
-from reports.inference.intervals import ALPHA, Array, Bounds, of_each, simultaneous
+from reports.inference.effects import Answer, Effect, Verdict, effect, verdict
+from reports.inference.intervals import LEAST_SEEDS, Bounds, of_each, simultaneous
 from reports.recipes import Recipe, difference, told
 from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
 from reports.words import many
@@ -39,8 +36,17 @@ class IfFloor:
 
     #: Pairs that count then and else do not.
     pairs: int
-    difference: float
+    effect: Effect
     interval: Bounds | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Without:
+    """What would be said without one task."""
+
+    task: str
+    difference: float
     verdict: Verdict
 
 
@@ -57,25 +63,21 @@ class AgainstReference:
     #: what it says.
     interval: Bounds | None
     verdict: Verdict
-    #: Hedges' g of the paired differences.
-    g: float | None
-    #: Chance that a run of the method scores above one of the reference, with its interval.
-    better: float
-    better_interval: Bounds | None
-    #: By sign flips within settings: for the method alone, and for all methods of the budget.
-    p: float
-    p_adjusted: float
-    smallest_p: float
+    #: On each setting. They hold at once with those of all methods on all settings of the budget.
+    intervals: tuple[Bounds | None, ...]
     #: Seed pairs that were planned and are not there.
     lost: int
     #: None where no run of the pairs has diverged.
     if_floor: IfFloor | None
-    beyond: Beyond
+    #: Without each task in turn; empty of one.
+    without: tuple[Without, ...]
 
     @property
-    def criterion(self) -> Criterion | None:
-        """What Bouthillier et al. (2021) would say."""
-        return self.better_interval and chances.criterion(self.better_interval)
+    def sides(self) -> tuple[int, int, int]:
+        """How many settings are won, tied and lost: their interval is above zero, holds it, or is below."""
+        known = [interval for interval in self.intervals if interval is not None]
+        wins, losses = sum(low > 0 for low, _ in known), sum(high < 0 for _, high in known)
+        return wins, len(self.intervals) - wins - losses, losses
 
 
 def find_reference(
@@ -144,14 +146,17 @@ def against_reference(
                 f"{method} shares no finished seed with {reference.method} on some setting: differences are "
                 "taken seed by seed, so nothing is said of it."
             )
-    family = _Family(evidence, reference, threshold, simultaneous(len(found), of_each(families)))
-    tables = [family.differences(cells[method]) for method in found]
-    alone, adjusted, joint = flips.adjusted(tables, [family.seeds(cells[method]) for method in found])
-    made = tuple(
-        family.compared(method, cells[method], effect(parts), (p, min(1.0, families * of_all)))
-        for (method, parts), p, of_all in zip(found.items(), alone, adjusted, strict=True)
+    at_once = of_each(families)
+    claims, settings = len(found), len(reference.cells)
+    family = _Family(
+        evidence,
+        reference,
+        threshold,
+        simultaneous(claims, at_once),
+        simultaneous(claims * settings, at_once),
     )
-    return made, notes + _told(reference, made, joint, families)
+    made = tuple(family.compared(method, cells[method], effect(parts)) for method, parts in found.items())
+    return made, notes + _told(reference, made)
 
 
 @dataclass(frozen=True)
@@ -161,33 +166,14 @@ class _Family:
     evidence: Evidence
     reference: Reference
     threshold: float
-    #: Of the interval of each, so that all hold at once.
+    #: Of the interval of each method, so that all hold at once.
     level: float
+    #: The same of each method on each setting.
+    level_on_settings: float
 
-    def differences(self, cells: Sequence[int]) -> list[Array]:
-        """The paired differences (pairs,) on each setting, over the size of scores: neither flips nor g
-        depend on it.
-        """
-        study = self.evidence.study
-        pairs = zip(cells, self.reference.cells, strict=True)
-        return [np.subtract(*study.gains(pair)[1]) / study.size(pair[0]) for pair in pairs]
-
-    def seeds(self, cells: Sequence[int]) -> list[list[int]]:
-        """The seeds of these pairs."""
-        pairs = zip(cells, self.reference.cells, strict=True)
-        return [self.evidence.study.gains(pair)[0] for pair in pairs]
-
-    def compared(
-        self, method: str, cells: tuple[int, ...], found: Effect, p: tuple[float, float]
-    ) -> AgainstReference:
-        """`p`: of the method alone, and adjusted for all."""
+    def compared(self, method: str, cells: tuple[int, ...], found: Effect) -> AgainstReference:
         study, others = self.evidence.study, self.reference.cells
         interval = found.interval(self.level)
-        better, better_interval = chances.p_improvement(
-            *([study.gains([cell])[1][0] for cell in side] for side in (cells, others))
-        )
-        by_task = grouped(zip(cells, found.parts, strict=True), lambda entry: study.all_cells[entry[0]].task)
-        parts = {task: [part for _, part in some] for task, some in by_task.items()}
         planned = sum(len(_planned(study, pair)) for pair in zip(cells, others, strict=True))
         return AgainstReference(
             method=method,
@@ -197,16 +183,17 @@ class _Family:
             effect=found,
             interval=interval,
             verdict=verdict(interval, self.threshold),
-            g=hedges(self.differences(cells)),
-            better=better,
-            better_interval=better_interval,
-            p=p[0],
-            p_adjusted=p[1],
-            smallest_p=flips.smallest_p(found.pairs),
+            intervals=tuple(effect([part]).interval(self.level_on_settings) for part in found.parts),
             lost=planned - found.pairs,
             if_floor=self._if_floor(cells, found),
-            beyond=beyond(parts, self.threshold, self.level),
+            without=tuple(self._without(cells, found)),
         )
+
+    def _without(self, cells: Sequence[int], found: Effect) -> Iterator[Without]:
+        tasks = [self.evidence.study.all_cells[cell].task for cell in cells]
+        for task in dict.fromkeys(tasks) if len({*tasks}) > 1 else ():
+            rest = effect([part for of, part in zip(tasks, found.parts, strict=True) if of != task])
+            yield Without(task, rest.difference, verdict(rest.interval(self.level), self.threshold))
 
     def _if_floor(self, cells: Sequence[int], found: Effect) -> IfFloor | None:
         parts, more = [], 0
@@ -216,13 +203,13 @@ class _Family:
             if len(both) > part.pairs:
                 filled = of_seeds(np.array([own[seed] - other[seed] for seed in both]))
                 more += len(both) - part.pairs
-                part = replace(filled, examples=part.examples, count=part.count, size=part.size)
+                part = replace(part, pairs=filled.pairs, difference=filled.difference, seeds=filled.seeds)
             parts.append(part)
         if not more:
             return None
         whole = effect(parts)
         interval = whole.interval(self.level)
-        return IfFloor(more, whole.difference, interval, verdict(interval, self.threshold))
+        return IfFloor(more, whole, interval, verdict(interval, self.threshold))
 
 
 def _floored(study: Study, cell: int) -> dict[int, float]:
@@ -247,18 +234,18 @@ def floor_of(study: Study, setting: TaskAndBackbone) -> float:
     return heads[0] if heads else min(float(study.gains([cell.number])[1].min()) for cell in cells)
 
 
-def _told(reference: Reference, made: Sequence[AgainstReference], joint: bool, families: int) -> list[str]:
-    """What the comparisons cannot say, and how p was adjusted."""
+def _told(reference: Reference, made: Sequence[AgainstReference]) -> list[str]:
+    """What the comparisons cannot say."""
     notes = []
     silent = [one for one in made if one.verdict.answer is Answer.NONE]
-    if single := [one.method for one in silent if one.effect.error is None]:
+    if few := sum(one.effect.error is None for one in silent):
         notes.append(
-            f"{many(len(single), 'method')} of {len(made)} share a single seed with {reference.method} on "
-            "some setting: nothing is known of the noise, and there is no verdict."
+            f"{many(few, 'method')} of {len(made)} share fewer than {LEAST_SEEDS} seeds with "
+            f"{reference.method} on some setting: too little is known of the noise, and there is no verdict."
         )
-    if len(silent) > len(single):
+    if len(silent) > few:
         notes.append(
-            f"All seed pairs of {many(len(silent) - len(single), 'method')} differ from {reference.method} "
+            f"All seed pairs of {many(len(silent) - few, 'method')} differ from {reference.method} "
             "by the same on each setting: that tells nothing of the noise, and there is no verdict."
         )
     if lost := [one for one in made if one.lost]:
@@ -266,14 +253,5 @@ def _told(reference: Reference, made: Sequence[AgainstReference], joint: bool, f
             f"Seed pairs were lost of {many(len(lost), 'method')} (†): their intervals are of the pairs "
             "that are left, and wider for it. Runs that are lost because a method trains badly flatter it: "
             "see what follows if a diverged run scores the floor."
-        )
-    if made and not joint and len(made) > 1:
-        notes.append(
-            "Sign flips are adjusted by Holm's procedure: the methods do not have the same few pairs."
-        )
-    if made and all(one.smallest_p * len(made) * families > ALPHA for one in made):
-        notes.append(
-            "So few seed pairs can hardly give a p below .05, whatever the scores: the check by sign flips "
-            "is empty."
         )
     return notes

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics import METRICS, Metric
+from bench.metrics import METRICS, Metric, bounds
 from reports.artifacts import Predictions, predictions
 from reports.inference.crossed import (
     OnSetting,
@@ -48,19 +48,15 @@ class Evidence:
         #: What whoever reads the report must know of it.
         self.notes = tuple(notes)
 
-    def on_setting(
-        self, cells: Sequence[int], combined: Callable[..., Array] = np.subtract
-    ) -> OnSetting | None:
-        """What cells of one setting differ by, over the seeds that all of them have; None where there is
-        none. More is better in any case.
-
-        `combined` makes it from one array for each cell, of (seeds,) or (seeds, examples).
+    def on_setting(self, cells: tuple[int, int]) -> OnSetting | None:
+        """The first of two cells of one setting less the second, over the seeds that both have; None where
+        there is none. More is better in any case.
         """
         seeds, gains = self.study.gains(cells)
         if not seeds:
             return None
-        found = _on_setting(combined(*gains), [self.of_runs(cell, seeds) for cell in cells], combined)
-        return replace(found, size=self.study.size(cells[0]))
+        found = _on_setting(np.subtract(*gains), [self.of_runs(cell, seeds) for cell in cells])
+        return _scaled(found, self.study, cells[0])
 
     def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
         """What each run of these seeds of a cell contributed, with the sign turned where less is better;
@@ -73,10 +69,14 @@ class Evidence:
         return known if len(known) == len(found) else None
 
 
-def _on_setting(
-    values: Array, found: Sequence[list[ByExample] | None], combined: Callable[..., Array]
-) -> OnSetting:
-    """`values` (seeds,), with the runs behind them where they are known."""
+def _scaled(part: OnSetting, study: Study, cell: int) -> OnSetting:
+    """With what scores of this cell's metric are large or small beside, and how far two can be apart."""
+    low, high = bounds(study.all_cells[cell].metric)
+    return replace(part, size=study.size(cell), limit=high - low)
+
+
+def _on_setting(values: Array, found: Sequence[list[ByExample] | None]) -> OnSetting:
+    """`values` (seeds,), the first side less the second, with the runs of both where they are known."""
     known = [some for some in found if some is not None]
     if len(known) < len(found) or any(
         len({run.test_set for run in runs}) > 1 for runs in zip(*known, strict=True)
@@ -86,7 +86,7 @@ def _on_setting(
     if len({run.test_set for run in runs}) > 1:
         # Each seed has test examples of its own: its score varies with them already.
         return replace(of_seeds(values), count=len(runs[0].values))
-    return of_seeds_and_examples(values, combined(*map(_table, known)), runs[0].test_set)
+    return of_seeds_and_examples(values, np.subtract(*map(_table, known)), runs[0].test_set)
 
 
 def _table(runs: Sequence[ByExample]) -> Array:
@@ -113,16 +113,16 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
         return None
     if common := sorted({*known_x} & {*known_y}):
         differences = y[np.isin(known_y, common)] - x[np.isin(known_x, common)]
-        found = [side.of_runs(cell, common) for side, cell in sides]
-        part = _on_setting(differences, found, lambda one, other: other - one)
-        return Between(tuple(common), differences, replace(part, size=before.study.size(cells[0])))
+        found = [side.of_runs(cell, common) for side, cell in reversed(sides)]
+        part = _on_setting(differences, found)
+        return Between(tuple(common), differences, _scaled(part, before.study, cells[0]))
     known = [
         runs
         for (side, cell), seeds in zip(sides, (known_x, known_y), strict=True)
         if (runs := side.of_runs(cell, seeds)) is not None
     ]
-    part = replace(_of_groups(y, x, known[::-1]), size=before.study.size(cells[0]))
-    return Between((), np.empty(0), part)
+    part = _of_groups(y, x, known[::-1])
+    return Between((), np.empty(0), _scaled(part, before.study, cells[0]))
 
 
 def _of_groups(one: Array, other: Array, known: Sequence[list[ByExample]]) -> OnSetting:

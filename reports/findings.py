@@ -22,7 +22,7 @@ class Against:
     """How far a method is from the reference, over the settings of a block or on one of them."""
 
     effect: Effect
-    #: Holds at once with those of all other methods of the block.
+    #: Holds at once with those of all other methods of the block; on one setting, with theirs on all.
     interval: Bounds | None
     verdict: Verdict
     #: Whether seed pairs are lost.
@@ -38,11 +38,15 @@ class Against:
 def against(block: Block, found: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
     """The comparison of a method, or of the setting at that place alone.
 
-    Its interval holds at once with those of the block, and with so many that stand `beside` it elsewhere.
+    Its interval holds at once with those of the block, and over all settings also with so many that stand
+    `beside` it elsewhere.
     """
     assert block.reference is not None
-    whole = found.effect if place is None else effect([found.effect.parts[place]])
-    interval = whole.interval(simultaneous(len(block.comparisons) + beside, block.level))
+    if place is not None:
+        whole, interval = effect([found.effect.parts[place]]), found.intervals[place]
+    else:
+        whole = found.effect
+        interval = whole.interval(simultaneous(len(block.comparisons) + beside, block.level))
     return Against(
         whole, interval, verdict(interval, block.threshold), found.lost > 0, block.reference.method
     )
@@ -151,7 +155,8 @@ def _range(values: Iterable[float | None]) -> tuple[float, float] | None:
 def _finds(block: Block, place: int | None) -> float | None:
     design = block.design
     if place is not None:
-        design = power.of_effects([effect([c.effect.parts[place]]) for c in block.comparisons], block.level)
+        effects = [effect([c.effect.parts[place]]) for c in block.comparisons]
+        design = power.of_effects(effects, len(effects) * len(block.settings), block.level)
     return design.finds if design else None
 
 
@@ -196,17 +201,17 @@ def _said(found: Against, reference: str, size: str) -> str:
         if side:
             return f"{side.capitalize()} than {reference}; whether by more than {size} is open."
         return f"Open: {reference} may be as good, or better."
-    silent = f"tells nothing of how much runs vary: no difference from {reference} can be claimed."
+    silent = f"how much runs vary: no difference from {reference} can be claimed."
     if found.effect.error is None:
-        return f"A single seed {silent}"
-    return f"That every seed differs by the same {silent}"
+        return f"Too few seeds ({found.effect.fewest}) to know {silent}"
+    return f"That every seed differs by the same tells nothing of {silent}"
 
 
 def _turned(block: Block, comparison: AgainstReference | None) -> str:
     """The task without which a mean difference that would matter has the other sign, where there is one."""
     if comparison is None or abs(comparison.effect.difference) < block.threshold:
         return ""
-    for one in comparison.beyond.without:
+    for one in comparison.without:
         if one.difference * comparison.effect.difference < 0:
             points = block.unit.difference(one.difference).replace("-", "−")
             return f" The mean hangs on {one.task}: without that it is {points} {block.unit.points}."

@@ -27,8 +27,6 @@ def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "without_task": _without_task,
         "power": _power,
         "ranks": _ranks,
-        "p_better": _better,
-        "normalised": _normalised,
     }
     built = {"cells": _cells(study), "seeds": study.seeds} | {
         name: pd.DataFrame(_block(block) | line for block in analysis.blocks for line in lines(block))
@@ -56,7 +54,7 @@ def _cells(study: Study) -> pd.DataFrame:
 def _comparisons(block: Block) -> Iterator[dict[str, Any]]:
     for found in block.comparisons:
         assert block.reference is not None
-        error, new_task, if_floor = found.effect.error, found.beyond.new_task, found.if_floor
+        error, if_floor, (wins, ties, losses) = found.effect.error, found.if_floor, found.sides
         yield {
             "method": found.method,
             "reference": block.reference.method,
@@ -73,22 +71,12 @@ def _comparisons(block: Block) -> Iterator[dict[str, Any]]:
             "side": found.verdict.side,
             "error": error and error.total,
             "error_of_seeds": error and math.sqrt(error.seeds),
-            "hedges_g": found.g,
-            "p_better": found.better,
-            **_bounds("p_better_low", "p_better_high", found.better_interval),
-            "criterion": found.criterion and str(found.criterion),
-            "p": found.p,
-            "p_adjusted": found.p_adjusted,
-            "smallest_p": found.smallest_p,
-            "difference_if_floor": if_floor and if_floor.difference,
+            "difference_if_floor": if_floor and if_floor.effect.difference,
             **_bounds("low_if_floor", "high_if_floor", if_floor.interval if if_floor else None),
             "verdict_if_floor": if_floor and str(if_floor.verdict),
-            "wins": found.beyond.wins,
-            "ties": found.beyond.ties,
-            "losses": found.beyond.losses,
-            "new_task_better": new_task and new_task.better,
-            "new_task_equal": new_task and new_task.equal,
-            "new_task_worse": new_task and new_task.worse,
+            "wins": wins,
+            "ties": ties,
+            "losses": losses,
             "cells": _numbers(found.cells),
             "reference_cells": _numbers(found.reference_cells),
         }
@@ -97,8 +85,8 @@ def _comparisons(block: Block) -> Iterator[dict[str, Any]]:
 def _by_setting(block: Block) -> Iterator[dict[str, Any]]:
     for found in block.comparisons:
         assert block.reference is not None
-        pairs = zip(block.settings, found.effect.parts, found.cells, found.reference_cells, strict=True)
-        for setting, part, cell, reference_cell in pairs:
+        on = (found.effect.parts, found.intervals, found.cells, found.reference_cells)
+        for setting, part, interval, cell, reference_cell in zip(block.settings, *on, strict=True):
             yield {
                 "method": found.method,
                 "task": setting.task,
@@ -107,7 +95,7 @@ def _by_setting(block: Block) -> Iterator[dict[str, Any]]:
                 "seeds": part.pairs,
                 "examples": part.count,
                 "difference": part.difference,
-                **_bounds("low", "high", part.interval),
+                **_bounds("low", "high", interval),
                 "cell": cell,
                 "reference_cell": reference_cell,
             }
@@ -115,7 +103,7 @@ def _by_setting(block: Block) -> Iterator[dict[str, Any]]:
 
 def _without_task(block: Block) -> Iterator[dict[str, Any]]:
     for found in block.comparisons:
-        for one in found.beyond.without:
+        for one in found.without:
             yield {
                 "method": found.method,
                 "without": one.task,
@@ -153,26 +141,6 @@ def _ranks(block: Block) -> Iterator[dict[str, Any]]:
             "groups": letters[i] if i < len(letters) else None,
             "cells": _numbers(block.cells[method]),
         }
-
-
-def _better(block: Block) -> Iterator[dict[str, Any]]:
-    if block.ranking is None or block.ranking.better is None:
-        return
-    for i, method in enumerate(block.ranking.paired):
-        for j, other in enumerate(block.ranking.paired):
-            if i != j:
-                yield {"method": method, "other": other, "p_better": block.ranking.better[i, j]}
-
-
-def _normalised(block: Block) -> Iterator[dict[str, Any]]:
-    for method in block.methods:
-        if (found := block.aggregates.get(method)) is not None:
-            yield {
-                "method": method,
-                "mean": found.mean,
-                "iqm": found.iqm,
-                **_bounds("mean_low", "mean_high", found.mean_interval),
-            }
 
 
 def _bounds(low: str, high: str, interval: Bounds | None) -> dict[str, float | None]:

@@ -107,7 +107,6 @@ def _templates() -> Environment:
         "bytes": _bytes,
         "number": _number,
         "range": _range,
-        "p": _p,
         "shown_uri": shown_uri,
     }
     made.globals |= {
@@ -301,7 +300,3 @@ def _range(value: tuple[float, float] | None, digits: int = 0) -> str:
         return "–"
     ends = dict.fromkeys(f"{end:,.{digits}f}" for end in value)
     return "–".join(ends)
-
-
-def _p(value: float) -> str:
-    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0") if value < 1 else "1"

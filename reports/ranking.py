@@ -1,26 +1,21 @@
-"""Ranks of the methods of a budget, groups that cannot be told apart, and normalised scores."""
+"""Ranks of the methods of a budget, groups that cannot be told apart, and profiles of their runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reports.evidence import Evidence
-from reports.inference import normalised, orders
-from reports.inference.chances import better_matrix
-from reports.inference.crossed import OnSetting
+from reports.inference import orders
 from reports.inference.effects import Effect, effect
-from reports.inference.intervals import LEVEL, Array
-from reports.inference.normalised import Aggregate, aggregate
+from reports.inference.intervals import LEVEL, Array, simultaneous
 from reports.inference.orders import Ranks
 from reports.mixtures import PER_METHOD
 from reports.recipes import Recipe, difference
 from reports.study import CEILING, FLOOR, Study, TaskAndBackbone
-from reports.words import listed
 
 #: Methods of a block in its pairwise comparisons; of more, the best by mean rank.
 MOST_PAIRED = 20
@@ -34,12 +29,11 @@ class Ranking:
     methods: tuple[str, ...]
     #: Their ranks, in the same order; intervals are of the methods that are compared pair by pair.
     ranks: Ranks
-    #: The methods that are compared pair by pair, and P(row beats column); None where there is no pair.
+    #: The methods that are compared pair by pair.
     paired: tuple[str, ...]
-    better: Array | None
     #: 1 where the row is better than the column for certain, -1 where worse; None where nothing is known.
     separations: NDArray[np.int64] | None
-    #: The same on each setting alone, in the order of the settings.
+    #: The same on each setting, in the order of the settings: all of it at once.
     separations_on: tuple[NDArray[np.int64] | None, ...]
     #: Letters of the groups that cannot be told apart; None where there is too little data to tell any.
     letters: tuple[str, ...] | None
@@ -58,35 +52,37 @@ def rank(evidence: Evidence, cells: Mapping[str, Sequence[int]], level: float = 
     means = means[:, order]
     paired = methods[:MOST_PAIRED]
     if len(paired) < 2:
-        return Ranking(methods, orders.ranks(means, None), paired, None, None, (), None, ())
+        return Ranking(methods, orders.ranks(means, None), paired, None, (), None, ())
     notes = []
     if len(methods) > MOST_PAIRED:
         notes.append(
-            f"Groups and P(better) are of the {MOST_PAIRED} best of {len(methods)} methods by rank, and "
-            "ranks have no interval."
+            f"Groups are of the {MOST_PAIRED} best of {len(methods)} methods by rank, and ranks have no "
+            "interval."
         )
     pairs = _pairs(evidence, [cells[method] for method in paired])
     apart = orders.separations(pairs, len(paired), level)
+    on_settings = simultaneous(len(means), level)
     alone = tuple(
-        orders.separations([(i, j, effect([found.parts[k]])) for i, j, found in pairs], len(paired), level)
+        orders.separations(
+            [(i, j, effect([found.parts[k]])) for i, j, found in pairs], len(paired), on_settings
+        )
         for k in range(len(means))
     )
     letters = None
     if apart is None:
         notes.append(
-            "No two methods share two seeds on every setting: no rank has an interval, and no two are "
+            "No two methods share enough seeds on every setting: no rank has an interval, and no two are "
             "told apart."
         )
     else:
         letters = tuple(orders.letters(apart != 0))
-    scores = [[study.gains([cell])[1][0] for cell in cells[method]] for method in paired]
     found = orders.ranks(means, apart if len(paired) == len(methods) else None)
-    return Ranking(methods, found, paired, better_matrix(scores), apart, alone, letters, tuple(notes))
+    return Ranking(methods, found, paired, apart, alone, letters, tuple(notes))
 
 
 def _means(study: Study, cells: Sequence[Sequence[int]]) -> Array:
     """Mean scores (settings, methods) over their size, more being better."""
-    means = [[study.gains([cell])[1].mean() / study.size(cell) for cell in some] for some in cells]
+    means = [[_mean(study, cell) / study.size(cell) for cell in some] for some in cells]
     return np.array(means).T
 
 
@@ -102,53 +98,40 @@ def _pairs(evidence: Evidence, cells: Sequence[Sequence[int]]) -> list[tuple[int
     return found
 
 
-@dataclass(frozen=True)
-class _Ends:
-    """What a setting's normalised scores are 0 and 1 at."""
-
-    floor: int
-    ceiling: int
-    #: Mean of the floor, and how far the ceiling is above it.
-    base: float
-    gap: float
-
-
 def normalise(
-    evidence: Evidence,
+    study: Study,
     settings: Sequence[TaskAndBackbone],
     cells: Mapping[str, Sequence[int]],
     made: Mapping[int, Recipe],
     threshold: float,
-) -> tuple[dict[str, Aggregate], list[str]]:
-    """Each method's scores between head only and full fine-tuning, and what was left out.
+) -> dict[str, Array]:
+    """The scores of each method's runs between head only, 0, and full fine-tuning, 1.
 
-    `cells`: those of each method, one a setting. A setting on which these two are less than `threshold`
-    apart is left out. Their rates may be other ones: they are ends, and nothing is said of them.
+    Empty where one of these two is missing on some setting, or they are less than `threshold` apart there.
+
+    `cells`: those of each method, one a setting. Their rates may be other ones: they are ends, and nothing is
+    said of them.
     """
-    study = evidence.study
-    numbers: list[dict[TaskAndBackbone, int]] = []
-    for family, called in ((FLOOR, "head only"), (CEILING, "full fine-tuning")):
-        found = _ends_of(study, family, next(iter(cells.values()), ()), made)
-        if lacking := [setting for setting in settings if setting not in found]:
-            return {}, [
-                f"No normalised score: {called} is not there, or made otherwise, on {listed(lacking)}."
-            ]
-        numbers.append(found)
-    ends = [_ends(study, numbers[0][setting], numbers[1][setting]) for setting in settings]
-    kept = [i for i, end in enumerate(ends) if end.gap >= threshold]
-    notes = []
-    if len(kept) < len(settings):
-        out = listed(setting for i, setting in enumerate(settings) if i not in kept)
-        notes.append(
-            f"Full fine-tuning exceeds head only by less than {threshold:g} on {out}: not in the normalised "
-            "score."
-        )
-    if not kept:
-        return {}, notes
+    first = next(iter(cells.values()), ())
+    floors, ceilings = (_ends_of(study, family, first, made) for family in (FLOOR, CEILING))
+    if not all(setting in floors and setting in ceilings for setting in settings):
+        return {}
+    low, high = (np.array([_mean(study, of[setting]) for setting in settings]) for of in (floors, ceilings))
+    if (high - low < threshold).any():
+        return {}
     return {
-        method: _aggregate(evidence, [of_method[i] for i in kept], [ends[i] for i in kept])
+        method: np.concatenate(
+            [
+                (study.gains([cell])[1][0] - base) / gap
+                for cell, base, gap in zip(of_method, low, high - low, strict=True)
+            ]
+        )
         for method, of_method in cells.items()
-    }, notes
+    }
+
+
+def _mean(study: Study, cell: int) -> float:
+    return float(study.gains([cell])[1].mean())
 
 
 def _ends_of(
@@ -164,21 +147,3 @@ def _ends_of(
             if not set(difference(made[cell.number], made[number])) - {*PER_METHOD, "tuning"}:
                 found[setting] = cell.number
     return found
-
-
-def _ends(study: Study, floor: int, ceiling: int) -> _Ends:
-    low, high = (float(study.gains([cell])[1].mean()) for cell in (floor, ceiling))
-    return _Ends(floor, ceiling, low, high - low)
-
-
-def _aggregate(evidence: Evidence, cells: Sequence[int], ends: Sequence[_Ends]) -> Aggregate:
-    runs: list[Array] = []
-    parts: list[OnSetting | None] = []
-    for cell, end in zip(cells, ends, strict=True):
-        scores = (evidence.study.gains([cell])[1][0] - end.base) / end.gap
-        varies = partial(normalised.remainder, share=float(scores.mean()), gap=end.gap)
-        runs.append(scores)
-        part = evidence.on_setting([cell, end.floor, end.ceiling], varies)
-        # A normalised score has no units.
-        parts.append(part and replace(part, size=1.0))
-    return aggregate(runs, parts)

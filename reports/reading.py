@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, TypeVar
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
+from bench.metrics import bounds
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.plugins import changed_plugins
 from bench.store.records import Record, latest
@@ -22,7 +24,7 @@ from bench.wire.words import Kind, Measure, Status, Tag
 from methods import UserError
 from methods.errors import shown
 from reports.artifacts import ablations
-from reports.inference.intervals import of_each, t_half
+from reports.inference.intervals import LEAST_SEEDS, of_each, t_half
 from reports.part import Part
 from reports.study import FLOOR, OWN_SIZE, Experiment, PlannedCell, Seed, Study, TableRow
 
@@ -318,7 +320,8 @@ def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
     done = seeds[status == Status.FINISHED].groupby("cell")
     # What has not finished has no score, so that it is in no mean.
     mean, sd = of_cell["score"].mean(), of_cell["score"].std(ddof=1)
-    enough = finished.where(finished >= 2)
+    enough = finished.where(finished >= LEAST_SEEDS)
+    least, most = np.array([bounds(metric) for metric in cells["metric"]]).T
     half = t_half(sd.to_numpy(), enough.to_numpy(dtype=float))
     return cells.assign(
         seeds=of_cell.size(),
@@ -340,8 +343,8 @@ def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
         merged_forward=done["merged_forward"].median(),
         cut_prompts=done["cut_prompts"].max(),
         prompts=done["prompts"].max(),
-        low=mean - half,
-        high=mean + half,
+        low=(mean - half).clip(lower=least),
+        high=(mean + half).clip(upper=most),
     )
 
 

@@ -193,7 +193,7 @@ class Cell(PlannedCell):
     #: The most of a seed's prompts that were cut, of how many; None of a task without prompts.
     cut_prompts: float | None
     prompts: float | None
-    #: Student's 95% interval of the mean, from two finished seeds on.
+    #: Student's 95% interval of the mean, from three finished seeds on, cut to scores that there can be.
     low: float | None
     high: float | None
 

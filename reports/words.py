@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from reports.inference.intervals import LEAST_SEEDS
+
 
 def many(count: int, what: str) -> str:
     """The count with the noun, in the plural unless it is one."""
     return f"{count:,} {what}" + ("s" if count != 1 else "")
+
+
+def no_interval(seeds: int) -> str:
+    """Why so many seeds, or seed pairs, have no interval."""
+    return f"no interval: {many(seeds, 'seed') if seeds < LEAST_SEEDS else 'no spread'}"
 
 
 def listed(things: Iterable[object]) -> str:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from bench.metrics.base import KINDS, Array, Kind, Metric
-from bench.metrics.catalog import METRICS, direction
+from bench.metrics.catalog import METRICS, bounds, direction
 
-__all__ = ["KINDS", "METRICS", "Array", "Kind", "Metric", "direction"]
+__all__ = ["KINDS", "METRICS", "Array", "Kind", "Metric", "bounds", "direction"]

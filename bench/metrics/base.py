@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
@@ -52,6 +53,8 @@ class Metric(ABC):
     #: Whether scores have the units of the targets, so that those of two tasks have no common mean.
     #: Otherwise they are shown in percent.
     in_units: bool = False
+    #: The least and the largest score that there can be. No interval is shown beyond them.
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     #: What a point of accuracy is in this metric; where it has units, the same share of the score itself.
     point: float = 1.0
     #: Whether it needs examples with and without each class.

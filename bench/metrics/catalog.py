@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from bench.metrics.base import KINDS, Metric
@@ -19,6 +20,13 @@ def _check(name: str, metric: Any) -> None:
         raise UserError(f"{where}: kinds should be some of {', '.join(KINDS)}, got {shown(kinds)}")
     if getattr(metric, "name", None) != name:
         raise UserError(f"{where}: its `name` should be '{name}', got {shown(getattr(metric, 'name', None))}")
+    if not _is_range(metric.bounds):
+        raise UserError(f"{where}: bounds should be two numbers, the least first, got {shown(metric.bounds)}")
+
+
+def _is_range(bounds: Any) -> bool:
+    numbers = isinstance(bounds, tuple) and all(isinstance(bound, int | float) for bound in bounds)
+    return numbers and len(bounds) == 2 and bounds[0] < bounds[1]
 
 
 _CLASSES, _NUMBERS = "bench.metrics.classification", "bench.metrics.regression"
@@ -49,3 +57,11 @@ def direction(metric: str) -> float:
     Raises UserError for a metric that is not installed.
     """
     return METRICS.get(metric).sign if metric else 1.0
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """The least and the largest score of a stored metric; infinite where nothing was scored yet.
+
+    Raises UserError for a metric that is not installed.
+    """
+    return METRICS.get(metric).bounds if metric else (-math.inf, math.inf)

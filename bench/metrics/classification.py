@@ -18,6 +18,7 @@ class Accuracy(Metric):
     name = "accuracy"
     kinds = ("single label", "multi-label")
     description = "share of right answers"
+    bounds = (0.0, 1.0)
 
     def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
         from sklearn.metrics import accuracy_score
@@ -35,6 +36,7 @@ class BalancedAccuracy(Metric):
     name = "balanced_accuracy"
     kinds = ("single label",)
     description = "mean over classes of the share of right answers"
+    bounds = (0.0, 1.0)
 
     def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
         # Written out, since scikit-learn's warns of an answer that is no class of these targets.
@@ -50,6 +52,8 @@ class BalancedAccuracy(Metric):
 
 class FScore(Metric):
     """F1 of the second of two classes, or of all by the mean over classes or over their counts together."""
+
+    bounds = (0.0, 1.0)
 
     def __init__(self, average: Literal["binary", "macro", "micro"]) -> None:
         self.average = average
@@ -92,6 +96,7 @@ class Matthews(Metric):
     name = "matthews"
     kinds = ("single label",)
     description = "Matthews' correlation"
+    bounds = (-1.0, 1.0)
     #: Of two even classes it is twice an accuracy, less one.
     point = 2.0
 
@@ -128,6 +133,7 @@ class Auroc(Metric):
     name = "auroc"
     kinds = ("single label", "multi-label")
     description = "area under the ROC curve, each class against the rest"
+    bounds = (0.0, 1.0)
     every_class = True
     reads = "outputs"
 

@@ -6,6 +6,7 @@ the log-likelihood of the right one, and how many tokens that has.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ class ExactMatch(Metric):
     name = "exact_match"
     kinds = ("generation",)
     description = "share of written answers that are right"
+    bounds = (0.0, 1.0)
 
     def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
         return float((targets == given).mean())
@@ -36,6 +38,7 @@ class AnswerLikelihood(Metric):
     description = "mean log-likelihood of the right answer, in nats a token"
     reads = "outputs"
     in_units = True
+    bounds = (-math.inf, 0.0)
 
     def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
         return float(self.contributions(targets, given).mean())

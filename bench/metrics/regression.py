@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -15,6 +16,7 @@ class _Correlation(Metric):
     """A correlation with the targets; 0 where the answers, or the targets, are all the same."""
 
     kinds = ("regression",)
+    bounds = (-1.0, 1.0)
     #: As of Matthews' correlation.
     point = 2.0
 
@@ -102,6 +104,7 @@ class Rmse(Metric):
     description = "root mean squared error, in the units of the targets"
     higher = False
     in_units = True
+    bounds = (0.0, math.inf)
 
     def score(self, targets: NDArray[Any], given: NDArray[Any]) -> float:
         from sklearn.metrics import root_mean_squared_error

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bench.terminal.tables import fitted, plain_table
 from methods.errors import first_few
+from reports.inference.intervals import LEAST_SEEDS
 from reports.units import unit_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def print_comparison(console: Console, found: Comparison) -> None:
         for task, backbone in dict.fromkeys((move.task, move.backbone) for move in found.moves):
             moves = [move for move in found.moves if (move.task, move.backbone) == (task, backbone)]
             table = _moves(f"{task} · {backbone}", found.names, moves)
-            spare = ("p", "seeds", *(map(escape, found.names) if console.width < ROOM else ()))
+            spare = ("seeds", *(map(escape, found.names) if console.width < ROOM else ()))
             console.print(fitted(console, table, *spare))
         _close(console, found)
     else:
@@ -54,7 +55,9 @@ def _close(console: Console, found: Comparison) -> None:
         told = "; ".join(f"{key} {one} → {other}" for key, (one, other) in move.differs.items())
         console.print(escape(f"{move.method} on {move.task}, {move.budget}: not compared, since {told}."))
     if not tested:
-        console.print("Two seeds of different trials on either side are the least that can be tested.")
+        console.print(
+            f"Nothing could be tested: that takes {LEAST_SEEDS} seeds of different trials on either side."
+        )
         return
     matters = ", ".join(
         _matters(
@@ -64,8 +67,7 @@ def _close(console: Console, found: Comparison) -> None:
     )
     alone = "" if all(move.examples for move in tested) else ", or seeds alone (*)"
     console.print(
-        f"All intervals hold at once with 95%, over seeds and test examples{alone}. Thresholds: "
-        f"{matters}. p: sign flips, adjusted for all cells.",
+        f"All intervals hold at once with 95%, over seeds and test examples{alone}. Thresholds: {matters}.",
         highlight=False,
     )
     for note in found.notes:
@@ -92,7 +94,7 @@ def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
     metric = moves[0].metric
     unit = unit_of(metric, next((move.unit for move in moves if move.unit), ""))
     title += ", in percent" if unit.mark else f", {metric} in {unit.points}"
-    columns = ("method", "budget", *names, "difference", "95%", "seeds", "p", "verdict")
+    columns = ("method", "budget", *names, "difference", "95%", "seeds", "verdict")
     table = plain_table(title, *columns, texts=("budget", "verdict"), folded=columns)
     # The path of a pack may be longer than a terminal is wide.
     for column in table.columns[2:4]:
@@ -100,9 +102,8 @@ def _moves(title: str, names: tuple[str, str], moves: Sequence[Move]) -> Table:
     for move in moves:
         scores = [unit.score(value) for value in (move.before, move.after)]
         points = [unit.difference(value) for value in (move.interval or ())]
-        p = "–" if move.p_adjusted is None else f"{move.p_adjusted:.3g}"
         interval = (" to ".join(points) + "*" * (not move.examples)) if points else "–"
-        cells = (*scores, unit.difference(move.difference), interval, _seeds(move), p, move.verdict)
+        cells = (*scores, unit.difference(move.difference), interval, _seeds(move), move.verdict)
         table.add_row(*map(escape, (move.method, move.budget, *cells)))
     return table
 

@@ -92,8 +92,7 @@ def print_power(console: Console, found: Sequence[Power]) -> None:
     console.print(
         "Found: the interval of a method that is so much better excludes zero, all methods' intervals "
         "holding at once. Shown equal: the least threshold within which methods that do not differ are "
-        f"shown to be. By P(A > B) of .75, {max((one.seeds_of_chance for one in found), default=0)} seeds "
-        "are asked for.",
+        "shown to be.",
         highlight=False,
     )
     if not all(one.stored for one in found):

@@ -16,7 +16,7 @@ from bench.suite.choosing import AXES
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult, Tried
 from bench.wire.words import PointState, Status, Tag
-from reports.inference.intervals import t_half
+from reports.inference.intervals import LEAST_SEEDS, t_half
 from reports.study import Cell, Seed, grouped, lines_of, measured
 from reports.summary import Summary
 
@@ -109,7 +109,7 @@ def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
     """Ranks, parameters, and mean with interval of the trials that finished."""
     found = scores(records, tried.trials.values())
     text = f"{fmean(found):.4f}" if found else "[red]–[/red]"
-    if len(found) > 1:
+    if len(found) >= LEAST_SEEDS:
         text += f" ± {float(t_half(stdev(found), len(found))):.4f}"
     if 0 < len(found) < len(tried.trials):
         text += f" [red]({len(found)}/{len(tried.trials)} seeds)[/red]"

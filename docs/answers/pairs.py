@@ -9,8 +9,8 @@ import numpy as np
 from scipy import stats
 
 from reports.analysis import analyse
+from reports.comparisons import Without
 from reports.findings import Against, against
-from reports.inference.beyond import Without
 from reports.inference.intervals import of_each
 from reports.inference.power import of_effect
 from reports.part import Part
@@ -100,7 +100,7 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
             mean = against(block, found, beside=question.beside)
             on = {setting.task: against(block, found, i) for i, setting in enumerate(block.settings)}
             # Where there is one other task, its column has the difference.
-            without = found.beyond.without if len(on) > 2 else ()
+            without = found.without if len(on) > 2 else ()
             on_texts = next((one for one in without if one.task == IMAGES), None)
             design = of_effect(found.effect, len(block.comparisons) + question.beside, block.level)
             finds = design.finds if design else None

@@ -8,9 +8,9 @@ from reports.analysis import Analysis
 from reports.curves import Curve
 from reports.drawing import Drawn, Looks, styled
 from reports.figures.ablations import ablation as ablation
-from reports.figures.blocks import better, differences, normalised, ranks
+from reports.figures.blocks import differences, ranks
 from reports.figures.cost import COSTS, score_against
-from reports.figures.summaries import apart, profile
+from reports.figures.profiles import profile
 from reports.figures.training import training
 
 
@@ -26,9 +26,6 @@ def draw(analysis: Analysis, curves: Sequence[Curve] = ()) -> list[Drawn]:
             drawn += [
                 differences(study, block, number, looks),
                 ranks(study, block, number, looks),
-                apart(study, block, number, looks),
-                better(block, number),
-                normalised(study, block, number, looks),
                 profile(study, block, number, looks),
             ]
         drawn += training(curves, looks)

@@ -1,4 +1,4 @@
-"""The figures of one budget: differences from the reference, ranks, P(better), normalised scores."""
+"""The figures of one budget: differences from the reference, and ranks."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ from collections.abc import Sequence, Sized
 from typing import TypedDict
 
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from bench.metrics import direction
-from methods.errors import cut
 from reports.analysis import Block
 from reports.comparisons import AgainstReference
-from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, Plot, panels, themed
+from reports.drawing import INK, MUTED, RULE, Drawn, Looks, Plot, panels, themed
 from reports.figures import hover
 from reports.inference.intervals import Bounds
 from reports.study import Study, TaskAndBackbone
-from reports.words import many
+from reports.words import many, no_interval
 
 #: Methods of one panel, and seed pairs of one setting that a point tells.
 MOST_METHODS, MOST_PAIRS = 40, 10
-#: Letters of a name on both sides of a heat map.
-MOST_LETTERS = 34
 
 
 class OfBlock(TypedDict):
@@ -129,7 +125,7 @@ def _forest(
 
 def _pairs(study: Study, block: Block, found: AgainstReference) -> str:
     """What appears at a difference: its interval and verdict, and the difference of each seed pair."""
-    unit, bounds = block.unit, "no interval"
+    unit, bounds = block.unit, no_interval(found.effect.fewest)
     if found.interval:
         bounds = f"{unit.difference(found.interval[0])} to {unit.difference(found.interval[1])}"
     lines = []
@@ -178,7 +174,9 @@ def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
                 color=MUTED,
                 annotation_clip=False,
             )
-    _name_rows(ax, methods, methods)
+    ax.set_yticks([-y for y in range(len(methods))], methods)
+    ax.tick_params(axis="y", labelcolor=INK)
+    ax.set_ylim(-len(methods) + 0.4, 0.6)
     ax.set_xlim(0.7, len(block.methods) + 0.3)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("rank (1 is best)")
@@ -194,76 +192,6 @@ def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
     alternative = "; ".join(f"{m} {r:.1f}" for m, r in zip(methods, found.place, strict=False))
     return Drawn(
         f"ranks-{number}", f"Ranks, {block.heading}", caption, alternative, figure, **of_block(block)
-    )
-
-
-def better(block: Block, number: int) -> Drawn | None:
-    """Heat map of P(row beats column)."""
-    if block.ranking is None or block.ranking.better is None:
-        return None
-    methods = block.ranking.paired
-    names = [cut(method, MOST_LETTERS) for method in methods]
-    size, label = 0.36 * len(methods), 0.08 * max(map(len, names))
-    figure, (ax,) = panels(1, height=size + 1.6)
-    # Names stand to the left, and slant to the right above: few long ones need more than the field itself.
-    figure.set_size_inches(min(size + max(2.6, 1.8 * label), 11), size + max(1.7, 0.7 * label))
-    for i in range(len(methods)):
-        for j in range(len(methods)):
-            if i == j:
-                continue
-            p = float(block.ranking.better[i, j])
-            colour = SERIES[0] if p > 0.5 else SERIES[1]
-            ax.add_patch(
-                Rectangle((j - 0.5, -i - 0.5), 1, 1, color=colour, alpha=0.45 * abs(2 * p - 1), lw=0)
-            )
-            ax.text(j, -i, f"{100 * p:.0f}", ha="center", va="center", fontsize=7.5)
-    ax.set_xticks(range(len(methods)), names, rotation=40, ha="left", rotation_mode="anchor")
-    ax.set_yticks([-i for i in range(len(methods))], names)
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0, labelcolor=INK)
-    ax.set_xlim(-0.5, len(methods) - 0.5)
-    ax.set_ylim(-len(methods) + 0.5, 0.5)
-    ax.grid(False)
-    ax.spines[:].set_visible(False)
-    caption = (
-        "Chance in % that a run of the row's method scores above a run of the column's (ties count half), "
-        f"the mean over {_settings(block)}. Blue above 50, orange below; methods in order of mean rank."
-    )
-    alternative = "Its numbers stand in the table below."
-    return Drawn(
-        f"p-better-{number}", f"P(better), {block.heading}", caption, alternative, figure, **of_block(block)
-    )
-
-
-def normalised(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None:
-    """Normalised aggregate by mean and by interquartile mean."""
-    methods = [method for method in block.methods if method in block.aggregates][:MOST_METHODS]
-    if not methods:
-        return None
-    found = [block.aggregates[method] for method in methods]
-    shown: tuple[tuple[str, list[tuple[float, Bounds | None]]], ...] = (
-        ("mean", [(one.mean, one.mean_interval) for one in found]),
-        ("interquartile mean", [(one.iqm, None) for one in found]),
-    )
-    figure, axes = panels(2, height=_height(methods))
-    for ax, (title, values) in zip(axes, shown, strict=True):
-        for y, (method, (value, interval)) in enumerate(zip(methods, values, strict=True)):
-            _dot(ax, value, -y, interval, family_of(study, block, method), looks)
-        _name_rows(ax, methods, methods if ax is axes[0] else [])
-        ax.set_title(title)
-        ax.set_xlabel("0: head only, 1: full fine-tuning")
-    caption = (
-        "Scores between head only and full fine-tuning, over all runs; 95% intervals over seeds, and over "
-        "test examples where predictions are stored, of the ends as well."
-    ) + _left_out(methods, block.aggregates)
-    alternative = "; ".join(f"{m} {block.aggregates[m].mean:.2f}" for m in methods)
-    return Drawn(
-        f"normalised-{number}",
-        f"Normalised score, {block.heading}",
-        caption,
-        alternative,
-        figure,
-        **of_block(block),
     )
 
 
@@ -290,13 +218,6 @@ def _dot(
     if interval:
         ax.plot(interval, [y, y], color=colour, lw=1.4, solid_capstyle="butt")
     ax.scatter(value, y, s=24, color=colour, marker=looks.shape(family), zorder=3)
-
-
-def _name_rows(ax: Axes, rows: Sized, names: Sequence[str]) -> None:
-    """Names the rows from the top down; without names only makes room for them."""
-    ax.set_yticks([-y for y in range(len(rows))], names)
-    ax.tick_params(axis="y", labelcolor=INK)
-    ax.set_ylim(-len(rows) + 0.4, 0.6)
 
 
 def family_of(study: Study, block: Block, method: str) -> str:

@@ -69,9 +69,9 @@ class _Point:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The 95% interval, shown likewise, of three seeds or more: of two it would fill the panel."""
+        """The 95% interval, shown likewise."""
         cell = self.cell
-        if cell.finished < 3 or cell.low is None or cell.high is None:
+        if cell.low is None or cell.high is None:
             return None
         factor = unit_of(cell.metric).factor
         return factor * cell.low, factor * cell.high

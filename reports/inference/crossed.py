@@ -6,13 +6,14 @@ examples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from reports.inference.intervals import Array, Bounds, Error, welch
+from reports.inference.intervals import LEAST_SEEDS, Array, Error, welch
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class OnSetting:
     pairs: int
     #: Mean over the pairs.
     difference: float
-    #: Squared standard error over seeds; None of one pair.
+    #: Squared standard error over seeds; None of fewer than `LEAST_SEEDS` pairs.
     seeds: float | None
     #: What the test examples add to it; 0 where only seeds are known.
     examples: float = 0.0
@@ -33,26 +34,23 @@ class OnSetting:
     #: Each example's difference (examples,), mean over seeds, and what tells their test set from others.
     by_example: Array | None = field(default=None, repr=False)
     test_set: Any = None
-    #: What scores are large or small beside.
+    #: What scores are large or small beside, and the largest difference that two of them can have.
     size: float = 1.0
+    limit: float = math.inf
 
     @property
     def error(self) -> Error | None:
-        """None of one pair."""
+        """None of fewer than `LEAST_SEEDS` pairs."""
+        if self.seeds is None:
+            return None
         freedom = self.pairs - 1 if self.freedom is None else self.freedom
-        return None if self.seeds is None else Error(self.seeds, freedom, self.examples, self.size)
-
-    @property
-    def interval(self) -> Bounds | None:
-        """Of this setting alone; None where nothing is known of the noise."""
-        error = self.error
-        return None if error is None or error.none else error.interval(self.difference)
+        return Error(self.seeds, freedom, self.examples, self.size, self.limit)
 
 
 def of_seeds(differences: Array) -> OnSetting:
     """The differences (pairs,) by themselves: as if the test examples were all that there are."""
     pairs = len(differences)
-    seeds = float(np.var(differences, ddof=1)) / pairs if pairs > 1 else None
+    seeds = float(np.var(differences, ddof=1)) / pairs if pairs >= LEAST_SEEDS else None
     return OnSetting(pairs, float(differences.mean()), seeds)
 
 
@@ -66,7 +64,7 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
     alone = of_seeds(differences)
     pairs, examples = by_example.shape
     if alone.seeds is None or examples < 2:
-        return alone
+        return replace(alone, count=examples)
     of_example = by_example.mean(0)
     added = max(0.0, float(of_example.var(ddof=1) / examples - _noise(by_example)))
     return OnSetting(
@@ -83,7 +81,7 @@ def of_seeds_and_examples(differences: Array, by_example: Array, test_set: Any =
 def of_groups(one: Array, other: Array) -> OnSetting:
     """Scores (seeds,) of two sides that share no seed: the first less the second, of seeds alone (Welch)."""
     difference, fewer = float(one.mean() - other.mean()), min(len(one), len(other))
-    if fewer < 2:
+    if fewer < LEAST_SEEDS:
         return OnSetting(fewer, difference, None)
     variances = [float(np.var(side, ddof=1)) / len(side) for side in (one, other)]
     quarter, freedom = welch(variances, [len(one) - 1, len(other) - 1])
@@ -96,7 +94,7 @@ def of_groups_and_examples(one: Array, other: Array, tables: Sequence[Array]) ->
     alone = of_groups(one, other)
     examples = tables[0].shape[1]
     if alone.seeds is None or examples < 2:
-        return alone
+        return replace(alone, count=examples)
     of_example = np.subtract(*(table.mean(0) for table in tables))
     added = float(of_example.var(ddof=1) / examples - sum(_noise(table) for table in tables))
     return replace(alone, examples=max(0.0, added), count=examples)
@@ -116,7 +114,8 @@ def _noise(by_example: Array) -> float:
 
 
 def over_settings(parts: Sequence[OnSetting]) -> Error | None:
-    """The error of the mean over settings; None where a setting has one pair only.
+    """The error of the mean over settings; None where a setting has fewer than `LEAST_SEEDS`
+    pairs.
 
     Settings of one test set, which several backbones have, share its examples: their covariance counts too.
     """
@@ -132,5 +131,5 @@ def over_settings(parts: Sequence[OnSetting]) -> Error | None:
                 continue
             together = np.cov(one.by_example, other.by_example)[0, 1] / len(one.by_example)
             examples += 2 * float(together)
-    size = max(part.size for part in parts)
-    return Error(seeds, freedom, max(0.0, examples) / len(parts) ** 2, size)
+    size, limit = max(part.size for part in parts), max(part.limit for part in parts)
+    return Error(seeds, freedom, max(0.0, examples) / len(parts) ** 2, size, limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from reports.inference.crossed import OnSetting, over_settings
-from reports.inference.intervals import RESOLUTION, Array, Bounds, Error
+from reports.inference.intervals import Bounds, Error
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Effect:
 
     parts: tuple[OnSetting, ...]
     difference: float
-    #: None where a setting has one pair only.
+    #: None where a setting has fewer than `LEAST_SEEDS` pairs.
     error: Error | None
 
     @property
@@ -27,12 +26,17 @@ class Effect:
         return sum(part.pairs for part in self.parts)
 
     @property
+    def fewest(self) -> int:
+        """Pairs of the setting that has the fewest."""
+        return min(part.pairs for part in self.parts)
+
+    @property
     def counted(self) -> int:
         """On how many settings the test examples count, and not the seeds alone."""
         return sum(part.count is not None for part in self.parts)
 
     def interval(self, level: float) -> Bounds | None:
-        """None where nothing is known of the noise: one pair on a setting, or no spread at all."""
+        """None where nothing is known of the noise: too few pairs on a setting, or no spread at all."""
         if self.error is None or self.error.none:
             return None
         return self.error.interval(self.difference, level)
@@ -41,20 +45,6 @@ class Effect:
 def effect(parts: Sequence[OnSetting]) -> Effect:
     """The effect over these settings, each with one weight."""
     return Effect(tuple(parts), float(np.mean([part.difference for part in parts])), over_settings(parts))
-
-
-def hedges(differences: Sequence[Array]) -> float | None:
-    """Hedges' g (1981) of differences (pairs,) on each setting: their mean over their pooled standard
-    deviation, corrected for few pairs. None where it has no value.
-    """
-    freedom = sum(len(values) - 1 for values in differences)
-    # One degree of freedom gives it no value, and what rounding leaves of equal differences is no spread.
-    if freedom < 2:
-        return None
-    pooled = math.sqrt(sum(((v - v.mean()) ** 2).sum() for v in differences) / freedom)
-    if pooled <= RESOLUTION:
-        return None
-    return float((1 - 3 / (4 * freedom - 1)) * np.mean([v.mean() for v in differences]) / pooled)
 
 
 class Answer(StrEnum):

@@ -17,6 +17,9 @@ Bounds = tuple[float, float]
 
 LEVEL = 0.95
 ALPHA = 0.05
+#: Seeds from which on there are intervals. Two have one degree of freedom, where 95% is 12.7 standard errors
+#: to either side: that tells nothing.
+LEAST_SEEDS = 3
 #: Scores are told apart to so many digits, of their size where they have units. Below that is what rounding
 #: left, in float32 of older stores: differences that are equal would not add up to equal sums.
 RESOLUTION_DIGITS = 6
@@ -57,6 +60,8 @@ class Error:
     examples: float
     #: What scores are large or small beside.
     size: float = 1.0
+    #: The largest difference that two scores can have.
+    limit: float = math.inf
 
     @property
     def total(self) -> float:
@@ -82,8 +87,9 @@ class Error:
         return math.sqrt(of_seeds + float(stats.norm.ppf(tail)) ** 2 * self.examples)
 
     def interval(self, mean: float, level: float = LEVEL) -> Bounds:
+        """Cut to differences that there can be."""
         half = self.half(level)
-        return mean - half, mean + half
+        return max(mean - half, -self.limit), min(mean + half, self.limit)
 
 
 def welch(variances: Sequence[float], freedoms: Sequence[float]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from reports.inference.effects import Effect
-from reports.inference.intervals import LEVEL, Array, Error, simultaneous, welch
+from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, Error, simultaneous, welch
 
 #: How often a difference is to be found.
 POWER = 0.8
@@ -54,12 +54,13 @@ class Design:
     @property
     def finds(self) -> float | None:
         """The smallest true difference whose interval excludes zero as often as `POWER`. A difference that is
-        larger than the threshold by it is found beyond the threshold as often. None of one seed.
+        larger than the threshold by it is found beyond the threshold as often. None of fewer than
+        `LEAST_SEEDS`.
         """
         return self._finds(self.seeds)
 
     def _finds(self, seeds: int) -> float | None:
-        if seeds < 2:
+        if seeds < LEAST_SEEDS:
             return None
         error, halves = self.error(seeds), self._halves(seeds)
         return _solve(lambda d: float(stats.norm.cdf((d - halves) / error.total).mean()), error)
@@ -67,7 +68,7 @@ class Design:
     @property
     def margin(self) -> float | None:
         """The smallest threshold within which methods that do not differ are shown to be as often."""
-        if self.seeds < 2:
+        if self.seeds < LEAST_SEEDS:
             return None
         error, room = self.error(), self._halves(self.seeds)
         return _solve(
@@ -97,7 +98,7 @@ class Design:
         """
         if (self._finds(MOST_SEEDS) or 0.0) > difference:
             return None
-        low, high = 1, MOST_SEEDS
+        low, high = LEAST_SEEDS - 1, MOST_SEEDS
         while high - low > 1:
             middle = (low + high) // 2
             if (self._finds(middle) or 0.0) > difference:
@@ -123,11 +124,11 @@ def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | N
     )
 
 
-def of_effects(effects: Sequence[Effect], at_once: float = LEVEL) -> Design | None:
+def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -> Design | None:
     """The design of that one among these comparisons whose error is in the middle, of two the larger; None
-    where none has any.
+    where none has any. `claims`, `at_once`: as of `of_effect`.
     """
-    known = [design for one in effects if (design := of_effect(one, len(effects), at_once))]
+    known = [design for one in effects if (design := of_effect(one, claims, at_once))]
     return sorted(known, key=lambda design: design.error().total)[len(known) // 2] if known else None
 
 

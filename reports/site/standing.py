@@ -10,7 +10,7 @@ import pandas as pd
 
 from reports.analysis import Analysis, Block
 from reports.comparisons import AgainstReference
-from reports.inference.crossed import OnSetting
+from reports.findings import Against, against
 from reports.study import Cell
 from reports.units import Unit, unit_of
 
@@ -26,7 +26,7 @@ class Standing:
     #: What it is compared with; empty where there is no such thing.
     reference: str
     #: The difference from it on the cell's own task and backbone ...
-    own: OnSetting | None
+    own: Against | None
     #: ... and over all settings of the budget, with the verdict; None of the reference itself.
     against: AgainstReference | None
     #: Methods that share a letter cannot be told apart; empty where nothing tells any.
@@ -63,15 +63,15 @@ def _of(suite: str, analysis: Analysis, block: Block) -> Iterator[Standing]:
     letters = block.ranking.letters if block.ranking else None
     groups = dict(zip(block.methods, letters or (), strict=False))
     for method, cells in block.cells.items():
-        against = compared.get(method)
+        comparison = compared.get(method)
         for place, number in enumerate(cells):
             yield Standing(
                 suite=suite,
                 cell=analysis.study.all_cells[number],
                 block=block.title,
                 reference=block.reference.method if block.reference else "",
-                own=against.effect.parts[place] if against else None,
-                against=against,
+                own=against(block, comparison, place) if comparison else None,
+                against=comparison,
                 group=groups.get(method, ""),
             )
 
@@ -87,25 +87,25 @@ def frame(found: Sequence[Standing]) -> pd.DataFrame:
 
 
 def _line(standing: Standing) -> dict[str, object]:
-    cell, own, against = standing.cell, standing.own, standing.against
+    cell, own, over_all = standing.cell, standing.own, standing.against
     naming = ("task", "backbone", "budget", "method", "family", "ranks", "left")
     told = {name: getattr(cell, name) for name in naming}
     measured = ("parameters", "evaluated", "metric", "mean", "sd", "low", "high", "finished", "seeds")
     own_interval = (own and own.interval) or (None, None)
-    interval = (against and against.interval) or (None, None)
+    interval = (over_all and over_all.interval) or (None, None)
     return {
         "suite": standing.suite,
         "cell": cell.number,
         **told,
         **{name: getattr(cell, name) for name in measured},
         "reference": standing.reference,
-        "difference": own and own.difference,
+        "difference": own and own.effect.difference,
         "difference_low": own_interval[0],
         "difference_high": own_interval[1],
-        "settings": against and len(against.effect.parts),
-        "overall": against and against.effect.difference,
+        "settings": over_all and len(over_all.effect.parts),
+        "overall": over_all and over_all.effect.difference,
         "overall_low": interval[0],
         "overall_high": interval[1],
-        "verdict": against and str(against.verdict),
+        "verdict": over_all and str(over_all.verdict),
         "group": standing.group,
     }

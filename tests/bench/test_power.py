@@ -56,7 +56,7 @@ def test_sizes_of_one_method_are_methods_of_their_own(tmp_path: Path) -> None:
 
 def test_stored_runs_tell_the_noise(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
     uri = new_store(tmp_path)
-    store(uri, plan_of(seeds=[0, 1]), result)
+    store(uri, plan_of(seeds=[0, 1, 2]), result)
     planned = plan_of()
     isorank = next(one for one in power(planned, uri) if one.budget == "isorank 2")
     assert isorank.stored

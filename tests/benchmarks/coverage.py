@@ -14,16 +14,14 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
 
 import numpy as np
 from numpy.random import Generator
-from scipy import optimize
 
-from reports.inference import chances, flips, normalised, orders, power
+from reports.inference import orders, power
 from reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
 from reports.inference.effects import Answer, effect, verdict
-from reports.inference.intervals import ALPHA, Array, simultaneous, t_half
+from reports.inference.intervals import LEVEL, Array, simultaneous, t_half
 
 METHODS, THRESHOLD = 15, 0.01
 OF_RUNS, OF_EXAMPLES, OF_ANSWERS = 0.007, 0.105, 0.11
@@ -86,9 +84,11 @@ def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
     off, level = np.abs([one.difference for one in found]), simultaneous(len(found))
     wide = np.array([error.half(level) for error in errors])
     yield "difference, one interval", float(np.mean(off <= [error.half() for error in errors]))
-    yield "difference, one setting alone", float(np.mean([_holds(one.parts[0]) for one in found]))
     yield "differences, all 14 at once", float(np.all(off <= wide))
     yield "*some method called better or worse, none is", float(np.any(off > wide))
+    fields = [part for one in found for part in one.parts]
+    held = [_holds(part, simultaneous(len(fields))) for part in fields]
+    yield "*some field of a heat map's tasks bold, none differs", float(not all(held))
     # Whatever the truth is, the interval lies about it as about zero.
     for truth in (0.01, 0.012):
         said = [
@@ -103,8 +103,9 @@ def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
             yield "*some method called beyond 1 point, all differ by 1", float(Answer.BEYOND in said)
 
 
-def _holds(part: OnSetting) -> bool:
-    return part.interval is not None and part.interval[0] <= 0 <= part.interval[1]
+def _holds(part: OnSetting, level: float = LEVEL) -> bool:
+    interval = effect([part]).interval(level)
+    return interval is not None and interval[0] <= 0 <= interval[1]
 
 
 def finding(scenario: Scenario, numbers: Generator) -> Counted:
@@ -125,34 +126,13 @@ def finding(scenario: Scenario, numbers: Generator) -> Counted:
     yield "+… and no difference within the margin of 80%", float(abs(found.difference) + half < design.margin)
 
 
-def checks(scenario: Scenario, numbers: Generator) -> Counted:
-    """Runs on one test set that is all there is: sign flips, means of cells, P(better)."""
-
-    def runs(methods: int, shift: float = 0.0) -> list[list[Array]]:
-        drawn = [shift + scenario.noise(numbers, (methods, scenario.seeds)) for _ in range(scenario.tasks)]
-        return [[of_task[method] for of_task in drawn] for method in range(methods)]
-
-    lora, *others = runs(METHODS)
-    differences = [[own - other for own, other in zip(one, lora, strict=True)] for one in others]
-    seeds = [[range(scenario.seeds)] * scenario.tasks] * len(others)
-    yield (
-        "*some adjusted p of the sign flips < .05, none differs",
-        float(min(flips.adjusted(differences, seeds)[1]) < ALPHA),
+def means(scenario: Scenario, numbers: Generator) -> Counted:
+    """Cells on one test set that is all there is."""
+    cells = np.array(
+        [scenario.noise(numbers, (METHODS, scenario.seeds)) for _ in range(scenario.tasks)], dtype=float
     )
-    cells = np.array([lora, *others])
     held = np.abs(cells.mean(-1)) <= t_half(cells.std(-1, ddof=1), scenario.seeds)
     yield "mean of a cell", float(held.mean())
-    for truth in (0.5, 0.76, 0.96):
-        (better,) = runs(1, _shift(scenario.noise, truth))
-        low, high = chances.p_improvement(better, lora)[1] or (0.0, 0.0)
-        yield f"P(better) of {truth:g}", float(low <= truth <= high)
-
-
-@lru_cache
-def _shift(noise: Noise, truth: float) -> float:
-    """By how much a run must be better to win so often."""
-    one, other = (noise(np.random.default_rng(seed), (400_000,)) for seed in (0, 1))
-    return float(optimize.brentq(lambda by: np.mean(one + by > other) - truth, -1, 9))
 
 
 def orderings(scenario: Scenario, numbers: Generator) -> Counted:
@@ -170,21 +150,6 @@ def orderings(scenario: Scenario, numbers: Generator) -> Counted:
     yield "rank of the best", float(held[0])
     yield "ranks, all ten at once", float(held.all())
     yield "*some pair told apart the wrong way", float(bool((np.triu(apart) < 0).any()))
-
-
-def between(scenario: Scenario, numbers: Generator) -> Counted:
-    """A score of .6 between the ends, which are runs as well and ten points apart."""
-    means = np.array([0.06, 0.0, 0.1])
-    drawn = scenario.draw(numbers, means)
-    runs, varies = [], []
-    for table in drawn:
-        score, floor, ceiling = table.mean((1, 2))
-        gap = ceiling - floor
-        runs.append((table[0].mean(1) - floor) / gap)
-        rest = partial(normalised.remainder, share=(score - floor) / gap, gap=gap)
-        varies.append(of_seeds_and_examples(rest(*table.mean(2)), rest(*table)))
-    low, high = normalised.aggregate(runs, varies).mean_interval or (0.0, 0.0)
-    yield "normalised mean, ends estimated", float(low <= 0.6 <= high)
 
 
 def examples_count(numbers: Generator, repeats: int) -> dict[str, list[float]]:
@@ -213,7 +178,7 @@ def table(heads: Sequence[str], rows: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-QUANTITIES = (comparisons, checks, orderings, between, finding)
+QUANTITIES = (comparisons, means, orderings, finding)
 
 
 def main() -> None:

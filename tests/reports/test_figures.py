@@ -19,7 +19,7 @@ from reports import curves, page
 from reports.analysis import Analysis, analyse
 from reports.drawing import Drawn, Looks, spread
 from reports.figures import draw
-from reports.figures.summaries import apart, profile
+from reports.figures.profiles import profile
 from reports.pareto import best_means, pareto
 from reports.reading import read
 from reports.study import Cell, Study
@@ -211,27 +211,12 @@ def test_a_curve_says_that_a_seed_is_not_in_its_mean(study: Study) -> None:
     assert all(label == cell.method for cell, label in drawn if cell.complete)
 
 
-def test_bars_join_the_methods_that_are_not_told_apart(analysis: Analysis) -> None:
-    block = analysis.blocks[0]
-    drawn = apart(analysis.study, block, 0, Looks(["lora", "tenslora", "lotr"]))
-    assert drawn is not None
-    assert block.ranking is not None
-    letters = block.ranking.letters or ()
-    ranks = block.ranking.ranks.mean
-    (ax,) = drawn.figure.axes
-    # A bar is level; what leads to a name is not.
-    bars = [line.get_xdata() for line in ax.lines if len(set(line.get_ydata())) == 1]
-    shared = {a for a in "".join(letters) if sum(a in some for some in letters) > 1}
-    ends = [[rank for rank, some in zip(ranks, letters, strict=True) if a in some] for a in sorted(shared)]
-    assert [(min(bar), max(bar)) for bar in bars] == [(min(some), max(some)) for some in ends]
-
-
 def test_a_profile_is_the_share_of_runs_that_reach_a_score(analysis: Analysis) -> None:
     block = analysis.blocks[0]
     drawn = profile(analysis.study, block, 0, Looks(["lora", "tenslora", "lotr"]))
     assert drawn is not None
     line = drawn.figure.axes[0].lines[0]
-    runs = block.aggregates[block.methods[0]].runs
+    runs = block.normalised[block.methods[0]]
     x, y = line.get_xdata(), line.get_ydata()
     for score in (runs.min() - 1e-6, float(sorted(runs)[3]) + 1e-6, runs.max()):
         reached = y[max(0, int((x < score).sum()) - 1)]

@@ -166,18 +166,6 @@ def test_the_main_table_has_means_and_claims(shown: webdriver.Chrome) -> None:
     assert sum(mean.endswith("↑") for mean in claimed) == 4
 
 
-def test_the_chance_that_one_is_better_is_shown_for_all_pairs(
-    shown: webdriver.Chrome, analysis: Analysis
-) -> None:
-    (block,) = [block for block in analysis.blocks if block.budget == "isorank 2"]
-    better = block.ranking.better
-    told = seen(shown, ".part[data-budget='isorank 2'] .pairs tbody td")
-    wanted = [
-        "·" if i == j else f"{100 * better[i, j]:.0f}" for i in range(len(better)) for j in range(len(better))
-    ]
-    assert told == wanted
-
-
 def test_the_keyboard_is_at_the_first_verdict_at_once(shown: webdriver.Chrome) -> None:
     stops = 0
     in_answer = "return !!document.activeElement.closest('#answer')"

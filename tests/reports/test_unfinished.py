@@ -45,7 +45,7 @@ def result_of_any(trial: Any, row: Any) -> Result:
     return Result(score=0.5 + 0.1 * (trial.seed % 2) + 0.05 * ("LoRA" in row.title))
 
 
-def test_rows_that_wait_for_their_tuning_are_missing_and_in_no_aggregate(
+def test_rows_that_wait_for_their_tuning_are_missing_and_in_no_mean(
     tmp_path: Path, new_store: NewStore
 ) -> None:
     uri = new_store(tmp_path)

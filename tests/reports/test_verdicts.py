@@ -21,11 +21,11 @@ from reports.board import boards
 from reports.comparisons import AgainstReference
 from reports.findings import findings
 from reports.inference.effects import Answer
-from reports.inference.flips import holm
 from reports.reading import read
 from reports.report import write_report
 
 from ..stored import Result, write
+from .browsing import page_of
 from .made_up import SMALL, NewStore, plan_of, store
 
 Told = Callable[[Trial, Row], Result | None]
@@ -133,23 +133,6 @@ def test_metrics_are_never_averaged_and_have_thresholds_of_their_own(
     assert any("Scores are of several metrics (accuracy, matthews)" in note for note in found.notes)
 
 
-def test_methods_that_lost_other_seeds_are_not_flipped_together(analysed: Callable[..., Analysis]) -> None:
-    lost = {"TensLoRA att": 0, "LoTR": 3}
-
-    def told(trial: Trial, row: Row) -> Result | None:
-        made = scores()(trial, row)
-        return made and dataclasses.replace(
-            made, failure="out of memory" if lost.get(row.title) == trial.seed else ""
-        )
-
-    methods = ["lora", {"method": "tenslora", "variant": "att"}, "lotr"]
-    (block,) = analysed(told, {"methods": methods}).blocks
-    assert [comparison.effect.pairs for comparison in block.comparisons] == [4, 4]
-    assert any("Holm's procedure" in note for note in block.notes)
-    own = [comparison.p for comparison in block.comparisons]
-    assert [comparison.p_adjusted for comparison in block.comparisons] == holm(own)
-
-
 def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: NewStore) -> None:
     labels, noise = np.random.default_rng(5).normal(size=(2, 300))
 
@@ -177,7 +160,6 @@ def test_small_units_change_nothing_but_the_numbers(tmp_path: Path, new_store: N
         told.append((best, block.methods, [(one.method, str(one.verdict)) for one in pairs]))
         numbers.append(
             [
-                *(number for one in pairs for number in (one.p, one.p_adjusted, one.g or 0.0)),
                 *(bound / unit for one in pairs for bound in one.interval or ()),
                 *(end or 0.0 for strip in strips for end in (strip.at, strip.start, strip.end)),
             ]
@@ -213,24 +195,35 @@ def test_a_large_difference_is_beyond(analysed: Callable[..., Analysis]) -> None
 # --- bad input ---
 
 
-def test_a_single_seed_has_no_verdict(analysed: Callable[..., Analysis]) -> None:
-    found = analysed(scores(0.1), {"seeds": [0]})
-    comparison = only(found)
-    assert (comparison.verdict.answer, comparison.interval, comparison.better_interval) == (
-        Answer.NONE,
-        None,
-        None,
-    )
-    assert comparison.p == 1
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_two_seeds_have_no_interval_and_no_verdict(
+    seeds: list[int], analysed: Callable[..., Analysis], tmp_path: Path
+) -> None:
+    found = analysed(scores(0.1), {"seeds": seeds})
+    comparison, cell = only(found), found.study.all_cells[0]
+    assert (comparison.verdict.answer, comparison.interval) == (Answer.NONE, None)
+    assert comparison.intervals == (None,)
+    assert (cell.low, cell.high) == (None, None)
     assert of(found).design is None
-    assert any("One seed: nothing is known of how much training varies" in note for note in found.notes)
-    assert any("nothing is known of the noise, and there is no verdict" in note for note in of(found).notes)
+    assert any("too little is known of how much training varies" in note for note in found.notes)
+    assert any("share fewer than 3 seeds with LoRA" in note for note in of(found).notes)
+    assert f"no interval: {len(seeds)} seed" in page_of(found, tmp_path).read_text()
 
 
-def test_one_task_says_nothing_of_others(analysed: Callable[..., Analysis]) -> None:
-    found = analysed(scores(0.05), {})
-    assert only(found).beyond.new_task is None
-    assert any("One task: what is said holds for it" in note for note in found.notes)
+def test_no_interval_leaves_what_scores_can_be(analysed: Callable[..., Analysis]) -> None:
+    def told(trial: Trial, row: Row) -> Result:
+        low = trial.seed in {0, 3} if row.title == "LoRA" else trial.seed == 4
+        return Result(score=0.01 if low else 0.99, answers=(), labels=())
+
+    found = analysed(told, {})
+    for cell in found.study.all_cells:
+        assert cell.high == 1
+        assert cell.low is not None
+        assert cell.low >= 0
+    interval = only(found).interval
+    assert interval is not None
+    assert -1 <= interval[0] < interval[1] <= 1
+    assert 1 in (-interval[0], interval[1])
 
 
 def test_without_lora_methods_are_compared_with_one_another_alone(analysed: Callable[..., Analysis]) -> None:
@@ -258,14 +251,13 @@ def test_a_budget_whose_lora_failed_is_measured_by_no_other(analysed: Callable[.
 
 def test_without_head_only_nothing_is_normalised(analysed: Callable[..., Analysis]) -> None:
     found = analysed(scores(0.05), {"methods": [*FIVE["methods"], "full"]})
-    assert of(found).aggregates == {}
-    assert any("No normalised score: head only is not there" in note for note in of(found).rank_notes)
+    assert of(found).normalised == {}
     assert only(found).verdict.answer is Answer.BEYOND
 
 
 def test_equal_scores_tell_nothing_of_noise(analysed: Callable[..., Analysis]) -> None:
     found = analysed(scores(0.0, noise=0.0), {})
-    assert (only(found).verdict.answer, only(found).p) == (Answer.NONE, 1)
+    assert only(found).verdict.answer is Answer.NONE
     assert any("tells nothing of the noise" in note for note in of(found).notes)
     ranking = of(found).ranking
     assert ranking is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 
 import numpy as np
@@ -10,8 +11,8 @@ from scipy import stats
 from sklearn.metrics import matthews_corrcoef
 
 from bench.metrics import METRICS
-from reports.inference.crossed import of_seeds, of_seeds_and_examples, over_settings
-from reports.inference.effects import Answer, effect, hedges, verdict
+from reports.inference.crossed import of_groups, of_seeds, of_seeds_and_examples, over_settings
+from reports.inference.effects import Answer, effect, verdict
 from reports.inference.intervals import LEVEL, Array, Error, simultaneous, t_half
 
 
@@ -47,7 +48,7 @@ def test_the_interval_over_settings_is_welchs() -> None:
 
 def test_every_setting_weighs_the_same_however_many_pairs_it_has() -> None:
     found = effect([of_seeds(array(1, 3)), of_seeds(array(0, 0, 0, 0))])
-    assert (found.difference, found.pairs) == (1, 6)
+    assert (found.difference, found.pairs, found.fewest) == (1, 6, 2)
 
 
 def test_halves_of_seeds_and_examples_add_up_as_squares() -> None:
@@ -61,9 +62,21 @@ def test_several_claims_widen_each_and_one_does_not() -> None:
     assert simultaneous(14) ** 14 == pytest.approx(LEVEL)
 
 
-@pytest.mark.parametrize("parts", [[of_seeds(array(1))], [of_seeds(array(1, 2)), of_seeds(array(3))]])
-def test_one_pair_on_a_setting_has_no_interval(parts: list) -> None:
-    assert effect(parts).interval(LEVEL) is None
+@pytest.mark.parametrize("few", [array(1), array(1, 2)])
+def test_two_pairs_on_a_setting_have_no_interval(few: Array) -> None:
+    assert effect([of_seeds(few)]).interval(LEVEL) is None
+    assert effect([of_seeds(array(1, 2, 4)), of_seeds(few)]).interval(LEVEL) is None
+    table = few[:, None] + array(0, 1, 2)
+    assert effect([of_seeds_and_examples(few, table)]).interval(LEVEL) is None
+    assert effect([of_groups(array(1, 2, 4), few)]).interval(LEVEL) is None
+    assert effect([of_seeds(array(1, 2, 4))]).interval(LEVEL) is not None
+
+
+def test_an_interval_ends_where_differences_do() -> None:
+    part = replace(of_seeds(array(-0.9, 0.1, 0.9)), limit=1.0)
+    assert effect([part]).interval(LEVEL) == (-1, 1)
+    # Of two settings as of one.
+    assert effect([part, part]).interval(0.999) == (-1, 1)
 
 
 def test_pairs_that_all_differ_by_the_same_tell_nothing_of_noise() -> None:
@@ -130,17 +143,6 @@ def test_the_spread_of_contributions_is_that_of_resampled_matthews() -> None:
 
 
 # --- effects ---
-
-
-def test_hedges_g_is_corrected_for_few_pairs() -> None:
-    assert hedges([DARWIN]) == pytest.approx((1 - 3 / (4 * 14 - 1)) * DARWIN.mean() / DARWIN.std(ddof=1))
-
-
-@pytest.mark.parametrize(
-    "differences", [[array(0.1, 0.1, 0.1)], [array(0.3)], [array(1, 2)], [array(0.1 + 0.2, 0.3)]]
-)
-def test_what_has_no_standard_effect_has_none(differences: list[Array]) -> None:
-    assert hedges(differences) is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.inference import beyond, power
+from reports.inference import power
 from reports.inference.crossed import of_seeds
 from reports.inference.effects import effect
 
@@ -62,71 +62,21 @@ def test_seeds_without_spread_leave_what_the_examples_add() -> None:
     assert still.finds is not None
     assert still.finds == pytest.approx(nearly.finds, rel=1e-4)
     assert still.margin == pytest.approx(nearly.margin, rel=1e-4)
-    # More seeds do not help, and fewer than two tell nothing.
-    assert (still.needs(still.finds * 0.99), still.needs(still.finds * 1.01)) == (None, 2)
+    # More seeds do not help, and fewer than three tell nothing.
+    assert (still.needs(still.finds * 0.99), still.needs(still.finds * 1.01)) == (None, 3)
 
 
-def test_one_seed_finds_nothing() -> None:
-    design = power.of_runs(0.007, settings=4, seeds=1, claims=1)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_too_few_seeds_find_nothing(seeds: int) -> None:
+    design = power.of_runs(0.007, settings=4, seeds=seeds, claims=1)
     assert (design.finds, design.margin) == (None, None)
     assert design.needs(0.02) == 3
 
 
 def test_a_design_is_that_of_the_comparison_in_the_middle() -> None:
     small, large = (effect([of_seeds(array(0, 2, 4)), of_seeds(array(1, 3, 5) * by)]) for by in (1, 3))
-    design = power.of_effects([small, large, small])
+    design = power.of_effects([small, large, small], claims=3)
     assert design == power.Design(seeds=3, claims=3, spreads=(4.0, 4.0))
     assert design.error() == small.error
-    assert power.of_effects([small, large]) == power.of_effect(large, claims=2)
-    assert power.of_effects([effect([of_seeds(array(1))])]) is None
-
-
-# --- beyond these tasks ---
-
-
-def test_tasks_that_agree_say_more_of_another_than_tasks_that_differ() -> None:
-    alike = beyond.new_task([0.02, 0.021, 0.019, 0.022], [1e-6] * 4, 0.01)
-    apart = beyond.new_task([0.02, 0.06, -0.02, 0.022], [1e-6] * 4, 0.01)
-    assert alike is not None
-    assert apart is not None
-    assert alike.better > 0.95 > 0.8 > apart.better
-    for one in (alike, apart):
-        assert one.better + one.equal + one.worse == pytest.approx(1)
-
-
-def test_what_is_equal_on_all_tasks_is_equal_on_another() -> None:
-    found = beyond.new_task([0.0, 0.001, -0.001, 0.0], [1e-6] * 4, 0.01)
-    assert found is not None
-    assert found.equal > 0.95
-    assert found.better == pytest.approx(found.worse)
-
-
-def test_the_posterior_is_that_of_a_sampler() -> None:
-    seen, variances, threshold = np.array([0.01, 0.03, 0.0]), np.array([1e-4, 2e-4, 5e-5]), 0.01
-    numbers = np.random.default_rng(0)
-    tau = np.abs(stats.cauchy.rvs(scale=5 * threshold, size=400_000, random_state=numbers))
-    mean = numbers.uniform(-0.2, 0.2, size=400_000)
-    weight = np.exp(stats.norm.logpdf(seen[:, None], mean, np.sqrt(variances[:, None] + tau**2)).sum(0))
-    new = numbers.normal(mean, tau)
-    found = beyond.new_task(list(seen), list(variances), threshold)
-    assert found is not None
-    assert found.better == pytest.approx((weight * (new > threshold)).sum() / weight.sum(), abs=0.02)
-    assert found.worse == pytest.approx((weight * (new < -threshold)).sum() / weight.sum(), abs=0.02)
-
-
-def test_one_task_says_nothing_of_another() -> None:
-    found = beyond.beyond({"a": [of_seeds(array(1, 2, 3))] * 2}, 0.01, 0.95)
-    assert found.new_task is None
-    assert found.without == ()
-
-
-def test_wins_losses_and_the_task_that_a_verdict_hangs_on() -> None:
-    tasks = {
-        "a": [of_seeds(array(0.9, 1.0, 1.1))],
-        "b": [of_seeds(array(-1.1, -1.0, -0.9))],
-        "c": [of_seeds(array(-1.0, 0.0, 1.0))],
-    }
-    found = beyond.beyond(tasks, 0.5, 0.95)
-    assert (found.wins, found.ties, found.losses) == (1, 1, 1)
-    assert [one.task for one in found.without] == ["a", "b", "c"]
-    assert found.without[0].difference == pytest.approx(-0.5)
+    assert power.of_effects([small, large], claims=2) == power.of_effect(large, claims=2)
+    assert power.of_effects([effect([of_seeds(array(1, 2))])], claims=1) is None
