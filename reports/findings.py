@@ -201,10 +201,10 @@ def _said(found: Against, reference: str, size: str) -> str:
         if side:
             return f"{side.capitalize()} than {reference}; whether by more than {size} is open."
         return f"Open: {reference} may be as good, or better."
-    silent = f"how much runs vary: no difference from {reference} can be claimed."
+    none = f"no difference from {reference} can be claimed."
     if found.effect.error is None:
-        return f"Too few seeds ({found.effect.fewest}) to know {silent}"
-    return f"That every seed differs by the same tells nothing of {silent}"
+        return f"Too few seeds ({found.effect.fewest}): {none}"
+    return f"That every seed differs by the same tells nothing of how much runs vary: {none}"
 
 
 def _turned(block: Block, comparison: AgainstReference | None) -> str:

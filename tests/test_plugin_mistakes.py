@@ -375,6 +375,7 @@ def test_a_metric_of_a_plugin_scores_and_tells_what_examples_contribute(install:
         ("MINE = Mine()", "MINE = Mine", "should be an instance of a subclass of bench.metrics.Metric"),
         ('("regression",)', '("ranking",)', "kinds should be some of single label, multi-label, regression"),
         ('name = "mine"', 'name = "yours"', "its `name` should be 'mine', got 'yours'"),
+        ('name = "mine"', 'name = "mine"\n    bounds = (1.0, 0.0)', "bounds should be two numbers"),
         ("float(abs", "flaot(abs", "NameError: name 'flaot' is not defined"),
     ],
 )

@@ -166,9 +166,9 @@ def test_what_changed_and_what_only_one_has_is_named(uri: str) -> None:
 
 def test_too_few_seeds_and_the_same_trials_are_said(tmp_path: Path, new_store: NewStore) -> None:
     made = new_store(tmp_path)
-    write(made, plan_of(**SMALL | {"name": "a", "seeds": [0]}), result)
-    write(made, plan_of(**SMALL | {"name": "b", "seeds": [0]}), result)
-    write(made, plan_of(**SMALL | {"name": "c", "seeds": [1]}), result)
+    write(made, plan_of(**SMALL | {"name": "a", "seeds": [0, 1]}), result)
+    write(made, plan_of(**SMALL | {"name": "b", "seeds": [0, 1]}), result)
+    write(made, plan_of(**SMALL | {"name": "c", "seeds": [2, 3]}), result)
     assert {move.verdict for move in compare((made, "a"), (made, "b")).moves} == {"same trials"}
     assert {move.verdict for move in compare((made, "a"), (made, "c")).moves} == {"no verdict"}
 

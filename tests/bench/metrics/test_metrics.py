@@ -38,6 +38,15 @@ def made(name: str, kind: Kind, rows: int = 150) -> tuple[Metric, NDArray[Any], 
     return metric, targets, outputs if metric.reads == "outputs" else outputs.argmax(1)
 
 
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_scores_lie_within_the_bounds_and_a_perfect_one_on_the_better(name: str, kind: Kind) -> None:
+    metric, targets, given = made(name, kind)
+    low, high = metric.bounds
+    assert all(low <= metric.score(targets, answers) <= high for answers in (given, given[::-1]))
+    if metric.reads == "answers":
+        assert metric.score(targets, targets) == pytest.approx(high if metric.higher else low)
+
+
 LIBRARY: dict[tuple[str, Kind], Any] = {
     ("accuracy", "single label"): sk.accuracy_score,
     ("accuracy", "multi-label"): sk.accuracy_score,
