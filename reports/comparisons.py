@@ -74,7 +74,7 @@ class AgainstReference:
 
     @property
     def sides(self) -> tuple[int, int, int]:
-        """How many settings are won, tied and lost: their interval is above zero, contains it, or is below."""
+        """Settings won, tied and lost: their interval is above zero, contains it, or is below."""
         known = [interval for interval in self.intervals if interval is not None]
         wins, losses = sum(low > 0 for low, _ in known), sum(high < 0 for _, high in known)
         return wins, len(self.intervals) - wins - losses, losses
