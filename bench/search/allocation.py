@@ -75,7 +75,10 @@ class RankAllocation:
                 "take a smaller one, or path: 0"
             )
         assert isorank.size
-        return path(isorank.size, self.heuristic, self.section.path)
+        # The path changes every rank, also those that the sweeps keep as they are.
+        space = RankSpace(self.cell.method, self.cell.info.geometry, self.budget)
+        points = path(isorank.size, self.heuristic, self.section.path)
+        return list(dict.fromkeys(map(space.affordable, points)))
 
     def run(self, nested: Nested) -> AllocationResult:
         """Runs sweeps and path, then the best allocation and the heuristic on the suite's seeds.

@@ -41,8 +41,7 @@ class Change:
         begin with steps of the full rate in every entry, in the middle of a schedule. State of any other kind
         is dropped.
         """
-        self.parameter.data = self.value.to(self.parameter).contiguous()
-        self.parameter.grad = None
+        _replace_value(self.parameter, self.value.to(self.parameter).contiguous())
         state = optimizer.state.get(self.parameter)
         if not state:
             return
@@ -312,9 +311,20 @@ class Cutting:
         if any(shapes[parameter] != shape for parameter, shape in wanted.items()):
             return
         for parameter, shape in wanted.items():
-            parameter.data = parameter.new_zeros(shape)
-            parameter.grad = None
+            _replace_value(parameter, parameter.new_zeros(shape))
         self.tensor.resized()
+
+
+def _replace_value(parameter: nn.Parameter, value: Tensor) -> None:
+    """Gives a parameter a value of another shape, and drops its gradient.
+
+    A loss that is still referenced keeps the node that accumulates the parameter's gradient, and the node
+    keeps the old shape. torch makes a new node only after a change of dtype or device, hence the detour: no
+    parameter is ever below float32.
+    """
+    parameter.grad = None
+    parameter.data = value.half()
+    parameter.data = value
 
 
 def _times(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:

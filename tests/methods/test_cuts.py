@@ -167,6 +167,31 @@ def test_other_state_of_an_optimizer_is_dropped() -> None:
 
 
 @ALL
+def test_a_loop_may_keep_the_loss_of_the_step_before_a_cut(options: dict[str, Any]) -> None:
+    backbone, adapter = attached(made(options))
+    optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=0.01)
+    x = torch.randn(5, 3, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    losses = []
+    adapter.begin_training(10)
+    for step in range(1, 8):
+        optimizer.zero_grad()
+        losses.append(backbone.module(x).square().mean())
+        losses[-1].backward()
+        for parameter in adapter.named_parameters().values():
+            assert parameter.grad is not None
+            assert parameter.grad.shape == parameter.shape
+        optimizer.step()
+        adapter.after_step(step, optimizer)
+    assert adapter.settled
+    start = attached(made(options))[1].state()
+    shorter = adapter.state()
+    adapter.load(start)
+    backbone.module(x).square().mean().backward()
+    adapter.load(shorter)
+    assert losses[-1] < losses[0]
+
+
+@ALL
 def test_a_fresh_adapter_takes_what_was_cut(options: dict[str, Any]) -> None:
     method = made(options, times=2, first=0.2)
     backbone, adapter = attached(method)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.search.allocation import log_spaced, path
+import pytest
+
+from bench.plan.cells import cells
+from bench.search.allocation import RankAllocation, log_spaced, path
 from bench.search.importance import importances
 from bench.store.records import latest
 
+from ..toy_suites import suite
 from .searched import Call, NewStore, run
 
 
@@ -42,6 +46,25 @@ def test_ranks_are_log_spaced_and_few() -> None:
     assert log_spaced(1, 3, 6) == [1, 2, 3]
     assert log_spaced(1, 1, 6) == [1]
     assert path((4, 4, 4), (60, 3, 12), 3) == [(4, 4, 4), (15, 3, 7), (60, 3, 12)]
+
+
+@pytest.mark.parametrize("modes", [None, ["input", "layer"]], ids=["all modes", "two"])
+@pytest.mark.parametrize(("variant", "budget"), [("att_qkv_depth", 4), ("depth", 3)])
+def test_no_point_of_a_path_exceeds_the_budget(variant: str, budget: int, modes: list[str] | None) -> None:
+    made = suite(
+        methods=[{"method": "tenslora", "variant": variant}],
+        budgets=[{"isoparameters": budget}],
+        allocation={"path": 8, "isorank": 4, "modes": modes},
+    )
+    ((_, cell),) = cells(made)
+    assert made.allocation is not None
+    allocation = RankAllocation(cell, made.allocation)
+    start, end = (4,) * len(allocation.heuristic), allocation.heuristic
+    assert max(map(allocation.space.count, path(start, end, 8))) > 1.04 * allocation.budget
+    assert allocation.path[0] == start
+    assert allocation.path[-1] == end
+    assert len(set(allocation.path)) == len(allocation.path)
+    assert max(map(allocation.space.count, allocation.path)) <= allocation.budget
 
 
 def test_importance_finds_the_mode_that_matters() -> None:
