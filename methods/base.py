@@ -60,6 +60,8 @@ class Method(Frozen, ABC):
     varying_count: ClassVar[str] = ""
     #: Whether it trains the backbone's own weights, which then have to be in float32.
     trains_weights: ClassVar[bool] = False
+    #: Whether a trial fits the head to the frozen features in one go, and takes no training step.
+    fits_head: ClassVar[bool] = False
     #: Whether some of its parameters are a core, which a recipe may train at a rate of its own.
     has_core: ClassVar[bool] = False
     #: Relative to a budget, how far `fit` of a method with several ranks may stay from it.

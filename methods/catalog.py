@@ -28,6 +28,7 @@ METHODS = Registry(
         "tenslora": "methods.tenslora:TensLoRA",
         "lora": "baselines.lora:LoRA",
         "head_only": "baselines.head_only:HeadOnly",
+        "converged_head": "baselines.converged_head:ConvergedHead",
         "full": "baselines.full:FullFineTuning",
         "peft": "baselines.peft_method:Peft",
         "fact_tt": "baselines.fact:FacTTT",

@@ -97,6 +97,17 @@ class Classifier(nn.Module):
         return self.head(self.pool(self.encoder, **batch))
 
 
+class FittedHead(nn.Linear):
+    """A linear head whose logits are computed in its own precision, also inside of an autocast.
+
+    Its weights undo the standardisation of features, and rounded ones would not.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.to(self.weight.dtype))
+
+
 class LoadedBackbone:
     """A frozen pretrained classifier: implements `methods.backbone.Backbone`.
 
@@ -148,19 +159,23 @@ class LoadedBackbone:
             raise UserError(f"backbone '{self.info.name}' has no site {site}")
         return self._paths[site]
 
-    def reset(self, classes: int, generator: torch.Generator) -> None:
+    def reset(self, classes: int, generator: torch.Generator, *, fitted: bool = False) -> None:
         """Put a fresh head for `classes` classes on the backbone; the encoder is not touched.
 
         Linear weights are drawn from N(0, 0.02), biases are zero, for every backbone alike. Only
         `generator` decides: the global random state is neither read nor moved, and the head is drawn
-        in float32 on the generator's device before it goes to the encoder's. Raises UserError for
-        fewer than one class.
+        in float32 on the generator's device before it goes to the encoder's. With `fitted` it is one linear
+        layer on the pooled features, whatever layers the backbone's own head has. Raises UserError for fewer
+        than one class.
         """
         if classes < 1:
             raise UserError(f"a head needs at least 1 class, got {classes}")
         # On the meta device torch's own initialisation draws nothing from the global generator.
         with torch.device("meta"):
             head = self._make_head(classes)
+            if fitted:
+                widths = (layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear))
+                head = FittedHead(next(widths, self.geometry.hidden), classes)
         head.to_empty(device=generator.device)
         with torch.no_grad():
             for layer in head.modules():

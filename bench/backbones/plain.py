@@ -21,9 +21,14 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     for a language model's output layer, which is frozen. Or it is what `bench.backbones.load` gives.
     Afterwards the model's `parameters()` hold the adapter's too, so that an optimizer or transformers'
     Trainer trains adapter and head. Raises UserError for any other model, for one that has an adapter
-    already, for a parameter beside the encoder that is in no module of its own, and as `Method.check` does,
-    for instance while the ranks are free.
+    already, for a parameter beside the encoder that is in no module of its own, for a method that trains
+    nothing, and as `Method.check` does, for instance while the ranks are free.
     """
+    if method.fits_head:
+        raise UserError(
+            f"{method.label} is fitted in a trial of a suite; a loop of your own trains the head alone: take "
+            "head_only, or scikit-learn on the features"
+        )
     return attach(_plain(model) if isinstance(model, nn.Module) else model, method, seed)
 
 

@@ -76,13 +76,20 @@ def check_answers(backbone: LoadedBackbone, wanted: ModelInput) -> None:
         )
 
 
-def put_head(backbone: LoadedBackbone, wanted: ModelInput, classes: int, generator: torch.Generator) -> None:
+def put_head(
+    backbone: LoadedBackbone,
+    wanted: ModelInput,
+    classes: int,
+    generator: torch.Generator,
+    *,
+    fitted: bool = False,
+) -> None:
     """A fresh head for a task whose examples are `wanted` so; a prompt none, but the answers' words, or what
-    writes answers.
+    writes answers. `fitted` as in `LoadedBackbone.reset`.
 
     Raises UserError for words without tokens, and for a checkpoint without what turns states to tokens.
     """
-    backbone.reset(classes, generator)
+    backbone.reset(classes, generator, fitted=fitted)
     if not isinstance(wanted, TextInput) or not wanted.answers_by_words:
         return
     check_answers(backbone, wanted)

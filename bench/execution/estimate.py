@@ -17,7 +17,7 @@ from bench.process.memory import MIB
 from bench.suite.choosing import AXES
 from bench.training.saving import Saving
 from bench.wire.words import Measure, Status, Tag
-from methods import Geometry
+from methods import METHODS, Geometry
 
 if TYPE_CHECKING:
     # Its import takes seconds, and a plan without a store needs none of it.
@@ -104,8 +104,14 @@ def workloads(plan: Plan) -> dict[str, Workload]:
 
 
 def step_count(trial: Trial) -> int:
-    """Optimizer steps; an estimate where a task does not state how many examples it has."""
-    return trial.recipe.step_count(trial.task.train_examples() or _dealt_anew(trial) or UNKNOWN_SIZE)
+    """Optimizer steps; an estimate where a task does not state how many examples it has.
+
+    A head that is fitted takes one pass over the examples.
+    """
+    examples = trial.task.train_examples() or _dealt_anew(trial) or UNKNOWN_SIZE
+    if METHODS.get(trial.method["method"]).fits_head:
+        return math.ceil(examples / trial.recipe.batch_size)
+    return trial.recipe.step_count(examples)
 
 
 def _dealt_anew(trial: Trial) -> int | None:

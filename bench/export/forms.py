@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from bench.backbones import BackboneSpec, LoadedBackbone, entry_of
+from bench.backbones.base import FittedHead
 from bench.backbones.huggingface import FolderBackbone, HubBackbone
 from bench.backbones.kinds import KINDS, TIMM
 from bench.backbones.random_weights import RandomBackbone
@@ -41,6 +44,11 @@ def _check_library(backbone: LoadedBackbone) -> None:
 
     encoder, head = backbone.module.encoder, backbone.head
     wanted = getattr(transformers, kind.model_class)
+    if isinstance(head, FittedHead) and head_class(backbone) is not nn.Linear:
+        raise UserError(
+            f"backbone '{backbone.info.name}' with a converged head cannot be exported: transformers' "
+            f"classifier of kind '{backbone.info.kind}' has a dense layer before the last"
+        )
     for what, module, needed in (("encoder", encoder, wanted), ("head", head, head_class(backbone))):
         if not isinstance(module, needed):
             raise UserError(

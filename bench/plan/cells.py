@@ -12,6 +12,7 @@ from typing import Any, Literal
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.inputs import ImageInput, TextInput
 from bench.plan.refusals import (
+    check_fitted,
     check_labels,
     check_number,
     check_ranks,
@@ -168,6 +169,7 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
         for number, method_row, template in expanded:
             with _naming(number):
                 asked = suite.recipe(task_row, method_row)
+                check_fitted(template, method_row, task_row, info)
                 recipe = _without_core(asked.resolved(device, spec.dtype), template, method_row)
                 with METHODS.blaming(method_row.method):
                     sized = _sized(template, method_row, suite, info.geometry)

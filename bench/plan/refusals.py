@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
-from bench.backbones import BackboneSpec
+from bench.backbones import BackboneInfo, BackboneSpec
+from bench.inputs import TextInput
 from bench.plan.settings import Setting
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
@@ -16,6 +17,9 @@ from methods import Geometry, Method, UserError
 
 #: A study of everything here has thousands.
 MOST_TRIALS = 100_000
+
+#: The fields of a recipe that change a forward in evaluation mode, and so a head that is fitted.
+OF_FORWARD = {"batch_size", "precision", "compile", "deterministic"}
 
 
 def check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
@@ -74,6 +78,23 @@ def check_weights(method: Method, spec: BackboneSpec) -> None:
     if method.trains_weights and spec.dtype != "float32":
         raise UserError(
             f"{method.label} trains the backbone's own weights, and so takes no dtype {spec.dtype}"
+        )
+
+
+def check_fitted(method: Method, row: MethodRow, task: TaskRow, info: BackboneInfo) -> None:
+    """Raises UserError where a head is to be fitted and there is none, or for a field of its training."""
+    if not method.fits_head:
+        return
+    wanted = task.input(info.input)
+    if isinstance(wanted, TextInput) and wanted.answers_by_words:
+        raise UserError(
+            f"{method.label} fits a head, and backbone '{info.name}' answers task '{task.task}' in words: "
+            "leave it out"
+        )
+    if idle := sorted(set(row.training) - OF_FORWARD):
+        raise UserError(
+            f"training: {', '.join(idle)}: {method.label} is fitted without a training step; accepted are "
+            f"{', '.join(sorted(OF_FORWARD))}"
         )
 
 

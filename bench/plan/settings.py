@@ -83,8 +83,11 @@ def applicable(
 
     Some methods have no scale, and most no core. A trained head alone has none either, and of the rates only
     its own: that is `lr` where it follows the adapter's and no grid of `head_lr` is there to tune it by.
-    Without `has_head` a model answers by its words, and there is no head whose rate could be tuned.
+    Without `has_head` a model answers by its words, and there is no head whose rate could be tuned. A fitted
+    head has no rate.
     """
+    if method.fits_head:
+        return {}
     of_head = has_head and head_follows and not grids.get("head_lr")
     without = set() if parameters else {"scale", *([] if of_head else ["lr"])}
     if "scale" not in type(method).model_fields:

@@ -89,7 +89,8 @@ def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
             f"{trial.weights_hash}, these are {backbone.info.weights_hash}"
         )
     outputs = trial.task.lookup().outputs
-    put_head(backbone, trial.task.input(backbone.info.input), outputs, torch.Generator())
+    wanted = trial.task.input(backbone.info.input)
+    put_head(backbone, wanted, outputs, torch.Generator(), fitted=method.fits_head)
     adapter = method.attach(backbone, torch.Generator())
     try:
         adapter.load(_part(state, "adapter"))

@@ -14,6 +14,7 @@ from bench.suite.choosing import AXES
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.plan import Forecast
 from bench.wire.words import OWN_SIZE
+from methods import METHODS
 from reports.units import PERCENT, unit_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def print_plan(console: Console, plan: Plan) -> None:
             if (row.task, row.backbone) == (task, backbone):
                 first = next(iter(row.trials.values()))
                 lr = f"{recipes[first].lr:g}" if first else "tuned"
+                if METHODS.get(row.registered).fits_head:
+                    lr = "–"
                 table.add(row.planned(), lr)
         console.print(fitted(console, table.table, "% LoRA", "lr", "params"))
     if tuning.trials:

@@ -26,6 +26,8 @@ def finished(outcome: Outcome) -> Ending:
         Measure.ADAPTER_PARAMETERS: outcome.adapter_parameters,
         Measure.PEAK_PARAMETERS: outcome.peak_parameters,
         Measure.HEAD_PARAMETERS: outcome.head_parameters,
+        Measure.HEAD_C: trained.head_c,
+        Measure.HEAD_CONVERGED: trained.head_converged,
         Measure.STEPS: trained.steps,
         Measure.STEP_MS: trained.step_ms,
         Measure.SECONDS: outcome.seconds,

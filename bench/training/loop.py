@@ -52,6 +52,9 @@ class Trained:
     selected_epoch: int
     validation_metric: float
     step_ms: float | None
+    #: Of a head that was fitted, not trained: scikit-learn's C, and whether its solver converged.
+    head_c: float | None = None
+    head_converged: bool | None = None
 
 
 @dataclass

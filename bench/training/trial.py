@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from bench.inputs import ModelInput, TextInput
 from bench.plan.trial import Trial
 from bench.tasks import PreparedData, Split, data_key, prepare
 from bench.tasks.plain_text import plain_tokens
+from bench.training.converged import fit_head
 from bench.training.forgetting import Forgetting, text_loss
 from bench.training.inference import EXAMPLES, Forward, Inference
 from bench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
@@ -205,18 +206,19 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
     before = None if text is None else resources.bare_loss(trial, backbone, text)
     started = time.perf_counter()  # What the first trial of a worker loads is not counted.
     wanted = trial.task.input(backbone.info.input)
-    put_head(backbone, wanted, data.classes, generator(trial.seed, "head_start"))
+    method = from_identity(trial.method)
+    put_head(backbone, wanted, data.classes, generator(trial.seed, "head_start"), fitted=method.fits_head)
     # The backbone's dropout draws from torch's global generators, on a GPU from the device's.
     torch.manual_seed(stream_seed(trial.seed, "dropout"))
     try:
-        method = from_identity(trial.method)
         adapter = method.attach(backbone, generator(trial.seed, "adapter_start"))
         try:
             # The peak is that of training and evaluation. What putting a method on takes is gone by now.
             memory = PeakMemory(resources.device)
             started_with = adapter.parameter_count
             split = data.test if trial.evaluate == "test" else data.validation
-            trained, final = _trained(trial, backbone, adapter, data, split, report, resources.saving)
+            fit = fit_head if method.fits_head else partial(train, seed=trial.seed, report=report)
+            trained, final = _trained(trial, backbone, adapter, data, split, fit, resources.saving)
             # Costs are of training and evaluation alone.
             seconds, peak = time.perf_counter() - started, memory.mib()
             outcome = Outcome(
@@ -257,17 +259,20 @@ def _trained(
     adapter: Adapter,
     data: PreparedData,
     split: Split,
-    report: Callable[[Progress], None],
+    fit: Callable[..., Trained],
     saving: Saving,
 ) -> tuple[Trained, Evaluation]:
-    """The training, and the evaluation on the split. Raises Diverged for a loss that is not finite."""
+    """The training by `fit`, and the evaluation on the split.
+
+    Raises Diverged for a loss that is not finite.
+    """
     encoder = backbone.module.encoder
     with (
         deterministic(trial.recipe.deterministic),
         compiled(encoder, trial.recipe.compile),
         checkpointed(encoder, saving.checkpointing),
     ):
-        trained = train(backbone, adapter, data, trial.recipe, trial.seed, report, saving)
+        trained = fit(backbone, adapter, data, trial.recipe, saving=saving)
         final = evaluate(backbone, adapter, split, trial.recipe, data.objective, saving)
     if not math.isfinite(final.loss):
         raise Diverged(trained.steps, final.loss)

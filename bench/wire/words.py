@@ -146,6 +146,9 @@ class Measure(StrEnum):
     #: At the start of training, where it cuts some.
     PEAK_PARAMETERS = "parameters/adapter_peak"
     HEAD_PARAMETERS = "parameters/head"
+    #: Of a head that was fitted, not trained: scikit-learn's C, and 1 where its solver converged, else 0.
+    HEAD_C = "head/C"
+    HEAD_CONVERGED = "head/converged"
     STEPS = "cost/steps"
     STEP_MS = "cost/step_ms"
     SECONDS = "cost/seconds"

@@ -25,6 +25,7 @@ ON_ONE_KIND: dict[str, BackboneKind] = {
     "quanta": "bert",
     "cp": "timm",
     "dota": "roberta",
+    "converged_head": "vit",
 }
 
 #: What is contracted as the others are, and a circuit of many small products, is not compiled again.

@@ -1,0 +1,191 @@
+"""The converged head: a linear model of the frozen features, fitted by scikit-learn instead of trained.
+
+Features are standardised by the training split. For every strength of the L2 penalty the model is fitted to
+the training split, and the least validation loss decides. The head then holds the same function of the
+features as they come, so that evaluation, saving and export are those of any other head.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.backbones import LoadedBackbone
+from bench.suite.recipe import Recipe
+from bench.tasks import Objective, PreparedData, Split
+from bench.training.loop import Diverged, Trained, autocast, batches, evaluate
+from bench.training.saving import Saving
+from methods import Adapter
+
+#: scikit-learn's C, the inverse strength of the penalty, from the strongest penalty to the weakest: 1e-5 to
+#: 1e3 in half decades. For ridge regression alpha is 1 / C.
+GRID = tuple(10.0 ** (power / 2) for power in range(-10, 7))
+#: The search ends when so many strengths in a row, two decades, had a larger validation loss than the best.
+PATIENCE = 4
+#: Of lbfgs: the largest entry of the gradient at the optimum, and the most iterations.
+TOLERANCE, MOST_ITERATIONS = 1e-6, 10_000
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A linear model of standardised features for one C."""
+
+    c: float
+    #: (outputs, features) and (outputs,).
+    weight: Floats
+    bias: Floats
+    converged: bool
+
+    def outputs(self, features: Floats) -> Tensor:
+        return torch.from_numpy(features @ self.weight.T + self.bias)
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """Features (N, features) of both splits, standardised by the mean and deviation of the training split."""
+
+    train: Floats
+    validation: Floats
+    mean: Floats
+    sd: Floats
+
+    @classmethod
+    def of(cls, train: Floats, validation: Floats) -> Standardised:
+        mean, sd = train.mean(0), train.std(0)
+        # A constant feature stays at zero.
+        sd[sd == 0] = 1.0
+        return cls((train - mean) / sd, (validation - mean) / sd, mean, sd)
+
+
+def fit_head(
+    backbone: LoadedBackbone, adapter: Adapter, data: PreparedData, recipe: Recipe, saving: Saving
+) -> Trained:
+    """Fits the head and leaves it in place.
+
+    Raises Diverged where a feature is not finite. Warns where scikit-learn's solver did not converge.
+    """
+    train, validation = (
+        _features(backbone, split, recipe, saving) for split in (data.train, data.validation)
+    )
+    if not (np.isfinite(train).all() and np.isfinite(validation).all()):
+        raise Diverged(0, math.nan)
+    features = Standardised.of(train, validation)
+    best = choose(features, data.train.labels.cpu(), data.validation.labels.cpu(), data.objective)
+    if not best.converged:
+        warnings.warn(
+            f"the head has not converged: lbfgs stopped after {MOST_ITERATIONS:,} iterations at C = "
+            f"{best.c:g}, the best by validation loss",
+            stacklevel=2,
+        )
+    weight = best.weight / features.sd
+    with torch.no_grad():
+        head = dict(backbone.head.named_parameters())
+        head["weight"].copy_(torch.from_numpy(weight))
+        head["bias"].copy_(torch.from_numpy(best.bias - weight @ features.mean))
+    result = evaluate(backbone, adapter, data.validation, recipe, data.objective, saving)
+    return Trained(0, 0, result.metric, None, head_c=best.c, head_converged=best.converged)
+
+
+def choose(features: Standardised, train: Tensor, validation: Tensor, objective: Objective) -> Fit:
+    """The fit of the least validation loss, the strongest penalty of equals; the tensors are labels."""
+    if objective.kind == "regression":
+        fits = _ridge(features.train, ((train.double() - objective.centre) / objective.spread).numpy())
+    elif objective.kind == "multi-label":
+        fits = _several(features.train, train.long().numpy())
+    else:
+        fits = _logistic(features.train, train.numpy(), objective.outputs)
+    best: Fit | None = None
+    least, worse = math.inf, 0
+    for fit in fits:
+        loss = objective.loss(fit.outputs(features.validation), validation).item()
+        if best is None or loss < least:
+            best, least, worse = fit, loss, 0
+        elif (worse := worse + 1) == PATIENCE:
+            break
+    assert best is not None
+    return best
+
+
+def _features(backbone: LoadedBackbone, split: Split, recipe: Recipe, saving: Saving) -> Floats:
+    """What enters the head, (N, features), in evaluation mode and in the split's order."""
+    module = backbone.module.eval()
+    parts, order = [], []
+    with torch.inference_mode(), autocast(recipe, next(module.parameters()).device):
+        for indices in batches(split, 2 * saving.size(recipe.batch_size), None):
+            parts.append(module.pool(module.encoder, **split.batch(indices)).double().cpu())
+            order.append(indices)
+    features = torch.empty(len(split), parts[0].shape[1], dtype=torch.float64)
+    features[torch.cat(order)] = torch.cat(parts)
+    return features.numpy()
+
+
+def _ridge(features: Floats, targets: Floats) -> Iterator[Fit]:
+    from sklearn.linear_model import Ridge
+
+    for c in GRID:
+        model = Ridge(alpha=1 / c).fit(features, targets)
+        yield Fit(c, model.coef_[None], np.array([model.intercept_]), converged=True)
+
+
+def _logistic(features: Floats, labels: NDArray[np.int64], outputs: int) -> Iterator[Fit]:
+    """Multinomial; two classes share one weight, of which each output gets a half.
+
+    A class without a training example gets no weight, and the share of half an example as its bias.
+    """
+    present = np.unique(labels)
+    if len(present) == 1:
+        weight, bias = np.zeros((outputs, features.shape[1])), np.full(outputs, -math.log(2 * len(labels)))
+        bias[present] = 0.0
+        yield Fit(GRID[0], weight, bias, converged=True)
+        return
+    for c, weights, biases, converged in _path(features, labels):
+        if len(present) == 2:
+            weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
+        weight = np.zeros((outputs, features.shape[1]))
+        bias = np.full(outputs, np.logaddexp.reduce(biases) - math.log(2 * len(labels)))
+        weight[present], bias[present] = weights, biases
+        yield Fit(c, weight, bias, converged)
+
+
+def _several(features: Floats, flags: NDArray[np.int64]) -> Iterator[Fit]:
+    """A logistic regression of each class (columns of `flags`), all with the same C.
+
+    A class that all or no training examples have gets no weight, and half an example to the contrary.
+    """
+    count = flags.sum(0)
+    constant = (count == 0) | (count == len(flags))
+    paths = [_path(features, flags[:, label]) for label in np.flatnonzero(~constant)]
+    for c in GRID:
+        weight = np.zeros((flags.shape[1], features.shape[1]))
+        bias = np.log((count + 0.5) / (len(flags) - count + 0.5))
+        converged = True
+        for label, path in zip(np.flatnonzero(~constant), paths, strict=True):
+            _, (weight[label],), (bias[label],), one = next(path)
+            converged &= one
+        yield Fit(c, weight, bias, converged)
+
+
+def _path(features: Floats, labels: NDArray[np.int64]) -> Iterator[tuple[float, Floats, Floats, bool]]:
+    """For every C its weights (classes, features), biases (classes,) and whether lbfgs converged.
+
+    With two classes there is one row. Each solution is the start of the next.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(tol=TOLERANCE, max_iter=MOST_ITERATIONS, warm_start=True)
+    for c in GRID:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.set_params(C=c).fit(features, labels)
+        converged = int(np.max(model.n_iter_)) < MOST_ITERATIONS
+        yield c, model.coef_.copy(), model.intercept_.copy(), converged
