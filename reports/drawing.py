@@ -25,7 +25,7 @@ from scipy.optimize import isotonic_regression
 
 from bench.process.visible import visible
 from methods.errors import cut
-from reports.study import CEILING, FLOOR, REFERENCE, TaskAndBackbone
+from reports.study import CEILING, CONVERGED, FLOOR, REFERENCE, TaskAndBackbone
 
 INK, MUTED, RULE, PAPER = "#1b1c1e", "#63666b", "#d5d7da", "#ffffff"
 #: The colours of Okabe and Ito, which the colour-blind can tell apart, darkened where they would be too pale
@@ -198,7 +198,7 @@ class Looks:
     def __init__(self, families: Iterable[str]) -> None:
         # These come first whatever order a suite has, so that they look alike in every report.
         known = list(dict.fromkeys(families))
-        first = [family for family in ("tenslora", REFERENCE, CEILING, FLOOR) if family in known]
+        first = [family for family in ("tenslora", REFERENCE, CEILING, FLOOR, CONVERGED) if family in known]
         self.families = first + [family for family in known if family not in first]
 
     def colour(self, family: str) -> str:

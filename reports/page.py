@@ -16,7 +16,7 @@ from markupsafe import Markup
 from bench.process.visible import visible
 from bench.store.connect import shown_uri
 from bench.wire.words import Measure, Status, Tag
-from reports import board, capabilities, findings, mixtures, selecting
+from reports import board, capabilities, converged, findings, mixtures, selecting
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis
 from reports.drawing import Drawn
@@ -59,6 +59,7 @@ def render(
             analysis=analysis,
             study=study,
             findings=list(findings.findings(study, analysis.blocks)),
+            unbeaten=converged.unbeaten(cells),
             limits=findings.limits(analysis),
             heats=board.heats(analysis),
             boards=board.boards(analysis),

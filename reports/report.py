@@ -15,7 +15,7 @@ from bench.store.store import Store
 from bench.wire.words import Kind
 from methods import UnknownNameError, UserError
 from methods.errors import shown
-from reports import ablation, curves, figures, mixtures, page, tables
+from reports import ablation, converged, curves, figures, mixtures, page, tables
 from reports.analysis import Analysis, analyse
 from reports.frames import as_json, csv, frames
 from reports.part import Part
@@ -109,6 +109,7 @@ def compose(
         mixtures.refuse(found)
     ablations = ablation.read(study)
     shown, left_out = curves.read(study)
+    shown += converged.levels(study, shown)
     analysis = analyse(study, threshold)
     analysis = replace(analysis, notes=(*analysis.notes, *left_out))
     render = partial(page.render, when=when, plotly=plotly)
@@ -128,7 +129,10 @@ def _files(
     drawn, of_ablations = [], []
     if DRAWN & set(formats):
         drawn = figures.draw(analysis, shown)
-        of_ablations = [figures.ablation(number, entry) for number, entry in enumerate(ablations)]
+        of_ablations = [
+            figures.ablation(number, entry, converged.validation(analysis.study, entry.task, entry.backbone))
+            for number, entry in enumerate(ablations)
+        ]
     if "html" in formats:
         yield "index.html", render(analysis, drawn, ablations, of_ablations, found)
     if "csv" in formats:

@@ -25,6 +25,8 @@ from reports.inference.intervals import Array
 #: The registered names of the methods that others are measured by: what they are compared with, and what a
 #: normalised score is 0 and 1 at.
 REFERENCE, FLOOR, CEILING = "lora", "head_only", "full"
+#: The head at its best on the frozen features: a line in every figure, and what an adapter has to beat.
+CONVERGED = "converged_head"
 
 #: The column that the index of `Study.cells` becomes in a record of it.
 NUMBER = "number"

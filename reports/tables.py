@@ -15,6 +15,7 @@ import numpy as np
 from bench.metrics import direction
 from bench.process.visible import visible
 from reports.analysis import Analysis, Block
+from reports.converged import unbeaten
 from reports.inference.effects import Answer
 from reports.mixtures import Mixture
 from reports.rendering import environment
@@ -265,7 +266,14 @@ def score(cell: Cell) -> str:
 def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
     """The main tables and the comparisons."""
     tables = main_tables(analysis.study.all_cells, analysis.blocks)
-    text = _rendered("tables.md", markdown_text, analysis=analysis, tables=tables, mixtures=mixtures)
+    text = _rendered(
+        "tables.md",
+        markdown_text,
+        analysis=analysis,
+        tables=tables,
+        mixtures=mixtures,
+        unbeaten=unbeaten(analysis.study.all_cells),
+    )
     return text.rstrip("\n") + "\n"
 
 

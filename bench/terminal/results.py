@@ -16,6 +16,7 @@ from bench.suite.choosing import AXES
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult, Tried
 from bench.wire.words import PointState, Status, Tag
+from reports.converged import unbeaten
 from reports.inference.intervals import LEAST_SEEDS, t_half
 from reports.study import Cell, Seed, grouped, lines_of, measured
 from reports.summary import Summary
@@ -117,8 +118,10 @@ def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
 
 
 def print_summary(console: Console, summary: Summary) -> None:
-    """One table for each task and backbone."""
+    """Where no adapter beats the converged head, then one table for each task and backbone."""
     cells = lines_of(summary.cells, Cell)
+    for sentence in unbeaten(cells):
+        console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
     for setting, some in grouped(cells, lambda cell: cell.setting).items():
         title = f"{setting} · {measured(some)}, mean ± standard deviation over seeds"
         table = RowTable(title, "score", "seeds", "ms/step")

@@ -11,14 +11,17 @@ from reports.drawing import INK, MUTED, SERIES, Drawn, panels, styled
 from reports.units import unit_of
 
 
-def ablation(number: int, found: StoredAblation) -> list[Drawn]:
-    """Score against each mode's rank, importance of each mode, and singular values by mode."""
+def ablation(number: int, found: StoredAblation, level: float | None = None) -> list[Drawn]:
+    """Score against each mode's rank, importance of each mode, and singular values by mode.
+
+    `level`: the validation score of the converged head, where there is one.
+    """
     with styled():
-        drawn = [_by_rank(number, found), _importance(number, found), _spectra(number, found)]
+        drawn = [_by_rank(number, found, level), _importance(number, found), _spectra(number, found)]
     return [figure for figure in drawn if figure is not None]
 
 
-def _by_rank(number: int, found: StoredAblation) -> Drawn | None:
+def _by_rank(number: int, found: StoredAblation, level: float | None) -> Drawn | None:
     unit = unit_of(found.metric)
     # Neither the mean nor the best is of what lost a seed.
     tried = [
@@ -40,6 +43,8 @@ def _by_rank(number: int, found: StoredAblation) -> Drawn | None:
         known = np.unique(ranks)
         ax.plot(known, [values[ranks == rank].mean() for rank in known], color=MUTED, lw=0.9, zorder=1)
         ax.scatter(best[mode], top, s=26, color=SERIES[1], marker="D", zorder=3)
+        if level is not None:
+            ax.axhline(unit.factor * level, color=MUTED, lw=0.9, ls=":", zorder=1)
         ax.set_title(found.modes[mode])
         ax.set_xlabel("rank")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -49,6 +54,8 @@ def _by_rank(number: int, found: StoredAblation) -> Drawn | None:
         "Each circle is one allocation whose every seed finished; the other modes' ranks differ too. The "
         "line is the mean at each rank, the diamond the best."
     )
+    if level is not None:
+        caption += f" The dotted line is the converged head: {unit.score(level)}."
     text = ", ".join(f"{mode} {rank}" for mode, rank in zip(found.modes, best, strict=True))
     title = f"{found.name}: score by rank"
     return Drawn(f"ablation-{number}-ranks", title, caption, f"Best: {text}.", figure)

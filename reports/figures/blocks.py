@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from bench.metrics import direction
+from reports import converged
 from reports.analysis import Block
 from reports.comparisons import AgainstReference
 from reports.drawing import INK, MUTED, RULE, Drawn, Looks, Plot, panels, themed
@@ -41,7 +42,10 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
         interval = comparison.interval
         in_points = interval and (unit.factor * interval[0], unit.factor * interval[1])
         _dot(ax, unit.factor * comparison.effect.difference, y, in_points, comparison.family, looks)
-    reach = unit.factor * _reach(shown, threshold)
+    level = converged.above_reference(study, block)
+    reach = unit.factor * _reach(shown, threshold, level)
+    if level is not None:
+        ax.axvline(unit.factor * level, color=MUTED, lw=0.9, ls=":", zorder=1)
     ax.set_xlim(-reach, reach)
     ax.set_yticks(range(len(shown)), [comparison.method for comparison in shown])
     ax.tick_params(axis="y", labelcolor=INK)
@@ -52,6 +56,7 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
         f"Mean difference from {reference} over {_settings(block)}, with its interval (cut at the frame); "
         f"all intervals hold at once with {block.held}. The band is ±{unit.factor * threshold:.3g} "
         f"{unit.points}, the smallest difference taken to matter."
+        + (f" The dotted line is the converged head: {unit.difference(level)}." if level is not None else "")
     ) + _left_out(shown, block.comparisons)
     alternative = "; ".join(f"{c.method} {unit.difference(c.effect.difference)}" for c in reversed(shown))
     title = f"Against {reference}, {block.title}"
@@ -61,13 +66,18 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
         caption,
         alternative,
         figure,
-        plot=_forest(study, block, shown, reach, looks),
+        plot=_forest(study, block, shown, reach, level, looks),
         **of_block(block),
     )
 
 
 def _forest(
-    study: Study, block: Block, shown: Sequence[AgainstReference], reach: float, looks: Looks
+    study: Study,
+    block: Block,
+    shown: Sequence[AgainstReference],
+    reach: float,
+    level: float | None,
+    looks: Looks,
 ) -> Plot:
     """The differences for the page, each with those of its seed pairs."""
     traces: list[hover.Trace] = []
@@ -108,6 +118,10 @@ def _forest(
         "opacity": 0.5,
     }
     zero = {"type": "line", "layer": "below", "yref": "paper", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
+    lines = [zero | {"line": hover.line(MUTED, "solid")}]
+    if level is not None:
+        at = {"x0": factor * level, "x1": factor * level, "line": hover.line(MUTED)}
+        lines.append(zero | at | {"label": hover.label("converged head")})
     names = [hover.safe(found.method) for found in shown]
     return hover.plot(
         traces,
@@ -119,7 +133,7 @@ def _forest(
             "range": [-0.7, len(shown) - 0.3],
             "tickfont": {"color": themed(INK)},
         },
-        shapes=[band, zero | {"line": hover.line(MUTED, "solid")}],
+        shapes=[band, *lines],
     )
 
 
@@ -140,11 +154,15 @@ def _pairs(study: Study, block: Block, found: AgainstReference) -> str:
     return hover.text(found.method, difference, str(found.verdict), *lines)
 
 
-def _reach(shown: Sequence[AgainstReference], threshold: float) -> float:
-    """How far the axis reaches to either side of zero: no wide interval may leave nothing else to see."""
+def _reach(shown: Sequence[AgainstReference], threshold: float, level: float | None) -> float:
+    """How far the axis reaches to either side of zero: no wide interval may leave nothing else to see.
+
+    Nor may the `level` of the converged head, which is outside where it is more than twice as far.
+    """
     reach = max(2.2 * max(abs(c.effect.difference) for c in shown), 2.5 * threshold)
     ends = [abs(bound) for c in shown for bound in c.interval or ()]
-    return max(min(reach, 1.05 * max(ends)) if ends else reach, 1.5 * threshold)
+    reach = max(min(reach, 1.05 * max(ends)) if ends else reach, 1.5 * threshold)
+    return max(reach, 1.05 * abs(level)) if level is not None and abs(level) <= 2 * reach else reach
 
 
 def _measured(block: Block) -> str:

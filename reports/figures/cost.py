@@ -13,7 +13,17 @@ from reports.analysis import Analysis
 from reports.drawing import INK, MUTED, Drawn, Looks, Name, Plot, name_at_right, panels, themed
 from reports.figures import hover
 from reports.pareto import CostOf, best_means, pareto
-from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped, measured
+from reports.study import (
+    CONVERGED,
+    FLOOR,
+    OWN_SIZE,
+    REFERENCE,
+    Cell,
+    Study,
+    TaskAndBackbone,
+    grouped,
+    measured,
+)
 from reports.units import unit_of
 
 #: Settings that have a figure each.
@@ -84,7 +94,8 @@ def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
     points = [
         _Point(cell, cost_of, unit_of(cell.metric).factor * cell.mean, cell.number in front)
         for cell in study.all_cells
-        if cell.mean is not None and (cost_of := cost.of(cell)) is not None
+        if cell.mean is not None
+        and (cost_of := 0.0 if cell.family == CONVERGED else cost.of(cell)) is not None
     ]
     groups = list(grouped(points, lambda point: point.cell.setting).items())
     more = f" The first {MOST_SETTINGS} of {len(groups)} settings." if len(groups) > MOST_SETTINGS else ""
@@ -104,7 +115,11 @@ def _figure(
     more: str,
 ) -> Drawn:
     figure, (ax,) = panels(1, height=3.6, wide=True)
-    free = [point for point in points if cost is PARAMETERS and point.cost == 0]
+    free = [
+        point
+        for point in points
+        if point.cell.family == CONVERGED or (cost is PARAMETERS and point.cost == 0)
+    ]
     dots = [point for point in points if point not in free]
     best = [cell.number for cell in best_means((point.cell for point in dots), cost.of)]
     line = sorted((point for point in dots if point.cell.number in best), key=lambda point: point.cost)
@@ -127,7 +142,8 @@ def _figure(
     caption = (
         "The mean over seeds, hollow where some are missing. Faint: off the Pareto front, since something "
         f"that costs no more is better for certain. The line joins the best means, {best_names}. "
-        f"{'Whiskers are 95% intervals. ' if _whiskered(dots) else ''}{cost.caption}{more}"
+        f"{'Whiskers are 95% intervals. ' if _whiskered(dots) else ''}{cost.caption}"
+        f"{_dotted(free) if cost is not PARAMETERS else ''}{more}"
     )
     alternative = f"The best means, {best_names}."
     return Drawn(
@@ -139,6 +155,10 @@ def _figure(
         plot=_plot(study, cost, looks, (dots, line, free), limits, log, scale),
         settings=(setting,),
     )
+
+
+def _dotted(free: Sequence[_Point]) -> str:
+    return f" The dotted line is {free[0].name}." if free else ""
 
 
 def _limits(points: Sequence[_Point]) -> tuple[float, float]:
@@ -328,9 +348,9 @@ def _whiskers(points: Sequence[_Point], looks: Looks) -> hover.Trace:
 
 
 def _level(point: _Point) -> hover.Trace:
-    """A line at the score of what costs nothing."""
+    """A line at the score of what costs nothing, with its name."""
     ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": point.score, "y1": point.score}
-    return {"type": "line", "line": hover.line(MUTED)} | ends
+    return {"type": "line", "line": hover.line(MUTED), "label": hover.label(point.name)} | ends
 
 
 def _told_outside(points: Sequence[_Point]) -> list[hover.Trace]:

@@ -86,6 +86,11 @@ def plot(
     return Plot(list(traces), layout | more)
 
 
+def label(words: str) -> Trace:
+    """What stands at the end of a line across the plot."""
+    return {"text": safe(words), "textposition": "end", "font": {"size": 10, "color": themed(MUTED)}}
+
+
 def line(colour: str, dash: str = "dot") -> Trace:
     """How a line across the plot is drawn."""
     return {"color": themed(colour), "width": 1, "dash": dash}

@@ -1,0 +1,159 @@
+"""The converged head in reports: a row, a line in every figure, and first where no adapter beats it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
+from bench.store.store import Store
+from bench.terminal.results import print_summary
+from reports import converged, curves, figures
+from reports.ablation import Scored, StoredAblation
+from reports.analysis import analyse
+from reports.drawing import Drawn
+from reports.reading import read
+from reports.report import write_report
+from reports.study import CONVERGED, Study
+from reports.summary import summarise
+
+from ..stored import Result
+from .made_up import EXAMPLES, NewStore, plan_of, store
+
+METHODS = ["head_only", "converged_head", "lora", {"method": "tenslora", "each": {"variant": ["att", "qkv"]}}]
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "tasks": ["digits", "textile"],
+    "backbones": ["tiny-random-vit"],
+    "methods": METHODS,
+    "budgets": [{"isorank": 2}],
+    "seeds": [0, 1, 2],
+}
+#: How many of the examples are right, by task and method.
+RIGHT = {
+    "digits": {
+        "head only": 150,
+        "converged head": 180,
+        "LoRA": 170,
+        "TensLoRA att": 172,
+        "TensLoRA qkv": 160,
+    },
+    "textile": {
+        "head only": 120,
+        "converged head": 130,
+        "LoRA": 140,
+        "TensLoRA att": 144,
+        "TensLoRA qkv": 141,
+    },
+}
+
+
+def result(trial: Trial, row: Row) -> Result:
+    """The converged head's is the same for every seed."""
+    fitted = row.registered == CONVERGED
+    right = RIGHT[row.task][row.title] + (0 if fitted else trial.seed)
+    labels = np.arange(EXAMPLES) % 2
+    answers = np.where(np.arange(EXAMPLES) < right, labels, 1 - labels)
+    score = right / EXAMPLES
+    validation = [score] if fitted else [score - 0.1 / epoch for epoch in range(1, 7)]
+    return Result(score=score, labels=labels, answers=answers, validation=validation)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+    return store(tmp_path_factory.mktemp("converged"), new_store, plan_of(**SMALL), result)
+
+
+@pytest.fixture(scope="module")
+def study(uri: str) -> Study:
+    return read(uri, ["small"])
+
+
+def test_it_is_first_in_the_terminal_and_on_the_page_where_no_adapter_beats_it(
+    uri: str, study: Study, tmp_path: Path
+) -> None:
+    (sentence,) = converged.unbeaten(study.all_cells)
+    for part in ("digits · tiny-random-vit", "90.00", "86.50", "TensLoRA att"):
+        assert part in sentence
+    opened = Store.existing(uri, "small")
+    printed = io.StringIO()
+    plan = opened.plan()
+    assert plan is not None
+    print_summary(Console(file=printed, width=200), summarise(opened, plan))
+    assert printed.getvalue().startswith(sentence)
+    write_report(uri, ["small"], tmp_path / "out", ["html", "md"], log=False)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.index(sentence) < page.index("<table")
+    assert sentence.split(":")[0] in (tmp_path / "out" / "tables" / "tables.md").read_text().split("## ")[0]
+
+
+def test_nothing_is_said_while_runs_are_missing(tmp_path: Path, new_store: NewStore) -> None:
+    def some(trial: Trial, row: Row) -> Result | None:
+        return None if (row.title, row.task, trial.seed) == ("LoRA", "digits", 2) else result(trial, row)
+
+    begun = store(tmp_path / "begun", new_store, plan_of(**SMALL), some)
+    assert not converged.unbeaten(read(begun, ["small"]).all_cells)
+
+
+def test_seeds_that_do_not_differ_break_no_interval(study: Study) -> None:
+    analysis = analyse(study)
+    (head,) = {cell.method for cell in study.all_cells if cell.family == CONVERGED}
+    for cell in study.all_cells:
+        if cell.family == CONVERGED:
+            assert cell.sd == 0
+            assert cell.low == cell.mean == cell.high
+    compared = [c for block in analysis.blocks for c in block.comparisons if c.method == head]
+    assert compared
+    for comparison in compared:
+        assert comparison.interval is not None
+        assert comparison.interval[0] < comparison.effect.difference < comparison.interval[1]
+
+
+def lines(drawn: Drawn, axis: int) -> set[float]:
+    """Where lines across the panels are, by the axis on which they stand still."""
+    data = [line.get_xydata() for panel in drawn.figure.axes for line in panel.lines]
+    return {round(float(d[0][axis]), 6) for d in map(np.asarray, data) if len({row[axis] for row in d}) == 1}
+
+
+def test_every_figure_has_its_line(study: Study) -> None:
+    analysis, shown = analyse(study), curves.read(study)[0]
+    shown += converged.levels(study, shown)
+    drawn = {figure.name: figure for figure in figures.draw(analysis, shown)}
+    costs = [name for name in drawn if name.startswith("score-vs-")]
+    assert len(costs) == 6
+    for name in costs:
+        assert lines(drawn[name], 1) & {90.0, 65.0}, name
+        assert "converged head" in json.dumps(drawn[name].plot.layout["shapes"])
+    trained = [name for name in drawn if name.startswith("training-curves-")]
+    assert len(trained) == 2
+    for name in trained:
+        assert lines(drawn[name], 1) & {90.0, 65.0}, name
+    (block,) = (number for number, block in enumerate(analysis.blocks) if block.budget == "isorank 2")
+    forest = drawn[f"differences-{block}"]
+    # Of the converged head from LoRA: 180 of 200 against 171 on digits, 130 against 141 on textile.
+    assert -0.5 in lines(forest, 0)
+    assert len(forest.plot.layout["shapes"]) == 3
+    tried = [Scored("a", [2, 1], 10, 0.5, None, []), Scored("b", [2, 3], 10, 0.9, None, [])]
+    found = StoredAblation(
+        kind="search",
+        name="n",
+        run_id="",
+        method="",
+        task="digits",
+        backbone="tiny-random-vit",
+        budget="",
+        modes=["input", "heads"],
+        tried=tried,
+    )
+    level = converged.validation(study, "digits", "tiny-random-vit")
+    (ranks,) = figures.ablation(0, found, level)
+    assert 90.0 in lines(ranks, 1)
+    assert len(ranks.figure.axes[0].lines) == 2
