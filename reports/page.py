@@ -23,6 +23,7 @@ from reports.drawing import Drawn
 from reports.figures.cost import COSTS
 from reports.mixtures import Mixture
 from reports.rendering import environment
+from reports.splits import split_sizes
 from reports.study import Cell, Study, grouped
 from reports.tables import INCOMPLETE, main_tables, scales
 from reports.units import unit_of
@@ -59,6 +60,7 @@ def render(
             analysis=analysis,
             study=study,
             findings=list(findings.findings(study, analysis.blocks)),
+            splits=split_sizes(study),
             unbeaten=converged.unbeaten(cells),
             limits=findings.limits(analysis),
             heats=board.heats(analysis),

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bench.conformance.findings import Finding, judge
 from bench.conformance.subject import NotApplicable, expect
 from bench.tasks import TASKS, Task
 from bench.tasks.base import Examples
-from bench.tasks.dealing import deal
+from bench.tasks.dealing import deal, first_places
 from bench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
 
 
@@ -82,6 +84,9 @@ def _splits(task: Task, read: list[_Read]) -> str:
     found = tuple(sizes.values())
     expect(task.sizes in (None, found), f"`sizes` says {task.sizes}, but the splits have {found}")
     told = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    first = first_places(known.contents)
+    if repeated := int(np.isin(first[dealt["test"]], first[dealt["train"]]).sum()):
+        told += f"; {repeated:,} of test are also in train"
     dropped = len(of.ids) - sum(found)
     return told + (f"; {dropped:,} duplicates with other labels are left out" if dropped else "")
 

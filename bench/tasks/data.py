@@ -24,6 +24,7 @@ from bench.tasks.building import (
 )
 from bench.tasks.catalog import TASKS
 from bench.tasks.objective import check_labels, objective
+from bench.tasks.overlap import repeated_tests
 from bench.tasks.pool import Pool, Sizes, Source, check_size
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 from bench.tasks.storing import END_TO_END, taken
@@ -123,7 +124,8 @@ def prepare(
     if isinstance(train, WrittenSplit):
         # What is evaluated is the answer in any case.
         train = replace(train, whole=task.loss_on == "all")
-    return PreparedData(train, validation, test, asked.standardised(task.name, train.labels))
+    repeated = repeated_tests(task, train.ids.numpy(), test.ids.numpy())
+    return PreparedData(train, validation, test, asked.standardised(task.name, train.labels), repeated)
 
 
 def _folder(task: Task, wanted: ModelInput, key: dict[str, Any], sizes: Sizes, per_seed: bool) -> Path:

@@ -46,7 +46,7 @@ def told_text(text: str) -> str:
     return " ".join(folded.translate(_TOLD).split()) or folded.strip()
 
 
-def _first_places(keying: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]:
+def first_places(keying: Sequence[Hashable] | NDArray[Any]) -> NDArray[np.int64]:
     """For each position the first one with an equal key."""
     if isinstance(keying, np.ndarray):
         _, first, which = np.unique(keying, return_index=True, return_inverse=True)
@@ -66,7 +66,7 @@ def _joined(size: int, ones: NDArray[np.int64], others: NDArray[np.int64]) -> ND
         return np.zeros(0, dtype=np.int64)
     pairs = coo_array((np.ones(len(ones), dtype=np.int8), (ones, others)), shape=(size, size))
     _, group = connected_components(pairs, directed=False)
-    return _first_places(group)
+    return first_places(group)
 
 
 def _linked(firsts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -79,7 +79,7 @@ def link(*keyings: Sequence[Hashable]) -> list[int]:
 
     A number is the position of the group's first example.
     """
-    numbers: list[int] = _linked([_first_places(keying) for keying in keyings]).tolist()
+    numbers: list[int] = _linked([first_places(keying) for keying in keyings]).tolist()
     return numbers
 
 
@@ -151,13 +151,13 @@ def blocks(
     whole, or the labels are floats or texts: ratings of one text, and answers to it, need not agree.
     """
     kept = np.arange(len(labels))
-    keyings = [_first_places(keying) for keying in (contents, groups) if keying is not None]
+    keyings = [first_places(keying) for keying in (contents, groups) if keying is not None]
     if splits is None and not isinstance(next(iter(labels), None), (float, str)):
-        same, label = keyings[0], _first_places(labels)
+        same, label = keyings[0], first_places(labels)
         disagree = np.zeros(len(labels), dtype=bool)
         disagree[same[label != label[same]]] = True
         kept = kept[~disagree[same]]
-    return kept, _linked([_first_places(keying[kept]) for keying in keyings])
+    return kept, _linked([first_places(keying[kept]) for keying in keyings])
 
 
 def deal(

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from bench.metrics import METRICS
-from bench.sources.assets import prepared
+from bench.sources.assets import is_prepared, prepared
 from bench.tasks.base import SPLITS, Examples, SplitName, Task
-from bench.tasks.dealing import blocks, deal
+from bench.tasks.dealing import blocks, deal, first_places
 from bench.tasks.objective import as_labels, as_tensor, check_labels
 from bench.tasks.reading import image_content, read_examples, read_images, read_texts, text_content
 from bench.tasks.written import check_answers
@@ -61,10 +61,33 @@ def dealt(source: Source) -> dict[SplitName, NDArray[np.int64]]:
         parts = {str(split): chosen for split, chosen in found.items()}
         (folder / "deal.safetensors").write_bytes(save(parts))
 
-    # What a split may lack is no part of a task's identity, since it changes no split.
-    key = _key(source.task) | {"every_class": source.task.every_class}
-    found = load_file(prepared(f"deal-{source.task.name}", key, build) / "deal.safetensors")
+    found = load_file(
+        prepared(f"deal-{source.task.name}", _deal_key(source.task), build) / "deal.safetensors"
+    )
+    same_contents(source)
     return {split: found[split] for split in SPLITS}
+
+
+def same_contents(source: Source) -> dict[str, NDArray[np.int64]]:
+    """Of each example (N,) the `ids`, and in `same` the position of the first one with the same content.
+
+    From the cache if it is there. Raises UserError for what cannot be read.
+    """
+
+    def build(folder: Path) -> None:
+        whole = {"ids": np.asarray(source.examples.ids, np.int64), "same": first_places(source.contents)}
+        (folder / "contents.safetensors").write_bytes(save(whole))
+
+    folder = prepared(f"contents-{source.task.name}", _key(source.task), build)
+    return load_file(folder / "contents.safetensors")
+
+
+def contents_at_hand(task: Task, *, per_seed: bool | None = None) -> bool:
+    """Whether the cache has `same_contents` and, where `per_seed` is given, the pool or the deal."""
+    wanted = {f"contents-{task.name}": _key(task)}
+    if per_seed is not None:
+        wanted |= {f"pool-{task.name}": _key(task)} if per_seed else {f"deal-{task.name}": _deal_key(task)}
+    return all(is_prepared(kind, key) for kind, key in wanted.items())
 
 
 @dataclass(frozen=True)
@@ -101,11 +124,17 @@ def pool_of(source: Source) -> Pool:
         (folder / "pool.safetensors").write_bytes(save(whole))
 
     found = load_file(prepared(f"pool-{source.task.name}", _key(source.task), build) / "pool.safetensors")
+    same_contents(source)
     return Pool(found["kept"], found["numbers"], found["labels"], found["ids"], found.get("splits"))
 
 
 def _key(task: Task) -> dict[str, Any]:
     return {"task": task.name, "task_identity": task.identity_hash(), "version": _VERSION}
+
+
+def _deal_key(task: Task) -> dict[str, Any]:
+    # What a split may lack is no part of a task's identity, since it changes no split.
+    return _key(task) | {"every_class": task.every_class}
 
 
 def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:

@@ -141,6 +141,8 @@ class PreparedData:
     validation: Split
     test: Split
     objective: Objective
+    #: How many test examples are also in train; None where the cache does not tell.
+    repeated: int | None = None
 
     @property
     def classes(self) -> int:
@@ -150,4 +152,4 @@ class PreparedData:
     def to(self, device: torch.device | str) -> PreparedData:
         """The same data with every tensor on `device`."""
         train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
-        return PreparedData(train, validation, test, self.objective)
+        return replace(self, train=train, validation=validation, test=test)

@@ -11,6 +11,7 @@ from rich.markup import escape
 from bench.plan.rows import Plan
 from bench.plan.settings import RATIOS
 from bench.suite.choosing import AXES
+from bench.tasks import split_sizes
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
 from bench.wire.plan import Forecast
 from bench.wire.words import OWN_SIZE
@@ -31,6 +32,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         tuned = joined(sorted({trial.seed for trial in tuning.trials}))
         count = f"{len(tuning.trials)} tuning trials, seeds {tuned}; final seeds {seeds}"
     console.print(f"[bold]{plan.suite.name}[/bold]: {count}")
+    _print_splits(console, plan)
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row in final.rows):
         table = RowTable(f"{task} · {backbone}", "lr")
         for row in final.rows:
@@ -47,6 +49,15 @@ def print_plan(console: Console, plan: Plan) -> None:
     if shared and not tuning.trials:
         console.print(f"{shared} trial(s) stand in more than one row and run once.")
     print_missed(console, sum(row.within is False for row in final.rows))
+
+
+def _print_splits(console: Console, plan: Plan) -> None:
+    """The sizes of the splits of those tasks that have been prepared on this machine."""
+    seed = plan.suite.seeds[0]
+    for row in plan.suite.tasks:
+        if sizes := split_sizes(row.lookup(), row.sizes, split_seed := row.split_seed(seed)):
+            dealt = "" if split_seed is None else f", as seed {split_seed} deals them"
+            console.print(escape(f"{row.shown}: {sizes}{dealt}"), highlight=False)
 
 
 def print_forecast(console: Console, expected: Forecast) -> None:

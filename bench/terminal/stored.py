@@ -14,6 +14,7 @@ from bench.store.connect import shown_uri
 from bench.store.records import Record
 from bench.terminal.progress import duration
 from bench.terminal.tables import fitted, plain_table
+from bench.wire.splits import SplitSizes
 from bench.wire.words import OWN_SIZE, Measure, Status, Tag
 from reports.contents import Contents, TrialContents
 from reports.provenance import CellContents, Provenance
@@ -133,6 +134,11 @@ def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
     if validation is not None:
         at = "" if epoch is None else f", at epoch {epoch:.0f}"
         yield "selected", f"validation {_scored(record, validation)}{at}"
+    if sizes := SplitSizes.of(record.metrics):
+        yield "examples", str(sizes)
+    if (c := found.measure(Measure.HEAD_C)) is not None:
+        short = "" if found.measure(Measure.HEAD_CONVERGED) else ", [red]not converged[/red]"
+        yield "fitted head", f"C = {c:g}{short}"
     seconds, steps = found.measure(Measure.SECONDS), found.measure(Measure.STEPS)
     if seconds is not None:
         step = found.measure(Measure.STEP_MS)

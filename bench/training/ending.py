@@ -44,6 +44,8 @@ def finished(outcome: Outcome) -> Ending:
             Measure.MERGED_MS: times.merged,
             Measure.TIMED_EXAMPLES: times.examples,
         }
+    if outcome.splits is not None:
+        values |= outcome.splits.measures
     if outcome.prompts is not None:
         values |= zip((Measure.CUT_PROMPTS, Measure.PROMPTS), outcome.prompts, strict=True)
     tags = {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {}

@@ -28,6 +28,7 @@ from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic, take_device
 from bench.training.saving import PLAIN, Saving, checkpointed
 from bench.training.seeding import generator, stream_seed
+from bench.wire.splits import SplitSizes
 from bench.wire.trial import Progress
 from methods import Adapter, Method, UserError, from_identity
 from methods.capabilities import capabilities
@@ -65,6 +66,8 @@ class Outcome:
     inference: Inference | None = None
     #: How many prompts were cut, of how many in all splits; None of a task without prompts.
     prompts: tuple[int, int] | None = None
+    #: How many examples were used, and how many of test are also in train.
+    splits: SplitSizes | None = None
 
 
 class Resources:
@@ -239,6 +242,7 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 scale=data.objective.scale,
                 forgetting=_forgetting(trial, backbone, adapter, text, before),
                 prompts=_prompts(wanted, data),
+                splits=SplitSizes(len(data.train), len(data.validation), len(data.test), data.repeated),
             )
             # The last thing, since it takes the adapter off.
             outcome.inference = resources.inference(

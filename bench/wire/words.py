@@ -166,6 +166,11 @@ class Measure(StrEnum):
     #: How many prompts, of all the splits', were longer than the model may read, and so were cut.
     CUT_PROMPTS = "prompts/cut"
     PROMPTS = "prompts/all"
+    #: Examples of the splits as they are used, and how many of test are also in train.
+    TRAIN_EXAMPLES = "examples/train"
+    VALIDATION_EXAMPLES = "examples/validation"
+    TEST_EXAMPLES = "examples/test"
+    REPEATED_EXAMPLES = "examples/test_in_train"
     #: Of a regression's training targets, in their units: its outputs are standardised by them.
     TARGET_MEAN = "target/mean"
     TARGET_SD = "target/sd"

@@ -107,6 +107,8 @@ def test_a_method_that_fails_while_it_is_put_on_leaves_no_trace(monkeypatch: pyt
     (trial,) = trials()
 
     class HalfDone:
+        fits_head = False
+
         def attach(self, backbone: Any, generator: torch.Generator) -> None:
             backbone.module.encoder.layers = torch.nn.Identity()
             raise MemoryError

@@ -1,0 +1,43 @@
+"""The sizes of splits, with the test examples that are also in train, wherever they are shown."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.store.store import Store
+from bench.terminal.plans import print_plan
+from bench.terminal.stored import print_trial
+from bench.wire.splits import SplitSizes
+from bench.wire.words import Measure
+from reports.contents import trial_contents
+from reports.reading import read
+from reports.report import write_report
+from reports.splits import split_sizes
+
+from ..bench.toy_runs import SHORT, run_inline
+from ..bench.toy_suites import plan
+
+
+def printed(show: Callable[[Console], None]) -> str:
+    text = io.StringIO()
+    show(Console(file=text, width=120))
+    return " ".join(text.getvalue().split())
+
+
+def test_sizes_are_in_plans_records_and_reports(tmp_path: Path, new_store: Callable[[Path], str]) -> None:
+    store, made = Store.create(new_store(tmp_path), "toy"), plan(methods=["head_only"], training=SHORT)
+    run_inline(store, made)
+    (record,) = store.records()
+    assert SplitSizes.of(record.metrics) == SplitSizes(60, 30, 40, 0)
+    store.client.log_metric(record.run_id, Measure.REPEATED_EXAMPLES, 3)
+    sizes = str(SplitSizes(60, 30, 40, 3))
+    assert f"digits: {SplitSizes(60, 30, 40, 0)}" in printed(lambda console: print_plan(console, made))
+    contents = trial_contents(store.uri, record.trial_id)
+    assert f"examples {sizes}" in printed(lambda console: print_trial(console, contents))
+    assert split_sizes(read(store.uri, ["toy"])) == {"digits": [sizes]}
+    write_report(store.uri, ["toy"], tmp_path / "out", ["html"], log=False)
+    assert f"digits: {sizes}" in (tmp_path / "out" / "index.html").read_text()
