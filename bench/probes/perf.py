@@ -333,10 +333,10 @@ def _templates(names: Sequence[str]) -> list[Method]:
             if list(names) != ALL:
                 raise
             warnings.warn(f"left out: {error}", stacklevel=2)
-    stepping = [method for method in found if not method.fits_head]
-    if list(names) != ALL and len(stepping) < len(found):
-        raise UserError("converged_head takes no training step that could be timed: leave it out")
-    return stepping
+    fitted = [method.name for method in found if method.fits_head]
+    if fitted and list(names) != ALL:
+        raise UserError(f"{', '.join(fitted)} takes no training step that could be timed: leave it out")
+    return [method for method in found if not method.fits_head]
 
 
 def _batch(backbone: LoadedBackbone, size: int, device: str) -> tuple[dict[str, Tensor], Tensor]:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -220,8 +220,9 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
             memory = PeakMemory(resources.device)
             started_with = adapter.parameter_count
             split = data.test if trial.evaluate == "test" else data.validation
-            fit = fit_head if method.fits_head else partial(train, seed=trial.seed, report=report)
-            trained, final = _trained(trial, backbone, adapter, data, split, fit, resources.saving)
+            trained, final = _trained(
+                trial, backbone, adapter, data, split, report, resources.saving, fits_head=method.fits_head
+            )
             # Costs are of training and evaluation alone.
             seconds, peak = time.perf_counter() - started, memory.mib()
             outcome = Outcome(
@@ -263,20 +264,22 @@ def _trained(
     adapter: Adapter,
     data: PreparedData,
     split: Split,
-    fit: Callable[..., Trained],
+    report: Callable[[Progress], None],
     saving: Saving,
+    *,
+    fits_head: bool,
 ) -> tuple[Trained, Evaluation]:
-    """The training by `fit`, and the evaluation on the split.
-
-    Raises Diverged for a loss that is not finite.
-    """
+    """The training, and the evaluation on the split. Raises Diverged for a loss that is not finite."""
     encoder = backbone.module.encoder
     with (
         deterministic(trial.recipe.deterministic),
         compiled(encoder, trial.recipe.compile),
         checkpointed(encoder, saving.checkpointing),
     ):
-        trained = fit(backbone, adapter, data, trial.recipe, saving=saving)
+        if fits_head:
+            trained = fit_head(backbone, adapter, data, trial.recipe, saving)
+        else:
+            trained = train(backbone, adapter, data, trial.recipe, trial.seed, report, saving)
         final = evaluate(backbone, adapter, split, trial.recipe, data.objective, saving)
     if not math.isfinite(final.loss):
         raise Diverged(trained.steps, final.loss)

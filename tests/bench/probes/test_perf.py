@@ -47,7 +47,11 @@ def test_what_adapts_other_layers_stands_beside_lora_on_them() -> None:
 
 def test_all_is_every_method_and_every_variant() -> None:
     found = {contender.label for contender in perf.contenders(["all"], ["isorank"], wide())}
-    assert {template.label for name in METHODS for template in METHODS.get(name).listed()} <= found
+    every = [template for name in METHODS for template in METHODS.get(name).listed()]
+    assert {template.label for template in every if not template.fits_head} <= found
+    assert "converged head" not in found
+    with pytest.raises(UserError, match="converged_head"):
+        perf.contenders(["lora", "converged_head"], ["isorank"], wide())
 
 
 def test_of_all_what_does_not_suit_the_backbone_is_left_out_with_a_warning(
