@@ -36,8 +36,8 @@ class SplitSizes:
     @classmethod
     def of(cls, metrics: Mapping[str, float]) -> SplitSizes | None:
         """Those that a trial stored; None of a trial of an earlier version."""
-        sizes = [metrics.get(key) for key in cls(0, 0, 0, 0).measures]
-        if any(size is None for size in sizes[:3]):
+        sizes = (Measure.TRAIN_EXAMPLES, Measure.VALIDATION_EXAMPLES, Measure.TEST_EXAMPLES)
+        if not all(key in metrics for key in sizes):
             return None
-        train, validation, test, repeated = (None if size is None else int(size) for size in sizes)
-        return cls(train or 0, validation or 0, test or 0, repeated)
+        repeated = metrics.get(Measure.REPEATED_EXAMPLES)
+        return cls(*(int(metrics[key]) for key in sizes), None if repeated is None else int(repeated))
