@@ -53,11 +53,14 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 def _print_splits(console: Console, plan: Plan) -> None:
     """The sizes of the splits of those tasks that have been prepared on this machine."""
-    seed = plan.suite.seeds[0]
-    for row in plan.suite.tasks:
-        if sizes := split_sizes(row.lookup(), row.sizes, split_seed := row.split_seed(seed)):
+    trials = {trial.id: trial for trial in plan.trials}
+    # A trial names the commit of data from a hub, so that nobody is asked for it again.
+    of_task = {row.task: trials[id_] for row in plan.rows for id_ in row.trials.values() if id_ in trials}
+    for name, trial in of_task.items():
+        task, split_seed = trial.task, trial.task.split_seed(trial.seed)
+        if sizes := split_sizes(task.lookup(), task.sizes, split_seed):
             dealt = "" if split_seed is None else f", as seed {split_seed} deals them"
-            console.print(escape(f"{row.shown}: {sizes}{dealt}"), highlight=False)
+            console.print(escape(f"{name}: {sizes}{dealt}"), highlight=False)
 
 
 def print_forecast(console: Console, expected: Forecast) -> None:

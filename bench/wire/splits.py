@@ -40,4 +40,5 @@ class SplitSizes:
         if not all(key in metrics for key in sizes):
             return None
         repeated = metrics.get(Measure.REPEATED_EXAMPLES)
-        return cls(*(int(metrics[key]) for key in sizes), None if repeated is None else int(repeated))
+        train, validation, test = (int(metrics[key]) for key in sizes)
+        return cls(train, validation, test, None if repeated is None else int(repeated))
