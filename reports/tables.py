@@ -5,7 +5,6 @@ Scores are in percent or in the units of the targets, mean ± standard deviation
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -13,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from bench.metrics import direction
-from bench.process.visible import visible
+from bench.process.visible import markdown_text, visible
 from reports.analysis import Analysis, Block
 from reports.converged import unbeaten
 from reports.inference.effects import Answer
@@ -314,12 +313,6 @@ class _Raw(str):
 
 def _block_title(budget: str) -> str:
     return "Baselines and methods of their own size" if budget == OWN_SIZE else budget
-
-
-def markdown_text(text: str) -> str:
-    """Text without meaning to Markdown or HTML."""
-    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", " ".join(visible(text).split()))
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 _LATEX = {

@@ -136,8 +136,11 @@ class TimmBackbone:
                 weights_hash = f"timm:{architecture}:{weights_hash}"
         else:
             weights_hash = f"{name}:sha256:{sha256_of_all(self._weights_file(blueprint))}"
-        with torch.device("meta"):
-            encoder = blueprint.build()
+        try:
+            with torch.device("meta"):
+                encoder = blueprint.build()
+        except Exception as error:  # whatever timm raises of arguments that a config may hold
+            raise UserError(f"backbone '{name}': timm cannot build it: {error}") from error
         native = _native_size(encoder, blueprint)
         size = native if image_size is None else image_size
         geometry, projections = _fit(encoder, name, size)

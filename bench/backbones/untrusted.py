@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
-from methods.errors import UserError
+from methods.errors import UserError, did_you_mean
 
 #: The attention that runs, whatever a checkpoint was trained with: torch's own.
 ATTENTION = "sdpa"
@@ -24,14 +25,8 @@ _CHOICES = {
     "transformers_weights": "weights in another file than model.safetensors",
 }
 
-#: What timm takes beside a model's own arguments: weights to load and where they lie.
-_NO_MODEL_ARGUMENTS = {
-    "cache_dir",
-    "checkpoint_path",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-}
+#: What timm's models are built with beside what shapes them: where and in which precision is said here.
+_NO_MODEL_ARGUMENTS = {"self", "device", "dtype"}
 
 
 def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
@@ -57,12 +52,42 @@ def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
 
 
 def refuse_timm_choices(file: Path, architecture: Any, arguments: Any) -> None:
-    """Raises UserError for a timm config whose model is none of timm's, or whose arguments load weights."""
+    """Raises UserError for a timm config whose model is none of timm's, or whose arguments are not a model's.
+
+    What timm takes beside them loads weights, or other code.
+    """
     import timm
 
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise UserError(f"{file}: architecture should be a model of timm, got {architecture!r:.60}")
     if not isinstance(arguments, dict):
         raise UserError(f"{file}: model_args should be an object, got {arguments!r:.60}")
-    if refused := sorted(_NO_MODEL_ARGUMENTS & arguments.keys()):
-        raise UserError(f"{file}: model_args may not hold {', '.join(refused)}")
+    if not arguments:
+        return
+    accepted = _arguments_of_timm(architecture)
+    for name in arguments:
+        if name not in accepted:
+            near = did_you_mean(name, accepted)
+            raise UserError(
+                f"{file}: model_args may only hold arguments of timm's {architecture}, got {name!r:.60}"
+                f"{'; ' + near if near else ''}"
+            )
+
+
+def _arguments_of_timm(architecture: str) -> list[str]:
+    """The names of the arguments by which the class of a model of timm is built."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        built = type(timm.create_model(architecture, pretrained=False))
+    names = []
+    for each in built.__mro__:
+        if "__init__" not in vars(each):
+            continue
+        parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
+        names += [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        # Only what it passes on is an argument of its bases.
+        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+            break
+    return [name for name in dict.fromkeys(names) if name not in _NO_MODEL_ARGUMENTS]

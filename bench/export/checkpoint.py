@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from baselines.peft_adapter import NAME, PeftAdapter
-from bench.export.form import ORIGINAL, Form, copies
+from bench.export.form import Form, copies
+from bench.export.loading import HEAD, ORIGINAL
 from bench.export.updates import Update
 from methods import Adapter, NotLowRank, UserError
 
@@ -37,7 +38,7 @@ def write_checkpoint(form: Form, adapter: Adapter, folder: Path) -> list[str]:
             ) from error
         notes = _write_own(form, adapter, folder)
     if loose := form.loose_head():
-        save_file(loose, folder / "head.safetensors", metadata={"format": "pt"})
+        save_file(loose, folder / HEAD, metadata={"format": "pt"})
     if form.origin.reference is None:
         form.write_original(folder / ORIGINAL, _pristine(form, adapter))
         form.write_tokenizer(folder / ORIGINAL)

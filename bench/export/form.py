@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from bench.backbones import LoadedBackbone
 from bench.backbones.timm_vit import Blueprint
+from bench.export.loading import ORIGINAL
 from bench.export.preprocessing import in_words
 from bench.export.updates import Update, fused_layers
 from bench.inputs import ImageInput, ModelInput
+from bench.process.visible import markdown_text
 from methods import Site, UserError
-
-#: Where the frozen model lies in an export that has to bring it.
-ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Origin:
     def told(self) -> str:
         """How an export names it: without this machine's paths, which mean nothing elsewhere.
 
-        What begins with `./` lies where the code runs, or has to be put there.
+        What begins with `./` lies in the export's folder, or has to be put there.
         """
         if self.reference is None:
             return f"./{ORIGINAL}"
@@ -135,19 +134,17 @@ class Form(ABC):
         """
 
     @abstractmethod
-    def code(self, folder: str, merged: bool, original: str) -> str:
-        """Python that loads the export in `folder` and defines `logits(**batch)`.
+    def settings(self, merged: bool) -> dict[str, Any]:
+        """What `bench.export.loading` builds the model with, as JSON holds it."""
 
-        `original` is where the frozen model is; it means nothing to an export that needs or brings none.
-        """
-
-    def places(self, folder: str, merged: bool, original: str) -> list[str]:
-        """The lines of the code that change with where things lie."""
-        own = not merged and self.origin.own
-        return [
-            f"FOLDER = {folder!r}  # this one",
-            *([f"ORIGINAL = {original!r}  # wherever the frozen model lies, see below"] if own else []),
-        ]
+    def source(self, merged: bool) -> dict[str, Any]:
+        """The part of the settings that says where the weights are."""
+        return {
+            "merged": merged,
+            "original": self.origin.told,
+            "repository": self.origin.reference if self.origin.revision else None,
+            "revision": self.origin.revision,
+        }
 
     def base(self) -> dict[str, Any]:
         """What a PEFT configuration says of the original model, by its fields."""
@@ -187,15 +184,17 @@ class Form(ABC):
         return [self._found()]
 
     def _found(self) -> str:
-        name, origin = self.backbone.info.name, self.origin
+        name, origin = markdown_text(self.backbone.info.name), self.origin
         if origin.reference is None:
             return f"`{ORIGINAL}/` holds the frozen model, '{name}'."
         if not origin.own:
-            return f"The frozen model is {origin.reference} of the Hugging Face hub, at that commit."
+            repository = markdown_text(origin.reference)
+            return f"The frozen model is {repository} of the Hugging Face hub, at that commit."
+        weights, place = markdown_text(self.backbone.info.weights_hash), markdown_text(origin.told)
         return (
             f"The frozen model is not here: it is a checkpoint of your own, '{name}', with the weights "
-            f"{self.backbone.info.weights_hash}. Name where it lies as ORIGINAL in the code above, and as "
-            f"`base_model_name_or_path` in adapter_config.json, or put it at `{origin.told}`."
+            f"{weights}. Put it at {place}, or name where it lies: as `load(FOLDER, original)` "
+            "and, for peft, as `base_model_name_or_path` in adapter_config.json."
         )
 
 
@@ -219,8 +218,3 @@ def no_place(names: list[str]) -> UserError:
         f"the original model's class and the trained one differ in {', '.join(names[:4])}, so they cannot be "
         "merged (a trained bias needs a layer that has one); export without --merged"
     )
-
-
-def lines(*lines: str | None) -> str:
-    """The lines that are not empty; None stands for an empty one."""
-    return "".join(f"{line or ''}\n" for line in lines if line != "")

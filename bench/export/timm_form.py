@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.backbones import LoadedBackbone
-from bench.export.form import ORIGINAL, Form, Origin, copies, lines, no_place
+from bench.export.form import Form, Origin, copies, no_place
 from bench.export.preprocessing import differences, timm_settings
 from bench.inputs import ImageInput, ModelInput
 from methods import UserError
@@ -83,47 +84,13 @@ class TimmForm(Form):
             return notes + differences(self.images, "timm")
         return notes
 
-    def code(self, folder: str, merged: bool, original: str) -> str:
-        return lines(
-            *(["import json", "from pathlib import Path", None] if merged else []),
-            "import timm",
-            "import torch",
-            "" if merged or not self.origin.revision else "from huggingface_hub import hf_hub_download",
-            "" if merged else "from peft import PeftModel",
-            "from safetensors.torch import load_file" if merged else "",
-            None,
-            *self.places(folder, merged, original),
-            None,
-            *(self._create_merged() if merged else self._create_original()),
-            "model.eval()",
-            None,
-            None,
-            "@torch.no_grad()",
-            "def logits(pixel_values):",
-            "    return model(pixel_values)",
-        )
-
-    def _create_merged(self) -> list[str]:
-        return [
-            'config = json.loads(Path(FOLDER, "config.json").read_text())',
-            'name, arguments = config["architecture"], config["model_args"]',
-            'model = timm.create_model(name, num_classes=config["num_classes"], **arguments)',
-            'model.load_state_dict(load_file(FOLDER + "/model.safetensors"))',
-        ]
-
-    def _create_original(self) -> list[str]:
-        reference, revision = self.origin.reference, self.origin.revision
-        weights = f'FOLDER + "/{ORIGINAL}/model.safetensors"' if reference is None else "ORIGINAL"
-        if revision:
-            weights = f'hf_hub_download({reference!r}, "model.safetensors", revision={revision!r})'
-        name, size = self.blueprint.architecture, self.images.size
-        arguments = "".join(f", {key}={value!r}" for key, value in self.blueprint.arguments.items())
-        return [
-            f"weights = {weights}",
-            "model = timm.create_model(",
-            f"    {name!r}, pretrained=True, num_classes={len(self.classes)}{arguments},",
-            '    pretrained_cfg_overlay={"file": weights, "custom_load": False},',
-            ").float()",
-            f"model.set_input_size(img_size=({size}, {size}))" if self.resized else "",
-            "model = PeftModel.from_pretrained(model, FOLDER)",
-        ]
+    def settings(self, merged: bool) -> dict[str, Any]:
+        size = {"img_size": self.images.size} if merged and self.resized else {}
+        return {
+            "library": "timm",
+            **self.source(merged),
+            "architecture": self.blueprint.architecture,
+            "arguments": {**self.blueprint.arguments, **size, "num_classes": len(self.classes)},
+            # A checkpoint's position embeddings are resized once they are loaded.
+            "resized": self.images.size if self.resized else None,
+        }

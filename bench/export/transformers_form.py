@@ -12,21 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.backbones import LoadedBackbone
+from bench.backbones import LoadedBackbone, pooling
 from bench.backbones.generation import Writer
 from bench.backbones.huggingface import quiet
 from bench.backbones.kinds import KINDS
 from bench.backbones.untrusted import ATTENTION
 from bench.backbones.verbalizer import Answers
 from bench.backbones.vocabulary import unembedding_of
-from bench.export.form import ORIGINAL, Form, Origin, copies, lines, load_state
+from bench.export.form import Form, Origin, copies, load_state
 from bench.export.preprocessing import PROCESSOR_FILE, differences, processor
-from bench.export.snippets import Lines, of_images, of_texts, of_words, of_writing
 from bench.export.targets import REASONS, target_of
 from bench.inputs import ImageInput, ModelInput
 
-#: Checkpoints of half precision are computed in single here.
-FLOAT32 = "dtype=torch.float32"
+#: The poolings of kinds that know segments of a text.
+SEGMENTED = (pooling.mean_of_tokens, pooling.first_token, pooling.first_token_as_masked)
 
 
 class TransformersForm(Form):
@@ -62,8 +61,7 @@ class TransformersForm(Form):
 
     def input(self) -> str:
         prompt = getattr(self.wanted, "prompt", None)
-        # A table's cell has neither line breaks nor bars of its own.
-        asked = json.dumps(prompt.template, ensure_ascii=False).replace("|", r"\|") if prompt else ""
+        asked = json.dumps(prompt.template, ensure_ascii=False) if prompt else ""
         return super().input() + (f", of the prompt {asked}" if asked else "")
 
     def judged(self, outputs: Tensor) -> Tensor:
@@ -82,23 +80,24 @@ class TransformersForm(Form):
         return notes
 
     def _loader(self) -> str:
+        options = self._attention if self.origin.reference is None else self._options
+        arguments = ["FOLDER", *(f"{name}={value!r}" for name, value in options.items())]
         # An original that is brought along is in single already.
-        options = self._attention if self.origin.reference is None else [*self._options, FLOAT32]
-        arguments = ", ".join(["FOLDER", *options])
+        arguments += [] if self.origin.reference is None else ["dtype=torch.float32"]
         where = "" if self.origin.told == self.origin.reference else ", run in this folder"
-        return f"`peft.{self.target.loader}.from_pretrained({arguments})` loads it too{where}."
+        return f"`peft.{self.target.loader}.from_pretrained({', '.join(arguments)})` loads it too{where}."
 
     @property
-    def _options(self) -> list[str]:
+    def _options(self) -> dict[str, Any]:
         """The arguments beside an original, which may end in a head for other classes, as many as ours."""
-        labels = [f"num_labels={len(self.classes)}", "ignore_mismatched_sizes=True"]
-        return [*(labels if self.target.head else []), *self._attention]
+        labels = {"num_labels": len(self.classes), "ignore_mismatched_sizes": True}
+        return {**(labels if self.target.head else {}), **self._attention}
 
     @property
-    def _attention(self) -> list[str]:
+    def _attention(self) -> dict[str, str]:
         """Where the kind has another attention than transformers would take."""
         kind = self.kind.attention
-        return [] if kind == ATTENTION else [f"attn_implementation={kind!r}"]
+        return {} if kind == ATTENTION else {"attn_implementation": kind}
 
     def heads(self) -> dict[str, dict[str, Tensor]]:
         head = self.backbone.head
@@ -157,23 +156,35 @@ class TransformersForm(Form):
             load_state(model.get_output_embeddings(), {"weight": table})
         return model
 
-    def code(self, folder: str, merged: bool, original: str) -> str:
-        return lines(
-            "import torch",
-            "" if merged else "from peft import PeftModel",
-            "from safetensors.torch import load_file" if self._beside else "",
-            f"from transformers import {self.target.class_name}",
-            None,
-            *self.places(folder, merged, original),
-            None,
-            *self._create("FOLDER" if merged else self._source()),
-            "" if merged else "model = PeftModel.from_pretrained(model, FOLDER)",
-            "model.eval()",
-            'head = load_file(FOLDER + "/head.safetensors")' if self._beside else "",
-            None,
-            None,
-            *self._logits(),
-        )
+    def settings(self, merged: bool) -> dict[str, Any]:
+        import transformers
+
+        takes = inspect.signature(getattr(transformers, self.target.class_name).forward).parameters
+        resized = self.kind.resize is not None and "interpolate_pos_encoding" in takes
+        settings = {
+            "library": "transformers",
+            **self.source(merged),
+            "model_class": self.target.class_name,
+            "arguments": {**self._options, **self.target.arguments},
+            "inputs": self._inputs(),
+            "counts_positions": self.kind.decodes,
+            # DINOv2 resizes its position embeddings unasked.
+            "interpolates": self.kind.reads == "images" and resized,
+        }
+        if self._beside:
+            settings["features"] = self.kind.pool.__name__
+        if isinstance(self.answers, Answers):
+            settings["words"] = [list(word) for word in self.answers.words]
+        if isinstance(self.answers, Writer):
+            settings["new_tokens"] = self.answers.new_tokens
+            settings["end"] = self.answers.tokenizer.eos_token_id
+        return settings
+
+    def _inputs(self) -> list[str]:
+        """The arguments of a batch that the model is given."""
+        if self.kind.reads == "images":
+            return ["pixel_values"]
+        return ["input_ids", "attention_mask", *["token_type_ids"] * (self.kind.pool in SEGMENTED)]
 
     def bare(self) -> nn.Module:
         import transformers
@@ -195,32 +206,3 @@ class TransformersForm(Form):
             config.id2label = dict(enumerate(self.classes))
             config.label2id = {name: index for index, name in enumerate(self.classes)}
         return config
-
-    def _source(self) -> str:
-        if self.origin.reference is None:
-            return f'FOLDER + "/{ORIGINAL}"'
-        if self.origin.own:
-            return "ORIGINAL"
-        return f"{self.origin.reference!r}, revision={self.origin.revision!r}"
-
-    def _create(self, source: str) -> list[str]:
-        arguments = [f"{name}={value!r}" for name, value in self.target.arguments.items()]
-        return [
-            f"model = {self.target.class_name}.from_pretrained(",
-            f"    {', '.join([source, *self._options, *arguments, FLOAT32])}",
-            ")",
-        ]
-
-    def _logits(self) -> Lines:
-        import transformers
-
-        if isinstance(self.answers, Answers):
-            return of_words(self.answers)
-        if isinstance(self.answers, Writer):
-            return of_writing(self.answers)
-        if self.kind.reads == "texts":
-            return of_texts(self.kind.pool, self._beside)
-        takes = inspect.signature(getattr(transformers, self.target.class_name).forward).parameters
-        # DINOv2 resizes its position embeddings unasked.
-        resizing = self.kind.resize is not None and "interpolate_pos_encoding" in takes
-        return of_images(self.kind.pool, self._beside, resizing=resizing)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from bench.backbones import BackboneSpec, LoadedBackbone
 from bench.backbones.generation import Writer
 from bench.backbones.huggingface import quiet
 from bench.backbones.verbalizer import Answers as Answerer
+from bench.export import loading
 from bench.export.answers import Agreement, Answers, agreement
 from bench.export.checkpoint import write_checkpoint
-from bench.export.form import Form, copies
+from bench.export.form import Form, Origin, copies
 from bench.export.forms import form_of
 from bench.inputs import ImageInput, ModelInput
 from bench.process.files import remove
 from bench.process.outputs import earlier_files, output_folder
+from bench.process.visible import markdown_text
 from methods import Adapter, UserError
 
 #: How far a logit may be from the harness's own, relative to the largest one (at least 1).
@@ -34,6 +37,18 @@ TOLERANCE = 1e-5
 
 #: What says which files an export wrote, so that `force` removes no others.
 MANIFEST = "export.json"
+
+#: What `bench.export.loading` is called in an export.
+LOADER = "load_export.py"
+
+#: What README.md shows, whatever was exported.
+CODE = """```python
+from load_export import load
+
+export = load(".")
+model = export.model
+# export.logits(**batch) gives what the trial computed.
+```"""
 
 
 @dataclass(frozen=True)
@@ -74,9 +89,8 @@ def write_export(
     """Writes an attached adapter and the head. Raises UserError as `export_run` does.
 
     `facts` and `doubts` are told in README.md. `wanted` is how training prepared the examples; without, it
-    is as the backbone wants them. Nothing is in `out` before the export, loaded by the very code in its
-    README.md, gave the logits of `backbone.module` on a fixed batch, and those of `answers`. The adapter is
-    left as it was.
+    is as the backbone wants them. Nothing is in `out` before the export, loaded as its README.md says, gave
+    the logits of `backbone.module` on a fixed batch, and those of `answers`. The adapter is left as it was.
     """
     target = output_folder(out, "export", force=force)
     form = form_of(backbone, spec, classes, wanted or backbone.info.input)
@@ -91,19 +105,29 @@ def write_export(
     with _beside(target) as made:
         notes = _write_merged(form, adapter, made) if merged else write_checkpoint(form, adapter, made)
         notes = [*form.notes(merged), *notes]
-        logits = _run(form.code(str(made), merged, form.origin.reference or ""))
+        _write_loader(form, merged, made)
+        logits = _loaded(made, form.origin)
         difference = _check(logits(**inputs), expected)
         agreed = None if answers is None else _agreement(form, logits, answers)
         notes += [f"{agreed}."] if agreed else []
-        notes += [f"{doubt.what}." for doubt in doubts]
-        # The reader is in the folder, wherever that will be: no path of this machine is in the code.
-        code = form.code(".", merged, form.origin.told)
-        (made / "README.md").write_text(_readme(facts, code, notes, difference, merged), encoding="utf-8")
+        notes += [f"{markdown_text(doubt.what)}." for doubt in doubts]
+        (made / "README.md").write_text(_readme(facts, notes, difference, merged), encoding="utf-8")
         files = tuple(sorted([MANIFEST, *(entry.name for entry in made.iterdir())]))
         manifest = {**facts, "merged": merged, "largest difference of logits": difference, "files": files}
-        (made / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        _write_json(made / MANIFEST, manifest)
         _publish(made, target)
     return Exported(target, files, difference, agreed, tuple(doubts))
+
+
+def _write_loader(form: Form, merged: bool, folder: Path) -> None:
+    """Writes the Python that loads an export, which is the same for all, and its settings."""
+    text = resources("bench.export").joinpath("loading.py").read_text(encoding="utf-8")
+    (folder / LOADER).write_text(text, encoding="utf-8")
+    _write_json(folder / loading.SETTINGS, form.settings(merged))
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _agreement(form: Form, logits: Callable[..., Tensor], answers: Answers) -> Agreement:
@@ -125,15 +149,14 @@ def _write_merged(form: Form, adapter: Adapter, folder: Path) -> list[str]:
             adapter.unmerge()
     form.write_merged(folder, state)
     if loose := form.loose_head():
-        save_file(loose, folder / "head.safetensors", metadata={"format": "pt"})
+        save_file(loose, folder / loading.HEAD, metadata={"format": "pt"})
     if form.write_tokenizer(folder) or isinstance(form.wanted, ImageInput):
         return []
     return ["There is no tokenizer here: none of the backbone's loads."]
 
 
-def _readme(
-    facts: Mapping[str, str], code: str, notes: Iterable[str], difference: float, merged: bool
-) -> str:
+def _readme(facts: Mapping[str, str], notes: Iterable[str], difference: float, merged: bool) -> str:
+    """The page of an export. Its code is always the same; facts are escaped, notes are Markdown."""
     title = "A fine-tuned model" if merged else "A PEFT checkpoint"
     libraries = ("torch", "transformers", "timm", "peft")
     checked = ", ".join(f"{library} {version(library)}" for library in libraries)
@@ -143,15 +166,15 @@ def _readme(
             "",
             "| | |",
             "|---|---|",
-            *(f"| {key} | {value} |" for key, value in facts.items()),
+            *(f"| {markdown_text(key)} | {markdown_text(value)} |" for key, value in facts.items()),
             "",
             "Run in this folder:",
             "",
-            "```python",
-            f"{code}```",
+            CODE,
             "",
+            f"- `{LOADER}` is the same file in every export; `{loading.SETTINGS}` holds what it is given.",
             *(f"- {note}" for note in notes),
-            f"- This code was run with {checked}; no logit was off by more than {difference:.1e}.",
+            f"- It was loaded so with {checked}; no logit was off by more than {difference:.1e}.",
             "",
         ]
     )
@@ -190,17 +213,15 @@ def _logits(backbone: LoadedBackbone, inputs: Mapping[str, Tensor]) -> Tensor:
         module.train(training)
 
 
-def _run(code: str) -> Callable[..., Tensor]:
-    """What the code of an export computes logits with. Raises UserError where it, or later that, fails."""
-    names: dict[str, Any] = {}
+def _loaded(folder: Path, origin: Origin) -> Callable[..., Tensor]:
+    """What an export computes logits with. Raises UserError where loading it, or later that, fails."""
+    with _telling():
+        export = loading.load(folder, origin.reference if origin.own else None)
 
     def logits(**inputs: Tensor) -> Tensor:
         with _telling():
-            found: Tensor = names["logits"](**inputs)
-        return found.float().cpu()
+            return export.logits(**inputs).float().cpu()
 
-    with _telling():
-        exec(compile(code, "README.md", "exec"), names)
     return logits
 
 

@@ -64,7 +64,7 @@ CHECKED = (
 )
 CHECKED_ON: BackboneKind = "vit"
 
-#: What is exported: a registered backbone, for the code in an export's README loads it by itself.
+#: What is exported: a registered backbone, for an export loads it by itself.
 EXPORTED = "tiny-random-bert"
 
 NAMES = {torch.float64: "float64", torch.float32: "float32"}

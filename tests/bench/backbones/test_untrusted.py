@@ -105,13 +105,22 @@ def test_an_adapter_in_the_folder_is_refused(tmp_path: Path) -> None:
         ({"architecture": ["test_vit"]}, "architecture .*got "),
         (
             {"architecture": "test_vit", "model_args": {"checkpoint_path": "/tmp/other.pth"}},
-            "model_args may not hold checkpoint_path",
+            "model_args .*got 'checkpoint_path'",
         ),
         (
             {"architecture": "test_vit", "model_args": {"pretrained": True, "cache_dir": "/"}},
-            "model_args may not hold cache_dir, pretrained",
+            "model_args .*got 'pretrained'",
         ),
         ({"architecture": "test_vit", "model_args": ["img_size"]}, "model_args should be an object"),
+        (
+            {"architecture": "test_vit", "model_args": {"img_sise": 32}},
+            "model_args .*did you mean 'img_size'",
+        ),
+        ({"architecture": "test_vit", "model_args": {"device": "cuda"}}, "model_args .*got 'device'"),
+        (
+            {"architecture": "test_vit", "model_args": {"**(__import__('os').abort() and {}), y": None}},
+            r"model_args .*got .\*\*\(__import__",
+        ),
     ],
 )
 def test_a_timm_config_loads_nothing_beside_its_weights(
@@ -120,4 +129,12 @@ def test_a_timm_config_loads_nothing_beside_its_weights(
     (tmp_path / "config.json").write_text(json.dumps(said))
     monkeypatch.setattr("bench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
     with pytest.raises(UserError, match=f"config.json: {message}"):
+        describe(BackboneSpec(timm="hf_hub:me/model"))
+
+
+def test_a_timm_config_whose_values_timm_cannot_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"architecture": "test_vit", "model_args": {"embed_layer": "os.system"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("bench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
+    with pytest.raises(UserError, match=r"hf_hub:me/model.*timm cannot build it"):
         describe(BackboneSpec(timm="hf_hub:me/model"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +73,9 @@ class Case:
     def export(self, adapter: Adapter, **options: Any) -> Exported:
         return write_export(self.backbone, adapter, self.spec, self.folder, CLASSES, **options)
 
-    def loaded(self) -> dict[str, Any]:
-        """What the code in the export's README.md defines."""
-        return shown(self.folder, self.spec.local)
+    def loaded(self) -> Any:
+        """The export, as its own `load_export.py` loads it."""
+        return elsewhere(self.folder, self.spec.local)
 
     def inputs(self, seed: int = 5) -> dict[str, Tensor]:
         wanted = self.backbone.info.input
@@ -92,20 +91,12 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def shown(folder: Path, original: Path | None = None) -> dict[str, Any]:
-    """What the code in an export's README.md defines, run in that folder.
+def elsewhere(folder: Path, original: Path | None = None) -> Any:
+    """An export, loaded by the Python that lies in it.
 
     `original` is where a user finds the frozen model, if that is neither in the export nor on the hub.
     """
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
-    assert code
-    text = code[1]
-    if original is not None:
-        text = re.sub(r"^ORIGINAL = .*$", f"ORIGINAL = {str(original)!r}", text, flags=re.M)
-    names: dict[str, Any] = {}
-    with contextlib.chdir(folder):
-        exec(text, names)
-    return names
+    return runpy.run_path(str(folder / "load_export.py"))["load"](folder, original)
 
 
 def close(found: Tensor, expected: Tensor) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,16 +23,17 @@ from torch import Tensor
 from transformers import AutoImageProcessor, pipeline
 
 from baselines.peft_method import Peft
-from bench.backbones import BACKBONES, BackboneInfo, LoadedBackbone, catalog, load
+from bench.backbones import BACKBONES, BackboneInfo, BackboneSpec, LoadedBackbone, catalog, describe, load
 from bench.backbones.kinds import KINDS
 from bench.backbones.random_weights import byte_tokenizer
+from bench.export import loading, write_export
 from bench.inputs import ImageInput
 from bench.tasks import Examples, Task, prepare
 from methods import Geometry, UserError
 from methods.backbone import PROJECTIONS
 
 from ..local_checkpoints import encoder
-from .cases import CLASSES, METHODS, Case, close
+from .cases import CLASSES, METHODS, Case, close, save_timm
 
 # --- peft's own types ---
 
@@ -52,14 +55,14 @@ def test_an_own_type_of_peft_is_its_own_checkpoint(
     assert made.backbone.fingerprint() == fingerprint
     config = json.loads((made.folder / "adapter_config.json").read_text())
     assert config["peft_type"] == ("LORA" if type_ == "DORA" else type_)
-    names = made.loaded()
-    assert isinstance(names["model"], peft.PeftModel)
+    loaded = made.loaded()
+    assert isinstance(loaded.model, peft.PeftModel)
     assert sum(p.numel() for p in adapter.named_parameters().values()) == sum(
-        p.numel() for name, p in names["model"].named_parameters() if names["model"].prefix in name
+        p.numel() for name, p in loaded.model.named_parameters() if loaded.model.prefix in name
     )
-    close(names["logits"](**made.inputs()), before)
-    names["model"] = names["model"].merge_and_unload()
-    close(names["logits"](**made.inputs()), before)
+    close(loaded.logits(**made.inputs()), before)
+    loaded.model = loaded.model.merge_and_unload()
+    close(loaded.logits(**made.inputs()), before)
 
 
 # --- peft's loaders ---
@@ -72,18 +75,26 @@ LOADERS = {
 }
 
 
+def by_peft(made: Case, source: str) -> Any:
+    """What peft's loader makes of a checkpoint as its README.md says."""
+    # The head of a BERT is beside it.
+    labels = {} if source == "bert" else {"num_labels": 3, "ignore_mismatched_sizes": True}
+    shown = ", ".join(
+        ["FOLDER", *(f"{name}={value}" for name, value in labels.items()), "dtype=torch.float32"]
+    )
+    assert f"`peft.{LOADERS[source]}.from_pretrained({shown})`" in (made.folder / "README.md").read_text()
+    # The original is a folder named `model`, which lies where the code runs.
+    with contextlib.chdir(made.folder.parent):
+        loader = getattr(peft, LOADERS[source])
+        return loader.from_pretrained(made.folder, **labels, dtype=torch.float32).eval()
+
+
 @pytest.mark.parametrize("method", ["lora", "IA3"])
 @pytest.mark.parametrize("source", LOADERS)
 def test_pefts_loader_finds_the_original(case: Callable[..., Case], source: str, method: str) -> None:
     made = case(source)
     made.export(made.attach(METHODS.get(method) or Peft(type=method)))
-    # The head of a BERT is beside it.
-    labels = "" if source == "bert" else "num_labels=3, ignore_mismatched_sizes=True, "
-    call = f"peft.{LOADERS[source]}.from_pretrained(FOLDER, {labels}dtype=torch.float32)"
-    assert call in (made.folder / "README.md").read_text()
-    # The checkpoint is a folder named `model`, which lies where the code runs.
-    with contextlib.chdir(made.folder.parent):
-        model = eval(call, {"peft": peft, "torch": torch, "FOLDER": str(made.folder)}).eval()
+    model = by_peft(made, source)
     with torch.no_grad():
         found = model(**made.inputs())
     if source != "bert":
@@ -104,9 +115,7 @@ def test_pefts_loader_computes_a_checkpoint_of_half_precision_as_training_did(
     made.backbone = load(made.spec)
     made.backbone.reset(len(CLASSES), torch.Generator().manual_seed(0))
     made.export(made.attach(METHODS["lora"]))
-    (call,) = re.findall(r"`(peft\.AutoPeft.*?\))` loads it too", (made.folder / "README.md").read_text())
-    with contextlib.chdir(made.folder.parent):
-        model = eval(call, {"peft": peft, "torch": torch, "FOLDER": str(made.folder)}).eval()
+    model = by_peft(made, source)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     if source != "bert":
         close(model(**made.inputs()).logits, made.logits())
@@ -221,10 +230,91 @@ def test_berts_code_takes_the_types_of_tokens(case: Callable[..., Case], merged:
     inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     inputs["token_type_ids"][:, 2:] = 1
     with torch.no_grad():
-        close(made.loaded()["logits"](**inputs), made.backbone.module.eval()(**inputs))
+        close(made.loaded().logits(**inputs), made.backbone.module.eval()(**inputs))
 
 
 # --- another machine ---
+
+#: Runs the code on an export's page where the harness cannot be imported, and saves what it computes.
+ALONE = """
+import pathlib, re, sys
+sys.modules.update(dict.fromkeys(("bench", "methods", "baselines", "reports")))
+sys.path.insert(0, "")
+from safetensors.torch import load_file, save_file
+(page,) = re.findall("```python\\n(.*?)```", pathlib.Path("README.md").read_text(), re.DOTALL)
+exec(page)
+logits = export.logits(**load_file(sys.argv[1]))
+save_file({"logits": logits.detach().contiguous()}, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("source", ["vit", "bert", "timm-random"])
+def test_the_page_s_code_needs_no_harness(case: Callable[..., Case], source: str, merged: bool) -> None:
+    made = case(source)
+    made.export(made.attach(METHODS["qkv_depth"]), merged=merged)
+    if made.spec.local and not merged:
+        made.spec.local.rename(made.folder / made.spec.local.name)
+    batch = made.folder.with_name("batch.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in made.inputs().items()}, batch)
+    subprocess.run([sys.executable, "-c", ALONE, str(batch)], cwd=made.folder, check=True)
+    close(load_file(batch)["logits"], made.logits())
+
+
+def test_every_export_holds_the_same_python_and_the_same_code(case: Callable[..., Case]) -> None:
+    made, texts = case("vit"), set()
+    adapter = made.attach(METHODS["lora"])
+    for merged in (False, True):
+        made.export(adapter, merged=merged, force=True)
+        page = (made.folder / "README.md").read_text()
+        (code,) = re.findall("```python\n(.*?)```", page, re.DOTALL)
+        texts.add((code, (made.folder / "load_export.py").read_text()))
+    assert texts == {(code, Path(loading.__file__).read_text())}
+
+
+def test_names_of_others_are_text_on_an_export_s_page(case: Callable[..., Case]) -> None:
+    made = case("tiny-random-vit")
+    wild = "a|b\n```python\nimport os\n```\n<script>\u202e`x`"
+    exported = write_export(
+        *(made.backbone, made.attach(METHODS["lora"]), made.spec, made.folder),
+        (wild, "ibis", "stork"),
+        {wild: wild, "task": wild},
+    )
+    page = (exported.folder / "README.md").read_text()
+    assert re.findall("^```.*$", page, re.MULTILINE) == ["```python", "```"]
+    assert "<script>" not in page
+    assert "\u202e" not in page
+    assert page.index("|---|---|") < page.index("Run in this folder:")
+    table = page[page.index("|---|---|") : page.index("Run in this folder:")].strip().splitlines()
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {3}
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_no_text_of_a_hub_s_config_is_run_or_written_as_code(
+    hub_folder: Path, tmp_path: Path, merged: bool
+) -> None:
+    """timm leaves out arguments without a value, so that the model itself never sees the key."""
+    ran = tmp_path / "ran"
+    hub_folder.mkdir(parents=True)
+    save_timm(hub_folder / "model.safetensors", "test_vit")
+    key = f"**(__import__('pathlib').Path({str(ran)!r}).touch() or {{}}), y"
+    config = {"architecture": "test_vit", "num_classes": 1000, "model_args": {key: None}}
+    config["pretrained_cfg"] = {"mean": [0.5] * 3, "std": [0.5] * 3, "classifier": "head"}
+    (hub_folder / "config.json").write_text(json.dumps(config))
+    spec = BackboneSpec(timm="hf-hub:me/tiny")
+    with pytest.raises(UserError, match="model_args"):
+        describe(spec)
+    # Even of a store that planned it before.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.backbones.timm_vit.refuse_timm_choices", lambda *_: None)
+        backbone = load(spec)
+        backbone.reset(3, torch.Generator().manual_seed(0))
+        made = Case(spec, backbone, tmp_path / "export")
+        made.export(made.attach(METHODS["lora"]), merged=merged)
+        close(made.loaded().logits(**made.inputs()), made.logits())
+    assert not ran.exists()
+    shown = [file for file in made.folder.rglob("*") if file.suffix in (".md", ".py")]
+    assert [file.name for file in shown if "__import__" in file.read_text()] == []
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -242,7 +332,7 @@ def test_no_file_names_a_folder_of_this_machine(
     here = str(tmp_path.parent)
     assert [file.name for file in texts if here in file.read_text(encoding="utf-8")] == []
     if made.spec.local and not merged:
-        readme = (made.folder / "README.md").read_text(encoding="utf-8")
+        readme = (made.folder / "README.md").read_text(encoding="utf-8").replace("\\_", "_")
         assert f"a checkpoint of your own, '{made.backbone.info.name}'" in readme
         assert readme.count(made.backbone.info.weights_hash) == 2
 
@@ -282,7 +372,7 @@ def test_a_plug_in_that_wraps_a_model_of_transformers(
     made = plug_in(Wrapping())
     exported = made.export(made.attach(METHODS["qkv_depth"]), merged=merged)
     assert ("original" in exported.files) is not merged
-    close(made.loaded()["logits"](**made.inputs()), made.logits())
+    close(made.loaded().logits(**made.inputs()), made.logits())
 
 
 def test_a_plug_in_that_pools_in_its_own_way_is_told_so(plug_in: Callable[[Wrapping], Case]) -> None:

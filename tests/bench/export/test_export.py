@@ -59,13 +59,13 @@ def test_a_lora_checkpoint_gives_the_same_logits(case: Callable[..., Case], sour
     assert exported.difference <= 1e-5 * max(1.0, float(before.abs().max()))
     assert torch.equal(made.logits(), before)
     assert made.backbone.fingerprint() == fingerprint
-    assert {path.suffix for path in made.folder.rglob("*.*")} <= {".json", ".safetensors", ".md"}
-    names = made.loaded()
-    assert isinstance(names["model"], peft.PeftModel)
-    close(names["logits"](**made.inputs()), before)
-    names["model"] = names["model"].merge_and_unload()
-    assert not isinstance(names["model"], peft.PeftModel)
-    close(names["logits"](**made.inputs()), before)
+    assert {path.suffix for path in made.folder.rglob("*.*")} <= {".json", ".safetensors", ".md", ".py"}
+    loaded = made.loaded()
+    assert isinstance(loaded.model, peft.PeftModel)
+    close(loaded.logits(**made.inputs()), before)
+    loaded.model = loaded.model.merge_and_unload()
+    assert not isinstance(loaded.model, peft.PeftModel)
+    close(loaded.logits(**made.inputs()), before)
 
 
 @pytest.mark.parametrize(("source", "name"), MERGED_CASES)
@@ -83,12 +83,12 @@ def test_a_merged_model_needs_no_peft(case: Callable[..., Case], source: str, na
     made.export(adapter, merged=True)
     assert torch.equal(made.logits(), before)
     assert made.backbone.fingerprint() == fingerprint
-    names = made.loaded()
-    assert "PeftModel" not in names
+    loaded = made.loaded()
+    assert not isinstance(loaded.model, peft.PeftModel)
     assert not list(made.folder.glob("adapter*"))
-    close(names["logits"](**made.inputs()), before)
+    close(loaded.logits(**made.inputs()), before)
     if made.kind in ("vit", "roberta"):
-        assert names["model"].config.id2label == dict(enumerate(CLASSES))
+        assert loaded.model.config.id2label == dict(enumerate(CLASSES))
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -96,7 +96,7 @@ def test_a_merged_model_needs_no_peft(case: Callable[..., Case], source: str, na
 def test_at_another_image_size(case: Callable[..., Case], source: str, merged: bool) -> None:
     made = case(source, image_size=96)
     made.export(made.attach(METHODS["qkv_depth"]), merged=merged)
-    close(made.loaded()["logits"](**made.inputs()), made.logits())
+    close(made.loaded().logits(**made.inputs()), made.logits())
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -105,7 +105,7 @@ def test_a_random_backbone_is_brought_along(case: Callable[..., Case], merged: b
     exported = made.export(made.attach(METHODS["lora"]), merged=merged)
     assert ("original" in exported.files) is not merged
     assert ("tokenizer.json" in exported.files) is merged
-    close(made.loaded()["logits"](**made.inputs()), made.logits())
+    close(made.loaded().logits(**made.inputs()), made.logits())
 
 
 def test_a_distilled_timm_model_gets_the_head_twice(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_distilled_timm_model_gets_the_head_twice(tmp_path: Path) -> None:
         "head",
         "head_dist",
     ]
-    close(made.loaded()["logits"](**made.inputs()), made.logits())
+    close(made.loaded().logits(**made.inputs()), made.logits())
 
 
 def test_a_hub_backbone_is_named_with_its_commit(hub_folder: Path, tmp_path: Path) -> None:
@@ -134,7 +134,9 @@ def test_a_hub_backbone_is_named_with_its_commit(hub_folder: Path, tmp_path: Pat
     close(loaded.eval()(**made.inputs()).logits.detach(), made.logits())
     config = json.loads((made.folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("me/tiny", COMMIT)
-    assert f"'me/tiny', revision='{COMMIT}'" in (made.folder / "README.md").read_text()
+    settings = json.loads((made.folder / "loading.json").read_text())
+    assert (settings["repository"], settings["revision"]) == ("me/tiny", COMMIT)
+    close(made.loaded().logits(**made.inputs()), made.logits())
 
 
 # --- ranks, biases, fused layers ---
@@ -156,13 +158,13 @@ def test_each_pattern_matches_one_layer(case: Callable[..., Case], source: str) 
             name for name in config["target_modules"] if get_pattern_key([pattern], name) == pattern != name
         ]
         assert len(matched) == 1
-    names = made.loaded()
+    loaded = made.loaded()
     prefix = "" if source == "bert" else f"{source}."
     for site, rank in ranks.items():
         path = prefix + made.backbone.path(site).removeprefix("encoder.")
-        layer = names["model"].base_model.model.get_submodule(path)
+        layer = loaded.model.base_model.model.get_submodule(path)
         assert (layer.r["default"], layer.scaling["default"]) == (rank, 1.0)
-    close(names["logits"](**made.inputs()), made.logits())
+    close(loaded.logits(**made.inputs()), made.logits())
 
 
 def test_biases_on_layers_that_have_none(case: Callable[..., Case]) -> None:
@@ -171,13 +173,13 @@ def test_biases_on_layers_that_have_none(case: Callable[..., Case]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made.export(adapter)
-        names = made.loaded()
-    close(names["logits"](**made.inputs()), made.logits())
+        loaded = made.loaded()
+    close(loaded.logits(**made.inputs()), made.logits())
     assert "`merge_and_unload` refuses" in (made.folder / "README.md").read_text()
     with pytest.raises(RuntimeError, match="no bias"):
-        names["model"].merge_and_unload()
+        loaded.model.merge_and_unload()
     made.export(adapter, merged=True, force=True)
-    close(made.loaded()["logits"](**made.inputs()), made.logits())
+    close(made.loaded().logits(**made.inputs()), made.logits())
 
 
 def test_a_trained_bias_without_a_place_cannot_be_merged(case: Callable[..., Case]) -> None:
@@ -190,7 +192,7 @@ def test_a_trained_bias_without_a_place_cannot_be_merged(case: Callable[..., Cas
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made.export(adapter)
-        close(made.loaded()["logits"](**made.inputs()), made.logits())
+        close(made.loaded().logits(**made.inputs()), made.logits())
 
 
 def test_fusing_shares_downs_and_leaves_rows_of_others_zero() -> None:

@@ -70,9 +70,8 @@ def test_a_kind_is_a_checkpoint_and_a_merged_model(kind: str, tmp_path: Path) ->
     exported = made.export(adapter)
     config = json.loads((made.folder / "adapter_config.json").read_text())
     merged = made.export(adapter, merged=True, force=True)
-    readme = (made.folder / "README.md").read_text()
-    wanted = CLASSES.get(kind, KINDS[kind].model_class)
-    assert f"from transformers import {wanted}\n" in readme
+    settings = json.loads((made.folder / "loading.json").read_text())
+    assert settings["model_class"] == CLASSES.get(kind, KINDS[kind].model_class)
     beside = kind not in CLASSES
     assert ("head.safetensors" in exported.files) is ("head.safetensors" in merged.files) is beside
     whole = [rank for path, rank in config["rank_pattern"].items() if "c_attn" in path or "query_key" in path]
@@ -92,7 +91,7 @@ def test_a_checkpoint_on_the_tower_of_a_whole_model(whole: str, tower: str, tmp_
     made.export(made.attach(METHODS["lora on all"]))
     images = batch("vit", getattr(made.backbone.info.input, "size", 0))
     with torch.no_grad():
-        close(made.loaded()["logits"](**images), made.backbone.module.eval()(**images))
+        close(made.loaded().logits(**images), made.backbone.module.eval()(**images))
 
 
 LANGUAGE_MODELS = {
@@ -117,7 +116,7 @@ def test_a_decoder_without_a_head_is_a_language_model(kind: str, tmp_path: Path)
         adapter, merged=True, force=True, wanted=replace(made.backbone.info.input, prompt=ASKED)
     )
     readme = (made.folder / "README.md").read_text()
-    assert f"from transformers import {LANGUAGE_MODELS[kind]}\n" in readme
+    assert json.loads((made.folder / "loading.json").read_text())["model_class"] == LANGUAGE_MODELS[kind]
     assert 'of the prompt "{text} A"' in readme
     assert "tokenizer.json" in merged.files
 
@@ -157,8 +156,8 @@ def test_what_writes_answers_writes_the_same_elsewhere(merged: bool, tmp_path: P
     writer: Any = made.backbone.module.answers
     elsewhere = made.loaded()
     # A checkpoint's own, which the harness does not follow.
-    elsewhere["model"].generation_config.repetition_penalty = 5.0
-    tokenizer, told = byte_tokenizer(16), elsewhere["write"](**prompts)
+    elsewhere.model.generation_config.repetition_penalty = 5.0
+    tokenizer, told = byte_tokenizer(16), elsewhere.write(**prompts)
     written = [tokenizer.decode(row, skip_special_tokens=True) for row in told]
     with torch.no_grad():
         assert written == writer.write(made.backbone.module.encoder, **prompts)
@@ -235,10 +234,10 @@ def test_a_llama_of_shared_heads(
     batch["input_ids"] %= 32
     with torch.no_grad():
         before = made.backbone.module.eval()(**batch)
-    names = made.loaded()
-    close(names["logits"](**batch), before)
+    elsewhere = made.loaded()
+    close(elsewhere.logits(**batch), before)
     # What peft's loader gives is what the code builds.
-    names["model"] = model
-    close(names["logits"](**batch), before)
+    elsewhere.model = model
+    close(elsewhere.logits(**batch), before)
     made.export(adapter, merged=True, force=True)
-    close(made.loaded()["logits"](**batch), before)
+    close(made.loaded().logits(**batch), before)

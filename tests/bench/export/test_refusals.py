@@ -111,6 +111,8 @@ def test_what_is_there_is_kept_unless_an_export_wrote_it(case: Callable[..., Cas
         "README.md",
         "config.json",
         "export.json",
+        "load_export.py",
+        "loading.json",
         "model.safetensors",
         "preprocessor_config.json",
     )

@@ -36,7 +36,7 @@ from ...stored import begun
 from ..toy_suites import VISION, plan
 from .cases import (
     close,
-    shown,
+    elsewhere,
 )
 
 
@@ -94,7 +94,7 @@ def test_a_stored_trial_gives_the_predictions_that_were_stored(
     sizes = {key: task[key] for key in ("train_size", "validation_size", "test_size")}
     info = load("tiny-random-vit").info
     split = prepare(TASKS.get("digits"), info.input, max_tokens=128, **sizes).test
-    found = shown(exported.folder)["logits"](**split.batch(torch.arange(len(split))))
+    found = elsewhere(exported.folder).logits(**split.batch(torch.arange(len(split))))
     assert split.ids.tolist() == predictions["example"].tolist()
     stored_logits = torch.tensor(predictions[[f"logit_{i}" for i in range(10)]].to_numpy())
     close(found, stored_logits)
@@ -110,7 +110,7 @@ def test_a_stored_trial_gives_the_predictions_that_were_stored(
         assert told in readme
     assert f"{record.metrics['score']:.4f}" in readme
     again = export_run(stored.uri, record.run_id, tmp_path / "again", merged=True)
-    close(shown(again.folder)["logits"](**split.batch(torch.arange(len(split)))), stored_logits)
+    close(elsewhere(again.folder).logits(**split.batch(torch.arange(len(split)))), stored_logits)
 
 
 def test_runs_that_cannot_be_exported(stored: Stored, tmp_path: Path) -> None:

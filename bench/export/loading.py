@@ -1,0 +1,211 @@
+"""Loads an export without the program that wrote it: `load(".")` in its folder.
+
+Needs torch, safetensors, transformers or timm, and peft unless the adapter was merged. All exports hold the
+same text of this file. What differs among them is data, in loading.json and the files beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+#: What `load` reads of a model: its class, its arguments and how it answers.
+SETTINGS = "loading.json"
+
+#: The state of a head that no module of the model can be.
+HEAD = "head.safetensors"
+
+#: The folder of the frozen model, where an export brings it.
+ORIGINAL = "original"
+
+
+def load(folder: str | Path = ".", original: str | Path | None = None) -> Export:
+    """Loads the export in a folder, in float32, for evaluation.
+
+    `original` is where the frozen model lies: a folder of transformers or a safetensors file of timm. Without
+    it, it is looked for where the export says. Raises ValueError for a model of another library.
+    """
+    folder = Path(folder)
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    builders = {"timm": _timm_model, "transformers": _transformers_model}
+    if settings["library"] not in builders:
+        raise ValueError(f"{folder / SETTINGS}: library should be one of {', '.join(builders)}")
+    model = builders[settings["library"]](folder, settings, original)
+    if not settings["merged"]:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder)
+    head = load_file(folder / HEAD) if (folder / HEAD).exists() else None
+    return Export(model.eval(), head, settings)
+
+
+class Export:
+    """A loaded model, with its head where that is beside it."""
+
+    def __init__(self, model: Any, head: dict[str, Tensor] | None, settings: dict[str, Any]) -> None:
+        self.model, self.head, self.settings = model, head, settings
+
+    @torch.no_grad()
+    def logits(self, **batch: Tensor) -> Tensor:
+        """Logits (batch, classes) of `pixel_values`, or of `input_ids` and `attention_mask`.
+
+        Of a model that answers by words they are the log-likelihoods of each class's words behind prompts,
+        which are padded on the right. Of one that writes its answers they are, (batch, 1), the log-likelihood
+        of the tokens that are `scored`, such as an answer's.
+        """
+        if "words" in self.settings:
+            return _likelihoods_of_words(self, **batch)
+        if "new_tokens" in self.settings:
+            return _likelihood_of_scored(self, **batch)
+        outputs = self.outputs(**batch)
+        if self.head is not None:
+            features = FEATURES[self.settings["features"]](outputs, batch)
+            return F.linear(features, self.head["weight"], self.head["bias"])
+        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
+        return logits
+
+    @torch.no_grad()
+    def write(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The tokens that a language model writes behind prompts, which are padded on the left."""
+        end = self.settings["end"]
+        written: Tensor = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=self.settings["new_tokens"],
+            eos_token_id=end,
+            pad_token_id=end,
+            # The likeliest token each time, whatever the checkpoint's generation_config asks for.
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+        )
+        return written[:, input_ids.shape[1] :]
+
+    def outputs(self, **batch: Tensor) -> Any:
+        """What the model itself returns; arguments that it does not take are left out."""
+        if self.settings["library"] == "timm":
+            return self.model(batch["pixel_values"])
+        inputs: dict[str, Any] = {name: batch[name] for name in self.settings["inputs"] if name in batch}
+        if self.settings["counts_positions"]:
+            # From the first token that is not padding.
+            inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        if self.settings["interpolates"]:
+            inputs["interpolate_pos_encoding"] = True
+        return self.model(**inputs)
+
+
+# --- models ---
+
+
+def _transformers_model(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Any:
+    import transformers
+
+    model_class = getattr(transformers, settings["model_class"])
+    if not issubclass(model_class, transformers.PreTrainedModel):
+        raise ValueError(f"{folder / SETTINGS}: model_class should be a model of transformers")
+    options = {**settings["arguments"], "dtype": torch.float32}
+    if settings["merged"]:
+        return model_class.from_pretrained(folder, **options)
+    if original is None and settings["repository"]:
+        return model_class.from_pretrained(settings["repository"], revision=settings["revision"], **options)
+    return model_class.from_pretrained(_place(folder, settings, original), **options)
+
+
+def _timm_model(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Any:
+    import timm
+
+    name, arguments = settings["architecture"], settings["arguments"]
+    if settings["merged"]:
+        model = timm.create_model(name, **arguments)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model
+    if original is None and settings["repository"]:
+        from huggingface_hub import hf_hub_download
+
+        file = hf_hub_download(settings["repository"], "model.safetensors", revision=settings["revision"])
+    else:
+        place = _place(folder, settings, original)
+        file = str(place / "model.safetensors" if place.is_dir() else place)
+    overlay = {"file": file, "custom_load": False}
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments).float()
+    if size := settings["resized"]:
+        model.set_input_size(img_size=(size, size))
+    return model
+
+
+def _place(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Path:
+    """Where the frozen model lies on this machine."""
+    return folder / settings["original"] if original is None else Path(original)
+
+
+# --- what the head beside a model reads: (batch, hidden) ---
+
+
+def mean_of_tokens(outputs: Any, batch: dict[str, Tensor]) -> Tensor:
+    states: Tensor = outputs.last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def last_token(outputs: Any, batch: dict[str, Tensor]) -> Tensor:
+    states, mask = outputs.last_hidden_state, batch["attention_mask"]
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    features: Tensor = states[torch.arange(len(states), device=mask.device), last]
+    return features
+
+
+def class_token(outputs: Any, batch: dict[str, Tensor]) -> Tensor:
+    features: Tensor = outputs.last_hidden_state[:, 0]
+    return features
+
+
+def pooled(outputs: Any, batch: dict[str, Tensor]) -> Tensor:
+    features: Tensor = outputs.pooler_output
+    return features
+
+
+#: By the name of the pooling in training.
+FEATURES = {
+    "mean_of_tokens": mean_of_tokens,
+    "mean_of_windows": mean_of_tokens,
+    "last_token": last_token,
+    "class_token": class_token,
+    "normed_class_token": pooled,
+    "pooled_by_attention": pooled,
+}
+
+
+# --- language models without a head ---
+
+
+def _likelihoods_of_words(
+    export: Export, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+) -> Tensor:
+    """The log-likelihood (batch, classes) of each class's words behind prompts."""
+    scores = []
+    for word in export.settings["words"]:
+        places = attention_mask.sum(1, keepdim=True) + torch.arange(len(word), device=input_ids.device)
+        tokens = torch.tensor(word, device=input_ids.device).expand(len(input_ids), -1)
+        ids = F.pad(input_ids, (0, len(word))).scatter(1, places, tokens)
+        mask = F.pad(attention_mask, (0, len(word))).scatter(1, places, 1)
+        logits = export.outputs(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
+        rows = torch.arange(len(ids), device=ids.device)[:, None]
+        scores.append(logits[rows, places - 1, tokens].sum(1))
+    return torch.stack(scores, 1)
+
+
+def _likelihood_of_scored(
+    export: Export, input_ids: Tensor, attention_mask: Tensor, scored: Tensor
+) -> Tensor:
+    """The log-likelihood (batch, 1) of the tokens that are `scored`."""
+    outputs = export.outputs(input_ids=input_ids, attention_mask=attention_mask)
+    logits = outputs.logits[:, :-1].float().log_softmax(-1)
+    likelihoods = logits.gather(2, input_ids[:, 1:, None])[:, :, 0]
+    return (likelihoods * scored[:, 1:]).sum(1, keepdim=True)
