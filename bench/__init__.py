@@ -6,7 +6,6 @@ What a notebook needs is here; each name is imported when it is first used.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from reports.report import write_report
     from reports.results import load_results
 
-__version__ = version("tensorpeft-bench")
+__version__: str
 
 __all__ = [
     "load_results",
@@ -51,6 +50,11 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # Its import is most of this package's, and an interrupt is not yet caught while it lasts.
+        from importlib.metadata import version
+
+        return version("tensorpeft-bench")
     if name not in _HOMES:
         raise AttributeError(f"module 'bench' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -98,12 +98,14 @@ def _options(
 
 
 def main() -> None:
-    """Runs the program."""
+    """Runs a command; `bench.__main__` is the program."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = lambda message, *_: err.print(f"[yellow]warning:[/yellow] {escape(str(message))}")
-    interrupts.install()
+    # Where an interrupt ends the evaluation of a string, as of annotations here, Python itself dies of it.
+    with interrupts.deferred():
+        program = typer.main.get_command(app)
     try:
-        app(prog_name="tensorbench")
+        program(prog_name="tensorbench")
     except SystemExit as end:
         # What typer makes of an interrupt.
         if end.code == 130:

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: once to close what is open and stop, twice to end at once."""
+"""Ctrl-C and SIGTERM: once to close what is open and stop, twice to end at once.
+
+An interrupt in the midst of a write or of an import is raised when that ends: a library may swallow it, leave
+a transaction open, or make an error of its own of it.
+"""
 
 from __future__ import annotations
 
@@ -10,47 +14,48 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds that an interrupt waits for the end of a write: a server may not answer at all.
 PATIENCE = 3
-#: Seconds after which an interrupt that Python swallowed is raised again.
+#: Seconds after which an interrupt that Python swallowed, or that came within an import, is raised again.
 AGAIN = 0.05
+
+#: Where the code of Python's own imports stands.
+_IMPORTER = "<frozen importlib._bootstrap>"
 
 #: How many writes of the main thread are going on, one within the other.
 _writing = 0
 #: Whether an interrupt is still to be raised: when a write ends, before the next one, or by the timer.
-_asked = False
+_pending = False
 
 
 def install() -> None:
-    """From here on the signals raise KeyboardInterrupt; in the midst of a write, they do so when it ends."""
+    """From here on the signals raise KeyboardInterrupt; in a write or an import, they do so when it ends."""
     for number in SIGNALS:
         signal.signal(number, _interrupt)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Lets a write of the main thread come to its end.
-
-    An interrupt within a transaction might be swallowed by a library, or leave the transaction open.
-    """
+    """Lets a write of the main thread come to its end."""
     global _writing
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     if not _writing:
-        _raise_asked()
+        raise_pending()
     _writing += 1
     try:
         yield
     finally:
         _writing -= 1
         if not _writing:
-            _raise_asked()
+            raise_pending()
 
 
-def _interrupt(number: int, frame: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     interrupted = time.monotonic()
     unraisable = sys.unraisablehook
 
@@ -68,27 +73,46 @@ def _interrupt(number: int, frame: object) -> None:
 
     for other in SIGNALS:
         signal.signal(other, end)
-    signal.signal(signal.SIGALRM, lambda *_: _raise_asked())
+    signal.signal(signal.SIGALRM, _retry)
     # Once Python has given up its handlers at its exit, the timer would kill the process.
     atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
     # A signal may come within a weakref callback, a `__del__` or the like, which let no exception out.
     sys.unraisablehook = ignored
     if _writing:
         _ask(PATIENCE)
+    elif _importing(frame):
+        _ask(AGAIN)
     else:
         raise KeyboardInterrupt
 
 
+def _retry(number: int, frame: FrameType | None) -> None:
+    """Raises an interrupt when its time has come, unless an import is still going on."""
+    if _importing(frame):
+        _ask(AGAIN)
+    else:
+        raise_pending()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTER:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _ask(seconds: float) -> None:
-    global _asked
-    _asked = True
+    global _pending
+    _pending = True
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _raise_asked() -> None:
-    global _asked
-    if _asked:
-        _asked = False
+def raise_pending() -> None:
+    """Raises KeyboardInterrupt for an interrupt that still waits."""
+    global _pending
+    if _pending:
+        _pending = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         raise KeyboardInterrupt
 

@@ -26,7 +26,7 @@ LOOK = 0.02
 def main(through: int, folder: Path) -> None:
     from multiprocessing import get_context
 
-    from bench.cli import main as command_line
+    from bench.__main__ import main as command_line
     from bench.execution import local
     from bench.execution.perform import Event
     from bench.plan.rows import Plan

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+
+import bench
 
 pytestmark = pytest.mark.processes
 
@@ -218,3 +222,76 @@ def test_failures_within_a_cleanup_do_not_interrupt_it() -> None:
 )
 def test_a_swallowed_interrupt_leaves_the_exit_alone(program: str, told: str) -> None:
     assert printed(SWALLOWED + program) == (told, 0)
+
+
+# --- while the program starts ---
+
+#: Sends the signal to its own process within the import of a module, as the first thing there.
+SITE = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPTED_IMPORT"]:
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.Signals[os.environ["INTERRUPTED_BY"]])
+
+sys.meta_path.insert(0, Interrupting())
+"""
+
+SUITE = """
+name: interrupted
+backbones: [tiny-random-vit]
+tasks: [{task: digits, train_size: 100, validation_size: 50, test_size: 50}]
+methods: [{method: lora, rank: 1}]
+seeds: [0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "how"),
+    [
+        *((module, "SIGINT") for module in ("bench.cli", "typer", "rich.console", "bench.commands.suites")),
+        *((module, "SIGINT") for module in ("bench.suite.load", "pydantic", "numpy", "torch")),
+        *((module, "SIGTERM") for module in ("typer", "numpy")),
+    ],
+)
+def test_an_interrupt_of_any_import_ends_the_program_in_order(module: str, how: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(SUITE)
+    places = [str(tmp_path), str(Path(bench.__file__).parents[1])]
+    named = {"PYTHONPATH": os.pathsep.join(places), "INTERRUPTED_IMPORT": module, "INTERRUPTED_BY": how}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "plan", str(suite)],
+        env={**os.environ, **named},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "stopped" in done.stderr
+
+
+IMPORTING = """
+import sys, time
+from bench.process import interrupts
+interrupts.install()
+try:
+    import careless
+    print("imported", flush=True)
+    time.sleep(1000)
+except KeyboardInterrupt:
+    print("closing", flush=True)
+"""
+
+
+def test_no_module_swallows_an_interrupt(tmp_path: Path) -> None:
+    (tmp_path / "careless.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    assert printed(f"import sys\nsys.path.append({str(tmp_path)!r})\n{IMPORTING}") in (
+        ("imported\nclosing\n", 0),
+        # The timer may be faster than the print.
+        ("closing\n", 0),
+    )
