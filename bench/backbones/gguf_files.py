@@ -11,6 +11,9 @@ from bench.backbones.base import MOST_KEYS
 from bench.backbones.huggingface import quiet
 from methods.errors import UserError, first_few
 
+#: How many values a header may hold: a vocabulary of a million tokens, four times over.
+MOST_VALUES = 1 << 23
+
 
 def convert_gguf(source: Path, target: Path, quantisation: str | None = None) -> None:
     """Writes the model and the tokenizer in a GGUF file to a folder, in float32.
@@ -51,10 +54,9 @@ def convert_gguf(source: Path, target: Path, quantisation: str | None = None) ->
 def _unembedding(source: Path) -> dict[str, Any]:
     """What the language model in a file turns its states to tokens by, unless its input embeddings do."""
     import torch
-    from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    layers = {tensor.name: tensor for tensor in GGUFReader(source).tensors}
+    layers = {tensor.name: tensor for tensor in _tensors(source)}
     if (layer := layers.get("output.weight")) is None:
         return {}
     return {"lm_head.weight": torch.tensor(dequantize(layer.data, layer.tensor_type))}
@@ -62,13 +64,13 @@ def _unembedding(source: Path) -> dict[str, Any]:
 
 def _quantisation(source: Path) -> str:
     """How most of a file's weights are quantised. Raises UserError for a kind that cannot be undone."""
-    from gguf import GGMLQuantizationType, GGUFReader
+    from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     weights: Counter[str] = Counter()
     try:
-        tensors = GGUFReader(source).tensors
-    except (ValueError, OSError, KeyError, IndexError) as error:
+        tensors = _tensors(source)
+    except (ValueError, OSError, KeyError, IndexError, OverflowError) as error:
         raise UserError(f"{source} is no GGUF file of a known quantisation: {error}") from error
     plain = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
     for tensor in tensors:
@@ -84,3 +86,24 @@ def _quantisation(source: Path) -> str:
     if not weights:
         raise UserError(f"{source} holds no weights")
     return weights.most_common(1)[0][0]
+
+
+def _tensors(source: Path) -> list[Any]:
+    """The tensors of a file. Raises ValueError for a header that asks for more than the file holds."""
+    import numpy as np
+    from gguf import GGUFReader
+
+    class Bounded(GGUFReader):
+        """Where the file ends, the package's own reader goes on reading nothing, as often as a count says."""
+
+        values = 0
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **options: Any) -> Any:
+            self.values += 1
+            if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
+                raise ValueError(f"its header asks for {count:,} values at byte {offset:,}, beyond its end")
+            if self.values > MOST_VALUES:
+                raise ValueError(f"its header holds more than {MOST_VALUES:,} values")
+            return super()._get(offset, dtype, count, *args, **options)
+
+    return Bounded(source).tensors

@@ -27,6 +27,7 @@ from bench.commands.options import (
     one_for_each,
     out,
 )
+from bench.process.visible import visible
 
 Reference = Annotated[
     str | None, typer.Option(metavar="METHOD", help="What methods are compared with, in place of LoRA.")
@@ -102,7 +103,8 @@ def show(
         raise typer.BadParameter(f"one trial at a time, or --cell with experiments; got {', '.join(what)}")
     trial = trial_contents(store, what[0])
     if suite:
-        typer.echo(trial.provenance.suite_text(), nl=False)
+        text = trial.provenance.suite_text().replace("\r\n", "\n")
+        typer.echo(visible(text), nl=False)
     elif as_json:
         echo_json(trial.as_dict())
     else:

@@ -25,6 +25,7 @@ from bench.execution.perform import Event, Report, ended, overdue, perform, prep
 from bench.execution.watch import BEAT, Watch
 from bench.plan.trial import Trial
 from bench.process.memory import MIB
+from bench.process.visible import visible
 from bench.training.loop import Pruned
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
@@ -255,7 +256,7 @@ def _died(process: SpawnProcess) -> str:
 def _serve(link: Connection, slot: Slot) -> None:
     """The whole life of a worker: it does what its driver asks, until one of the two ends."""
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"warning: {visible(str(message))}", file=sys.stderr)
     torch.set_num_threads(slot.threads)
     # What was imported is no garbage, which every trial collects.
     gc.freeze()

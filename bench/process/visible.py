@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 
-#: What moves a terminal's cursor or colours it, and what turns the direction of text around, so that a name
-#: reads as another one.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+#: What moves a terminal's cursor or colours it, what turns the direction of text around or cannot be seen, so
+#: that a name reads as another one, and halves of characters, which no file and no terminal takes.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 
 
 def visible(text: str) -> str:
     r"""The text with controls as `\u202e`; tabs and ends of lines stay."""
-    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _HIDDEN.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def markdown_text(text: str) -> str:

@@ -20,12 +20,21 @@ def decoded(content: bytes) -> NDArray[np.uint8]:
     """The image in RGB (height, width, 3), turned as its EXIF data say; transparency is left out.
 
     Raises ValueError for what is in none of the formats, is not whole, has more pixels than PIL takes for an
-    image, or more than 8 bits a channel, which RGB would cut off.
+    image, more than 8 bits a channel, which RGB would cut off, or several pictures, as an animation has.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+            # A photograph's second picture (MPO) is a preview, or for the other eye.
+            if image.format != "MPO" and getattr(image, "is_animated", False):
+                raise ValueError(
+                    "it holds several pictures, as an animation does; save the one that is meant"
+                )
+            # Of colours PIL keeps the upper 8 bits and says so nowhere else.
+            layouts = [str(tile[3]) for tile in getattr(image, "tile", ())]
+            if image.format in ("PNG", "TIFF") and any(";16" in layout for layout in layouts):
+                raise ValueError("it has 16 bits a channel; save it with 8 bits a channel")
             image.load()
             if image.mode not in MODES:
                 raise ValueError(f"its mode is {image.mode}; save it with 8 bits a channel")

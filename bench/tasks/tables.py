@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from methods.errors import UserError, did_you_mean, shown
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 #: A row of a CSV file may not be longer than this, in bytes.
 BLOCK = 1 << 22
+
+#: Half of a character beyond the first 65,536, of which JSON may name one alone, and UTF-8 has none.
+_HALF = re.compile("[\ud800-\udfff]")
 
 #: How many rows are read at once where the format does not say it.
 ROWS = 10_000
@@ -47,8 +51,8 @@ def read_csv(file: Path, wanted: Sequence[str]) -> Table:
     from pyarrow import csv as arrow
 
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    with _reading(file):
-        with file.open(encoding="utf-8-sig", newline="") as stream:
+    with _reading(file, lambda: _csv_fault(file, delimiter)):
+        with _long_fields(), file.open(encoding="utf-8-sig", newline="") as stream:
             have = next(csv.reader(stream, delimiter=delimiter), [])
             # Not by Python's csv, which refuses long texts that pyarrow reads.
             rows = any(line.strip("\r\n") for line in stream)
@@ -61,7 +65,7 @@ def read_csv(file: Path, wanted: Sequence[str]) -> Table:
     def parts(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         if not rows:
             return
-        with _reading(file):
+        with _reading(file, lambda: _undecodable_line(file) or _csv_fault(file, delimiter)):
             yield from arrow.open_csv(
                 file,
                 # Threads would read far ahead. The names may take several lines, which are one row.
@@ -91,6 +95,40 @@ def _csv_line(file: Path, delimiter: str, row: int) -> int:
                 return ended + 1
             ended = reader.line_num
     return ended
+
+
+def _csv_fault(file: Path, delimiter: str) -> str:
+    """The first line that pyarrow cannot read, and why, as the end of a message; empty where none is."""
+    with _long_fields(), file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader, begun = csv.reader(_lines_of(stream), delimiter=delimiter), 1
+        try:
+            for fields in reader:
+                size = sum(len(field.encode(errors="surrogateescape")) for field in fields)
+                if size > BLOCK:
+                    return f", line {begun}: the row is longer than {BLOCK:,} bytes"
+                begun = reader.line_num + 1
+        except csv.Error as error:
+            return f", line {begun}: {error}"
+    return ""
+
+
+def _lines_of(stream: TextIO) -> Iterator[str]:
+    """Lines, of which none is longer than a row may be. Raises csv.Error."""
+    while line := stream.readline(BLOCK + 1):
+        if len(line) > BLOCK:
+            raise csv.Error(f"the row is longer than {BLOCK:,} bytes")
+        yield line
+
+
+def _undecodable_line(file: Path) -> str:
+    """The first line that is not in UTF-8, as the end of a message; empty where all are."""
+    number = 1
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        while part := stream.readline(BLOCK):
+            if _HALF.search(part):
+                return f", line {number}: it is not in UTF-8"
+            number += part.endswith("\n")
+    return ""
 
 
 @contextmanager
@@ -187,6 +225,11 @@ def _as_arrow(
             array = pa.array(values, pa.string() if name in texts else None)
             types[name] = _wider(before, array.type)
             made[name] = array.cast(types[name])
+        except UnicodeEncodeError as error:
+            halved = [_HALF.search(json.dumps(value, ensure_ascii=False)) is not None for value in values]
+            line = numbers[halved.index(True)]
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise UserError(f"{file}, line {line}: column '{name}' has half a character, {half}") from error
         except (pa.ArrowException, OverflowError) as error:
             raise UserError(
                 f"{file}, lines {numbers[0]} to {numbers[-1]}: the values of column '{name}' are not of one "
@@ -268,16 +311,21 @@ def check_columns(where: str, wanted: Iterable[str], have: list[str]) -> None:
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Inside, whatever pyarrow and datasets say of a file becomes a UserError that names it."""
+def _reading(file: Path, fault: Callable[[], str] = str) -> Iterator[None]:
+    """Inside, whatever pyarrow and datasets say of a file becomes a UserError that names it.
+
+    `fault` finds the line to be named after the file, and what is wrong there; empty where it finds none.
+    """
     from pyarrow import ArrowException
 
     try:
         yield
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not in UTF-8: {error.reason} at byte {error.start}") from error
+        at = _undecodable_line(file) or f" is not in UTF-8: {error.reason} at byte {error.start}"
+        raise UserError(f"{file}{at}") from error
     except (OSError, ValueError, KeyError, TypeError, csv.Error, ArrowException) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        at = fault()
+        raise UserError(f"{file}{at}" if at else f"{file} cannot be read: {error}") from error
 
 
 def is_text(kind: pa.DataType) -> bool:

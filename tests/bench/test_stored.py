@@ -170,3 +170,15 @@ def test_an_id_of_none_and_the_beginning_of_several_are_told(ran: Ran, call: Cal
     assert "'abc' is the beginning of several" in ambiguous.err
     assert first in ambiguous.err
     assert second in ambiguous.err
+
+
+def test_the_text_of_a_suite_commands_no_terminal(
+    ran: Ran, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wild = "# \u202egnihtemos\u202c \x1b[2J\x9b1m \u200b\ud800 \U000e0041\r\nname: toy\ttoo\n"
+    monkeypatch.setattr("reports.provenance.Provenance.suite_text", lambda _: wild)
+    record = ran.by_method("LoRA")
+    shown = call("show", record.trial_id, "--suite", "--store", ran.uri).out
+    assert shown == (
+        r"# \u202egnihtemos\u202c \u001b[2J\u009b1m \u200b\ud800 \U000e0041" + "\nname: toy\ttoo\n"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -55,6 +56,42 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         finish(writer)
         with pytest.raises(UserError, match=said or "its weights are Q8_0, the backbone is named after Q4_1"):
             convert_gguf(file, tmp_path, "Q4_1")
+
+
+def _header(tensors: int, fields: int, *rest: tuple[str, int | bytes]) -> bytes:
+    values = [struct.pack(f"<{form}", value) for form, value in rest]
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, fields) + b"".join(values)
+
+
+_ARRAY = (("Q", 1), ("c", b"a"), ("I", gguf.GGUFValueType.ARRAY))
+
+HEADERS = {
+    "an array of a field": _header(0, 1, *_ARRAY, ("I", gguf.GGUFValueType.UINT8), ("Q", 1 << 63)),
+    "arrays in an array": _header(
+        0, 1, *_ARRAY, ("I", gguf.GGUFValueType.ARRAY), ("Q", 1 << 63), ("I", 0), ("Q", 0)
+    ),
+    "a name": _header(0, 1, ("Q", 1 << 62)),
+    "fields": _header(0, 1 << 60),
+    "tensors": _header(1 << 60, 0),
+    "dimensions": _header(1, 0, ("Q", 1), ("c", b"a"), ("I", 1 << 31)),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_no_count_of_a_header_is_believed_beyond_the_file(tmp_path: Path, header: bytes) -> None:
+    """Where the file ends, the package's reader would read nothing as many times as the count says."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(header)
+    with pytest.raises(UserError, match=r"model\.gguf is no GGUF file .*beyond its end"):
+        convert_gguf(file, tmp_path)
+
+
+def test_a_header_of_very_many_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.backbones.gguf_files.MOST_VALUES", 1000)
+    values = _header(0, 1, *_ARRAY, ("I", gguf.GGUFValueType.UINT8), ("Q", 2000)) + bytes(2000)
+    (tmp_path / "model.gguf").write_bytes(values)
+    with pytest.raises(UserError, match="more than 1,000 values"):
+        convert_gguf(tmp_path / "model.gguf", tmp_path)
 
 
 def test_a_decoder_without_padding_token_pads_by_the_one_that_ends_a_text(tmp_path: Path) -> None:

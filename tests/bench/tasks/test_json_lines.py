@@ -18,6 +18,14 @@ JSON: dict[str, tuple[list[Any], str]] = {
     "no text": ([{"body": "a", "stars": 1}, {"body": 5}], "line 5: column 'body' should hold texts, got 5"),
     "a hole": ([{"body": "a", "stars": 1}, {"body": "b"}], "line 5: no value in column 'stars'"),
     "no column": ([{"bodi": "a", "stars": 1}], "has no column 'body': did you mean 'bodi'"),
+    "half a character in a text": (
+        [{"body": "a", "stars": 1}, {"body": "b\ud83d", "stars": 2}],
+        r"line 5: column 'body' has half a character, \\ud83d",
+    ),
+    "half a character in a label": (
+        [{"body": "a", "stars": "x"}, {"body": "b", "stars": "\ud83d"}],
+        "line 5: column 'stars' has half a character",
+    ),
     "two kinds": (
         [{"body": "a", "stars": 1}, {"body": "b", "stars": "x"}],
         "lines 3 to 5: .* 'stars' are",

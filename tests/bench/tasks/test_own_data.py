@@ -223,6 +223,30 @@ def test_what_cannot_be_is_refused_by_its_line(tmp_path: Path, case: str) -> Non
         reviews(tmp_path, content, **more)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (b"half \xed\xa0\x80,1\n", "it is not in UTF-8"),
+        (b"latin \xe9,1\n", "it is not in UTF-8"),
+        (b"x" * (3 << 22) + b",1\n", "longer than"),
+        (b'"' + b"many lines\n" * (1 << 20) + b'",1\n', "larger than"),
+    ],
+    ids=["half a character", "another encoding", "a huge cell", "a huge cell of many lines"],
+)
+@pytest.mark.parametrize("before", [2, 100_000])
+def test_a_row_that_no_reader_takes_is_named(tmp_path: Path, row: bytes, message: str, before: int) -> None:
+    """Few rows before it are read with the names of the columns, many are not."""
+    (tmp_path / "r.csv").write_bytes(b"body,stars\n" + b"a,1\n" * before + row + b"b,0\n")
+    with pytest.raises(UserError, match=f"r.csv, line {before + 2}: .*{message}"):
+        task(tmp_path, csv="r.csv", text="body", label="stars")
+
+
+def test_a_huge_name_of_a_column_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes(b"body,stars," + b"x" * (3 << 22) + b"\na,1,2\n")
+    with pytest.raises(UserError, match=r"r.csv, line 1: .*longer than"):
+        task(tmp_path, csv="r.csv", text="body", label="stars")
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "hub"])
 @pytest.mark.parametrize(
     ("column", "hole"), [("body", ""), ("body", " \u00a0"), ("stars", " "), ("who", " ")]

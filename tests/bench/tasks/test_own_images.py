@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 from PIL import Image
 
 from bench.tasks import Task, prepare
+from bench.tasks.pictures import decoded
 from methods.errors import UserError
 
 from .toy_tasks import IMAGES, pictures, splits, task
@@ -88,7 +92,7 @@ def test_images_lie_in_their_folder_and_are_images(tmp_path: Path, own_cache: Pa
     with pytest.raises(UserError, match=r"a/0.png cannot be read: it is no image"):
         prepare(task(tmp_path, images="x"), IMAGES)
     Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(tmp_path / "x" / "a" / "0.png")
-    with pytest.raises(UserError, match="its mode is I;16; save it with 8 bits a channel"):
+    with pytest.raises(UserError, match=r"a/0.png cannot be read: .*save it with 8 bits a channel"):
         prepare(task(tmp_path, images="x"), IMAGES)
 
 
@@ -99,3 +103,40 @@ def test_a_table_never_names_an_image_elsewhere(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(images), tmp_path / "i.parquet")
     with pytest.raises(UserError, match=r"i.parquet, row 1: image has no .*paths and addresses are not fol"):
         task(tmp_path, parquet="i.parquet", image="image", label="label")
+
+
+def png_of_16_bits() -> bytes:
+    """A PNG in RGB as the standard has it, since PIL writes none of 16 bits."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    rows = b"".join(b"\0" + bytes(range(48)) for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_colours_of_16_bits_are_refused_by_their_file(tmp_path: Path, own_cache: Path) -> None:
+    pictures(tmp_path / "x", "a", "b")
+    (tmp_path / "x" / "b" / "1.png").write_bytes(png_of_16_bits())
+    with pytest.raises(UserError, match=r"b/1.png cannot be read: .*16 bits a channel"):
+        prepare(task(tmp_path, images="x"), IMAGES)
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_several_pictures_in_a_file_are_refused(tmp_path: Path, own_cache: Path, form: str) -> None:
+    pictures(tmp_path / "x", "a", "b")
+    first, second = (Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (20, 200))
+    first.save(tmp_path / "x" / "b" / "1.png", form, save_all=True, append_images=[second])
+    with pytest.raises(UserError, match=r"b/1.png cannot be read: .*several pictures"):
+        prepare(task(tmp_path, images="x"), IMAGES)
+
+
+def test_a_photograph_with_a_preview_is_one_picture() -> None:
+    first, second = (Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (20, 200))
+    content = io.BytesIO()
+    first.save(content, "MPO", save_all=True, append_images=[second])
+    assert decoded(content.getvalue()).mean() == pytest.approx(20, abs=1)
