@@ -5,7 +5,9 @@ What a notebook needs is here; each name is imported when it is first used.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +44,29 @@ _HOMES = {
     "load_results": "reports.results",
     "write_report": "reports.report",
 }
+
+
+def _refuse_hidden(*packages: str) -> None:
+    """Raises ImportError where a folder or a file of another project is found in place of a package of ours.
+
+    A notebook or a script finds first what lies beside it.
+    """
+    home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    for name in packages:
+        spec = find_spec(name)
+        if spec is None:
+            continue
+        place = next(iter(spec.submodule_search_locations or ()), spec.origin) or ""
+        if os.path.dirname(os.path.realpath(place)) != home:
+            # By this name `python -m bench` shows the message alone.
+            raise ImportError(
+                f"{place} hides the package '{name}' of tensorpeft-bench: rename it, or start Python in "
+                "another folder",
+                name=__name__,
+            )
+
+
+_refuse_hidden("methods", "baselines", "reports")
 
 
 def __dir__() -> list[str]:

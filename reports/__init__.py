@@ -1,0 +1,14 @@
+"""From stored records to statistics, figures, pages and a site."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+# Where a folder of another project hides `bench`, what is there cannot say so itself.
+_bench = find_spec("bench")
+if _bench is not None:
+    _place = Path(next(iter(_bench.submodule_search_locations or ()), _bench.origin) or "").resolve()
+    if _place.parent != Path(__file__).resolve().parents[1]:
+        raise ImportError(
+            f"{_place} hides the package 'bench' of tensorpeft-bench: rename it, or start Python in another "
+            "folder"
+        )

@@ -28,6 +28,9 @@ _CHOICES = {
 #: What timm's models are built with beside what shapes them: where and in which precision is said here.
 _NO_MODEL_ARGUMENTS = {"self", "device", "dtype"}
 
+#: The kinds of parameters that have a name of their own.
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
 
 def refuse_choices(file: Path, settings: dict[str, Any]) -> None:
     """Raises UserError, with the field named, for a config.json that chooses code or other weights.
@@ -86,7 +89,7 @@ def _arguments_of_timm(architecture: str) -> list[str]:
         if "__init__" not in vars(each):
             continue
         parameters = inspect.signature(vars(each)["__init__"]).parameters.values()
-        names += [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        names += [one.name for one in parameters if one.kind in _NAMED]
         # Only what it passes on is an argument of its bases.
         if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
             break

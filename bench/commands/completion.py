@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import typer
 
 #: What typer asks for a parameter: the words that may stand in the place of what was typed so far.
 Complete = Callable[[typer.Context, str], list[str]]
+
+#: Words of a suite or a folder that are offered. zsh evaluates the list that it gets, and any shell puts a
+#: word on the command line as it is.
+_PLAIN = re.compile(r"[\w .,:@/+=~-]+")
 
 #: The fields of a suite whose rows have a name, and the field of a row that has it.
 FIELDS = {"tasks": "task", "methods": "method", "backbones": "name"}
@@ -34,7 +39,7 @@ def suite_files(context: typer.Context, incomplete: str) -> list[str]:
     return [
         folder + slash + path.name + "/" * path.is_dir()
         for path in found
-        if path.name.startswith(start) and _maybe_suite(path)
+        if path.name.startswith(start) and _PLAIN.fullmatch(path.name) and _maybe_suite(path)
     ]
 
 
@@ -45,7 +50,7 @@ def of_suite(field: str) -> Complete:
         # What was typed before the last comma stays.
         before, comma, last = incomplete.rpartition(",")
         names = dict.fromkeys(_names(_suite(context), field))
-        return [before + comma + name for name in names if name.startswith(last)]
+        return [before + comma + name for name in names if name.startswith(last) and _PLAIN.fullmatch(name)]
 
     return complete
 

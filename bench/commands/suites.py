@@ -240,6 +240,9 @@ def fetch(
     """
     from bench.fetch import fetch as fetch_suite
 
-    lock = fetch_suite(suite, update=update, notify=lambda what: err.print(f"{what} …", highlight=False))
+    def notify(step: str) -> None:
+        err.print(f"{step} …", markup=False, highlight=False)
+
+    lock = fetch_suite(suite, update=update, notify=notify)
     locked = "it uses no hub repository" if lock is None else f"its hub repositories are locked in {lock}"
-    out.print(f"All that {suite} needs is here; {locked}.", highlight=False, soft_wrap=True)
+    out.print(f"All that {suite} needs is here; {locked}.", markup=False, highlight=False, soft_wrap=True)

@@ -108,7 +108,7 @@ def _transformers_model(folder: Path, settings: dict[str, Any], original: str | 
     import transformers
 
     model_class = getattr(transformers, settings["model_class"])
-    if not issubclass(model_class, transformers.PreTrainedModel):
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise ValueError(f"{folder / SETTINGS}: model_class should be a model of transformers")
     options = {**settings["arguments"], "dtype": torch.float32}
     if settings["merged"]:

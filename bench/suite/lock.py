@@ -12,6 +12,7 @@ from pydantic import Field
 
 from bench.backbones import BackboneSpec
 from bench.process.files import written_whole
+from bench.process.visible import visible
 from bench.sources.hub import LockedFiles
 from bench.suite.rows import TaskRow
 from bench.suite.suite import Suite
@@ -91,8 +92,9 @@ class Lock(Frozen):
 
     def write(self, path: Path, suite: Path) -> None:
         """Writes the lock in one step. Raises UserError where it cannot be written."""
+        name = " ".join(visible(suite.name).split())
         head = (
-            f"# Written by `tensorbench fetch {suite.name}`: the commits and files (sha256) it uses.\n"
+            f"# Written by `tensorbench fetch {name}`: the commits and files (sha256) it uses.\n"
             "# Keep it beside the suite; every plan and run of the suite obeys it.\n"
         )
         try:

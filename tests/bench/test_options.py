@@ -152,6 +152,19 @@ def test_the_shell_completes_what_the_suite_names(
         assert complete(f"tensorbench run {unreadable} --task ") == []
 
 
+def test_no_word_of_a_strangers_files_is_a_command_to_the_shell(
+    complete: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wild = ['a\\";touch ran;"', "a`touch ran`", "a;touch ran", "a$(touch ran)", "a\nb", "a'b"]
+    (tmp_path / "suite.yaml").write_text(json.dumps({"tasks": [*wild, "a-task"], "methods": wild}))
+    for name in wild:
+        (tmp_path / f"suite-{name}.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert complete("tensorbench run su") == ["suite.yaml"]
+    assert complete("tensorbench run suite.yaml --task a") == ["a-task"]
+    assert complete("tensorbench run suite.yaml --method a") == []
+
+
 @pytest.mark.processes
 def test_completing_names_of_methods_needs_no_torch() -> None:
     program = """

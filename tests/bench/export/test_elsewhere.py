@@ -272,6 +272,18 @@ def test_every_export_holds_the_same_python_and_the_same_code(case: Callable[...
     assert texts == {(code, Path(loading.__file__).read_text())}
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("library", "os"), ("model_class", "AutoModel"), ("model_class", "pipeline")]
+)
+def test_what_is_loaded_is_a_model_of_a_library(case: Callable[..., Case], field: str, value: str) -> None:
+    made = case("tiny-random-vit")
+    made.export(made.attach(METHODS["lora"]))
+    file = made.folder / "loading.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(ValueError, match=field):
+        made.loaded()
+
+
 def test_names_of_others_are_text_on_an_export_s_page(case: Callable[..., Case]) -> None:
     made = case("tiny-random-vit")
     wild = "a|b\n```python\nimport os\n```\n<script>\u202e`x`"

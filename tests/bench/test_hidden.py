@@ -1,0 +1,83 @@
+"""A folder of a user's that has the name of a package of ours is named when ours is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bench
+
+pytestmark = pytest.mark.processes
+
+HOME = str(Path(bench.__file__).parents[1])
+
+#: As an editable installation finds our packages: after all that lies in a folder of `sys.path`, but for
+#: `bench`, which has to be found here for the others to be looked for.
+EDITABLE = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Editable:
+    def __init__(self, *packages):
+        self.packages = packages
+
+    def find_spec(self, name, path=None, target=None):
+        return PathFinder.find_spec(name, [{HOME!r}]) if name in self.packages else None
+
+finders = [one for one in sys.meta_path if not getattr(one, "__module__", "").startswith("__editable__")]
+sys.meta_path[:] = [Editable("bench"), *finders, Editable("methods", "baselines", "reports")]
+import bench
+"""
+
+
+def python(folder: Path, *arguments: str, path: str = HOME) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("kind", ["package", "module", "folder"])
+@pytest.mark.parametrize("name", ["methods", "baselines", "reports"])
+def test_what_hides_a_package_is_named_on_import(tmp_path: Path, name: str, kind: str) -> None:
+    place = tmp_path / name
+    if kind == "module":
+        place = tmp_path / f"{name}.py"
+        place.write_text("")
+    else:
+        place.mkdir()
+        if kind == "package":
+            (place / "__init__.py").write_text("")
+    program, path = (EDITABLE, "") if kind == "folder" else ("import bench", HOME)
+    ended = python(tmp_path, "-c", program, path=path)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {place} hides the package '{name}'")
+    assert "rename it" in last
+
+
+def test_the_program_says_it_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "methods.py").write_text("")
+    ended = python(tmp_path, "-m", "bench", "--version")
+    assert ended.returncode != 0
+    assert f"{tmp_path / 'methods.py'} hides the package 'methods'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_hidden_bench_is_recognised_by_the_reports(tmp_path: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").write_text("")
+    ended = python(tmp_path, "-c", "import reports")
+    assert ended.returncode == 1
+    assert f"{tmp_path / 'bench'} hides the package 'bench'" in ended.stderr.splitlines()[-1]
+
+
+def test_other_folders_hide_nothing(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    # A folder without Python in it does not, where ours are installed as packages.
+    (tmp_path / "reports").mkdir()
+    assert python(tmp_path, "-c", "import bench, reports, methods, baselines").returncode == 0
