@@ -105,17 +105,22 @@ class Export:
 
 
 def _transformers_model(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Any:
-    import transformers
-
-    model_class = getattr(transformers, settings["model_class"])
-    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-        raise ValueError(f"{folder / SETTINGS}: model_class should be a model of transformers")
+    model_class = _model_class(settings["model_class"])
     options = {**settings["arguments"], "dtype": torch.float32}
     if settings["merged"]:
         return model_class.from_pretrained(folder, **options)
     if original is None and settings["repository"]:
         return model_class.from_pretrained(settings["repository"], revision=settings["revision"], **options)
     return model_class.from_pretrained(_place(folder, settings, original), **options)
+
+
+def _model_class(name: str) -> Any:
+    import transformers
+
+    found = getattr(transformers, name)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(f"{SETTINGS}: model_class should be a model of transformers, got {name!r}")
+    return found
 
 
 def _timm_model(folder: Path, settings: dict[str, Any], original: str | Path | None) -> Any:
