@@ -24,6 +24,7 @@ from bench.wire.words import Kind, Measure, Status, Tag
 from methods import UserError
 from methods.errors import shown
 from reports.artifacts import ablations
+from reports.guards import guards
 from reports.inference.intervals import LEAST_SEEDS, of_each, t_half
 from reports.part import Part
 from reports.study import FLOOR, OWN_SIZE, Experiment, PlannedCell, Seed, Study, TableRow
@@ -168,6 +169,7 @@ def _notes(experiment: Experiment) -> Iterator[str]:
         yield f"{name}: {experiment.duplicates} finished run(s) repeat a trial; the first one counts."
     for _, said in changed_plugins(records[id_] for id_ in experiment.trials if id_ in records):
         yield f"{name}: {said}."
+    yield from (f"{name}: {warning}" for warning in guards(experiment))
 
 
 def _cut_prompts(cells: pd.DataFrame) -> Iterator[str]:

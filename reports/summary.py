@@ -9,6 +9,7 @@ import pandas as pd
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.wire.plan import StoredPlan
+from reports.guards import guards
 from reports.reading import tabulate
 from reports.study import Experiment, TableRow
 
@@ -20,6 +21,8 @@ class Summary:
     closing: str
     cells: pd.DataFrame
     seeds: pd.DataFrame
+    #: Signs that a training did not work.
+    warnings: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -41,4 +44,4 @@ def summarise(store: Store, plan: StoredPlan) -> Summary:
         records=latest(store.records()),
         duplicates=0,
     )
-    return Summary(plan.closing, *tabulate([experiment]))
+    return Summary(plan.closing, *tabulate([experiment]), tuple(guards(experiment)))

@@ -109,7 +109,7 @@ def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -
     run.end(
         finished(
             Outcome(
-                Trained(2, 2, 0.5, 10.0),
+                Trained(2, 2, 0.5, 0.5, 10.0),
                 Evaluation(torch.eye(2), 0.5, 0.5, np.arange(2)),
                 torch.arange(2),
                 torch.arange(2),

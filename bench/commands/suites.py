@@ -196,6 +196,7 @@ def plan(
     """
     from bench.execution import choose_device
     from bench.forecast import forecast
+    from bench.plan.coverage import shared_points, tuning_notes
     from bench.plan.make import make_plan
     from bench.suite.load import load_suite
     from bench.terminal.plans import print_forecast, print_plan, print_power
@@ -219,7 +220,11 @@ def plan(
 
         found = suite_power(made, store, sd, matters)
     if as_json:
-        told = made.stored().model_dump(mode="json") | {"forecast": expected.model_dump(mode="json")}
+        told = made.stored().model_dump(mode="json") | {
+            "tuning_points": [point.model_dump(exclude_none=True) for point in shared_points(made)],
+            "tuning_warnings": tuning_notes(made),
+            "forecast": expected.model_dump(mode="json"),
+        }
         echo_json(told | ({"power": [one.as_dict() for one in found]} if power else {}))
         return
     print_plan(out, made)

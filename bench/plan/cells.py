@@ -66,7 +66,7 @@ class Cell:
         wanted = self.task.input(self.info.input)
         return not (isinstance(wanted, TextInput) and wanted.answers_by_words)
 
-    def tunable(self, grids: Mapping[str, Sequence[float] | None]) -> Grids:
+    def tunable(self, grids: Grids) -> Grids:
         """The grids of learning rates and scale that mean something to this cell."""
         parameters = self.method.count(self.info.geometry)
         return applicable(

@@ -12,11 +12,6 @@ from bench.suite.suite import Suite
 from methods import UserError
 from methods.errors import shown
 
-#: Of the points that equal tuning tries. With this one the default grids begin with rates that several
-#: methods were published with (1e-3 for adapter and head), at the published scale, and over the first 7 to 12
-#: points no two axes have a correlation above 0.24.
-TUNING_SEED = 29856
-
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
     """Resolves a suite. `device`, cpu or cuda, decides what precision `auto` is, and so a trial's id.
@@ -61,7 +56,7 @@ def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
     rows: list[Row] = []
     trials: list[Trial] = []
     candidates: list[Candidate] = []
-    for setting in points(grids, tuning.trials, TUNING_SEED, published(cell.method)):
+    for setting in points(tuning.grids, grids, tuning.trials, published(cell.method)):
         tried = {
             seed: cell.trial(seed, "validation", setting=setting, epochs=tuning.epochs)
             for seed in tuning.seeds
@@ -75,6 +70,8 @@ def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
         trials=len(candidates),
         epochs=tuning.epochs or cell.recipe.epochs,
         seeds=tuning.seeds,
+        grids={axis: tuple(grid) for axis, grid in grids.items()},
+        by=tuning.by,
         ids=tuple(trial.id for trial in trials),
     )
     waiting = dict.fromkeys(cell.suite.seeds)

@@ -88,14 +88,12 @@ class Row(Frozen):
         # Rounded, or a count that is just so far off would be beyond by the last digit of a float.
         return round(abs(self.ratio - 1), 12) <= self.budget.tolerance
 
-    def tuned(self, choice: Choice, grids: Mapping[str, Sequence[float] | None]) -> Row:
-        """The row with the setting that its tuning has chosen from these grids, and its trials."""
+    def tuned(self, choice: Choice) -> Row:
+        """The row with the setting that its tuning has chosen, and its trials."""
         assert self.tuning is not None
         candidate = choice.candidate
         chosen = candidate.setting.model_dump(exclude_none=True)
-        edge = candidate.setting.edges(
-            {axis: grid for axis, grid in grids.items() if grid and axis in chosen}
-        )
+        edge = candidate.setting.edges(self.tuning.grids)
         tuning = self.tuning.model_copy(update={"chosen": chosen, "edge": edge, "tied": choice.tied})
         trials = {seed: candidate.final[seed].id for seed in self.trials}
         return self.model_copy(update={"trials": trials, "tuning": tuning})
@@ -175,10 +173,9 @@ class Plan(Frozen):
     def with_choices(self, chosen: Mapping[int, Choice]) -> Plan:
         """The plan with the final trials of what tuning has chosen; the keys are indices of `rows`."""
         rows, trials = list(self.rows), {trial.id: trial for trial in self.trials}
-        grids = self.suite.tuning.grids if self.suite.tuning else {}
         new: list[tuple[tuple[int, int], Trial]] = []
         for index, choice in chosen.items():
-            rows[index] = rows[index].tuned(choice, grids)
+            rows[index] = rows[index].tuned(choice)
             final = choice.candidate.final
             new += [((self.suite.seeds.index(seed), index), final[seed]) for seed in rows[index].trials]
         for trial in in_order(new):

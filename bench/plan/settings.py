@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import lcm, prod
-from random import Random
+import math
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
+from itertools import combinations, product
+from math import prod
 from typing import Any
+
+import numpy as np
 
 from bench.suite.choosing import AXES
 from bench.suite.recipe import Recipe
@@ -14,10 +18,8 @@ from methods.validation import Frozen, validate
 
 #: The axes whose values are factors.
 RATIOS = ("scale", "core_lr")
-#: The axes in the order in which points are made. An axis that some methods lack comes late, so that the
-#: others have the same values in all methods.
-SHARED_FIRST = ("lr", "head_lr", "scale", "core_lr")
 
+#: The values that may be tried, by axis; an axis that stays as the suite has it is absent.
 Grids = Mapping[str, Sequence[float]]
 
 
@@ -72,7 +74,7 @@ class Setting(Frozen):
 
 
 def applicable(
-    grids: Mapping[str, Sequence[float] | None],
+    grids: Grids,
     method: Method,
     parameters: int,
     *,
@@ -96,7 +98,7 @@ def applicable(
         without.add("core_lr")
     if not has_head:
         without.add("head_lr")
-    return {axis: grid for axis, grid in grids.items() if grid is not None and axis not in without}
+    return {axis: grid for axis, grid in grids.items() if axis not in without}
 
 
 def published(method: Method) -> Setting:
@@ -109,51 +111,58 @@ def published(method: Method) -> Setting:
     )
 
 
-def points(grids: Grids, count: int, seed: int, first: Setting) -> list[Setting]:
-    """`count` different points of the grids, or all of them if there are no more; the same for the same seed.
+def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> list[Setting]:
+    """`count` different points of these axes of the grids, or all of them if there are no more.
 
-    They cover every axis evenly: each of its values stands as often as any other, or once more. Fewer points
-    are always the first ones of more. All are known before the first trial starts, so that their trials can
-    run in any order on any number of machines. Methods with other axes get the same points without what they
-    lack, as far as these still differ.
-
-    What `first` sets is in the first point. Where the grids have it, each axis begins with it, in exchange
-    for the value with which it would have begun. Otherwise it makes a point of its own, before those of the
-    grids, and the evenness is that of the others.
+    The first is `first`, on the grids or not; an axis that it leaves open has the middle of its grid. The
+    others are the design of all grids, the same for every method: axes that a method lacks are dropped, and
+    with them the points that no longer differ. Fewer points are always the first ones of more, and all are
+    known before the first trial starts.
     """
-    orders = {axis: _shuffled(grids[axis], f"{seed} {axis}") for axis in SHARED_FIRST if axis in grids}
-    start = {axis: getattr(first, axis) or order[0] for axis, order in orders.items()}
-    own: list[Setting] = []
-    if all(value in orders[axis] for axis, value in start.items()):
-        orders = {axis: _beginning(order, start[axis]) for axis, order in orders.items()}
-    else:
-        own.append(Setting.model_validate(start))
-    size = prod(map(len, orders.values()))
-    return own + [_point(orders, number) for number in range(min(count - len(own), size))]
+    kept = [axis for axis in grids if axis in axes]
+    sizes = tuple(map(len, grids.values()))
+    drawn, whole = count, prod(sizes)
+    while True:
+        cells = design(sizes, min(drawn, whole))
+        settings = [
+            Setting(
+                **{axis: grids[axis][place] for axis, place in zip(grids, cell, strict=True) if axis in kept}
+            )
+            for cell in cells
+        ]
+        start = settings[0].model_copy(
+            update={axis: value for axis, value in first if value and axis in kept}
+        )
+        different = list(dict.fromkeys([start, *settings]))
+        if len(different) >= count or drawn >= whole:
+            return different[:count]
+        drawn *= 2
 
 
-def _shuffled(grid: Sequence[float], seed: str) -> list[float]:
-    # Of Python's generator only `random` promises the same numbers in every version.
-    draw = Random(seed)
-    return sorted(grid, key=lambda _: draw.random())
+@cache
+def design(sizes: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
+    """The first `count` cells of a grid in an order whose beginnings cover pairs of axes evenly.
 
-
-def _beginning(order: Sequence[float], value: float) -> list[float]:
-    """The order with `value` and the first one exchanged."""
-    swapped = {value: order[0], order[0]: value}
-    return [swapped.get(other, other) for other in order]
-
-
-def _point(orders: Mapping[str, Sequence[float]], number: int) -> Setting:
-    """The point of this number: each axis goes round, and makes no point twice before all were made.
-
-    Where an axis and those before it would meet the same way again, it skips one value. It does so only
-    after whole rounds, which keeps it even.
+    It begins in the middle. Each next cell has the fewest values, and pairs of values, in common with those
+    before it; among these, it correlates the axes least (the sum over pairs of axes of the fourth power of
+    their covariance). Every cell comes once, and nothing is random: the order is the same everywhere.
     """
-    values: dict[str, float] = {}
-    combinations = 1
-    for axis, order in orders.items():
-        turn = number % (combinations * len(order))
-        values[axis] = order[(turn + turn // lcm(combinations, len(order))) % len(order)]
-        combinations *= len(order)
-    return Setting.model_validate(values)
+    cells = np.array(list(product(*map(range, sizes)))).reshape(prod(sizes), len(sizes))
+    deviations = [math.sqrt((size**2 - 1) / 3) or 1.0 for size in sizes]
+    levels = (2 * cells - np.array(sizes) + 1) / np.array(deviations)
+    products = [levels[:, one] * levels[:, other] for one, other in combinations(range(len(sizes)), 2)]
+    covariances = [0.0] * len(products)
+    shared = -(cells == np.array(sizes) // 2).all(axis=1).astype(int)
+    order: list[tuple[int, ...]] = []
+    for _ in range(count):
+        candidates = np.flatnonzero(shared == shared.min())
+        tilt = np.zeros(len(candidates))
+        for covariance, values in zip(covariances, products, strict=True):
+            tilt += np.square(np.square(covariance + values[candidates]))
+        chosen = candidates[tilt.round(9).argmin()]  # rounded, or the last bits of floats would decide
+        order.append(tuple(cells[chosen].tolist()))
+        covariances = [a + float(b[chosen]) for a, b in zip(covariances, products, strict=True)]
+        values_in_common = (cells == cells[chosen]).sum(axis=1)
+        shared += values_in_common * (values_in_common + 1) // 2
+        shared[chosen] = np.iinfo(shared.dtype).max // 2
+    return order

@@ -9,7 +9,7 @@ from bench.plan.cells import Cell
 from bench.search.importance import importances
 from bench.search.nested import Nested, about, tried
 from bench.search.space import Ranks, RankSpace
-from bench.store.records import comparable, scores
+from bench.store.records import comparable, results
 from bench.suite.choosing import Allocation
 from bench.wire.found import AllocationPoint, AllocationResult, Tried
 from methods import UserError
@@ -91,16 +91,17 @@ class RankAllocation:
         records = nested.run(rows, trials, "allocation")
         row_of = dict(zip(self.vectors, rows, strict=True))
         told = {ranks: tried(row) for ranks, row in row_of.items()}
-        measured = {ranks: scores(records, row.trials.values()) for ranks, row in row_of.items()}
+        measured = {ranks: results(records, row.trials.values(), section.by) for ranks, row in row_of.items()}
         # A vector of which some seed failed cannot win, and does not tell how much a mode matters.
         means = {ranks: fmean(s) for ranks, s in measured.items() if len(s) == len(section.seeds)}
         candidates = {ranks: means[ranks] for _, _, ranks in self.swept if ranks in means}
-        sign = METRICS.get(self.cell.task.lookup().metric).sign
+        sign = METRICS.get(self.cell.task.lookup().metric).sign if section.by == "score" else -1.0
         best = max(candidates, key=lambda ranks: sign * comparable(candidates[ranks]), default=None)
         found = AllocationResult(
             **about(self.cell),
             name=nested.name,
             asked=self.budget,
+            by=section.by,
             modes=self.space.names,
             points=tuple(
                 AllocationPoint(mode=mode, rank=rank, **told[ranks]) for mode, rank, ranks in self.swept

@@ -27,7 +27,7 @@ from bench.search.nested import Nested, about
 from bench.search.point import Point
 from bench.search.space import RankSpace
 from bench.store.connect import shown_uri
-from bench.store.records import comparable, latest
+from bench.store.records import Record, comparable, latest, results
 from bench.suite.choosing import Search
 from bench.suite.recipe import Recipe
 from bench.training.loop import Pruned
@@ -46,6 +46,9 @@ UNSIGNED = 60
 #: What a study says of a head that has no grid where `lr` has one.
 FOLLOWS = "whether the head has the rate of lr"
 
+#: What a study says of the result by which it ranks points.
+BY = "ranked by"
+
 #: States of trials that count as tried.
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -61,6 +64,8 @@ class RankSearch:
         self.budget = cell.asked or method.count(geometry)
         self.metric = METRICS.get(cell.task.lookup().metric)
         self.two = search.objectives != "metric"
+        #: What a point's value is multiplied by so that more is better.
+        self.sign = self.metric.sign if search.by == "score" else -1.0
         self.space = RankSpace(method, geometry, self.budget, search.modes, below=self.two)
         self.grids = cell.tunable(search.grids)
         settings = prod(len(grid) for grid in self.grids.values())
@@ -109,6 +114,7 @@ class RankSearch:
             "limits": self.space.limits,
             "seeds": self.search.seeds,
             "objectives": self.search.objectives,
+            BY: self.search.by,
             **{f"{axis} grid": grid for axis, grid in self.grids.items()},
             FOLLOWS: self.cell.head_follows and self.grids.keys() & {"lr", "head_lr"} == {"lr"},
             **{f"method.{key}": value for key, value in method.items()},
@@ -119,7 +125,7 @@ class RankSearch:
         return dict(json.loads(json.dumps(described)))
 
     def _open(self, storage: optuna.storages.BaseStorage) -> optuna.Study:
-        best: Literal["maximize", "minimize"] = "maximize" if self.metric.higher else "minimize"
+        best: Literal["maximize", "minimize"] = "maximize" if self.sign > 0 else "minimize"
         study = optuna.create_study(
             storage=storage,
             study_name=self.name,
@@ -132,8 +138,13 @@ class RankSearch:
         if there is None:
             study.set_user_attr("space", own)
             return study
-        # A study of an earlier version lacks FOLLOWS and fields of the recipe, and has a task's source.
-        there = {FOLLOWS: own[FOLLOWS], **{f"recipe.{key}": v for key, v in earlier(Recipe).items()}} | there
+        # A study of an earlier version went by the score. It lacks FOLLOWS and fields of the recipe, and has
+        # a task's source.
+        there = {
+            FOLLOWS: own[FOLLOWS],
+            BY: "score",
+            **{f"recipe.{key}": v for key, v in earlier(Recipe).items()},
+        } | there
         there.pop("task.source", None)
         if there != own:
             differing = [
@@ -311,7 +322,7 @@ class RankSearch:
         )
         trial.set_user_attr("parameters", parameters)
         trial.set_user_attr("trials", rows[0].trials)
-        scores = []
+        records: dict[str, Record] = {}
         for position, harness_trial in enumerate(trials):
 
             def listen(event: Event, position: int = position) -> None:
@@ -320,12 +331,14 @@ class RankSearch:
                 # later ones as well: so only the first one reports.
                 if self.two or position or progress is None or progress.validation_metric is None:
                     return
-                trial.report(progress.validation_metric, progress.epoch)
+                reached = progress.validation_loss if self.search.by == "loss" else progress.validation_metric
+                assert reached is not None
+                trial.report(reached, progress.epoch)
                 # After the last epoch there is nothing left to save.
                 if progress.step < progress.steps and trial.should_prune():
                     raise Pruned
 
-            records = nested.run(rows, [harness_trial], "search", listen)
+            records |= nested.run(rows, [harness_trial], "search", listen)
             record = records.get(harness_trial.id)
             if record is None or not record.settled:
                 raise UserError(
@@ -333,10 +346,12 @@ class RankSearch:
                 )
             if failure := record.tag(Tag.FAILURE):
                 trial.set_user_attr("failure", failure)
-            if record.score is None:
+            if not results(records, [harness_trial.id], self.search.by):
                 raise optuna.TrialPruned
-            scores.append(record.score)
-        return (fmean(scores), parameters) if self.two else (fmean(scores),)
+        ids = rows[0].trials.values()
+        trial.set_user_attr("score", fmean(results(records, ids, "score")))
+        value = fmean(results(records, ids, self.search.by))
+        return (value, parameters) if self.two else (value,)
 
     def finish(self, nested: Nested) -> SearchResult:
         """Searches, then compares the best point with the heuristic, within the budget, on the suite's seeds.
@@ -361,39 +376,46 @@ class RankSearch:
 
     def result(self) -> SearchResult:
         """What the search found, before the final trials."""
-        points = [_told(trial) for trial in self._trials() if trial.state in DONE]
-        complete = [(point, point.value) for point in points if point.value is not None]
+        points = [self._point(trial) for trial in self._trials() if trial.state in DONE]
+        complete = [(point, merit) for point in points if (merit := self._merit(point)) is not None]
         # The smaller of equally good ones, then the earlier.
         best = min(
             complete,
-            key=lambda p: (-self.metric.sign * comparable(p[1]), p[0].parameters, p[0].number),
+            key=lambda p: (-p[1], p[0].parameters, p[0].number),
             default=(None, 0.0),
         )[0]
         return SearchResult(
             **about(self.cell),
             name=self.name,
             asked=self.budget,
+            by=self.search.by,
             objectives=("metric", "parameters") if self.two else ("metric",),
             modes=self.space.names,
             trials=tuple(points),
             pareto=tuple(t.number for t in self._study.best_trials) if self.two and complete else (),
-            importance=importances(
-                self.space.names, [(p.ranks, self.metric.sign * value) for p, value in complete]
-            ),
+            importance=importances(self.space.names, [(p.ranks, merit) for p, merit in complete]),
             best=best,
         )
 
+    def _merit(self, point: SearchPoint) -> float | None:
+        """What points are ranked by, more being better; None of a point that is not complete."""
+        value = point.value if self.search.by == "score" else point.loss
+        return None if value is None else self.sign * comparable(value)
 
-def _told(trial: FrozenTrial) -> SearchPoint:
-    point, trials = Point.of(trial.user_attrs["key"]), trial.user_attrs["trials"]
-    state = PointState.FAILED if "failure" in trial.user_attrs else PointState[trial.state.name]
-    return SearchPoint(
-        number=trial.number,
-        state=state,
-        ranks=point.ranks,
-        **point.setting.model_dump(),
-        parameters=trial.user_attrs["parameters"],
-        value=trial.values[0] if state == PointState.COMPLETE else None,
-        trial_id=next(iter(trials.values())),
-        trials=trials,
-    )
+    def _point(self, trial: FrozenTrial) -> SearchPoint:
+        point, attributes = Point.of(trial.user_attrs["key"]), trial.user_attrs
+        trials = attributes["trials"]
+        state = PointState.FAILED if "failure" in attributes else PointState[trial.state.name]
+        # An earlier version went by the score, and stored it as the value alone.
+        result = trial.values[0] if state == PointState.COMPLETE else None
+        return SearchPoint(
+            number=trial.number,
+            state=state,
+            ranks=point.ranks,
+            **point.setting.model_dump(),
+            parameters=attributes["parameters"],
+            value=result if self.search.by == "score" else attributes.get("score"),
+            loss=result if self.search.by == "loss" else None,
+            trial_id=next(iter(trials.values())),
+            trials=trials,
+        )

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from statistics import fmean
 
 from bench.metrics import METRICS
 from bench.plan.rows import Candidate, Choice, Plan, Row
-from bench.store.records import Record, comparable, latest, scores
+from bench.store.records import Record, comparable, latest, results
 from bench.store.store import Store
 from bench.wire.plan import StoredPlan, Tuned
-from bench.wire.words import Measure
+from bench.wire.words import By
 
 
 def with_choices(plan: Plan, store: Store) -> Plan:
     """The plan with the final trials of every row whose tuning trials have all ended.
 
-    A row chooses the setting with the best mean validation score over the tuning seeds, among equals that
-    with the lowest mean validation loss, and among equals in that too the first. A setting of which more
-    seeds failed comes after one of which fewer did. What an earlier start has chosen stays chosen, even if a
-    tuning trial was tried again since.
+    A row chooses the setting with the best mean over the tuning seeds of what the suite's tuning goes by, the
+    validation loss or the validation score; among equals that with the better mean of the other, and among
+    equals in that too the first. A setting of which more seeds failed comes after one of which fewer did.
+    What an earlier start has chosen stays chosen, even if a tuning trial was tried again since.
     """
     waiting = {i: row for i, row in enumerate(plan.rows) if row.tuning and row.tuning.chosen is None}
     if not waiting:
@@ -38,19 +37,22 @@ def with_choices(plan: Plan, store: Store) -> Plan:
 
 
 def _best(row: Row, records: Mapping[str, Record], sign: float) -> Choice:
-    def score(candidate: Candidate) -> tuple[int, float]:
-        found = scores(records, candidate.tuning.values())
-        return len(found), sign * comparable(fmean(found)) if found else 0.0
+    assert row.tuning is not None
+    signs: dict[By, float] = {"loss": -1.0, "score": sign}
 
-    def loss(candidate: Candidate) -> float:
-        of_seeds = [records[id_].measure(Measure.SCORE_LOSS) for id_ in candidate.tuning.values()]
-        told = [value for value in of_seeds if value is not None]
-        return fmean(told) if told else math.inf
+    def merit(candidate: Candidate, by: By) -> tuple[int, float]:
+        values = results(records, candidate.tuning.values(), by)
+        return len(values), signs[by] * comparable(fmean(values)) if values else 0.0
 
-    best = max(map(score, row.candidates))
-    equal = [candidate for candidate in row.candidates if score(candidate) == best]
-    # Settings of which every seed failed have no score to share.
-    return Choice(candidate=min(equal, key=loss), tied=len(equal) - 1 if best[0] else 0)
+    by: By = row.tuning.by
+    other: By = "score" if by == "loss" else "loss"
+    best = max(merit(candidate, by) for candidate in row.candidates)
+    equal = [candidate for candidate in row.candidates if merit(candidate, by) == best]
+    # Settings of which every seed failed have no result to share.
+    return Choice(
+        candidate=max(equal, key=lambda candidate: merit(candidate, other)),
+        tied=len(equal) - 1 if best[0] else 0,
+    )
 
 
 def _named(row: Row, stored: Tuned | None) -> Choice | None:

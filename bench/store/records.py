@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mlflow.entities import Run
 
-from bench.wire.words import PROVENANCE, YES, Measure, Status, Tag
+from bench.wire.words import PROVENANCE, YES, By, Measure, Status, Tag
 
 #: Bytes of a trained parameter.
 FLOAT32 = 4
@@ -166,6 +166,15 @@ def scores(records: Mapping[str, Record], ids: Iterable[str | None]) -> list[flo
     """The scores of those of the trials that have one."""
     found = (records[id_].score for id_ in ids if id_ and id_ in records)
     return [score for score in found if score is not None]
+
+
+def results(records: Mapping[str, Record], ids: Iterable[str | None], by: By) -> list[float]:
+    """The scores, or the losses on the same split, of those of the trials that have a score."""
+    if by == "score":
+        return scores(records, ids)
+    finished = (records[id_] for id_ in ids if id_ and id_ in records)
+    losses = [record.measure(Measure.SCORE_LOSS) for record in finished if record.score is not None]
+    return [loss for loss in losses if loss is not None and math.isfinite(loss)]
 
 
 def comparable(mean: float) -> float:

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from bench.suite.recipe import Epochs
 from bench.suite.rows import BudgetRank
+from bench.wire.words import By
 from methods.validation import Frozen, refuse_repeats
 
 #: What is tuned besides ranks, in its order: the learning rates of adapter, head and core (a multiple of the
@@ -43,6 +44,8 @@ class Selection(Frozen):
     seeds: SelectionSeeds = (1000,)
     #: How many epochs each of these trials trains; None means as many as the final runs.
     epochs: Epochs | None = None
+    #: The validation result that is compared: the loss tells states apart that a small split scores equally.
+    by: By = "loss"
 
     @field_validator("seeds", *AXES, "modes", check_fields=False)
     @classmethod
@@ -56,9 +59,9 @@ class Selection(Frozen):
         return tuple(sorted(grid)) if grid else grid
 
     @property
-    def grids(self) -> dict[str, tuple[float, ...] | None]:
-        """The values that are tried of each axis; None where it stays as it is."""
-        return {axis: getattr(self, axis, None) for axis in AXES}
+    def grids(self) -> dict[str, tuple[float, ...]]:
+        """The values that are tried, by axis, in the order of AXES; others stay as the suite has them."""
+        return {axis: grid for axis in AXES if (grid := getattr(self, axis, None))}
 
 
 class Tuning(Selection):
@@ -78,7 +81,7 @@ class Tuning(Selection):
 
     @model_validator(mode="after")
     def _something_to_tune(self) -> Self:
-        if not any(self.grids.values()):
+        if not self.grids:
             raise ValueError("lr, scale, head_lr and core_lr are all null: write 'tuning: none'")
         return self
 
@@ -95,7 +98,7 @@ class Search(Selection):
     scale: Grid | None = None
     head_lr: Grid | None = None
     core_lr: Grid | None = None
-    #: What a point is judged by. With the number of parameters the result is a Pareto front.
+    #: `metric` is what `by` says. With the number of parameters the result is a Pareto front.
     objectives: Literal["metric", "metric and parameters"] = "metric"
     #: The rule that ends a weak trial after an epoch. `auto` is the median rule where it can work, which is
     #: with one objective and at least two epochs.

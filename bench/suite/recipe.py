@@ -12,6 +12,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -58,8 +59,9 @@ class Recipe(Frozen):
     lr_floor: float = Field(1e-6, ge=0)
     #: The largest norm that the gradient of adapter and head together may have; None means no clipping.
     clip: PositiveFloat | None = None
-    #: The state that is tested: that with the best validation metric, the earliest of equals, or the last.
-    select: Literal["validation", "last"] = "validation"
+    #: The state that is tested: that with the lowest validation loss or the best validation score, the
+    #: earliest of equals, or the last.
+    select: Literal["loss", "score", "last"] = "loss"
     #: `auto` is bf16 autocast on a GPU and of a backbone in bfloat16, and fp32 on a CPU.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     #: What happens to training images, in this order; `bench.training.augmentation` says what each does.
@@ -75,6 +77,16 @@ class Recipe(Frozen):
     def _each_once(cls, augmentation: tuple[Augmentation, ...]) -> tuple[Augmentation, ...]:
         refuse_repeats(augmentation)
         return augmentation
+
+    @field_validator("select", mode="before")
+    @classmethod
+    def _score_by_its_former_name(cls, select: Any) -> Any:
+        return "score" if select == "validation" else select
+
+    @field_serializer("select", when_used="json")
+    def _as_stored(self, select: str) -> str:
+        """Ids and stores have always called selection by the score "validation"."""
+        return "validation" if select == "score" else select
 
     @field_validator("adapter_weight_decay", mode="wrap")
     @classmethod

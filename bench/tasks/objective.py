@@ -54,6 +54,20 @@ class Objective:
             return F.binary_cross_entropy_with_logits(outputs, labels)
         return F.mse_loss(outputs.squeeze(1), (labels - self.centre) / self.spread)
 
+    def guessing_loss(self, labels: Tensor) -> float | None:
+        """The loss of the best answer that is the same for every example; None of a generation.
+
+        It is the entropy of the labels, of several labels the mean of theirs, and the variance of targets.
+        """
+        if self.kind == "generation":
+            return None
+        if self.kind == "regression":
+            return ((labels.double() - self.centre) / self.spread).var(correction=0).item()
+        if self.kind == "single label":
+            return torch.special.entr(labels.bincount().double() / len(labels)).sum().item()
+        share = labels.double().mean(0)
+        return (torch.special.entr(share) + torch.special.entr(1 - share)).mean().item()
+
     def terms(self, inputs: Mapping[str, Tensor], labels: Tensor) -> float:
         """How many terms the loss of these examples is a mean of: their weight in that of a whole batch."""
         return inputs["scored"][:, 1:].sum().item() if self.kind == "generation" else len(labels)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from bench.plan.coverage import shared_points, tuning_notes
 from bench.plan.rows import Plan
 from bench.plan.settings import RATIOS
 from bench.suite.choosing import AXES
 from bench.tasks import split_sizes
-from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
+from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
 from bench.wire.plan import Forecast
 from bench.wire.words import OWN_SIZE
 from methods import METHODS
@@ -20,6 +21,9 @@ from reports.units import PERCENT, unit_of
 
 if TYPE_CHECKING:
     from bench.power import Power
+
+#: How many points of tuning are shown.
+MOST_POINTS = 24
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -44,6 +48,7 @@ def print_plan(console: Console, plan: Plan) -> None:
                 table.add(row.planned(), lr)
         console.print(fitted(console, table.table, "% LoRA", "lr", "params"))
     if tuning.trials:
+        _print_points(console, plan)
         console.print("The final trials are known once the tuning trials have ended.")
     shared = sum(len(row.trials) for row in final.rows) - len(final.trials)
     if shared and not tuning.trials:
@@ -61,6 +66,23 @@ def _print_splits(console: Console, plan: Plan) -> None:
         if sizes := split_sizes(task.lookup(), task.sizes, split_seed):
             dealt = "" if split_seed is None else f", as seed {split_seed} deals them"
             console.print(escape(f"{name}: {sizes}{dealt}"), highlight=False)
+
+
+def _print_points(console: Console, plan: Plan) -> None:
+    """The points of tuning that methods share, and those with which some begin."""
+    assert plan.suite.tuning is not None
+    axes, shared = list(plan.suite.tuning.grids), shared_points(plan)
+    table = plain_table("Points of tuning", "", *(axis.replace("_", " ") for axis in axes))
+    for number, setting in enumerate(shared[:MOST_POINTS], 1):
+        values = ((axis, getattr(setting, axis)) for axis in axes)
+        table.add_row(str(number), *(f"{'×' * (axis in RATIOS)}{value:g}" for axis, value in values))
+    console.print(table)
+    more = f"{len(shared) - MOST_POINTS:,} more follow. " if len(shared) > MOST_POINTS else ""
+    console.print(
+        f"{more}A method tries these without the axes that it lacks, after the point it was published with.",
+        highlight=False,
+    )
+    print_warnings(console, tuning_notes(plan))
 
 
 def print_forecast(console: Console, expected: Forecast) -> None:
@@ -151,4 +173,5 @@ def print_tuning(console: Console, plan: Plan) -> None:
             table.add_row(escape(row.method), budget, *spent, *shown, tied)
         console.print(fitted(console, table, "epochs", "seeds"))
     if any(tuned.tied for _, tuned in rows):
-        console.print("tied: so many other points have the same score; their validation loss decided.")
+        console.print("tied: so many other points are as good by what tuning goes by.")
+    print_warnings(console, tuning_notes(plan))

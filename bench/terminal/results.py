@@ -13,13 +13,14 @@ from rich.markup import escape
 from bench.metrics import direction
 from bench.store.records import Record, scores
 from bench.suite.choosing import AXES
-from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed
-from bench.wire.found import AllocationResult, Found, Redundancy, SearchResult, Tried
+from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
+from bench.wire.found import AllocationResult, Found, Redundancy, SearchPoint, SearchResult, Tried
 from bench.wire.words import PointState, Status, Tag
 from reports.converged import unbeaten
 from reports.inference.intervals import LEAST_SEEDS, t_half
 from reports.study import Cell, Seed, grouped, lines_of, measured
 from reports.summary import Summary
+from reports.words import many
 
 
 def print_search(console: Console, found: SearchResult, records: Mapping[str, Record]) -> None:
@@ -33,17 +34,30 @@ def print_search(console: Console, found: SearchResult, records: Mapping[str, Re
     else:
         metrics = (records[trial.trial_id].tag(Tag.METRIC) for trial in complete if trial.trial_id in records)
         sign = direction(next(metrics, ""))
-        best = sorted(complete, key=lambda trial: (-sign * (trial.value or 0.0), trial.parameters))[:5]
+        best = sorted(complete, key=lambda trial: (_badness(trial, sign), trial.parameters))[:5]
+    by_loss = found.by == "loss"
     axes = [axis for axis in AXES if any(getattr(trial, axis) for trial in best)]
     title = "the front of metric and parameters" if len(found.objectives) > 1 else "by validation"
-    table = plain_table(title, "point", ", ".join(found.modes), "params", *axes, "validation")
+    heads = (*axes, "validation", *["loss"] * by_loss)
+    table = plain_table(title, "point", ", ".join(found.modes), "params", *heads)
     for trial in best:
         rates = (f"{getattr(trial, axis):g}" for axis in axes)
         cells = (str(trial.number), joined(trial.ranks), f"{trial.parameters:,}")
-        table.add_row(*cells, *rates, f"{trial.value:.4f}")
+        loss = [f"{trial.loss:.4f}"] if by_loss else []
+        table.add_row(*cells, *rates, f"{trial.value:.4f}", *loss)
     console.print(table)
+    if found.tied:
+        told = many(found.tied, "other point")
+        print_warnings(
+            console, [f"{told} tied with the best; the smallest of them, then the first, is taken."]
+        )
     _print_importance(console, found)
     _print_final(console, found, records)
+
+
+def _badness(point: SearchPoint, sign: float) -> float:
+    """What points are ranked by, from the best to the worst."""
+    return point.loss if point.loss is not None else -sign * (point.value or 0.0)
 
 
 def print_allocation(console: Console, found: AllocationResult, records: Mapping[str, Record]) -> None:
@@ -131,6 +145,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print(fitted(console, table.table, "ms/step", "% LoRA", "params", "ranks"))
     print_missed(console, sum(cell.within is False for cell in cells))
     _print_lost(console, lines_of(summary.seeds, Seed))
+    print_warnings(console, summary.warnings)
     if summary.closing:
         console.print(escape(summary.closing), highlight=False)
 

@@ -94,6 +94,11 @@ def print_missed(console: Console, rows: int) -> None:
         )
 
 
+def print_warnings(console: Console, warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False)
+
+
 def each_of(registry: Registry, show: Callable[[str, Any], Shown]) -> Iterator[Shown]:
     """What `show` makes of every name and target; one that a plug-in's mistake stops is told and left out."""
     for name, target in registry.available():

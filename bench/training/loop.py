@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from bench.metrics import Metric
 from bench.suite.recipe import Recipe
 from bench.tasks import ImageSplit, Objective, PreparedData, Split
 from bench.tasks.written import WrittenSplit
@@ -51,6 +52,7 @@ class Trained:
     steps: int
     selected_epoch: int
     validation_metric: float
+    validation_loss: float
     step_ms: float | None
     #: Of a head that was fitted, not trained: scikit-learn's C, and whether its solver converged.
     head_c: float | None = None
@@ -151,7 +153,7 @@ def _writer(backbone: Backbone) -> Any:
 class _Selected:
     """The state that is tested, unless a later epoch gives a better one."""
 
-    metric: float
+    result: Evaluation
     epoch: int
     adapter: dict[str, Tensor]
     head: dict[str, Tensor]
@@ -214,7 +216,9 @@ def train(
     if not trained:
         # Neither head nor adapter: what the backbone answers as it is, without a step to tell of.
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective, saving)
-        return Trained(0, 0, result.metric, None)
+        if not math.isfinite(result.loss):
+            raise Diverged(0, result.loss)
+        return Trained(0, 0, result.metric, result.loss, None)
     course = _Course(recipe.step_count(len(data.train)), report)
     adapter.begin_training(course.steps)
     optimizer, scheduler = _optimizer(groups, recipe, course.steps)
@@ -242,14 +246,25 @@ def train(
         course.tell_losses()
         result = evaluate(backbone, adapter, data.validation, recipe, data.objective, saving)
         course.validated(result)
-        better = selected is None or data.objective.metric.better(result.metric, selected.metric)
-        if adapter.settled and (better or recipe.select == "last"):
-            selected = _Selected(result.metric, course.epoch, adapter.state(), head_state(backbone))
+        if adapter.settled and (
+            selected is None or _better(result, selected.result, recipe, data.objective.metric)
+        ):
+            selected = _Selected(result, course.epoch, adapter.state(), head_state(backbone))
     if selected is None:
         raise RuntimeError(f"{type(adapter).__name__} was never settled, not even after the last step")
     adapter.load(selected.adapter)
     backbone.head.load_state_dict(selected.head)
-    return Trained(course.steps, selected.epoch, selected.metric, timer.median_ms())
+    chosen = selected.result
+    return Trained(course.steps, selected.epoch, chosen.metric, chosen.loss, timer.median_ms())
+
+
+def _better(later: Evaluation, earlier: Evaluation, recipe: Recipe, metric: Metric) -> bool:
+    """Whether the later of two states is selected. Equals leave it at the earlier one."""
+    if recipe.select == "last":
+        return True
+    if recipe.select == "loss":
+        return later.loss < earlier.loss
+    return metric.better(later.metric, earlier.metric)
 
 
 @dataclass

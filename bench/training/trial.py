@@ -6,7 +6,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -21,6 +21,7 @@ from bench.plan.trial import Trial
 from bench.tasks import PreparedData, Split, data_key, prepare
 from bench.tasks.plain_text import plain_tokens
 from bench.training.converged import fit_head
+from bench.training.effect import effect, outputs
 from bench.training.forgetting import Forgetting, text_loss
 from bench.training.inference import EXAMPLES, Forward, Inference
 from bench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
@@ -64,6 +65,10 @@ class Outcome:
     frozen_bytes: int = 0
     #: None where it could not be measured.
     inference: Inference | None = None
+    #: Of the adapter on outputs, see `bench.training.effect`; None where there is no adapter.
+    effect: float | None = None
+    #: The validation loss of the best constant answer; None of a generation.
+    guessing_loss: float | None = None
     #: How many prompts were cut, of how many in all splits; None of a task without prompts.
     prompts: tuple[int, int] | None = None
     #: How many examples were used, and how many of test are also in train.
@@ -244,11 +249,18 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 forgetting=_forgetting(trial, backbone, adapter, text, before),
                 prompts=_prompts(wanted, data),
                 splits=SplitSizes(len(data.train), len(data.validation), len(data.test), data.repeated),
+                guessing_loss=data.objective.guessing_loss(data.validation.labels.cpu()),
             )
-            # The last thing, since it takes the adapter off.
+            batch = data.validation.batch(torch.arange(min(EXAMPLES, len(data.validation))))
+            with adapter.hold():
+                adapted = outputs(backbone, batch, trial.recipe)
+            # What follows takes the adapter off.
             outcome.inference = resources.inference(
-                trial, lambda: _inference(trial, backbone, adapter, data.validation)
+                trial, lambda: _inference(trial, backbone, adapter, batch)
             )
+            adapter.detach()
+            if outcome.adapter_parameters:
+                outcome.effect = effect(adapted, outputs(backbone, batch, trial.recipe))
             return outcome
         finally:
             adapter.detach()
@@ -301,11 +313,12 @@ def _forgetting(
     return Forgetting(str(trial.forgetting), before, after, tokens)
 
 
-def _inference(trial: Trial, backbone: LoadedBackbone, adapter: Adapter, split: Split) -> Inference | None:
+def _inference(
+    trial: Trial, backbone: LoadedBackbone, adapter: Adapter, batch: Mapping[str, Tensor]
+) -> Inference | None:
     """What a forward of a few examples takes. Takes the adapter off. None, with a warning, where it cannot
     be measured: the trial has its result all the same.
     """
-    batch = split.batch(torch.arange(min(EXAMPLES, len(split))))
     device = next(backbone.module.parameters()).device
     forward = Forward(backbone.module, batch, lambda: autocast(trial.recipe, device))
     try:

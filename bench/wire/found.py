@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.wire import Wired
-from bench.wire.words import Artifact, Kind, PointState
+from bench.wire.words import Artifact, By, Kind, PointState
 
 #: Evaluator -> mode -> its share in the variation of the score.
 Importance = dict[str, dict[str, float]]
@@ -36,6 +36,8 @@ class SearchPoint(Tried):
     core_lr: float | None = None
     #: The mean validation score over the search's seeds; None unless it is complete.
     value: float | None
+    #: The mean validation loss; None also where the search goes by the score.
+    loss: float | None = None
     #: The trial of the first seed; an earlier version stored no other.
     trial_id: str
     trials: dict[int, str] = {}
@@ -52,6 +54,8 @@ class Found(Wired):
     budget: str | None
     #: Adapter parameters that must not be exceeded.
     asked: int
+    #: The validation result by which what is tried is ranked, and by which `importance` is.
+    by: By = "score"
     modes: tuple[str, ...]
     importance: Importance
     #: Empty until the final trials have run.
@@ -66,6 +70,16 @@ class SearchResult(Found):
     #: Numbers of the points that no other beats with as few parameters; of two objectives only.
     pareto: tuple[int, ...]
     best: SearchPoint | None
+
+    @property
+    def tied(self) -> int:
+        """How many other points are as good as the best by what the search goes by."""
+        if self.best is None or len(self.objectives) > 1:
+            return 0
+        return sum(self._rank(point) == self._rank(self.best) for point in self.trials) - 1
+
+    def _rank(self, point: SearchPoint) -> float | None:
+        return point.loss if self.by == "loss" else point.value
 
 
 class AllocationPoint(Tried):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from bench.wire import Wired
-from bench.wire.words import Phase
+from bench.wire.words import By, Phase
 
 
 class Tuned(Wired):
@@ -16,11 +16,16 @@ class Tuned(Wired):
     #: Of each trial; None where the recipe counts steps.
     epochs: int | None = None
     seeds: tuple[int, ...]
+    #: The values that may be tried, by axis, as far as they mean something to the row's method; empty in
+    #: plans of earlier versions.
+    grids: dict[str, tuple[float, ...]] = {}
+    #: What the points are ranked by, on validation.
+    by: By = "score"
     #: The setting; None until every tuning trial has ended.
     chosen: dict[str, float] | None = None
     #: Axes on which it is the smallest or the largest value of the grid, or outside of it.
     edge: tuple[str, ...] = ()
-    #: How many other settings have the same validation score. Among them the validation loss chose.
+    #: How many other settings are as good by what they are ranked by.
     tied: int = 0
     #: Every tuning trial.
     ids: tuple[str, ...]

@@ -19,6 +19,10 @@ class Kind(StrEnum):
 Phase = Literal["tuning", "search", "allocation"]
 
 
+#: The result on validation by which something is chosen.
+By = Literal["loss", "score"]
+
+
 class Status(StrEnum):
     """How a trial stands. MLflow knows the first four; a run's tags tell the next two."""
 
@@ -141,7 +145,13 @@ class Measure(StrEnum):
     SCORE = "score"
     SCORE_LOSS = "score_loss"
     SELECTED_EPOCH = "selected/epoch"
+    #: The validation score and loss of the selected state; earlier versions stored no loss.
     SELECTED_VALIDATION = "selected/validation"
+    SELECTED_LOSS = "selected/validation_loss"
+    #: The validation loss of the best constant answer: the entropy of the labels, the variance of targets.
+    GUESSING_LOSS = "guessing/validation_loss"
+    #: The RMS difference that the adapter makes to outputs, relative to their spread over examples.
+    ADAPTER_EFFECT = "adapter/effect"
     ADAPTER_PARAMETERS = "parameters/adapter"
     #: At the start of training, where it cuts some.
     PEAK_PARAMETERS = "parameters/adapter_peak"

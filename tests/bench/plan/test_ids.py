@@ -1,8 +1,9 @@
 """Stored trials keep their ids: `ids.json` holds some that an earlier version gave them.
 
-That version decayed adapters as it did heads. So its trials are those that say so now, and what says nothing
-of it, and does not decay adapters, is another trial. Its dropout drew from the backbone's stream: trials of
-methods with dropout (FacT and CaRA by default) are new ones too, and stand here as they are now.
+That version decayed adapters as it did heads, and selected states by the score. So its trials are those that
+say so now; what says nothing of it is another trial, and `toys by loss` holds some of these. Its dropout drew
+from the backbone's stream: trials of methods with dropout (FacT and CaRA by default) are new ones too, and
+stand here as they are now.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ STORED: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "ids.jso
 TRAINING = VISION["training"]
 
 #: What the recipes of that version did before they could say it, where it is not the default now.
-THEN = {"adapter_weight_decay": AS_HEAD}
+THEN = {"adapter_weight_decay": AS_HEAD, "select": "score"}
 
 #: What came later than the first ids, at its default and off it, and options that change nothing.
 TOYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -64,11 +65,14 @@ TOYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in STORED if name != "toys"])
+@pytest.mark.parametrize("name", [name for name in STORED if not name.startswith("toys")])
 def test_the_trials_of_a_suite_keep_their_ids(name: str) -> None:
     now = {}
     suite = load_suite(SUITES / f"{name}.yaml")
     then = suite.model_copy(update={"training": suite.training.model_copy(update=THEN)})
+    if then.tuning is not None:
+        # Its points were others: the whole grid has them too.
+        then = then.model_copy(update={"tuning": then.tuning.model_copy(update={"trials": 1000})})
     for row in make_plan(then).rows:
         budget = row.budget.label if row.budget else "own size"
         for seed, trial in row.trials.items():
@@ -85,6 +89,25 @@ def test_what_came_later_changes_ids_off_its_default_only() -> None:
     assert now == STORED["toys"]
 
 
+def test_trials_that_select_by_loss_keep_their_ids() -> None:
+    now = {}
+    for what in STORED["toys by loss"]:
+        base, changes = TOYS[what]
+        (trial,) = plan(base, **changes).trials
+        assert trial.recipe.select == "loss"
+        now[what] = trial.id
+    assert now == STORED["toys by loss"]
+
+
+@pytest.mark.parametrize("written", ["score", "validation"])
+def test_selection_by_the_score_is_what_was_called_validation(written: str) -> None:
+    (trial,) = plan(VISION, training=TRAINING | THEN | {"select": written}).trials
+    assert (trial.recipe.select, trial.id) == ("score", STORED["toys"]["nothing"])
+    stored = trial.model_dump(mode="json")
+    assert stored["recipe"]["select"] == "validation"
+    assert Trial.model_validate(stored).recipe.select == "score"
+
+
 @pytest.mark.parametrize(
     ("decay", "as_then"),
     [
@@ -95,7 +118,7 @@ def test_what_came_later_changes_ids_off_its_default_only() -> None:
     ],
 )
 def test_adapters_that_decay_as_then_are_the_trials_of_then(decay: dict[str, Any], as_then: bool) -> None:
-    (trial,) = plan(VISION, training=TRAINING | decay).trials
+    (trial,) = plan(VISION, training=TRAINING | {"select": "score"} | decay).trials
     (then,) = plan(VISION, training=TRAINING | decay | THEN).trials
     assert (trial.id == then.id) == as_then
 

@@ -1,4 +1,4 @@
-"""The points of equal tuning: even on every axis, nested, and with what a method was published with."""
+"""The points of equal tuning: even on pairs of axes, nested, and after what a method was published with."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from typing import Any
 
 import pytest
 
-from bench.plan.make import TUNING_SEED
-from bench.plan.settings import Grids, Setting, points, published
+from bench.plan.settings import Grids, Setting, design, points, published
 from bench.suite.choosing import HEAD_LR_GRID, LR_GRID, SCALE_GRID
 from methods import create
 
 from ..toy_suites import TEXT, plan
 
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 DEFAULT: Grids = {"lr": LR_GRID, "scale": SCALE_GRID, "head_lr": HEAD_LR_GRID}
-#: Two, three and four values are where axes meet the same way again before all combinations were there.
-GRIDS: list[Grids] = [DEFAULT, {"lr": LR_GRID, "head_lr": HEAD_LR_GRID}, {"head_lr": HEAD_LR_GRID}, {}] + [
-    {axis: tuple(float(i + 1) for i in range(size)) for axis, size in zip(DEFAULT, sizes, strict=True)}
-    for sizes in product((1, 2, 3, 4, 6), repeat=3)
-]
+#: What suites tune; of two axes with a common factor a round of each would meet in the same pairs only.
+TUNED: dict[str, Grids] = {
+    "default": DEFAULT,
+    "6x3": {"lr": RATES, "scale": SCALE_GRID},
+    "6x4": {"lr": RATES, "head_lr": HEAD_LR_GRID},
+    "6x3x4": {"lr": RATES, "scale": SCALE_GRID, "head_lr": HEAD_LR_GRID},
+}
+TUNED |= {
+    f"{name} with {len(core)} cores": {**grids, "core_lr": core}
+    for name, grids in TUNED.items()
+    for core in ((1.0, 4.0, 16.0), (1.0, 4.0, 8.0, 16.0))
+}
+SIZES = [sizes for axes in (1, 2, 3) for sizes in product((1, 2, 3, 4, 6), repeat=axes)] + [(7, 4, 3, 4)]
 OPTIONS: dict[str, dict[str, Any]] = {"tenslora": {"variant": "qkv_depth"}}
 PUBLISHED = ("tenslora", "fact_tt", "fact_tk", "cara", "lorta")
 
@@ -31,44 +39,76 @@ def method(name: str) -> Any:
     return create(name, **OPTIONS.get(name, {}))
 
 
-def even(some: list[Setting], grids: Grids) -> bool:
-    counts = [[Counter(getattr(s, axis) for s in some)[v] for v in grid] for axis, grid in grids.items()]
-    return all(max(count) - min(count) <= 1 for count in counts)
+def spread(cells: list[tuple[int, ...]], sizes: tuple[int, ...], *axes: int) -> int:
+    """By how much the most frequent combination of values of these axes is ahead of the rarest."""
+    counts = Counter(tuple(cell[axis] for axis in axes) for cell in cells)
+    every = [counts[values] for values in product(*(range(sizes[axis]) for axis in axes))]
+    return max(every) - min(every)
 
 
-@pytest.mark.parametrize("grids", GRIDS, ids=lambda grids: "x".join(str(len(g)) for g in grids.values()))
-@pytest.mark.parametrize("seed", [TUNING_SEED, 0])
-def test_points_are_even_nested_different_and_cover_the_grids(grids: Grids, seed: int) -> None:
-    size = prod(map(len, grids.values()))
-    whole = points(grids, size, seed, Setting())
-    assert len(set(whole)) == size
-    assert points(grids, size + 1, seed, Setting()) == whole
-    for count in range(1, size + 1):
-        some = points(grids, count, seed, Setting())
-        assert some == whole[:count]
-        assert even(some, grids)
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_a_design_is_nested_covers_the_grid_and_is_even_at_every_length(sizes: tuple[int, ...]) -> None:
+    whole = design(sizes, prod(sizes))
+    assert sorted(whole) == list(product(*map(range, sizes)))
+    assert whole[0] == tuple(size // 2 for size in sizes)
+    for count in range(1, len(whole) + 1):
+        cells = whole[:count]
+        if count in (1, 8, len(whole)):
+            assert design(sizes, min(count, len(whole))) == cells
+        for axis, size in enumerate(sizes):
+            assert spread(cells, sizes, axis) <= 2
+            assert len({cell[axis] for cell in cells}) == min(count, size)
+        for one, other in combinations(range(len(sizes)), 2):
+            assert spread(cells, sizes, one, other) <= 3
 
 
-def test_another_seed_makes_other_points() -> None:
-    assert points(DEFAULT, 8, 0, Setting()) != points(DEFAULT, 8, 1, Setting())
+def test_a_design_is_the_same_everywhere() -> None:
+    cells = [(3, 1, 2), (2, 0, 1), (4, 2, 0), (5, 1, 3), (1, 2, 2), (6, 0, 0), (0, 1, 1), (3, 0, 3)]
+    assert design((7, 3, 4), 8) == cells
 
 
-@pytest.mark.parametrize("seed", [TUNING_SEED, 0])
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_rate_and_scale_are_in_from_the_first_point_on(name: str, seed: int) -> None:
+@pytest.mark.parametrize("count", [8, 12, 16, 24])
+@pytest.mark.parametrize("name", TUNED)
+def test_no_two_axes_are_tied(name: str, count: int) -> None:
+    grids = TUNED[name]
+    settings = points(grids, grids, count, Setting())
+    logs = {axis: [log(getattr(setting, axis)) for setting in settings] for axis in grids}
+    assert all(abs(correlation(logs[a], logs[b])) < 0.31 for a, b in combinations(grids, 2))
+
+
+def test_a_rate_meets_another_scale_when_it_comes_again() -> None:
+    grids = TUNED["6x3"]
+    met = [(setting.lr, setting.scale) for setting in points(grids, grids, 18, Setting())]
+    assert len(set(met[:12])) == 12
+    assert {Counter(lr for lr, _ in met[:12])[rate] for rate in RATES} == {2}
+    assert len(set(met)) == 18
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "lora"])
+def test_the_published_point_comes_before_those_that_all_methods_share(name: str) -> None:
     first = published(method(name))
-    assert first.lr is not None
-    whole = points(DEFAULT, 84, seed, first)
-    assert len(set(whole)) == 84
+    shared = points(DEFAULT, DEFAULT, 84, Setting())
+    assert len(set(shared)) == 84
     stated = first.model_dump(exclude_none=True)
-    assert whole[0].model_dump(include=set(stated)) == stated
-    on_grid = all(value in DEFAULT[axis] for axis, value in stated.items())
-    assert on_grid == (name != "tenslora")
-    for count in range(1, 85):
-        some = points(DEFAULT, count, seed, first)
-        assert some == whole[:count]
-        # Evenness is meant for what lies on the grids.
-        assert even(some if on_grid else some[1:], DEFAULT)
+    whole = points(DEFAULT, DEFAULT, 100, first)
+    assert whole[0] == shared[0].model_copy(update=stated)
+    assert whole[1:] == [setting for setting in shared if setting != whole[0]]
+    assert [points(DEFAULT, DEFAULT, count, first) for count in (1, 8, 84)] == [
+        whole[:1],
+        whole[:8],
+        whole[:84],
+    ]
+
+
+@pytest.mark.parametrize("axes", [("lr",), ("head_lr",), ("lr", "head_lr"), ("lr", "scale"), ()])
+def test_a_method_without_an_axis_has_the_points_without_it(axes: tuple[str, ...]) -> None:
+    grids = TUNED["default with 3 cores"]
+    full = points(grids, grids, 24, Setting())
+    most = prod(len(grids[axis]) for axis in axes)
+    settings = points(grids, axes, 100, Setting())
+    assert len(set(settings)) == len(settings) == most
+    without = [Setting(**setting.model_dump(include=set(axes))) for setting in full]
+    assert list(dict.fromkeys(without)) == settings[: len(set(without))]
 
 
 def test_what_was_published_is_what_the_sources_say() -> None:
@@ -84,25 +124,14 @@ def test_what_was_published_is_what_the_sources_say() -> None:
 
 def test_a_published_scale_is_relative_to_the_suites() -> None:
     for scale, factor in ((0.1, 10.0), (2.0, 0.5)):
-        (first,) = points(DEFAULT, 1, 0, published(create("lorta", scale=scale)))
+        (first,) = points(DEFAULT, DEFAULT, 1, published(create("lorta", scale=scale)))
         assert (first.lr, first.scale, first.head_lr) == (1e-2, factor, 1e-3)
 
 
 def test_what_is_not_tuned_is_not_in_a_point() -> None:
     first = published(method("tenslora"))
-    assert points({"scale": SCALE_GRID}, 1, 0, first) == [Setting(scale=1)]
-    assert points({"lr": (1e-3, 1e-2)}, 2, 0, first)[0] == Setting(lr=5e-4)
-
-
-def test_the_default_points_reach_every_rate_and_join_no_two_axes() -> None:
-    for name in (*PUBLISHED, "lora"):
-        first = published(method(name))
-        for count in range(7, 13):
-            some = points(DEFAULT, count, TUNING_SEED, first)
-            on_grid = [setting for setting in some if setting.lr in LR_GRID]
-            assert {setting.lr for setting in on_grid} >= set(LR_GRID) or len(on_grid) < len(LR_GRID)
-            logs = {axis: [log(getattr(s, axis)) for s in some] for axis in DEFAULT}
-            assert all(abs(correlation(logs[a], logs[b])) < 0.3 for a, b in combinations(DEFAULT, 2))
+    assert points({"scale": SCALE_GRID}, ["scale"], 1, first) == [Setting(scale=1)]
+    assert points({"lr": (1e-3, 1e-2)}, ["lr"], 2, first)[0] == Setting(lr=5e-4)
 
 
 def rates(registered: str, made: Any) -> list[tuple[float, float | None]]:
@@ -127,11 +156,11 @@ def test_methods_share_their_points_as_far_as_they_can() -> None:
     assert spent == dict.fromkeys(spent, 8) | {"head_only": 4}
     shared = rates("lora", made)
     assert {lr for lr, _ in shared} == set(LR_GRID)
-    for without_scale in ("full", "peft", "lotr", "fact_tt"):
+    for without_scale in ("full", "peft", "lotr"):
         assert rates(without_scale, made) == shared
     assert rates("tenslora", made) == [(5e-4, 5e-4), *shared[:7]]
-    assert rates("lorta", made)[0] == (1e-2, 1e-3)
-    assert len(set(rates("lorta", made)) & set(shared)) >= 5
+    assert rates("lorta", made) == [(1e-2, 1e-3), *shared[:7]]
+    assert rates("fact_tt", made) == [(1e-3, 1e-3), *shared[:7]]
     assert [head for _, head in rates("head_only", made)] == [head for _, head in shared[:4]]
 
 

@@ -16,10 +16,12 @@ import bench.training.trial
 from bench.plan.trial import Trial
 from bench.tasks import ImageSplit, TextSplit
 from bench.training import loop as training
+from bench.training.ending import finished
 from bench.training.loop import Diverged, Evaluation, batches, head_state, rate
 from bench.training.seeding import generator, stream_seed
 from bench.training.trial import Outcome, Resources, run_trial
 from bench.wire.trial import Progress
+from bench.wire.words import Measure
 from methods import create
 
 from ..toy_suites import DIGITS, TEXT, VISION, plan
@@ -69,13 +71,16 @@ def adapter_and_head(adapter: Any) -> dict[str, Tensor]:
 
 @pytest.fixture
 def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watched]]:
-    """Runs a trial and watches. `metrics` are the validations' scores; `meddle` gets the adapter."""
+    """Runs a trial and watches. `metrics` and `losses` are the validations'; `meddle` gets the adapter."""
 
     def watched(
-        metrics: list[float] | None = None, meddle: Callable[[Any], None] | None = None, **changes: Any
+        metrics: list[float] | None = None,
+        meddle: Callable[[Any], None] | None = None,
+        losses: list[float] | None = None,
+        **changes: Any,
     ) -> Watched:
         seen = Watched()
-        scores = iter(metrics or [])
+        told = {"metric": iter(metrics or []), "loss": iter(losses or [])}
 
         def listed(split: Any, size: int, order: Any) -> Iterator[Tensor]:
             for batch in batches(split, size, order):
@@ -86,7 +91,8 @@ def watch(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
         def evaluate(backbone: Any, adapter: Any, *rest: Any) -> Evaluation:
             seen.states.append(adapter_and_head(adapter))
             result = real_evaluate(backbone, adapter, *rest)
-            return replace(result, metric=next(scores)) if metrics else result
+            values = {name: next(of_validations, None) for name, of_validations in told.items()}
+            return replace(result, **{name: value for name, value in values.items() if value is not None})
 
         def train(backbone: Any, adapter: Any, *rest: Any) -> Any:
             seen.head = head_state(backbone)
@@ -196,15 +202,18 @@ def test_a_training_is_as_long_as_asked(
     assert {report.steps for report in seen.reports} == {steps}
 
 
-@pytest.mark.parametrize(("select", "chosen"), [("validation", 2), ("last", 4)])
+@pytest.mark.parametrize(("select", "chosen"), [("loss", 3), ("score", 2), ("validation", 2), ("last", 4)])
 def test_the_chosen_state_is_the_earliest_best_or_the_last_and_is_restored(
     watch: Watch, select: str, chosen: int
 ) -> None:
-    metrics = [0.5, 0.7, 0.7, 0.6]
-    seen = watch(metrics, training={"epochs": 4, "select": select})
+    metrics, losses = [0.5, 0.7, 0.7, 0.6], [2.0, 1.9, 1.8, 1.8]
+    seen = watch(metrics, losses=losses, training={"epochs": 4, "select": select})
     assert seen.outcome
     assert seen.outcome.trained.selected_epoch == chosen
-    assert seen.outcome.trained.validation_metric == metrics[chosen - 1]
+    trained = seen.outcome.trained
+    assert (trained.validation_metric, trained.validation_loss) == (metrics[chosen - 1], losses[chosen - 1])
+    stored = finished(seen.outcome).metrics
+    assert stored[Measure.SELECTED_LOSS] == losses[chosen - 1]
     kept = {**seen.outcome.adapter, **{f"head.{k}": v for k, v in seen.outcome.head.items()}}
     equal = [all(torch.equal(state[name], kept[name]) for name in kept) for state in seen.states]
     assert equal == [epoch == chosen for epoch in (1, 2, 3, 4)]
@@ -232,7 +241,7 @@ def test_a_methods_own_loss_and_steps_are_training_and_only_settled_states_are_c
         adapter.begin_training, adapter.__class__ = told.append, Cutting
         adapter.extra_loss, adapter.after_step = extra_loss, after_step
 
-    seen = watch([0.9, 0.6, 0.7], meddle, training={"epochs": 3})
+    seen = watch([0.9, 0.6, 0.7], meddle, training={"epochs": 3, "select": "score"})
     assert told == [steps, *((step, True) for step in range(1, steps + 1))]
     assert seen.outcome
     assert seen.outcome.trained.selected_epoch == 3
@@ -242,14 +251,14 @@ def test_a_methods_own_loss_and_steps_are_training_and_only_settled_states_are_c
 
 def test_the_score_is_that_of_the_chosen_state(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
     # On the validation split, with the last state worse than the chosen one by construction.
-    scores = iter([1.0, 0.0])
+    losses = iter([1.0, 2.0])
     real = training.evaluate
     logits = []
 
     def evaluate(*arguments: Any) -> Evaluation:
         result = real(*arguments)
         logits.append(result.logits)
-        return replace(result, metric=next(scores))
+        return replace(result, loss=next(losses))
 
     monkeypatch.setattr(training, "evaluate", evaluate)
     outcome = run(resources, evaluate="validation")

@@ -1,0 +1,87 @@
+"""How well the points of equal tuning cover their grids, and where a grid is too coarse."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations, pairwise
+from math import log
+from statistics import StatisticsError, correlation
+
+from bench.plan.rows import Plan
+from bench.plan.settings import RATIOS, Grids, Setting, points
+from bench.suite.choosing import AXES
+
+#: The correlation of two axes from which they count as tied: what is due to one may be due to the other.
+TIED = 0.5
+
+#: The largest ratio of neighbouring rates, or of neighbouring products of rate and scale. The optimum of
+#: fine-tuning is about a decade wide, and a coarser grid may step over it.
+COARSE = 4.0
+
+
+def shared_points(plan: Plan) -> list[Setting]:
+    """The points of a plan's tuning that methods share; none without tuning."""
+    section = plan.suite.tuning
+    return points(section.grids, section.grids, section.trials, Setting()) if section else []
+
+
+def tuning_notes(plan: Plan) -> list[str]:
+    """What a user should know of a plan's tuning before it starts; nothing without tuning."""
+    if plan.suite.tuning is None:
+        return []
+    notes = [f"tuning: {note}" for note in coarse(plan.suite.tuning.grids)]
+    methods: dict[str, list[str]] = defaultdict(list)
+    rows = [row for row in plan.of(None).rows if row.tuning and row.candidates]
+    for row in rows:
+        assert row.tuning is not None
+        settings = [candidate.setting for candidate in row.candidates]
+        for note in (*tied(settings), *untried(row.tuning.grids, settings)):
+            methods[note].append(row.method)
+    everyone = set(dict.fromkeys(row.method for row in rows))
+    for note, names in methods.items():
+        of = "" if set(names) == everyone else f" of {', '.join(dict.fromkeys(names))}"
+        notes.append(f"tuning{of}: {note}")
+    return notes
+
+
+def tied(settings: Sequence[Setting]) -> Iterator[str]:
+    """The pairs of axes that these points do not tell apart, by the correlation of their logarithms."""
+    values = {
+        axis: [log(value) for setting in settings if (value := getattr(setting, axis)) is not None]
+        for axis in AXES
+    }
+    for one, other in combinations([axis for axis in AXES if len(values[axis]) == len(settings)], 2):
+        try:
+            r = correlation(values[one], values[other])
+        except StatisticsError:
+            continue  # fewer than two points, or an axis of one value, which has nothing to be tied to
+        if abs(r) >= TIED:
+            yield f"{one} and {other} are tied over {len(settings)} points (correlation {r:+.2f})"
+
+
+def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:
+    """The values of each axis that no point has."""
+    for axis, grid in grids.items():
+        missing = sorted(set(grid) - {getattr(setting, axis) for setting in settings})
+        if missing:
+            yield f"{len(settings)} points leave {axis} {_listed(axis, missing)} untried"
+
+
+def coarse(grids: Grids) -> Iterator[str]:
+    """The grids whose neighbouring values lie too far apart."""
+    steps = {axis: grid for axis, grid in grids.items() if axis != "scale"}
+    if "lr" in grids and "scale" in grids:
+        steps["lr × scale"] = sorted({float(f"{a * b:.9g}") for a in grids["lr"] for b in grids["scale"]})
+    for axis, grid in steps.items():
+        wide = [(low, high) for low, high in pairwise(grid) if high / low > COARSE * (1 + 1e-9)]
+        if wide:
+            low, high = max(wide, key=lambda step: step[1] / step[0])
+            yield (
+                f"neighbouring values of {axis} are up to ×{high / low:.3g} apart "
+                f"({_listed(axis, (low, high))}); the best may lie between: take steps of at most ×{COARSE:g}"
+            )
+
+
+def _listed(axis: str, values: Sequence[float]) -> str:
+    return ", ".join(f"{'×' * (axis in RATIOS)}{value:g}" for value in values)

@@ -1,0 +1,30 @@
+"""How much a trained adapter changes what its backbone answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bench.suite.recipe import Recipe
+from bench.training.loop import autocast
+from methods import Backbone
+
+
+@torch.inference_mode()
+def outputs(backbone: Backbone, batch: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
+    """The outputs (N, outputs) of a batch in evaluation mode, on the CPU."""
+    backbone.module.eval()
+    with autocast(recipe, next(iter(batch.values())).device):
+        return backbone.module(**batch).float().cpu()
+
+
+def effect(adapted: Tensor, bare: Tensor) -> float | None:
+    """The RMS difference of outputs with and without the adapter, relative to how they differ by example.
+
+    The latter is the RMS deviation of the adapted outputs from their mean over examples. 0 is an adapter that
+    changes nothing. None where outputs are the same for every example.
+    """
+    spread = (adapted - adapted.mean(0)).square().mean().sqrt().item()
+    return (adapted - bare).square().mean().sqrt().item() / spread if spread > 0 else None
