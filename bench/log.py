@@ -67,6 +67,9 @@ class Log(Audience):
 
             yield hear
 
+    def following(self, trials: float) -> None:
+        self._others.following(trials)
+
     def searching(self, search: RankSearch) -> None:
         self._write("searching", name=search.name, points=search.trials, budget=search.budget)
         self._others.searching(search)

@@ -16,6 +16,7 @@ from bench.execution.driver import execute, failures, pending
 from bench.execution.executor import Executor
 from bench.execution.perform import Report
 from bench.execution.session import Session, session, suite_run
+from bench.forecast import final_work
 from bench.plan.cells import Cell
 from bench.plan.make import cells_of, make_plan
 from bench.plan.rows import Plan
@@ -48,6 +49,9 @@ class Audience:
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
         """Before each phase of a suite: of its trials, which are those of `plan`, so many are to run."""
+
+    def following(self, trials: float) -> None:
+        """Before a phase that others follow, which take as long as so many trials of this one."""
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
         """Around `count` trials of a plan, on `slots` workers; what it gives hears of every event."""
@@ -144,8 +148,7 @@ def run_suite(
             for phase in phases:
                 whole = with_choices(whole, opened)
                 plan = wanted(whole)
-                part = plan.of(phase)
-                whole = _run_phase(whole, part, phase, at_work, place, told, retry_failed=retry_failed)
+                whole = _run_phase(whole, plan, phase, at_work, place, told, retry_failed=retry_failed)
             return SuiteRun(plan, summarise(opened, plan.stored()))
 
 
@@ -160,7 +163,7 @@ def _note_searched(loaded: Suite, suite: Suite | Path | str, told: Audience) -> 
 
 def _run_phase(
     whole: Plan,
-    part: Plan,
+    plan: Plan,
     phase: Phase | None,
     at_work: Session,
     place: Executor,
@@ -168,8 +171,8 @@ def _run_phase(
     *,
     retry_failed: bool,
 ) -> Plan:
-    """Runs one part of a plan; returns the plan with what other drivers chose meanwhile."""
-    store = at_work.store
+    """Runs one phase of a plan; returns the whole plan with what other drivers chose meanwhile."""
+    store, part = at_work.store, plan.of(phase)
     # This comes first: a failure that is stored later is another driver's, and stands.
     again = failures(store) if retry_failed else {}
     trials = [t for t in part.trials if t.id in again] if retry_failed else pending(part, store)
@@ -182,6 +185,8 @@ def _run_phase(
     if trials:
         # Preparing takes some time, in which another driver may have chosen.
         whole = with_choices(whole, store)
+        if phase == "tuning" and not retry_failed:
+            told.following(final_work(plan, trials, store.records()))
         with told.watch(part, len(trials), place.slots) as report:
             tags = {Tag.PHASE: phase} if phase else {}
             execute(whole, trials, at_work, place, report, tags=tags, again=again)

@@ -71,8 +71,10 @@ def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:
 def coarse(grids: Grids) -> Iterator[str]:
     """The grids whose neighbouring values lie too far apart."""
     steps = {axis: grid for axis, grid in grids.items() if axis != "scale"}
-    if "lr" in grids and "scale" in grids:
-        steps["lr × scale"] = sorted({float(f"{a * b:.9g}") for a in grids["lr"] for b in grids["scale"]})
+    if "scale" in grids:
+        # A scale multiplies the update as a rate does, so that its steps may be filled by those of the rate.
+        products = {float(f"{a * b:.9g}") for a in grids.get("lr", (1.0,)) for b in grids["scale"]}
+        steps["lr × scale" if "lr" in grids else "scale"] = sorted(products)
     for axis, grid in steps.items():
         wide = [(low, high) for low, high in pairwise(grid) if high / low > COARSE * (1 + 1e-9)]
         if wide:

@@ -21,6 +21,7 @@ class Terminal(Audience):
 
     def __init__(self, out: Console, err: Console) -> None:
         self._out, self._err = out, err
+        self._following = 0.0
 
     def opened(self, sent: int, closed: int) -> None:
         if sent:
@@ -35,8 +36,12 @@ class Terminal(Audience):
         count = f"{len(plan.trials)} {what}, {waiting} to run on {device}"
         self._out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
 
+    def following(self, trials: float) -> None:
+        self._following = trials
+
     def watch(self, plan: Plan, count: int, slots: int) -> RunDisplay:
-        return RunDisplay(self._out, plan, count, slots)
+        following, self._following = self._following, 0.0
+        return RunDisplay(self._out, plan, count, slots, following)
 
     def searching(self, search: RankSearch) -> None:
         points = f"{search.trials} points within {search.budget:,} parameters"

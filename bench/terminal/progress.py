@@ -72,9 +72,14 @@ def duration(seconds: float) -> str:
 
 
 class RunDisplay:
-    """Live progress of a run, one line for each worker; off a terminal, one line for each trial that ends."""
+    """Live progress of a run, one line for each worker; off a terminal, one line for each trial that ends.
 
-    def __init__(self, console: Console, plan: Plan, trials: int, workers: int = 1) -> None:
+    `following` is what runs after these trials, in trials that take as long as they do on average.
+    """
+
+    def __init__(
+        self, console: Console, plan: Plan, trials: int, workers: int = 1, following: float = 0.0
+    ) -> None:
         self._console = console
         several = len({row.backbone for row in plan.rows}) > 1
         self._names = {
@@ -97,7 +102,8 @@ class RunDisplay:
         self._silent: set[str] = set()
         self._on = f" on {workers} workers" if workers > 1 else ""
         self._bar = progress_bars(console)
-        self._all = self._bar.add_task(self._told_all(), total=trials)
+        # The bar and the time left are of all that is to run, which these trials may be a part of.
+        self._all = self._bar.add_task(self._told_all(), total=trials + following)
         self._workers = worker_lines(console)
         #: One line a worker, in the order in which they take their first trial.
         self._lines: dict[str, TaskID] = {}

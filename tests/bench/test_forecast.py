@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from bench.execution.estimate import step_count
-from bench.forecast import forecast
+from bench.forecast import final_work, forecast
 from bench.run import Audience, run_suite
 from bench.search.tuning import with_choices
 from bench.store.store import Store
@@ -49,6 +49,29 @@ class Heard(Audience):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+class Remaining(Heard):
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[float] = []
+
+    def following(self, trials: float) -> None:
+        self.told.append(trials)
+
+
+def test_the_final_trials_are_counted_while_tuning_runs(tmp_path: Path, new_store: NewStore) -> None:
+    uri, heard = new_store(tmp_path), Remaining()
+    # Three epochs of the final runs for each one of tuning, on two seeds of two rows.
+    changes = {**TUNED, "training": {"batch_size": 16, "epochs": 3, "lr": 5e-3}}
+    changes["tuning"] = {**TUNED["tuning"], "epochs": 1}
+    made = plan(**changes)
+    assert final_work(made, made.of("tuning").trials, []) == pytest.approx(3 * 4)
+    run_suite(suite(**changes), store=uri, device="cpu", audience=heard)
+    assert heard.told == [pytest.approx(3 * 4)]
+    # With all that is stored nothing is left, and so nothing is told.
+    run_suite(suite(**changes), store=uri, device="cpu", audience=heard)
+    assert len(heard.told) == 1
 
 
 def nowhere(folder: Path) -> str:

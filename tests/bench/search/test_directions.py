@@ -31,7 +31,7 @@ DATA = Path(__file__).parents[2] / "data" / "similarity.csv"
 #: Which of two values is the better one.
 BEST = {"rmse": 0.3, "spearman": 0.5}
 
-TUNING = {"trials": 2, "seeds": [7], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
+TUNING = {"trials": 2, "seeds": [7], "by": "score", "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
 
 
 def task(metric: str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def test_tuning_chooses_on_a_task_with_a_label(tmp_path: Path, new_store: Callab
 @pytest.mark.parametrize("metric", BEST)
 @pytest.mark.parametrize("objectives", ["metric", "metric and parameters"])
 def test_a_search_chooses_the_better_point(metric: str, objectives: str) -> None:
-    made = suite(TEXT, tasks=[task(metric)], search={"trials": 2, "objectives": objectives})
+    made = suite(TEXT, tasks=[task(metric)], search={"trials": 2, "objectives": objectives, "by": "score"})
     ((_, cell),) = cells(made)
     search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]
     for rank, value in ((1, 0.3), (2, 0.5)):
@@ -79,6 +79,23 @@ def test_a_search_chooses_the_better_point(metric: str, objectives: str) -> None
         assert [found.trials[number].value for number in found.pareto] == [BEST[metric]]
 
 
+@pytest.mark.parametrize("objectives", ["metric", "metric and parameters"])
+def test_a_search_by_loss_takes_the_lower_loss_whatever_the_score(objectives: str) -> None:
+    made = suite(TEXT, tasks=[task("spearman")], search={"trials": 2, "objectives": objectives})
+    ((_, cell),) = cells(made)
+    search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]
+    for rank, loss, score in ((1, 0.9, 0.8), (2, 0.4, 0.3), (3, 0.4, 0.9)):
+        told = {"key": Point((rank,), Setting()).key, "trials": {1000: "id"}, "parameters": 10 * rank}
+        values = [loss, 10.0 * rank] if search.two else [loss]
+        search._study.add_trial(optuna.trial.create_trial(values=values, user_attrs={**told, "score": score}))
+    found = search.result()
+    assert found.best is not None
+    assert (found.by, found.best.ranks, found.best.loss, found.best.value) == ("loss", (2,), 0.4, 0.3)
+    assert found.tied == (0 if search.two else 1)
+    if search.two:
+        assert [found.trials[number].ranks for number in found.pareto] == [(1,), (2,)]
+
+
 @pytest.mark.parametrize("metric", BEST)
 def test_importance_is_of_the_better_half(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
@@ -88,7 +105,7 @@ def test_importance_is_of_the_better_half(metric: str, monkeypatch: pytest.Monke
         return {}
 
     monkeypatch.setattr(bench.search.study, "importances", importances)
-    made = suite(TEXT, tasks=[task(metric)], search={"trials": 2})
+    made = suite(TEXT, tasks=[task(metric)], search={"trials": 2, "by": "score"})
     ((_, cell),) = cells(made)
     search = RankSearch(cell, made.search, optuna.storages.InMemoryStorage(), "toy")  # type: ignore[arg-type]
     for rank, value in ((1, 0.3), (2, 0.5)):

@@ -116,7 +116,7 @@ def test_a_mode_that_the_variant_lacks_and_a_budget_below_the_smallest_are_refus
 
 
 def test_a_method_is_tuned_by_what_it_has() -> None:
-    grids = {"lr": (1.0,), "scale": (1.0, 2.0), "head_lr": None}
+    grids = {"lr": (1.0,), "scale": (1.0, 2.0)}
     both = {**grids, "head_lr": (1.0,)}
     for follows in (True, False):
         assert set(applicable(grids, create("lorta", rank=2), 100, head_follows=follows)) == {"lr", "scale"}

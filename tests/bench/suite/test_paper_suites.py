@@ -131,7 +131,7 @@ def test_the_reference_s_switches_are_on_there_and_nowhere_else(plans: dict[str,
         assert method["heads"] == ("interleaved" if "att" in method["variant"] else "aligned")
         assert method.get("starts") == (None if "qkv_depth" in method["variant"] else "identical")
     for trial in plans["paper_untuned"].trials:
-        assert (trial.recipe.select, trial.recipe.augmentation) == ("validation", ())
+        assert (trial.recipe.select, trial.recipe.augmentation) == ("loss", ())
         assert (trial.task.split, trial.task.normalise, trial.task.resize) == ("fixed", True, None)
         assert "starts" not in trial.method
 
