@@ -29,7 +29,10 @@ from bench.training.loop import Evaluation, Trained
 from bench.training.trial import Outcome
 from bench.wire.found import SearchResult
 from bench.wire.trial import Progress
-from bench.wire.words import Status, Tag
+from bench.wire.words import Measure, Status, Tag
+
+#: Measures by which reports warn of a training.
+OPTIONAL = (Measure.SELECTED_LOSS, Measure.GUESSING_LOSS, Measure.ADAPTER_EFFECT)
 
 TABLES = ("runs", "tags", "params", "metrics", "latest_metrics")
 
@@ -51,6 +54,8 @@ class Result:
     step_ms: float = 10.0
     peak_mib: float = 100.0
     tags: dict[str, str] = field(default_factory=dict)
+    #: Of `OPTIONAL`; the others are not stored, as an earlier version left them out.
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 def write(uri: str, plan: Plan, result: Callable[[Trial, Row], Result | None]) -> Store:
@@ -119,6 +124,8 @@ def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -
                 100.0,
                 {},
                 {},
+                effect=0.5,
+                guessing_loss=0.7,
             )
         )
     )
@@ -164,7 +171,8 @@ def _clone(database: Path, template: str, given: list[tuple[Trial, Row, Result]]
         told = _told(row, result)
         for table in ("metrics", "latest_metrics"):
             for line in stored[table]:
-                if not line["key"].startswith("validation/"):
+                left_out = line["key"] in OPTIONAL and line["key"] not in result.measures
+                if not left_out and not line["key"].startswith("validation/"):
                     lines[table].append(line | changed | {"value": told.get(line["key"], line["value"])})
         curve = next(line for line in stored["metrics"] if line["key"] == "validation/accuracy")
         lines["metrics"] += [
@@ -190,6 +198,7 @@ def _told(row: Row, result: Result) -> dict[str, float]:
         "parameters/adapter": row.parameters,
         "cost/step_ms": result.step_ms,
         "cost/peak_mib": result.peak_mib,
+        **result.measures,
     }
 
 

@@ -1,0 +1,135 @@
+"""Warnings of trainings that did not work, from records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.plan.make import make_plan
+from bench.plan.rows import Plan
+from bench.search.tuning import with_choices
+from bench.store.store import Store
+from bench.suite.suite import Suite
+from bench.wire.found import SearchPoint
+from bench.wire.words import Artifact, Kind, Measure, PointState, Status
+from methods.validation import validate
+from reports.analysis import analyse
+from reports.guards import guards
+from reports.reading import read, read_experiment
+
+from ..stored import Result, search_found, write
+
+NewStore = Callable[[Path], str]
+
+SUITE: dict[str, Any] = {
+    "name": "guarded",
+    "tasks": ["digits"],
+    "backbones": ["tiny-random-vit"],
+    "methods": ["head_only", "lora", {"method": "tenslora", "variant": "att"}],
+    "budgets": [{"isorank": 2}],
+    "seeds": [0, 1],
+}
+TUNING = {"trials": 3, "seeds": [7], "scale": None, "head_lr": None}
+GOOD = {Measure.SELECTED_LOSS: 0.4, Measure.GUESSING_LOSS: 2.3, Measure.ADAPTER_EFFECT: 0.5}
+HEAD = {Measure.SELECTED_LOSS: 0.5, Measure.GUESSING_LOSS: 2.3}
+
+
+def planned(**changes: Any) -> Plan:
+    return make_plan(validate(Suite, {**SUITE, **changes}, "suite"))
+
+
+def told(
+    folder: Path, new_store: NewStore, measures: dict[str, dict[str, float]], **changes: Any
+) -> list[str]:
+    """The warnings where the methods' runs have these measures, by the start of their names."""
+    plan = planned(**changes)
+
+    def result(trial: Any, row: Any) -> Result:
+        if row.method == "head only":
+            return Result(0.5, 0.5, measures=HEAD)
+        return Result(0.6, 0.5, measures=GOOD | measures.get(row.title, {}))
+
+    return list(guards(read_experiment(write(new_store(folder), plan, result))))
+
+
+def test_trainings_that_worked_have_no_warning(tmp_path: Path, new_store: NewStore) -> None:
+    assert told(tmp_path, new_store, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("measures", "sign"),
+    [
+        ({Measure.SELECTED_LOSS: 0.5}, "head alone"),
+        ({Measure.ADAPTER_EFFECT: 0.004}, "the adapter changes outputs"),
+        ({Measure.SELECTED_LOSS: 0.41, Measure.GUESSING_LOSS: 0.41}, "constant answer"),
+    ],
+)
+def test_what_did_not_work_is_named(
+    tmp_path: Path, new_store: NewStore, measures: dict[str, float], sign: str
+) -> None:
+    (warning,) = told(tmp_path, new_store, {"LoRA": measures})
+    assert warning.startswith("digits · tiny-random-vit: ")
+    assert sign in warning
+    assert "LoRA" in warning
+    assert "TensLoRA" not in warning
+
+
+def test_selection_by_the_score_is_held_against_the_head_by_the_score(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    # All have the validation score of the head alone, and lower losses.
+    (warning,) = told(tmp_path, new_store, {}, training={"select": "score"})
+    assert "validation score" in warning
+
+
+def test_an_earlier_versions_runs_without_losses_say_nothing_of_them(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    store = write(new_store(tmp_path), planned(), lambda trial, row: Result(0.6))
+    assert list(guards(read_experiment(store))) == []
+
+
+def tuned(folder: Path, new_store: NewStore, losses: list[float]) -> tuple[Plan, Store]:
+    """A suite whose tuning gave these losses, in the order of the points, and chose."""
+    plan = planned(methods=["lora"], tuning=TUNING)
+    by_rate = dict(zip([c.setting.lr for c in plan.of(None).rows[0].candidates], losses, strict=True))
+    store = write(
+        new_store(folder), plan.of("tuning"), lambda trial, row: Result(0.6, by_rate[trial.recipe.lr])
+    )
+    return with_choices(plan, store), store
+
+
+def test_few_points_and_ties_of_tuning_are_told_on_the_page(tmp_path: Path, new_store: NewStore) -> None:
+    plan, _ = tuned(tmp_path, new_store, [0.3, 0.2, 0.2])
+    folder = tmp_path / "final"
+    folder.mkdir()
+    uri = new_store(folder)
+    write(uri, plan, lambda trial, row: Result(0.6, measures=GOOD))
+    notes = analyse(read(uri, ["guarded"])).notes
+    (few,) = [note for note in notes if "3 points, fewer than the 7 rates" in note]
+    (tie,) = [note for note in notes if "tied with the chosen" in note]
+    assert few.endswith("LoRA.")
+    assert tie.endswith("LoRA.")
+
+
+def test_tied_points_of_a_search_are_told(tmp_path: Path, new_store: NewStore) -> None:
+    store = write(new_store(tmp_path), planned(methods=["lora"]), lambda trial, row: Result(0.6))
+    points = tuple(
+        SearchPoint(
+            number=number,
+            state=PointState.COMPLETE,
+            ranks=(number + 1,),
+            parameters=10,
+            value=0.5,
+            loss=loss,
+            trial_id="0",
+        )
+        for number, loss in enumerate((0.3, 0.2, 0.2))
+    )
+    run = store.begin(Kind.SEARCH, "search", {}, "driver")
+    store.keep(run, Artifact.SEARCH, search_found(by="loss", trials=points, best=points[1]))
+    store.end(run, Status.FINISHED)
+    assert list(guards(read_experiment(store))) == ["search: 1 other point tied with the best of the search."]
