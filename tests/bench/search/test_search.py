@@ -13,7 +13,7 @@ import pytest
 
 from bench.plan.cells import cells
 from bench.search.storage import open_storage
-from bench.search.study import FOLLOWS, RankSearch
+from bench.search.study import BY, FOLLOWS, RankSearch
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.wire.words import Kind
@@ -172,6 +172,19 @@ def test_a_head_that_follows_another_rate_makes_another_space() -> None:
     study = optuna.load_study(study_name="one name", storage=storage)
     study.set_user_attr("space", {k: v for k, v in study.user_attrs["space"].items() if k != FOLLOWS})
     search(storage, own)  # An earlier version did not say it.
+
+
+def test_a_study_that_went_by_the_score_is_another_one_than_by_the_loss() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    by = {name: {"search": {"trials": 6, "by": name}} for name in ("score", "loss")}
+    search(storage, by["score"])
+    study = optuna.load_study(study_name="one name", storage=storage)
+    assert study.direction.name == "MAXIMIZE"
+    # An earlier version did not say it, and went by the score.
+    study.set_user_attr("space", {k: v for k, v in study.user_attrs["space"].items() if k != BY})
+    with pytest.raises(UserError, match=BY):
+        search(storage, by["loss"])
+    search(storage, by["score"])
 
 
 # --- small spaces, other methods, other objectives ---
