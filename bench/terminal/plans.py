@@ -152,7 +152,8 @@ def print_tuning(console: Console, plan: Plan) -> None:
     """What equal tuning spent on each row, and what it chose; one table for each task and backbone."""
     rows = [(row, row.tuning) for row in plan.of(None).rows if row.tuning]
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row, _ in rows):
-        title = f"{task} · {backbone} · tuning on validation; ! is on the edge of its grid"
+        by = next(tuned.by for row, tuned in rows if (row.task, row.backbone) == (task, backbone))
+        title = f"{task} · {backbone} · tuning by validation {by}; ! is on the edge of its grid"
         axes = [axis for axis in AXES if axis != "core_lr" or any(axis in (t.chosen or {}) for _, t in rows)]
         named = (axis.replace("_", " ") for axis in axes)
         heads = ("budget", "trials", "seeds", "epochs", *named, "tied")
@@ -173,5 +174,5 @@ def print_tuning(console: Console, plan: Plan) -> None:
             table.add_row(escape(row.method), budget, *spent, *shown, tied)
         console.print(fitted(console, table, "epochs", "seeds"))
     if any(tuned.tied for _, tuned in rows):
-        console.print("tied: so many other points are as good by what tuning goes by.")
+        console.print("tied: so many other points are as good by that.")
     print_warnings(console, tuning_notes(plan))

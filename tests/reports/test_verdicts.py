@@ -90,8 +90,8 @@ def test_rates_that_a_suite_sets_by_hand_are_another_recipe(analysed: Callable[.
 def test_rates_that_were_tuned_are_not(tmp_path: Path, new_store: NewStore) -> None:
     def told(trial: Trial, row: Row) -> Result | None:
         made = scores(0.05)(trial, row)
-        best = 0.0005 if row.title == "LoRA" else 0.001
-        return made and dataclasses.replace(made, validation=[0.9 if trial.recipe.lr == best else 0.1])
+        best = 0.001 if row.title == "LoRA" else 0.0005
+        return made and dataclasses.replace(made, loss=0.1 if trial.recipe.lr == best else 0.9)
 
     tuning = {"trials": 2, "seeds": [7], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
     uri, plan = new_store(tmp_path), plan_of(**FIVE | {"tuning": tuning})

@@ -97,7 +97,9 @@ def test_the_stored_plan_says_what_was_spent_and_chosen(tuned: tuple[Path, str, 
 
 
 def test_the_choices_are_shown(tuned: tuple[Path, str, Any]) -> None:
-    assert "digits · tiny-random-vit · tuning on validation; ! is on the edge of its grid" in tuned[2].out
+    assert (
+        "digits · tiny-random-vit · tuning by validation loss; ! is on the edge of its grid" in tuned[2].out
+    )
 
 
 def test_a_second_start_chooses_and_runs_nothing_again(tuned: tuple[Path, str, Any], call: Call) -> None:

@@ -2,7 +2,8 @@
 
 `version_0_1_0.tar.xz` has four suites, the rows that they left in the tables of MLflow and of Optuna, their
 artifacts and an outbox. `@FOLDER@` in it stands for where it lies, `@HOST@` for the machine that ran it. That
-version decayed adapters as it did heads: to mean the same trials now, its suites have to say so.
+version decayed adapters as it did heads, and chose by the score: to mean the same trials now, its suites have
+to say so.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ Call = Callable[..., Any]
 ARCHIVE = Path(__file__).with_name("version_0_1_0.tar.xz")
 
 
+#: What its suites did without saying so, by section.
+THEN = {"training": f"adapter_weight_decay: {AS_HEAD}, select: score"}
+THEN |= dict.fromkeys(("tuning", "search", "allocation"), "by: score")
+
+
 class Old:
     """The suites and the store of that version, in a folder of their own."""
 
@@ -43,8 +49,10 @@ class Old:
         with tarfile.open(ARCHIVE) as archive:
             archive.extractall(folder, filter="data")
         for suite in folder.glob("*.yaml"):
-            decays = f"training: {{adapter_weight_decay: {AS_HEAD}, "
-            suite.write_text(suite.read_text().replace("\ntraining: {", f"\n{decays}"))
+            text = suite.read_text()
+            for section, then in THEN.items():
+                text = text.replace(f"\n{section}: {{", f"\n{section}: {{{then}, ")
+            suite.write_text(text)
         storage = f"sqlite:///{folder / 'optuna.db'}"
         open_storage(storage)
         for database in ("mlflow", "optuna"):
