@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from bench.execution.checks import record_mib, worker_mib
-from bench.execution.estimate import (
-    Pace,
-    Workload,
-    activation_mib,
-    workload_of,
-    workload_of_record,
-    workloads,
-)
+from bench.execution.estimate import Pace, Workload, activation_mib, workload_of, workload_of_record
 from bench.plan.cells import Cell
 from bench.plan.make import cells_of
 from bench.plan.rows import Plan
@@ -78,8 +71,10 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
         pace = Pace(plan, records, _seconds_per_operation(device))
     open_ = {part.name: _open(part, settled) for part in parts}
     jobs = [job for part in parts for job in part.jobs]
-    kinds = {job.workload for job in jobs}
-    peaks = [record.measure(Measure.PEAK_MIB) for record in records if workload_of_record(record) in kinds]
+    workloads = {job.workload for job in jobs}
+    peaks = [
+        record.measure(Measure.PEAK_MIB) for record in records if workload_of_record(record) in workloads
+    ]
     return Forecast(
         parts=tuple(
             Share(
@@ -99,15 +94,6 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
         based_on="stored trials" if pace.stored else "operations",
         notes=tuple(notes),
     )
-
-
-def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
-    """How many of these tuning trials take as long as the final trials that are still to run after them."""
-    pace, by_id = Pace(plan, records), workloads(plan)
-    settled = {record.trial_id for record in records if record.decided}
-    _, final = _run_parts(plan)
-    seconds = sum(pace.seconds(job.trial, job.workload) for job in _open(final, settled))
-    return seconds / fmean(pace.seconds(trial, by_id[trial.id]) for trial in tuning)
 
 
 def _opened(store: str, name: str) -> tuple[Store | None, list[str]]:

@@ -13,10 +13,10 @@ from typing import Literal
 from bench.execution import make_executor
 from bench.execution.checks import check_disk, check_memory
 from bench.execution.driver import execute, failures, pending
+from bench.execution.estimate import final_work
 from bench.execution.executor import Executor
 from bench.execution.perform import Report
 from bench.execution.session import Session, session, suite_run
-from bench.forecast import final_work
 from bench.plan.cells import Cell
 from bench.plan.make import cells_of, make_plan
 from bench.plan.rows import Plan

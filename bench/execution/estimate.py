@@ -80,6 +80,21 @@ class Pace:
         return step_count(trial) * (self._per_operation * step_flops(trial) if step is None else step)
 
 
+def final_work(plan: Plan, tuning: Sequence[Trial], records: Sequence[Record]) -> float:
+    """How many of these tuning trials take as long as the final trials that are still to run after them."""
+    pace, by_id = Pace(plan, records), {trial.id: trial for trial in plan.trials}
+    settled = {record.trial_id for record in records if record.decided}
+    final: dict[str, float] = {}
+    for row in plan.of(None).rows:
+        for seed, id_ in row.trials.items():
+            # Until tuning has chosen, the trial of any candidate stands for the final one.
+            trial = by_id[id_] if id_ else row.candidates[0].final[seed]
+            if id_ not in settled:
+                final[trial.id] = pace.seconds(trial, workload_of(row))
+    known = workloads(plan)
+    return sum(final.values()) / statistics.fmean(pace.seconds(trial, known[trial.id]) for trial in tuning)
+
+
 def seconds_per_step(records: Iterable[Record]) -> dict[Workload, list[float]]:
     """What the steps of stored trials took, by workload, one value a trial."""
     times: dict[Workload, list[float]] = defaultdict(list)

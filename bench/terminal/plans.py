@@ -69,7 +69,7 @@ def _print_splits(console: Console, plan: Plan) -> None:
 
 
 def _print_points(console: Console, plan: Plan) -> None:
-    """The points of tuning that methods share, and those with which some begin."""
+    """The points of tuning that methods share, and what they leave open."""
     assert plan.suite.tuning is not None
     axes, shared = list(plan.suite.tuning.grids), shared_points(plan)
     table = plain_table("Points of tuning", "", *(axis.replace("_", " ") for axis in axes))

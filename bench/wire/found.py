@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bench.wire import Wired
 from bench.wire.words import Artifact, By, Kind, PointState
 
-#: Evaluator -> mode -> its share in the variation of the score.
+#: Evaluator -> mode -> its share in the variation of the validation result that is ranked.
 Importance = dict[str, dict[str, float]]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench.execution.estimate import step_count
-from bench.forecast import final_work, forecast
+from bench.execution.estimate import final_work, step_count
+from bench.forecast import forecast
 from bench.run import Audience, run_suite
 from bench.search.tuning import with_choices
 from bench.store.store import Store
