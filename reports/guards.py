@@ -70,7 +70,7 @@ def _below_the_head(trained: Sequence[_Trained]) -> Iterator[str]:
         behind = [
             each.row
             for each in trained
-            if each.row.family != FLOOR
+            if each.row.parameters
             and each.by == by
             and (value := each.validation) is not None
             and sign * value <= sign * best

@@ -92,7 +92,7 @@ def fit_head(
         head["weight"].copy_(torch.from_numpy(weight))
         head["bias"].copy_(torch.from_numpy(best.bias - weight @ features.mean))
     result = evaluate(backbone, adapter, data.validation, recipe, data.objective, saving)
-    return Trained(0, 0, result.metric, None, head_c=best.c, head_converged=best.converged)
+    return Trained(0, 0, result.metric, result.loss, None, head_c=best.c, head_converged=best.converged)
 
 
 def choose(features: Standardised, train: Tensor, validation: Tensor, objective: Objective) -> Fit:
