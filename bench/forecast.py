@@ -58,9 +58,11 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
     settled: set[str] = set()
     if opened is not None:
         from bench.search.tuning import with_choices
+        from bench.store.changed_trials import changed_trials
         from bench.store.records import latest
 
         records, plan = opened.records(), with_choices(plan, opened)
+        notes += changed_trials(plan, opened, records)
         settled = {id_ for id_, record in latest(records).items() if record.decided}
     parts = _run_parts(plan)
     if plan.suite.searched:

@@ -106,7 +106,12 @@ def _told(event: Event) -> dict[str, Any]:
     if event.progress is not None:
         return _progress(event.progress)
     if event.silence is not None:
-        return {"seconds": round(event.silence.seconds, 1), "answers": event.silence.answers}
+        silence = event.silence
+        return {
+            "seconds": round(silence.seconds, 1),
+            "answers": silence.answers,
+            "preparing": silence.preparing,
+        }
     return _ending(event.ending) if event.ending is not None else {}
 
 

@@ -27,6 +27,7 @@ from bench.search.storage import default_storage, open_storage
 from bench.search.study import RankSearch
 from bench.search.tuning import with_choices
 from bench.store import DEFAULT_STORE
+from bench.store.changed_trials import changed_trials
 from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.suite.choosing import Allocation, Search
@@ -141,7 +142,11 @@ def run_suite(
             told.opened(at_work.sent, at_work.closed)
             _note_searched(whole.suite, suite, told)
             whole = with_choices(whole, opened)
-            known = latest(opened.records())
+            records = opened.records()
+            known = latest(records)
+            if not retry_failed:
+                for note in changed_trials(wanted(whole), opened, records):
+                    told.note(note)
             at_work.warn_of_changed_plugins(
                 known[trial.id] for trial in wanted(whole).trials if trial.id in known
             )
@@ -176,22 +181,23 @@ def _run_phase(
     # This comes first: a failure that is stored later is another driver's, and stands.
     again = failures(store) if retry_failed else {}
     trials = [t for t in part.trials if t.id in again] if retry_failed else pending(part, store)
-    if trials:
-        check_disk(part, trials, store)
-        _check_memory(trials, place)
-        place.prepare(trials)
-    # Said only now that nothing is in the way.
-    told.phase(part, phase, len(trials), place.device)
-    if trials:
+    if not trials:
+        told.phase(part, phase, 0, place.device)
+        if phase is None:
+            store.end(store.begin_suite(whole, at_work.claims.driver), Status.FINISHED)
+        return whole
+    check_disk(part, trials, store)
+    _check_memory(trials, place)
+    if phase == "tuning" and not retry_failed:
+        told.following(final_work(plan, trials, store.records()))
+    with told.watch(part, len(trials), place.slots) as report:
+        place.prepare(trials, report, whole.suite.trial_timeout)
+        # Said only now that nothing is in the way.
+        told.phase(part, phase, len(trials), place.device)
         # Preparing takes some time, in which another driver may have chosen.
         whole = with_choices(whole, store)
-        if phase == "tuning" and not retry_failed:
-            told.following(final_work(plan, trials, store.records()))
-        with told.watch(part, len(trials), place.slots) as report:
-            tags = {Tag.PHASE: phase} if phase else {}
-            execute(whole, trials, at_work, place, report, tags=tags, again=again)
-    elif phase is None:
-        store.end(store.begin_suite(whole, at_work.claims.driver), Status.FINISHED)
+        tags = {Tag.PHASE: phase} if phase else {}
+        execute(whole, trials, at_work, place, report, tags=tags, again=again)
     return whole
 
 

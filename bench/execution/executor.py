@@ -34,16 +34,25 @@ class Executor(ABC):
     ) -> None:
         self.stop()
 
-    def prepare(self, trials: list[Trial]) -> None:
-        """Fetches what the trials need wherever they may run. Raises UserError for what cannot be had."""
+    def prepare(
+        self,
+        trials: list[Trial],
+        report: Report = lambda event: None,
+        timeout: float | str | None = None,
+    ) -> None:
+        """Fetches what the trials need wherever they may run. Raises UserError for what cannot be had.
+
+        `report` hears of a worker that is silent. `timeout` is the suite's `trial_timeout`: where a worker
+        gives no sign of life for so many seconds, UserError is raised. A multiple is no limit here.
+        """
         self._saving.check(trials)
         new = [trial for trial in trials if needed(trial) not in self._prepared]
         if new:
-            self._prepare(new)
+            self._prepare(new, report, None if isinstance(timeout, str) else timeout)
             self._prepared |= {needed(trial) for trial in new}
 
     @abstractmethod
-    def _prepare(self, trials: list[Trial]) -> None:
+    def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         """Does so for trials, at least one, that need something else than those before."""
 
     @property

@@ -20,7 +20,7 @@ class Inline(Executor):
         self.resources = Resources(device, saving)
         self._next: Trial | None = None
 
-    def _prepare(self, trials: list[Trial]) -> None:
+    def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         prepare_all(trials, self.resources)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import resource
@@ -21,9 +22,19 @@ import psutil
 import torch
 
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, overdue, perform, prepare_or_say_why, started
+from bench.execution.perform import (
+    Event,
+    Report,
+    ended,
+    overdue,
+    perform,
+    prepare_or_say_why,
+    preparing,
+    started,
+)
 from bench.execution.watch import BEAT, Watch
 from bench.plan.trial import Trial
+from bench.process.guard import Guard, kill_group
 from bench.process.memory import MIB
 from bench.process.visible import visible
 from bench.training.loop import Pruned
@@ -37,6 +48,9 @@ if TYPE_CHECKING:
 
 #: Where so many workers in a row died before they were ready, the next one would die too.
 STILLBORN = 3
+
+#: From linux/prctl.h.
+PR_SET_PDEATHSIG = 1
 
 #: Environment variables that set how many threads numerical libraries use.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -81,17 +95,22 @@ class Local(Executor):
         self.slots = len(slots)
         #: How many workers in a row died before they were ready.
         self._stillborn = 0
+        #: Ends the workers where this process cannot any more.
+        self._guard: Guard | None = None
 
-    def _prepare(self, trials: list[Trial]) -> None:
+    def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         """One worker prepares while the others start: what it puts into the cache, all of them find there."""
         for _ in range(min(len(trials), self.slots) - len(self._workers)):
             self._start()
         for _ in range(STILLBORN):
             first = self._workers[0]
-            first.prepared = None
+            first.prepared, first.watch = None, Watch(limit)
             self._send(first, ("prepare", trials))
-            while self._heard(first, lambda event: None) and first.prepared is None:
+            while self._heard(first, report) and first.prepared is None:
                 wait([first.link, first.process.sentinel], timeout=1)
+                first.watch.listen(at_work=True)
+                if event := preparing(trials[0], first.slot.name, first.watch):
+                    report(event)
             if first.prepared == "":
                 return
             if first.prepared:
@@ -160,22 +179,31 @@ class Local(Executor):
             worker.process.kill()
         for worker in self._workers[:]:
             self._remove(worker)
+        if self._guard:
+            self._guard.close()
+            self._guard = None
 
     def _start(self) -> _Worker:
         slot = self._free.pop()
+        self._guard = self._guard or Guard()
         ours, theirs = get_context("spawn").Pipe()
         process = get_context("spawn").Process(
             target=_serve, args=(theirs, slot), name=f"tensorbench {slot.name}", daemon=True
         )
         with _environment(slot):
             process.start()
+        self._guard.watch(_pid(process))
         theirs.close()
         worker = _Worker(slot, process, ours)
         self._workers.append(worker)
         return worker
 
     def _remove(self, worker: _Worker) -> None:
+        """Waits for the end of a worker, and ends what it has started."""
         worker.process.join()
+        kill_group(_pid(worker.process))
+        if self._guard:
+            self._guard.forget(_pid(worker.process))
         worker.link.close()
         self._workers.remove(worker)
         self._free.append(worker.slot)
@@ -208,6 +236,7 @@ class Local(Executor):
         kind, what = said
         if kind == "ready":
             worker.ready, self._stillborn = True, 0
+            worker.watch.answered()
         elif kind == "prepared":
             worker.prepared = what
         elif kind == "alive":
@@ -245,6 +274,11 @@ def _environment(slot: Slot) -> Iterator[None]:
                 os.environ[key] = value
 
 
+def _pid(process: SpawnProcess) -> int:
+    assert process.pid is not None
+    return process.pid
+
+
 def _died(process: SpawnProcess) -> str:
     code = process.exitcode
     if code is None or code >= 0:
@@ -255,7 +289,7 @@ def _died(process: SpawnProcess) -> str:
 
 def _serve(link: Connection, slot: Slot) -> None:
     """The whole life of a worker: it does what its driver asks, until one of the two ends."""
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+    _end_with_driver()
     warnings.showwarning = lambda message, *_: print(f"warning: {visible(str(message))}", file=sys.stderr)
     torch.set_num_threads(slot.threads)
     # What was imported is no garbage, which every trial collects.
@@ -270,7 +304,9 @@ def _serve(link: Connection, slot: Slot) -> None:
         while True:
             asked, about = link.recv()
             if asked == "prepare":
-                line.send("prepared", prepare_or_say_why(about, resources))
+                with line.at_work():
+                    said = prepare_or_say_why(about, resources)
+                line.send("prepared", said)
             elif asked == "run":
                 with line.at_work():
                     _run(about, resources, line, slot)
@@ -331,8 +367,15 @@ def _run(trial: Trial, resources: Resources, line: _Line, slot: Slot) -> None:
 
 
 def _end_with_driver() -> None:
-    """Ends this process, whatever it is doing, when its driver has ended."""
+    """Lets this process end with its driver at the latest, and makes it the leader of all that it starts.
+
+    Linux ends it when the thread that started it has ended. Elsewhere, and for what it starts itself, there
+    is the driver's guard.
+    """
+    os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     driver = parent_process()
-    assert driver is not None
-    driver.join()
-    os._exit(1)
+    if driver is None or not driver.is_alive():
+        # It ended before the system knew what to do then.
+        os._exit(1)

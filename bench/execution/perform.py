@@ -66,6 +66,22 @@ def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
     return None if silence is None else Event(trial, "silent", worker, silence=silence)
 
 
+def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
+    """The silence of a worker that prepares trials, `trial` first. Raises UserError for one that is given up.
+
+    What counts is how long it does not answer: a download may take longer than any trial.
+    """
+    if watch.given_up:
+        raise UserError(
+            f"the worker that prepares the trials ({worker}) gave no sign of life for "
+            f"{watch.unanswered:,.0f} s (trial_timeout)"
+        )
+    silence = watch.silence()
+    if silence is None:
+        return None
+    return Event(trial, "silent", worker, silence=replace(silence, preparing=True))
+
+
 def prepare_all(trials: list[Trial], resources: Resources) -> None:
     """Fetches and prepares what the trials need, so that what is missing shows before any training."""
     resources.saving.check(trials)

@@ -16,7 +16,16 @@ import torch
 
 from bench.execution.checks import worker_mib
 from bench.execution.executor import Executor
-from bench.execution.perform import Event, Report, ended, overdue, perform, prepare_or_say_why, started
+from bench.execution.perform import (
+    Event,
+    Report,
+    ended,
+    overdue,
+    perform,
+    prepare_or_say_why,
+    preparing,
+    started,
+)
 from bench.execution.watch import Watch
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
@@ -140,7 +149,7 @@ class RayCluster(Executor):
         super().__exit__(kind, error, trace)
         ray.shutdown()
 
-    def _prepare(self, trials: list[Trial]) -> None:
+    def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         """Once on each node that can run a trial. One that joins later prepares when it takes its first."""
         # The preparation needs a slot of every node, and idle actors hold theirs.
         for idle in [worker for worker in self._workers if worker.trial is None]:
@@ -161,6 +170,13 @@ class RayCluster(Executor):
                 f"no node of the Ray cluster has room for one trial: {self._share.cpus} CPU(s), "
                 f"{self._share.gpus:g} GPU(s), {self._memory // 2**20:,} MiB of memory"
             )
+        watch = Watch(None)
+        while ray.wait(answers, num_returns=len(answers), timeout=1)[1]:
+            watch.listen(at_work=True)
+            # Ray knows of a node that is lost; a task gives no signs of life of its own.
+            watch.answered()
+            if event := preparing(trials[0], "", watch):
+                report(event)
         for answer in answers:
             try:
                 said = ray.get(answer)

@@ -38,6 +38,8 @@ class Silence:
 
     seconds: float
     answers: bool
+    #: Whether the worker prepares trials and runs none yet.
+    preparing: bool = False
 
 
 class Watch:
@@ -68,9 +70,19 @@ class Watch:
         """Whether the trial has taken longer than it may."""
         return self.limit is not None and self._spent > self.limit
 
+    @property
+    def unanswered(self) -> float:
+        """Seconds since the worker's last sign of life."""
+        return self._spent - self._answered
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the last sign of life is longer ago than a trial may take, and than a start takes."""
+        return self.limit is not None and self.unanswered > max(LEAST, self.limit)
+
     def silence(self) -> Silence | None:
         """The silence of the trial, if there is one and now is the time to tell."""
-        quiet, answers = self._spent - self._progressed, self._spent - self._answered < DEAF
+        quiet, answers = self._spent - self._progressed, self.unanswered < DEAF
         if quiet < (IDLE if answers else SILENT) or self._spent < self._told + AGAIN:
             return None
         self._told = self._spent

@@ -122,8 +122,8 @@ class Nested:
         pending = list({trial.id: trial for trial in trials if not has_result(trial)}.values())
         if pending:
             check_disk(plan, pending, self.store)
-            self._executor.prepare(pending)
             with self._watch(plan, len(pending), self._executor.slots) as show:
+                self._executor.prepare(pending, show, plan.suite.trial_timeout)
 
                 def notify(event: Event) -> None:
                     show(event)

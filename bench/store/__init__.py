@@ -11,6 +11,8 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # MLflow asks a silent server for four minutes; what cannot be sent waits in the outbox instead.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+# So does PostgreSQL's library, which without a limit waits for minutes. In seconds, for each address.
+os.environ.setdefault("PGCONNECT_TIMEOUT", "4")
 
 #: Where results are stored unless somebody says otherwise: a file in the working folder.
 DEFAULT_STORE = "sqlite:///mlflow.db"

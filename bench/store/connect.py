@@ -24,6 +24,7 @@ from bench.process import interrupts
 from bench.sources.assets import cache_dir
 from bench.store import DEFAULT_STORE
 from bench.store.moved import follow
+from bench.store.schema import ensure_schema, interrupted_start, interrupted_upgrade, upgraded
 from methods import UserError
 
 SQLITE = "sqlite:///"
@@ -139,6 +140,8 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It prints the traceback of every error of the database, which it also raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if not uri:
         raise UserError(
             f"--store '' names no store: use {DEFAULT_STORE}, a server (http://…) or a database URI"
@@ -171,14 +174,15 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         try:
             return _open(whole)
         except BROKEN_STORE as error:
-            raise UserError(f"cannot use the store at {database}: {error}") from error
+            undo = interrupted_upgrade(database)
+            raise UserError(f"cannot use the store at {database}: {error}{undo}") from error
     if scheme not in ("http", "https", *DATABASES):
         raise UserError(
             f"store '{shown_uri(uri)}' is not supported: use sqlite:///file.db, a server (http://…) or a "
             "database URI"
         )
     try:
-        return _open(uri)
+        return _open_database(uri) if scheme in DATABASES else _open(uri)
     except BROKEN_STORE as error:
         raise UserError(
             f"the tracking server at {shown_uri(uri)} does not answer: {shown_uri(str(error))}"
@@ -197,14 +201,55 @@ def _driver(scheme: str) -> str:
     return f"; or pip install {package} and begin the address with {name}://"
 
 
+@contextmanager
+def _engine(uri: str) -> Iterator[Engine]:
+    engine = open_engine(uri)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _open_database(uri: str) -> MlflowClient:
+    with _engine(uri) as engine:
+        # MLflow would ask a server that is down ten times, for a minute and more.
+        engine.connect().close()
+        try:
+            return _open(uri)
+        except BROKEN_STORE as error:
+            if undo := interrupted_start(engine):
+                raise OSError(f"{error}{undo}") from error
+            raise
+
+
 @asking_again
 def _open(uri: str) -> MlflowClient:
+    if uri.startswith(SQLITE) and database_file(uri).exists() and not _writable(database_file(uri).parent):
+        # An archive, say: to be read as it is.
+        client = _client(uri)
+        follow(database_file(uri))
+        return client
+    folder = state_folder(uri)
     # Two processes that made the schema at once would break it.
-    with FileLock(state_folder(uri) / "schema.lock", timeout=120):
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-        if uri.startswith(SQLITE):
-            follow(database_file(uri))
+    with FileLock(folder / "schema.lock", timeout=120):
+        if not uri.startswith(SQLITE):
+            return _client(uri)
+        database = database_file(uri)
+        with _engine(uri) as engine:
+            ensure_schema(engine, database, folder)
+        client = _client(uri)
+        upgraded(database)
+        follow(database)
+    return client
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK)
+
+
+def _client(uri: str) -> MlflowClient:
+    client = MlflowClient(uri)
+    client.search_experiments(max_results=1)
     return client
 
 
@@ -231,6 +276,8 @@ def with_driver(uri: str) -> str:
 #: Who asks and by which secret: before the host, where a password may hold a slash, and in the query.
 _BEFORE_HOST = re.compile(r"://(?:[^/\s:@]*:\S*|[^/\s]*)@")
 _IN_QUERY = re.compile(r"([?&;])([^=&;\s]+)=[^&\s]*")
+#: Whom a database's own words name: `role "me" does not exist`, `Access denied for user 'me'`.
+_NAMED = re.compile(r"""\b(role|user) (["'])[^"']*\2""")
 _SECRET = re.compile("user|pass|pwd|token|secret|key|auth|cred|sig|odbc_connect", re.IGNORECASE)
 
 
@@ -241,7 +288,7 @@ def shown_uri(text: str) -> str:
         before, name = option.groups()
         return f"{before}{name}=***" if _SECRET.search(unquote(name)) else option[0]
 
-    return _IN_QUERY.sub(hidden, _BEFORE_HOST.sub("://", text))
+    return _NAMED.sub(r"\1 ***", _IN_QUERY.sub(hidden, _BEFORE_HOST.sub("://", text)))
 
 
 def database_file(uri: str) -> Path:

@@ -167,7 +167,8 @@ def _told(progress: Progress, width: int) -> str:
 
 
 def _quiet(silence: Silence) -> str:
-    return f"{'no progress' if silence.answers else 'its worker does not answer'}: {silence.seconds:.0f} s"
+    said = f"{'no progress' if silence.answers else 'its worker does not answer'}: {silence.seconds:.0f} s"
+    return f"preparing: {said}" if silence.preparing else said
 
 
 def _ended(name: str, event: Event) -> str:

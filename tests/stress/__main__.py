@@ -11,6 +11,8 @@ from . import figures, scenarios
 
 WHOLE = {
     "kills": scenarios.kills,
+    "first_starts": scenarios.first_starts,
+    "outliving_workers": scenarios.outliving_workers,
     "ray_nodes": scenarios.ray_nodes,
     "outage": scenarios.outage,
     "faults": scenarios.faults,

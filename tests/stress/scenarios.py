@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import yaml
@@ -23,8 +24,10 @@ from bench.store.records import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
 
+from ..bench import first_start, outliving
+from ..bench.forked import Program
 from .proxy import Choose, proxy, share
-from .services import Driver, Postgres, Server, container, driver, wait_until
+from .services import Driver, Postgres, Server, await_end, container, driver, wait_until
 
 Report = dict[str, Any]
 
@@ -127,6 +130,64 @@ def kills(
         "lost": lost,
         "seconds": round(time.monotonic() - began),
     }
+
+
+def _first_start(folder: Path, store: str, last: int, how: str) -> Program:
+    arguments = (last, how, store)
+    program = Program(Path(first_start.__file__), arguments, folder, folder / f"{how}-{last}.log")
+    program.wait()
+    return program
+
+
+def first_statements(folder: Path, store: str, how: Literal["bench", "mlflow"] = "bench") -> int:
+    """How many statements a database gets when a store is opened."""
+    return int(_first_start(folder, store, 0, how).output().split()[-1])
+
+
+def first_killed(folder: Path, store: str, last: int, how: Literal["bench", "mlflow"] = "bench") -> None:
+    """Opens a store in a process that is killed before this statement."""
+    assert _first_start(folder, store, last, how).returncode == -signal.SIGKILL
+
+
+def first_starts(folder: Path, kills: int = 12) -> Report:
+    """`kill -9` of the first start at as many points of making the store, each in a folder of its own; then a
+    normal start.
+    """
+    began = time.monotonic()
+    statements = first_statements(folder, sqlite(folder))
+    for number in range(kills):
+        where = folder / f"kill-{number}"
+        where.mkdir()
+        first_killed(where, sqlite(where), 1 + number * (statements - 1) // kills)
+        suite = write_suite(where, 2, steps=2)
+        with driver(suite, sqlite(where)) as run:
+            assert run.process.wait() == 0, run.log.read_text()[-3000:]
+        check(suite, sqlite(where))
+    return {"kills": kills, "broken stores": 0, "seconds": round(time.monotonic() - began)}
+
+
+def outlive(folder: Path, how: Literal["busy", "stopped", "parent"]) -> Report:
+    """`kill -9` of a driver whose worker holds Python's lock, is stopped, or has started a process."""
+    pids = folder / "pids"
+    arguments = (how, write_suite(folder, 2), pids)
+    program = Program(Path(outliving.__file__), arguments, folder, folder / f"{how}.log")
+    try:
+        wait_until(pids.exists, program)
+        left = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    finally:
+        program.kill()
+        program.wait()
+    await_end(left)
+    return {"processes left": 0}
+
+
+def outliving_workers(folder: Path) -> Report:
+    """Each of the three."""
+    report: Report = {}
+    for how in ("busy", "stopped", "parent"):
+        (folder / how).mkdir()
+        report[how] = outlive(folder / how, how)
+    return report
 
 
 def ray_nodes(folder: Path, trials: int = 40, steps: int = 60, cpus: int = 2) -> Report:

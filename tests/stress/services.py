@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
@@ -18,6 +18,7 @@ from urllib.request import urlopen
 import mlflow
 import psutil
 
+from bench.process import guard
 from bench.store.connect import with_driver
 
 from ..bench import holding
@@ -44,6 +45,14 @@ def wait_until(there: Callable[[], bool], *processes: subprocess.Popen[bytes] | 
             if process.poll() is not None:
                 raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
         time.sleep(0.1)
+
+
+def await_end(processes: Sequence[psutil.Process], seconds: float = 60) -> None:
+    """Waits for the end of processes, whoever takes note of it. Raises AssertionError if some do not end."""
+    give_up = time.monotonic() + seconds
+    while living := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < give_up, living
+        time.sleep(0.02)
 
 
 def postgres_programs() -> Path | None:
@@ -197,12 +206,13 @@ class Driver:
         release(self._folder)
 
     def workers(self) -> list[psutil.Process]:
-        """Its worker processes; multiprocessing has one of its own beside those that it spawns."""
+        """Its worker processes: its children but for multiprocessing's own one and the workers' guard."""
         found = []
         for child in psutil.Process(self.process.pid).children():
             # One that was killed may not be gone yet.
             with suppress(psutil.NoSuchProcess):
-                if "resource_tracker" not in " ".join(child.cmdline()):
+                command = " ".join(child.cmdline())
+                if "resource_tracker" not in command and guard.__file__ not in command:
                     found.append(child)
         return found
 

@@ -6,15 +6,17 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
+import psutil
 import pytest
 
 import bench.execution.perform
 from bench.search.storage import open_storage
 from bench.store.store import Store
 from bench.wire.words import Kind, Status
+from methods import UserError
 
 from ...stress import scenarios
 from ...stress.services import Postgres, postgres_programs
@@ -48,6 +50,19 @@ def test_killed_workers_and_drivers_lose_and_repeat_nothing(
     assert report["lost"] <= 1
 
 
+def test_a_killed_first_start_does_not_hinder_the_next_one(folder: Path) -> None:
+    # The folder's own store is complete.
+    (folder / "mlflow.db").unlink()
+    assert scenarios.first_starts(folder, kills=1)["broken stores"] == 0
+
+
+@pytest.mark.parametrize("how", ["busy", "stopped", "parent"])
+def test_a_worker_ends_with_its_driver_whatever_it_does(
+    folder: Path, how: Literal["busy", "stopped", "parent"]
+) -> None:
+    assert scenarios.outlive(folder, how)["processes left"] == 0
+
+
 POSTGRES = pytest.mark.skipif(
     postgres_programs() is None, reason="PostgreSQL's server programs are not installed"
 )
@@ -58,6 +73,27 @@ POSTGRES = pytest.mark.skipif(
 def test_two_drivers_outlast_an_outage_of_the_server_over_postgresql(folder: Path) -> None:
     report = scenarios.outage(folder, trials=6, steps=20, seconds=0, both=False, options=())
     assert sum(report["by driver"]) == 6
+
+
+@pytest.mark.postgres
+@POSTGRES
+def test_postgresql_outlasts_a_killed_first_start_and_one_that_is_stopped_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Postgres(folder / "postgres")
+    try:
+        scenarios.first_killed(folder, database.uri, 400)
+        assert Store.create(database.uri, "toy").records() == []
+        monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+        server = psutil.Process(int((folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0]))
+        server.suspend()
+        try:
+            with pytest.raises(UserError, match="timeout expired"):
+                Store.create(database.uri, "toy")
+        finally:
+            server.resume()
+    finally:
+        database.stop()
 
 
 @pytest.mark.postgres

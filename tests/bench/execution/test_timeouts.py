@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,53 @@ def test_off_a_terminal_a_silence_is_one_line(tmp_path: Path) -> None:
                 show(Event(made.trials[0], "silent", "cpu/0", silence=Silence(seconds, answers=False)))
         file.seek(0)
         (line,) = file.read().splitlines()
-    assert line.endswith("its worker does not answer: 30 s")
+    assert line.endswith(": its worker does not answer: 30 s")
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Local, psutil.Process]]:
+    """A place with one worker, which was stopped before it has anything to prepare."""
+    monkeypatch.setattr(watch, "SILENT", 0.5)
+    monkeypatch.setattr(watch, "DEAF", 0.0)
+    monkeypatch.setattr(local, "get_context", lambda _: FORKS)
+    with Local([Slot("cpu/0", "cpu", 1)]) as place:
+        worker = place._start()
+        while not worker.ready:
+            local.wait([worker.link])
+            assert place._heard(worker, lambda event: None)
+        (process,) = place.processes()
+        process.suspend()
+        yield place, process
+
+
+@pytest.mark.processes
+def test_a_worker_that_is_stopped_while_it_prepares_is_told_of(
+    stopped: tuple[Local, psutil.Process],
+) -> None:
+    place, process = stopped
+    made = plan()
+    events: list[Event] = []
+
+    def go_on(event: Event) -> None:
+        events.append(event)
+        process.resume()
+
+    place.prepare(list(made.trials), go_on)
+    assert events[0].trial == made.trials[0]
+    assert events[0].silence is not None
+    assert (events[0].silence.preparing, events[0].silence.answers) == (True, False)
+
+
+@pytest.mark.processes
+def test_a_worker_that_prepares_and_gives_no_sign_of_life_is_given_up_at_the_limit(
+    stopped: tuple[Local, psutil.Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, process = stopped
+    monkeypatch.setattr(watch, "LEAST", 0.0)
+    with pytest.raises(UserError, match="trial_timeout"):
+        place.prepare(list(plan().trials), timeout=0.5)
+    place.stop()
+    assert not process.is_running()
 
 
 @pytest.mark.processes

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.store.db import utils
 
 from bench.search.storage import open_storage
 from bench.store import trained
@@ -33,6 +34,8 @@ from methods import UserError
         ("http://host/?API-Key=secret&p%61ssword=secret", "http://host/?API-Key=***&p%61ssword=***"),
         ("cannot reach http://host/?token=secret: refused", "cannot reach http://host/?token=*** refused"),
         ("postgresql:///db?host=/var/run/one", "postgresql:///db?host=/var/run/one"),
+        ('FATAL:  role "me" does not exist', "FATAL:  role *** does not exist"),
+        ("Access denied for user 'me'@'host'", "Access denied for user ***@'host'"),
     ],
 )
 def test_an_address_is_shown_without_what_opens_it(uri: str, shown: str) -> None:
@@ -84,3 +87,12 @@ def test_a_plain_postgresql_storage_is_asked_and_not_refused() -> None:
     where = "postgresql://127.0.0.1:9/x"
     with pytest.raises(UserError, match=rf"(?s){re.escape('127.0.0.1:9/x')}: .*Connection refused"):
         open_storage(where)
+
+
+def test_a_postgresql_server_that_is_down_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(seconds: float) -> None:
+        raise AssertionError("MLflow asks again")
+
+    monkeypatch.setattr(utils.time, "sleep", wait)
+    with pytest.raises(UserError, match=rf"{re.escape('127.0.0.1:9/x')}.*Connection refused"):
+        connect("postgresql://me:secret@127.0.0.1:9/x", create=True)

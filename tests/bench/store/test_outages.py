@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,16 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 def test_a_database_waits_for_whoever_writes_to_its_file(store: Store) -> None:
     with open_engine(store.uri).connect() as connection:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 1000 * PATIENCE
+
+
+def test_an_error_of_the_database_is_raised_and_not_printed_too(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(store.uri.removeprefix("sqlite:///"))) as connection:
+        connection.execute("ALTER TABLE runs RENAME TO away")
+    with pytest.raises(StoreError, match="no such table"):
+        store.running()
+    assert capsys.readouterr().err == ""
 
 
 def test_what_a_server_does_not_answer_is_not_taken_for_missing(

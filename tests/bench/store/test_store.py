@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy import create_engine
 
 from bench.plan.rows import Plan
 from bench.store import connect, leftovers
@@ -307,8 +308,19 @@ def test_a_database_may_be_named_with_its_driver(monkeypatch: pytest.MonkeyPatch
             return []
 
     monkeypatch.setattr(connect, "MlflowClient", Answering)
+    monkeypatch.setattr(connect, "open_engine", lambda uri: create_engine("sqlite://"))
     client: Any = connect.connect("mysql+pymysql://user@host/base", create=True)
     assert client.uri == "mysql+pymysql://user@host/base"
+
+
+def test_a_store_in_a_folder_that_cannot_be_written_to_is_read(
+    uri: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever runs the tests may be root, whom no mode of a folder stops.
+    monkeypatch.setattr(connect, "_writable", lambda folder: False)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    assert Store.existing(uri, "toy").records() == []
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
 def test_a_deleted_experiment_is_not_written_to(uri: str, store: Store) -> None:

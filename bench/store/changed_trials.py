@@ -1,0 +1,122 @@
+"""Finished trials that a plan would run again, because little of their configuration is another one now."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.plan.rows import Plan
+from bench.plan.trial import Trial
+from bench.store.records import Record, latest
+from bench.store.source import Source
+from bench.wire.start import StoredConfig
+from bench.wire.words import Artifact, Status, Tag
+from methods import UserError
+from methods.errors import cut
+
+#: Trials that differ in more fields are other trials.
+MOST_FIELDS = 3
+#: How many stored configurations are read at most, and how many messages there are.
+MOST_READ, MOST_TOLD = 200, 3
+
+#: Method, backbone, task and seed.
+_Key = tuple[str, str, str, str]
+
+_ABSENT = "nothing"
+
+
+def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list[str]:
+    """A message for each set of fields in which finished trials differ from planned ones that have no result.
+
+    Each planned trial is compared with the nearest finished one of its method, backbone, task and seed that
+    the plan lacks. Configurations are read only where there are such trials.
+    """
+    groups: defaultdict[tuple[str, ...], list[dict[str, tuple[Any, Any]]]] = defaultdict(list)
+    for trial, stored in _pairs(plan, store, latest(records)):
+        nearest = min((_differences(other, trial) for other in stored), key=len, default={})
+        if 0 < len(nearest) <= MOST_FIELDS:
+            groups[tuple(sorted(nearest))].append(nearest)
+    largest = sorted(groups.values(), key=len, reverse=True)
+    return [_message(group) for group in largest[:MOST_TOLD]]
+
+
+def _pairs(plan: Plan, store: Source, known: Mapping[str, Record]) -> Iterator[tuple[Trial, list[Trial]]]:
+    """Each planned trial without a result, with the finished ones of its kind that the plan lacks."""
+    planned = {trial.id: trial for trial in plan.trials}
+    finished: defaultdict[_Key, list[Record]] = defaultdict(list)
+    for record in known.values():
+        if record.status == Status.FINISHED and record.trial_id not in planned:
+            tags = (record.tag(tag) for tag in (Tag.METHOD, Tag.BACKBONE, Tag.TASK, Tag.SEED))
+            finished[tuple(tags)].append(record)  # type: ignore[index]
+    left = MOST_READ
+    open_ = {id_ for id_ in planned if id_ not in known or not known[id_].decided}
+    for row in plan.rows:
+        for seed, id_ in row.trials.items():
+            if id_ not in open_:
+                continue
+            # A trial may stand in several rows.
+            open_.remove(id_)
+            candidates = finished[row.method, row.backbone, row.task, str(seed)][:left]
+            left -= len(candidates)
+            yield planned[id_], [trial for trial in (_stored(store, one) for one in candidates) if trial]
+
+
+def _stored(store: Source, record: Record) -> Trial | None:
+    """The trial of a record; None where its configuration cannot be read, which other commands tell of."""
+    try:
+        config = store.content(record, Artifact.CONFIG, StoredConfig)
+        return None if config is None else Trial.model_validate(config.trial)
+    except (UserError, ValidationError):
+        return None
+
+
+def _differences(stored: Trial, planned: Trial) -> dict[str, tuple[Any, Any]]:
+    """The fields of the id's content that differ, each with the stored and the planned value."""
+    before, now = _fields(stored), _fields(planned)
+    return {
+        path: (before.get(path, _ABSENT), now.get(path, _ABSENT))
+        for path in before.keys() | now.keys()
+        if before.get(path, _ABSENT) != now.get(path, _ABSENT)
+    }
+
+
+def _fields(trial: Trial) -> dict[str, Any]:
+    content = trial.model_dump(mode="json", exclude={"backbone", "task", "forgetting"})
+    sizes = trial.task.model_dump(mode="json", include={"train_size", "validation_size", "test_size"})
+    return dict(_flat({**content, "task": sizes}))
+
+
+def _flat(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", inner
+
+
+def _message(group: list[dict[str, tuple[Any, Any]]]) -> str:
+    """What is said of trials that differ from planned ones in the same fields."""
+    count, fields = len(group), sorted(group[0])
+    values = {field: {json.dumps(one[field]) for one in group} for field in fields}
+    shown = [
+        f"{field} ({_shown(group[0][field][0])} there, {_shown(group[0][field][1])} now)"
+        if len(values[field]) == 1
+        else field
+        for field in fields
+    ]
+    listed = " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+    said = f"{count} finished trial{'s' * (count > 1)} here differ{'s' * (count == 1)} in {listed} alone, "
+    said += "and would run again."
+    recipe = [field.removeprefix("recipe.") for field in fields if field.startswith("recipe.")]
+    if len(recipe) == len(fields) and all(len(one) == 1 for one in values.values()):
+        kept = ", ".join(f"{name}: {_shown(group[0][f'recipe.{name}'][0])}" for name in recipe)
+        said += f" To keep {'them' if count > 1 else 'it'}, add to the suite's `training`: {kept}"
+    return said
+
+
+def _shown(value: Any) -> str:
+    return cut(value if isinstance(value, str) else json.dumps(value))

@@ -1,0 +1,46 @@
+"""Opens a store as a first start does, and kills itself on the way.
+
+A script: `first_start.py STATEMENT HOW URI` ends by SIGKILL before the database gets its statement of this
+number, from 1; 0 lets all through. In the end it prints how many there were. HOW is `bench`, or `mlflow`, as
+earlier versions did it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import sys
+from typing import Any
+
+
+def main(last: int, how: str, uri: str) -> None:
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy import Engine, event
+
+    from bench.store.store import Store
+
+    count = 0
+
+    @event.listens_for(Engine, "connect")
+    def unsynced(connection: Any, _: object) -> None:
+        # A killed process loses nothing by it: what was written is the system's by then.
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def kill(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if how == "bench":
+        Store.create(uri, "stress")
+    else:
+        MlflowClient(uri).search_experiments(max_results=1)
+    print(count)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -1,0 +1,49 @@
+"""A driver whose one worker could not end by itself.
+
+A script: `outliving.py HOW SUITE PIDS` runs a trial of the suite whose worker holds Python's lock (`busy`),
+is stopped (`stopped`) or has started a process (`parent`). When it has come so far, the file PIDS has the ids
+of what must not outlive the driver.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bench.execution import local
+from bench.plan.make import make_plan
+from bench.suite.load import load_suite
+
+
+def main(how: str, suite: Path, file: Path) -> None:
+    def tell(*pids: int) -> None:
+        aside = file.with_suffix(".aside")
+        aside.write_text(" ".join(map(str, pids)))
+        aside.rename(file)
+
+    def perform(*_: Any) -> None:
+        if how == "parent":
+            tell(os.getpid(), subprocess.Popen(["sleep", "1000000"]).pid)
+            signal.pause()
+        tell(os.getpid())
+        if how == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        # It takes longer than the world is old, and lets no other thread run.
+        re.match(r"(a+)+$", "a" * 100 + "b")
+
+    local.get_context = lambda _: get_context("fork")  # type: ignore[assignment]
+    local.perform = perform  # type: ignore[assignment]
+    with local.Local([local.Slot("cpu/0", "cpu", 1)]) as place:
+        place.submit(make_plan(load_suite(suite)).trials[0])
+        while True:
+            place.step(lambda event: None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

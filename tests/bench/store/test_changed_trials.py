@@ -1,0 +1,71 @@
+"""A start says when stored trials would run again because of little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.plan.rows import Plan
+from bench.store.changed_trials import changed_trials
+from bench.store.store import Store
+from bench.suite.recipe import AS_HEAD
+
+from ..toy_runs import SHORT, executed
+from ..toy_suites import plan, write
+
+EARLIER = {**SHORT, "adapter_weight_decay": AS_HEAD}
+METHODS = ["lora", "head_only"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Store:
+    """Two methods on two seeds, as a version ran them whose adapters decayed as heads."""
+    store = Store.create(new_store(tmp_path_factory.mktemp("earlier")), "toy")
+    executed(store, plan(methods=METHODS, seeds=[0, 1], training=EARLIER))
+    return store
+
+
+def messages(store: Store, made: Plan) -> list[str]:
+    return changed_trials(made, store, store.records())
+
+
+def test_trials_that_differ_in_one_field_are_told_of_with_what_keeps_them(store: Store) -> None:
+    (message,) = messages(store, plan(methods=METHODS, seeds=[0, 1, 2], training=SHORT))
+    assert message.startswith("4 finished trials here differ in recipe.adapter_weight_decay ")
+    assert message.endswith(f": adapter_weight_decay: {AS_HEAD}")
+
+
+def test_fields_that_differ_together_are_one_message(store: Store) -> None:
+    (message,) = messages(store, plan(seeds=[1], training={**SHORT, "select": "last"}))
+    assert message.startswith("1 finished trial here differs in recipe.adapter_weight_decay ")
+    assert " and recipe.select (validation there, last now) alone" in message
+
+
+def test_nothing_is_said_and_read_where_nothing_would_run_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a configuration was read")
+
+    monkeypatch.setattr(store, "content", refuse)
+    assert messages(store, plan(methods=METHODS, seeds=[0, 1], training=EARLIER)) == []
+    # Neither for trials that nothing like them has run.
+    assert messages(store, plan(methods=["lotr"], training=SHORT)) == []
+    assert messages(store, plan(seeds=[2], training=SHORT)) == []
+
+
+def test_other_trials_of_one_method_are_no_news(store: Store) -> None:
+    changed = {**SHORT, "lr": 0.1, "head_lr": 0.2, "batch_size": 8, "warmup": 0.5}
+    assert messages(store, plan(training=changed)) == []
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_start_and_a_plan_say_so(
+    store: Store, tmp_path: Path, call: Callable[..., Any], command: str
+) -> None:
+    ended = call(command, write(tmp_path, training=SHORT), "--store", store.uri)
+    assert ended.code == 0, ended.err
+    assert "recipe.adapter_weight_decay" in ended.out + ended.err
