@@ -49,13 +49,16 @@ class Audience:
         """Before the first trial: earlier starts had left `sent` records and `closed` open runs."""
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
-        """Before each phase of a suite: of its trials, which are those of `plan`, so many are to run."""
+        """As each phase of a suite begins: of its trials, those of `plan`, so many are to run."""
 
     def following(self, trials: float) -> None:
         """Before a phase that others follow, which take as long as so many trials of this one."""
 
     def watch(self, plan: Plan, count: int, slots: int) -> AbstractContextManager[Report]:
-        """Around `count` trials of a plan, on `slots` workers; what it gives hears of every event."""
+        """Around the preparation and the run of `count` trials of a plan, on `slots` workers.
+
+        It comes before `phase`. The value hears of every event.
+        """
         return nullcontext(lambda event: None)
 
     def searching(self, search: RankSearch) -> None:

@@ -96,11 +96,11 @@ def test_a_tuned_suite_runs_is_heard_of_and_read(tmp_path: Path, new_store: NewS
     started, ended = "started", "finished"
     assert told.said == [
         "opened 0 0",
-        "tuning: 2 of 2 on cpu",
         "watching 2 on 1",
+        "tuning: 2 of 2 on cpu",
         *[started, ended] * 2,
-        "final: 1 of 1 on cpu",
         "watching 1 on 1",
+        "final: 1 of 1 on cpu",
         *[started, ended],
     ]
     assert done.complete
