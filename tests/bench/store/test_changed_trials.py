@@ -41,7 +41,7 @@ def test_trials_that_differ_in_one_field_are_told_of_with_what_keeps_them(store:
 def test_fields_that_differ_together_are_one_message(store: Store) -> None:
     (message,) = messages(store, plan(seeds=[1], training={**SHORT, "select": "last"}))
     assert message.startswith("1 finished trial here differs in recipe.adapter_weight_decay ")
-    assert " and recipe.select (validation there, last now) alone" in message
+    assert " and recipe.select (loss there, last now) alone" in message
 
 
 def test_nothing_is_said_and_read_where_nothing_would_run_again(
