@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from pyarrow import ArrowException
+from pyarrow import ArrowException, compute
 from pydantic import ValidationError
 
 from bench.store.pack import tables
@@ -30,6 +30,9 @@ STATUSES = (Status.FINISHED, Status.FAILED, Status.KILLED)
 
 #: Milliseconds since the epoch at the end of the year 9999, behind which Python knows no date.
 LATEST = 253_402_300_800_000
+
+#: How many runs are made from their lines at once.
+BATCH = 256
 
 #: What MLflow takes: the longest tag and the longest key of a metric.
 LONGEST_TAG, LONGEST_KEY = 8000, 250
@@ -60,12 +63,13 @@ class Packed(Source):
         except ValidationError as error:
             raise self._refused(EXPERIMENT, explained(error, PackedExperiment)[0]) from error
         self._name = told.name
-        runs = self._table(RUNS_TABLE, tables.RUNS).to_pylist()
-        self._records = [self._record(line) for line in runs]
+        runs = self._table(RUNS_TABLE, tables.RUNS)
+        # One part after the other: what is no tag of ours is not kept.
+        self._records = [self._record(line) for part in runs.to_batches(BATCH) for line in part.to_pylist()]
         self._points = self._table(CURVES_TABLE, tables.CURVES)
         if any(column.null_count for column in self._points.columns):
             raise self._refused(CURVES_TABLE, "a point lacks a part")
-        if len({record.run_id for record in self._records}) < len(runs):
+        if len({record.run_id for record in self._records}) < len(self._records):
             raise self._refused(RUNS_TABLE, "a run is in it twice")
         if len(suites := self.records(Kind.SUITE)) != 1:
             raise self._refused(RUNS_TABLE, f"it has {len(suites)} runs of a suite; a pack has one")
@@ -77,11 +81,14 @@ class Packed(Source):
         return self.archive.read(path)
 
     def _table(self, name: str, columns: pa.Schema) -> pa.Table:
-        content = self._file(name)
+        content, packed = self._file(name), self.archive.packed_bytes(f"{self._folder}/{name}")
         try:
-            return tables.read(content, columns)
+            table, excess = tables.read(content, columns, packed, self.archive.slack)
         except (ValueError, ArrowException) as error:
             raise self._refused(name, str(error)) from error
+        # All experiments of a pack are in memory at once.
+        self.archive.slack -= excess
+        return table
 
     def _record(self, line: dict[str, Any]) -> Record:
         try:
@@ -111,9 +118,9 @@ class Packed(Source):
         content = self.archive.read(path)
         if name == Artifact.PREDICTIONS:
             try:
-                tables.check_size(content)
+                tables.check_predictions(content, self.archive.packed_bytes(path))
             except (ValueError, ArrowException) as error:
-                raise self._refused(path, str(error)) from error
+                raise self._refused(f"artifacts/{record.run_id}/{name}", str(error)) from error
         return content
 
     def plan(self) -> StoredPlan | None:
@@ -135,9 +142,11 @@ class Packed(Source):
         return plan
 
     def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
-        frame: pd.DataFrame = self._points.to_pandas()
+        points = self._points
         if key is not None:
-            frame = frame[(frame["key"] == key) & frame["run_id"].isin(list(runs))]
+            of_runs = compute.is_in(points["run_id"].cast("string"), pa.array(list(runs), "string"))
+            points = points.filter(compute.and_(compute.equal(points["key"].cast("string"), key), of_runs))
+        frame: pd.DataFrame = points.cast(tables.CURVES).to_pandas()
         return frame.sort_values(list(CURVE[:3]), ignore_index=True)
 
 

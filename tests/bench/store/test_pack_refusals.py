@@ -18,7 +18,6 @@ import pytest
 from bench.store.pack import archive, tables
 from bench.store.results import open_results
 from bench.wire.pack import MANIFEST
-from bench.wire.words import Artifact
 from methods import UserError
 
 from ...packs import Files, changed, edit_json, packed
@@ -144,26 +143,60 @@ def test_bombs(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         patch.setitem(archive.LARGEST, ".json", 3)
         refused(pack, "bytes large, more than 3")
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "MOST_ROWS", 3)
-        refused(pack, r"runs.parquet: 5 rows of [\d,]+ bytes are more than a pack has")
+        patch.setattr(archive, "MOST_DIRECTORY", 100)
+        refused(pack, "its list of files has [0-9,]+ bytes, more than 100")
+    for limit in ("JSON_BYTES", "JSON_MARKS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(archive, limit, (3, 0))
+            refused(pack, "manifest.json has [0-9,]+ (bytes|marks), more than 3")
 
 
-def test_predictions_that_would_fill_the_memory_are_not_read(
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda content: content[:-8] + (2**31).to_bytes(4, "little") + b"PAR1",
+            "its footer states 2,147,483,648 bytes",
+        ),
+        (
+            lambda content: content.replace(b"parquet-cpp-arrow", b"parquet-cpp-other"),
+            "not written by pyarrow",
+        ),
+        # The first page begins behind the file's first four bytes, with the kind of the page.
+        (lambda content: content[:4] + b"\x15\x08" + content[6:], "a page has no header of its kind"),
+        (lambda content: content[:4] + b"\x19" + content[5:], "a field of an unknown type"),
+        (lambda content: content[:4] + b"\x1c" * 20 + content[24:], "nested too deep"),
+        (lambda content: content[:4] + b"\x15" + b"\xff" * 20 + content[25:], "a number that is too long"),
+    ],
+)
+def test_tables_whose_size_cannot_be_added_up(
+    pack: Path, tmp_path: Path, change: Callable[[bytes], bytes], said: str
+) -> None:
+    def edit(content: Files) -> None:
+        (name,) = [name for name in content if name.endswith("runs.parquet")]
+        content[name] = change(content[name])
+
+    refused(changed(pack, tmp_path / "b.tensorbench.zip", edit), said)
+
+
+def test_an_encoding_that_repeats_texts_in_a_few_bits(pack: Path, tmp_path: Path) -> None:
+    def edit(content: Files) -> None:
+        (name,) = [name for name in content if name.endswith("curves.parquet")]
+        file = io.BytesIO()
+        table = pq.read_table(io.BytesIO(content[name]))
+        pq.write_table(table, file, use_dictionary=False, column_encoding={"key": "DELTA_BYTE_ARRAY"})
+        content[name] = file.getvalue()
+
+    refused(changed(pack, tmp_path / "b.tensorbench.zip", edit), "a page has encoding 7")
+
+
+def test_a_file_of_parquet_that_is_larger_than_its_rows(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = io.BytesIO()
-    pq.write_table(pa.table({"example": pa.array([0] * 1000)}), file)
-
-    def many(content: Files) -> None:
-        for name in content:
-            if name.endswith("predictions.parquet"):
-                content[name] = file.getvalue()
-
-    monkeypatch.setattr(tables, "MOST_ROWS", 999)
-    (source,) = open_results("", [str(changed(pack, tmp_path / "b.tensorbench.zip", many))])
-    record = source.records()[0]
-    with pytest.raises(UserError, match="1,000 rows of"):
-        source.read(record, Artifact.PREDICTIONS)
+    monkeypatch.setattr(archive, "LARGE", 0)
+    monkeypatch.setattr(tables, "SLACK", 0)
+    monkeypatch.setattr(tables, "OF_RUNS", tables.Room(1))
+    refused(pack, r"runs.parquet: 5 rows that need [\d,]+ bytes, more than")
 
 
 def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], None]:

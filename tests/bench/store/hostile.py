@@ -1,0 +1,132 @@
+"""Packs of some kilobytes that would take gigabytes, each in another way."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.store.pack import tables
+
+from ...packs import Files, changed
+
+#: A text that a dictionary holds once, and how many row groups of 64 rows repeat it: 6 GiB written out.
+LONG, GROUPS = "x" * 2**20, 96
+
+
+def _file(*parts: tuple[pa.Table, int], **how: Any) -> bytes:
+    """Writes each table so many times, one row group after the other."""
+    file = io.BytesIO()
+    with pq.ParquetWriter(file, parts[0][0].schema, compression="zstd", compression_level=9, **how) as writer:
+        for table, times in parts:
+            for _ in range(times):
+                writer.write_table(table)
+    return file.getvalue()
+
+
+def _runs(content: bytes, **columns: Any) -> tuple[pa.Table, pa.Table]:
+    """The runs, and as many trials as `columns` say with these."""
+    table = pq.read_table(io.BytesIO(content))
+    last = table.slice(len(table) - 1).to_pylist()[0]
+    count = len(next(iter(columns.values())))
+    every = {name: columns.get(name, [last[name]] * count) for name in table.column_names}
+    return table, pa.table(every, tables.RUNS)
+
+
+def _repeated_tag(content: bytes) -> bytes:
+    own, more = _runs(content, tags=[[("kind", "trial"), ("note", LONG)]] * 64)
+    return _file((own, 1), (more, GROUPS))
+
+
+def _empty_pages(content: bytes) -> bytes:
+    own, more = _runs(content, tags=[[("kind", "trial"), ("note", LONG * 64)]])
+    return _file((own, 1), (more, 40), use_dictionary=False)
+
+
+def _millions_in_a_run(content: bytes) -> bytes:
+    count = 16_000_000
+    offsets = pa.array([0, count], "int32")
+    tags = pa.MapArray.from_arrays(offsets, pa.repeat("k", count), pa.repeat("", count))
+    own, more = _runs(content, tags=tags)
+    return _file((own, 1), (more, 1))
+
+
+def _repeated_key(_: bytes) -> bytes:
+    points = {"run_id": ["a"] * 64, "key": [LONG] * 64, "step": range(64), "value": [0.0] * 64}
+    return _file((pa.table(points, tables.CURVES), GROUPS))
+
+
+def _answers(column: pa.Array, groups: int = GROUPS) -> Callable[[bytes], bytes]:
+    numbers = [0] * len(column)
+    rows = pa.table({"example": numbers, "label": numbers, "prediction": numbers, "text": column})
+    return lambda _: _file((rows, groups))
+
+
+def _objects(content: bytes) -> bytes:
+    """A plan with millions of objects; the random text keeps the zip file from looking like a bomb."""
+    plan = json.loads(content)
+    many = ",".join(['{"a":1}'] * 5_000_000)
+    plan["trials"][0]["method"]["x"] = [os.urandom(300_000).hex(), "here"]
+    return json.dumps(plan).replace('"here"', many).encode()
+
+
+#: The end of the names of the files that are changed, and what they become.
+IN_FILES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "a tag that a dictionary repeats": ("runs.parquet", _repeated_tag),
+    "pages that compress to nothing": ("runs.parquet", _empty_pages),
+    "one run with millions of tags": ("runs.parquet", _millions_in_a_run),
+    "a key that a dictionary repeats": ("curves.parquet", _repeated_key),
+    "an answer that a dictionary repeats": ("predictions.parquet", _answers(pa.array([LONG] * 64))),
+    "answers in binary": ("predictions.parquet", _answers(pa.array([LONG.encode()] * 64))),
+    "lists of lists": ("predictions.parquet", _answers(pa.array([[[1.5] * 2**20]] * 8), 8)),
+    "millions of objects in JSON": ("plan.json", _objects),
+}
+
+#: A file of the zip that unpacks to more than it states.
+UNDERSTATED = "a file that unpacks to more than it states"
+
+
+def hostile(pack: Path, target: Path, way: str) -> Path:
+    """A pack that is changed in one of these ways, with its hashes made anew."""
+    if way == UNDERSTATED:
+        return _understated(pack, target)
+    ending, change = IN_FILES[way]
+
+    def edit(content: Files) -> None:
+        name = next(name for name in content if name.endswith(ending))
+        content[name] = change(content[name])
+
+    return changed(pack, target, edit)
+
+
+def _understated(pack: Path, target: Path) -> Path:
+    """The plan, followed by zeros of which the zip file says nothing."""
+    plan = [b""]
+
+    def edit(content: Files) -> None:
+        name = next(name for name in content if name.endswith("plan.json"))
+        plan[0] = content[name]
+
+    changed(pack, target, edit)
+    with zipfile.ZipFile(target) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    size, zeros = len(plan[0]), bytes(2**26)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, told in content.items():
+            with file.open(name, "w") as stream:
+                stream.write(told)
+                for _ in range(16 if name.endswith("plan.json") else 0):
+                    stream.write(zeros)
+        for entry in file.infolist():
+            if entry.filename.endswith("plan.json"):
+                # What is written of it at the end of the file.
+                entry.file_size, entry.CRC = size, zlib.crc32(plan[0])
+    return target
