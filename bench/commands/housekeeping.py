@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from bench.commands.options import DEFAULT_STORE, AsJson, StoreUri, echo_json, err, out
+from bench.commands.options import DEFAULT_STORE, AsJson, Opened, StoreUri, echo_json, err, out
 
 #: How `verify` ends where nothing is broken, and not everything could be checked.
 NOT_CHECKABLE = 3
@@ -82,6 +82,7 @@ def verify(
     caches: Annotated[
         bool, typer.Option("--caches", help="Also read every file of this machine's caches.")
     ] = False,
+    opened: Opened = None,
     store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
@@ -108,6 +109,7 @@ def verify(
             sample_seed=sample_seed,
             tolerance=tolerance,
             caches=caches,
+            opened=opened or (),
             watching=lambda text: status.update(escape(text)),
         )
     if as_json:

@@ -99,6 +99,15 @@ def one_for_each(values: list[list[tuple[str, float]]] | None) -> float | dict[s
 SuiteFile = Annotated[
     Path, typer.Argument(help="The suite, a YAML file.", autocompletion=completion.suite_files)
 ]
+Opened = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--open",
+        metavar="FOLDER|hub",
+        help="What trials that came in a pack may open: a folder that has their data and checkpoints, or hub, "
+        "the repositories that they name. Default: nothing.",
+    ),
+]
 StoreUri = Annotated[
     str,
     typer.Option(

@@ -17,6 +17,7 @@ from bench.commands.options import (
     Budgets,
     Device,
     Methods,
+    Opened,
     Pairs,
     StoreUri,
     Tasks,
@@ -189,12 +190,13 @@ def export(
     folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
     store: StoreUri = DEFAULT_STORE,
     merged: Annotated[bool, typer.Option(help="A plain model with the update in its weights.")] = False,
+    opened: Opened = None,
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
 ) -> None:
     """Write a trained adapter as a PEFT checkpoint, or as a merged model."""
     from bench.export import export_run
 
-    done = export_run(store, run, folder, merged=merged, force=force)
+    done = export_run(store, run, folder, merged=merged, opened=opened or (), force=force)
     for line in (
         f"Wrote {', '.join(done.files)} to {done.folder}.",
         f"Loaded again, it gives the trial's logits to {done.difference:.1e}; README.md shows how.",
@@ -217,6 +219,7 @@ def redundancy(
         bool, typer.Option(help="Also measure what the metric loses when a component is zeroed.")
     ] = True,
     device: Device = "auto",
+    opened: Opened = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
@@ -234,7 +237,7 @@ def redundancy(
         find_finished(store, run)
     found = []
     for run in runs:
-        found.append(analyse(store, run, chosen, drops=drops))
+        found.append(analyse(store, run, chosen, drops=drops, opened=opened or ()))
         if not as_json:
             print_redundancy(out, found[-1])
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +16,20 @@ from bench.wire.words import Measure, Tag
 from methods import UserError
 
 
-def export_run(store: str, run: str, out: Path, *, merged: bool = False, force: bool = False) -> Exported:
+def export_run(
+    store: str, run: str, out: Path, *, merged: bool = False, force: bool = False, opened: Sequence[str] = ()
+) -> Exported:
     """Writes what a finished trial trained into the folder `out`.
 
-    `run` is an MLflow run id or a trial id, or the beginning of one, in the store at that URI. Raises
+    `run` is an MLflow run id or a trial id, or the beginning of one, in the store at that URI. `opened` is
+    what a trial that came in a pack may open, folders or "hub". Raises
     UserError, and leaves `out` as it was, for a run that is unknown, ambiguous or not finished, a folder
     with something in it (`force` replaces files of that name), a backbone or method that is not the
     trial's any more, files that were changed since they were stored, an update without the asked-for form, or
     an export that gives other logits, or other predictions than are stored.
     """
     target = output_folder(out, "export", force=force)
-    with stored_trial(store, run) as stored:
+    with stored_trial(store, run, opened) as stored:
         record, trial, method, adapter = stored.record, stored.trial, stored.method, stored.adapter
         facts = {
             "run": record.run_id,

@@ -262,14 +262,17 @@ def _plain(adapter: Adapter) -> dict[Site, Plain]:
     return {site: Plain(base.weight.data, base.bias) for site, base in adapter.bases.items()}
 
 
-def analyse(store: str, run: str, device: str = "cpu", *, drops: bool = True) -> Redundancy:
+def analyse(
+    store: str, run: str, device: str = "cpu", *, drops: bool = True, opened: Sequence[str] = ()
+) -> Redundancy:
     """Analyses a finished trial's adapter, and stores the result on its run as `redundancy.json`.
 
     `drops` measures how much worse the validation metric is when a layer, a projection, a head or a site is
-    zeroed; single heads of single sites have a share only. Raises UserError as `stored_trial` does, and
+    zeroed; single heads of single sites have a share only. `opened` is what a trial
+    that came in a pack may open, folders or "hub". Raises UserError as `stored_trial` does, and
     NotLowRank.
     """
-    with stored_trial(store, run) as stored:
+    with stored_trial(store, run, opened) as stored:
         geometry = stored.backbone.geometry
         norms = squared_norms(stored.adapter, geometry)
         modes = spectrum(stored.adapter, geometry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -20,6 +20,7 @@ from torch import Tensor
 from bench.backbones import LoadedBackbone, load
 from bench.backbones.verbalizer import put_head
 from bench.plan.trial import Trial
+from bench.store.access import Access, is_foreign
 from bench.store.connect import BROKEN_STORE, connect, shown_uri
 from bench.store.records import Record, latest
 from bench.store.runs import broken, experiments, find_runs
@@ -72,30 +73,45 @@ class StoredTrial:
 
 
 @contextmanager
-def stored_trial(store: str, run: str) -> Iterator[StoredTrial]:
+def stored_trial(store: str, run: str, opened: Sequence[str] = ()) -> Iterator[StoredTrial]:
     """Loads what a finished trial trained; the adapter is taken off at the end.
 
-    `run` is an MLflow run id or a trial id, or the beginning of one. Raises UserError for a run that is
-    unknown, ambiguous or not finished, and a backbone or method that is not the trial's any more.
+    `run` is an MLflow run id or a trial id, or the beginning of one. `opened` is what a trial that came in a
+    pack may open, folders or "hub". Raises UserError for a run that is unknown, ambiguous or not finished, a
+    backbone or method that is not the trial's any more, and one that may not be opened.
     """
-    opened, record = find_finished(store, run)
-    trial = _trial(record, _content(opened, record, Artifact.CONFIG))
-    state = _state(record, _content(opened, record, Artifact.ADAPTER))
-    method = from_identity(trial.method)
+    access = Access(opened)
+    source, record = find_finished(store, run)
+    trial = _trial(record, _content(source, record, Artifact.CONFIG))
+    if is_foreign(source, record):
+        trial = access.trial(trial)
+    weights = _content(source, record, Artifact.ADAPTER)
     backbone = load(trial.backbone)
     if backbone.info.weights_hash != trial.weights_hash:
         raise UserError(
             f"backbone '{backbone.info.name}' is not the one of the trial: that had weights "
             f"{trial.weights_hash}, these are {backbone.info.weights_hash}"
         )
-    outputs = trial.task.lookup().outputs
+    with put_back(record, trial, weights, backbone, trial.task.lookup().outputs) as (method, adapter):
+        yield StoredTrial(source, record, trial, method, backbone, adapter)
+
+
+@contextmanager
+def put_back(
+    record: Record, trial: Trial, weights: bytes, backbone: LoadedBackbone, outputs: int
+) -> Iterator[tuple[Method, Adapter]]:
+    """Puts the stored adapter and head of a trial on its backbone; the adapter is taken off at the end.
+
+    Raises UserError for `weights` that are not those of this method and backbone.
+    """
+    state, method = _state(record, weights), from_identity(trial.method)
     wanted = trial.task.input(backbone.info.input)
     put_head(backbone, wanted, outputs, torch.Generator(), fitted=method.fits_head)
     adapter = method.attach(backbone, torch.Generator())
     try:
         adapter.load(_part(state, "adapter"))
         _load_head(backbone, _part(state, "head"))
-        yield StoredTrial(opened, record, trial, method, backbone, adapter)
+        yield method, adapter
     finally:
         adapter.detach()
 

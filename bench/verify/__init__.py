@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.sources.checking import check_cache
+from bench.store.access import Access, is_foreign
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.pack.reading import open_pack
 from bench.store.results import is_pack
 from bench.store.source import Source
 from bench.store.store import Store
+from bench.verify.examples import Splits
 from bench.verify.findings import Examined, Fault, Rerun, Unchecked, Verification
 from bench.verify.labels import labels_of
 from bench.verify.plans import examine_plan
@@ -30,6 +32,7 @@ def verify(
     sample_seed: int = 0,
     tolerance: float | None = None,
     caches: bool = False,
+    opened: Sequence[str] = (),
     watching: Callable[[str], None] = lambda what: None,
 ) -> Verification:
     """Checks experiments of the store at `uri`, and packs, whose files stand among the names.
@@ -37,10 +40,12 @@ def verify(
     Without names all of the store is checked. So many `reruns` are chosen among the finished trials by
     `sample_seed`. Their scores may be `tolerance` apart where the hardware is not that of the trial; None
     allows 0.02, or what five examples are worth where that is more. With `caches` every file of this
-    machine's caches is read too. `watching` hears what is looked at. Raises UserError for what is not there,
-    cannot be opened, or holds nothing to verify.
+    machine's caches is read too. What came in packs opens no file and asks no hub for what it names, but in
+    the folders of `opened`, and the hub where "hub" is among them. `watching` hears what is looked at. Raises
+    UserError for what is not there, cannot be opened, or holds nothing to verify.
     """
-    sources = _opened(uri, names)
+    access, splits = Access(opened), Splits()
+    sources = _sources(uri, names)
     plans: list[Examined] = []
     trials: list[Examined] = []
     candidates: list[Candidate] = []
@@ -48,18 +53,19 @@ def verify(
         labels = labels_of(source)
         watching(f"reading the plan of {source.name}")
         if source.records(Kind.SUITE):
-            plans.append(examine_plan(source, labels))
+            plans.append(examine_plan(source, labels, access if _has_foreign(source) else None))
         finished = [one for one in source.records() if one.status in (Status.FINISHED, Status.DUPLICATE)]
         for number, record in enumerate(finished, 1):
             watching(f"{source.name}: trial {number:,} of {len(finished):,}")
-            found, trial = examine(source, record, labels)
+            found, trial = examine(source, record, labels, access, splits)
             trials.append(found)
             if trial is not None and record.status == Status.FINISHED:
                 candidates.append(Candidate(found, source, record, trial))
+    splits.compare()
     if not trials and not caches:
         told = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(uri)
         raise UserError(f"{told} holds no finished trial: there is nothing to verify")
-    reran = list(run_again(chosen(candidates, reruns, sample_seed), tolerance, watching))
+    reran = list(run_again(chosen(candidates, reruns, sample_seed), tolerance, access, watching))
     cache, cached_files = _check_caches(watching) if caches else (None, None)
     examined = [*plans, *trials, *([cache] if cache else [])]
     bare = sum(found.without_adapter for found in trials)
@@ -74,7 +80,14 @@ def verify(
     )
 
 
-def _opened(uri: str, names: Sequence[str]) -> list[Source]:
+def _has_foreign(source: Source) -> bool:
+    """Whether anything of an experiment, whose plan is then of several, came in a pack."""
+    return any(
+        is_foreign(source, record) for kind in (Kind.SUITE, Kind.TRIAL) for record in source.records(kind)
+    )
+
+
+def _sources(uri: str, names: Sequence[str]) -> list[Source]:
     """Each experiment of the store, and each of every pack: what two packs hold of one is checked twice."""
     found: list[Source] = []
     for name in dict.fromkeys(names):

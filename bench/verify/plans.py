@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from bench.plan.cells import REFERENCE_RANK
 from bench.plan.trial import Trial
+from bench.store.access import Access
 from bench.store.source import Source
 from bench.verify.findings import Examined
 from bench.verify.labels import Labels, compare_name
@@ -19,8 +20,11 @@ from methods import UserError, create
 from methods.validation import explained
 
 
-def examine_plan(source: Source, labels: Labels) -> Examined:
-    """Checks the ids of a plan's trials, and what its rows say of them. `labels` are those of its suite."""
+def examine_plan(source: Source, labels: Labels, access: Access | None = None) -> Examined:
+    """Checks the ids of a plan's trials, and what its rows say of them.
+
+    `labels` are those of its suite. `access` is what may be opened for it; None is everything.
+    """
     found = Examined(source.name)
     try:
         plan = source.plan()
@@ -32,7 +36,7 @@ def examine_plan(source: Source, labels: Labels) -> Examined:
         return found
     trials = {planned.id: _trial(found, planned) for planned in plan.trials}
     for row in plan.rows:
-        _check_row(found, row, trials, labels)
+        _check_row(found, row, trials, labels, access)
     return found
 
 
@@ -47,7 +51,13 @@ def _trial(found: Examined, planned: PlannedTrial) -> Trial | None:
     return trial if trial.id == planned.id else None
 
 
-def _check_row(found: Examined, row: PlannedRow, trials: Mapping[str, Trial | None], labels: Labels) -> None:
+def _check_row(
+    found: Examined,
+    row: PlannedRow,
+    trials: Mapping[str, Trial | None],
+    labels: Labels,
+    access: Access | None,
+) -> None:
     where = " · ".join(filter(None, (f"plan, row {row.method}", row.budget, row.task, row.backbone)))
     # A row that waits for its tuning has no trial yet.
     for seed, id_ in row.trials.items():
@@ -63,7 +73,7 @@ def _check_row(found: Examined, row: PlannedRow, trials: Mapping[str, Trial | No
     for trial in others:
         for what, value in _shared(trial).items():
             found.compare(f"{where}: {what} of trial {trial.id}", value, shared[what])
-    if (resolved := resolve(found, first)) is not None:
+    if (resolved := resolve(found, first, access)) is not None:
         _check_counts(found, where, row, resolved)
         _check_budget(found, where, row, resolved, labels)
         _check_names(found, where, row, first, resolved, labels)

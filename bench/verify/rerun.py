@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 
 from bench.execution.perform import perform, prepare_all
 from bench.plan.trial import Trial
+from bench.store.access import Access, is_foreign
 from bench.store.records import Record
 from bench.store.source import Source
+from bench.store.trained import put_back
+from bench.training.loop import evaluate
 from bench.training.measure import provenance
 from bench.training.saving import Saving
 from bench.training.trial import Resources
@@ -26,6 +30,10 @@ from methods import UserError
 #: How far two scores may be apart: on the same hardware with the same torch, and elsewhere, where sums are
 #: taken in another order and a few examples go the other way. Where few are scored, these are worth more.
 SAME, ELSEWHERE, EXAMPLES = 1e-6, 0.02, 5
+
+#: How far a stored adapter's outputs may be from the stored ones, relative to the largest: on the same
+#: hardware, and elsewhere by the precision of training.
+SAME_LOGITS, LOGITS = 1e-3, {"fp32": 0.01, "bf16": 0.1}
 
 #: Provenance that decides in which order a sum is taken.
 HARDWARE = ("cpu", "gpu", "version_torch")
@@ -49,9 +57,12 @@ def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candi
 
 
 def run_again(
-    some: Sequence[Candidate], tolerance: float | None, watching: Callable[[str], None]
+    some: Sequence[Candidate], tolerance: float | None, access: Access, watching: Callable[[str], None]
 ) -> Iterator[Rerun]:
-    """Runs each again and compares, unless it cannot be run here, which is noted."""
+    """Runs each again and compares, unless it cannot be run here, which is noted.
+
+    `access` is what those may open that came in packs.
+    """
     resources: Resources | None = None
     for one in some:
         watching(f"running trial {one.trial.id} again: {one.record.name}")
@@ -61,6 +72,8 @@ def run_again(
         resources.saving = Saving.of(one.record.provenance)
         with _threads(one.record):
             try:
+                if is_foreign(one.source, one.record):
+                    one = replace(one, trial=access.trial(one.trial))
                 prepare_all([one.trial], resources)
             except UserError as error:
                 one.found.cannot("score of another run", str(error))
@@ -79,6 +92,9 @@ def _run(one: Candidate, resources: Resources, tolerance: float | None) -> Rerun
     else:
         found.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
         _compare_examples(found, one, ending.files[Artifact.PREDICTIONS])
+        _compare_adapter(
+            one, resources, SAME_LOGITS if allowed == SAME else LOGITS[one.trial.recipe.precision]
+        )
     return Rerun(
         one.source.name, record.trial_id, record.run_id, record.name, record.score, score, allowed, reason
     )
@@ -102,6 +118,31 @@ def _compare_examples(found: Examined, one: Candidate, again: bytes) -> None:
         then, now = (table[["example", *numbered(list(table.columns), "label")]] for table in tables)
         if not then.equals(now):
             found.broken("examples and labels", "as in the predictions", "others in the task's data")
+
+
+def _compare_adapter(one: Candidate, resources: Resources, allowed: float) -> None:
+    """The stored adapter gives the stored outputs, to so much of the largest."""
+    weights, predictions = (
+        one.source.read(one.record, name) for name in (Artifact.ADAPTER, Artifact.PREDICTIONS)
+    )
+    if weights is None or predictions is None:
+        return
+    trial, backbone = one.trial, resources.backbone(one.trial)
+    data = resources.data(trial, backbone.info.input)
+    split = data.test if trial.evaluate == "test" else data.validation
+    try:
+        with put_back(one.record, trial, weights, backbone, data.classes) as (_, adapter):
+            actual = evaluate(backbone, adapter, split, trial.recipe, data.objective, resources.saving).logits
+    except UserError as error:
+        one.found.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", str(error))
+        return
+    table = _table(predictions)
+    stored = torch.tensor(table[numbered(list(table.columns), "logit")].to_numpy())
+    difference = float((stored - actual).abs().max()) if stored.shape == actual.shape else math.inf
+    # Written so that not-a-number fails too.
+    if not difference <= allowed * max(1.0, float(stored.abs().max())):
+        said = f"others by up to {difference:.3g}"
+        one.found.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", said)
 
 
 def _table(predictions: bytes) -> pd.DataFrame:

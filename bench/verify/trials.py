@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,13 +21,13 @@ from torch import Tensor
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.plan.trial import Trial
 from bench.process.files import sha256_of
-from bench.store.pack.reading import Packed
+from bench.store.access import Access, is_foreign
 from bench.store.records import Record
 from bench.store.source import Source
 from bench.store.verified import ChangedError, hashes
-from bench.tasks import objective
+from bench.verify.examples import Splits, check_rows, stored_objective
 from bench.verify.findings import Examined
-from bench.verify.labels import Labels, compare_name, source_of
+from bench.verify.labels import ANY, Labels, compare_name, source_of
 from bench.wire.predictions import numbered
 from bench.wire.start import SourceFile, StoredConfig
 from bench.wire.words import YES, Artifact, Measure, Tag
@@ -62,10 +64,13 @@ class Resolved:
         return None if peak == self.count else peak
 
 
-def examine(source: Source, record: Record, labels: Labels) -> tuple[Examined, Trial | None]:
+def examine(
+    source: Source, record: Record, labels: Labels, access: Access, splits: Splits
+) -> tuple[Examined, Trial | None]:
     """Checks one run; returns what was found, and its trial where the configuration can be trusted.
 
-    `labels` are those of its suite.
+    `labels` are those of its suite, `access` is what it may open if it came in a pack, and `splits` take the
+    examples that it was scored on.
     """
     found = Examined(source.name, record)
     contents = _contents(found, source, record)
@@ -75,8 +80,11 @@ def examine(source: Source, record: Record, labels: Labels) -> tuple[Examined, T
     if trial is None:
         return found, None
     if (predictions := contents.get(Artifact.PREDICTIONS)) is not None:
-        _check_scores(found, record, trial, predictions)
-    if (resolved := resolve(found, trial)) is not None:
+        table = _table(found, predictions)
+        if table is not None:
+            _check_scores(found, record, trial, table)
+            splits.add(found, trial, table)
+    if (resolved := resolve(found, trial, access if is_foreign(source, record) else None)) is not None:
         _check_words(found, record, trial, resolved, labels)
         _check_counts(found, record, resolved, contents.get(Artifact.ADAPTER))
     return found, trial
@@ -99,7 +107,7 @@ def _contents(found: Examined, source: Source, record: Record) -> dict[Artifact,
         except UserError as error:
             found.broken(name, f"sha256 {known.get(name, 'not known')}", str(error))
             continue
-        if content is None and name == Artifact.ADAPTER and _travelled(source, record):
+        if content is None and name == Artifact.ADAPTER and is_foreign(source, record):
             found.without_adapter = True
         elif content is None and name in known:
             found.broken(name, f"sha256 {known[name]}", "missing")
@@ -112,11 +120,6 @@ def _contents(found: Examined, source: Source, record: Record) -> dict[Artifact,
                 found.cannot(f"{name}, sha256", "an earlier version stored no hash of it")
             contents[name] = content
     return contents
-
-
-def _travelled(source: Source, record: Record) -> bool:
-    """Whether a run lies in a pack, or came in one: then it has its adapter only if somebody asked for it."""
-    return isinstance(source, Packed) or bool(record.tag(Tag.ORIGIN))
 
 
 def _trial(found: Examined, record: Record, config: bytes) -> Trial | None:
@@ -138,10 +141,14 @@ def _trial(found: Examined, record: Record, config: bytes) -> Trial | None:
     return trial
 
 
-def resolve(found: Examined, trial: Trial) -> Resolved | None:
-    """Method and backbone of a trial; None where this machine has not those of the trial."""
+def resolve(found: Examined, trial: Trial, access: Access | None) -> Resolved | None:
+    """Method and backbone of a trial; None where this machine has not those of the trial.
+
+    `access` is what may be opened; None is everything.
+    """
     try:
-        method, info = from_identity(trial.method), _described(trial.backbone)
+        backbone = trial.backbone if access is None else access.backbone(trial.backbone)
+        method, info = from_identity(trial.method), _described(backbone)
     except UserError as error:
         found.cannot("ranks and parameters", str(error))
         return None
@@ -165,6 +172,35 @@ def compare_places(
     compare_name(found, f"{what}task", task, trial.task.task, labels.tasks)
 
 
+def compare_method(found: Examined, stored: str, trial: Trial, method: Method, labels: Labels) -> None:
+    """The stored name of the method is its own or its label, with what was tuned or trained otherwise.
+
+    A scale that was tuned is a multiple of the suite's, and so the name has any.
+    """
+    name, _, note = stored.partition(" [")
+    recipe = trial.recipe.model_dump()
+    for key, value in re.findall(r"(\w+)[ =]([^,\]]+)", note):
+        if key in recipe and not _is_written(value, recipe[key]):
+            found.broken(f"tag {Tag.METHOD}", stored, f"{key} {recipe[key]}")
+    own = method.label
+    suites = {_unscaled(label) for label in labels.methods.get(name, set())}
+    if _unscaled(name) != _unscaled(own) and not {_unscaled(own), ANY} & suites:
+        found.broken(f"tag {Tag.METHOD}", stored, own)
+
+
+def _unscaled(label: str) -> str:
+    """What a method is called, whatever its scale."""
+    return re.sub(r"(\(|, )scale=[^,)]*(?:, )?", r"\1", label).replace(" ()", "").replace(", )", ")")
+
+
+def _is_written(value: str, stored: Any) -> bool:
+    """Whether a text is that of a recipe's value."""
+    try:
+        return math.isclose(float(value), stored, rel_tol=1e-5)
+    except (TypeError, ValueError):
+        return value.strip("[]") in str(stored)
+
+
 @lru_cache
 def _described(backbone: BackboneSpec) -> BackboneInfo:
     return describe(backbone)
@@ -180,6 +216,7 @@ def _check_words(found: Examined, record: Record, trial: Trial, resolved: Resolv
     }
     for tag, value in told.items():
         found.compare(f"tag {tag}", record.tag(tag), value)
+    compare_method(found, record.tag(Tag.METHOD), trial, resolved.method, labels)
     compare_places(found, "tag ", record.tag(Tag.BACKBONE), record.tag(Tag.TASK), trial, resolved, labels)
     try:
         budgets = json.loads(record.tag(Tag.BUDGETS, "[]"))
@@ -230,25 +267,35 @@ def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: 
         found.compare(f"{measure} by the tensors of {Artifact.ADAPTER}", record.measure(measure), real)
 
 
-def _check_scores(found: Examined, record: Record, trial: Trial, predictions: bytes) -> None:
+def _table(found: Examined, predictions: bytes) -> pd.DataFrame | None:
+    try:
+        return pd.read_parquet(io.BytesIO(predictions))
+    except (OSError, ArrowException, ValueError) as error:
+        found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
+        return None
+
+
+def _check_scores(found: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
     """Score, loss and answers are those that the stored outputs give."""
     try:
-        task = trial.task.lookup()
-        goal = objective(task)
+        goal = stored_objective(trial, len(numbered(list(table.columns), "logit")))
+        check_rows(found, trial, table)
     except UserError as error:
         found.cannot("score", str(error))
         return
-    found.compare(f"tag {Tag.METRIC}", record.tag(Tag.METRIC), task.metric)
+    except ValueError as error:
+        found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
+        return
+    found.compare(f"tag {Tag.METRIC}", record.tag(Tag.METRIC), goal.metric.name)
     if goal.scale:
         centre, spread = record.metrics.get(Measure.TARGET_MEAN), record.metrics.get(Measure.TARGET_SD)
         goal = replace(goal, centre=centre or 0.0, spread=spread or math.nan)
     try:
-        table = pd.read_parquet(io.BytesIO(predictions))
         labels, given, outputs = (_columns(table, name) for name in ("label", "prediction", "logit"))
         again = goal.score(outputs, labels)
         loss = goal.loss(outputs, labels.to(outputs) if labels.ndim > 1 else labels).item()
         wrong = int((given.numpy() != goal.answers(outputs)).sum())
-    except (OSError, ArrowException, UserError, ValueError, TypeError, RuntimeError, IndexError) as error:
+    except (UserError, ValueError, TypeError, RuntimeError, IndexError) as error:
         found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return
     found.near("score", record.metrics.get(Measure.SCORE), again, SCORES_AGREE * max(1.0, abs(again)))

@@ -83,7 +83,7 @@ def _measure_chunk(content: bytes, place: int, end: int) -> Decoded:
 class _Reader:
     """Reads a struct: its 32-bit integers and structs by the numbers of their fields.
 
-    Of fields with one number the last counts, as in pyarrow. Raises ValueError for what is cut or nested too deep.
+    Of fields with one number the last counts, as in pyarrow. Raises ValueError for what is cut, or too deep.
     """
 
     def __init__(self, content: bytes, place: int, end: int) -> None:

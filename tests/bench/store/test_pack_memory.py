@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 
 #: Reads all of a pack, and says why it is refused, and by how many MiB its resident memory grew at most.
 READING = """
-import json, re, sys
+import io, json, re, sys
 from pathlib import Path
 import pyarrow.parquet, pandas
 from bench.store.results import open_results
@@ -40,7 +40,9 @@ try:
         source.plan()
         source.curves()
         for record in source.records():
-            source.read(record, Artifact.PREDICTIONS)
+            content = source.read(record, Artifact.PREDICTIONS)
+            if content is not None:
+                pandas.read_parquet(io.BytesIO(content))
 except UserError as error:
     why = str(error)
 print(json.dumps([why, mib("VmHWM") - before]))

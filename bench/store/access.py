@@ -1,0 +1,107 @@
+"""What a trial that came in a pack may open: nothing that it names, unless the user allows it.
+
+A pack is anybody's, and names whatever files and hub repositories it likes. What is registered here under a
+name, a task or a backbone, is the harness's own or an installed plug-in's, and may be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.backbones import BackboneSpec
+from bench.plan.trial import Trial
+from bench.store.pack.reading import Packed
+from bench.store.records import Record
+from bench.store.source import Source
+from bench.suite.rows import TaskRow
+from bench.tasks.description import Description
+from bench.wire.words import Tag
+from methods import UserError
+
+#: What allows hub repositories, in the place of a folder.
+HUB = "hub"
+
+
+class Access:
+    """What the user allows packs to open: folders, and what lies below them, and the hub.
+
+    Raises UserError for a folder that is not there.
+    """
+
+    def __init__(self, allowed: Sequence[str] = ()) -> None:
+        self._hub = HUB in allowed
+        self._folders = [Path(name).expanduser() for name in allowed if name != HUB]
+        for folder in self._folders:
+            if not folder.is_dir():
+                raise UserError(f"--open {folder}: there is no such folder; accepted are folders and '{HUB}'")
+
+    def trial(self, trial: Trial) -> Trial:
+        """The trial with the places of its backbone and its data on this machine; its id stays.
+
+        Raises UserError as `backbone` and `task` do.
+        """
+        places = {"backbone": self.backbone(trial.backbone), "task": self.task(trial.task)}
+        return trial.model_copy(update=places)
+
+    def backbone(self, spec: BackboneSpec) -> BackboneSpec:
+        """Raises UserError for a backbone that may not be opened."""
+        if spec.name is not None:
+            return spec
+        if spec.hub is not None or spec.timm is not None:
+            self._check_hub(f"its backbone {spec.hub or spec.timm}")
+        if spec.local is None:
+            return spec
+        return spec.model_copy(update={"local": self._place("its backbone", spec.local)})
+
+    def task(self, row: TaskRow) -> TaskRow:
+        """Raises UserError for data that may not be opened. What a registered task has itself, may."""
+        if row.data is not None:
+            return row.model_copy(update={"data": self._data(row.data)})
+        if row.source is None:
+            return row
+        if row.source.local is None:
+            self._check_hub(f"the data of task '{row.task}'")
+            return row
+        place = self._place(f"the data of task '{row.task}'", row.source.local)
+        return row.model_copy(update={"source": row.source.model_copy(update={"local": place})})
+
+    def _data(self, data: Description) -> Description:
+        if data.hub is not None:
+            self._check_hub(f"its data {data.hub}")
+            return data
+        given = getattr(data, data.format)
+        if isinstance(given, dict):
+            places = {split: self._place(f"its data of {split}", path) for split, path in given.items()}
+            return data.model_copy(update={data.format: places})
+        return data.model_copy(update={data.format: self._place("its data", given)})
+
+    def _check_hub(self, what: str) -> None:
+        if not self._hub:
+            raise UserError(f"{what} would be asked of the hub, which nothing in a pack may: --open {HUB}")
+
+    def _place(self, what: str, path: Path) -> Path:
+        """Where a path of a pack lies below an allowed folder; of what lies elsewhere a pack has the name."""
+        if not self._folders:
+            raise UserError(f"{what} would be read from {path}, which nothing in a pack may: --open FOLDER")
+        if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",):
+            raise UserError(f"{what} would be read from {path}, which leads out of the folders of --open")
+        for folder in self._folders:
+            if (place := folder / path).exists():
+                _check_inside(what, place, folder)
+                return place.absolute()
+        raise UserError(f"{what}: there is no {path} in {', '.join(map(str, self._folders))}")
+
+
+def _check_inside(what: str, place: Path, folder: Path) -> None:
+    """Raises UserError unless all of it are folders and regular files that lie in the folder, links too."""
+    root = folder.resolve()
+    for path in (place, *place.rglob("*")):
+        real = path.resolve()
+        if not real.is_relative_to(root) or not (real.is_file() or real.is_dir()):
+            raise UserError(f"{what}: {path} is no regular file in {folder}, or leads out of it")
+
+
+def is_foreign(source: Source, record: Record) -> bool:
+    """Whether a run lies in a pack, or came in one."""
+    return isinstance(source, Packed) or bool(record.tag(Tag.ORIGIN))

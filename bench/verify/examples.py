@@ -1,0 +1,100 @@
+"""The examples that a trial was scored on: how many there are, that none is there twice, and their labels.
+
+Nothing is opened for it: what a task asks for follows from the stored configuration and from what is
+registered here, and the labels of one split have to be the same in every trial.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from bench.metrics import METRICS
+from bench.plan.trial import Trial
+from bench.tasks import TASKS, Objective
+from bench.tasks.base import SPLITS
+from bench.tasks.described import METRIC_OF
+from bench.verify.findings import Examined
+from bench.wire.predictions import numbered
+
+#: What of a trial's data says which examples a split has, whatever the backbone reads of them.
+OF_DATA = ("task", "task_identity", "split", "data_hash")
+
+
+def stored_objective(trial: Trial, outputs: int) -> Objective:
+    """What the trial's task asks for, of a backbone with so many outputs.
+
+    Raises UserError for a task or a metric that is not registered here, and ValueError for another number of
+    outputs than the task has.
+    """
+    row = trial.task
+    if row.data is not None:
+        kind, metric = row.data.target, row.metric or row.data.metric or METRIC_OF[row.data.target]
+        expected = {"regression": 1, "generation": 3}.get(kind, outputs)
+    else:
+        task = TASKS.get(row.task)
+        kind, metric, expected = task.target, row.metric or task.metric, task.outputs
+    if outputs != expected:
+        raise ValueError(f"{outputs} outputs, where the task has {expected}")
+    scored = METRICS.get(metric)
+    if kind not in scored.kinds or scored.classes not in (None, outputs):
+        raise ValueError(f"metric '{metric}' does not score {kind} with {outputs} outputs")
+    return Objective(scored, kind, outputs)
+
+
+def split_size(trial: Trial) -> int | None:
+    """How many examples the scored split has; None where only the data tell."""
+    number, row = SPLITS.index(trial.evaluate), trial.task
+    if (size := row.sizes[number]) is not None:
+        return size
+    if row.data is not None or row.source is not None or row.fractions is not None or row.split != "fixed":
+        return None
+    sizes = TASKS.get(row.task).sizes
+    return None if sizes is None else sizes[number]
+
+
+def check_rows(found: Examined, trial: Trial, table: pd.DataFrame) -> None:
+    """Compares the number of stored examples with that of the split, and looks for one that is repeated."""
+    size = split_size(trial)
+    if size is not None:
+        found.compare("examples of the split", len(table), size)
+    if "example" not in table:
+        found.cannot("ids of examples", "an earlier version stored none")
+    elif repeated := int(table["example"].duplicated().sum()):
+        found.broken("repeated examples", repeated, 0)
+
+
+@dataclass
+class Splits:
+    """The examples and labels of every split, as each trial that was scored on it stored them."""
+
+    #: By what names a split: each trial's finding and the hash of its examples.
+    _stored: defaultdict[str, list[tuple[Examined, str]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, found: Examined, trial: Trial, table: pd.DataFrame) -> None:
+        labels = numbered(list(table.columns), "label")
+        if "example" not in table or not labels:
+            return
+        size = trial.task.sizes[SPLITS.index(trial.evaluate)]
+        data = [trial.data.get(name) for name in OF_DATA]
+        split = json.dumps([data, trial.task.split_seed(trial.seed), trial.evaluate, size])
+        content = table[["example", *labels]].sort_values("example").to_numpy()
+        self._stored[split].append((found, hashlib.sha256(content.tobytes()).hexdigest()))
+
+    def compare(self) -> None:
+        """Notes each trial whose examples or labels are not those of most; all of them where none are."""
+        for stored in self._stored.values():
+            counts = Counter(digest for _, digest in stored).most_common()
+            tied = len(counts) > 1 and counts[0][1] == counts[1][1]
+            for found, digest in stored:
+                if tied or digest != counts[0][0]:
+                    others = sum(other != digest for _, other in stored)
+                    found.broken(
+                        "examples and labels",
+                        f"sha256 {digest:.12}",
+                        f"others in {others} trial(s) of the split",
+                    )
