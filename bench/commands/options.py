@@ -104,7 +104,7 @@ Opened = Annotated[
     typer.Option(
         "--open",
         metavar="FOLDER|hub",
-        help="What trials that came in a pack may open: a folder that has their data and checkpoints, or hub, "
+        help="What trials that came in a pack may open: a folder with their data and checkpoints, or hub: "
         "the repositories that they name. Default: nothing.",
     ),
 ]

@@ -6,7 +6,13 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from bench.store.merging import brings_more, one_plan, refuse_other_result, refuse_other_scores
+from bench.store.merging import (
+    brings_adapter,
+    brings_more,
+    one_plan,
+    refuse_other_result,
+    refuse_other_scores,
+)
 from bench.store.records import Record, latest
 from bench.store.runs import as_json
 from bench.store.source import Source
@@ -44,11 +50,14 @@ class Joined(Source):
                 # There is one run of a suite, and one of each search.
                 key = record.trial_id or record.tag(Tag.STUDY)
                 if kind in FOUND:
-                    for known in nested[key]:
-                        if known[0] is not part:
-                            refuse_other_result(known, (part, record))
+                    for other in nested[key]:
+                        if other[0] is not part:
+                            refuse_other_result(other, (part, record))
                     nested[key].append((part, record))
-                if brings_more(record, chosen.get(key)):
+                known = chosen.get(key)
+                if brings_more(record, known) or (
+                    known is not None and brings_adapter((part, record), (self._of_run[known.run_id], known))
+                ):
                     chosen[key] = record
                     self._of_run[record.run_id] = part
         return sorted(chosen.values(), key=lambda record: (record.started, record.origin))
@@ -63,6 +72,9 @@ class Joined(Source):
 
     def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
         return self._records[kind]
+
+    def has(self, record: Record, name: Artifact) -> bool:
+        return self._of_run[record.run_id].has(record, name)
 
     def read(self, record: Record, name: Artifact) -> bytes | None:
         part = self._of_run[record.run_id]

@@ -11,7 +11,7 @@ from bench.store.records import Record
 from bench.store.source import Source
 from bench.wire.found import FOUND, AllocationResult, SearchResult
 from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan
-from bench.wire.words import Kind, Status, Tag
+from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import shown
 
@@ -32,6 +32,14 @@ def brings_more(coming: Record, known: Record | None) -> bool:
     if known.status == Status.FINISHED:
         return False
     return coming.status == Status.FINISHED or (coming.settled and not known.settled)
+
+
+def brings_adapter(coming: tuple[Source, Record], known: tuple[Source, Record]) -> bool:
+    """Whether a finished run has the adapter of its trial, which another finished one was packed without."""
+    (there, run), (here, other) = coming, known
+    if not run.status == other.status == Status.FINISHED or not run.trial_id:
+        return False
+    return there.has(run, Artifact.ADAPTER) and not here.has(other, Artifact.ADAPTER)
 
 
 def refuse_other_scores(name: str, known: Mapping[str, Record], coming: Iterable[Record]) -> None:

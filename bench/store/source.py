@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
@@ -53,6 +54,17 @@ class Source(ABC):
 
         Raises UserError for one that is not as it was stored, or cannot be read.
         """
+
+    @abstractmethod
+    def has(self, record: Record, name: Artifact) -> bool:
+        """Whether one of its runs has an artifact of that name."""
+
+    def copy(self, record: Record, name: Artifact, target: Path) -> bool:
+        """Writes an artifact into a file; returns whether the run has one. Raises as `read` does."""
+        content = self.read(record, name)
+        if content is not None:
+            target.write_bytes(content)
+        return content is not None
 
     @abstractmethod
     def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:

@@ -179,6 +179,12 @@ class Store(Source):
         check_content(record, name, path)
         return path
 
+    def has(self, record: Record, name: Artifact) -> bool:
+        where = urlparse(record.artifacts)
+        if where.scheme in ("", "file"):
+            return (Path(unquote(where.path)) / name).exists()
+        return not self._lacks(record, name)
+
     def _lacks(self, record: Record, name: Artifact) -> bool:
         """Whether a run is known to have no such artifact: MLflow's error is the same where none answers."""
         try:
@@ -280,7 +286,8 @@ class Store(Source):
         """Writes what a letter holds, and takes out of it what has arrived; sending one twice does no harm.
 
         `folder` holds the artifacts. A status that ends the run is written last, after everything else. Of
-        several finished runs of a trial the first counts, and the others are marked as duplicates.
+        several finished runs of a trial the first that has its adapter counts, and the others are marked as
+        duplicates.
         """
         client, run_id = self.client, letter.run_id
         for part in ("params", "tags", "texts"):
@@ -300,8 +307,14 @@ class Store(Source):
         tags = dict(letter.tags)
         # A search, an allocation and a suite are no trial, of which there could be another run.
         if letter.status == Status.FINISHED and letter.trial_id:
-            others = self.records(trial_id=letter.trial_id)
-            if any(other.status == Status.FINISHED and other.run_id != run_id for other in others):
+            runs = self.records(trial_id=letter.trial_id)
+            others = [run for run in runs if run.status == Status.FINISHED and run.run_id != run_id]
+            brings = folder is not None and (folder / Artifact.ADAPTER).exists()
+            if others and brings and not any(self.has(other, Artifact.ADAPTER) for other in others):
+                # They came in packs without adapters.
+                for other in others:
+                    client.set_tag(other.run_id, Tag.DUPLICATE, YES)
+            elif others:
                 tags[Tag.DUPLICATE] = YES
         if tags:
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])

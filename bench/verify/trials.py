@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 import torch
 from pyarrow import ArrowException
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.plan.trial import Trial
-from bench.process.files import sha256_of
+from bench.process.files import sha256, sha256_of
 from bench.store.access import Access, is_foreign
 from bench.store.records import Record
 from bench.store.source import Source
@@ -40,6 +40,9 @@ LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
 #: A score is computed from the same numbers by the same rule; what is left is how a database keeps it. A loss
 #: is summed in float32, in an order that differs by machine.
 SCORES_AGREE, LOSSES_AGREE = 1e-9, 1e-4
+
+#: The longest header of an adapter's file, in bytes: some 50,000 tensors.
+MOST_HEADER = 8 * 2**20
 
 #: What a tag says of the ranks that training left.
 FINAL_RANKS = TypeAdapter(dict[str, list[NonNegativeInt]])
@@ -73,53 +76,54 @@ def examine(
     examples that it was scored on.
     """
     found = Examined(source.name, record)
-    contents = _contents(found, source, record)
-    trial = None
-    if (config := contents.get(Artifact.CONFIG)) is not None:
-        trial = _trial(found, record, config)
-    if trial is None:
-        return found, None
-    if (predictions := contents.get(Artifact.PREDICTIONS)) is not None:
-        table = _table(found, predictions)
-        if table is not None:
-            _check_scores(found, record, trial, table)
-            splits.add(found, trial, table)
-    if (resolved := resolve(found, trial, access if is_foreign(source, record) else None)) is not None:
-        _check_words(found, record, trial, resolved, labels)
-        _check_counts(found, record, resolved, contents.get(Artifact.ADAPTER))
+    with TemporaryDirectory() as folder:
+        files = _files(found, source, record, Path(folder))
+        trial = None
+        if (config := files.get(Artifact.CONFIG)) is not None:
+            trial = _trial(found, record, config.read_bytes())
+        if trial is None:
+            return found, None
+        if (predictions := files.get(Artifact.PREDICTIONS)) is not None:
+            table = _table(found, predictions)
+            if table is not None:
+                _check_scores(found, record, trial, table)
+                splits.add(found, trial, table)
+        if (resolved := resolve(found, trial, access if is_foreign(source, record) else None)) is not None:
+            _check_words(found, record, trial, resolved, labels)
+            _check_counts(found, record, resolved, files.get(Artifact.ADAPTER))
     return found, trial
 
 
-def _contents(found: Examined, source: Source, record: Record) -> dict[Artifact, bytes]:
-    """The artifacts that are there and can be read. One with another hash than its own tells nothing."""
+def _files(found: Examined, source: Source, record: Record, folder: Path) -> dict[Artifact, Path]:
+    """Copies of the artifacts that can be read. One with another hash than its own tells nothing."""
     try:
         known = hashes(record)
     except UserError as error:
         found.broken(f"tag {Tag.HASHES}", str(error), "hashes by name")
         return {}
-    contents = {}
+    files = {}
     for name in LEFT:
         try:
-            content = source.read(record, name)
+            there = source.copy(record, name, folder / name)
         except ChangedError as error:
             found.broken(f"{name}, sha256", error.stored, error.actual)
             continue
         except UserError as error:
             found.broken(name, f"sha256 {known.get(name, 'not known')}", str(error))
             continue
-        if content is None and name == Artifact.ADAPTER and is_foreign(source, record):
+        if not there and name == Artifact.ADAPTER and is_foreign(source, record):
             found.without_adapter = True
-        elif content is None and name in known:
+        elif not there and name in known:
             found.broken(name, f"sha256 {known[name]}", "missing")
-        elif content is None:
+        elif not there:
             found.cannot(name, "it is not there, and neither is its hash: an earlier version stored none")
-        elif name in known and (actual := sha256_of(content)) != known[name]:
+        elif name in known and (actual := sha256(folder / name)) != known[name]:
             found.broken(f"{name}, sha256", known[name], actual)
         else:
             if name not in known:
                 found.cannot(f"{name}, sha256", "an earlier version stored no hash of it")
-            contents[name] = content
-    return contents
+            files[name] = folder / name
+    return files
 
 
 def _trial(found: Examined, record: Record, config: bytes) -> Trial | None:
@@ -232,7 +236,7 @@ def _check_words(found: Examined, record: Record, trial: Trial, resolved: Resolv
         found.compare(f"tag {Tag.BUDGET_MISSED}", record.tag(Tag.BUDGET_MISSED), missed)
 
 
-def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: bytes | None) -> None:
+def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: Path | None) -> None:
     """Parameters are those of the stored ranks, of what training left of them, and of the stored tensors."""
     stored = record.measure(Measure.ADAPTER_PARAMETERS)
     if not resolved.method.varying_count:
@@ -249,13 +253,8 @@ def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: 
     if adapter is None:
         return
     try:
-        # Seeds, which are whole numbers, are no parameters.
-        sizes = {
-            name: tensor.numel()
-            for name, tensor in load_tensors(adapter).items()
-            if tensor.is_floating_point()
-        }
-    except SafetensorError as error:
+        sizes = _tensor_sizes(adapter)
+    except (SafetensorError, ValueError) as error:
         found.broken(Artifact.ADAPTER, "tensors", str(error))
         return
     frozen = resolved.method.kept_count(resolved.info.geometry)
@@ -267,9 +266,25 @@ def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: 
         found.compare(f"{measure} by the tensors of {Artifact.ADAPTER}", record.measure(measure), real)
 
 
-def _table(found: Examined, predictions: bytes) -> pd.DataFrame | None:
+def _tensor_sizes(file: Path) -> dict[str, int]:
+    """The numbers of parameters by the header of a file, whose tensors may be larger than the memory."""
+    with file.open("rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > MOST_HEADER:
+        raise ValueError(f"a header of {header:,} bytes, more than {MOST_HEADER:,}")
+    with safe_open(file, framework="pt") as tensors:
+        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  # no mapping
+        # Seeds, which are whole numbers, are no parameters.
+        return {
+            name: math.prod(part.get_shape())
+            for name, part in slices.items()
+            if part.get_dtype().startswith(("F", "BF"))
+        }
+
+
+def _table(found: Examined, predictions: Path) -> pd.DataFrame | None:
     try:
-        return pd.read_parquet(io.BytesIO(predictions))
+        return pd.read_parquet(predictions)
     except (OSError, ArrowException, ValueError) as error:
         found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return None

@@ -111,8 +111,22 @@ class Packed(Source):
     def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
         return [record for record in self._records if record.tag(Tag.KIND) == kind]
 
+    def _path(self, record: Record, name: Artifact) -> str:
+        return f"{self._folder}/artifacts/{record.run_id}/{name}"
+
+    def has(self, record: Record, name: Artifact) -> bool:
+        return self._path(record, name) in self.archive
+
+    def copy(self, record: Record, name: Artifact, target: Path) -> bool:
+        # An adapter may be larger than the memory, and others are looked at before they are taken.
+        if name != Artifact.ADAPTER:
+            return super().copy(record, name, target)
+        if there := self.has(record, name):
+            self.archive.copy(self._path(record, name), target)
+        return there
+
     def read(self, record: Record, name: Artifact) -> bytes | None:
-        path = f"{self._folder}/artifacts/{record.run_id}/{name}"
+        path = self._path(record, name)
         if path not in self.archive:
             return None
         content = self.archive.read(path)

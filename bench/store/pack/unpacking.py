@@ -11,8 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from bench.process.alive import owner
+from bench.process.files import sha256
 from bench.store.connect import connect, insisting
 from bench.store.merging import (
+    brings_adapter,
     brings_more,
     merged_plan,
     refuse_other_result,
@@ -23,6 +25,7 @@ from bench.store.outbox import Letter
 from bench.store.records import Record, latest
 from bench.store.source import Source
 from bench.store.store import Store
+from bench.store.verified import hashes
 from bench.store.writer import flat
 from bench.wire.found import FOUND
 from bench.wire.pack import CURVES_BEGIN, TRAVELS
@@ -69,6 +72,14 @@ class _Merge:
         known, trials = latest(stored), latest(source.records())
         refuse_other_scores(source.name, known, trials.values())
         self.coming = [run for run in trials.values() if brings_more(run, known.get(run.trial_id))]
+        #: Those that the store has without their adapters, with its runs.
+        self.bare = [
+            (run, known[run.trial_id])
+            for run in trials.values()
+            if store and run.trial_id in known and brings_adapter((source, run), (store, known[run.trial_id]))
+        ]
+        # Of another run of the trial all is taken, or its adapter would not be that of the predictions.
+        self.coming += [run for run, other in self.bare if run.origin != other.origin]
         self.there = len(trials) - len(self.coming)
         coming, here = source.plan(), store.plan() if store else None
         #: The plan of both; None where the store has no plan yet.
@@ -89,6 +100,9 @@ class _Merge:
         begun = {run.tag(Tag.ORIGIN): run.run_id for run in stored if not run.settled}
         parents = self._parents(store)
         points = dict(list(self.source.curves().groupby("run_id")))
+        for run, same in self.bare:
+            if run.origin == same.origin:
+                _add_adapter(store, self.source, run, same)
         for run in self.coming:
             parent = parents.get(run.tag(Tag.PARENT), parents[""])
             run_id = begun.get(run.origin) or _begin(store, run, parent)
@@ -156,13 +170,20 @@ def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.Dat
     letter.metrics += [(key, value, ended, 0) for key, value in single]
     with tempfile.TemporaryDirectory() as folder:
         for name in TRAVELS:
-            content = source.read(run, name)
-            if content is None:
-                continue
-            (Path(folder) / name).write_bytes(content)
-            if name == Artifact.CONFIG:
-                letter.params = _params(content)
+            file = Path(folder) / name
+            if source.copy(run, name, file) and name == Artifact.CONFIG:
+                letter.params = _params(file.read_bytes())
         store.send(letter, Path(folder))
+
+
+def _add_adapter(store: Store, source: Source, run: Record, known: Record) -> None:
+    """Adds the adapter of a run that the store has without; not one of which the store knows another hash."""
+    letter = Letter(store.experiment_id, known.run_id, known.trial_id)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / Artifact.ADAPTER
+        source.copy(run, Artifact.ADAPTER, file)
+        if hashes(known).get(Artifact.ADAPTER) == sha256(file):
+            store.send(letter, Path(folder))
 
 
 def _params(config: bytes) -> dict[str, str]:

@@ -1,0 +1,131 @@
+"""Stores that somebody changed with all their hashes, so that each is whole by itself."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from bench.store.store import Store
+from bench.verify import verify
+from bench.wire.words import Artifact, Kind, Tag
+
+from ..toy_runs import SHORT, run_inline
+from ..toy_suites import plan
+from .kept import Kept
+
+
+def scored(kept: Kept, frame: pd.DataFrame) -> None:
+    """Stores these predictions, with the hash, score and loss that follow from them."""
+    file = io.BytesIO()
+    frame.to_parquet(file, index=False)
+    kept.replace(Artifact.PREDICTIONS, file.getvalue())
+    outputs = torch.tensor(frame.filter(like="logit_").to_numpy())
+    labels = torch.tensor(frame["label"].to_numpy())
+    kept.measure("score", (outputs.argmax(1) == labels).double().mean().item())
+    kept.measure("score_loss", torch.nn.functional.cross_entropy(outputs, labels).item())
+
+
+def stored(kept: Kept) -> pd.DataFrame:
+    return pd.read_parquet(kept.file(Artifact.PREDICTIONS))
+
+
+def right(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["label"] == frame["prediction"]]
+
+
+def left_out(kept: Kept) -> None:
+    """A score of 1, on what was answered rightly."""
+    scored(kept, right(stored(kept)))
+
+
+def repeated(kept: Kept) -> None:
+    """A score of 1, on as many examples as there are."""
+    frame = stored(kept)
+    some = right(frame)
+    scored(kept, pd.concat([some] * len(frame)).head(len(frame)))
+
+
+def labelled_as_answered(kept: Kept) -> None:
+    frame = stored(kept)
+    scored(kept, frame.assign(label=frame["prediction"]))
+
+
+def without_ids(kept: Kept) -> None:
+    scored(kept, stored(kept).drop(columns="example"))
+
+
+def renamed(kept: Kept) -> None:
+    """In the tag, and in the plan from which tables take their rows."""
+    kept.tag(Tag.METHOD, "TensLoRA att")
+
+
+def with_another_rate(kept: Kept) -> None:
+    kept.tag(Tag.METHOD, "LoRA [lr 0.3]")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (left_out, "examples of the split"),
+        (left_out, "examples and labels"),
+        (repeated, "repeated examples"),
+        (repeated, "examples and labels"),
+        (labelled_as_answered, "examples and labels"),
+        (renamed, "tag method"),
+        (with_another_rate, "tag method"),
+    ],
+)
+def test_what_was_changed_with_its_hashes_is_found(
+    kept: Kept, change: Callable[[Kept], None], named: str
+) -> None:
+    change(kept)
+    found = verify(kept.store.uri)
+    faults = [fault for fault in found.faults if fault.run == kept.record.run_id]
+    assert named in [fault.what for fault in faults]
+    assert named != "tag method" or len(found.faults) == 1
+
+
+def test_the_examples_that_most_trials_have_are_the_right_ones(
+    tmp_path: Any, new_store: Callable[[Any], str]
+) -> None:
+    store = Store.create(new_store(tmp_path), "toy")
+    run_inline(store, plan(methods=["head_only", "lora", "full"], training=SHORT))
+    kept = Kept(store)
+    assert verify(store.uri).ok
+    labelled_as_answered(kept)
+    assert [(fault.what, fault.run) for fault in verify(store.uri).faults] == [
+        ("examples and labels", kept.record.run_id)
+    ]
+
+
+def test_predictions_without_ids_are_not_checkable(kept: Kept) -> None:
+    without_ids(kept)
+    found = verify(kept.store.uri)
+    assert not found.faults
+    assert [one.what for one in found.unchecked] == ["ids of examples"]
+
+
+def test_the_adapter_of_another_seed_does_not_give_the_stored_outputs(kept: Kept) -> None:
+    tensors = load(kept.file(Artifact.ADAPTER).read_bytes())
+    drawn = torch.Generator().manual_seed(1)
+    other = {name: torch.randn(t.shape, generator=drawn) * t.std() for name, t in tensors.items()}
+    kept.replace(Artifact.ADAPTER, save(other))
+    assert verify(kept.store.uri).ok
+    found = verify(kept.store.uri, reruns=2)
+    assert [fault.what for fault in found.faults] == ["outputs of adapter.safetensors"]
+
+
+def test_a_method_of_the_plan_that_another_row_renames(kept: Kept) -> None:
+    file = kept.file(Artifact.PLAN, Kind.SUITE)
+    content = json.loads(file.read_text())
+    for row in content["rows"]:
+        row["method"] = row["title"] = "TensLoRA att"
+    file.write_text(json.dumps(content))
+    assert {fault.run for fault in verify(kept.store.uri).faults} == {""}
