@@ -176,6 +176,83 @@ def test_checkpoints_of_ones_own_are_named_without_their_folders() -> None:
     assert clean_json(cleaned) == cleaned
 
 
+# --- of two runs of a trial the one with its adapter counts ---
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> tuple[Path, Path]:
+    """Packs of one trial, without its adapter and with it."""
+    folder = tmp_path_factory.mktemp("trained")
+    store = Store.create(new_store(folder), "toy")
+    executed(store, plan(methods=["lora"], training=SHORT))
+    return packed(store.uri, "toy", folder / "bare"), packed(store.uri, "toy", folder / "full", adapters=True)
+
+
+def adapters(store: Store) -> list[bool]:
+    """Of each finished run that counts, whether its adapter is there and as it was stored."""
+    return [
+        store.read(record, Artifact.ADAPTER) is not None
+        for record in store.records()
+        if record.status == Status.FINISHED
+    ]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_packs_the_one_with_adapters_counts(
+    trained: tuple[Path, Path], order: tuple[int, int], tmp_path: Path, new_store: NewStore
+) -> None:
+    packs = [trained[number] for number in order]
+    again = repack(*packs, out=tmp_path / "again.tensorbench.zip", adapters=True)
+    assert again.without_adapter == 0
+    assert again.path.read_bytes() == trained[1].read_bytes()
+    uri = new_store(tmp_path)
+    unpack(*packs, store=uri)
+    assert adapters(Store.existing(uri, "toy")) == [True]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_store_takes_the_adapter_that_its_trial_lacks(
+    trained: tuple[Path, Path], order: tuple[int, int], tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = new_store(tmp_path)
+    for number in order:
+        unpack(trained[number], store=uri)
+    assert adapters(Store.existing(uri, "toy")) == [True]
+    assert len(Store.existing(uri, "toy").records()) == 1
+
+
+def test_an_adapter_of_another_hash_is_not_taken(
+    trained: tuple[Path, Path], tmp_path: Path, new_store: NewStore
+) -> None:
+    def other(content: dict[str, bytes]) -> None:
+        (name,) = [name for name in content if name.endswith("adapter.safetensors")]
+        content[name] += b" "
+
+    uri = new_store(tmp_path)
+    unpack(trained[0], store=uri)
+    unpack(changed(trained[1], tmp_path / "b.tensorbench.zip", other), store=uri)
+    assert adapters(Store.existing(uri, "toy")) == [False]
+
+
+def test_a_run_of_ones_own_counts_beside_one_that_came_without_its_adapter(
+    trained: tuple[Path, Path], tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pack was unpacked while the trial ran here."""
+    store, made = Store.create(new_store(tmp_path), "toy"), plan(methods=["lora"], training=SHORT)
+    send = Store.send
+
+    def after_unpacking(store: Store, letter: Any, folder: Path | None = None) -> None:
+        if letter.status and not store.records(Kind.SUITE)[0].tag(Tag.NOTE):
+            monkeypatch.setattr(Store, "send", send)
+            unpack(trained[0], store=store.uri)
+        send(store, letter, folder)
+
+    monkeypatch.setattr(Store, "send", after_unpacking)
+    executed(store, made)
+    assert sorted(record.status for record in store.records()) == [Status.DUPLICATE, Status.FINISHED]
+    assert adapters(store) == [True]
+
+
 # --- what contradicts is refused ---
 
 

@@ -1,0 +1,193 @@
+"""Nothing that a pack names is opened, unless the user allows it, and then in the folder that he names."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bench.process.files import sha256_of
+from bench.store.pack import tables
+from bench.store.results import unpack
+from bench.store.store import Store
+from bench.verify import verify
+from bench.wire.words import Artifact, Tag
+from methods import UserError
+
+from ...packs import Files, changed, packed
+from ..toy_runs import SHORT, run_inline
+from ..toy_suites import TEXT, plan
+
+Call = Callable[..., Any]
+
+#: What this process opened and whom it asked, while a test watches.
+_events: list[str] = []
+_watched = False
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watched and event in ("open", "os.listdir", "os.scandir", "socket.connect", "socket.getaddrinfo"):
+        _events.append(f"{event} {arguments[0]!r}")
+        if event.startswith("socket"):
+            raise AssertionError(f"{event}: {arguments}")
+
+
+sys.addaudithook(_audit)
+
+
+@pytest.fixture
+def watched() -> Iterator[list[str]]:
+    global _watched
+    _events.clear()
+    _watched = True
+    yield _events
+    _watched = False
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data of a user's own."""
+    folder = tmp_path_factory.mktemp("own")
+    lines = [f"{word} number {i},{label}" for i in range(60) for word, label in (("good", 1), ("bad", 0))]
+    (folder / "words.csv").write_text("\n".join(["text,label", *lines]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pack(folder: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Path:
+    """A trial on these data, with its adapter."""
+    place = tmp_path_factory.mktemp("store")
+    store = Store.create(new_store(place), "toy")
+    data = {
+        "name": "words",
+        "csv": str(folder / "words.csv"),
+        "text": "text",
+        "label": "label",
+        "max_tokens": 16,
+    }
+    run_inline(store, plan(TEXT, tasks=[data], methods=["lora"], training=SHORT))
+    return packed(store.uri, "toy", place, adapters=True)
+
+
+def naming(**parts: dict[str, Any]) -> Callable[[Files], None]:
+    """Changes what the trial names, in the plan too, and every hash with it; no id depends on it."""
+
+    def edit(content: Files) -> None:
+        for name in [name for name in content if name.endswith(("config.json", "plan.json"))]:
+            told = json.loads(content[name])
+            for trial in [told["trial"]] if "trial" in told else told["trials"]:
+                trial |= {
+                    part: trial[part] | change if part == "task" else change for part, change in parts.items()
+                }
+            content[name] = json.dumps(told).encode()
+        config = next(value for name, value in content.items() if name.endswith("config.json"))
+        (table,) = [name for name in content if name.endswith("runs.parquet")]
+        runs = pq.read_table(io.BytesIO(content[table])).to_pylist()
+        for run in runs:
+            tags = dict(run["tags"])
+            if Tag.HASHES in tags:
+                hashes = json.loads(tags[Tag.HASHES]) | {Artifact.CONFIG: sha256_of(config)}
+                run["tags"] = list((tags | {Tag.HASHES: json.dumps(hashes)}).items())
+        content[table] = tables.written(pa.Table.from_pylist(runs, tables.RUNS))
+
+    return edit
+
+
+def csv(path: Path | str) -> dict[str, dict[str, Any]]:
+    return {"task": {"data": {"csv": str(path), "text": "text", "label": "label"}}}
+
+
+#: What a pack may name that must not be opened.
+NAMED: dict[str, Callable[[Path], dict[str, dict[str, Any]]]] = {
+    "a pipe": lambda folder: csv(folder / "pipe"),
+    "a device": lambda folder: csv("/dev/zero"),
+    "a file": lambda folder: csv("/etc/passwd"),
+    "data of a hub": lambda folder: {
+        "task": {"data": {"hub": "a/b", "text": "text", "label": "label", "classes": ["0", "1"]}}
+    },
+    "a checkpoint": lambda folder: {"backbone": {"local": str(folder)}},
+    "a checkpoint of a hub": lambda folder: {"backbone": {"hub": "a/b"}},
+    "weights of timm": lambda folder: {"backbone": {"timm": "hf-hub:a/b"}},
+}
+
+
+@pytest.mark.parametrize("what", NAMED)
+def test_no_command_opens_what_a_pack_names(
+    pack: Path, tmp_path: Path, what: str, watched: list[str], call: Call, new_store: Callable[[Path], str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    parts = NAMED[what](tmp_path)
+    other = changed(pack, tmp_path / "b.tensorbench.zip", naming(**parts))
+    watched.clear()
+    found = verify("", [str(other)])
+    assert not found.faults
+    assert found.ok == ("task" in parts)
+    uri = new_store(tmp_path)
+    for command in (
+        ("report", other, "--out", tmp_path / "report", "--format", "json"),
+        ("compare", other, pack),
+        ("unpack", other, "--store", uri),
+        ("report", "toy", "--out", tmp_path / "again", "--format", "json", "--store", uri),
+    ):
+        assert call(*command).code == 0
+    (record,) = Store.existing(uri, "toy").records()
+    assert call("show", record.run_id, "--store", uri).code == 0
+    assert not verify(uri).faults
+    for command in (("export", record.run_id, "--out", tmp_path / "export"), ("redundancy", record.run_id)):
+        ended = call(*command, "--store", uri)
+        assert ended.code == 2
+        assert "--open" in ended.err
+    (one, *_) = verify("", [str(other)], reruns=1).unchecked
+    assert "--open" in one.why
+    assert not [event for event in watched if event.startswith("socket")]
+    places = [str(tmp_path / "pipe"), "/dev/zero", "/etc/passwd", str(tmp_path)]
+    assert not [event for event in watched if event.endswith(tuple(f"{place!r}" for place in places))]
+
+
+def test_what_a_folder_has_that_the_user_names_may_be_opened(
+    pack: Path, folder: Path, tmp_path: Path, new_store: Callable[[Path], str], call: Call
+) -> None:
+    found = verify("", [str(pack)], reruns=1, opened=[str(folder)])
+    assert found.ok
+    assert len(found.reruns) == 1
+    uri = new_store(tmp_path)
+    unpack(pack, store=uri)
+    run = Store.existing(uri, "toy").records()[0].run_id
+    ended = call("export", run, "--out", tmp_path / "export", "--open", folder, "--store", uri)
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("pipe", "no regular file"),
+        ("link", "leads out of it"),
+        ("../words.csv", "leads out of the folders"),
+        ("missing", "there is no missing"),
+    ],
+)
+def test_nothing_outside_of_the_folder_is_opened(
+    pack: Path, folder: Path, tmp_path: Path, place: str, said: str
+) -> None:
+    (tmp_path / "inner").mkdir()
+    os.mkfifo(tmp_path / "inner" / "pipe")
+    (tmp_path / "inner" / "link").symlink_to(folder / "words.csv")
+    (tmp_path / "words.csv").write_text("text,label\n")
+    other = changed(pack, tmp_path / "b.tensorbench.zip", naming(**csv(place)))
+    found = verify("", [str(other)], reruns=1, opened=[str(tmp_path / "inner")])
+    (one,) = found.unchecked
+    assert one.what == "score of another run"
+    assert said in one.why
+
+
+def test_a_folder_that_is_not_there(pack: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--open"):
+        verify("", [str(pack)], opened=[str(tmp_path / "nowhere")])
