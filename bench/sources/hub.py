@@ -97,7 +97,8 @@ def snapshot(
         raise UserError(f"hub {what} {repository} has no revision {revision}") from error
     except hub_errors.RepositoryNotFoundError as error:
         raise UserError(f"there is no hub {what} {repository}, or it is private") from error
-    except (hub_errors.LocalEntryNotFoundError, hub_errors.HfHubHTTPError, OSError) as error:
+    # A connection that breaks off is the HTTP library's own error, and no OSError.
+    except (hub_errors.LocalEntryNotFoundError, hub_errors.HTTPError, OSError) as error:
         raise UserError(
             f"hub {what} {where} can be neither reached nor found whole in the cache. On a machine with a "
             f"network run `tensorbench fetch SUITE.yaml` for all that a suite needs, or "

@@ -26,21 +26,22 @@ from bench.wire.pack import (
     Manifest,
     Member,
 )
+from bench.wire.words import Artifact
 from methods import UserError
 from methods.errors import shown
 from methods.validation import explained
 
 #: The largest pack that is read: how many files, how many bytes the zip file's list of them has, and how
 #: large they are when they are unpacked. A pack of 10,000 trials has some 30,000 files and 200 MiB.
-MOST_MEMBERS, MOST_DIRECTORY, MOST_BYTES = 200_000, 32 * 2**20, 16 * 2**30
+MOST_MEMBERS, MOST_DIRECTORY, MOST_BYTES = 100_000, 13 * 2**20, 16 * 2**30
 #: The largest file of each kind.
 LARGEST = {".json": 64 * 2**20, ".parquet": 2**30, ".safetensors": MOST_BYTES}
 #: A file of parquet that is larger is read only if the rows that it states may need so much.
 LARGE = 16 * 2**20
-#: The most that a JSON file holds, and that much more for each file of the pack: bytes, and marks that begin
-#: or separate values, each of which may take a hundred bytes in memory. Of the plan of 10,000 trials these
-#: are 7 MiB and 600,000.
-JSON_BYTES, JSON_MARKS = (16 * 2**20, 2**11), (10**6, 200)
+#: The most that the JSON files in memory hold, and that much more for each byte that they take in the pack:
+#: bytes, and marks that begin or separate values, each of which may take a hundred bytes in memory. Of the
+#: plan of 10,000 trials these are 7 MiB and 600,000, from 350 KiB.
+JSON_BYTES, JSON_MARKS = (16 * 2**20, 32), (10**6, 3)
 #: Zipped text is hardly ever less than a hundredth of what it was; a bomb is a thousandth. Small files pass.
 MOST_RATIO, SMALL = 200, 2**20
 
@@ -77,6 +78,8 @@ class Archive:
             raise PackError(f"there is no pack {path}") from error
         except BROKEN_ZIP as error:
             raise self._refused(f"it is cut, or no zip file: {error}") from error
+        #: Of the JSON files that were read, sizes and marks by their names, and bytes in the pack.
+        self._held: dict[str, dict[str, tuple[int, int]]] = {"bytes": {}, "marks": {}}
         self._entries = self._checked_entries()
         self.manifest = self._read_manifest()
         self._check_members(self.manifest.members)
@@ -129,9 +132,15 @@ class Archive:
             raise self._refused(f"{name}: {error}") from error
 
     def _check_json(self, name: str, what: str, size: int, limit: tuple[int, int]) -> None:
-        most = limit[0] + limit[1] * len(self._entries)
-        if size > most:
-            raise self._refused(f"{name} has {size:,} {what}, more than {most:,}")
+        """Raises PackError where this file and others that stay in memory are too large together."""
+        # Configurations are read one after the other.
+        held = {} if name.endswith(Artifact.CONFIG) else self._held[what]
+        held[name] = size, self._entries[name].compress_size
+        # A copy, since several threads may read at once.
+        total, packed = map(sum, zip(*list(held.values()), strict=True))
+        most = limit[0] + limit[1] * packed
+        if total > most:
+            raise self._refused(f"{name} and others have {total:,} {what}, more than {most:,}")
 
     def _refused(self, why: str) -> PackError:
         return PackError(f"the pack {self.path} is refused: {why}")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import errors
 
 from bench.backbones import BackboneSpec, load
+from bench.sources.hub import snapshot
 from bench.tasks import DataSource
 from methods import UserError
 
@@ -112,3 +115,12 @@ def test_checkpoints_as_the_hub_has_them_load_with_their_weights(online: Hub) ->
         ours = roberta.module.pool(roberta.module.encoder, **tokens)
     torch.testing.assert_close(ours, own, atol=1e-5, rtol=0)
     assert sum(p.numel() for p in roberta.head.parameters()) == 32 * 32 + 32 + 2 * 32 + 2
+
+
+def test_a_connection_that_is_reset_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(*_: object, **__: object) -> None:
+        raise errors.HTTPError("Connection reset by peer")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", reset)
+    with pytest.raises(UserError, match="owner/reset can be neither reached"):
+        snapshot("owner/reset", None, ("README.md",))

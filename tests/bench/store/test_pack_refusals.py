@@ -148,7 +148,7 @@ def test_bombs(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for limit in ("JSON_BYTES", "JSON_MARKS"):
         with monkeypatch.context() as patch:
             patch.setattr(archive, limit, (3, 0))
-            refused(pack, "manifest.json has [0-9,]+ (bytes|marks), more than 3")
+            refused(pack, "manifest.json and others have [0-9,]+ (bytes|marks), more than 3")
 
 
 @pytest.mark.parametrize(
