@@ -15,11 +15,13 @@ import pandas as pd
 
 from bench.metrics import METRICS
 from bench.plan.trial import Trial
+from bench.store.records import Record
 from bench.tasks import TASKS, Objective
 from bench.tasks.base import SPLITS
 from bench.tasks.described import METRIC_OF
 from bench.verify.findings import Examined
 from bench.wire.predictions import numbered
+from bench.wire.words import Measure
 
 #: What of a trial's data says which examples a split has, whatever the backbone reads of them.
 OF_DATA = ("task", "task_identity", "split", "data_hash")
@@ -57,11 +59,14 @@ def split_size(trial: Trial) -> int | None:
     return None if sizes is None else sizes[number]
 
 
-def check_rows(found: Examined, trial: Trial, table: pd.DataFrame) -> None:
+def check_rows(found: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
     """Compares the number of stored examples with that of the split, and looks for one that is repeated."""
-    size = split_size(trial)
-    if size is not None:
+    if (size := split_size(trial)) is not None:
         found.compare("examples of the split", len(table), size)
+    # An earlier version did not count them.
+    measure = Measure.TEST_EXAMPLES if trial.evaluate == "test" else Measure.VALIDATION_EXAMPLES
+    if (counted := record.measure(measure)) is not None:
+        found.compare(f"{measure} by the predictions", counted, float(len(table)))
     if "example" not in table:
         found.cannot("ids of examples", "an earlier version stored none")
     elif repeated := int(table["example"].duplicated().sum()):

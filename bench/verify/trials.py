@@ -294,7 +294,7 @@ def _check_scores(found: Examined, record: Record, trial: Trial, table: pd.DataF
     """Score, loss and answers are those that the stored outputs give."""
     try:
         goal = stored_objective(trial, len(numbered(list(table.columns), "logit")))
-        check_rows(found, trial, table)
+        check_rows(found, record, trial, table)
     except UserError as error:
         found.cannot("score", str(error))
         return

@@ -62,7 +62,6 @@ def without_ids(kept: Kept) -> None:
 
 
 def renamed(kept: Kept) -> None:
-    """In the tag, and in the plan from which tables take their rows."""
     kept.tag(Tag.METHOD, "TensLoRA att")
 
 
