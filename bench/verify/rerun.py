@@ -122,9 +122,12 @@ def _compare_examples(found: Examined, one: Candidate, again: bytes) -> None:
 
 def _compare_adapter(one: Candidate, resources: Resources, allowed: float) -> None:
     """The stored adapter gives the stored outputs, to so much of the largest."""
-    weights, predictions = (
-        one.source.read(one.record, name) for name in (Artifact.ADAPTER, Artifact.PREDICTIONS)
-    )
+    try:
+        weights = one.source.read(one.record, Artifact.ADAPTER)
+        predictions = one.source.read(one.record, Artifact.PREDICTIONS)
+    except UserError:
+        # It is told already.
+        return
     if weights is None or predictions is None:
         return
     trial, backbone = one.trial, resources.backbone(one.trial)
@@ -133,7 +136,7 @@ def _compare_adapter(one: Candidate, resources: Resources, allowed: float) -> No
     try:
         with put_back(one.record, trial, weights, backbone, data.classes) as (_, adapter):
             actual = evaluate(backbone, adapter, split, trial.recipe, data.objective, resources.saving).logits
-    except UserError as error:
+    except (UserError, ValueError, KeyError, RuntimeError) as error:
         one.found.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", str(error))
         return
     table = _table(predictions)

@@ -121,6 +121,13 @@ def test_the_adapter_of_another_seed_does_not_give_the_stored_outputs(kept: Kept
     assert [fault.what for fault in found.faults] == ["outputs of adapter.safetensors"]
 
 
+def test_an_adapter_that_is_told_already_stops_no_other_check(kept: Kept) -> None:
+    kept.file(Artifact.ADAPTER).write_bytes(kept.file(Artifact.ADAPTER).read_bytes() + b" ")
+    found = verify(kept.store.uri, reruns=2)
+    assert len(found.reruns) == 2
+    assert [fault.what for fault in found.faults] == ["adapter.safetensors, sha256"]
+
+
 def test_a_method_of_the_plan_that_another_row_renames(kept: Kept) -> None:
     file = kept.file(Artifact.PLAN, Kind.SUITE)
     content = json.loads(file.read_text())
