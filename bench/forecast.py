@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -13,8 +13,9 @@ from bench.execution.checks import record_mib, worker_mib
 from bench.execution.estimate import Pace, Workload, activation_mib, workload_of, workload_of_record
 from bench.plan.cells import Cell
 from bench.plan.make import cells_of
-from bench.plan.rows import Plan
+from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
+from bench.suite.choosing import Pilot
 from bench.training.saving import PLAIN, Saving
 from bench.wire.plan import Forecast, Share
 from bench.wire.words import Measure, Phase
@@ -121,7 +122,7 @@ def _run_parts(plan: Plan) -> list[_Part]:
     seen: set[str] = set()
     for row in plan.rows:
         part = tuning if row.phase else final
-        part.points += 1
+        part.points += len(row.trials) if row.studies else 1
         for seed, id_ in row.trials.items():
             # Until tuning has chosen, the trial of any candidate stands for the final one.
             trial = trials[id_] if id_ else row.candidates[0].final[seed]
@@ -142,6 +143,8 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
     # It would tell of every study, and these are none that anybody asked for.
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     suite = plan.suite
+    if suite.pilot is not None:
+        return [_pilot_part(suite.pilot, cells_of(plan, device))]
     search, allocation = _Part("search", "search"), _Part("allocation", "search")
     for cell in cells_of(plan, device):
         if suite.search:
@@ -178,6 +181,28 @@ def _search_parts(plan: Plan, device: str, notes: list[str]) -> list[_Part]:
                 # The best allocation, which nobody knows yet, is compared with the heuristic's.
                 allocation.jobs += _jobs(cell, _final(cell))
     return [search, allocation]
+
+
+def _pilot_part(pilot: Pilot, cells: list[Cell]) -> _Part:
+    """The trials of a pilot, as if its first steps had chosen what the suite says."""
+    # Its import takes seconds, by what reads stored runs.
+    from bench.search.pilot import run_pilot
+
+    part = _Part("search", "search")
+
+    def count(rows: Sequence[Row], trials: Sequence[Trial]) -> dict[str, Record]:
+        by_id = {trial.id: trial for trial in trials}
+        part.points += len(rows)
+        part.jobs += [
+            _Job(by_id[id_], workload_of(row), row.parameters, known=True)
+            for row in rows
+            for id_ in row.trials.values()
+            if id_ is not None
+        ]
+        return {}
+
+    run_pilot(pilot, cells, count)
+    return part
 
 
 def _final(cell: Cell) -> list[Trial]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,6 +87,10 @@ class Log(Audience):
         tried = {one.ranks for one in (found.heuristic, *found.points, *found.path)}
         self._write("allocated", points=len(tried))
         self._others.allocated(found, records)
+
+    def chosen(self, choices: Sequence[str]) -> None:
+        self._write("chosen", choices=list(choices))
+        self._others.chosen(choices)
 
     def note(self, text: str) -> None:
         self._write("note", message=text)

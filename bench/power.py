@@ -70,6 +70,10 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
     Raises UserError for a threshold as `reports.thresholds.thresholds` does, and for one in units beside
     assumed noise, which is a share of the score there.
     """
+    if plan.suite.studies:
+        raise UserError(
+            f"suite '{plan.suite.name}': --power is of suites with seeds, and this one is tuned by studies"
+        )
     rows = plan.of(None).rows
     metrics = {row.shown: row.lookup().metric for row in plan.suite.tasks}
     matters = thresholds((metrics[row.task] for row in rows), threshold)

@@ -19,10 +19,11 @@ from bench.execution.perform import Report
 from bench.execution.session import Session, session, suite_run
 from bench.plan.cells import Cell
 from bench.plan.make import cells_of, make_plan
-from bench.plan.rows import Plan
+from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.search.allocation import RankAllocation
 from bench.search.nested import Nested, study_name
+from bench.search.pilot import check_pilot, check_target, run_pilot, write_suite
 from bench.search.storage import default_storage, open_storage
 from bench.search.study import RankSearch
 from bench.search.tuning import with_choices
@@ -30,7 +31,7 @@ from bench.store import DEFAULT_STORE
 from bench.store.changed_trials import changed_trials
 from bench.store.records import Record, latest
 from bench.store.store import Store
-from bench.suite.choosing import Allocation, Search
+from bench.suite.choosing import Allocation, Pilot, Search
 from bench.suite.limit import Limit
 from bench.suite.load import load_suite
 from bench.suite.suite import Suite
@@ -73,6 +74,9 @@ class Audience:
     def allocated(self, found: AllocationResult, records: dict[str, Record]) -> None:
         """After an allocation, likewise."""
 
+    def chosen(self, choices: Sequence[str]) -> None:
+        """After a pilot, with a line for each of its choices."""
+
     def note(self, text: str) -> None:
         """Something to know before the work starts."""
 
@@ -93,10 +97,13 @@ class SuiteRun:
 
 @dataclass(frozen=True)
 class SearchRun:
-    """What a suite's searches, or its allocations, led to, one for each method, task, backbone and budget."""
+    """What a suite's searches, or its allocations, led to, one for each method, task, backbone and budget.
+
+    A pilot leads to a file, and to nothing here.
+    """
 
     found: tuple[SearchResult | AllocationResult, ...]
-    #: Whether every final trial, and every trial of an allocation, has finished.
+    #: Whether every final trial, and every trial of an allocation, has finished, or a pilot chose everything.
     complete: bool
 
 
@@ -110,6 +117,7 @@ def run_suite(
     seeds: Sequence[int] = (),
     backbones: Sequence[str] = (),
     budgets: Sequence[str] = (),
+    studies: Sequence[int] = (),
     executor: str = "inline",
     workers: int | None = None,
     slots_per_device: int | None = None,
@@ -123,11 +131,11 @@ def run_suite(
     """Runs a suite's trials into MLflow: those of its tuning first, then the final ones.
 
     Trials that have finished are kept, so that a run that was stopped goes on where it was. `suite` is a
-    suite or the path of its file. `tasks`, `methods`, `seeds`, `backbones` and `budgets` select a part of it,
-    as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray. `worker_memory` is
-    what a worker of `local` may take, in MiB. `saving` says how trials are run in less memory, with the same
-    results. `trial_timeout` replaces the suite's: seconds, or a multiple as
-    `5x`. With `retry_failed` only trials run that have failed. Raises UserError for what cannot be done,
+    suite or the path of its file. `tasks`, `methods`, `seeds`, `backbones`, `budgets` and `studies` select a
+    part of it, as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray.
+    `worker_memory` is what a worker of `local` may take, in MiB. `saving` says how trials are run in less
+    memory, with the same results. `trial_timeout` replaces the suite's: seconds, or a multiple as `5x`. With
+    `retry_failed` only trials run that have failed. Raises UserError for what cannot be done,
     before any work. A trial that fails raises nothing: it is stored with its reason.
     """
     told = audience or Audience()
@@ -136,11 +144,11 @@ def run_suite(
         whole = make_plan(_limited(_loaded(suite), trial_timeout, place, told), place.device)
 
         def wanted(whole: Plan) -> Plan:
-            return whole.select(tasks, methods, seeds, backbones, budgets)
+            return whole.select(tasks, methods, seeds, backbones, budgets, studies)
 
         plan = wanted(whole)
         opened = Store.create(store, whole.suite.name)
-        phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.tuning else (None,)
+        phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.equal_tuning else (None,)
         with session(opened) as at_work:
             told.opened(at_work.sent, at_work.closed)
             _note_searched(whole.suite, suite, told)
@@ -212,6 +220,7 @@ def search_suite(
     device: str = "auto",
     trials: int | None = None,
     sampler_seed: int | None = None,
+    out: Path | str | None = None,
     tasks: Sequence[str] = (),
     methods: Sequence[str] = (),
     backbones: Sequence[str] = (),
@@ -226,7 +235,8 @@ def search_suite(
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SearchRun:
-    """Runs what a suite's `search` and `allocation` say, for each method, task, backbone and budget.
+    """Runs what a suite's `search` and `allocation` say, for each method, task, backbone and budget; or its
+    `pilot`, which writes the suite with what it chose to `out`.
 
     What was tried already is kept, so that a search that was stopped goes on where it was. `storage` is
     Optuna's database, by default beside the store. `trials` and `sampler_seed` replace those of the suite's
@@ -234,7 +244,7 @@ def search_suite(
     Raises UserError for what cannot be done, before any work.
     """
     told = audience or Audience()
-    loaded = _with_search(_loaded(suite), trials, sampler_seed, storage)
+    loaded = _with_search(_loaded(suite), trials, sampler_seed, storage, out)
     if loaded.search and not slots_per_device:
         # Idle workers would hold threads or GPUs that the one at work lacks.
         workers = workers or 1
@@ -243,6 +253,11 @@ def search_suite(
         whole = make_plan(_limited(loaded, trial_timeout, place, told), place.device)
         wanted = whole.select(tasks, methods, (), backbones, budgets)
         chosen = cells_of(wanted, place.device)
+        if loaded.pilot is not None:
+            check_pilot(loaded.pilot, chosen)
+            opened = Store.create(store, loaded.name)
+            steps = partial(_run_step, whole, place, told, retry_failed)
+            return _run_pilot(loaded.pilot, chosen, opened, steps, told, Path(str(out)))
         _check_apart(chosen)
         opened = Store.create(store, loaded.name)
         _check_memory(list(wanted.trials), place)
@@ -260,6 +275,44 @@ def search_suite(
 
             where = default_storage(store) if storage is None else storage
             return _run_sections(loaded, nests, where, opened, told)
+
+
+def _run_pilot(
+    pilot: Pilot,
+    cells: Sequence[Cell],
+    store: Store,
+    run: Callable[[Session, Sequence[Row], Sequence[Trial]], dict[str, Record]],
+    told: Audience,
+    out: Path,
+) -> SearchRun:
+    """Runs a pilot and writes the suite with its choices, unless something could not be chosen."""
+    with session(store) as at_work:
+        told.opened(at_work.sent, at_work.closed)
+        choices = run_pilot(pilot, cells, partial(run, at_work))
+    told.chosen(choices.lines)
+    for missing in choices.missing:
+        told.note(missing)
+    if choices.complete:
+        write_suite(cells[0].suite, choices, out)
+        told.note(f"The suite with these choices is in {out}.")
+    return SearchRun((), choices.complete)
+
+
+def _run_step(
+    whole: Plan,
+    place: Executor,
+    told: Audience,
+    retry_failed: bool,
+    at_work: Session,
+    rows: Sequence[Row],
+    trials: Sequence[Trial],
+) -> dict[str, Record]:
+    """Runs the trials of a step of a pilot that have no result yet; returns the records that count."""
+    part = Plan(suite=whole.suite, rows=tuple(rows), trials=tuple({t.id: t for t in trials}.values()))
+    both = Plan(suite=whole.suite, rows=whole.rows + part.rows, trials=whole.trials + part.trials)
+    for again in (True, False) if retry_failed else (False,):
+        _run_phase(both, part, "search", at_work, place, told, retry_failed=again)
+    return latest(at_work.store.records())
 
 
 def _check_apart(chosen: Sequence[Cell]) -> None:
@@ -339,13 +392,23 @@ def _limited(suite: Suite, timeout: float | str | None, place: Executor, told: A
     return suite
 
 
-def _with_search(suite: Suite, trials: int | None, seed: int | None, storage: str | None) -> Suite:
+def _with_search(
+    suite: Suite, trials: int | None, seed: int | None, storage: str | None, out: Path | str | None
+) -> Suite:
     """The suite with these values in its search.
 
-    Raises UserError where it has no search that they could be for, or neither a search nor an allocation.
+    Raises UserError where it has no search that they could be for, or none of search, allocation and pilot,
+    and for a file that goes without a pilot, or a pilot without one.
     """
-    if not (suite.search or suite.allocation):
-        raise UserError(f"suite '{suite.name}' has neither a section 'search' nor 'allocation'")
+    if not suite.searched:
+        raise UserError(f"suite '{suite.name}' has no section 'search', 'allocation' or 'pilot'")
+    if (suite.pilot is None) != (out is None):
+        has = (
+            "no pilot that it could be for" if out else "a pilot: give the file for the suite that it chooses"
+        )
+        raise UserError(f"--out: suite '{suite.name}' has {has}")
+    if out is not None:
+        check_target(suite, Path(out))
     given = {"trials": trials, "seed": seed}
     update = {field: value for field, value in given.items() if value is not None}
     if suite.search is None:

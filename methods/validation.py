@@ -160,7 +160,7 @@ def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
-    field = ".".join(cut(str(part)) for part in problem["loc"])
+    field = ".".join(cut(str(part)) for part in problem["loc"] if not _is_tag(part))
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
         known = _fields_beside(problem["loc"], model)
@@ -200,15 +200,25 @@ def _inside(loc: Sequence[int | str], outer: Sequence[int | str]) -> bool:
 
 def _fields_beside(loc: Sequence[int | str], model: type[BaseModel]) -> list[str]:
     """The fields that are accepted where `loc` ends; none where the annotations do not tell."""
+    inner = [model]
     for part in loc[:-1]:
         if isinstance(part, int):
             continue
-        field = model.model_fields.get(part)
-        inside = _leaves(field.annotation) if field else ()
-        inner = next(
-            (leaf for leaf in inside if isinstance(leaf, type) and issubclass(leaf, BaseModel)), None
-        )
-        if inner is None:
+        if _is_tag(part):
+            inner = [leaf for leaf in inner if tag_of(leaf) == part]
+        else:
+            field = inner[0].model_fields.get(part)
+            inside = _leaves(field.annotation) if field else ()
+            inner = [leaf for leaf in inside if isinstance(leaf, type) and issubclass(leaf, BaseModel)]
+        if not inner:
             return []
-        model = inner
-    return sorted(model.model_fields)
+    return sorted(inner[0].model_fields)
+
+
+def tag_of(model: type[BaseModel]) -> str:
+    """The tag of a model in a union of several. Messages leave it out."""
+    return f"({model.__name__})"
+
+
+def _is_tag(part: int | str) -> bool:
+    return str(part).startswith("(")

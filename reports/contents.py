@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.store.trained import find_trial
-from bench.wire.plan import PlannedRow, StoredPlan
+from bench.wire.plan import PlannedRow, StoredPlan, StudyTrial
 from bench.wire.words import Artifact, Kind, Measure, Status, Tag
 from methods import UserError
 from reports.provenance import Provenance, provenance_of
@@ -31,6 +31,9 @@ class Contents:
     failed: int
     running: int
     missing: int
+    #: How many studies are planned, and of how many every trial has ended; None where there are none.
+    studies: int | None
+    studies_complete: int | None
     #: Stored trials that are no row's of the latest plan: of tuning and search, and of what the suite was.
     others: int
     #: When the latest run of any kind began, in milliseconds since the epoch.
@@ -59,8 +62,12 @@ def _counted(store: Store) -> Contents | None:
     planned = {id_ or (row, seed) for row, seed, id_ in seeds}
     states = Counter(records[id_].status for id_ in planned if id_ in records)
     complete, failed, running = (states[s] for s in (Status.FINISHED, Status.FAILED, Status.RUNNING))
+    ended = {id_ for id_ in planned if id_ in records and records[id_].settled}
+    studies, studies_complete = _studies(plan.rows if plan else (), ended)
     return Contents(
         experiment=store.name,
+        studies=studies,
+        studies_complete=studies_complete,
         complete=complete,
         failed=failed,
         running=running,
@@ -68,6 +75,21 @@ def _counted(store: Store) -> Contents | None:
         others=len(records.keys() - planned),
         latest=max(record.started for record in (*suites, *records.values())),
     )
+
+
+def _studies(rows: Sequence[PlannedRow], ended: Set[Any]) -> tuple[int | None, int | None]:
+    """The planned studies, and those of which every trial of every row has ended."""
+    by_row = [(row.studies, row.trials) for row in rows if row.studies]
+    if not by_row:
+        return None, None
+    planned = {trial.study for studies, _ in by_row for trial in studies.trials.values()}
+    unfinished = {
+        studies.trials[seed].study
+        for studies, trials in by_row
+        for seed, id_ in trials.items()
+        if id_ not in ended
+    }
+    return len(planned), len(planned - unfinished)
 
 
 @dataclass(frozen=True)
@@ -103,7 +125,9 @@ class TrialContents:
             "started": record.started,
             "tags": dict(record.tags),
             "metrics": dict(record.metrics),
-            "row": self.row and self.row.model_dump(mode="json", exclude={"trials"}),
+            "row": self.row
+            and self.row.model_dump(mode="json", exclude={"trials": True, "studies": {"trials"}}),
+            "study": self.place and self.place.model_dump(),
             "budgets": list(self.budgets),
             "configuration": dict(self.configuration),
             "artifacts": dict(self.artifacts),
@@ -112,6 +136,12 @@ class TrialContents:
             "traceback": self.traceback,
             "other_runs": {other.run_id: str(other.status) for other in self.others},
         }
+
+    @property
+    def place(self) -> StudyTrial | None:
+        """Its place in the studies of its row; None where there are none."""
+        studies = self.row.studies if self.row else None
+        return studies.trials.get(int(self.record.tag(Tag.SEED))) if studies else None
 
     def measure(self, measure: Measure) -> float | None:
         """What was measured, as stored; None where nothing was."""

@@ -47,7 +47,9 @@ def _level(block: Block) -> dict[str, float]:
 
 def _cells(study: Study) -> pd.DataFrame:
     runs = study.seeds[study.seeds["run_id"] != ""].groupby("cell")["run_id"].agg(";".join)
-    cells = study.cells.drop(columns=["tuning", "title"]).astype({"peak": "Int64"}).assign(runs=runs)
+    cells = (
+        study.cells.drop(columns=["tuning", "studies", "title"]).astype({"peak": "Int64"}).assign(runs=runs)
+    )
     return cells.rename_axis("cell").reset_index()
 
 

@@ -45,7 +45,9 @@ def guards(experiment: Experiment) -> Iterator[str]:
     settings = grouped(experiment.rows, lambda row: TaskAndBackbone(row.task, row.backbone))
     for setting, rows in settings.items():
         trained = [each for row in rows if (each := _trained(experiment, row)).runs]
-        for warning in (*_below_the_head(trained), *_runs(trained), *_tuning(rows)):
+        # A study's trials have different rates, so that their mean is no result.
+        alike = [each for each in trained if each.row.studies is None]
+        for warning in (*_below_the_head(alike), *_runs(trained), *_tuning(rows)):
             yield f"{setting}: {warning}"
     for _, found in ablations(experiment):
         if isinstance(found, SearchResult) and found.tied:

@@ -41,6 +41,7 @@ MEASURED = {
     "loss": Measure.SCORE_LOSS,
     "validation": Measure.SELECTED_VALIDATION,
     "selected_epoch": Measure.SELECTED_EPOCH,
+    "validation_loss": Measure.SELECTED_LOSS,
     "steps": Measure.STEPS,
     "step_ms": Measure.STEP_MS,
     "peak_mib": Measure.PEAK_MIB,
@@ -60,25 +61,50 @@ Stored = TypeVar("Stored")
 DERIVED = ("forgetting", "loaded_bytes", "adapted_forward", "merged_forward")
 
 
-def read(uri: str, names: Sequence[str], part: Part | None = None) -> Study:
+#: Columns of `Seed` that say where in its cell's studies it is.
+PLACE = ("study", "point", "offset", "lr")
+
+
+def read(uri: str, names: Sequence[str], part: Part | None = None, *, studies: bool = False) -> Study:
     """Reads experiments of one store and of packs, whose files stand among the names; or a part of them.
 
-    Raises UserError for one that is not there or has no result, for a pack that is refused, and for a part
-    that is not there.
+    Experiments that were tuned by studies are read if `studies` says so; else they are left out, with a note,
+    since their trials are not seeds of one setting.
+
+    Raises UserError for one that is not there or has no result, for a pack that is refused, for a part that
+    is not there, and where nothing is left.
     """
-    return read_sources(open_results(uri, names), part)
+    return read_sources(open_results(uri, names), part, studies=studies)
 
 
-def read_sources(sources: Sequence[Source], part: Part | None = None) -> Study:
+def read_sources(sources: Sequence[Source], part: Part | None = None, *, studies: bool = False) -> Study:
     """The same of experiments that are open. Raises UserError for one that has no result."""
     whole = named_apart(list(map(read_experiment, sources)))
+    notes: list[str] = []
+    if not studies:
+        whole, notes = _of_seeds(whole)
     experiments = part.of(whole) if part else whole
     cells, seeds = tabulate(experiments)
-    notes = [note for each in experiments for note in _notes(each)]
+    notes += [note for each in experiments for note in _notes(each)]
     if part:
         notes[:0] = _of_part(part, experiments, whole)
     notes += _cut_prompts(cells)
     return Study(experiments, cells, seeds, tuple(notes), (part or Part()).compared)
+
+
+def _of_seeds(experiments: Sequence[Experiment]) -> tuple[tuple[Experiment, ...], list[str]]:
+    """The experiments that were not tuned by studies, and notes on the others.
+
+    Raises UserError where none is left.
+    """
+    kept = tuple(each for each in experiments if not each.studied)
+    left_out = [each.name for each in experiments if each.studied]
+    if not kept:
+        raise UserError(
+            f"{', '.join(left_out)}: tuned by studies, whose trials are not seeds of one setting: this has "
+            "nothing to show, and load_results() has them"
+        )
+    return kept, [f"{name}: tuned by studies, and not shown here." for name in left_out]
 
 
 def _of_part(part: Part, chosen: Sequence[Experiment], whole: Sequence[Experiment]) -> Iterator[str]:
@@ -196,7 +222,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
             found = [_seed(own_first, len(cells), cell, seed, id_) for seed, id_ in row.trials.items()]
             cells.append(_told(cell, experiments, found))
             seeds.extend(found)
-    numbers = dict.fromkeys([*MEASURED, *DERIVED], float)
+    numbers = dict.fromkeys([*MEASURED, *DERIVED, *PLACE], float)
     frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(numbers)
     return _summed(pd.DataFrame([vars(cell) for cell in cells]), frame), frame
 
@@ -219,6 +245,7 @@ def _planned(experiment: Experiment, row: TableRow) -> PlannedCell:
         within=row.within,
         percent_of_lora=row.percent_of_lora,
         tuning=row.tuning,
+        studies=row.studies,
         metric="",
         evaluated="",
         unit="",
@@ -250,6 +277,7 @@ def _seed(
     measured |= {column: getattr(record, column, None) for column in DERIVED}
     if status != Status.FINISHED:
         measured["score"] = None
+    place = cell.studies.trials.get(seed) if cell.studies else None
     return Seed(
         cell=number,
         task=cell.task,
@@ -258,6 +286,10 @@ def _seed(
         method=cell.method,
         experiment=holder.name,
         seed=seed,
+        study=place.study if place else None,
+        point=place.point if place else None,
+        offset=place.offset if place else None,
+        lr=place.lr if place else None,
         trial_id=trial_id or "",
         run_id=record.origin if record else "",
         status=str(status),
@@ -316,12 +348,16 @@ def _left(cut: Sequence[Mapping[str, Sequence[int]]]) -> str:
 def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
     """The planned cells with what their seeds gave: the columns of `Cell`."""
     of_cell, status = seeds.groupby("cell"), seeds["status"]
+    # Trials of studies have different rates: no mean over them is a result.
+    alike = seeds[seeds["study"].isna()]
+    alike_done = alike[alike["status"] == Status.FINISHED].groupby("cell")
     finished = (status == Status.FINISHED).groupby(seeds["cell"]).sum()
     failed = (status == Status.FAILED).groupby(seeds["cell"]).sum()
     failures = seeds[status == Status.FAILED].groupby("cell")["failure"].agg(_each_once)
     done = seeds[status == Status.FINISHED].groupby("cell")
     # What has not finished has no score, so that it is in no mean.
-    mean, sd = of_cell["score"].mean(), of_cell["score"].std(ddof=1)
+    scores = alike.groupby("cell")["score"]
+    mean, sd = scores.mean().reindex(cells.index), scores.std(ddof=1).reindex(cells.index)
     enough = finished.where(finished >= LEAST_SEEDS)
     least, most = np.array([bounds(metric) for metric in cells["metric"]]).T
     half = t_half(sd.to_numpy(), enough.to_numpy(dtype=float))
@@ -334,11 +370,11 @@ def _summed(cells: pd.DataFrame, seeds: pd.DataFrame) -> pd.DataFrame:
         complete=finished == of_cell.size(),
         mean=mean,
         sd=sd,
-        validation=done["validation"].mean(),
+        validation=alike_done["validation"].mean(),
         step_ms=done["step_ms"].median(),
         peak_mib=done["peak_mib"].max(),
         seconds=done["seconds"].sum(),
-        forgetting=done["forgetting"].mean(),
+        forgetting=alike_done["forgetting"].mean(),
         adapter_bytes=done["adapter_bytes"].max(),
         loaded_bytes=done["loaded_bytes"].max(),
         adapted_forward=done["adapted_forward"].median(),

@@ -58,6 +58,7 @@ TRIALS = WHICH | {
     "loss": Column(NUMBER, "nats", "mean cross-entropy; of a regression, standardised squared error"),
     "validation": Column(NUMBER, "the metric's", "on the validation split, at the epoch that was selected"),
     "selected_epoch": Column(WHOLE, "epochs", "that epoch; the first is 1"),
+    "validation_loss": Column(NUMBER, "nats", "the validation loss of that epoch"),
     "parameters": Column(WHOLE, "parameters", "of the adapter, head excluded"),
     "peak_parameters": Column(WHOLE, "parameters", "of the adapter at the start, where training cuts some"),
     "head_parameters": Column(WHOLE, "parameters", "of the head"),
@@ -185,7 +186,7 @@ def load_results(*experiments: str | PathLike[str], store: str = DEFAULT_STORE) 
     """
     if not experiments:
         raise UserError("load_results() takes at least one experiment, or the file of a pack")
-    return Results(**vars(reading.read(store, [fspath(name) for name in experiments])))
+    return Results(**vars(reading.read(store, [fspath(name) for name in experiments], studies=True)))
 
 
 def typed(lines: pd.DataFrame | Iterable[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:

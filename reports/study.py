@@ -18,7 +18,7 @@ import pandas as pd
 from bench.metrics import METRICS, direction
 from bench.store.records import Record
 from bench.store.source import Source
-from bench.wire.plan import PlannedRow, PlannedTrial, Tuned
+from bench.wire.plan import PlannedRow, PlannedTrial, StudyPlan, Tuned
 from bench.wire.words import OWN_SIZE, Status
 from reports.inference.intervals import Array
 
@@ -61,6 +61,12 @@ class Seed:
     #: Where its run is stored; the experiment of its cell, unless only another one has the run.
     experiment: str
     seed: int
+    #: Its study and its point there, both counted from 0; None where its cell has no studies, and so are the
+    #: decades of its learning rate from the window's centre, and that rate.
+    study: int | None
+    point: int | None
+    offset: float | None
+    lr: float | None
     #: Empty while the row waits for its tuning.
     trial_id: str
     #: MLflow's id of the run; empty where the trial never started.
@@ -78,6 +84,8 @@ class Seed:
     #: The validation score of the epoch that was selected, by the same metric, and that epoch.
     validation: float | None
     selected_epoch: float | None
+    #: The validation loss of that epoch.
+    validation_loss: float | None
     #: Training steps.
     steps: float | None
     #: Median time of a training step, in milliseconds.
@@ -135,6 +143,8 @@ class PlannedCell:
     percent_of_lora: float
     #: What was spent on choosing rates and scale, and what was chosen; None where nothing is tuned.
     tuning: Tuned | None
+    #: The studies that its seeds make up; None where they are seeds of one setting.
+    studies: StudyPlan | None
     #: The metric of the scores and the split that they are of; empty while no seed has finished.
     metric: str
     evaluated: str
@@ -173,7 +183,8 @@ class Cell(PlannedCell):
     missing: int
     #: Whether every seed has finished.
     complete: bool
-    #: Mean and standard deviation (n − 1) of the scores, in their units.
+    #: Mean and standard deviation (n − 1) of the scores, in their units. None for a cell with studies, whose
+    #: trials have different rates, and so are the other means over seeds.
     mean: float | None
     sd: float | None
     #: Mean of the seeds' validation scores.
@@ -213,6 +224,26 @@ def measured(cells: Iterable[Cell]) -> str:
         if cell.metric
     )
     return next(told, "no result")
+
+
+def kept_trials(studies: StudyPlan, seeds: Iterable[Seed]) -> dict[int, Seed | None]:
+    """The trial that each complete study of a cell keeps, by the study's number: the one with the lowest
+    validation loss. None where all trials of the study failed.
+
+    A study is complete once all its points have finished or failed.
+    """
+    by_study = grouped((seed for seed in seeds if seed.study is not None), lambda seed: seed.study)
+    return {
+        study: min(
+            (seed for seed in some if seed.finished and seed.validation_loss is not None),
+            key=lambda seed: seed.validation_loss or 0.0,
+            default=None,
+        )
+        for study, some in by_study.items()
+        if study is not None
+        and len(some) == studies.points
+        and all(seed.finished or seed.status == Status.FAILED for seed in some)
+    }
 
 
 Line = TypeVar("Line", Cell, Seed)
@@ -273,6 +304,11 @@ class Experiment:
     @property
     def tuned(self) -> bool:
         return any(row.tuning for row in self.rows)
+
+    @property
+    def studied(self) -> bool:
+        """Whether it was tuned by studies."""
+        return any(row.studies for row in self.rows)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,17 @@ def split_numbers(text: str) -> list[int]:
         raise typer.BadParameter(f"'{text}' is no whole number, nor several with commas") from None
 
 
+def split_ranges(text: str) -> list[int]:
+    """Likewise, with ranges such as 0-2, both ends included."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
+        if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
+            raise typer.BadParameter(f"'{part}' is neither a number nor a range, as 0-2")
+        numbers += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+    return numbers
+
+
 def joined(values: list[list[Item]] | None) -> list[Item] | None:
     """All that an option has that may be repeated."""
     return [item for items in values for item in items] if values else None
@@ -243,6 +254,16 @@ Seeds = Annotated[
         metavar="N,…",
         help="Only this seed; may be repeated.",
         autocompletion=completion.of_suite("seeds"),
+    ),
+]
+StudyNumbers = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--studies",
+        parser=split_ranges,
+        callback=joined,
+        metavar="N-N,…",
+        help="Only these studies, the first of which is 0; may be repeated.",
     ),
 ]
 Pairs = Annotated[

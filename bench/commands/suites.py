@@ -25,6 +25,7 @@ from bench.commands.options import (
     ShrinkBatch,
     SlotsPerDevice,
     StoreUri,
+    StudyNumbers,
     StudyStorage,
     SuiteFile,
     Tasks,
@@ -51,6 +52,7 @@ def run(
     seed: Seeds = None,
     backbone: Backbones = None,
     budget: Budgets = None,
+    studies: StudyNumbers = None,
     executor: ExecutorKind = "inline",
     workers: Workers = None,
     slots_per_device: SlotsPerDevice = None,
@@ -83,6 +85,7 @@ def run(
         seeds=seed or (),
         backbones=backbone or (),
         budgets=budget or (),
+        studies=studies or (),
         executor=executor,
         workers=workers,
         slots_per_device=slots_per_device,
@@ -106,6 +109,9 @@ def search(
     device: Device = "auto",
     trials: Annotated[int | None, typer.Option(min=1, help="Replaces search.trials.")] = None,
     sampler_seed: Annotated[int | None, typer.Option(help="Replaces search.seed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With a pilot: the file for the suite with what it chose.")
+    ] = None,
     method: Methods = None,
     task: Tasks = None,
     backbone: Backbones = None,
@@ -125,8 +131,8 @@ def search(
         typer.Option("--retry-failed", help="Also try trials again that failed, and with them their points."),
     ] = False,
 ) -> None:
-    """Search ranks within a budget, or ablate how it is shared: what the suite's `search` or `allocation`
-    says. Safe to stop and start again.
+    """Search ranks within a budget, ablate how it is shared, or choose rates and epochs for studies: what the
+    suite's `search`, `allocation` or `pilot` says. Safe to stop and start again.
 
     A search tries one point at a time; start the command several times to try more. An allocation's trials
     and the final runs use all workers.
@@ -141,6 +147,7 @@ def search(
         device=device,
         trials=trials,
         sampler_seed=sampler_seed,
+        out=out,
         tasks=task or (),
         methods=method or (),
         backbones=backbone or (),
@@ -180,6 +187,7 @@ def plan(
     seed: Seeds = None,
     backbone: Backbones = None,
     budget: Budgets = None,
+    studies: StudyNumbers = None,
     power: Annotated[
         bool, typer.Option("--power", help="Also show the smallest differences that the suite could find.")
     ] = False,
@@ -210,7 +218,7 @@ def plan(
     matters = one_for_each(threshold)
     device = choose_device(device)
     made = make_plan(load_suite(suite), device).select(
-        task or (), method or (), seed or (), backbone or (), budget or ()
+        task or (), method or (), seed or (), backbone or (), budget or (), studies or ()
     )
     expected = forecast(made, store, device, Saving(micro_batch, checkpointing))
     found = []

@@ -37,7 +37,7 @@ SETTING = re.compile(rf" \[(?:{'|'.join(AXES)}) [^]]*\]$")
 
 
 def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]) -> list[Trial]:
-    """The trials from the longest to the shortest; equals keep their order.
+    """The trials from the longest to the shortest, study by study; equals keep their order.
 
     A trial's length is its number of steps times the seconds of a step: the median of stored trials with the
     same workload or, where there are none, in proportion to the floating-point operations. Trials on the
@@ -53,6 +53,9 @@ def longest_first(plan: Plan, trials: Sequence[Trial], records: Iterable[Record]
     for group in groups.values():
         group.sort(key=lambda trial: lengths[trial.id], reverse=True)
     ordered = sorted(groups.values(), key=lambda group: lengths[group[0].id], reverse=True)
+    if (studies := plan.suite.studies) is not None:
+        # A run that is stopped between two studies has tuned all methods alike.
+        ordered.sort(key=lambda group: studies.place(group[0].seed)[0])
     return [trial for group in ordered for trial in group]
 
 

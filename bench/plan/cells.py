@@ -27,6 +27,7 @@ from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.suite import Suite
 from bench.tasks import Task, check_use, data_key
+from bench.wire.plan import StudyPlan
 from methods import METHODS, Geometry, Method, UserError, create
 from methods.errors import cut
 from methods.validation import MOST_SAID, identity
@@ -54,6 +55,10 @@ class Cell:
     labels: tuple[str | None, str | None, str | None] = (None, None, None)
     #: What the suite trains differently for this method, in words for its label.
     overrides: str = ""
+    #: The centre that its row gives to the rates of studies.
+    centre: float | None = None
+    #: The number of its row among the suite's methods.
+    number: int = 0
 
     @property
     def asked(self) -> int | None:
@@ -123,6 +128,7 @@ class Cell:
         phase: Phase | None = None,
         tuning: Tuned | None = None,
         candidates: Sequence[Candidate] = (),
+        studies: StudyPlan | None = None,
     ) -> Row:
         """The row of these trials, given by seed. `method` replaces the cell's where it has other ranks."""
         sized = method or self.method
@@ -145,6 +151,7 @@ class Cell:
             trials=dict(trials),
             tuning=tuning,
             candidates=tuple(candidates),
+            studies=studies,
             phase=phase,
         )
 
@@ -164,7 +171,8 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
     check_number(suite, len(pairs), len(expanded))
     for pair, (task_row, task, spec, info) in enumerate(pairs):
         data = _data(task, task_row, info)
-        dealing = dict.fromkeys(task_row.split_seed(seed) for seed in suite.seeds)
+        # Studies share one split, whatever their seeds.
+        dealing = dict.fromkeys(task_row.split_seed(seed) for seed in suite.seeds or (0,))
         check_use(task, task_row.sizes, tuple(dealing))
         for number, method_row, template in expanded:
             with _naming(number):
@@ -195,6 +203,8 @@ def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
                         head_follows=asked.head_lr is None,
                         labels=(method_row.label, spec.label, task_row.label),
                         overrides=overrides,
+                        centre=method_row.centre,
+                        number=number,
                     ),
                 )
 

@@ -22,15 +22,15 @@ COARSE = 4.0
 
 def shared_points(plan: Plan) -> list[Setting]:
     """The points of a plan's tuning that methods share; none without tuning."""
-    section = plan.suite.tuning
+    section = plan.suite.equal_tuning
     return points(section.grids, section.grids, section.trials, Setting()) if section else []
 
 
 def tuning_notes(plan: Plan) -> list[str]:
     """What a user should know of a plan's tuning before it starts; nothing without tuning."""
-    if plan.suite.tuning is None:
+    if plan.suite.equal_tuning is None:
         return []
-    notes = [f"tuning: {note}" for note in coarse(plan.suite.tuning.grids)]
+    notes = [f"tuning: {note}" for note in coarse(plan.suite.equal_tuning.grids)]
     methods: dict[str, list[str]] = defaultdict(list)
     rows = [row for row in plan.of(None).rows if row.tuning and row.candidates]
     for row in rows:

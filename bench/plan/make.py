@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.plan.cells import Cell, cells
 from bench.plan.rows import Candidate, Plan, Row, Tuned, in_order
 from bench.plan.settings import points, published
+from bench.plan.studies import study_row
 from bench.plan.trial import Trial
 from bench.suite.choosing import Tuning
 from bench.suite.rows import Budget
@@ -21,16 +22,22 @@ def make_plan(suite: Suite, device: str = "cpu") -> Plan:
     """
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
-    rows: list[tuple[tuple[int, int], Row]] = []
-    trials: dict[str, tuple[tuple[int, int], Trial]] = {}
+    rows: list[tuple[tuple[int, ...], Row]] = []
+    trials: dict[str, tuple[tuple[int, ...], Trial]] = {}
     lines: set[tuple[Budget | str | None, ...]] = set()
     # Block by block, as tables show them: what has its own size, then the suite's budgets in their order.
     blocks = {budget: index for index, budget in enumerate((None, *suite.budgets))}
     for pair, cell in cells(suite, device):
         block = blocks.get(cell.budget, len(blocks))
         made: list[Row]
-        if suite.tuning:
-            made, tuning = _tuned(cell, suite.tuning)
+        planned: list[tuple[tuple[int, ...], Trial]]
+        if suite.studies:
+            row, of_studies = study_row(cell)
+            made = [row]
+            # Study by study, so that a run stopped after one has tuned all methods alike.
+            planned = [((study, pair, point), trial) for study, point, trial in of_studies]
+        elif suite.equal_tuning:
+            made, tuning = _tuned(cell, suite.equal_tuning)
             # Before the final ones, which are not known yet.
             planned = [((pair, -1), trial) for trial in tuning]
         else:

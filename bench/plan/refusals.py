@@ -32,11 +32,11 @@ def check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
 
 def check_number(suite: Suite, pairs: int, methods: int) -> None:
     """Raises UserError for more trials than anybody runs; budgets are counted for every method."""
-    seeds = len(suite.seeds)
-    if suite.tuning:
+    seeds = suite.studies.studies * suite.studies.points if suite.studies else len(suite.seeds)
+    if tuning := suite.equal_tuning:
         # The published setting may be a point beside those of the grids.
-        most = 1 + prod(len(grid) for grid in suite.tuning.grids.values() if grid)
-        seeds += len(suite.tuning.seeds) * min(suite.tuning.trials, most)
+        most = 1 + prod(len(grid) for grid in tuning.grids.values() if grid)
+        seeds += len(tuning.seeds) * min(tuning.trials, most)
     budgets = max(1, len(suite.budgets))
     if (trials := pairs * methods * budgets * seeds) > MOST_TRIALS:
         raise UserError(
@@ -91,6 +91,8 @@ def check_fitted(method: Method, row: MethodRow, task: TaskRow, info: BackboneIn
             f"{method.label} fits a head, and backbone '{info.name}' answers task '{task.task}' in words: "
             "leave it out"
         )
+    if row.centre is not None:
+        raise UserError(f"centre: {method.label} is fitted without a learning rate: leave it out")
     if idle := sorted(set(row.training) - OF_FORWARD):
         raise UserError(
             f"training: {', '.join(idle)}: {method.label} is fitted without a training step; accepted are "
@@ -101,7 +103,7 @@ def check_fitted(method: Method, row: MethodRow, task: TaskRow, info: BackboneIn
 def check_steps(method: Method, recipe: Recipe, row: TaskRow, suite: Suite) -> None:
     """Raises UserError for a training that is too short for the method, as far as its length is known."""
     examples = row.train_examples()
-    for part in (None, suite.tuning, suite.search, suite.allocation):
+    for part in (None, suite.equal_tuning, suite.search, suite.allocation):
         asked = Setting().recipe(recipe, part.epochs if part else None)
         if asked.steps or examples is not None:
             method.check_steps(asked.step_count(examples or 0))

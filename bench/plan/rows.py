@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple, TypeVar
 
 from pydantic import Field
@@ -11,7 +11,7 @@ from bench.plan.settings import Setting
 from bench.plan.trial import Trial
 from bench.suite.rows import Budget
 from bench.suite.suite import Suite
-from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan, Tuned
+from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan, Tuned
 from bench.wire.words import OWN_SIZE, Phase
 from methods import UnknownNameError, UserError
 from methods.errors import shown
@@ -67,6 +67,8 @@ class Row(Frozen):
     trials: dict[int, str | None]
     #: None where nothing is tuned.
     tuning: Tuned | None = None
+    #: The studies that `trials` make up; None where they are seeds of one setting.
+    studies: StudyPlan | None = None
     #: What tuning may choose from.
     candidates: tuple[Candidate, ...] = Field((), exclude=True, repr=False)
     #: What the row's trials are for; None for a row of the tables.
@@ -98,11 +100,16 @@ class Row(Frozen):
         trials = {seed: candidate.final[seed].id for seed in self.trials}
         return self.model_copy(update={"trials": trials, "tuning": tuning})
 
+    def only(self, seeds: Set[int]) -> Row:
+        """The row with the trials of these seeds alone."""
+        return self.model_copy(update={"trials": {s: id_ for s, id_ in self.trials.items() if s in seeds}})
+
     def planned(self) -> PlannedRow:
         """The row as it is stored and printed, with what follows from its fields."""
         return PlannedRow(
-            **self.model_dump(exclude={"budget", "tuning"}),
+            **self.model_dump(exclude={"budget", "tuning", "studies"}),
             tuning=self.tuning,
+            studies=self.studies,
             family=self.registered,
             budget=self.budget.label if self.budget else None,
             ratio=self.ratio,
@@ -124,8 +131,9 @@ class Plan(Frozen):
         seeds: Sequence[int] = (),
         backbones: Sequence[str] = (),
         budgets: Sequence[str] = (),
+        studies: Sequence[int] = (),
     ) -> Plan:
-        """The part of these tasks, methods, seeds, backbones and budgets; each selects all if empty.
+        """The part of these tasks, methods, seeds, backbones, budgets and studies; each selects all if empty.
 
         A method is named by its registered name, its title or its label, a task and a backbone by name or
         label, and a budget as `budget_names` says. Every selected row keeps all its tuning trials. Raises
@@ -139,6 +147,7 @@ class Plan(Frozen):
             ("backbone", backbones, lambda row: {row.backbone, row.own.backbone}),
             ("budget", budgets, lambda row: budget_names(row.budget)),
             ("seed", list(map(str, seeds)), lambda row: set(map(str, row.trials))),
+            ("study", list(map(str, studies)), lambda row: set(map(str, map(self._study, row.trials)))),
         ]
         for kind, asked, names in choices:
             if isinstance(asked, str):
@@ -148,17 +157,21 @@ class Plan(Frozen):
                 if name not in known:
                     raise UnknownNameError(f"{kind} of this suite", name, known)
             kept = [row for row in kept if not asked or names(row) & set(asked)]
+        if seeds:
+            kept = [row.only(set(seeds)) for row in kept]
+        if studies:
+            kept = [row.only({s for s in row.trials if self._study(s) in studies}) for row in kept]
+        kept = [row for row in kept if row.trials]
         if final and not kept:
             told = "; ".join(f"{kind} {', '.join(asked)}" for kind, asked, _ in choices if asked)
             raise UserError(f"suite '{self.suite.name}' has no row of all of these: {told}")
-        if seeds:
-            kept = [
-                row.model_copy(update={"trials": {s: id_ for s, id_ in row.trials.items() if s in seeds}})
-                for row in kept
-            ]
         tuning = {id_ for row in kept if row.tuning for id_ in row.tuning.ids}
         kept += [row for row in self.rows if row.phase and tuning & set(row.trials.values())]
         return self._part(kept)
+
+    def _study(self, seed: int) -> int | None:
+        """The study of a seed; None in a suite without studies."""
+        return self.suite.studies.place(seed)[0] if self.suite.studies else None
 
     def of(self, phase: Phase | None) -> Plan:
         """The part of one phase; None: what the tables show."""
@@ -188,7 +201,7 @@ class Plan(Frozen):
         return StoredPlan(
             suite=self.suite.name,
             closing=self.suite.closing,
-            tuning="equal" if self.suite.tuning else "none",
+            tuning="studies" if self.suite.studies else "equal" if self.suite.tuning else "none",
             rows=tuple(row.planned() for row in final.rows),
             trials=tuple(
                 PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in final.trials
@@ -204,6 +217,6 @@ def budget_names(budget: Budget | None) -> set[str]:
     return {budget.label, budget.label.replace(",", ""), kind}
 
 
-def in_order(entries: Iterable[tuple[tuple[int, int], Entry]]) -> tuple[Entry, ...]:
+def in_order(entries: Iterable[tuple[tuple[int, ...], Entry]]) -> tuple[Entry, ...]:
     """The entries sorted by their keys; those with equal keys stay in order."""
     return tuple(entry for _, entry in sorted(entries, key=lambda keyed: keyed[0]))

@@ -10,7 +10,7 @@ from bench.store.connect import shown_uri
 from bench.store.records import Record
 from bench.store.source import Source
 from bench.wire.found import FOUND, AllocationResult, SearchResult
-from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan
+from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import shown
@@ -20,6 +20,9 @@ AGREES = 1e-6
 
 #: The fields of a task's row that change its examples; its name and its source may differ by machine.
 SIZES = ("train_size", "validation_size", "test_size")
+
+#: What the trials of one method's studies differ in, as `_content` names it: the rates.
+STUDIED = ("training lr", "training head_lr")
 
 #: How many contradictions an error lists.
 MOST_LISTED = 10
@@ -137,9 +140,15 @@ def _merged_row(
 ) -> PlannedRow:
     """The row with the seeds of both, whose trials have to be alike but for the seed."""
     where = " · ".join(filter(None, (first.method, first.budget, first.task, first.backbone)))
-    told = [row.model_dump(exclude={"trials", "tuning"}) for row in (first, second)]
+    told = [row.model_dump(exclude={"trials", "tuning", "studies"}) for row in (first, second)]
     _refuse_other(suite, where, *told)
+    studies = _merged_studies(suite, where, first.studies, second.studies)
     contents = [_content(trial) for trial in trials]
+    if studies:
+        # These are what differs from trial to trial, and `studies` says how.
+        contents = [
+            {key: value for key, value in content.items() if key not in STUDIED} for content in contents
+        ]
     for content in contents[1:]:
         _refuse_other(suite, where, contents[0], content)
     ids = dict(first.trials)
@@ -151,7 +160,22 @@ def _merged_row(
     chosen = [tuning for tuning in tunings if tuning.chosen is not None]
     tuning = next(iter(chosen or tunings), None)
     in_order = ids if ids.keys() == first.trials.keys() else dict(sorted(ids.items()))
-    return first.model_copy(update={"trials": in_order, "tuning": tuning})
+    return first.model_copy(update={"trials": in_order, "tuning": tuning, "studies": studies})
+
+
+def _merged_studies(
+    suite: str, where: str, first: StudyPlan | None, second: StudyPlan | None
+) -> StudyPlan | None:
+    """The studies of both, if their windows and points are alike. One may have more studies."""
+    if first is None or second is None:
+        _refuse_other(suite, where, {"studies": first is not None}, {"studies": second is not None})
+        return None
+    longer, shorter = sorted((first, second), key=lambda plan: plan.studies, reverse=True)
+    windows = [plan.model_dump(exclude={"studies", "ks", "trials"}) for plan in (longer, shorter)]
+    _refuse_other(suite, where, *windows)
+    for seed, trial in shorter.trials.items():
+        _refuse_other(suite, f"{where}: seed {seed}", dict(longer.trials.get(seed, trial)), dict(trial))
+    return longer
 
 
 def _content(trial: PlannedTrial) -> dict[str, Any]:

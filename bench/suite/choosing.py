@@ -1,10 +1,17 @@
-"""How a suite has something chosen by validation: tuning, search and allocation."""
+"""How a suite has something chosen by validation: tuning, studies, search, allocation and pilot."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from bench.suite.recipe import Epochs
 from bench.suite.rows import BudgetRank
@@ -26,6 +33,9 @@ SCALE_GRID = (0.1, 1.0, 10.0)
 
 #: The head's learning rates that equal tuning tries.
 HEAD_LR_GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+
+#: The seed of the first trial of the first study, and how far the first seeds of two studies are apart.
+FIRST_SEED, SEEDS_APART = 10_000, 1_000
 
 Grid = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
@@ -86,6 +96,71 @@ class Tuning(Selection):
         return self
 
 
+class Window(Frozen):
+    """The learning rates that a study draws from: log-uniform about a method's centre."""
+
+    #: The centre of methods whose rows give none. `published`: the method's own, else
+    #: `bench.plan.studies.CENTRE`.
+    around: Literal["published"] | PositiveFloat = "published"
+    #: Decades from the lowest rate of the window to the highest.
+    decades: Annotated[PositiveFloat, Field(le=6)] = 1.0
+
+    @field_validator("around", mode="wrap")
+    @classmethod
+    def _in_one_message(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError("should be a number above 0, or 'published'") from None
+
+
+class Studies(Frozen):
+    """Independent tunings of every method on every task: `points` trials each, at fresh rates and seeds.
+
+    The kept trial of a study is the one with the lowest validation loss. Every trial is scored on the test
+    split, and no test score chooses anything. Seeds and positions in the window are the same for all methods.
+    """
+
+    #: How often each method is tuned. One tuning would give no interval.
+    studies: int = Field(5, ge=1, le=1000)
+    #: Trials of each tuning.
+    points: int = Field(8, ge=2, le=SEEDS_APART)
+    lr: Window = Window()
+    #: The head's learning rate on tasks whose `training` gives none. It is the same for all methods.
+    head_lr: PositiveFloat = 3e-3
+
+    @field_validator("studies")
+    @classmethod
+    def _several(cls, studies: int) -> int:
+        if studies < 2:
+            raise ValueError("should be at least 2: a single tuning gives no interval")
+        return studies
+
+    def seed(self, study: int, point: int) -> int:
+        """The seed of a trial, whatever the method. It does not depend on how many studies there are."""
+        return FIRST_SEED + SEEDS_APART * study + point
+
+    def place(self, seed: int) -> tuple[int, int]:
+        """The study and the point of a seed."""
+        return divmod(seed - FIRST_SEED, SEEDS_APART)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of all trials of a method on a task, study by study."""
+        return tuple(self.seed(s, p) for s in range(self.studies) for p in range(self.points))
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The numbers of trials at which the score after k trials is shown.
+
+        The points of a study, and powers of two up to twice that: as many trials as are left when a jackknife
+        leaves one study out.
+        """
+        most = min(2 * self.points, (self.studies - 1) * self.points)
+        powers = (2**power for power in range(most.bit_length()) if 2**power <= most)
+        return tuple(sorted({*powers, self.points}))
+
+
 class Search(Selection):
     """A search over the ranks of each mode that never exceeds the budget."""
 
@@ -125,3 +200,69 @@ class Allocation(Selection):
     path: int = Field(5, ge=0, le=12)
     #: Every rank of the vector at which the path begins.
     isorank: BudgetRank = 4
+
+
+#: The learning rates and seeds of a pilot's trials, unless its section says otherwise.
+PILOT_RATES = (5e-4, 1.581e-3, 5e-3, 1.581e-2, 5e-2)
+
+
+class PilotStep(Frozen):
+    """A step of a pilot: rates or lengths are tried, each on every one of `seeds`."""
+
+    seeds: SelectionSeeds = (1000, 1001)
+
+    @field_validator("seeds", "rates", "times", "methods", check_fields=False)
+    @classmethod
+    def _different(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        refuse_repeats(values or ())
+        return values
+
+    @field_validator("rates", "times", check_fields=False)
+    @classmethod
+    def _ascending(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted(values))
+
+
+class HeadRates(PilotStep):
+    """Chooses each task's head rate: the one at which the head alone has the lowest mean validation loss."""
+
+    seeds: SelectionSeeds = (1000, 1001, 1002)
+    rates: Grid = HEAD_LR_GRID
+
+
+class Lengths(PilotStep):
+    """Chooses each task's epochs: those with the lowest mean validation loss over these methods and seeds."""
+
+    #: Methods by label, title or registered name; None means all with an adapter.
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    #: The lengths beside a single epoch, as multiples of the task's epochs.
+    times: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0, 2.0)
+    #: The adapter's learning rate.
+    lr: PositiveFloat = 5e-3
+
+
+class Centres(PilotStep):
+    """Chooses each method's centre: the vertex of a parabola of mean validation loss over the log rate.
+
+    Methods whose rows have a centre keep it.
+    """
+
+    #: The task on which rates are tried; None means the suite's first.
+    task: str | None = None
+    rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=3)] = PILOT_RATES
+    #: What multiplies the rates of a method, by its label, title or registered name.
+    multiples: dict[str, PositiveFloat] = {}
+
+
+class Pilot(Frozen):
+    """What `tensorbench search` tries before the studies, on validation alone; None leaves a step out."""
+
+    head_lr: HeadRates | None = HeadRates()
+    epochs: Lengths | None = Lengths()
+    centres: Centres | None = Centres()
+
+    @property
+    def seeds(self) -> dict[str, tuple[int, ...]]:
+        """The seeds of each step."""
+        steps = {"head_lr": self.head_lr, "epochs": self.epochs, "centres": self.centres}
+        return {name: step.seeds for name, step in steps.items() if step is not None}

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
+    PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -279,6 +280,8 @@ class MethodRow(Frozen):
     #: Replaces the suite's budgets for this row.
     budgets: tuple[Budget, ...] | None = None
     training: dict[str, Any] = {}
+    #: The learning rate about which its studies draw theirs.
+    centre: PositiveFloat | None = None
     #: The name that tables, plots and reports have for it; of several, with the values of each behind it.
     label: Label | None = None
 

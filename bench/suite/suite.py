@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from bench.backbones import BackboneSpec
 from bench.process.files import sha256_of
-from bench.suite.choosing import Allocation, Search, Tuning
+from bench.suite.choosing import Allocation, Pilot, Search, Studies, Tuning
 from bench.suite.limit import Timeout
 from bench.suite.recipe import Recipe
 from bench.suite.rows import NAME, NAME_RULE, Budget, MethodRow, TaskRow
@@ -20,7 +28,7 @@ from bench.tasks import DataSource
 from bench.tasks.plain_text import TextName
 from bench.wire.start import SourceFile
 from methods import UserError
-from methods.validation import Frozen, refuse_repeats, validate
+from methods.validation import Frozen, refuse_repeats, tag_of, validate
 
 #: What may lie in a folder of this machine.
 Place = TypeVar("Place", BackboneSpec, DataSource | None)
@@ -42,6 +50,12 @@ def _name(row: TaskRow | BackboneSpec | MethodRow) -> str | None:
     return row.task if isinstance(row, TaskRow) else row.method
 
 
+def _way(tuning: Any) -> str:
+    """The tag of what a section describes: studies, where it says how many they are or of how many points."""
+    described = isinstance(tuning, dict) and {"studies", "points"} & tuning.keys()
+    return tag_of(Studies if described or isinstance(tuning, Studies) else Tuning)
+
+
 class Suite(Frozen):
     """What a user wrote. Its trials are tasks × backbones × methods × budgets × seeds."""
 
@@ -53,7 +67,17 @@ class Suite(Frozen):
     methods: tuple[MethodRow, ...] = Field(min_length=1)
     #: The sizes in which every method is tried whose row leaves its ranks free.
     budgets: tuple[Budget, ...] = ()
-    seeds: tuple[int, ...] = Field(min_length=1)
+    #: How learning rates and scales are chosen, alike for every method. With None, which YAML calls `none`,
+    #: they are what the suite says.
+    tuning: (
+        Annotated[
+            Annotated[Tuning, Tag(tag_of(Tuning))] | Annotated[Studies, Tag(tag_of(Studies))],
+            Discriminator(_way),
+        ]
+        | None
+    ) = None
+    #: The seeds of the trials. Studies have seeds of their own in their place.
+    seeds: tuple[int, ...] = Field((), validate_default=True)
     training: Recipe = Field(default_factory=lambda: Recipe.model_validate({}))
     #: The split on which the selected state is scored, once.
     evaluate: Literal["test", "validation"] = "test"
@@ -63,9 +87,8 @@ class Suite(Frozen):
     closing: str = ""
     #: How long a trial may take.
     trial_timeout: Timeout = None
-    #: How learning rates and scales are chosen, alike for every method. With None, which YAML calls `none`,
-    #: they are what the suite says.
-    tuning: Tuning | None = None
+    #: What `tensorbench search` chooses for the studies beforehand.
+    pilot: Pilot | None = None
     #: The search over ranks that `tensorbench search` does for each method, task, backbone and budget.
     search: Search | None = None
     #: The sweep of how a budget is shared that `tensorbench search` does for each of them.
@@ -101,9 +124,23 @@ class Suite(Frozen):
         named: dict[str, dict[str, Any] | None] = {"none": None, "equal": {}}
         if isinstance(value, str):
             if value not in named:
-                raise ValueError("tuning is none, equal, or equal with its allowance: {trials: 8, …}")
+                raise ValueError(
+                    "tuning is none, equal, or equal with its allowance: {trials: 8, …}; or studies: "
+                    "{studies: 5, points: 8}"
+                )
             return named[value]
         return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_once(cls, seeds: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        """Refuses seeds beside studies, which have their own, and a suite with neither."""
+        studied = isinstance(info.data.get("tuning"), Studies)
+        if studied and seeds:
+            raise ValueError("the trials of studies have seeds of their own: leave these out, or tuning")
+        if not (studied or seeds or "tuning" not in info.data):
+            raise ValueError("should list at least 1, where tuning is not by studies")
+        return seeds
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -136,9 +173,38 @@ class Suite(Frozen):
         return rows
 
     @model_validator(mode="after")
+    def _rates_of_studies(self) -> Self:
+        """Refuses rates that studies choose or share, centres without studies, and splits of each seed."""
+        centred = next((row for row in self.methods if row.centre is not None), None)
+        if self.studies is None:
+            if centred:
+                raise ValueError(
+                    f"'{centred.method}' sets centre, the centre of the rates of studies: write tuning: "
+                    "{studies: 5, points: 8}, or leave it out"
+                )
+            if self.pilot:
+                raise ValueError("pilot: chooses what studies need; write tuning: {studies: 5, points: 8}")
+            return self
+        dealt = next((row.task for row in self.tasks if row.split == "per_seed"), None)
+        if dealt:
+            raise ValueError(f"task '{dealt}' has split: per_seed; studies need one split for all seeds")
+        for name, seeds in self.pilot.seeds.items() if self.pilot else ():
+            if both := sorted(set(seeds) & set(self.studies.seeds)):
+                raise ValueError(f"pilot.{name}.seeds: {both[0]} is a seed of the studies too; take others")
+        shared = {"lr", "head_lr"}
+        rows = [("training", self.training.model_fields_set & shared)]
+        rows += [(f"task '{row.task}', training", {"lr"} & set(row.training)) for row in self.tasks]
+        rows += [(f"'{row.method}', training", shared & row.recipe_fields) for row in self.methods]
+        instead = {"lr": "give the row of a method a centre", "head_lr": "give tuning, or a task, head_lr"}
+        for where, fields in rows:
+            for field in sorted(fields):
+                raise ValueError(f"{where} sets {field}, which studies choose: {instead[field]} instead")
+        return self
+
+    @model_validator(mode="after")
     def _chosen_apart(self) -> Self:
         """Refuses a choice by the seeds of the final runs, and a value for what is to be chosen."""
-        sections = {"tuning": self.tuning, "search": self.search, "allocation": self.allocation}
+        sections = {"tuning": self.equal_tuning, "search": self.search, "allocation": self.allocation}
         for name, section in sections.items():
             if section and (shared := sorted(set(section.seeds) & set(self.seeds))):
                 raise ValueError(f"{name}.seeds: {shared[0]} is a seed of the final runs too; take others")
@@ -152,7 +218,7 @@ class Suite(Frozen):
             raise ValueError("tuning chooses rates for given ranks; give it, or a search or an allocation")
         rows = [(row.task, set(row.training)) for row in self.tasks]
         rows += [(row.method, row.recipe_fields) for row in self.methods]
-        for where, section in (("tuning", self.tuning), ("search", self.search)):
+        for where, section in (("tuning", self.equal_tuning), ("search", self.search)):
             chosen = {axis for axis in ("lr", "head_lr", "core_lr") if section and section.grids.get(axis)}
             for name, fields in rows:
                 for axis in sorted(chosen & fields):
@@ -163,9 +229,19 @@ class Suite(Frozen):
         return self
 
     @property
+    def studies(self) -> Studies | None:
+        """The studies by which every method is tuned; None without."""
+        return self.tuning if isinstance(self.tuning, Studies) else None
+
+    @property
+    def equal_tuning(self) -> Tuning | None:
+        """What every method may spend before the seeds of the suite; None without."""
+        return self.tuning if isinstance(self.tuning, Tuning) else None
+
+    @property
     def searched(self) -> tuple[str, ...]:
         """The sections that `tensorbench search` runs, and `tensorbench run` does not."""
-        there = {"a search": self.search, "an allocation": self.allocation}
+        there = {"a search": self.search, "an allocation": self.allocation, "a pilot": self.pilot}
         return tuple(name for name, section in there.items() if section)
 
     def read_from(self, file: SourceFile, lock: SourceFile | None) -> Suite:

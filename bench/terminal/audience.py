@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -10,6 +12,7 @@ from bench.run import Audience
 from bench.search.allocation import RankAllocation
 from bench.search.study import RankSearch
 from bench.store.records import Record
+from bench.terminal.plans import studies_label
 from bench.terminal.progress import RunDisplay
 from bench.terminal.results import print_allocation, print_search
 from bench.wire.found import AllocationResult, SearchResult
@@ -33,6 +36,8 @@ class Terminal(Audience):
 
     def phase(self, plan: Plan, phase: Phase | None, waiting: int, device: str) -> None:
         what = f"{phase} trials" if phase else "trials"
+        if phase is None and plan.suite.studies:
+            what += f" ({studies_label(plan.suite.studies, plan)})"
         count = f"{len(plan.trials)} {what}, {waiting} to run on {device}"
         self._out.print(f"[bold]{plan.suite.name}[/bold]: {count}")
 
@@ -58,6 +63,10 @@ class Terminal(Audience):
 
     def allocated(self, found: AllocationResult, records: dict[str, Record]) -> None:
         print_allocation(self._out, found, records)
+
+    def chosen(self, choices: Sequence[str]) -> None:
+        for line in choices:
+            self._out.print(escape(line), highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         self._err.print(text)

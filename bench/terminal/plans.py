@@ -11,10 +11,10 @@ from rich.markup import escape
 from bench.plan.coverage import shared_points, tuning_notes
 from bench.plan.rows import Plan
 from bench.plan.settings import RATIOS
-from bench.suite.choosing import AXES
+from bench.suite.choosing import AXES, Studies
 from bench.tasks import split_sizes
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
-from bench.wire.plan import Forecast
+from bench.wire.plan import Forecast, StudyPlan
 from bench.wire.words import OWN_SIZE
 from methods import METHODS
 from reports.units import PERCENT, unit_of
@@ -32,21 +32,26 @@ def print_plan(console: Console, plan: Plan) -> None:
     recipes = {trial.id: trial.recipe for trial in final.trials}
     seeds = joined(sorted({seed for row in final.rows for seed in row.trials}))
     count = f"{len(final.trials)} trials, seeds {seeds}"
-    if tuning.trials:
+    if plan.suite.studies:
+        count = f"{len(final.trials)} trials, {studies_label(plan.suite.studies, plan)}"
+    elif tuning.trials:
         tuned = joined(sorted({trial.seed for trial in tuning.trials}))
         count = f"{len(tuning.trials)} tuning trials, seeds {tuned}; final seeds {seeds}"
     console.print(f"[bold]{plan.suite.name}[/bold]: {count}")
     _print_splits(console, plan)
     for task, backbone in dict.fromkeys((row.task, row.backbone) for row in final.rows):
-        table = RowTable(f"{task} · {backbone}", "lr")
+        rates = ("lr", "centre", "head lr") if plan.suite.studies else ("lr",)
+        table = RowTable(f"{task} · {backbone}", *rates)
         for row in final.rows:
             if (row.task, row.backbone) == (task, backbone):
                 first = next(iter(row.trials.values()))
-                lr = f"{recipes[first].lr:g}" if first else "tuned"
-                if METHODS.get(row.registered).fits_head:
-                    lr = "–"
-                table.add(row.planned(), lr)
-        console.print(fitted(console, table.table, "% LoRA", "lr", "params"))
+                if row.studies:
+                    table.add(row.planned(), *_rates(row.studies))
+                elif METHODS.get(row.registered).fits_head:
+                    table.add(row.planned(), *["–"] * len(rates))
+                else:
+                    table.add(row.planned(), f"{recipes[first].lr:g}" if first else "tuned")
+        console.print(fitted(console, table.table, "% LoRA", "budget", *rates[:1], "params"))
     if tuning.trials:
         _print_points(console, plan)
         console.print("The final trials are known once the tuning trials have ended.")
@@ -68,10 +73,24 @@ def _print_splits(console: Console, plan: Plan) -> None:
             console.print(escape(f"{name}: {sizes}{dealt}"), highlight=False)
 
 
+def studies_label(studies: Studies, plan: Plan) -> str:
+    """The studies of a plan or a part of one: 3 of 5 studies of 8 points, say."""
+    planned = {studies.place(seed)[0] for row in plan.of(None).rows for seed in row.trials}
+    part = "" if len(planned) == studies.studies else f"{len(planned)} of "
+    return f"{part}{studies.studies} studies of {studies.points} points"
+
+
+def _rates(studies: StudyPlan) -> tuple[str, str, str]:
+    """The window of a row's studies, its centre, and the head's rate; none where the window is the head's."""
+    ends = (studies.centre * 10 ** (side * studies.decades / 2) for side in (-1, 1))
+    head = "–" if studies.head_lr is None else f"{studies.head_lr:g}"
+    return " to ".join(f"{end:.3g}" for end in ends), f"{studies.centre:g}", head
+
+
 def _print_points(console: Console, plan: Plan) -> None:
     """The points of tuning that methods share, and what they leave open."""
-    assert plan.suite.tuning is not None
-    axes, shared = list(plan.suite.tuning.grids), shared_points(plan)
+    assert plan.suite.equal_tuning is not None
+    axes, shared = list(plan.suite.equal_tuning.grids), shared_points(plan)
     table = plain_table("Points of tuning", "", *(axis.replace("_", " ") for axis in axes))
     for number, setting in enumerate(shared[:MOST_POINTS], 1):
         values = ((axis, getattr(setting, axis)) for axis in axes)

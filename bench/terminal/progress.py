@@ -13,7 +13,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from bench.plan.rows import Plan
+from bench.plan.rows import Plan, Row
 from bench.terminal.tables import joined
 from bench.wire.words import Measure
 
@@ -88,16 +88,25 @@ class RunDisplay:
                     f"{row.method} {joined(row.ranks)}".rstrip(),
                     row.task,
                     *[row.backbone] * several,
-                    f"seed {seed}",
+                    _which(row, seed),
                 ]
             )
             for row in plan.rows
+            for seed, id_ in row.trials.items()
+        }
+        #: The study of each trial, and of how many it is one. Empty without studies.
+        self._studies = {
+            id_: f"study {row.studies.trials[seed].study} of 0–{row.studies.studies - 1}"
+            for row in plan.rows
+            if row.studies
             for seed, id_ in row.trials.items()
         }
         self._total = trials
         self._done = 0
         #: The share of each running trial that is done.
         self._shares: dict[str, float] = {}
+        #: The study of the trial that started last.
+        self._study = ""
         #: The running trials whose silence was told.
         self._silent: set[str] = set()
         self._on = f" on {workers} workers" if workers > 1 else ""
@@ -122,6 +131,7 @@ class RunDisplay:
     def __call__(self, event: Event) -> None:
         name, id_ = escape(self._names[event.trial.id]), event.trial.id
         if event.kind == "started":
+            self._study = self._studies.get(id_, "")
             self._shares[id_] = 0
             self._show(event.worker, name, "")
         elif event.silence is not None:
@@ -146,7 +156,7 @@ class RunDisplay:
         self._bar.update(self._all, completed=done, description=self._told_all())
 
     def _told_all(self) -> str:
-        return f"{self._done}/{self._total} trials{self._on}"
+        return f"{self._done}/{self._total} trials{self._on}" + f", {self._study}" * bool(self._study)
 
     def _show(self, worker: str, what: str, detail: str) -> None:
         """Puts this on the line of a worker."""
@@ -154,6 +164,14 @@ class RunDisplay:
             self._lines[worker] = self._workers.add_task("", total=None, detail="")
         where = f"[dim]{escape(worker)}[/dim] " if worker else ""
         self._workers.update(self._lines[worker], description=where + what, detail=detail)
+
+
+def _which(row: Row, seed: int) -> str:
+    """What tells a trial of a row from its others: its seed, or its study and point, counted from 0."""
+    if row.studies is None:
+        return f"seed {seed}"
+    trial = row.studies.trials[seed]
+    return f"study {trial.study}, point {trial.point}"
 
 
 def _told(progress: Progress, width: int) -> str:

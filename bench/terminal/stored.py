@@ -30,11 +30,15 @@ def print_contents(console: Console, uri: str, found: Sequence[Contents]) -> Non
     if not found:
         console.print(f"{shown_uri(uri)} holds no suite yet.", markup=False, soft_wrap=True)
         return
-    heads = ("complete", "failed", "running", "missing", "others", "latest run")
+    studied = ["studies"] * any(one.studies for one in found)
+    heads = ("complete", "failed", "running", "missing", *studied, "others", "latest run")
     table = plain_table(shown_uri(uri), "experiment", *heads, folded=("experiment",), whole=heads)
     for one in found:
         failed = f"[red]{one.failed}[/red]" if one.failed else "0"
-        counts = (str(one.complete), failed, str(one.running), str(one.missing), str(one.others))
+        counts = [str(one.complete), failed, str(one.running), str(one.missing)]
+        if studied:
+            counts.append(f"{one.studies_complete} of {one.studies}" if one.studies else "–")
+        counts.append(str(one.others))
         table.add_row(escape(one.experiment), *counts, _when(one.latest))
     console.print(fitted(console, table, "others", "running"))
 
@@ -100,6 +104,9 @@ def _identity(found: TrialContents) -> Iterator[tuple[str, str]]:
     yield from _final_ranks(record)
     yield "backbone", escape(record.tag(Tag.BACKBONE))
     yield "task", f"{escape(record.tag(Tag.TASK))}, seed {record.tag(Tag.SEED)}"
+    if (place := found.place) is not None:
+        where = f"{place.offset:+.2f} decades from the centre"
+        yield "study", f"{place.study}, point {place.point}, at rate {place.lr:g}, {where}"
     if phase := record.tag(Tag.PHASE):
         yield "part of", phase
 

@@ -15,7 +15,7 @@ from bench.store.source import Source
 from bench.verify.findings import Examined
 from bench.verify.labels import Labels, compare_name
 from bench.verify.trials import Resolved, compare_places, resolve
-from bench.wire.plan import PlannedRow, PlannedTrial
+from bench.wire.plan import PlannedRow, PlannedTrial, StudyPlan
 from methods import UserError, create
 from methods.validation import explained
 
@@ -69,9 +69,11 @@ def _check_row(
     for seed, trial in own.items():
         found.compare(f"{where}: seed of trial {trial.id}", seed, trial.seed)
     first, *others = own.values()
-    shared = _shared(first)
+    if row.studies:
+        _check_studies(found, where, row.studies, own)
+    shared = _shared(first, row)
     for trial in others:
-        for what, value in _shared(trial).items():
+        for what, value in _shared(trial, row).items():
             found.compare(f"{where}: {what} of trial {trial.id}", value, shared[what])
     if (resolved := resolve(found, first, access)) is not None:
         _check_counts(found, where, row, resolved)
@@ -79,10 +81,26 @@ def _check_row(
         _check_names(found, where, row, first, resolved, labels)
 
 
-def _shared(trial: Trial) -> dict[str, Any]:
+def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
     """What the seeds of a row share. A backbone and a task are known by their hashes."""
     told = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
+    if row.studies:
+        told["recipe"] = {key: value for key, value in told["recipe"].items() if key not in ("lr", "head_lr")}
     return told | {"sizes": trial.task.sizes}
+
+
+def _check_studies(found: Examined, where: str, studies: StudyPlan, trials: Mapping[int, Trial]) -> None:
+    """The rates of trials are those of their places in the window, about the centre."""
+    for seed, trial in trials.items():
+        place = studies.trials.get(seed)
+        if place is None:
+            found.broken(f"{where}: the study of seed {seed}", None, "one")
+            continue
+        lr = trial.recipe.lr
+        found.compare(f"{where}: rate of trial {trial.id}", place.lr, lr)
+        found.near(f"{where}: offset of trial {trial.id}", studies.centre * 10**place.offset, lr, 1e-3 * lr)
+        if studies.head_lr is not None:
+            found.compare(f"{where}: head rate of trial {trial.id}", studies.head_lr, trial.recipe.head_lr)
 
 
 def _check_names(

@@ -31,6 +31,34 @@ class Tuned(Wired):
     ids: tuple[str, ...]
 
 
+class StudyTrial(Wired):
+    """The place of a trial in its row's studies."""
+
+    #: Both count from 0.
+    study: int
+    point: int
+    #: Decades from the centre of the window.
+    offset: float
+    #: The adapter's learning rate, or the head's where nothing else is trained.
+    lr: float
+
+
+class StudyPlan(Wired):
+    """The studies of a row: independent tunings, each of so many points."""
+
+    studies: int
+    points: int
+    #: The numbers of trials k at which the score after k trials is shown; `points` is the primary one.
+    ks: tuple[int, ...]
+    #: The learning rates are log-uniform over so many decades about the centre.
+    centre: float
+    decades: float
+    #: The head's learning rate; None where the window is the head's, or there is none.
+    head_lr: float | None
+    #: The place of every trial, by its seed.
+    trials: dict[int, StudyTrial]
+
+
 class PlannedRow(Wired):
     """A line of the tables: one method under one budget on one backbone and task, over all seeds."""
 
@@ -58,6 +86,8 @@ class PlannedRow(Wired):
     trials: dict[int, str | None]
     #: None where nothing is tuned.
     tuning: Tuned | None = None
+    #: The studies that `trials` make up; None where they are seeds of one setting.
+    studies: StudyPlan | None = None
 
 
 class PlannedTrial(Wired):
@@ -82,7 +112,8 @@ class Share(Wired):
 
     part: Phase | Literal["final"]
     command: Literal["run", "search"]
-    #: Settings or rank vectors that are tried; of the final trials, rows of the tables.
+    #: Settings or rank vectors that are tried; of studies, their points; of other final trials, rows of the
+    #: tables.
     points: int
     #: All trials; of a search at most, since it gives weak ones up and may meet ranks twice.
     trials: int
@@ -125,7 +156,7 @@ class StoredPlan(Wired):
 
     suite: str
     closing: str
-    tuning: Literal["none", "equal"] = "none"
+    tuning: Literal["none", "equal", "studies"] = "none"
     rows: tuple[PlannedRow, ...]
     trials: tuple[PlannedTrial, ...]
 

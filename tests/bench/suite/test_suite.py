@@ -166,7 +166,7 @@ def test_every_wrong_field_is_told_at_once() -> None:
         (b"a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor for the tag"),
         (b"- digits\n", "a suite is a mapping with the fields name, "),
         (b"", "a suite is a mapping"),
-        (b"yes: 1\n", "field 'seeds' is required"),
+        (b"yes: 1\n", "field 'tasks' is required.*seeds: should list at least 1"),
         (b"a: &a {b: 1}\nc:\n  <<: *a\n", r"merge keys \(<<\) are not taken; repeat the fields.*line 3"),
         (b"[" * 3000 + b"]" * 3000, r"nested too deep, more than 50 levels \(line 1, column 51\)"),
         (None, "cannot read suite .*No such file"),

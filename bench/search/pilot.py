@@ -1,0 +1,337 @@
+"""The pilot of a study chooses head rates, epochs and centres on validation alone, and writes the suite."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from bench.plan.cells import Cell
+from bench.plan.rows import Row
+from bench.plan.studies import MANTISSA, window
+from bench.plan.trial import Trial
+from bench.process.files import written_whole
+from bench.store.records import Record, scores
+from bench.suite.choosing import Centres, HeadRates, Lengths, Pilot
+from bench.suite.rows import NAME, NAME_RULE
+from bench.suite.suite import Suite
+from bench.suite.yaml_text import parse, written
+from bench.wire.words import Measure
+from methods import UnknownNameError, UserError
+from methods.errors import shown
+from methods.validation import validate
+
+#: The registered name of the method that has a head and no adapter.
+HEAD = "head_only"
+
+#: Runs trials; returns the record that counts of each that has ended, by trial id.
+Run = Callable[[Sequence[Row], Sequence[Trial]], Mapping[str, Record]]
+
+
+@dataclass
+class Choices:
+    """What a pilot has chosen, and by what."""
+
+    #: The head's learning rate, and the epochs, by task.
+    head_lr: dict[str, float] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
+    #: The centre of each row of the suite's methods, by its number.
+    centres: dict[int, float] = field(default_factory=dict)
+    #: A line for each choice: what was tried, with the mean validation loss of each.
+    lines: list[str] = field(default_factory=list)
+    #: What could not be chosen.
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+
+@dataclass
+class _Step:
+    """The trials of a step: by what they choose for, such as a task, and the value that they try."""
+
+    rows: list[Row] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    ids: defaultdict[tuple[Any, float], list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(
+        self,
+        subject: Any,
+        value: float,
+        cell: Cell,
+        rate: float,
+        seeds: Iterable[int],
+        choices: Choices,
+        epochs: int | None = None,
+    ) -> list[str]:
+        """Tries a value by a cell, at this rate, with what the steps before have chosen for its task.
+
+        Returns the ids of its trials.
+        """
+        task = cell.task.task
+        rates = window(cell)
+        if rates.head_lr is not None:
+            rates = replace(rates, head_lr=choices.head_lr.get(task, rates.head_lr))
+        epochs = epochs or choices.epochs.get(task)
+        setting = rates.setting(rate)
+        trials = {seed: cell.trial(seed, "validation", setting=setting, epochs=epochs) for seed in seeds}
+        note = setting.label + (f", epochs {epochs}" if epochs else "")
+        ids = {seed: trial.id for seed, trial in trials.items()}
+        self.rows.append(cell.row(ids, note=note, phase="search"))
+        self.trials += trials.values()
+        self.ids[subject, value] += ids.values()
+        return list(ids.values())
+
+    def losses(self, records: Mapping[str, Record]) -> dict[Any, dict[float, float]]:
+        """The mean validation loss of each value, by subject. It is infinite where a trial failed."""
+        means: dict[Any, dict[float, float]] = defaultdict(dict)
+        for (subject, value), ids in self.ids.items():
+            stored = [records[id_].measure(Measure.SELECTED_LOSS) for id_ in ids if id_ in records]
+            losses = [loss for loss in stored if loss is not None]
+            means[subject][value] = fmean(losses) if len(losses) == len(ids) else math.inf
+        return {subject: dict(sorted(by_value.items())) for subject, by_value in means.items()}
+
+
+def check_pilot(pilot: Pilot, cells: Sequence[Cell]) -> None:
+    """Raises UserError for a step that these cells cannot take, before any trial."""
+    suite = cells[0].suite
+    tasks = {cell.task.task for cell in cells}
+    if pilot.head_lr is not None and (
+        without := sorted(tasks - {cell.task.task for cell in cells if cell.method.name == HEAD})
+    ):
+        raise UserError(f"pilot.head_lr: task '{without[0]}' has no row of {HEAD}, by which a rate is chosen")
+    if pilot.epochs is not None:
+        if by_steps := next((cell for cell in cells if cell.recipe.epochs is None), None):
+            raise UserError(
+                f"pilot.epochs: task '{by_steps.task.task}' counts steps; give epochs, or pilot epochs: null"
+            )
+        _rows_of_lengths(pilot.epochs, cells)
+    if (centres := pilot.centres) is not None:
+        _multiples(centres, cells)
+        if centres.task is not None and centres.task not in tasks:
+            raise UnknownNameError("pilot.centres.task:", centres.task, tasks)
+        for number in sorted({cell.number for cell in _adapted(cells) if cell.centre is None}):
+            if (row := suite.methods[number]).each:
+                raise UserError(
+                    f"pilot.centres: methods.{number} ('{row.method}') stands for several methods, but "
+                    "has one centre: write them as rows of their own"
+                )
+
+
+def run_pilot(pilot: Pilot, cells: Sequence[Cell], run: Run) -> Choices:
+    """Takes the steps of a pilot, each with what those before have chosen. Only validation is scored."""
+    choices = Choices()
+    if pilot.head_lr is not None:
+        _choose_head_rates(pilot.head_lr, cells, run, choices)
+    if pilot.epochs is not None:
+        _choose_epochs(pilot.epochs, cells, run, choices)
+    if pilot.centres is not None:
+        _choose_centres(pilot.centres, cells, run, choices)
+    return choices
+
+
+def _choose_head_rates(section: HeadRates, cells: Sequence[Cell], run: Run, choices: Choices) -> None:
+    step = _Step()
+    for cell in cells:
+        if cell.method.name == HEAD:
+            for rate in section.rates:
+                step.add(cell.task.task, rate, cell, rate, section.seeds, choices)
+    for task, losses in step.losses(run(step.rows, step.trials)).items():
+        what = f"{task}: head_lr"
+        if _any_ended(what, losses, choices):
+            best = min(losses, key=lambda rate: losses[rate])
+            choices.head_lr[task] = best
+            choices.lines.append(_line(what, best, losses, _edge(best, losses)))
+
+
+def _choose_epochs(section: Lengths, cells: Sequence[Cell], run: Run, choices: Choices) -> None:
+    step, rows = _Step(), _rows_of_lengths(section, cells)
+    by_method: defaultdict[tuple[str, float], dict[str, list[str]]] = defaultdict(dict)
+    fitted: dict[str, dict[str, list[str]]] = {}
+    for cell in cells:
+        if cell.number in rows:
+            assert cell.recipe.epochs is not None
+            task = cell.task.task
+            lengths = {max(1, round(times * cell.recipe.epochs)) for times in section.times}
+            for epochs in sorted({1, *lengths}):
+                ids = step.add(task, epochs, cell, section.lr, section.seeds, choices, epochs)
+                by_method[task, epochs].setdefault(cell.shown.method, []).extend(ids)
+    for cell in cells:
+        # What adapters have to beat, beside them.
+        if cell.method.fits_head:
+            trial = cell.trial(section.seeds[0], "validation")
+            step.rows.append(cell.row({trial.seed: trial.id}, phase="search"))
+            step.trials.append(trial)
+            fitted.setdefault(cell.task.task, {})[cell.shown.method] = [trial.id]
+    records = run(step.rows, step.trials)
+    for task, losses in step.losses(records).items():
+        what = f"{task}: epochs"
+        if _any_ended(what, losses, choices):
+            best = min(losses, key=lambda epochs: losses[epochs])
+            choices.epochs[task] = int(best)
+            choices.lines.append(_line(what, best, losses, _edge(best, losses)))
+            compared = by_method[task, best] | fitted.get(task, {})
+            choices.lines.append(_scores(task, compared, records))
+
+
+def _choose_centres(section: Centres, cells: Sequence[Cell], run: Run, choices: Choices) -> None:
+    step, names, multiples = _Step(), {}, _multiples(section, cells)
+    task = section.task or cells[0].suite.tasks[0].task
+    for cell in _adapted(cells):
+        if cell.task.task == task and cell.centre is None:
+            names[cell.number] = cell.shown.method
+            for rate in section.rates:
+                rate = float(f"{rate * multiples.get(cell.number, 1.0):.{MANTISSA}e}")
+                step.add(cell.number, rate, cell, rate, section.seeds, choices)
+    for number, losses in step.losses(run(step.rows, step.trials)).items():
+        what = f"{names[number]} on {task}: centre"
+        if _any_ended(what, losses, choices):
+            centre = vertex(losses)
+            choices.centres[number] = centre
+            best = min(losses, key=lambda rate: losses[rate])
+            choices.lines.append(_line(what, centre, losses, _edge(best, losses)))
+
+
+def vertex(losses: Mapping[float, float]) -> float:
+    """The rate at which a parabola of mean loss over the log of the rate is lowest.
+
+    It goes through the rate with the lowest loss and its neighbours, so that no collapse further away bends
+    it. Without two neighbours that ended, it is that rate. The result is rounded to half a decade, and is not
+    outside of what was tried.
+    """
+    rates = sorted(losses)
+    best = min(range(len(rates)), key=lambda i: losses[rates[i]])
+    lowest = math.log10(rates[best])
+    around = rates[best - 1 : best + 2] if best else []
+    if len(around) == 3 and all(math.isfinite(losses[rate]) for rate in around):
+        lowest = _lowest_point(*((math.log10(rate), losses[rate]) for rate in around))
+    rounded = float(f"{10 ** (round(2 * lowest) / 2):.{MANTISSA}e}")
+    return min(max(rounded, rates[0]), rates[-1])
+
+
+def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tuple[float, float]) -> float:
+    """Where the parabola through three points is lowest, of which the middle one is not above the others."""
+    (x0, y0), (x1, y1), (x2, y2) = left, mid, right
+    rise, fall = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
+    if rise == fall:
+        return x1
+    return x1 - 0.5 * ((x1 - x0) * rise - (x1 - x2) * fall) / (rise - fall)
+
+
+def _any_ended(what: str, losses: Mapping[float, float], choices: Choices) -> bool:
+    """Whether all trials of some value ended well. Otherwise notes that nothing can be chosen."""
+    if any(map(math.isfinite, losses.values())):
+        return True
+    choices.missing.append(f"{what}: at every value that was tried a trial failed")
+    return False
+
+
+def _edge(best: float, losses: Mapping[float, float]) -> bool:
+    return best in (min(losses), max(losses))
+
+
+def _line(what: str, chosen: float, losses: Mapping[float, float], edge: bool) -> str:
+    tried = ", ".join(f"{value:g} → {loss:.4f}" for value, loss in losses.items())
+    at_edge = "; the lowest is at an edge of what was tried" * edge
+    return f"{what} {chosen:g} (mean validation loss: {tried}{at_edge})"
+
+
+def _rows_of_lengths(section: Lengths, cells: Sequence[Cell]) -> set[int]:
+    """The numbers of the rows by which epochs are chosen: of these methods, or all with an adapter."""
+    if section.methods is None:
+        return {cell.number for cell in _adapted(cells) if not cell.method.trains_weights}
+    return set().union(*(_rows_named("pilot.epochs.methods", name, cells) for name in section.methods))
+
+
+def _multiples(section: Centres, cells: Sequence[Cell]) -> dict[int, float]:
+    """What multiplies the rates of rows, by their numbers."""
+    named = {name: _rows_named("pilot.centres.multiples", name, cells) for name in section.multiples}
+    return {number: section.multiples[name] for name, rows in named.items() for number in rows}
+
+
+def _scores(task: str, by_method: Mapping[str, Sequence[str]], records: Mapping[str, Record]) -> str:
+    """A line with the mean validation score of each method."""
+    of_each = {method: scores(records, ids) for method, ids in by_method.items()}
+    means = (f"{method} {fmean(some):.4f}" if some else f"{method} –" for method, some in of_each.items())
+    return f"{task}: validation score then: {', '.join(means)}"
+
+
+def _adapted(cells: Sequence[Cell]) -> Iterator[Cell]:
+    """The cells in which an adapter or the backbone is trained, not the head alone."""
+    return (cell for cell in cells if cell.method.count(cell.info.geometry) > 0)
+
+
+def _rows_named(where: str, name: str, cells: Sequence[Cell]) -> set[int]:
+    """The numbers of the rows with this name in tables, else of all with this title or registered name.
+
+    Raises UserError where there is none.
+    """
+    shown_names = {cell.number: cell.shown.method for cell in cells}
+    if exact := {number for number, shown_name in shown_names.items() if shown_name == name}:
+        return exact
+    of_kind = {cell.number for cell in cells if name in (cell.method.title, cell.method.name)}
+    if not of_kind:
+        raise UnknownNameError(f"{where}:", name, shown_names.values())
+    return of_kind
+
+
+def check_target(suite: Suite, out: Path) -> None:
+    """Raises UserError for a file that cannot hold the suite with a pilot's choices."""
+    if not NAME.fullmatch(out.stem) or out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out {out}: a suite's file is NAME.yaml, and its name {NAME_RULE}")
+    if out.stem == suite.name:
+        raise UserError(f"--out {out}: the pilot's suite is '{suite.name}' too; give the file another name")
+    values = filled_in(suite, Choices(), out.stem)
+    if _paths(validate(Suite, values, str(out)).beside(out.parent)) != _paths(suite):
+        raise UserError(
+            f"--out {out}: paths in the suite begin at its folder; put the file there, or write them whole"
+        )
+
+
+def _paths(suite: Suite) -> list[object]:
+    """What the suite names on this machine."""
+    backbones = [spec.local for spec in suite.backbones]
+    sources = [row.source and row.source.local for row in suite.tasks]
+    return [*backbones, *sources, *(row.data and row.data.paths for row in suite.tasks)]
+
+
+def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
+    """The fields of the suite as its author wrote them, with the choices in place of the pilot."""
+    values: dict[str, Any] = parse(suite.source.text)
+    values = {key: value for key, value in values.items() if key != "pilot"} | {"name": name}
+    tasks: list[dict[str, Any]] = [
+        {"task": row} if isinstance(row, str) else dict(row) for row in values["tasks"]
+    ]
+    for task in tasks:
+        # Data that the suite describes have a name where others have a task.
+        label = task["task"] if "task" in task else task["name"]
+        for key, by_task in (("head_lr", choices.head_lr), ("epochs", choices.epochs)):
+            if label in by_task:
+                task["training"] = {**task.get("training", {}), key: by_task[label]}
+    methods: list[dict[str, Any]] = [
+        {"method": row} if isinstance(row, str) else dict(row) for row in values["methods"]
+    ]
+    for number, centre in choices.centres.items():
+        methods[number]["centre"] = centre
+    return values | {"tasks": tasks, "methods": methods}
+
+
+def write_suite(suite: Suite, choices: Choices, out: Path) -> None:
+    """Writes the suite with the choices, and above them what they were made by.
+
+    Raises UserError where the file cannot be written.
+    """
+    values = filled_in(suite, choices, out.stem)
+    validate(Suite, values, str(out))
+    head = [f"Chosen by the pilot '{suite.name}' on validation alone; `tensorbench search` wrote this file."]
+    text = "".join(f"# {line}\n" for line in (*head, *choices.lines)) + written(values)
+    try:
+        with written_whole(out) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {shown(str(out))}: cannot write there: {error.strerror}") from error

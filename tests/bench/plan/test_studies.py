@@ -1,0 +1,211 @@
+"""Studies in a plan: the same offsets and seeds for every method, stratified, nested, the same everywhere."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from bench.execution.estimate import longest_first
+from bench.plan.make import make_plan
+from bench.plan.rows import Plan, Row
+from bench.plan.studies import offsets
+from bench.suite.choosing import Studies
+from bench.suite.suite import Suite
+from bench.wire.plan import PlannedRow, StoredPlan, StudyPlan
+from methods import UserError
+from methods.validation import validate
+
+from ..toy_suites import DIGITS, VISION
+
+METHODS: list[Any] = ["head_only", "lora", {"method": "lotr", "centre": 2e-2}, "full"]
+
+
+def suite(**changes: Any) -> Suite:
+    without = {key: value for key, value in VISION.items() if key not in ("seeds", "training")}
+    base = {"training": {"batch_size": 16, "epochs": 2}, "tuning": {"studies": 3, "points": 4}}
+    return validate(Suite, {**without, **base, **changes}, "toy suite")
+
+
+def plan(**changes: Any) -> Plan:
+    return make_plan(suite(methods=METHODS, **changes))
+
+
+def by_method(made: Plan) -> dict[str, Row]:
+    return {row.registered: row for row in made.rows}
+
+
+def of(row: Row) -> StudyPlan:
+    assert row.studies is not None
+    return row.studies
+
+
+def test_one_line_in_a_suite_is_enough() -> None:
+    made = make_plan(suite(tuning={"studies": 5, "points": 8}))
+    (row,) = made.rows
+    assert len(row.trials) == len(made.trials) == 40
+    studies = of(row)
+    assert (studies.studies, studies.points, studies.ks) == (5, 8, (1, 2, 4, 8, 16))
+    assert {trial.evaluate for trial in made.trials} == {"test"}
+    assert {trial.recipe.head_lr for trial in made.trials} == {3e-3}
+
+
+def test_every_method_has_the_same_seeds_and_offsets_about_a_centre_of_its_own() -> None:
+    made = plan()
+    rows = by_method(made)
+    assert {name: of(row).centre for name, row in rows.items()} == {
+        "head_only": 3e-3,
+        "lora": 5e-3,
+        "lotr": 2e-2,
+        "full": 1e-4,
+    }
+    places = [{seed: (t.study, t.point, t.offset) for seed, t in of(row).trials.items()} for row in made.rows]
+    assert all(place == places[0] for place in places)
+    by_id = {trial.id: trial for trial in made.trials}
+    for row in made.rows:
+        for seed, id_ in row.trials.items():
+            place, trial = of(row).trials[seed], by_id[str(id_)]
+            assert trial.recipe.lr == place.lr == float(f"{of(row).centre * 10**place.offset:.3e}")
+            assert trial.recipe.head_lr == (place.lr if row.registered == "head_only" else 3e-3)
+
+
+@pytest.mark.parametrize(("points", "decades"), [(8, 1.0), (5, 2.0)])
+def test_one_offset_lies_in_each_stratum_of_the_window(points: int, decades: float) -> None:
+    section = Studies.model_validate({"points": points, "lr": {"decades": decades}})
+    for study in range(20):
+        found = offsets(section, study)
+        strata = [int((offset + decades / 2) / (decades / points)) for offset in found]
+        assert sorted(strata) == list(range(points))
+    orders = {tuple(sorted(range(points), key=offsets(section, study).__getitem__)) for study in range(20)}
+    assert len(orders) > 10
+
+
+def test_more_studies_keep_the_trials_of_fewer() -> None:
+    three, six = plan(), plan(tuning={"studies": 6, "points": 4})
+    few = {trial.id for trial in three.trials}
+    assert few < {trial.id for trial in six.trials}
+    assert few == {trial.id for trial in six.select(studies=[0, 1, 2]).trials}
+
+
+def test_offsets_seeds_and_ids_are_the_same_on_every_machine() -> None:
+    made = make_plan(suite())
+    assert offsets(Studies(), 0)[:3] == [0.1427, -0.2008, 0.1193]
+    assert [trial.seed for trial in made.trials[:5]] == [10_000, 10_001, 10_002, 10_003, 11_000]
+    assert [trial.recipe.lr for trial in made.trials[:4]] == [5.9e-3, 1.693e-3, 1.313e-2, 4.789e-3]
+    assert [trial.id for trial in made.trials[:2]] == ["ea36dea4ed43f589", "2efea1c3ad4a02f7"]
+
+
+def test_a_trial_of_a_study_is_the_trial_of_a_suite_with_its_rates_and_seed() -> None:
+    made = make_plan(suite())
+    trial = made.trials[0]
+    training = {"batch_size": 16, "epochs": 2, "lr": trial.recipe.lr, "head_lr": trial.recipe.head_lr}
+    alone = make_plan(suite(tuning=None, seeds=[trial.seed], training=training))
+    assert [other.id for other in alone.trials] == [trial.id]
+
+
+def test_trials_run_study_by_study() -> None:
+    made = plan()
+    studies = made.suite.studies
+    assert studies is not None
+    for order in (made.trials, longest_first(made, made.trials, ())):
+        numbers = [studies.place(trial.seed)[0] for trial in order]
+        assert all(one <= other for one, other in pairwise(numbers))
+
+
+def test_a_fitted_head_is_a_single_trial_in_the_first_study() -> None:
+    made = make_plan(suite(methods=["converged_head", "lora"]))
+    row = by_method(made)["converged_head"]
+    assert (list(row.trials), row.studies) == ([10_000], None)
+    assert len(made.select(studies=[0]).rows) == 2
+    assert [row.registered for row in made.select(studies=[1]).rows] == ["lora"]
+    with pytest.raises(UserError, match=r"methods.0: centre"):
+        make_plan(suite(methods=[{"method": "converged_head", "centre": 1e-3}]))
+
+
+def test_a_task_has_a_head_rate_of_its_own() -> None:
+    made = plan(tasks=[{**DIGITS, "training": {"head_lr": 1e-2}}])
+    assert of(by_method(made)["lora"]).head_lr == 1e-2
+    assert of(by_method(made)["head_only"]).centre == 1e-2
+
+
+def test_a_number_or_what_was_published_is_the_centre() -> None:
+    rows = ["lora", {"method": "lorta"}, {"method": "fact_tt"}]
+
+    def centres(around: Any) -> list[float]:
+        tuning = {"studies": 2, "points": 2, "lr": {"around": around}}
+        made = by_method(make_plan(suite(methods=rows, tuning=tuning)))
+        return [of(made[name]).centre for name in ("lora", "lorta", "fact_tt")]
+
+    assert centres("published") == [5e-3, 1e-2, 1e-3]
+    assert centres(2e-3) == [2e-3] * 3
+
+
+@pytest.mark.parametrize(
+    ("studies", "points", "ks"),
+    [(5, 8, (1, 2, 4, 8, 16)), (2, 8, (1, 2, 4, 8)), (3, 5, (1, 2, 4, 5, 8)), (2, 2, (1, 2))],
+)
+def test_k_goes_up_to_the_trials_that_a_jackknife_leaves(studies: int, points: int, ks: Any) -> None:
+    assert Studies(studies=studies, points=points).ks == ks
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0]}, "seeds: "),
+        ({"tuning": {"studies": 1, "points": 8}}, "tuning.studies: .*no interval"),
+        ({"tuning": {"studies": 3, "points": 1}}, "tuning.points: "),
+        ({"tuning": {"studies": 3, "trials": 8}}, "unknown field 'tuning.trials'"),
+        ({"tuning": {"studies": 3, "lr": {"around": "nowhere"}}}, "tuning.lr.around: .*'nowhere'"),
+        ({"tuning": {"studies": 3, "lr": {"decades": 0}}}, "tuning.lr.decades: "),
+        ({"methods": [{"method": "lora", "centre": 0}]}, "methods.0.centre: "),
+        ({"training": {"lr": 1e-3}}, "training sets lr"),
+        ({"training": {"head_lr": 1e-3}}, "training sets head_lr"),
+        ({"tasks": [{**DIGITS, "training": {"lr": 1e-3}}]}, "task 'digits', training sets lr"),
+        ({"methods": [{"method": "lora", "training": {"head_lr": 1e-3}}]}, "'lora', training sets head_lr"),
+        ({"methods": [{"method": "lora", "each": {"training": {"lr": [1, 2]}}}]}, "'lora', training sets lr"),
+        ({"tasks": [{**DIGITS, "split": "per_seed"}]}, "'digits' has split: per_seed"),
+        ({"tuning": "equal", "seeds": [0], "pilot": {}}, "pilot: "),
+        (
+            {"tuning": None, "seeds": [0], "methods": [{"method": "lora", "centre": 1e-3}]},
+            "'lora' sets centre",
+        ),
+        ({"search": {"trials": 2}}, "search"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        suite(**changes)
+
+
+@pytest.mark.parametrize(("centre", "decades"), [(1e-6, 1.0), (0.9, 1.0), (1e-3, 6.0)])
+def test_a_window_outside_of_what_adamw_takes_is_refused(centre: float, decades: float) -> None:
+    tuning = {"studies": 2, "points": 2, "lr": {"around": centre, "decades": decades}}
+    with pytest.raises(UserError, match=r"tuning.lr: .*LoRA.*'digits'"):
+        make_plan(suite(tuning=tuning))
+
+
+def test_too_many_trials_are_refused() -> None:
+    with pytest.raises(UserError, match="at most 100,000"):
+        make_plan(suite(tuning={"studies": 1000, "points": 1000}))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"), [({"studies": [3]}, "study"), ({"studies": [0], "seeds": [11_000]}, "no row")]
+)
+def test_a_study_that_is_not_there_is_refused(chosen: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan().select(**chosen)
+
+
+def test_a_suite_with_seeds_has_no_study_to_select() -> None:
+    with pytest.raises(UserError, match="study"):
+        make_plan(suite(tuning=None, seeds=[0])).select(studies=[0])
+
+
+def test_the_stored_plan_says_of_each_seed_its_study_and_plans_without_are_read_too() -> None:
+    stored = StoredPlan.model_validate_json(plan().stored().model_dump_json())
+    assert stored.tuning == "studies"
+    assert [row.studies and row.studies.trials[11_002].study for row in stored.rows] == [1] * 4
+    before = stored.rows[0].model_dump(exclude={"studies"})
+    assert PlannedRow.model_validate(before).studies is None

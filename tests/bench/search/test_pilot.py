@@ -1,0 +1,278 @@
+"""A pilot: chooses on validation alone, resumes, and writes a suite that runs as it stands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bench
+import bench.training.loop
+import bench.training.trial
+from bench.plan.make import cells_of, make_plan
+from bench.plan.trial import Trial
+from bench.search.pilot import Choices, filled_in, run_pilot, vertex
+from bench.store.records import Record
+from bench.store.store import Store
+from bench.suite.load import load_suite
+from bench.tasks.splits import PreparedData
+from bench.wire.words import Measure, Status
+from methods import UserError
+
+from ..toy_suites import DIGITS, VISION, write
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+PILOT: dict[str, Any] = {
+    **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},
+    "methods": ["head_only", "lora", {"method": "lotr", "centre": 2e-3}],
+    "training": {"batch_size": 16, "epochs": 2},
+    "tuning": {"studies": 2, "points": 2},
+    "pilot": {
+        "head_lr": {"rates": [1e-3, 3e-3, 1e-2], "seeds": [1000]},
+        "epochs": {"methods": ["LoRA"], "seeds": [1000]},
+        "centres": {"rates": [1e-3, 1e-2, 1e-1], "seeds": [1000]},
+    },
+}
+
+
+def changed(**pilot: Any) -> dict[str, Any]:
+    return {**PILOT, "pilot": {**PILOT["pilot"], **pilot}}
+
+
+@dataclass
+class Piloted:
+    """A pilot that ran, and the suite that it wrote."""
+
+    suite: Path
+    uri: str
+    out: Path
+    ended: Any
+
+
+@pytest.fixture(scope="module")
+def piloted(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: Call) -> Piloted:
+    folder = tmp_path_factory.mktemp("pilot")
+    suite, uri, out = write(folder, PILOT), new_store(folder), folder / "chosen.yaml"
+    return Piloted(suite, uri, out, call("search", suite, "--store", uri, "--out", out))
+
+
+def test_no_test_score_is_computed_or_stored(piloted: Piloted) -> None:
+    assert piloted.ended.code == 0, piloted.ended.err
+    records = Store.existing(piloted.uri, "toy").records()
+    assert len(records) == 3 + 3 + 3
+    assert {record.tags["evaluated"] for record in records} == {"validation"}
+
+
+def test_no_test_split_is_scored(
+    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[Any] = []
+    splits: dict[str, list[Any]] = {"validation": [], "test": []}
+    made, forward = PreparedData.__init__, bench.training.loop.evaluate
+
+    def remember(self: Any, *arguments: Any, **named: Any) -> None:
+        made(self, *arguments, **named)
+        for name, prepared in splits.items():
+            prepared.append(getattr(self, name))
+
+    def evaluate(backbone: Any, adapter: Any, split: Any, *others: Any) -> Any:
+        scored.append(split)
+        return forward(backbone, adapter, split, *others)
+
+    monkeypatch.setattr(PreparedData, "__init__", remember)
+    monkeypatch.setattr(bench.training.loop, "evaluate", evaluate)
+    monkeypatch.setattr(bench.training.trial, "evaluate", evaluate)
+    suite = write(tmp_path, changed(epochs=None, centres=None))
+    assert bench.search_suite(suite, store=new_store(tmp_path), out=tmp_path / "chosen.yaml").complete
+    assert scored
+    assert all(any(split is known for known in splits["validation"]) for split in scored)
+    assert not any(split is known for split in scored for known in splits["test"])
+
+
+def test_the_suite_that_it_writes_has_the_choices_and_runs_as_it_stands(piloted: Piloted) -> None:
+    chosen = load_suite(piloted.out)
+    assert (chosen.name, chosen.pilot) == ("chosen", None)
+    assert chosen.tasks[0].training["head_lr"] in (1e-3, 3e-3, 1e-2)
+    assert chosen.tasks[0].training["epochs"] in (1, 2, 4)
+    centres = [row.centre for row in chosen.methods]
+    assert (centres[0], centres[2]) == (None, 2e-3)
+    rows = {row.registered: row.studies for row in make_plan(chosen).rows}
+    assert rows["lora"] is not None
+    assert rows["lora"].centre == centres[1]
+
+
+def test_a_second_start_runs_nothing_and_chooses_the_same(piloted: Piloted, call: Call) -> None:
+    before = piloted.out.read_text()
+    ended = call("search", piloted.suite, "--store", piloted.uri, "--out", piloted.out)
+    assert ended.code == 0
+    assert ended.out.count(", 0 to run") == 3
+    assert piloted.out.read_text() == before
+
+
+def choose(base: dict[str, Any], loss: Callable[[Trial], float | None]) -> tuple[Choices, list[Trial]]:
+    """What a pilot chooses where trials end with these losses; None: the trial failed."""
+    ran: list[Trial] = []
+
+    def run(rows: Any, trials: Any) -> dict[str, Record]:
+        ran.extend(trials)
+        return {trial.id: _record(trial, loss(trial)) for trial in trials}
+
+    suite = load_suite(base)
+    assert suite.pilot is not None
+    return run_pilot(suite.pilot, cells_of(make_plan(suite), "cpu"), run), ran
+
+
+def _record(trial: Trial, loss: float | None) -> Record:
+    metrics = {} if loss is None else {Measure.SELECTED_LOSS: loss, Measure.SCORE: 0.5}
+    status = Status.FAILED if loss is None else Status.FINISHED
+    return Record("run", trial.id, status, 0, {}, metrics, "", None)
+
+
+def best_at(head: float, epochs: int, lr: float) -> Callable[[Trial], float]:
+    def loss(trial: Trial) -> float:
+        recipe = trial.recipe
+        if trial.method["method"] == "head_only":
+            return abs(math.log10(recipe.lr / head))
+        assert recipe.head_lr == head
+        return abs((recipe.epochs or 0) - epochs) + (math.log10(recipe.lr / lr)) ** 2
+
+    return loss
+
+
+def test_each_step_has_what_the_steps_before_have_chosen() -> None:
+    choices, ran = choose(PILOT, best_at(3e-3, 4, 1.4e-2))
+    assert choices.complete
+    assert (choices.head_lr, choices.epochs, choices.centres) == ({"digits": 3e-3}, {"digits": 4}, {1: 1e-2})
+    last = [trial for trial in ran if trial.method["method"] == "lora"][-3:]
+    assert {(trial.recipe.head_lr, trial.recipe.epochs) for trial in last} == {(3e-3, 4)}
+    assert {trial.evaluate for trial in ran} == {"validation"}
+
+
+def test_a_choice_at_an_edge_says_so() -> None:
+    inside, _ = choose(PILOT, best_at(3e-3, 2, 1e-2))
+    edge, _ = choose(PILOT, best_at(1e-2, 2, 1e-1))
+    assert [["edge" in line for line in choices.lines] for choices in (inside, edge)] == [
+        [False, False, False, False],
+        [True, False, False, True],
+    ]
+
+
+def test_the_converged_head_is_scored_beside_the_methods() -> None:
+    base = {**changed(head_lr=None, centres=None), "methods": ["converged_head", "lora"]}
+    choices, ran = choose(base, lambda trial: 1.0)
+    assert len(ran) == 4
+    assert "LoRA 0.5000" in choices.lines[1]
+    assert "converged head 0.5000" in choices.lines[1]
+
+
+def test_a_method_s_rates_are_a_multiple_of_the_others() -> None:
+    centres = {**PILOT["pilot"]["centres"], "multiples": {"LoRA": 10}}
+    _, ran = choose(changed(head_lr=None, epochs=None, centres=centres), lambda trial: 1.0)
+    assert [trial.recipe.lr for trial in ran] == [1e-2, 1e-1, 1.0]
+
+
+def test_where_all_trials_fail_nothing_is_chosen_or_written(
+    tmp_path: Path, new_store: NewStore, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices, _ = choose(PILOT, lambda trial: None)
+    assert (choices.complete, choices.centres, len(choices.missing)) == (False, {}, 3)
+    monkeypatch.setattr("bench.run.run_pilot", lambda *_: choices)
+    out = tmp_path / "chosen.yaml"
+    ended = call("search", write(tmp_path, PILOT), "--store", new_store(tmp_path), "--out", out)
+    assert (ended.code, out.exists()) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        # Symmetric about 10 ** -2; a shifted vertex; a flat one.
+        ({1e-3: 1.0, 1e-2: 0.0, 1e-1: 1.0}, 1e-2),
+        ({1e-3: 1.0, 1e-2: 0.1, 1e-1: 0.2}, 3.162e-2),
+        ({1e-3: 1.0, 1e-2: 1.0, 1e-1: 1.0}, 1e-3),
+        # At an edge, and outside of half decades there.
+        ({1e-3: 0.0, 1e-2: 1.0, 1e-1: 2.0}, 1e-3),
+        ({5e-4: 0.0, 5e-3: 1.0, 5e-2: 2.0}, 5e-4),
+        # A collapse bends nothing, and next to a failure the lowest counts.
+        ({1e-3: 1.0, 1e-2: 0.0, 1e-1: 1.0, 1.0: 99.0}, 1e-2),
+        ({1e-3: 1.0, 1e-2: 0.1, 1e-1: math.inf}, 1e-2),
+    ],
+)
+def test_a_centre_is_the_vertex_through_the_lowest_loss(losses: dict[float, float], expected: float) -> None:
+    assert vertex(losses) == expected
+
+
+def test_the_vertex_is_that_of_the_parabola_whatever_the_spacing() -> None:
+    rates = (1e-3, 4e-3, 1e-1)
+    losses = {rate: 2 + (math.log10(rate) + 2.0) ** 2 for rate in rates}
+    assert vertex(losses) == 1e-2
+
+
+def test_what_an_author_wrote_stays_as_it_was() -> None:
+    base = {**PILOT, "description": "as written", "tasks": [{**DIGITS, "training": {"warmup": 0.2}}]}
+    suite = load_suite(base)
+    values = filled_in(suite, Choices({"digits": 1e-2}, {"digits": 3}, {1: 1e-3}), "chosen")
+    assert values["tasks"] == [{**DIGITS, "training": {"warmup": 0.2, "head_lr": 1e-2, "epochs": 3}}]
+    assert values["methods"] == [
+        {"method": "head_only"},
+        {"method": "lora", "centre": 1e-3},
+        {"method": "lotr", "centre": 2e-3},
+    ]
+    assert (values["name"], values["description"], "pilot" in values) == ("chosen", "as written", False)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ({**PILOT, "methods": ["lora"]}, "pilot.head_lr: .*'digits'.*head_only"),
+        ({**PILOT, "training": {"steps": 4, "batch_size": 16}}, "pilot.epochs: .*'digits'"),
+        (changed(epochs={"methods": ["LoRRA"]}), "pilot.epochs.methods: .*'LoRRA'"),
+        (changed(centres={"task": "digit"}), "pilot.centres.task: .*'digit'"),
+        (changed(centres={"multiples": {"nobody": 2}}), "pilot.centres.multiples: .*'nobody'"),
+        (changed(centres={"rates": [1e-3, 1e-2]}), "pilot.centres.rates: .*at least 3"),
+        (changed(centres={"seeds": [10_001]}), "pilot.centres.seeds: 10001"),
+        (changed(epochs={"seeds": [1, 1]}), "pilot.epochs.seeds: 1 "),
+        (
+            {**PILOT, "methods": ["head_only", {"method": "lora", "each": {"targets": ["qkv", "qkvo"]}}]},
+            "pilot.centres: methods.1 ",
+        ),
+    ],
+)
+def test_what_a_pilot_cannot_do_is_refused_before_any_trial(
+    base: dict[str, Any], message: str, tmp_path: Path, new_store: NewStore
+) -> None:
+    with pytest.raises(UserError, match=message):
+        bench.search_suite(load_suite(base), store=new_store(tmp_path), out=tmp_path / "chosen.yaml")
+
+
+@pytest.mark.parametrize("out", [None, "toy.yaml", "chosen.txt", "a name.yaml"])
+def test_a_pilot_needs_a_file_of_another_name(out: str | None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--out"):
+        bench.search_suite(load_suite(PILOT), out=out and tmp_path / out)
+
+
+def test_paths_that_begin_at_the_suite_s_folder_would_be_lost_elsewhere(tmp_path: Path) -> None:
+    base = {**PILOT, "backbones": [{"local": "here"}]}
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    suite = write(tmp_path / "one", base)
+    with pytest.raises(UserError, match="--out"):
+        bench.search_suite(suite, out=tmp_path / "other" / "chosen.yaml")
+    with pytest.raises(UserError, match="backbone"):
+        bench.search_suite(suite, out=tmp_path / "one" / "chosen.yaml")
+
+
+def test_a_file_without_a_pilot_is_refused(tmp_path: Path) -> None:
+    suite = load_suite({**VISION, "search": {"trials": 2}})
+    with pytest.raises(UserError, match="--out"):
+        bench.search_suite(suite, out=tmp_path / "chosen.yaml")
+
+
+def test_a_plan_counts_the_trials_of_a_pilot(tmp_path: Path, call: Call) -> None:
+    out = call("plan", write(tmp_path, PILOT), "--json").out
+    assert '"trials": 9' in out

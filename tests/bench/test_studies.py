@@ -1,0 +1,206 @@
+"""A small study from end to end: stopped, resumed, run in parts, packed, merged and read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bench
+from bench.execution.perform import Event, Report
+from bench.plan.rows import Plan
+from bench.run import Audience, run_suite
+from bench.store.records import latest
+from bench.store.store import Store
+from bench.suite.load import load_suite
+from methods import UserError
+from reports.contents import contents
+from reports.reading import read
+from reports.study import Cell, Seed, kept_trials, lines_of
+
+from .toy_suites import VISION, write
+
+Call = Callable[..., Any]
+NewStore = Callable[[Path], str]
+
+STUDY: dict[str, Any] = {
+    **{key: value for key, value in VISION.items() if key not in ("seeds", "training")},
+    "methods": ["lora", "head_only"],
+    "training": {"batch_size": 16, "steps": 1},
+    "tuning": {"studies": 3, "points": 4},
+}
+
+
+class StoppedAfter(Audience):
+    """Interrupts the run after so many trials, as Ctrl-C does."""
+
+    def __init__(self, trials: int) -> None:
+        self._left = trials
+
+    @contextmanager
+    def watch(self, plan: Plan, count: int, slots: int) -> Iterator[Report]:
+        def hear(event: Event) -> None:
+            self._left -= event.ending is not None
+            if not self._left:
+                raise KeyboardInterrupt
+
+        yield hear
+
+
+@dataclass
+class Halves:
+    """A study that ran in two parts, each in a store of its own."""
+
+    suite: Path
+    first: str
+    second: str
+    #: What the terminal showed when the first part had been stopped and resumed.
+    shown: str
+    packs: list[Path]
+    #: The studies and the complete ones after the stop.
+    stopped: tuple[int | None, int | None]
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: Call) -> Halves:
+    folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
+    suite = write(folders[0], STUDY)
+    first, second = map(new_store, folders)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(suite, store=first, studies=[0, 1], audience=StoppedAfter(11))
+    (held,) = contents(first)
+    ended = call("run", suite, "--store", first, "--studies", "0-1")
+    assert ended.code == 0, ended.err
+    assert run_suite(suite, store=second, studies=[2]).complete
+    packs = [folder / "toy.tensorbench.zip" for folder in folders]
+    for uri, pack in zip((first, second), packs, strict=True):
+        bench.pack("toy", out=pack, store=uri)
+    return Halves(suite, first, second, ended.out, packs, (held.studies, held.studies_complete))
+
+
+def test_a_stopped_study_is_incomplete_and_goes_on_where_it_was(halves: Halves) -> None:
+    assert halves.stopped == (3, 1)
+    assert "16 trials (2 of 3 studies of 4 points), 5 to run" in halves.shown
+    assert "2/3" in halves.shown
+    (held,) = contents(halves.first)
+    assert (held.complete, held.studies_complete) == (16, 2)
+
+
+def test_a_study_without_some_of_its_points_keeps_no_trial(halves: Halves) -> None:
+    done = run_suite(halves.suite, store=halves.first, seeds=[10_000, 10_001])
+    for cell in lines_of(done.summary.cells, Cell):
+        assert cell.studies is not None
+        seeds = [seed for seed in lines_of(done.summary.seeds, Seed) if seed.cell == cell.number]
+        assert len(seeds) == 2
+        assert not kept_trials(cell.studies, seeds)
+
+
+def test_a_trial_is_shown_with_its_place(halves: Halves, call: Call) -> None:
+    record = Store.existing(halves.first, "toy").records()[0]
+    out = call("show", record.trial_id, "--store", halves.first, "--json").out
+    place = json.loads(out)["study"]
+    seed = 10_000 + 1_000 * place["study"] + place["point"]
+    assert record.tags["seed"] == str(seed)
+    shown = call("show", record.trial_id, "--store", halves.first).out
+    assert f"{place['study']}, point {place['point']}" in shown
+
+
+def test_ls_shows_complete_studies(halves: Halves, call: Call) -> None:
+    assert "2 of 3" in call("ls", "--store", halves.first).out
+
+
+def test_studies_of_a_part_and_of_another_machine_are_one(
+    halves: Halves, tmp_path: Path, new_store: NewStore
+) -> None:
+    results = bench.load_results(*halves.packs)
+    assert len(results.seeds) == 24
+    assert results.seeds["score"].notna().all()
+    uri = new_store(tmp_path)
+    for pack in halves.packs:
+        bench.unpack(pack, store=uri)
+    (held,) = contents(uri)
+    assert (held.complete, held.missing, held.studies_complete) == (24, 0, 3)
+    done = run_suite(halves.suite, store=uri)
+    assert done.complete
+    assert len(Store.existing(uri, "toy").records()) == 24
+
+
+def test_an_extended_study_keeps_its_trials(halves: Halves) -> None:
+    longer = load_suite({**STUDY, "tuning": {"studies": 4, "points": 4}})
+    stored = latest(Store.existing(halves.first, "toy").records())
+    assert set(stored) < {trial.id for trial in bench.make_plan(longer).trials}
+
+
+def test_results_have_each_trial_s_study_point_offset_and_rate(halves: Halves) -> None:
+    results = bench.load_results(*halves.packs)
+    by_cell = results.seeds.set_index(["study", "point"]).groupby("cell")
+    offsets = [cell["offset"].sort_index().tolist() for _, cell in by_cell]
+    assert offsets[0] == offsets[1]
+    for number, cell in by_cell:
+        studies = results.cells.loc[number, "studies"]
+        assert sorted(cell.index) == [(s, p) for s in range(3) for p in range(4)]
+        assert np.allclose(cell["lr"], studies.centre * 10 ** cell["offset"], rtol=1e-3)
+        assert cell["validation_loss"].notna().all()
+    stored = {seed.trial_id: seed.validation_loss for seed in results.all_seeds}
+    measured = results.trials.set_index("trial_id")["validation_loss"].to_dict()
+    assert stored == measured
+
+
+def test_the_kept_trial_has_the_lowest_validation_loss_and_no_test_score_chooses(halves: Halves) -> None:
+    results = bench.load_results(*halves.packs)
+    for cell in results.cells.index:
+        seeds = results.of_cell(cell)
+        kept = kept_trials(results.cells.loc[cell, "studies"], seeds)
+        assert set(kept) == {0, 1, 2}
+        for study, trial in kept.items():
+            assert trial is not None
+            losses = [seed.validation_loss for seed in seeds if seed.study == study]
+            assert trial.validation_loss == min(loss for loss in losses if loss is not None)
+
+
+def test_the_terminal_shows_the_kept_trials_of_complete_studies(halves: Halves) -> None:
+    results = bench.load_results(halves.first and "toy", store=halves.first)
+    for cell in results.cells.index:
+        kept = kept_trials(results.cells.loc[cell, "studies"], results.of_cell(cell))
+        assert set(kept) == {0, 1}
+        mean = fmean(trial.score for trial in kept.values() if trial and trial.score is not None)
+        assert f"{mean:.4f}" in halves.shown
+
+
+def test_trials_of_studies_are_in_no_mean_over_seeds_and_no_report_of_seeds(halves: Halves) -> None:
+    results = bench.load_results(*halves.packs)
+    assert results.cells[["mean", "sd", "low", "high", "validation"]].isna().all(axis=None)
+    assert results.cells["complete"].all()
+    with pytest.raises(UserError, match=r"toy.*studies"):
+        read(halves.first, ["toy"])
+
+
+def test_every_trial_of_a_study_is_verified(halves: Halves, call: Call) -> None:
+    ended = call("verify", "toy", "--store", halves.first)
+    assert (ended.code, "16 verified, 0 broken" in ended.out) == (0, True), ended.out
+
+
+def test_other_windows_do_not_merge(halves: Halves, tmp_path: Path, new_store: NewStore, call: Call) -> None:
+    wider = {**STUDY, "tuning": {"studies": 3, "points": 4, "lr": {"decades": 2}}}
+    uri, pack = new_store(tmp_path), tmp_path / "toy.tensorbench.zip"
+    assert run_suite(write(tmp_path, wider), store=uri, studies=[0], methods=["lora"]).complete
+    bench.pack("toy", out=pack, store=uri)
+    with pytest.raises(UserError, match="decades"):
+        bench.load_results(halves.packs[0], pack)
+
+
+def test_a_plan_shows_window_centre_and_head_rate_and_counts_points(halves: Halves, call: Call) -> None:
+    out = call("plan", halves.suite, "--studies", "1,2").out
+    assert "toy: 16 trials, 2 of 3 studies of 4 points" in out
+    for shown in ("0.00158 to 0.0158", "0.005", "0.003"):
+        assert shown in out
+    assert call("plan", halves.suite, "--studies", "2-1").code == 2
+    assert "study" in call("plan", halves.suite, "--studies", "3").err
+    assert "studies" in call("plan", halves.suite, "--power").err
