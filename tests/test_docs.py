@@ -14,7 +14,17 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bench.backbones import BackboneSpec
-from bench.suite.choosing import Allocation, Search, Tuning
+from bench.suite.choosing import (
+    Allocation,
+    Centres,
+    HeadRates,
+    Lengths,
+    Pilot,
+    Search,
+    Studies,
+    Tuning,
+    Window,
+)
 from bench.suite.load import load_suite
 from bench.suite.recipe import Recipe
 from bench.suite.rows import Budget, MethodRow, TaskRow
@@ -31,6 +41,12 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "A budget": Budget,
     "The recipe": Recipe,
     "`tuning`": Tuning,
+    "Studies": Studies,
+    "The window of studies": Window,
+    "`pilot`": Pilot,
+    "A pilot's `head_lr`": HeadRates,
+    "A pilot's `epochs`": Lengths,
+    "A pilot's `centres`": Centres,
     "`search`": Search,
     "`allocation`": Allocation,
 }
