@@ -42,14 +42,15 @@ class RateWindow:
         return Setting(lr=rate, head_lr=self.head_lr or rate)
 
 
-def offsets(studies: Studies, study: int) -> list[float]:
-    """The positions of a study's points, in decades from the centre.
+def offsets(studies: Studies, study: int, setting: str) -> list[float]:
+    """The positions of a study's points, in decades from the centre: the same for all methods of a setting.
 
     The window is cut into as many equal strata as there are points. One point lies in each, uniformly, and
-    the order of strata is shuffled.
+    the order of strata is shuffled. Each setting (a task on a backbone, by any name that tells it from
+    others) has draws of its own, so that means over settings average the luck of the draws too.
     """
     # Of Python's generator only `random` promises the same numbers in every version.
-    draw = Random(f"study {study}").random
+    draw = Random(f"study {study} of {setting}").random
     order = sorted(range(studies.points), key=lambda _: draw())
     width = studies.lr.decades / studies.points
     return [round(width * (stratum + draw()) - studies.lr.decades / 2, DECIMALS) for stratum in order]
@@ -99,11 +100,11 @@ def study_row(cell: Cell) -> tuple[Row, Iterator[tuple[int, int, Trial]]]:
     if cell.method.fits_head:
         trial = cell.trial(studies.seed(0, 0), cell.suite.evaluate)
         return cell.row({trial.seed: trial.id}), iter([(0, 0, trial)])
-    rates = window(cell)
+    rates, setting = window(cell), f"{cell.task.task} on {cell.info.weights_hash}"
     planned: dict[int, StudyTrial] = {}
     trials: dict[int, Trial] = {}
     for study in range(studies.studies):
-        for point, offset in enumerate(offsets(studies, study)):
+        for point, offset in enumerate(offsets(studies, study, setting)):
             seed, lr = studies.seed(study, point), rates.rate(offset)
             trials[seed] = cell.trial(seed, cell.suite.evaluate, setting=rates.setting(lr))
             planned[seed] = StudyTrial(study=study, point=point, offset=offset, lr=lr)
