@@ -51,7 +51,8 @@ class Studies:
     #: Rates as decades from the window's centre (studies, points), stratified within each study. None: rates
     #: count as independent.
     offsets: Array | None = field(default=None, repr=False)
-    #: Each test example's part of a trial's score (studies, points, examples), and the test set's identity.
+    #: Each test example's part of a trial's score (studies, points, examples), such as whether its answer is
+    #: correct; and the test set's identity, hashable.
     by_example: NDArray[Any] | None = field(default=None, repr=False)
     test_set: Any = None
     #: The size of a point, and the score of a model that learnt nothing.
@@ -111,6 +112,8 @@ class Studies:
 
     def only(self, numbers: Sequence[int]) -> Studies:
         """The studies with these numbers, in this order."""
+        if tuple(numbers) == self.numbers:
+            return self
         rows = [self.numbers.index(number) for number in numbers]
         arrays: dict[str, Any] = {name: values[rows] for name, values in self._arrays.items()}
         return replace(self, numbers=tuple(numbers), **arrays)
@@ -184,11 +187,7 @@ def score_after(studies: Studies, k: int) -> float:
 
     Raises ValueError if there are fewer trials than k.
     """
-    return float(_weights(studies, k) @ studies.scores.ravel())
-
-
-def _weights(studies: Studies, k: int) -> Array:
-    return kept_weights(studies.losses.ravel(), k, studies.strata)
+    return float(kept_weights(studies.losses.ravel(), k, studies.strata) @ studies.scores.ravel())
 
 
 def of_method(studies: Studies, k: int) -> OnSetting:
@@ -202,7 +201,7 @@ def of_pair(method: Studies, reference: Studies, k: int) -> OnSetting:
     Studies that only one method has do not count; see `paired` for errors. The squared standard error is that
     of a jackknife over studies, plus what failures add, with one degree of freedom less than studies. It is
     None for a single study, and where all studies but one have fewer trials than k: there is no interval.
-    Test examples count if both methods have theirs.
+    Test examples count if both methods have theirs, of one test set.
     """
     method, reference = paired(method, reference)
     return _estimate([(1, method), (-1, reference)], k)
@@ -222,7 +221,7 @@ def _estimate(sides: Sequence[tuple[int, Studies]], k: int) -> OnSetting:
         failures += _variance_of_failures(studies, k)
         if studies.by_example is not None:
             by_example.append(weights @ studies.by_example.reshape(trials, -1))
-    if len(by_example) == len(sides):
+    if len(by_example) == len(sides) and len({studies.test_set for _, studies in sides}) == 1:
         part = of_seeds_and_examples(values, np.sum(by_example, axis=0), sides[0][1].test_set)
     else:
         part = of_seeds(values)
@@ -234,10 +233,11 @@ def _pseudo_weights(studies: Studies, k: int) -> Array:
     studies, less n - 1 times the estimate without one of them.
     """
     count, points = studies.losses.shape
-    pseudo = np.tile(count * _weights(studies, k), (count, 1))
+    losses = studies.losses.ravel()
+    pseudo = np.tile(count * kept_weights(losses, k, studies.strata), (count, 1))
     for study in range(count):
         rest = np.arange(studies.trials) // points != study
-        pseudo[study, rest] -= (count - 1) * _weights(studies.without(study), k)
+        pseudo[study, rest] -= (count - 1) * kept_weights(losses[rest], k, studies.strata[rest])
     return pseudo
 
 
@@ -287,7 +287,10 @@ def _failing(studies: Studies, rates: Array) -> NDArray[np.bool_]:
 
 
 def _loess(studies: Studies, values: Array, rates: Array) -> Array:
-    lasting = (~studies.failed & np.isfinite(studies.losses)).ravel()
+    lasting = (~studies.failed & np.isfinite(values)).ravel()
+    if not lasting.any():
+        # Losses of a method that always diverged.
+        return np.full(len(rates), np.inf)
     return _smoother(_offsets(studies)[lasting], rates) @ values.ravel()[lasting]
 
 

@@ -1,0 +1,396 @@
+"""The score after k trials against enumeration, and its errors against sums done by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations, product
+from math import comb, inf, nan
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reports.inference import power, study_power
+from reports.inference.crossed import of_seeds, of_seeds_and_examples
+from reports.inference.effects import Answer, effect, verdict
+from reports.inference.intervals import Array, simultaneous
+from reports.inference.studies import (
+    Studies,
+    kept_weights,
+    of_method,
+    of_pair,
+    of_share,
+    of_transfer,
+    paired,
+    score_after,
+    share_failed,
+    share_failed_interval,
+    share_near,
+    smoothed,
+    sources,
+    transfer,
+)
+from reports.inference.study_power import Response, stratified
+
+from .test_intervals import array
+
+
+def kept_score(losses: Array, scores: Array) -> float:
+    """Of the trial with the lowest loss; the mean of several."""
+    return float(scores[losses == losses.min()].mean())
+
+
+def over_subsets(losses: Array, scores: Array, k: int) -> float:
+    subsets = (list(subset) for subset in combinations(range(len(losses)), k))
+    return float(np.mean([kept_score(losses[subset], scores[subset]) for subset in subsets]))
+
+
+def drawn(seed: int, studies: int = 5, points: int = 4, **fields: object) -> Studies:
+    """Studies without failures, whose losses order scores with some noise."""
+    numbers = np.random.default_rng(seed)
+    scores = 0.8 + 0.01 * numbers.normal(size=(studies, points))
+    return Studies(0.005 * numbers.normal(size=scores.shape) - scores, scores, chance=0.5, **fields)  # type: ignore[arg-type]
+
+
+# --- the estimate ---
+
+
+@pytest.mark.parametrize("losses", [np.arange(10.0)[::-1], array(3, 1, 1, 2, 2, 2, 5, 0, 0, 9)])
+def test_the_score_is_the_mean_over_all_subsets(losses: Array) -> None:
+    scores = np.random.default_rng(0).random(10)
+    studies = Studies(losses.reshape(2, 5), scores.reshape(2, 5))
+    for k in range(1, 11):
+        assert score_after(studies, k) == pytest.approx(over_subsets(losses, scores, k), abs=1e-12)
+
+
+def test_weights_by_rank_are_ratios_of_binomials() -> None:
+    weights = kept_weights(np.arange(40.0), 8)
+    assert weights == pytest.approx([comb(40 - i, 7) / comb(40, 8) for i in range(1, 41)], abs=1e-13)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_strata_are_drawn_as_fresh_rates_would_fall_into_them(k: int) -> None:
+    losses, strata = np.random.default_rng(1).random(6), np.array([0, 1, 2, 2, 0, 1])
+    scores = np.arange(6.0)
+    means, chances = [], []
+    for counts in product(range(3), repeat=3):
+        if sum(counts) == k:
+            # Every choice of so many trials of each stratum.
+            choices = product(*(combinations(np.flatnonzero(strata == s), n) for s, n in enumerate(counts)))
+            subsets = [[trial for part in choice for trial in part] for choice in choices]
+            means.append(np.mean([kept_score(losses[subset], scores[subset]) for subset in subsets]))
+            chances.append(stats.multinomial.pmf(counts, k, [1 / 3] * 3))
+    expected = np.average(means, weights=chances)
+    assert kept_weights(losses, k, strata) @ scores == pytest.approx(expected, abs=1e-12)
+
+
+def test_stratified_rates_are_not_taken_for_independent_ones() -> None:
+    # The upper half of the window fails: two fresh rates both do one time in four, two of ten less often.
+    fails = np.tile([0.0, 1.0], (5, 1))
+    offsets = fails + np.random.default_rng(0).random((5, 2)) * 0.5
+    assert score_after(Studies(fails, 1 - fails, offsets=offsets), 2) == pytest.approx(3 / 4)
+    assert score_after(Studies(fails, 1 - fails), 2) == pytest.approx(1 - comb(5, 2) / comb(10, 2))
+
+
+@pytest.mark.parametrize("lost", [nan, inf])
+def test_a_diverged_trial_is_kept_only_where_all_diverged(lost: float) -> None:
+    studies = Studies(array(lost, 2, lost, 1).reshape(2, 2), array(0.1, 0.8, 0.3, 0.9).reshape(2, 2))
+    # Of six pairs one has diverged twice, three hold the best and two the second.
+    assert score_after(studies, 2) == pytest.approx((0.2 + 3 * 0.9 + 2 * 0.8) / 6)
+
+
+# --- its errors ---
+
+
+def test_one_trial_is_a_mean_and_its_error_that_of_study_means() -> None:
+    method, reference = (replace(drawn(seed), chance=1.0) for seed in (0, 1))
+    expected = of_seeds((method.scores - reference.scores).mean(1))
+    part = of_pair(method, reference, 1)
+    assert (part.difference, part.seeds) == pytest.approx((expected.difference, expected.seeds))
+    assert part.pairs == 5
+
+
+def test_the_jackknife_by_hand() -> None:
+    method, reference = (replace(drawn(seed, studies=3, points=2), chance=1.0) for seed in (2, 3))
+    without = []
+    for study in range(3):
+        rest = [s for s in range(3) if s != study]
+        sides = (
+            over_subsets(side.losses[rest].ravel(), side.scores[rest].ravel(), 2)
+            for side in (method, reference)
+        )
+        without.append(next(sides) - next(sides))
+    expected = 2 / 3 * sum((value - np.mean(without)) ** 2 for value in without)
+    part = of_pair(method, reference, 2)
+    assert part.seeds == pytest.approx(expected)
+    half = stats.t.ppf(0.975, 2) * expected**0.5
+    assert part.interval == pytest.approx((part.difference - half, part.difference + half))
+
+
+def test_examples_count_as_beside_seeds_where_one_trial_is_run() -> None:
+    numbers = np.random.default_rng(4)
+    tables = numbers.random((2, 5, 4, 60)) < np.clip(numbers.normal(0.75, 0.2, (2, 1, 1, 60)), 0, 1)
+    method, reference = (
+        Studies(numbers.random((5, 4)), table.mean(-1), by_example=table, test_set="t", chance=1.0)
+        for table in tables
+    )
+    differences = tables[0].mean(1) - tables[1].mean(1)
+    expected = of_seeds_and_examples(differences.mean(1), differences)
+    part = of_pair(method, reference, 1)
+    assert (part.seeds, part.examples) == pytest.approx((expected.seeds, expected.examples))
+    assert expected.examples > 0
+    assert (part.count, part.test_set) == (60, "t")
+    # One side without its examples leaves the difference without.
+    assert of_pair(method, replace(reference, by_example=None), 1).count is None
+    assert of_pair(method, replace(reference, test_set="u"), 1).count is None
+
+
+def test_answers_that_methods_share_add_nothing() -> None:
+    table = np.random.default_rng(5).random((4, 4, 50)) < 0.8
+    method = Studies(np.arange(16.0).reshape(4, 4), table.mean(-1), by_example=table)
+    assert of_pair(method, method, 4).examples == 0
+    assert of_method(method, 4).examples > 0
+
+
+def test_no_interval_without_enough_trials_in_all_studies_but_one() -> None:
+    method, reference = drawn(0, studies=3), drawn(1, studies=3)
+    assert of_pair(method, reference, 8).interval is not None
+    part = of_pair(method, reference, 9)
+    assert (part.seeds, part.interval) == (None, None)
+    assert part.difference == pytest.approx(score_after(method, 9) - score_after(reference, 9))
+    assert of_method(drawn(0, studies=1), 1).interval is None
+    with pytest.raises(ValueError, match="k: 13"):
+        of_pair(method, reference, 13)
+
+
+def test_the_order_of_studies_and_a_constant_change_no_difference() -> None:
+    method, reference = drawn(0), drawn(1)
+    part = of_pair(method, reference, 4)
+    order = [3, 0, 4, 1, 2]
+    permuted = of_pair(method.only(order), reference.only(order), 4)
+    # Study numbers pair, not places.
+    crossed = of_pair(method.only(order), reference, 4)
+    shifted = of_pair(*(replace(s, scores=s.scores + 0.1, chance=0.6) for s in (method, reference)), 4)  # type: ignore[call-arg]
+    for same in (permuted, crossed, shifted):
+        assert (same.difference, same.seeds) == pytest.approx((part.difference, part.seeds))
+    opposite = of_pair(reference, method, 4)
+    assert (opposite.difference, opposite.seeds) == pytest.approx((-part.difference, part.seeds))
+
+
+def test_only_studies_that_both_methods_have_count() -> None:
+    method, reference = drawn(0), drawn(1).only((4, 1, 2))
+    sides = paired(method, reference)
+    assert [side.numbers for side in sides] == [(1, 2, 4)] * 2
+    part = of_pair(method, reference, 2)
+    assert part.pairs == 3
+    assert part.difference == pytest.approx(of_pair(*sides, 2).difference)
+
+
+def test_shared_noise_of_pairs_cancels() -> None:
+    method = drawn(0)
+    better = replace(method, scores=method.scores + 0.02)
+    part, alone = of_pair(better, method, 1), of_method(method, 1)
+    assert part.difference == pytest.approx(0.02)
+    assert part.seeds is not None
+    assert alone.seeds is not None
+    # What remains is failures that were not seen, of either method.
+    assert part.seeds == pytest.approx((0.32**2 + 0.3**2) / 20**2, rel=0.2)
+
+
+# --- failures ---
+
+
+def test_equal_methods_without_failures_are_not_called_equal_after_one_trial() -> None:
+    # One trial in forty may fail unseen, and costs most of a point on average; all of eight never fail.
+    methods = [drawn(seed, points=8) for seed in (0, 1)]
+    once, often = (of_pair(methods[0], methods[1], k) for k in (1, 8))
+    assert verdict(once.interval, 0.01).answer is Answer.UNDECIDED
+    assert once.seeds is not None
+    assert once.seeds > 2 * (0.25 / 40) ** 2
+    assert often.seeds == pytest.approx(of_pair(*(replace(m, chance=1.0) for m in methods), 8).seeds)  # type: ignore[call-arg]
+
+
+def test_failures_widen_the_interval_as_far_as_they_decide_the_score() -> None:
+    method, reference = drawn(0, points=8), drawn(1, points=8)
+    failed = np.zeros((5, 8), dtype=bool)
+    failed[[0, 1, 1, 3], [5, 2, 7, 0]] = True
+    failing = replace(
+        method,
+        scores=np.where(failed, 0.4, method.scores),
+        losses=np.where(failed, nan, method.losses),
+    )
+    assert (failing.failed == failed).all()
+    assert share_failed(failing) == 0.1
+    assert failing.fall == pytest.approx(failing.best - 0.4)
+    for k, least in ((1, 1.2), (2, 1.2)):
+        wide, narrow = (of_pair(side, reference, k).seeds for side in (failing, method))
+        assert wide is not None
+        assert narrow is not None
+        assert wide > least * narrow
+    # Once all of sixteen would have to fail nothing but the trials that remain counts.
+    many = [of_pair(side, reference, 16) for side in (failing, method)]
+    assert many[0].seeds == pytest.approx(many[1].seeds, rel=0.5)
+
+
+def test_the_interval_of_the_failed_share_is_exact() -> None:
+    studies = Studies(np.arange(20.0).reshape(4, 5), np.r_[np.ones(18), 0, 0].reshape(4, 5))
+    low, high = share_failed_interval(studies)
+    assert stats.binom.sf(1, 20, low) == pytest.approx(0.025)
+    assert stats.binom.cdf(2, 20, high) == pytest.approx(0.025)
+    assert share_failed_interval(drawn(0))[0] == 0
+
+
+# --- rates ---
+
+
+def parabola(optimum: float, cliff: float = inf, studies: int = 5, base: float = 0.85) -> Studies:
+    """Scores without noise, 4 points a decade², on a window of one decade."""
+    offsets = stratified(np.random.default_rng(7), studies, 8)
+    scores = base - 0.04 * (offsets - optimum) ** 2
+    scores[offsets - optimum > cliff] = 0.5
+    return Studies(1 - scores, scores, offsets=offsets, chance=0.5)
+
+
+def test_smoothing_keeps_a_parabola_and_falls_where_trials_fail() -> None:
+    rates = np.linspace(-0.45, 0.45, 19)
+    assert smoothed(parabola(0.2), rates) == pytest.approx(0.85 - 0.04 * (rates - 0.2) ** 2)
+    falling = smoothed(parabola(-0.4, cliff=0.6), rates)
+    assert falling[rates < 0.1] == pytest.approx(0.85 - 0.04 * (rates[rates < 0.1] + 0.4) ** 2)
+    assert falling[rates > 0.4] == pytest.approx(0.5)
+
+
+def test_shares_are_those_of_the_window() -> None:
+    # Within a point of the best is within half a decade of the optimum.
+    assert share_near(parabola(0.0)) == 1
+    assert share_near(parabola(0.3)) == pytest.approx(0.7, abs=0.05)
+    assert share_failed(parabola(-0.4, cliff=0.6)) == pytest.approx(0.3, abs=0.03)
+    assert share_near(parabola(-0.4, cliff=0.45)) == pytest.approx(0.55, abs=0.05)
+    part = of_share(share_failed, parabola(-0.4, cliff=0.6), parabola(0.0))
+    assert part.difference == pytest.approx(0.3, abs=0.03)
+    assert of_share(share_failed, parabola(0.0), parabola(0.1)).interval is None
+
+
+def test_the_error_of_a_share_is_that_of_the_studies_shares() -> None:
+    failed = np.zeros((4, 5))
+    failed[0, 1] = failed[2, :2] = 1
+    method = Studies(failed, 0.9 - 0.4 * failed)
+    reference = Studies(0 * failed, 0.9 - 0 * failed)
+    part, expected = of_share(share_failed, method, reference), of_seeds(failed.mean(1))
+    assert (part.difference, part.seeds) == pytest.approx((expected.difference, expected.seeds))
+
+
+def test_transfer_is_what_the_other_tasks_rate_costs() -> None:
+    tasks = [parabola(0.0), parabola(0.3), parabola(-0.3, base=0.7)]
+    # The others' mean is best at 0, -0.15 and 0.15.
+    assert transfer(tasks) == pytest.approx(-0.04 * np.array([0, 0.45, 0.45]) ** 2, abs=2e-4)
+    assert of_transfer(tasks).difference == pytest.approx(transfer(tasks).mean())
+    # Its rate fails on this task.
+    assert transfer([parabola(0.45), parabola(-0.45, cliff=0.6)])[1] == pytest.approx(0.5 - 0.85, abs=1e-3)
+    with pytest.raises(ValueError, match="tasks"):
+        transfer(tasks[:1])
+
+
+def test_a_method_that_always_diverges_has_its_scores_and_no_more() -> None:
+    offsets = stratified(np.random.default_rng(0), 3, 4)
+    method = Studies(np.full((3, 4), nan), np.full((3, 4), 0.5), offsets=offsets, chance=0.5)
+    assert score_after(method, 4) == pytest.approx(0.5)
+    assert share_near(method) == 1
+    assert transfer([method, method]) == pytest.approx(0)
+    assert of_method(method, 4).interval is None
+
+
+def test_variances_go_to_their_sources() -> None:
+    response = Response(curvature=0.08, answers=0, validation=0)
+    offsets = stratified(np.random.default_rng(1), 25, 8)
+    numbers = np.random.default_rng(2)
+    methods = [response.studies(numbers, offsets, 0.0) for _ in range(3)]
+    methods.append(replace(methods[0], scores=methods[0].scores + 0.02))
+    split = sources(methods, 1)
+    assert split.seed == pytest.approx(0.0065**2, rel=0.15)
+    assert split.rate == pytest.approx(0.08**2 * (1 / 80 - 1 / 144), rel=0.2)
+    assert split.method == pytest.approx(0.01**2, rel=0.2)
+    assert split.examples is None
+    table = np.random.default_rng(3).random((25, 8, 400)) < 0.8
+    assert sources([replace(methods[0], by_example=table)], 1).examples == pytest.approx(0.16 / 400, rel=0.05)
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize("k", [0, -1, 7])
+def test_a_k_beyond_the_trials_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match="k"):
+        kept_weights(np.arange(6.0), k)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("losses", np.ones(4)),
+        ("losses", np.ones((0, 2))),
+        ("scores", np.ones((2, 3))),
+        ("scores", np.full((2, 2), nan)),
+        ("offsets", np.ones((4, 1))),
+        ("by_example", np.ones((2, 2))),
+        ("numbers", (1, 1)),
+        ("numbers", (1, 2, 3)),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(field: str, value: object) -> None:
+    fields = {"losses": np.ones((2, 2)), "scores": np.ones((2, 2)), field: value}
+    with pytest.raises(ValueError, match=field):
+        Studies(**fields)  # type: ignore[arg-type]
+
+
+def test_methods_that_cannot_be_paired_are_refused() -> None:
+    with pytest.raises(ValueError, match="numbers"):
+        of_pair(drawn(0, numbers=(0, 1, 2, 3, 4)), drawn(1, numbers=(5, 6, 7, 8, 9)), 2)
+    with pytest.raises(ValueError, match="points"):
+        of_pair(drawn(0), drawn(1, points=3), 2)
+    with pytest.raises(ValueError, match="offsets"):
+        share_near(drawn(0))
+
+
+# --- power ---
+
+
+def test_the_power_of_a_design_is_that_of_its_simulation() -> None:
+    response, tasks, k, examples = Response(), 2, 4, 0.003**2
+    design = study_power.of_assumed(
+        response, tasks=tasks, studies=4, points=6, k=k, claims=3, examples=examples, repeats=60
+    )
+    assert design.level == simultaneous(3)
+    assert design.finds is not None
+    assert design.margin is not None
+    numbers = np.random.default_rng(3)
+    found = within = 0
+    for _ in range(160):
+        parts = []
+        for _ in range(tasks):
+            offsets = stratified(numbers, 4, 6)
+            method, reference = (response.studies(numbers, offsets, 0.1) for _ in range(2))
+            part = replace(of_pair(method, reference, k), examples=examples)
+            parts.append(replace(part, difference=part.difference + numbers.normal(0, examples**0.5)))
+        result = effect(parts)
+        assert result.error is not None
+        half = result.error.half(design.level)
+        found += result.difference + design.finds > half
+        within += abs(result.difference) + half < design.margin
+    assert found / 160 == pytest.approx(0.8, abs=0.1)
+    assert within / 160 == pytest.approx(0.8, abs=0.1)
+
+
+def test_a_design_takes_the_noise_of_stored_studies() -> None:
+    effects = [effect([of_pair(drawn(seed), drawn(9), 2)]) for seed in range(3)]
+    stored = power.of_effects(effects)
+    assert stored is not None
+    assert stored.seeds == 5
+    planned = study_power.of_stored(stored, tasks=4, studies=6, claims=10, points=2)
+    assert (planned.seeds, planned.claims, planned.settings) == (6, 10, 4)
+    # Half the variance, and a tenth more for tails that are heavier than normal.
+    assert planned.spreads == pytest.approx([1.1 * stored.spreads[0] / 2] * 4)
+
+
+def test_a_k_that_leaves_no_interval_has_no_power() -> None:
+    with pytest.raises(ValueError, match="k"):
+        study_power.of_assumed(Response(), tasks=1, studies=3, points=4, k=9, claims=1)
