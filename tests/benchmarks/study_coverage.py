@@ -1,27 +1,30 @@
 """How often the intervals of studies contain the true value, by simulation.
 
-    python -m tests.benchmarks.study_coverage [--repeats 200]
+    python -m tests.benchmarks.study_coverage [--repeats 1000]
 
-Scores over rates are those of `reports.inference.study_power.Response`: a parabola of 4 points a decade²,
-optima .31 and -.28 decade from the centre of a window of one decade, exchanged from task to task, seeds of
-.65 points, validation noise of .7. Both methods share their stratified rates. Test examples add .25 points to
-a difference. True values are those of a million independent trials. 200 repeats take about five minutes.
+Scores over rates are those of `reports.inference.study_power.Response`: a parabola of 4 points a decade², a
+window of one decade, seeds of .65 points, validation noise of .7. The optima of the two methods are .31 and
+-.28 decade from the centre. Both have the same stratified rates, 8 points a study. Test examples add .25
+points to a difference. True values come from a million independent trials. All repeats of a scenario are
+computed at once, and the first two are checked against `of_pair`. A thousand repeats take about four minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy import stats
 
-from reports.inference.crossed import OnSetting
-from reports.inference.effects import Answer, effect, verdict
-from reports.inference.intervals import LEVEL
+from reports.inference.effects import effect
+from reports.inference.intervals import LEVEL, Array, simultaneous
 from reports.inference.studies import (
+    FAILED,
+    TRIALS,
     Studies,
     of_pair,
     of_share,
@@ -32,178 +35,260 @@ from reports.inference.studies import (
 )
 from reports.inference.study_power import Response, of_assumed, stratified
 
-TRIALS = (1, 2, 4, 8, 16)
-TASKS, POINTS, EXAMPLES, OF_EXAMPLES = 4, 8, 400, 0.05
+TASKS, POINTS, MOST = 4, 8, max(TRIALS)
 OPTIMA = (0.31, -0.28)
-
-#: The responses of a method and of its reference.
-SCENARIOS = {
-    "no failures": (Response(), Response()),
-    "fails .6 decade above": (Response(cliff=0.6), Response(cliff=0.6)),
-    "5% of seeds fail": (Response(failures=0.05), Response(failures=0.05)),
-    "20% of seeds fail, 0%": (Response(failures=0.2), Response()),
-    "both, 30% of seeds": (Response(cliff=0.6, failures=0.3), Response(cliff=0.6, failures=0.3)),
-}
+#: What test examples add to the variance of a difference on a task.
+OF_EXAMPLES = 0.0025**2
 
 
 @dataclass(frozen=True)
-class Task:
-    """Both methods' studies on a task, with their optima."""
+class Scenario:
+    method: Response
+    reference: Response
+    #: Whether optima are exchanged from task to task, and whether all tasks have the same rates.
+    exchanged: bool = True
+    shared_rates: bool = False
 
-    sides: tuple[Studies, Studies]
-    optima: tuple[float, float]
+    def optima(self, task: int) -> tuple[float, float]:
+        return OPTIMA[::-1] if self.exchanged and task % 2 else OPTIMA
 
 
-def draw(numbers: Generator, responses: tuple[Response, Response], studies: int, task: int) -> Task:
-    optima = OPTIMA if task % 2 == 0 else OPTIMA[::-1]
-    offsets = stratified(numbers, studies, POINTS)
-    # What examples do to a method's score is fixed; a run adds to it, as its score does.
-    sides = []
-    for response, optimum in zip(responses, optima, strict=True):
-        drawn = response.studies(numbers, offsets, optimum)
-        own = numbers.normal(0, OF_EXAMPLES / np.sqrt(2), EXAMPLES)
-        by_example = (drawn.scores + own.mean())[..., None] + (own - own.mean())
-        noise = numbers.standard_normal(by_example.shape, dtype=np.float32) * 0.05
-        by_example += noise - noise.mean(-1, keepdims=True)
-        sides.append(replace(drawn, scores=by_example.mean(-1), by_example=by_example))
-    return Task((sides[0], sides[1]), optima)
+ROBUST, CLIFF = Response(), Response(cliff=0.6)
+SCENARIOS = {
+    "no failures": Scenario(ROBUST, ROBUST),
+    "fails .6 decade above the optimum": Scenario(CLIFF, CLIFF),
+    "5% of seeds fail": Scenario(Response(failures=0.05), Response(failures=0.05)),
+    "20% of seeds fail, none": Scenario(Response(failures=0.2), ROBUST),
+    "both, 30% of seeds": Scenario(*[Response(cliff=0.6, failures=0.3)] * 2),
+    "fails above, optima alike on all tasks": Scenario(CLIFF, CLIFF, exchanged=False),
+    "… and rates alike (not the design)": Scenario(CLIFF, CLIFF, exchanged=False, shared_rates=True),
+}
 
 
 @lru_cache
-def true_scores(response: Response, optimum: float, trials: int = 1_000_000) -> dict[int, float]:
-    """The score after k independent trials, by k."""
+def true_scores(response: Response, optimum: float, trials: int = 1_000_000) -> Array:
+    """The score after each of `TRIALS` independent trials."""
     numbers = np.random.default_rng(1)
     offsets = numbers.uniform(-0.5, 0.5, trials) * response.decades
     losses, scores = response.trials(numbers, offsets, optimum)
     worse = 1 - np.arange(trials + 1) / trials
-    return {k: float(-np.diff(worse**k) @ scores[losses.argsort()]) for k in TRIALS}
+    return np.array([-np.diff(worse**k) @ scores[losses.argsort()] for k in TRIALS])
+
+
+# --- the estimators, over all repeats at once ---
+
+
+def kept(losses: Array, strata: NDArray[np.int64], size: int) -> Array:
+    """`kept_weights` of losses (repeats, trials), `size` trials a stratum: (TRIALS, repeats, trials)."""
+    order = losses.argsort(1)
+    member = np.take_along_axis(strata, order, 1)[:, :, None] == np.arange(POINTS)
+    barred = np.pad(member.cumsum(1), ((0, 0), (1, 0), (0, 0)))
+    factors = np.ones((size + 1, MOST + 1))
+    for j in range(1, MOST + 1):
+        left = size - j + 1
+        factors[:, j] = factors[:, j - 1] * (left - np.arange(size + 1)).clip(0) / max(left, 1) / j
+    product = np.zeros((*barred.shape[:2], MOST + 1))
+    product[..., 0] = 1
+    for stratum in range(POINTS):
+        factor, longer = factors[barred[:, :, stratum]], np.zeros_like(product)
+        for j in range(min(size, MOST) + 1):
+            longer[..., j:] += factor[..., j, None] * product[..., : MOST + 1 - j]
+        product = longer
+    by_rank = -np.diff(product / product[:, :1], axis=1)[..., list(TRIALS)]
+    weights = np.empty_like(by_rank)
+    np.put_along_axis(weights, order[:, :, None], by_rank, 1)
+    return np.moveaxis(weights, 2, 0)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One method's trials (repeats, studies, points), and its scores after k trials."""
+
+    losses: Array
+    scores: Array
+    offsets: Array
+    #: (TRIALS, repeats); pseudo-values (studies, TRIALS, repeats); what failures add.
+    estimate: Array
+    pseudo: Array
+    failures: Array
+
+    def studies(self, repeat: int) -> Studies:
+        return Studies(
+            self.losses[repeat], self.scores[repeat], offsets=self.offsets[repeat], chance=0.5, point=0.01
+        )
+
+
+def side(numbers: Generator, response: Response, offsets: Array, optimum: float) -> Side:
+    losses, scores = response.trials(numbers, offsets, optimum)
+    repeats, studies, points = offsets.shape
+    strata = offsets.argsort(2).argsort(2)
+
+    def after(values: Array, rest: list[int]) -> Array:
+        arrays = (array[:, rest].reshape(repeats, -1) for array in (losses, strata, values))
+        rest_losses, rest_strata, rest_values = arrays
+        return np.einsum("krt,rt->kr", kept(rest_losses, rest_strata, len(rest)), rest_values)
+
+    every = list(range(studies))
+    lowest = losses.reshape(repeats, -1).argmin(1)[:, None]
+    best = np.take_along_axis(scores.reshape(repeats, -1), lowest, 1)[:, :, None]
+    failed = scores <= best - 0.01 * FAILED
+    count, trials = failed.sum((1, 2)), studies * points
+    mean = np.where(count > 0, (scores * failed).sum((1, 2)) / np.maximum(count, 1), 0.5)
+    fall = best[:, 0, 0] - mean
+    lifted = scores + fall[:, None, None] * failed
+    share = stats.beta.ppf(0.75, count + 1, trials - count)
+    least = np.where(count > 0, 0.5, 1.0) / trials
+    variance = np.maximum(failed.mean(2).var(1, ddof=1) / studies, least**2)
+    whole = after(lifted, every)
+    without = [after(lifted, [study for study in every if study != left]) for left in every]
+    return Side(
+        losses,
+        scores,
+        offsets,
+        estimate=after(scores, every),
+        pseudo=studies * whole - (studies - 1) * np.array(without),
+        failures=np.array([(k * share ** (k - 1) * fall) ** 2 * variance for k in TRIALS]),
+    )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Differences of many repeats, with the squared standard errors: (tasks, TRIALS, repeats)."""
+
+    sides: list[tuple[Side, Side]]
+    off: Array
+    variance: Array
+    studies: int
+
+    def errors(self, tasks: int, level: float = LEVEL) -> tuple[Array, Array]:
+        """How far means over so many tasks are from the truth, and half the width of their intervals."""
+        variance = self.variance[:tasks]
+        total = variance.sum(0)
+        freedom = (self.studies - 1) * total**2 / (variance**2).sum(0)
+        tail = (1 + level) / 2
+        of_seeds = stats.t.ppf(tail, freedom) ** 2 * total / tasks**2
+        half = np.sqrt(of_seeds + stats.norm.ppf(tail) ** 2 * OF_EXAMPLES / tasks)
+        return self.off[:tasks].mean(0), half
+
+
+def draw(numbers: Generator, scenario: Scenario, studies: int, repeats: int) -> Drawn:
+    def rates() -> Array:
+        return np.array([stratified(numbers, studies, POINTS) for _ in range(repeats)])
+
+    shared = rates()
+    sides, off, variance = [], [], []
+    for task in range(TASKS):
+        offsets, optima = shared if scenario.shared_rates else rates(), scenario.optima(task)
+        method = side(numbers, scenario.method, offsets, optima[0])
+        reference = side(numbers, scenario.reference, offsets, optima[1])
+        truth = true_scores(scenario.method, optima[0]) - true_scores(scenario.reference, optima[1])
+        examples = numbers.normal(0, OF_EXAMPLES**0.5, repeats)
+        sides.append((method, reference))
+        off.append(method.estimate - reference.estimate - truth[:, None] + examples)
+        spread = (method.pseudo - reference.pseudo).var(0, ddof=1) / studies
+        variance.append(spread + method.failures + reference.failures)
+        for repeat in range(2):
+            for row, k in enumerate(TRIALS):
+                part = of_pair(method.studies(repeat), reference.studies(repeat), k)
+                own = off[-1][row, repeat] + truth[row] - examples[repeat]
+                np.testing.assert_allclose(part.difference, own, atol=1e-9)
+                np.testing.assert_allclose(part.seeds, variance[-1][row, repeat], rtol=1e-6)
+    return Drawn(sides, np.array(off), np.array(variance), studies)
+
+
+# --- what is printed ---
 
 
 def true_shares(response: Response, optimum: float) -> tuple[float, float]:
     """The share of the window within a point of the best, and that of failures."""
-    offsets = np.linspace(-0.5, 0.5, 10_001)
-    away = offsets - optimum
-    lasting = away <= response.cliff
-    best = -response.curvature * away[lasting] ** 2
-    near = lasting & (-response.curvature * away**2 >= best.max() - 0.01)
-    kept = 1 - response.failures
-    return float(near.mean() * kept), float(1 - lasting.mean() * kept)
+    away = np.linspace(-0.5, 0.5, 10_001) - optimum
+    lasting, curve = away <= response.cliff, -response.curvature * away**2
+    near = lasting & (curve >= curve[lasting].max() - 0.01)
+    kept_seeds = 1 - response.failures
+    return float(near.mean() * kept_seeds), float(1 - lasting.mean() * kept_seeds)
 
 
-def contains(interval: tuple[float, float] | None, truth: float) -> float:
-    """NaN without an interval."""
-    return np.nan if interval is None else float(interval[0] <= truth <= interval[1])
+def shares(scenario: Scenario, drawn: Drawn, repeats: int) -> dict[str, float]:
+    """How often the intervals over all tasks contain the true share, among those that there are."""
+    held: dict[str, list[bool]] = {}
+
+    def count(name: str, interval: tuple[float, float] | None, truth: float) -> None:
+        if interval is not None:
+            held.setdefault(name, []).append(interval[0] <= truth <= interval[1])
+
+    optima = [scenario.optima(task) for task in range(TASKS)]
+    for repeat in range(repeats):
+        pairs = [(method.studies(repeat), reference.studies(repeat)) for method, reference in drawn.sides]
+        for place, share in enumerate((share_near, share_failed)):
+            truths = [
+                true_shares(scenario.method, own)[place] - true_shares(scenario.reference, other)[place]
+                for own, other in optima
+            ]
+            parts = [of_share(share, *pair) for pair in pairs]
+            name = share.__name__.replace("_", " ")
+            count(f"{name}, 1 task", parts[0].interval, truths[0])
+            count(f"{name}, {TASKS} tasks", effect(parts).interval(LEVEL), float(np.mean(truths)))
+        truth = true_shares(scenario.method, optima[0][0])[1]
+        count("share failed, one method", share_failed_interval(pairs[0][0]), truth)
+        if scenario.method == ROBUST:
+            own = np.array([optimum for optimum, _ in optima])
+            away = (own.sum() - own) / (TASKS - 1) - own
+            truth = float(np.mean(-scenario.method.curvature * away**2))
+            count("transfer", of_transfer([method for method, _ in pairs]).interval, truth)
+    return {name: float(np.mean(values)) for name, values in held.items()}
 
 
-Results = dict[tuple[str, int], list[float]]
+def row(*entries: object) -> str:
+    return f"| {' | '.join(str(entry) for entry in entries)} |"
 
 
-def scores(tasks: list[Task], responses: tuple[Response, Response], results: Results) -> None:
-    for k in TRIALS:
-        parts: list[OnSetting] = []
-        truths: list[float] = []
-        for task in tasks:
-            own, other = (true_scores(*pair)[k] for pair in zip(responses, task.optima, strict=True))
-            parts.append(of_pair(*task.sides, k))
-            truths.append(own - other)
-        for count in (1, TASKS):
-            found, truth = effect(parts[:count]), float(np.mean(truths[:count]))
-            interval = found.interval(LEVEL)
-            results[f"k = {k}", count].append(contains(interval, truth))
-            results[f"+half the width, points, k = {k}", count].append(
-                50 * (interval[1] - interval[0]) if interval else np.nan
-            )
-            results[f"+bias, points, k = {k}", count].append(100 * (found.difference - truth))
-            if interval:
-                # As if methods differed by just a point.
-                shift = 0.01 - truth
-                answer = verdict((interval[0] + shift, interval[1] + shift), 0.01).answer
-                results[f"+called within a point at one, k = {k}", count].append(answer is Answer.WITHIN)
+def coverage(repeats: int) -> None:
+    print(row("95% intervals that contain the truth", *(f"k = {k}" for k in TRIALS)))
+    print(row(*["---"] * (len(TRIALS) + 1)))
+    of_shares = {}
+    for number, (name, scenario) in enumerate(SCENARIOS.items()):
+        for studies in (4, 5, 6):
+            drawn = draw(np.random.default_rng([number, studies]), scenario, studies, repeats)
+            for tasks in (1, TASKS):
+                off, half = drawn.errors(tasks)
+                held, widths = (np.abs(off) <= half).mean(1), 100 * np.median(half, axis=1)
+                bias = 100 * off.mean(1)
+                cells = [f"{h:.3f} ±{w:.2f} ({b:+.2f})" for h, w, b in zip(held, widths, bias, strict=True)]
+                print(row(f"{name}; {studies} studies, {tasks} task{'s' * (tasks > 1)}", *cells), flush=True)
+            if studies == 5:
+                of_shares[name] = shares(scenario, drawn, repeats // 5)
+    print()
+    for name, held_shares in of_shares.items():
+        print(name, *(f"{quantity} {value:.3f}" for quantity, value in held_shares.items()), sep="; ")
+    print()
 
 
-def shares(tasks: list[Task], responses: tuple[Response, Response], results: Results) -> None:
-    truths = np.array([[true_shares(r, o) for r, o in zip(responses, t.optima, strict=True)] for t in tasks])
-    for place, share in enumerate((share_near, share_failed)):
-        parts = [of_share(share, *task.sides) for task in tasks]
-        for count in (1, TASKS):
-            truth = float(np.mean(truths[:count, 0, place] - truths[:count, 1, place]))
-            name = share.__name__.replace("_", " ") + ", difference"
-            results[name, count].append(contains(effect(parts[:count]).interval(LEVEL), truth))
-    interval = share_failed_interval(tasks[0].sides[0])
-    results["share failed, one method", 1].append(contains(interval, float(truths[0, 0, 1])))
-    # A rate that is best on three tasks of these optima is their mean's; it matters where none fails.
-    if all(response == Response() for response in responses):
-        optima = np.array([task.optima[0] for task in tasks])
-        away = (optima.sum() - optima) / (TASKS - 1) - optima
-        cost = float(np.mean(-responses[0].curvature * away**2))
-        interval = of_transfer([task.sides[0] for task in tasks]).interval
-        results["transfer", TASKS].append(contains(interval, cost))
-
-
-def table(title: str, rows: dict[str, list[float]], heads: list[str]) -> str:
-    """As Markdown."""
-    lines = [f"| {' | '.join([title, *heads])} |", f"|{' --- |' * (len(heads) + 1)}"]
-    for name, values in rows.items():
-        lines.append(f"| {name} | " + " | ".join("" if v != v else f"{v:.3f}" for v in values) + " |")
-    return "\n".join(lines)
-
-
-def power_table(numbers: Generator, repeats: int) -> str:
-    """What a design says before it is run, and what comes of it: four tasks, one of ten claims, k = 8."""
-    response, rows = Response(), {}
-    examples = OF_EXAMPLES**2 / EXAMPLES
-    for studies in (4, 5, 6):
+def power(repeats: int) -> None:
+    """What a design says beforehand, and what comes of it: four tasks, ten claims."""
+    heads = ("detectable, points", "found", "margin, points", "equivalent within it")
+    print(row("power", *heads))
+    print(row(*["---"] * 5))
+    for studies, k in ((4, 8), (5, 2), (5, 8), (5, 16), (6, 8)):
         design = of_assumed(
-            response, tasks=TASKS, studies=studies, points=POINTS, k=8, claims=10, examples=examples
+            ROBUST, tasks=TASKS, studies=studies, points=POINTS, k=k, claims=10, examples=OF_EXAMPLES
         )
         assert design.finds is not None
         assert design.margin is not None
-        found, within = [], []
-        for _ in range(repeats):
-            drawn = [draw(numbers, (response, response), studies, task) for task in range(TASKS)]
-            result = effect([of_pair(*task.sides, 8) for task in drawn])
-            truth = np.mean([np.subtract(*(true_scores(response, o)[8] for o in t.optima)) for t in drawn])
-            interval = result.interval(design.level)
-            assert interval is not None
-            low, high = interval[0] - truth, interval[1] - truth
-            found.append(low + design.finds > 0)
-            within.append(-design.margin < low and high < design.margin)
-        rows[f"{studies} studies"] = [
-            100 * design.finds,
-            np.mean(found),
-            100 * design.margin,
-            np.mean(within),
-        ]
-    return table("power", rows, ["finds, points", "found", "margin, points", "within it"])
+        drawn = draw(np.random.default_rng(studies), SCENARIOS["no failures"], studies, repeats)
+        off, half = (values[TRIALS.index(k)] for values in drawn.errors(TASKS, simultaneous(10)))
+        found, within = (off + design.finds > half).mean(), (np.abs(off) + half < design.margin).mean()
+        cells = (f"{100 * design.finds:.2f}", f"{found:.3f}", f"{100 * design.margin:.2f}", f"{within:.3f}")
+        print(row(f"{studies} studies, k = {k}", *cells), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=1000)
     repeats = parser.parse_args().repeats
-    heads = [f"{studies} studies, {tasks} tasks" for studies in (4, 5, 6) for tasks in (1, TASKS)]
-    for number, (name, responses) in enumerate(SCENARIOS.items()):
-        rows: defaultdict[str, list[float]] = defaultdict(list)
-        for studies in (4, 5, 6):
-            numbers, results = np.random.default_rng([number, studies]), defaultdict(list)
-            for repeat in range(repeats):
-                tasks = [draw(numbers, responses, studies, task) for task in range(TASKS)]
-                scores(tasks, responses, results)
-                # Smoothing takes most of the time.
-                if repeat % 2 == 0:
-                    shares(tasks, responses, results)
-            for quantity in dict.fromkeys(quantity for quantity, _ in results):
-                for count in (1, TASKS):
-                    values = np.array(results.get((quantity, count), [np.nan]), dtype=float)
-                    known = values[~np.isnan(values)]
-                    rows[quantity].append(float(known.mean()) if len(known) else np.nan)
-        plain = {key: values for key, values in rows.items() if key[0] != "+"}
-        print(table(f"{name}: 95% intervals that contain the truth", plain, heads), end="\n\n", flush=True)
-        beside = {key[1:]: values for key, values in rows.items() if key[0] == "+"}
-        print(table(f"{name}: beside", beside, heads), end="\n\n", flush=True)
-    print(power_table(np.random.default_rng(9), repeats))
+    coverage(repeats)
+    power(repeats)
 
 
 if __name__ == "__main__":
