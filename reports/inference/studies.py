@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
-from reports.inference.intervals import LEVEL, Array, Bounds
+from reports.inference.intervals import LEAST_SEEDS, LEVEL, Array, Bounds
 
 #: Numbers of trials at which the score is shown.
 TRIALS = (1, 2, 4, 8, 16)
@@ -199,9 +199,9 @@ def of_pair(method: Studies, reference: Studies, k: int) -> OnSetting:
     """The difference between two methods' scores after k trials on one task, paired by study.
 
     Studies that only one method has do not count; see `paired` for errors. The squared standard error is that
-    of a jackknife over studies, plus what failures add, with one degree of freedom less than studies. It is
-    None for a single study, and where all studies but one have fewer trials than k: there is no interval.
-    Test examples count if both methods have theirs, of one test set.
+    of a jackknife over studies plus what failures add, with one degree of freedom less than studies. It is
+    None, and there is no interval, for fewer than `LEAST_SEEDS` studies, and where all studies but one have
+    fewer trials than k. Test examples count if both methods have theirs, of one test set.
     """
     method, reference = paired(method, reference)
     return _estimate([(1, method), (-1, reference)], k)
@@ -211,7 +211,7 @@ def _estimate(sides: Sequence[tuple[int, Studies]], k: int) -> OnSetting:
     """The signed sum of the methods' scores after k trials."""
     score = sum(sign * score_after(studies, k) for sign, studies in sides)
     count, trials = sides[0][1].count, sides[0][1].trials
-    if count < 2 or trials - trials // count < k:
+    if count < LEAST_SEEDS or trials - trials // count < k:
         return OnSetting(count, score, None)
     values, by_example, failures = np.zeros(count), [], 0.0
     for sign, studies in sides:
@@ -352,7 +352,7 @@ def of_share(share: Callable[[Studies], float], method: Studies, reference: Stud
 def _jackknife(statistic: Callable[[Sequence[Studies]], float], sides: Sequence[Studies]) -> OnSetting:
     """A statistic of studies that share their numbers, with its error by jackknife over them."""
     value, count = statistic(sides), sides[0].count
-    if count < 2:
+    if count < LEAST_SEEDS:
         return OnSetting(count, value, None)
     without = [statistic([studies.without(study) for studies in sides]) for study in range(count)]
     return replace(of_seeds(count * value - (count - 1) * np.array(without)), difference=value)

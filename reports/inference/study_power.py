@@ -8,7 +8,7 @@ from statistics import fmean
 import numpy as np
 from numpy.random import Generator
 
-from reports.inference.intervals import Array
+from reports.inference.intervals import LEAST_SEEDS, Array
 from reports.inference.power import Design
 from reports.inference.studies import Studies, of_pair
 
@@ -74,8 +74,11 @@ def of_assumed(
     """The design of one comparison, out of so many, with this response on every task.
 
     Its error is the mean over repeats of simulated comparisons. `examples`: what test examples add to the
-    variance of a difference on one task. Raises ValueError if k trials are not left without one study.
+    variance of a difference on one task. Raises ValueError if there are too few studies for an interval, or
+    if k trials are not left without one study.
     """
+    if studies < LEAST_SEEDS:
+        raise ValueError(f"studies: {studies}, expected at least {LEAST_SEEDS}")
     if not 1 <= k <= (studies - 1) * points:
         raise ValueError(f"k: {k}, expected 1 to {(studies - 1) * points}, the trials of all studies but one")
     numbers = np.random.default_rng(0)

@@ -226,7 +226,7 @@ def shares(scenario: Scenario, drawn: Drawn, repeats: int) -> dict[str, float]:
             ]
             parts = [of_share(share, *pair) for pair in pairs]
             name = share.__name__.replace("_", " ")
-            count(f"{name}, 1 task", parts[0].interval, truths[0])
+            count(f"{name}, 1 task", effect(parts[:1]).interval(LEVEL), truths[0])
             count(f"{name}, {TASKS} tasks", effect(parts).interval(LEVEL), float(np.mean(truths)))
         truth = true_shares(scenario.method, optima[0][0])[1]
         count("share failed, one method", share_failed_interval(pairs[0][0]), truth)
@@ -234,7 +234,8 @@ def shares(scenario: Scenario, drawn: Drawn, repeats: int) -> dict[str, float]:
             own = np.array([optimum for optimum, _ in optima])
             away = (own.sum() - own) / (TASKS - 1) - own
             truth = float(np.mean(-scenario.method.curvature * away**2))
-            count("transfer", of_transfer([method for method, _ in pairs]).interval, truth)
+            cost = of_transfer([method for method, _ in pairs])
+            count("transfer", effect([cost]).interval(LEVEL), truth)
     return {name: float(np.mean(values)) for name, values in held.items()}
 
 

@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 
 from reports.inference import power, study_power
-from reports.inference.crossed import of_seeds, of_seeds_and_examples
+from reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
 from reports.inference.effects import Answer, effect, verdict
-from reports.inference.intervals import Array, simultaneous
+from reports.inference.intervals import LEVEL, Array, Bounds, simultaneous
 from reports.inference.studies import (
     Studies,
     kept_weights,
@@ -50,6 +50,10 @@ def drawn(seed: int, studies: int = 5, points: int = 4, **fields: object) -> Stu
     numbers = np.random.default_rng(seed)
     scores = 0.8 + 0.01 * numbers.normal(size=(studies, points))
     return Studies(0.005 * numbers.normal(size=scores.shape) - scores, scores, chance=0.5, **fields)  # type: ignore[arg-type]
+
+
+def interval(part: OnSetting) -> Bounds | None:
+    return effect([part]).interval(LEVEL)
 
 
 # --- the estimate ---
@@ -124,7 +128,7 @@ def test_the_jackknife_by_hand() -> None:
     part = of_pair(method, reference, 2)
     assert part.seeds == pytest.approx(expected)
     half = stats.t.ppf(0.975, 2) * expected**0.5
-    assert part.interval == pytest.approx((part.difference - half, part.difference + half))
+    assert interval(part) == pytest.approx((part.difference - half, part.difference + half))
 
 
 def test_examples_count_as_beside_seeds_where_one_trial_is_run() -> None:
@@ -154,11 +158,13 @@ def test_answers_that_methods_share_add_nothing() -> None:
 
 def test_no_interval_without_enough_trials_in_all_studies_but_one() -> None:
     method, reference = drawn(0, studies=3), drawn(1, studies=3)
-    assert of_pair(method, reference, 8).interval is not None
+    assert interval(of_pair(method, reference, 8)) is not None
     part = of_pair(method, reference, 9)
-    assert (part.seeds, part.interval) == (None, None)
+    assert (part.seeds, interval(part)) == (None, None)
     assert part.difference == pytest.approx(score_after(method, 9) - score_after(reference, 9))
-    assert of_method(drawn(0, studies=1), 1).interval is None
+    assert interval(of_method(drawn(0, studies=2), 1)) is None
+    share = of_share(share_failed, drawn(0, studies=2), drawn(1, studies=2))
+    assert interval(share) is None
     with pytest.raises(ValueError, match="k: 13"):
         of_pair(method, reference, 13)
 
@@ -204,7 +210,7 @@ def test_equal_methods_without_failures_are_not_called_equal_after_one_trial() -
     # One trial in forty may fail unseen, and costs most of a point on average; all of eight never fail.
     methods = [drawn(seed, points=8) for seed in (0, 1)]
     once, often = (of_pair(methods[0], methods[1], k) for k in (1, 8))
-    assert verdict(once.interval, 0.01).answer is Answer.UNDECIDED
+    assert verdict(interval(once), 0.01).answer is Answer.UNDECIDED
     assert once.seeds is not None
     assert once.seeds > 2 * (0.25 / 40) ** 2
     assert often.seeds == pytest.approx(of_pair(*(replace(m, chance=1.0) for m in methods), 8).seeds)  # type: ignore[call-arg]
@@ -267,7 +273,7 @@ def test_shares_are_those_of_the_window() -> None:
     assert share_near(parabola(-0.4, cliff=0.45)) == pytest.approx(0.55, abs=0.05)
     part = of_share(share_failed, parabola(-0.4, cliff=0.6), parabola(0.0))
     assert part.difference == pytest.approx(0.3, abs=0.03)
-    assert of_share(share_failed, parabola(0.0), parabola(0.1)).interval is None
+    assert interval(of_share(share_failed, parabola(0.0), parabola(0.1))) is None
 
 
 def test_the_error_of_a_share_is_that_of_the_studies_shares() -> None:
@@ -296,7 +302,7 @@ def test_a_method_that_always_diverges_has_its_scores_and_no_more() -> None:
     assert score_after(method, 4) == pytest.approx(0.5)
     assert share_near(method) == 1
     assert transfer([method, method]) == pytest.approx(0)
-    assert of_method(method, 4).interval is None
+    assert interval(of_method(method, 4)) is None
 
 
 def test_variances_go_to_their_sources() -> None:
@@ -382,7 +388,7 @@ def test_the_power_of_a_design_is_that_of_its_simulation() -> None:
 
 def test_a_design_takes_the_noise_of_stored_studies() -> None:
     effects = [effect([of_pair(drawn(seed), drawn(9), 2)]) for seed in range(3)]
-    stored = power.of_effects(effects)
+    stored = power.of_effects(effects, claims=3)
     assert stored is not None
     assert stored.seeds == 5
     planned = study_power.of_stored(stored, tasks=4, studies=6, claims=10, points=2)
@@ -394,3 +400,5 @@ def test_a_design_takes_the_noise_of_stored_studies() -> None:
 def test_a_k_that_leaves_no_interval_has_no_power() -> None:
     with pytest.raises(ValueError, match="k"):
         study_power.of_assumed(Response(), tasks=1, studies=3, points=4, k=9, claims=1)
+    with pytest.raises(ValueError, match="studies"):
+        study_power.of_assumed(Response(), tasks=1, studies=2, points=8, k=8, claims=1)
