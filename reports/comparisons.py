@@ -62,6 +62,8 @@ class AgainstReference:
     #: Of the difference. It holds at once with those of all other methods of the budget, and the verdict is
     #: what it says.
     interval: Bounds | None
+    #: The same if the points that tuning chose had been fixed beforehand.
+    at_chosen_points: Bounds | None
     verdict: Verdict
     #: On each setting. They hold at once with those of all methods on all settings of the budget.
     intervals: tuple[Bounds | None, ...]
@@ -182,6 +184,7 @@ class _Family:
             reference_cells=others,
             effect=found,
             interval=interval,
+            at_chosen_points=found.at_chosen_points(self.level),
             verdict=verdict(interval, self.threshold),
             intervals=tuple(effect([part]).interval(self.level_on_settings) for part in found.parts),
             lost=planned - found.pairs,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.metrics import METRICS, Metric, bounds
-from reports.artifacts import Predictions, predictions
+from bench.metrics import bounds
+from reports.contributions import ByExample, Run, contributions
 from reports.inference.crossed import (
     OnSetting,
     of_groups,
@@ -20,31 +18,28 @@ from reports.inference.crossed import (
     of_seeds_and_examples,
 )
 from reports.inference.intervals import Array
-from reports.study import Cell, Seed, Study
+from reports.retuning import lotteries
+from reports.study import Study
 from reports.words import many
 
 #: Runs whose predictions one report reads.
 MOST_PREDICTIONS = 2000
-#: How far the score of stored predictions may be from the stored score, as a share of it, or of what scores
-#: of its task come to where that is more: older stores have it in float32.
-AGREES = 1e-4
-
-
-@dataclass(frozen=True)
-class ByExample:
-    """What each test example (examples,) contributed to the score of one run."""
-
-    #: The same for runs that were tested on the same examples.
-    test_set: str
-    values: NDArray[np.float32]
 
 
 class Evidence:
     """The runs of a study, as far as they were read."""
 
-    def __init__(self, study: Study, answers: dict[str, ByExample], notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        study: Study,
+        answers: Mapping[str, ByExample],
+        notes: Sequence[str],
+        tuning: Mapping[int, float],
+    ) -> None:
         self.study = study
         self._answers = answers
+        #: What tuning adds to the variance of a mean score, by cell; of a cell without tuning nothing.
+        self.tuning = tuning
         #: What whoever reads the report must know of it.
         self.notes = tuple(notes)
 
@@ -56,7 +51,8 @@ class Evidence:
         if not seeds:
             return None
         found = _on_setting(np.subtract(*gains), [self.of_runs(cell, seeds) for cell in cells])
-        return _scaled(found, self.study, cells[0])
+        tuning = sum(self.tuning.get(cell, 0.0) for cell in cells)
+        return _scaled(found, self.study, cells[0], tuning)
 
     def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
         """What each run of these seeds of a cell contributed, with the sign turned where less is better;
@@ -69,10 +65,12 @@ class Evidence:
         return known if len(known) == len(found) else None
 
 
-def _scaled(part: OnSetting, study: Study, cell: int) -> OnSetting:
-    """With what scores of this cell's metric are large or small beside, and how far two can be apart."""
+def _scaled(part: OnSetting, study: Study, cell: int, tuning: float) -> OnSetting:
+    """With what tuning adds, what scores of this cell's metric are large or small beside, and how far two can
+    be apart.
+    """
     low, high = bounds(study.all_cells[cell].metric)
-    return replace(part, size=study.size(cell), limit=high - low)
+    return replace(part, tuning=tuning, size=study.size(cell), limit=high - low)
 
 
 def _on_setting(values: Array, found: Sequence[list[ByExample] | None]) -> OnSetting:
@@ -111,18 +109,21 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
     (known_x, (x,)), (known_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
     if not len(x) or not len(y):
         return None
+    # One tuning that both have chose the same point for both.
+    one, other = (spent and spent.ids for side, cell in sides for spent in [side.study.all_cells[cell].tuning])
+    tuning = sum(side.tuning.get(cell, 0.0) for side, cell in sides) if one != other else 0.0
     if common := sorted({*known_x} & {*known_y}):
         differences = y[np.isin(known_y, common)] - x[np.isin(known_x, common)]
         found = [side.of_runs(cell, common) for side, cell in reversed(sides)]
         part = _on_setting(differences, found)
-        return Between(tuple(common), differences, _scaled(part, before.study, cells[0]))
+        return Between(tuple(common), differences, _scaled(part, before.study, cells[0], tuning))
     known = [
         runs
         for (side, cell), seeds in zip(sides, (known_x, known_y), strict=True)
         if (runs := side.of_runs(cell, seeds)) is not None
     ]
     part = _of_groups(y, x, known[::-1])
-    return Between((), np.empty(0), _scaled(part, before.study, cells[0]))
+    return Between((), np.empty(0), _scaled(part, before.study, cells[0], tuning))
 
 
 def _of_groups(one: Array, other: Array, known: Sequence[list[ByExample]]) -> OnSetting:
@@ -137,79 +138,43 @@ def _of_groups(one: Array, other: Array, known: Sequence[list[ByExample]]) -> On
 
 
 def gather(study: Study, cells: Iterable[int]) -> Evidence:
-    """Reads the predictions of these cells, of the first of them if there are too many runs."""
-    wanted = [study.all_cells[number] for number in dict.fromkeys(cells)]
-    metrics: dict[str, Metric] = {
-        name: METRICS.get(name) for name in {cell.metric for cell in wanted if cell.metric}
-    }
-    wanted = [cell for cell in wanted if cell.metric]
-    runs: dict[str, tuple[Cell, Seed]] = {}
+    """Reads the predictions of these cells, of the first of them if there are too many runs, and of their
+    tuning.
+    """
+    numbers = list(dict.fromkeys(cells))
+    wanted = [cell for number in numbers if (cell := study.all_cells[number]).metric]
+    runs: dict[str, Run] = {}
     taken = 0
     for cell in wanted:
-        more = {seed.trial_id: (cell, seed) for seed in study.finished(cell.number)}
+        size = study.size(cell.number)
+        more = {
+            seed.trial_id: Run(seed.experiment, cell.task, cell.metric, seed.score, size)
+            for seed in study.finished(cell.number)
+        }
         if len(runs | more) > MOST_PREDICTIONS:
             break
         runs |= more
         taken += 1
-    stored: dict[str, Predictions] = {}
-    for experiment in study.experiments:
-        for name, metric in metrics.items():
-            of_both = [
-                id_
-                for id_, (cell, seed) in runs.items()
-                if (seed.experiment, cell.metric) == (experiment.name, name)
-            ]
-            stored |= predictions(experiment, of_both, metric)
-    answers = {
-        id_: ByExample(_test_set(cell, stored[id_]), found.astype(np.float32))
-        for id_, (cell, seed) in runs.items()
-        if id_ in stored
-        and (found := _contributed(metrics[cell.metric], seed, stored[id_], study.size(cell.number)))
-        is not None
-    }
-    notes = []
+    found = contributions(study, runs)
+    tuning, notes = lotteries(study, numbers)
     if taken < len(wanted):
         notes.append(
             f"Test examples count in the first {taken:,} of {len(wanted):,} cells: a report reads the "
             f"predictions of {MOST_PREDICTIONS:,} runs at most. Intervals of the others are of seeds alone."
         )
-    if lost := len(runs) - len(stored):
+    if found.unreadable:
         notes.append(
-            f"Predictions of {many(lost, 'run')} are not stored or cannot be read: intervals with them are "
-            "of seeds alone, and narrower than they should be."
+            f"Predictions of {many(found.unreadable, 'run')} are not stored or cannot be read: intervals with "
+            "them are of seeds alone, and narrower than they should be."
         )
-    if wrong := len(stored) - len(answers):
+    if found.wrong:
         notes.append(
-            f"Predictions of {many(wrong, 'run')} do not give the score that is stored: intervals with them "
-            "are of seeds alone, and narrower than they should be."
+            f"Predictions of {many(found.wrong, 'run')} do not give the score that is stored: intervals with "
+            "them are of seeds alone, and narrower than they should be."
         )
-    if silent := [some for some in stored.values() if _silent(some)]:
+    if found.silent:
         notes.append(
-            f"Predictions of {many(len(silent), 'run')} are partly no numbers: they count as wrong answers, "
+            f"Predictions of {many(found.silent, 'run')} are partly no numbers: they count as wrong answers, "
             "in the scores and in all that is claimed from them."
         )
-    return Evidence(study, answers, notes)
-
-
-def _silent(stored: Predictions) -> bool:
-    """Whether some example has no answer, or an output that is no number."""
-    given = stored.given
-    return bool((given < 0).any() if given.dtype.kind == "i" else (~np.isfinite(given)).any())
-
-
-def _contributed(metric: Metric, seed: Seed, stored: Predictions, size: float) -> Array | None:
-    """What each example contributed; None where that is not the stored score, which is large or small
-    beside `size`.
-    """
-    if not len(stored.labels):
-        return None
-    with METRICS.blaming(metric.name):
-        found = metric.contributions(stored.labels, stored.given)
-    if seed.score is None or abs(found.mean() - seed.score) > AGREES * max(size, abs(seed.score)):
-        return None
-    return found
-
-
-def _test_set(cell: Cell, stored: Predictions) -> str:
-    content = hashlib.sha256(stored.examples.tobytes() + stored.labels.tobytes())
-    return f"{cell.task} {content.hexdigest()}"
+    return Evidence(study, found.by_trial, notes, tuning)

@@ -1,7 +1,7 @@
 """Seeds and test examples as crossed random effects: how far a difference on one setting is from the truth.
 
 Seeds are a sample of all seeds, and the test examples one of all examples; every seed answers the same
-examples.
+examples. Where methods were tuned, the points that were chosen are a sample too, on each setting for itself.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class OnSetting:
     seeds: float | None
     #: What the test examples add to it; 0 where only seeds are known.
     examples: float = 0.0
+    #: What the tuning of both sides adds to it; 0 where nothing was chosen, or nothing is known of that.
+    tuning: float = 0.0
     #: How many test examples are behind it; None where the analysis is of seeds alone.
     count: int | None = None
     #: Degrees of freedom of `seeds`, where they are not those of the pairs.
@@ -44,7 +46,7 @@ class OnSetting:
         if self.seeds is None:
             return None
         freedom = self.pairs - 1 if self.freedom is None else self.freedom
-        return Error(self.seeds, freedom, self.examples, self.size, self.limit)
+        return Error(self.seeds, freedom, self.examples, self.tuning, self.size, self.limit)
 
 
 def of_seeds(differences: Array) -> OnSetting:
@@ -131,5 +133,8 @@ def over_settings(parts: Sequence[OnSetting]) -> Error | None:
                 continue
             together = np.cov(one.by_example, other.by_example)[0, 1] / len(one.by_example)
             examples += 2 * float(together)
+    examples, tuning = (
+        max(0.0, added) / len(parts) ** 2 for added in (examples, sum(error.tuning for error in known))
+    )
     size, limit = max(part.size for part in parts), max(part.limit for part in parts)
-    return Error(seeds, freedom, max(0.0, examples) / len(parts) ** 2, size, limit)
+    return Error(seeds, freedom, examples, tuning, size, limit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -40,6 +40,10 @@ class Effect:
         if self.error is None or self.error.none:
             return None
         return self.error.interval(self.difference, level)
+
+    def at_chosen_points(self, level: float) -> Bounds | None:
+        """The same as if the points that tuning chose had been fixed beforehand."""
+        return replace(self, error=self.error and replace(self.error, tuning=0.0)).interval(level)
 
 
 def effect(parts: Sequence[OnSetting]) -> Effect:

@@ -1,6 +1,4 @@
-"""What intervals are made of: levels, standard errors of two sources, and how they widen for several
-claims.
-"""
+"""What intervals are made of: levels, standard errors by source, and how they widen for several claims."""
 
 from __future__ import annotations
 
@@ -58,6 +56,8 @@ class Error:
     freedom: float
     #: What test examples add to it.
     examples: float
+    #: What tuning adds to it, which might have chosen other points (see `reports.inference.retuning`).
+    tuning: float = 0.0
     #: What scores are large or small beside.
     size: float = 1.0
     #: The largest difference that two scores can have.
@@ -65,26 +65,26 @@ class Error:
 
     @property
     def total(self) -> float:
-        """The standard error of both."""
-        return math.sqrt(self.seeds + self.examples)
+        """The standard error of all sources."""
+        return math.sqrt(self.seeds + self.examples + self.tuning)
 
     @property
     def none(self) -> bool:
-        """Whether nothing varies, so that nothing is known of the noise."""
-        return self.total <= RESOLUTION * self.size
+        """Whether no run differs from another, so that nothing is known of the noise."""
+        return math.sqrt(self.seeds + self.examples) <= RESOLUTION * self.size
 
     def half(self, level: float = LEVEL) -> float:
-        """Half the width of the interval: the squares of either source's own half add up (Howe, 1974; Zou and
+        """Half the width of the interval: the squares of each source's own half add up (Howe, 1974; Zou and
         Donner, 2008).
 
         So the few degrees of freedom of the seeds widen their part alone, and a spread of seeds that is small
         by chance does not narrow the whole: one Satterthwaite approximation of both holds less often than it
         says with few seeds on one task. The variance of the examples, of which there are many, is taken as
-        known.
+        known, and so is that of tuning.
         """
         tail = (1 + level) / 2
         of_seeds = float(stats.t.ppf(tail, self.freedom)) ** 2 * self.seeds if self.seeds else 0.0
-        return math.sqrt(of_seeds + float(stats.norm.ppf(tail)) ** 2 * self.examples)
+        return math.sqrt(of_seeds + float(stats.norm.ppf(tail)) ** 2 * (self.examples + self.tuning))
 
     def interval(self, mean: float, level: float = LEVEL) -> Bounds:
         """Cut to differences that there can be."""

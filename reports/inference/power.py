@@ -29,14 +29,20 @@ class Design:
     claims: int
     #: Variance of the difference of one seed pair, on each setting.
     spreads: tuple[float, ...]
-    #: What test examples add to the variance of the mean over settings.
+    #: What test examples and tuning add to the variance of the mean over settings, whatever the seeds.
     examples: float = 0.0
+    tuning: float = 0.0
     #: What all intervals hold at once with.
     at_once: float = LEVEL
 
     @property
     def settings(self) -> int:
         return len(self.spreads)
+
+    @property
+    def known(self) -> float:
+        """The variance that more seeds do not lessen."""
+        return self.examples + self.tuning
 
     def error(self, seeds: int | None = None) -> Error:
         """With that many seeds instead, if given.
@@ -45,7 +51,7 @@ class Design:
         """
         seeds = seeds or self.seeds
         variances = [spread / seeds for spread in self.spreads]
-        return Error(*welch(variances, [seeds - 1] * self.settings), self.examples)
+        return Error(*welch(variances, [seeds - 1] * self.settings), self.examples, self.tuning)
 
     @property
     def level(self) -> float:
@@ -89,12 +95,12 @@ class Design:
         freedom *= seeds - 1
         tail = (1 + self.level) / 2
         of_seeds = stats.t.ppf(tail, freedom) ** 2 * whole / self.settings**2
-        halves: Array = np.sqrt(of_seeds + stats.norm.ppf(tail) ** 2 * self.examples)
+        halves: Array = np.sqrt(of_seeds + stats.norm.ppf(tail) ** 2 * self.known)
         return halves
 
     def needs(self, difference: float) -> int | None:
         """How many seeds find this difference as often as `POWER`; None where no number of seeds does,
-        because the test examples are too few, or more than `MOST_SEEDS`.
+        because test examples or tuning are too few, or more than `MOST_SEEDS`.
         """
         if (self._finds(MOST_SEEDS) or 0.0) > difference:
             return None
