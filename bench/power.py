@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from bench.metrics import METRICS
 from bench.plan.rows import Plan, Row
+from bench.suite.suite import Suite
 from methods import UserError
 from reports.analysis import analyse, measured
 from reports.inference.power import Design, of_runs
@@ -19,6 +21,11 @@ from reports.thresholds import DEFAULT, Asked, thresholds
 #: Standard deviations of a run's score over seeds that are tried where nothing is known, in the score's
 #: units.
 ASSUMED = (0.003, 0.005, 0.007, 0.01, 0.02)
+
+#: The share of test examples on which two methods are assumed to disagree whatever their seeds. Single runs
+#: disagree on more, most of which differs from seed to seed and is in the standard deviation over seeds. The
+#: medians of the published leaderboard's tasks are .007 to .028.
+DISAGREEMENT = 0.025
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Power:
     design: Design
     #: Whether its noise is that of stored runs; else it is assumed.
     stored: bool
+    #: Of assumed noise, the tasks whose test examples are not counted.
+    uncounted: tuple[str, ...]
     #: The smallest difference that matters, in the metric's units.
     threshold: float
 
@@ -55,6 +64,9 @@ class Power:
             "comparisons": self.design.claims,
             "sd": self.sd,
             "stored": self.stored,
+            "sd_of_examples": math.sqrt(self.design.examples),
+            "sd_of_tuning": math.sqrt(self.design.tuning),
+            "without_test_examples": self.uncounted,
             "threshold": self.threshold,
             "finds": self.design.finds,
             "margin": self.design.margin,
@@ -66,9 +78,10 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
     """Every budget and metric of a plan, and every task where scores have its units: with the noise of stored
     runs of the suite if there are some, else with each of `ASSUMED`; `sd` takes the place of both.
 
-    Assumed noise is that of the two sides of a pair by themselves, and without test examples.
-    Raises UserError for a threshold as `reports.thresholds.thresholds` does, and for one in units beside
-    assumed noise, which is a share of the score there.
+    Assumed noise is that of the two sides of a pair by themselves, with test examples by `DISAGREEMENT`, and
+    without collapsed runs and the chance in tuning. Raises UserError for a threshold as
+    `reports.thresholds.thresholds` does, and for one in units beside assumed noise, which is a share of the
+    score there.
     """
     if plan.suite.studies:
         raise UserError(
@@ -82,7 +95,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
     for budget, of_budget in grouped(rows, _budget).items():
         blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
         for (metric, task), of_block in blocks.items():
-            settings = len({(row.task, row.backbone) for row in of_block})
+            settings = list(dict.fromkeys((row.task, row.backbone) for row in of_block))
             seeds = max(len(row.trials) for row in of_block)
             methods = {table_name(row.planned()): row.registered for row in of_block}
             claims = max(1, len(methods) - (REFERENCE in methods.values()))
@@ -93,19 +106,45 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
                     "the score: leave it out, or take the noise of stored runs of the suite"
                 )
             if then:
-                designs = [_planned(then, settings, seeds, claims)]
+                without: tuple[str, ...] = ()
+                designs = [_planned(then, len(settings), seeds, claims)]
             else:
+                added, without = _of_examples(plan.suite, metric, [task for task, _ in settings])
                 noises = ASSUMED if sd is None else (sd,)
-                designs = [of_runs(noise, settings, seeds, claims) for noise in noises]
+                designs = [of_runs(noise, len(settings), seeds, claims, added) for noise in noises]
             threshold = matters.get(metric, threshold)
-            found += [Power(budget, metric, task, design, then is not None, threshold) for design in designs]
+            found += [
+                Power(budget, metric, task, design, then is not None, without, threshold)
+                for design in designs
+            ]
     return found
+
+
+def _of_examples(suite: Suite, metric: str, tasks: Sequence[str]) -> tuple[float, tuple[str, ...]]:
+    """What test examples are assumed to add to the variance of a mean difference over settings, by the task
+    of each setting; and the tasks for which that is not known.
+
+    Where each seed deals its own split, they are in the standard deviation over seeds.
+    """
+    rows, scored = {row.shown: row for row in suite.tasks}, METRICS.get(metric)
+    added, without = 0.0, []
+    for task in tasks:
+        if rows[task].split == "per_seed":
+            continue
+        count = rows[task].scored_examples(suite.evaluate)
+        # Errors in units are not a share of examples on which methods disagree.
+        if count is None or scored.in_units:
+            without.append(task)
+        else:
+            added += DISAGREEMENT * scored.point**2 / count
+    return added / len(tasks) ** 2, tuple(dict.fromkeys(without))
 
 
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
     """A design with the noise of this one, whose spread on settings that it does not have is its mean."""
     spreads = stored.spreads if stored.settings == settings else (fmean(stored.spreads),) * settings
-    return Design(seeds, claims, spreads, stored.examples * stored.settings / settings)
+    by_settings = stored.settings / settings
+    return Design(seeds, claims, spreads, stored.examples * by_settings, stored.tuning * by_settings)
 
 
 def _budget(row: Row) -> str:

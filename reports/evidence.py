@@ -109,9 +109,11 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
     (known_x, (x,)), (known_y, (y,)) = (side.study.gains([cell]) for side, cell in sides)
     if not len(x) or not len(y):
         return None
+    tuned = [side.study.all_cells[cell].tuning for side, cell in sides]
+    tuning = 0.0
     # One tuning that both have chose the same point for both.
-    one, other = (spent and spent.ids for side, cell in sides for spent in [side.study.all_cells[cell].tuning])
-    tuning = sum(side.tuning.get(cell, 0.0) for side, cell in sides) if one != other else 0.0
+    if len({entry and entry.ids for entry in tuned}) > 1:
+        tuning = sum(side.tuning.get(cell, 0.0) for side, cell in sides)
     if common := sorted({*known_x} & {*known_y}):
         differences = y[np.isin(known_y, common)] - x[np.isin(known_x, common)]
         found = [side.of_runs(cell, common) for side, cell in reversed(sides)]
@@ -164,8 +166,8 @@ def gather(study: Study, cells: Iterable[int]) -> Evidence:
         )
     if found.unreadable:
         notes.append(
-            f"Predictions of {many(found.unreadable, 'run')} are not stored or cannot be read: intervals with "
-            "them are of seeds alone, and narrower than they should be."
+            f"Predictions of {many(found.unreadable, 'run')} are not stored or cannot be read: intervals "
+            "with them are of seeds alone, and narrower than they should be."
         )
     if found.wrong:
         notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from reports.comparisons import AgainstReference
 from reports.inference import power
 from reports.inference.effects import Answer, Effect, Verdict, effect, verdict
 from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
-from reports.study import Cell, Study, TaskAndBackbone
+from reports.inference.orders import best_of_equals
+from reports.study import Cell, Item, Study, TaskAndBackbone
 from reports.words import many
 
 
@@ -98,6 +100,9 @@ def _finding(study: Study, block: Block, place: int | None) -> Finding:
     best, equals = _best(study, block, place)
     comparison = next((c for c in block.comparisons if c.method == best), None)
     found = against(block, comparison, place) if comparison else None
+    claims = [_claim(block, best, equals, found)]
+    if found:
+        claims += [chance(study, block, place), _turned(block, comparison) if place is None else ""]
     return Finding(
         block=block,
         setting=setting,
@@ -106,11 +111,11 @@ def _finding(study: Study, block: Block, place: int | None) -> Finding:
         against=found,
         costs=_costs([study.all_cells[number] for number in _of(block.cells[best], place)]) if best else None,
         finds=_finds(block, place),
-        claim=_claim(block, best, equals, found) + (_turned(block, comparison) if place is None else ""),
+        claim=" ".join(filter(None, claims)),
     )
 
 
-def _of(values: Sequence[int], place: int | None) -> Sequence[int]:
+def _of(values: Sequence[Item], place: int | None) -> Sequence[Item]:
     return values if place is None else values[place : place + 1]
 
 
@@ -158,6 +163,27 @@ def _finds(block: Block, place: int | None) -> float | None:
         effects = [effect([c.effect.parts[place]]) for c in block.comparisons]
         design = power.of_effects(effects, len(effects) * len(block.settings), block.level)
     return design.finds if design else None
+
+
+def chance(study: Study, block: Block, place: int | None = None) -> str:
+    """What the best of the block's comparisons would show if all methods were equal, over all settings or on
+    one; empty for a single one, and where nothing is known of the noise.
+    """
+    errors = []
+    for found in block.comparisons:
+        # Of what examples and tuning add to a difference, half is the method's own; the reference's part is
+        # the same for all methods, and nothing on average.
+        own = [
+            (cell.sd or 0.0) ** 2 / cell.finished + (part.examples + part.tuning) / 2
+            for part, number in zip(_of(found.effect.parts, place), _of(found.cells, place), strict=True)
+            for cell in [study.all_cells[number]]
+        ]
+        if found.effect.error is not None:
+            errors.append(math.sqrt(sum(own)) / len(own))
+    if len(errors) < 2 or not any(errors):
+        return ""
+    shown = block.unit.difference(best_of_equals(errors), 1)
+    return f"The best of {len(errors)} equal methods would show about {shown} {block.unit.points}."
 
 
 def _claim(block: Block, best: str | None, equals: Sequence[str] | None, found: Against | None) -> str:
@@ -214,7 +240,7 @@ def _turned(block: Block, comparison: AgainstReference | None) -> str:
     for one in comparison.without:
         if one.difference * comparison.effect.difference < 0:
             points = block.unit.difference(one.difference).replace("-", "−")
-            return f" The mean hangs on {one.task}: without that it is {points} {block.unit.points}."
+            return f"The mean hangs on {one.task}: without that it is {points} {block.unit.points}."
     return ""
 
 

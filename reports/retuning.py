@@ -29,7 +29,9 @@ def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], lis
     every = (study.all_cells[number] for number in dict.fromkeys(cells))
     tuned = [cell for cell in every if cell.tuning and cell.finished > 1]
     stored = {
-        id_: (each.name, record) for each in reversed(study.experiments) for id_, record in each.records.items()
+        id_: (each.name, record)
+        for each in reversed(study.experiments)
+        for id_, record in each.records.items()
     }
     runs: dict[str, Run] = {}
     for cell in tuned:
@@ -91,12 +93,12 @@ def _of_examples(points: Sequence[Sequence[ByExample | None]]) -> Array | None:
 def _notes(tuned: Sequence[Cell], found: Mapping[int, float | None]) -> Iterator[str]:
     if lost := sum(value is None for value in found.values()):
         yield (
-            f"Tuning trials of {many(lost, 'tuned cell')} of {len(tuned):,}, or their validation predictions, "
-            "are not stored or were not read: how much chance there was in their tuning is unknown. Intervals "
-            "with them take the chosen points as fixed, and are narrower than they should be."
+            f"The tuning of {many(lost, 'cell')} of {len(tuned):,} cannot be repeated, since its trials or "
+            "their validation predictions are not stored or were not read: intervals with them take the "
+            "chosen points as fixed, and are narrower than they should be."
         )
     if alone := sum(cell.tuning is not None and cell.tuning.trials == 1 for cell in tuned):
         yield (
-            f"{many(alone, 'tuned cell')} of {len(tuned):,} had a single point to choose from: tuning adds "
+            f"{many(alone, 'cell')} of {len(tuned):,} had a single point to choose from: tuning adds "
             "nothing to the intervals."
         )

@@ -15,6 +15,7 @@ from bench.metrics import direction
 from bench.process.visible import markdown_text, visible
 from reports.analysis import Analysis, Block
 from reports.converged import unbeaten
+from reports.findings import chance
 from reports.inference.effects import Answer
 from reports.mixtures import Mixture
 from reports.rendering import environment
@@ -272,6 +273,7 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
         tables=tables,
         mixtures=mixtures,
         unbeaten=unbeaten(analysis.study.all_cells),
+        chance=chance,
     )
     return text.rstrip("\n") + "\n"
 

@@ -22,7 +22,8 @@ from pydantic import (
 from bench.backbones.kinds import IMAGENET_MEAN, IMAGENET_STD
 from bench.backbones.spec import refuse_unknown_home
 from bench.inputs import MAX_PIXELS, ImageInput, ModelInput, Padding, Prompt, TextInput, Writing
-from bench.tasks import TASKS, DataSource, Task, train_count
+from bench.tasks import TASKS, DataSource, Task, split_count
+from bench.tasks.base import SPLITS, SplitName
 from bench.tasks.described import described
 from bench.tasks.description import FORMATS, Description
 from bench.tasks.objective import objective
@@ -205,7 +206,18 @@ class TaskRow(Frozen):
         task = self.lookup()
         if self.train_size is not None or (self.split == "per_seed" and task.sizes is None):
             return self.train_size
-        return train_count(task)
+        return split_count(task, "train")
+
+    def scored_examples(self, split: SplitName) -> int | None:
+        """About how many examples of this split are scored; None where that is not known before the data are
+        there.
+        """
+        task, place = self.lookup(), SPLITS.index(split)
+        available = split_count(task, split)
+        if task.total is not None and task.redealt is not None:
+            available = available or task.total * task.redealt[place] // 100
+        known = [count for count in (self.sizes[place], available) if count is not None]
+        return min(known, default=None)
 
     def input(self, wanted: ModelInput) -> ModelInput:
         """How a backbone gets its examples in this row, where by itself it wants them as `wanted`.

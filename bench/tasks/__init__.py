@@ -7,7 +7,7 @@ from bench.tasks.catalog import TASKS
 from bench.tasks.data import data_key, prepare
 from bench.tasks.objective import Objective, objective
 from bench.tasks.overlap import split_sizes
-from bench.tasks.pool import check_use, train_count
+from bench.tasks.pool import check_use, split_count
 from bench.tasks.splits import ImageSplit, PreparedData, Split, TextSplit
 
 __all__ = [
@@ -24,6 +24,6 @@ __all__ = [
     "data_key",
     "objective",
     "prepare",
+    "split_count",
     "split_sizes",
-    "train_count",
 ]

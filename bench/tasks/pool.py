@@ -156,19 +156,19 @@ def check_use(task: Task, sizes: Sizes, seeds: tuple[int | None, ...]) -> None:
         _check_splits(task, sizes, seeds)
 
 
-def train_count(task: Task) -> int | None:
-    """How many examples the train split that all seeds share has; None where no plan can know it yet.
+def split_count(task: Task, split: SplitName) -> int | None:
+    """How many examples the split that all seeds share has; None where no plan can know it yet.
 
     Raises UserError for data that cannot be split.
     """
     if task.sizes is not None:
-        return task.sizes[0]
-    return _dealt_to_train(task) if task.at_hand and task.modality == "text" else None
+        return task.sizes[SPLITS.index(split)]
+    return _dealt_counts(task)[split] if task.at_hand and task.modality == "text" else None
 
 
 @lru_cache(maxsize=32)
-def _dealt_to_train(task: Task) -> int:
-    return len(dealt(Source(task))["train"])
+def _dealt_counts(task: Task) -> dict[SplitName, int]:
+    return {split: len(chosen) for split, chosen in dealt(Source(task)).items()}
 
 
 @lru_cache(maxsize=32)

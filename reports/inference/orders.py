@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import integrate, stats
 
 from reports.inference.effects import Effect
 from reports.inference.intervals import LEVEL, RESOLUTION_DIGITS, Array, simultaneous
@@ -63,6 +63,19 @@ def separations(
             apart[i, j] = int(interval[0] > 0) - int(interval[1] < 0)
             apart[j, i] = -apart[i, j]
     return apart if known else None
+
+
+def best_of_equals(errors: Sequence[float]) -> float:
+    """The largest mean to be expected of methods that are all equal, above their true mean (Tippett, 1925).
+
+    `errors`: the standard error of each, one of them at least above zero; they are normal and independent.
+    """
+    spread = np.array([error for error in errors if error])
+    # In units of the largest error, and beyond eight of them nothing is left.
+    points = np.linspace(0.0, 8 * spread.max(), 4001)
+    above, below = (stats.norm.cdf(side * points[:, None] / spread).prod(1) for side in (1, -1))
+    # A method without error has its true mean: none falls below it.
+    return float(integrate.simpson(1 - above - below * (len(spread) == len(errors)), x=points))
 
 
 def letters(separable: NDArray[np.bool_]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 from scipy import optimize, stats
@@ -100,7 +101,7 @@ class Design:
 
     def needs(self, difference: float) -> int | None:
         """How many seeds find this difference as often as `POWER`; None where no number of seeds does,
-        because test examples or tuning are too few, or more than `MOST_SEEDS`.
+        because test examples or tuning vary too much, or more than `MOST_SEEDS`.
         """
         if (self._finds(MOST_SEEDS) or 0.0) > difference:
             return None
@@ -115,7 +116,7 @@ class Design:
 
 
 def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | None:
-    """The design that this comparison had, one of so many; None where nothing is known of its noise.
+    """The design that this comparison has, one of so many; None where nothing is known of its noise.
 
     `at_once`: what all their intervals hold at once with.
     """
@@ -126,21 +127,36 @@ def of_effect(effect: Effect, claims: int, at_once: float = LEVEL) -> Design | N
         claims=claims,
         spreads=tuple((part.seeds or 0.0) * part.pairs for part in effect.parts),
         examples=effect.error.examples,
+        tuning=effect.error.tuning,
         at_once=at_once,
     )
 
 
 def of_effects(effects: Sequence[Effect], claims: int, at_once: float = LEVEL) -> Design | None:
-    """The design of that one among these comparisons whose error is in the middle, of two the larger; None
-    where none has any. `claims`, `at_once`: as of `of_effect`.
+    """The design of these comparisons, with the mean of their variances, source by source; None where none
+    has any. `claims`, `at_once`: as of `of_effect`.
+
+    The variance of few seeds is mostly too small: that of the comparison in the middle would promise too
+    much, and so would leaving out those with runs that collapsed.
     """
     known = [design for one in effects if (design := of_effect(one, claims, at_once))]
-    return sorted(known, key=lambda design: design.error().total)[len(known) // 2] if known else None
+    if not known:
+        return None
+    return replace(
+        known[0],
+        seeds=round(fmean(design.seeds for design in known)),
+        spreads=tuple(map(fmean, zip(*(design.spreads for design in known), strict=True))),
+        examples=fmean(design.examples for design in known),
+        tuning=fmean(design.tuning for design in known),
+    )
 
 
-def of_runs(sd: float, settings: int, seeds: int, claims: int) -> Design:
-    """A design of runs with that standard deviation over seeds, none of which the sides of a pair share."""
-    return Design(seeds, claims, spreads=(2 * sd**2,) * settings)
+def of_runs(sd: float, settings: int, seeds: int, claims: int, examples: float = 0.0) -> Design:
+    """A design of runs with that standard deviation over seeds, none of which the sides of a pair share.
+
+    `examples`: what test examples add to the variance of a mean difference over settings.
+    """
+    return Design(seeds, claims, spreads=(2 * sd**2,) * settings, examples=examples)
 
 
 def _solve(chance: Callable[[float], float], error: Error) -> float:

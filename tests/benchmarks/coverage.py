@@ -5,26 +5,33 @@
 Prints the tables that stand in docs/reports.md. Each example's contribution to a run's score is the method's
 mean, an effect of the run (0.7 points, normal or skewed to the left as by a gamma distribution of shape 4),
 one of the example under the method, and noise. With 1,000 examples the last two add 0.33 and 0.35 points to a
-run's score.
+run's score. A run that collapses has 30 points less.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
 
 from reports.inference import orders, power
 from reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
-from reports.inference.effects import Answer, effect, verdict
+from reports.inference.effects import Answer, Effect, effect, verdict
 from reports.inference.intervals import LEVEL, Array, simultaneous, t_half
+from reports.inference.retuning import lottery
 
 METHODS, THRESHOLD = 15, 0.01
 OF_RUNS, OF_EXAMPLES, OF_ANSWERS = 0.007, 0.105, 0.11
+COLLAPSE = 0.3
+#: Of tuning: the validation examples, the standard deviation of a point's validation score, and of what each
+#: example gives beyond what is the same for all points.
+VALIDATED, OF_VALIDATION, OF_VALIDATED = 400, 0.02, 0.3
 
 #: Draws of unit variance about zero.
 Noise = Callable[..., Array]
@@ -49,20 +56,34 @@ class Scenario:
     tasks: int
     seeds: int = 5
     examples: int = 1000
+    #: What it is called beyond noise and tasks.
+    what: str = ""
+    #: Chance that a run of the first task collapses, and of how many methods; the reference is the first.
+    collapses: float = 0.0
+    collapsing: int = METHODS
+    #: How much larger the effects of runs are on the first task, and by method beyond that.
+    noisy: float = 1.0
+    factors: Sequence[float] = (1.0,)
 
     @property
     def name(self) -> str:
-        return f"{self.noise.__name__}, {self.tasks} task{'s' * (self.tasks > 1)}"
+        what = self.what or self.noise.__name__
+        return f"{what}, {self.tasks} task{'s' * (self.tasks > 1)}"
 
     def draw(self, numbers: Generator, means: Array) -> list[Table]:
         """A table a task; `means` (methods,) in which the first is the reference."""
-        return [self._setting(numbers, means[:, None, None]) for _ in range(self.tasks)]
+        return [self._setting(numbers, means[:, None, None], task == 0) for task in range(self.tasks)]
 
-    def _setting(self, numbers: Generator, means: Array) -> Table:
+    def _setting(self, numbers: Generator, means: Array, first: bool) -> Table:
         methods, seeds, examples = len(means), self.seeds, self.examples
         table = numbers.standard_normal((methods, seeds, examples), dtype=np.float32) * OF_ANSWERS
-        table += means + OF_RUNS * self.noise(numbers, (methods, seeds, 1))
+        spread = OF_RUNS * np.resize(self.factors, (methods, 1, 1)) * (self.noisy if first else 1.0)
+        table += means + spread * self.noise(numbers, (methods, seeds, 1))
         table += OF_EXAMPLES * numbers.normal(size=(methods, 1, examples))
+        if first and self.collapses:
+            fell = numbers.random((methods, seeds, 1)) < self.collapses
+            # A method's mean is over all of its runs, those that collapse included.
+            table[: self.collapsing] += COLLAPSE * (self.collapses - fell[: self.collapsing])
         return table.astype(float)
 
 
@@ -74,6 +95,8 @@ def parts(tables: Sequence[Table], one: int, other: int = 0) -> list[OnSetting]:
 
 #: What was counted in one repeat, and the share of it that was so.
 Counted = Iterator[tuple[str, float]]
+Quantity = Callable[[Scenario, Generator], Counted]
+Rows = dict[str, list[float]]
 
 
 def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
@@ -90,7 +113,7 @@ def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
     held = [_holds(part, simultaneous(len(fields))) for part in fields]
     yield "*some field of a heat map's tasks bold, none differs", float(not all(held))
     # Whatever the truth is, the interval lies about it as about zero.
-    for truth in (0.01, 0.012):
+    for truth in (0.01, 0.012, 0.015):
         said = [
             verdict((truth + one.difference - half, truth + one.difference + half), THRESHOLD).answer
             for one, half in zip(found, wide, strict=True)
@@ -101,6 +124,14 @@ def comparisons(scenario: Scenario, numbers: Generator) -> Counted:
         )
         if truth == THRESHOLD:
             yield "*some method called beyond 1 point, all differ by 1", float(Answer.BEYOND in said)
+    runs = sum(table.mean(2).var(1, ddof=1) for table in tables) / scenario.seeds
+    others = sum(np.array([[part.examples / 2 for part in one.parts] for one in found]).T)
+    expected = orders.best_of_equals(list(np.sqrt(runs[1:] + others) / scenario.tasks))
+    yield (
+        "+the best of 14 equal methods is above the reference by, points",
+        100 * max(one.difference for one in found),
+    )
+    yield "+… and so says the report", 100 * expected
 
 
 def _holds(part: OnSetting, level: float = LEVEL) -> bool:
@@ -109,21 +140,93 @@ def _holds(part: OnSetting, level: float = LEVEL) -> bool:
 
 
 def finding(scenario: Scenario, numbers: Generator) -> Counted:
-    """What the power of a design says before the results are known."""
-    design = power.Design(
-        scenario.seeds,
-        METHODS - 1,
-        spreads=(2 * (OF_RUNS**2 + OF_ANSWERS**2 / scenario.examples),) * scenario.tasks,
-        examples=2 * OF_EXAMPLES**2 / scenario.examples / scenario.tasks,
-    )
-    assert design.finds is not None
-    assert design.margin is not None
+    """What a design finds that is said to be found 80% of the time: by the noise that runs have without
+    collapses, as a plan assumes it, and by that of 14 comparisons that are stored.
+    """
+    tables = scenario.draw(numbers, np.zeros(METHODS))
+    stored = power.of_effects([effect(parts(tables, method)) for method in range(1, METHODS)], METHODS - 1)
     found = effect(parts(scenario.draw(numbers, np.zeros(2)), 1))
     assert found.error is not None
-    half = found.error.half(design.level)
-    yield "+smallest difference found 80% of the time, points", 100 * design.finds
-    yield "+… and how often it is found", float(found.difference + design.finds > half)
-    yield "+… and no difference within the margin of 80%", float(abs(found.difference) + half < design.margin)
+    for design, whose in ((_assumed(scenario), "assumed"), (stored, "stored")):
+        assert design is not None
+        assert design.finds is not None
+        assert design.margin is not None
+        half = found.error.half(design.level)
+        yield f"+{whose} noise: smallest difference found 80% of the time, points", 100 * design.finds
+        yield "+… and how often it is found" + f" ({whose})", float(found.difference + design.finds > half)
+        yield (
+            f"+… and no difference within the margin of 80% ({whose})",
+            float(abs(found.difference) + half < design.margin),
+        )
+
+
+@lru_cache
+def _assumed(scenario: Scenario) -> power.Design:
+    sd = math.sqrt(OF_RUNS**2 + OF_ANSWERS**2 / scenario.examples)
+    examples = 2 * OF_EXAMPLES**2 / scenario.examples / scenario.tasks
+    return power.of_runs(sd, scenario.tasks, scenario.seeds, METHODS - 1, examples)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Two methods that are each tuned on every task by their validation scores."""
+
+    tasks: int
+    #: Standard deviation of the true scores of its points.
+    spread: float = 0.02
+    points: int = 8
+    #: Points that end 25 points below.
+    failing: int = 0
+
+    @property
+    def name(self) -> str:
+        what = f"{self.points} points, sd {100 * self.spread:g}"
+        what += f", {self.failing} fail" * (self.failing > 0)
+        return f"{what}, {self.tasks} task{'s' * (self.tasks > 1)}"
+
+    def once(self, numbers: Generator) -> tuple[Effect, float, float]:
+        """An effect with its true values: of the methods tuned again, and of the points that were chosen."""
+        found, again, given = [], [], []
+        for _ in range(self.tasks):
+            scores = numbers.normal(0, self.spread, (2, self.points))
+            scores[:, : self.failing] -= 0.25
+            tables = [self._validated(numbers, side) for side in scores]
+            chosen = [side[table.mean(1).argmax()] for side, table in zip(scores, tables, strict=True)]
+            (final,) = Scenario(normal, 1).draw(numbers, np.array(chosen))
+            own = final.mean(2).var(1, ddof=1)
+            tuning = sum(
+                lottery(table.mean(1), np.cov(table) / VALIDATED + variance * np.eye(self.points))
+                for table, variance in zip(tables, own, strict=True)
+            )
+            found += [replace(part, tuning=tuning) for part in parts([final], 1)]
+            draws = numbers.normal(0, OF_VALIDATION, (4000, 2, self.points))
+            every = np.take_along_axis(scores.T, (scores + draws).argmax(2), 0)
+            again.append(np.subtract(*every.mean(0)[::-1]))
+            given.append(chosen[1] - chosen[0])
+        return effect(found), float(np.mean(again)), float(np.mean(given))
+
+    def _validated(self, numbers: Generator, scores: Array) -> Table:
+        """What each validation example contributes at each point, (points, examples)."""
+        noise = math.sqrt((OF_VALIDATION**2 - OF_RUNS**2) * VALIDATED)
+        runs = OF_RUNS * numbers.normal(size=(self.points, 1))
+        shared = OF_VALIDATED * numbers.normal(size=VALIDATED)
+        answers = noise * numbers.normal(size=(self.points, VALIDATED))
+        return scores[:, None] + runs + shared + answers
+
+
+def retuned(scenario: Tuning, numbers: Generator, repeats: int) -> list[float]:
+    """How often the interval holds of the methods tuned again; that of the chosen points, of the same; and
+    that of the chosen points, of these.
+    """
+    held = []
+    for _ in range(repeats):
+        found, again, given = scenario.once(numbers)
+        whole, fixed = found.interval(LEVEL), found.at_chosen_points(LEVEL)
+        assert whole is not None
+        assert fixed is not None
+        pairs = ((whole, again), (fixed, again), (fixed, given))
+        held.append([low <= truth <= high for (low, high), truth in pairs])
+    return [float(share) for share in np.mean(held, axis=0)]
 
 
 def means(scenario: Scenario, numbers: Generator) -> Counted:
@@ -179,6 +282,46 @@ def table(heads: Sequence[str], rows: dict[str, list[float]]) -> str:
 
 
 QUANTITIES = (comparisons, means, orderings, finding)
+USUAL = [Scenario(noise, tasks) for noise in (normal, skewed) for tasks in (1, 4)]
+
+#: What is worse than usual.
+HARD = [
+    Scenario(normal, 1, what="a fifth of LoRA's runs collapse", collapses=0.2, collapsing=1),
+    Scenario(normal, 4, what="a fifth of LoRA's runs on one task collapse", collapses=0.2, collapsing=1),
+    Scenario(normal, 4, what="a twentieth of all runs on one task collapse", collapses=0.05),
+    Scenario(normal, 1, what="runs of some methods vary four times as much", factors=(0.5, 1.0, 2.0)),
+    Scenario(normal, 4, what="runs on one task vary four times as much", noisy=4.0),
+    *(Scenario(normal, tasks, 3, what="3 seeds") for tasks in (1, 4)),
+]
+#: What is counted of them: by its name, and what that is called here.
+COUNTED = {
+    "difference, one interval": "one interval holds",
+    "differences, all 14 at once": "all 14 hold",
+    "*some method called within 1 point, all differ by 1.5": "some called within 1 point, all differ by 1.5",
+    "+… and how often it is found (assumed)": "found, of 80% assumed",
+    "+… and how often it is found (stored)": "found, of 80% by stored noise",
+}
+
+TUNINGS = [
+    Tuning(tasks, spread, points, failing)
+    for spread, points, failing in ((0.02, 8, 0), (0.01, 8, 0), (0.04, 8, 0), (0.02, 10, 3))
+    for tasks in (1, 4)
+]
+
+
+def counted(scenarios: Sequence[Scenario], quantities: Sequence[Quantity], repeats: int) -> Rows:
+    """The share of repeats in which each quantity was so, in each scenario."""
+    rows: Rows = {}
+    for scenario in scenarios:
+        found: defaultdict[str, list[float]] = defaultdict(list)
+        for number, quantity in enumerate(quantities):
+            numbers = np.random.default_rng(number)
+            for _ in range(repeats):
+                for name, value in quantity(scenario, numbers):
+                    found[name].append(value)
+        for name, values in found.items():
+            rows.setdefault(name, []).append(float(np.mean(values)))
+    return rows
 
 
 def main() -> None:
@@ -187,27 +330,26 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=400)
     repeats = parser.parse_args().repeats
-    scenarios = [Scenario(noise, tasks) for noise in (normal, skewed) for tasks in (1, 4)]
-    rows: dict[str, list[float]] = {}
-    for scenario in scenarios:
-        found: defaultdict[str, list[float]] = defaultdict(list)
-        for number, quantity in enumerate(QUANTITIES):
-            numbers = np.random.default_rng(number)
-            for _ in range(repeats):
-                for name, value in quantity(scenario, numbers):
-                    found[name].append(value)
-        for name, values in found.items():
-            rows.setdefault(name, []).append(float(np.mean(values)))
-    names = [scenario.name for scenario in scenarios]
-    for sign, title in (("", "95% intervals that hold"), ("*", "errors"), ("+", "power")):
+    rows = counted(USUAL, QUANTITIES, repeats)
+    for sign, title in (
+        ("", "95% intervals that hold"),
+        ("*", "errors"),
+        ("+", "power, and the best of many"),
+    ):
         some = {
             name.lstrip("*+"): values
             for name, values in rows.items()
             if name.startswith(sign) and (sign or name[0] not in "*+")
         }
-        print(table([title, *names], some), end="\n\n")
+        print(table([title, *(scenario.name for scenario in USUAL)], some), end="\n\n")
     of_examples = examples_count(np.random.default_rng(9), max(20, repeats // 4))
-    print(table(["test examples, normal, 1 task", "both", "seeds alone"], of_examples))
+    print(table(["test examples, normal, 1 task", "both", "seeds alone"], of_examples), end="\n\n")
+    hard = counted(HARD, (comparisons, finding), repeats)
+    lines = {scenario.name: [hard[name][place] for name in COUNTED] for place, scenario in enumerate(HARD)}
+    print(table(["5 seeds unless said", *COUNTED.values()], lines), end="\n\n")
+    heads = ("the interval, methods tuned again", "given the chosen points, the same", "given them, of these")
+    again = {one.name: retuned(one, np.random.default_rng(0), repeats) for one in TUNINGS}
+    print(table(["tuning, validation noise 2 points", *heads], again))
 
 
 if __name__ == "__main__":
