@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench.power import ASSUMED, power
+from bench.power import ASSUMED, DISAGREEMENT, Power, power
+from bench.tasks import TASKS
 from bench.terminal.plans import print_power
 from methods import UserError
 
@@ -32,8 +33,38 @@ def test_every_budget_is_told_for_several_sizes_of_the_noise(tmp_path: Path) -> 
     isorank = next(one for one in found if one.budget == "isorank 2" and one.sd == pytest.approx(0.007))
     # Four methods beside LoRA, on three settings.
     assert (isorank.design.claims, isorank.design.settings, isorank.design.seeds) == (4, 3, 5)
-    assert isorank.design.finds == pytest.approx(0.0102, abs=5e-4)
     assert not isorank.stored
+
+
+def test_assumed_noise_has_the_test_examples_of_each_task(tmp_path: Path) -> None:
+    movies = {"task": "movie-sentiment", "test_size": 100}
+    tasks = [movies, {"task": "amazon-sentiment", "metric": "accuracy"}]
+    every = TASKS.get("amazon-sentiment").sizes
+    assert every is not None
+    nowhere = f"sqlite:///{tmp_path / 'none.db'}"
+
+    def found(**changes: Any) -> Power:
+        planned = plan(TEXT, methods=["lora", "lotr"], **{"tasks": tasks} | changes)
+        return power(planned, nowhere, sd=0.007)[0]
+
+    one = found()
+    assert one.design.examples == pytest.approx(DISAGREEMENT * (1 / 100 + 1 / every[2]) / 4)
+    assert one.uncounted == ()
+    assert found(tasks=tasks[:1]).design.examples == pytest.approx(DISAGREEMENT / 100)
+    # Of Matthews' correlation a point is worth two, and seeds that deal their own splits have them already.
+    matthews = found(tasks=[movies | {"metric": "matthews"}])
+    assert matthews.design.examples == pytest.approx(4 * DISAGREEMENT / 100)
+    assert found(tasks=[movies | {"split": "per_seed"}]).design.examples == 0
+
+
+def test_tasks_whose_test_examples_are_not_known_are_named(tmp_path: Path) -> None:
+    columns = {"text": ["first", "second"], "label": "score", "target": "regression", "metric": "rmse"}
+    planned = plan(TEXT, tasks=[{"name": "similar", "csv": str(SIMILARITY), **columns}], methods=["lora"])
+    found = power(planned, f"sqlite:///{tmp_path / 'none.db'}", sd=0.007)
+    assert [(one.uncounted, one.design.examples) for one in found] == [(("similar",), 0.0)]
+    shown = io.StringIO()
+    print_power(Console(file=shown, width=200), found)
+    assert "not counted on similar" in shown.getvalue()
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -78,7 +109,7 @@ def test_metrics_have_lines_of_their_own(tmp_path: Path) -> None:
         ("matthews", 0.02, 1),
     ]
     asked = power(planned, f"sqlite:///{tmp_path / 'none.db'}", 0.007, {"accuracy": 0.02, "matthews": 0.1})
-    assert [(one.threshold, one.design.needs(one.threshold)) for one in asked] == [(0.02, 5), (0.1, 3)]
+    assert [one.threshold for one in asked] == [0.02, 0.1]
     with pytest.raises(UserError, match="several metrics"):
         power(planned, f"sqlite:///{tmp_path / 'none.db'}", 0.007, 0.01)
 
@@ -103,7 +134,7 @@ def test_the_command_shows_it_and_speaks_json(call: Call, tmp_path: Path) -> Non
     assert shown.code == 0
     assert "2: " in shown.out
     assert "found 80% of the time" in shown.out
-    assert "Assumed noise leaves test examples out" in shown.out
+    assert "no run collapses" in shown.out
     told = json.loads(call("plan", suite, "--store", uri, "--power", "--sd", "0.007", "--json").out)
     assert [line["sd"] for line in told["power"]] == [pytest.approx(0.007)]
     assert "power" not in json.loads(call("plan", suite, "--store", uri, "--json").out)

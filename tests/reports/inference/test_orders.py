@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -57,3 +59,12 @@ def test_letters_say_exactly_what_is_separable(seed: int) -> None:
     for i in range(7):
         for j in range(7):
             assert bool(set(letters[i]) & set(letters[j])) == (not apart[i, j]) or i == j
+
+
+def test_the_best_of_equal_methods_is_above_their_mean() -> None:
+    # Two of standard deviations a and b: √((a² + b²) / 2π); three of one: 3 / (2 √π).
+    assert orders.best_of_equals([3.0, 4.0]) == pytest.approx(5 / (2 * math.pi) ** 0.5, rel=1e-5)
+    assert orders.best_of_equals([2.0] * 3) == pytest.approx(3 / math.pi**0.5, rel=1e-5)
+    assert orders.best_of_equals([1.0]) == pytest.approx(0, abs=1e-9)
+    # One that does not vary stays at the mean, and the best is never below it.
+    assert orders.best_of_equals([1.0, 0.0]) == pytest.approx(1 / (2 * math.pi) ** 0.5, rel=1e-5)

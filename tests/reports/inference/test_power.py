@@ -13,6 +13,7 @@ from reports.inference import power
 from reports.inference.crossed import of_seeds
 from reports.inference.effects import effect
 
+from ...benchmarks.coverage import Scenario, finding, normal
 from .test_intervals import array
 
 
@@ -73,10 +74,26 @@ def test_too_few_seeds_find_nothing(seeds: int) -> None:
     assert design.needs(0.02) == 3
 
 
-def test_a_design_is_that_of_the_comparison_in_the_middle() -> None:
+def test_a_design_has_the_mean_variances_of_its_comparisons() -> None:
     small, large = (effect([of_seeds(array(0, 2, 4)), of_seeds(array(1, 3, 5) * by)]) for by in (1, 3))
-    design = power.of_effects([small, large, small], claims=3)
-    assert design == power.Design(seeds=3, claims=3, spreads=(4.0, 4.0))
-    assert design.error() == small.error
-    assert power.of_effects([small, large], claims=2) == power.of_effect(large, claims=2)
+    tuned = effect([replace(part, examples=1.0, tuning=2.0) for part in small.parts])
+    design = power.of_effects([small, large, tuned], claims=3)
+    assert design == power.Design(3, 3, spreads=(4.0, pytest.approx(44 / 3)), examples=1 / 6, tuning=1 / 3)
+    assert power.of_effects([small, small], claims=2) == power.of_effect(small, claims=2)
     assert power.of_effects([effect([of_seeds(array(1, 2))])], claims=1) is None
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_what_stored_and_assumed_noise_promise_is_found(seeds: int, tasks: int) -> None:
+    scenario, numbers = Scenario(normal, tasks, seeds), np.random.default_rng(1)
+    found = [dict(finding(scenario, numbers)) for _ in range(150)]
+    for noise in ("assumed", "stored"):
+        name = f"+… and how often it is found ({noise})"
+        assert np.mean([one[name] for one in found]) == pytest.approx(0.8, abs=0.1)
+
+
+def test_tuning_is_not_made_up_for_by_seeds_either() -> None:
+    design = power.Design(seeds=5, claims=1, spreads=(1e-4,), tuning=1e-4)
+    assert design.finds == power.Design(seeds=5, claims=1, spreads=(1e-4,), examples=1e-4).finds
+    assert design.needs(0.01) is None
