@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.metrics import METRICS
+from reports.collapses import Collapses, collapses
 from reports.comparisons import AgainstReference, Reference, against_reference, find_reference
 from reports.evidence import Evidence, gather
 from reports.inference import power
@@ -51,6 +52,10 @@ class Block:
     #: Why there is no such thing; else empty.
     no_reference: str = ""
     comparisons: tuple[AgainstReference, ...] = ()
+    #: Method -> its cells on the settings that it has, where it lacks others; and what is said of it there.
+    #: None of it is in a mean over all settings.
+    cells_of_part: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    of_part: tuple[AgainstReference, ...] = ()
     #: What the comparisons could find; None where nothing is known of the noise.
     design: Design | None = None
     #: None where no method takes part.
@@ -84,6 +89,17 @@ class Block:
         return self.ranking.methods if self.ranking else tuple(self.cells)
 
     @property
+    def collapsed(self) -> tuple[Collapses, ...]:
+        """Each side of which runs collapsed, once."""
+        every = (side for found in (*self.comparisons, *self.of_part) for side in found.collapsed)
+        return tuple(dict.fromkeys(every))
+
+    @property
+    def claims(self) -> int:
+        """How many comparisons hold at once, those on a part of the settings included."""
+        return len(self.comparisons) + len(self.of_part)
+
+    @property
     def without_examples(self) -> tuple[TaskAndBackbone, ...]:
         """The settings on which some comparison is of seeds alone."""
         alone = {
@@ -107,6 +123,8 @@ class Analysis:
     notes: tuple[str, ...]
     #: The runs as far as they were read.
     evidence: Evidence = field(repr=False)
+    #: The cells of which runs collapsed, by number.
+    collapses: Mapping[int, Collapses]
 
 
 def analyse(study: Study, threshold: Asked = None) -> Analysis:
@@ -117,10 +135,10 @@ def analyse(study: Study, threshold: Asked = None) -> Analysis:
     begun = [
         _referred(study, block, made) for budget in budgets for block in _blocks(study, budget, made, matters)
     ]
-    evidence = gather(study, _needed(begun))
-    blocks = tuple(_finished(evidence, block, made) for block in begun)
+    evidence, collapsed = gather(study, _needed(begun)), collapses(study)
+    blocks = tuple(_finished(evidence, block, made, collapsed) for block in begun)
     notes = (*study.notes, *evidence.notes, *_sparse(study), *_metrics(study))
-    return Analysis(study, matters, blocks, notes, evidence)
+    return Analysis(study, matters, blocks, notes, evidence, collapsed)
 
 
 def _blocks(
@@ -185,6 +203,7 @@ def _entrants(study: Study, block: Block, methods: Mapping[str, Sequence[Cell]])
         setting for setting, cells in every.items() if sum(cell.finished > 0 for cell in cells) >= least
     )
     taking_part: dict[str, tuple[int, ...]] = {}
+    of_part: dict[str, tuple[int, ...]] = {}
     left_out: dict[str, str] = {}
     for method, cells in methods.items():
         found = {cell.setting: cell for cell in cells if cell.setting in settings}
@@ -192,6 +211,8 @@ def _entrants(study: Study, block: Block, methods: Mapping[str, Sequence[Cell]])
             continue
         if reason := _absent(settings, found):
             left_out[method] = reason
+            if there := tuple(cell.number for cell in found.values() if cell.finished):
+                of_part[method] = there
         else:
             taking_part[method] = tuple(found[setting].number for setting in settings)
     notes = []
@@ -201,13 +222,21 @@ def _entrants(study: Study, block: Block, methods: Mapping[str, Sequence[Cell]])
     if left_out:
         notes.append(
             f"{many(len(left_out), 'method')} of {len(taking_part) + len(left_out)} have no finished run on "
-            f"some setting and are in no comparison and no rank of this budget: {listed(left_out)}."
+            "some setting: they are compared on those that they have, and are in no mean and no rank of this "
+            f"budget: {listed(left_out)}."
         )
     if block.metric and not METRICS.get(block.metric).higher:
         notes.append(
             f"Less {block.metric} is better: differences are by how much less, so that more is better."
         )
-    return replace(block, settings=settings, cells=taking_part, left_out=left_out, notes=tuple(notes))
+    return replace(
+        block,
+        settings=settings,
+        cells=taking_part,
+        cells_of_part=of_part,
+        left_out=left_out,
+        notes=tuple(notes),
+    )
 
 
 def _absent(settings: Iterable[TaskAndBackbone], found: Mapping[TaskAndBackbone, Cell]) -> str:
@@ -233,26 +262,35 @@ def _needed(blocks: Sequence[Block]) -> list[int]:
     return [
         number
         for block in blocks
-        for cells in ((block.reference.cells if block.reference else ()), *block.cells.values())
+        for cells in (
+            (block.reference.cells if block.reference else ()),
+            *block.cells.values(),
+            *block.cells_of_part.values(),
+        )
         for number in cells
     ]
 
 
-def _finished(evidence: Evidence, block: Block, made: Mapping[int, Recipe]) -> Block:
+def _finished(
+    evidence: Evidence, block: Block, made: Mapping[int, Recipe], collapsed: Mapping[int, Collapses]
+) -> Block:
     if not block.cells:
         return block
     ranking = rank(evidence, block.cells, block.level)
-    comparisons, notes = against_reference(
+    every, notes = against_reference(
         evidence,
-        {method: block.cells[method] for method in ranking.methods},
+        {**{method: block.cells[method] for method in ranking.methods}, **block.cells_of_part},
         block.reference,
         block.threshold,
         block.families,
+        collapsed,
     )
+    comparisons = tuple(one for one in every if one.method not in block.cells_of_part)
     return replace(
         block,
         comparisons=comparisons,
-        design=power.of_effects([one.effect for one in comparisons], len(comparisons), block.level),
+        of_part=every[len(comparisons) :],
+        design=power.of_effects([one.effect for one in comparisons], len(every), block.level),
         ranking=ranking,
         normalised=normalise(evidence.study, block.settings, block.cells, made, block.threshold),
         notes=(*block.notes, *notes),

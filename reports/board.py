@@ -12,7 +12,7 @@ from reports.analysis import Analysis, Block
 from reports.comparisons import AgainstReference
 from reports.drawing import SERIES, Looks
 from reports.figures.cost import PARAMETERS
-from reports.findings import Against, against
+from reports.findings import Against, against, on_part
 from reports.inference.intervals import RESOLUTION
 from reports.pareto import pareto
 from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
@@ -38,15 +38,17 @@ class HeatRow:
     """A method of a heat map, named by its first cell."""
 
     cell: Cell
-    #: None of the reference.
+    #: None of the reference, and of a method that lacks settings.
     mean: Shade | None
-    #: One a setting; empty of the reference.
-    shades: tuple[Shade, ...]
+    #: One a setting, None where it has not run; empty of the reference.
+    shades: tuple[Shade | None, ...]
+    #: On how many settings it has run, where it lacks some.
+    on: str = ""
 
 
 @dataclass(frozen=True)
 class Heat:
-    """Methods × settings of one block, the best mean first."""
+    """Methods × settings of one block, the best mean first, and at last what lacks settings."""
 
     block: Block
     rows: tuple[HeatRow, ...]
@@ -54,7 +56,7 @@ class Heat:
 
 def heats(analysis: Analysis) -> list[Heat]:
     """Heat maps of all blocks in which anything is compared."""
-    return [_heat(analysis.study, block) for block in analysis.blocks if block.comparisons]
+    return [_heat(analysis.study, block) for block in analysis.blocks if block.claims]
 
 
 def _heat(study: Study, block: Block) -> Heat:
@@ -69,7 +71,16 @@ def _heat(study: Study, block: Block) -> Heat:
     if reference is not None and reference.cells in block.cells.values():
         rows.append((0.0, HeatRow(study.all_cells[reference.cells[0]], None, ())))
     rows.sort(key=lambda row: -row[0])
-    return Heat(block, tuple(row for _, row in rows))
+    return Heat(block, (*(row for _, row in rows), *(_part(study, block, found) for found in block.of_part)))
+
+
+def _part(study: Study, block: Block, found: AgainstReference) -> HeatRow:
+    on = {setting: place for place, setting in enumerate(found.settings)}
+    shades = tuple(
+        _shade(block, against(block, found, on[setting]), found.cells[on[setting]]) if setting in on else None
+        for setting in block.settings
+    )
+    return HeatRow(study.all_cells[found.cells[0]], None, shades, on_part(block, found))
 
 
 def _shade(block: Block, found: Against, cell: int | None) -> Shade:
@@ -144,7 +155,7 @@ def boards(analysis: Analysis) -> dict[TaskAndBackbone, list[Board]]:
 
 
 def _compared(block: Block) -> Iterator[tuple[int, Against]]:
-    for found in block.comparisons:
+    for found in (*block.comparisons, *block.of_part):
         yield from ((cell, against(block, found, place)) for place, cell in enumerate(found.cells))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,11 +18,12 @@ import numpy as np
 from bench.metrics import direction
 from methods import UserError
 from reports import mixtures
+from reports.collapses import collapses
 from reports.evidence import Between, Evidence, between, gather
 from reports.inference.effects import effect, verdict
 from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
 from reports.reading import read
-from reports.recipes import Recipe, difference
+from reports.recipes import Recipe, allowance, difference
 from reports.study import Cell, Study, grouped
 from reports.thresholds import Asked, threshold_of, thresholds
 
@@ -128,7 +129,8 @@ def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = 
     sides = tuple(
         gather(study, [cells[side].number for cells in common.values()]) for side, study in enumerate((a, b))
     )
-    pairs = [_pair(a, b, *cells) for cells in common.values()]
+    fallen = (collapses(a), collapses(b))
+    pairs = [_pair((a, b), cells, fallen) for cells in common.values()]
     return Comparison(
         names=(first[1], second[1]),
         thresholds=matters,
@@ -158,6 +160,8 @@ class _Pair:
     after: Cell
     #: Whether both are the same trials.
     same: bool
+    #: Whether runs of either collapsed.
+    collapsed: bool
     differs: dict[str, tuple[str, str]]
 
     @property
@@ -166,11 +170,17 @@ class _Pair:
         return self.before.metric or self.after.metric
 
 
-def _pair(a: Study, b: Study, before: Cell, after: Cell) -> _Pair:
-    ids = [{seed.trial_id for seed in s.finished(c.number)} for s, c in ((a, before), (b, after))]
-    told = [_measured(study, cell) for study, cell in ((a, before), (b, after))]
+def _pair(
+    studies: tuple[Study, Study], cells: tuple[Cell, Cell], fallen: tuple[Container[int], Container[int]]
+) -> _Pair:
+    """`fallen`: the cells of either study of which runs collapsed."""
+    sides = list(zip(studies, cells, strict=True))
+    ids = [{seed.trial_id for seed in study.finished(cell.number)} for study, cell in sides]
+    told = [_measured(study, cell) for study, cell in sides]
+    collapsed = any(cell.number in some for cell, some in zip(cells, fallen, strict=True))
     # A side without a run has no score to compare.
-    return _Pair(before, after, ids[0] == ids[1] != set(), difference(*told) if all(ids) else {})
+    differs = difference(*told) if all(ids) else {}
+    return _Pair(*cells, ids[0] == ids[1] != set(), collapsed, differs)
 
 
 def _measured(study: Study, cell: Cell) -> Recipe:
@@ -217,7 +227,7 @@ def _move(
 ) -> Move:
     whole = effect([found.part]) if found else None
     interval = whole.interval(level) if whole else None
-    said = verdict(interval, threshold)
+    said = verdict(interval, threshold, collapsed=pair.collapsed)
     sign = direction(pair.metric)
     if pair.same:
         told = SAME_TRIALS
@@ -283,6 +293,7 @@ def _fields(study: Study) -> dict[int, dict[str, str]]:
             | {"parameters": str(cell.parameters)}
             | {"seeds": ",".join(map(str, sorted(seed.seed for seed in seeds_of[number])))}
             | {"tuning": "none" if cell.tuning is None else _text(cell.tuning.chosen)}
+            | (allowance(cell.tuning, cell.tuning.trials) if cell.tuning else {})
         )
     return told
 

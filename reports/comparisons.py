@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
+from reports.collapses import DIVERGED, Collapses
 from reports.evidence import Evidence
 from reports.inference.crossed import OnSetting, of_seeds
 from reports.inference.effects import Answer, Effect, Verdict, effect, verdict
@@ -14,9 +16,6 @@ from reports.inference.intervals import LEAST_SEEDS, Bounds, of_each, simultaneo
 from reports.recipes import Recipe, difference, told
 from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
 from reports.words import many
-
-#: How a run fails whose training went wrong, and not the machine.
-DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ class AgainstReference:
 
     method: str
     family: str
+    #: Those on which it is compared.
+    settings: tuple[TaskAndBackbone, ...]
     cells: tuple[int, ...]
     reference_cells: tuple[int, ...]
     effect: Effect
@@ -73,6 +74,13 @@ class AgainstReference:
     if_floor: IfFloor | None
     #: Without each task in turn; empty of one.
     without: tuple[Without, ...]
+    #: On each setting the sides of which runs collapsed. Nothing is within the threshold there.
+    collapses: tuple[tuple[Collapses, ...], ...]
+
+    @property
+    def collapsed(self) -> tuple[Collapses, ...]:
+        """Those of all settings."""
+        return tuple(chain.from_iterable(self.collapses))
 
     @property
     def sides(self) -> tuple[int, int, int]:
@@ -126,20 +134,27 @@ def against_reference(
     reference: Reference | None,
     threshold: float,
     families: int = 1,
+    collapses: Mapping[int, Collapses] = {},
 ) -> tuple[tuple[AgainstReference, ...], list[str]]:
     """The comparisons of these methods, and what is to be said of them.
 
-    `cells`: those of each method, one a setting. `families`: with how many references methods are compared,
-    all of it at once.
+    `cells`: those of each method, one for each setting that it has; where it lacks some, it is compared with
+    the reference on the others. `families`: with how many references methods are compared, all of it at once.
+    `collapses`: by cell.
     """
     if reference is None:
         return (), []
     notes: list[str] = []
     found: dict[str, list[OnSetting]] = {}
+    on = {evidence.study.all_cells[number].setting: number for number in reference.cells}
+    others = {
+        method: tuple(on[evidence.study.all_cells[number].setting] for number in of_method)
+        for method, of_method in cells.items()
+    }
     for method, of_method in cells.items():
-        if of_method == reference.cells:
+        if of_method == others[method]:
             continue
-        parts = [evidence.on_setting(pair) for pair in zip(of_method, reference.cells, strict=True)]
+        parts = [evidence.on_setting(pair) for pair in zip(of_method, others[method], strict=True)]
         known = [part for part in parts if part is not None]
         if len(known) == len(parts):
             found[method] = known
@@ -152,12 +167,15 @@ def against_reference(
     claims, settings = len(found), len(reference.cells)
     family = _Family(
         evidence,
-        reference,
+        collapses,
         threshold,
         simultaneous(claims, at_once),
         simultaneous(claims * settings, at_once),
     )
-    made = tuple(family.compared(method, cells[method], effect(parts)) for method, parts in found.items())
+    made = tuple(
+        family.compared(method, cells[method], others[method], effect(parts))
+        for method, parts in found.items()
+    )
     return made, notes + _told(reference, made)
 
 
@@ -166,41 +184,52 @@ class _Family:
     """What the comparisons of one budget have in common."""
 
     evidence: Evidence
-    reference: Reference
+    collapses: Mapping[int, Collapses]
     threshold: float
     #: Of the interval of each method, so that all hold at once.
     level: float
     #: The same of each method on each setting.
     level_on_settings: float
 
-    def compared(self, method: str, cells: tuple[int, ...], found: Effect) -> AgainstReference:
-        study, others = self.evidence.study, self.reference.cells
-        interval = found.interval(self.level)
+    def compared(
+        self, method: str, cells: tuple[int, ...], others: tuple[int, ...], found: Effect
+    ) -> AgainstReference:
+        study, interval = self.evidence.study, found.interval(self.level)
+        collapses = tuple(
+            tuple(self.collapses[cell] for cell in pair if cell in self.collapses)
+            for pair in zip(cells, others, strict=True)
+        )
         planned = sum(len(_planned(study, pair)) for pair in zip(cells, others, strict=True))
         return AgainstReference(
             method=method,
             family=study.all_cells[cells[0]].family,
+            settings=tuple(study.all_cells[cell].setting for cell in cells),
             cells=cells,
             reference_cells=others,
             effect=found,
             interval=interval,
             at_chosen_points=found.at_chosen_points(self.level),
-            verdict=verdict(interval, self.threshold),
+            verdict=verdict(interval, self.threshold, collapsed=any(collapses)),
             intervals=tuple(effect([part]).interval(self.level_on_settings) for part in found.parts),
             lost=planned - found.pairs,
-            if_floor=self._if_floor(cells, found),
-            without=tuple(self._without(cells, found)),
+            if_floor=self._if_floor(cells, others, found),
+            without=tuple(self._without(cells, found, collapses)),
+            collapses=collapses,
         )
 
-    def _without(self, cells: Sequence[int], found: Effect) -> Iterator[Without]:
+    def _without(
+        self, cells: Sequence[int], found: Effect, collapses: Sequence[Sequence[Collapses]]
+    ) -> Iterator[Without]:
         tasks = [self.evidence.study.all_cells[cell].task for cell in cells]
         for task in dict.fromkeys(tasks) if len({*tasks}) > 1 else ():
             rest = effect([part for of, part in zip(tasks, found.parts, strict=True) if of != task])
-            yield Without(task, rest.difference, verdict(rest.interval(self.level), self.threshold))
+            collapsed = any(some for of, some in zip(tasks, collapses, strict=True) if of != task)
+            interval = rest.interval(self.level)
+            yield Without(task, rest.difference, verdict(interval, self.threshold, collapsed=collapsed))
 
-    def _if_floor(self, cells: Sequence[int], found: Effect) -> IfFloor | None:
+    def _if_floor(self, cells: Sequence[int], others: Sequence[int], found: Effect) -> IfFloor | None:
         parts, more = [], 0
-        for part, *pair in zip(found.parts, cells, self.reference.cells, strict=True):
+        for part, *pair in zip(found.parts, cells, others, strict=True):
             own, other = (_floored(self.evidence.study, cell) for cell in pair)
             both = [seed for seed in own if seed in other]
             if len(both) > part.pairs:
@@ -212,7 +241,7 @@ class _Family:
             return None
         whole = effect(parts)
         interval = whole.interval(self.level)
-        return IfFloor(more, whole, interval, verdict(interval, self.threshold))
+        return IfFloor(more, whole, interval, verdict(interval, self.threshold, collapsed=True))
 
 
 def _floored(study: Study, cell: int) -> dict[int, float]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reports.analysis import Analysis, Block
-from reports.comparisons import AgainstReference
+from reports.collapses import Collapses
+from reports.comparisons import AgainstReference, Without
 from reports.inference import power
-from reports.inference.effects import Answer, Effect, Verdict, effect, verdict
+from reports.inference.effects import Answer, Effect, Verdict, effect, verdict, weaker
 from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
 from reports.inference.orders import best_of_equals
 from reports.study import Cell, Item, Study, TaskAndBackbone
+from reports.units import minus
 from reports.words import many
 
 
@@ -38,7 +41,7 @@ class Against:
 
 
 def against(block: Block, found: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
-    """The comparison of a method, or of the setting at that place alone.
+    """The comparison of a method, or of the setting at that place among its own alone.
 
     Its interval holds at once with those of the block, and over all settings also with so many that stand
     `beside` it elsewhere.
@@ -48,10 +51,14 @@ def against(block: Block, found: AgainstReference, place: int | None = None, bes
         whole, interval = effect([found.effect.parts[place]]), found.intervals[place]
     else:
         whole = found.effect
-        interval = whole.interval(simultaneous(len(block.comparisons) + beside, block.level))
-    return Against(
-        whole, interval, verdict(interval, block.threshold), found.lost > 0, block.reference.method
-    )
+        interval = whole.interval(simultaneous(block.claims + beside, block.level))
+    said = verdict(interval, block.threshold, collapsed=bool(collapsed_on(found, place)))
+    return Against(whole, interval, said, found.lost > 0, block.reference.method)
+
+
+def collapsed_on(found: AgainstReference, place: int | None) -> Sequence[Collapses]:
+    """The sides of which runs collapsed, over all settings of a comparison or on the one at that place."""
+    return found.collapsed if place is None else found.collapses[place]
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,7 @@ class Costs:
     """What a method costs on some settings: the least and the most."""
 
     parameters: tuple[float, float]
-    #: Median milliseconds of a training step, and MiB at the peak; None where not every setting has them.
-    step_ms: tuple[float, float] | None
+    #: MiB at the peak; None where not every setting has it.
     peak_mib: tuple[float, float] | None
 
 
@@ -99,19 +105,68 @@ def _finding(study: Study, block: Block, place: int | None) -> Finding:
     setting = None if place is None else block.settings[place]
     best, equals = _best(study, block, place)
     comparison = next((c for c in block.comparisons if c.method == best), None)
-    found = against(block, comparison, place) if comparison else None
+    cells = _of(block.cells[best], place) if best else ()
+    by_chance = chance(study, block, place)
+    if better := _better_part(study, block, place, cells):
+        comparison, place = better
+        best, equals, cells = comparison.method, None, _of(comparison.cells, place)
+    found = _claimed(block, comparison, place) if comparison else None
     claims = [_claim(block, best, equals, found)]
-    if found:
-        claims += [chance(study, block, place), _turned(block, comparison) if place is None else ""]
+    if better:
+        claims.append(f"{best} is there {on_part(block, better[0])}.")
+    if comparison:
+        claims += [by_chance, *map(str, collapsed_on(comparison, place))]
+        claims.append(_turned(block, comparison) if setting is None else "")
     return Finding(
         block=block,
         setting=setting,
         best=best,
         equals=equals,
         against=found,
-        costs=_costs([study.all_cells[number] for number in _of(block.cells[best], place)]) if best else None,
-        finds=_finds(block, place),
+        costs=_costs([study.all_cells[number] for number in cells]) if best else None,
+        finds=_finds(block, None if setting is None else block.settings.index(setting)),
         claim=" ".join(filter(None, claims)),
+    )
+
+
+def _better_part(
+    study: Study, block: Block, place: int | None, cells: Sequence[int]
+) -> tuple[AgainstReference, int] | None:
+    """The best on one setting of the methods that lack others, with its place there, if it is better than
+    `cells`.
+    """
+    if place is None:
+        return None
+    known = [study.all_cells[number].gain or 0.0 for number in cells]
+    there = [
+        (study.all_cells[cell].gain or 0.0, found, i)
+        for found in block.of_part
+        for i, cell in enumerate(found.cells)
+        if found.settings[i] == block.settings[place]
+    ]
+    gain, found, i = max(there, key=itemgetter(0), default=(-math.inf, None, 0))
+    return (found, i) if found and gain > max(known, default=-math.inf) else None
+
+
+def on_part(block: Block, found: AgainstReference) -> str:
+    """On how many of the block's settings a method is compared; empty where on all."""
+    there, every = len(found.settings), len(block.settings)
+    what = "tasks" if len({setting.task for setting in block.settings}) == every else "settings"
+    return f"on {there} of {every} {what}" if there < every else ""
+
+
+def _claimed(block: Block, found: AgainstReference, place: int | None) -> Against:
+    """A comparison with no more than it would say if diverged runs had the score of the floor."""
+    shown, floor = against(block, found, place), found.if_floor
+    if floor is None:
+        return shown
+    if place is None:
+        return replace(shown, verdict=weaker(shown.verdict, floor.verdict))
+    level = simultaneous(block.claims * len(block.settings), block.level)
+    interval = effect([floor.effect.parts[place]]).interval(level)
+    collapsed = bool(found.collapses[place])
+    return replace(
+        shown, verdict=weaker(shown.verdict, verdict(interval, block.threshold, collapsed=collapsed))
     )
 
 
@@ -146,7 +201,6 @@ def _best(study: Study, block: Block, place: int | None) -> tuple[str | None, tu
 def _costs(cells: Sequence[Cell]) -> Costs:
     return Costs(
         parameters=(min(cell.parameters for cell in cells), max(cell.parameters for cell in cells)),
-        step_ms=_range(cell.step_ms for cell in cells),
         peak_mib=_range(cell.peak_mib for cell in cells),
     )
 
@@ -161,7 +215,7 @@ def _finds(block: Block, place: int | None) -> float | None:
     design = block.design
     if place is not None:
         effects = [effect([c.effect.parts[place]]) for c in block.comparisons]
-        design = power.of_effects(effects, len(effects) * len(block.settings), block.level)
+        design = power.of_effects(effects, block.claims * len(block.settings), block.level)
     return design.finds if design else None
 
 
@@ -170,7 +224,11 @@ def chance(study: Study, block: Block, place: int | None = None) -> str:
     one; empty for a single one, and where nothing is known of the noise.
     """
     errors = []
-    for found in block.comparisons:
+    setting = None if place is None else block.settings[place]
+    for found in (*block.comparisons, *(block.of_part if setting else ())):
+        if setting and setting not in found.settings:
+            continue
+        place = found.settings.index(setting) if setting else None
         # Of what examples and tuning add to a difference, half is the method's own; the reference's part is
         # the same for all methods, and nothing on average.
         own = [
@@ -196,7 +254,7 @@ def _claim(block: Block, best: str | None, equals: Sequence[str] | None, found: 
     if reference is None:
         told = f"Nothing to compare: {best} stands alone." if alone else _among(block, equals)
         return f"{told} {block.no_reference}"
-    if block.cells[best] == reference.cells:
+    if block.cells.get(best) == reference.cells:
         told = "Nothing is compared with it." if alone else _among(block, equals)
         return f"{reference.method} itself has the best mean. {told}"
     if found is None:
@@ -233,15 +291,22 @@ def _said(found: Against, reference: str, size: str) -> str:
     return f"That every seed differs by the same tells nothing of how much runs vary: {none}"
 
 
-def _turned(block: Block, comparison: AgainstReference | None) -> str:
-    """The task without which a mean difference that would matter has the other sign, where there is one."""
-    if comparison is None or abs(comparison.effect.difference) < block.threshold:
+def _turned(block: Block, comparison: AgainstReference) -> str:
+    """The task without which a mean difference has moved by more than the threshold, and most; empty where
+    there is none.
+    """
+    whole = comparison.effect.difference
+    if not (moved := moved_without(block, comparison)):
         return ""
-    for one in comparison.without:
-        if one.difference * comparison.effect.difference < 0:
-            points = block.unit.difference(one.difference).replace("-", "−")
-            return f"The mean hangs on {one.task}: without that it is {points} {block.unit.points}."
-    return ""
+    most = max(moved, key=lambda one: abs(one.difference - whole))
+    points = minus(block.unit.difference(most.difference))
+    return f"The mean is driven by {most.task}: without that it is {points} {block.unit.points}."
+
+
+def moved_without(block: Block, found: AgainstReference) -> list[Without]:
+    """The tasks without which a mean difference has moved by more than the threshold."""
+    whole = found.effect.difference
+    return [one for one in found.without if abs(one.difference - whole) > block.threshold]
 
 
 def limits(analysis: Analysis) -> list[str]:

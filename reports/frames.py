@@ -25,6 +25,7 @@ def frames(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "comparisons": _comparisons,
         "by_setting": _by_setting,
         "without_task": _without_task,
+        "collapses": _collapses,
         "power": _power,
         "ranks": _ranks,
     }
@@ -54,14 +55,15 @@ def _cells(study: Study) -> pd.DataFrame:
 
 
 def _comparisons(block: Block) -> Iterator[dict[str, Any]]:
-    for found in block.comparisons:
+    for found in (*block.comparisons, *block.of_part):
         assert block.reference is not None
         error, if_floor, (wins, ties, losses) = found.effect.error, found.if_floor, found.sides
         yield {
             "method": found.method,
             "reference": block.reference.method,
             "reference_budget": block.reference.budget,
-            "settings": len(found.effect.parts),
+            "settings": len(found.settings),
+            "settings_of_block": len(block.settings),
             "settings_with_examples": found.effect.counted,
             "seed_pairs": found.effect.pairs,
             "lost_pairs": found.lost,
@@ -78,6 +80,7 @@ def _comparisons(block: Block) -> Iterator[dict[str, Any]]:
             "difference_if_floor": if_floor and if_floor.effect.difference,
             **_bounds("low_if_floor", "high_if_floor", if_floor.interval if if_floor else None),
             "verdict_if_floor": if_floor and str(if_floor.verdict),
+            "collapsed_runs": sum(side.count for side in found.collapsed),
             "wins": wins,
             "ties": ties,
             "losses": losses,
@@ -87,10 +90,10 @@ def _comparisons(block: Block) -> Iterator[dict[str, Any]]:
 
 
 def _by_setting(block: Block) -> Iterator[dict[str, Any]]:
-    for found in block.comparisons:
+    for found in (*block.comparisons, *block.of_part):
         assert block.reference is not None
         on = (found.effect.parts, found.intervals, found.cells, found.reference_cells)
-        for setting, part, interval, cell, reference_cell in zip(block.settings, *on, strict=True):
+        for setting, part, interval, cell, reference_cell in zip(found.settings, *on, strict=True):
             yield {
                 "method": found.method,
                 "task": setting.task,
@@ -114,6 +117,18 @@ def _without_task(block: Block) -> Iterator[dict[str, Any]]:
                 "difference": one.difference,
                 "verdict": str(one.verdict),
             }
+
+
+def _collapses(block: Block) -> Iterator[dict[str, Any]]:
+    for side in block.collapsed:
+        yield {
+            "method": side.method,
+            "task": side.setting.task,
+            "backbone": side.setting.backbone,
+            "collapsed": side.count,
+            "runs": side.runs,
+            "chance_at_most": side.chance,
+        }
 
 
 def _power(block: Block) -> Iterator[dict[str, Any]]:

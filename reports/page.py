@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from markupsafe import Markup
 from bench.process.visible import visible
 from bench.store.connect import shown_uri
 from bench.wire.words import Measure, Status, Tag
-from reports import board, capabilities, converged, findings, mixtures, selecting
+from reports import baseline, board, capabilities, converged, findings, mixtures, selecting
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis
 from reports.drawing import Drawn
@@ -26,7 +25,7 @@ from reports.rendering import environment
 from reports.splits import split_sizes
 from reports.study import Cell, Study, grouped
 from reports.tables import INCOMPLETE, main_tables, scales
-from reports.units import unit_of
+from reports.units import minus, unit_of
 
 #: Lines of the lists that could be as long as the study; the CSV files hold all.
 MOST_LINES = 300
@@ -61,6 +60,7 @@ def render(
             study=study,
             findings=list(findings.findings(study, analysis.blocks)),
             splits=split_sizes(study),
+            failures=baseline.of_analysis(analysis),
             unbeaten=converged.unbeaten(cells),
             limits=findings.limits(analysis),
             heats=board.heats(analysis),
@@ -85,6 +85,7 @@ def render(
             mixtures=found,
             budgets=_budgets(cells),
             used=[cell for cell in cells if cell.adapter_bytes is not None],
+            timed=[cell for cell in cells if cell.step_ms is not None],
             lost=[(cells[seed.cell], seed) for seed in study.all_seeds if not seed.finished],
             most=MOST_LINES,
             phases=_phases(study),
@@ -117,6 +118,8 @@ def _templates() -> Environment:
         "of_method": selecting.of_method,
         "of_settings": selecting.of_settings,
         "forest": board.forest,
+        "on_part": findings.on_part,
+        "moved_without": findings.moved_without,
         "can_do": capabilities.letters,
         "told_can_do": capabilities.told,
         "letters": capabilities.LETTERS,
@@ -271,11 +274,6 @@ def _phases(study: Study) -> list[Phase]:
 
 def _percent(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
-
-
-def minus(text: str) -> str:
-    """A difference with a true minus; what rounds to nothing has no side."""
-    return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")
 
 
 def _count(value: float | None) -> str:

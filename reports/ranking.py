@@ -14,7 +14,7 @@ from reports.inference.effects import Effect, effect
 from reports.inference.intervals import LEVEL, Array, simultaneous
 from reports.inference.orders import Ranks
 from reports.mixtures import PER_METHOD
-from reports.recipes import Recipe, difference
+from reports.recipes import TUNING, Recipe, difference
 from reports.study import CEILING, FLOOR, Study, TaskAndBackbone
 
 #: Methods of a block in its pairwise comparisons; of more, the best by mean rank.
@@ -144,6 +144,7 @@ def _ends_of(
         for cell in study.all_cells:
             if (cell.family, cell.setting) != (family, setting) or not cell.finished or setting in found:
                 continue
-            if not set(difference(made[cell.number], made[number])) - {*PER_METHOD, "tuning"}:
+            differs = difference(made[cell.number], made[number])
+            if all(key in PER_METHOD or key.startswith(TUNING) for key in differs):
                 found[setting] = cell.number
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bench.wire.plan import Tuned
 from reports import mixtures
 from reports.study import Cell, Study
 
@@ -13,15 +14,18 @@ Recipe = Mapping[str, str]
 #: How JSON says that nothing is asked for; an older plan leaves such a field out.
 _NOTHING = ("null", "[]", "false")
 
+#: How the names begin of what a suite allows for tuning.
+TUNING = "tuning "
+
 
 def recipes(study: Study) -> dict[int, Recipe]:
     """By its number, all that a cell was made by beyond its method, backbone, task and seed: protocol, data,
-    recipe and whether it was tuned. Rates are left out where they were tuned: they were chosen for the method
-    with the same effort. Those that a suite sets by hand for one method count.
+    recipe and what was allowed for its tuning. Rates are left out where they were tuned: they were chosen for
+    the method with the same effort. Those that a suite sets by hand for one method count.
     """
     trials = mixtures.trial_of_each(study)
-    effort = {
-        experiment.name: max((len(row.tuning.ids) for row in experiment.rows if row.tuning), default=0)
+    most = {
+        experiment.name: max((row.tuning.trials for row in experiment.rows if row.tuning), default=0)
         for experiment in study.experiments
     }
     found: dict[int, Recipe] = {}
@@ -31,9 +35,29 @@ def recipes(study: Study) -> dict[int, Recipe]:
             told = {key: value for key, value in mixtures.fields(trial).items() if value not in _NOTHING}
             if cell.tuning is not None:
                 told = {key: value for key, value in told.items() if key not in mixtures.PER_METHOD}
-                told["tuning"] = f"up to {effort[cell.experiment]} trials"
+                told |= allowance(cell.tuning, most[cell.experiment])
             found[cell.number] = told
     return found
+
+
+def allowance(tuning: Tuned, most: int) -> dict[str, str]:
+    """What a suite allows every method for its tuning, and not what came of it: a method without some axes
+    tries fewer points. `most`: the points of the method that tried most, where the suite's are not stored.
+    """
+    told = {
+        "points": str(tuning.allowed_points or most),
+        "seeds": str(len(tuning.seeds)),
+        "epochs": str(tuning.epochs or "none"),
+        "by": tuning.by,
+        **{f"grid of {axis}": _grid(values) for axis, values in tuning.allowed_grids.items()},
+    }
+    if not tuning.allowed_grids:
+        told["grids"] = "not stored"
+    return {TUNING + key: value for key, value in told.items()}
+
+
+def _grid(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def difference(one: Recipe, other: Recipe) -> dict[str, tuple[str, str]]:

@@ -9,9 +9,11 @@ import pandas as pd
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.wire.plan import StoredPlan
+from reports.baseline import failed, plain
+from reports.collapses import collapses
 from reports.guards import guards
 from reports.reading import tabulate
-from reports.study import Experiment, TableRow
+from reports.study import Experiment, Study, TableRow
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Summary:
     seeds: pd.DataFrame
     #: Signs that a training did not work.
     warnings: tuple[str, ...] = ()
+    #: A sentence for each task on which plain LoRA failed, and for each row of which runs collapsed.
+    failures: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -44,4 +48,13 @@ def summarise(store: Store, plan: StoredPlan) -> Summary:
         records=latest(store.records()),
         duplicates=0,
     )
-    return Summary(plan.closing, *tabulate([experiment]), tuple(guards(experiment)))
+    study = Study((experiment,), *tabulate([experiment]), notes=())
+    collapsed = collapses(study)
+    failures = failed(study.all_cells, plain(study.all_cells), collapsed)
+    return Summary(
+        closing=plan.closing,
+        cells=study.cells,
+        seeds=study.seeds,
+        warnings=tuple(guards(experiment)),
+        failures=(*failures, *map(str, collapsed.values())),
+    )

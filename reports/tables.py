@@ -14,8 +14,9 @@ import numpy as np
 from bench.metrics import direction
 from bench.process.visible import markdown_text, visible
 from reports.analysis import Analysis, Block
+from reports.baseline import of_analysis
 from reports.converged import unbeaten
-from reports.findings import chance
+from reports.findings import chance, on_part
 from reports.inference.effects import Answer
 from reports.mixtures import Mixture
 from reports.rendering import environment
@@ -272,8 +273,10 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
         analysis=analysis,
         tables=tables,
         mixtures=mixtures,
+        failures=of_analysis(analysis),
         unbeaten=unbeaten(analysis.study.all_cells),
         chance=chance,
+        on_part=on_part,
     )
     return text.rstrip("\n") + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from bench.metrics import METRICS
@@ -53,3 +54,8 @@ def unit_of(metric: str, name: str = "") -> Unit:
     `name` is that of the targets' unit, where it is known. Raises UserError for a metric not installed.
     """
     return Unit(1.0, "", name) if metric and METRICS.get(metric).in_units else PERCENT
+
+
+def minus(text: str) -> str:
+    """A difference with a true minus; what rounds to nothing has no side."""
+    return text.replace("-", "−") if re.search("[1-9]", text) else text.lstrip("+-")

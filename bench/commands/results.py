@@ -142,6 +142,7 @@ def report(
     With --method and its like, or --pair, it is of some rows; intervals then hold at once for these alone.
     """
     from bench.suite.load import experiment_of
+    from reports.baseline import of_analysis
     from reports.part import Part
     from reports.report import FORMATS, write_report
 
@@ -157,7 +158,10 @@ def report(
         log=log,
         part=None if part.whole else part,
     )
-    for note in (*done.analysis.notes, *map(str, done.mixtures)):
+    for failure in of_analysis(done.analysis):
+        out.print(f"[bold]{escape(failure)}[/bold]", highlight=False, soft_wrap=True)
+    collapsed = dict.fromkeys(str(side) for block in done.analysis.blocks for side in block.collapsed)
+    for note in (*collapsed, *done.analysis.notes, *map(str, done.mixtures)):
         out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     where = f", and on the suite run of {', '.join(done.logged)}" if done.logged else ""
     out.print(f"Wrote {len(done.files)} files to {folder}{where}.", markup=False, soft_wrap=True)

@@ -80,6 +80,8 @@ def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
         grids={axis: tuple(grid) for axis, grid in grids.items()},
         by=tuning.by,
         ids=tuple(trial.id for trial in trials),
+        allowed_points=tuning.trials,
+        allowed_grids=tuning.grids,
     )
     waiting = dict.fromkeys(cell.suite.seeds)
     return [cell.row(waiting, tuning=tuned, candidates=candidates), *rows], trials

@@ -11,10 +11,12 @@ from pydantic import ValidationError
 
 from bench.store.records import Record
 from bench.store.runs import broken
+from bench.suite.choosing import Tuning
 from bench.suite.recipe import Recipe
 from bench.wire import Wired
-from bench.wire.plan import StoredPlan
+from bench.wire.plan import PlannedRow, StoredPlan, StoredSuite
 from bench.wire.words import Artifact, Kind
+from methods import UserError
 from methods.validation import earlier, explained
 
 if TYPE_CHECKING:
@@ -93,12 +95,34 @@ class Source(ABC):
         Raises UserError where it cannot be read.
         """
         # A start may have died after it made its run and before it stored its plan.
-        suites = reversed(self.records(Kind.SUITE))
-        plans = (self.content(run, Artifact.PLAN, StoredPlan) for run in suites)
-        return next((_whole(plan) for plan in plans if plan is not None), None)
+        for run in reversed(self.records(Kind.SUITE)):
+            if (plan := self.content(run, Artifact.PLAN, StoredPlan)) is not None:
+                return _completed(plan, self._allowance(run, plan))
+        return None
+
+    def _allowance(self, run: Record, plan: StoredPlan) -> Tuning | None:
+        """What the suite of a run allows for tuning, where its plan is from before plans said so.
+
+        None where no suite is stored, or none that this version can read.
+        """
+        if all(row.tuning is None or row.tuning.allowed_points for row in plan.rows):
+            return None
+        try:
+            stored = self.content(run, Artifact.SUITE, StoredSuite)
+            return Tuning.model_validate(stored.suite.get("tuning")) if stored else None
+        except (UserError, ValidationError):
+            return None
 
 
-def _whole(plan: StoredPlan) -> StoredPlan:
-    """The plan with what its version of the harness did before a recipe could say so."""
+def _completed(plan: StoredPlan, allowance: Tuning | None) -> StoredPlan:
+    """The plan with what its version of the harness did before a plan could say so."""
     trials = [trial.model_copy(update={"recipe": earlier(Recipe) | trial.recipe}) for trial in plan.trials]
-    return plan.model_copy(update={"trials": tuple(trials)})
+    rows = [_allowed(row, allowance) for row in plan.rows] if allowance else plan.rows
+    return plan.model_copy(update={"trials": tuple(trials), "rows": tuple(rows)})
+
+
+def _allowed(row: PlannedRow, allowance: Tuning) -> PlannedRow:
+    if row.tuning is None or row.tuning.allowed_points:
+        return row
+    told = {"allowed_points": allowance.trials, "allowed_grids": allowance.grids}
+    return row.model_copy(update={"tuning": row.tuning.model_copy(update=told)})

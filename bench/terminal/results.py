@@ -133,9 +133,11 @@ def _tried(tried: Tried, records: Mapping[str, Record]) -> tuple[str, str, str]:
 
 
 def print_summary(console: Console, summary: Summary) -> None:
-    """Where no adapter beats the converged head, then one table for each task and backbone."""
+    """Baselines that failed, runs that collapsed and tasks on which no adapter beats the converged head, then
+    one table for each task and backbone.
+    """
     cells = lines_of(summary.cells, Cell)
-    for sentence in unbeaten(cells):
+    for sentence in (*summary.failures, *unbeaten(cells)):
         console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
     by_setting = grouped((cell for cell in cells if cell.studies is None), lambda cell: cell.setting)
     for setting, some in by_setting.items():

@@ -29,6 +29,10 @@ class Tuned(Wired):
     tied: int = 0
     #: Every tuning trial.
     ids: tuple[str, ...]
+    #: The points and the values by axis that the suite allows to every method, of which one without some
+    #: axes tries fewer. None and empty where neither an earlier version's plan nor its suite tells.
+    allowed_points: int | None = None
+    allowed_grids: dict[str, tuple[float, ...]] = {}
 
 
 class StudyTrial(Wired):

@@ -102,7 +102,7 @@ def compared(packed: Packed, question: Question, tasks: Sequence[str]) -> tuple[
             # Where there is one other task, its column has the difference.
             without = found.without if len(on) > 2 else ()
             on_texts = next((one for one in without if one.task == IMAGES), None)
-            design = of_effect(found.effect, len(block.comparisons) + question.beside, block.level)
+            design = of_effect(found.effect, block.claims + question.beside, block.level)
             finds = design.finds if design else None
             lines.append(Line(found.method, block.asked, mean, on, on_texts, finds))
     places = {pair: place for place, pair in enumerate(question.pairs)}

@@ -1,4 +1,7 @@
-"""Scores against what they cost: parameters, time and memory."""
+"""Scores against what they cost: parameters and memory.
+
+Step times are of whatever else the machine did, and rank nothing.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class Cost:
     title: str
     label: str
     of: CostOf
-    caption: str = "Times and memory are of the machine that ran the trial: see Provenance for mixtures."
+    caption: str = "Memory is of the machine that ran the trial: see Provenance for mixtures."
 
 
 PARAMETERS = Cost(
@@ -54,9 +57,6 @@ PARAMETERS = Cost(
 )
 COSTS = (
     PARAMETERS,
-    Cost(
-        "score-vs-step-time", "Score against step time", "median training step, ms", lambda cell: cell.step_ms
-    ),
     Cost("score-vs-memory", "Score against memory", "peak memory, MiB", lambda cell: cell.peak_mib),
 )
 

@@ -78,9 +78,12 @@ class Verdict:
         return str(self.answer)
 
 
-def verdict(interval: Bounds | None, threshold: float) -> Verdict:
+def verdict(interval: Bounds | None, threshold: float, *, collapsed: bool = False) -> Verdict:
     """Beyond the threshold if the whole interval is, within it if the whole interval is (which is two
     one-sided tests, Schuirmann, 1987), and else undecided.
+
+    With `collapsed`, which says that runs of a side collapsed, it is never within: an interval of a few runs
+    does not cover what happens in few of them.
     """
     if interval is None:
         return Verdict(Answer.NONE)
@@ -88,6 +91,15 @@ def verdict(interval: Bounds | None, threshold: float) -> Verdict:
     side = "better" if low > 0 else "worse" if high < 0 else ""
     if low > threshold or high < -threshold:
         return Verdict(Answer.BEYOND, side)
-    if -threshold < low and high < threshold:
+    if -threshold < low and high < threshold and not collapsed:
         return Verdict(Answer.WITHIN, side)
     return Verdict(Answer.UNDECIDED, side)
+
+
+def weaker(one: Verdict, other: Verdict) -> Verdict:
+    """What both verdicts say."""
+    if Answer.NONE in (one.answer, other.answer):
+        return Verdict(Answer.NONE)
+    side = one.side if one.side == other.side else ""
+    agree = one.answer is other.answer and (side or one.answer is not Answer.BEYOND)
+    return Verdict(one.answer if agree else Answer.UNDECIDED, side)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import pandas as pd
 
@@ -31,7 +32,7 @@ class Standing:
     against: AgainstReference | None
     #: Methods that share a letter cannot be told apart; empty where nothing tells any.
     group: str
-    #: Why it is in no comparison; empty where it is.
+    #: What it lacks, and so is in no mean over all settings of its budget; empty where it lacks nothing.
     left_out: str = ""
 
     @property
@@ -59,10 +60,10 @@ def standings(suite: str, analysis: Analysis) -> list[Standing]:
 
 
 def _of(suite: str, analysis: Analysis, block: Block) -> Iterator[Standing]:
-    compared = {comparison.method: comparison for comparison in block.comparisons}
+    compared = {comparison.method: comparison for comparison in (*block.comparisons, *block.of_part)}
     letters = block.ranking.letters if block.ranking else None
     groups = dict(zip(block.methods, letters or (), strict=False))
-    for method, cells in block.cells.items():
+    for method, cells in chain(block.cells.items(), block.cells_of_part.items()):
         comparison = compared.get(method)
         for place, number in enumerate(cells):
             yield Standing(
@@ -73,6 +74,7 @@ def _of(suite: str, analysis: Analysis, block: Block) -> Iterator[Standing]:
                 own=against(block, comparison, place) if comparison else None,
                 against=comparison,
                 group=groups.get(method, ""),
+                left_out=block.left_out.get(method, ""),
             )
 
 

@@ -56,6 +56,8 @@
           for (const row of body.rows) if (row.cells.length === heads.length) row.cells[place].dataset.l = label;
         }
       }
+      // Step times of a shared machine rank nothing.
+      if (table.matches(".unsorted")) return;
       const button = document.createElement("button");
       Object.assign(button, { type: "button", className: "sorter", tabIndex: place ? -1 : 0 });
       button.append(...head.childNodes);

@@ -80,7 +80,8 @@ def test_what_differs_and_what_does_not_is_said(analysis: Analysis) -> None:
 def test_the_verdict_is_that_of_the_interval_that_is_shown(analysis: Analysis) -> None:
     for one in analysis.blocks:
         for comparison in one.comparisons:
-            assert comparison.verdict == verdict(comparison.interval, one.threshold)
+            collapsed = bool(comparison.collapsed)
+            assert comparison.verdict == verdict(comparison.interval, one.threshold, collapsed=collapsed)
             assert comparison.interval == comparison.effect.interval(simultaneous(len(one.comparisons)))
 
 

@@ -130,6 +130,24 @@ def test_a_metric_with_units_has_a_threshold_of_each_cell(
     assert "Thresholds: 0.5 kg of rmse" in " ".join(asked.out.split())
 
 
+def test_cells_of_which_runs_collapsed_are_never_equivalent(tmp_path: Path, new_store: NewStore) -> None:
+    def told(right: float) -> Callable[[Trial, Row], Result | None]:
+        def of_trial(trial: Trial, row: Row) -> Result:
+            low = trial.seed == 3 and row.title == "LoRA"
+            noise = 0.001 * (right > 0.5) * (trial.seed % 3)
+            return Result(score=0.9 - 0.3 * low + noise, answers=(), labels=())
+
+        return of_trial
+
+    made = new_store(tmp_path)
+    write(made, plan_of(**FIVE | {"name": "before"}), told(0.5))
+    write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), told(0.6))
+    found = moves(compare((made, "before"), (made, "after")))
+    assert found["TensLoRA att"].verdict.startswith("within")
+    assert found["LoRA"].verdict.startswith("undecided")
+    assert found["LoRA"].interval == pytest.approx(found["TensLoRA att"].interval)
+
+
 def test_a_lost_run_costs_its_pair(tmp_path: Path, new_store: NewStore) -> None:
     def lost(trial: Trial, row: Row) -> Result | None:
         return None if trial.seed == 3 else shifted(0.05)(trial, row)

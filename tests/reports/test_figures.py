@@ -104,7 +104,7 @@ def test_names_are_never_markup(small: str) -> None:
         drawn = draw(analysis, curves.read(analysis.study)[0])
         pages.append(page.render(analysis, drawn, [], [], []))
         plots = [figure.plot for figure in drawn if figure.plot]
-        assert len(plots) == 4
+        assert len(plots) == 3
         assert all("<" not in text for plot in plots for text in texts(plot.data))
     clean, attacked = pages
     assert EVIL not in attacked

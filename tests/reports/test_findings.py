@@ -59,8 +59,25 @@ def test_a_claim_that_hangs_on_one_task_names_it(
     plan = plan_of(**SMALL | {"tasks": list(edges), "seeds": [0, 1, 2]})
     analysis = analyse(read(store(tmp_path, new_store, plan, told), ["small"]))
     whole, *alone = lines(analysis)
-    assert re.search(r" The mean hangs on digits: without that it is −[12]\.\d\d points\.$", whole.claim)
-    assert not any("hangs" in line.claim for line in alone)
+    assert re.search(r" driven by digits: without that it is −[12]\.\d\d points\.$", whole.claim)
+    assert not any("driven" in line.claim for line in alone)
+
+
+def test_a_mean_that_one_task_moves_by_more_than_the_threshold_is_said_to_be_even_if_its_sign_stays(
+    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def claim(name: str, edges: dict[str, int]) -> str:
+        def told(trial: Trial, row: Row) -> Result | None:
+            monkeypatch.setitem(
+                made_up.EDGE, row.title, edges[row.task] if row.title == "TensLoRA att" else 0
+            )
+            return result(trial, row)
+
+        plan = plan_of(**SMALL | {"tasks": list(edges), "seeds": [0, 1, 2]})
+        return lines(analyse(read(store(tmp_path / name, new_store, plan, told), ["small"])))[0].claim
+
+    assert "driven by digits" in claim("moved", {"digits": 20, "textile": 10})
+    assert "driven" not in claim("even", {"digits": 11, "textile": 10})
 
 
 def equal(*_: Any) -> Result:

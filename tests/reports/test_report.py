@@ -24,10 +24,11 @@ def test_every_format_is_written_and_logged_on_the_suites_run(rich: str, written
     assert {f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")} <= set(files)
     assert {
         "score-vs-parameters-0",
-        "score-vs-step-time-2",
+        "score-vs-parameters-2",
         "score-vs-memory-1",
         "training-curves-5",
     } <= figures
+    assert not any("time" in name for name in figures)
     opened = Store.existing(rich, NAME)
     suite_run = opened.records(Kind.SUITE)[-1].run_id
     logged = {file.path for file in opened.client.list_artifacts(suite_run, "report")}

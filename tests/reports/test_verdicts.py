@@ -11,18 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.plan import make
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.search.tuning import with_choices
+from bench.wire.plan import Tuned
 from bench.wire.words import Status
 from methods import UserError
 from reports.analysis import Analysis, Block, analyse
-from reports.board import boards
+from reports.board import boards, heats
 from reports.comparisons import AgainstReference
-from reports.findings import findings
+from reports.findings import findings, on_part
 from reports.inference.effects import Answer
+from reports.inference.intervals import simultaneous
 from reports.reading import read
+from reports.recipes import TUNING as TUNING_NAMES
+from reports.recipes import difference, recipes
 from reports.report import write_report
+from reports.tables import main_tables
 
 from ..stored import Result, write
 from .browsing import page_of
@@ -101,6 +107,73 @@ def test_rates_that_were_tuned_are_not(tmp_path: Path, new_store: NewStore) -> N
     write(uri, chosen.of(None), told)
     opened.end(opened.begin_suite(chosen), Status.FINISHED)
     assert only(analyse(read(uri, ["small"]))).verdict.answer is Answer.BEYOND
+
+
+TUNING: dict[str, Any] = {
+    "trials": 2,
+    "seeds": [7],
+    "epochs": 1,
+    "lr": [1e-3, 1e-2],
+    "scale": None,
+    "head_lr": None,
+}
+
+
+def tuned(uri: str, changes: dict[str, Any]) -> None:
+    """Stores a tuned suite with all of its trials."""
+    plan = plan_of(**FIVE | changes)
+    opened = write(uri, plan.of("tuning"), scores(0.05))
+    chosen = with_choices(plan, opened)
+    write(uri, chosen.of(None), scores(0.05))
+    opened.end(opened.begin_suite(chosen), Status.FINISHED)
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"trials": 1, "seeds": [7, 8]}, {"tuning points": ("1", "2"), "tuning seeds": ("2", "1")}),
+        ({"epochs": 3}, {"tuning epochs": ("3", "1")}),
+        ({"lr": [1e-3, 3e-3]}, {"tuning grid of lr": ("0.001, 0.003", "0.001, 0.01")}),
+        ({"head_lr": [1e-3, 3e-3]}, {"tuning grid of head_lr": ("0.001, 0.003", "none")}),
+    ],
+)
+def test_rows_with_another_allowance_for_tuning_are_never_compared(
+    change: dict[str, Any], differs: dict[str, tuple[str, str]], tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = new_store(tmp_path)
+    tuned(uri, {"methods": ["lora"], "tuning": TUNING})
+    tuned(uri, OTHER | {"tuning": TUNING | change})
+    found = analyse(read(uri, ["small", "other"]))
+    assert [block.title for block in found.blocks] == ["isorank 2", "isorank 2 · recipe 2"]
+    assert all(block.comparisons == () for block in found.blocks)
+    made = recipes(found.study)
+    ours, theirs = (cell.number for cell in found.study.all_cells)
+    assert difference(made[theirs], made[ours]) == differs
+    assert all(name in of(found, "isorank 2 · recipe 2").notes[0] for name in differs)
+
+
+def test_methods_that_lack_axes_have_the_same_allowance(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    grids = {"trials": 4, "scale": [0.1, 1.0]}
+    tuned(uri, {"methods": ["head_only", "converged_head", "lora"], "tuning": TUNING | grids})
+    study = read(uri, ["small"])
+    tried = {cell.family: cell.tuning.trials for cell in study.all_cells if cell.tuning}
+    assert tried["converged_head"] < tried["lora"]
+    first, *others = recipes(study).values()
+    # A fitted head has a recipe of its own.
+    allowed = [{key: value for key, value in one.items() if key.startswith(TUNING_NAMES)} for one in others]
+    assert allowed == [{key: value for key, value in first.items() if key.startswith(TUNING_NAMES)}] * 2
+
+
+def test_an_older_plan_has_the_allowance_of_its_suite(
+    tmp_path: Path, new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = new_store(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(make, "Tuned", lambda allowed_points, allowed_grids, **told: Tuned(**told))
+        tuned(uri, {"methods": ["lora"], "tuning": TUNING})
+    tuned(uri, OTHER | {"tuning": TUNING})
+    assert only(analyse(read(uri, ["small", "other"]))).method == "TensLoRA att"
 
 
 def test_the_recipe_is_of_each_setting(analysed: Callable[..., Analysis]) -> None:
@@ -291,8 +364,8 @@ def test_experiments_of_other_seeds_have_no_pairs(analysed: Callable[..., Analys
     assert (ranking.letters, ranking.ranks.low) == (None, None)
 
 
-def test_a_setting_whose_runs_all_failed_costs_the_method_its_comparison_alone(
-    analysed: Callable[..., Analysis],
+def test_a_setting_whose_runs_all_failed_costs_the_method_its_mean_alone(
+    analysed: Callable[..., Analysis], tmp_path: Path
 ) -> None:
     def told(trial: Trial, row: Row) -> Result | None:
         made = scores(0.05)(trial, row)
@@ -300,9 +373,48 @@ def test_a_setting_whose_runs_all_failed_costs_the_method_its_comparison_alone(
         lost = row.task == "textile" and row.title == "LoTR"
         return dataclasses.replace(made, failure="diverged") if lost else made
 
-    found = of(analysed(told, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]}))
+    analysis = analysed(told, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]})
+    found = of(analysis)
     assert [comparison.method for comparison in found.comparisons] == ["TensLoRA att"]
     assert found.left_out == {"LoTR": "0 of 5 seeds on textile · tiny-random-vit"}
+    # It is compared where it has run, beside no mean over all tasks.
+    (lotr,) = found.of_part
+    assert (lotr.method, on_part(found, lotr)) == ("LoTR", "on 1 of 2 tasks")
+    alone = analysis.study.gains([lotr.cells[0], lotr.reference_cells[0]])[1]
+    assert lotr.effect.difference == pytest.approx(float(np.subtract(*alone).mean()))
+    assert lotr.interval == lotr.effect.interval(simultaneous(2))
+    assert found.ranking is not None
+    assert "LoTR" not in found.ranking.methods
+    rows = [row for tables in boards(analysis).values() for table in tables for row in table.rows]
+    shown = {row.cell.task: len(row.against) for row in rows if row.cell.method == "LoTR"}
+    assert shown == {"digits": 1, "textile": 0}
+    (heat,) = heats(analysis)
+    (row,) = (row for row in heat.rows if row.cell.method == "LoTR")
+    assert (row.mean, [shade is None for shade in row.shades]) == (None, [False, True])
+    (table,) = main_tables(analysis.study.all_cells, analysis.blocks)
+    (entry,) = (line.averages[0] for line in table.blocks["isorank 2"] if line.method == "LoTR")
+    assert entry.text == "–"
+    page = page_of(analysis, tmp_path).read_text()
+    assert page.count("on 1 of 2 tasks") >= 2
+
+
+def test_the_best_of_a_setting_may_lack_others(analysed: Callable[..., Analysis]) -> None:
+    def told(trial: Trial, row: Row) -> Result | None:
+        made = scores(0.15 if row.title == "LoTR" else 0.05)(trial, row)
+        assert made is not None
+        lost = row.task == "textile" and row.title == "LoTR"
+        return dataclasses.replace(made, failure="error") if lost else made
+
+    found = analysed(told, {"tasks": ["digits", "textile"], "methods": [*FIVE["methods"], "lotr"]})
+    best = {line.setting and line.setting.task: line for line in findings(found.study, found.blocks)}
+    assert {task: line.best for task, line in best.items()} == {
+        None: "TensLoRA att",
+        "digits": "LoTR",
+        "textile": "TensLoRA att",
+    }
+    assert "on 1 of 2 tasks" in best["digits"].claim
+    assert best["digits"].against is not None
+    assert best["digits"].against.effect.difference == pytest.approx(0.15, abs=0.02)
 
 
 @pytest.mark.parametrize("changes", [{"seeds": [0]}, {"methods": ["lotr"]}, {"methods": ["lora"]}])

@@ -1,0 +1,276 @@
+"""Runs that collapsed, and baselines that failed: what is said of them, and what is not claimed then."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from bench.plan.rows import Plan, Row
+from bench.plan.trial import Trial
+from bench.search.tuning import with_choices
+from bench.store.store import Store
+from bench.terminal.results import print_summary
+from bench.wire.words import Status
+from reports import baseline
+from reports.analysis import Analysis, analyse
+from reports.collapses import Collapses, collapses
+from reports.comparisons import AgainstReference
+from reports.findings import findings
+from reports.frames import frames
+from reports.inference.effects import Answer, Verdict, weaker
+from reports.reading import read
+from reports.report import write_report
+from reports.study import Study, TaskAndBackbone
+from reports.summary import summarise
+
+from ..stored import Result, write
+from .browsing import page_of
+from .made_up import SMALL, Call, NewStore, plan_of, store
+
+FIVE: dict[str, Any] = SMALL | {"seeds": [0, 1, 2, 3, 4]}
+WITH_HEAD: dict[str, Any] = FIVE | {"methods": ["head_only", *SMALL["methods"]]}
+EXAMPLES = 1000
+LABELS = np.arange(EXAMPLES) % 2
+
+#: How many of the examples are right, by title, task and seed. Those that are not named have about 900.
+Right = Mapping[tuple[str, str, int], int]
+Told = Callable[[Trial, Row], Result]
+
+
+def told(right: Right, diverged: tuple[str, str, int] | None = None) -> Told:
+    def of_trial(trial: Trial, row: Row) -> Result:
+        key = (row.title, row.task, trial.seed)
+        count = right.get(key, 900 + (trial.seed * 7 + len(row.title)) % 3)
+        answers = LABELS.copy()
+        answers[np.random.default_rng(trial.seed).permutation(EXAMPLES)[: EXAMPLES - count]] ^= 1
+        score, failure = count / EXAMPLES, "diverged" if key == diverged else ""
+        return Result(score=score, failure=failure, answers=answers, labels=LABELS, validation=[score])
+
+    return of_trial
+
+
+@pytest.fixture
+def stored(tmp_path: Path, new_store: NewStore) -> Callable[..., str]:
+    """Writes what is told of a plan, and gives the store's URI."""
+    numbers = itertools.count()
+
+    def make(result: Told, changes: dict[str, Any] = WITH_HEAD) -> str:
+        return store(tmp_path / str(next(numbers)), new_store, plan_of(**changes), result)
+
+    return make
+
+
+def analysis_of(uri: str, threshold: float | None = None) -> Analysis:
+    return analyse(read(uri, ["small"]), threshold)
+
+
+def only(found: Analysis) -> AgainstReference:
+    (comparison,) = next(block for block in found.blocks if block.title == "isorank 2").comparisons
+    return comparison
+
+
+def of(study: Study) -> list[tuple[str, int, int]]:
+    return [(one.method, one.count, one.runs) for one in collapses(study).values()]
+
+
+# --- what a collapse is ---
+
+
+def test_it_is_measured_by_the_head_alone_and_else_by_the_methods_own_median(
+    stored: Callable[..., str],
+) -> None:
+    low = {("LoRA", "digits", 1): 650}
+    head = {("head only", "digits", seed): 700 for seed in range(5)}
+    assert of(read(stored(told(head | low)), ["small"])) == []
+    assert of(read(stored(told(head | {("LoRA", "digits", 1): 590})), ["small"])) == [("LoRA", 1, 5)]
+    assert of(read(stored(told(low), FIVE), ["small"])) == [("LoRA", 1, 5)]
+
+
+def test_it_is_also_one_near_guessing_unless_all_methods_are(stored: Callable[..., str]) -> None:
+    def head(right: int) -> dict[tuple[str, str, int], int]:
+        return {("head only", "digits", seed): right for seed in range(5)}
+
+    # With 1,000 examples of two classes guessing comes to 53% at most, with two standard errors.
+    guessed = {("LoRA", "digits", 1): 525}
+    assert of(read(stored(told(head(600) | guessed)), ["small"])) == [("LoRA", 1, 5)]
+    near = {(title, "digits", seed): 540 for title in ("LoRA", "TensLoRA att") for seed in range(5)}
+    assert of(read(stored(told(head(550) | near | guessed)), ["small"])) == []
+
+
+def test_tuning_trials_of_the_chosen_point_count(tmp_path: Path, new_store: NewStore) -> None:
+    def result(trial: Trial, row: Row) -> Result:
+        if trial.evaluate == "test":
+            return told({})(trial, row)
+        # The rate of .01 is chosen, of which one LoRA seed collapsed; another point collapses wholly.
+        best = trial.recipe.lr == 0.01
+        low = not best or (row.title == "LoRA" and trial.seed == 7)
+        return told({(row.title, row.task, trial.seed): 600 - 100 * (not best) if low else 990})(trial, row)
+
+    tuning = {"trials": 4, "seeds": [7, 8], "lr": [1e-4, 1e-2], "scale": None, "head_lr": None}
+    uri, plan = new_store(tmp_path), plan_of(**FIVE | {"tuning": tuning})
+    assert of(read(tuned(uri, plan, result), ["small"])) == [("LoRA", 1, 7)]
+
+
+def test_what_tunes_nothing_has_all_of_its_tuning_trials_counted(tmp_path: Path, new_store: NewStore) -> None:
+    methods = ["head_only", "converged_head", *SMALL["methods"]]
+    tuning = {"trials": 2, "seeds": [7, 8], "lr": [1e-3, 1e-2], "scale": None, "head_lr": None}
+    uri, plan = new_store(tmp_path), plan_of(**FIVE | {"methods": methods, "tuning": tuning})
+    study = read(tuned(uri, plan, told({("converged head", "digits", 7): 600})), ["small"])
+    (head,) = (cell for cell in study.all_cells if cell.family == "converged_head")
+    assert head.tuning is not None
+    assert head.tuning.chosen == {}
+    assert of(study) == [(head.method, 1, head.seeds + 2)]
+
+
+def test_the_report_says_first_at_the_terminal_which_baseline_failed(
+    stored: Callable[..., str], call: Call, tmp_path: Path
+) -> None:
+    uri = stored(told({("LoRA", "digits", 1): 500}), TWO_TASKS)
+    done = call(
+        "report", "small", "--store", uri, "--out", str(tmp_path / "out"), "--format", "json", "--no-log"
+    )
+    first, *others = done.out.splitlines()
+    assert first == baseline.of_analysis(analysis_of(uri))[0]
+    assert any("1 of 5 runs collapsed" in line for line in others)
+
+
+def tuned(uri: str, plan: Plan, result: Told) -> str:
+    """The store with tuning trials and the final ones of what they choose."""
+    opened = write(uri, plan.of("tuning"), result)
+    chosen = with_choices(plan, opened)
+    write(uri, chosen.of(None), result)
+    opened.end(opened.begin_suite(chosen), Status.FINISHED)
+    return uri
+
+
+# --- what is claimed ---
+
+
+def test_without_collapses_equal_methods_are_equivalent(stored: Callable[..., str]) -> None:
+    found = only(analysis_of(stored(told({}))))
+    assert found.verdict.answer is Answer.WITHIN
+    assert found.collapsed == ()
+
+
+@pytest.mark.parametrize("method", ["LoRA", "TensLoRA att"])
+def test_a_collapse_of_either_side_keeps_equivalence_from_being_claimed(
+    method: str, stored: Callable[..., str]
+) -> None:
+    # So wide a threshold that the interval is within it.
+    found = analysis_of(stored(told({(method, "digits", 3): 780})), 0.5)
+    (side,) = found.collapses.values()
+    assert (side.method, side.count, side.runs) == (method, 1, 5)
+    comparison = only(found)
+    assert comparison.interval is not None
+    assert max(map(abs, comparison.interval)) < 0.5
+    assert comparison.verdict.answer is Answer.UNDECIDED
+    (line,) = (line for line in findings(found.study, found.blocks) if line.block.title == "isorank 2")
+    assert line.against is None or line.against.verdict.answer is Answer.UNDECIDED
+
+
+def test_a_line_claims_no_more_than_with_diverged_runs_at_the_floor(stored: Callable[..., str]) -> None:
+    right = {("TensLoRA att", "digits", seed): 950 + seed % 2 for seed in range(5)}
+    right |= {("head only", "digits", seed): 700 for seed in range(5)}
+    found = analysis_of(stored(told(right, diverged=("TensLoRA att", "digits", 2))))
+    comparison = only(found)
+    assert comparison.verdict == Verdict(Answer.BEYOND, "better")
+    assert comparison.if_floor is not None
+    assert comparison.if_floor.verdict.answer is Answer.UNDECIDED
+    (line,) = (line for line in findings(found.study, found.blocks) if line.block.title == "isorank 2")
+    assert line.best == "TensLoRA att"
+    assert line.against is not None
+    assert line.against.verdict == comparison.if_floor.verdict
+    assert not line.claim.startswith("Better")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (
+            Verdict(Answer.BEYOND, "better"),
+            Verdict(Answer.BEYOND, "better"),
+            Verdict(Answer.BEYOND, "better"),
+        ),
+        (Verdict(Answer.BEYOND, "better"), Verdict(Answer.BEYOND, "worse"), Verdict(Answer.UNDECIDED)),
+        (
+            Verdict(Answer.BEYOND, "better"),
+            Verdict(Answer.UNDECIDED, "better"),
+            Verdict(Answer.UNDECIDED, "better"),
+        ),
+        (Verdict(Answer.WITHIN, "better"), Verdict(Answer.WITHIN), Verdict(Answer.WITHIN)),
+        (Verdict(Answer.WITHIN), Verdict(Answer.UNDECIDED), Verdict(Answer.UNDECIDED)),
+        (Verdict(Answer.BEYOND, "better"), Verdict(Answer.NONE), Verdict(Answer.NONE)),
+    ],
+)
+def test_the_weaker_of_two_verdicts_is_what_both_say(one: Verdict, other: Verdict, both: Verdict) -> None:
+    assert weaker(one, other) == weaker(other, one) == both
+
+
+def test_the_bound_is_that_of_clopper_and_pearson() -> None:
+    side = Collapses("a", TaskAndBackbone("t", "b"), 1, 13, 5)
+    assert stats.binom.cdf(1, 13, side.chance) == pytest.approx(0.05)
+    assert "1 of 13 runs collapsed" in str(side)
+    assert f"{100 * side.chance:.0f}%" in str(side)
+    assert Collapses("a", TaskAndBackbone("t", "b"), 5, 5, 5).chance == 1
+
+
+# --- a baseline that failed ---
+
+TWO_TASKS = WITH_HEAD | {"tasks": ["digits", "textile"]}
+
+
+def test_a_reference_below_the_head_alone_is_named_first_with_the_mean_without_its_task(
+    stored: Callable[..., str], tmp_path: Path
+) -> None:
+    right = {("LoRA", "textile", seed): 850 + seed for seed in range(5)}
+    right |= {("TensLoRA att", "textile", seed): 951 + seed % 2 for seed in range(5)}
+    uri = stored(told(right), TWO_TASKS)
+    found = analysis_of(uri)
+    failure, mean = baseline.of_analysis(found)
+    assert failure.startswith("LoRA (isorank 2) is below the head alone (85.20 against ")
+    assert "on textile · tiny-random-vit" in failure
+    comparison = only(found)
+    (without,) = (one for one in comparison.without if one.task == "textile")
+    for difference in (comparison.effect.difference, without.difference):
+        assert f"{100 * difference:+.2f}".replace("-", "−") in mean
+    write_report(uri, ["small"], tmp_path / "out", ["html", "md"], log=False)
+    page, text = ((tmp_path / "out" / name).read_text() for name in ("index.html", "tables/tables.md"))
+    assert page.index(failure) < page.index("<table")
+    assert text.index("is below the head alone") < text.index("| method |")
+    printed = io.StringIO()
+    opened = Store.existing(uri, "small")
+    plan = opened.plan()
+    assert plan is not None
+    print_summary(Console(file=printed, width=300), summarise(opened, plan))
+    assert printed.getvalue().startswith(failure)
+
+
+def test_a_reference_of_which_a_run_collapsed_has_failed_there(
+    stored: Callable[..., str], tmp_path: Path
+) -> None:
+    # Its mean is above the head's all the same.
+    right = {("head only", "textile", seed): 700 for seed in range(5)} | {("LoRA", "textile", 2): 550}
+    found = analysis_of(stored(told(right), TWO_TASKS))
+    failure, *_ = baseline.of_analysis(found)
+    assert "LoRA (isorank 2) has 1 of 5 runs that collapsed on textile" in failure
+    assert "below" not in failure
+    (side,) = found.collapses.values()
+    page = page_of(found, tmp_path).read_text()
+    # Beside the row, in the comparisons and on the first screen.
+    assert page.count("1 of 5 runs collapsed") >= 3
+    line = frames(found)["collapses"].iloc[0]
+    assert (line["method"], line["task"], line["collapsed"], line["runs"]) == ("LoRA", "textile", 1, 5)
+    assert line["chance_at_most"] == side.chance
+
+
+def test_a_reference_that_is_above_the_heads_has_not_failed(stored: Callable[..., str]) -> None:
+    right = {("head only", task, seed): 700 for task in TWO_TASKS["tasks"] for seed in range(5)}
+    assert baseline.of_analysis(analysis_of(stored(told(right), TWO_TASKS))) == []
