@@ -142,8 +142,8 @@ def test_a_head_that_is_not_there_is_not_tuned() -> None:
     base = {**TEXT, "backbones": ["tiny-random-llama"], "tuning": tuning}
     methods = ["head_only", {"method": "lora", "rank": 2}]
     made = plan({**base, "tasks": [task], "methods": methods})
-    settings = [[one.setting.label for one in row.candidates] for row in made.rows if row.tuning]
-    assert settings == [[""], ["lr 0.001", "lr 0.01"]]
+    settings = [{candidate.setting.label for candidate in row.candidates} for row in made.rows if row.tuning]
+    assert settings == [{""}, {"lr 0.001", "lr 0.01"}]
 
 
 def test_a_long_prompt_is_cut_from_the_left_behind_its_beginning() -> None:

@@ -140,7 +140,7 @@ BEFORE = {"vision": "26e291087d9acc77", "text": "6581c102f5a4a324"}
 
 
 def test_switches_that_are_off_leave_older_ids_and_those_that_are_on_change_them() -> None:
-    training = {**VISION["training"], "adapter_weight_decay": "as weight_decay"}
+    training = {**VISION["training"], "adapter_weight_decay": "as weight_decay", "select": "score"}
     assert plan(VISION, training=training).trials[0].id == BEFORE["vision"]
     assert plan(TEXT, training=training).trials[0].id == BEFORE["text"]
     changes: list[dict[str, Any]] = [{"augmentation": ["flip"]}, {"compile": True}, {"deterministic": True}]
