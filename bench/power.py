@@ -1,20 +1,29 @@
-"""What differences a suite could find, before it is run: with results of its own, or for assumed noise."""
+"""What differences a suite could find, before it is run: with results of its own, or for assumed noise.
+
+Seeds and studies have designs of one form. That of studies is of the score after as many trials of tuning as
+a study has points.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from bench.metrics import METRICS
 from bench.plan.rows import Plan, Row
+from bench.suite.choosing import Studies
 from bench.suite.suite import Suite
 from methods import UserError
 from reports.analysis import analyse, measured
-from reports.inference.power import Design, of_runs
+from reports.converged import NO_ADAPTERS
+from reports.inference.intervals import LEAST_SEEDS
+from reports.inference.power import Design, of_effects, of_runs
+from reports.inference.study_power import Response, of_assumed, of_stored
 from reports.reading import read
+from reports.studies import analyse_studies, block_budgets
 from reports.study import OWN_SIZE, REFERENCE, grouped, table_name
 from reports.thresholds import DEFAULT, Asked, thresholds
 
@@ -43,6 +52,8 @@ class Power:
     uncounted: tuple[str, ...]
     #: The smallest difference that matters, in the metric's units.
     threshold: float
+    #: After how many trials of tuning, in a suite tuned by studies: its design counts studies as seeds.
+    k: int | None = None
 
     @property
     def share(self) -> bool:
@@ -51,16 +62,20 @@ class Power:
 
     @property
     def sd(self) -> float:
-        """The standard deviation of a run's score over seeds, if the sides of a pair share nothing."""
+        """The standard deviation of a run's score over seeds, if the sides of a pair share nothing; or of the
+        score that one study gives.
+        """
         return math.sqrt(fmean(self.design.spreads) / 2)
 
     def as_dict(self) -> dict[str, Any]:
+        sample = "seeds" if self.k is None else "studies"
         return {
             "budget": self.budget,
             "metric": self.metric,
             "task": self.task,
             "settings": self.design.settings,
-            "seeds": self.design.seeds,
+            sample: self.design.seeds,
+            **({} if self.k is None else {"trials_of_tuning": self.k}),
             "comparisons": self.design.claims,
             "sd": self.sd,
             "stored": self.stored,
@@ -70,7 +85,7 @@ class Power:
             "threshold": self.threshold,
             "finds": self.design.finds,
             "margin": self.design.margin,
-            "seeds_for_threshold": self.design.needs(self.threshold),
+            f"{sample}_for_threshold": self.design.needs(self.threshold),
         }
 
 
@@ -84,9 +99,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
     score there.
     """
     if plan.suite.studies:
-        raise UserError(
-            f"suite '{plan.suite.name}': --power is of suites with seeds, and this one is tuned by studies"
-        )
+        return _of_studies(plan, store, sd, threshold)
     rows = plan.of(None).rows
     metrics = {row.shown: row.lookup().metric for row in plan.suite.tasks}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
@@ -138,6 +151,69 @@ def _of_examples(suite: Suite, metric: str, tasks: Sequence[str]) -> tuple[float
         else:
             added += DISAGREEMENT * scored.point**2 / count
     return added / len(tasks) ** 2, tuple(dict.fromkeys(without))
+
+
+def _of_studies(plan: Plan, store: str, sd: float | None, threshold: Asked) -> list[Power]:
+    """The same of a suite tuned by studies, after as many trials as a study has points.
+
+    Raises UserError for fewer studies than intervals need.
+    """
+    tuning = plan.suite.studies
+    assert tuning is not None
+    rows = [row for row in plan.of(None).rows if row.studies]
+    numbers = {row.studies.trials[seed].study for row in rows if row.studies for seed in row.trials}
+    studies = len(numbers)
+    if studies < LEAST_SEEDS:
+        raise UserError(f"studies: {studies}, and --power needs at least {LEAST_SEEDS}: there is no interval")
+    rows = [row for row in rows if row.registered not in NO_ADAPTERS]
+    metrics = {row.shown: row.lookup().metric for row in plan.suite.tasks}
+    matters = thresholds((metrics[row.task] for row in rows), threshold)
+    known = _stored_studies(plan, store) if sd is None else {}
+    joined, found = block_budgets(map(_budget, rows)), []
+    for budget, of_budget in grouped(rows, lambda row: joined[_budget(row)]).items():
+        blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
+        for (metric, task), of_block in blocks.items():
+            settings = list(dict.fromkeys((row.task, row.backbone) for row in of_block))
+            claims = max(1, len({table_name(row.planned()) for row in of_block}) - 1)
+            then, least = known.get((budget, metric, task), (None, DEFAULT * METRICS.get(metric).point))
+            without: tuple[str, ...] = ()
+            if then:
+                design = of_stored(then, tasks=len(settings), studies=studies, claims=claims)
+            else:
+                added, without = _of_examples(plan.suite, metric, [task for task, _ in settings])
+                design = _assumed(tuning, METRICS.get(metric).point, sd, len(settings), studies, claims)
+                design = replace(design, examples=added)
+            least = matters.get(metric, least)
+            found.append(Power(budget, metric, task, design, then is not None, without, least, tuning.points))
+    return found
+
+
+def _assumed(
+    tuning: Studies, point: float, sd: float | None, tasks: int, studies: int, claims: int
+) -> Design:
+    """A design with assumed noise, that of accuracy, for a metric in which `point` is a point of accuracy."""
+    response = Response(decades=tuning.lr.decades)
+    if sd is not None:
+        response = replace(response, seeds=sd / point)
+    points = tuning.points
+    design = of_assumed(response, tasks=tasks, studies=studies, points=points, k=points, claims=claims)
+    return replace(design, spreads=tuple(point**2 * spread for spread in design.spreads))
+
+
+def _stored_studies(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:
+    """By budget, metric and task, the designs and thresholds of stored studies with as many points."""
+    try:
+        analysis = analyse_studies(read(store, [plan.suite.name], studies=True))
+    except UserError:
+        # There is no store, or nothing of this suite has finished yet.
+        return {}
+    found = {}
+    for block in analysis.blocks:
+        effects = [entrant.differences[block.k].effect for entrant in block.compared]
+        design = of_effects(effects, len(effects))
+        if design and plan.suite.studies and block.k == plan.suite.studies.points:
+            found[block.budget, *measured(block.metric, block.settings[0].task)] = design, block.threshold
+    return found
 
 
 def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:

@@ -106,6 +106,8 @@ class Drawn:
     figure: Figure = field(repr=False)
     #: Group id of an element of the figure -> the text that appears when it is pointed at.
     told: dict[str, str] = field(default_factory=dict, repr=False)
+    #: Address of a link of the figure, an anchor of the page -> the text that appears when it is pointed at.
+    links: dict[str, str] = field(default_factory=dict, repr=False)
     #: None where there is nothing to point at.
     plot: Plot | None = field(default=None, repr=False)
     #: What it is of; empty where it is of all of them.
@@ -120,10 +122,9 @@ class Drawn:
         return file.getvalue()
 
     def svg(self) -> str:
-        """The figure as a file of its own, on a white background."""
-        return re.sub(
-            r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', self._drawn, count=1
-        )
+        """The figure as a file of its own, on a white background and without links into the page."""
+        text = re.sub(r"</?a\b[^>]*>", "", self._drawn)
+        return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', text, count=1)
 
     def inline(self) -> str:
         """The figure as an element of the page.
@@ -136,7 +137,9 @@ class Drawn:
         # A hundredth of a point is seen by nobody.
         text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: _shorter(found[0]), text)
         text = re.sub(r'\b(id=")', rf"\g<1>{self.name}-", text)
-        text = re.sub(r'(url\(#|href="#)', rf"\g<1>{self.name}-", text)
+        # The anchors of links are the page's and not the figure's.
+        text = re.sub(r'(url\(#|(?<!<a xlink:)href="#)', rf"\g<1>{self.name}-", text)
+        text = re.sub(r'<a xlink:href="([^"]*)"[^>]*>', self._link, text)
         for colour, variable in _THEMED.items():
             if colour != PAPER:
                 text = text.replace(colour, variable)
@@ -149,6 +152,10 @@ class Drawn:
         widest = self.figure.get_figwidth() * PIXELS
         size = f"max-width: {widest:.0f}px; min-width: {min(widest, 0.62 * WIDTH * PIXELS):.0f}px"
         return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="{size}"', 1)
+
+    def _link(self, opened: re.Match[str]) -> str:
+        """The element of a link, in the same window and with its title."""
+        return f'<a xlink:href="{opened[1]}"><title>{escape(self.links.get(opened[1], ""))}</title>'
 
     @cached_property
     def _drawn(self) -> str:

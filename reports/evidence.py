@@ -52,7 +52,7 @@ class Evidence:
             return None
         found = _on_setting(np.subtract(*gains), [self.of_runs(cell, seeds) for cell in cells])
         tuning = sum(self.tuning.get(cell, 0.0) for cell in cells)
-        return _scaled(found, self.study, cells[0], tuning)
+        return scaled(found, self.study, cells[0], tuning)
 
     def of_runs(self, cell: int, seeds: Sequence[int]) -> list[ByExample] | None:
         """What each run of these seeds of a cell contributed, with the sign turned where less is better;
@@ -65,7 +65,7 @@ class Evidence:
         return known if len(known) == len(found) else None
 
 
-def _scaled(part: OnSetting, study: Study, cell: int, tuning: float) -> OnSetting:
+def scaled(part: OnSetting, study: Study, cell: int, tuning: float = 0.0) -> OnSetting:
     """With what tuning adds, what scores of this cell's metric are large or small beside, and how far two can
     be apart.
     """
@@ -118,14 +118,14 @@ def between(before: Evidence, after: Evidence, cells: tuple[int, int]) -> Betwee
         differences = y[np.isin(known_y, common)] - x[np.isin(known_x, common)]
         found = [side.of_runs(cell, common) for side, cell in reversed(sides)]
         part = _on_setting(differences, found)
-        return Between(tuple(common), differences, _scaled(part, before.study, cells[0], tuning))
+        return Between(tuple(common), differences, scaled(part, before.study, cells[0], tuning))
     known = [
         runs
         for (side, cell), seeds in zip(sides, (known_x, known_y), strict=True)
         if (runs := side.of_runs(cell, seeds)) is not None
     ]
     part = _of_groups(y, x, known[::-1])
-    return Between((), np.empty(0), _scaled(part, before.study, cells[0], tuning))
+    return Between((), np.empty(0), scaled(part, before.study, cells[0], tuning))
 
 
 def _of_groups(one: Array, other: Array, known: Sequence[list[ByExample]]) -> OnSetting:

@@ -90,7 +90,7 @@ def _trials(study: Study) -> list[Mixture]:
             if (trial := trials.get(cell.number)) is not None:
                 text = {"text of forgetting": trial.forgetting or "none"}
                 for key, value in (fields(trial) | text).items():
-                    if not (key in PER_METHOD and cell.tuning is not None):
+                    if key not in PER_METHOD or not (cell.tuning or cell.studies):
                         values[key][value].append(cell)
         for key, by_value in values.items():
             experiments = [frozenset(cell.experiment for cell in some) for some in by_value.values()]

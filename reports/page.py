@@ -51,7 +51,7 @@ def render(
     percent = all(unit_of(cell.metric).mark for cell in cells)
     figures = {figure.name: figure for figure in drawn}
     text = (
-        _templates()
+        templates()
         .get_template("page.html")
         .render(
             data=Markup(_embedded(_seed_data(study))),
@@ -100,7 +100,7 @@ def render(
     return visible(text)
 
 
-def _templates() -> Environment:
+def templates() -> Environment:
     """The page's templates, with what they call."""
     made = environment(autoescape=True)
     made.filters |= {

@@ -36,6 +36,9 @@ def recipes(study: Study) -> dict[int, Recipe]:
             if cell.tuning is not None:
                 told = {key: value for key, value in told.items() if key not in mixtures.PER_METHOD}
                 told |= allowance(cell.tuning, most[cell.experiment])
+            if (studies := cell.studies) is not None:
+                told = {key: value for key, value in told.items() if key not in mixtures.PER_METHOD}
+                told[f"{TUNING}studies"] = f"{studies.points} trials each over {studies.decades:g} decades"
             found[cell.number] = told
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,15 @@ from bench.store.store import Store
 from bench.wire.words import Kind
 from methods import UnknownNameError, UserError
 from methods.errors import shown
-from reports import ablation, converged, curves, figures, mixtures, page, tables
+from reports import ablation, converged, curves, figures, mixtures, page, study_page, study_tables, tables
 from reports.analysis import Analysis, analyse
+from reports.drawing import Drawn
+from reports.figures.studies import draw as draw_studies
 from reports.frames import as_json, csv, frames
 from reports.part import Part
 from reports.reading import read
-from reports.study import Study
+from reports.studies import StudyAnalysis, analyse_studies
+from reports.study import Study, grouped
 from reports.thresholds import Asked
 
 Format = Literal["html", "csv", "md", "latex", "json", "png", "svg"]
@@ -40,7 +43,7 @@ class Written:
 
     folder: Path
     files: tuple[str, ...]
-    analysis: Analysis
+    analysis: Analysis | StudyAnalysis
     mixtures: tuple[mixtures.Mixture, ...]
     #: Experiments whose suite run holds the report as well.
     logged: tuple[str, ...]
@@ -64,7 +67,8 @@ def write_report(
     there is one metric. `part`: the rows it is of, and what they are compared with.
     Raises UserError, with nothing written, for a format or an experiment that is not there, an experiment
     without a finished trial, trials that do not compare (`mixed` reports them all the same), a threshold that
-    fits no metric or several, or a folder with something in it (`force` replaces an earlier report).
+    fits no metric or several, experiments of which only some were tuned by studies, or a folder with
+    something in it (`force` replaces an earlier report).
     """
     for what, given in (("experiments", names), ("formats", formats)):
         if isinstance(given, str):
@@ -73,12 +77,14 @@ def write_report(
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
     target = output_folder(Path(out), "report", force=force)
-    done = compose(read(uri, names, part), formats, threshold=threshold, mixed=mixed)
+    study = read(uri, names, part, studies=True)
+    composed = compose_studies if _of_studies(study) else compose
+    done = composed(study, formats, threshold=threshold, mixed=mixed)
     try:
         replace_files(target, done.files, MANIFEST)
     except (OSError, ValueError) as error:
         raise UserError(f"the report cannot be written to {target}: {error}") from error
-    logged = _log(done.analysis, target, done.files) if log and part is None else ()
+    logged = _log(study, target, done.files) if log and part is None else ()
     return Written(target, tuple(done.files), done.analysis, done.mixtures, logged)
 
 
@@ -117,6 +123,71 @@ def compose(
     return Composed(analysis, tuple(found), files)
 
 
+@dataclass(frozen=True)
+class ComposedStudies:
+    """The report of experiments tuned by studies before it is written."""
+
+    analysis: StudyAnalysis
+    mixtures: tuple[mixtures.Mixture, ...]
+    files: Files
+
+
+def compose_studies(
+    study: Study,
+    formats: Sequence[str] = FORMATS,
+    *,
+    threshold: Asked = None,
+    mixed: bool = False,
+    when: str = "",
+) -> ComposedStudies:
+    """The same of experiments tuned by studies. Raises UserError as `write_report` does."""
+    found = mixtures.find(study)
+    if not mixed:
+        mixtures.refuse(found)
+    analysis = analyse_studies(study, threshold)
+    return ComposedStudies(analysis, tuple(found), dict(_study_files(analysis, found, formats, when)))
+
+
+def _of_studies(study: Study) -> bool:
+    """Whether the experiments were tuned by studies. Raises UserError if only some of them were."""
+    by_kind = grouped(study.experiments, lambda experiment: experiment.studied)
+    if len(by_kind) > 1:
+        names = {kind: ", ".join(each.name for each in some) for kind, some in by_kind.items()}
+        raise UserError(
+            f"experiments: {names[True]} tuned by studies, and {names[False]} not: their scores do not "
+            "compare. Report them one by one"
+        )
+    return True in by_kind
+
+
+def _study_files(
+    analysis: StudyAnalysis, found: Sequence[mixtures.Mixture], formats: Collection[str], when: str
+) -> Iterator[tuple[str, str | bytes]]:
+    """Every file of the report of a study, by name."""
+    drawn = draw_studies(analysis) if DRAWN & set(formats) else []
+    if "html" in formats:
+        yield "index.html", study_page.render(analysis, drawn, found, when=when)
+    if "csv" in formats:
+        for name, frame in study_tables.frames(analysis).items():
+            yield f"tables/{name}.csv", csv(frame)
+    if "md" in formats:
+        yield "tables/tables.md", study_tables.markdown(analysis, found)
+    if "latex" in formats:
+        yield "tables/tables.tex", study_tables.latex(analysis)
+    if "json" in formats:
+        yield "report.json", study_tables.as_json(analysis, found)
+    yield from _drawn(drawn, formats)
+
+
+def _drawn(drawn: Iterable[Drawn], formats: Collection[str]) -> Iterator[tuple[str, str | bytes]]:
+    """The files of figures."""
+    for figure in drawn:
+        if "png" in formats:
+            yield f"figures/{figure.name}.png", figure.png()
+        if "svg" in formats:
+            yield f"figures/{figure.name}.svg", figure.svg()
+
+
 def _files(
     analysis: Analysis,
     ablations: Sequence[ablation.StoredAblation],
@@ -144,16 +215,12 @@ def _files(
         yield "tables/tables.tex", tables.latex(analysis)
     if "json" in formats:
         yield "report.json", as_json(analysis, found, ablations)
-    for figure in (*drawn, *(figure for some in of_ablations for figure in some)):
-        if "png" in formats:
-            yield f"figures/{figure.name}.png", figure.png()
-        if "svg" in formats:
-            yield f"figures/{figure.name}.svg", figure.svg()
+    yield from _drawn((*drawn, *(figure for some in of_ablations for figure in some)), formats)
 
 
-def _log(analysis: Analysis, target: Path, files: Files) -> tuple[str, ...]:
+def _log(study: Study, target: Path, files: Files) -> tuple[str, ...]:
     """Puts the files on the suites' runs; returns the experiments. A pack stays as it is."""
-    sources = (experiment.source for experiment in analysis.study.experiments)
+    sources = (experiment.source for experiment in study.experiments)
     stored = [source for source in sources if isinstance(source, Store)]
     # The target may hold what is not ours, and one request for all files is many times as fast.
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -14,6 +15,9 @@ from reports.collapses import collapses
 from reports.guards import guards
 from reports.reading import tabulate
 from reports.study import Experiment, Study, TableRow
+
+if TYPE_CHECKING:
+    from reports.studies import StudyAnalysis
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Summary:
     warnings: tuple[str, ...] = ()
     #: A sentence for each task on which plain LoRA failed, and for each row of which runs collapsed.
     failures: tuple[str, ...] = ()
+    #: The score after k trials of every method; None of a plan without studies.
+    studies: StudyAnalysis | None = None
 
     @property
     def complete(self) -> bool:
@@ -51,10 +57,17 @@ def summarise(store: Store, plan: StoredPlan) -> Summary:
     study = Study((experiment,), *tabulate([experiment]), notes=())
     collapsed = collapses(study)
     failures = failed(study.all_cells, plain(study.all_cells), collapsed)
+    studies = None
+    if experiment.studied:
+        # The statistics take a second to import, and a suite with seeds needs none of them here.
+        from reports.studies import analyse_studies
+
+        studies = analyse_studies(study)
     return Summary(
         closing=plan.closing,
         cells=study.cells,
         seeds=study.seeds,
         warnings=tuple(guards(experiment)),
         failures=(*failures, *map(str, collapsed.values())),
+        studies=studies,
     )

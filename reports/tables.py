@@ -267,7 +267,7 @@ def score(cell: Cell) -> str:
 def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
     """The main tables and the comparisons."""
     tables = main_tables(analysis.study.all_cells, analysis.blocks)
-    text = _rendered(
+    text = rendered(
         "tables.md",
         markdown_text,
         analysis=analysis,
@@ -284,11 +284,11 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
 def latex(analysis: Analysis) -> str:
     r"""The main tables for `\input`; needs the package booktabs, and longtable where one passes a page."""
     tables = main_tables(analysis.study.all_cells, analysis.blocks)
-    return _rendered("tables.tex", latex_text, _LATEX_MARKS, tables=tables)
+    return rendered("tables.tex", latex_text, LATEX_MARKS, tables=tables)
 
 
 #: What marks the template's own words there: braces and percent signs are LaTeX's.
-_LATEX_MARKS = {
+LATEX_MARKS = {
     "block_start_string": "<%",
     "block_end_string": "%>",
     "variable_start_string": "<<",
@@ -298,7 +298,7 @@ _LATEX_MARKS = {
 }
 
 
-def _rendered(
+def rendered(
     template: str, escape: Callable[[str], str], marks: Mapping[str, str] = {}, **values: object
 ) -> str:
     """A template filled in, every value escaped but for what a macro of it has made: `raw(macro())`."""

@@ -145,6 +145,8 @@ def report(
     from reports.baseline import of_analysis
     from reports.part import Part
     from reports.report import FORMATS, write_report
+    from reports.studies import StudyAnalysis
+    from reports.study_words import answer
 
     part = Part(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
     done = write_report(
@@ -158,9 +160,14 @@ def report(
         log=log,
         part=None if part.whole else part,
     )
-    for failure in of_analysis(done.analysis):
-        out.print(f"[bold]{escape(failure)}[/bold]", highlight=False, soft_wrap=True)
-    collapsed = dict.fromkeys(str(side) for block in done.analysis.blocks for side in block.collapsed)
+    collapsed: dict[str, None] = {}
+    if isinstance(done.analysis, StudyAnalysis):
+        first = [answer(block) for block in done.analysis.blocks]
+    else:
+        first = of_analysis(done.analysis)
+        collapsed = dict.fromkeys(str(side) for block in done.analysis.blocks for side in block.collapsed)
+    for sentence in first:
+        out.print(f"[bold]{escape(sentence)}[/bold]", highlight=False, soft_wrap=True)
     for note in (*collapsed, *done.analysis.notes, *map(str, done.mixtures)):
         out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     where = f", and on the suite run of {', '.join(done.logged)}" if done.logged else ""

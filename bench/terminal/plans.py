@@ -130,6 +130,9 @@ def print_forecast(console: Console, expected: Forecast) -> None:
 
 def print_power(console: Console, found: Sequence[Power]) -> None:
     """The smallest differences that a suite could find."""
+    if found and found[0].k is not None:
+        _print_study_power(console, found)
+        return
     heads = ("metric", "settings", "seeds", "compared", "run sd", "found", "shown equal", "seeds to find")
     title = "Power: differences in points that are found 80% of the time"
     table = plain_table(title, "budget", *heads, folded=("budget", *heads))
@@ -161,9 +164,64 @@ def print_power(console: Console, found: Sequence[Power]) -> None:
             "examples; no run collapses; tuning chooses the same point each time. Otherwise less is found.",
             highlight=False,
         )
+    _print_uncounted(console, found)
+
+
+def _print_uncounted(console: Console, found: Sequence[Power]) -> None:
+    """The tasks whose test examples assumed noise leaves out."""
     if uncounted := dict.fromkeys(task for one in found for task in one.uncounted):
         names = escape(", ".join(uncounted))
         console.print(f"Test examples are not counted on {names}.", highlight=False)
+
+
+def _print_study_power(console: Console, found: Sequence[Power]) -> None:
+    """The smallest differences that a suite tuned by studies could find, and what that assumes."""
+    heads = (
+        "metric",
+        "tasks",
+        "studies",
+        "compared",
+        "sd of a study",
+        "detectable",
+        "equivalent",
+        "studies needed",
+    )
+    title = f"Power: differences in points after {found[0].k} trials of tuning, 80% of the time"
+    table = plain_table(title, "budget", *heads, folded=("budget", *heads))
+    for each in found:
+        design, needed = each.design, each.design.needs(each.threshold)
+        unit = PERCENT if each.share else unit_of(each.metric)
+        table.add_row(
+            escape(each.budget),
+            escape(f"{each.metric} on {each.task}" if each.task else each.metric)
+            + ", share of it" * each.share,
+            str(design.settings),
+            str(design.seeds),
+            str(design.claims),
+            unit.score(each.sd) + " (stored)" * each.stored,
+            *(unit.score(value) for value in (design.finds, design.margin)),
+            f"{'no number' if needed is None else needed} for {unit.factor * each.threshold:.3g}",
+        )
+    console.print(fitted(console, table, "tasks", "compared", "studies"))
+    console.print(
+        "Detectable: a difference of this size has a simultaneous interval without zero. Equivalent: the "
+        "smallest threshold within which equal methods are shown to be equivalent. Studies needed: "
+        "those that detect the threshold.",
+        highlight=False,
+    )
+    if not all(each.stored for each in found):
+        from bench.power import DISAGREEMENT
+        from reports.inference.study_power import Response
+
+        assumed = Response()
+        console.print(
+            f"Assumed: scores fall {100 * assumed.curvature:g} points a decade² from a best rate within "
+            f"{assumed.optima:g} decade of the centre; seeds have a standard deviation of "
+            f"{100 * assumed.seeds:g} points, unless --sd gives another; two methods disagree on "
+            f"{DISAGREEMENT:.1%} of the test examples whatever their seeds; no trial fails.",
+            highlight=False,
+        )
+    _print_uncounted(console, found)
 
 
 def _duration(seconds: float) -> str:

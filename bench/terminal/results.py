@@ -13,13 +13,13 @@ from rich.markup import escape
 from bench.metrics import direction
 from bench.store.records import Record, scores
 from bench.suite.choosing import AXES
+from bench.terminal.study_results import print_studies
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchPoint, SearchResult, Tried
-from bench.wire.plan import StudyPlan
 from bench.wire.words import PointState, Status, Tag
 from reports.converged import unbeaten
 from reports.inference.intervals import LEAST_SEEDS, t_half
-from reports.study import Cell, Seed, grouped, kept_trials, lines_of, measured
+from reports.study import Cell, Seed, grouped, lines_of, measured
 from reports.summary import Summary
 from reports.words import many
 
@@ -147,7 +147,7 @@ def print_summary(console: Console, summary: Summary) -> None:
             step = "–" if cell.step_ms is None else f"{cell.step_ms:.0f}"
             table.add(cell, _score(cell), _seeds(cell), step)
         console.print(fitted(console, table.table, "ms/step", "% LoRA", "params", "ranks"))
-    _print_studies(console, cells, lines_of(summary.seeds, Seed))
+    print_studies(console, summary, _seeds)
     print_missed(console, sum(cell.within is False for cell in cells))
     _print_lost(console, lines_of(summary.seeds, Seed))
     print_warnings(console, summary.warnings)
@@ -155,46 +155,17 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print(escape(summary.closing), highlight=False)
 
 
-def _print_studies(console: Console, cells: Sequence[Cell], seeds: Sequence[Seed]) -> None:
-    """One table for each task and backbone: the test scores of the trials that the studies keep."""
-    of_cell = grouped(seeds, lambda seed: seed.cell)
-    by_setting = grouped((cell for cell in cells if cell.studies), lambda cell: cell.setting)
-    for setting, of_setting in by_setting.items():
-        points = joined(sorted({cell.studies.points for cell in of_setting if cell.studies}))
-        title = f"{setting} · {measured(of_setting)} after {points} trials of tuning, mean ± sd over studies"
-        table = RowTable(title, "score", "studies", "trials", "ms/step")
-        for cell in of_setting:
-            assert cell.studies
-            kept = kept_trials(cell.studies, of_cell[cell.number])
-            step = "–" if cell.step_ms is None else f"{cell.step_ms:.0f}"
-            table.add(cell, _kept_score(kept), _complete(cell.studies, kept), _seeds(cell), step)
-        console.print(fitted(console, table.table, "ms/step", "% LoRA", "params", "ranks"))
-    if by_setting:
-        console.print(
-            "Each study keeps its trial with the lowest validation loss; unfinished ones do not count."
-        )
-
-
-def _kept_score(kept: Mapping[int, Seed | None]) -> str:
-    scores = [seed.score for seed in kept.values() if seed and seed.score is not None]
-    if not scores:
-        return "–"
-    return f"{fmean(scores):.4f}" + (f" ± {stdev(scores):.4f}" if len(scores) > 1 else "")
-
-
-def _complete(studies: StudyPlan, kept: Mapping[int, Seed | None]) -> str:
-    """The complete studies of those planned, and how many of them kept no trial, since all failed."""
-    failed = sum(seed is None for seed in kept.values())
-    count = f"{len(kept)}/{studies.studies}"
-    return f"[red]{count} ({failed} without a trial)[/red]" if failed else count
-
-
 def _print_lost(console: Console, seeds: Sequence[Seed]) -> None:
     # A trial of two budgets is one to run; what waits for its tuning has no trial yet.
     lost = {seed.trial_id or (seed.cell, seed.seed): seed for seed in seeds if not seed.finished}
     failed = sum(seed.status == Status.FAILED for seed in lost.values())
     missing = len(lost) - failed
-    if failed:
+    if failed and any(seed.study is not None for seed in lost.values()):
+        console.print(
+            f"[red]{failed} trial(s) failed.[/red] Those that diverged score as guessing does. Studies with "
+            "other failures are left out until `--retry-failed` has run them again."
+        )
+    elif failed:
         console.print(
             f"[red]{failed} trial(s) failed; they are in no mean.[/red] `--retry-failed` runs them again."
         )

@@ -86,8 +86,9 @@
         frame.tabIndex = 0;
       }
     }
+    // The page of a study has no selector.
     const bar = document.getElementById("selector");
-    const sticks = getComputedStyle(bar).position === "sticky";
+    const sticks = bar && getComputedStyle(bar).position === "sticky";
     document.documentElement.style.setProperty("--bar", `${sticks ? bar.offsetHeight : 0}px`);
   };
   addEventListener("resize", measure);

@@ -23,6 +23,7 @@ from bench.suite.load import load_suite
 from methods import UserError
 from reports.contents import contents
 from reports.reading import read
+from reports.studies import StudyAnalysis
 from reports.study import Cell, Seed, kept_trials, lines_of
 
 from .toy_suites import VISION, write
@@ -182,6 +183,18 @@ def test_trials_of_studies_are_in_no_mean_over_seeds_and_no_report_of_seeds(halv
         read(halves.first, ["toy"])
 
 
+def test_halves_of_a_study_are_reported_as_one(halves: Halves, tmp_path: Path) -> None:
+    packs = list(map(str, halves.packs))
+    done = bench.write_report("", packs, tmp_path / "out", ["html", "csv"])
+    assert isinstance(done.analysis, StudyAnalysis)
+    (block,) = done.analysis.blocks
+    (lora,) = block.entrants
+    assert (lora.method, lora.studies[0].numbers, block.k) == ("LoRA", (0, 1, 2), 4)
+    seeds = [seed for seed in done.analysis.study.all_seeds if seed.method == "LoRA"]
+    assert lora.studies[0].scores.ravel().tolist() == [seed.score for seed in seeds]
+    assert "<svg" in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_every_trial_of_a_study_is_verified(halves: Halves, call: Call) -> None:
     ended = call("verify", "toy", "--store", halves.first)
     assert (ended.code, "16 verified, 0 broken" in ended.out) == (0, True), ended.out
@@ -203,4 +216,5 @@ def test_a_plan_shows_window_centre_and_head_rate_and_counts_points(halves: Halv
         assert shown in out
     assert call("plan", halves.suite, "--studies", "2-1").code == 2
     assert "study" in call("plan", halves.suite, "--studies", "3").err
-    assert "studies" in call("plan", halves.suite, "--power").err
+    assert "3 studies" in call("plan", halves.suite, "--power").out
+    assert "studies: 2" in call("plan", halves.suite, "--power", "--studies", "0-1").err

@@ -1,0 +1,561 @@
+"""The analysis of experiments tuned by studies: the score of every method after k trials of tuning."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from bench.metrics import METRICS, bounds, direction
+from bench.wire.words import OWN_SIZE, Status
+from methods import UserError
+from reports.artifacts import predictions
+from reports.collapses import DIVERGED
+from reports.comparisons import Reference, find_reference
+from reports.converged import NO_ADAPTERS
+from reports.evidence import Evidence, gather, scaled
+from reports.inference import studies as estimates
+from reports.inference.crossed import OnSetting
+from reports.inference.effects import Effect, Verdict, effect, verdict
+from reports.inference.intervals import Bounds, simultaneous
+from reports.inference.studies import Sources, Studies
+from reports.recipes import Recipe, alike, recipes, told
+from reports.study import CONVERGED, Cell, Seed, Study, TaskAndBackbone, block_order, grouped, kept_trials
+from reports.thresholds import DEFAULT, Asked, thresholds
+from reports.units import Unit, unit_of
+from reports.words import listed, many
+
+#: How often answers are shuffled to see what a model scores that learnt nothing.
+SHUFFLES = 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval, which is None without an error."""
+
+    value: float
+    interval: Bounds | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a method is from the reference over all settings and on each, more being better.
+
+    Intervals over all settings hold simultaneously for all methods compared; those on single settings for
+    all methods and settings.
+    """
+
+    effect: Effect
+    interval: Bounds | None
+    verdict: Verdict
+    intervals: tuple[Bounds | None, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How forgiving a method's rates are: shares of trials, means over settings."""
+
+    #: Trials that succeed at rates within a point of the best, and trials that failed.
+    near: float
+    failed: float
+    failures: int
+    trials: int
+    #: Differences from the reference; None for the reference itself, and without one.
+    near_difference: Difference | None
+    failed_difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What the rate that is best on the other settings costs: negative where it loses."""
+
+    mean: float
+    interval: Bounds | None
+    verdict: Verdict
+    #: On each setting.
+    costs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A method of a block, with its complete studies on every setting."""
+
+    method: str
+    family: str
+    parameters: int
+    #: One a setting.
+    cells: tuple[int, ...]
+    studies: tuple[Studies, ...]
+    #: By k, the scores after k trials on each setting and their mean, in stored units.
+    scores: Mapping[int, tuple[Estimate, ...]]
+    means: Mapping[int, Estimate]
+    #: By k; empty for the reference, and without one.
+    differences: Mapping[int, Difference]
+    sensitivity: Sensitivity
+    #: None with a single setting.
+    transfer: Transfer | None
+
+
+@dataclass(frozen=True)
+class Level:
+    """A method without adapter, which figures show as a line."""
+
+    method: str
+    family: str
+    #: Its score on each setting, in stored units; None where it has not run.
+    scores: tuple[float | None, ...]
+    #: Its difference from the reference on each setting, more being better, and the mean over all settings.
+    differences: tuple[float | None, ...]
+    difference: float | None
+
+
+@dataclass(frozen=True)
+class StudyBlock:
+    """Methods of one budget, compared by one metric on the same settings."""
+
+    budget: str
+    metric: str
+    title: str
+    unit: Unit
+    threshold: float
+    settings: tuple[TaskAndBackbone, ...]
+    #: The primary number of trials, and all that are shown.
+    k: int
+    ks: tuple[int, ...]
+    reference: Reference | None
+    #: The reference first, the others by their scores after `k` trials.
+    entrants: tuple[Entrant, ...]
+    levels: tuple[Level, ...]
+    #: Of each setting.
+    sources: tuple[Sources, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def against(self) -> str:
+        return self.reference.method if self.reference else ""
+
+    @property
+    def compared(self) -> tuple[Entrant, ...]:
+        """The methods with a difference from the reference after `k` trials."""
+        return tuple(entrant for entrant in self.entrants if self.k in entrant.differences)
+
+
+@dataclass(frozen=True)
+class StudyAnalysis:
+    """Experiments tuned by studies, with everything that is computed from them."""
+
+    study: Study
+    thresholds: Mapping[str, float]
+    blocks: tuple[StudyBlock, ...]
+    notes: tuple[str, ...]
+    evidence: Evidence = field(repr=False)
+    #: By the number of a cell, its complete studies; none of a cell without any.
+    studies: Mapping[int, Studies] = field(repr=False)
+
+    def score(self, number: int) -> Estimate | None:
+        """The score of the cell of this number after as many trials as a study has points.
+
+        None without a complete study.
+        """
+        cell, studies = self.study.all_cells[number], self.studies.get(number)
+        if studies is None or cell.studies is None:
+            return None
+        part = scaled(estimates.of_method(studies, cell.studies.points), self.study, number)
+        return _score(cell.metric, effect([part]))
+
+    def failed(self, seed: Seed) -> bool:
+        """Whether a trial diverged, or ended far below its method's best."""
+        studies = self.studies.get(seed.cell)
+        if seed.score is None or studies is None:
+            return seed.failure == DIVERGED
+        gain = self.study.direction(seed.cell) * seed.score
+        return bool(gain <= studies.best - estimates.FAILED * studies.point)
+
+
+def analyse_studies(study: Study, threshold: Asked = None) -> StudyAnalysis:
+    """Computes what the page of a study shows.
+
+    Raises UserError as `thresholds` does, and if certain pairs of methods are to be compared.
+    """
+    if len(study.compared) > 1 or any(study.compared.values()):
+        raise UserError("pairs: not of experiments tuned by studies; give --method and --reference instead")
+    matters = thresholds((cell.metric for cell in study.all_cells if cell.metric), threshold)
+    evidence = gather(study, (cell.number for cell in study.all_cells if cell.studies))
+    chances = _chances(study)
+    complete: dict[int, Studies] = {}
+    left_out: defaultdict[str, list[Cell]] = defaultdict(list)
+    for cell in study.all_cells:
+        if cell.studies:
+            numbers, reasons = _complete(cell, study.of_cell(cell.number))
+            for reason in reasons:
+                left_out[reason].append(cell)
+            if numbers:
+                complete[cell.number] = _studies(evidence, cell, numbers, chances[cell.setting])
+    blocks = tuple(_blocks(study, complete, matters))
+    notes = (*study.notes, *evidence.notes, *_left_out(left_out, study))
+    return StudyAnalysis(study, matters, blocks, notes, evidence, complete)
+
+
+# --- the complete studies of each cell ---
+
+
+def _complete(cell: Cell, seeds: Sequence[Seed]) -> tuple[tuple[int, ...], list[str]]:
+    """The numbers of a cell's complete studies, and why others are left out."""
+    assert cell.studies is not None
+    ended = kept_trials(cell.studies, seeds)
+    numbers, reasons = [], []
+    for study, trials in sorted(_by_study(seeds).items()):
+        lost = [seed for seed in trials if seed.status == Status.FAILED and seed.failure != DIVERGED]
+        silent = [seed for seed in trials if seed.finished and seed.validation_loss is None]
+        if study not in ended:
+            done = sum(seed.finished or seed.failure == DIVERGED for seed in trials)
+            reasons.append(f"study {study} is incomplete ({done} of {cell.studies.points} trials ended)")
+        elif lost:
+            kinds = listed(sorted({seed.failure for seed in lost}))
+            reasons.append(f"study {study} lost {many(len(lost), 'trial')} ({kinds})")
+        elif silent:
+            reasons.append(f"study {study} has trials without a validation loss")
+        else:
+            numbers.append(study)
+    return tuple(numbers), reasons
+
+
+def _by_study(seeds: Sequence[Seed]) -> dict[int, list[Seed]]:
+    """The trials of each study, by its number."""
+    placed = (seed for seed in seeds if seed.study is not None)
+    return grouped(placed, lambda seed: int(seed.study or 0))
+
+
+def _left_out(reasons: Mapping[str, Sequence[Cell]], study: Study) -> Iterator[str]:
+    """A note for each reason for which studies are left out."""
+    every = sum(cell.studies is not None for cell in study.all_cells)
+    for reason, cells in reasons.items():
+        whose = listed(f"{cell.method} on {cell.task}" for cell in cells)
+        if len(cells) == every:
+            whose = "all methods on all tasks"
+        yield f"Left out: {reason} of {whose}."
+
+
+def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: float) -> Studies:
+    """The complete studies of a cell with these numbers. A diverged trial scores as chance does."""
+    assert cell.studies is not None
+    study, sign = evidence.study, direction(cell.metric)
+    by_study = _by_study(study.of_cell(cell.number))
+    trials = [sorted(by_study[number], key=lambda seed: seed.point or 0) for number in numbers]
+    shape = len(numbers), cell.studies.points
+    every = [seed for some in trials for seed in some]
+    known = evidence.of_runs(cell.number, [seed.seed for seed in every if seed.finished])
+    by_example, test_set = None, None
+    if known and len({run.test_set for run in known}) == 1:
+        test_set, examples = known[0].test_set, len(known[0].values)
+        values = iter(known)
+        rows = [next(values).values if seed.finished else np.full(examples, chance) for seed in every]
+        by_example = np.array(rows, dtype=np.float32).reshape(*shape, examples)
+    scores = [chance if seed.score is None else sign * seed.score for seed in every]
+    losses = [np.inf if seed.validation_loss is None else seed.validation_loss for seed in every]
+    return Studies(
+        losses=np.array(losses).reshape(shape),
+        scores=np.array(scores).reshape(shape),
+        numbers=tuple(numbers),
+        offsets=np.array([seed.offset for seed in every], dtype=float).reshape(shape),
+        by_example=by_example,
+        test_set=test_set,
+        point=DEFAULT * METRICS.get(cell.metric).point * study.size(cell.number) if cell.metric else DEFAULT,
+        chance=chance,
+    )
+
+
+def _chances(study: Study) -> dict[TaskAndBackbone, float]:
+    """What a model scores on each setting that learnt nothing, more being better.
+
+    It is the mean score of a trial's answers, shuffled over the test examples. Where no answers are stored,
+    it is the worst score of the setting.
+    """
+    chances: dict[TaskAndBackbone, float] = {}
+    finished = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.cell)
+    by_setting = grouped(study.all_cells, lambda cell: cell.setting)
+    for setting, cells in by_setting.items():
+        seeds = [seed for cell in cells for seed in finished.get(cell.number, [])]
+        scores = [study.direction(seed.cell) * seed.score for seed in seeds if seed.score is not None]
+        chances[setting] = min(scores, default=0.0)
+        if not seeds:
+            continue
+        metric = METRICS.get(study.all_cells[seeds[0].cell].metric)
+        stored = predictions(study.experiment(seeds[0].experiment), [seeds[0].trial_id], metric)
+        for answers in stored.values():
+            shuffled = np.random.default_rng(0)
+            with METRICS.blaming(metric.name):
+                drawn = [
+                    metric.score(answers.labels, shuffled.permutation(answers.given)) for _ in range(SHUFFLES)
+                ]
+            chances[setting] = metric.sign * float(np.mean(drawn))
+    return chances
+
+
+# --- what is compared ---
+
+
+def _blocks(
+    study: Study, complete: Mapping[int, Studies], matters: Mapping[str, float]
+) -> Iterator[StudyBlock]:
+    """The blocks of a report, in the order of budgets."""
+    adapters = [cell for cell in study.all_cells if cell.studies and cell.family not in NO_ADAPTERS]
+    joined, made = block_budgets(cell.budget for cell in adapters), recipes(study)
+    by_budget = grouped(adapters, lambda cell: joined[cell.budget])
+    for budget in sorted(by_budget, key=block_order):
+        # Scores in units have no common mean over tasks.
+        by_metric = grouped(by_budget[budget], lambda cell: _measured(study, cell))
+        for (metric, task), cells in by_metric.items():
+            groups = alike(made, grouped(cells, lambda cell: cell.method))
+            for number, group in enumerate(groups):
+                of_group = [cell for some in group.methods.values() for cell in some]
+                apart = []
+                if number:
+                    differs = told(groups[0].differs(of_group))
+                    apart.append(
+                        f"{listed(group.methods)} ran with another recipe ({differs}): compared apart."
+                    )
+                parts = [
+                    budget,
+                    metric if len(by_metric) > 1 else "",
+                    task,
+                    f"recipe {number + 1}" * (number > 0),
+                ]
+                title = " · ".join(part for part in parts if part)
+                block = _block(study, complete, group.methods, budget, title, made)
+                if block is not None:
+                    block = replace(block, threshold=matters.get(metric, block.threshold))
+                    block = _compared(study, block, complete)
+                    yield replace(block, notes=(*apart, *block.notes))
+
+
+def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
+    """The budget of the block that each budget's methods are in.
+
+    Methods of their own size join the only other budget where there is one, so that one family of intervals
+    answers which method to take.
+    """
+    every = set(budgets)
+    sized = every - {OWN_SIZE}
+    own = next(iter(sized)) if len(sized) == 1 else OWN_SIZE
+    return {budget: own if budget == OWN_SIZE else budget for budget in every}
+
+
+def _measured(study: Study, cell: Cell) -> tuple[str, str]:
+    """The metric of a cell, with the task where its scores have that task's units."""
+    metric = study.metrics[cell.number]
+    return metric, cell.task if metric and METRICS.get(metric).in_units else ""
+
+
+def _block(
+    study: Study,
+    complete: Mapping[int, Studies],
+    methods: Mapping[str, Sequence[Cell]],
+    budget: str,
+    title: str,
+    made: Mapping[int, Recipe],
+) -> StudyBlock | None:
+    """A block with its methods, before they are compared; None where no study is complete."""
+    every = grouped((cell for cells in methods.values() for cell in cells), lambda cell: cell.setting)
+    least = min(2, len(methods))
+    settings = tuple(s for s, cells in every.items() if sum(c.number in complete for c in cells) >= least)
+    if not settings:
+        return None
+    notes = []
+    if absent := [setting for setting in every if setting not in settings]:
+        notes.append(f"Too few methods have a complete study on {listed(absent)}: not compared there.")
+    entrants = []
+    for method, cells in methods.items():
+        on = {cell.setting: cell for cell in cells if cell.number in complete}
+        if lacking := [setting for setting in settings if setting not in on]:
+            notes.append(f"{method} has no complete study on {listed(lacking)} and is not compared.")
+            continue
+        entrants.append([on[setting] for setting in settings])
+    if not entrants:
+        return None
+    first = entrants[0]
+    (named,) = study.compared
+    reference, missing = find_reference(study, budget, first, made, named)
+    if reference and not all(number in complete for number in reference.cells):
+        missing = [f"{reference.method} has no complete study on some task: nothing is compared with it."]
+        reference = None
+    cell = first[0]
+    # Methods that were made alike differ at most in the number of studies.
+    plan = max((c.studies for cells in entrants for c in cells if c.studies), key=lambda plan: plan.studies)
+    return StudyBlock(
+        budget=budget,
+        metric=cell.metric,
+        title=title,
+        unit=unit_of(cell.metric, cell.unit),
+        threshold=max(complete[cell.number].point for cell in first),
+        settings=settings,
+        k=plan.points,
+        ks=plan.ks,
+        reference=reference,
+        entrants=tuple(_entrant(study, cells, complete, plan.ks) for cells in entrants),
+        levels=(),
+        sources=(),
+        notes=(*notes, *missing),
+    )
+
+
+def _entrant(
+    study: Study, cells: Sequence[Cell], complete: Mapping[int, Studies], ks: Sequence[int]
+) -> Entrant:
+    studies = tuple(complete[cell.number] for cell in cells)
+    fewest = min(each.trials for each in studies)
+    scores: dict[int, tuple[Estimate, ...]] = {}
+    means: dict[int, Estimate] = {}
+    for k in (k for k in ks if k <= fewest):
+        parts = [
+            _part(study, cell, estimates.of_method(each, k))
+            for cell, each in zip(cells, studies, strict=True)
+        ]
+        metric = cells[0].metric
+        scores[k] = tuple(_score(metric, effect([part])) for part in parts)
+        means[k] = _score(metric, effect(parts))
+    failures = sum(int(each.failed.sum()) for each in studies)
+    return Entrant(
+        method=cells[0].method,
+        family=cells[0].family,
+        parameters=cells[0].parameters,
+        cells=tuple(cell.number for cell in cells),
+        studies=studies,
+        scores=scores,
+        means=means,
+        differences={},
+        sensitivity=Sensitivity(
+            near=float(np.mean([estimates.share_near(each) for each in studies])),
+            failed=float(np.mean([estimates.share_failed(each) for each in studies])),
+            failures=failures,
+            trials=sum(each.trials for each in studies),
+            near_difference=None,
+            failed_difference=None,
+        ),
+        transfer=None,
+    )
+
+
+def _part(study: Study, cell: Cell, part: OnSetting) -> OnSetting:
+    return scaled(part, study, cell.number)
+
+
+def _score(metric: str, score: Effect) -> Estimate:
+    """A score in stored units, its interval cut to scores that there can be."""
+    sign, (least, most) = direction(metric), bounds(metric)
+    interval = score.interval(simultaneous(1))
+    if interval is not None:
+        low, high = sorted(sign * bound for bound in interval)
+        interval = max(low, least), min(high, most)
+    return Estimate(sign * score.difference, interval)
+
+
+# --- comparisons ---
+
+
+def _compared(study: Study, block: StudyBlock, complete: Mapping[int, Studies]) -> StudyBlock:
+    """The block with differences from the reference, levels and sources."""
+    reference = [complete[number] for number in block.reference.cells] if block.reference else None
+    own = block.reference.cells if block.reference else ()
+    rivals = [entrant for entrant in block.entrants if entrant.cells != own]
+    entrants = [entrant for entrant in block.entrants if entrant.cells == own]
+    claims = len(rivals)
+    for entrant in rivals:
+        if reference is not None:
+            entrant = _against(study, block, entrant, reference, claims)
+        entrants.append(entrant)
+    entrants = [_transferred(study, block, entrant, len(entrants)) for entrant in entrants]
+    sign = direction(block.metric)
+    entrants.sort(key=lambda entrant: (entrant.cells != own, -sign * entrant.means[block.k].value))
+    of_settings = [[entrant.studies[place] for entrant in entrants] for place in range(len(block.settings))]
+    return replace(
+        block,
+        entrants=tuple(entrants),
+        levels=tuple(_levels(study, block, complete, reference)),
+        sources=tuple(estimates.sources(some, block.k) for some in of_settings),
+    )
+
+
+def _against(
+    study: Study, block: StudyBlock, entrant: Entrant, reference: Sequence[Studies], claims: int
+) -> Entrant:
+    """The entrant with its differences from the reference."""
+    cells = [study.all_cells[number] for number in entrant.cells]
+    sides = list(zip(cells, entrant.studies, reference, strict=True))
+    if not all({*own.numbers} & {*other.numbers} for _, own, other in sides):
+        return entrant
+    differences = {}
+    for k in block.ks:
+        pairs = [estimates.paired(own, other) for _, own, other in sides]
+        if all(own.trials >= k for own, _ in pairs):
+            parts = [_part(study, cell, estimates.of_pair(own, other, k)) for cell, own, other in sides]
+            differences[k] = _difference(parts, claims, block.threshold)
+
+    def shares(share: Callable[[Studies], float]) -> Difference:
+        parts = [replace(estimates.of_share(share, own, other), limit=1.0) for _, own, other in sides]
+        return _difference(parts, claims, 0.0)
+
+    sensitivity = replace(
+        entrant.sensitivity,
+        near_difference=shares(estimates.share_near),
+        failed_difference=shares(estimates.share_failed),
+    )
+    return replace(entrant, differences=differences, sensitivity=sensitivity)
+
+
+def _difference(parts: Sequence[OnSetting], claims: int, threshold: float) -> Difference:
+    over_all, each = effect(parts), [effect([part]) for part in parts]
+    interval = over_all.interval(simultaneous(claims))
+    intervals = tuple(part.interval(simultaneous(claims * len(parts))) for part in each)
+    return Difference(
+        over_all,
+        interval,
+        verdict(interval, threshold),
+        intervals,
+        tuple(verdict(bounds_, threshold) for bounds_ in intervals),
+    )
+
+
+def _transferred(study: Study, block: StudyBlock, entrant: Entrant, claims: int) -> Entrant:
+    """The entrant with what a rate from the other settings costs it; unchanged with a single setting."""
+    if len(block.settings) < 2 or not set.intersection(*({*each.numbers} for each in entrant.studies)):
+        return entrant
+    cell = study.all_cells[entrant.cells[0]]
+    over_all = effect([_part(study, cell, estimates.of_transfer(entrant.studies))])
+    interval = over_all.interval(simultaneous(claims))
+    costs = tuple(float(cost) for cost in estimates.transfer(entrant.studies))
+    transfer = Transfer(over_all.difference, interval, verdict(interval, block.threshold), costs)
+    return replace(entrant, transfer=transfer)
+
+
+def _levels(
+    study: Study, block: StudyBlock, complete: Mapping[int, Studies], reference: Sequence[Studies] | None
+) -> Iterator[Level]:
+    """The converged head, full fine-tuning and the head alone, as far as they have run."""
+    sign = direction(block.metric)
+    for family in (CONVERGED, *(name for name in NO_ADAPTERS if name != CONVERGED)):
+        cells = {cell.setting: cell for cell in reversed(study.all_cells) if cell.family == family}
+        scores: list[float | None] = []
+        differences: list[float | None] = []
+        for place, setting in enumerate(block.settings):
+            gain = _gain(cells.get(setting), complete, block.k)
+            scores.append(None if gain is None else sign * gain)
+            known = None if reference is None or reference[place].trials < block.k else reference[place]
+            level = None if known is None or gain is None else gain - estimates.score_after(known, block.k)
+            differences.append(level)
+        if any(score is not None for score in scores):
+            every = [each for each in differences if each is not None]
+            mean = float(np.mean(every)) if len(every) == len(differences) else None
+            method = next(cell.method for cell in cells.values())
+            yield Level(method, family, tuple(scores), tuple(differences), mean)
+
+
+def _gain(cell: Cell | None, complete: Mapping[int, Studies], k: int) -> float | None:
+    """The score of a cell after k trials, or of the only trial that it has; more is better."""
+    if cell is None or cell.studies is None:
+        return cell.gain if cell else None
+    studies = complete.get(cell.number)
+    return estimates.score_after(studies, k) if studies and studies.trials >= k else None

@@ -1,0 +1,246 @@
+"""The tables of a study: data frames for CSV and JSON, and what is pasted into Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+from pydantic_core import to_jsonable_python
+
+from bench.process.visible import markdown_text
+from reports.inference.intervals import Bounds
+from reports.inference.studies import share_failed, share_failed_interval, share_near
+from reports.mixtures import Mixture
+from reports.studies import Difference, Entrant, StudyAnalysis, StudyBlock
+from reports.study_words import answer, in_words, level_notes, no_interval, order_note
+from reports.tables import LATEX_MARKS, latex_text, rendered
+
+Lines = Iterator[dict[str, Any]]
+
+
+def frames(analysis: StudyAnalysis) -> dict[str, pd.DataFrame]:
+    """All tables by file name, scores and differences as they are stored."""
+    by_block: dict[str, Callable[[StudyBlock], Lines]] = {
+        "differences": _differences,
+        "differences_by_task": _by_setting,
+        "scores": _scores,
+        "sensitivity": _sensitivity,
+        "transfer": _transfer,
+        "variance": _variance,
+        "levels": _levels,
+    }
+    built = {"trials": _trials(analysis)} | {
+        name: pd.DataFrame(
+            {"block": block.title, **line} for block in analysis.blocks for line in lines(block)
+        )
+        for name, lines in by_block.items()
+    }
+    return {name: frame for name, frame in built.items() if len(frame)}
+
+
+def _trials(analysis: StudyAnalysis) -> pd.DataFrame:
+    """Every planned trial, and whether it is in a complete study and failed."""
+    seeds = analysis.study.seeds.astype({"study": "Int64", "point": "Int64"})
+    every = analysis.study.all_seeds
+    complete = {number: set(studies.numbers) for number, studies in analysis.studies.items()}
+    return seeds.assign(
+        complete=[seed.study in complete.get(seed.cell, ()) for seed in every],
+        bad=[analysis.failed(seed) for seed in every],
+    ).rename(columns={"bad": "failed"})
+
+
+def _differences(block: StudyBlock) -> Lines:
+    for entrant in block.entrants:
+        for k, found in entrant.differences.items():
+            yield {
+                "method": entrant.method,
+                "reference": block.against,
+                "k": k,
+                "primary": k == block.k,
+                "difference": found.effect.difference,
+                **_bounds(found.interval),
+                "threshold": block.threshold,
+                "verdict": in_words(found.verdict, block.unit.size(block.threshold)),
+                "studies": found.effect.fewest,
+            }
+
+
+def _by_setting(block: StudyBlock) -> Lines:
+    for entrant in block.entrants:
+        for k, found in entrant.differences.items():
+            each = zip(block.settings, found.effect.parts, found.intervals, found.verdicts, strict=True)
+            for setting, part, interval, verdict in each:
+                yield {
+                    "method": entrant.method,
+                    "reference": block.against,
+                    "task": setting.task,
+                    "backbone": setting.backbone,
+                    "k": k,
+                    "difference": part.difference,
+                    **_bounds(interval),
+                    "verdict": in_words(verdict, block.unit.size(block.threshold)),
+                    "studies": part.pairs,
+                    "examples": part.count,
+                }
+
+
+def _scores(block: StudyBlock) -> Lines:
+    for entrant in block.entrants:
+        for k, scores in entrant.scores.items():
+            of = zip(block.settings, scores, entrant.studies, strict=True)
+            for setting, score, studies in of:
+                yield {
+                    "method": entrant.method,
+                    "task": setting.task,
+                    "backbone": setting.backbone,
+                    "metric": block.metric,
+                    "k": k,
+                    "score": score.value,
+                    **_bounds(score.interval),
+                    "studies": studies.count,
+                    "parameters": entrant.parameters,
+                }
+
+
+def _sensitivity(block: StudyBlock) -> Lines:
+    for entrant in block.entrants:
+        for setting, studies in zip(block.settings, entrant.studies, strict=True):
+            low, high = share_failed_interval(studies)
+            yield {
+                "method": entrant.method,
+                "task": setting.task,
+                "backbone": setting.backbone,
+                "share_near": share_near(studies),
+                "share_failed": share_failed(studies),
+                "failed_low": low,
+                "failed_high": high,
+                "trials": studies.trials,
+            }
+        known = entrant.sensitivity
+        if known.near_difference and known.failed_difference:
+            yield {
+                "method": entrant.method,
+                "task": "all",
+                "share_near": known.near,
+                "share_failed": known.failed,
+                "trials": known.trials,
+                **_difference("near", known.near_difference),
+                **_difference("failed", known.failed_difference),
+            }
+
+
+def _difference(name: str, found: Difference) -> dict[str, Any]:
+    low, high = found.interval or (None, None)
+    return {
+        f"{name}_difference": found.effect.difference,
+        f"{name}_difference_low": low,
+        f"{name}_difference_high": high,
+    }
+
+
+def _transfer(block: StudyBlock) -> Lines:
+    for entrant in block.entrants:
+        if (found := entrant.transfer) is not None:
+            yield {"method": entrant.method, "task": "all", "transfer": found.mean, **_bounds(found.interval)}
+            for setting, cost in zip(block.settings, found.costs, strict=True):
+                yield {
+                    "method": entrant.method,
+                    "task": setting.task,
+                    "backbone": setting.backbone,
+                    "transfer": cost,
+                }
+
+
+def _variance(block: StudyBlock) -> Lines:
+    for setting, sources in zip(block.settings, block.sources, strict=True):
+        yield {"task": setting.task, "backbone": setting.backbone, "k": block.k, **vars(sources)}
+
+
+def _levels(block: StudyBlock) -> Lines:
+    for level in block.levels:
+        for setting, score, difference in zip(block.settings, level.scores, level.differences, strict=True):
+            yield {
+                "method": level.method,
+                "task": setting.task,
+                "backbone": setting.backbone,
+                "score": score,
+                "difference": difference,
+            }
+
+
+def _bounds(interval: Bounds | None) -> dict[str, float | None]:
+    return dict(zip(("low", "high"), interval or (None, None), strict=True))
+
+
+def as_json(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
+    """Everything that the page shows. What is not a number is null."""
+    content = {
+        "experiments": [
+            {"name": experiment.name, "run_id": experiment.run_id, "closing": experiment.closing}
+            for experiment in analysis.study.experiments
+        ],
+        "thresholds": analysis.thresholds,
+        "notes": analysis.notes,
+        "blocks": [
+            {
+                "block": block.title,
+                "metric": block.metric,
+                "k": block.k,
+                "ks": block.ks,
+                "reference": block.against,
+                "threshold": block.threshold,
+                "answer": answer(block),
+                "notes": block.notes,
+            }
+            for block in analysis.blocks
+        ],
+        "mixtures": list(map(str, mixtures)),
+        "tables": {
+            name: json.loads(frame.to_json(orient="records")) for name, frame in frames(analysis).items()
+        },
+    }
+    return json.dumps(to_jsonable_python(content, inf_nan_mode="null"), indent=1, allow_nan=False) + "\n"
+
+
+# --- text formats ---
+
+
+def score(block: StudyBlock, entrant: Entrant, place: int | None = None) -> str:
+    """The score after `k` trials on a setting, or the mean."""
+    found = entrant.means[block.k] if place is None else entrant.scores[block.k][place]
+    return block.unit.score(found.value)
+
+
+def difference(block: StudyBlock, entrant: Entrant) -> str:
+    """The difference after `k` trials with its interval."""
+    found, unit = entrant.differences[block.k], block.unit
+    between = (
+        f"{unit.difference(found.interval[0])} to {unit.difference(found.interval[1])}"
+        if found.interval
+        else no_interval(found)
+    )
+    return f"{unit.difference(found.effect.difference)} ({between})"
+
+
+def _helpers() -> dict[str, Any]:
+    return {
+        "score": score,
+        "difference": difference,
+        "answer": answer,
+        "in_words": in_words,
+        "level_notes": level_notes,
+        "order_note": order_note,
+    }
+
+
+def markdown(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
+    """The answer and a table of methods × tasks for each block."""
+    text = rendered("study.md", markdown_text, analysis=analysis, mixtures=mixtures, **_helpers())
+    return text.rstrip("\n") + "\n"
+
+
+def latex(analysis: StudyAnalysis) -> str:
+    r"""The tables of methods × tasks for `\input`; needs the package booktabs."""
+    return rendered("study.tex", latex_text, LATEX_MARKS, analysis=analysis, **_helpers())

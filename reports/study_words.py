@@ -1,0 +1,122 @@
+"""What the page of a study says in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.wire.words import OWN_SIZE
+from reports.inference.effects import Answer, Verdict
+from reports.studies import Difference, Entrant, StudyBlock
+from reports.study import FLOOR, TaskAndBackbone
+from reports.words import listed, many
+
+
+def trials_of_tuning(k: int) -> str:
+    return f"{many(k, 'trial')} of tuning"
+
+
+def in_words(verdict: Verdict, size: str) -> str:
+    """A verdict about a difference whose threshold is of this size, with its unit."""
+    side = verdict.side
+    if verdict.answer is Answer.BEYOND:
+        return f"{side} by more than {size}"
+    if verdict.answer is Answer.WITHIN:
+        equivalent = f"practically equivalent (within {size})"
+        return f"significantly {side}, but {equivalent}" if side else equivalent
+    if verdict.answer is Answer.UNDECIDED:
+        return f"significantly {side}; may be under {size}" if side else "no significant difference"
+    return "no interval"
+
+
+def no_interval(difference: Difference) -> str:
+    """Why a difference has no interval."""
+    if difference.effect.error is None:
+        return f"no interval: {many(difference.effect.fewest, 'paired study').replace('studys', 'studies')}"
+    return "no interval: no spread"
+
+
+def answer(block: StudyBlock) -> str:
+    """The answer to the question which method to take, in a sentence."""
+    start = f"After {trials_of_tuning(block.k)}, "
+    if not block.compared:
+        why = "no method has" if not block.reference else f"nothing beside {block.against} has"
+        return f"{start}{why} enough complete studies for a comparison."
+    size, against = block.unit.size(block.threshold), block.against
+    verdicts = {e.method: e.differences[block.k].verdict for e in block.compared}
+    better = [name for name, found in verdicts.items() if found.side == "better"]
+    beyond = [name for name in better if verdicts[name].answer is Answer.BEYOND]
+    lead = f"{_joined(better)} {'is' if len(better) == 1 else 'are'}" if better else "no method is"
+    lead += f" significantly better than {against}"
+    if beyond:
+        lead += f" ({_joined(beyond) if len(beyond) < len(better) else 'all' if len(beyond) > 1 else 'it is'}"
+        lead += f" by more than {size})"
+    lists = {
+        f"practically equivalent (within {size})": [
+            name for name, found in verdicts.items() if found.answer is Answer.WITHIN and not found.side
+        ],
+        "significantly worse": [name for name, found in verdicts.items() if found.side == "worse"],
+        "undecided": [
+            name for name, found in verdicts.items() if found.answer is Answer.UNDECIDED and not found.side
+        ],
+        "without an interval": [name for name, found in verdicts.items() if found.answer is Answer.NONE],
+    }
+    rest = [f"{words}: {listed(names)}" for words, names in lists.items() if names]
+    return "; ".join([start + lead, *rest]) + "."
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{listed(names[:-1])} and {names[-1]}"
+
+
+def level_notes(block: StudyBlock) -> list[str]:
+    """How adapters stand beside what needs none."""
+    notes = []
+    for level in (level for level in block.levels if level.family != FLOOR):
+        ran = [
+            setting for setting, score in zip(block.settings, level.scores, strict=True) if score is not None
+        ]
+        if level.difference is not None:
+            by = block.unit.difference(level.difference).replace("-", "−")
+            notes.append(f"{level.method.capitalize()}: {by} {block.unit.points} from {block.against}.")
+        elif len(ran) < len(block.settings):
+            where = listed(setting.task for setting in ran)
+            notes.append(
+                f"{level.method.capitalize()} ran on {where} alone, so it has no mean over all tasks."
+            )
+    return notes
+
+
+def order_note(block: StudyBlock) -> str:
+    """Whether the order of two methods depends on how much they are tuned."""
+    few, most = block.ks[min(1, len(block.ks) - 1)], block.ks[-1]
+    turned = []
+    for entrant in block.compared:
+        sides = {entrant.differences[k].verdict.side for k in (few, most) if k in entrant.differences}
+        if {"better", "worse"} <= sides:
+            turned.append(entrant.method)
+    if turned:
+        return (
+            f"The order depends on how much is tuned: {_joined(turned)} and {block.against} change places "
+            f"between {few} and {most} trials."
+        )
+    return (
+        f"No method is significantly on one side of {block.against} after {trials_of_tuning(few)} and on the "
+        f"other after {most}."
+    )
+
+
+def heading(block: StudyBlock) -> str:
+    """The block's title, or nothing for methods of their own sizes."""
+    return "methods of their own sizes" if block.title == OWN_SIZE else block.title
+
+
+def setting_name(block: StudyBlock, setting: TaskAndBackbone) -> str:
+    """The task, with its backbone where the task has several."""
+    several = sum(other.task == setting.task for other in block.settings) > 1
+    return str(setting) if several else setting.task
+
+
+def studies_of(entrant: Entrant) -> str:
+    """How many complete studies a method has, on each setting where these differ."""
+    counts = [each.count for each in entrant.studies]
+    return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"

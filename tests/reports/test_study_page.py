@@ -1,0 +1,355 @@
+"""The report of a suite tuned by studies: its analysis, page, tables and figures, on made-up results."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.store.store import Store
+from methods import UserError
+from reports.inference import studies as estimates
+from reports.inference.effects import effect, verdict
+from reports.inference.intervals import simultaneous
+from reports.part import Part
+from reports.reading import read
+from reports.report import write_report
+from reports.studies import StudyAnalysis, analyse_studies, block_budgets
+from reports.study import Study
+from reports.study_words import in_words, level_notes
+from reports.summary import summarise
+
+from ..stored import Result, write
+from . import made_up
+from .made_up import NewStore
+from .made_up_studies import DIVERGED, MISSING, NAME, plan_of, result
+
+Call = Callable[..., Any]
+
+CLOSING = "Made up, <b>all</b> of it & [more]."
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> str:
+    uri = new_store(tmp_path_factory.mktemp("studied"))
+    write(uri, plan_of(closing=CLOSING), result)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def study(uri: str) -> Study:
+    return read(uri, [NAME], studies=True)
+
+
+@pytest.fixture(scope="module")
+def analysis(study: Study) -> StudyAnalysis:
+    return analyse_studies(study)
+
+
+@pytest.fixture(scope="module")
+def folder(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "out"
+    write_report(uri, [NAME], out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "index.html").read_text()
+
+
+def test_studies_are_those_of_the_records(study: Study, analysis: StudyAnalysis) -> None:
+    number = next(c.number for c in study.all_cells if (c.method, c.task) == ("LoRA", "digits"))
+    studies, seeds = analysis.studies[number], study.of_cell(number)
+    assert studies.numbers == (0, 1, 2, 3)
+    for seed in seeds:
+        assert seed.study is not None
+        assert seed.point is not None
+        place = int(seed.study), int(seed.point)
+        assert studies.scores[place] == seed.score
+        assert studies.losses[place] == seed.validation_loss
+    assert studies.by_example is not None
+    assert np.allclose(studies.by_example.mean(-1), studies.scores)
+    # Shuffled answers of two even classes.
+    assert studies.chance == pytest.approx(0.5, abs=0.02)
+
+
+def test_differences_are_those_of_the_statistics(analysis: StudyAnalysis) -> None:
+    (block,) = analysis.blocks
+    assert (block.k, block.against, len(block.compared)) == (4, "LoRA", 3)
+    reference = block.entrants[0]
+    for entrant in block.compared:
+        for k, found in entrant.differences.items():
+            parts = [
+                estimates.of_pair(own, other, k)
+                for own, other in zip(entrant.studies, reference.studies, strict=True)
+            ]
+            expected = effect(parts)
+            assert found.effect.difference == pytest.approx(expected.difference)
+            assert found.interval == pytest.approx(expected.interval(simultaneous(3)))
+    for place, studies in enumerate(reference.studies):
+        assert reference.scores[4][place].value == pytest.approx(estimates.score_after(studies, 4))
+
+
+def test_scores_of_methods_without_adapter_are_levels_and_in_no_family(analysis: StudyAnalysis) -> None:
+    (block,) = analysis.blocks
+    levels = {level.method: level for level in block.levels}
+    assert set(levels) == {"converged head", "full fine-tuning", "head only"}
+    assert not {entrant.method for entrant in block.entrants} & set(levels)
+    study = analysis.study
+    for place, setting in enumerate(block.settings):
+        cells = {cell.method: cell for cell in study.all_cells if cell.setting == setting}
+        assert levels["converged head"].scores[place] == cells["converged head"].mean
+        full = analysis.studies[cells["full fine-tuning"].number]
+        assert levels["full fine-tuning"].scores[place] == pytest.approx(estimates.score_after(full, 4))
+
+
+def test_an_incomplete_study_is_named_and_left_out(analysis: StudyAnalysis, page: str) -> None:
+    method, task, _ = MISSING
+    (block,) = analysis.blocks
+    entrant = next(entrant for entrant in block.entrants if entrant.method == method)
+    numbers = {
+        setting.task: studies.numbers
+        for setting, studies in zip(block.settings, entrant.studies, strict=True)
+    }
+    assert numbers == {task: (0, 1, 2), "movie-sentiment": (0, 1, 2, 3)}
+    assert [part.pairs for part in entrant.differences[4].effect.parts] == [
+        4 if setting.task != task else 3 for setting in block.settings
+    ]
+    (note,) = [note for note in analysis.notes if "incomplete" in note]
+    assert {method, task, "3"} <= set(re.findall(r"[\w-]+", note))
+    assert html.escape(note) in page
+
+
+def test_a_diverged_trial_fails_at_chance_and_is_marked(analysis: StudyAnalysis, page: str) -> None:
+    method, task, number = DIVERGED
+    study = analysis.study
+    (seed,) = [s for s in study.all_seeds if (s.method, s.task, s.seed) == (method, task, number)]
+    studies = analysis.studies[seed.cell]
+    assert np.isinf(studies.losses[1, 2])
+    assert studies.scores[1, 2] == studies.chance
+    assert studies.failed[1, 2]
+    assert analysis.failed(seed)
+    row = page[page.index(f'<tr id="trial-{seed.trial_id}">') :]
+    assert "failed: diverged" in row[: row.index("</tr>")]
+    assert f"{method} on {task}: diverged (failed)" in page
+
+
+def test_a_trial_lost_to_the_machine_makes_its_study_incomplete(tmp_path: Path, new_store: NewStore) -> None:
+    def told(trial: Any, row: Any) -> Result | None:
+        if (row.title, trial.seed) == ("LoRA", 10_001):
+            return Result(failure="out of memory")
+        return result(trial, row)
+
+    uri = new_store(tmp_path)
+    write(uri, plan_of(tasks=["digits"], backbones=["tiny-random-vit"], methods=["lora", "lotr"]), told)
+    analysis = analyse_studies(read(uri, [NAME], studies=True))
+    (block,) = analysis.blocks
+    assert block.entrants[0].studies[0].numbers == (1, 2, 3)
+    assert any("out of memory" in note for note in analysis.notes)
+
+
+def test_every_dot_leads_to_a_row_of_the_table_of_trials(analysis: StudyAnalysis, page: str) -> None:
+    links = re.findall(r'<a xlink:href="#([^"]*)">', page)
+    (block,) = analysis.blocks
+    assert len(links) == sum(entrant.sensitivity.trials for entrant in block.entrants)
+    assert set(links) <= set(re.findall(r' id="(trial-[^"]*)"', page))
+
+
+def test_the_page_shows_the_numbers_of_the_analysis(analysis: StudyAnalysis, page: str) -> None:
+    (block,) = analysis.blocks
+    text = re.sub(r"<[^>]*>", " ", page).replace("−", "-")
+    for entrant in block.compared:
+        found = entrant.differences[block.k]
+        assert found.interval is not None
+        assert f"{100 * found.effect.difference:+.2f}" in text
+        assert f"{100 * found.interval[0]:+.2f} to {100 * found.interval[1]:+.2f}" in text
+        assert f"{100 * entrant.means[block.k].value:.2f}" in text
+        assert entrant.transfer is not None
+        assert f"{100 * entrant.transfer.mean:+.2f}".lstrip("+-") in text
+
+
+def test_the_answer_comes_before_the_first_figure(page: str) -> None:
+    assert page.index("After 4 trials of tuning, no method is significantly better") < page.index("<svg")
+    assert "significantly worse: TensLoRA att" in page
+
+
+def test_texts_are_escaped(folder: Path, page: str) -> None:
+    assert html.escape(CLOSING) in page
+    assert CLOSING not in page
+    assert CLOSING not in (folder / "tables" / "tables.md").read_text()
+
+
+def test_tables_have_the_numbers_as_stored(folder: Path, analysis: StudyAnalysis, study: Study) -> None:
+    (block,) = analysis.blocks
+    differences = pd.read_csv(folder / "tables" / "differences.csv")
+    assert set(differences["k"]) == {1, 2, 4, 8}
+    for entrant in block.compared:
+        (row,) = differences[(differences["method"] == entrant.method) & differences["primary"]].to_dict(
+            "records"
+        )
+        found = entrant.differences[4]
+        assert row["difference"] == pytest.approx(found.effect.difference)
+        assert (row["low"], row["high"]) == pytest.approx(found.interval)
+    trials = pd.read_csv(folder / "tables" / "trials.csv")
+    assert len(trials) == len(study.all_seeds)
+    assert {"study", "point", "offset", "lr", "validation_loss", "score", "failed", "complete"} <= set(trials)
+    assert trials["failed"].sum() == sum(map(analysis.failed, study.all_seeds)) > 0
+    told = json.loads((folder / "report.json").read_text())
+    assert told["blocks"][0]["answer"] in (folder / "tables" / "tables.md").read_text().replace("\\", "")
+    assert len(told["tables"]["differences"]) == len(differences)
+    assert "\\toprule" in (folder / "tables" / "tables.tex").read_text()
+    names = {file.name for file in (folder / "figures").iterdir()}
+    assert {"differences-0.svg", "differences-0.png", "curves-0.svg", "rates-0.png"} <= names
+    assert "<a " not in (folder / "figures" / "rates-0.svg").read_text()
+
+
+def test_a_report_of_both_kinds_is_refused(uri: str, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    Store.existing(uri, NAME)
+    write(uri, made_up.plan_of(**made_up.SMALL), made_up.result)
+    with pytest.raises(UserError, match=r"studied.*small"):
+        write_report(uri, [NAME, "small"], folder, log=False)
+    assert not folder.exists()
+
+
+def test_a_part_has_narrower_intervals_and_no_pairs(uri: str, analysis: StudyAnalysis) -> None:
+    part = Part(methods=["LoTR", "LoRA"])
+    (block,) = analyse_studies(read(uri, [NAME], part, studies=True)).blocks
+    (alone,) = block.compared
+    (among,) = [entrant for entrant in analysis.blocks[0].compared if entrant.method == "LoTR"]
+    widths = [np.ptp(entrant.differences[4].interval or ()) for entrant in (alone, among)]
+    assert widths[0] < widths[1]
+    with pytest.raises(UserError, match="pairs"):
+        analyse_studies(read(uri, [NAME], Part(pairs=[("LoTR", "LoRA")]), studies=True))
+
+
+def test_two_studies_have_no_interval(tmp_path: Path, new_store: NewStore) -> None:
+    uri = new_store(tmp_path)
+    suite = {"tasks": ["digits"], "backbones": ["tiny-random-vit"], "methods": ["lora", "lotr"]}
+    write(uri, plan_of(**suite, tuning={"studies": 2, "points": 4}), result)
+    write_report(uri, [NAME], tmp_path / "out", log=False)
+    assert "without an interval: LoTR" in (tmp_path / "out" / "index.html").read_text()
+
+
+ONE_TASK: dict[str, Any] = {"tasks": ["digits"], "backbones": ["tiny-random-vit"]}
+
+
+@pytest.mark.parametrize("methods", [["lotr", "fact_tt"], ["lora"], ["lora", "converged_head"]])
+def test_what_cannot_be_compared_is_shown_without_a_verdict(
+    methods: list[str], tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = new_store(tmp_path)
+    write(uri, plan_of(**ONE_TASK, methods=methods), result)
+    done = write_report(uri, [NAME], tmp_path / "out", log=False)
+    assert isinstance(done.analysis, StudyAnalysis)
+    (block,) = done.analysis.blocks
+    assert block.entrants
+    assert not block.compared
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "enough complete studies for a comparison" in page
+    assert "differences.csv" not in {Path(name).name for name in done.files}
+
+
+def test_a_suite_without_a_complete_study_has_a_page_that_says_so(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = new_store(tmp_path)
+
+    def begun(trial: Any, row: Any) -> Result | None:
+        return result(trial, row) if trial.seed == 10_000 else None
+
+    write(uri, plan_of(**ONE_TASK, methods=["lora", "lotr"]), begun)
+    done = write_report(uri, [NAME], tmp_path / "out", log=False)
+    assert isinstance(done.analysis, StudyAnalysis)
+    assert not done.analysis.blocks
+    assert "No study is complete" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_full_fine_tuning_of_another_suite_is_a_line_where_it_ran(
+    tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = new_store(tmp_path)
+    write(uri, plan_of(methods=["lora", "lotr"]), result)
+    full = {"name": "full", "tasks": ["digits"], "backbones": ["tiny-random-vit"], "methods": ["full"]}
+    write(uri, plan_of(**full, tuning={"studies": 2, "points": 4}), result)
+    analysis = analyse_studies(read(uri, [NAME, "full"], studies=True))
+    (block,) = analysis.blocks
+    (level,) = block.levels
+    ran = {
+        setting.task: difference
+        for setting, difference in zip(block.settings, level.differences, strict=True)
+    }
+    assert ran["movie-sentiment"] is None
+    assert (ran["digits"] or 0) > 0
+    assert level.difference is None
+    assert [note for note in level_notes(block) if "digits alone" in note]
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ((0.011, 0.02), "better by more than 1 point"),
+        ((-0.03, -0.02), "worse by more than 1 point"),
+        ((0.001, 0.02), "significantly better; may be under 1 point"),
+        ((0.001, 0.009), "significantly better, but practically equivalent (within 1 point)"),
+        ((-0.009, 0.009), "practically equivalent (within 1 point)"),
+        ((-0.011, 0.009), "no significant difference"),
+        (None, "no interval"),
+    ],
+)
+def test_a_verdict_is_said_as_the_documentation_has_it(
+    interval: tuple[float, float] | None, words: str
+) -> None:
+    assert in_words(verdict(interval, 0.01), "1 point") == words
+
+
+def test_own_sizes_join_the_only_budget() -> None:
+    assert block_budgets(["isorank 4", "own size"]) == {"isorank 4": "isorank 4", "own size": "isorank 4"}
+    several = ["isorank 4", "isorank 8", "own size"]
+    assert block_budgets(several) == {budget: budget for budget in several}
+
+
+def test_the_terminal_shows_the_same_analysis(
+    uri: str, analysis: StudyAnalysis, tmp_path: Path, call: Call
+) -> None:
+    plan = plan_of(closing=CLOSING)
+    summary = summarise(Store.existing(uri, NAME), plan.stored())
+    assert summary.studies is not None
+    (block,) = analysis.blocks
+    from rich.console import Console
+
+    from bench.terminal.results import print_summary
+
+    console = Console(width=200, record=True, file=(tmp_path / "shown").open("w"))
+    print_summary(console, summary)
+    shown = console.export_text()
+    for entrant in block.entrants:
+        score = entrant.scores[block.k][0]
+        assert score.interval is not None
+        assert f"{score.value:.4f} [{score.interval[0]:.4f}, {score.interval[1]:.4f}]" in shown
+    assert "no method is significantly better than LoRA" in shown
+
+
+def test_power_of_studies_is_stored_or_assumed(uri: str, analysis: StudyAnalysis, tmp_path: Path) -> None:
+    from bench.power import power
+
+    (stored,) = power(plan_of(), uri)
+    (assumed,) = power(plan_of(), f"sqlite:///{tmp_path}/none.db")
+    assert (stored.stored, assumed.stored) == (True, False)
+    assert stored.as_dict()["studies"] == 4
+    assert stored.as_dict()["comparisons"] == assumed.as_dict()["comparisons"] == 3
+    for found in (stored, assumed):
+        assert found.k == 4
+        assert found.design.finds is not None
+    (noisier,) = power(plan_of(), uri, sd=0.03)
+    assert (noisier.design.finds or 0) > (assumed.design.finds or 0)
+    with pytest.raises(UserError, match="studies: 2"):
+        power(plan_of(tuning={"studies": 2, "points": 4}), uri)
