@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from os import PathLike, fspath
@@ -14,7 +13,7 @@ from pyarrow import ArrowException
 
 from bench.store import DEFAULT_STORE
 from bench.store.records import Record, latest
-from bench.wire.predictions import numbered
+from bench.wire.predictions import frame_of, numbered
 from bench.wire.words import OWN_SIZE, Artifact, Measure, Tag
 from methods import UserError
 from reports import reading
@@ -253,7 +252,7 @@ def _predictions(experiment: Experiment, record: Record) -> pd.DataFrame | None:
     if content is None:
         return None
     try:
-        frame = pd.read_parquet(io.BytesIO(content))
+        frame = frame_of(content)
         have = list(frame.columns)
         labels, given = (frame[numbered(have, name)].to_numpy() for name in ("label", "prediction"))
         counted = labels.size and np.issubdtype(labels.dtype, np.integer)

@@ -265,8 +265,9 @@ def check_shape(file: Path, values: Mapping[str, Any]) -> None:
     """
     for name, most in LARGEST.items():
         value = values.get(name)
-        if isinstance(value, bool) or (isinstance(value, int | float) and not 1 <= value <= most):
-            raise UserError(f"{file}: {name} should be a number from 1 to {most:,} (got {shown(value)})")
+        for size in value if isinstance(value, list) else (value,):
+            if isinstance(size, bool) or (isinstance(size, int | float) and not 1 <= size <= most):
+                raise UserError(f"{file}: {name} should be a number from 1 to {most:,} (got {shown(value)})")
 
 
 def check_safetensors(name: str, *files: Path) -> None:

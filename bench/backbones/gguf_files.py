@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.backbones.base import MOST_KEYS
+from bench.backbones.base import LARGEST, MOST_KEYS
 from bench.backbones.huggingface import quiet
 from methods.errors import UserError, first_few
 
@@ -106,4 +106,8 @@ def _tensors(source: Path) -> list[Any]:
                 raise ValueError(f"its header holds more than {MOST_VALUES:,} values")
             return super()._get(offset, dtype, count, *args, **options)
 
-    return Bounded(source).tensors
+    reader = Bounded(source)
+    for name, field in reader.fields.items():
+        if name.endswith(".block_count") and not 1 <= (layers := field.contents()) <= LARGEST["depth"]:
+            raise ValueError(f"{name} should be from 1 to {LARGEST['depth']:,}, got {layers:,}")
+    return reader.tensors

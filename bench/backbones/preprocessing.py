@@ -42,7 +42,7 @@ def normalisation(folder: Path, usual: Normalisation) -> Normalisation:
 def _channels(file: Path, field: str, values: Any) -> tuple[float, float, float]:
     try:
         return channels(values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{file}: {field} should be three numbers, for red, green and blue (got {shown(values)})"
         ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, FiniteFloat, PositiveFloat, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from bench.backbones.base import (
@@ -28,7 +29,8 @@ from bench.inputs import ImageInput
 from bench.process.files import sha256_of_all
 from bench.sources.hub import SMALL_FILES, WEIGHT_FILES, LockedFiles, snapshot
 from methods.backbone import PROJECTIONS, Geometry
-from methods.errors import UserError, first_few, near_names
+from methods.errors import UserError, first_few, near_names, shown
+from methods.validation import explained
 
 _BLOCK = "blocks.{layer}"
 PATHS = {
@@ -111,9 +113,7 @@ class TimmBackbone:
             architecture, arguments = config["architecture"], config.get("model_args") or {}
             refuse_timm_choices(file, architecture, arguments)
             check_shape(file, arguments)
-            # Older timm configs hold the settings at the top level.
-            settings = {**config, **config.get("pretrained_cfg", {})}
-            return Blueprint(architecture, arguments, settings)
+            return Blueprint(architecture, arguments, _settings(file, config))
         if not timm.is_model(self.model):
             near = near_names(self.model, timm.list_models(), at_most=3)
             hint = f"; near are {', '.join(near)}" if near else ""
@@ -179,6 +179,30 @@ class TimmBackbone:
         return file
 
 
+class _Settings(BaseModel):
+    """What is read of the settings in a config of timm's; there are others."""
+
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    input_size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    classifier: str | tuple[str, ...] | None = None
+    license: str | None = None
+
+
+def _settings(file: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of pretraining in a repository's config. Raises UserError, with the field named."""
+    inner = config.get("pretrained_cfg") or {}
+    if not isinstance(inner, dict):
+        raise UserError(f"{file}: pretrained_cfg should be an object, got {shown(inner)}")
+    # Older timm configs hold the settings at the top level.
+    settings = config | inner
+    try:
+        _Settings.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(f"{file}: {explained(error, _Settings)[0]}") from error
+    return settings
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """How timm builds one model: architecture, arguments and its pretraining's settings."""
@@ -231,7 +255,10 @@ def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> 
     # Some of timm's own files are in the layout of the model's authors; timm converts them with this.
     convert = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
-        state = convert(state, encoder)
+        try:
+            state = convert(state, encoder)
+        except Exception as error:  # whatever comes of tensors of another model
+            raise UserError(f"backbone '{name}': {file} does not fit: {error}") from error
     heads = blueprint.settings.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{h}." for h in heads))}

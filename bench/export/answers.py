@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from pyarrow import ArrowException
 from torch import Tensor
 
 from bench.metrics import Kind
 from bench.training.trial import Resources
-from bench.wire.predictions import numbered
+from bench.wire.predictions import frame_of, numbered
 from bench.wire.words import Artifact
 from methods import UserError
 
@@ -84,7 +82,7 @@ def stored_answers(stored: StoredTrial) -> Answers:
     """
     content = stored.content(Artifact.PREDICTIONS)
     try:
-        frame = pd.read_parquet(io.BytesIO(content)).head(MOST)
+        frame = frame_of(content).head(MOST)
         columns = frame[numbered(list(frame.columns), "logit")]
         logits, ids = torch.tensor(columns.to_numpy()), frame["example"].tolist()
     except (OSError, ArrowException, KeyError, ValueError) as error:

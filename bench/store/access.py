@@ -6,6 +6,7 @@ name, a task or a backbone, is the harness's own or an installed plug-in's, and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,7 +88,8 @@ class Access:
         if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",):
             raise UserError(f"{what} would be read from {path}, which leads out of the folders of --open")
         for folder in self._folders:
-            if (place := folder / path).exists():
+            # Unlike Path.exists, this takes a name that is too long.
+            if os.path.exists(place := folder / path):
                 _check_inside(what, place, folder)
                 return place.absolute()
         raise UserError(f"{what}: there is no {path} in {', '.join(map(str, self._folders))}")
@@ -96,9 +98,19 @@ class Access:
 def _check_inside(what: str, place: Path, folder: Path) -> None:
     """Raises UserError unless all of it are folders and regular files that lie in the folder, links too."""
     root = folder.resolve()
-    for path in (place, *place.rglob("*")):
-        real = path.resolve()
-        if not real.is_relative_to(root) or not (real.is_file() or real.is_dir()):
+    seen, coming = set(), [place]
+    while coming:
+        path = coming.pop()
+        try:
+            real = path.resolve(strict=True)
+            inside = real.is_relative_to(root) and (real.is_file() or real.is_dir())
+            # A link may lead to a folder elsewhere in it, and that holds links of its own.
+            if inside and real.is_dir() and real not in seen:
+                seen.add(real)
+                coming += real.iterdir()
+        except (OSError, RuntimeError):  # a link that leads nowhere, or to itself
+            inside = False
+        if not inside:
             raise UserError(f"{what}: {path} is no regular file in {folder}, or leads out of it")
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import pandas as pd
 import torch
 
 from bench.execution.perform import perform, prepare_all
@@ -23,7 +21,7 @@ from bench.training.measure import provenance
 from bench.training.saving import Saving
 from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
-from bench.wire.predictions import numbered
+from bench.wire.predictions import frame_of, numbered
 from bench.wire.words import Artifact, Measure
 from methods import UserError
 
@@ -103,7 +101,7 @@ def _run(one: Candidate, resources: Resources, tolerance: float | None) -> Rerun
 def _elsewhere(files: Mapping[Artifact, bytes]) -> float:
     """How far scores of other hardware may be apart where nobody says it."""
     predictions = files.get(Artifact.PREDICTIONS)
-    return max(ELSEWHERE, EXAMPLES / len(_table(predictions))) if predictions else ELSEWHERE
+    return max(ELSEWHERE, EXAMPLES / len(frame_of(predictions))) if predictions else ELSEWHERE
 
 
 def _compare_examples(found: Examined, one: Candidate, again: bytes) -> None:
@@ -114,7 +112,7 @@ def _compare_examples(found: Examined, one: Candidate, again: bytes) -> None:
         # It is told already.
         return
     if stored is not None:
-        tables = [_table(content) for content in (stored, again)]
+        tables = [frame_of(content) for content in (stored, again)]
         then, now = (table[["example", *numbered(list(table.columns), "label")]] for table in tables)
         if not then.equals(now):
             found.broken("examples and labels", "as in the predictions", "others in the task's data")
@@ -139,17 +137,13 @@ def _compare_adapter(one: Candidate, resources: Resources, allowed: float) -> No
     except (UserError, ValueError, KeyError, RuntimeError) as error:
         one.found.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", str(error))
         return
-    table = _table(predictions)
+    table = frame_of(predictions)
     stored = torch.tensor(table[numbered(list(table.columns), "logit")].to_numpy())
     difference = float((stored - actual).abs().max()) if stored.shape == actual.shape else math.inf
     # Written so that not-a-number fails too.
     if not difference <= allowed * max(1.0, float(stored.abs().max())):
         said = f"others by up to {difference:.3g}"
         one.found.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", said)
-
-
-def _table(predictions: bytes) -> pd.DataFrame:
-    return pd.read_parquet(io.BytesIO(predictions))
 
 
 def _allowed(one: Candidate, device: str, tolerance: float) -> tuple[float, str]:

@@ -28,7 +28,7 @@ from bench.store.verified import ChangedError, hashes
 from bench.verify.examples import Splits, check_rows, stored_objective
 from bench.verify.findings import Examined
 from bench.verify.labels import ANY, Labels, compare_name, source_of
-from bench.wire.predictions import numbered
+from bench.wire.predictions import frame_of, numbered
 from bench.wire.start import SourceFile, StoredConfig
 from bench.wire.words import YES, Artifact, Measure, Tag
 from methods import Method, UserError, from_identity
@@ -284,7 +284,7 @@ def _tensor_sizes(file: Path) -> dict[str, int]:
 
 def _table(found: Examined, predictions: Path) -> pd.DataFrame | None:
     try:
-        return pd.read_parquet(predictions)
+        return frame_of(predictions.read_bytes())
     except (OSError, ArrowException, ValueError) as error:
         found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return None

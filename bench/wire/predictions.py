@@ -6,11 +6,26 @@ always a column a class: `logit_0`, … So are labels and answers where an examp
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def frame_of(content: bytes) -> pd.DataFrame:
+    """The table in a file's bytes. Raises ArrowException or OSError for a file that holds none.
+
+    Notes for pandas beside the columns are not read: in somebody else's file they may say anything.
+    """
+    import pyarrow.parquet as pq
+
+    frame: pd.DataFrame = pq.read_table(io.BytesIO(content)).to_pandas(ignore_metadata=True)
+    return frame
 
 
 def a_class_each(name: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -127,7 +127,7 @@ class Archive:
         entry = self._entries[name]
         try:
             with self._zip.open(entry) as stream:
-                tables.check_stated(stream, entry.file_size)
+                tables.check_stated(stream, entry.file_size, entry.compress_size)
         except (*BROKEN_ZIP, ArrowException) as error:
             raise self._refused(f"{name}: {error}") from error
 

@@ -6,6 +6,7 @@ A page header is a struct of Thrift's compact protocol. See parquet-format's `pa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,14 @@ ENCODINGS = {0, 2, 3, 8}
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 
 #: Thrift's types of fields.
-_STOP, _TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _STRUCT = 0, 1, 2, 3, 5, 7, 8, 12
+_STOP, _TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _STRUCT = 0, 1, 2, 3, 5, 7, 8, 9, 12
 _INTEGERS = {4, 5, 6}
 
-#: Page headers have three levels.
-_DEEPEST = 6
+#: Page headers have three levels, footers nine with their lists, and the columns in them three.
+_DEEPEST = 12
+
+#: The list of a footer's columns, and the number of columns in one, by the numbers of their fields.
+_SCHEMA, _CHILDREN = 2, 5
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,20 @@ def measure(content: bytes, metadata: pq.FileMetaData) -> Decoded:
             of_chunk = _measure_chunk(content, start, start + length)
             values, size = values + of_chunk.values, size + of_chunk.bytes
     return Decoded(values, size)
+
+
+def check_depth(footer: bytes) -> None:
+    """Raises ValueError for columns within columns, many levels deep, over which pyarrow ends the process."""
+    left: list[int] = []
+    for column in _Reader(footer, 0, len(footer)).lists_of(_SCHEMA):
+        while left and not left[-1]:
+            left.pop()
+        if left:
+            left[-1] -= 1
+        if column.get(_CHILDREN, 0) > 0:
+            left.append(column[_CHILDREN])
+        if len(left) > _DEEPEST:
+            raise ValueError("its columns are nested too deep")
 
 
 def _range(chunk: Any) -> tuple[int, int]:
@@ -92,14 +110,9 @@ class _Reader:
     def struct(self, depth: int = 0) -> tuple[dict[int, Any], int]:
         """The fields, and where the struct ends."""
         if depth > _DEEPEST:
-            raise ValueError("a page's header is nested too deep")
+            raise ValueError("a header is nested too deep")
         fields: dict[int, Any] = {}
-        number = 0
-        while (head := self._byte()) & 15 != _STOP:
-            kind, step = head & 15, head >> 4
-            number = number + step if step else self._integer()
-            if not 0 < number < 2**15:
-                raise ValueError("a page's header has a field that no struct has")
+        for number, kind in self._fields():
             if kind == _I32:
                 fields[number] = self._integer()
             elif kind == _STRUCT:
@@ -107,6 +120,41 @@ class _Reader:
             else:
                 self._skip(kind, depth)
         return fields, self._place
+
+    def _fields(self) -> Iterator[tuple[int, int]]:
+        """The number and kind of each field of a struct. Each has to be read before the next one."""
+        number = 0
+        while (head := self._byte()) & 15 != _STOP:
+            kind, step = head & 15, head >> 4
+            number = number + step if step else self._integer()
+            if not 0 < number < 2**15:
+                raise ValueError("a header has a field that no struct has")
+            yield number, kind
+
+    def lists_of(self, wanted: int) -> Iterator[dict[int, Any]]:
+        """The structs in the lists at a field of this number, which a file may have several times."""
+        for number, kind in self._fields():
+            if (number, kind) != (wanted, _LIST):
+                self._skip(kind, 0)
+                continue
+            inner, count = self._list()
+            for _ in range(count):
+                if inner == _STRUCT:
+                    yield self.struct(1)[0]
+                else:
+                    self._skip_item(inner, 0)
+
+    def _list(self) -> tuple[int, int]:
+        """Of what kind a list's items are, and how many there are."""
+        head = self._byte()
+        return head & 15, head >> 4 if head >> 4 < 15 else self._varint()
+
+    def _skip_item(self, kind: int, depth: int) -> None:
+        """Passes over an item of a list, where a truth takes a byte."""
+        if kind in (_TRUE, _FALSE):
+            self._advance(1)
+        else:
+            self._skip(kind, depth)
 
     def _skip(self, kind: int, depth: int) -> None:
         """Passes over a field, whatever it holds."""
@@ -118,9 +166,13 @@ class _Reader:
             self._integer()
         elif kind in (_BYTE, _DOUBLE, _BINARY):
             self._advance({_BYTE: 1, _DOUBLE: 8}.get(kind) or self._varint())
+        elif kind == _LIST and depth <= _DEEPEST:
+            inner, count = self._list()
+            for _ in range(count):
+                self._skip_item(inner, depth + 1)
         else:
-            # Page headers have no lists, sets or maps.
-            raise ValueError("a page's header has a field of an unknown type")
+            # Neither page headers nor footers have sets or maps.
+            raise ValueError("a header has a field of an unknown type")
 
     def _byte(self) -> int:
         self._advance(1)
@@ -128,7 +180,7 @@ class _Reader:
 
     def _advance(self, count: int) -> None:
         if count > self._end - self._place:
-            raise ValueError("a page's header is cut")
+            raise ValueError("a header is cut")
         self._place += count
 
     def _varint(self) -> int:
@@ -136,7 +188,7 @@ class _Reader:
         while (byte := self._byte()) & 128:
             value |= (byte & 127) << shift
             if (shift := shift + 7) > 63:
-                raise ValueError("a page's header has a number that is too long")
+                raise ValueError("a header has a number that is too long")
         return value | byte << shift
 
     def _integer(self) -> int:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bench.store.pack.pages import measure
+from bench.store.pack.pages import check_depth, measure
 
 #: The columns. `run_id` is the id that the run had where it ran, `parent` that of the run that it is nested
 #: under, or empty. Times are in milliseconds since the epoch.
@@ -36,8 +36,15 @@ CURVES = pa.schema({"run_id": pa.string(), "key": pa.string(), "step": pa.int64(
 #: Bytes that a pack may need beyond what its rows need.
 SLACK = 64 * 2**20
 
-#: The longest footer, in bytes: that of a table of 1,000 classes, three columns each, has 2 MiB.
-MOST_FOOTER = 8 * 2**20
+#: The longest footer, in bytes: that of a table of 1,000 classes, three columns each, has 2 MiB. Read, it
+#: takes forty times as much.
+MOST_FOOTER = 4 * 2**20
+
+#: A footer that is too short for columns nested so deep that pyarrow runs out of stack.
+SMALL_FOOTER = 16 * 2**10
+
+#: How many times smaller zip makes a large table, whose pages are compressed already: hardly at all.
+MOST_ZIPPED = 8
 
 #: Bytes that a value takes in a column, and as an object of Python in a list or a mapping.
 IN_COLUMN, AS_OBJECT = 8, 150
@@ -101,24 +108,29 @@ def check_predictions(content: bytes, packed: int) -> None:
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             texts.append(column.name)
         elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-            raise ValueError(f"column '{column.name:.80}' is of type {kind}, not of numbers or texts")
+            raise ValueError(f"column '{column.name:.80}' is of type {kind!s:.80}, not of numbers or texts")
     _read(content, metadata, texts, _of_predictions(metadata.num_columns), packed, SLACK, columns=texts)
 
 
-def check_stated(stream: IO[bytes], size: int) -> None:
-    """Raises ValueError for a file that is larger than the rows it states may need; or ArrowException."""
+def check_stated(stream: IO[bytes], size: int, packed: int) -> None:
+    """Raises ValueError for a file that is larger than the rows it states may need, or mostly padding that
+    zip makes small; or ArrowException. `packed` is how many bytes it takes in the pack.
+    """
     metadata = _metadata(stream, size)
     row = max(OF_RUNS.row, _of_predictions(metadata.num_columns).row)
-    _refuse_larger(metadata, size, SLACK + row * metadata.num_rows)
+    _refuse_larger(metadata, size, SLACK + min(row * metadata.num_rows, MOST_ZIPPED * packed))
 
 
 def _metadata(stream: IO[bytes], size: int) -> Any:
     stream.seek(max(size - 8, 0))
     footer = int.from_bytes(stream.read(4), "little")
-    if footer > min(MOST_FOOTER, size):
+    if footer > min(MOST_FOOTER, size - 8):
         raise ValueError(
             f"its footer states {footer:,} bytes, more than {MOST_FOOTER:,} or than the file has"
         )
+    if footer > SMALL_FOOTER:
+        stream.seek(size - 8 - footer)
+        check_depth(stream.read(footer))
     stream.seek(0)
     found = pq.read_metadata(stream)
     # Other writers may lay out their pages in ways that are not added up here.

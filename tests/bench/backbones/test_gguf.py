@@ -102,3 +102,14 @@ def test_a_decoder_without_padding_token_pads_by_the_one_that_ends_a_text(tmp_pa
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).pad_token is None
     assert load_tokenizer(tmp_path, pads_by_end=True).pad_token == "</s>"
+
+
+def test_a_header_that_states_millions_of_layers(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    small_gguf(file)
+    content, key = file.read_bytes(), b"llama.block_count"
+    # A key is followed by the number of its value's type, and by the value.
+    place = content.index(key) + len(key) + 4
+    file.write_bytes(content[:place] + struct.pack("<I", 10**8) + content[place + 4 :])
+    with pytest.raises(UserError, match="block_count"):
+        convert_gguf(file, tmp_path)

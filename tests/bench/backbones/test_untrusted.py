@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bench.backbones import BackboneSpec, describe, load
 from bench.inputs import TextInput
@@ -138,3 +139,32 @@ def test_a_timm_config_whose_values_timm_cannot_take(tmp_path: Path, monkeypatch
     monkeypatch.setattr("bench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
     with pytest.raises(UserError, match=r"hf_hub:me/model.*timm cannot build it"):
         describe(BackboneSpec(timm="hf_hub:me/model"))
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("pretrained_cfg", {"pretrained_cfg": ["mean"]}),
+        ("mean", {"mean": None}),
+        ("mean", {"mean": [0.5, 0.5]}),
+        ("std", {"std": [0, 0, 0]}),
+        ("input_size", {"input_size": "224"}),
+        ("classifier", {"classifier": 5}),
+        ("depth", {"model_args": {"depth": [10**9]}}),
+    ],
+)
+def test_a_timm_config_of_another_form_is_refused_by_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, said: dict[str, Any]
+) -> None:
+    config = {"architecture": "test_vit", "mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 160, 160]}
+    (tmp_path / "config.json").write_text(json.dumps(config | said))
+    monkeypatch.setattr("bench.backbones.timm_vit.snapshot", lambda *_, **__: tmp_path)
+    with pytest.raises(UserError, match=rf"config.json: {field}"):
+        describe(BackboneSpec(timm="hf_hub:me/model"))
+
+
+def test_weights_that_timm_cannot_convert(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"model": torch.zeros(3)}, file)
+    with pytest.raises(UserError, match="model.safetensors does not fit"):
+        load(BackboneSpec(timm="test_vit", local=file))

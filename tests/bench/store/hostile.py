@@ -78,11 +78,27 @@ def _objects(content: bytes) -> bytes:
     return json.dumps(plan).replace('"here"', many).encode()
 
 
+def _padded(content: bytes) -> bytes:
+    """Runs with 900 MiB between them and the footer, which states 2^62 of them."""
+    file = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(content)), file)
+    written = file.getvalue()
+    begin = len(written) - 8 - int.from_bytes(written[-8:-4], "little")
+    rows = pq.read_metadata(file).num_rows
+    assert rows < 64
+    # In Thrift: the number of rows, and the list of row groups.
+    stated = bytes([0x16, 2 * rows, 0x19])
+    footer = written[begin:-8].replace(stated, b"\x16" + b"\x80" * 8 + b"\x40\x19", 1)
+    padding = (os.urandom(2**16) + bytes(2**23)) * 110
+    return written[:begin] + padding + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
 #: The end of the names of the files that are changed, and what they become.
 IN_FILES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "a tag that a dictionary repeats": ("runs.parquet", _repeated_tag),
     "pages that compress to nothing": ("runs.parquet", _empty_pages),
     "one run with millions of tags": ("runs.parquet", _millions_in_a_run),
+    "a footer that states more runs than there are": ("runs.parquet", _padded),
     "a key that a dictionary repeats": ("curves.parquet", _repeated_key),
     "an answer that a dictionary repeats": ("predictions.parquet", _answers(pa.array([LONG] * 64))),
     "answers in binary": ("predictions.parquet", _answers(pa.array([LONG.encode()] * 64))),

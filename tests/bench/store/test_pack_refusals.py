@@ -268,3 +268,16 @@ def test_another_table_than_that_of_a_pack(pack: Path, tmp_path: Path) -> None:
                 content[name] = tables.written(pa.table({"run_id": ["a"]}))
 
     refused(changed(pack, tmp_path / "b.tensorbench.zip", other), "its columns are not run_id, parent")
+
+
+def test_columns_within_columns_end_no_process(pack: Path, tmp_path: Path) -> None:
+    # Thrift of a footer: a version, 50,000 columns of which each is in the one before, no row and no group.
+    column, last = b"\x35\x02\x18\x01a\x15\x02\x00", b"\x15\x04\x25\x00\x18\x01a\x00"
+    schema = b"\x19\xfc\xd1\x86\x03" + column * 50_000 + last
+    footer = b"\x15\x04" + schema + b"\x16\x00\x19\x0c\x28\x11parquet-cpp-arrow\x00"
+    content = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+    def nested(files: Files) -> None:
+        files[next(name for name in files if name.endswith("runs.parquet"))] = content
+
+    refused(changed(pack, tmp_path / "deep.tensorbench.zip", nested), "runs.parquet: .*nested too deep")

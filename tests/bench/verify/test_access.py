@@ -170,6 +170,9 @@ def test_what_a_folder_has_that_the_user_names_may_be_opened(
     [
         ("pipe", "no regular file"),
         ("link", "leads out of it"),
+        ("folder", "leads out of it"),
+        ("loop", "leads out of it"),
+        ("a" * 5000, "there is no aaa"),
         ("../words.csv", "leads out of the folders"),
         ("missing", "there is no missing"),
     ],
@@ -180,6 +183,13 @@ def test_nothing_outside_of_the_folder_is_opened(
     (tmp_path / "inner").mkdir()
     os.mkfifo(tmp_path / "inner" / "pipe")
     (tmp_path / "inner" / "link").symlink_to(folder / "words.csv")
+    # A link to a folder in it, which holds one that leads out of it.
+    for name in ("folder", "beside"):
+        (tmp_path / "inner" / name).mkdir()
+    (tmp_path / "inner" / "folder" / "link").symlink_to(tmp_path / "inner" / "beside")
+    (tmp_path / "inner" / "beside" / "link").symlink_to(folder / "words.csv")
+    (tmp_path / "inner" / "loop").mkdir()
+    (tmp_path / "inner" / "loop" / "link").symlink_to("link")
     (tmp_path / "words.csv").write_text("text,label\n")
     other = changed(pack, tmp_path / "b.tensorbench.zip", naming(**csv(place)))
     found = verify("", [str(other)], reruns=1, opened=[str(tmp_path / "inner")])
