@@ -24,7 +24,7 @@ def frame_of(content: bytes) -> pd.DataFrame:
     """
     import pyarrow.parquet as pq
 
-    frame: pd.DataFrame = pq.read_table(io.BytesIO(content)).to_pandas(ignore_metadata=True)
+    frame: pd.DataFrame = pq.read_table(io.BytesIO(content)).replace_schema_metadata().to_pandas()
     return frame
 
 

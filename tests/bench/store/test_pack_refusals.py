@@ -164,7 +164,7 @@ def test_bombs(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ),
         # The first page begins behind the file's first four bytes, with the kind of the page.
         (lambda content: content[:4] + b"\x15\x08" + content[6:], "a page has no header of its kind"),
-        (lambda content: content[:4] + b"\x19" + content[5:], "a field of an unknown type"),
+        (lambda content: content[:4] + b"\x1b" + content[5:], "a field of an unknown type"),
         (lambda content: content[:4] + b"\x1c" * 20 + content[24:], "nested too deep"),
         (lambda content: content[:4] + b"\x15" + b"\xff" * 20 + content[25:], "a number that is too long"),
     ],
