@@ -79,7 +79,7 @@ def _objects(content: bytes) -> bytes:
 
 
 def _padded(content: bytes) -> bytes:
-    """Runs with 900 MiB between them and the footer, which states 2^62 of them."""
+    """Runs with 400 MiB between them and the footer, which states 2^62 of them."""
     file = io.BytesIO()
     pq.write_table(pq.read_table(io.BytesIO(content)), file)
     written = file.getvalue()
@@ -89,7 +89,7 @@ def _padded(content: bytes) -> bytes:
     # In Thrift: the number of rows, and the list of row groups.
     stated = bytes([0x16, 2 * rows, 0x19])
     footer = written[begin:-8].replace(stated, b"\x16" + b"\x80" * 8 + b"\x40\x19", 1)
-    padding = (os.urandom(2**16) + bytes(2**23)) * 110
+    padding = (os.urandom(2**16) + bytes(2**23)) * 50
     return written[:begin] + padding + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
