@@ -79,7 +79,7 @@ def _objects(content: bytes) -> bytes:
 
 
 def _padded(content: bytes) -> bytes:
-    """Runs with 400 MiB between them and the footer, which states 2^62 of them."""
+    """Runs with 400 MiB between them and the footer, which states 2^61 of them."""
     file = io.BytesIO()
     pq.write_table(pq.read_table(io.BytesIO(content)), file)
     written = file.getvalue()
