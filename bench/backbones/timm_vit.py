@@ -184,7 +184,7 @@ class _Settings(BaseModel):
 
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    input_size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    input_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     classifier: str | tuple[str, ...] | None = None
     license: str | None = None
 
@@ -244,7 +244,11 @@ def _architecture(folder: Path) -> str | None:
 
 def _native_size(encoder: Any, blueprint: Blueprint) -> int:
     sides = getattr(getattr(encoder, "patch_embed", None), "img_size", None)
-    return int(sides[0] if sides else blueprint.settings["input_size"][-1])
+    if sides:
+        return int(sides[0])
+    if size := blueprint.settings.get("input_size"):
+        return int(size[-1])
+    raise UserError(f"{blueprint.architecture}: neither config nor model has an image size")
 
 
 def _load_weights(encoder: Any, blueprint: Blueprint, file: Path, name: str) -> None:
