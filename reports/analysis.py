@@ -104,8 +104,8 @@ class Block:
         """The settings on which some comparison is of seeds alone."""
         alone = {
             setting
-            for comparison in self.comparisons
-            for setting, part in zip(self.settings, comparison.effect.parts, strict=True)
+            for comparison in (*self.comparisons, *self.of_part)
+            for setting, part in zip(comparison.settings, comparison.effect.parts, strict=True)
             if part.count is None
         }
         return tuple(setting for setting in self.settings if setting in alone)
@@ -221,9 +221,9 @@ def _entrants(study: Study, block: Block, methods: Mapping[str, Sequence[Cell]])
         notes.append(f"Too few methods have finished runs on {others}: not in what follows.")
     if left_out:
         notes.append(
-            f"{many(len(left_out), 'method')} of {len(taking_part) + len(left_out)} have no finished run on "
-            "some setting: they are compared on those that they have, and are in no mean and no rank of this "
-            f"budget: {listed(left_out)}."
+            f"{len(left_out)} of {many(len(taking_part) + len(left_out), 'method')} lack finished runs on "
+            "some settings. They are compared on the others, and left out of this budget's means and ranks: "
+            f"{listed(left_out)}."
         )
     if block.metric and not METRICS.get(block.metric).higher:
         notes.append(
@@ -285,12 +285,12 @@ def _finished(
         block.families,
         collapsed,
     )
-    comparisons = tuple(one for one in every if one.method not in block.cells_of_part)
+    comparisons = tuple(found for found in every if found.method not in block.cells_of_part)
     return replace(
         block,
         comparisons=comparisons,
         of_part=every[len(comparisons) :],
-        design=power.of_effects([one.effect for one in comparisons], len(every), block.level),
+        design=power.of_effects([found.effect for found in comparisons], len(every), block.level),
         ranking=ranking,
         normalised=normalise(evidence.study, block.settings, block.cells, made, block.threshold),
         notes=(*block.notes, *notes),

@@ -9,15 +9,15 @@ from reports.collapses import Collapses
 from reports.converged import NO_ADAPTERS
 from reports.study import CONVERGED, FLOOR, OWN_SIZE, REFERENCE, Cell
 from reports.units import minus, unit_of
-from reports.words import listed, many
+from reports.words import listed
 
 if TYPE_CHECKING:
     # It brings in what makes the statistics, which a table at the terminal needs nothing of.
     from reports.analysis import Analysis, Block
 
-#: What differences from a reference measure of which runs collapsed, and what they are from if none did.
-OF_FAILED_RUNS = "measure its failed runs"
-OF_NO_BETTER = "are from a baseline that does no better than a head"
+#: What a reference's failure means for differences from it: if runs of it collapsed, and if none did.
+OF_FAILED_RUNS = "Differences from it there measure its failed runs."
+OF_NO_BETTER = "Differences there are from a baseline that does no better than a head."
 
 #: The heads that every adapter has to beat.
 HEADS = {FLOOR: "the head alone", CONVERGED: "the converged head"}
@@ -51,10 +51,10 @@ def _failures(
     cells: Sequence[Cell], references: Iterable[Cell], collapses: Mapping[int, Collapses]
 ) -> dict[int, str]:
     """The sentences by cell."""
-    found = {cell.number: _failure(cell, cells, collapses.get(cell.number)) for cell in references}
+    failures = {cell.number: _failure(cell, cells, collapses.get(cell.number)) for cell in references}
     return {
-        number: f"{failure}: differences there {OF_FAILED_RUNS if number in collapses else OF_NO_BETTER}."
-        for number, failure in found.items()
+        number: f"{failure}. {OF_FAILED_RUNS if number in collapses else OF_NO_BETTER}"
+        for number, failure in failures.items()
         if failure
     }
 
@@ -63,7 +63,7 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
     """How a reference failed on its setting; empty if it did not."""
     if cell.family in NO_ADAPTERS or cell.gain is None:
         return ""
-    unit, told = unit_of(cell.metric, cell.unit), []
+    unit, reasons = unit_of(cell.metric, cell.unit), []
     for family, name in HEADS.items():
         heads = [
             other
@@ -73,27 +73,27 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
         ]
         best = max(heads, key=lambda other: other.gain or 0.0, default=None)
         if best is not None and (best.gain or 0.0) > cell.gain:
-            told.append(f"is below {name} ({unit.score(cell.mean)} against {unit.score(best.mean)})")
+            reasons.append(f"it is below {name} ({unit.score(cell.mean)} against {unit.score(best.mean)})")
             break
     if collapsed is not None:
-        told.append(f"has {collapsed.count} of {many(collapsed.runs, 'run')} that collapsed")
+        reasons.append(collapsed.counted)
     name = cell.method if cell.budget == OWN_SIZE else f"{cell.method} ({cell.budget})"
-    return f"{name} {' and '.join(told)} on {cell.setting}" if told else ""
+    return f"{name} failed on {cell.setting}: {'; '.join(reasons)}" if reasons else ""
 
 
 def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
     """`tasks`: those on which a reference failed, by its cell."""
-    methods = [one for one in block.comparisons if one.family not in HEADS]
+    methods = [comparison for comparison in block.comparisons if comparison.family not in HEADS]
     if block.reference is None or not methods:
         return
     on = dict.fromkeys(tasks[number] for number in block.reference.cells if number in tasks)
-    best = max(methods, key=lambda one: one.effect.difference)
-    without = {one.task: one.difference for one in best.without}
+    best = max(methods, key=lambda comparison: comparison.effect.difference)
+    means = {rest.task: rest.difference for rest in best.without}
     points = block.unit.difference
-    told = [f"{minus(points(without[task]))} without {task}" for task in on if task in without]
-    if told:
-        whole = minus(points(best.effect.difference))
+    without = [f"{minus(points(means[task]))} without {task}" for task in on if task in means]
+    if without:
+        mean = minus(points(best.effect.difference))
         yield (
-            f"{block.heading}: {best.method} is {whole} {block.unit.points} from {block.reference.method} "
-            f"in the mean over all tasks, {listed(told)}."
+            f"{block.heading}: the mean difference of {best.method} from {block.reference.method} is {mean} "
+            f"{block.unit.points} over all tasks, {listed(without)}."
         )

@@ -52,10 +52,14 @@ class Collapses:
         return float(stats.beta.ppf(LEVEL, self.count + 1, self.runs - self.count))
 
     def __str__(self) -> str:
+        return f"{self.method} on {self.setting.task}: {self.counted}."
+
+    @property
+    def counted(self) -> str:
+        """The count in words, and how little it tells."""
         return (
-            f"{self.method} on {self.setting.task}: {self.count} of {many(self.runs, 'run')} collapsed; "
-            f"{many(self.seeds, 'seed')} cannot bound this (chance of a collapse: up to "
-            f"{100 * self.chance:.0f}%)."
+            f"{self.count} of {many(self.runs, 'run')} collapsed; with {many(self.seeds, 'seed')} the true "
+            f"share may be as high as {100 * self.chance:.0f}%"
         )
 
 
@@ -82,7 +86,7 @@ def collapses(study: Study) -> dict[int, Collapses]:
 
     Of studies none: their trials have rates that nothing chose, and are to fail at some of them.
     """
-    found = {}
+    collapsed = {}
     of_seeds = (cell for cell in study.all_cells if cell.metric and cell.studies is None)
     by_metric = grouped(of_seeds, lambda cell: (cell.setting, cell.metric))
     for cells in by_metric.values():
@@ -91,8 +95,8 @@ def collapses(study: Study) -> dict[int, Collapses]:
             ended = [*_final(study, cell, final), *_chosen(study, cell, tuning)]
             if any(ended):
                 seeds = cell.finished + cell.failed
-                found[cell.number] = Collapses(cell.method, cell.setting, sum(ended), len(ended), seeds)
-    return found
+                collapsed[cell.number] = Collapses(cell.method, cell.setting, sum(ended), len(ended), seeds)
+    return collapsed
 
 
 def _final(study: Study, cell: Cell, levels: _Levels) -> Iterator[bool]:
@@ -155,7 +159,9 @@ def _guessing(study: Study, runs: Iterator[tuple[str, str]], metric: Metric) -> 
         stored = predictions(study.experiment(name), [trial_id], metric).get(trial_id)
         if stored is None or len(stored.labels) < 2:
             continue
-        levels = [level for given in _constant(metric, stored) if (level := _within(metric, stored, given))]
+        levels = [
+            level for answers in _constant(metric, stored) if (level := _within(metric, stored, answers))
+        ]
         return max(levels, default=None)
     return None
 
@@ -187,10 +193,10 @@ def _constant(metric: Metric, stored: Predictions) -> Iterator[np.ndarray]:
         yield from (np.full_like(labels, answer) for answer in classes[np.argsort(-counts)][:GUESSES])
 
 
-def _within(metric: Metric, stored: Predictions, given: np.ndarray) -> float | None:
+def _within(metric: Metric, stored: Predictions, answers: np.ndarray) -> float | None:
     try:
         with np.errstate(all="ignore"), METRICS.blaming(metric.name):
-            of_examples = metric.sign * metric.contributions(stored.labels, given)
+            of_examples = metric.sign * metric.contributions(stored.labels, answers)
     except UserError:
         return None
     level = float(of_examples.mean() + ERRORS * of_examples.std() / math.sqrt(len(of_examples)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 from bench.metrics import direction
 from methods import UserError
 from reports import mixtures
-from reports.collapses import collapses
+from reports.collapses import Collapses, collapses
 from reports.evidence import Between, Evidence, between, gather
 from reports.inference.effects import effect, verdict
 from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
@@ -140,8 +140,20 @@ def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = 
             [str(name) for name in cells_a if name not in cells_b],
             [str(name) for name in cells_b if name not in cells_a],
         ),
-        notes=tuple(dict.fromkeys(note for side in sides for note in side.notes)),
+        notes=tuple(
+            dict.fromkeys([*_collapsed(common.values(), fallen), *(n for side in sides for n in side.notes)])
+        ),
     )
+
+
+def _collapsed(
+    common: Iterable[tuple[Cell, Cell]], fallen: tuple[Mapping[int, Collapses], Mapping[int, Collapses]]
+) -> Iterator[str]:
+    """The cells of either side of which runs collapsed, so that they are never called equivalent."""
+    for cells in common:
+        for cell, of_side in zip(cells, fallen, strict=True):
+            if cell.number in of_side:
+                yield str(of_side[cell.number])
 
 
 def _one(uri: str, name: str) -> Study:
@@ -177,7 +189,7 @@ def _pair(
     sides = list(zip(studies, cells, strict=True))
     ids = [{seed.trial_id for seed in study.finished(cell.number)} for study, cell in sides]
     told = [_measured(study, cell) for study, cell in sides]
-    collapsed = any(cell.number in some for cell, some in zip(cells, fallen, strict=True))
+    collapsed = any(cell.number in numbers for cell, numbers in zip(cells, fallen, strict=True))
     # A side without a run has no score to compare.
     differs = difference(*told) if all(ids) else {}
     return _Pair(*cells, ids[0] == ids[1] != set(), collapsed, differs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import chain
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from reports.collapses import DIVERGED, Collapses
 from reports.evidence import Evidence
 from reports.inference.crossed import OnSetting, of_seeds
-from reports.inference.effects import Answer, Effect, Verdict, effect, verdict
+from reports.inference.effects import Answer, Effect, Verdict, effect, verdict, weaker
 from reports.inference.intervals import LEAST_SEEDS, Bounds, of_each, simultaneous
 from reports.recipes import Recipe, difference, told
 from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
@@ -60,15 +61,15 @@ class AgainstReference:
     cells: tuple[int, ...]
     reference_cells: tuple[int, ...]
     effect: Effect
-    #: Of the difference. It holds at once with those of all other methods of the budget, and the verdict is
-    #: what it says.
+    #: Of the difference, simultaneous with those of all other methods of the budget.
     interval: Bounds | None
     #: The same if the points that tuning chose had been fixed beforehand.
     at_chosen_points: Bounds | None
+    #: What the interval says, and no more than it would say if diverged runs had the score of the floor.
     verdict: Verdict
-    #: On each setting. They hold at once with those of all methods on all settings of the budget.
+    #: On each setting, simultaneous with those of all methods on all settings of the budget.
     intervals: tuple[Bounds | None, ...]
-    #: Seed pairs that were planned and are not there.
+    #: Seed pairs that were planned and have not finished.
     lost: int
     #: None where no run of the pairs has diverged.
     if_floor: IfFloor | None
@@ -179,6 +180,18 @@ def against_reference(
     return made, notes + _told(reference, made)
 
 
+def judged(
+    measured: Effect, if_floor: Effect | None, level: float, threshold: float, *, collapsed: bool
+) -> Verdict:
+    """The verdict on an effect, and no more than if diverged runs had the score of the floor."""
+    verdicts = [
+        verdict(version.interval(level), threshold, collapsed=collapsed)
+        for version in (measured, if_floor)
+        if version is not None
+    ]
+    return reduce(weaker, verdicts)
+
+
 @dataclass(frozen=True)
 class _Family:
     """What the comparisons of one budget have in common."""
@@ -194,7 +207,7 @@ class _Family:
     def compared(
         self, method: str, cells: tuple[int, ...], others: tuple[int, ...], found: Effect
     ) -> AgainstReference:
-        study, interval = self.evidence.study, found.interval(self.level)
+        study, floor = self.evidence.study, self._if_floor(cells, others, found)
         collapses = tuple(
             tuple(self.collapses[cell] for cell in pair if cell in self.collapses)
             for pair in zip(cells, others, strict=True)
@@ -207,25 +220,37 @@ class _Family:
             cells=cells,
             reference_cells=others,
             effect=found,
-            interval=interval,
+            interval=found.interval(self.level),
             at_chosen_points=found.at_chosen_points(self.level),
-            verdict=verdict(interval, self.threshold, collapsed=any(collapses)),
+            verdict=judged(
+                found, floor and floor.effect, self.level, self.threshold, collapsed=any(collapses)
+            ),
             intervals=tuple(effect([part]).interval(self.level_on_settings) for part in found.parts),
             lost=planned - found.pairs,
-            if_floor=self._if_floor(cells, others, found),
-            without=tuple(self._without(cells, found, collapses)),
+            if_floor=floor,
+            without=tuple(self._without(cells, found, floor, collapses)),
             collapses=collapses,
         )
 
     def _without(
-        self, cells: Sequence[int], found: Effect, collapses: Sequence[Sequence[Collapses]]
+        self,
+        cells: Sequence[int],
+        found: Effect,
+        floor: IfFloor | None,
+        collapses: Sequence[Sequence[Collapses]],
     ) -> Iterator[Without]:
         tasks = [self.evidence.study.all_cells[cell].task for cell in cells]
         for task in dict.fromkeys(tasks) if len({*tasks}) > 1 else ():
-            rest = effect([part for of, part in zip(tasks, found.parts, strict=True) if of != task])
-            collapsed = any(some for of, some in zip(tasks, collapses, strict=True) if of != task)
-            interval = rest.interval(self.level)
-            yield Without(task, rest.difference, verdict(interval, self.threshold, collapsed=collapsed))
+            places = [place for place, of in enumerate(tasks) if of != task]
+            rest = found.on(places)
+            said = judged(
+                rest,
+                floor and floor.effect.on(places),
+                self.level,
+                self.threshold,
+                collapsed=any(collapses[place] for place in places),
+            )
+            yield Without(task, rest.difference, said)
 
     def _if_floor(self, cells: Sequence[int], others: Sequence[int], found: Effect) -> IfFloor | None:
         parts, more = [], 0

@@ -59,13 +59,13 @@ def contributions(study: Study, runs: Mapping[str, Run]) -> Contributions:
         for name in dict.fromkeys(run.metric for run in own.values()):
             of_both = [id_ for id_, run in own.items() if run.metric == name]
             stored |= predictions(experiment, of_both, METRICS.get(name))
-    found = {
+    by_trial = {
         id_: ByExample(_test_set(run.task, stored[id_]), values.astype(np.float32))
         for id_, run in runs.items()
         if id_ in stored and (values := _contributed(METRICS.get(run.metric), run, stored[id_])) is not None
     }
     silent = sum(map(_silent, stored.values()))
-    return Contributions(found, len(runs) - len(stored), len(stored) - len(found), silent)
+    return Contributions(by_trial, len(runs) - len(stored), len(stored) - len(by_trial), silent)
 
 
 def _silent(stored: Predictions) -> bool:
@@ -79,10 +79,10 @@ def _contributed(metric: Metric, run: Run, stored: Predictions) -> Array | None:
     if not len(stored.labels):
         return None
     with METRICS.blaming(metric.name):
-        found = metric.contributions(stored.labels, stored.given)
-    if run.score is None or abs(found.mean() - run.score) > AGREES * max(run.size, abs(run.score)):
+        values = metric.contributions(stored.labels, stored.given)
+    if run.score is None or abs(values.mean() - run.score) > AGREES * max(run.size, abs(run.score)):
         return None
-    return found
+    return values
 
 
 def _test_set(task: str, stored: Predictions) -> str:

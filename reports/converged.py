@@ -24,21 +24,21 @@ def unbeaten(cells: Iterable[Cell]) -> list[str]:
 
     Nothing is said of a setting whose runs have not all ended.
     """
-    found = []
-    for setting, some in grouped(cells, lambda cell: cell.setting).items():
-        head = next((cell for cell in some if cell.family == CONVERGED and cell.gain is not None), None)
-        adapters = [cell for cell in some if cell.family not in NO_ADAPTERS]
+    sentences = []
+    for setting, of_setting in grouped(cells, lambda cell: cell.setting).items():
+        head = next((cell for cell in of_setting if cell.family == CONVERGED and cell.gain is not None), None)
+        adapters = [cell for cell in of_setting if cell.family not in NO_ADAPTERS]
         scored = [cell for cell in adapters if cell.gain is not None]
         if head is None or not scored or any(cell.missing for cell in adapters):
             continue
         best = max(scored, key=lambda cell: cell.gain or 0.0)
         if (best.gain or 0.0) <= (head.gain or 0.0):
             unit = unit_of(head.metric, head.unit)
-            found.append(
+            sentences.append(
                 f"No adapter beats the converged head on {setting}: {unit.score(head.mean)} against "
                 f"{unit.score(best.mean)} at best ({best.method})."
             )
-    return found
+    return sentences
 
 
 def above_reference(study: Study, block: Block) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from reports.analysis import Analysis, Block
 from reports.collapses import Collapses
-from reports.comparisons import AgainstReference, Without
+from reports.comparisons import AgainstReference, Without, judged
 from reports.inference import power
-from reports.inference.effects import Answer, Effect, Verdict, effect, verdict, weaker
+from reports.inference.effects import Answer, Effect, Verdict, effect
 from reports.inference.intervals import RESOLUTION, Bounds, simultaneous
 from reports.inference.orders import best_of_equals
 from reports.study import Cell, Item, Study, TaskAndBackbone
@@ -43,17 +43,18 @@ class Against:
 def against(block: Block, found: AgainstReference, place: int | None = None, beside: int = 0) -> Against:
     """The comparison of a method, or of the setting at that place among its own alone.
 
-    Its interval holds at once with those of the block, and over all settings also with so many that stand
-    `beside` it elsewhere.
+    Its interval is simultaneous with those of the block and, over all settings, also with `beside` others of
+    elsewhere.
     """
     assert block.reference is not None
+    shown, floor = found.effect, found.if_floor and found.if_floor.effect
+    claims = block.claims + beside
     if place is not None:
-        whole, interval = effect([found.effect.parts[place]]), found.intervals[place]
-    else:
-        whole = found.effect
-        interval = whole.interval(simultaneous(block.claims + beside, block.level))
-    said = verdict(interval, block.threshold, collapsed=bool(collapsed_on(found, place)))
-    return Against(whole, interval, said, found.lost > 0, block.reference.method)
+        shown, floor = shown.on([place]), floor and floor.on([place])
+        claims = block.claims * len(block.settings)
+    level = simultaneous(claims, block.level)
+    said = judged(shown, floor, level, block.threshold, collapsed=bool(collapsed_on(found, place)))
+    return Against(shown, shown.interval(level), said, found.lost > 0, block.reference.method)
 
 
 def collapsed_on(found: AgainstReference, place: int | None) -> Sequence[Collapses]:
@@ -110,12 +111,13 @@ def _finding(study: Study, block: Block, place: int | None) -> Finding:
     if better := _better_part(study, block, place, cells):
         comparison, place = better
         best, equals, cells = comparison.method, None, _of(comparison.cells, place)
-    found = _claimed(block, comparison, place) if comparison else None
+    found = against(block, comparison, place) if comparison else None
     claims = [_claim(block, best, equals, found)]
     if better:
-        claims.append(f"{best} is there {on_part(block, better[0])}.")
+        claims.append(f"{best} ran {on_part(block, better[0])}.")
     if comparison:
-        claims += [by_chance, *map(str, collapsed_on(comparison, place))]
+        own = [side for side in collapsed_on(comparison, place) if side.method == best]
+        claims += [by_chance, *map(str, own)]
         claims.append(_turned(block, comparison) if setting is None else "")
     return Finding(
         block=block,
@@ -137,7 +139,7 @@ def _better_part(
     """
     if place is None:
         return None
-    known = [study.all_cells[number].gain or 0.0 for number in cells]
+    means = [study.all_cells[number].gain or 0.0 for number in cells]
     there = [
         (study.all_cells[cell].gain or 0.0, found, i)
         for found in block.of_part
@@ -145,7 +147,7 @@ def _better_part(
         if found.settings[i] == block.settings[place]
     ]
     gain, found, i = max(there, key=itemgetter(0), default=(-math.inf, None, 0))
-    return (found, i) if found and gain > max(known, default=-math.inf) else None
+    return (found, i) if found and gain > max(means, default=-math.inf) else None
 
 
 def on_part(block: Block, found: AgainstReference) -> str:
@@ -153,21 +155,6 @@ def on_part(block: Block, found: AgainstReference) -> str:
     there, every = len(found.settings), len(block.settings)
     what = "tasks" if len({setting.task for setting in block.settings}) == every else "settings"
     return f"on {there} of {every} {what}" if there < every else ""
-
-
-def _claimed(block: Block, found: AgainstReference, place: int | None) -> Against:
-    """A comparison with no more than it would say if diverged runs had the score of the floor."""
-    shown, floor = against(block, found, place), found.if_floor
-    if floor is None:
-        return shown
-    if place is None:
-        return replace(shown, verdict=weaker(shown.verdict, floor.verdict))
-    level = simultaneous(block.claims * len(block.settings), block.level)
-    interval = effect([floor.effect.parts[place]]).interval(level)
-    collapsed = bool(found.collapses[place])
-    return replace(
-        shown, verdict=weaker(shown.verdict, verdict(interval, block.threshold, collapsed=collapsed))
-    )
 
 
 def _of(values: Sequence[Item], place: int | None) -> Sequence[Item]:
@@ -241,7 +228,7 @@ def chance(study: Study, block: Block, place: int | None = None) -> str:
     if len(errors) < 2 or not any(errors):
         return ""
     shown = block.unit.difference(best_of_equals(errors), 1)
-    return f"The best of {len(errors)} equal methods would show about {shown} {block.unit.points}."
+    return f"If all {len(errors)} methods were equal, the best would show about {shown} {block.unit.points}."
 
 
 def _claim(block: Block, best: str | None, equals: Sequence[str] | None, found: Against | None) -> str:
@@ -300,7 +287,7 @@ def _turned(block: Block, comparison: AgainstReference) -> str:
         return ""
     most = max(moved, key=lambda one: abs(one.difference - whole))
     points = minus(block.unit.difference(most.difference))
-    return f"The mean is driven by {most.task}: without that it is {points} {block.unit.points}."
+    return f"The mean is driven by {most.task}: without it, it is {points} {block.unit.points}."
 
 
 def moved_without(block: Block, found: AgainstReference) -> list[Without]:

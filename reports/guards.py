@@ -36,8 +36,8 @@ class _Trained:
         """The mean validation loss or score of the selected states; None where a run did not store it."""
         measure = Measure.SELECTED_LOSS if self.by == "loss" else Measure.SELECTED_VALIDATION
         values = [run.measure(measure) for run in self.runs]
-        known = [value for value in values if value is not None]
-        return fmean(known) if known and len(known) == len(values) else None
+        stored = [value for value in values if value is not None]
+        return fmean(stored) if stored and len(stored) == len(values) else None
 
 
 def guards(experiment: Experiment) -> Iterator[str]:
@@ -49,9 +49,9 @@ def guards(experiment: Experiment) -> Iterator[str]:
         alike = [each for each in trained if each.row.studies is None]
         for warning in (*_below_the_head(alike), *_runs(trained), *_tuning(rows)):
             yield f"{setting}: {warning}"
-    for _, found in ablations(experiment):
-        if isinstance(found, SearchResult) and found.tied:
-            yield f"{found.name}: {many(found.tied, 'other point')} tied with the best of the search."
+    for _, result in ablations(experiment):
+        if isinstance(result, SearchResult) and result.tied:
+            yield f"{result.name}: {many(result.tied, 'other point')} tied with the best of the search."
 
 
 def _trained(experiment: Experiment, row: TableRow) -> _Trained:
@@ -110,8 +110,8 @@ def _tuning(rows: Sequence[TableRow]) -> Iterator[str]:
     for row in rows:
         if row.tuning and row.tuning.trials < (rates := len(row.tuning.grids.get("lr", ()))):
             few[row.tuning.trials, rates].append(row)
-    for (tried, rates), some in few.items():
-        yield f"tuned at {many(tried, 'point')}, fewer than the {rates} rates of the grid: {_named(some)}."
+    for (tried, rates), short in few.items():
+        yield f"tuned at {many(tried, 'point')}, fewer than the {rates} rates of the grid: {_named(short)}."
     if tied := [row for row in rows if row.tuning and row.tuning.tied]:
         yield f"other points of tuning tied with the chosen one: {_named(tied)}."
 

@@ -47,7 +47,7 @@ def allowance(tuning: Tuned, most: int) -> dict[str, str]:
     """What a suite allows every method for its tuning, and not what came of it: a method without some axes
     tries fewer points. `most`: the points of the method that tried most, where the suite's are not stored.
     """
-    told = {
+    fields = {
         "points": str(tuning.allowed_points or most),
         "seeds": str(len(tuning.seeds)),
         "epochs": str(tuning.epochs or "none"),
@@ -55,8 +55,8 @@ def allowance(tuning: Tuned, most: int) -> dict[str, str]:
         **{f"grid of {axis}": _grid(values) for axis, values in tuning.allowed_grids.items()},
     }
     if not tuning.allowed_grids:
-        told["grids"] = "not stored"
-    return {TUNING + key: value for key, value in told.items()}
+        fields["grids"] = "not stored"
+    return {TUNING + key: value for key, value in fields.items()}
 
 
 def _grid(values: Sequence[float]) -> str:

@@ -45,8 +45,9 @@ def lotteries(study: Study, cells: Iterable[int]) -> tuple[dict[int, float], lis
         runs |= more
     by_trial = contributions(study, runs).by_trial
     records = {id_: record for id_, (_, record) in stored.items()}
-    found = {cell.number: _lottery(study, cell, records, by_trial) for cell in tuned}
-    return {number: value for number, value in found.items() if value is not None}, list(_notes(tuned, found))
+    variances = {cell.number: _lottery(study, cell, records, by_trial) for cell in tuned}
+    repeated = {number: variance for number, variance in variances.items() if variance is not None}
+    return repeated, list(_notes(tuned, variances))
 
 
 def _ids(cell: Cell) -> Sequence[str]:
@@ -90,15 +91,15 @@ def _of_examples(points: Sequence[Sequence[ByExample | None]]) -> Array | None:
     return noise if all(all(point) for point in points) else None
 
 
-def _notes(tuned: Sequence[Cell], found: Mapping[int, float | None]) -> Iterator[str]:
-    if lost := sum(value is None for value in found.values()):
+def _notes(tuned: Sequence[Cell], variances: Mapping[int, float | None]) -> Iterator[str]:
+    if lost := sum(variance is None for variance in variances.values()):
         yield (
             f"The tuning of {many(lost, 'cell')} of {len(tuned):,} cannot be repeated, since its trials or "
-            "their validation predictions are not stored or were not read: intervals with them take the "
-            "chosen points as fixed, and are narrower than they should be."
+            "their validation predictions are not stored or were not read. Their intervals take the chosen "
+            "points as fixed and are too narrow."
         )
-    if alone := sum(cell.tuning is not None and cell.tuning.trials == 1 for cell in tuned):
+    if single := sum(cell.tuning is not None and cell.tuning.trials == 1 for cell in tuned):
         yield (
-            f"{many(alone, 'cell')} of {len(tuned):,} had a single point to choose from: tuning adds "
-            "nothing to the intervals."
+            f"{many(single, 'cell')} of {len(tuned):,} had a single point to choose from: tuning adds "
+            "nothing to their intervals."
         )

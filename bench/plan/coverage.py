@@ -51,13 +51,13 @@ def tied(settings: Sequence[Setting]) -> Iterator[str]:
         axis: [log(value) for setting in settings if (value := getattr(setting, axis)) is not None]
         for axis in AXES
     }
-    for one, other in combinations([axis for axis in AXES if len(values[axis]) == len(settings)], 2):
+    for first, second in combinations([axis for axis in AXES if len(values[axis]) == len(settings)], 2):
         try:
-            r = correlation(values[one], values[other])
+            r = correlation(values[first], values[second])
         except StatisticsError:
             continue  # fewer than two points, or an axis of one value, which has nothing to be tied to
         if abs(r) >= TIED:
-            yield f"{one} and {other} are tied over {len(settings)} points (correlation {r:+.2f})"
+            yield f"{first} and {second} are tied over {len(settings)} points (correlation {r:+.2f})"
 
 
 def untried(grids: Grids, settings: Sequence[Setting]) -> Iterator[str]:

@@ -121,9 +121,9 @@ def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> l
     """
     kept = [axis for axis in grids if axis in axes]
     sizes = tuple(map(len, grids.values()))
-    drawn, whole = count, prod(sizes)
+    drawn, available = count, prod(sizes)
     while True:
-        cells = design(sizes, min(drawn, whole))
+        cells = design(sizes, min(drawn, available))
         settings = [
             Setting(
                 **{axis: grids[axis][place] for axis, place in zip(grids, cell, strict=True) if axis in kept}
@@ -134,7 +134,7 @@ def points(grids: Grids, axes: Collection[str], count: int, first: Setting) -> l
             update={axis: value for axis, value in first if value and axis in kept}
         )
         different = list(dict.fromkeys([start, *settings]))
-        if len(different) >= count or drawn >= whole:
+        if len(different) >= count or drawn >= available:
             return different[:count]
         drawn *= 2
 
@@ -150,7 +150,7 @@ def design(sizes: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
     cells = np.array(list(product(*map(range, sizes)))).reshape(prod(sizes), len(sizes))
     deviations = [math.sqrt((size**2 - 1) / 3) or 1.0 for size in sizes]
     levels = (2 * cells - np.array(sizes) + 1) / np.array(deviations)
-    products = [levels[:, one] * levels[:, other] for one, other in combinations(range(len(sizes)), 2)]
+    products = [levels[:, i] * levels[:, j] for i, j in combinations(range(len(sizes)), 2)]
     covariances = [0.0] * len(products)
     shared = -(cells == np.array(sizes) // 2).all(axis=1).astype(int)
     order: list[tuple[int, ...]] = []

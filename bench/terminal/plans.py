@@ -98,7 +98,7 @@ def _print_points(console: Console, plan: Plan) -> None:
     console.print(table)
     more = f"{len(shared) - MOST_POINTS:,} more follow. " if len(shared) > MOST_POINTS else ""
     console.print(
-        f"{more}A method tries these without the axes that it lacks, after the point it was published with.",
+        f"{more}Each method tries its published point first, then these, without the axes that it lacks.",
         highlight=False,
     )
     print_warnings(console, tuning_notes(plan))
@@ -161,7 +161,7 @@ def print_power(console: Console, found: Sequence[Power]) -> None:
 
         console.print(
             f"Assumed: whatever their seeds, two methods disagree on {DISAGREEMENT:.1%} of the test "
-            "examples; no run collapses; tuning chooses the same point each time. Otherwise less is found.",
+            "examples; no run collapses; tuning chooses the same point each time. Otherwise power is lower.",
             highlight=False,
         )
     _print_uncounted(console, found)
@@ -171,7 +171,9 @@ def _print_uncounted(console: Console, found: Sequence[Power]) -> None:
     """The tasks whose test examples assumed noise leaves out."""
     if uncounted := dict.fromkeys(task for one in found for task in one.uncounted):
         names = escape(", ".join(uncounted))
-        console.print(f"Test examples are not counted on {names}.", highlight=False)
+        console.print(
+            f"The number of test examples is not known of {names}: seeds alone count there.", highlight=False
+        )
 
 
 def _print_study_power(console: Console, found: Sequence[Power]) -> None:

@@ -140,13 +140,12 @@ def print_summary(console: Console, summary: Summary) -> None:
     for sentence in (*summary.failures, *unbeaten(cells)):
         console.print(f"[bold]{escape(sentence)}[/bold]", highlight=False)
     by_setting = grouped((cell for cell in cells if cell.studies is None), lambda cell: cell.setting)
-    for setting, some in by_setting.items():
-        title = f"{setting} · {measured(some)}, mean ± standard deviation over seeds"
-        table = RowTable(title, "score", "seeds", "ms/step")
-        for cell in some:
-            step = "–" if cell.step_ms is None else f"{cell.step_ms:.0f}"
-            table.add(cell, _score(cell), _seeds(cell), step)
-        console.print(fitted(console, table.table, "ms/step", "% LoRA", "params", "ranks"))
+    for setting, of_setting in by_setting.items():
+        title = f"{setting} · {measured(of_setting)}, mean ± standard deviation over seeds"
+        table = RowTable(title, "score", "seeds")
+        for cell in of_setting:
+            table.add(cell, _score(cell), _seeds(cell))
+        console.print(fitted(console, table.table, "% LoRA", "params", "ranks"))
     print_studies(console, summary, _seeds)
     print_missed(console, sum(cell.within is False for cell in cells))
     _print_lost(console, lines_of(summary.seeds, Seed))

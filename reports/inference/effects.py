@@ -35,6 +35,10 @@ class Effect:
         """On how many settings the test examples count, and not the seeds alone."""
         return sum(part.count is not None for part in self.parts)
 
+    def on(self, places: Sequence[int]) -> Effect:
+        """The same over the settings at these places alone."""
+        return effect([self.parts[place] for place in places])
+
     def interval(self, level: float) -> Bounds | None:
         """None where nothing is known of the noise: too few pairs on a setting, or no spread at all."""
         if self.error is None or self.error.none:

@@ -16,6 +16,7 @@ from bench.wire.words import OWN_SIZE
 from methods import UserError
 from methods.errors import shown
 from reports.analysis import Analysis
+from reports.baseline import of_analysis
 from reports.findings import Finding, findings
 from reports.page import Facts, facts_of
 from reports.reading import read_sources
@@ -59,6 +60,11 @@ class Published:
         every = [one for one in findings(self.study, self.analysis.blocks) if one.best]
         whole = [one for one in every if one.setting is None or len(one.block.settings) == 1]
         return [one for one in whole if one.block.budget in budgets]
+
+    @property
+    def failures(self) -> list[str]:
+        """The references that failed on a task, which come before all that is claimed."""
+        return of_analysis(self.analysis)
 
     @property
     def facts(self) -> Facts:

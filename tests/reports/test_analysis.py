@@ -14,7 +14,7 @@ from reports import evidence
 from reports.analysis import Analysis, Block, analyse
 from reports.comparisons import AgainstReference
 from reports.findings import against
-from reports.inference.effects import Answer, verdict
+from reports.inference.effects import Answer, Verdict, verdict, weaker
 from reports.inference.intervals import simultaneous
 from reports.reading import read
 from reports.study import Study
@@ -49,8 +49,8 @@ def test_what_follows_if_a_diverged_run_scores_the_floor(analysis: Analysis) -> 
     assert depth.interval is not None
     assert depth.if_floor.interval is not None
     assert depth.if_floor.interval[0] < depth.interval[0]
-    assert str(depth.verdict) == "worse, beyond the threshold"
-    assert str(depth.if_floor.verdict) == "worse, size undecided"
+    assert depth.interval[1] < -block(analysis, "isoparameters 2").threshold
+    assert depth.verdict == depth.if_floor.verdict == Verdict(Answer.UNDECIDED, "worse")
     # A run that never started says nothing of its method.
     assert compared(block(analysis, "isorank 2"))["LoTR"].if_floor is None
 
@@ -77,12 +77,17 @@ def test_what_differs_and_what_does_not_is_said(analysis: Analysis) -> None:
     assert "LoRA" not in found
 
 
-def test_the_verdict_is_that_of_the_interval_that_is_shown(analysis: Analysis) -> None:
-    for one in analysis.blocks:
-        for comparison in one.comparisons:
-            collapsed = bool(comparison.collapsed)
-            assert comparison.verdict == verdict(comparison.interval, one.threshold, collapsed=collapsed)
-            assert comparison.interval == comparison.effect.interval(simultaneous(len(one.comparisons)))
+def test_the_verdict_is_what_the_interval_says_and_no_more_than_with_the_floor(analysis: Analysis) -> None:
+    floors = 0
+    for each in analysis.blocks:
+        for comparison in each.comparisons:
+            expected = verdict(comparison.interval, each.threshold, collapsed=bool(comparison.collapsed))
+            if (floor := comparison.if_floor) is not None:
+                floors += 1
+                expected = weaker(expected, floor.verdict)
+            assert comparison.verdict == expected == against(each, comparison).verdict
+            assert comparison.interval == comparison.effect.interval(simultaneous(len(each.comparisons)))
+    assert floors
 
 
 def test_baselines_are_compared_with_lora_of_the_first_budget(analysis: Analysis) -> None:

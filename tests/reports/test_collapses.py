@@ -21,6 +21,7 @@ from bench.terminal.results import print_summary
 from bench.wire.words import Status
 from reports import baseline
 from reports.analysis import Analysis, analyse
+from reports.board import boards, heats
 from reports.collapses import Collapses, collapses
 from reports.comparisons import AgainstReference
 from reports.findings import findings
@@ -30,6 +31,7 @@ from reports.reading import read
 from reports.report import write_report
 from reports.study import Study, TaskAndBackbone
 from reports.summary import summarise
+from reports.tables import BETTER, main_tables
 
 from ..stored import Result, write
 from .browsing import page_of
@@ -176,19 +178,35 @@ def test_a_collapse_of_either_side_keeps_equivalence_from_being_claimed(
     assert line.against is None or line.against.verdict.answer is Answer.UNDECIDED
 
 
-def test_a_line_claims_no_more_than_with_diverged_runs_at_the_floor(stored: Callable[..., str]) -> None:
+def test_nothing_claims_more_than_with_diverged_runs_at_the_floor(stored: Callable[..., str]) -> None:
     right = {("TensLoRA att", "digits", seed): 950 + seed % 2 for seed in range(5)}
     right |= {("head only", "digits", seed): 700 for seed in range(5)}
     found = analysis_of(stored(told(right, diverged=("TensLoRA att", "digits", 2))))
     comparison = only(found)
-    assert comparison.verdict == Verdict(Answer.BEYOND, "better")
+    assert comparison.interval is not None
+    assert comparison.interval[0] > 0.01
     assert comparison.if_floor is not None
     assert comparison.if_floor.verdict.answer is Answer.UNDECIDED
     (line,) = (line for line in findings(found.study, found.blocks) if line.block.title == "isorank 2")
     assert line.best == "TensLoRA att"
     assert line.against is not None
-    assert line.against.verdict == comparison.if_floor.verdict
+    assert line.against.verdict == comparison.verdict == comparison.if_floor.verdict
     assert not line.claim.startswith("Better")
+    # Nor the row of the results, the heat map and the main table.
+    (setting,) = boards(found)
+    (row,) = (row for board in boards(found)[setting] for row in board.rows if row.cell.method == line.best)
+    assert [shown.verdict for shown in row.against] == [comparison.verdict]
+    (heat,) = (heat for heat in heats(found) if heat.block.title == "isorank 2")
+    (field,) = (row.shades[0] for row in heat.rows if row.cell.method == line.best)
+    assert field is not None
+    assert field.against.verdict == comparison.verdict
+    assert BETTER not in "".join(
+        mean.mark
+        for table in main_tables(found.study.all_cells, found.blocks)
+        for rows in table.blocks.values()
+        for row in rows
+        for mean in (*row.entries, *row.averages)
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,8 +253,8 @@ def test_a_reference_below_the_head_alone_is_named_first_with_the_mean_without_i
     uri = stored(told(right), TWO_TASKS)
     found = analysis_of(uri)
     failure, mean = baseline.of_analysis(found)
-    assert failure.startswith("LoRA (isorank 2) is below the head alone (85.20 against ")
-    assert "on textile · tiny-random-vit" in failure
+    assert failure.startswith("LoRA (isorank 2) failed on textile · tiny-random-vit: ")
+    assert "below the head alone (85.20 against " in failure
     comparison = only(found)
     (without,) = (one for one in comparison.without if one.task == "textile")
     for difference in (comparison.effect.difference, without.difference):
@@ -244,7 +262,7 @@ def test_a_reference_below_the_head_alone_is_named_first_with_the_mean_without_i
     write_report(uri, ["small"], tmp_path / "out", ["html", "md"], log=False)
     page, text = ((tmp_path / "out" / name).read_text() for name in ("index.html", "tables/tables.md"))
     assert page.index(failure) < page.index("<table")
-    assert text.index("is below the head alone") < text.index("| method |")
+    assert text.index("below the head alone") < text.index("| method |")
     printed = io.StringIO()
     opened = Store.existing(uri, "small")
     plan = opened.plan()
@@ -260,7 +278,8 @@ def test_a_reference_of_which_a_run_collapsed_has_failed_there(
     right = {("head only", "textile", seed): 700 for seed in range(5)} | {("LoRA", "textile", 2): 550}
     found = analysis_of(stored(told(right), TWO_TASKS))
     failure, *_ = baseline.of_analysis(found)
-    assert "LoRA (isorank 2) has 1 of 5 runs that collapsed on textile" in failure
+    assert failure.startswith("LoRA (isorank 2) failed on textile")
+    assert found.collapses[only(found).reference_cells[1]].counted in failure
     assert "below" not in failure
     (side,) = found.collapses.values()
     page = page_of(found, tmp_path).read_text()

@@ -142,7 +142,10 @@ def test_cells_of_which_runs_collapsed_are_never_equivalent(tmp_path: Path, new_
     made = new_store(tmp_path)
     write(made, plan_of(**FIVE | {"name": "before"}), told(0.5))
     write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), told(0.6))
-    found = moves(compare((made, "before"), (made, "after")))
+    compared = compare((made, "before"), (made, "after"))
+    # The reason is said beside the verdict.
+    assert sum("1 of 5 runs collapsed" in note for note in compared.notes) == 1
+    found = moves(compared)
     assert found["TensLoRA att"].verdict.startswith("within")
     assert found["LoRA"].verdict.startswith("undecided")
     assert found["LoRA"].interval == pytest.approx(found["TensLoRA att"].interval)

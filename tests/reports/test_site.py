@@ -18,6 +18,8 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
+from bench.plan.rows import Row
+from bench.plan.trial import Trial
 from bench.process.files import sha256_of
 from bench.process.outputs import Files, put_files
 from bench.store.pack.reading import open_pack
@@ -132,6 +134,18 @@ def test_every_link_leads_to_something_of_the_site(written: Path) -> None:
                 assert anchor in pages[target].ids, (path, address)
             led_to.add(target)
     assert pages.keys() <= led_to | {written.resolve() / "index.html"}
+
+
+def test_a_reference_that_failed_is_named_before_what_is_claimed(tmp_path: Path, new_store: NewStore) -> None:
+    def fallen(trial: Trial, row: Row) -> Result:
+        return Result(score=0.9 + 0.001 * trial.seed - 0.5 * (row.title == "LoRA" and trial.seed == 1))
+
+    uri = store(tmp_path, new_store, plan_of(**SMALL | {"seeds": [0, 1, 2]}), fallen)
+    pack = packed(uri, "small", tmp_path)
+    (suite,) = published([pack])
+    (failure,) = suite.failures
+    index = html.unescape(str(site_files([pack])["index.html"]))
+    assert 0 < index.index(failure) < index.index('<td class="first">')
 
 
 def test_names_of_packs_and_of_settings_are_told_apart_in_addresses(
