@@ -223,7 +223,7 @@ class _Family:
             interval=found.interval(self.level),
             at_chosen_points=found.at_chosen_points(self.level),
             verdict=judged(
-                found, floor and floor.effect, self.level, self.threshold, collapsed=any(collapses)
+                found, floor.effect if floor else None, self.level, self.threshold, collapsed=any(collapses)
             ),
             intervals=tuple(effect([part]).interval(self.level_on_settings) for part in found.parts),
             lost=planned - found.pairs,
@@ -245,7 +245,7 @@ class _Family:
             rest = found.on(places)
             said = judged(
                 rest,
-                floor and floor.effect.on(places),
+                floor.effect.on(places) if floor else None,
                 self.level,
                 self.threshold,
                 collapsed=any(collapses[place] for place in places),

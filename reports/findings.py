@@ -47,10 +47,10 @@ def against(block: Block, found: AgainstReference, place: int | None = None, bes
     elsewhere.
     """
     assert block.reference is not None
-    shown, floor = found.effect, found.if_floor and found.if_floor.effect
+    shown, floor = found.effect, found.if_floor.effect if found.if_floor else None
     claims = block.claims + beside
     if place is not None:
-        shown, floor = shown.on([place]), floor and floor.on([place])
+        shown, floor = shown.on([place]), floor.on([place]) if floor else None
         claims = block.claims * len(block.settings)
     level = simultaneous(claims, block.level)
     said = judged(shown, floor, level, block.threshold, collapsed=bool(collapsed_on(found, place)))
