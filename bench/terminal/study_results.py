@@ -34,16 +34,15 @@ def print_studies(console: Console, summary: Summary, trials: Callable[[Cell], s
     for setting, of_setting in by_setting.items():
         points = joined(sorted({cell.studies.points for cell in of_setting if cell.studies}))
         title = f"{setting} · {measured(of_setting)} after {points} trials of tuning"
-        table = RowTable(title, "score", "studies", "trials", "ms/step")
+        table = RowTable(title, "score", "studies", "trials")
         for cell in of_setting:
             assert cell.studies
             kept = kept_trials(cell.studies, of_cell[cell.number])
-            step = "–" if cell.step_ms is None else f"{cell.step_ms:.0f}"
             score = summary.studies.score(cell.number)
             intervals |= bool(score and score.interval)
             shown = _estimate(score) if score and score.interval else _kept_score(kept)
-            table.add(cell, shown, _complete(cell.studies, kept), trials(cell), step)
-        console.print(fitted(console, table.table, "ms/step", "% LoRA", "params", "ranks"))
+            table.add(cell, shown, _complete(cell.studies, kept), trials(cell))
+        console.print(fitted(console, table.table, "% LoRA", "params", "ranks"))
     console.print(_legend(intervals), highlight=False)
     _print_differences(console, summary.studies)
 
