@@ -1,14 +1,18 @@
-"""What every use of MLflow's client shares: all pages of an answer, experiments, runs, JSON artifacts."""
+"""What every use of MLflow's client shares: all pages of an answer, experiments, runs, artifacts."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 from mlflow.entities import Experiment, Run, ViewType
 from mlflow.tracking import MlflowClient
 
+from bench.process.files import written_whole
 from bench.store.connect import insisting
 from bench.store.records import Record
 from bench.wire import Wired
@@ -73,3 +77,19 @@ def as_json(content: Wired) -> str:
 def keep_json(client: MlflowClient, run_id: str, name: Artifact, content: Wired) -> None:
     """Stores a JSON artifact."""
     client.log_text(run_id, as_json(content), name)
+
+
+def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
+    """Stores the files of a folder. On this machine's disk each is there whole or not at all.
+
+    MLflow itself leaves half of a file where it is killed while it copies a folder.
+    """
+    where = urlparse(client.get_run(run_id).info.artifact_uri)
+    if where.scheme not in ("", "file"):
+        client.log_artifacts(run_id, str(folder))
+        return
+    artifacts = Path(unquote(where.path))
+    artifacts.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        with written_whole(artifacts / file.name) as unfinished:
+            shutil.copyfile(file, unfinished)

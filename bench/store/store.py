@@ -29,7 +29,7 @@ from bench.store.connect import (
 from bench.store.moved import artifacts_of
 from bench.store.outbox import Letter
 from bench.store.records import Record
-from bench.store.runs import experiments, find_runs, keep_json
+from bench.store.runs import experiments, find_runs, keep_files, keep_json
 from bench.store.source import CURVE, Source
 from bench.store.tables import read_curves, read_tables
 from bench.store.verified import check_content
@@ -320,7 +320,7 @@ class Store(Source):
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
             letter.tags = {}
         if folder is not None and any(folder.iterdir()):
-            client.log_artifacts(run_id, str(folder))
+            keep_files(client, run_id, folder)
         if letter.status:
             client.set_terminated(run_id, letter.status, letter.ended)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.plan.rows import Plan
+from bench.store import changed_trials as changed
 from bench.store.changed_trials import changed_trials
 from bench.store.store import Store
 from bench.suite.recipe import AS_HEAD
@@ -60,6 +61,15 @@ def test_nothing_is_said_and_read_where_nothing_would_run_again(
 def test_other_trials_of_one_method_are_no_news(store: Store) -> None:
     changed = {**SHORT, "lr": 0.1, "head_lr": 0.2, "batch_size": 8, "warmup": 0.5}
     assert messages(store, plan(training=changed)) == []
+
+
+@pytest.mark.parametrize(("most", "begins"), [(4, "4 finished"), (3, "At least 3 finished")])
+def test_a_count_that_stops_before_the_last_stored_trial_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch, most: int, begins: str
+) -> None:
+    monkeypatch.setattr(changed, "MOST_READ", most)
+    (message,) = messages(store, plan(methods=METHODS, seeds=[0, 1], training=SHORT))
+    assert message.startswith(begins)
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])

@@ -13,6 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+import bench.store.store
 from bench.execution import driver as driving
 from bench.execution.driver import execute, failures
 from bench.execution.inline import Inline
@@ -330,7 +331,8 @@ def test_a_record_that_is_sent_by_a_later_start_takes_its_claim_with_it(
         with session(first) as at_work, Inline("cpu") as place:
             left.append(at_work.claims.driver)
             patch.setattr(driving, "FILE_PATIENCE", 0)
-            for name in ("log_artifacts", "set_terminated", "delete_experiment_tag", "set_experiment_tag"):
+            patch.setattr(bench.store.store, "keep_files", away)
+            for name in ("set_terminated", "delete_experiment_tag", "set_experiment_tag"):
                 patch.setattr(MlflowClient, name, away)
             execute(made, list(made.trials), at_work, place, lambda event: None)
 

@@ -68,20 +68,21 @@ def test_what_a_server_does_not_answer_is_not_taken_for_missing(
 
 def test_finished_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    for name in ("log_batch", "log_artifacts", "log_text", "set_terminated"):
-        real = getattr(MlflowClient, name)
+    places = dict.fromkeys(("log_batch", "log_text", "set_terminated"), MlflowClient)
+    for name, place in (places | {"keep_files": bench.store.store}).items():
+        real = getattr(place, name)
 
         def noted(
-            self: MlflowClient, run_id: str, *rest: Any, name: str = name, real: Any = real, **more: Any
+            client: MlflowClient, run_id: str, *rest: Any, name: str = name, real: Any = real, **more: Any
         ) -> Any:
             calls.append(f"{name} {rest[0]}" if name == "set_terminated" else name)
-            return real(self, run_id, *rest, **more)
+            return real(client, run_id, *rest, **more)
 
-        monkeypatch.setattr(MlflowClient, name, noted)
+        monkeypatch.setattr(place, name, noted)
     executed(store, plan(methods=["head_only"], training=SHORT))
     # The last call closes the suite's run.
     assert calls[-2:] == ["set_terminated FINISHED"] * 2
-    assert calls[-3] == "log_artifacts"
+    assert calls[-3] == "keep_files"
 
 
 def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
@@ -94,7 +95,7 @@ def test_a_store_that_fills_up_ends_the_run_and_its_record_is_sent_by_the_next(
 
     with monkeypatch.context() as patch:
         patch.setattr(bench.execution.driver, "FILE_PATIENCE", 0)
-        patch.setattr(MlflowClient, "log_artifacts", full)
+        patch.setattr(bench.store.store, "keep_files", full)
         with pytest.raises(StoreError, match=r"No space left on device.*1 record\(s\) wait in .*outbox"):
             executed(store, made)
     # Closed, for whoever sees only the store; the record says how it really ended.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 import bench.execution.driver
+import bench.store.store
 from bench.execution.session import session
 from bench.process.files import sha256
 from bench.store.connect import StoreError
@@ -50,7 +50,7 @@ def test_a_record_from_the_outbox_has_them_too(store: Store, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(bench.execution.driver, "FILE_PATIENCE", 0)
-        patch.setattr(MlflowClient, "log_artifacts", full)
+        patch.setattr(bench.store.store, "keep_files", full)
         with pytest.raises(StoreError):
             executed(store, plan(methods=["head_only"], training=SHORT))
     with session(Store.existing(store.uri, "toy")) as at_work:

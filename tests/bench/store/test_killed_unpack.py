@@ -1,0 +1,78 @@
+"""`kill -9` of an unpack, wherever it is: nothing half counts, and the same unpack completes it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.store.results import unpack
+from bench.store.store import Store
+from bench.wire.words import Artifact, Status
+
+from ...packs import packed
+from .. import unpacking
+from ..forked import Program
+from ..toy_runs import SHORT, executed
+from ..toy_suites import plan
+
+pytestmark = pytest.mark.processes
+
+NewStore = Callable[[Path], str]
+
+#: How many of the database's statements are tried, beside every file.
+STATEMENTS = 4
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> tuple[Path, Path]:
+    """Packs of one trial, without its adapter and with it."""
+    folder = tmp_path_factory.mktemp("trained")
+    store = Store.create(new_store(folder), "toy")
+    executed(store, plan(methods=["lora"], training=SHORT))
+    return packed(store.uri, "toy", folder / "bare"), packed(store.uri, "toy", folder / "full", adapters=True)
+
+
+def run_unpacking(folder: Path, uri: str, pack: Path, last: int = 0) -> Program:
+    program = Program(Path(unpacking.__file__), (last, uri, pack), folder, folder / f"{last}.log")
+    program.wait()
+    return program
+
+
+def refuse_half_results(uri: str, bare: bool) -> None:
+    """Whatever counts as finished can be read, whole; an adapter also later, where there was none before."""
+    store = Store.there(uri, "toy")
+    records = [record for record in store.records() if record.status == Status.FINISHED] if store else []
+    for record in records:
+        assert store is not None
+        assert store.read(record, Artifact.CONFIG)
+        assert store.read(record, Artifact.PREDICTIONS)
+        assert bare or store.read(record, Artifact.ADAPTER)
+        assert record.score is not None
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["into nothing", "adapters alone"])
+def test_an_unpack_killed_anywhere_is_completed_by_the_same_unpack(
+    trained: tuple[Path, Path], bare: bool, tmp_path: Path, new_store: NewStore
+) -> None:
+    without, pack = trained
+
+    def store_in(name: str) -> tuple[Path, str]:
+        folder = tmp_path / name
+        folder.mkdir()
+        uri = new_store(folder)
+        if bare:
+            unpack(without, store=uri)
+        return folder, uri
+
+    events, *files = map(int, run_unpacking(*store_in("whole"), pack).output().splitlines()[-1].split())
+    assert files
+    for event in {*files, *range(1, events, events // STATEMENTS)}:
+        folder, uri = store_in(str(event))
+        assert run_unpacking(folder, uri, pack, event).returncode == -signal.SIGKILL
+        refuse_half_results(uri, bare)
+        unpack(pack, store=uri)
+        assert not Store.existing(uri, "toy").running()
+        assert packed(uri, "toy", folder / "again", adapters=True).read_bytes() == pack.read_bytes()
