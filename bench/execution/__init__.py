@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("inline", "local", "ray")
 
-#: The least memory a worker can be given, in MiB: torch and the libraries alone take about 300.
+#: The least memory a worker can be given, in MiB: torch and the libraries alone take 350 to 550.
 LEAST_MEMORY = 512
+#: The most, in MiB; the system counts bytes in 63 bits.
+MOST_MEMORY = 2**43 - 1
 
 #: Seconds that a Ray cluster may take to accept a connection.
 CONNECTING = 10
@@ -97,8 +99,8 @@ def _check_limit(kind: str, mib: int) -> None:
         raise UserError(f"--worker-memory goes with --executor local: {why}")
     if sys.platform != "linux":
         raise UserError("--worker-memory: only Linux limits the memory of a process so")
-    if mib < LEAST_MEMORY:
-        raise UserError(f"--worker-memory {mib}: accepted are {LEAST_MEMORY} MiB and more")
+    if not LEAST_MEMORY <= mib <= MOST_MEMORY:
+        raise UserError(f"--worker-memory {mib}: accepted are {LEAST_MEMORY} to {MOST_MEMORY} MiB")
 
 
 def _check_reachable(named: str, address: str) -> None:

@@ -96,8 +96,8 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
         if not _out_of_memory(error):
             raise
         raise UserError(
-            f"a backbone and its data do not fit on {resources.device}: {error}; take fewer slots per device "
-            "or give each worker more memory"
+            f"a backbone and its data do not fit on {resources.device}: {str(error) or 'memory ran out'}; "
+            "take fewer slots per device or give each worker more memory"
         ) from error
 
 

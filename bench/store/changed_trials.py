@@ -36,15 +36,18 @@ def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list
     the plan lacks. Configurations are read only where there are such trials.
     """
     groups: defaultdict[tuple[str, ...], list[dict[str, tuple[Any, Any]]]] = defaultdict(list)
-    for trial, stored in _pairs(plan, store, latest(records)):
-        nearest = min((_differences(other, trial) for other in stored), key=len, default={})
+    left = MOST_READ
+    for trial, candidates in _pairs(plan, latest(records)):
+        stored = [_stored(store, record) for record in candidates[: max(left, 0)]]
+        left -= len(candidates)
+        nearest = min((_differences(other, trial) for other in stored if other), key=len, default={})
         if 0 < len(nearest) <= MOST_FIELDS:
             groups[tuple(sorted(nearest))].append(nearest)
     largest = sorted(groups.values(), key=len, reverse=True)
-    return [_message(group) for group in largest[:MOST_TOLD]]
+    return [_message(group, every=left >= 0) for group in largest[:MOST_TOLD]]
 
 
-def _pairs(plan: Plan, store: Source, known: Mapping[str, Record]) -> Iterator[tuple[Trial, list[Trial]]]:
+def _pairs(plan: Plan, known: Mapping[str, Record]) -> Iterator[tuple[Trial, list[Record]]]:
     """Each planned trial without a result, with the finished ones of its kind that the plan lacks."""
     planned = {trial.id: trial for trial in plan.trials}
     finished: defaultdict[_Key, list[Record]] = defaultdict(list)
@@ -52,7 +55,6 @@ def _pairs(plan: Plan, store: Source, known: Mapping[str, Record]) -> Iterator[t
         if record.status == Status.FINISHED and record.trial_id not in planned:
             tags = (record.tag(tag) for tag in (Tag.METHOD, Tag.BACKBONE, Tag.TASK, Tag.SEED))
             finished[tuple(tags)].append(record)  # type: ignore[index]
-    left = MOST_READ
     open_ = {id_ for id_ in planned if id_ not in known or not known[id_].decided}
     for row in plan.rows:
         for seed, id_ in row.trials.items():
@@ -60,9 +62,7 @@ def _pairs(plan: Plan, store: Source, known: Mapping[str, Record]) -> Iterator[t
                 continue
             # A trial may stand in several rows.
             open_.remove(id_)
-            candidates = finished[row.method, row.backbone, row.task, str(seed)][:left]
-            left -= len(candidates)
-            yield planned[id_], [trial for trial in (_stored(store, one) for one in candidates) if trial]
+            yield planned[id_], finished[row.method, row.backbone, row.task, str(seed)]
 
 
 def _stored(store: Source, record: Record) -> Trial | None:
@@ -98,8 +98,8 @@ def _flat(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
             yield f"{path}{key}", inner
 
 
-def _message(group: list[dict[str, tuple[Any, Any]]]) -> str:
-    """What is said of trials that differ from planned ones in the same fields."""
+def _message(group: list[dict[str, tuple[Any, Any]]], every: bool) -> str:
+    """What is said of trials that differ from planned ones in the same fields; `every`: these are all."""
     count, fields = len(group), sorted(group[0])
     values = {field: {json.dumps(one[field]) for one in group} for field in fields}
     shown = [
@@ -110,7 +110,7 @@ def _message(group: list[dict[str, tuple[Any, Any]]]) -> str:
     ]
     listed = " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
     said = f"{count} finished trial{'s' * (count > 1)} here differ{'s' * (count == 1)} in {listed} alone, "
-    said += "and would run again."
+    said = "At least " * (not every) + said + "and would run again."
     recipe = [field.removeprefix("recipe.") for field in fields if field.startswith("recipe.")]
     if len(recipe) == len(fields) and all(len(one) == 1 for one in values.values()):
         kept = ", ".join(f"{name}: {_shown(group[0][f'recipe.{name}'][0])}" for name in recipe)

@@ -80,7 +80,9 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
         ({"kind": "local", "ray_address": "auto"}, "--ray-address goes with --executor ray"),
         ({"kind": "inline", "worker_memory": 9999}, "--worker-memory goes with --executor local"),
         ({"kind": "ray", "worker_memory": 9999}, "Ray has a memory resource of its own"),
-        ({"kind": "local", "worker_memory": 100}, "--worker-memory 100: accepted are 512 MiB and more"),
+        ({"kind": "local", "worker_memory": 100}, "--worker-memory 100: accepted are 512 to "),
+        # Of more bytes than the system can count.
+        ({"kind": "local", "worker_memory": 2**44}, f"--worker-memory {2**44}: accepted are 512 to "),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:

@@ -232,7 +232,7 @@ def test_pruning_a_trial_whose_worker_died_meanwhile_is_a_loss(store: Store, wor
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits it")
 def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch,
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "get_context", lambda _: FORKS)
     made = plan(methods=["lora", "head_only"], training=SHORT)
@@ -240,22 +240,20 @@ def test_a_trial_beyond_its_worker_s_memory_fails_and_the_others_go_on(
     lora, head = by_method["lora"], by_method["head_only"]
     # Of more ranks than a plan admits: a gigabyte for each layer.
     hungry = lora.model_copy(update={"method": {**lora.method, "rank": 2**23}})
-    events: list[Event] = []
+    rows = tuple(
+        row.model_copy(update={"trials": {0: hungry.id}}) if lora.id in row.trials.values() else row
+        for row in made.rows
+    )
     with Local([Slot("cpu/0", "cpu", 1, memory=2048)]) as place:
         place.prepare([head])
         (process,) = place.processes()
-        for trial in (hungry, head):
-            place.submit(trial)
-            before = len(events)
-            while not any(event.ending for event in events[before:]):
-                place.step(events.append)
+        events = run(store, place, Plan(suite=made.suite, rows=rows, trials=(hungry, head)))
         assert place.processes() == [process], "the worker died for it"
-    endings = [event.ending for event in events if event.ending]
-    assert [(ending.status, ending.reason) for ending in endings] == [
-        ("failed", "out of memory"),
-        ("finished", None),
-    ]
-    assert "can't allocate memory" in endings[0].message
+    assert [event.kind for event in events if event.ending] == ["failed", "finished"]
+    failed, finished = store.records()
+    assert (failed.trial_id, failed.status, failed.tags["failure"]) == (hungry.id, "FAILED", "out of memory")
+    assert "can't allocate memory" in failed.tags["failure_message"]
+    assert (finished.trial_id, finished.status) == (head.id, "FINISHED")
 
 
 # --- the program, told to stop ---
