@@ -47,6 +47,8 @@ class Written:
     mixtures: tuple[mixtures.Mixture, ...]
     #: Experiments whose suite run holds the report as well.
     logged: tuple[str, ...]
+    #: Experiments whose suite run cannot hold it: their store can only be read.
+    read_only: tuple[str, ...]
 
 
 def write_report(
@@ -84,8 +86,19 @@ def write_report(
         replace_files(target, done.files, MANIFEST)
     except (OSError, ValueError) as error:
         raise UserError(f"the report cannot be written to {target}: {error}") from error
-    logged = _log(study, target, done.files) if log and part is None else ()
-    return Written(target, tuple(done.files), done.analysis, done.mixtures, logged)
+    sources = (experiment.source for experiment in study.experiments)
+    # A pack stays as it is.
+    stores = [source for source in sources if log and part is None and isinstance(source, Store)]
+    writable = [store for store in stores if not store.read_only]
+    _log(writable, target, done.files)
+    return Written(
+        target,
+        tuple(done.files),
+        done.analysis,
+        done.mixtures,
+        logged=tuple(store.name for store in writable),
+        read_only=tuple(store.name for store in stores if store.read_only),
+    )
 
 
 @dataclass(frozen=True)
@@ -218,19 +231,16 @@ def _files(
     yield from _drawn((*drawn, *(figure for some in of_ablations for figure in some)), formats)
 
 
-def _log(study: Study, target: Path, files: Files) -> tuple[str, ...]:
-    """Puts the files on the suites' runs; returns the experiments. A pack stays as it is."""
-    sources = (experiment.source for experiment in study.experiments)
-    stored = [source for source in sources if isinstance(source, Store)]
+def _log(stores: Sequence[Store], target: Path, files: Files) -> None:
+    """Puts the files on the suites' runs."""
     # The target may hold what is not ours, and one request for all files is many times as fast.
     with tempfile.TemporaryDirectory() as folder:
         put_files(Path(folder), files)
-        for experiment in stored:
-            run_id = experiment.records(Kind.SUITE)[-1].run_id
+        for store in stores:
+            run_id = store.records(Kind.SUITE)[-1].run_id
             try:
-                experiment.keep_folder(run_id, Path(folder), ARTIFACTS)
+                store.keep_folder(run_id, Path(folder), ARTIFACTS)
             except StoreError as error:
                 raise StoreError(
                     f"the report is in {target}, but could not be logged on run {run_id}: {error}"
                 ) from error
-    return tuple(experiment.name for experiment in stored)

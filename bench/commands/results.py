@@ -168,7 +168,10 @@ def report(
         collapsed = dict.fromkeys(str(side) for block in done.analysis.blocks for side in block.collapsed)
     for sentence in first:
         out.print(f"[bold]{escape(sentence)}[/bold]", highlight=False, soft_wrap=True)
-    for note in (*collapsed, *done.analysis.notes, *map(str, done.mixtures)):
+    notes = [*collapsed, *done.analysis.notes, *map(str, done.mixtures)]
+    if done.read_only:
+        notes.append(f"not on the suite run of {', '.join(done.read_only)}: the store can only be read.")
+    for note in notes:
         out.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     where = f", and on the suite run of {', '.join(done.logged)}" if done.logged else ""
     out.print(f"Wrote {len(done.files)} files to {folder}{where}.", markup=False, soft_wrap=True)

@@ -224,8 +224,7 @@ def _open_database(uri: str) -> MlflowClient:
 
 @asking_again
 def _open(uri: str) -> MlflowClient:
-    if uri.startswith(SQLITE) and database_file(uri).exists() and not _writable(database_file(uri).parent):
-        # An archive, say: to be read as it is.
+    if read_only(uri):
         client = _client(uri)
         follow(database_file(uri))
         return client
@@ -243,8 +242,12 @@ def _open(uri: str) -> MlflowClient:
     return client
 
 
-def _writable(folder: Path) -> bool:
-    return os.access(folder, os.W_OK)
+def read_only(uri: str) -> bool:
+    """Whether a store lies in a folder that cannot be written to: an archive, say, to be read as it is."""
+    if not uri.startswith(SQLITE):
+        return False
+    database = database_file(uri)
+    return database.exists() and not os.access(database.parent, os.W_OK)
 
 
 def _client(uri: str) -> MlflowClient:

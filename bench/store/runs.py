@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,15 @@ def as_json(content: Wired) -> str:
 @insisting
 def keep_json(client: MlflowClient, run_id: str, name: Artifact, content: Wired) -> None:
     """Stores a JSON artifact."""
-    client.log_text(run_id, as_json(content), name)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name).write_text(as_json(content), encoding="utf-8")
+        keep_files(client, run_id, Path(folder))
 
 
 def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     """Stores the files of a folder. On this machine's disk each is there whole or not at all.
 
-    MLflow itself leaves half of a file where it is killed while it copies a folder.
+    MLflow itself, killed while it copies a folder, leaves half of a file there.
     """
     where = urlparse(client.get_run(run_id).info.artifact_uri)
     if where.scheme not in ("", "file"):

@@ -22,6 +22,7 @@ from bench.store.connect import (
     connect,
     database_file,
     insisting,
+    read_only,
     shown_uri,
     state_folder,
     storing,
@@ -128,6 +129,11 @@ class Store(Source):
     def local(self) -> bool:
         """Whether the store is a file of this machine."""
         return self.uri.startswith(SQLITE)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it lies in a folder that cannot be written to."""
+        return read_only(self.uri)
 
     @property
     def outbox(self) -> Path:

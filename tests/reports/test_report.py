@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.store.connect import StoreError
 from bench.store.store import Store
 from bench.wire.words import Kind
 from methods import UserError
@@ -33,6 +34,25 @@ def test_every_format_is_written_and_logged_on_the_suites_run(rich: str, written
     suite_run = opened.records(Kind.SUITE)[-1].run_id
     logged = {file.path for file in opened.client.list_artifacts(suite_run, "report")}
     assert {"report/index.html", "report/report.json", "report/tables", "report/figures"} == logged
+
+
+def test_the_report_of_a_store_that_can_only_be_read_is_written_and_not_logged(
+    call: Call, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreError("read-only file system")
+
+    # Nothing is read-only to root.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr(Store, "keep_folder", refuse)
+    ended = call("report", "small", "--store", small, "--out", tmp_path / "out", "--format", "json")
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "out" / "report.json").exists()
+    assert "not on the suite run of small" in ended.out
+    monkeypatch.undo()
+    monkeypatch.setattr(Store, "keep_folder", refuse)
+    ended = call("report", "small", "--store", small, "--out", tmp_path / "other", "--format", "json")
+    assert ended.code == 2
 
 
 def test_formats_can_be_picked(small: str, tmp_path: Path) -> None:
