@@ -318,11 +318,15 @@ def silence(folder: Path, trials: int = 6, seconds: float = 45) -> Report:
 
 
 def _behind(folder: Path, trials: int, choose: Choose | None = None, *, silent: float = 0) -> Report:
-    """Two drivers of one worker behind a proxy; `silent` seconds without an answer begin as both work."""
+    """Two drivers of one worker behind a proxy of a server over PostgreSQL; `silent` seconds without an answer
+    begin as both work.
+    """
     suite = write_suite(folder, trials)
     began = time.monotonic()
     with ExitStack() as stack:
-        server = Server(sqlite(folder), folder)
+        postgres = Postgres(folder / "postgres")
+        stack.callback(postgres.stop)
+        server = Server(postgres.uri, folder)
         stack.callback(server.stop)
         between = stack.enter_context(proxy(server.uri))
         between.choose = choose or between.choose
