@@ -318,8 +318,8 @@ def silence(folder: Path, trials: int = 6, seconds: float = 45) -> Report:
 
 
 def _behind(folder: Path, trials: int, choose: Choose | None = None, *, silent: float = 0) -> Report:
-    """Two drivers of one worker behind a proxy of a server over PostgreSQL; `silent` seconds without an answer
-    begin as both work.
+    """Two drivers of one worker behind a proxy of a server over PostgreSQL; `silent` seconds without an
+    answer begin as both work.
     """
     suite = write_suite(folder, trials)
     began = time.monotonic()
