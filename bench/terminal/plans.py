@@ -51,7 +51,7 @@ def print_plan(console: Console, plan: Plan) -> None:
                     table.add(row.planned(), *["–"] * len(rates))
                 else:
                     table.add(row.planned(), f"{recipes[first].lr:g}" if first else "tuned")
-        console.print(fitted(console, table.table, "% LoRA", "budget", *rates[:1], "params"))
+        console.print(fitted(console, table.table, "% LoRA", rates[0], "params", "budget"))
     if tuning.trials:
         _print_points(console, plan)
         console.print("The final trials are known once the tuning trials have ended.")

@@ -64,7 +64,7 @@ def test_tasks_whose_test_examples_are_not_known_are_named(tmp_path: Path) -> No
     assert [(one.uncounted, one.design.examples) for one in found] == [(("similar",), 0.0)]
     shown = io.StringIO()
     print_power(Console(file=shown, width=200), found)
-    assert "not counted on similar" in shown.getvalue()
+    assert "not known of similar" in shown.getvalue()
 
 
 @pytest.mark.parametrize("width", [60, 80])

@@ -242,7 +242,7 @@ def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: 
             {"search": {"trials": 3}, "methods": [{"method": "lora", "each": {"rank": [2, 4]}}]},
             "own size' is 2 rows that only their ranks tell apart",
         ),
-        ({"search": None}, "has neither a section 'search' nor 'allocation'"),
+        ({"search": None}, "no section 'search'"),
         ({"search": None, "allocation": {}, "methods": ["lora"]}, "no modes among which to share"),
         (
             {"search": None, "allocation": {"isorank": 8}},
