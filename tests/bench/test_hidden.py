@@ -16,7 +16,8 @@ pytestmark = pytest.mark.processes
 HOME = str(Path(bench.__file__).parents[1])
 
 #: As an editable installation finds our packages: after all that lies in a folder of `sys.path`, but for
-#: `bench`, which has to be found here for the others to be looked for.
+#: `bench`, which has to be found here for the others to be looked for. It needs Python's `-S`, or packages of
+#: ours that are installed otherwise are found first.
 EDITABLE = f"""
 import sys
 from importlib.machinery import PathFinder
@@ -28,8 +29,7 @@ class Editable:
     def find_spec(self, name, path=None, target=None):
         return PathFinder.find_spec(name, [{HOME!r}]) if name in self.packages else None
 
-finders = [one for one in sys.meta_path if not getattr(one, "__module__", "").startswith("__editable__")]
-sys.meta_path[:] = [Editable("bench"), *finders, Editable("methods", "baselines", "reports")]
+sys.meta_path[:] = [Editable("bench"), *sys.meta_path, Editable("methods", "baselines", "reports")]
 import bench
 """
 
@@ -52,8 +52,10 @@ def test_what_hides_a_package_is_named_on_import(tmp_path: Path, name: str, kind
         place.mkdir()
         if kind == "package":
             (place / "__init__.py").write_text("")
-    program, path = (EDITABLE, "") if kind == "folder" else ("import bench", HOME)
-    ended = python(tmp_path, "-c", program, path=path)
+    if kind == "folder":
+        ended = python(tmp_path, "-S", "-c", EDITABLE, path="")
+    else:
+        ended = python(tmp_path, "-c", "import bench")
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: {place} hides the package '{name}'")
