@@ -78,7 +78,9 @@ def _failure(cell: Cell, cells: Sequence[Cell], collapsed: Collapses | None) -> 
     if collapsed is not None:
         reasons.append(collapsed.counted)
     name = cell.method if cell.budget == OWN_SIZE else f"{cell.method} ({cell.budget})"
-    return f"{name} failed on {cell.setting}: {'; '.join(reasons)}" if reasons else ""
+    # Means that are near one another show no failure.
+    what = "scored no better than a head" if collapsed is None else "failed"
+    return f"{name} {what} on {cell.setting}: {'; '.join(reasons)}" if reasons else ""
 
 
 def _means(block: Block, tasks: Mapping[int, str]) -> Iterator[str]:
