@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Generic, Literal, TypeVar, get_args
 
 from bench.process.outputs import Files, output_folder, put_files, replace_files
 from bench.store.connect import StoreError
@@ -35,6 +35,10 @@ DRAWN = {"html", "png", "svg"}
 MANIFEST = "report-files.json"
 #: Where the report lies among the artifacts of the suite's run.
 ARTIFACTS = "report"
+
+
+#: What a report is of.
+Analysed = TypeVar("Analysed", Analysis, StudyAnalysis)
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,10 @@ def write_report(
 
 
 @dataclass(frozen=True)
-class Composed:
+class Composed(Generic[Analysed]):
     """A report before it is written."""
 
-    analysis: Analysis
+    analysis: Analysed
     mixtures: tuple[mixtures.Mixture, ...]
     files: Files
 
@@ -118,7 +122,7 @@ def compose(
     mixed: bool = False,
     when: str = "",
     plotly: str = "",
-) -> Composed:
+) -> Composed[Analysis]:
     """Everything that a report has, in memory. `when` and `plotly` are those of `page.render`.
 
     Raises UserError as `write_report` does.
@@ -136,15 +140,6 @@ def compose(
     return Composed(analysis, tuple(found), files)
 
 
-@dataclass(frozen=True)
-class ComposedStudies:
-    """The report of experiments tuned by studies before it is written."""
-
-    analysis: StudyAnalysis
-    mixtures: tuple[mixtures.Mixture, ...]
-    files: Files
-
-
 def compose_studies(
     study: Study,
     formats: Sequence[str] = FORMATS,
@@ -152,13 +147,13 @@ def compose_studies(
     threshold: Asked = None,
     mixed: bool = False,
     when: str = "",
-) -> ComposedStudies:
+) -> Composed[StudyAnalysis]:
     """The same of experiments tuned by studies. Raises UserError as `write_report` does."""
     found = mixtures.find(study)
     if not mixed:
         mixtures.refuse(found)
     analysis = analyse_studies(study, threshold)
-    return ComposedStudies(analysis, tuple(found), dict(_study_files(analysis, found, formats, when)))
+    return Composed(analysis, tuple(found), dict(_study_files(analysis, found, formats, when)))
 
 
 def _of_studies(study: Study) -> bool:

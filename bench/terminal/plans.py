@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -17,7 +17,7 @@ from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_m
 from bench.wire.plan import Forecast, StudyPlan
 from bench.wire.words import OWN_SIZE
 from methods import METHODS
-from reports.units import PERCENT, unit_of
+from reports.units import PERCENT, Unit, unit_of
 
 if TYPE_CHECKING:
     from bench.power import Power
@@ -137,18 +137,7 @@ def print_power(console: Console, found: Sequence[Power]) -> None:
     title = "Power: differences in points that are found 80% of the time"
     table = plain_table(title, "budget", *heads, folded=("budget", *heads))
     for one in found:
-        design, needed = one.design, one.design.needs(one.threshold)
-        unit = PERCENT if one.share else unit_of(one.metric)
-        table.add_row(
-            escape(one.budget),
-            escape(f"{one.metric} on {one.task}" if one.task else one.metric) + ", share of it" * one.share,
-            str(design.settings),
-            str(design.seeds),
-            str(design.claims),
-            unit.score(one.sd) + " (stored)" * one.stored,
-            *(unit.score(value) for value in (design.finds, design.margin)),
-            f"{unit.factor * one.threshold:.3g}: " + ("no number" if needed is None else str(needed)),
-        )
+        table.add_row(*_power_cells(one), ": ".join(reversed(_needed(one))))
     console.print(fitted(console, table, "settings", "compared", "seeds"))
     console.print(
         "Found: the interval of a method that is so much better excludes zero, all methods' intervals "
@@ -165,6 +154,27 @@ def print_power(console: Console, found: Sequence[Power]) -> None:
             highlight=False,
         )
     _print_uncounted(console, found)
+
+
+def _power_cells(power: Power) -> Iterator[str]:
+    """The cells of a design's row up to the margin, the same for seeds and for studies."""
+    design, unit = power.design, _power_unit(power)
+    yield escape(power.budget)
+    measured = f"{power.metric} on {power.task}" if power.task else power.metric
+    yield escape(measured) + ", share of it" * power.share
+    yield from map(str, (design.settings, design.seeds, design.claims))
+    yield unit.score(power.sd) + " (stored)" * power.stored
+    yield from (unit.score(value) for value in (design.finds, design.margin))
+
+
+def _needed(power: Power) -> tuple[str, str]:
+    """How many seeds or studies detect the threshold, and the threshold."""
+    needed, threshold = power.design.needs(power.threshold), _power_unit(power).factor * power.threshold
+    return "no number" if needed is None else str(needed), f"{threshold:.3g}"
+
+
+def _power_unit(power: Power) -> Unit:
+    return PERCENT if power.share else unit_of(power.metric)
 
 
 def _print_uncounted(console: Console, found: Sequence[Power]) -> None:
@@ -191,19 +201,7 @@ def _print_study_power(console: Console, found: Sequence[Power]) -> None:
     title = f"Power: differences in points after {found[0].k} trials of tuning, 80% of the time"
     table = plain_table(title, "budget", *heads, folded=("budget", *heads))
     for each in found:
-        design, needed = each.design, each.design.needs(each.threshold)
-        unit = PERCENT if each.share else unit_of(each.metric)
-        table.add_row(
-            escape(each.budget),
-            escape(f"{each.metric} on {each.task}" if each.task else each.metric)
-            + ", share of it" * each.share,
-            str(design.settings),
-            str(design.seeds),
-            str(design.claims),
-            unit.score(each.sd) + " (stored)" * each.stored,
-            *(unit.score(value) for value in (design.finds, design.margin)),
-            f"{'no number' if needed is None else needed} for {unit.factor * each.threshold:.3g}",
-        )
+        table.add_row(*_power_cells(each), " for ".join(_needed(each)))
     console.print(fitted(console, table, "tasks", "compared", "studies"))
     console.print(
         "Detectable: a difference of this size has a simultaneous interval without zero. Equivalent: the "
