@@ -91,7 +91,7 @@ class Splits:
         self._stored[split].append((found, hashlib.sha256(content.tobytes()).hexdigest()))
 
     def compare(self) -> None:
-        """Notes each trial whose examples or labels are not those of most; all of them where none are."""
+        """Notes each trial whose examples or labels differ from the majority's; without one, every trial."""
         for stored in self._stored.values():
             counts = Counter(digest for _, digest in stored).most_common()
             tied = len(counts) > 1 and counts[0][1] == counts[1][1]
