@@ -18,6 +18,7 @@ from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.loop import Diverged, Pruned
 from bench.training.measure import libraries, provenance
+from bench.training.numerics import check_precision
 from bench.training.trial import Resources, run_trial
 from bench.wire.trial import End, Ending, Failure, Progress, failed
 from bench.wire.words import Tag
@@ -85,6 +86,7 @@ def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
 def prepare_all(trials: list[Trial], resources: Resources) -> None:
     """Fetches and prepares what the trials need, so that what is missing shows before any training."""
     resources.saving.check(trials)
+    check_precision(trials, resources.device)
     try:
         for trial in trials:
             backbone = resources.backbone(trial)

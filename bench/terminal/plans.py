@@ -126,6 +126,8 @@ def print_forecast(console: Console, expected: Forecast) -> None:
     )
     for note in expected.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
+    for advice in expected.advice:
+        console.print(escape(advice), highlight=False)
 
 
 def print_power(console: Console, found: Sequence[Power]) -> None:

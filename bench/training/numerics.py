@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from bench.plan.trial import Trial
+from methods import UserError
+
 #: NVIDIA documents that cuBLAS may add in another order each time, unless this has one of two values.
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+#: Set to 1, this environment variable allows bf16 on a processor that emulates it.
+EMULATE_BF16 = "TENSORBENCH_EMULATE_BF16"
 
 
 def take_device(device: torch.device) -> None:
@@ -68,3 +75,24 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = tuned
         if setting is None:
             del os.environ[CUBLAS]
+
+
+def computes_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware: avx512_bf16, AMX or Arm's bf16."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def check_precision(trials: Iterable[Trial], device: torch.device) -> None:
+    """Raises UserError for `precision: bf16` on a processor that would emulate it.
+
+    Backbones in bfloat16 are exempt: they have no other precision.
+    """
+    if device.type != "cpu" or os.environ.get(EMULATE_BF16) == "1" or computes_bf16():
+        return
+    if any(trial.recipe.precision == "bf16" and trial.backbone.dtype != "bfloat16" for trial in trials):
+        raise UserError(
+            "training.precision: this processor emulates bf16, which is slower than fp32; accepted: fp32 and "
+            f"auto (or set {EMULATE_BF16}=1 to emulate it all the same)"
+        )

@@ -143,6 +143,8 @@ class Forecast(Wired):
     based_on: Literal["stored trials", "operations"]
     #: What cannot be started, or could not be read.
     notes: tuple[str, ...] = ()
+    #: Ways to make it take less.
+    advice: tuple[str, ...] = ()
 
 
 class StoredSuite(Wired):

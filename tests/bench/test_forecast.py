@@ -134,6 +134,17 @@ def test_without_stored_trials_the_time_is_in_proportion_to_the_operations(
     assert once.disk_mib > 1
 
 
+@pytest.mark.parametrize(
+    ("native", "precision", "noted"), [(True, "fp32", True), (True, "bf16", False), (False, "fp32", False)]
+)
+def test_a_note_says_where_bf16_would_be_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool, precision: str, noted: bool
+) -> None:
+    monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: native)
+    made = plan(training={"batch_size": 16, "epochs": 2, "precision": precision})
+    assert bool(forecast(made, nowhere(tmp_path), "cpu").advice) == noted
+
+
 def test_stored_trials_tell_time_and_memory_and_what_is_left(tmp_path: Path, new_store: NewStore) -> None:
     made, uri = plan(seeds=[0, 1, 2]), new_store(tmp_path)
     stored(uri, made, ended(lambda trial: trial.seed == 0))

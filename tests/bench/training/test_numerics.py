@@ -17,7 +17,7 @@ from bench.tasks import ImageSplit
 from bench.training import loop
 from bench.training.augmentation import augmenter
 from bench.training.loop import Evaluation
-from bench.training.numerics import CUBLAS, compiled, deterministic
+from bench.training.numerics import CUBLAS, EMULATE_BF16, check_precision, compiled, deterministic
 from bench.training.seeding import generator, lent
 from bench.training.trial import Outcome, Resources, run_trial
 from methods import UserError, from_identity
@@ -319,3 +319,38 @@ def test_no_step_reads_a_value_from_the_device(base: dict[str, Any], monkeypatch
     assert trained.steps == 8
     # A batch of texts has its longest read from the lengths, which stay on the CPU.
     assert reads.found == ([] if base is VISION else ["_local_scalar_dense"] * trained.steps)
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "native", "setting", "refused"),
+    [
+        ("bf16", "float32", False, None, True),
+        ("bf16", "float32", True, None, False),
+        ("bf16", "float32", False, "1", False),
+        ("bf16", "bfloat16", False, None, False),
+        ("fp32", "float32", False, None, False),
+    ],
+)
+def test_bf16_is_refused_where_the_processor_emulates_it(
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    dtype: str,
+    native: bool,
+    setting: str | None,
+    refused: bool,
+) -> None:
+    monkeypatch.setattr("bench.training.numerics.computes_bf16", lambda: native)
+    monkeypatch.delenv(EMULATE_BF16, raising=False)
+    if setting is not None:
+        monkeypatch.setenv(EMULATE_BF16, setting)
+    (trial,) = plan(TEXT, training={**TEXT["training"], "precision": precision}).trials
+    trial = trial.model_copy(update={"backbone": trial.backbone.model_copy(update={"dtype": dtype})})
+    if refused:
+        with pytest.raises(UserError, match=r"training\.precision"):
+            check_precision([trial], torch.device("cpu"))
+    else:
+        check_precision([trial], torch.device("cpu"))
+    check_precision([trial], torch.device("cuda"))
