@@ -1,4 +1,4 @@
-"""Puts what `python -m tests.gpu --out DIR` found into performance.md: `python docs/gpu_tables.py DIR`.
+"""Puts what `python -m tools.gpu --out DIR` found into performance.md: `python docs/gpu_tables.py DIR`.
 
 Raises SystemExit, and writes nothing, where DIR has no results, or those of a CPU, which mean nothing.
 """

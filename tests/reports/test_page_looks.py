@@ -21,8 +21,8 @@ from reports.analysis import analyse
 from reports.drawing import Looks, styled
 from reports.figures.cost import PARAMETERS, score_against
 from reports.reading import read
+from tools.benchmarks.large_store import STUDY, VARIANTS, study_result
 
-from ..benchmarks.large_store import STUDY, VARIANTS, study_result
 from ..stored import write
 from .browsing import MARKS, opened, page_of, resize, seen
 from .made_up import NewStore

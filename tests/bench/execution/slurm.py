@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from ...stress.services import free_port, wait_until
+from ..services import free_port, wait_until
 
 #: Where systems have programs that are not for everybody.
 PROGRAMS = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))

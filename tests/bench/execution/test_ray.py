@@ -21,7 +21,7 @@ from bench.training.saving import PLAIN
 from bench.wire.words import Artifact, Measure
 from methods import UserError
 
-from ...stress.services import wait_until
+from ..services import wait_until
 from ..toy_suites import DIGITS, plan
 
 if TYPE_CHECKING:

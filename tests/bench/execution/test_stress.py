@@ -1,4 +1,4 @@
-"""The stress scenarios, small; `python -m tests.stress` runs them whole (docs/clusters.md)."""
+"""The stress scenarios, small; `python -m tools.stress` runs them whole (docs/clusters.md)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from bench.search.storage import open_storage
 from bench.store.store import Store
 from bench.wire.words import Kind, Status
 from methods import UserError
+from tools.stress import scenarios
 
-from ...stress import scenarios
-from ...stress.services import Postgres, postgres_programs
 from ..held import await_held, let_all_through, started
 from ..holding import FORK_WORKERS
+from ..services import Postgres, postgres_programs
 from ..toy_runs import SHORT, executed, raising
 from ..toy_suites import plan, write
 

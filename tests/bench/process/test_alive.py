@@ -13,7 +13,7 @@ import pytest
 from bench.process import alive
 from bench.process.alive import dead, owner
 
-from ...stress.services import container
+from ..services import container
 
 #: Prints who it is, and what it thinks of the processes that it is told of.
 TELLING = """

@@ -11,7 +11,7 @@ import pytest
 
 from bench.process.guard import Guard
 
-from ...stress.services import await_end
+from ..services import await_end
 
 #: Leads a group, starts a process, prints the ids of both and waits.
 WORKER = """

@@ -12,8 +12,8 @@ import pytest
 from bench.store import claims
 from bench.store.store import Store
 
-from ...stress.proxy import Fault, Proxy, first_of_each, proxy, share
-from ...stress.services import Server
+from ..proxy import Fault, Proxy, first_of_each, proxy, share
+from ..services import Server
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan
 

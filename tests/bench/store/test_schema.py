@@ -21,8 +21,7 @@ from sqlalchemy import create_engine
 
 from bench.store.connect import connect
 from methods import UserError
-
-from ...stress.scenarios import first_killed, first_statements
+from tools.stress.scenarios import first_killed, first_statements
 
 MIGRATIONS = Path(mlflow.store.__file__).parent / "db_migrations"
 

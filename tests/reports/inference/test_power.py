@@ -12,8 +12,8 @@ from scipy import stats
 from reports.inference import power
 from reports.inference.crossed import of_seeds
 from reports.inference.effects import effect
+from tools.benchmarks.coverage import Scenario, finding, normal
 
-from ...benchmarks.coverage import Scenario, finding, normal
 from .test_intervals import array
 
 

@@ -10,8 +10,7 @@ from reports.inference.crossed import OnSetting
 from reports.inference.effects import effect
 from reports.inference.intervals import LEVEL, Array
 from reports.inference.retuning import lottery
-
-from ...benchmarks.coverage import Tuning, retuned
+from tools.benchmarks.coverage import Tuning, retuned
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.01, 0.03, 0.05])

@@ -1,6 +1,6 @@
 """How much of the quickstart is neither training nor evaluation.
 
-    python -m tests.benchmarks.overhead
+    python -m tools.benchmarks.overhead
 
 Runs the suite once, so that assets and prepared data are cached, then again into a fresh store and times it
 from the start of the process: imports, planning, loading, storing and the summary all count as overhead.

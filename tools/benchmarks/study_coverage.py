@@ -1,6 +1,6 @@
 """How often the intervals of studies contain the true value, by simulation.
 
-    python -m tests.benchmarks.study_coverage [--repeats 1000]
+    python -m tools.benchmarks.study_coverage [--repeats 1000]
 
 Scores over rates are those of `reports.inference.study_power.Response`: a parabola of 4 points a decade², a
 window of one decade, seeds of .65 points, validation noise of .7. The optima of the two methods are .31 and

@@ -21,9 +21,8 @@ from bench.execution.perform import Event
 from bench.probes import perf
 from bench.wire.trial import Ending
 from methods import METHODS
-
-from . import correctness, costs, gaps, memory, runner, steps, tables, trials, wheels
-from .runner import Row, Runner, Step
+from tools.gpu import correctness, costs, gaps, memory, runner, steps, tables, trials, wheels
+from tools.gpu.runner import Row, Runner, Step
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -56,7 +55,7 @@ def imports() -> Iterator[Row]:
     """All that the steps import, anew, though the tests have imported it with MLflow."""
     ours = ("bench", "methods", "baselines", *wheels.UNNEEDED)
     modules = [
-        f"{__package__}.{name}" for name in ("machine", "correctness", "costs", "gaps", "memory", "trials")
+        f"tools.gpu.{name}" for name in ("machine", "correctness", "costs", "gaps", "memory", "trials")
     ]
     for name in list(sys.modules):
         if name.partition(".")[0] in ours or name in modules:

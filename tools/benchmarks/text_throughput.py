@@ -1,6 +1,6 @@
 """Examples a second on sentences of CoLA's length: padded to 512 as TensLoRA's reference does, and ours.
 
-    python -m tests.benchmarks.text_throughput
+    python -m tools.benchmarks.text_throughput
 
 Both train the same adapter on a RoBERTa-base shape with random weights (no download), in one process, on the
 same batches, by turns. The losses of both are compared on every batch first, with dropout off.

@@ -1,6 +1,6 @@
 """Packs a store of 1,000 made-up trials, each with a configuration, predictions with logits, and curves.
 
-    python -m tests.benchmarks.packs FOLDER [--trials 1000]
+    python -m tools.benchmarks.packs FOLDER [--trials 1000]
 
 `pack` must return in 20 seconds with a file of at most 20 MiB. What reading and unpacking take is told too.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.stress [SCENARIO …]` runs the scenarios whole, each in a fresh folder."""
+"""`python -m tools.stress [SCENARIO …]` runs the scenarios whole, each in a fresh folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How often the intervals and verdicts of a report are right, by simulated results whose truth is known.
 
-    python -m tests.benchmarks.coverage [--repeats 400]
+    python -m tools.benchmarks.coverage [--repeats 400]
 
 Prints the tables that stand in docs/reports.md. Each example's contribution to a run's score is the method's
 mean, an effect of the run (0.7 points, normal or skewed to the left as by a gamma distribution of shape 4),

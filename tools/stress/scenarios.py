@@ -1,7 +1,7 @@
 """What clusters do to a run, done on purpose, with real processes and servers.
 
 Each scenario works in a folder of its own, raises AssertionError where a promise is broken, and returns
-what happened. The tests run them small; `python -m tests.stress` runs them whole.
+what happened. The tests run them small; `python -m tools.stress` runs them whole.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from bench.plan.make import make_plan
 from bench.store.records import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
+from tests.bench.forked import Program
+from tests.bench.proxy import Choose, proxy, share
+from tests.bench.services import Driver, Postgres, Server, await_end, container, driver, wait_until
 
-from ..bench import first_start, outliving
-from ..bench.forked import Program
-from .proxy import Choose, proxy, share
-from .services import Driver, Postgres, Server, await_end, container, driver, wait_until
+from . import first_start, outliving
 
 Report = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """Pearson's and Spearman's correlation of stored predictions by scipy, beside the score that the store has.
 
     tensorbench run suites/regression.yaml
-    python -m tests.benchmarks.regression [STORE]
+    python -m tools.benchmarks.regression [STORE]
 
 Prints a line a method, mean and standard deviation over its seeds, and fails where a score is another one.
 """

@@ -1,6 +1,6 @@
 """On a card: one method of each kind computes there what it does on the CPU, and two workers share it.
 
-`python -m tests.gpu` asks all methods, and measures.
+`python -m tools.gpu` asks all methods, and measures.
 """
 
 from __future__ import annotations
@@ -14,10 +14,18 @@ from bench.conformance.checks import CHECKS
 from bench.conformance.subject import Subject
 from bench.execution.local import Local, Slot
 from bench.tasks.splits import send
-
-from . import correctness, memory, steps, tables, trials
+from tools.gpu import correctness, memory, steps, tables, trials
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def card() -> str:
+    """The device. Skips where there is no card."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine; python -m tools.gpu --device cpu runs a reduced form")
+    return "cuda"
+
 
 each_family = pytest.mark.parametrize("family", steps.FAMILIES)
 

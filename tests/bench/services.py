@@ -21,9 +21,9 @@ import psutil
 from bench.process import guard
 from bench.store.connect import with_driver
 
-from ..bench import holding
-from ..bench.forked import Program
-from ..bench.held import begin, release
+from . import holding
+from .forked import Program
+from .held import begin, release
 
 #: Ports that no system gives to a connection for its own end: a server that went away finds its port free.
 PORTS = range(20_000, 32_768)

@@ -1,7 +1,7 @@
 """Writes a store of 10,000 finished trials and times what reads it, each command in a process of its own.
 
-    python -m tests.benchmarks.large_store FOLDER [--trials 10000]
-    python -m tests.benchmarks.large_store FOLDER --study
+    python -m tools.benchmarks.large_store FOLDER [--trials 10000]
+    python -m tools.benchmarks.large_store FOLDER --study
 
 The scores, times and predictions are made up. `run` on the finished suite must return in 20 seconds,
 `report` in 60 seconds and 2 GiB. With `--study` the store is what a study of this field would leave, to look

@@ -1,6 +1,6 @@
 """Time and peak memory of planning and preparing a CSV file of a million reviews.
 
-    python -m tests.benchmarks.own_data [ROWS]
+    python -m tools.benchmarks.own_data [ROWS]
 
 Each step runs in a process of its own, so that its peak is its own.
 """

@@ -1,6 +1,6 @@
 """Everything that has to be tried on a card, by one command that a bare machine can run.
 
-    python -m tests.gpu --out DIR
+    python -m tools.gpu --out DIR
 
 It needs torch, transformers, peft and timm, a few wheels that it lists, and no network. What it finds is in
 DIR at once, a line of `results.jsonl` each, and as tables in `results.md`; `python docs/gpu_tables.py DIR`
