@@ -17,8 +17,9 @@ from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.suite.choosing import Pilot
 from bench.training.saving import PLAIN, Saving
+from bench.wire.measures import Measure
 from bench.wire.plan import Forecast, Share
-from bench.wire.words import Measure, Phase
+from bench.wire.words import Phase
 from methods import UserError
 
 if TYPE_CHECKING:

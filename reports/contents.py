@@ -14,8 +14,9 @@ from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.store.trained import find_trial
+from bench.wire.measures import Measure
 from bench.wire.plan import PlannedRow, StoredPlan, StudyTrial
-from bench.wire.words import Artifact, Kind, Measure, Status, Tag
+from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from reports.provenance import Provenance, provenance_of
 

@@ -10,7 +10,8 @@ from statistics import fmean
 from bench.metrics import direction
 from bench.store.records import Record
 from bench.wire.found import SearchResult
-from bench.wire.words import By, Measure, Status, Tag
+from bench.wire.measures import Measure
+from bench.wire.words import By, Status, Tag
 from reports.artifacts import ablations
 from reports.study import FLOOR, Experiment, TableRow, TaskAndBackbone, grouped
 from reports.words import many

@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from bench.process.visible import visible
 from bench.store.connect import shown_uri
-from bench.wire.words import Measure, Status, Tag
+from bench.wire.measures import Measure
+from bench.wire.words import Status, Tag
 from reports import baseline, board, capabilities, converged, findings, mixtures, selecting
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis

@@ -20,7 +20,8 @@ from bench.store.plugins import changed_plugins
 from bench.store.records import Record, latest
 from bench.store.results import open_results
 from bench.store.source import Source
-from bench.wire.words import Kind, Measure, Status, Tag
+from bench.wire.measures import Measure
+from bench.wire.words import Kind, Status, Tag
 from methods import UserError
 from methods.errors import shown
 from reports.artifacts import ablations
@@ -49,6 +50,10 @@ MEASURED = {
     "adapter_bytes": Measure.ADAPTER_BYTES,
     "cut_prompts": Measure.CUT_PROMPTS,
     "prompts": Measure.PROMPTS,
+    "forgetting": Measure.FORGETTING,
+    "loaded_bytes": Measure.LOADED_BYTES,
+    "adapted_forward": Measure.ADAPTED_FORWARD,
+    "merged_forward": Measure.MERGED_FORWARD,
 }
 
 #: What runs store of what their method can do, and of each rank that training cuts what it left by layer.
@@ -56,10 +61,6 @@ CAPABILITIES = TypeAdapter(list[str])
 FINAL_RANKS = TypeAdapter(dict[str, Annotated[list[int], Field(min_length=1)]])
 
 Stored = TypeVar("Stored")
-
-#: Columns of `Seed` that a record makes of several measures.
-DERIVED = ("forgetting", "loaded_bytes", "adapted_forward", "merged_forward")
-
 
 #: Columns of `Seed` that say where in its cell's studies it is.
 PLACE = ("study", "point", "offset", "lr")
@@ -222,7 +223,7 @@ def tabulate(experiments: Sequence[Experiment]) -> tuple[pd.DataFrame, pd.DataFr
             found = [_seed(own_first, len(cells), cell, seed, id_) for seed, id_ in row.trials.items()]
             cells.append(_told(cell, experiments, found))
             seeds.extend(found)
-    numbers = dict.fromkeys([*MEASURED, *DERIVED, *PLACE], float)
+    numbers = dict.fromkeys([*MEASURED, *PLACE], float)
     frame = pd.DataFrame([vars(seed) for seed in seeds]).astype(numbers)
     return _summed(pd.DataFrame([vars(cell) for cell in cells]), frame), frame
 
@@ -274,7 +275,6 @@ def _seed(
     if record and status == Status.FINISHED and record.score is None:
         status, failure, message = Status.FAILED, "error", "stored as finished, without a score"
     measured = {column: record.measure(measure) if record else None for column, measure in MEASURED.items()}
-    measured |= {column: getattr(record, column, None) for column in DERIVED}
     if status != Status.FINISHED:
         measured["score"] = None
     place = cell.studies.trials.get(seed) if cell.studies else None

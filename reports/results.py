@@ -13,8 +13,9 @@ from pyarrow import ArrowException
 
 from bench.store import DEFAULT_STORE
 from bench.store.records import Record, latest
+from bench.wire.measures import Measure
 from bench.wire.predictions import frame_of, numbered
-from bench.wire.words import OWN_SIZE, Artifact, Measure, Tag
+from bench.wire.words import OWN_SIZE, Artifact, Tag
 from methods import UserError
 from reports import reading
 from reports.study import Experiment, Study, grouped
@@ -229,7 +230,6 @@ def _trial(experiment: Experiment, record: Record) -> dict[str, Any]:
         "evaluated": record.tag(Tag.EVALUATED),
         **{name: record.measure(measure) for name, measure in MEASURED.items()},
         "score": record.score,
-        "forgetting": record.forgetting,
         "text": record.tag(Tag.TEXT),
         "started": record.started,
         "ended": record.ended,

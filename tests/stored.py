@@ -28,8 +28,9 @@ from bench.training.ending import finished
 from bench.training.loop import Evaluation, Trained
 from bench.training.trial import Outcome
 from bench.wire.found import SearchResult
+from bench.wire.measures import Measure
 from bench.wire.trial import Progress
-from bench.wire.words import Measure, Status, Tag
+from bench.wire.words import Status, Tag
 
 #: Measures by which reports warn of a training.
 OPTIONAL = (Measure.SELECTED_LOSS, Measure.GUESSING_LOSS, Measure.ADAPTER_EFFECT)

@@ -16,7 +16,8 @@ from bench.plan.trial import Trial
 from bench.process.memory import MIB
 from bench.suite.choosing import AXES
 from bench.training.saving import Saving
-from bench.wire.words import Measure, Status, Tag
+from bench.wire.measures import Measure
+from bench.wire.words import Status, Tag
 from methods import METHODS, Geometry
 
 if TYPE_CHECKING:

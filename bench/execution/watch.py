@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from bench.execution.estimate import seconds_per_step, step_count, workloads
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
+from bench.wire.measures import Measure
 from bench.wire.trial import Ending
-from bench.wire.words import Measure
 
 if TYPE_CHECKING:
     # Its import takes seconds, and a plan without a store needs none of it.

@@ -12,7 +12,8 @@ from bench.inputs import TextInput
 from bench.process.outputs import output_folder
 from bench.store.trained import StoredTrial, stored_trial
 from bench.store.verified import ChangedError
-from bench.wire.words import Measure, Tag
+from bench.wire.measures import Measure
+from bench.wire.words import Tag
 from methods import UserError
 
 

@@ -20,7 +20,7 @@ from bench.suite.choosing import Centres, HeadRates, Lengths, Pilot
 from bench.suite.rows import NAME, NAME_RULE
 from bench.suite.suite import Suite
 from bench.suite.yaml_text import parse, written
-from bench.wire.words import Measure
+from bench.wire.measures import Measure
 from methods import UnknownNameError, UserError
 from methods.errors import shown
 from methods.validation import validate

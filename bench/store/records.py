@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 
 from mlflow.entities import Run
 
-from bench.wire.words import PROVENANCE, YES, By, Measure, Status, Tag
-
-#: Bytes of a trained parameter.
-FLOAT32 = 4
+from bench.wire.measures import Measure
+from bench.wire.words import PROVENANCE, YES, By, Status, Tag
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,11 @@ class Record:
         return self.tags.get(tag, default)
 
     def measure(self, measure: Measure) -> float | None:
-        return self.metrics.get(measure)
+        """The number that was measured, or follows from measured ones; None where these are missing."""
+        if not measure.parts:
+            return self.metrics.get(measure)
+        values = [self.metrics.get(part) for part in measure.parts]
+        return None if None in values else measure.formula(*values)
 
     @property
     def name(self) -> str:
@@ -102,38 +104,6 @@ class Record:
         """None unless it finished, with a finite score."""
         score = self.metrics.get(Measure.SCORE, math.nan)
         return score if self.status == Status.FINISHED and math.isfinite(score) else None
-
-    @property
-    def forgetting(self) -> float | None:
-        """By how much the adapter raised the loss on text that no task trains on, in nats a token.
-
-        None where that was not measured.
-        """
-        bare, adapted = self.measure(Measure.TEXT_LOSS_BARE), self.measure(Measure.TEXT_LOSS)
-        return None if bare is None or adapted is None else adapted - bare
-
-    @property
-    def loaded_bytes(self) -> float | None:
-        """What the adapter takes in memory, with all that is frozen of it, stored or made again from a seed.
-
-        None where that was not measured.
-        """
-        trained, frozen = self.measure(Measure.ADAPTER_PARAMETERS), self.measure(Measure.FROZEN_BYTES)
-        return None if trained is None or frozen is None else FLOAT32 * trained + frozen
-
-    @property
-    def adapted_forward(self) -> float | None:
-        """The time of a forward with the adapter over that of the bare backbone; None where not measured."""
-        return self._over_bare(Measure.ADAPTED_MS)
-
-    @property
-    def merged_forward(self) -> float | None:
-        """The same of the backbone with the update in its weights; also None where nothing can be merged."""
-        return self._over_bare(Measure.MERGED_MS)
-
-    def _over_bare(self, measure: Measure) -> float | None:
-        bare, other = self.measure(Measure.BARE_MS), self.measure(measure)
-        return other / bare if bare and other is not None else None
 
 
 def _status(status: str, tags: Mapping[str, str]) -> Status:

@@ -17,10 +17,11 @@ from bench.store.connect import insisting, storing
 from bench.store.outbox import Letter, Outbox
 from bench.store.plugins import plugin_sources
 from bench.store.store import Store
+from bench.wire.measures import Measure, validation_key
 from bench.wire.start import Start, StoredConfig
 from bench.wire.text import all_storable, run_name
 from bench.wire.trial import Ending, Progress
-from bench.wire.words import PROVENANCE, YES, Artifact, EndStatus, Kind, Measure, Status, Tag, validation_key
+from bench.wire.words import PROVENANCE, YES, Artifact, EndStatus, Kind, Status, Tag
 
 #: What MLflow takes as a part of a parameter's name.
 PLAIN_KEY = re.compile(r"[\w.\- ]{1,80}")

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from bench.plan.rows import Plan, Row
 from bench.terminal.tables import joined
-from bench.wire.words import Measure
+from bench.wire.measures import Measure
 
 if TYPE_CHECKING:
     from bench.execution.perform import Event

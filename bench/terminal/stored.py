@@ -14,8 +14,9 @@ from bench.store.connect import shown_uri
 from bench.store.records import Record
 from bench.terminal.progress import duration
 from bench.terminal.tables import fitted, plain_table
+from bench.wire.measures import Measure
 from bench.wire.splits import SplitSizes
-from bench.wire.words import OWN_SIZE, Measure, Status, Tag
+from bench.wire.words import OWN_SIZE, Status, Tag
 from reports.contents import Contents, TrialContents
 from reports.provenance import CellContents, Provenance
 
@@ -164,24 +165,24 @@ def _outcome(found: TrialContents) -> Iterator[tuple[str, str]]:
 
 def _inference(found: TrialContents) -> Iterator[tuple[str, str]]:
     """What the adapter costs when it is used."""
-    stored, loaded = found.measure(Measure.ADAPTER_BYTES), found.record.loaded_bytes
+    stored, loaded = found.measure(Measure.ADAPTER_BYTES), found.measure(Measure.LOADED_BYTES)
     if stored is not None:
         frozen = "" if loaded is None else f", {loaded:,.0f} in memory with all that is frozen"
         yield "adapter", f"{stored:,.0f} bytes on disk{frozen}"
     bare, examples = found.measure(Measure.BARE_MS), found.measure(Measure.TIMED_EXAMPLES)
     if bare is not None:
-        merged = found.record.merged_forward
+        merged = found.measure(Measure.MERGED_FORWARD)
         told = "it does not merge" if merged is None else f"merged {merged:.2f} times"
         yield (
             "inference",
-            f"{found.record.adapted_forward:.2f} times the bare backbone's {bare:.1f} ms for {examples:.0f} "
-            f"examples; {told}",
+            f"{found.measure(Measure.ADAPTED_FORWARD):.2f} times the bare backbone's {bare:.1f} ms for "
+            f"{examples:.0f} examples; {told}",
         )
 
 
 def _forgetting(found: TrialContents) -> str:
     """What the adapter did to the loss on text that no task trains on."""
-    change = found.record.forgetting
+    change = found.measure(Measure.FORGETTING)
     if change is None:
         return "not measured"
     bare, adapted = found.measure(Measure.TEXT_LOSS_BARE), found.measure(Measure.TEXT_LOSS)

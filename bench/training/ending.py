@@ -10,10 +10,11 @@ import pandas as pd
 from safetensors.torch import save
 
 from bench.training.trial import Outcome
+from bench.wire.measures import Measure
 from bench.wire.predictions import a_class_each
 from bench.wire.text import storable
 from bench.wire.trial import Ending
-from bench.wire.words import Artifact, Measure, Tag
+from bench.wire.words import Artifact, Tag
 
 
 def finished(outcome: Outcome) -> Ending:

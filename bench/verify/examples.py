@@ -20,8 +20,8 @@ from bench.tasks import TASKS, Objective
 from bench.tasks.base import SPLITS
 from bench.tasks.described import METRIC_OF
 from bench.verify.findings import Examined
+from bench.wire.measures import Measure
 from bench.wire.predictions import numbered
-from bench.wire.words import Measure
 
 #: What of a trial's data says which examples a split has, whatever the backbone reads of them.
 OF_DATA = ("task", "task_identity", "split", "data_hash")

@@ -21,8 +21,9 @@ from bench.training.measure import provenance
 from bench.training.saving import Saving
 from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
+from bench.wire.measures import Measure
 from bench.wire.predictions import frame_of, numbered
-from bench.wire.words import Artifact, Measure
+from bench.wire.words import Artifact
 from methods import UserError
 
 #: How far two scores may be apart: on the same hardware with the same torch, and elsewhere, where sums are

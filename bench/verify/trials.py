@@ -28,9 +28,10 @@ from bench.store.verified import ChangedError, hashes
 from bench.verify.examples import Splits, check_rows, stored_objective
 from bench.verify.findings import Examined
 from bench.verify.labels import ANY, Labels, compare_name, source_of
+from bench.wire.measures import Measure
 from bench.wire.predictions import frame_of, numbered
 from bench.wire.start import SourceFile, StoredConfig
-from bench.wire.words import YES, Artifact, Measure, Tag
+from bench.wire.words import YES, Artifact, Tag
 from methods import Method, UserError, from_identity
 from methods.validation import explained
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.wire.words import Measure
+from bench.wire.measures import Measure
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bench.wire.measures import Measure
 from bench.wire.text import message, storable
-from bench.wire.words import Artifact, Measure, Tag
+from bench.wire.words import Artifact, Tag
 
 #: How a trial ends. A lost one is not to blame: its worker died, and it may run again.
 End = Literal["finished", "failed", "pruned", "lost"]

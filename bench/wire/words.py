@@ -1,4 +1,4 @@
-"""The words of the store: kinds and statuses of runs, tags, metric keys, names of artifacts."""
+"""The words of the store: kinds and statuses of runs, tags, names of artifacts."""
 
 from __future__ import annotations
 
@@ -136,66 +136,6 @@ OWN_SIZE = "own size"
 
 #: The value of a tag that is a flag, where it is set.
 YES = "yes"
-
-
-class Measure(StrEnum):
-    """The metric keys of a trial. Times are in seconds, or in milliseconds a step; memory is in MiB."""
-
-    #: One key for every metric and split; the tags `metric` and `evaluated` say which it is.
-    SCORE = "score"
-    SCORE_LOSS = "score_loss"
-    SELECTED_EPOCH = "selected/epoch"
-    #: The validation score and loss of the selected state; earlier versions stored no loss.
-    SELECTED_VALIDATION = "selected/validation"
-    SELECTED_LOSS = "selected/validation_loss"
-    #: The validation loss of the best constant answer: the entropy of the labels, the variance of targets.
-    GUESSING_LOSS = "guessing/validation_loss"
-    #: The RMS difference that the adapter makes to outputs, relative to their spread over examples.
-    ADAPTER_EFFECT = "adapter/effect"
-    ADAPTER_PARAMETERS = "parameters/adapter"
-    #: At the start of training, where it cuts some.
-    PEAK_PARAMETERS = "parameters/adapter_peak"
-    HEAD_PARAMETERS = "parameters/head"
-    #: Of a head that was fitted, not trained: scikit-learn's C, and 1 where its solver converged, else 0.
-    HEAD_C = "head/C"
-    HEAD_CONVERGED = "head/converged"
-    STEPS = "cost/steps"
-    STEP_MS = "cost/step_ms"
-    SECONDS = "cost/seconds"
-    PEAK_MIB = "cost/peak_mib"
-    #: What the adapter takes on disk, with what of its frozen numbers a stored one holds; and all that is
-    #: frozen of it, stored or made again from a seed, in memory. The head is in neither.
-    ADAPTER_BYTES = "cost/adapter_bytes"
-    FROZEN_BYTES = "cost/frozen_bytes"
-    #: Milliseconds of a forward of so many examples: of the backbone without adapter, with it, and merged,
-    #: which a method that cannot be merged has none of.
-    BARE_MS = "inference/bare_ms"
-    ADAPTED_MS = "inference/adapted_ms"
-    MERGED_MS = "inference/merged_ms"
-    TIMED_EXAMPLES = "inference/examples"
-    #: How many prompts, of all the splits', were longer than the model may read, and so were cut.
-    CUT_PROMPTS = "prompts/cut"
-    PROMPTS = "prompts/all"
-    #: Examples of the splits as they are used, and how many of test are also in train.
-    TRAIN_EXAMPLES = "examples/train"
-    VALIDATION_EXAMPLES = "examples/validation"
-    TEST_EXAMPLES = "examples/test"
-    REPEATED_EXAMPLES = "examples/test_in_train"
-    #: Of a regression's training targets, in their units: its outputs are standardised by them.
-    TARGET_MEAN = "target/mean"
-    TARGET_SD = "target/sd"
-    #: Of a language model on text that no task trains on: mean losses in nats, and of how many tokens.
-    TEXT_LOSS_BARE = "forgetting/bare"
-    TEXT_LOSS = "forgetting/adapted"
-    TEXT_TOKENS = "forgetting/tokens"
-    # By step, and by epoch; the validation metric has a key of its own, see `validation_key`.
-    TRAIN_LOSS = "train/loss"
-    VALIDATION_LOSS = "validation/loss"
-
-
-def validation_key(metric: str) -> str:
-    """The metric key of a validation score by epoch."""
-    return f"validation/{metric}"
 
 
 class Artifact(StrEnum):

@@ -11,7 +11,7 @@ from bench.plan.make import make_plan
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
 from bench.suite.suite import Suite
-from bench.wire.words import Measure
+from bench.wire.measures import Measure
 from methods.validation import validate
 
 from ..stored import Result

@@ -14,7 +14,8 @@ from bench.search.tuning import with_choices
 from bench.store.store import Store
 from bench.suite.suite import Suite
 from bench.wire.found import SearchPoint
-from bench.wire.words import Artifact, Kind, Measure, PointState, Status
+from bench.wire.measures import Measure
+from bench.wire.words import Artifact, Kind, PointState, Status
 from methods.validation import validate
 from reports.analysis import analyse
 from reports.guards import guards

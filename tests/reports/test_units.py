@@ -16,7 +16,8 @@ from scipy import stats
 from bench.plan.make import make_plan
 from bench.store.store import Store
 from bench.suite.suite import Suite
-from bench.wire.words import Artifact, Measure
+from bench.wire.measures import Measure
+from bench.wire.words import Artifact
 from methods.validation import validate
 from reports.analysis import analyse
 from reports.curves import read as read_curves

@@ -14,8 +14,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from bench.backbones import Classifier
 from bench.execution.perform import perform
 from bench.training.trial import Resources
+from bench.wire.measures import Measure
 from bench.wire.trial import Ending
-from bench.wire.words import Measure
 
 from . import tables
 from .runner import Row

@@ -18,7 +18,8 @@ from bench.plan.trial import Trial
 from bench.store.store import Store
 from bench.training.loop import Pruned
 from bench.training.saving import PLAIN
-from bench.wire.words import Artifact, Measure
+from bench.wire.measures import Measure
+from bench.wire.words import Artifact
 from methods import UserError
 
 from ..services import wait_until

@@ -22,8 +22,9 @@ from bench.store.records import Record
 from bench.store.store import Store
 from bench.suite.suite import Suite
 from bench.terminal.progress import RunDisplay
+from bench.wire.measures import Measure
 from bench.wire.trial import Ending
-from bench.wire.words import Measure, Status
+from bench.wire.words import Status
 from methods import UserError
 from methods.validation import validate
 

@@ -22,8 +22,9 @@ from bench.plan.cells import cells
 from bench.search.nested import Nested
 from bench.store.store import Store
 from bench.training.loop import Pruned
+from bench.wire.measures import Measure
 from bench.wire.trial import Ending, lost
-from bench.wire.words import Kind, Measure, Tag
+from bench.wire.words import Kind, Tag
 
 from ..toy_runs import raising
 from ..toy_suites import suite

@@ -20,7 +20,8 @@ from bench.store.records import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from bench.tasks.splits import PreparedData
-from bench.wire.words import Measure, Status
+from bench.wire.measures import Measure
+from bench.wire.words import Status
 from methods import UserError
 
 from ..toy_suites import DIGITS, VISION, write

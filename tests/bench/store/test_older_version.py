@@ -27,7 +27,8 @@ from bench.store.store import Store
 from bench.suite.load import load_suite
 from bench.suite.recipe import AS_HEAD
 from bench.wire.found import AllocationResult, Redundancy, SearchResult
-from bench.wire.words import Artifact, Kind, Measure, Status, Tag
+from bench.wire.measures import Measure
+from bench.wire.words import Artifact, Kind, Status, Tag
 from reports import ablation
 from reports.reading import read
 

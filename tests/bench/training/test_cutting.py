@@ -22,7 +22,8 @@ from bench.terminal.tables import RowTable
 from bench.training.loop import evaluate
 from bench.training.trial import Resources
 from bench.verify import verify
-from bench.wire.words import Artifact, Measure, Tag
+from bench.wire.measures import Measure
+from bench.wire.words import Artifact, Tag
 from methods import UserError
 from reports.contents import trial_contents
 from reports.study import Cell, lines_of

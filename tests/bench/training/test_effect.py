@@ -15,7 +15,7 @@ from bench.tasks import Objective
 from bench.training.effect import effect
 from bench.training.ending import finished
 from bench.training.trial import Outcome, Resources, run_trial
-from bench.wire.words import Measure
+from bench.wire.measures import Measure
 
 from ..toy_suites import VISION, plan
 

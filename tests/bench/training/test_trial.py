@@ -14,8 +14,9 @@ import bench.training.trial
 from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.trial import Resources, run_trial
+from bench.wire.measures import Measure
 from bench.wire.trial import Progress
-from bench.wire.words import Measure, Tag
+from bench.wire.words import Tag
 from methods import UserError
 
 from ..toy_suites import TEXT, VISION, plan

@@ -1,0 +1,138 @@
+"""The table of measures: every number of a trial with its key, column, unit, meaning and summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from operator import sub
+from typing import Literal, Self
+
+#: Types of numbers in data frames.
+WHOLE: Literal["Int64"] = "Int64"
+NUMBER: Literal["float64"] = "float64"
+
+#: How a cell of a table summarises a number over its finished seeds.
+Summary = Literal["mean", "median", "max", "sum"]
+
+#: Says of a measure that less is better.
+LESS = True
+
+#: Bytes of a trained parameter.
+FLOAT32 = 4
+
+
+def _ratio(value: float, bare: float) -> float | None:
+    return value / bare if bare else None
+
+
+class Measure(StrEnum):
+    """The numbers of a trial. A member is its key in the store; its attributes say the rest.
+
+    Those with `parts` are computed from other measures and stored nowhere; `Record.measure` gives both kinds.
+    The tags `metric` and `evaluated` of a run say which metric and which split its score is of.
+    """
+
+    #: Its column in the frame of trials; empty if it has none.
+    column: str
+    unit: str
+    meaning: str
+    dtype: Literal["Int64", "float64"]
+    #: None for a number that cells do not summarise.
+    summary: Summary | None
+    #: Whether less is better; None where neither is, or where the metric decides.
+    less: bool | None
+    #: The keys of the measures that `formula` computes it from; empty for a measured number.
+    parts: tuple[str, ...]
+    formula: Callable[..., float | None]
+
+    def __new__(
+        cls,
+        key: str,
+        column: str,
+        unit: str,
+        meaning: str,
+        dtype: Literal["Int64", "float64"] = NUMBER,
+        summary: Summary | None = None,
+        less: bool | None = None,
+        parts: tuple[str, ...] = (),
+        formula: Callable[..., float | None] = sub,
+    ) -> Self:
+        """A member whose text is its key alone."""
+        member = str.__new__(cls, key)
+        member._value_ = key
+        member.column, member.unit, member.meaning, member.dtype = column, unit, meaning, dtype
+        member.summary, member.less, member.parts, member.formula = summary, less, parts, formula
+        return member
+
+    # fmt: off
+    # key, column, unit, meaning, dtype, summary, less
+    SCORE = "score", "score", "the metric's", "an accuracy is in [0, 1]; of finished trials only"
+    SCORE_LOSS = ("score_loss", "loss", "nats",
+                  "mean cross-entropy; of a regression, standardised squared error", NUMBER, None, LESS)
+    SELECTED_VALIDATION = ("selected/validation", "validation", "the metric's",
+                           "on the validation split, at the epoch that was selected", NUMBER, "mean")
+    SELECTED_EPOCH = "selected/epoch", "selected_epoch", "epochs", "that epoch; the first is 1", WHOLE
+    SELECTED_LOSS = ("selected/validation_loss", "validation_loss", "nats",
+                     "the validation loss of that epoch", NUMBER, None, LESS)
+    GUESSING_LOSS = ("guessing/validation_loss", "", "nats",
+                     "validation loss of the best constant answer: entropy of labels, variance of targets")
+    ADAPTER_EFFECT = ("adapter/effect", "", "",
+                      "RMS change of the outputs by the adapter, over their spread between examples")
+    ADAPTER_PARAMETERS = ("parameters/adapter", "parameters", "parameters",
+                          "of the adapter, head excluded", WHOLE, None, LESS)
+    PEAK_PARAMETERS = ("parameters/adapter_peak", "peak_parameters", "parameters",
+                       "of the adapter at the start, where training cuts some", WHOLE, None, LESS)
+    HEAD_PARAMETERS = "parameters/head", "head_parameters", "parameters", "of the head", WHOLE
+    HEAD_C = "head/C", "", "", "scikit-learn's C of a head that was fitted, not trained"
+    HEAD_CONVERGED = "head/converged", "", "", "1 if that head's solver converged, else 0", WHOLE
+    STEPS = "cost/steps", "steps", "steps", "training steps", WHOLE
+    STEP_MS = "cost/step_ms", "step_ms", "ms", "median time of a training step", NUMBER, "median", LESS
+    PEAK_MIB = ("cost/peak_mib", "peak_mib", "MiB",
+                "peak memory: a GPU's, or the process's", NUMBER, "max", LESS)
+    ADAPTER_BYTES = ("cost/adapter_bytes", "adapter_bytes", "bytes",
+                     "the adapter on disk, with what it has to keep of what is frozen", WHOLE, "max", LESS)
+    FROZEN_BYTES = ("cost/frozen_bytes", "frozen_bytes", "bytes",
+                    "the adapter's frozen tensors, kept or made again from a seed", WHOLE, None, LESS)
+    SECONDS = "cost/seconds", "seconds", "s", "the whole trial", NUMBER, "sum", LESS
+    BARE_MS = "inference/bare_ms", "bare_ms", "ms", "a forward of the backbone without adapter"
+    ADAPTED_MS = ("inference/adapted_ms", "adapted_ms", "ms", "the same with the adapter", NUMBER, None, LESS)
+    MERGED_MS = ("inference/merged_ms", "merged_ms", "ms",
+                 "the same with the update merged; missing where nothing can be merged", NUMBER, None, LESS)
+    TIMED_EXAMPLES = ("inference/examples", "timed_examples", "examples",
+                      "of the batch that these forwards read", WHOLE)
+    CUT_PROMPTS = ("prompts/cut", "cut_prompts", "prompts",
+                   "those of all splits that were cut; missing without prompts", WHOLE, "max", LESS)
+    PROMPTS = "prompts/all", "prompts", "prompts", "all of all splits", WHOLE, "max"
+    TRAIN_EXAMPLES = "examples/train", "", "examples", "of the training split as it is used", WHOLE
+    VALIDATION_EXAMPLES = "examples/validation", "", "examples", "of the validation split", WHOLE
+    TEST_EXAMPLES = "examples/test", "", "examples", "of the test split", WHOLE
+    REPEATED_EXAMPLES = "examples/test_in_train", "", "examples", "of the test split, also in train", WHOLE
+    TARGET_MEAN = "target/mean", "", "the targets'", "mean of a regression's training targets"
+    TARGET_SD = "target/sd", "", "the targets'", "their standard deviation; both standardise its outputs"
+    TEXT_LOSS_BARE = ("forgetting/bare", "text_loss_bare", "nats",
+                      "mean loss a token of that text, of the bare backbone")
+    TEXT_LOSS = "forgetting/adapted", "text_loss", "nats", "the same with the adapter", NUMBER, None, LESS
+    TEXT_TOKENS = "forgetting/tokens", "text_tokens", "tokens", "how many tokens of it were predicted", WHOLE
+    # Curves; the one of the validation metric has a key of its own, see `validation_key`.
+    TRAIN_LOSS = "train/loss", "", "nats", "training loss by step", NUMBER, None, LESS
+    VALIDATION_LOSS = "validation/loss", "", "nats", "validation loss by epoch", NUMBER, None, LESS
+    # Computed: parts and formula are added.
+    FORGETTING = ("forgetting", "forgetting", "nats",
+                  "rise of the loss a token on text that no task trains on", NUMBER, "mean", LESS,
+                  ("forgetting/adapted", "forgetting/bare"), sub)
+    LOADED_BYTES = ("loaded_bytes", "loaded_bytes", "bytes",
+                    "the adapter in memory, with all that is frozen of it", NUMBER, "max", LESS,
+                    ("parameters/adapter", "cost/frozen_bytes"),
+                    lambda trained, frozen: FLOAT32 * trained + frozen)
+    ADAPTED_FORWARD = ("adapted_forward", "adapted_forward", "",
+                       "time of a forward with the adapter over the bare backbone's", NUMBER, "median", LESS,
+                       ("inference/adapted_ms", "inference/bare_ms"), _ratio)
+    MERGED_FORWARD = ("merged_forward", "merged_forward", "",
+                      "the same of the merged backbone; missing where nothing can be merged",
+                      NUMBER, "median", LESS, ("inference/merged_ms", "inference/bare_ms"), _ratio)
+    # fmt: on
+
+
+def validation_key(metric: str) -> str:
+    """The metric key of a validation score by epoch."""
+    return f"validation/{metric}"
