@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.backbones.plain import wrap
+    from bench.execution.place import Place
     from bench.plan.make import make_plan
+    from bench.plan.rows import Part
     from bench.run import run_suite, search_suite
     from bench.store.results import pack, unpack
     from bench.suite.load import load_suite
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 __version__: str
 
 __all__ = [
+    "Part",
+    "Place",
     "load_results",
     "load_suite",
     "make_plan",
@@ -34,6 +38,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Part": "bench.plan.rows",
+    "Place": "bench.execution.place",
     "load_suite": "bench.suite.load",
     "make_plan": "bench.plan.make",
     "run_suite": "bench.run",

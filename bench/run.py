@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,10 +16,11 @@ from bench.execution.driver import execute, failures, pending
 from bench.execution.estimate import final_work
 from bench.execution.executor import Executor
 from bench.execution.perform import Report
+from bench.execution.place import HERE, Place
 from bench.execution.session import Session, session, suite_run
 from bench.plan.cells import Cell
 from bench.plan.make import cells_of, make_plan
-from bench.plan.rows import Plan, Row
+from bench.plan.rows import EVERYTHING, Part, Plan, Row
 from bench.plan.trial import Trial
 from bench.search.allocation import RankAllocation
 from bench.search.nested import Nested, study_name
@@ -35,7 +36,6 @@ from bench.suite.choosing import Allocation, Pilot, Search
 from bench.suite.limit import Limit
 from bench.suite.load import load_suite
 from bench.suite.suite import Suite
-from bench.training.saving import PLAIN, Saving
 from bench.wire.found import AllocationResult, SearchResult, Tried
 from bench.wire.words import Kind, Phase, Status, Tag
 from methods import UserError
@@ -111,68 +111,51 @@ def run_suite(
     suite: Suite | Path | str,
     *,
     store: str = DEFAULT_STORE,
-    device: str = "auto",
-    tasks: Sequence[str] = (),
-    methods: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    backbones: Sequence[str] = (),
-    budgets: Sequence[str] = (),
-    studies: Sequence[int] = (),
-    executor: str = "inline",
-    workers: int | None = None,
-    slots_per_device: int | None = None,
-    ray_address: str | None = None,
-    worker_memory: int | None = None,
-    saving: Saving = PLAIN,
-    trial_timeout: float | str | None = None,
+    place: Place = HERE,
+    part: Part = EVERYTHING,
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SuiteRun:
     """Runs a suite's trials into MLflow: those of its tuning first, then the final ones.
 
-    Trials that have finished are kept, so that a run that was stopped goes on where it was. `suite` is a
-    suite or the path of its file. `tasks`, `methods`, `seeds`, `backbones`, `budgets` and `studies` select a
-    part of it, as `Plan.select` says; each selects all if empty. `executor` is inline, local or ray.
-    `worker_memory` is what a worker of `local` may take, in MiB. `saving` says how trials are run in less
-    memory, with the same results. `trial_timeout` replaces the suite's: seconds, or a multiple as `5x`. With
-    `retry_failed` only trials run that have failed. Raises UserError for what cannot be done,
-    before any work. A trial that fails raises nothing: it is stored with its reason.
+    Trials that have finished are kept, so that a stopped run goes on where it was. `suite` is a suite or the
+    path of its file. With `retry_failed` only trials that have failed run. Raises UserError, before any work,
+    for what cannot be done. A trial that fails raises nothing: it is stored with its reason.
     """
-    told = audience or Audience()
-    placed = partial(make_executor, executor, device, workers=workers, slots_per_device=slots_per_device)
-    with placed(ray_address=ray_address, worker_memory=worker_memory, saving=saving) as place:
-        whole = make_plan(_limited(_loaded(suite), trial_timeout, place, told), place.device)
-
-        def wanted(whole: Plan) -> Plan:
-            return whole.select(tasks, methods, seeds, backbones, budgets, studies)
-
-        plan = wanted(whole)
-        opened = Store.create(store, whole.suite.name)
-        phases: tuple[Phase | None, ...] = ("tuning", None) if whole.suite.equal_tuning else (None,)
-        with session(opened) as at_work:
-            told.opened(at_work.sent, at_work.closed)
-            _note_searched(whole.suite, suite, told)
-            whole = with_choices(whole, opened)
+    listener = audience or Audience()
+    with make_executor(place) as executor:
+        limited = _limited(_loaded(suite), place, executor, listener)
+        full_plan = make_plan(limited, executor.device)
+        plan = full_plan.select(part)
+        opened = Store.create(store, limited.name)
+        phases: tuple[Phase | None, ...] = ("tuning", None) if limited.equal_tuning else (None,)
+        with session(opened) as driver:
+            listener.opened(driver.sent, driver.closed)
+            _note_searched(limited, suite, listener)
+            full_plan = with_choices(full_plan, opened)
+            plan = full_plan.select(part)
             records = opened.records()
-            known = latest(records)
             if not retry_failed:
-                for note in changed_trials(wanted(whole), opened, records):
-                    told.note(note)
-            at_work.warn_of_changed_plugins(
-                known[trial.id] for trial in wanted(whole).trials if trial.id in known
+                for note in changed_trials(plan, opened, records):
+                    listener.note(note)
+            counting = latest(records)
+            driver.warn_of_changed_plugins(
+                counting[trial.id] for trial in plan.trials if trial.id in counting
             )
             for phase in phases:
-                whole = with_choices(whole, opened)
-                plan = wanted(whole)
-                whole = _run_phase(whole, plan, phase, at_work, place, told, retry_failed=retry_failed)
+                full_plan = with_choices(full_plan, opened)
+                plan = full_plan.select(part)
+                full_plan = _run_phase(
+                    full_plan, plan, phase, driver, executor, listener, retry_failed=retry_failed
+                )
             return SuiteRun(plan, summarise(opened, plan.stored()))
 
 
-def _note_searched(loaded: Suite, suite: Suite | Path | str, told: Audience) -> None:
+def _note_searched(loaded: Suite, suite: Suite | Path | str, listener: Audience) -> None:
     """Says that a suite has more than its trials."""
     if loaded.searched:
         sections = " and ".join(loaded.searched)
-        told.note(
+        listener.note(
             f"'{loaded.name}' also has {sections}, which this does not run: {_search_command(suite)} does."
         )
 
@@ -181,34 +164,34 @@ def _run_phase(
     whole: Plan,
     plan: Plan,
     phase: Phase | None,
-    at_work: Session,
-    place: Executor,
-    told: Audience,
+    driver: Session,
+    executor: Executor,
+    listener: Audience,
     *,
     retry_failed: bool,
 ) -> Plan:
     """Runs one phase of a plan; returns the whole plan with what other drivers chose meanwhile."""
-    store, part = at_work.store, plan.of(phase)
+    store, part = driver.store, plan.of(phase)
     # This comes first: a failure that is stored later is another driver's, and stands.
     again = failures(store) if retry_failed else {}
     trials = [t for t in part.trials if t.id in again] if retry_failed else pending(part, store)
     if not trials:
-        told.phase(part, phase, 0, place.device)
+        listener.phase(part, phase, 0, executor.device)
         if phase is None:
-            store.end(store.begin_suite(whole, at_work.claims.driver), Status.FINISHED)
+            store.end(store.begin_suite(whole, driver.claims.driver), Status.FINISHED)
         return whole
     check_disk(part, trials, store)
-    _check_memory(trials, place)
+    _check_memory(trials, executor)
     if phase == "tuning" and not retry_failed:
-        told.following(final_work(plan, trials, store.records()))
-    with told.watch(part, len(trials), place.slots) as report:
-        place.prepare(trials, report, whole.suite.trial_timeout)
+        listener.following(final_work(plan, trials, store.records()))
+    with listener.watch(part, len(trials), executor.slots) as report:
+        executor.prepare(trials, report, whole.suite.trial_timeout)
         # Said only now that nothing is in the way.
-        told.phase(part, phase, len(trials), place.device)
+        listener.phase(part, phase, len(trials), executor.device)
         # Preparing takes some time, in which another driver may have chosen.
         whole = with_choices(whole, store)
         tags = {Tag.PHASE: phase} if phase else {}
-        execute(whole, trials, at_work, place, report, tags=tags, again=again)
+        execute(whole, trials, driver, executor, report, tags=tags, again=again)
     return whole
 
 
@@ -216,65 +199,55 @@ def search_suite(
     suite: Suite | Path | str,
     *,
     store: str = DEFAULT_STORE,
+    place: Place = HERE,
+    part: Part = EVERYTHING,
     storage: str | None = None,
-    device: str = "auto",
     trials: int | None = None,
     sampler_seed: int | None = None,
     out: Path | str | None = None,
-    tasks: Sequence[str] = (),
-    methods: Sequence[str] = (),
-    backbones: Sequence[str] = (),
-    budgets: Sequence[str] = (),
-    executor: str = "inline",
-    workers: int | None = None,
-    slots_per_device: int | None = None,
-    ray_address: str | None = None,
-    worker_memory: int | None = None,
-    saving: Saving = PLAIN,
-    trial_timeout: float | str | None = None,
     retry_failed: bool = False,
     audience: Audience | None = None,
 ) -> SearchRun:
-    """Runs what a suite's `search` and `allocation` say, for each method, task, backbone and budget; or its
-    `pilot`, which writes the suite with what it chose to `out`.
+    """Runs a suite's `search` and `allocation` for each method, task, backbone and budget, or its `pilot`.
 
-    What was tried already is kept, so that a search that was stopped goes on where it was. `storage` is
-    Optuna's database, by default beside the store. `trials` and `sampler_seed` replace those of the suite's
-    search. A search tries one point at a time: without `workers` or `slots_per_device` it takes one worker.
-    Raises UserError for what cannot be done, before any work.
+    A pilot writes the suite with its choices to `out`. Tried points are kept, so that a stopped search goes
+    on where it was. `storage` is Optuna's database, by default beside the store. `trials` and `sampler_seed`
+    replace those of the suite's search. A search tries one point at a time: without `workers` or
+    `slots_per_device` it takes one worker. Raises UserError, before any work, for what cannot be done.
     """
-    told = audience or Audience()
+    if part.seeds or part.studies:
+        raise UserError("seeds, studies: a search has its own seeds; leave them out of the part")
+    listener = audience or Audience()
     loaded = _with_search(_loaded(suite), trials, sampler_seed, storage, out)
-    if loaded.search and not slots_per_device:
-        # Idle workers would hold threads or GPUs that the one at work lacks.
-        workers = workers or 1
-    placed = partial(make_executor, executor, device, workers=workers, slots_per_device=slots_per_device)
-    with placed(ray_address=ray_address, worker_memory=worker_memory, saving=saving) as place:
-        whole = make_plan(_limited(loaded, trial_timeout, place, told), place.device)
-        wanted = whole.select(tasks, methods, (), backbones, budgets)
-        chosen = cells_of(wanted, place.device)
+    if loaded.search and not place.slots_per_device:
+        # Idle workers would hold threads or GPUs that the busy one lacks.
+        place = replace(place, workers=place.workers or 1)
+    with make_executor(place) as executor:
+        full_plan = make_plan(_limited(loaded, place, executor, listener), executor.device)
+        plan = full_plan.select(part)
+        chosen = cells_of(plan, executor.device)
         if loaded.pilot is not None:
             check_pilot(loaded.pilot, chosen)
             opened = Store.create(store, loaded.name)
-            steps = partial(_run_step, whole, place, told, retry_failed)
-            return _run_pilot(loaded.pilot, chosen, opened, steps, told, Path(str(out)))
+            steps = partial(_run_step, full_plan, executor, listener, retry_failed)
+            return _run_pilot(loaded.pilot, chosen, opened, steps, listener, Path(str(out)))
         _check_apart(chosen)
         opened = Store.create(store, loaded.name)
-        _check_memory(list(wanted.trials), place)
+        _check_memory(list(plan.trials), executor)
         if loaded.search and storage is None and not opened.local:
-            told.note(
+            listener.note(
                 f"The study is in {default_storage(store)}, which only this machine sees: to search on "
                 "several, name a database that all reach."
             )
-        with session(opened) as at_work, suite_run(at_work, whole):
-            told.opened(at_work.sent, at_work.closed)
-            again = failures(opened) if retry_failed else {}
+        with session(opened) as driver, suite_run(driver, full_plan):
+            listener.opened(driver.sent, driver.closed)
+            retried = failures(opened) if retry_failed else {}
 
             def nests(kind: Literal[Kind.SEARCH, Kind.ALLOCATION]) -> list[Nested]:
-                return [Nested(cell, kind, at_work, place, told.watch, again) for cell in chosen]
+                return [Nested(cell, kind, driver, executor, listener.watch, retried) for cell in chosen]
 
-            where = default_storage(store) if storage is None else storage
-            return _run_sections(loaded, nests, where, opened, told)
+            database = default_storage(store) if storage is None else storage
+            return _run_sections(loaded, nests, database, opened, listener)
 
 
 def _run_pilot(
@@ -282,28 +255,28 @@ def _run_pilot(
     cells: Sequence[Cell],
     store: Store,
     run: Callable[[Session, Sequence[Row], Sequence[Trial]], dict[str, Record]],
-    told: Audience,
+    listener: Audience,
     out: Path,
 ) -> SearchRun:
     """Runs a pilot and writes the suite with its choices, unless something could not be chosen."""
-    with session(store) as at_work:
-        told.opened(at_work.sent, at_work.closed)
-        choices = run_pilot(pilot, cells, partial(run, at_work))
-    told.chosen(choices.lines)
+    with session(store) as driver:
+        listener.opened(driver.sent, driver.closed)
+        choices = run_pilot(pilot, cells, partial(run, driver))
+    listener.chosen(choices.lines)
     for missing in choices.missing:
-        told.note(missing)
+        listener.note(missing)
     if choices.complete:
         write_suite(cells[0].suite, choices, out)
-        told.note(f"The suite with these choices is in {out}.")
+        listener.note(f"The suite with these choices is in {out}.")
     return SearchRun((), choices.complete)
 
 
 def _run_step(
     whole: Plan,
-    place: Executor,
-    told: Audience,
+    executor: Executor,
+    listener: Audience,
     retry_failed: bool,
-    at_work: Session,
+    driver: Session,
     rows: Sequence[Row],
     trials: Sequence[Trial],
 ) -> dict[str, Record]:
@@ -311,8 +284,8 @@ def _run_step(
     part = Plan(suite=whole.suite, rows=tuple(rows), trials=tuple({t.id: t for t in trials}.values()))
     both = Plan(suite=whole.suite, rows=whole.rows + part.rows, trials=whole.trials + part.trials)
     for again in (True, False) if retry_failed else (False,):
-        _run_phase(both, part, "search", at_work, place, told, retry_failed=again)
-    return latest(at_work.store.records())
+        _run_phase(both, part, "search", driver, executor, listener, retry_failed=again)
+    return latest(driver.store.records())
 
 
 def _check_apart(chosen: Sequence[Cell]) -> None:
@@ -330,38 +303,40 @@ def _run_sections(
     nests: Callable[[Literal[Kind.SEARCH, Kind.ALLOCATION]], list[Nested]],
     storage: str,
     store: Store,
-    told: Audience,
+    listener: Audience,
 ) -> SearchRun:
     """Searches first, then allocates, each where the suite says so."""
     found: list[SearchResult | AllocationResult] = []
     if suite.search:
-        found += _search(suite.search, nests(Kind.SEARCH), storage, told)
+        found += _search(suite.search, nests(Kind.SEARCH), storage, listener)
     if suite.allocation:
-        found += _allocate(suite.allocation, nests(Kind.ALLOCATION), told)
+        found += _allocate(suite.allocation, nests(Kind.ALLOCATION), listener)
     records = latest(store.records())
     return SearchRun(tuple(found), all(_complete(one, records) for one in found))
 
 
-def _search(section: Search, nests: Sequence[Nested], storage: str, told: Audience) -> Iterator[SearchResult]:
+def _search(
+    section: Search, nests: Sequence[Nested], storage: str, listener: Audience
+) -> Iterator[SearchResult]:
     studies = open_storage(storage)
     # All of them are made, and so checked, before the first trial.
     searches = [RankSearch(nest.cell, section, studies, nest.name) for nest in nests]
     for search, nest in zip(searches, nests, strict=True):
-        told.searching(search)
+        listener.searching(search)
         with nest:
             found = search.finish(nest)
-        told.searched(found, latest(nest.store.records()))
+        listener.searched(found, latest(nest.store.records()))
         yield found
 
 
-def _allocate(section: Allocation, nests: Sequence[Nested], told: Audience) -> Iterator[AllocationResult]:
+def _allocate(section: Allocation, nests: Sequence[Nested], listener: Audience) -> Iterator[AllocationResult]:
     # All of them are made, and so checked, before the first trial.
     allocations = [RankAllocation(nest.cell, section) for nest in nests]
     for allocation, nest in zip(allocations, nests, strict=True):
-        told.allocating(nest.name, allocation)
+        listener.allocating(nest.name, allocation)
         with nest:
             found = allocation.run(nest)
-        told.allocated(found, latest(nest.store.records()))
+        listener.allocated(found, latest(nest.store.records()))
         yield found
 
 
@@ -382,13 +357,15 @@ def _loaded(suite: Suite | Path | str) -> Suite:
     return suite if isinstance(suite, Suite) else load_suite(suite)
 
 
-def _limited(suite: Suite, timeout: float | str | None, place: Executor, told: Audience) -> Suite:
-    """The suite with this limit, if one is given. Raises UserError for one that is none."""
-    if timeout is not None:
-        given = validate(Limit, {"trial_timeout": timeout}, "this run")
-        suite = suite.model_copy(update={"trial_timeout": given.trial_timeout})
-    if suite.trial_timeout is not None and not place.ends_trials:
-        told.note("trial_timeout has no effect with --executor inline: no other process could end a trial.")
+def _limited(suite: Suite, place: Place, executor: Executor, listener: Audience) -> Suite:
+    """The suite with the place's limit for trials, if there is one. Raises UserError for an invalid limit."""
+    if place.trial_timeout is not None:
+        limit = validate(Limit, {"trial_timeout": place.trial_timeout}, "this run")
+        suite = suite.model_copy(update={"trial_timeout": limit.trial_timeout})
+    if suite.trial_timeout is not None and not executor.ends_trials:
+        listener.note(
+            f"trial_timeout has no effect with --executor {place.executor}, which cannot end a trial."
+        )
     return suite
 
 
@@ -422,7 +399,7 @@ def _with_search(
     return suite.model_copy(update={"search": changed})
 
 
-def _check_memory(trials: list[Trial], place: Executor) -> None:
+def _check_memory(trials: list[Trial], executor: Executor) -> None:
     # A cluster's nodes check their own memory.
-    if place.on_this_machine:
-        check_memory(trials, place.slots)
+    if executor.on_this_machine:
+        check_memory(trials, executor.slots)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from bench.commands import completion
+from bench.execution import EXECUTORS, executor_help
 from bench.store import DEFAULT_STORE as DEFAULT_STORE
 from bench.terminal.console import VisibleConsole
 
@@ -137,8 +138,8 @@ Device = Annotated[
 ExecutorKind = Annotated[
     str,
     typer.Option(
-        help="Where trials run: inline (this process), local (processes of this machine) or ray (a cluster).",
-        autocompletion=completion.one_of("inline", "local", "ray"),
+        help=f"Where trials run: {executor_help()}.",
+        autocompletion=completion.one_of(*EXECUTORS),
     ),
 ]
 Workers = Annotated[

@@ -71,6 +71,8 @@ def run(
 
     Several starts on one store share the work.
     """
+    from bench.execution.place import Place
+    from bench.plan.rows import Part
     from bench.run import run_suite
     from bench.terminal.plans import print_tuning
     from bench.terminal.results import print_summary
@@ -79,20 +81,17 @@ def run(
     done = run_suite(
         suite,
         store=store,
-        device=device,
-        tasks=task or (),
-        methods=method or (),
-        seeds=seed or (),
-        backbones=backbone or (),
-        budgets=budget or (),
-        studies=studies or (),
-        executor=executor,
-        workers=workers,
-        slots_per_device=slots_per_device,
-        ray_address=ray_address,
-        worker_memory=worker_memory,
-        saving=Saving(micro_batch, checkpointing, shrink_batch),
-        trial_timeout=trial_timeout,
+        place=Place(
+            executor=executor,
+            device=device,
+            workers=workers,
+            slots_per_device=slots_per_device,
+            ray_address=ray_address,
+            worker_memory=worker_memory,
+            trial_timeout=trial_timeout,
+            saving=Saving(micro_batch, checkpointing, shrink_batch),
+        ),
+        part=Part(task or (), method or (), backbone or (), budget or (), seed or (), studies or ()),
         retry_failed=retry_failed,
         audience=_audience(log),
     )
@@ -137,28 +136,29 @@ def search(
     A search tries one point at a time; start the command several times to try more. An allocation's trials
     and the final runs use all workers.
     """
+    from bench.execution.place import Place
+    from bench.plan.rows import Part
     from bench.run import search_suite
     from bench.training.saving import Saving
 
     done = search_suite(
         suite,
         store=store,
+        place=Place(
+            executor=executor,
+            device=device,
+            workers=workers,
+            slots_per_device=slots_per_device,
+            ray_address=ray_address,
+            worker_memory=worker_memory,
+            trial_timeout=trial_timeout,
+            saving=Saving(micro_batch, checkpointing, shrink_batch),
+        ),
+        part=Part(task or (), method or (), backbone or (), budget or ()),
         storage=storage,
-        device=device,
         trials=trials,
         sampler_seed=sampler_seed,
         out=out,
-        tasks=task or (),
-        methods=method or (),
-        backbones=backbone or (),
-        budgets=budget or (),
-        executor=executor,
-        workers=workers,
-        slots_per_device=slots_per_device,
-        ray_address=ray_address,
-        worker_memory=worker_memory,
-        saving=Saving(micro_batch, checkpointing, shrink_batch),
-        trial_timeout=trial_timeout,
         retry_failed=retry_failed,
         audience=_audience(log),
     )
@@ -206,6 +206,7 @@ def plan(
     from bench.forecast import forecast
     from bench.plan.coverage import shared_points, tuning_notes
     from bench.plan.make import make_plan
+    from bench.plan.rows import Part
     from bench.suite.load import load_suite
     from bench.terminal.plans import print_forecast, print_plan, print_power
     from bench.training.saving import Saving
@@ -217,9 +218,8 @@ def plan(
         raise UserError("--threshold is of --power, which is not asked for")
     matters = one_for_each(threshold)
     device = choose_device(device)
-    made = make_plan(load_suite(suite), device).select(
-        task or (), method or (), seed or (), backbone or (), budget or (), studies or ()
-    )
+    part = Part(task or (), method or (), backbone or (), budget or (), seed or (), studies or ())
+    made = make_plan(load_suite(suite), device).select(part)
     expected = forecast(made, store, device, Saving(micro_batch, checkpointing))
     found = []
     if power:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from bench.execution.perform import Report, needed
+from bench.execution.place import Place
 from bench.plan.trial import Trial
 from bench.training.saving import Saving
 
@@ -14,6 +15,8 @@ from bench.training.saving import Saving
 class Executor(ABC):
     """Where trials run. Entered before the first trial; leaving it ends every worker."""
 
+    #: The fields of a place that it takes, of those in `bench.execution.OPTIONS`.
+    options: ClassVar[frozenset[str]] = frozenset()
     #: How many trials it runs at once.
     slots: int
     #: Whether its workers share the memory of this machine.
@@ -25,6 +28,14 @@ class Executor(ABC):
         self.device, self._saving = device, saving
         #: What is prepared already, as `needed` tells it.
         self._prepared: set[str] = set()
+
+    @classmethod
+    @abstractmethod
+    def open(cls, place: Place) -> Self:
+        """Makes the executor of a place, not entered yet.
+
+        Raises UserError for options that do not go together, and for what this machine lacks.
+        """
 
     def __enter__(self) -> Self:
         return self

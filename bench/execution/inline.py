@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Self
+
+from bench.execution import choose_device
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report, ended, perform, prepare_all, started
+from bench.execution.place import Place
 from bench.plan.trial import Trial
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
+from methods import UserError
 
 
 class Inline(Executor):
     """The executor without workers. A crash of the process costs the running trial and stops the run."""
 
+    options = frozenset({"workers"})
     slots = 1
     ends_trials = False
 
@@ -19,6 +25,16 @@ class Inline(Executor):
         super().__init__(device, saving)
         self.resources = Resources(device, saving)
         self._next: Trial | None = None
+
+    @classmethod
+    def open(cls, place: Place) -> Self:
+        """Makes the executor. Raises UserError for several workers, and for a device that is missing."""
+        if place.workers not in (None, 1):
+            raise UserError(
+                f"--workers {place.workers}: --executor inline runs one trial at a time; for more take "
+                "--executor local or ray"
+            )
+        return cls(choose_device(place.device), place.saving)
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         prepare_all(trials, self.resources)

@@ -16,11 +16,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 import torch
 
+from bench.execution import choose_device
 from bench.execution.executor import Executor
 from bench.execution.perform import (
     Event,
@@ -32,6 +33,7 @@ from bench.execution.perform import (
     preparing,
     started,
 )
+from bench.execution.place import Place
 from bench.execution.watch import BEAT, Watch
 from bench.plan.trial import Trial
 from bench.process.guard import Guard, kill_group
@@ -48,6 +50,11 @@ if TYPE_CHECKING:
 
 #: Where so many workers in a row died before they were ready, the next one would die too.
 STILLBORN = 3
+
+#: The least memory of a worker, in MiB: torch and the libraries alone take 350 to 550.
+LEAST_MEMORY = 512
+#: The most, in MiB: the system counts bytes in 63 bits.
+MOST_MEMORY = 2**43 - 1
 
 #: From linux/prctl.h.
 PR_SET_PDEATHSIG = 1
@@ -88,6 +95,8 @@ class _Worker:
 class Local(Executor):
     """One process a slot, spawned when it is first needed. Each loads a backbone once."""
 
+    options = frozenset({"workers", "slots_per_device", "worker_memory"})
+
     def __init__(self, slots: list[Slot]) -> None:
         super().__init__(slots[0].device.partition(":")[0], slots[0].saving)
         self._free = list(reversed(slots))
@@ -97,6 +106,21 @@ class Local(Executor):
         self._stillborn = 0
         #: Ends the workers where this process cannot any more.
         self._guard: Guard | None = None
+
+    @classmethod
+    def open(cls, place: Place) -> Self:
+        """Makes the executor with a slot for each worker.
+
+        Raises UserError for a missing device, for more workers than slots, and for a limit of memory that
+        this machine cannot set.
+        """
+        memory = place.worker_memory
+        if memory is not None and sys.platform != "linux":
+            raise UserError("--worker-memory: only Linux limits the memory of a process")
+        if memory is not None and not LEAST_MEMORY <= memory <= MOST_MEMORY:
+            raise UserError(f"--worker-memory {memory}: accepted are {LEAST_MEMORY} to {MOST_MEMORY} MiB")
+        slots = local_slots(choose_device(place.device), place.workers, place.slots_per_device)
+        return cls([Slot(*slot, memory, place.saving) for slot in slots])
 
     def _prepare(self, trials: list[Trial], report: Report, limit: float | None) -> None:
         """One worker prepares while the others start: what it puts into the cache, all of them find there."""
@@ -310,6 +334,26 @@ def _serve(link: Connection, slot: Slot) -> None:
             elif asked == "run":
                 with line.at_work():
                     _run(about, resources, line, slot)
+
+
+def local_slots(device: str, workers: int | None, slots_per_device: int | None) -> list[tuple[str, str, int]]:
+    """Name, device and threads of each slot; the cores of this process are divided among them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device == "cpu":
+        if slots_per_device:
+            raise UserError("--slots-per-device is for GPUs; on CPUs use --workers")
+        devices = ["cpu"] * (workers or cores)
+    else:
+        gpus = [device] if ":" in device else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        devices = gpus * (slots_per_device or 1)
+        if workers and workers > len(devices):
+            raise UserError(
+                f"--workers {workers}: there are {len(devices)} slots on {len(gpus)} GPU(s); "
+                "raise --slots-per-device"
+            )
+        devices = devices[: workers or len(devices)]
+    threads = max(1, cores // len(devices))
+    return [(f"{device}/{i}", device, threads) for i, device in enumerate(devices)]
 
 
 def _limit_memory(mib: int) -> None:

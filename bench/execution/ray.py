@@ -6,11 +6,12 @@ import logging
 import os
 import queue
 import signal
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -26,13 +27,15 @@ from bench.execution.perform import (
     preparing,
     started,
 )
+from bench.execution.place import Place
 from bench.execution.watch import Watch
 from bench.plan.trial import Trial
 from bench.training.loop import Pruned
-from bench.training.saving import PLAIN, Saving
+from bench.training.saving import Saving
 from bench.training.trial import Resources
 from bench.wire.trial import Progress, lost
 from methods import UserError
+from methods.errors import cut
 
 # Nothing leaves the machine unless the user names a cluster.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -46,6 +49,9 @@ except ImportError as error:
 
 #: Seconds between two looks at how many slots the cluster has.
 LOOK = 5.0
+
+#: Seconds that a Ray cluster may take to accept a connection.
+CONNECTING = 10
 
 
 @dataclass
@@ -102,6 +108,7 @@ class RayCluster(Executor):
     `limit` is the number of trials at once that was asked for; None: as many as there is room for.
     """
 
+    options = frozenset({"workers", "slots_per_device", "ray_address"})
     on_this_machine = False
 
     def __init__(self, device: str, share: Share, limit: int | None, saving: Saving) -> None:
@@ -115,30 +122,24 @@ class RayCluster(Executor):
         self.slots = self._capacity()
 
     @classmethod
-    def connect(
-        cls,
-        device: str,
-        *,
-        workers: int | None = None,
-        slots_per_device: int | None = None,
-        address: str | None = None,
-        saving: Saving = PLAIN,
-    ) -> RayCluster:
-        """Connects to a cluster, or starts one on this machine where no address is known.
+    def open(cls, place: Place) -> Self:
+        """Connects to a cluster, or starts one on this machine if no address is known.
 
-        `device` is auto, cpu or cuda. `slots_per_device` trials share a GPU; on CPUs the cores are divided
-        among `workers`, as `Local` does. Raises UserError for a cluster that cannot be reached or used.
+        The device is auto, cpu or cuda. `slots_per_device` trials share a GPU; on CPUs the cores are divided
+        among the workers, as in `Local`. Raises UserError for a cluster that cannot be reached or used.
         """
-        _connect(address)
+        device = place.device
+        _connect(place.ray_address)
         try:
             if device == "auto":
                 device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
             if device not in ("cpu", "cuda"):
                 raise UserError(f"--device {device}: with --executor ray accepted are auto, cpu and cuda")
-            if device == "cpu" and slots_per_device:
+            if device == "cpu" and place.slots_per_device:
                 raise UserError("--slots-per-device is for GPUs; on CPUs use --workers")
-            share = Share.of_gpus(slots_per_device) if device == "cuda" else Share.of_cpus(workers)
-            return cls(device, share, workers, saving)
+            gpus = device == "cuda"
+            share = Share.of_gpus(place.slots_per_device) if gpus else Share.of_cpus(place.workers)
+            return cls(device, share, place.workers, place.saving)
         except BaseException:
             ray.shutdown()
             raise
@@ -302,24 +303,45 @@ def _living_resources() -> list[dict[str, float]]:
 
 
 def _connect(address: str | None) -> None:
-    asked = address or os.environ.get("RAY_ADDRESS") or "local"
+    """Connects to the cluster at this address, at RAY_ADDRESS, or to one started here."""
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable("--ray-address" if address else "RAY_ADDRESS", where)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(
-            address=asked,
+            address=where,
             include_dashboard=None if address else False,
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"cannot connect to the Ray cluster at {asked}: {error}; where it asks for a token, set "
+            f"cannot connect to the Ray cluster at {where}: {error}; where it asks for a token, set "
             "RAY_AUTH_MODE=token (docs/clusters.md)"
         ) from error
     finally:
         # Ray sets handlers of its own, which would end the program without a word to the store.
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _check_reachable(source: str, address: str) -> None:
+    """Raises UserError for an address where nothing listens: Ray itself would try for a minute.
+
+    `source` is the option or variable that gives the address.
+    """
+    if address in ("auto", "local"):
+        return
+    accepted = "accepted are auto or HOST:PORT of a running Ray cluster"
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 2**16):
+        raise UserError(f"{source} {cut(address)}: {accepted}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTING).close()
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"{source} {cut(address)}: no Ray cluster answers there ({error}); {accepted}"
+        ) from error
 
 
 class _Slot:

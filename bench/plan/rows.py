@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from pydantic import Field
@@ -117,6 +118,50 @@ class Row(Frozen):
         )
 
 
+#: The fields of a part, and what one of each is called.
+SINGULAR = {
+    "tasks": "task",
+    "methods": "method",
+    "backbones": "backbone",
+    "budgets": "budget",
+    "seeds": "seed",
+    "studies": "study",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of a suite to run; an empty choice takes all.
+
+    Methods are named by registered name, title or label, tasks and backbones by name or label, and budgets as
+    `budget_names` says. Raises UserError for a text in place of a list.
+    """
+
+    tasks: Sequence[str] = ()
+    methods: Sequence[str] = ()
+    backbones: Sequence[str] = ()
+    budgets: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    #: Numbers of studies, from 0.
+    studies: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        for kind in SINGULAR:
+            if isinstance(names := getattr(self, kind), str):
+                raise UserError(f"{kind}: accepted is a list of names, got {shown(names)}")
+
+    @property
+    def choices(self) -> dict[str, list[str]]:
+        """The names of each choice that is not empty, by field."""
+        return {kind: list(map(str, names)) for kind in SINGULAR if (names := getattr(self, kind))}
+
+    def __str__(self) -> str:
+        return "; ".join(f"{SINGULAR[kind]} {', '.join(names)}" for kind, names in self.choices.items())
+
+
+EVERYTHING = Part()
+
+
 class Plan(Frozen):
     """The rows of a suite and the trials behind them, in the order in which they run."""
 
@@ -124,47 +169,34 @@ class Plan(Frozen):
     rows: tuple[Row, ...]
     trials: tuple[Trial, ...]
 
-    def select(
-        self,
-        tasks: Sequence[str] = (),
-        methods: Sequence[str] = (),
-        seeds: Sequence[int] = (),
-        backbones: Sequence[str] = (),
-        budgets: Sequence[str] = (),
-        studies: Sequence[int] = (),
-    ) -> Plan:
-        """The part of these tasks, methods, seeds, backbones, budgets and studies; each selects all if empty.
+    def select(self, part: Part) -> Plan:
+        """The rows and seeds of a part. Every row keeps all its tuning trials.
 
-        A method is named by its registered name, its title or its label, a task and a backbone by name or
-        label, and a budget as `budget_names` says. Every selected row keeps all its tuning trials. Raises
-        UserError for a name or a seed that the plan does not have, and for a choice that leaves nothing.
+        Raises UserError for a name or a seed that the plan lacks, and for a part without rows.
         """
         final = self.of(None).rows
         kept = list(final)
-        choices: list[tuple[str, Sequence[str], Callable[[Row], set[str]]]] = [
-            ("task", tasks, lambda row: {row.task, row.own.task}),
-            ("method", methods, lambda row: {row.title, row.method, row.registered, row.own.method}),
-            ("backbone", backbones, lambda row: {row.backbone, row.own.backbone}),
-            ("budget", budgets, lambda row: budget_names(row.budget)),
-            ("seed", list(map(str, seeds)), lambda row: set(map(str, row.trials))),
-            ("study", list(map(str, studies)), lambda row: set(map(str, map(self._study, row.trials)))),
-        ]
-        for kind, asked, names in choices:
-            if isinstance(asked, str):
-                raise UserError(f"{kind}s: a list of names is wanted, got {shown(asked)}")
-            known: set[str] = set().union(*map(names, final))
-            for name in asked:
-                if name not in known:
-                    raise UnknownNameError(f"{kind} of this suite", name, known)
-            kept = [row for row in kept if not asked or names(row) & set(asked)]
-        if seeds:
-            kept = [row.only(set(seeds)) for row in kept]
-        if studies:
-            kept = [row.only({s for s in row.trials if self._study(s) in studies}) for row in kept]
+        names_of: dict[str, Callable[[Row], set[str]]] = {
+            "tasks": lambda row: {row.task, row.own.task},
+            "methods": lambda row: {row.title, row.method, row.registered, row.own.method},
+            "backbones": lambda row: {row.backbone, row.own.backbone},
+            "budgets": lambda row: budget_names(row.budget),
+            "seeds": lambda row: set(map(str, row.trials)),
+            "studies": lambda row: set(map(str, map(self._study, row.trials))),
+        }
+        for kind, names in part.choices.items():
+            accepted: set[str] = set().union(*map(names_of[kind], final))
+            for name in names:
+                if name not in accepted:
+                    raise UnknownNameError(f"{SINGULAR[kind]} of this suite", name, accepted)
+            kept = [row for row in kept if names_of[kind](row) & set(names)]
+        if part.seeds:
+            kept = [row.only(set(part.seeds)) for row in kept]
+        if part.studies:
+            kept = [row.only({s for s in row.trials if self._study(s) in part.studies}) for row in kept]
         kept = [row for row in kept if row.trials]
         if final and not kept:
-            told = "; ".join(f"{kind} {', '.join(asked)}" for kind, asked, _ in choices if asked)
-            raise UserError(f"suite '{self.suite.name}' has no row of all of these: {told}")
+            raise UserError(f"suite '{self.suite.name}' has no row of all of these: {part}")
         tuning = {id_ for row in kept if row.tuning for id_ in row.tuning.ids}
         kept += [row for row in self.rows if row.phase and tuning & set(row.trials.values())]
         return self._part(kept)

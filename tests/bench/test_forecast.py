@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 from bench.execution.estimate import final_work, step_count
+from bench.execution.place import Place
 from bench.forecast import forecast
+from bench.plan.rows import Part
 from bench.run import Audience, run_suite
 from bench.search.tuning import with_choices
 from bench.store.store import Store
@@ -67,10 +69,10 @@ def test_the_final_trials_are_counted_while_tuning_runs(tmp_path: Path, new_stor
     changes["tuning"] = {**TUNED["tuning"], "epochs": 1}
     made = plan(**changes)
     assert final_work(made, made.of("tuning").trials, []) == pytest.approx(3 * 4)
-    run_suite(suite(**changes), store=uri, device="cpu", audience=heard)
+    run_suite(suite(**changes), store=uri, place=Place(device="cpu"), audience=heard)
     assert heard.told == [pytest.approx(3 * 4)]
     # With all that is stored nothing is left, and so nothing is told.
-    run_suite(suite(**changes), store=uri, device="cpu", audience=heard)
+    run_suite(suite(**changes), store=uri, place=Place(device="cpu"), audience=heard)
     assert len(heard.told) == 1
 
 
@@ -107,7 +109,7 @@ def test_every_part_of_a_suite_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_part_that_was_selected_is_counted_alone(tmp_path: Path) -> None:
-    part = plan(**TUNED).select([], ["lora"], [1])
+    part = plan(**TUNED).select(Part(methods=["lora"], seeds=[1]))
     assert counts(forecast(part, nowhere(tmp_path), "cpu")) == {
         "tuning": ("run", 3, 6, 6),
         "final": ("run", 1, 1, 1),
@@ -214,11 +216,11 @@ def test_run_says_what_it_leaves_out_and_which_command_does_it(
     # As Python calls it; every trial is there already.
     heard = Heard()
     both = suite(**changes, allocation=SEARCHED["allocation"], search={"trials": 2})
-    run_suite(both, store=f"sqlite:///{tmp_path / 'mlflow.db'}", device="cpu", audience=heard)
+    run_suite(both, store=f"sqlite:///{tmp_path / 'mlflow.db'}", place=Place(device="cpu"), audience=heard)
     assert heard.notes == [
         "'toy' also has a search and an allocation, which this does not run: `bench.search_suite` does."
     ]
     plain = suite(**changes)
-    run_suite(plain, store=f"sqlite:///{tmp_path / 'mlflow.db'}", device="cpu", audience=heard)
+    run_suite(plain, store=f"sqlite:///{tmp_path / 'mlflow.db'}", place=Place(device="cpu"), audience=heard)
     assert len(heard.notes) == 1
     assert len(Store.existing(f"sqlite:///{tmp_path / 'mlflow.db'}", "toy").records()) == 1

@@ -119,7 +119,7 @@ def test_python_hears_beside_its_log_and_a_full_disk_stops_nothing(
     audience = Hearing()
     log, made = Log("/dev/full", audience), suite(training=SHORT)
     with pytest.warns(UserWarning, match="a line is missing: No space left on device"):
-        done = bench.run_suite(made, store=new_store(tmp_path), device="cpu", audience=log)
+        done = bench.run_suite(made, store=new_store(tmp_path), place=bench.Place(device="cpu"), audience=log)
     assert done.complete
     assert (audience.heard[0], audience.heard[-1]) == ("started", "finished")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench.commands.options import split_names
-from bench.plan.rows import Plan
+from bench.plan.rows import Part, Plan
 from methods import UserError
 
 from .toy_suites import DIGITS, MOVIES, VISION, plan, write
@@ -55,14 +55,14 @@ def cells(made: Plan) -> set[tuple[str, str, str | None]]:
 
 def test_a_part_of_a_suite_is_picked_by_backbone_and_budget() -> None:
     whole = plan(BOTH)
-    vit = whole.select(backbones=["tiny-random-vit"])
+    vit = whole.select(Part(backbones=["tiny-random-vit"]))
     assert {row.backbone for row in vit.rows} == {"tiny-random-vit"}
     for name in ("1,000 parameters", "1000 parameters", "parameters"):
-        picked = whole.select(methods=["LoRA"], budgets=[name], backbones=["tiny-random-bert"])
+        picked = whole.select(Part(methods=["LoRA"], budgets=[name], backbones=["tiny-random-bert"]))
         assert {budget for _, _, budget in cells(picked)} == {"1,000 parameters"}
         assert {backbone for backbone, _, _ in cells(picked)} == {"tiny-random-bert"}
-    assert {method for _, method, _ in cells(whole.select(budgets=["own size"]))} == {"head only"}
-    assert cells(whole.select(budgets=["own size", "isorank", "parameters"])) == cells(whole)
+    assert {method for _, method, _ in cells(whole.select(Part(budgets=["own size"])))} == {"head only"}
+    assert cells(whole.select(Part(budgets=["own size", "isorank", "parameters"]))) == cells(whole)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_part_of_a_suite_is_picked_by_backbone_and_budget() -> None:
 )
 def test_a_part_that_is_not_there_is_refused(picked: dict[str, list[str]], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        plan(BOTH).select(**picked)
+        plan(BOTH).select(Part(**picked))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 import bench
 from bench.execution.perform import Event, Report
-from bench.plan.rows import Plan
+from bench.plan.rows import Part, Plan
 from bench.run import Audience, run_suite
 from bench.store.records import latest
 from bench.store.store import Store
@@ -75,11 +75,11 @@ def halves(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, call: 
     suite = write(folders[0], STUDY)
     first, second = map(new_store, folders)
     with pytest.raises(KeyboardInterrupt):
-        run_suite(suite, store=first, studies=[0, 1], audience=StoppedAfter(11))
+        run_suite(suite, store=first, part=Part(studies=[0, 1]), audience=StoppedAfter(11))
     (held,) = contents(first)
     ended = call("run", suite, "--store", first, "--studies", "0-1")
     assert ended.code == 0, ended.err
-    assert run_suite(suite, store=second, studies=[2]).complete
+    assert run_suite(suite, store=second, part=Part(studies=[2])).complete
     packs = [folder / "toy.tensorbench.zip" for folder in folders]
     for uri, pack in zip((first, second), packs, strict=True):
         bench.pack("toy", out=pack, store=uri)
@@ -95,7 +95,7 @@ def test_a_stopped_study_is_incomplete_and_goes_on_where_it_was(halves: Halves) 
 
 
 def test_a_study_without_some_of_its_points_keeps_no_trial(halves: Halves) -> None:
-    done = run_suite(halves.suite, store=halves.first, seeds=[10_000, 10_001])
+    done = run_suite(halves.suite, store=halves.first, part=Part(seeds=[10_000, 10_001]))
     for cell in lines_of(done.summary.cells, Cell):
         assert cell.studies is not None
         seeds = [seed for seed in lines_of(done.summary.seeds, Seed) if seed.cell == cell.number]
@@ -203,7 +203,7 @@ def test_every_trial_of_a_study_is_verified(halves: Halves, call: Call) -> None:
 def test_other_windows_do_not_merge(halves: Halves, tmp_path: Path, new_store: NewStore, call: Call) -> None:
     wider = {**STUDY, "tuning": {"studies": 3, "points": 4, "lr": {"decades": 2}}}
     uri, pack = new_store(tmp_path), tmp_path / "toy.tensorbench.zip"
-    assert run_suite(write(tmp_path, wider), store=uri, studies=[0], methods=["lora"]).complete
+    assert run_suite(write(tmp_path, wider), store=uri, part=Part(studies=[0], methods=["lora"])).complete
     bench.pack("toy", out=pack, store=uri)
     with pytest.raises(UserError, match="decades"):
         bench.load_results(halves.packs[0], pack)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.plan.rows import Part
 from bench.search.tuning import with_choices
 from bench.store.store import Store
 from bench.wire.words import Artifact, Kind, Status
@@ -32,7 +33,7 @@ TUNED = SMALL | {
 def half_tuned(uri: str, name: str = "tuned", final: bool = True) -> Store:
     """LoRA and the trained head are tuned, and their final trials ran; LoTR waits."""
     plan = plan_of(**TUNED | {"name": name})
-    done = plan.select([], ["lora", "head_only"], [])
+    done = plan.select(Part(methods=["lora", "head_only"]))
     store = write(uri, done.of("tuning"), result_of_any)
     chosen = with_choices(plan, store)
     if final:

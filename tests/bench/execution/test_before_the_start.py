@@ -7,14 +7,16 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from bench.execution import local, local_slots, make_executor
+from bench.execution import executors, local, make_executor
 from bench.execution.checks import check_disk, check_memory
+from bench.execution.inline import Inline
+from bench.execution.local import local_slots
 from bench.execution.perform import Event
+from bench.execution.place import Place
 from bench.plan.trial import Trial
 from bench.process.memory import MIB, available_mib
 from bench.store.store import Store
@@ -58,7 +60,7 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
     monkeypatch.setattr(local, "perform", meet)
     monkeypatch.setattr(local, "started", lambda trial, worker, *_: Event(trial, "started", worker))
     events: list[Event] = []
-    with make_executor("local", "auto", slots_per_device=2) as place:
+    with make_executor(Place("local", slots_per_device=2)) as place:
         for trial in trials:
             place.submit(trial)
         assert place.free == 0
@@ -69,31 +71,38 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("place", "said"),
     [
-        ({"kind": "locale"}, "unknown executor 'locale': did you mean 'local'"),
-        (
-            {"kind": "inline", "workers": 2},
-            "--workers and --slots-per-device go with --executor local or ray",
-        ),
-        ({"kind": "local", "slots_per_device": 2}, "--slots-per-device is for GPUs; on CPUs use --workers"),
-        ({"kind": "local", "ray_address": "auto"}, "--ray-address goes with --executor ray"),
-        ({"kind": "inline", "worker_memory": 9999}, "--worker-memory goes with --executor local"),
-        ({"kind": "ray", "worker_memory": 9999}, "Ray has a memory resource of its own"),
-        ({"kind": "local", "worker_memory": 100}, "--worker-memory 100: accepted are 512 to "),
-        # Of more bytes than the system can count.
-        ({"kind": "local", "worker_memory": 2**44}, f"--worker-memory {2**44}: accepted are 512 to "),
+        (Place("locale"), "'locale'.*'local'"),
+        (Place("inline", workers=2), "--workers 2"),
+        (Place("inline", worker_memory=9999), "--worker-memory .*accepted: --workers$"),
+        (Place("local", device="cpu", slots_per_device=2), "--slots-per-device"),
+        (Place("local", ray_address="auto"), "--ray-address .*--worker-memory$"),
+        (Place("local", worker_memory=100), "--worker-memory 100: accepted are 512 to "),
+        # More bytes than the system can count.
+        (Place("local", worker_memory=2**44), f"--worker-memory {2**44}: accepted are 512 to "),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make_executor(**{"device": "cpu", **options})
+def test_options_that_do_not_go_together_are_refused(place: Place, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_executor(place)
 
 
-def test_an_address_of_the_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
-    with pytest.raises(UserError, match=r"^RAY_ADDRESS nowhere: accepted are auto or HOST:PORT"):
-        make_executor("ray", "cpu")
+def test_a_plug_in_brings_an_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Batch(Inline):
+        options = frozenset({"worker_memory"})
+
+    def brings(value: object) -> None:
+        point = SimpleNamespace(name="batch", value="batch:Batch", dist=None, load=lambda: value)
+        monkeypatch.setattr(executors(), "_plugins", {"batch": [point]})
+
+    brings(Batch)
+    assert isinstance(make_executor(Place("batch", worker_memory=1000)), Batch)
+    with pytest.raises(UserError, match=r"--workers .*accepted: --worker-memory"):
+        make_executor(Place("batch", workers=1))
+    brings(dict)
+    with pytest.raises(UserError, match=r"executor .batch.*Executor"):
+        make_executor(Place("batch"))
 
 
 def test_too_little_disk_or_memory_is_told_before_the_start(

@@ -13,6 +13,7 @@ import pytest
 from bench.execution import make_executor
 from bench.execution.driver import execute
 from bench.execution.perform import Event
+from bench.execution.place import Place
 from bench.execution.session import session
 from bench.plan.trial import Trial
 from bench.store.store import Store
@@ -45,7 +46,7 @@ def cluster() -> Iterator[RayCluster]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "init", partial(ray.init, num_gpus=1))
-        with RayCluster.connect("cpu", workers=1) as made:
+        with RayCluster.open(Place(device="cpu", workers=1)) as made:
             yield made
 
 
@@ -132,7 +133,7 @@ def test_the_words_of_the_wire_come_back_as_they_are(cluster: RayCluster) -> Non
     ],
 )
 def test_what_a_cluster_cannot_do_is_told_and_leaves_no_connection(
-    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     closed: list[bool] = []
     # The tests share one connection, which stays open.
@@ -140,7 +141,7 @@ def test_what_a_cluster_cannot_do_is_told_and_leaves_no_connection(
     monkeypatch.setattr("ray.shutdown", lambda: closed.append(True))
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     with pytest.raises(UserError, match=message):
-        make_executor("ray", **options)  # type: ignore[arg-type]
+        make_executor(Place("ray", **options))
     assert closed == [True]
 
 
@@ -152,10 +153,13 @@ def test_a_cluster_that_is_not_there_is_named_as_the_environment_has_it(
     def nothing_there(**options: object) -> None:
         raise ConnectionError("could not find any")
 
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    with pytest.raises(UserError, match=r"^RAY_ADDRESS nowhere: "):
+        RayCluster.open(Place("ray"))
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr("ray.init", nothing_there)
     with pytest.raises(UserError, match="cannot connect to the Ray cluster at auto: could not find any"):
-        RayCluster.connect("cpu")
+        RayCluster.open(Place(device="cpu"))
 
 
 def test_it_prepares_again_where_idle_actors_hold_every_slot(cluster: RayCluster, store: Store) -> None:

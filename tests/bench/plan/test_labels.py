@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.plan.cells import cells
+from bench.plan.rows import Part
 from bench.search.nested import about
 from methods import UserError
 
@@ -49,7 +50,7 @@ def test_a_part_is_named_by_label_or_name() -> None:
         {"methods": ["ours"], "tasks": ["Digits (8×8)"], "backbones": ["ViT, random"]},
         {"methods": ["LoRA"], "tasks": ["digits"], "backbones": ["tiny-random-vit"]},
     ):
-        assert [row.method for row in made.select(**asked).rows] == ["ours"]
+        assert [row.method for row in made.select(Part(**asked)).rows] == ["ours"]
 
 
 def test_a_search_goes_on_under_another_label() -> None:

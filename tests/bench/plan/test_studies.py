@@ -9,7 +9,7 @@ import pytest
 
 from bench.execution.estimate import longest_first
 from bench.plan.make import make_plan
-from bench.plan.rows import Plan, Row
+from bench.plan.rows import Part, Plan, Row
 from bench.plan.studies import offsets
 from bench.suite.choosing import Studies
 from bench.suite.suite import Suite
@@ -87,7 +87,7 @@ def test_more_studies_keep_the_trials_of_fewer() -> None:
     three, six = plan(), plan(tuning={"studies": 6, "points": 4})
     few = {trial.id for trial in three.trials}
     assert few < {trial.id for trial in six.trials}
-    assert few == {trial.id for trial in six.select(studies=[0, 1, 2]).trials}
+    assert few == {trial.id for trial in six.select(Part(studies=[0, 1, 2])).trials}
 
 
 def test_offsets_seeds_and_ids_are_the_same_on_every_machine() -> None:
@@ -119,8 +119,8 @@ def test_a_fitted_head_is_a_single_trial_in_the_first_study() -> None:
     made = make_plan(suite(methods=["converged_head", "lora"]))
     row = by_method(made)["converged_head"]
     assert (list(row.trials), row.studies) == ([10_000], None)
-    assert len(made.select(studies=[0]).rows) == 2
-    assert [row.registered for row in made.select(studies=[1]).rows] == ["lora"]
+    assert len(made.select(Part(studies=[0])).rows) == 2
+    assert [row.registered for row in made.select(Part(studies=[1])).rows] == ["lora"]
     with pytest.raises(UserError, match=r"methods.0: centre"):
         make_plan(suite(methods=[{"method": "converged_head", "centre": 1e-3}]))
 
@@ -197,12 +197,12 @@ def test_too_many_trials_are_refused() -> None:
 )
 def test_a_study_that_is_not_there_is_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        plan().select(**chosen)
+        plan().select(Part(**chosen))
 
 
 def test_a_suite_with_seeds_has_no_study_to_select() -> None:
     with pytest.raises(UserError, match="study"):
-        make_plan(suite(tuning=None, seeds=[0])).select(studies=[0])
+        make_plan(suite(tuning=None, seeds=[0])).select(Part(studies=[0]))
 
 
 def test_the_stored_plan_says_of_each_seed_its_study_and_plans_without_are_read_too() -> None:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import bench.execution.perform
-from bench.plan.rows import Choice, Plan
+from bench.plan.rows import Choice, Part, Plan
 from bench.search.tuning import with_choices
 from bench.store.store import Store
 from bench.store.writer import TrialRun
@@ -248,7 +248,7 @@ def test_what_a_search_gave_up_is_no_result_of_tuning(
 
 
 def test_a_part_of_a_tuned_suite_keeps_its_tuning() -> None:
-    part = plan(**CHANGES).select([], ["lora"], [1])
+    part = plan(**CHANGES).select(Part(methods=["lora"], seeds=[1]))
     assert [row.trials for row in part.of(None).rows] == [{1: None}]
     assert len(part.of("tuning").trials) == 3
 

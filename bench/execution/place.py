@@ -1,0 +1,33 @@
+"""Where trials run, as Python and the command line say it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.training.saving import PLAIN, Saving
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where trials run, and within which limits."""
+
+    #: A name in `bench.execution.EXECUTORS`.
+    executor: str = "inline"
+    #: auto, cpu, cuda or cuda:N.
+    device: str = "auto"
+    #: Trials at once. None: every slot, which is `slots_per_device` on each GPU, or one a core on CPUs.
+    workers: int | None = None
+    #: Trials that share a GPU. None: one.
+    slots_per_device: int | None = None
+    #: A running Ray cluster: auto or HOST:PORT. None: RAY_ADDRESS, or a cluster started here.
+    ray_address: str | None = None
+    #: MiB of memory per worker. None: no limit.
+    worker_memory: int | None = None
+    #: Seconds per trial, or a multiple of what such trials took, as `5x`. None: the suite's limit.
+    trial_timeout: float | str | None = None
+    #: How trials are run in less memory, with the same results.
+    saving: Saving = PLAIN
+
+
+#: In this process, on a GPU if there is one.
+HERE = Place()
