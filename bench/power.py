@@ -18,10 +18,9 @@ from bench.suite.choosing import Studies
 from bench.suite.suite import Suite
 from methods import UserError
 from reports.analysis import analyse, measured
-from reports.converged import NO_ADAPTERS
+from reports.cautions import NO_ADAPTERS
 from reports.inference.intervals import LEAST_SEEDS
-from reports.inference.power import Design, of_effects, of_runs
-from reports.inference.study_power import Response, of_assumed, of_stored
+from reports.inference.power import Design, Response, of_assumed, of_effects, of_runs, of_stored
 from reports.reading import read
 from reports.studies import analyse_studies, block_budgets
 from reports.study import OWN_SIZE, REFERENCE, grouped, table_name

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
 
 from bench.store.records import Record, scores
-from bench.wire.found import AllocationResult, ComponentWorth, Found, Redundancy, SearchResult, Tried
+from bench.wire.found import FOUND, AllocationResult, ComponentWorth, Found, Redundancy, SearchResult, Tried
 from bench.wire.words import Artifact, Tag
-from reports.artifacts import ablations
 from reports.study import OWN_SIZE, Experiment, Study
 
 
@@ -67,11 +66,23 @@ class StoredAblation:
         return [(level, list(group)) for level, group in groupby(self.components[:most], heading)]
 
 
+def results(experiment: Experiment) -> Iterator[tuple[Record, SearchResult | AllocationResult]]:
+    """The parent run and the result of every search and allocation that has one.
+
+    Raises UserError for a result of another form.
+    """
+    source = experiment.source
+    for kind, (name, form) in FOUND.items():
+        for record in source.records(kind):
+            if (result := source.content(record, name, form)) is not None:
+                yield record, result
+
+
 def read(study: Study) -> list[StoredAblation]:
     """Those of the study's experiments. Raises UserError for an artifact that is not of its form."""
     found: list[StoredAblation] = []
     for experiment in study.experiments:
-        for record, content in ablations(experiment):
+        for record, content in results(experiment):
             if isinstance(content, SearchResult):
                 found.append(_search(experiment, record, content))
             else:

@@ -17,7 +17,7 @@ from reports.inference import power
 from reports.inference.intervals import LEAST_SEEDS, Array, of_each
 from reports.inference.power import Design
 from reports.ranking import Ranking, normalise, rank
-from reports.recipes import Alike, Recipe, alike, recipes, told
+from reports.recipes import Alike, Recipe, alike, in_words, recipes
 from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
 from reports.thresholds import Asked, threshold_of, thresholds
 from reports.units import Unit, unit_of
@@ -185,10 +185,9 @@ def _apart(block: Block, group: Alike, first: Alike) -> Block:
     """Says in what a group differs from the first of its budget."""
     if group is first:
         return block
-    differs = first.differs([cell for cells in group.methods.values() for cell in cells])
     note = (
-        f"Made otherwise than {listed(list(first.methods)[:3])} ({told(differs)}), and so shown apart: no "
-        "verdict compares them."
+        f"Run with another recipe than {listed(list(first.methods)[:3])} "
+        f"({in_words(first.differs(group.cells))}): shown apart, and no verdict compares them."
     )
     return replace(block, notes=(note, *block.notes))
 

@@ -14,7 +14,7 @@ from reports.drawing import SERIES, Looks
 from reports.figures.cost import PARAMETERS
 from reports.findings import Against, against, on_part
 from reports.inference.intervals import RESOLUTION
-from reports.pareto import pareto
+from reports.ranking import pareto
 from reports.study import Cell, Study, TaskAndBackbone, block_order, grouped
 from reports.units import unit_of
 

@@ -15,8 +15,8 @@ from bench.store.records import Record
 from bench.wire.plan import Tuned
 from bench.wire.words import Status, Tag
 from methods import UserError
-from reports.artifacts import Predictions, predictions
 from reports.inference.intervals import LEVEL, RESOLUTION
+from reports.predictions import Predictions, predictions
 from reports.study import FLOOR, Cell, Experiment, Study, TaskAndBackbone, grouped
 from reports.thresholds import threshold_of, thresholds
 from reports.words import many

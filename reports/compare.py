@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.metrics import direction
 from methods import UserError
-from reports import mixtures
+from reports import recipes
 from reports.collapses import Collapses, collapses
 from reports.evidence import Between, Evidence, between, gather
 from reports.inference.effects import effect, verdict
@@ -201,7 +201,7 @@ def _measured(study: Study, cell: Cell) -> Recipe:
     trials = (experiment.trials.get(seed.trial_id) for seed in study.of_cell(cell.number))
     trial = next((trial for trial in trials if trial is not None), None)
     told = (
-        {key: value for key, value in mixtures.fields(trial).items() if key in mixtures.DECISIVE}
+        {key: value for key, value in recipes.fields(trial).items() if key in recipes.DECISIVE}
         if trial
         else {}
     )
@@ -297,10 +297,10 @@ def _fields(study: Study) -> dict[int, dict[str, str]]:
     """The configuration of each cell by its number, flat; not of those that wait for their tuning."""
     seeds_of = grouped(study.all_seeds, lambda seed: seed.cell)
     told = {}
-    for number, trial in mixtures.trial_of_each(study).items():
+    for number, trial in recipes.trial_of_each(study).items():
         cell = study.all_cells[number]
         told[number] = (
-            mixtures.fields(trial)
+            recipes.fields(trial)
             | {f"method {key}": _text(value) for key, value in trial.method.items()}
             | {"parameters": str(cell.parameters)}
             | {"seeds": ",".join(map(str, sorted(seed.seed for seed in seeds_of[number])))}
@@ -321,7 +321,7 @@ def _surroundings(a: Study, b: Study) -> list[Change]:
 
 def _values(study: Study) -> dict[str, str]:
     """Each kind of provenance with all its values."""
-    return {key: ", ".join(sorted(values)) for key, values in mixtures.provenance_counts(study).items()}
+    return {key: ", ".join(sorted(values)) for key, values in recipes.provenance_counts(study).items()}
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,7 @@ from reports.evidence import Evidence
 from reports.inference.crossed import OnSetting, of_seeds
 from reports.inference.effects import Answer, Effect, Verdict, effect, verdict, weaker
 from reports.inference.intervals import LEAST_SEEDS, Bounds, of_each, simultaneous
-from reports.recipes import Recipe, difference, told
+from reports.recipes import Recipe, difference, in_words
 from reports.study import FLOOR, OWN_SIZE, REFERENCE, Cell, Study, TaskAndBackbone, grouped
 from reports.words import many
 
@@ -124,7 +124,7 @@ def find_reference(
         if of_budget and there == budget != OWN_SIZE and some is lora:
             break
     asked = named or "LoRA"
-    why = f"{asked} was made otherwise ({told(other)})" if other else ""
+    why = f"{asked} was made otherwise ({in_words(other)})" if other else ""
     why = why or f"No {asked} has finished runs on all settings of this budget"
     return None, [f"{why}: nothing is compared with it."]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -134,3 +134,36 @@ def _histories(study: Study, wanted: Mapping[int, Sequence[Seed]]) -> dict[int, 
         number: {seed.seed: found[seed.trial_id] for seed in seeds if seed.trial_id in found}
         for number, seeds in wanted.items()
     }
+
+
+def converged_validation(study: Study, task: str, backbone: str) -> float | None:
+    """The converged head's validation score on a setting; None if it has none."""
+    head = study.converged_head(TaskAndBackbone(task, backbone))
+    return None if head is None else head.validation
+
+
+def converged_levels(study: Study, curves: Sequence[Curve]) -> Iterator[Curve]:
+    """The converged head's validation score as a line across each panel of training curves."""
+    for panel, shown in grouped(curves, lambda curve: curve.panel).items():
+        head = study.converged_head(panel.setting)
+        if head is None or head.validation is None:
+            continue
+        every = np.concatenate([curve.epochs for curve in shown])
+        ends = np.unique([every.min(), every.max()])
+        of_seeds = {
+            seed.seed: np.full(len(ends), seed.validation)
+            for seed in study.finished(head.number)
+            if seed.validation is not None
+        }
+        yield Curve(
+            panel,
+            head.number,
+            head.method,
+            head.family,
+            head.metric,
+            len(of_seeds),
+            head.seeds,
+            ends,
+            np.full(len(ends), head.validation),
+            of_seeds,
+        )

@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis, Block
 from reports.inference.intervals import Bounds
-from reports.mixtures import Mixture
+from reports.recipes import Mixture
 from reports.study import Study
 
 

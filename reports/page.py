@@ -16,14 +16,13 @@ from bench.process.visible import visible
 from bench.store.connect import shown_uri
 from bench.wire.measures import Measure
 from bench.wire.words import Status, Tag
-from reports import baseline, board, capabilities, converged, findings, mixtures, selecting
+from reports import board, capabilities, cautions, findings, selecting
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis
 from reports.drawing import Drawn
 from reports.figures.cost import COSTS
-from reports.mixtures import Mixture
+from reports.recipes import Mixture, provenance_counts
 from reports.rendering import environment
-from reports.splits import split_sizes
 from reports.study import Cell, Study, grouped
 from reports.tables import INCOMPLETE, main_tables, scales
 from reports.units import minus, unit_of
@@ -60,9 +59,9 @@ def render(
             analysis=analysis,
             study=study,
             findings=list(findings.findings(study, analysis.blocks)),
-            splits=split_sizes(study),
-            failures=baseline.of_analysis(analysis),
-            unbeaten=converged.unbeaten(cells),
+            splits=study.split_sizes(),
+            failures=cautions.reference_failures(analysis),
+            unbeaten=cautions.unbeaten(cells),
             limits=findings.limits(analysis),
             heats=board.heats(analysis),
             boards=board.boards(analysis),
@@ -93,7 +92,7 @@ def render(
             tuned=[cell for cell in cells if cell.tuning],
             provenance=[
                 (key.replace("version_", ""), values.most_common())
-                for key, values in mixtures.provenance_counts(study).items()
+                for key, values in provenance_counts(study).items()
             ],
             made=when or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )

@@ -24,8 +24,8 @@ from bench.wire.measures import Measure
 from bench.wire.words import Kind, Status, Tag
 from methods import UserError
 from methods.errors import shown
-from reports.artifacts import ablations
-from reports.guards import guards
+from reports import ablation
+from reports.cautions import guards
 from reports.inference.intervals import LEAST_SEEDS, of_each, t_half
 from reports.part import Part
 from reports.study import FLOOR, OWN_SIZE, Experiment, PlannedCell, Seed, Study, TableRow
@@ -168,7 +168,7 @@ def read_experiment(source: Source) -> Experiment:
         - sum(record.status in ENDED_WELL for record in records.values()),
     )
     states = Counter(records[id_].status if id_ in records else Status.MISSING for id_ in experiment.trials)
-    if not states[Status.FINISHED] and not any(ablations(experiment)):
+    if not states[Status.FINISHED] and not any(ablation.results(experiment)):
         counts = [f"{states[state]} {state.lower()}" for state in sorted(states)]
         waiting = sum(id_ is None for row in experiment.rows for id_ in row.trials.values())
         if waiting:

@@ -1,113 +1,269 @@
-"""Which cells were made alike, but for what was chosen for each method: only these are compared."""
+"""Recipes of cells: which methods ran alike, and mixtures among trials that one table puts side by side.
+
+Only methods with one recipe are compared. Rates that the tuning chose for each method do not count.
+"""
 
 from __future__ import annotations
 
+import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from bench.wire.plan import Tuned
-from reports import mixtures
-from reports.study import Cell, Study
+from bench.wire.plan import PlannedTrial, Tuned
+from methods import UserError
+from methods.errors import first_few
+from reports.study import Cell, Study, grouped
 
-#: What a cell was made by: names and values, flat.
+#: Names and values, flat.
 Recipe = Mapping[str, str]
+#: Names that differ, with both values.
+Differences = dict[str, tuple[str, str]]
 
-#: How JSON says that nothing is asked for; an older plan leaves such a field out.
+#: Fields of a trial that say what is measured. Scores that differ in one of them do not compare.
+DECISIVE = ("protocol", "evaluate", "weights_hash", "data", "train_size", "validation_size", "test_size")
+
+#: Fields that a suite may set for each method; its rows then name them.
+PER_METHOD = ("training lr", "training head_lr", "training core_lr")
+
+#: Provenance in which trials of one table should agree, by the beginning of its names.
+SURROUNDINGS = (
+    "harness",
+    "git_commit",
+    "git_dirty",
+    "python",
+    "cpu",
+    "gpu",
+    "threads",
+    "micro_batch",
+    "checkpointing",
+    "version_",
+)
+
+#: JSON of a field that is not set; older plans leave such fields out.
 _NOTHING = ("null", "[]", "false")
 
-#: How the names begin of what a suite allows for tuning.
+#: Beginning of the names of a suite's tuning allowances.
 TUNING = "tuning "
 
 
-def recipes(study: Study) -> dict[int, Recipe]:
-    """By its number, all that a cell was made by beyond its method, backbone, task and seed: protocol, data,
-    recipe and what was allowed for its tuning. Rates are left out where they were tuned: they were chosen for
-    the method with the same effort. Those that a suite sets by hand for one method count.
+def fields(trial: PlannedTrial) -> dict[str, str]:
+    """A trial's configuration, flat, without its method, backbone, task and seed."""
+    decisive = {key: getattr(trial, key, trial.task.get(key)) for key in DECISIVE}
+    values = decisive | {f"training {key}": value for key, value in trial.recipe.items()}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def trial_of_each(study: Study) -> dict[int, PlannedTrial]:
+    """One trial of each cell, by the cell's number: its trials differ in the seed only.
+
+    Cells whose seeds all wait for their tuning have none.
     """
-    trials = mixtures.trial_of_each(study)
+    trials = {id_: trial for experiment in study.experiments for id_, trial in experiment.trials.items()}
+    return {seed.cell: trials[seed.trial_id] for seed in study.all_seeds if seed.trial_id in trials}
+
+
+def recipes(study: Study) -> dict[int, Recipe]:
+    """The recipe of each cell by its number: protocol, data, training and tuning allowances.
+
+    Rates are left out where they were tuned, since every method's tuning had the same effort. Rates that a
+    suite sets by hand for one method count. Cells that wait for their tuning have no recipe.
+    """
     most = {
         experiment.name: max((row.tuning.trials for row in experiment.rows if row.tuning), default=0)
         for experiment in study.experiments
     }
-    found: dict[int, Recipe] = {}
-    for cell in study.all_cells:
-        # A cell that waits for its tuning has nothing to compare.
-        if (trial := trials.get(cell.number)) is not None:
-            told = {key: value for key, value in mixtures.fields(trial).items() if value not in _NOTHING}
-            if cell.tuning is not None:
-                told = {key: value for key, value in told.items() if key not in mixtures.PER_METHOD}
-                told |= allowance(cell.tuning, most[cell.experiment])
-            if (studies := cell.studies) is not None:
-                told = {key: value for key, value in told.items() if key not in mixtures.PER_METHOD}
-                told[f"{TUNING}studies"] = f"{studies.points} trials each over {studies.decades:g} decades"
-            found[cell.number] = told
-    return found
+    of_cells: dict[int, Recipe] = {}
+    for number, trial in sorted(trial_of_each(study).items()):
+        cell = study.all_cells[number]
+        recipe = {key: value for key, value in fields(trial).items() if value not in _NOTHING}
+        if cell.tuning or cell.studies:
+            recipe = {key: value for key, value in recipe.items() if key not in PER_METHOD}
+        if cell.tuning:
+            recipe |= allowance(cell.tuning, most[cell.experiment])
+        if cell.studies:
+            trials = f"{cell.studies.points} trials each over {cell.studies.decades:g} decades"
+            recipe[f"{TUNING}studies"] = trials
+        of_cells[number] = recipe
+    return of_cells
 
 
 def allowance(tuning: Tuned, most: int) -> dict[str, str]:
-    """What a suite allows every method for its tuning, and not what came of it: a method without some axes
-    tries fewer points. `most`: the points of the method that tried most, where the suite's are not stored.
+    """The tuning that a suite allows to every method; methods without some axes try fewer points.
+
+    `most`: the most points that a method of the suite tried, for plans that do not store the allowance.
     """
-    fields = {
+    allowed = {
         "points": str(tuning.allowed_points or most),
         "seeds": str(len(tuning.seeds)),
         "epochs": str(tuning.epochs or "none"),
         "by": tuning.by,
-        **{f"grid of {axis}": _grid(values) for axis, values in tuning.allowed_grids.items()},
+        **{
+            f"grid of {axis}": ", ".join(f"{value:g}" for value in values)
+            for axis, values in tuning.allowed_grids.items()
+        },
     }
     if not tuning.allowed_grids:
-        fields["grids"] = "not stored"
-    return {TUNING + key: value for key, value in fields.items()}
+        allowed["grids"] = "not stored"
+    return {TUNING + key: value for key, value in allowed.items()}
 
 
-def _grid(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
-
-
-def difference(one: Recipe, other: Recipe) -> dict[str, tuple[str, str]]:
-    """The names that differ, with either value."""
+def difference(first: Recipe, second: Recipe) -> Differences:
+    """The names that differ, with both values."""
     return {
-        key: (one.get(key, "none"), other.get(key, "none"))
-        for key in dict.fromkeys([*one, *other])
-        if one.get(key) != other.get(key)
+        key: (first.get(key, "none"), second.get(key, "none"))
+        for key in dict.fromkeys([*first, *second])
+        if first.get(key) != second.get(key)
     }
 
 
-def told(found: Mapping[str, tuple[str, str]]) -> str:
-    """What differs, in words."""
+def in_words(differences: Differences) -> str:
+    """The differences in words."""
     return "; ".join(
-        f"{key} {mixtures.short(one)} against {mixtures.short(other)}" for key, (one, other) in found.items()
+        f"{key} {short(first)} against {short(second)}" for key, (first, second) in differences.items()
     )
 
 
 class Alike:
-    """Methods whose cells are made alike on every setting that they share."""
+    """Methods whose cells have one recipe on every setting that they share."""
 
-    def __init__(self, made: Mapping[int, Recipe]) -> None:
-        self._made = made
+    def __init__(self, of_cells: Mapping[int, Recipe]) -> None:
+        self._of_cells = of_cells
         self.methods: dict[str, Sequence[Cell]] = {}
         self._by_setting: dict[object, Recipe] = {}
 
-    def differs(self, cells: Sequence[Cell]) -> dict[str, tuple[str, str]]:
-        """In what these cells differ from those of the same settings here; empty if in nothing."""
-        found: dict[str, tuple[str, str]] = {}
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for cells in self.methods.values() for cell in cells]
+
+    def differs(self, cells: Sequence[Cell]) -> Differences:
+        """Differences of these cells from this group's on the same settings."""
+        differences: Differences = {}
         for cell in cells:
-            if (known := self._by_setting.get(cell.setting)) is not None:
-                found |= difference(self._made.get(cell.number, known), known)
-        return found
+            if (recipe := self._by_setting.get(cell.setting)) is not None:
+                differences |= difference(self._of_cells.get(cell.number, recipe), recipe)
+        return differences
 
     def add(self, method: str, cells: Sequence[Cell]) -> None:
         self.methods[method] = cells
         for cell in cells:
-            if cell.number in self._made:
-                self._by_setting.setdefault(cell.setting, self._made[cell.number])
+            if cell.number in self._of_cells:
+                self._by_setting.setdefault(cell.setting, self._of_cells[cell.number])
 
 
-def alike(made: Mapping[int, Recipe], methods: Mapping[str, Sequence[Cell]]) -> list[Alike]:
-    """The methods, each with its cells, in groups that were made alike; the largest group first."""
+def alike(of_cells: Mapping[int, Recipe], methods: Mapping[str, Sequence[Cell]]) -> list[Alike]:
+    """The methods with their cells, grouped by recipe; the largest group first."""
     groups: list[Alike] = []
     for method, cells in methods.items():
         group = next((group for group in groups if not group.differs(cells)), None)
         if group is None:
-            groups.append(group := Alike(made))
+            groups.append(group := Alike(of_cells))
         group.add(method, cells)
     return sorted(groups, key=lambda group: -len(group.methods))
+
+
+# --- mixtures ---
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A property that should be the same for all trials, with its values and their holders."""
+
+    what: str
+    where: str
+    values: dict[str, str]
+    #: Whether the scores do not compare at all.
+    serious: bool
+
+    def __str__(self) -> str:
+        values = "; ".join(f"{value} ({who})" for value, who in self.values.items())
+        return f"{self.what} differs{' on ' + self.where if self.where else ''}: {values}"
+
+
+def find_mixtures(study: Study) -> list[Mixture]:
+    """All mixtures of a study, serious ones first."""
+    mixtures = _mixed_trials(study) + _mixed_tuning(study) + _mixed_surroundings(study)
+    return sorted(mixtures, key=lambda mixture: not mixture.serious)
+
+
+def refuse_mixtures(mixtures: Sequence[Mixture]) -> None:
+    """Raises UserError for a serious mixture."""
+    serious = [str(mixture) for mixture in mixtures if mixture.serious]
+    if serious:
+        raise UserError(
+            f"these trials do not belong in one table: {' | '.join(serious)}. "
+            "Report the experiments one by one, or side by side all the same with --mixed"
+        )
+
+
+def _mixed_trials(study: Study) -> list[Mixture]:
+    trials, mixtures = trial_of_each(study), []
+    for setting, cells in grouped(study.all_cells, lambda cell: cell.setting).items():
+        values: defaultdict[str, defaultdict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+        for cell in cells:
+            if (trial := trials.get(cell.number)) is not None:
+                text = {"text of forgetting": trial.forgetting or "none"}
+                for key, value in (fields(trial) | text).items():
+                    if key not in PER_METHOD or not (cell.tuning or cell.studies):
+                        values[key][value].append(cell)
+        for key, by_value in values.items():
+            experiments = {frozenset(cell.experiment for cell in holders) for holders in by_value.values()}
+            # Experiments that use the same rates agree.
+            if len(by_value) == 1 or (key in PER_METHOD and len(experiments) == 1):
+                continue
+            holders_of = {short(value): _holders(study, holders) for value, holders in by_value.items()}
+            mixtures.append(Mixture(key, str(setting), holders_of, key in DECISIVE))
+    return mixtures
+
+
+def _holders(study: Study, cells: Sequence[Cell]) -> str:
+    """The experiments of these cells, or their methods if there is one experiment."""
+    if len(study.experiments) > 1:
+        return ", ".join(sorted({cell.experiment for cell in cells}))
+    return first_few(list(dict.fromkeys(cell.method for cell in cells)), 3)
+
+
+def _mixed_tuning(study: Study) -> list[Mixture]:
+    mixtures = []
+    tuned = grouped(study.experiments, lambda experiment: experiment.tuned)
+    if len(tuned) > 1:
+        names = {
+            kind: ", ".join(experiment.name for experiment in tuned[is_tuned])
+            for kind, is_tuned in (("tuned", True), ("not tuned", False))
+        }
+        mixtures.append(Mixture("tuning", "", names, True))
+    for experiment in study.experiments:
+        spent = Counter(str(len(row.tuning.ids) if row.tuning else 0) for row in experiment.rows)
+        if len(spent) > 1:
+            rows_of = {f"{trials} trials": f"{rows} rows" for trials, rows in spent.items()}
+            mixtures.append(Mixture("tuning spent", experiment.name, rows_of, False))
+    return mixtures
+
+
+def _mixed_surroundings(study: Study) -> list[Mixture]:
+    return [
+        Mixture(
+            key.replace("version_", "version of ").replace("_", " "),
+            "",
+            {value: f"{trials:,} trials" for value, trials in values.most_common()},
+            False,
+        )
+        for key, values in provenance_counts(study).items()
+        if key.startswith(SURROUNDINGS) and len(values) > 1
+    ]
+
+
+def provenance_counts(study: Study) -> dict[str, Counter[str]]:
+    """The values of each provenance field, with the number of the tables' finished trials that have each."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    # A trial of two cells counts once.
+    by_run = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.run_id)
+    for seed, *_ in by_run.values():
+        for key, value in study.experiment(seed.experiment).records[seed.trial_id].provenance.items():
+            counts[key][value or "none"] += 1
+    return counts
+
+
+def short(value: str) -> str:
+    """The value, cut to 60 characters."""
+    return value if len(value) <= 60 else f"{value[:57]}…"

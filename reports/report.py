@@ -15,13 +15,14 @@ from bench.store.store import Store
 from bench.wire.words import Kind
 from methods import UnknownNameError, UserError
 from methods.errors import shown
-from reports import ablation, converged, curves, figures, mixtures, page, study_page, study_tables, tables
+from reports import ablation, curves, figures, page, study_page, study_tables, tables
 from reports.analysis import Analysis, analyse
 from reports.drawing import Drawn
 from reports.figures.studies import draw as draw_studies
 from reports.frames import as_json, csv, frames
 from reports.part import Part
 from reports.reading import read
+from reports.recipes import Mixture, find_mixtures, refuse_mixtures
 from reports.studies import StudyAnalysis, analyse_studies
 from reports.study import Study, grouped
 from reports.thresholds import Asked
@@ -48,7 +49,7 @@ class Written:
     folder: Path
     files: tuple[str, ...]
     analysis: Analysis | StudyAnalysis
-    mixtures: tuple[mixtures.Mixture, ...]
+    mixtures: tuple[Mixture, ...]
     #: Experiments whose suite run holds the report as well.
     logged: tuple[str, ...]
     #: Experiments whose suite run cannot hold it: their store can only be read.
@@ -110,7 +111,7 @@ class Composed(Generic[Analysed]):
     """A report before it is written."""
 
     analysis: Analysed
-    mixtures: tuple[mixtures.Mixture, ...]
+    mixtures: tuple[Mixture, ...]
     files: Files
 
 
@@ -127,12 +128,12 @@ def compose(
 
     Raises UserError as `write_report` does.
     """
-    found = mixtures.find(study)
+    found = find_mixtures(study)
     if not mixed:
-        mixtures.refuse(found)
+        refuse_mixtures(found)
     ablations = ablation.read(study)
     shown, left_out = curves.read(study)
-    shown += converged.levels(study, shown)
+    shown += curves.converged_levels(study, shown)
     analysis = analyse(study, threshold)
     analysis = replace(analysis, notes=(*analysis.notes, *left_out))
     render = partial(page.render, when=when, plotly=plotly)
@@ -149,9 +150,9 @@ def compose_studies(
     when: str = "",
 ) -> Composed[StudyAnalysis]:
     """The same of experiments tuned by studies. Raises UserError as `write_report` does."""
-    found = mixtures.find(study)
+    found = find_mixtures(study)
     if not mixed:
-        mixtures.refuse(found)
+        refuse_mixtures(found)
     analysis = analyse_studies(study, threshold)
     return Composed(analysis, tuple(found), dict(_study_files(analysis, found, formats, when)))
 
@@ -169,7 +170,7 @@ def _of_studies(study: Study) -> bool:
 
 
 def _study_files(
-    analysis: StudyAnalysis, found: Sequence[mixtures.Mixture], formats: Collection[str], when: str
+    analysis: StudyAnalysis, found: Sequence[Mixture], formats: Collection[str], when: str
 ) -> Iterator[tuple[str, str | bytes]]:
     """Every file of the report of a study, by name."""
     drawn = draw_studies(analysis) if DRAWN & set(formats) else []
@@ -200,7 +201,7 @@ def _files(
     analysis: Analysis,
     ablations: Sequence[ablation.StoredAblation],
     shown: Sequence[curves.Curve],
-    found: Sequence[mixtures.Mixture],
+    found: Sequence[Mixture],
     formats: Collection[str],
     render: Callable[..., str],
 ) -> Iterator[tuple[str, str | bytes]]:
@@ -209,7 +210,9 @@ def _files(
     if DRAWN & set(formats):
         drawn = figures.draw(analysis, shown)
         of_ablations = [
-            figures.ablation(number, entry, converged.validation(analysis.study, entry.task, entry.backbone))
+            figures.ablation(
+                number, entry, curves.converged_validation(analysis.study, entry.task, entry.backbone)
+            )
             for number, entry in enumerate(ablations)
         ]
     if "html" in formats:

@@ -11,17 +11,17 @@ import numpy as np
 from bench.metrics import METRICS, bounds, direction
 from bench.wire.words import OWN_SIZE, Status
 from methods import UserError
-from reports.artifacts import predictions
+from reports.cautions import NO_ADAPTERS
 from reports.collapses import DIVERGED
 from reports.comparisons import Reference, find_reference
-from reports.converged import NO_ADAPTERS
 from reports.evidence import Evidence, gather, scaled
 from reports.inference import studies as estimates
 from reports.inference.crossed import OnSetting
 from reports.inference.effects import Effect, Verdict, effect, verdict
 from reports.inference.intervals import Bounds, simultaneous
 from reports.inference.studies import Sources, Studies
-from reports.recipes import Recipe, alike, recipes, told
+from reports.predictions import predictions
+from reports.recipes import Recipe, alike, in_words, recipes
 from reports.study import CONVERGED, Cell, Seed, Study, TaskAndBackbone, block_order, grouped, kept_trials
 from reports.thresholds import DEFAULT, Asked, thresholds
 from reports.units import Unit, unit_of
@@ -314,7 +314,7 @@ def _blocks(
                 of_group = [cell for some in group.methods.values() for cell in some]
                 apart = []
                 if number:
-                    differs = told(groups[0].differs(of_group))
+                    differs = in_words(groups[0].differs(of_group))
                     apart.append(
                         f"{listed(group.methods)} ran with another recipe ({differs}): compared apart."
                     )

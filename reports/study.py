@@ -19,6 +19,7 @@ from bench.metrics import METRICS, direction
 from bench.store.records import Record
 from bench.store.source import Source
 from bench.wire.plan import PlannedRow, PlannedTrial, StudyPlan, Tuned
+from bench.wire.splits import SplitSizes
 from bench.wire.words import OWN_SIZE, Status
 from reports.inference.intervals import Array
 
@@ -416,6 +417,22 @@ class Study:
             or of_setting.get(cell.setting, first)
             for cell in self.all_cells
         }
+
+    def converged_head(self, setting: TaskAndBackbone) -> Cell | None:
+        """The cell of the converged head on a setting; None if it has not run there."""
+        cells = (cell for cell in self.all_cells if cell.setting == setting and cell.finished)
+        return next((cell for cell in cells if cell.family == CONVERGED), None)
+
+    def split_sizes(self) -> dict[str, list[str]]:
+        """The sizes of the splits by task, each once: seeds may deal splits of several sizes."""
+        records = {id_: record for each in self.experiments for id_, record in each.records.items()}
+        sizes_of: dict[str, list[str]] = {}
+        for seed in self.all_seeds:
+            record = records.get(seed.trial_id) if seed.finished else None
+            sizes = SplitSizes.of(record.metrics) if record else None
+            if sizes and str(sizes) not in (sizes_of_task := sizes_of.setdefault(seed.task, [])):
+                sizes_of_task.append(str(sizes))
+        return sizes_of
 
     def experiment(self, name: str) -> Experiment:
         """The experiment of this name, which has to be one of `experiments`."""

@@ -13,9 +13,8 @@ from reports import study_tables, study_words
 from reports.drawing import SERIES, Drawn
 from reports.figures.rates import ANCHOR
 from reports.inference.effects import Verdict
-from reports.mixtures import Mixture, provenance_counts
 from reports.page import facts_of, templates
-from reports.splits import split_sizes
+from reports.recipes import Mixture, provenance_counts
 from reports.studies import Difference, StudyAnalysis, StudyBlock
 from reports.study import Seed
 from reports.units import PERCENT, Unit, unit_of
@@ -74,7 +73,7 @@ def render(
         inline=lambda figure: Markup(figure.inline()),
         markdown=study_tables.markdown(analysis, ()),
         mixtures=mixtures,
-        splits=split_sizes(study),
+        splits=study.split_sizes(),
         trials=list(_trials(analysis)),
         provenance=[
             (key.replace("version_", ""), values.most_common())

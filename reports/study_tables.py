@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 from bench.process.visible import markdown_text
 from reports.inference.intervals import Bounds
 from reports.inference.studies import share_failed, share_failed_interval, share_near
-from reports.mixtures import Mixture
+from reports.recipes import Mixture
 from reports.studies import Difference, Entrant, StudyAnalysis, StudyBlock
 from reports.study_words import answer, in_words, level_notes, no_interval, order_note
 from reports.tables import LATEX_MARKS, latex_text, rendered

@@ -10,9 +10,8 @@ import pandas as pd
 from bench.store.records import latest
 from bench.store.store import Store
 from bench.wire.plan import StoredPlan
-from reports.baseline import failed, plain
+from reports.cautions import failed_references, guards, plain_lora
 from reports.collapses import collapses
-from reports.guards import guards
 from reports.reading import tabulate
 from reports.study import Experiment, Study, TableRow
 
@@ -56,7 +55,7 @@ def summarise(store: Store, plan: StoredPlan) -> Summary:
     )
     study = Study((experiment,), *tabulate([experiment]), notes=())
     collapsed = collapses(study)
-    failures = failed(study.all_cells, plain(study.all_cells), collapsed)
+    failures = failed_references(study.all_cells, plain_lora(study.all_cells), collapsed)
     studies = None
     if experiment.studied:
         # The statistics take a second to import, and a suite with seeds needs none of them here.
@@ -68,6 +67,6 @@ def summarise(store: Store, plan: StoredPlan) -> Summary:
         cells=study.cells,
         seeds=study.seeds,
         warnings=tuple(guards(experiment)),
-        failures=(*failures, *map(str, collapsed.values())),
+        failures=(*failures.values(), *map(str, collapsed.values())),
         studies=studies,
     )

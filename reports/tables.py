@@ -14,11 +14,10 @@ import numpy as np
 from bench.metrics import direction
 from bench.process.visible import markdown_text, visible
 from reports.analysis import Analysis, Block
-from reports.baseline import of_analysis
-from reports.converged import unbeaten
+from reports.cautions import reference_failures, unbeaten
 from reports.findings import chance, on_part
 from reports.inference.effects import Answer
-from reports.mixtures import Mixture
+from reports.recipes import Mixture
 from reports.rendering import environment
 from reports.study import OWN_SIZE, Cell, block_order, grouped, measured
 from reports.units import unit_of
@@ -273,7 +272,7 @@ def markdown(analysis: Analysis, mixtures: Sequence[Mixture]) -> str:
         analysis=analysis,
         tables=tables,
         mixtures=mixtures,
-        failures=of_analysis(analysis),
+        failures=reference_failures(analysis),
         unbeaten=unbeaten(analysis.study.all_cells),
         chance=chance,
         on_part=on_part,

@@ -38,7 +38,7 @@ Reference = Annotated[
 def ls(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """List what the store holds: each suite with how many of its trials are complete, failed or missing."""
     from bench.terminal.stored import print_contents
-    from reports.contents import contents
+    from reports.stored import contents
 
     found = contents(store)
     if as_json:
@@ -81,9 +81,8 @@ def show(
     """
     from bench.suite.load import experiment_of
     from bench.terminal.stored import print_cell, print_trial
-    from reports.contents import trial_contents
     from reports.part import Part
-    from reports.provenance import cell_contents
+    from reports.stored import cell_contents, trial_contents
 
     part = Part(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
     if suite and (as_json or cell is not None):
@@ -142,7 +141,7 @@ def report(
     With --method and its like, or --pair, it is of some rows; intervals then hold at once for these alone.
     """
     from bench.suite.load import experiment_of
-    from reports.baseline import of_analysis
+    from reports.cautions import reference_failures
     from reports.part import Part
     from reports.report import FORMATS, write_report
     from reports.studies import StudyAnalysis
@@ -164,7 +163,7 @@ def report(
     if isinstance(done.analysis, StudyAnalysis):
         first = [answer(block) for block in done.analysis.blocks]
     else:
-        first = of_analysis(done.analysis)
+        first = reference_failures(done.analysis)
         collapsed = dict.fromkeys(str(side) for block in done.analysis.blocks for side in block.collapsed)
     for sentence in first:
         out.print(f"[bold]{escape(sentence)}[/bold]", highlight=False, soft_wrap=True)

@@ -213,7 +213,7 @@ def _print_study_power(console: Console, found: Sequence[Power]) -> None:
     )
     if not all(each.stored for each in found):
         from bench.power import DISAGREEMENT
-        from reports.inference.study_power import Response
+        from reports.inference.power import Response
 
         assumed = Response()
         console.print(

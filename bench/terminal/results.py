@@ -17,7 +17,7 @@ from bench.terminal.study_results import print_studies
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchPoint, SearchResult, Tried
 from bench.wire.words import PointState, Status, Tag
-from reports.converged import unbeaten
+from reports.cautions import unbeaten
 from reports.inference.intervals import LEAST_SEEDS, t_half
 from reports.study import Cell, Seed, grouped, lines_of, measured
 from reports.summary import Summary

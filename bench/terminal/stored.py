@@ -17,8 +17,7 @@ from bench.terminal.tables import fitted, plain_table
 from bench.wire.measures import Measure
 from bench.wire.splits import SplitSizes
 from bench.wire.words import OWN_SIZE, Status, Tag
-from reports.contents import Contents, TrialContents
-from reports.provenance import CellContents, Provenance
+from reports.stored import CellContents, Contents, Provenance, TrialContents
 
 #: The parts of a trial's configuration that are shown, by what their keys begin with.
 PARTS = ("method", "task", "recipe")

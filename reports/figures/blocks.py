@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from bench.metrics import direction
-from reports import converged
+from reports import cautions
 from reports.analysis import Block
 from reports.comparisons import AgainstReference
 from reports.drawing import INK, MUTED, RULE, Drawn, Looks, Plot, panels, themed
@@ -42,7 +42,7 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
         interval = comparison.interval
         in_points = interval and (unit.factor * interval[0], unit.factor * interval[1])
         _dot(ax, unit.factor * comparison.effect.difference, y, in_points, comparison.family, looks)
-    level = converged.above_reference(study, block)
+    level = cautions.above_reference(study, block)
     reach = unit.factor * _reach(shown, threshold, level)
     if level is not None:
         ax.axvline(unit.factor * level, color=MUTED, lw=0.9, ls=":", zorder=1)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from reports.analysis import Analysis
 from reports.drawing import INK, MUTED, Drawn, Looks, Name, Plot, name_at_right, panels, themed
 from reports.figures import hover
-from reports.pareto import CostOf, best_means, pareto
+from reports.ranking import CostOf, best_means, pareto
 from reports.study import (
     CONVERGED,
     FLOOR,

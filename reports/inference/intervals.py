@@ -56,7 +56,7 @@ class Error:
     freedom: float
     #: What test examples add to it.
     examples: float
-    #: What tuning adds to it, which might have chosen other points (see `reports.inference.retuning`).
+    #: What tuning adds to it, which might have chosen other points (see `reports.inference.crossed`).
     tuning: float = 0.0
     #: What scores are large or small beside.
     size: float = 1.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bench.wire.start import SourceFile
-from reports.provenance import Provenance, provenance_of
+from reports.stored import Provenance, provenance_of
 from reports.study import Cell, Seed, Study
 
 
@@ -16,7 +16,7 @@ class Origin:
     """What trials have in common that came from the same suite, code, packages and machine."""
 
     number: int
-    #: Headings and texts, as `reports.provenance.Provenance.lines` has them.
+    #: Headings and texts, as `reports.stored.Provenance.lines` has them.
     lines: tuple[tuple[str, str], ...]
     trials: int
 

@@ -16,7 +16,7 @@ from bench.wire.words import OWN_SIZE
 from methods import UserError
 from methods.errors import shown
 from reports.analysis import Analysis
-from reports.baseline import of_analysis
+from reports.cautions import reference_failures
 from reports.findings import Finding, findings
 from reports.page import Facts, facts_of
 from reports.reading import read_sources
@@ -64,7 +64,7 @@ class Published:
     @property
     def failures(self) -> list[str]:
         """The references that failed on a task, which come before all that is claimed."""
-        return of_analysis(self.analysis)
+        return reference_failures(self.analysis)
 
     @property
     def facts(self) -> Facts:

@@ -176,7 +176,7 @@ def test_the_text_of_a_suite_commands_no_terminal(
     ran: Ran, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wild = "# \u202egnihtemos\u202c \x1b[2J\x9b1m \u200b\ud800 \U000e0041\r\nname: toy\ttoo\n"
-    monkeypatch.setattr("reports.provenance.Provenance.suite_text", lambda _: wild)
+    monkeypatch.setattr("reports.stored.Provenance.suite_text", lambda _: wild)
     record = ran.by_method("LoRA")
     shown = call("show", record.trial_id, "--suite", "--store", ran.uri).out
     assert shown == (

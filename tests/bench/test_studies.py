@@ -21,8 +21,8 @@ from bench.store.records import latest
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from methods import UserError
-from reports.contents import contents
 from reports.reading import read
+from reports.stored import contents
 from reports.studies import StudyAnalysis
 from reports.study import Cell, Seed, kept_trials, lines_of
 

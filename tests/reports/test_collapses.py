@@ -19,7 +19,7 @@ from bench.search.tuning import with_choices
 from bench.store.store import Store
 from bench.terminal.results import print_summary
 from bench.wire.words import Status
-from reports import baseline
+from reports import cautions
 from reports.analysis import Analysis, analyse
 from reports.board import boards, heats
 from reports.collapses import Collapses, collapses
@@ -140,7 +140,7 @@ def test_the_report_says_first_at_the_terminal_which_baseline_failed(
         "report", "small", "--store", uri, "--out", str(tmp_path / "out"), "--format", "json", "--no-log"
     )
     first, *others = done.out.splitlines()
-    assert first == baseline.of_analysis(analysis_of(uri))[0]
+    assert first == cautions.reference_failures(analysis_of(uri))[0]
     assert any("1 of 5 runs collapsed" in line for line in others)
 
 
@@ -252,7 +252,7 @@ def test_a_reference_below_the_head_alone_is_named_first_with_the_mean_without_i
     right |= {("TensLoRA att", "textile", seed): 951 + seed % 2 for seed in range(5)}
     uri = stored(told(right), TWO_TASKS)
     found = analysis_of(uri)
-    failure, mean = baseline.of_analysis(found)
+    failure, mean = cautions.reference_failures(found)
     assert failure.startswith("LoRA (isorank 2) scored no better than a head on textile · tiny-random-vit: ")
     assert "below the head alone (85.20 against " in failure
     comparison = only(found)
@@ -277,7 +277,7 @@ def test_a_reference_of_which_a_run_collapsed_has_failed_there(
     # Its mean is above the head's all the same.
     right = {("head only", "textile", seed): 700 for seed in range(5)} | {("LoRA", "textile", 2): 550}
     found = analysis_of(stored(told(right), TWO_TASKS))
-    failure, *_ = baseline.of_analysis(found)
+    failure, *_ = cautions.reference_failures(found)
     assert failure.startswith("LoRA (isorank 2) failed on textile")
     assert found.collapses[only(found).reference_cells[1]].counted in failure
     assert "below" not in failure
@@ -292,4 +292,4 @@ def test_a_reference_of_which_a_run_collapsed_has_failed_there(
 
 def test_a_reference_that_is_above_the_heads_has_not_failed(stored: Callable[..., str]) -> None:
     right = {("head only", task, seed): 700 for task in TWO_TASKS["tasks"] for seed in range(5)}
-    assert baseline.of_analysis(analysis_of(stored(told(right), TWO_TASKS))) == []
+    assert cautions.reference_failures(analysis_of(stored(told(right), TWO_TASKS))) == []

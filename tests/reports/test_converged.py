@@ -15,7 +15,7 @@ from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.store.store import Store
 from bench.terminal.results import print_summary
-from reports import converged, curves, figures
+from reports import cautions, curves, figures
 from reports.ablation import Scored, StoredAblation
 from reports.analysis import analyse
 from reports.drawing import Drawn
@@ -79,7 +79,7 @@ def study(uri: str) -> Study:
 def test_it_is_first_in_the_terminal_and_on_the_page_where_no_adapter_beats_it(
     uri: str, study: Study, tmp_path: Path
 ) -> None:
-    (sentence,) = converged.unbeaten(study.all_cells)
+    (sentence,) = cautions.unbeaten(study.all_cells)
     for part in ("digits · tiny-random-vit", "90.00", "86.50", "TensLoRA att"):
         assert part in sentence
     opened = Store.existing(uri, "small")
@@ -99,7 +99,7 @@ def test_nothing_is_said_while_runs_are_missing(tmp_path: Path, new_store: NewSt
         return None if (row.title, row.task, trial.seed) == ("LoRA", "digits", 2) else result(trial, row)
 
     begun = store(tmp_path / "begun", new_store, plan_of(**SMALL), some)
-    assert not converged.unbeaten(read(begun, ["small"]).all_cells)
+    assert not cautions.unbeaten(read(begun, ["small"]).all_cells)
 
 
 def test_seeds_that_do_not_differ_break_no_interval(study: Study) -> None:
@@ -124,7 +124,7 @@ def lines(drawn: Drawn, axis: int) -> set[float]:
 
 def test_every_figure_has_its_line(study: Study) -> None:
     analysis, shown = analyse(study), curves.read(study)[0]
-    shown += converged.levels(study, shown)
+    shown += curves.converged_levels(study, shown)
     drawn = {figure.name: figure for figure in figures.draw(analysis, shown)}
     costs = [name for name in drawn if name.startswith("score-vs-")]
     assert len(costs) == 4
@@ -152,7 +152,7 @@ def test_every_figure_has_its_line(study: Study) -> None:
         modes=["input", "heads"],
         tried=tried,
     )
-    level = converged.validation(study, "digits", "tiny-random-vit")
+    level = curves.converged_validation(study, "digits", "tiny-random-vit")
     (ranks,) = figures.ablation(0, found, level)
     assert 90.0 in lines(ranks, 1)
     assert len(ranks.figure.axes[0].lines) == 2

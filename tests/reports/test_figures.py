@@ -20,7 +20,7 @@ from reports.analysis import Analysis, analyse
 from reports.drawing import Drawn, Looks, spread
 from reports.figures import draw
 from reports.figures.profiles import profile
-from reports.pareto import best_means, pareto
+from reports.ranking import best_means, pareto
 from reports.reading import read
 from reports.study import Cell, Study
 

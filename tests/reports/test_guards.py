@@ -18,7 +18,7 @@ from bench.wire.measures import Measure
 from bench.wire.words import Artifact, Kind, PointState, Status
 from methods.validation import validate
 from reports.analysis import analyse
-from reports.guards import guards
+from reports.cautions import guards
 from reports.reading import read, read_experiment
 
 from ..stored import Result, search_found, write

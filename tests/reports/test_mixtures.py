@@ -11,7 +11,7 @@ import pytest
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from methods import UserError
-from reports import mixtures
+from reports import recipes
 from reports.analysis import analyse
 from reports.compare import MEASURED_OTHERWISE, compare
 from reports.reading import read
@@ -24,7 +24,7 @@ from .made_up import SMALL, NewStore, plan_of, result, store
 
 def test_one_suite_is_no_mixture(study: Study) -> None:
     # Only the rate of full fine-tuning differs, which its row names.
-    assert mixtures.find(study) == []
+    assert recipes.find_mixtures(study) == []
 
 
 def test_trials_that_measure_something_else_are_refused_unless_asked_for(
@@ -82,7 +82,7 @@ def test_nothing_compares_what_is_measured_otherwise(
     assert len(analyse(study).blocks) == 1
     mixed = changed(study)
     with pytest.raises(UserError, match=f"do not belong in one table: {what} differs on"):
-        mixtures.refuse(mixtures.find(mixed))
+        recipes.refuse_mixtures(recipes.find_mixtures(mixed))
     # Side by side all the same, each is compared with its own.
     first, second = analyse(mixed).blocks
     assert not {*first.methods} & {*second.methods}
@@ -96,7 +96,7 @@ def test_nothing_compares_what_is_measured_otherwise(
 def test_other_rates_are_flagged_between_experiments(tmp_path: Path, new_store: NewStore) -> None:
     uri = store(tmp_path, new_store)
     write(uri, plan_of(**SMALL | {"name": "other", "training": {"lr": 0.25}}), result)
-    (rate, _) = [m for m in mixtures.find(read(uri, ["small", "other"])) if m.what.endswith("lr")]
+    (rate, _) = [m for m in recipes.find_mixtures(read(uri, ["small", "other"])) if m.what.endswith("lr")]
     assert (rate.what, rate.serious) == ("training lr", False)
     assert rate.values["0.25"] == "other"
 
@@ -107,5 +107,5 @@ def test_other_library_versions_are_flagged(tmp_path: Path, new_store: NewStore)
         assert made is not None
         return dataclasses.replace(made, tags={"provenance.version_torch": f"2.{trial.seed}"})
 
-    found = mixtures.find(read(store(tmp_path, new_store, told=told), ["small"]))
+    found = recipes.find_mixtures(read(store(tmp_path, new_store, told=told), ["small"]))
     assert [str(m) for m in found] == ["version of torch differs: 2.0 (2 trials); 2.1 (2 trials)"]

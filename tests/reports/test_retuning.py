@@ -19,7 +19,7 @@ from bench.wire.words import Status
 from reports.analysis import Analysis, analyse
 from reports.evidence import between
 from reports.frames import as_json, frames
-from reports.inference.retuning import lottery
+from reports.inference.crossed import lottery
 from reports.reading import read
 
 from ..stored import Result, write

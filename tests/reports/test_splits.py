@@ -13,10 +13,9 @@ from bench.terminal.plans import print_plan
 from bench.terminal.stored import print_trial
 from bench.wire.measures import Measure
 from bench.wire.splits import SplitSizes
-from reports.contents import trial_contents
 from reports.reading import read
 from reports.report import write_report
-from reports.splits import split_sizes
+from reports.stored import trial_contents
 
 from ..bench.toy_runs import SHORT, run_inline
 from ..bench.toy_suites import plan
@@ -38,6 +37,6 @@ def test_sizes_are_in_plans_records_and_reports(tmp_path: Path, new_store: Calla
     assert f"digits: {SplitSizes(60, 30, 40, 0)}" in printed(lambda console: print_plan(console, made))
     contents = trial_contents(store.uri, record.trial_id)
     assert f"examples {sizes}" in printed(lambda console: print_trial(console, contents))
-    assert split_sizes(read(store.uri, ["toy"])) == {"digits": [sizes]}
+    assert read(store.uri, ["toy"]).split_sizes() == {"digits": [sizes]}
     write_report(store.uri, ["toy"], tmp_path / "out", ["html"], log=False)
     assert f"digits: {sizes}" in (tmp_path / "out" / "index.html").read_text()

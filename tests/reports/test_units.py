@@ -22,7 +22,7 @@ from methods.validation import validate
 from reports.analysis import analyse
 from reports.curves import read as read_curves
 from reports.evidence import gather
-from reports.pareto import best_means
+from reports.ranking import best_means
 from reports.reading import read
 from reports.report import write_report
 from reports.results import load_results

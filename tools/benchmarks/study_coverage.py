@@ -2,7 +2,7 @@
 
     python -m tools.benchmarks.study_coverage [--repeats 1000]
 
-Scores over rates are those of `reports.inference.study_power.Response`: a parabola of 4 points a decade², a
+Scores over rates are those of `reports.inference.power.Response`: a parabola of 4 points a decade², a
 window of one decade, seeds of .65 points, validation noise of .7. The optima of the two methods are .31 and
 -.28 decade from the centre. Both have the same stratified rates, 8 points a study. Test examples add .25
 points to a difference. True values come from a million independent trials. All repeats of a scenario are
@@ -22,6 +22,7 @@ from scipy import stats
 
 from reports.inference.effects import effect
 from reports.inference.intervals import LEVEL, Array, simultaneous
+from reports.inference.power import Response, of_assumed, stratified
 from reports.inference.studies import (
     FAILED,
     TRIALS,
@@ -33,7 +34,6 @@ from reports.inference.studies import (
     share_failed_interval,
     share_near,
 )
-from reports.inference.study_power import Response, of_assumed, stratified
 
 TASKS, POINTS, MOST = 4, 8, max(TRIALS)
 OPTIMA = (0.31, -0.28)

@@ -25,7 +25,7 @@ from bench.verify import verify
 from bench.wire.measures import Measure
 from bench.wire.words import Artifact, Tag
 from methods import UserError
-from reports.contents import trial_contents
+from reports.stored import trial_contents
 from reports.study import Cell, lines_of
 from reports.summary import summarise
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.inference.crossed import OnSetting
+from reports.inference.crossed import OnSetting, lottery
 from reports.inference.effects import effect
 from reports.inference.intervals import LEVEL, Array
-from reports.inference.retuning import lottery
 from tools.benchmarks.coverage import Tuning, retuned
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.inference import power, study_power
+from reports.inference import power
 from reports.inference.crossed import OnSetting, of_seeds, of_seeds_and_examples
 from reports.inference.effects import Answer, effect, verdict
 from reports.inference.intervals import LEVEL, Array, Bounds, simultaneous
+from reports.inference.power import Response, stratified
 from reports.inference.studies import (
     Studies,
     kept_weights,
@@ -30,7 +31,6 @@ from reports.inference.studies import (
     sources,
     transfer,
 )
-from reports.inference.study_power import Response, stratified
 
 from .test_intervals import array
 
@@ -362,7 +362,7 @@ def test_methods_that_cannot_be_paired_are_refused() -> None:
 
 def test_the_power_of_a_design_is_that_of_its_simulation() -> None:
     response, tasks, k, examples = Response(), 2, 4, 0.003**2
-    design = study_power.of_assumed(
+    design = power.of_assumed(
         response, tasks=tasks, studies=4, points=6, k=k, claims=3, examples=examples, repeats=60
     )
     assert design.level == simultaneous(3)
@@ -391,7 +391,7 @@ def test_a_design_takes_the_noise_of_stored_studies() -> None:
     stored = power.of_effects(effects, claims=3)
     assert stored is not None
     assert stored.seeds == 5
-    planned = study_power.of_stored(stored, tasks=4, studies=6, claims=10, points=2)
+    planned = power.of_stored(stored, tasks=4, studies=6, claims=10, points=2)
     assert (planned.seeds, planned.claims, planned.settings) == (6, 10, 4)
     # Half the variance, and a tenth more for tails that are heavier than normal.
     assert planned.spreads == pytest.approx([1.1 * stored.spreads[0] / 2] * 4)
@@ -399,6 +399,6 @@ def test_a_design_takes_the_noise_of_stored_studies() -> None:
 
 def test_a_k_that_leaves_no_interval_has_no_power() -> None:
     with pytest.raises(ValueError, match="k"):
-        study_power.of_assumed(Response(), tasks=1, studies=3, points=4, k=9, claims=1)
+        power.of_assumed(Response(), tasks=1, studies=3, points=4, k=9, claims=1)
     with pytest.raises(ValueError, match="studies"):
-        study_power.of_assumed(Response(), tasks=1, studies=2, points=8, k=8, claims=1)
+        power.of_assumed(Response(), tasks=1, studies=2, points=8, k=8, claims=1)

@@ -1,0 +1,148 @@
+"""Stored predictions of runs, and each example's contribution to a run's score."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import ArrowException
+
+from bench.metrics import METRICS, Metric
+from bench.wire.predictions import numbered
+from bench.wire.words import Artifact
+from reports.inference.intervals import Array
+from reports.study import Experiment, Study
+
+#: Artifacts that are read at once.
+READERS = 8
+#: Largest difference between the score of stored predictions and the stored score, as a share of the score
+#: or, if that is larger, of the typical score on the task: older stores hold float32.
+AGREES = 1e-4
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers or outputs of one run, sorted by example: (examples,), or (examples, classes) where the metric
+    reads several columns (see `bench.metrics.Metric`). Among integers -1 means no answer.
+    """
+
+    examples: NDArray[np.int64]
+    labels: NDArray[Any]
+    #: Answers or outputs.
+    given: NDArray[Any]
+
+
+def predictions(experiment: Experiment, trial_ids: Iterable[str], metric: Metric) -> dict[str, Predictions]:
+    """The metric's input by trial id, for those trials whose predictions can be read."""
+    column = "prediction" if metric.reads == "answers" else "logit"
+    integers = {"example", *(() if metric.kinds == ("regression",) else ("label", "prediction"))}
+
+    def read(trial_id: str) -> Predictions | None:
+        content = experiment.source.read(experiment.records[trial_id], Artifact.PREDICTIONS)
+        if content is None:
+            return None
+        try:
+            stored = pq.read_schema(io.BytesIO(content)).names
+            columns = {name: numbered(stored, name) for name in ("example", "label", column)}
+            table = pq.read_table(
+                io.BytesIO(content), columns=[name for names in columns.values() for name in names]
+            )
+            example, label, given = (
+                _array(table, names, name in integers) for name, names in columns.items()
+            )
+        except (OSError, ArrowException, ValueError):
+            return None
+        order = np.argsort(example, kind="stable")
+        return Predictions(example[order], label[order], given[order])
+
+    ids = list(trial_ids)
+    with ThreadPoolExecutor(READERS) as pool:
+        return {id_: stored for id_, stored in zip(ids, pool.map(read, ids), strict=True) if stored}
+
+
+def _array(table: Any, columns: Sequence[str], integers: bool) -> NDArray[Any]:
+    """One column as (examples,), or numbered ones as (examples, classes); among integers NaN becomes -1."""
+    values = np.stack([table.column(name).to_numpy() for name in columns], axis=1)
+    if integers:
+        values = np.nan_to_num(values, nan=-1, posinf=-1, neginf=-1).astype(np.int64)
+    return values[:, 0] if not re.search(r"_\d+$", columns[0]) else values
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run with its score, and the typical size of a score on its task."""
+
+    experiment: str
+    task: str
+    metric: str
+    score: float | None
+    size: float
+
+
+@dataclass(frozen=True)
+class ByExample:
+    """Contributions (examples,) of the examples to the score of one run."""
+
+    #: Equal for runs that were evaluated on the same examples.
+    test_set: str
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Contributions of examples to the scores of runs, by trial id."""
+
+    by_trial: Mapping[str, ByExample]
+    #: Runs whose predictions are missing or unreadable.
+    unreadable: int
+    #: Runs whose predictions do not give the stored score.
+    wrong: int
+    #: Runs with some prediction that is missing or NaN.
+    silent: int
+
+
+def contributions(study: Study, runs: Mapping[str, Run]) -> Contributions:
+    """Reads the predictions of these runs, given by trial id."""
+    stored: dict[str, Predictions] = {}
+    for experiment in study.experiments:
+        own = {id_: run for id_, run in runs.items() if run.experiment == experiment.name}
+        for name in dict.fromkeys(run.metric for run in own.values()):
+            of_metric = [id_ for id_, run in own.items() if run.metric == name]
+            stored |= predictions(experiment, of_metric, METRICS.get(name))
+    by_trial = {
+        id_: ByExample(_test_set(run.task, stored[id_]), values.astype(np.float32))
+        for id_, run in runs.items()
+        if id_ in stored and (values := _contributed(METRICS.get(run.metric), run, stored[id_])) is not None
+    }
+    silent = sum(map(_silent, stored.values()))
+    return Contributions(by_trial, len(runs) - len(stored), len(stored) - len(by_trial), silent)
+
+
+def _silent(stored: Predictions) -> bool:
+    """Whether some example has no answer, or an output that is not finite."""
+    given = stored.given
+    return bool((given < 0).any() if given.dtype.kind == "i" else (~np.isfinite(given)).any())
+
+
+def _contributed(metric: Metric, run: Run, stored: Predictions) -> Array | None:
+    """Contributions of the examples; None if their mean is not the stored score."""
+    if not len(stored.labels):
+        return None
+    with METRICS.blaming(metric.name):
+        values = metric.contributions(stored.labels, stored.given)
+    if run.score is None or abs(values.mean() - run.score) > AGREES * max(run.size, abs(run.score)):
+        return None
+    return values
+
+
+def _test_set(task: str, stored: Predictions) -> str:
+    content = hashlib.sha256(stored.examples.tobytes() + stored.labels.tobytes())
+    return f"{task} {content.hexdigest()}"
