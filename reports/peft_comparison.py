@@ -1,0 +1,386 @@
+"""peft's method comparison: the differences in its results that exceed the noise of questions and of reruns.
+
+huggingface/peft publishes one JSON file per configuration, method_comparison/TASK/results/METHOD--NAME.json,
+each of one run with seed 0. A folder of such files is a snapshot; several folders, from old to new, show
+which configurations ran again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+from scipy import stats
+
+from bench.process.visible import visible
+from methods import UserError
+from methods.errors import UnknownNameError, shown
+from reports.inference.intervals import Bounds, Error, simultaneous
+from reports.inference.reruns import RunNoise, run_noise
+
+#: The final metrics that are compared, by the name in peft's files, with the number of test questions behind
+#: a share: GSM8K's test set has 1,319. None if the score is no share of anything.
+METRICS: dict[str, int | None] = {"test accuracy": 1319, "test dino_similarity": None}
+
+#: The configuration that peft's tables are read against.
+REFERENCE = "lora--llama-3.2-3B-rank32"
+
+#: A results file of peft has about 40 kB.
+LARGEST_FILE = 4 * 2**20
+
+Verdict = Literal["better", "worse", "undecided"]
+
+
+@dataclass(frozen=True)
+class PeftRun:
+    """One run of peft's comparison."""
+
+    name: str
+    metric: str
+    score: float
+    #: Adapter parameters that were trained; None if the file does not say.
+    parameters: int | None
+    forgetting: float | None
+    seconds: float | None
+    seed: int
+    created: str
+    peft: str
+    #: The place of the folder in which it first appears.
+    wave: int
+    file: str
+    sha256: str
+
+    @property
+    def questions(self) -> int | None:
+        return METRICS[self.metric]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A configuration's score minus another's, both of the newest snapshot."""
+
+    row: str
+    other: str
+    difference: float
+    #: Simultaneous over the family; None if neither questions nor reruns say how noisy a score is.
+    interval: Bounds | None
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return "undecided"
+        return "better" if self.difference > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A wave's runs of configurations that had run before, against their last runs."""
+
+    folder: str
+    rows: int
+    #: Mean change of the score.
+    shift: float
+    #: Kendall's rank correlation of the two orders; None for fewer than three rows.
+    kendall: float | None
+    #: Pairs whose earlier runs were significantly different, and how many of them changed their order.
+    called: int
+    reversed: int
+    #: Pairs that were undecided, and how many of them changed their order.
+    uncalled: int
+    uncalled_reversed: int
+
+
+@dataclass(frozen=True)
+class PeftComparison:
+    """What several snapshots of peft's results say."""
+
+    metric: str
+    #: The newest run of each configuration of the newest snapshot, from best to worst.
+    rows: list[PeftRun]
+    #: Every distinct run, also of configurations that were removed since.
+    runs: list[PeftRun]
+    noise: RunNoise | None
+    reference: str
+    against_reference: list[Difference]
+    against_best: list[Difference]
+    #: Pairs of rows; how many of them differ by test questions alone, each at 95%; and how many by questions
+    #: and reruns, simultaneously.
+    pairs: int
+    naive: int
+    real: int
+    reruns: list[Rerun]
+    #: Files without a score: failed or cancelled runs.
+    skipped: list[str]
+
+
+def read_peft_results(folders: Sequence[Path]) -> tuple[list[PeftRun], list[str], set[str]]:
+    """The distinct runs of these folders, from old to new, the files without a score, and the newest names.
+
+    A file that lies unchanged in several folders is one run. Raises UserError for a folder without results,
+    and for a file that is not one of peft's.
+    """
+    runs: dict[tuple[str, str], PeftRun] = {}
+    skipped: set[str] = set()
+    newest: set[str] = set()
+    for wave, folder in enumerate(folders):
+        files = sorted(folder.glob("*.json"))
+        if not files:
+            raise UserError(f"--peft-results {folder}: no METHOD--NAME.json in it")
+        newest = {file.stem for file in files}
+        for file in files:
+            run = _read(file, wave)
+            if run is None:
+                skipped.add(file.name)
+            else:
+                runs.setdefault((run.name, run.created), run)
+    return list(runs.values()), sorted(skipped), newest
+
+
+def _read(file: Path, wave: int) -> PeftRun | None:
+    """A run's file; None if it has no score. Raises UserError for anything else."""
+    if file.stat().st_size > LARGEST_FILE:
+        raise UserError(f"{file}: larger than {LARGEST_FILE:,} bytes, which no result of peft is")
+    content = file.read_bytes()
+    try:
+        told = json.loads(content)
+        run, train = told["run_info"], told["train_info"]
+        last = train["metrics"][-1] if train["metrics"] else {}
+        metric = next((name for name in METRICS if isinstance(last.get(name), int | float)), None)
+        if train["status"] != "success" or metric is None or not math.isfinite(last[metric]):
+            return None
+        score = float(last[metric])
+        if METRICS[metric] and not 0 <= score <= 1:
+            raise UserError(f"{file}: {metric} {shown(score)} is not in [0, 1]")
+        return PeftRun(
+            name=file.stem,
+            metric=metric,
+            score=score,
+            parameters=_number(train.get("num_trainable_params"), int),
+            forgetting=_number(last.get("forgetting", last.get("drift")), float),
+            seconds=_number(train.get("train_time"), float),
+            seed=int(run["train_config"]["seed"]),
+            created=str(run["created_at"]),
+            peft=str(told.get("meta_info", {}).get("package_info", {}).get("peft-version", "")),
+            wave=wave,
+            file=f"{file.parent.name}/{file.name}",
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{file}: not a result of peft's comparison ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _number(value: Any, kind: type) -> Any:
+    return kind(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def compare_peft(folders: Sequence[Path], reference: str = REFERENCE) -> PeftComparison:
+    """Compares the rows of the newest folder; earlier folders show the noise of reruns.
+
+    Raises UserError for what cannot be read, and for a reference that is not among the newest rows.
+    """
+    runs, skipped, newest = read_peft_results(folders)
+    metrics = sorted({run.metric for run in runs})
+    if len(metrics) != 1:
+        raise UserError(f"--peft-results: one metric at a time, got {', '.join(metrics) or 'no score'}")
+    latest = {run.name: run for run in sorted(runs, key=lambda run: run.created) if run.name in newest}
+    rows = sorted(latest.values(), key=lambda run: (-run.score, run.name))
+    if reference not in latest:
+        raise UnknownNameError("reference", reference, latest)
+    noise = _noise(runs)
+    others = [row for row in rows if row.name != reference]
+    best, *rest = rows
+    return PeftComparison(
+        metric=metrics[0],
+        rows=rows,
+        runs=sorted(runs, key=lambda run: (run.name, run.created)),
+        noise=noise,
+        reference=reference,
+        against_reference=[_difference(row, latest[reference], noise, len(others)) for row in others],
+        against_best=[_difference(row, best, noise, len(rest)) for row in rest],
+        pairs=math.comb(len(rows), 2),
+        naive=_apart(rows, None, 1),
+        real=_apart(rows, noise, math.comb(len(rows), 2)),
+        reruns=list(_reruns(runs, folders, noise)),
+        skipped=skipped,
+    )
+
+
+def _noise(runs: Sequence[PeftRun]) -> RunNoise | None:
+    names = {name: number for number, name in enumerate(sorted({run.name for run in runs}))}
+    rows, waves = [names[run.name] for run in runs], [run.wave for run in runs]
+    return run_noise(rows, waves, [run.score for run in runs], runs[0].questions)
+
+
+def _difference(row: PeftRun, other: PeftRun, noise: RunNoise | None, claims: int) -> Difference:
+    """The interval takes the questions of the two as independent samples.
+
+    All rows answer the same questions, so it is wider than needed: the files do not say which answers were
+    right.
+    """
+    examples = sum(
+        run.score * (1 - run.score) / run.questions if run.questions else 0.0 for run in (row, other)
+    )
+    reruns = sum(noise.variance(run.score, run.questions) for run in (row, other)) if noise else 0.0
+    error = Error(reruns, noise.freedom if noise else math.inf, examples)
+    difference = row.score - other.score
+    known = examples or reruns
+    return Difference(
+        row.name, other.name, difference, error.interval(difference, simultaneous(claims)) if known else None
+    )
+
+
+def _apart(rows: Sequence[PeftRun], noise: RunNoise | None, claims: int) -> int:
+    pairs = combinations(rows, 2)
+    return sum(_difference(*pair, noise, claims).verdict != "undecided" for pair in pairs)
+
+
+def _reruns(runs: Sequence[PeftRun], folders: Sequence[Path], noise: RunNoise | None) -> Iterator[Rerun]:
+    """The waves in which at least two configurations ran again."""
+    before: dict[str, PeftRun] = {}
+    for wave, folder in enumerate(folders):
+        after = {run.name: run for run in runs if run.wave == wave}
+        common = sorted(before.keys() & after.keys())
+        if len(common) > 1:
+            yield _rerun(folder.name, common, before, after, noise)
+        before |= after
+
+
+def _rerun(
+    folder: str,
+    names: Sequence[str],
+    before: dict[str, PeftRun],
+    after: dict[str, PeftRun],
+    noise: RunNoise | None,
+) -> Rerun:
+    old, new = ([runs[name].score for name in names] for runs in (before, after))
+    pairs = list(combinations(names, 2))
+    called = {
+        pair
+        for pair in pairs
+        if _difference(before[pair[0]], before[pair[1]], noise, len(pairs)).verdict != "undecided"
+    }
+    turned = {pair for pair in pairs if _gap(before, pair) * _gap(after, pair) < 0}
+    return Rerun(
+        folder=folder,
+        rows=len(names),
+        shift=sum(b - a for a, b in zip(old, new, strict=True)) / len(names),
+        kendall=float(stats.kendalltau(old, new).statistic) if len(names) > 2 else None,
+        called=len(called),
+        reversed=len(called & turned),
+        uncalled=len(pairs) - len(called),
+        uncalled_reversed=len(turned - called),
+    )
+
+
+def _gap(wave: dict[str, PeftRun], pair: tuple[str, str]) -> float:
+    return wave[pair[0]].score - wave[pair[1]].score
+
+
+def as_json(comparison: PeftComparison) -> str:
+    """Everything, with the file and the hash behind each score."""
+    content = asdict(comparison)
+    for name in ("against_reference", "against_best"):
+        for entry, difference in zip(content[name], getattr(comparison, name), strict=True):
+            entry["verdict"] = difference.verdict
+    return json.dumps(content, indent=1) + "\n"
+
+
+def as_markdown(comparison: PeftComparison) -> str:
+    """The comparison as a page: the answer, how sure it is, the table, what reruns show."""
+    return "\n".join([*_answer(comparison), "", *_table(comparison), "", *_rerun_table(comparison)]) + "\n"
+
+
+def _answer(comparison: PeftComparison) -> Iterator[str]:
+    best = comparison.rows[0]
+    like_best = sum(difference.verdict == "undecided" for difference in comparison.against_best)
+    better, worse, undecided = (
+        sum(difference.verdict == verdict for difference in comparison.against_reference)
+        for verdict in ("better", "worse", "undecided")
+    )
+    rows = len(comparison.rows)
+    yield (
+        f"{rows} configurations, each run once with one seed and not tuned alike. The best mean is "
+        f"{_code(best.name)} ({_percent(best.score)})."
+    )
+    yield ""
+    if comparison.against_best and comparison.against_best[0].interval is None:
+        yield (
+            "No configuration ran twice and the score is no share of questions: no difference has an interval."
+        )
+        return
+    yield (
+        f"- {like_best} of the other {rows - 1} are statistically indistinguishable from it "
+        "(simultaneous 95% intervals)."
+    )
+    yield (f"- Against {_code(comparison.reference)}: {better} better, {worse} worse, {undecided} undecided.")
+    yield (
+        f"- Of all {comparison.pairs:,} pairs {comparison.naive:,} differ by the noise of test questions, "
+        f"each pair alone at 95%; {comparison.real:,} by questions and reruns, all simultaneously."
+    )
+    noise = comparison.noise
+    if noise is None:
+        yield "- No configuration ran twice: the intervals hold the noise of questions alone."
+    else:
+        deviation = math.sqrt(noise.variance(best.score, best.questions))
+        yield (
+            f"- Rerunning a configuration with the same seed moves its score by {100 * deviation:.1f} points "
+            f"(standard deviation at the best row's score; {noise.freedom} degrees of freedom), beside "
+            "shifts that all rows share."
+        )
+
+
+def _table(comparison: PeftComparison) -> Iterator[str]:
+    against = {difference.row: difference for difference in comparison.against_reference}
+    reference = _code(comparison.reference)
+    yield (
+        f"| configuration | {comparison.metric} % | difference from {reference} | | trained | forgetting |"
+    )
+    yield "|---|---|---|---|---|---|"
+    for row in comparison.rows:
+        difference = against.get(row.name)
+        gap, verdict = ("", "reference") if difference is None else (_points(difference), difference.verdict)
+        parameters = "" if row.parameters is None else f"{row.parameters:,}"
+        forgetting = "" if row.forgetting is None else f"{row.forgetting:.3f}"
+        yield (
+            f"| {_code(row.name)} | {_percent(row.score)} | {gap} | {verdict} | {parameters} | {forgetting} |"
+        )
+
+
+def _rerun_table(comparison: PeftComparison) -> Iterator[str]:
+    if not comparison.reruns:
+        return
+    yield (
+        "| ran again in | configurations | mean change | Kendall's τ | order reversed, of pairs that "
+        "differed | of undecided pairs |"
+    )
+    yield "|---|---|---|---|---|---|"
+    for rerun in comparison.reruns:
+        kendall = "" if rerun.kendall is None else f"{rerun.kendall:.2f}"
+        yield (
+            f"| {_code(rerun.folder)} | {rerun.rows} | {100 * rerun.shift:+.1f} | {kendall} | "
+            f"{rerun.reversed} of {rerun.called:,} | {rerun.uncalled_reversed} of {rerun.uncalled:,} |"
+        )
+
+
+def _code(name: str) -> str:
+    return f"`{visible(name).replace('`', '').replace('|', '¦')}`"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _points(difference: Difference) -> str:
+    mean = f"{100 * difference.difference:+.1f}"
+    if difference.interval is None:
+        return mean
+    low, high = difference.interval
+    return f"{mean} [{100 * low:+.1f}, {100 * high:+.1f}]"
