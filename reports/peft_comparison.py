@@ -317,8 +317,8 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
         )
         return
     yield (
-        f"- {like_best} of the other {rows - 1} are statistically indistinguishable from it "
-        "(simultaneous 95% intervals)."
+        f"- {like_best} of the other {rows - 1} are statistically indistinguishable from "
+        "it (simultaneous 95% intervals)."
     )
     yield (f"- Against {_code(comparison.reference)}: {better} better, {worse} worse, {undecided} undecided.")
     yield (
