@@ -312,9 +312,7 @@ def _answer(comparison: PeftComparison) -> Iterator[str]:
     )
     yield ""
     if comparison.against_best and comparison.against_best[0].interval is None:
-        yield (
-            "No configuration ran twice and the score is no share of questions: no difference has an interval."
-        )
+        yield ("No interval: no configuration ran twice and the score is no share of questions.")
         return
     yield (
         f"- {like_best} of the other {rows - 1} are statistically indistinguishable from "
