@@ -10,16 +10,54 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from bench import __version__
-from bench.commands import catalogue, housekeeping, packs, results, suites
+from bench.commands import catalogue, results, suites, tools
 from bench.commands.options import err
 from bench.process import interrupts
 
+#: What commands of version 0.1 are called now.
+RENAMED = {
+    "ls": "list",
+    "methods": "list methods",
+    "tasks": "list tasks",
+    "backbones": "list backbones",
+    "compare": "report B --against A",
+    "gc": "verify --leftovers",
+    "perf": "tools perf",
+    "redundancy": "tools redundancy",
+    "site": "tools site",
+    "fetch": "tools fetch",
+}
 
-class Program(TyperGroup):
-    """All commands. What the user can mend is shown without a traceback, unless with --debug."""
+
+class _PlainFlags:
+    """Help without a type beside flags, which take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class Command(_PlainFlags, TyperCommand):
+    pass
+
+
+class Group(_PlainFlags, TyperGroup):
+    pass
+
+
+class Program(Group):
+    """All commands. Errors that users can mend are shown without a traceback, unless with --debug."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in RENAMED:
+            _end(ctx, 2, f"'{args[0]}' is now: tensorbench {RENAMED[args[0]]}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -57,28 +95,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
+    suites.plan,
     suites.run,
     suites.search,
-    results.redundancy,
-    suites.plan,
-    suites.fetch,
-    catalogue.perf,
-    catalogue.methods,
-    catalogue.check,
-    results.ls,
+    results.report,
     results.show,
     results.export,
-    results.report,
-    results.compare,
-    packs.pack,
-    packs.unpack,
-    packs.site,
-    catalogue.tasks,
-    catalogue.backbones,
-    housekeeping.gc,
-    housekeeping.verify,
+    results.verify,
+    results.pack,
+    results.unpack,
+    catalogue.check,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
+app.command("list", cls=Command)(catalogue.list_)
+
+_tools = typer.Typer(cls=Group, no_args_is_help=True)
+for tool in (tools.perf, tools.redundancy, tools.site, tools.fetch):
+    _tools.command(cls=Command)(tool)
+app.add_typer(
+    _tools, name="tools", help="Time methods, analyse adapters, build the site, download a suite's data."
+)
 
 
 def _version(asked: bool) -> None:

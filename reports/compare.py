@@ -120,7 +120,7 @@ def compare(first: tuple[str, str], second: tuple[str, str], threshold: Asked = 
     threshold as `reports.thresholds.thresholds` does.
     """
     if first == second:
-        raise UserError(f"'{first[1]}' is compared with itself; name two experiments, or another --store-b")
+        raise UserError(f"'{first[1]}' is compared with itself; name another experiment or --against-store")
     a, b = (_one(uri, name) for uri, name in (first, second))
     cells_a, cells_b = ({Name.of(cell): cell for cell in study.all_cells} for study in (a, b))
     common = {name: (cell, cells_b[name]) for name, cell in cells_a.items() if name in cells_b}

@@ -52,7 +52,7 @@ def test_the_guide_shows_the_tested_package_in_under_60_lines() -> None:
 
 
 def test_it_is_listed_with_its_counts(found: Path, call: Call) -> None:
-    listed = call("methods")
+    listed = call("list", "methods")
     assert listed.code == 0, listed.err
     # 4 · 768 · (1 + 36) parameters.
     assert re.search(r"shared_down\D+113,664", listed.out)
@@ -90,7 +90,7 @@ def test_one_that_fails_to_import_is_named_and_the_rest_goes_on(
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text("[tensorbench.methods]\nbroken_one = no_such_module:Thing\n")
     monkeypatch.syspath_prepend(tmp_path)
-    listed = call("methods")
+    listed = call("list", "methods")
     assert listed.code == 0
     assert "tenslora" in listed.out
     timed = call(

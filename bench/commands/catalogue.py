@@ -1,52 +1,69 @@
-"""Commands on what there is: methods, tasks and backbones, with their checks and their speed."""
+"""The commands `list` and `check`: stored results, methods, tasks and backbones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from bench.commands import completion
-from bench.commands.options import AsJson, Device, echo_json, err, names_option, out
+from bench.commands.options import DEFAULT_STORE, AsJson, StoreUri, echo_json, err, out
 
 if TYPE_CHECKING:
     from bench.conformance import Finding
 
 
-def methods(
-    hidden: Annotated[int, typer.Option(help="Hidden size.")] = 768,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 12,
-    layers: Annotated[int, typer.Option(help="Layers.")] = 12,
+class Listed(StrEnum):
+    """What `list` lists."""
+
+    STORED = "stored"
+    METHODS = "methods"
+    TASKS = "tasks"
+    BACKBONES = "backbones"
+
+
+def list_(
+    what: Annotated[Listed, typer.Argument(help="What to list.")] = Listed.STORED,
+    store: StoreUri = DEFAULT_STORE,
+    hidden: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: hidden size.")] = 768,
+    heads: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: attention heads.")] = 12,
+    layers: Annotated[int, typer.Option(min=1, metavar="N", help="Methods: layers.")] = 12,
     as_json: AsJson = False,
 ) -> None:
-    """List the methods, with their parameter counts on a geometry (ViT-B and RoBERTa-base by default)."""
-    from bench.terminal.method_list import count_methods, print_methods
-    from methods import Geometry
+    """List stored suites with their trials complete, failed and missing; or methods, tasks or backbones.
 
-    geometry = Geometry(hidden, heads, layers, 4 * hidden)
-    rows = count_methods(geometry)
-    if as_json:
-        echo_json(rows)
+    Parameters of methods are by default those on ViT-B and RoBERTa-base. A suite can also name other
+    backbones, of the hub or of timm, and local folders.
+    """
+    if what is Listed.STORED:
+        from bench.terminal.stored import print_contents
+        from reports.stored import contents
+
+        suites = contents(store)
+        _print(as_json, [asdict(suite) for suite in suites], lambda: print_contents(out, store, suites))
+    elif what is Listed.METHODS:
+        from bench.terminal.listings import count_methods, print_methods
+        from methods import Geometry
+
+        geometry = Geometry(hidden, heads, layers, 4 * hidden)
+        rows = count_methods(geometry)
+        _print(as_json, rows, lambda: print_methods(out, rows, geometry))
     else:
-        print_methods(out, rows, geometry)
+        from bench.terminal.listings import backbone_rows, print_listing, task_rows
+
+        listing = task_rows() if what is Listed.TASKS else backbone_rows()
+        _print(as_json, listing, lambda: print_listing(out, what.capitalize(), listing))
 
 
-def tasks() -> None:
-    """List the tasks."""
-    from bench.terminal.listings import list_tasks
-
-    out.print(list_tasks())
-
-
-def backbones() -> None:
-    """List the registered backbones. A suite can also name a hub model, a timm model or a local folder."""
-    from bench.terminal.listings import list_backbones
-
-    out.print(list_backbones())
+def _print(as_json: bool, content: Any, show: Callable[[], None]) -> None:
+    if as_json:
+        echo_json(content)
+    else:
+        show()
 
 
 def check(
@@ -107,85 +124,3 @@ def _methods_fail(names: list[str], quick: bool) -> bool:
             bar.advance(line)
     print_checks(out, results)
     return any(result.status == "failed" for result in results)
-
-
-TimedBackbone = Annotated[
-    str,
-    typer.Option(
-        help="A shape (vit-base, vit-small, roberta-base, llama-1b) or a registered backbone.",
-        autocompletion=completion.one_of("vit-base", "vit-small", "roberta-base", "llama-1b"),
-    ),
-]
-TimedMethods = Annotated[
-    list[str] | None,
-    names_option(
-        "--method",
-        "--methods",
-        help="Names or variants of TensLoRA; default: all",
-        complete=completion.methods,
-    ),
-]
-RankModes = Annotated[
-    list[str] | None,
-    names_option(
-        "--rank-mode",
-        "--rank-modes",
-        help="isorank or isoparameters; default: both",
-        complete=completion.one_of("isorank", "isoparameters"),
-    ),
-]
-
-
-def perf(
-    backbone: TimedBackbone = "vit-base",
-    method: TimedMethods = None,
-    rank_mode: RankModes = None,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Examples of a step.")] = 4,
-    rounds: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Interleaved rounds; ratios are paired by round.")
-    ] = 15,
-    device: Device = "auto",
-    bf16: Annotated[bool, typer.Option(help="bf16 autocast.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile, anew every round.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the ratios into this .png, .svg or .pdf.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Time a training step and a forward of every method, side by side in one process, with memory."""
-    from bench.backbones import BACKBONES
-    from bench.execution import choose_device
-    from bench.probes import perf as timing
-    from bench.process.outputs import prepare_plot
-    from bench.terminal.progress import progress_bars
-    from bench.terminal.tables import fitted
-    from bench.terminal.timings import inference_table, step_table
-    from bench.training.measure import device_name
-
-    if plot is not None:
-        prepare_plot(plot)
-    chosen = choose_device(device)
-    name = backbone if backbone in BACKBONES else f"random-{backbone}"
-    with progress_bars(err) as bar:
-        line = bar.add_task("loading the backbone", total=None)
-        rows = timing.measure(
-            name,
-            method or timing.ALL,
-            rank_mode or timing.RANK_MODES,
-            batch=batch,
-            rounds=rounds,
-            device=chosen,
-            bf16=bf16,
-            compiled=compiled,
-            notify=lambda done, total, label: bar.update(
-                line, completed=done, total=total, description=escape(label)
-            ),
-        )
-    title = f"{name}, batch {batch}, {device_name(chosen)}, {rounds} rounds"
-    if plot is not None:
-        timing.plot(rows, title, plot)
-    if as_json:
-        echo_json(list(map(asdict, rows)))
-    else:
-        spare = ("forward", "backward", "of floor", "MiB", "same sites", "own floor", "params")
-        out.print(fitted(out, step_table(rows, title), *spare))
-        told = "At inference: a forward over the bare backbone's"
-        out.print(fitted(out, inference_table(rows, told), "rank mode", "bare ms"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -17,9 +18,14 @@ from bench.terminal.console import VisibleConsole
 
 Item = TypeVar("Item")
 
-#: Off a terminal nothing limits the width, and rich would assume 80 columns.
-out = VisibleConsole(width=None if sys.stdout.isatty() else 120, emoji=False)
-err = VisibleConsole(stderr=True, width=None if sys.stderr.isatty() else 120, emoji=False)
+
+def _width(terminal: bool) -> int | None:
+    """Columns of a console: rich's own for a terminal and where COLUMNS is set, else 120 in place of 80."""
+    return None if terminal or os.environ.get("COLUMNS", "").isdigit() else 120
+
+
+out = VisibleConsole(width=_width(sys.stdout.isatty()), emoji=False)
+err = VisibleConsole(stderr=True, width=_width(sys.stderr.isatty()), emoji=False)
 
 #: A comma that is none of thousands.
 COMMA = re.compile(r",(?!\d{3}(?!\d))")

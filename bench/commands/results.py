@@ -1,8 +1,9 @@
-"""Commands on what is stored: lists, single trials, reports, comparisons, exports, redundancy."""
+"""The commands on stored results: `show`, `report`, `export`, `verify`, `pack` and `unpack`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,6 @@ from bench.commands.options import (
     AsJson,
     Backbones,
     Budgets,
-    Device,
     Methods,
     Opened,
     Pairs,
@@ -28,23 +28,15 @@ from bench.commands.options import (
     one_for_each,
     out,
 )
+from bench.process.memory import MIB
 from bench.process.visible import visible
+
+#: The exit code of `verify` where nothing is broken, but something could not be checked.
+NOT_CHECKABLE = 3
 
 Reference = Annotated[
     str | None, typer.Option(metavar="METHOD", help="What methods are compared with, in place of LoRA.")
 ]
-
-
-def ls(store: StoreUri = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """List what the store holds: each suite with how many of its trials are complete, failed or missing."""
-    from bench.terminal.stored import print_contents
-    from reports.stored import contents
-
-    found = contents(store)
-    if as_json:
-        echo_json([asdict(one) for one in found])
-    else:
-        print_contents(out, store, found)
 
 
 def show(
@@ -115,7 +107,16 @@ def report(
     experiment: Annotated[
         list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs.")
     ],
-    folder: Annotated[Path, typer.Option("--out", help="Where to write; must be empty or absent.")],
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where to write; must be empty or absent.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXPERIMENT",
+            help="Write nothing: show what changed since this experiment or pack.",
+        ),
+    ] = None,
     formats: Annotated[
         list[str] | None,
         names_option(
@@ -135,19 +136,32 @@ def report(
     mixed: Annotated[bool, typer.Option(help="Put trials side by side that do not compare.")] = False,
     log: Annotated[bool, typer.Option(help="Also keep the report on the suite's MLflow run.")] = True,
     force: Annotated[bool, typer.Option(help="Replace an earlier report.")] = False,
+    against_store: Annotated[
+        str | None, typer.Option(metavar="URI", help="With --against: its store, if another one.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write the report of one or more experiments: a page, tables, figures and JSON.
+    """Write the report of one or more experiments, as a page, tables, figures and JSON, or compare two.
 
-    With --method and its like, or --pair, it is of some rows; intervals then hold at once for these alone.
+    With --method and its like, or --pair, it reports these rows alone, with simultaneous intervals for them.
     """
     from bench.suite.load import experiment_of
-    from reports.cautions import reference_failures
     from reports.part import Part
+
+    part = Part(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
+    if against is not None:
+        if len(experiment) > 1 or folder is not None or not part.whole:
+            raise typer.BadParameter("--against compares two experiments: no --out and no part beside it")
+        sides = ((against_store or store, experiment_of(against)), (store, experiment_of(experiment[0])))
+        _compare(*sides, one_for_each(threshold), as_json)
+        return
+    if folder is None or as_json or against_store is not None:
+        raise typer.BadParameter("give --out FOLDER for a report, or --against EXPERIMENT for a comparison")
+    from reports.cautions import reference_failures
     from reports.report import FORMATS, write_report
     from reports.studies import StudyAnalysis
     from reports.study_words import answer
 
-    part = Part(method or (), task or (), backbone or (), budget or (), reference or "", pair or ())
     done = write_report(
         store,
         [experiment_of(name) for name in experiment],
@@ -176,26 +190,21 @@ def report(
     out.print(f"Wrote {len(done.files)} files to {folder}{where}.", markup=False, soft_wrap=True)
 
 
-def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="An experiment, a suite's file or a pack.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    store: StoreUri = DEFAULT_STORE,
-    store_b: Annotated[str | None, typer.Option(help="The store of B, where it is another one.")] = None,
-    threshold: Threshold = None,
-    as_json: AsJson = False,
+def _compare(
+    before: tuple[str, str],
+    after: tuple[str, str],
+    thresholds: float | dict[str, float] | None,
+    as_json: bool,
 ) -> None:
-    """Compare two experiments: what changed in configuration, and which cells moved."""
-    from bench.suite.load import experiment_of
+    """Prints what changed between two experiments, each named by its store and its name."""
     from bench.terminal.comparison import print_comparison
-    from reports.compare import compare as compare_experiments
+    from reports.compare import compare
 
-    found = compare_experiments(
-        (store, experiment_of(first)), (store_b or store, experiment_of(second)), one_for_each(threshold)
-    )
+    comparison = compare(before, after, thresholds)
     if as_json:
-        echo_json(asdict(found))
+        echo_json(asdict(comparison))
     else:
-        print_comparison(out, found)
+        print_comparison(out, comparison)
 
 
 def export(
@@ -222,39 +231,163 @@ def export(
         )
 
 
-def redundancy(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="MLflow run ids or trial ids, or the start of one.")
+def pack(
+    experiment: Annotated[
+        list[str], typer.Argument(help="Experiments of one store, their suites' files, or packs to join.")
     ],
+    file: Annotated[Path, typer.Option("--out", help="The file to write: NAME.tensorbench.zip.")],
     store: StoreUri = DEFAULT_STORE,
-    plot: Annotated[Path | None, typer.Option(help="Where to draw: a .png, .svg or .pdf file.")] = None,
-    drops: Annotated[
-        bool, typer.Option(help="Also measure what the metric loses when a component is zeroed.")
-    ] = True,
-    device: Device = "auto",
+    adapters: Annotated[bool, typer.Option(help="Take the trained adapters along.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace an earlier pack.")] = False,
+) -> None:
+    """Write results into one file that reports read anywhere, and that `unpack` merges into other stores."""
+    from bench.store import results
+    from bench.suite.load import experiment_of
+
+    names = [experiment_of(name) for name in experiment]
+    done = results.pack(*names, out=file, store=store, adapters=adapters, force=force)
+    held = ", ".join(f"{trials:,} trials of {name}" for name, trials in done.trials.items())
+    out.print(f"Wrote {held} to {file} ({done.bytes / MIB:.1f} MiB).", markup=False, soft_wrap=True)
+    notes = {
+        "trial(s) are still running and are not in it": done.running,
+        "finished trial(s) have no adapter stored": done.without_adapter,
+    }
+    for said, count in notes.items():
+        if count:
+            out.print(f"[yellow]note:[/yellow] {count:,} {said}.", highlight=False, soft_wrap=True)
+
+
+def unpack(
+    file: Annotated[list[Path], typer.Argument(help="Packs; those of one experiment become one.")],
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Merge packs into a store. Trials that it has stay as they are; what contradicts them is refused."""
+    from bench.store import results
+    from bench.terminal.progress import progress_bars
+
+    with progress_bars(err) as bars:
+        task = bars.add_task("trials", total=None)
+        found = results.unpack(
+            *file, store=store, told=lambda done, of: bars.update(task, completed=done, total=of)
+        )
+    for one in found:
+        out.print(
+            f"{one.name}: {one.written:,} trials written, {one.there:,} were there.",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def verify(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STORE|PACK|EXPERIMENT]...",
+            help="A store's address, packs, experiments or their suites' files. Default: all of the store.",
+        ),
+    ] = None,
+    rerun: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Run so many of the finished trials again, and compare.")
+    ] = 0,
+    sample_seed: Annotated[int, typer.Option(help="Which trials are run again: the seed of the choice.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How far scores may be apart on other hardware than the trial's. "
+            "Default: 0.02, or what 5 examples are worth, if more.",
+        ),
+    ] = None,
+    caches: Annotated[
+        bool, typer.Option("--caches", help="Also read every file of this machine's caches.")
+    ] = False,
     opened: Opened = None,
+    leftovers: Annotated[
+        bool,
+        typer.Option(
+            "--leftovers",
+            help="Check no results: list what dead drivers left in the store, as claims, open runs and signs "
+            "of life, and records on disk. Takes up to a minute where drivers may run elsewhere.",
+        ),
+    ] = False,
+    delete: Annotated[
+        bool,
+        typer.Option(
+            "--delete",
+            help="With --leftovers: delete claims and signs of life, and close open runs as killed.",
+        ),
+    ] = False,
+    store: StoreUri = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Show how redundant trained adapters are: singular values of each mode, and which components matter."""
-    from bench.execution import choose_device
-    from bench.probes.redundancy import analyse, draw
-    from bench.process.outputs import prepare_plot
-    from bench.store.trained import find_finished
-    from bench.terminal.results import print_redundancy
+    """Check that finished trials are what they claim to be: files, ids, scores, parameters. Mends nothing.
 
-    if plot is not None:
-        prepare_plot(plot)
-    chosen = choose_device(device)
-    for run in runs[1:]:
-        # What is wrong with the last is told before the first is measured, which takes its time.
-        find_finished(store, run)
-    found = []
-    for run in runs:
-        found.append(analyse(store, run, chosen, drops=drops, opened=opened or ()))
-        if not as_json:
-            print_redundancy(out, found[-1])
+    The exit code is 0 if everything was checked and nothing is broken, 1 if something is broken, and 3 if
+    nothing is, and something cannot be checked on this machine.
+    """
+    from bench.store.connect import shown_uri
+    from bench.suite.load import experiment_of
+    from bench.terminal.verification import print_verification
+    from bench.verify import verify as verify_results
+
+    named = what or []
+    # Of names only a store's has such marks.
+    addresses = [name for name in named if "://" in name]
+    if len(addresses) > 1:
+        raise typer.BadParameter(f"one store at a time, got {', '.join(map(shown_uri, addresses))}")
+    uri = addresses[0] if addresses else store
+    experiments = [experiment_of(name) for name in named if name not in addresses]
+    if leftovers:
+        if rerun or caches or as_json:
+            raise typer.BadParameter("--leftovers takes no --rerun, --caches or --json")
+        _print_leftovers(uri, experiments, delete)
+        return
+    if delete:
+        raise typer.BadParameter("--delete needs --leftovers")
+    with err.status("") as status:
+        found = verify_results(
+            uri,
+            experiments,
+            reruns=rerun,
+            sample_seed=sample_seed,
+            tolerance=tolerance,
+            caches=caches,
+            opened=opened or (),
+            watching=lambda text: status.update(escape(text)),
+        )
     if as_json:
-        echo_json([one.model_dump(mode="json") for one in found])
-    if plot is not None:
-        draw(found, plot)
-        err.print(f"Drawn in {plot}.")
+        echo_json({"ok": found.ok, **asdict(found)})
+    else:
+        print_verification(out, found)
+    if not found.ok:
+        raise typer.Exit(1 if found.faults else NOT_CHECKABLE)
+
+
+def _print_leftovers(uri: str, names: list[str], delete: bool) -> None:
+    from bench.store.leftovers import experiments, leftovers
+    from bench.store.store import Store
+
+    def waiting(name: str, count: int) -> None:
+        err.print(
+            f"{escape(name)}: waiting for a sign of life of {count} driver(s) …",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    removable = 0
+    for name in names or experiments(uri):
+        left = leftovers(Store.existing(uri, name), partial(waiting, name), delete=delete)
+        lines = [f"claims on trial {trial}" for trial in left.claims]
+        lines += [f"open run {run.run_id}: {run.name}" for run in left.runs]
+        lines += [f"sign of life of driver {driver}, which is dead" for driver in left.drivers]
+        removable += len(lines)
+        lines += [f"record that the next start sends: {path}" for path in left.waiting]
+        lines += [f"record that the store did not take: {path}" for path in left.refused]
+        for line in lines:
+            out.print(f"{escape(name)}: {escape(line)}", highlight=False, soft_wrap=True)
+    if not removable:
+        out.print("Nothing is left over in the store.")
+    elif delete:
+        out.print(f"Deleted or closed {removable}.")
+    else:
+        out.print(f"{removable} to be deleted or closed: with --delete.")

@@ -1,4 +1,4 @@
-"""Commands on a suite: what it needs, what it would run, and running it."""
+"""The commands on a suite: `plan`, `run` and `search`."""
 
 from __future__ import annotations
 
@@ -130,9 +130,9 @@ def search(
         typer.Option("--retry-failed", help="Also try trials again that failed, and with them their points."),
     ] = False,
 ) -> None:
-    """Search ranks within a budget, ablate how it is shared, or choose rates and epochs for studies: what the
-    suite's `search`, `allocation` or `pilot` says. Safe to stop and start again.
+    """Search ranks within a budget, ablate its allocation, or choose rates and epochs for studies.
 
+    The suite's section `search`, `allocation` or `pilot` says which. Safe to stop and start again.
     A search tries one point at a time; start the command several times to try more. An allocation's trials
     and the final runs use all workers.
     """
@@ -239,23 +239,3 @@ def plan(
     print_forecast(out, expected)
     if power:
         print_power(out, found)
-
-
-def fetch(
-    suite: SuiteFile,
-    update: Annotated[
-        bool, typer.Option(help="Resolve anew what the lock file holds already, to what is newest.")
-    ] = False,
-) -> None:
-    """Download all that a suite needs and lock hub repositories to a commit, in SUITE.lock.yaml.
-
-    Afterwards the suite runs without a network, on every machine that has the lock and the caches.
-    """
-    from bench.fetch import fetch as fetch_suite
-
-    def notify(step: str) -> None:
-        err.print(f"{step} …", markup=False, highlight=False)
-
-    lock = fetch_suite(suite, update=update, notify=notify)
-    locked = "it uses no hub repository" if lock is None else f"its hub repositories are locked in {lock}"
-    out.print(f"All that {suite} needs is here; {locked}.", markup=False, highlight=False, soft_wrap=True)

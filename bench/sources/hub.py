@@ -101,7 +101,7 @@ def snapshot(
     except (hub_errors.LocalEntryNotFoundError, hub_errors.HTTPError, OSError) as error:
         raise UserError(
             f"hub {what} {where} can be neither reached nor found whole in the cache. On a machine with a "
-            f"network run `tensorbench fetch SUITE.yaml` for all that a suite needs, or "
+            f"network run `tensorbench tools fetch SUITE.yaml` for all that a suite needs, or "
             f"`hf download {repository}{_options(revision, patterns, kind)}`, then copy the hub's cache here "
             f"(HF_HOME says where). {_OWN_FILES[kind]}"
         ) from error
@@ -151,5 +151,5 @@ def _check(repository: str, folder: Path, locked: LockedFiles) -> None:
             raise UserError(
                 f"{name} of hub repository {repository} at {folder.name} is not the locked file: sha256 "
                 f"expected {wanted}, got {actual}; if the suite is to use it, run "
-                f"`tensorbench fetch --update`"
+                f"`tensorbench tools fetch --update`"
             )

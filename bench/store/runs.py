@@ -57,7 +57,7 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
 def remedy(record: Record, name: Artifact) -> str:
     """What to do about an artifact that is not what was stored."""
     if name == Artifact.REDUNDANCY:
-        return f"`tensorbench redundancy {record.run_id}` writes it anew"
+        return f"`tensorbench tools redundancy {record.run_id}` writes it anew"
     return f"delete that run (`mlflow runs delete --run-id {record.run_id}`) and start its suite again"
 
 

@@ -1,6 +1,6 @@
-"""The lock file of a suite, which holds the commit of every hub repository that it uses and each file's hash.
+"""The lock file of a suite: the commit of every hub repository that it uses and each file's hash.
 
-`tensorbench fetch SUITE.yaml` writes `SUITE.lock.yaml` beside the suite; whoever loads the suite obeys it.
+`tensorbench tools fetch SUITE.yaml` writes it beside the suite, as `SUITE.lock.yaml`; loading obeys it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Lock(Frozen):
             at = "" if asked is None else f" at revision {asked}"
             what = name if repository is None else f"{name} from {repository}"
             raise UserError(
-                f"{path} does not lock {what}{at}: run `tensorbench fetch` on the suite again, or delete it"
+                f"{path} does not lock {what}{at}: run `tensorbench tools fetch` again, or delete it"
             )
         return entry
 
@@ -94,7 +94,7 @@ class Lock(Frozen):
         """Writes the lock in one step. Raises UserError where it cannot be written."""
         name = " ".join(visible(suite.name).split())
         head = (
-            f"# Written by `tensorbench fetch {name}`: the commits and files (sha256) it uses.\n"
+            f"# Written by `tensorbench tools fetch {name}`: the commits and files (sha256) it uses.\n"
             "# Keep it beside the suite; every plan and run of the suite obeys it.\n"
         )
         try:

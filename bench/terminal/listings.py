@@ -1,29 +1,161 @@
-"""The lists of tasks and backbones."""
+"""The lists of methods, tasks and backbones. Rows are cached, since computing them imports torch and more."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import entry_points, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from bench.backbones import BACKBONES, describe
-from bench.tasks import TASKS, Task
-from bench.terminal.tables import each_of, plain_table
+from bench.process.files import sha256_of_all
+from bench.sources.assets import cache_dir
+from bench.terminal.tables import each_of, fitted, plain_table
+from methods import METHODS, UserError
+from methods.backbone import Geometry
 
-#: A task's classes are named up to so many.
+if TYPE_CHECKING:
+    from bench.tasks import Task
+    from methods import Method
+
+#: A row of a list, from headings to cells.
+Row = dict[str, Any]
+
+#: The packages that define methods, tasks and backbones.
+SOURCES = ("methods", "baselines", "bench")
+
+#: Libraries that rows depend on: peft's methods are counted by building them.
+LIBRARIES = ("peft", "torch", "transformers", "timm")
+
+#: The rank of every count, and of the LoRA whose count the methods are fitted to.
+RANK = 4
+
+#: Bytes of a number.
+FLOAT32 = 4
+
+#: The most classes of a task that are listed by name.
 MOST_CLASSES = 10
 
 
-def list_tasks() -> Table:
+def print_methods(console: Console, rows: list[Row], geometry: Geometry) -> None:
+    """Prints the rows of `count_methods`."""
+    at_rank, at_budget = f"isorank {RANK}", f"isoparameters {RANK}"
+    headings = ("name", "method", at_rank, at_budget, "ranks there", "frozen bytes", "stored of them")
+    table = plain_table(
+        f"Methods at {geometry}", *headings, texts=("method", "ranks there"), whole=("name",), folded=headings
+    )
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell or "–" for cell in row.values()))
+    console.print(fitted(console, table, "stored of them", "frozen bytes"))
+
+
+def print_listing(console: Console, title: str, rows: Sequence[Row]) -> None:
+    """Prints the rows of `task_rows` or `backbone_rows`."""
+    table = plain_table(title, *rows[0], texts=rows[0].keys())
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    console.print(table)
+
+
+def count_methods(geometry: Geometry) -> list[Row]:
+    """Every method with its parameters at isorank 4 and nearest to LoRA r=4, and its ranks there.
+
+    Frozen bytes are in float32, and so are those of them that a stored adapter holds.
+    """
+
+    def rows(name: str, method: type[Method]) -> list[Row]:
+        return [_method_row(name, template, geometry) for template in method.listed()]
+
+    return _cached("methods", str(geometry), lambda: [row for each in each_of(METHODS, rows) for row in each])
+
+
+def task_rows() -> list[Row]:
     """Every task with its modality, classes and metric."""
-    table = _listing("Tasks", "task", "modality", "classes", "metric", "what it is")
-    for name, task in TASKS.available():
-        cells = (name, task.modality, _answers(task), task.metric, task.description)
-        table.add_row(*map(escape, cells))
-    return table
+
+    def compute() -> list[Row]:
+        from bench.tasks import TASKS
+
+        return list(each_of(TASKS, _task_row))
+
+    return _cached("tasks", "", compute)
+
+
+def backbone_rows() -> list[Row]:
+    """Every registered backbone with its kind, input and geometry."""
+
+    def compute() -> list[Row]:
+        from bench.backbones import BACKBONES
+
+        return list(each_of(BACKBONES, _backbone_row))
+
+    return _cached("backbones", "", compute)
+
+
+def _cached(kind: str, of: str, compute: Callable[[], list[Row]]) -> list[Row]:
+    """Rows from the cache folder if neither our source nor a library changed since, else computed.
+
+    With plug-ins of this kind they are always computed, since nothing says when the source of one changes.
+    """
+    if entry_points(group=f"tensorbench.{kind}"):
+        return compute()
+    file, state = cache_dir() / f"{kind}.json", [of, *_state()]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        cached = json.loads(file.read_text(encoding="utf-8"))
+        if cached["of"] == state:
+            return list(cached["rows"])
+    rows = compute()
+    with suppress(OSError):
+        file.write_text(json.dumps({"of": state, "rows": rows}), encoding="utf-8")
+    return rows
+
+
+def _state() -> list[str]:
+    """The hash of our source, and the versions of the libraries that rows depend on."""
+    files = []
+    for package in SOURCES:
+        spec = find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            files += sorted(Path(folder).rglob("*.py"))
+    return [sha256_of_all(*files), *map(version, LIBRARIES)]
+
+
+def _method_row(name: str, template: Method, geometry: Geometry) -> Row:
+    from methods import create
+
+    budget = create("lora", rank=RANK).count(geometry)
+    row: Row = {"name": name, "method": template.title}
+    try:
+        fitted = template.fit(geometry, budget)
+        row[f"isorank_{RANK}"] = template.isorank(RANK).count(geometry)
+        row[f"isoparameters_{RANK}"] = fitted.count(geometry)
+        row["ranks"] = ",".join(map(str, fitted.size or ()))
+        row["frozen_bytes"] = FLOAT32 * fitted.frozen_count(geometry) or None
+        row["stored_bytes"] = FLOAT32 * fitted.kept_count(geometry) or None
+    except UserError:
+        # Not to be counted on a bare geometry (full fine-tuning), or larger than this budget at any rank.
+        row |= {f"isorank_{RANK}": None, f"isoparameters_{RANK}": None, "ranks": ""}
+        row |= {"frozen_bytes": None, "stored_bytes": None}
+    return row
+
+
+def _task_row(name: str, task: Task) -> Row:
+    return {
+        "task": name,
+        "modality": task.modality,
+        "classes": _answers(task),
+        "metric": task.metric,
+        "description": task.description,
+    }
 
 
 def _answers(task: Task) -> str:
-    """What a model answers with: a class, a number or a text."""
+    """The classes of a task, or the kind of its other answers."""
     if task.target == "generation":
         return "written answers"
     if task.target == "regression":
@@ -31,17 +163,14 @@ def _answers(task: Task) -> str:
     return ", ".join(task.classes) if len(task.classes) <= MOST_CLASSES else str(len(task.classes))
 
 
-def list_backbones() -> Table:
-    """Every registered backbone with its kind, input and geometry."""
-    table = _listing("Backbones", "backbone", "kind", "input", "geometry", "what it is")
-    for info in each_of(BACKBONES, lambda name, _: describe(name)):
-        table.add_row(
-            *map(escape, (info.name, info.kind, info.input.modality, str(info.geometry), info.description))
-        )
-    return table
+def _backbone_row(name: str, _: object) -> Row:
+    from bench.backbones import describe
 
-
-def _listing(title: str, *headings: str) -> Table:
-    table = plain_table(title, *headings, texts=headings)
-    table.columns[0].no_wrap = True
-    return table
+    info = describe(name)
+    return {
+        "backbone": info.name,
+        "kind": info.kind,
+        "input": info.input.modality,
+        "geometry": str(info.geometry),
+        "description": info.description,
+    }

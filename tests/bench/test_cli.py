@@ -19,10 +19,11 @@ from rich.table import Table
 
 import bench
 from bench.backbones import BACKBONES
+from bench.cli import RENAMED
 from bench.store.store import Store
 from bench.tasks import TASKS
 from bench.terminal.console import VisibleConsole
-from bench.terminal.method_list import count_methods, print_methods
+from bench.terminal.listings import count_methods, print_methods
 from bench.terminal.plans import print_plan
 from bench.terminal.results import print_allocation
 from bench.terminal.tables import fitted
@@ -63,29 +64,67 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.split() == []
-    for command in ("run", "plan", "methods", "tasks", "backbones"):
+    for command in ("run", "plan", "list", "tools"):
         assert re.search(rf"\b{command}\b", done.stdout)
+    assert "<bool>" not in done.stdout
 
 
-@pytest.mark.processes
-def test_the_list_of_methods_is_counted_once_and_then_read_without_torch(call: Call) -> None:
-    first = call("methods", "--layers", 3, "--json")
-    program = """
+#: Runs the program with its arguments, and prints on standard error which slow modules that imported.
+IMPORTS = """
 import sys
 from bench.cli import main
-sys.argv = ["tensorbench", "methods", "--layers", "3", "--json"]
 try:
     main()
 finally:
-    print(*sorted({"torch", "peft", "transformers"} & set(sys.modules)), file=sys.stderr)
+    slow = {"torch", "mlflow", "peft", "transformers", "timm", "pandas", "scipy", "matplotlib", "optuna"}
+    print(*sorted(slow & set(sys.modules)), file=sys.stderr)
 """
-    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("arguments", [("methods", "--layers", "3"), ("tasks",), ("backbones",)])
+def test_a_second_list_imports_nothing_that_takes_long(call: Call, arguments: tuple[str, ...]) -> None:
+    first = call("list", *arguments, "--json")
+    again = subprocess.run(
+        [sys.executable, "-c", IMPORTS, "list", *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert again.stderr.split() == []
     assert json.loads(again.stdout) == json.loads(first.out)
-    assert call("methods", "--layers", 2, "--json").out != first.out
 
 
-@pytest.mark.parametrize("arguments", [("-h",), ("run", "-h"), ("show", "--help"), ("ls", "-h")])
+def test_methods_are_counted_on_the_geometry_that_was_given(call: Call) -> None:
+    assert call("list", "methods", "--layers", 2, "--json") != call(
+        "list", "methods", "--layers", 3, "--json"
+    )
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_of_a_command_names_the_new_one(call: Call, old: str) -> None:
+    assert call(old, "--store", "x") == (2, "", f"error: '{old}' is now: tensorbench {RENAMED[old]}\n")
+    assert call(*RENAMED[old].split()[:2], "-h").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "a"),
+        ("report", "a", "b", "--against", "c"),
+        ("report", "a", "--against", "c", "--method", "lora"),
+        ("report", "a", "--out", "o", "--json"),
+        ("verify", "--delete"),
+        ("verify", "--leftovers", "--rerun", "1"),
+    ],
+)
+def test_options_that_do_not_go_together_end_with_2(call: Call, arguments: tuple[str, ...]) -> None:
+    assert call(*arguments).code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-h",), ("run", "-h"), ("show", "--help"), ("list", "-h"), ("tools", "perf", "-h")]
+)
 def test_help_has_a_short_name_everywhere(call: Call, arguments: tuple[str, ...]) -> None:
     ended = call(*arguments)
     assert (ended.code, ended.err) == (0, "")
@@ -130,7 +169,7 @@ def test_bad_input_ends_with_2_before_any_training_and_without_a_traceback(
 
 def test_a_name_that_no_system_has_ends_with_2(call: Call, tmp_path: Path) -> None:
     long = tmp_path / ("x" * 300)
-    ended = call("site", tmp_path, "--out", long)
+    ended = call("tools", "site", tmp_path, "--out", long)
     assert (ended.code, f"File name too long: {long}" in ended.err) == (2, True)
 
 
@@ -269,13 +308,15 @@ def test_a_plan_as_a_table_shows_counts_and_what_is_shared(call: Call, tmp_path:
 
 
 def test_lists_name_all_that_there_is(call: Call) -> None:
-    for command, names in (("tasks", TASKS), ("backbones", BACKBONES)):
-        shown = call(command).out
-        assert all(name in shown for name in names)
-    answers = {line.split("  ")[0].strip(): line for line in call("tasks").out.splitlines()}
-    assert "written answers" in answers["gsm8k"]
-    assert "a number, in rating points" in answers["rating-pairs"]
-    rows = json.loads(call("methods", "--json").out)
+    backbones = json.loads(call("list", "backbones", "--json").out)
+    assert {row["backbone"] for row in backbones} == set(BACKBONES)
+    classes = {row["task"]: row["classes"] for row in json.loads(call("list", "tasks", "--json").out)}
+    assert set(classes) == set(TASKS)
+    assert classes["gsm8k"] == "written answers"
+    assert classes["rating-pairs"] == "a number, in rating points"
+    shown = call("list", "tasks").out
+    assert all(name in shown for name in TASKS)
+    rows = json.loads(call("list", "methods", "--json").out)
     named = {row["method"]: row for row in rows}
     assert {f"TensLoRA {variant}" for variant in VARIANTS} <= set(named)
     assert named["LoRA"]["isorank_4"] == 221184

@@ -1,4 +1,4 @@
-"""`ls` and `show`: what a store holds, and all of one trial."""
+"""The commands `list` and `show`: the experiments of a store, and one trial."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], st
 
 def test_the_list_counts_each_suites_trials(ran: Ran, call: Call) -> None:
     Store.create(ran.uri, "not_of_ours")
-    ended = call("ls", "--store", ran.uri)
+    ended = call("list", "--store", ran.uri)
     assert ended.code == 0, ended.err
     (line,) = (line.split() for line in ended.out.splitlines() if line.split()[:1] == ["toy"])
     assert line[1:6] == ["1", "1", "0", "4", "0"]
     assert "not_of_ours" not in ended.out
-    (listed,) = json.loads(call("ls", "--store", ran.uri, "--json").out)
+    (listed,) = json.loads(call("list", "--store", ran.uri, "--json").out)
     assert (listed["experiment"], listed["complete"], listed["failed"], listed["missing"]) == ("toy", 1, 1, 4)
     assert listed["latest"] >= max(record.started for record in ran.store.records())
 
@@ -54,7 +54,7 @@ def test_trials_that_the_plan_has_no_more_are_others(
     before = run(tmp_path, new_store, call, VISION, methods=["head_only"], training=SHORT)
     before.suite.write_text(before.suite.read_text().replace("head_only", "lora"))
     assert call("run", before.suite, "--store", before.uri).code == 0
-    (listed,) = json.loads(call("ls", "--store", before.uri, "--json").out)
+    (listed,) = json.loads(call("list", "--store", before.uri, "--json").out)
     assert (listed["complete"], listed["missing"], listed["others"]) == (1, 0, 1)
 
 
@@ -62,9 +62,9 @@ def test_a_store_without_a_suite_says_so(
     call: Call, new_store: Callable[[Path], str], tmp_path: Path
 ) -> None:
     uri = new_store(tmp_path)
-    assert call("ls", "--store", uri) == (0, f"{uri} holds no suite yet.\n", "")
-    assert call("ls", "--store", uri, "--json").out == "[]\n"
-    missing = call("ls", "--store", f"sqlite:///{tmp_path}/none.db")
+    assert call("list", "--store", uri) == (0, f"{uri} holds no suite yet.\n", "")
+    assert call("list", "--store", uri, "--json").out == "[]\n"
+    missing = call("list", "--store", f"sqlite:///{tmp_path}/none.db")
     assert missing.code == 2
     assert "there is no store at" in missing.err
 

@@ -114,7 +114,7 @@ def test_a_trial_is_shown_with_its_place(halves: Halves, call: Call) -> None:
 
 
 def test_ls_shows_complete_studies(halves: Halves, call: Call) -> None:
-    assert "2 of 3" in call("ls", "--store", halves.first).out
+    assert "2 of 3" in call("list", "--store", halves.first).out
 
 
 def test_studies_of_a_part_and_of_another_machine_are_one(

@@ -119,14 +119,14 @@ def test_a_metric_with_units_has_a_threshold_of_each_cell(
     made = new_store(tmp_path)
     write(made, plan_of(**FIVE | {"name": "before"}), errors(1.0))
     write(made, plan_of(**FIVE | {"name": "after", "training": {"lr": 2e-3}}), errors(0.8))
-    told = json.loads(call("compare", "before", "after", "--store", made, "--json").out)
+    told = json.loads(call("report", "after", "--against", "before", "--store", made, "--json").out)
     assert len(told["moves"]) == 2
     sizes = sorted(move["threshold"] for move in told["moves"])
     for move in told["moves"]:
         assert move["threshold"] == pytest.approx(0.01 * (move["before"] + move["after"]) / 2)
-    ended = call("compare", "before", "after", "--store", made)
+    ended = call("report", "after", "--against", "before", "--store", made)
     assert f"Thresholds: {sizes[0]:.3g} kg to {sizes[1]:.3g} kg of rmse" in " ".join(ended.out.split())
-    asked = call("compare", "before", "after", "--store", made, "--threshold", "rmse=0.5")
+    asked = call("report", "after", "--against", "before", "--store", made, "--threshold", "rmse=0.5")
     assert "Thresholds: 0.5 kg of rmse" in " ".join(asked.out.split())
 
 
@@ -172,7 +172,8 @@ def test_what_is_measured_otherwise_is_not_compared(call: Call, tmp_path: Path, 
         assert (move.verdict, move.interval, move.difference) == ("measured otherwise", None, None)
         assert move.differs["test_size"] == ("null", "100")
     assert (
-        "not compared, since test_size null → 100" in call("compare", "before", "after", "--store", made).out
+        "not compared, since test_size null → 100"
+        in call("report", "after", "--against", "before", "--store", made).out
     )
 
 
@@ -211,13 +212,13 @@ def test_differences_without_spread_tell_nothing_of_noise(
 
 
 def test_the_command_shows_it_and_speaks_json(call: Call, uri: str) -> None:
-    shown = call("compare", "before", "after", "--store", uri)
+    shown = call("report", "after", "--against", "before", "--store", uri)
     assert shown.code == 0
     assert "1 of 2 common cells moved: their interval excludes zero (2 could be tested)." in shown.out
-    wider = call("compare", "before", "after", "--store", uri, "--threshold", "accuracy=0.2").out
+    wider = call("report", "after", "--against", "before", "--store", uri, "--threshold", "accuracy=0.2").out
     assert "within the threshold (better)" in " ".join(wider.split())
     assert "Only in after: LoTR" in shown.out
-    content = json.loads(call("compare", "before", "after", "--store", uri, "--json").out)
+    content = json.loads(call("report", "after", "--against", "before", "--store", uri, "--json").out)
     assert content["moves"][0]["verdict"] == "better, beyond the threshold"
     assert len(content["moves"][0]["runs"][0][0]) == 32
 
@@ -242,14 +243,14 @@ def test_without_common_cells_nothing_is_said_to_be_equal(
     for name, method in (("a", "lora"), ("b", "lotr"), ("c", "lora")):
         write(made, plan_of(**SMALL | {"name": name, "methods": [method]}), result)
     equal = "Neither configuration nor surroundings differ."
-    shown = call("compare", "a", "b", "--store", made).out
+    shown = call("report", "b", "--against", "a", "--store", made).out
     assert ("no cell in common" in shown, equal in shown) == (True, False)
-    assert equal in call("compare", "a", "c", "--store", made).out
+    assert equal in call("report", "c", "--against", "a", "--store", made).out
 
 
 def test_what_cannot_be_compared_is_refused(call: Call, uri: str) -> None:
     with pytest.raises(UserError, match="compared with itself"):
         compare((uri, "before"), (uri, "before"))
-    ended = call("compare", "before", "afetr", "--store", uri)
+    ended = call("report", "afetr", "--against", "before", "--store", uri)
     assert ended.code == 2
     assert "did you mean 'after'?" in ended.err

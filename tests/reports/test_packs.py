@@ -71,7 +71,7 @@ def test_the_commands_take_packs(small: str, pack: Path, tmp_path: Path, call: C
     for written, there in ((4, 0), (0, 4)):
         merged = call("unpack", file, pack, "--store", uri)
         assert f"small: {written} trials written, {there} were there." in merged.out, merged.err
-    done = call("compare", file, "small", "--store", uri, "--json")
+    done = call("report", "small", "--against", file, "--store", uri, "--json")
     assert done.code == 0, done.err
     assert "same trials" in done.out
 

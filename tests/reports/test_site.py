@@ -267,7 +267,7 @@ def test_the_same_packs_elsewhere_give_the_same_files(
     results: Path, site: Files, tmp_path: Path, call: Call
 ) -> None:
     shutil.copytree(results, tmp_path / "again")
-    done = call("site", tmp_path / "again", "--out", tmp_path / "site")
+    done = call("tools", "site", tmp_path / "again", "--out", tmp_path / "site")
     assert done.code == 0, done.err
     assert f"Wrote {len(site)} files" in done.out
     assert differences(site, tmp_path / "site", beside=["site-files.json"]) == []
@@ -276,7 +276,7 @@ def test_the_same_packs_elsewhere_give_the_same_files(
         assert found == (content.encode() if isinstance(content, str) else content), name
     # An empty folder of packs is refused, and the site that is there stays.
     (tmp_path / "none").mkdir()
-    refused = call("site", tmp_path / "none", "--out", tmp_path / "site")
+    refused = call("tools", "site", tmp_path / "none", "--out", tmp_path / "site")
     assert refused.code == 2
     assert "holds no pack" in refused.err
     assert (tmp_path / "site" / "index.html").is_file()
@@ -294,13 +294,13 @@ def test_check_names_what_differs(
     report.write_text(report.read_text().replace("<path ", '<path class="drawn-elsewhere" '))
     lines = folder / "leaderboard.csv"
     lines.write_text(re.sub(r"(\.\d{9})\d+", r"\g<1>3", lines.read_text()))
-    same = call("site", results, "--out", folder, "--check")
+    same = call("tools", "site", results, "--out", folder, "--check")
     assert (same.code, same.err) == (0, "")
     lines.write_text(lines.read_text().replace("LoRA,lora", "LoRA,LoRA"))
     (folder / "methods" / "lora.html").unlink()
     (folder / "methods" / "old.html").write_text("")
     (folder / "packs" / "small.tensorbench.zip").write_bytes(b"")
-    other = call("site", results, "--out", folder, "--check")
+    other = call("tools", "site", results, "--out", folder, "--check")
     assert other.code == 1
     for told in (
         r"leaderboard\.csv differs: line \d+ has 'small.*, and should have",

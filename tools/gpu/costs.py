@@ -1,4 +1,4 @@
-"""Step times by `tensorbench perf`'s own rounds, each row written as soon as it is measured."""
+"""Step times by `tensorbench tools perf`'s own rounds, each row written as soon as it is measured."""
 
 from __future__ import annotations
 

@@ -382,7 +382,7 @@ def test_a_hub_model_is_named_by_its_commit(hub: Path) -> None:
 def test_weights_that_are_not_in_the_cache_yet_are_to_be_fetched(hub: Path) -> None:
     next(hub.rglob("model.safetensors")).unlink()
     assert describe(BackboneSpec(hub="me/tiny")).kind == "bert"
-    with pytest.raises(UserError, match="If the hub cannot be reached from here, run `tensorbench fetch"):
+    with pytest.raises(UserError, match="run `tensorbench tools fetch"):
         load(BackboneSpec(hub="me/tiny"))
 
 

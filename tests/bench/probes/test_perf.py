@@ -135,7 +135,7 @@ def test_the_interval_of_the_median_covers_it() -> None:
     ],
 )
 def test_bad_input(call: Callable[..., Any], options: tuple[str, str], said: str) -> None:
-    ended = call("perf", *TINY, *options)
+    ended = call("tools", "perf", *TINY, *options)
     assert ended.code == 2
     assert said in ended.err
 
@@ -150,7 +150,7 @@ def test_bad_input(call: Callable[..., Any], options: tuple[str, str], said: str
     ],
 )
 def test_an_unknown_backbone_is_named_as_typed(call: Callable[..., Any], typed: str, near: str) -> None:
-    ended = call("perf", "--backbone", typed, "--device", "cpu")
+    ended = call("tools", "perf", "--backbone", typed, "--device", "cpu")
     hint = f"did you mean '{near}'? " if near else ""
     assert ended.code == 2
     assert f"unknown backbone '{typed}': {hint}known are " in ended.err

@@ -228,7 +228,7 @@ def test_the_command_shows_stores_and_draws(finished: Any, call: Call) -> None:
     records = [record for record in store.records() if record.tags["method"] != "head only"]
     plot = folder / "plots" / "spectra.svg"
     ids = [record.trial_id for record in records]
-    ended = call("redundancy", *ids, "--store", uri, "--plot", plot)
+    ended = call("tools", "redundancy", *ids, "--store", uri, "--plot", plot)
     assert ended.code == 0, ended.err
     assert ended.out.count("effective rank") == 2
     assert "drop of validation accuracy" in ended.out
@@ -262,14 +262,16 @@ def test_drops_can_be_left_out_and_the_backbone_stays(finished: Any) -> None:
 def test_a_run_that_cannot_be_analysed_ends_with_2(finished: Any, call: Call, tmp_path: Path) -> None:
     _, store, uri = finished
     head = next(record for record in store.records() if record.tags["method"] == "head only")
-    ended = call("redundancy", head.trial_id, "--store", uri)
+    ended = call("tools", "redundancy", head.trial_id, "--store", uri)
     assert (ended.code, "no attention projection" in ended.err) == (2, True)
-    ended = call("redundancy", "zzzz", "--store", uri)
+    ended = call("tools", "redundancy", "zzzz", "--store", uri)
     assert (ended.code, "there is no run or trial 'zzzz'" in ended.err) == (2, True)
     lora = next(record for record in store.records() if record.tags["method"] == "LoRA")
-    ended = call("redundancy", lora.trial_id, "zzzz", "--store", uri)
+    ended = call("tools", "redundancy", lora.trial_id, "zzzz", "--store", uri)
     assert (ended.code, "there is no run or trial 'zzzz'" in ended.err, ended.out) == (2, True, "")
-    ended = call("redundancy", lora.trial_id, "--store", uri, "--no-drops", "--plot", tmp_path / "x.nothing")
+    ended = call(
+        "tools", "redundancy", lora.trial_id, "--store", uri, "--no-drops", "--plot", tmp_path / "x.nothing"
+    )
     assert (ended.code, "--plot" in ended.err, ended.out) == (2, True, "")
 
 

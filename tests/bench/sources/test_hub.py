@@ -32,7 +32,7 @@ from .paper_hub import (
     [
         (
             {"tasks": ["cola"], "backbones": ["tiny-random-bert"]},
-            r"hub data set nyu-mll/glue can be neither .*`tensorbench fetch SUITE.yaml`.*"
+            r"hub data set nyu-mll/glue can be neither .*`tensorbench tools fetch SUITE.yaml`.*"
             r"`hf download nyu-mll/glue --repo-type dataset`.*`source: \{local: FOLDER\}`",
         ),
         (

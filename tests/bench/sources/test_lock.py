@@ -41,7 +41,7 @@ def test_fetched_once_a_suite_runs_without_network(
     online: Hub, tmp_path: Path, call: Call, new_store: Callable[[Path], str]
 ) -> None:
     file = suite_file(tmp_path)
-    ended = call("fetch", file)
+    ended = call("tools", "fetch", file)
     assert ended.code == 0, ended.err
     locked = yaml.safe_load(lock_path(file).read_text())
     assert locked["backbones"]["google/tiny-vit"]["revision"] == online.commit(VIT)
@@ -120,7 +120,7 @@ def test_a_trial_s_id_follows_the_revision_and_a_lock_holds_both(
     moved: Callable[[], None], online: Hub, tmp_path: Path, call: Call
 ) -> None:
     file = suite_file(tmp_path)
-    assert call("fetch", file).code == 0
+    assert call("tools", "fetch", file).code == 0
     first = ids(make_plan(load_suite(file)))
     commit = online.commit(GLUE)
     assert first == ids(make_plan(load_suite(file, locked=False)))
@@ -130,9 +130,9 @@ def test_a_trial_s_id_follows_the_revision_and_a_lock_holds_both(
     # The vision pair did not move.
     assert [a == b for a, b in zip(unlocked, first, strict=True)] == [True, False]
     text = lock_path(file).read_text()
-    assert call("fetch", file).code == 0
+    assert call("tools", "fetch", file).code == 0
     assert lock_path(file).read_text() == text
-    assert call("fetch", "--update", file).code == 0
+    assert call("tools", "fetch", "--update", file).code == 0
     assert online.commit(GLUE) != commit
     assert yaml.safe_load(lock_path(file).read_text())["tasks"]["mrpc"]["revision"] == online.commit(GLUE)
     assert ids(make_plan(load_suite(file))) == unlocked
@@ -149,7 +149,7 @@ def test_a_trial_names_the_commit_wherever_it_runs(online: Hub) -> None:
 
 def test_a_file_that_is_not_the_locked_one_is_refused(online: Hub, tmp_path: Path, call: Call) -> None:
     file = suite_file(tmp_path)
-    assert call("fetch", file).code == 0
+    assert call("tools", "fetch", file).code == 0
     lock = lock_path(file)
     right = yaml.safe_load(lock.read_text())["backbones"]["google/tiny-vit"]["files"]["config.json"]
     lock.write_text(lock.read_text().replace(right, "f" * 64))
@@ -166,7 +166,7 @@ def test_of_a_repository_that_two_tasks_share_the_files_of_both_are_checked(
     online: Hub, tmp_path: Path, call: Call
 ) -> None:
     file = suite_file(tmp_path, tasks=["mrpc", "cola"], backbones=[{"hub": "me/tiny-roberta"}])
-    assert call("fetch", file).code == 0
+    assert call("tools", "fetch", file).code == 0
     lock = lock_path(file)
     for task in ("mrpc", "cola"):
         name = f"{task}/train-00000-of-00001.parquet"
@@ -184,7 +184,7 @@ def test_of_a_repository_that_two_tasks_share_the_files_of_both_are_checked(
 
 def test_what_is_locked_goes_with_a_trial_to_other_processes(online: Hub, tmp_path: Path, call: Call) -> None:
     file = suite_file(tmp_path, tasks=["mrpc"], backbones=[{"hub": "me/tiny-roberta"}])
-    assert call("fetch", file).code == 0
+    assert call("tools", "fetch", file).code == 0
     lock, text = lock_path(file), lock_path(file).read_text()
     entries = yaml.safe_load(text)
     weights = entries["backbones"]["me/tiny-roberta"]["files"]["model.safetensors"]
@@ -208,7 +208,7 @@ def test_what_is_locked_goes_with_a_trial_to_other_processes(online: Hub, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"backbones": [{"hub": "me/other"}]}, "does not lock me/other: run `tensorbench fetch`"),
+        ({"backbones": [{"hub": "me/other"}]}, "does not lock me/other: run `tensorbench tools fetch`"),
         (
             {"backbones": [{"hub": "me/tiny-roberta", "revision": "v2"}]},
             "does not lock me/tiny-roberta at revision v2",
@@ -248,7 +248,7 @@ def test_a_suite_without_a_hub_needs_no_lock(tmp_path: Path, call: Call) -> None
     file = suite_file(
         tmp_path, backbones=["tiny-random-vit"], tasks=["digits"], training={"batch_size": 8, "epochs": 1}
     )
-    ended = call("fetch", file)
+    ended = call("tools", "fetch", file)
     assert (ended.code, lock_path(file).exists()) == (0, False)
     assert "it uses no hub repository" in ended.out
 
@@ -284,7 +284,7 @@ def test_a_timm_model_of_the_hub_is_locked_too(
     monkeypatch.setitem(online.folders, f"models/{repository}", folder)
     commit = online.commit(f"models/{repository}")
     file = suite_file(tmp_path, backbones=[{"timm": named}], tasks=[{"task": "eurosat", "train_size": 40}])
-    ended = call("fetch", file)
+    ended = call("tools", "fetch", file)
     assert ended.code == 0, ended.err
     entry = yaml.safe_load(lock_path(file).read_text())["backbones"][f"timm:{named}"]
     assert (entry["repository"], entry["revision"]) == (repository, commit)

@@ -1,4 +1,4 @@
-"""What `tensorbench gc` finds and cleans."""
+"""What `tensorbench verify --leftovers` finds and cleans."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_gc_lists_what_is_left_over_and_cleans_it_when_asked(store: Store, call:
         assert take(gone, taken)
     run = store.begin_suite(plan(), gone.driver)
     (store.outbox / "refused" / "r").mkdir(parents=True)
-    listed = call("gc", "--store", store.uri)
+    listed = call("verify", "--leftovers", "--store", store.uri)
     assert listed.code == 0, listed.err
     for line in (
         f"claims on trial {trial}",
@@ -41,9 +41,9 @@ def test_gc_lists_what_is_left_over_and_cleans_it_when_asked(store: Store, call:
         assert line in listed.out
     assert "4 to be deleted or closed: with --delete" in listed.out
     assert (len(names(store)), len(signs(store)), len(store.running())) == (2, 1, 1)
-    assert "Deleted or closed 4" in call("gc", "toy", "--store", store.uri, "--delete").out
+    assert "Deleted or closed 4" in call("verify", "--leftovers", "toy", "--store", store.uri, "--delete").out
     assert (names(store), signs(store), store.running()) == ([], [], [])
-    assert "Nothing is left over" in call("gc", "--store", store.uri).out
+    assert "Nothing is left over" in call("verify", "--leftovers", "--store", store.uri).out
     assert (store.outbox / "refused" / "r").exists()
 
 
@@ -63,7 +63,7 @@ def test_gc_leaves_a_driver_elsewhere_alone_that_gives_a_sign(
     monkeypatch.setattr(leftovers, "LOOK", claims.EXPIRY / 2)
     monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(leftovers.time, "sleep", pass_time)
-    ended = call("gc", "--store", store.uri, "--delete")
+    ended = call("verify", "--leftovers", "--store", store.uri, "--delete")
     assert "waiting for a sign of life of 2 driver(s)" in ended.err
     assert signs(store) == [far.driver]
     assert len(names(store)) == 2

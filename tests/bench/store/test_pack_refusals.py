@@ -44,7 +44,11 @@ def test_a_pack_that_is_cut_or_not_there(pack: Path, tmp_path: Path, call: Any, 
         cut.write_bytes(pack.read_bytes()[:length])
         refused(cut, "is refused: it is cut, or no zip file")
     refused(tmp_path / "none.tensorbench.zip", "there is no pack")
-    for command in (("unpack", cut), ("report", cut, "--out", tmp_path / "out"), ("compare", cut, pack)):
+    for command in (
+        ("unpack", cut),
+        ("report", cut, "--out", tmp_path / "out"),
+        ("report", pack, "--against", cut),
+    ):
         ended = call(*command, "--store", f"sqlite:///{tmp_path / 'mlflow.db'}")
         assert ended.code == 2
         assert "is cut" in ended.err

@@ -146,7 +146,7 @@ def test_the_reference_trains_in_fp32_on_a_gpu_too(plans: dict[str, Plan]) -> No
 def test_without_lock_or_network_the_plan_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     with client(tmp_path, "http://127.0.0.1:9", offline=True), pytest.raises(UserError) as refused:
         make_plan(load_suite(SUITES / f"{name}.yaml"))
-    assert "tensorbench fetch" in str(refused.value)
+    assert "tensorbench tools fetch" in str(refused.value)
 
 
 def test_start_and_scale_are_crossed_for_every_variant_without_a_hub(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_no_command_opens_what_a_pack_names(
     uri = new_store(tmp_path)
     for command in (
         ("report", other, "--out", tmp_path / "report", "--format", "json"),
-        ("compare", other, pack),
+        ("report", pack, "--against", other),
         ("unpack", other, "--store", uri),
         ("report", "toy", "--out", tmp_path / "again", "--format", "json", "--store", uri),
     ):
@@ -141,7 +141,10 @@ def test_no_command_opens_what_a_pack_names(
     (record,) = Store.existing(uri, "toy").records()
     assert call("show", record.run_id, "--store", uri).code == 0
     assert not verify(uri).faults
-    for command in (("export", record.run_id, "--out", tmp_path / "export"), ("redundancy", record.run_id)):
+    for command in (
+        ("export", record.run_id, "--out", tmp_path / "export"),
+        ("tools", "redundancy", record.run_id),
+    ):
         ended = call(*command, "--store", uri)
         assert ended.code == 2
         assert "--open" in ended.err
