@@ -87,8 +87,8 @@ class HubBackbone:
             raise UserError(
                 f"hub model {self.repository} has no model.safetensors in the cache. If the hub cannot be "
                 "reached from here, run `tensorbench tools fetch SUITE.yaml` where it can; else the "
-                "repository has none (pickled weights are not read: load them once with transformers, write them with "
-                "save_pretrained and name that folder as `local:`)"
+                "repository has none (pickled weights are not read: load them once with transformers, write "
+                "them with save_pretrained and name that folder as `local:`)"
             )
         return load_folder(folder, self.describe(image_size))
 
