@@ -162,7 +162,7 @@ def site(
             out.print(line, markup=False, highlight=False, soft_wrap=True)
         if differences:
             err.print(
-                f"{folder} is not what {results} gives: tensorbench site {results} --out {folder} writes it.",
+                f"{folder} is not what {results} gives: tensorbench tools site {results} --out {folder} writes it.",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
