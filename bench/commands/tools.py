@@ -162,7 +162,8 @@ def site(
             out.print(line, markup=False, highlight=False, soft_wrap=True)
         if differences:
             err.print(
-                f"{folder} is not what {results} gives: tensorbench tools site {results} --out {folder} writes it.",
+                f"{folder} differs from what {results} gives: "
+                f"tensorbench tools site {results} --out {folder} writes it.",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
