@@ -1,7 +1,11 @@
-"""Writes the floors of pyproject.toml to a file, if they are what is installed.
+"""Compares the dependencies of pyproject.toml with what is installed and with what .ci/floors last tried.
 
-Where another package asks for a newer one than pyproject.toml does, or there is no such old one for this
-Python, that one was installed, and the floor in pyproject.toml says less than the truth.
+    python .ci/floors.py installed           fails unless exactly the floors are installed
+    python .ci/floors.py write 3.11 3.13     writes them to .ci/floors.txt, as tried on these Pythons
+    python .ci/floors.py tried               fails if .ci/floors.txt has other ones
+
+A floor differs from what was installed if another package asks for a newer version, or this Python has no
+release that old.
 """
 
 from __future__ import annotations
@@ -11,22 +15,36 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.version import Version
+PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+DEPENDENCIES = sorted(set(PROJECT["dependencies"]).union(*PROJECT["optional-dependencies"].values()))
+TRIED = Path(".ci/floors.txt")
 
 
-def main(file: str) -> None:
-    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = set(project["dependencies"]).union(*project["optional-dependencies"].values())
+def installed() -> None:
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
     lower = []
-    for requirement in map(Requirement, sorted(lines)):
+    for requirement in map(Requirement, DEPENDENCIES):
         (floor,) = (part.version for part in requirement.specifier if part.operator == ">=")
         if Version(version(requirement.name)) != Version(floor):
             lower.append(f"{requirement.name}>={floor}: the oldest that goes is {version(requirement.name)}")
     if lower:
         sys.exit("\n".join(["pyproject.toml has floors that nothing installs:", *lower]))
-    Path(file).write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
+
+
+def write(*pythons: str) -> None:
+    TRIED.write_text("\n".join([f"python {' '.join(pythons)}", *DEPENDENCIES, ""]), encoding="utf-8")
+
+
+def tried() -> None:
+    pythons, *dependencies = TRIED.read_text(encoding="utf-8").splitlines()
+    others = set(dependencies) ^ set(DEPENDENCIES)
+    if PROJECT["requires-python"].removeprefix(">=") not in pythons.split()[1:]:
+        others.add(f"python{PROJECT['requires-python']}")
+    if others:
+        sys.exit(f".ci/floors has not tried these dependencies: {', '.join(sorted(others))}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    {"installed": installed, "write": write, "tried": tried}[sys.argv[1]](*sys.argv[2:])
