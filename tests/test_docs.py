@@ -84,6 +84,16 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert not broken
 
 
+def test_the_files_that_contributing_and_ci_name_exist() -> None:
+    root = DOCS.parent
+    page = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[\w.]+/)+[\w.]*)`", page)
+    tried = re.findall(r"tests/[\w/.]+", (root / ".ci" / "floors").read_text(encoding="utf-8"))
+    assert named
+    assert tried
+    assert [path for path in (*named, *tried) if not (root / path).exists()] == []
+
+
 def anchors(text: str) -> set[str]:
     """What a link can lead to on a page, as GitHub names it."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
