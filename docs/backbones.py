@@ -13,7 +13,7 @@ from marked import replaced
 from bench.backbones.kinds import KINDS, NAMES, TIMM
 from bench.conformance import check_kind
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parent / "reference" / "backbones.md"
 
 BEGIN, END = "<!-- The kinds, by docs/backbones.py. -->", "<!-- The end of the kinds. -->"
 

@@ -1,4 +1,4 @@
-"""Writes the table of kinds and their exports into docs/export.md: `python docs/export_table.py`."""
+"""Writes the table of kinds and their exports into docs/guides/export.md: `python docs/export_table.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from marked import replaced
 from bench.backbones.kinds import KINDS, NAMES, TIMM
 from bench.export.targets import classifier, language_model
 
-PAGE = Path(__file__).with_name("export.md")
+PAGE = Path(__file__).parent / "guides" / "export.md"
 
 BEGIN, END = "<!-- The exports, by docs/export_table.py. -->", "<!-- The end of the exports. -->"
 

@@ -1,4 +1,4 @@
-"""Writes the answers in findings.md and evidence.md from the packs of results/: `python docs/findings.py`.
+"""Writes the answers in results/findings.md and results/evidence.md: `python docs/findings.py`.
 
 A question is answered once all of its rows are there. Until then it says what is missing, and what is seen
 on the tasks that are done.
@@ -20,7 +20,7 @@ from answers.tuning import of_tuning
 from marked import replaced
 
 DOCS = Path(__file__).parent
-FINDINGS, EVIDENCE = DOCS / "findings.md", DOCS / "evidence.md"
+FINDINGS, EVIDENCE = DOCS / "results" / "findings.md", DOCS / "results" / "evidence.md"
 RESULTS = DOCS.parent / "results"
 
 

@@ -1,4 +1,4 @@
-"""Puts what `python -m tools.gpu --out DIR` found into performance.md: `python docs/gpu_tables.py DIR`.
+"""Puts the tables of `python -m tools.gpu --out DIR` into performance.md: `python docs/gpu_tables.py DIR`.
 
 Raises SystemExit, and writes nothing, where DIR has no results, or those of a CPU, which mean nothing.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from marked import replaced
 
-PAGE = Path(__file__).with_name("performance.md")
+PAGE = Path(__file__).parent / "explanations" / "performance.md"
 
 BEGIN, END = (
     "<!-- The tables of a card, by docs/gpu_tables.py. -->",

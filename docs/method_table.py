@@ -1,6 +1,6 @@
-"""Writes the table of methods.md from the methods themselves.
+"""Writes the table of reference/methods.md from the methods themselves.
 
-python docs/method_table.py [PAGE]: without PAGE, this folder's methods.md.
+python docs/method_table.py [PAGE]: without PAGE, reference/methods.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from marked import replaced
 
 from methods import METHODS, Geometry, Method, UserError, create
 
-PAGE = Path(__file__).parent / "methods.md"
+PAGE = Path(__file__).parent / "reference" / "methods.md"
 BEGIN, END = "<!-- docs/method_table.py -->\n", "<!-- end -->\n"
 HEADINGS = (
     "method",

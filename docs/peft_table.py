@@ -1,6 +1,6 @@
-"""Writes the table of peft's types in peft.md from what comes of training each on a tiny model.
+"""Writes the table of peft's types in reference/peft.md from what comes of training each on a tiny model.
 
-python docs/peft_table.py [PAGE]: without PAGE, this folder's peft.md.
+python docs/peft_table.py [PAGE]: without PAGE, reference/peft.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from methods import Geometry, UserError, attach
 from methods.capabilities import capabilities
 from methods.skeleton import SkeletonBackbone
 
-PAGE = Path(__file__).parent / "peft.md"
+PAGE = Path(__file__).parent / "reference" / "peft.md"
 BEGIN, END = "<!-- docs/peft_table.py -->\n", "<!-- end -->\n"
 HEADINGS = ("type", "verdict", "size", "can, or why not")
 

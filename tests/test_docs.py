@@ -73,7 +73,7 @@ def default(field: FieldInfo, none: str) -> str:
 
 def test_links_between_pages_lead_somewhere() -> None:
     root = DOCS.parent
-    pages = [*root.glob("*.md"), *root.glob("*/*.md")]
+    pages = [*root.glob("*.md"), *root.glob("*/*.md"), *DOCS.glob("*/*.md")]
     broken = [
         f"{page.relative_to(root)}: {link}"
         for page in pages
@@ -105,7 +105,10 @@ def anchors(text: str) -> set[str]:
 
 def test_links_within_pages_lead_to_a_heading() -> None:
     root = DOCS.parent
-    pages = {page: page.read_text(encoding="utf-8") for page in [*root.glob("*.md"), *root.glob("*/*.md")]}
+    pages = {
+        page: page.read_text(encoding="utf-8")
+        for page in [*root.glob("*.md"), *root.glob("*/*.md"), *DOCS.glob("*/*.md")]
+    }
     links = [
         (page, target, anchor)
         for page, text in pages.items()
@@ -123,7 +126,7 @@ def test_links_within_pages_lead_to_a_heading() -> None:
 
 def test_every_table_has_a_heading() -> None:
     root = DOCS.parent
-    for page in [*root.glob("*.md"), *root.glob("*/*.md")]:
+    for page in [*root.glob("*.md"), *root.glob("*/*.md"), *DOCS.glob("*/*.md")]:
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
         for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
             assert re.match(r"\|.*\n\|[-:| ]+\|\n", table), f"{page.relative_to(root)}: {table[:60]}"
@@ -142,7 +145,7 @@ def test_the_suites_in_the_readme_are_taken_as_they_stand(tmp_path: Path) -> Non
 
 
 def test_every_option_of_a_method_is_documented_with_its_default() -> None:
-    sections = told("methods.md", column=3)
+    sections = told("reference/methods.md", column=3)
     # Those that have no options share a section.
     assert not sections.pop("`head_only`, `converged_head` and `full`")
     bare = {"head_only", "converged_head", "full"}
@@ -158,7 +161,7 @@ def test_every_option_of_a_method_is_documented_with_its_default() -> None:
 
 
 def test_every_value_that_a_method_takes_is_documented() -> None:
-    for heading, accepted in told("methods.md", column=2).items():
+    for heading, accepted in told("reference/methods.md", column=2).items():
         for option, values in accepted.items():
             annotation = METHODS.get(heading.strip("`")).model_fields[option].annotation
             if get_origin(annotation) is Literal:
@@ -168,28 +171,28 @@ def test_every_value_that_a_method_takes_is_documented() -> None:
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_every_field_of_a_suite_is_documented_with_its_default(heading: str) -> None:
     fields = SECTIONS[heading].model_fields
-    assert told("suite.md", column=2)[heading] == {
+    assert told("reference/suite.md", column=2)[heading] == {
         name: default(field, "–") for name, field in fields.items()
     }
 
 
 def test_the_table_of_methods_is_what_the_methods_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
-    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    text = (DOCS / "reference" / "methods.md").read_text(encoding="utf-8")
     rewritten: str = importlib.import_module("method_table").rewritten(text)
     assert rewritten == text, "run python docs/method_table.py"
 
 
 def test_the_table_of_peft_is_what_came_of_training_every_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
-    text = (DOCS / "peft.md").read_text(encoding="utf-8")
+    text = (DOCS / "reference" / "peft.md").read_text(encoding="utf-8")
     rewritten: str = importlib.import_module("peft_table").rewritten(text)
     assert rewritten == text, "run python docs/peft_table.py"
 
 
 def test_the_table_of_exports_is_what_the_kinds_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
-    text = (DOCS / "export.md").read_text(encoding="utf-8")
+    text = (DOCS / "guides" / "export.md").read_text(encoding="utf-8")
     rewritten: str = importlib.import_module("export_table").rewritten(text)
     assert rewritten == text, "run python docs/export_table.py"
 

@@ -33,9 +33,9 @@ def test_a_notebook_can_do_what_the_page_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "notebook"}
-    for block in code("python.md"):
+    for block in code("guides/python.md"):
         try:
-            exec(compile(block, str(DOCS / "python.md"), "exec"), names)
+            exec(compile(block, str(DOCS / "guides/python.md"), "exec"), names)
         except AssertionError as error:
             found = Store.existing("sqlite:///mlflow.db", "notebook").records()
             told = [(one.name, one.status, one.tag(Tag.FAILURE_MESSAGE)) for one in found]
@@ -46,16 +46,16 @@ def test_a_notebook_can_do_what_the_page_says(
 
 
 def test_the_task_of_the_guide_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    block, of_metric = code("adding-a-task.md")
+    block, of_metric = code("guides/own-task.md")
     metric: dict[str, Any] = {}
-    exec(compile(of_metric, str(DOCS / "adding-a-task.md"), "exec"), metric)
+    exec(compile(of_metric, str(DOCS / "guides/own-task.md"), "exec"), metric)
     assert metric["MEAN_ERROR"].score(np.array([1.0, 3.0]), np.array([2.0, 1.0])) == 1.5
     lines = [f"sentence number {i},{kind}" for i in range(40) for kind in [("statement", "question")[i % 2]]]
     (tmp_path / "sentences.csv").write_text("\n".join(["text,kind", *lines]), encoding="utf-8")
     module = types.ModuleType("sentence_kind")
     module.__file__ = str(tmp_path / "sentence_kind.py")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(block, str(DOCS / "adding-a-task.md"), "exec"), module.__dict__)
+    exec(compile(block, str(DOCS / "guides/own-task.md"), "exec"), module.__dict__)
     task = module.TASK
     assert isinstance(task, Task)
     data = prepare(task, describe("minilm-l6").input)

@@ -44,7 +44,7 @@ def found(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_the_guide_shows_the_tested_package_in_under_60_lines() -> None:
-    guide = (ROOT / "docs" / "adding-a-method.md").read_text()
+    guide = (ROOT / "docs" / "guides" / "own-method.md").read_text()
     (shown,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     assert shown == (PLUGIN / "shared_down.py").read_text()
     assert len(guide.partition("## What else")[0].splitlines()) < 60

@@ -287,7 +287,7 @@ def _nearest(model_type: Any, settings: dict[str, Any]) -> str:
     nearest = (*near_names(str(model_type), alike, at_most=1), alike[0])[0]
     return (
         f"which is no kind of backbone here. The nearest is '{nearest}'; there are {', '.join(MODEL_TYPES)}. "
-        "docs/adding-a-backbone.md says how to add one"
+        "docs/guides/own-backbone.md says how to add one"
     )
 
 
@@ -320,7 +320,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if not weights and (gguf := sorted(file.name for file in folder.glob("*.gguf"))):
         raise UserError(
             f"{folder} has no model.safetensors, but {gguf[0]}: a GGUF file is first written to a folder "
-            "that `local:` takes. bench.backbones.gguf_files.convert_gguf does so (docs/decoders.md)"
+            "that `local:` takes. bench.backbones.gguf_files.convert_gguf does so (docs/guides/decoders.md)"
         )
     if not weights:
         raise UserError(

@@ -1,6 +1,6 @@
 """The kinds of backbones: a row for each model type of transformers, and timm's vision transformers.
 
-docs/adding-a-backbone.md says how to add one. Paths are the same in every version of transformers that
+docs/guides/own-backbone.md says how to add one. Paths are the same in every version of transformers that
 pyproject.toml admits, unless a row says otherwise.
 """
 

@@ -1,6 +1,6 @@
 """How an encoder's features are pooled, and the heads that read them.
 
-The first line of each docstring is what docs/backbones.md says.
+The first line of each docstring is what docs/reference/backbones.md says.
 """
 
 from __future__ import annotations

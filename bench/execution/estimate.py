@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 UNKNOWN_SIZE = 10_000
 
 #: What a backward needs for a while beside what was kept for it: so many times what one layer keeps. This is
-#: measured (docs/decoders.md): the same with and without checkpointing, for any size of batch.
+#: measured (docs/guides/decoders.md): the same with and without checkpointing, for any size of batch.
 PASSING_LAYERS = 5
 
 #: What the time of a step depends on: method, backbone and task, as rows and stored trials name them, ...

@@ -317,7 +317,7 @@ def _connect(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cannot connect to the Ray cluster at {where}: {error}; where it asks for a token, set "
-            "RAY_AUTH_MODE=token (docs/clusters.md)"
+            "RAY_AUTH_MODE=token (docs/guides/clusters.md)"
         ) from error
     finally:
         # Ray sets handlers of its own, which would end the program without a word to the store.

@@ -15,8 +15,8 @@ from bench.tasks.base import Examples, LazyImages, Task
 class Textile(Task):
     """Three classes: 1,000 sound images, 500 with a small local defect, 500 whose whole weave is off.
 
-    No two images are near-duplicates (docs/tasks.md says how that was looked for), so that the split
-    needs no groups.
+    No two images are near-duplicates (docs/reference/tasks.md says how that was checked), so the split needs
+    no groups.
     """
 
     name = "textile"

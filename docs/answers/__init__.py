@@ -1,1 +1,1 @@
-"""What the packs of results/ answer of the questions of leaderboard.md, for findings.md and evidence.md."""
+"""Answers the questions of first-leaderboard.md from the packs of results/."""

@@ -1,4 +1,4 @@
-"""The answer to question h of leaderboard.md, but for the cost at inference."""
+"""The answer to question h of first-leaderboard.md, but for the cost at inference."""
 
 from __future__ import annotations
 

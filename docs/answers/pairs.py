@@ -1,4 +1,4 @@
-"""The answers to questions a to e of leaderboard.md, which compare pairs of methods."""
+"""The answers to questions a to e of first-leaderboard.md, which compare pairs of methods."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Picture(ABC):
     @property
     def shown(self) -> str:
         """As the page shows it."""
-        return f"![{self.alternative}](pictures/{self.path.name})"
+        return f"![{self.alternative}](../pictures/{self.path.name})"
 
     def svg(self) -> str:
         drawn = Drawn(self.name, "", "", self.alternative, self.figure()).svg()

@@ -1,4 +1,4 @@
-"""The questions of leaderboard.md as comparisons: which methods, with what, under which budget."""
+"""The questions of first-leaderboard.md as comparisons: which methods, with what, under which budget."""
 
 from __future__ import annotations
 

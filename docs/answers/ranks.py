@@ -1,4 +1,4 @@
-"""The answer to question f of leaderboard.md: how ranks are chosen, and which modes are redundant."""
+"""The answer to question f of first-leaderboard.md: how ranks are chosen, and which modes are redundant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answer to question g of leaderboard.md: how much tuning matters."""
+"""The answer to question g of first-leaderboard.md: how much tuning matters."""
 
 from __future__ import annotations
 

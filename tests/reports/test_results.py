@@ -170,7 +170,7 @@ def test_nothing_to_load_is_told() -> None:
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_the_document_has_every_column_with_type_and_unit(name: str) -> None:
-    sections = (DOCS / "data-frames.md").read_text(encoding="utf-8").split("\n## ")
+    sections = (DOCS / "reference" / "data-frames.md").read_text(encoding="utf-8").split("\n## ")
     (section,) = (section for section in sections if section.startswith(f"`{name}`\n"))
     lines = [
         f"| `{column}` | {told.dtype} | {told.unit or '–'} | {told.meaning} |"

@@ -280,4 +280,4 @@ def test_the_page_takes_the_tables_of_a_card_and_no_others(
     assert "| compute capability | 9.0 |" in page.read_text()
     assert "old" not in page.read_text()
     # The real page has the place that the script writes to.
-    assert (DOCS / "performance.md").read_text(encoding="utf-8").count(script.BEGIN) == 1
+    assert (DOCS / "explanations" / "performance.md").read_text(encoding="utf-8").count(script.BEGIN) == 1

@@ -4,8 +4,8 @@
 
 It needs torch, transformers, peft and timm, a few wheels that it lists, and no network. What it finds is in
 DIR at once, a line of `results.jsonl` each, and as tables in `results.md`; `python docs/gpu_tables.py DIR`
-puts these into docs/performance.md. Steps come in order of worth and are bounded in time: a run that is cut
-keeps what it has. `--device cpu` runs a reduced form of all of it, whose figures mean nothing.
+puts these into docs/explanations/performance.md. Steps come in order of worth and are bounded in time: a run
+that is cut keeps what it has. `--device cpu` runs a reduced form of all of it, whose figures mean nothing.
 """
 
 from __future__ import annotations

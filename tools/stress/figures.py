@@ -1,4 +1,4 @@
-"""What workers cost in time and memory, as figures that docs/clusters.md shows."""
+"""What workers cost in time and memory, as figures that docs/guides/clusters.md shows."""
 
 from __future__ import annotations
 

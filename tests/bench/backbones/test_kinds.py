@@ -129,7 +129,7 @@ def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        ("bert", {"model_type": "rembert"}, "a 'rembert' model, .* nearest is 'bert'.*adding-a-backbone.md"),
+        ("bert", {"model_type": "rembert"}, "a 'rembert' model, .* nearest is 'bert'.*own-backbone.md"),
         ("vit", {"model_type": "swin"}, "a 'swin' model, .* nearest is 'vit'; there are bert, .*siglip"),
         (
             "siglip_vision_model",

@@ -257,7 +257,7 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no tokenizer: put"):
         text.load_tokenizer()
     (folder / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(UserError, match=r"a 't5' model.* nearest is 'bert'; .*adding-a-backbone\.md"):
+    with pytest.raises(UserError, match=r"a 't5' model.* nearest is 'bert'; .*own-backbone\.md"):
         describe(local(folder))
 
 

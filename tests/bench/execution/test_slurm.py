@@ -1,4 +1,4 @@
-"""The SLURM scripts of docs/clusters.md as they stand there, on a SLURM of two nodes on this machine."""
+"""The SLURM scripts of docs/guides/clusters.md, on a SLURM of two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..services import free_port, wait_until
 from ..toy_suites import write
 from .slurm import Slurm, missing, started
 
-PAGE = Path(__file__).parents[3] / "docs" / "clusters.md"
+PAGE = Path(__file__).parents[3] / "docs" / "guides" / "clusters.md"
 
 #: What jobs find as `tensorbench`: the program on one core, held at its first trial by a folder of its own.
 HELD = f"""\

@@ -1,4 +1,4 @@
-"""The stress scenarios, small; `python -m tools.stress` runs them whole (docs/clusters.md)."""
+"""The stress scenarios, small; `python -m tools.stress` runs them whole (docs/guides/clusters.md)."""
 
 from __future__ import annotations
 
