@@ -17,8 +17,9 @@ def wrap(model: nn.Module | Backbone, method: Method, seed: int = 0) -> Adapter:
     """Freezes a model but for its head and puts an adapter of the method on it, in place.
 
     `model` holds one encoder of transformers, of a kind that docs/reference/backbones.md marks for it: a
-    classifier or language model of transformers, or a module of your own. Everything outside the encoder is the
-    head, except a language model's output layer, which stays frozen. Or it is what `bench.backbones.load` gives.
+    classifier or language model of transformers, or a module of your own. Everything outside the encoder is
+    the head, except a language model's output layer, which stays frozen. Or it is what `bench.backbones.load`
+    gives.
     Afterwards the model's `parameters()` hold the adapter's too, so that an optimizer or transformers'
     Trainer trains adapter and head. Raises UserError for any other model, for one that has an adapter
     already, for a parameter beside the encoder that is in no module of its own, for a method that trains
