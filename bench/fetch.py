@@ -101,8 +101,9 @@ def _warm(suite: Suite, notify: Callable[[str], None]) -> None:
     for trial in pairs.values():
         row, info = trial.task, infos[trial.backbone]
         notify(f"data of {row.task} for {info.name}")
-        wanted, split_seed = row.input(info.input), row.split_seed(trial.seed)
-        if trial.forgetting is not None and isinstance(wanted, TextInput):
-            plain_tokens(trial.forgetting, wanted)
-        prepare(row.lookup(), wanted, row.max_tokens, *row.sizes, split_seed=split_seed)
+        task = row.lookup()
+        model_input, split_seed = row.input(info.input, task), row.split_seed(trial.seed)
+        if trial.forgetting is not None and isinstance(model_input, TextInput):
+            plain_tokens(trial.forgetting, model_input)
+        prepare(task, model_input, row.max_tokens, *row.sizes, split_seed=split_seed)
         gc.collect()

@@ -100,16 +100,16 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
     if plan.suite.studies:
         return _of_studies(plan, store, sd, threshold)
     rows = plan.of(None).rows
-    metrics = {row.shown: row.lookup().metric for row in plan.suite.tasks}
+    metrics = {row.task: row.definition.metric for row in rows}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
     known = _stored(plan, store) if sd is None else {}
     found: list[Power] = []
     for budget, of_budget in grouped(rows, _budget).items():
         blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
         for (metric, task), of_block in blocks.items():
-            settings = list(dict.fromkeys((row.task, row.backbone) for row in of_block))
+            settings = {(row.task, row.backbone): row for row in of_block}
             seeds = max(len(row.trials) for row in of_block)
-            methods = {table_name(row.planned()): row.registered for row in of_block}
+            methods = {table_name(row): row.family for row in of_block}
             claims = max(1, len(methods) - (REFERENCE in methods.values()))
             then, threshold = known.get((budget, metric, task), (None, DEFAULT * METRICS.get(metric).point))
             if task and metric in matters and then is None:
@@ -121,7 +121,7 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
                 without: tuple[str, ...] = ()
                 designs = [_planned(then, len(settings), seeds, claims)]
             else:
-                added, without = _of_examples(plan.suite, metric, [task for task, _ in settings])
+                added, without = _of_examples(plan.suite, metric, list(settings.values()))
                 noises = ASSUMED if sd is None else (sd,)
                 designs = [of_runs(noise, len(settings), seeds, claims, added) for noise in noises]
             threshold = matters.get(metric, threshold)
@@ -132,24 +132,25 @@ def power(plan: Plan, store: str, sd: float | None = None, threshold: Asked = No
     return found
 
 
-def _of_examples(suite: Suite, metric: str, tasks: Sequence[str]) -> tuple[float, tuple[str, ...]]:
-    """What test examples are assumed to add to the variance of a mean difference over settings, by the task
-    of each setting; and the tasks for which that is not known.
+def _of_examples(suite: Suite, metric: str, rows: Sequence[Row]) -> tuple[float, tuple[str, ...]]:
+    """The variance that test examples are assumed to add to a mean difference over settings.
 
-    Where each seed deals its own split, they are in the standard deviation over seeds.
+    `rows` has a row of each setting. Also returns the tasks whose number of test examples is unknown. If each
+    seed deals its own split, its examples are in the standard deviation over seeds already.
     """
-    rows, scored = {row.shown: row for row in suite.tasks}, METRICS.get(metric)
+    tasks, scored = {task.shown: task for task in suite.tasks}, METRICS.get(metric)
     added, without = 0.0, []
-    for task in tasks:
-        if rows[task].split == "per_seed":
+    for row in rows:
+        task = tasks[row.task]
+        if task.split == "per_seed":
             continue
-        count = rows[task].scored_examples(suite.evaluate)
+        count = task.scored_examples(row.definition, suite.evaluate)
         # Errors in units are not a share of examples on which methods disagree.
         if count is None or scored.in_units:
-            without.append(task)
+            without.append(row.task)
         else:
             added += DISAGREEMENT * scored.point**2 / count
-    return added / len(tasks) ** 2, tuple(dict.fromkeys(without))
+    return added / len(rows) ** 2, tuple(dict.fromkeys(without))
 
 
 def _of_studies(plan: Plan, store: str, sd: float | None, threshold: Asked) -> list[Power]:
@@ -164,22 +165,22 @@ def _of_studies(plan: Plan, store: str, sd: float | None, threshold: Asked) -> l
     studies = len(numbers)
     if studies < LEAST_SEEDS:
         raise UserError(f"studies: {studies}, and --power needs at least {LEAST_SEEDS}: there is no interval")
-    rows = [row for row in rows if row.registered not in NO_ADAPTERS]
-    metrics = {row.shown: row.lookup().metric for row in plan.suite.tasks}
+    rows = [row for row in rows if row.family not in NO_ADAPTERS]
+    metrics = {row.task: row.definition.metric for row in rows}
     matters = thresholds((metrics[row.task] for row in rows), threshold)
     known = _stored_studies(plan, store) if sd is None else {}
     joined, found = block_budgets(map(_budget, rows)), []
     for budget, of_budget in grouped(rows, lambda row: joined[_budget(row)]).items():
         blocks = grouped(of_budget, lambda row: measured(metrics[row.task], row.task))
         for (metric, task), of_block in blocks.items():
-            settings = list(dict.fromkeys((row.task, row.backbone) for row in of_block))
-            claims = max(1, len({table_name(row.planned()) for row in of_block}) - 1)
+            settings = {(row.task, row.backbone): row for row in of_block}
+            claims = max(1, len({table_name(row) for row in of_block}) - 1)
             then, least = known.get((budget, metric, task), (None, DEFAULT * METRICS.get(metric).point))
             without: tuple[str, ...] = ()
             if then:
                 design = of_stored(then, tasks=len(settings), studies=studies, claims=claims)
             else:
-                added, without = _of_examples(plan.suite, metric, [task for task, _ in settings])
+                added, without = _of_examples(plan.suite, metric, list(settings.values()))
                 design = _assumed(tuning, METRICS.get(metric).point, sd, len(settings), studies, claims)
                 design = replace(design, examples=added)
             least = matters.get(metric, least)
@@ -223,7 +224,7 @@ def _planned(stored: Design, settings: int, seeds: int, claims: int) -> Design:
 
 
 def _budget(row: Row) -> str:
-    return row.budget.label if row.budget else OWN_SIZE
+    return row.budget or OWN_SIZE
 
 
 def _stored(plan: Plan, store: str) -> dict[tuple[str, str, str], tuple[Design, float]]:

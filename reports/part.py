@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from bench.wire.words import OWN_SIZE
+from bench.wire.words import budget_names
 from methods import UnknownNameError, UserError
 from methods.errors import shown
 from reports.study import Experiment, TableRow, table_name
@@ -91,14 +90,14 @@ class Part:
             ("method", asked, named),
             ("task", set(self.tasks), lambda row: {row.task}),
             ("backbone", set(self.backbones), lambda row: {row.backbone}),
-            ("budget", set(self.budgets), lambda row: _budget_names(row.budget)),
+            ("budget", set(self.budgets), lambda row: budget_names(row.budget)),
         ]
         for kind, wanted, names in choices:
             known: set[str] = set().union(*map(names, rows))
             for name in sorted(wanted - known):
                 raise UnknownNameError(f"{kind} of this report", name, known)
 
-        here = {row.name for row in rows if _budget_names(row.budget) & set(self.budgets)}
+        here = {row.name for row in rows if budget_names(row.budget) & set(self.budgets)}
 
         def chosen(row: TableRow) -> bool:
             # A reference that has none of these budgets is taken from where it stands.
@@ -115,10 +114,3 @@ class Part:
         if gone := [method for method, _ in self.pairs if method not in left]:
             raise UserError(f"pair: '{gone[0]}' has no row among the tasks, backbones and budgets chosen")
         return tuple(one for one in kept if one.rows)
-
-
-def _budget_names(label: str | None) -> set[str]:
-    """How a budget may be named: as tables show it, without the commas of its thousands, or by its kind."""
-    if label is None:
-        return {OWN_SIZE}
-    return {label, label.replace(",", ""), *re.findall("[a-z]+", label)}

@@ -206,7 +206,7 @@ def _told(row: Row, result: Result) -> dict[str, float]:
 def _tags(trial: Trial, row: Row) -> dict[str, str]:
     """Tags in which trials differ."""
     ranks = ",".join(map(str, row.ranks))
-    budget = row.budget.label if row.budget else "own"
+    budget = row.budget or "own"
     told = {"budget": budget, "asked": row.asked, "ratio": row.ratio, "within": row.within}
     return {
         "mlflow.runName": f"{row.method} {ranks}".rstrip() + f" · {row.task} · seed {trial.seed}",

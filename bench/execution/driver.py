@@ -239,7 +239,7 @@ class _Driving:
             self.queue.remove(trial)
             self.notify(Event(trial, "elsewhere"))
             return
-        task = trial.task.lookup()
+        task = self.rows[trial.id][0].definition
         tags = dict(self.tags)
         if task.unit and METRICS.get(task.metric).in_units:
             tags[Tag.UNIT] = task.unit

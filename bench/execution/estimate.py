@@ -123,20 +123,18 @@ def workloads(plan: Plan) -> dict[str, Workload]:
 
 
 def step_count(trial: Trial) -> int:
-    """Optimizer steps; an estimate where a task does not state how many examples it has.
+    """Optimizer steps; an estimate if the task does not state its number of examples.
 
     A head that is fitted takes one pass over the examples.
     """
-    examples = trial.task.train_examples() or _dealt_anew(trial) or UNKNOWN_SIZE
+    task = trial.task.lookup()
+    examples = trial.task.train_examples(task)
+    if examples is None:
+        # About as many as a suite's fractions deal to train.
+        examples = task.total * task.redealt[0] // 100 if task.total and task.redealt else UNKNOWN_SIZE
     if METHODS.get(trial.method["method"]).fits_head:
         return math.ceil(examples / trial.recipe.batch_size)
     return trial.recipe.step_count(examples)
-
-
-def _dealt_anew(trial: Trial) -> int | None:
-    """About how many examples a suite's fractions deal to train; None where that is not known."""
-    task = trial.task.lookup()
-    return task.total * task.redealt[0] // 100 if task.total and task.redealt else None
 
 
 def step_flops(trial: Trial) -> float:

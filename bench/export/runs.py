@@ -43,7 +43,8 @@ def export_run(
             "seed": str(trial.seed),
             "precision in training": trial.recipe.precision,
         }
-        task, wanted = trial.task.lookup(), trial.task.input(stored.backbone.info.input)
+        task = trial.task.lookup()
+        wanted = trial.task.input(stored.backbone.info.input, task)
         mean, sd = record.measure(Measure.TARGET_MEAN), record.measure(Measure.TARGET_SD)
         if mean is not None and sd is not None:
             facts["output"] = f"standardised; in {task.unit or 'units of the targets'} × {sd:g} + {mean:g}"

@@ -1,47 +1,86 @@
-"""The cells of a suite: every method under every budget on every pair of task and backbone."""
+"""A cell of a suite: one method under one budget on one task and backbone, with its rows and trials."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal, NamedTuple
 
-from bench.backbones import BackboneInfo, BackboneSpec, describe
-from bench.inputs import ImageInput, TextInput
-from bench.plan.refusals import (
-    check_fitted,
-    check_labels,
-    check_number,
-    check_ranks,
-    check_recipe,
-    check_steps,
-    check_weights,
-)
-from bench.plan.rows import Candidate, Names, Phase, Row, Tuned
-from bench.plan.settings import Grids, Setting, applicable
+from bench.backbones import BackboneInfo, BackboneSpec
+from bench.inputs import TextInput
+from bench.plan.rows import Candidate, Names, Row
+from bench.plan.settings import Grids, Setting, applicable, points, published
 from bench.plan.trial import Trial
+from bench.suite.choosing import Studies, Tuning
 from bench.suite.recipe import Recipe
-from bench.suite.rows import Budget, MethodRow, TaskRow
+from bench.suite.rows import Budget, TaskRow
 from bench.suite.suite import Suite
-from bench.tasks import Task, check_use, data_key
-from bench.wire.plan import StudyPlan
-from methods import METHODS, Geometry, Method, UserError, create
-from methods.errors import cut
-from methods.validation import MOST_SAID, identity
+from bench.tasks import Task
+from bench.wire.plan import StudyPlan, StudyTrial, Tuned
+from bench.wire.words import Phase
+from methods import Geometry, Method, UserError, create
 
 #: Tables give parameters in percent of LoRA of this rank on query, key and value, as the paper does.
 REFERENCE_RANK = 4
 
+#: The centre of methods whose source states no rate, and of those that train the backbone's own weights.
+CENTRE, CENTRE_OF_WEIGHTS = 5e-3, 1e-4
+
+#: The largest learning rate of AdamW that makes sense: a step moves every number by about its rate.
+LARGEST_RATE = 1.0
+
+#: Decimals of an offset, and of a rate's mantissa: rates are the same on every machine, and so are ids.
+DECIMALS, MANTISSA = 4, 3
+
+
+class Planned(NamedTuple):
+    """The rows of a cell, and its trials, each with its study and its place there."""
+
+    rows: list[Row]
+    trials: list[tuple[tuple[int, int], Trial]]
+
+
+@dataclass(frozen=True)
+class RateWindow:
+    """The learning rates of a cell's studies."""
+
+    centre: float
+    decades: float
+    #: The head's rate. None if the window is the head's, because nothing else is trained, or without a head.
+    head_lr: float | None
+
+    def rate(self, offset: float) -> float:
+        """The learning rate this many decades from the centre."""
+        return float(f"{self.centre * 10**offset:.{MANTISSA}e}")
+
+    def setting(self, rate: float) -> Setting:
+        """The rates of a trial of the cell at this learning rate."""
+        return Setting(lr=rate, head_lr=self.head_lr or rate)
+
+
+def offsets(studies: Studies, study: int, setting: str) -> list[float]:
+    """The positions of a study's points in decades from the centre, the same for all methods of a setting.
+
+    The window is cut into as many equal strata as there are points. One point lies in each, uniformly, and
+    the order of strata is shuffled. Each setting (a task on a backbone, by any unique name) has its own
+    draws, so that means over settings average the luck of the draws too.
+    """
+    # Of Python's generator only `random` promises the same numbers in every version.
+    draw = Random(f"study {study} of {setting}").random
+    order = sorted(range(studies.points), key=lambda _: draw())
+    width = studies.lr.decades / studies.points
+    return [round(width * (stratum + draw()) - studies.lr.decades / 2, DECIMALS) for stratum in order]
+
 
 @dataclass(frozen=True)
 class Cell:
-    """What the trials of one row have in common: a method under one budget on one backbone and task."""
+    """One method under one budget on one task and backbone: all that its trials have in common."""
 
     suite: Suite
     task: TaskRow
+    #: The task that `task` names, as the suite alters it.
+    definition: Task
     spec: BackboneSpec
     info: BackboneInfo
     #: All that the examples depend on, as in `Trial.data`.
@@ -49,7 +88,7 @@ class Cell:
     budget: Budget | None
     method: Method
     recipe: Recipe
-    #: Whether the head has the adapter's learning rate, because nobody set one for it.
+    #: Whether the head has the adapter's learning rate, because the suite sets none for it.
     head_follows: bool
     #: The labels that the suite gives to method, backbone and task.
     labels: tuple[str | None, str | None, str | None] = (None, None, None)
@@ -62,38 +101,25 @@ class Cell:
 
     @property
     def asked(self) -> int | None:
-        """Adapter parameters that the budget asks for; None where it sets the ranks instead."""
-        return _asked(self.budget, self.info.geometry)
+        """Adapter parameters that the budget asks for. None if it sets the ranks instead."""
+        return requested_parameters(self.budget, self.info.geometry)
 
     @property
     def has_head(self) -> bool:
-        """Whether a head is trained; a language model that answers by its words has none."""
-        wanted = self.task.input(self.info.input)
-        return not (isinstance(wanted, TextInput) and wanted.answers_by_words)
-
-    def tunable(self, grids: Grids) -> Grids:
-        """The grids of learning rates and scale that mean something to this cell."""
-        parameters = self.method.count(self.info.geometry)
-        return applicable(
-            grids, self.method, parameters, head_follows=self.head_follows, has_head=self.has_head
-        )
+        """Whether a head is trained. A language model that answers in words has none."""
+        model_input = self.task.input(self.info.input, self.definition)
+        return not (isinstance(model_input, TextInput) and model_input.answers_by_words)
 
     @property
     def own(self) -> Names:
-        """What the row is called without the suite's labels."""
+        """The names of the row without the suite's labels."""
         method = f"{self.method.label} [{self.overrides}]" if self.overrides else self.method.label
         return Names(method, self.info.name, self.task.task)
 
     @property
     def shown(self) -> Names:
-        """What the row is called in tables."""
+        """The names of the row in tables."""
         return Names(*(label or own for label, own in zip(self.labels, self.own, strict=True)))
-
-    @property
-    def title(self) -> str:
-        """The method's name; a label is one where nothing else tells the method from its plain form."""
-        plain = self.own.method == self.method.title
-        return self.shown.method if plain else self.method.title
 
     def trial(
         self,
@@ -130,222 +156,153 @@ class Cell:
         candidates: Sequence[Candidate] = (),
         studies: StudyPlan | None = None,
     ) -> Row:
-        """The row of these trials, given by seed. `method` replaces the cell's where it has other ranks."""
+        """The row of these trials, given by seed. `method` replaces the cell's if its ranks differ."""
         sized = method or self.method
-        count = sized.count(self.info.geometry)
-        reference = create("lora", rank=REFERENCE_RANK).count(self.info.geometry)
-        shown = self.shown
+        own, shown = self.own, self.shown
+        count, peak = sized.count(self.info.geometry), sized.peak_count(self.info.geometry)
+        ratio = None if self.asked is None else count / self.asked
         return Row(
             method=f"{shown.method} [{note}]" if note else shown.method,
-            title=self.title,
-            registered=sized.name,
-            own=self.own,
-            budget=self.budget,
+            # A label is the title if nothing else tells the method from its plain form.
+            title=shown.method if own.method == self.method.title else self.method.title,
+            family=sized.name,
+            own=own,
+            budget=self.budget.label if self.budget else None,
             backbone=shown.backbone,
             task=shown.task,
             ranks=sized.size or (),
             parameters=count,
-            peak=peak if (peak := sized.peak_count(self.info.geometry)) != count else None,
+            peak=None if peak == count else peak,
             asked=self.asked,
-            percent_of_lora=100 * count / reference,
+            ratio=ratio,
+            # Rounded, or the last digit of a float would decide about a count at the tolerance.
+            within=round(abs(ratio - 1), 12) <= self.budget.tolerance
+            if self.budget and ratio is not None
+            else None,
+            percent_of_lora=100 * count / _lora_parameters(REFERENCE_RANK, self.info.geometry),
             trials=dict(trials),
             tuning=tuning,
             candidates=tuple(candidates),
             studies=studies,
             phase=phase,
+            definition=self.definition,
         )
 
+    def planned(self) -> Planned:
+        """The cell's rows and trials as its suite has them: by studies, equal tuning, or seeds."""
+        if self.suite.studies:
+            return self._studied(self.suite.studies)
+        if self.suite.equal_tuning:
+            return self._tuned(self.suite.equal_tuning)
+        trials = [self.trial(seed, self.suite.evaluate) for seed in self.suite.seeds]
+        return Planned([self.row(_ids(trials))], [((0, place), t) for place, t in enumerate(trials)])
 
-def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
-    """Every method under every budget, each with the number of its pair of task and backbone.
+    def _studied(self, studies: Studies) -> Planned:
+        """The row of the cell's studies, and its trials.
 
-    Raises UserError for names, ranks, budgets, sizes and pairings that cannot be, and for too many trials.
-    """
-    # Every row's options are checked once, whether or not a pair of task and backbone reaches them.
-    expanded: list[tuple[int, MethodRow, Method]] = []
-    for number, row in enumerate(suite.methods):
-        with _naming(number):
-            expanded += [(number, *variant) for variant in row.variants()]
-    check_labels(expanded)
-    pairs = _pairs(suite)
-    check_number(suite, len(pairs), len(expanded))
-    for pair, (task_row, task, spec, info) in enumerate(pairs):
-        data = _data(task, task_row, info)
-        # Studies share one split, whatever their seeds.
-        dealing = dict.fromkeys(task_row.split_seed(seed) for seed in suite.seeds or (0,))
-        check_use(task, task_row.sizes, tuple(dealing))
-        for number, method_row, template in expanded:
-            with _naming(number):
-                asked = suite.recipe(task_row, method_row)
-                check_fitted(template, method_row, task_row, info)
-                recipe = _without_core(asked.resolved(device, spec.dtype), template, method_row)
-                with METHODS.blaming(method_row.method):
-                    sized = _sized(template, method_row, suite, info.geometry)
-                    for budget, method in sized:
-                        check_ranks(method, budget, info.geometry)
-                        method.check(info.geometry, info.projections)
-                        check_weights(method, spec)
-                        check_steps(method, recipe, task_row, suite)
-            check_recipe(recipe, task_row, task)
-            overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in method_row.training)
-            for budget, method in sized:
-                yield (
-                    pair,
-                    Cell(
-                        suite,
-                        task_row,
-                        spec,
-                        info,
-                        data,
-                        budget,
-                        method,
-                        recipe,
-                        head_follows=asked.head_lr is None,
-                        labels=(method_row.label, spec.label, task_row.label),
-                        overrides=overrides,
-                        centre=method_row.centre,
-                        number=number,
-                    ),
-                )
+        A fitted head has no rate and comes out the same for every seed, so that it is a single trial.
+        """
+        if self.method.fits_head:
+            trial = self.trial(studies.seed(0, 0), self.suite.evaluate)
+            return Planned([self.row(_ids([trial]))], [((0, 0), trial)])
+        rates, setting = self.window(), f"{self.task.task} on {self.info.weights_hash}"
+        places: dict[int, StudyTrial] = {}
+        trials: list[tuple[tuple[int, int], Trial]] = []
+        for study in range(studies.studies):
+            for point, offset in enumerate(offsets(studies, study, setting)):
+                seed, lr = studies.seed(study, point), rates.rate(offset)
+                trial = self.trial(seed, self.suite.evaluate, setting=rates.setting(lr))
+                trials.append(((study, point), trial))
+                places[seed] = StudyTrial(study=study, point=point, offset=offset, lr=lr)
+        plan = StudyPlan(
+            studies=studies.studies,
+            points=studies.points,
+            ks=studies.ks,
+            centre=rates.centre,
+            decades=rates.decades,
+            head_lr=rates.head_lr,
+            trials=places,
+        )
+        return Planned([self.row(_ids(trial for _, trial in trials), studies=plan)], trials)
 
+    def _tuned(self, tuning: Tuning) -> Planned:
+        """The cell's row, those of its tuning, one for each setting, and the trials of the latter."""
+        grids = self.tunable(tuning.grids)
+        rows: list[Row] = []
+        trials: list[Trial] = []
+        candidates: list[Candidate] = []
+        for setting in points(tuning.grids, grids, tuning.trials, published(self.method)):
+            tuned = [
+                self.trial(seed, "validation", setting=setting, epochs=tuning.epochs) for seed in tuning.seeds
+            ]
+            trials += tuned
+            rows.append(self.row(_ids(tuned), note=setting.label, phase="tuning"))
+            final = {s: self.trial(s, self.suite.evaluate, setting=setting) for s in self.suite.seeds}
+            candidates.append(Candidate(setting=setting, tuning=_ids(tuned), final=final))
+        allowance = Tuned(
+            trials=len(candidates),
+            epochs=tuning.epochs or self.recipe.epochs,
+            seeds=tuning.seeds,
+            grids={axis: tuple(grid) for axis, grid in grids.items()},
+            by=tuning.by,
+            ids=tuple(trial.id for trial in trials),
+            allowed_points=tuning.trials,
+            allowed_grids=tuning.grids,
+        )
+        row = self.row(dict.fromkeys(self.suite.seeds), tuning=allowance, candidates=candidates)
+        return Planned([row, *rows], [((0, 0), trial) for trial in trials])
 
-def _without_core(recipe: Recipe, method: Method, row: MethodRow) -> Recipe:
-    """The recipe as it trains the method: a rate for a core changes nothing where there is none.
+    def tunable(self, grids: Grids) -> Grids:
+        """The grids of learning rates and scale that this cell uses."""
+        parameters = self.method.count(self.info.geometry)
+        return applicable(
+            grids, self.method, parameters, head_follows=self.head_follows, has_head=self.has_head
+        )
 
-    Raises UserError where the method's own row gives one in vain.
-    """
-    if method.has_core:
-        return recipe
-    if "core_lr" in row.training:
-        raise UserError(f"core_lr is the rate of a core, which {method.label} has none of: leave it out")
-    return recipe.model_copy(update={"core_lr": 1.0})
+    def window(self) -> RateWindow:
+        """The rates of the cell's studies.
 
+        The centre is that of the method's row, else of the suite's window, else the published one. A head
+        alone has the head's rate for its centre, and full fine-tuning `CENTRE_OF_WEIGHTS`.
 
-@contextmanager
-def _naming(row: int) -> Iterator[None]:
-    """Inside, a UserError says of which row of the suite's methods it is."""
-    try:
-        yield
-    except UserError as error:
-        lines = str(error).splitlines()
-        raise UserError("\n".join(f"methods.{row}: {cut(line, MOST_SAID)}" for line in lines)) from error
-
-
-def _shown(value: Any) -> str:
-    """The value of a recipe's field as a suite has it."""
-    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
-
-
-def _data(task: Task, row: TaskRow, info: BackboneInfo) -> dict[str, Any]:
-    """All that a trial's examples depend on, except for its seed and how many are used."""
-    wanted = row.input(info.input)
-    if isinstance(wanted, TextInput):
-        if not wanted.tokenizer_hash:
+        Raises UserError for a window that reaches beyond the rates of AdamW.
+        """
+        studies, method = self.suite.studies, self.method
+        assert studies is not None
+        head_lr = studies.head_lr if self.head_follows else self.recipe.head_lr
+        assert head_lr is not None
+        adapts = method.count(self.info.geometry) > 0
+        if not adapts:
+            default = head_lr
+        elif method.trains_weights:
+            default = CENTRE_OF_WEIGHTS
+        elif studies.lr.around == "published":
+            default = method.published_lr or CENTRE
+        else:
+            default = studies.lr.around
+        decades = studies.lr.decades
+        rates = RateWindow(self.centre or default, decades, head_lr if adapts and self.has_head else None)
+        lowest, highest = rates.rate(-decades / 2), rates.rate(decades / 2)
+        if lowest <= self.recipe.lr_floor or highest > LARGEST_RATE:
             raise UserError(
-                f"backbone '{info.name}' has no tokenizer, which task '{row.task}' needs: put its "
-                "tokenizer.json or vocabulary into its folder"
+                f"tuning.lr: the rates of {method.label} on task '{self.task.task}' would be {lowest:g} to "
+                f"{highest:g}; accepted are those above lr_floor {self.recipe.lr_floor:g} and up to "
+                f"{LARGEST_RATE:g}: give another centre, or fewer decades"
             )
-        if "max_tokens" in row.model_fields_set and row.max_tokens > wanted.max_tokens:
-            raise UserError(
-                f"task '{row.task}': max_tokens {row.max_tokens} is more than backbone '{info.name}' reads, "
-                f"which is at most {wanted.max_tokens}"
-            )
-    key = data_key(task, wanted, row.max_tokens, per_seed=row.split == "per_seed")
-    key["data_hash"] = task.data_hash
-    if isinstance(wanted, ImageInput):
-        return {**key, "mean": wanted.mean, "std": wanted.std}
-    return {**key, **identity(row, include={"padding"})}
+        return rates
 
 
-def _pairs(suite: Suite) -> list[tuple[TaskRow, Task, BackboneSpec, BackboneInfo]]:
-    """Every task with every backbone of its modality. Raises UserError for one that has no partner."""
-    # Branches of a hub move. They are resolved here, so that a trial names the same commit wherever it runs.
-    tasks = []
-    for row in suite.tasks:
-        task = row.lookup()
-        tasks.append((row.model_copy(update={"source": task.pinned()}), task))
-    suite.check_paths()
-    backbones = []
-    for spec in suite.backbones:
-        info = describe(spec)
-        backbones.append((spec.pinned(info), info))
-    backbones = _named_apart(backbones)
-    pairs = [
-        (row, task, spec, info)
-        for row, task in tasks
-        for spec, info in backbones
-        if task.modality == info.input.modality
-    ]
-    for row, task in tasks:
-        if not any(row is paired[0] for paired in pairs):
-            names = ", ".join(f"{info.name} ({info.input.modality})" for _, info in backbones)
-            raise UserError(f"task '{row.task}' is {task.modality}, and no backbone is: {names}")
-    for spec, info in backbones:
-        if not any(spec is paired[2] for paired in pairs):
-            names = ", ".join(f"{row.task} ({task.modality})" for row, task in tasks)
-            raise UserError(f"backbone '{info.name}' is {info.input.modality}, and no task is: {names}")
-    return pairs
-
-
-def _named_apart(
-    backbones: Sequence[tuple[BackboneSpec, BackboneInfo]],
-) -> list[tuple[BackboneSpec, BackboneInfo]]:
-    """The backbones, with the image size in the name of one that is there in several sizes.
-
-    So is the label of one whose name other weights have too. Tables and searches tell backbones apart by
-    their names. Raises UserError for two different ones that have the same.
-    """
-    labelled: set[str] = set()
-    for (spec, info), (other_spec, other) in combinations(backbones, 2):
-        if info.name != other.name:
-            continue
-        same = info.weights_hash == other.weights_hash
-        if not same and spec.label and other_spec.label:
-            labelled.add(info.name)
-        elif not same or _pixels(info) == _pixels(other):
-            what = "leave one of them out" if same else "give each a label, or a suite of its own"
-            raise UserError(
-                f"two backbones have the name '{info.name}', and nothing would tell their results apart: "
-                f"{what}"
-            )
-    named = Counter(info.name for _, info in backbones)
-    apart = []
-    for spec, info in backbones:
-        name = f"{info.name} ({spec.label})" if info.name in labelled else info.name
-        if spec.image_size is not None and named[info.name] > 1:
-            name += f" at {spec.image_size} px"
-        apart.append((spec, replace(info, name=name)))
-    return apart
-
-
-def _pixels(info: BackboneInfo) -> int | None:
-    return info.input.size if isinstance(info.input, ImageInput) else None
-
-
-def _sized(
-    template: Method, row: MethodRow, suite: Suite, geometry: Geometry
-) -> list[tuple[Budget | None, Method]]:
-    if not template.sizeable or template.size is not None:
-        if row.budgets:
-            raise UserError(f"method '{template.label}' has its size already; budgets do not apply to it")
-        return [(None, template)]
-    budgets = suite.budgets if row.budgets is None else row.budgets
-    if not budgets:
-        raise UserError(f"method '{template.label}' has free ranks: give them, or budgets to the suite")
-    return [(budget, _fitted(template, budget, geometry)) for budget in budgets]
-
-
-def _fitted(template: Method, budget: Budget, geometry: Geometry) -> Method:
-    if budget.isorank:
-        return template.isorank(budget.isorank)
-    asked = _asked(budget, geometry)
-    assert asked is not None
-    return template.fit(geometry, asked, uneven=budget.parameters is not None)
-
-
-def _asked(budget: Budget | None, geometry: Geometry) -> int | None:
+def requested_parameters(budget: Budget | None, geometry: Geometry) -> int | None:
+    """Adapter parameters that a budget asks for. None if it sets the ranks instead."""
     if budget is None:
         return None
-    if budget.isoparameters:
-        return create("lora", rank=budget.isoparameters).count(geometry)
-    return budget.parameters
+    return _lora_parameters(budget.isoparameters, geometry) if budget.isoparameters else budget.parameters
+
+
+def _lora_parameters(rank: int, geometry: Geometry) -> int:
+    return create("lora", rank=rank).count(geometry)
+
+
+def _ids(trials: Iterable[Trial]) -> dict[int, str]:
+    """The id of each trial by its seed."""
+    return {trial.seed: trial.id for trial in trials}

@@ -1,100 +1,351 @@
-"""From a suite to its plan. Starts nothing."""
+"""From a suite to its plan: pairs of task and backbone, sizes under each budget, and their trials."""
 
 from __future__ import annotations
 
-from bench.plan.cells import Cell, cells
-from bench.plan.rows import Candidate, Plan, Row, Tuned, in_order
-from bench.plan.settings import points, published
-from bench.plan.studies import study_row
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import combinations
+from math import prod
+from typing import Any, NamedTuple
+
+from bench.backbones import BackboneInfo, BackboneSpec, describe
+from bench.inputs import ImageInput, TextInput
+from bench.plan.cells import Cell, requested_parameters
+from bench.plan.rows import Plan, Row, in_order
+from bench.plan.settings import Setting
 from bench.plan.trial import Trial
-from bench.suite.choosing import Tuning
-from bench.suite.rows import Budget
+from bench.suite.recipe import Recipe
+from bench.suite.rows import Budget, MethodRow, TaskRow
 from bench.suite.suite import Suite
-from methods import UserError
-from methods.errors import shown
+from bench.tasks import Task, check_use, data_key
+from methods import METHODS, Geometry, Method, UserError
+from methods.errors import cut, shown
+from methods.validation import MOST_SAID, identity
+
+#: A study of everything here has thousands.
+MOST_TRIALS = 100_000
+
+#: The fields of a recipe that change a forward in evaluation mode, and so a head that is fitted.
+OF_FORWARD = {"batch_size", "precision", "compile", "deterministic"}
 
 
 def make_plan(suite: Suite, device: str = "cpu") -> Plan:
-    """Resolves a suite. `device`, cpu or cuda, decides what precision `auto` is, and so a trial's id.
+    """Resolves a suite and starts nothing. `device` decides what precision `auto` is, and so a trial's id.
 
     With equal tuning the final trials are among the candidates of the rows until one of them is chosen.
-    Raises UserError, before any work, for another device and for what `cells` does.
+    Raises UserError for a device other than cpu and cuda, and for whatever `cells` refuses.
     """
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device {shown(device)}: a plan is for cpu or cuda")
     rows: list[tuple[tuple[int, ...], Row]] = []
     trials: dict[str, tuple[tuple[int, ...], Trial]] = {}
     lines: set[tuple[Budget | str | None, ...]] = set()
-    # Block by block, as tables show them: what has its own size, then the suite's budgets in their order.
+    # Block by block, as tables show them: rows of a fixed size, then the suite's budgets in their order.
     blocks = {budget: index for index, budget in enumerate((None, *suite.budgets))}
     for pair, cell in cells(suite, device):
         block = blocks.get(cell.budget, len(blocks))
-        made: list[Row]
-        planned: list[tuple[tuple[int, ...], Trial]]
-        if suite.studies:
-            row, of_studies = study_row(cell)
-            made = [row]
-            # Study by study, so that a run stopped after one has tuned all methods alike.
-            planned = [((study, pair, point), trial) for study, point, trial in of_studies]
-        elif suite.equal_tuning:
-            made, tuning = _tuned(cell, suite.equal_tuning)
-            # Before the final ones, which are not known yet.
-            planned = [((pair, -1), trial) for trial in tuning]
-        else:
-            own = {seed: cell.trial(seed, suite.evaluate) for seed in suite.seeds}
-            made = [cell.row({seed: trial.id for seed, trial in own.items()})]
-            # Seed by seed, so that a run stopped half-way has compared all methods on a seed.
-            planned = [((pair, position), trial) for position, trial in enumerate(own.values())]
-        # Rows may share their tuning and yet differ in what is run with its choice.
-        final = (trial.id for row in made for one in row.candidates for trial in one.final.values())
-        line = (cell.budget, *(trial.id for _, trial in planned), *final)
+        planned = cell.planned()
+        # Rows may share their tuning and yet differ in the trials that run with its choice.
+        final = (t.id for row in planned.rows for choice in row.candidates for t in choice.final.values())
+        line = (cell.budget, *(trial.id for _, trial in planned.trials), *final)
         if line in lines:
             continue  # the order of heads, say, of a variant that has none
         lines.add(line)
-        rows += [((pair, block), row) for row in made]
-        for key, trial in planned:
-            trials.setdefault(trial.id, (key, trial))
+        rows += [((pair, block), row) for row in planned.rows]
+        for (study, place), trial in planned.trials:
+            # Study by study and seed by seed, so that a stopped run has compared all methods alike.
+            trials.setdefault(trial.id, ((study, pair, place), trial))
     return Plan(suite=suite, rows=in_order(rows), trials=in_order(trials.values()))
-
-
-def _tuned(cell: Cell, tuning: Tuning) -> tuple[list[Row], list[Trial]]:
-    """The row of a cell, the rows of its tuning, one for each setting, and the trials of the latter."""
-    grids = cell.tunable(tuning.grids)
-    rows: list[Row] = []
-    trials: list[Trial] = []
-    candidates: list[Candidate] = []
-    for setting in points(tuning.grids, grids, tuning.trials, published(cell.method)):
-        tried = {
-            seed: cell.trial(seed, "validation", setting=setting, epochs=tuning.epochs)
-            for seed in tuning.seeds
-        }
-        ids = {seed: trial.id for seed, trial in tried.items()}
-        trials += tried.values()
-        rows.append(cell.row(ids, note=setting.label, phase="tuning"))
-        final = {seed: cell.trial(seed, cell.suite.evaluate, setting=setting) for seed in cell.suite.seeds}
-        candidates.append(Candidate(setting=setting, tuning=ids, final=final))
-    tuned = Tuned(
-        trials=len(candidates),
-        epochs=tuning.epochs or cell.recipe.epochs,
-        seeds=tuning.seeds,
-        grids={axis: tuple(grid) for axis, grid in grids.items()},
-        by=tuning.by,
-        ids=tuple(trial.id for trial in trials),
-        allowed_points=tuning.trials,
-        allowed_grids=tuning.grids,
-    )
-    waiting = dict.fromkeys(cell.suite.seeds)
-    return [cell.row(waiting, tuning=tuned, candidates=candidates), *rows], trials
 
 
 def cells_of(plan: Plan, device: str) -> list[Cell]:
     """The cells behind the rows of a plan. Equal rows have one cell."""
-    rows = {(row.method, row.task, row.backbone, row.budget, row.ranks) for row in plan.rows}
-    keyed = (
-        (
-            (cell.shown.method, cell.shown.task, cell.shown.backbone, cell.budget, cell.method.size or ()),
-            cell,
-        )
+    rows = {(row.method, row.backbone, row.task, row.budget, row.ranks) for row in plan.rows}
+    keyed = {
+        (*cell.shown, cell.budget.label if cell.budget else None, cell.method.size or ()): cell
         for _, cell in cells(plan.suite, device)
-    )
-    return list({key: cell for key, cell in keyed if key in rows}.values())
+    }
+    return [cell for key, cell in keyed.items() if key in rows]
+
+
+class Pair(NamedTuple):
+    """A task and a backbone of its modality, each with its description."""
+
+    task: TaskRow
+    definition: Task
+    spec: BackboneSpec
+    info: BackboneInfo
+
+
+def cells(suite: Suite, device: str = "cpu") -> Iterator[tuple[int, Cell]]:
+    """Every method under every budget, each with the number of its pair of task and backbone.
+
+    Raises UserError for invalid names, ranks, budgets, sizes and pairings, and for too many trials.
+    """
+    # Every row's options are checked once, whether or not a pair of task and backbone reaches them.
+    methods: list[tuple[int, MethodRow, Method]] = []
+    for number, row in enumerate(suite.methods):
+        with _naming(number):
+            methods += [(number, *variant) for variant in row.variants()]
+    _check_labels(methods)
+    pairs = _pairs(suite)
+    _check_number(suite, len(pairs), len(methods))
+    for place, pair in enumerate(pairs):
+        data = _data(pair)
+        # Studies share one split, whatever their seeds.
+        dealing = dict.fromkeys(pair.task.split_seed(seed) for seed in suite.seeds or (0,))
+        check_use(pair.definition, pair.task.sizes, tuple(dealing))
+        for number, row, template in methods:
+            with _naming(number):
+                written = suite.recipe(pair.task, row)
+                _check_fitted(template, row, pair)
+                recipe = _without_core(written.resolved(device, pair.spec.dtype), template, row)
+                with METHODS.blaming(row.method):
+                    sized = _sized(template, row, suite, pair.info.geometry)
+                    for budget, method in sized:
+                        _check_ranks(method, budget, pair.info.geometry)
+                        method.check(pair.info.geometry, pair.info.projections)
+                        _check_weights(method, pair.spec)
+                        _check_steps(method, recipe, pair, suite)
+            _check_recipe(recipe, pair)
+            overrides = ", ".join(f"{key}={_shown(getattr(recipe, key))}" for key in row.training)
+            for budget, method in sized:
+                cell = Cell(
+                    suite,
+                    *pair,
+                    data,
+                    budget,
+                    method,
+                    recipe,
+                    head_follows=written.head_lr is None,
+                    labels=(row.label, pair.spec.label, pair.task.label),
+                    overrides=overrides,
+                    centre=row.centre,
+                    number=number,
+                )
+                yield place, cell
+
+
+def _without_core(recipe: Recipe, method: Method, row: MethodRow) -> Recipe:
+    """The recipe as it trains the method: a rate for a core changes nothing where there is none.
+
+    Raises UserError where the method's own row gives one in vain.
+    """
+    if method.has_core:
+        return recipe
+    if "core_lr" in row.training:
+        raise UserError(f"core_lr is the rate of a core, which {method.label} has none of: leave it out")
+    return recipe.model_copy(update={"core_lr": 1.0})
+
+
+@contextmanager
+def _naming(row: int) -> Iterator[None]:
+    """Inside, a UserError says of which row of the suite's methods it is."""
+    try:
+        yield
+    except UserError as error:
+        lines = str(error).splitlines()
+        raise UserError("\n".join(f"methods.{row}: {cut(line, MOST_SAID)}" for line in lines)) from error
+
+
+def _shown(value: Any) -> str:
+    """The value of a recipe's field as a suite has it."""
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
+
+
+def _data(pair: Pair) -> dict[str, Any]:
+    """All that a trial's examples depend on, except for its seed and their number."""
+    task, info = pair.task, pair.info
+    model_input = task.input(info.input, pair.definition)
+    if isinstance(model_input, TextInput):
+        if not model_input.tokenizer_hash:
+            raise UserError(
+                f"backbone '{info.name}' has no tokenizer, which task '{task.task}' needs: put its "
+                "tokenizer.json or vocabulary into its folder"
+            )
+        if "max_tokens" in task.model_fields_set and task.max_tokens > model_input.max_tokens:
+            raise UserError(
+                f"task '{task.task}': max_tokens {task.max_tokens} is more than backbone '{info.name}' "
+                f"reads, which is at most {model_input.max_tokens}"
+            )
+    key = data_key(pair.definition, model_input, task.max_tokens, per_seed=task.split == "per_seed")
+    key["data_hash"] = pair.definition.data_hash
+    if isinstance(model_input, ImageInput):
+        return {**key, "mean": model_input.mean, "std": model_input.std}
+    return {**key, **identity(task, include={"padding"})}
+
+
+def _pairs(suite: Suite) -> list[Pair]:
+    """Every task with every backbone of its modality. Raises UserError for one without a partner."""
+    # Branches of a hub move. They are resolved here, so that a trial names the same commit wherever it runs.
+    tasks = []
+    for row in suite.tasks:
+        definition = row.lookup()
+        source = definition.pinned()
+        definition = definition if source is None else definition.at(source)
+        tasks.append((row.model_copy(update={"source": source}), definition))
+    suite.check_paths()
+    described = [(spec, describe(spec)) for spec in suite.backbones]
+    backbones = _named_apart([(spec.pinned(info), info) for spec, info in described])
+    pairs = [
+        Pair(row, task, spec, info)
+        for row, task in tasks
+        for spec, info in backbones
+        if task.modality == info.input.modality
+    ]
+    for row, task in tasks:
+        if not any(row is pair.task for pair in pairs):
+            names = ", ".join(f"{info.name} ({info.input.modality})" for _, info in backbones)
+            raise UserError(f"task '{row.task}' is {task.modality}, and no backbone is: {names}")
+    for spec, info in backbones:
+        if not any(spec is pair.spec for pair in pairs):
+            names = ", ".join(f"{row.task} ({task.modality})" for row, task in tasks)
+            raise UserError(f"backbone '{info.name}' is {info.input.modality}, and no task is: {names}")
+    return pairs
+
+
+def _named_apart(
+    backbones: Sequence[tuple[BackboneSpec, BackboneInfo]],
+) -> list[tuple[BackboneSpec, BackboneInfo]]:
+    """The backbones, with the image size in the name of one that is there in several sizes.
+
+    So is the label of one whose name other weights have too. Tables and searches tell backbones apart by
+    their names. Raises UserError for two different ones that have the same.
+    """
+    labelled: set[str] = set()
+    for (spec, info), (other_spec, other) in combinations(backbones, 2):
+        if info.name != other.name:
+            continue
+        same = info.weights_hash == other.weights_hash
+        if not same and spec.label and other_spec.label:
+            labelled.add(info.name)
+        elif not same or _pixels(info) == _pixels(other):
+            what = "leave one of them out" if same else "give each a label, or a suite of its own"
+            raise UserError(
+                f"two backbones have the name '{info.name}', and nothing would tell their results apart: "
+                f"{what}"
+            )
+    named = Counter(info.name for _, info in backbones)
+    apart = []
+    for spec, info in backbones:
+        name = f"{info.name} ({spec.label})" if info.name in labelled else info.name
+        if spec.image_size is not None and named[info.name] > 1:
+            name += f" at {spec.image_size} px"
+        apart.append((spec, replace(info, name=name)))
+    return apart
+
+
+def _pixels(info: BackboneInfo) -> int | None:
+    return info.input.size if isinstance(info.input, ImageInput) else None
+
+
+def _sized(
+    template: Method, row: MethodRow, suite: Suite, geometry: Geometry
+) -> list[tuple[Budget | None, Method]]:
+    if not template.sizeable or template.size is not None:
+        if row.budgets:
+            raise UserError(f"method '{template.label}' has its size already; budgets do not apply to it")
+        return [(None, template)]
+    budgets = suite.budgets if row.budgets is None else row.budgets
+    if not budgets:
+        raise UserError(f"method '{template.label}' has free ranks: give them, or budgets to the suite")
+    return [(budget, _fitted(template, budget, geometry)) for budget in budgets]
+
+
+def _fitted(template: Method, budget: Budget, geometry: Geometry) -> Method:
+    if budget.isorank:
+        return template.isorank(budget.isorank)
+    parameters = requested_parameters(budget, geometry)
+    assert parameters is not None
+    return template.fit(geometry, parameters, uneven=budget.parameters is not None)
+
+
+def _check_labels(expanded: Sequence[tuple[int, MethodRow, Method]]) -> None:
+    """Raises UserError for a label that another method has or is called by."""
+    named = Counter(row.label or method.label for _, row, method in expanded)
+    for number, row, _ in expanded:
+        if row.label and named[row.label] > 1:
+            raise UserError(f"methods.{number}.label: '{row.label}' is what another method is called too")
+
+
+def _check_number(suite: Suite, pairs: int, methods: int) -> None:
+    """Raises UserError for more trials than anybody runs; budgets are counted for every method."""
+    seeds = suite.studies.studies * suite.studies.points if suite.studies else len(suite.seeds)
+    if tuning := suite.equal_tuning:
+        # The published setting may be a point beside those of the grids.
+        most = 1 + prod(len(grid) for grid in tuning.grids.values() if grid)
+        seeds += len(tuning.seeds) * min(tuning.trials, most)
+    budgets = max(1, len(suite.budgets))
+    if (trials := pairs * methods * budgets * seeds) > MOST_TRIALS:
+        raise UserError(
+            f"suite '{suite.name}' would be {trials:,} trials, accepted are at most {MOST_TRIALS:,}: {pairs} "
+            f"pairs of task and backbone × {methods:,} methods × {budgets} budgets × {seeds:,} trials of each"
+        )
+
+
+def _check_ranks(method: Method, budget: Budget | None, geometry: Geometry) -> None:
+    """Raises UserError for ranks with which a method gains nothing over smaller ones on this backbone.
+
+    A budget's ranks may exceed the smaller modes, as the paper's isorank does, and so may equal ones that a
+    row gives; no rank exceeds the largest.
+    """
+    ranks, limits = method.size or (), method.rank_limits(geometry)
+    if budget is not None or len(set(ranks)) == 1:
+        largest = [limit for limit in limits if limit is not None]
+        limits = (max(largest) if largest and len(largest) == len(limits) else None,) * len(limits)
+    for name, rank, limit in zip(method.rank_names, ranks, limits, strict=True):
+        if limit is not None and rank > limit:
+            prefix = f"{budget.label}: " if budget else ""
+            mode = "rank" if len(ranks) == 1 else f"rank of {name}"
+            raise UserError(
+                f"{prefix}{method.label}: {mode} is {rank:,}, accepted is at most {limit:,}: "
+                f"more gains nothing on a backbone of {geometry}"
+            )
+
+
+def _check_recipe(recipe: Recipe, pair: Pair) -> None:
+    """Raises UserError for augmented texts, and for a batch that is larger than the training split."""
+    name, modality = pair.task.task, pair.definition.modality
+    if recipe.augmentation and modality != "vision":
+        raise UserError(f"task '{name}' is {modality}: augmentation applies to images only")
+    available = pair.task.train_examples(pair.definition)
+    if available is not None:
+        recipe.check_batch(name, available)
+
+
+def _check_weights(method: Method, spec: BackboneSpec) -> None:
+    """Raises UserError for trained weights in less than float32."""
+    if method.trains_weights and spec.dtype != "float32":
+        raise UserError(
+            f"{method.label} trains the backbone's own weights, and so takes no dtype {spec.dtype}"
+        )
+
+
+def _check_fitted(method: Method, row: MethodRow, pair: Pair) -> None:
+    """Raises UserError for a fitted head on a model without one, and for fields of its training."""
+    if not method.fits_head:
+        return
+    model_input = pair.task.input(pair.info.input, pair.definition)
+    if isinstance(model_input, TextInput) and model_input.answers_by_words:
+        raise UserError(
+            f"{method.label} fits a head, and backbone '{pair.info.name}' answers task '{pair.task.task}' "
+            "in words: leave it out"
+        )
+    if row.centre is not None:
+        raise UserError(f"centre: {method.label} is fitted without a learning rate: leave it out")
+    if idle := sorted(set(row.training) - OF_FORWARD):
+        raise UserError(
+            f"training: {', '.join(idle)}: {method.label} is fitted without a training step; accepted are "
+            f"{', '.join(sorted(OF_FORWARD))}"
+        )
+
+
+def _check_steps(method: Method, recipe: Recipe, pair: Pair, suite: Suite) -> None:
+    """Raises UserError for a training that is too short for the method, if its length is known."""
+    examples = pair.task.train_examples(pair.definition)
+    for part in (None, suite.equal_tuning, suite.search, suite.allocation):
+        trained = Setting().recipe(recipe, part.epochs if part else None)
+        if trained.steps or examples is not None:
+            method.check_steps(trained.step_count(examples or 0))

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from bench.plan.settings import Setting
 from bench.plan.trial import Trial
-from bench.suite.rows import Budget
 from bench.suite.suite import Suite
-from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan, Tuned
-from bench.wire.words import OWN_SIZE, Phase
+from bench.tasks import Task
+from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan
+from bench.wire.words import Phase, budget_names
 from methods import UnknownNameError, UserError
 from methods.errors import shown
 from methods.validation import Frozen
@@ -46,50 +46,17 @@ class Names(NamedTuple):
     task: str
 
 
-class Row(Frozen):
-    """A line of the tables: one method under one budget on one backbone and task, over all seeds."""
+class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
+    """A row of the tables, with what a plan knows beside what it stores."""
 
-    method: str
-    title: str
-    #: None: the method's own ranks, or none to set.
-    budget: Budget | None
-    backbone: str
-    task: str
-    #: Ranks in the order of the method's modes.
-    ranks: tuple[int, ...]
-    #: Adapter parameters, head excluded.
-    parameters: int
-    #: The parameters at the start, where training cuts some; None where it does not.
-    peak: int | None = None
-    #: What the budget asks for; None where it sets the ranks instead.
-    asked: int | None
-    percent_of_lora: float
-    #: Trial id of every seed; None where tuning has not chosen yet.
-    trials: dict[int, str | None]
-    #: None where nothing is tuned.
-    tuning: Tuned | None = None
-    #: The studies that `trials` make up; None where they are seeds of one setting.
-    studies: StudyPlan | None = None
-    #: What tuning may choose from.
-    candidates: tuple[Candidate, ...] = Field((), exclude=True, repr=False)
-    #: What the row's trials are for; None for a row of the tables.
-    phase: Phase | None = Field(None, exclude=True)
-    #: The name under which the method is registered.
-    registered: str = Field(exclude=True)
     #: `method`, `backbone` and `task` as they would be without labels.
-    own: Names = Field(exclude=True)
-
-    @property
-    def ratio(self) -> float | None:
-        return None if self.asked is None else self.parameters / self.asked
-
-    @property
-    def within(self) -> bool | None:
-        """Whether the count meets the budget within its tolerance; None where there is no number to meet."""
-        if self.ratio is None or self.budget is None:
-            return None
-        # Rounded, or a count that is just so far off would be beyond by the last digit of a float.
-        return round(abs(self.ratio - 1), 12) <= self.budget.tolerance
+    own: Names
+    #: The task behind the name.
+    definition: Task = Field(repr=False)
+    #: What the row's trials are for. None for a row of the tables.
+    phase: Phase | None = None
+    #: What tuning may choose from.
+    candidates: tuple[Candidate, ...] = Field((), repr=False)
 
     def tuned(self, choice: Choice) -> Row:
         """The row with the setting that its tuning has chosen, and its trials."""
@@ -104,18 +71,6 @@ class Row(Frozen):
     def only(self, seeds: Set[int]) -> Row:
         """The row with the trials of these seeds alone."""
         return self.model_copy(update={"trials": {s: id_ for s, id_ in self.trials.items() if s in seeds}})
-
-    def planned(self) -> PlannedRow:
-        """The row as it is stored and printed, with what follows from its fields."""
-        return PlannedRow(
-            **self.model_dump(exclude={"budget", "tuning", "studies"}),
-            tuning=self.tuning,
-            studies=self.studies,
-            family=self.registered,
-            budget=self.budget.label if self.budget else None,
-            ratio=self.ratio,
-            within=self.within,
-        )
 
 
 #: The fields of a part, and what one of each is called.
@@ -178,7 +133,7 @@ class Plan(Frozen):
         kept = list(final)
         names_of: dict[str, Callable[[Row], set[str]]] = {
             "tasks": lambda row: {row.task, row.own.task},
-            "methods": lambda row: {row.title, row.method, row.registered, row.own.method},
+            "methods": lambda row: {row.title, row.method, row.family, row.own.method},
             "backbones": lambda row: {row.backbone, row.own.backbone},
             "budgets": lambda row: budget_names(row.budget),
             "seeds": lambda row: set(map(str, row.trials)),
@@ -234,19 +189,11 @@ class Plan(Frozen):
             suite=self.suite.name,
             closing=self.suite.closing,
             tuning="studies" if self.suite.studies else "equal" if self.suite.tuning else "none",
-            rows=tuple(row.planned() for row in final.rows),
+            rows=final.rows,
             trials=tuple(
                 PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in final.trials
             ),
         )
-
-
-def budget_names(budget: Budget | None) -> set[str]:
-    """How a budget may be named: as tables show it, without the commas of its thousands, or by its kind."""
-    if budget is None:
-        return {OWN_SIZE}
-    (kind,) = budget.model_dump(exclude={"tolerance"}, exclude_none=True)
-    return {budget.label, budget.label.replace(",", ""), kind}
 
 
 def in_order(entries: Iterable[tuple[tuple[int, ...], Entry]]) -> tuple[Entry, ...]:

@@ -95,7 +95,7 @@ class RankAllocation:
         # A vector of which some seed failed cannot win, and does not tell how much a mode matters.
         means = {ranks: fmean(s) for ranks, s in measured.items() if len(s) == len(section.seeds)}
         candidates = {ranks: means[ranks] for _, _, ranks in self.swept if ranks in means}
-        sign = METRICS.get(self.cell.task.lookup().metric).sign if section.by == "score" else -1.0
+        sign = METRICS.get(self.cell.definition.metric).sign if section.by == "score" else -1.0
         best = max(candidates, key=lambda ranks: sign * comparable(candidates[ranks]), default=None)
         found = AllocationResult(
             **about(self.cell),

@@ -10,9 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.plan.cells import Cell
+from bench.plan.cells import MANTISSA, Cell
 from bench.plan.rows import Row
-from bench.plan.studies import MANTISSA, window
 from bench.plan.trial import Trial
 from bench.process.files import written_whole
 from bench.store.records import Record, scores
@@ -74,7 +73,7 @@ class _Step:
         Returns the ids of its trials.
         """
         task = cell.task.task
-        rates = window(cell)
+        rates = cell.window()
         if rates.head_lr is not None:
             rates = replace(rates, head_lr=choices.head_lr.get(task, rates.head_lr))
         epochs = epochs or choices.epochs.get(task)

@@ -62,7 +62,7 @@ class RankSearch:
         if not method.rank_names:
             raise UserError(f"method '{method.label}' has no rank to search")
         self.budget = cell.asked or method.count(geometry)
-        self.metric = METRICS.get(cell.task.lookup().metric)
+        self.metric = METRICS.get(cell.definition.metric)
         self.two = search.objectives != "metric"
         #: What a point's value is multiplied by so that more is better.
         self.sign = self.metric.sign if search.by == "score" else -1.0
@@ -97,7 +97,7 @@ class RankSearch:
         recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
         if recipe.steps is None:
             return recipe.epochs
-        train = self.cell.task.train_examples()
+        train = self.cell.task.train_examples(self.cell.definition)
         return ceil(recipe.steps / ceil(train / recipe.batch_size)) if train else None
 
     def _described(self) -> dict[str, Any]:

@@ -25,20 +25,17 @@ def with_choices(plan: Plan, store: Store) -> Plan:
     if not waiting:
         return plan
     records, locked = latest(store.records()), _locked(store.plan())
-    signs = {row.shown: METRICS.get(row.lookup().metric).sign for row in plan.suite.tasks}
     chosen = {}
     for index, row in waiting.items():
         assert row.tuning is not None
         if all(id_ in records and records[id_].decided for id_ in row.tuning.ids):
-            chosen[index] = _named(row, locked.get(frozenset(row.tuning.ids))) or _best(
-                row, records, signs[row.task]
-            )
+            chosen[index] = _named(row, locked.get(frozenset(row.tuning.ids))) or _best(row, records)
     return plan.with_choices(chosen) if chosen else plan
 
 
-def _best(row: Row, records: Mapping[str, Record], sign: float) -> Choice:
+def _best(row: Row, records: Mapping[str, Record]) -> Choice:
     assert row.tuning is not None
-    signs: dict[By, float] = {"loss": -1.0, "score": sign}
+    signs: dict[By, float] = {"loss": -1.0, "score": METRICS.get(row.definition.metric).sign}
 
     def merit(candidate: Candidate, by: By) -> tuple[int, float]:
         values = results(records, candidate.tuning.values(), by)

@@ -46,9 +46,7 @@ def begin_trial(
     """
     row = rows[0]
     budgets = [
-        {"budget": r.budget.label, "asked": r.asked, "ratio": r.ratio, "within": r.within}
-        for r in rows
-        if r.budget
+        {"budget": r.budget, "asked": r.asked, "ratio": r.ratio, "within": r.within} for r in rows if r.budget
     ]
     known = {
         Tag.KIND: str(Kind.TRIAL),

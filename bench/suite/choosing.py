@@ -100,7 +100,7 @@ class Window(Frozen):
     """The learning rates that a study draws from: log-uniform about a method's centre."""
 
     #: The centre of methods whose rows give none. `published`: the method's own, else
-    #: `bench.plan.studies.CENTRE`.
+    #: `bench.plan.cells.CENTRE`.
     around: Literal["published"] | PositiveFloat = "published"
     #: Decades from the lowest rate of the window to the highest.
     decades: Annotated[PositiveFloat, Field(le=6)] = 1.0

@@ -201,61 +201,64 @@ class TaskRow(Frozen):
         objective(task)
         return task
 
-    def train_examples(self) -> int | None:
-        """How many examples are trained on; None where that is not known before the data are there."""
-        task = self.lookup()
+    def train_examples(self, task: Task) -> int | None:
+        """The number of training examples of its task. None if only the data tell it."""
         if self.train_size is not None or (self.split == "per_seed" and task.sizes is None):
             return self.train_size
         return split_count(task, "train")
 
-    def scored_examples(self, split: SplitName) -> int | None:
-        """About how many examples of this split are scored; None where that is not known before the data are
-        there.
-        """
-        task, place = self.lookup(), SPLITS.index(split)
+    def scored_examples(self, task: Task, split: SplitName) -> int | None:
+        """About how many examples of this split of its task are scored. None if only the data tell it."""
+        place = SPLITS.index(split)
         available = split_count(task, split)
         if task.total is not None and task.redealt is not None:
             available = available or task.total * task.redealt[place] // 100
         known = [count for count in (self.sizes[place], available) if count is not None]
         return min(known, default=None)
 
-    def input(self, wanted: ModelInput) -> ModelInput:
-        """How a backbone gets its examples in this row, where by itself it wants them as `wanted`.
+    def input(self, model_input: ModelInput, task: Task | None = None) -> ModelInput:
+        """The form in which a backbone gets the examples of its task, given the backbone's own form.
+
+        `task` is the row's task, which is looked up if it is None.
 
         Raises UserError for a field that is set and belongs to the other modality.
         """
-        if isinstance(wanted, ImageInput):
+        if isinstance(model_input, ImageInput):
             self._refuse(("padding", "verbalizer"), "images")
             if self.normalise == "imagenet":
-                wanted = replace(wanted, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+                model_input = replace(model_input, mean=IMAGENET_MEAN, std=IMAGENET_STD)
             elif not self.normalise:
-                wanted = replace(wanted, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-            return replace(wanted, resize=self.resize)
+                model_input = replace(model_input, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+            return replace(model_input, resize=self.resize)
         self._refuse(("resize", "normalise"), "texts")
+        task = task or self.lookup()
         return replace(
-            wanted, padding=self.padding, prompt=self._prompt(wanted), writing=self._writing(wanted)
+            model_input,
+            padding=self.padding,
+            prompt=self._prompt(model_input, task),
+            writing=self._writing(model_input, task),
         )
 
-    def _writing(self, wanted: TextInput) -> Writing | None:
-        """Raises UserError where the backbone writes no answers."""
-        task = self.lookup()
+    def _writing(self, model_input: TextInput, task: Task) -> Writing | None:
+        """The lengths of written answers, if the task has them. Raises UserError without a decoder."""
         if task.target != "generation":
             return None
-        if not wanted.decodes:
+        if not model_input.decodes:
             raise UserError(f"task '{self.task}' needs a backbone that writes its answers, a decoder")
         return Writing(task.new_tokens)
 
-    def _prompt(self, wanted: TextInput) -> Prompt | None:
-        """Raises UserError where the backbone answers no prompt, the prompt has no place for the texts, or
-        words are not one for each class.
+    def _prompt(self, model_input: TextInput, task: Task) -> Prompt | None:
+        """The prompt, if the row has a verbalizer.
+
+        Raises UserError for a backbone that answers no prompt, a prompt without a place for the texts, and
+        words that are not one for each class.
         """
         if self.verbalizer is None:
             return None
-        if not wanted.decodes:
+        if not model_input.decodes:
             raise UserError(
                 f"task '{self.task}': verbalizer needs a backbone that answers prompts, a decoder"
             )
-        task = self.lookup()
         if task.target == "generation":
             raise UserError(f"task '{self.task}': verbalizer goes with classes, and its answers are written")
         words, classes = self.verbalizer.words, task.classes

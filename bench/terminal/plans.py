@@ -46,11 +46,11 @@ def print_plan(console: Console, plan: Plan) -> None:
             if (row.task, row.backbone) == (task, backbone):
                 first = next(iter(row.trials.values()))
                 if row.studies:
-                    table.add(row.planned(), *_rates(row.studies))
-                elif METHODS.get(row.registered).fits_head:
-                    table.add(row.planned(), *["–"] * len(rates))
+                    table.add(row, *_rates(row.studies))
+                elif METHODS.get(row.family).fits_head:
+                    table.add(row, *["–"] * len(rates))
                 else:
-                    table.add(row.planned(), f"{recipes[first].lr:g}" if first else "tuned")
+                    table.add(row, f"{recipes[first].lr:g}" if first else "tuned")
         console.print(fitted(console, table.table, "% LoRA", rates[0], "params", "budget"))
     if tuning.trials:
         _print_points(console, plan)
@@ -64,11 +64,15 @@ def print_plan(console: Console, plan: Plan) -> None:
 def _print_splits(console: Console, plan: Plan) -> None:
     """The sizes of the splits of those tasks that have been prepared on this machine."""
     trials = {trial.id: trial for trial in plan.trials}
-    # A trial names the commit of data from a hub, so that nobody is asked for it again.
-    of_task = {row.task: trials[id_] for row in plan.rows for id_ in row.trials.values() if id_ in trials}
-    for name, trial in of_task.items():
-        task, split_seed = trial.task, trial.task.split_seed(trial.seed)
-        if sizes := split_sizes(task.lookup(), task.sizes, split_seed):
+    of_task = {
+        row.task: (row.definition, trials[id_])
+        for row in plan.rows
+        for id_ in row.trials.values()
+        if id_ in trials
+    }
+    for name, (definition, trial) in of_task.items():
+        split_seed = trial.task.split_seed(trial.seed)
+        if sizes := split_sizes(definition, trial.task.sizes, split_seed):
             dealt = "" if split_seed is None else f", as seed {split_seed} deals them"
             console.print(escape(f"{name}: {sizes}{dealt}"), highlight=False)
 
@@ -253,7 +257,7 @@ def print_tuning(console: Console, plan: Plan) -> None:
                 else "–"
                 for axis in axes
             ]
-            budget = row.budget.label if row.budget else OWN_SIZE
+            budget = row.budget or OWN_SIZE
             spent = (str(tuned.trials), joined(tuned.seeds), str(tuned.epochs or "–"))
             tied = "–" if tuned.chosen is None else str(tuned.tied)
             table.add_row(escape(row.method), budget, *spent, *shown, tied)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Literal
 
@@ -133,6 +134,14 @@ class Tag(StrEnum):
 
 #: What stands for the budget of a method that has a size of its own.
 OWN_SIZE = "own size"
+
+
+def budget_names(label: str | None) -> set[str]:
+    """The names of a budget: as tables show it, without the commas of its thousands, and by its kind."""
+    if label is None:
+        return {OWN_SIZE}
+    return {label, label.replace(",", ""), *re.findall("[a-z]+", label)}
+
 
 #: The value of a tag that is a flag, where it is set.
 YES = "yes"

@@ -50,7 +50,7 @@ def test_names_are_parted_at_commas_between_them(text: str, names: list[str]) ->
 
 
 def cells(made: Plan) -> set[tuple[str, str, str | None]]:
-    return {(row.backbone, row.method, row.budget.label if row.budget else None) for row in made.rows}
+    return {(row.backbone, row.method, row.budget or None) for row in made.rows}
 
 
 def test_a_part_of_a_suite_is_picked_by_backbone_and_budget() -> None:

@@ -81,7 +81,7 @@ def plan_of(**changes: Any) -> Plan:
 
 def result(trial: Trial, row: Row) -> Result | None:
     """Made up from the trial alone: the base of its task, its method's edge, and noise that a seed shares."""
-    lost = LOST.get((row.title, row.budget.label if row.budget else "", row.task, trial.seed))
+    lost = LOST.get((row.title, row.budget or "", row.task, trial.seed))
     if lost == "missing":
         return None
     own = random.Random(f"{row.title} {row.task} {trial.seed}")
@@ -100,7 +100,7 @@ def result(trial: Trial, row: Row) -> Result | None:
         step_ms=10 + own.random() + 2 * ("TensLoRA" in row.title),
         # The head alone is the cheapest, and so among the best means whatever it scores.
         peak_mib=100 + 5 * own.random() - 20 * (row.title == "head only"),
-        tags={"capabilities": json.dumps(CAN[row.registered])} if row.registered in CAN else {},
+        tags={"capabilities": json.dumps(CAN[row.family])} if row.family in CAN else {},
     )
 
 

@@ -51,7 +51,7 @@ def _trials(title: str, budget: str, task: str) -> list[tuple[Trial, Row]]:
     return [
         (trials[id_], row)
         for row in plan.rows
-        if row.title == title and row.budget and row.budget.label == budget and row.task == task
+        if row.title == title and row.budget == budget and row.task == task
         for id_ in row.trials.values()
     ]
 

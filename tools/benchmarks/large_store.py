@@ -104,7 +104,7 @@ def study_result(trial: Trial, row: Row) -> Result:
     task = np.random.default_rng(SUITE["tasks"].index(row.task))
     taste = random.Random(f"{row.title} {row.task}").gauss(0, 0.6) + random.Random(row.title).gauss(0, 0.8)
     hard = task.normal(size=2000)
-    points = EDGES.get(row.registered, 0.0) + (taste if row.registered != "lora" else 0.0)
+    points = EDGES.get(row.family, 0.0) + (taste if row.family != "lora" else 0.0)
     points += 0.4 * np.log2(1 + row.parameters / 4000) + own.normal(0, 0.5)
     wrong = 0.12 + 0.04 * SUITE["tasks"].index(row.task) - points / 100
     drawn = hard + own.normal(0, 0.35, len(hard))

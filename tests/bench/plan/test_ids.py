@@ -74,7 +74,7 @@ def test_the_trials_of_a_suite_keep_their_ids(name: str) -> None:
         # Its points were others: the whole grid has them too.
         then = then.model_copy(update={"tuning": then.tuning.model_copy(update={"trials": 1000})})
     for row in make_plan(then).rows:
-        budget = row.budget.label if row.budget else "own size"
+        budget = row.budget or "own size"
         for seed, trial in row.trials.items():
             now[f"{row.method}, {budget}, {row.backbone}, {row.task}, seed {seed}"] = trial
     assert {what: now.get(what) for what in STORED[name]} == STORED[name]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.plan.cells import cells
+from bench.plan.make import cells
 from bench.plan.rows import Part
 from bench.search.nested import about
 from methods import UserError

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from bench.execution.estimate import longest_first
+from bench.plan.cells import offsets
 from bench.plan.make import make_plan
 from bench.plan.rows import Part, Plan, Row
-from bench.plan.studies import offsets
 from bench.suite.choosing import Studies
 from bench.suite.suite import Suite
 from bench.wire.plan import PlannedRow, StoredPlan, StudyPlan
@@ -33,7 +33,7 @@ def plan(**changes: Any) -> Plan:
 
 
 def by_method(made: Plan) -> dict[str, Row]:
-    return {row.registered: row for row in made.rows}
+    return {row.family: row for row in made.rows}
 
 
 def of(row: Row) -> StudyPlan:
@@ -67,7 +67,7 @@ def test_every_method_has_the_same_seeds_and_offsets_about_a_centre_of_its_own()
         for seed, id_ in row.trials.items():
             place, trial = of(row).trials[seed], by_id[str(id_)]
             assert trial.recipe.lr == place.lr == float(f"{of(row).centre * 10**place.offset:.3e}")
-            assert trial.recipe.head_lr == (place.lr if row.registered == "head_only" else 3e-3)
+            assert trial.recipe.head_lr == (place.lr if row.family == "head_only" else 3e-3)
 
 
 @pytest.mark.parametrize(("points", "decades"), [(8, 1.0), (5, 2.0)])
@@ -120,7 +120,7 @@ def test_a_fitted_head_is_a_single_trial_in_the_first_study() -> None:
     row = by_method(made)["converged_head"]
     assert (list(row.trials), row.studies) == ([10_000], None)
     assert len(made.select(Part(studies=[0])).rows) == 2
-    assert [row.registered for row in made.select(Part(studies=[1])).rows] == ["lora"]
+    assert [row.family for row in made.select(Part(studies=[1])).rows] == ["lora"]
     with pytest.raises(UserError, match=r"methods.0: centre"):
         make_plan(suite(methods=[{"method": "converged_head", "centre": 1e-3}]))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan.cells import cells
+from bench.plan.make import cells
 from bench.search.allocation import RankAllocation, log_spaced, path
 from bench.search.importance import importances
 from bench.store.records import latest

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import bench.search.study
-from bench.plan.cells import cells
+from bench.plan.make import cells
 from bench.plan.settings import Setting
 from bench.search.point import Point
 from bench.search.study import RankSearch

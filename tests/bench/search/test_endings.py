@@ -18,7 +18,7 @@ from bench.execution import retries
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.execution.session import Session, session
-from bench.plan.cells import cells
+from bench.plan.make import cells
 from bench.search.nested import Nested
 from bench.store.store import Store
 from bench.training.loop import Pruned

@@ -103,7 +103,7 @@ def test_the_suite_that_it_writes_has_the_choices_and_runs_as_it_stands(piloted:
     assert chosen.tasks[0].training["epochs"] in (1, 2, 4)
     centres = [row.centre for row in chosen.methods]
     assert (centres[0], centres[2]) == (None, 2e-3)
-    rows = {row.registered: row.studies for row in make_plan(chosen).rows}
+    rows = {row.family: row.studies for row in make_plan(chosen).rows}
     assert rows["lora"] is not None
     assert rows["lora"].centre == centres[1]
 

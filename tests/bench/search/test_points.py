@@ -135,7 +135,7 @@ def test_what_is_not_tuned_is_not_in_a_point() -> None:
 
 
 def rates(registered: str, made: Any) -> list[tuple[float, float | None]]:
-    (row,) = [row for row in made.of(None).rows if row.registered == registered]
+    (row,) = [row for row in made.of(None).rows if row.family == registered]
     return [(one.setting.lr, one.setting.head_lr) for one in row.candidates]
 
 
@@ -152,7 +152,7 @@ def test_methods_share_their_points_as_far_as_they_can() -> None:
     made = plan(
         TEXT, backbones=["minilm-l6"], methods=[*names, {"method": "peft", "type": "IA3"}], tuning="equal"
     )
-    spent = {row.registered: row.tuning.trials for row in made.of(None).rows if row.tuning}
+    spent = {row.family: row.tuning.trials for row in made.of(None).rows if row.tuning}
     assert spent == dict.fromkeys(spent, 8) | {"head_only": 4}
     shared = rates("lora", made)
     assert {lr for lr, _ in shared} == set(LR_GRID)

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 import pytest
 
-from bench.plan.cells import cells
+from bench.plan.make import cells
 from bench.search.storage import open_storage
 from bench.search.study import BY, FOLLOWS, RankSearch
 from bench.store.records import latest

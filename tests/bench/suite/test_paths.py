@@ -11,8 +11,7 @@ import optuna
 import pytest
 import yaml
 
-from bench.plan.cells import cells
-from bench.plan.make import make_plan
+from bench.plan.make import cells, make_plan
 from bench.plan.rows import Plan
 from bench.search.study import RankSearch
 from bench.suite.load import load_suite

@@ -213,7 +213,7 @@ def test_tuning_tries_it_once() -> None:
         methods=["lora", "converged_head"],
         tuning={"trials": 6, "seeds": [1000], "lr": [1e-3, 1e-2], "head_lr": [1e-3, 1e-2], "scale": [1, 4]},
     )
-    row = next(row for row in made.rows if row.registered == "converged_head" and row.tuning)
+    row = next(row for row in made.rows if row.family == "converged_head" and row.tuning)
     assert row.tuning is not None
     assert row.tuning.trials == 1
 
