@@ -9,8 +9,15 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
-from bench.execution.checks import record_mib, worker_mib
-from bench.execution.estimate import Pace, Workload, activation_mib, workload_of, workload_of_record
+from bench.execution.estimate import (
+    Pace,
+    Workload,
+    activation_mib,
+    record_mib,
+    worker_mib,
+    workload_of,
+    workload_of_record,
+)
 from bench.plan.cells import Cell
 from bench.plan.make import cells_of
 from bench.plan.rows import Plan, Row

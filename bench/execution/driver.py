@@ -16,7 +16,6 @@ from typing import TypeVar
 from bench.execution.estimate import longest_first
 from bench.execution.executor import Executor
 from bench.execution.perform import Event
-from bench.execution.retries import Retries
 from bench.execution.session import CLOSING, STRIKES, Session, put_aside, suite_run, within
 from bench.execution.watch import Limits
 from bench.metrics import METRICS
@@ -40,6 +39,12 @@ LOOK = 2.0
 #: Seconds that a driver with nothing left to do waits for a server that is away, and for a file that another
 #: process holds. A file that is gone does not come back by itself.
 PATIENCE, FILE_PATIENCE = 15 * 60.0, 60.0
+
+#: Attempts after the first at a trial that is lost with its worker or node. Its driver makes them by itself.
+#: Failures of the trial itself, and `out of memory`, would come again, and are tried again on request only.
+TIMES = 2
+#: Seconds before the first of them, and how many times as long each waits as the one before.
+WAIT, GROWTH = 2.0, 10.0
 
 
 def patiently(store: Store, ask: Callable[[], Answer]) -> Answer:
@@ -91,6 +96,27 @@ def execute(
     """
     with nullcontext(parent) if parent else suite_run(at_work, plan) as run_id:
         _Driving(plan, trials, at_work, executor, notify, run_id, tags, again).run()
+
+
+class Retries:
+    """What one driver tries again, and when."""
+
+    def __init__(self) -> None:
+        self._lost: Counter[str] = Counter()
+        #: From when on each trial may run (monotonic).
+        self._due: dict[str, float] = {}
+
+    def another(self, trial: str) -> bool:
+        """Takes in that a trial was lost, and returns whether it is to be tried again once it is `due`."""
+        self._lost[trial] += 1
+        if self._lost[trial] > TIMES:
+            return False
+        self._due[trial] = time.monotonic() + WAIT * GROWTH ** (self._lost[trial] - 1)
+        return True
+
+    def due(self, trial: str) -> bool:
+        """Whether a trial may run now."""
+        return time.monotonic() >= self._due.get(trial, 0.0)
 
 
 class _Driving:

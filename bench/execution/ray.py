@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from bench.execution.checks import worker_mib
+from bench.execution.estimate import worker_mib
 from bench.execution.executor import Executor
 from bench.execution.perform import (
     Event,

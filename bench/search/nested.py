@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from bench.execution.checks import check_disk
 from bench.execution.driver import execute, patiently
+from bench.execution.estimate import check_disk
 from bench.execution.executor import Executor
 from bench.execution.perform import Event, Report
 from bench.execution.session import CLOSING, Session, within

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import copy as shallow_copy
+from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
 from statistics import fmean
@@ -24,8 +25,7 @@ from bench.plan.cells import Cell
 from bench.plan.settings import Setting
 from bench.search.importance import importances
 from bench.search.nested import Nested, about
-from bench.search.point import Point
-from bench.search.space import RankSpace
+from bench.search.space import Ranks, RankSpace
 from bench.store.connect import shown_uri
 from bench.store.records import Record, comparable, latest, results
 from bench.suite.choosing import Search
@@ -51,6 +51,25 @@ BY = "ranked by"
 
 #: States of trials that count as tried.
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one trial of the search tries."""
+
+    ranks: Ranks
+    setting: Setting
+
+    @property
+    def key(self) -> str:
+        """A text that is equal for equal points, and that `of` reads."""
+        return json.dumps([self.ranks, self.setting.model_dump(exclude_none=True)])
+
+    @classmethod
+    def of(cls, key: str) -> Point:
+        """The point of this key."""
+        ranks, setting = json.loads(key)
+        return cls(tuple(ranks), Setting.model_validate(setting))
 
 
 class RankSearch:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    BeforeValidator,
     Discriminator,
     Field,
     PrivateAttr,
@@ -20,7 +21,6 @@ from pydantic import (
 from bench.backbones import BackboneSpec
 from bench.process.files import sha256_of
 from bench.suite.choosing import Allocation, Pilot, Search, Studies, Tuning
-from bench.suite.limit import Timeout
 from bench.suite.recipe import Recipe
 from bench.suite.rows import NAME, NAME_RULE, Budget, MethodRow, TaskRow
 from bench.suite.yaml_text import written
@@ -54,6 +54,26 @@ def _way(tuning: Any) -> str:
     """The tag of what a section describes: studies, where it says how many they are or of how many points."""
     described = isinstance(tuning, dict) and {"studies", "points"} & tuning.keys()
     return tag_of(Studies if described or isinstance(tuning, Studies) else Tuning)
+
+
+def _read_limit(value: Any) -> float | str | None:
+    """Seconds, or a multiple as `5x`. Raises ValueError for anything else."""
+    if value is None:
+        return None
+    text = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"\d+(\.\d+)?x?", text) or not float(text.rstrip("x")):
+        raise ValueError("seconds, or a multiple of what such trials took: 3600, 5x")
+    return text if text.endswith("x") else float(text)
+
+
+#: Seconds, or a multiple, as `5x`, of what trials of the same method, backbone and task took.
+Timeout = Annotated[float | str | None, BeforeValidator(_read_limit)]
+
+
+class Limit(Frozen):
+    """A limit as a command takes it."""
+
+    trial_timeout: Timeout = None
 
 
 class Suite(Frozen):

@@ -58,11 +58,11 @@ class Terminal(Audience):
         count = f"{len(allocation.vectors)} allocations of {allocation.budget:,}"
         self._out.print(f"[bold]{escape(name)}[/bold]: {count}")
 
-    def searched(self, found: SearchResult, records: dict[str, Record]) -> None:
-        print_search(self._out, found, records)
+    def searched(self, result: SearchResult, records: dict[str, Record]) -> None:
+        print_search(self._out, result, records)
 
-    def allocated(self, found: AllocationResult, records: dict[str, Record]) -> None:
-        print_allocation(self._out, found, records)
+    def allocated(self, result: AllocationResult, records: dict[str, Record]) -> None:
+        print_allocation(self._out, result, records)
 
     def chosen(self, choices: Sequence[str]) -> None:
         for line in choices:

@@ -133,7 +133,7 @@ def test_a_suite_is_searched_and_allocated_and_heard_of(tmp_path: Path, new_stor
     steps = [said for said in told.said if said.partition(" ")[0] not in ("watching", "started", "finished")]
     assert steps == ["opened 0 0", "searching 1", "searched 1", "allocating 2", "allocated 2"]
     assert done.complete
-    search, allocation = done.found
+    search, allocation = done.results
     assert isinstance(search, SearchResult)
     assert isinstance(allocation, AllocationResult)
     assert search.best is not None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.execution import executors, local, make_executor
-from bench.execution.checks import check_disk, check_memory
+from bench.execution.estimate import check_disk, check_memory
 from bench.execution.inline import Inline
 from bench.execution.local import local_slots
 from bench.execution.perform import Event

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.execution import local, retries
+from bench.execution import driver, local
 from bench.execution.driver import execute
 from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
@@ -58,7 +58,7 @@ def workers() -> Any:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost trial is tried again without a wait."""
-    monkeypatch.setattr(retries, "WAIT", 0.0)
+    monkeypatch.setattr(driver, "WAIT", 0.0)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,10 @@ from typing import Any
 import pytest
 
 import bench.execution.inline
-from bench.execution import driver, retries
-from bench.execution.driver import execute, pending
+from bench.execution import driver
+from bench.execution.driver import Retries, execute, pending
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
-from bench.execution.retries import Retries
 from bench.execution.session import session
 from bench.store import claims
 from bench.store.claims import Claims
@@ -32,7 +32,7 @@ from ..toy_suites import plan
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time by which retries wait, to be set by hand."""
     now = [1000.0]
-    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
     return now
 
 
@@ -40,7 +40,7 @@ def test_each_attempt_waits_longer_and_there_are_so_many(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("TIMES", 3), ("WAIT", 2.0), ("GROWTH", 5.0)):
-        monkeypatch.setattr(retries, name, value)
+        monkeypatch.setattr(driver, name, value)
     tried = Retries()
     for seconds in (2, 10, 50):
         assert tried.due("a")

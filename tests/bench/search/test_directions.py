@@ -14,8 +14,7 @@ from rich.console import Console
 import bench.search.study
 from bench.plan.make import cells
 from bench.plan.settings import Setting
-from bench.search.point import Point
-from bench.search.study import RankSearch
+from bench.search.study import Point, RankSearch
 from bench.search.tuning import with_choices
 from bench.store.records import Record
 from bench.terminal.results import print_search

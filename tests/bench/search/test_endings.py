@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 import bench.execution.inline
 import bench.execution.perform
-from bench.execution import retries
+from bench.execution import driver
 from bench.execution.inline import Inline
 from bench.execution.perform import Event
 from bench.execution.session import Session, session
@@ -93,7 +93,7 @@ def test_a_point_whose_worker_was_lost_is_not_tried_and_comes_back(
     made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
     with monkeypatch.context() as patch:
         patch.setattr(bench.execution.inline, "perform", lambda *_: lost("its node died"))
-        patch.setattr(retries, "TIMES", 0)
+        patch.setattr(driver, "TIMES", 0)
         ended = call("search", made.suite, "--store", made.uri)
     assert (ended.code, "was lost with its worker; start the same command again" in ended.err) == (2, True)
     assert made.states() == {"FAIL": 1}
