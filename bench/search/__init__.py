@@ -1,1 +1,1 @@
-"""What validation chooses: ranks within a budget, how the budget is shared among modes, tuned settings."""
+"""Choices by validation: ranks within a budget, its allocation to modes, and tuned settings."""

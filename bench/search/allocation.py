@@ -1,4 +1,4 @@
-"""How a budget is best shared among the modes of a method: each mode varied, and a path between two ways."""
+"""How a budget is best shared among a method's modes: sweeps of each mode, and a path from equal ranks."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ def log_spaced(low: int, high: int, count: int) -> list[int]:
 def sweeps(space: RankSpace, heuristic: Ranks, count: int) -> list[tuple[str, int, Ranks]]:
     """Each mode in turn at ranks from one to its limit, as (mode, its rank, all ranks).
 
-    The ranks of the other modes keep the heuristic's proportion, and are scaled so that the budget holds.
+    The ranks of the other modes keep the heuristic's proportion and are scaled to the budget.
     """
-    made = []
+    vectors = []
     for index in space.free:
         for rank in log_spaced(1, space.limits[index], count):
             ranks = space.ranks(heuristic, fixed={index: rank})
             if ranks is not None:
-                made.append((space.names[index], rank, ranks))
-    return made
+                vectors.append((space.names[index], rank, ranks))
+    return vectors
 
 
 def path(start: Ranks, end: Ranks, count: int) -> list[Ranks]:
-    """Different vectors from start to end, both included, at most `count`, each rank log-spaced by itself."""
+    """Different vectors from start to end, both included, at most `count`, with every rank log-spaced."""
     steps = max(count - 1, 1)
-    between = [
+    vectors = [
         tuple(round(a * (b / a) ** (i / steps)) for a, b in zip(start, end, strict=True))
         for i in range(count)
     ]
-    return list(dict.fromkeys(between))
+    return list(dict.fromkeys(vectors))
 
 
 class RankAllocation:
     """The allocation of one cell's budget.
 
-    Raises UserError for a method with nothing to share, a mode that it lacks, a budget below its smallest
-    ranks, and a path that would begin above the budget.
+    Raises UserError for a method with a single mode, a mode that it lacks, a budget below its smallest ranks,
+    and a path that would begin above the budget.
     """
 
     def __init__(self, cell: Cell, section: Allocation) -> None:
         self.cell, self.section = cell, section
         method, geometry = cell.method, cell.info.geometry
         if len(method.rank_names) < 2:
-            raise UserError(f"method '{method.label}' has no modes among which to share a budget")
+            raise UserError(f"method '{method.label}' has a single mode; an allocation needs several")
         assert method.size
         self.budget = cell.asked or method.count(geometry)
         self.space = RankSpace(method, geometry, self.budget, section.modes)
@@ -75,48 +75,47 @@ class RankAllocation:
                 "take a smaller one, or path: 0"
             )
         assert isorank.size
-        # The path changes every rank, also those that the sweeps keep as they are.
+        # The path changes every rank, including those that the sweeps keep.
         space = RankSpace(self.cell.method, self.cell.info.geometry, self.budget)
         points = path(isorank.size, self.heuristic, self.section.path)
         return list(dict.fromkeys(map(space.affordable, points)))
 
     def run(self, nested: Nested) -> AllocationResult:
-        """Runs sweeps and path, then the best allocation and the heuristic on the suite's seeds.
-
-        Returns what `allocation.json` holds.
-        """
+        """Runs sweeps and path, then the best allocation and the heuristic on the suite's seeds."""
         method, section = self.cell.method, self.section
         sizes = [method.with_size(ranks) for ranks in self.vectors]
         rows, trials = nested.trials(sizes, section.seeds, "allocation", epochs=section.epochs)
         records = nested.run(rows, trials, "allocation")
         row_of = dict(zip(self.vectors, rows, strict=True))
-        told = {ranks: tried(row) for ranks, row in row_of.items()}
-        measured = {ranks: results(records, row.trials.values(), section.by) for ranks, row in row_of.items()}
-        # A vector of which some seed failed cannot win, and does not tell how much a mode matters.
-        means = {ranks: fmean(s) for ranks, s in measured.items() if len(s) == len(section.seeds)}
+        points = {ranks: tried(row) for ranks, row in row_of.items()}
+        values = {ranks: results(records, row.trials.values(), section.by) for ranks, row in row_of.items()}
+        # A vector with a failed seed cannot win, and does not count for the importance of a mode.
+        means = {ranks: fmean(v) for ranks, v in values.items() if len(v) == len(section.seeds)}
         candidates = {ranks: means[ranks] for _, _, ranks in self.swept if ranks in means}
         sign = METRICS.get(self.cell.definition.metric).sign if section.by == "score" else -1.0
         best = max(candidates, key=lambda ranks: sign * comparable(candidates[ranks]), default=None)
-        found = AllocationResult(
+        result = AllocationResult(
             **about(self.cell),
             name=nested.name,
             asked=self.budget,
             by=section.by,
             modes=self.space.names,
             points=tuple(
-                AllocationPoint(mode=mode, rank=rank, **told[ranks]) for mode, rank, ranks in self.swept
+                AllocationPoint(mode=mode, rank=rank, **points[ranks]) for mode, rank, ranks in self.swept
             ),
-            path=tuple(Tried(**told[ranks]) for ranks in self.path),
+            path=tuple(Tried(**points[ranks]) for ranks in self.path),
             importance=importances(
                 self.space.names, [(ranks, sign * mean) for ranks, mean in candidates.items()]
             ),
-            heuristic=Tried(**told[self.heuristic]),
-            best=Tried(**told[best]) if best else None,
+            heuristic=Tried(**points[self.heuristic]),
+            best=Tried(**points[best]) if best else None,
         )
-        nested.keep(found)
+        nested.keep(result)
         if best:
-            vectors = {"best allocation": best, "heuristic": self.heuristic}
-            labelled = {label: method.with_size(ranks) for label, ranks in vectors.items()}
-            found = found.model_copy(update={"final": nested.compare(labelled)})
-            nested.keep(found)
-        return found
+            methods = {
+                "best allocation": method.with_size(best),
+                "heuristic": method.with_size(self.heuristic),
+            }
+            result = result.model_copy(update={"final": nested.compare(methods)})
+            nested.keep(result)
+        return result

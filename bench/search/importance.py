@@ -14,7 +14,7 @@ def importances(
 ) -> dict[str, dict[str, float]]:
     """The share of each mode in the variation of the score, by each evaluator; empty for too few points.
 
-    A point has the ranks of the modes, in the order of `names`, and a score, of which more is better. fANOVA
+    A point has the ranks of the modes, in the order of `names`, and a score, larger being better. fANOVA
     (Hutter et al. 2014) and the mean decrease in impurity fit a forest on the log-ranks; PED-ANOVA (Watanabe
     et al. 2023) compares where the better half of the points lies. A mode whose rank never varied is left
     out.
@@ -35,8 +35,8 @@ def importances(
     if len(points) < FEWEST or not varied or len({value for _, value in points}) < 2:
         return {}
     space = {
-        name: optuna.distributions.IntDistribution(min(seen), max(seen), log=True)
-        for name, seen in varied.items()
+        name: optuna.distributions.IntDistribution(min(ranks), max(ranks), log=True)
+        for name, ranks in varied.items()
     }
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
@@ -50,5 +50,5 @@ def importances(
             "mean_decrease_impurity": MeanDecreaseImpurityImportanceEvaluator(seed=0),
             "ped_anova": PedAnovaImportanceEvaluator(target_quantile=0.5),
         }
-        found = {key: get_param_importances(study, evaluator=e) for key, e in evaluators.items()}
-    return {key: {name: float(values.get(name, 0.0)) for name in varied} for key, values in found.items()}
+        shares = {key: get_param_importances(study, evaluator=e) for key, e in evaluators.items()}
+    return {key: {name: float(values.get(name, 0.0)) for name in varied} for key, values in shares.items()}

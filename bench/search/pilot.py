@@ -27,22 +27,22 @@ from methods.validation import validate
 #: The registered name of the method that has a head and no adapter.
 HEAD = "head_only"
 
-#: Runs trials; returns the record that counts of each that has ended, by trial id.
+#: Runs trials; returns the record that counts of each ended trial, by trial id.
 Run = Callable[[Sequence[Row], Sequence[Trial]], Mapping[str, Record]]
 
 
 @dataclass
 class Choices:
-    """What a pilot has chosen, and by what."""
+    """The choices of a pilot, with the losses behind them."""
 
     #: The head's learning rate, and the epochs, by task.
     head_lr: dict[str, float] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     #: The centre of each row of the suite's methods, by its number.
     centres: dict[int, float] = field(default_factory=dict)
-    #: A line for each choice: what was tried, with the mean validation loss of each.
+    #: A line for each choice: the tried values, each with its mean validation loss.
     lines: list[str] = field(default_factory=list)
-    #: What could not be chosen.
+    #: A line for each choice that could not be made.
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -52,7 +52,7 @@ class Choices:
 
 @dataclass
 class _Step:
-    """The trials of a step: by what they choose for, such as a task, and the value that they try."""
+    """The trials of a step, by subject (such as a task) and tried value."""
 
     rows: list[Row] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
@@ -68,9 +68,9 @@ class _Step:
         choices: Choices,
         epochs: int | None = None,
     ) -> list[str]:
-        """Tries a value by a cell, at this rate, with what the steps before have chosen for its task.
+        """Adds trials of a value on a cell, at this rate, with the earlier steps' choices for its task.
 
-        Returns the ids of its trials.
+        Returns the ids of the trials.
         """
         task = cell.task.task
         rates = cell.window()
@@ -87,7 +87,7 @@ class _Step:
         return list(ids.values())
 
     def losses(self, records: Mapping[str, Record]) -> dict[Any, dict[float, float]]:
-        """The mean validation loss of each value, by subject. It is infinite where a trial failed."""
+        """The mean validation loss of each value, by subject; infinite if a trial failed."""
         means: dict[Any, dict[float, float]] = defaultdict(dict)
         for (subject, value), ids in self.ids.items():
             stored = [records[id_].measure(Measure.SELECTED_LOSS) for id_ in ids if id_ in records]
@@ -97,7 +97,7 @@ class _Step:
 
 
 def check_pilot(pilot: Pilot, cells: Sequence[Cell]) -> None:
-    """Raises UserError for a step that these cells cannot take, before any trial."""
+    """Raises UserError, before any trial, for a step that does not fit these cells."""
     suite = cells[0].suite
     tasks = {cell.task.task for cell in cells}
     if pilot.head_lr is not None and (
@@ -123,7 +123,7 @@ def check_pilot(pilot: Pilot, cells: Sequence[Cell]) -> None:
 
 
 def run_pilot(pilot: Pilot, cells: Sequence[Cell], run: Run) -> Choices:
-    """Takes the steps of a pilot, each with what those before have chosen. Only validation is scored."""
+    """Runs the steps of a pilot, each with the choices of those before. Only validation is scored."""
     choices = Choices()
     if pilot.head_lr is not None:
         _choose_head_rates(pilot.head_lr, cells, run, choices)
@@ -141,11 +141,11 @@ def _choose_head_rates(section: HeadRates, cells: Sequence[Cell], run: Run, choi
             for rate in section.rates:
                 step.add(cell.task.task, rate, cell, rate, section.seeds, choices)
     for task, losses in step.losses(run(step.rows, step.trials)).items():
-        what = f"{task}: head_lr"
-        if _any_ended(what, losses, choices):
+        subject = f"{task}: head_lr"
+        if _any_ended(subject, losses, choices):
             best = min(losses, key=lambda rate: losses[rate])
             choices.head_lr[task] = best
-            choices.lines.append(_line(what, best, losses, _edge(best, losses)))
+            choices.lines.append(_line(subject, best, losses, _edge(best, losses)))
 
 
 def _choose_epochs(section: Lengths, cells: Sequence[Cell], run: Run, choices: Choices) -> None:
@@ -161,7 +161,7 @@ def _choose_epochs(section: Lengths, cells: Sequence[Cell], run: Run, choices: C
                 ids = step.add(task, epochs, cell, section.lr, section.seeds, choices, epochs)
                 by_method[task, epochs].setdefault(cell.shown.method, []).extend(ids)
     for cell in cells:
-        # What adapters have to beat, beside them.
+        # Adapters have to beat the fitted head, which is shown beside them.
         if cell.method.fits_head:
             trial = cell.trial(section.seeds[0], "validation")
             step.rows.append(cell.row({trial.seed: trial.id}, phase="search"))
@@ -169,11 +169,11 @@ def _choose_epochs(section: Lengths, cells: Sequence[Cell], run: Run, choices: C
             fitted.setdefault(cell.task.task, {})[cell.shown.method] = [trial.id]
     records = run(step.rows, step.trials)
     for task, losses in step.losses(records).items():
-        what = f"{task}: epochs"
-        if _any_ended(what, losses, choices):
+        subject = f"{task}: epochs"
+        if _any_ended(subject, losses, choices):
             best = min(losses, key=lambda epochs: losses[epochs])
             choices.epochs[task] = int(best)
-            choices.lines.append(_line(what, best, losses, _edge(best, losses)))
+            choices.lines.append(_line(subject, best, losses, _edge(best, losses)))
             compared = by_method[task, best] | fitted.get(task, {})
             choices.lines.append(_scores(task, compared, records))
 
@@ -188,20 +188,20 @@ def _choose_centres(section: Centres, cells: Sequence[Cell], run: Run, choices: 
                 rate = float(f"{rate * multiples.get(cell.number, 1.0):.{MANTISSA}e}")
                 step.add(cell.number, rate, cell, rate, section.seeds, choices)
     for number, losses in step.losses(run(step.rows, step.trials)).items():
-        what = f"{names[number]} on {task}: centre"
-        if _any_ended(what, losses, choices):
+        subject = f"{names[number]} on {task}: centre"
+        if _any_ended(subject, losses, choices):
             centre = vertex(losses)
             choices.centres[number] = centre
             best = min(losses, key=lambda rate: losses[rate])
-            choices.lines.append(_line(what, centre, losses, _edge(best, losses)))
+            choices.lines.append(_line(subject, centre, losses, _edge(best, losses)))
 
 
 def vertex(losses: Mapping[float, float]) -> float:
-    """The rate at which a parabola of mean loss over the log of the rate is lowest.
+    """The vertex of a parabola of mean loss over the log of the rate.
 
-    It goes through the rate with the lowest loss and its neighbours, so that no collapse further away bends
-    it. Without two neighbours that ended, it is that rate. The result is rounded to half a decade, and is not
-    outside of what was tried.
+    The parabola goes through the rate with the lowest loss and its neighbours, so that no collapse further
+    away bends it. Without two neighbours that ended, the result is that rate. It is rounded to half a decade
+    and clipped to the tried rates.
     """
     rates = sorted(losses)
     best = min(range(len(rates)), key=lambda i: losses[rates[i]])
@@ -214,7 +214,7 @@ def vertex(losses: Mapping[float, float]) -> float:
 
 
 def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tuple[float, float]) -> float:
-    """Where the parabola through three points is lowest, of which the middle one is not above the others."""
+    """The abscissa of the lowest point of the parabola through three points, the middle being no highest."""
     (x0, y0), (x1, y1), (x2, y2) = left, mid, right
     rise, fall = (x1 - x0) * (y1 - y2), (x1 - x2) * (y1 - y0)
     if rise == fall:
@@ -222,11 +222,11 @@ def _lowest_point(left: tuple[float, float], mid: tuple[float, float], right: tu
     return x1 - 0.5 * ((x1 - x0) * rise - (x1 - x2) * fall) / (rise - fall)
 
 
-def _any_ended(what: str, losses: Mapping[float, float], choices: Choices) -> bool:
-    """Whether all trials of some value ended well. Otherwise notes that nothing can be chosen."""
+def _any_ended(subject: str, losses: Mapping[float, float], choices: Choices) -> bool:
+    """Whether any value finished on all seeds. Otherwise notes that nothing can be chosen."""
     if any(map(math.isfinite, losses.values())):
         return True
-    choices.missing.append(f"{what}: at every value that was tried a trial failed")
+    choices.missing.append(f"{subject}: at every tried value a trial failed")
     return False
 
 
@@ -234,49 +234,49 @@ def _edge(best: float, losses: Mapping[float, float]) -> bool:
     return best in (min(losses), max(losses))
 
 
-def _line(what: str, chosen: float, losses: Mapping[float, float], edge: bool) -> str:
-    tried = ", ".join(f"{value:g} → {loss:.4f}" for value, loss in losses.items())
-    at_edge = "; the lowest is at an edge of what was tried" * edge
-    return f"{what} {chosen:g} (mean validation loss: {tried}{at_edge})"
+def _line(subject: str, choice: float, losses: Mapping[float, float], edge: bool) -> str:
+    values = ", ".join(f"{value:g} → {loss:.4f}" for value, loss in losses.items())
+    at_edge = "; the lowest is at an edge of the tried values" * edge
+    return f"{subject} {choice:g} (mean validation loss: {values}{at_edge})"
 
 
 def _rows_of_lengths(section: Lengths, cells: Sequence[Cell]) -> set[int]:
-    """The numbers of the rows by which epochs are chosen: of these methods, or all with an adapter."""
+    """The numbers of the rows that choose epochs: these methods, or all with an adapter."""
     if section.methods is None:
         return {cell.number for cell in _adapted(cells) if not cell.method.trains_weights}
     return set().union(*(_rows_named("pilot.epochs.methods", name, cells) for name in section.methods))
 
 
 def _multiples(section: Centres, cells: Sequence[Cell]) -> dict[int, float]:
-    """What multiplies the rates of rows, by their numbers."""
+    """The factors of the rates of rows, by their numbers."""
     named = {name: _rows_named("pilot.centres.multiples", name, cells) for name in section.multiples}
     return {number: section.multiples[name] for name, rows in named.items() for number in rows}
 
 
 def _scores(task: str, by_method: Mapping[str, Sequence[str]], records: Mapping[str, Record]) -> str:
     """A line with the mean validation score of each method."""
-    of_each = {method: scores(records, ids) for method, ids in by_method.items()}
-    means = (f"{method} {fmean(some):.4f}" if some else f"{method} –" for method, some in of_each.items())
-    return f"{task}: validation score then: {', '.join(means)}"
+    values = {method: scores(records, ids) for method, ids in by_method.items()}
+    means = (f"{method} {fmean(own):.4f}" if own else f"{method} –" for method, own in values.items())
+    return f"{task}: validation scores at this length: {', '.join(means)}"
 
 
 def _adapted(cells: Sequence[Cell]) -> Iterator[Cell]:
-    """The cells in which an adapter or the backbone is trained, not the head alone."""
+    """The cells that train an adapter or the backbone, not the head alone."""
     return (cell for cell in cells if cell.method.count(cell.info.geometry) > 0)
 
 
 def _rows_named(where: str, name: str, cells: Sequence[Cell]) -> set[int]:
     """The numbers of the rows with this name in tables, else of all with this title or registered name.
 
-    Raises UserError where there is none.
+    Raises UserError if there are none.
     """
-    shown_names = {cell.number: cell.shown.method for cell in cells}
-    if exact := {number for number, shown_name in shown_names.items() if shown_name == name}:
+    labels = {cell.number: cell.shown.method for cell in cells}
+    if exact := {number for number, label in labels.items() if label == name}:
         return exact
-    of_kind = {cell.number for cell in cells if name in (cell.method.title, cell.method.name)}
-    if not of_kind:
-        raise UnknownNameError(f"{where}:", name, shown_names.values())
-    return of_kind
+    numbers = {cell.number for cell in cells if name in (cell.method.title, cell.method.name)}
+    if not numbers:
+        raise UnknownNameError(f"{where}:", name, labels.values())
+    return numbers
 
 
 def check_target(suite: Suite, out: Path) -> None:
@@ -288,12 +288,12 @@ def check_target(suite: Suite, out: Path) -> None:
     values = filled_in(suite, Choices(), out.stem)
     if _paths(validate(Suite, values, str(out)).beside(out.parent)) != _paths(suite):
         raise UserError(
-            f"--out {out}: paths in the suite begin at its folder; put the file there, or write them whole"
+            f"--out {out}: paths in the suite begin at its folder; put the file there, or make them absolute"
         )
 
 
 def _paths(suite: Suite) -> list[object]:
-    """What the suite names on this machine."""
+    """The paths of this machine that the suite names."""
     backbones = [spec.local for spec in suite.backbones]
     sources = [row.source and row.source.local for row in suite.tasks]
     return [*backbones, *sources, *(row.data and row.data.paths for row in suite.tasks)]
@@ -307,7 +307,7 @@ def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
         {"task": row} if isinstance(row, str) else dict(row) for row in values["tasks"]
     ]
     for task in tasks:
-        # Data that the suite describes have a name where others have a task.
+        # A task that the suite describes has `name` in place of `task`.
         label = task["task"] if "task" in task else task["name"]
         for key, by_task in (("head_lr", choices.head_lr), ("epochs", choices.epochs)):
             if label in by_task:
@@ -321,9 +321,9 @@ def filled_in(suite: Suite, choices: Choices, name: str) -> dict[str, Any]:
 
 
 def write_suite(suite: Suite, choices: Choices, out: Path) -> None:
-    """Writes the suite with the choices, and above them what they were made by.
+    """Writes the suite with the choices, and above them the losses behind each.
 
-    Raises UserError where the file cannot be written.
+    Raises UserError if the file cannot be written.
     """
     values = filled_in(suite, choices, out.stem)
     validate(Suite, values, str(out))

@@ -1,4 +1,4 @@
-"""The rank vectors that a budget allows, and how shares of the budget become ranks."""
+"""The rank vectors within a budget, and ranks from shares of it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ Ranks = tuple[int, ...]
 class RankSpace:
     """The rank vectors of a method whose number of parameters does not exceed a budget.
 
-    Of a method with one rank, these are all ranks that the budget allows. With several ranks, a vector
-    belongs to the space only if it uses the budget up, so that no rank could be raised by one; with `below`,
-    vectors that leave some of the budget belong to it too. `modes` names the ranks that vary, and the others
-    stay as they are in `method`; None: all ranks vary. Raises UserError for a mode that the method lacks, and
-    for a budget below the smallest vector.
+    For a method with one rank, these are all ranks within the budget. With several ranks, a vector belongs to
+    the space only if no rank could be raised by one; with `below`, vectors that leave some of the budget
+    belong to it too. `modes` names the ranks that vary, None being all; the others stay as in `method`.
+    Raises UserError for a mode that the method lacks, and for a budget below the smallest vector.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class RankSpace:
                 raise UnknownNameError(f"mode of {method.label}:", mode, self.names)
         #: Indices of the ranks that vary.
         self.free = [i for i, name in enumerate(self.names) if modes is None or name in modes]
-        #: A single rank may leave some of the budget, since no other could use it.
+        #: A single rank may leave some of the budget, since no other rank could use it.
         self.below = below or len(self.free) == 1
         self._fixed = {i: rank for i, rank in enumerate(method.size or ()) if i not in self.free}
         self.smallest = self._with({})
@@ -59,7 +58,7 @@ class RankSpace:
         return self.method.with_size(ranks).count(self.geometry)
 
     def _with(self, ranks: Mapping[int, int]) -> Ranks:
-        """The vector with these ranks, by index. Modes that do not vary keep theirs, others have one."""
+        """The vector with these ranks, by index; modes that do not vary keep theirs, others have rank 1."""
         return tuple(ranks.get(i) or self._fixed.get(i) or 1 for i in range(len(self.names)))
 
     def _largest(self, ranks: Mapping[int, int], index: int, limit: int | None) -> int:
@@ -76,17 +75,17 @@ class RankSpace:
         return fitting + bisect_left(larger, True, key=lambda rank: not fits(rank))
 
     def affordable(self, ranks: Ranks) -> Ranks:
-        """These ranks or, where they exceed the budget, what it allows in their proportion."""
+        """These ranks, or the largest in their proportion if they exceed the budget."""
         return ranks if self.count(ranks) <= self.budget else self.ranks(ranks) or self.smallest
 
     def ranks(
         self, weights: Sequence[float], *, budget: int | None = None, fixed: Mapping[int, int] | None = None
     ) -> Ranks | None:
-        """The vector in proportion to the weights, as large as the budget allows and never larger.
+        """The largest vector within the budget in proportion to the weights.
 
-        Proportional ranks are rounded down. What this leaves of the budget goes, rank by rank, to the mode
-        that is furthest below its proportion. `fixed` holds ranks, by index, that stay as they are. None if
-        these alone exceed the budget.
+        Proportional ranks are rounded down. The rest of the budget goes, rank by rank, to the mode that is
+        furthest below its proportion. `fixed` holds ranks, by index, that stay. None if these alone exceed
+        the budget.
         """
         budget = self.budget if budget is None else budget
         held = {**self._fixed, **(fixed or {})}
@@ -118,7 +117,7 @@ class RankSpace:
     def suggest(self, trial: optuna.trial.BaseTrial) -> Ranks:
         """The vector that an Optuna trial draws.
 
-        It draws a share in [0, 1] for each mode, which is on the log scale of its rank from one to its limit.
+        For each mode it draws a share in [0, 1]: the logarithm of its rank, relative to that of its limit.
         """
         if len(self.free) == 1:
             (index,) = self.free
@@ -135,7 +134,7 @@ class RankSpace:
         return ranks
 
     def parameters(self, ranks: Ranks) -> dict[str, float]:
-        """The parameters of Optuna by which `suggest` draws this vector, if it is in the space."""
+        """Optuna's parameters from which `suggest` draws this vector, if it is in the space."""
         if len(self.free) == 1:
             (index,) = self.free
             return {f"rank of {self.names[index]}": ranks[index]}
@@ -170,7 +169,7 @@ class RankSpace:
                 yield from self._vectors({**chosen, index: rank})
 
     def size(self, most: int) -> int:
-        """How many vectors there are, or `most` if there are more."""
+        """The number of vectors, at most `most`."""
         return sum(1 for _ in islice(self.vectors(), most))
 
 

@@ -1,4 +1,4 @@
-"""Where Optuna keeps the studies of searches."""
+"""Optuna's storage of the studies of searches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             return optuna.storages.RDBStorage(url)
         file = Path(url.removeprefix(SQLITE))
         (file.parent / ".tensorbench").mkdir(parents=True, exist_ok=True)
-        # Two processes that made the schema at once would break it.
+        # Two processes that make the schema at once would break it.
         with FileLock(file.parent / ".tensorbench" / "optuna.lock", timeout=PATIENCE):
             storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": PATIENCE}})
         _take_turns(storage.engine)
@@ -45,20 +45,20 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
 
 
 def _take_turns(engine: Engine) -> None:
-    """Lets a process read and write a SQLite file without another one in between.
+    """Makes every transaction on a SQLite file exclusive.
 
-    Optuna takes a trial that waits by reading and then writing it, and locks its row meanwhile, which SQLite
-    cannot: two processes would take the same one.
+    Optuna takes a waiting trial by reading and then writing it under a lock on its row. SQLite has no such
+    lock, and two processes would take the same trial.
     """
 
     @event.listens_for(engine, "connect")
     def _(connection: Any, __: Any) -> None:
-        # Python's driver would begin a transaction only at the first write.
+        # By default Python's driver begins a transaction only at the first write.
         connection.isolation_level = None
 
     @event.listens_for(engine, "begin")
     def _(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    # Those that are open are not listened to.
+    # Open connections do not have these listeners.
     engine.dispose()

@@ -1,4 +1,4 @@
-"""A search over ranks by Optuna: on validation only, within a budget, by one or more processes, resumable."""
+"""A search over ranks by Optuna: validation only, within a budget, resumable, by several processes."""
 
 from __future__ import annotations
 
@@ -36,33 +36,32 @@ from bench.wire.words import PointState, Tag
 from methods import UserError
 from methods.validation import earlier
 
-#: How often the model may draw points that were tried already before points are drawn at random, and how
-#: often those may be before the points that are left are listed.
+#: Draws of the model that may repeat tried points before points are drawn at random, and likewise random
+#: draws before the remaining points are listed.
 DRAWS = 100
-#: Seconds between two looks at what other processes do.
+#: Seconds between two looks at the trials of other processes.
 LOOK = 1.0
-#: Seconds that a process has to sign a trial as its own, from when another one sees that it is taken.
+#: Seconds that a process has to sign a trial as its own, after another process has seen it running.
 UNSIGNED = 60
-#: What a study says of a head that has no grid where `lr` has one.
+#: A study's key for a head without a grid beside a grid of `lr`.
 FOLLOWS = "whether the head has the rate of lr"
-
-#: What a study says of the result by which it ranks points.
+#: A study's key for the result that ranks points.
 BY = "ranked by"
 
-#: States of trials that count as tried.
+#: States of tried points.
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one trial of the search tries."""
+    """The ranks of one trial of the search, and the rates and scale that are searched with them."""
 
     ranks: Ranks
     setting: Setting
 
     @property
     def key(self) -> str:
-        """A text that is equal for equal points, and that `of` reads."""
+        """A text that is equal for equal points; `of` reads it."""
         return json.dumps([self.ranks, self.setting.model_dump(exclude_none=True)])
 
     @classmethod
@@ -83,18 +82,18 @@ class RankSearch:
         self.budget = cell.asked or method.count(geometry)
         self.metric = METRICS.get(cell.definition.metric)
         self.two = search.objectives != "metric"
-        #: What a point's value is multiplied by so that more is better.
+        #: A point's value times this is better if it is larger.
         self.sign = self.metric.sign if search.by == "score" else -1.0
         self.space = RankSpace(method, geometry, self.budget, search.modes, below=self.two)
         self.grids = cell.tunable(search.grids)
         settings = prod(len(grid) for grid in self.grids.values())
-        #: Points of the space, counted until there are more than trials were asked for.
+        #: Points of the space, counted until they exceed the requested trials.
         self.size = self.space.size(search.trials // settings + 1) * settings
         self.exhaustive = self.size <= search.trials
         self.trials = min(search.trials, self.size)
         self._pruner = self._choose_pruner()
         self._study = self._open(storage)
-        #: Trials that are taken and not signed, and when this process saw each first (seconds, monotonic).
+        #: When this process first saw each running trial without a driver (seconds, monotonic).
         self._unsigned: dict[int, float] = {}
 
     def _choose_pruner(self) -> optuna.pruners.BasePruner:
@@ -112,7 +111,7 @@ class RankSearch:
         return optuna.pruners.MedianPruner() if pruner == "median" else optuna.pruners.NopPruner()
 
     def _epochs(self) -> int | None:
-        """How often a trial is validated; None where nobody knows the size of the training split."""
+        """The number of validations of a trial. None if the size of the training split is unknown."""
         recipe = Setting().recipe(self.cell.recipe, self.search.epochs)
         if recipe.steps is None:
             return recipe.epochs
@@ -120,10 +119,10 @@ class RankSearch:
         return ceil(recipe.steps / ceil(train / recipe.batch_size)) if train else None
 
     def _described(self) -> dict[str, Any]:
-        """All that must not change between two starts of a study, in the types that JSON gives back."""
+        """The contents that must not change between two starts of a study, as JSON returns them."""
         trial = self.cell.trial(self.search.seeds[0], "validation", epochs=self.search.epochs)
         content = trial.model_dump(mode="json", exclude={"seed", "evaluate", "backbone"})
-        # Where a task's data lie may change. `data` tells which they are.
+        # The place of a task's data may change: `data` identifies them.
         for place in ("source", "data"):
             content["task"].pop(place, None)
         method = {key: value for key, value in content.pop("method").items() if key not in ("rank", "ranks")}
@@ -153,23 +152,23 @@ class RankSearch:
             pruner=self._pruner,
             sampler=optuna.samplers.RandomSampler(seed=self.search.seed),
         )
-        own, there = self._described(), study.user_attrs.get("space")
-        if there is None:
+        own, stored = self._described(), study.user_attrs.get("space")
+        if stored is None:
             study.set_user_attr("space", own)
             return study
-        # A study of an earlier version went by the score. It lacks FOLLOWS and fields of the recipe, and has
+        # A study of an earlier version ranks by the score. It lacks FOLLOWS and fields of the recipe, and has
         # a task's source.
-        there = {
+        stored = {
             FOLLOWS: own[FOLLOWS],
             BY: "score",
             **{f"recipe.{key}": v for key, v in earlier(Recipe).items()},
-        } | there
-        there.pop("task.source", None)
-        if there != own:
+        } | stored
+        stored.pop("task.source", None)
+        if stored != own:
             differing = [
-                f"{key} is {there.get(key, 'not there')} in it and {own.get(key, 'not there')} here"
-                for key in {**there, **own}
-                if there.get(key) != own.get(key)
+                f"{key} is {stored.get(key, 'absent')} in it and {own.get(key, 'absent')} here"
+                for key in {**stored, **own}
+                if stored.get(key) != own.get(key)
             ]
             raise UserError(
                 f"the study '{self.name}' exists with another space: {'; '.join(differing)}. "
@@ -179,13 +178,13 @@ class RankSearch:
 
     @property
     def note(self) -> str:
-        """What a user must know where the space has fewer points than trials were asked for."""
+        """A line for the user if the space has fewer points than the requested trials, else empty."""
         if self.trials == self.search.trials:
             return ""
         return f"the space has only {self.size} points: all are tried, and the search ends there"
 
     def run(self, nested: Nested) -> None:
-        """Tries points until as many are done as were asked for, or raises what stopped it."""
+        """Tries points until the requested number is done, or raises whatever stops it."""
         try:
             self._try_again(nested)
             self._try_all(nested)
@@ -210,39 +209,40 @@ class RankSearch:
                     self._parameters(point), user_attrs={"key": point.key, "ranks": point.ranks}
                 )
             elif not any(trial.state == TrialState.WAITING for trial in open_):
-                # Other processes are at work on the rest. If one of them dies, its trial comes back.
+                # Other processes run the rest. If one of them dies, its trial comes back.
                 time.sleep(LOOK)
                 continue
             self._take(nested)
 
     def _trials(self) -> list[FrozenTrial]:
-        """The study's trials. Those that are to be tried again count as interrupted."""
-        attributes, found = self._study.user_attrs, []
+        """The study's trials. Those to try again count as interrupted."""
+        attributes, trials = self._study.user_attrs, []
         for trial in self._study.get_trials(deepcopy=False):
             if f"again {trial.number}" in attributes:
                 trial = shallow_copy(trial)
                 trial.state = TrialState.FAIL
-            found.append(trial)
-        return found
+            trials.append(trial)
+        return trials
 
     def _try_again(self, nested: Nested) -> None:
-        """Marks points as untried whose failures are to be tried again, or whose trials are stored no more:
-        Optuna changes no trial that has ended.
+        """Marks points as untried if their failures are to be tried again, or their trials are not stored.
+
+        Optuna itself changes no trial that has ended.
         """
-        # In this order: what another process tries meanwhile is stored before it is told here.
+        # Read in this order: a trial of another process is stored before the study has its result.
         trials, stored = self._trials(), latest(patiently(nested.store, nested.store.records))
         for trial in trials:
             ids = list(trial.user_attrs.get("trials", {}).values())
-            failed = "failure" in trial.user_attrs and any(id_ in nested.again for id_ in ids)
-            # One that was given up has not run its later seeds.
+            failed = "failure" in trial.user_attrs and any(id_ in nested.retried for id_ in ids)
+            # A pruned trial has not run its later seeds.
             ran = ids if trial.state == TrialState.COMPLETE else ids[:1]
             if trial.state in DONE and (failed or any(id_ not in stored for id_ in ran)):
                 self._study.set_user_attr(f"again {trial.number}", True)
 
     def _release(self, nested: Nested) -> None:
-        """Lets running trials fail whose process is gone, so that their points are tried again."""
+        """Marks running trials of ended processes as failed, so that their points are tried again."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        # Asked after the trials: a driver gives its sign before it takes any, so all living ones are in it.
+        # Read after the trials: a driver gives a sign of life before it takes any.
         living, now = nested.living(), time.monotonic()
         for trial in running:
             if driver := trial.user_attrs.get("driver"):
@@ -250,12 +250,12 @@ class RankSearch:
             else:
                 gone = now - self._unsigned.setdefault(trial.number, now) > UNSIGNED
             if gone:
-                # Of several processes that see it at once, one is first.
+                # Several processes may see it at once; the first wins.
                 with suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _lost(self, trials: list[FrozenTrial], taken: set[Any]) -> Point | None:
-        """A point that an interrupted trial left untried."""
+        """A point that an interrupted trial left untried, if there is one."""
         for trial in trials:
             key = trial.user_attrs.get("key")
             if trial.state == TrialState.FAIL and key and key not in taken:
@@ -263,21 +263,21 @@ class RankSearch:
         return None
 
     def _propose(self, trials: list[FrozenTrial], taken: set[Any]) -> Point:
-        """An untried point: first the heuristic's, within the budget, then what a model of the others draws.
+        """An untried point: first the heuristic's, within the budget, then draws of a model of the others.
 
-        It is drawn on a copy of the study, so that repeated draws leave no trace in it.
+        They are drawn on a copy of the study, so that repeated draws leave no trace in it.
         """
         if not taken:
             assert self.cell.method.size
             ranks = self.space.ranks(self.cell.method.size) or self.space.smallest
             return Point(ranks, next(self._settings()))
         if self.exhaustive:
-            left = [point for point in self._points() if point.key not in taken]
-            return random.Random(self.search.seed).choice(left)
+            untried = [point for point in self._points() if point.key not in taken]
+            return random.Random(self.search.seed).choice(untried)
         seed = self.search.seed + len(trials)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # By a constant liar, processes side by side keep away from each other's running trials.
+            # A constant liar keeps parallel processes away from each other's running trials.
             model = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         for sampler in (model, optuna.samplers.RandomSampler(seed=seed)):
             copy = optuna.create_study(directions=self._study.directions, sampler=sampler)
@@ -304,15 +304,15 @@ class RankSearch:
         return Point(ranks, Setting.model_validate(chosen))
 
     def _parameters(self, point: Point) -> dict[str, Any]:
-        """The parameters of Optuna by which `_suggest` makes this point."""
+        """Optuna's parameters from which `_suggest` makes this point."""
         return {**self.space.parameters(point.ranks), **{a: getattr(point.setting, a) for a in self.grids}}
 
     def _take(self, nested: Nested) -> None:
-        """Takes a trial that waits, and tells what came of it, whatever that is."""
+        """Takes a waiting trial, runs it and stores its result in the study, whatever that is."""
         trial = self._study.ask()
         values, state = None, TrialState.FAIL
         try:
-            # Another process may have given the trial up, because this one was silent for too long.
+            # Another process may have failed the trial, because this one was silent for too long.
             with suppress(optuna.exceptions.UpdateFinishedTrialError):
                 values = self._try(trial, nested)
             state = TrialState.FAIL if values is None else TrialState.COMPLETE
@@ -322,15 +322,13 @@ class RankSearch:
             self._study.tell(trial, values, state, skip_if_finished=True)
 
     def _try(self, trial: optuna.Trial, nested: Nested) -> Sequence[float] | None:
-        """What the trial's point gives; None where another process was first: with the point, or with the
-        last trial that was asked for.
-        """
+        """The values of the trial's point. None if another process has the point, or the last trial."""
         trial.set_user_attr("driver", nested.driver)
         before = [t for t in self._trials() if t.number < trial.number and t.state != TrialState.FAIL]
         point = self._suggest(trial)
         key = trial.user_attrs.get("key")
-        # A trial without a key was not queued: another process took the one that this one had queued. And of
-        # two trials of one point, the one with the smaller number goes on.
+        # A trial without a key was not queued: another process took the trial that this one had queued. Of
+        # two trials of a point, the one with the smaller number goes on.
         if key is None or key in {t.user_attrs.get("key") for t in before} or len(before) >= self.trials:
             return None
         point = Point.of(key)
@@ -346,14 +344,15 @@ class RankSearch:
 
             def listen(event: Event, position: int = position) -> None:
                 progress = event.progress
-                # Optuna's rules look at the best value so far, and a lucky first seed would set it for the
-                # later ones as well: so only the first one reports.
+                # Only the first seed reports: Optuna's rules look at the best value so far, and a lucky first
+                # seed would set it for the later ones.
                 if self.two or position or progress is None or progress.validation_metric is None:
                     return
-                reached = progress.validation_loss if self.search.by == "loss" else progress.validation_metric
-                assert reached is not None
-                trial.report(reached, progress.epoch)
-                # After the last epoch there is nothing left to save.
+                by_loss = self.search.by == "loss"
+                value = progress.validation_loss if by_loss else progress.validation_metric
+                assert value is not None
+                trial.report(value, progress.epoch)
+                # Pruning after the last epoch would save nothing.
                 if progress.step < progress.steps and trial.should_prune():
                     raise Pruned
 
@@ -375,34 +374,29 @@ class RankSearch:
     def finish(self, nested: Nested) -> SearchResult:
         """Searches, then compares the best point with the heuristic, within the budget, on the suite's seeds.
 
-        Both get the rates and the scale of the best point where these were searched.
+        Both have the rates and the scale of the best point if these were searched.
         """
         self.run(nested)
-        found = self.result()
-        nested.keep(found)
-        if found.best is not None:
-            setting = Setting.model_validate({axis: getattr(found.best, axis) for axis in self.search.grids})
+        result = self.result()
+        nested.keep(result)
+        if result.best is not None:
+            setting = Setting.model_validate({axis: getattr(result.best, axis) for axis in self.search.grids})
             method = self.cell.method
             assert method.size
-            vectors = {
-                "best of the search": found.best.ranks,
-                "heuristic": self.space.affordable(method.size),
+            methods = {
+                "best of the search": method.with_size(result.best.ranks),
+                "heuristic": method.with_size(self.space.affordable(method.size)),
             }
-            labelled = {label: method.with_size(ranks) for label, ranks in vectors.items()}
-            found = found.model_copy(update={"final": nested.compare(labelled, setting=setting)})
-            nested.keep(found)
-        return found
+            result = result.model_copy(update={"final": nested.compare(methods, setting=setting)})
+            nested.keep(result)
+        return result
 
     def result(self) -> SearchResult:
-        """What the search found, before the final trials."""
+        """The result of the search before the final trials."""
         points = [self._point(trial) for trial in self._trials() if trial.state in DONE]
         complete = [(point, merit) for point in points if (merit := self._merit(point)) is not None]
-        # The smaller of equally good ones, then the earlier.
-        best = min(
-            complete,
-            key=lambda p: (-p[1], p[0].parameters, p[0].number),
-            default=(None, 0.0),
-        )[0]
+        # Among equals the smaller point is best, then the earlier.
+        ranked = sorted(complete, key=lambda entry: (-entry[1], entry[0].parameters, entry[0].number))
         return SearchResult(
             **about(self.cell),
             name=self.name,
@@ -413,11 +407,11 @@ class RankSearch:
             trials=tuple(points),
             pareto=tuple(t.number for t in self._study.best_trials) if self.two and complete else (),
             importance=importances(self.space.names, [(p.ranks, merit) for p, merit in complete]),
-            best=best,
+            best=ranked[0][0] if ranked else None,
         )
 
     def _merit(self, point: SearchPoint) -> float | None:
-        """What points are ranked by, more being better; None of a point that is not complete."""
+        """The number that ranks a point, larger being better. None if the point is not complete."""
         value = point.value if self.search.by == "score" else point.loss
         return None if value is None else self.sign * comparable(value)
 
@@ -425,7 +419,7 @@ class RankSearch:
         point, attributes = Point.of(trial.user_attrs["key"]), trial.user_attrs
         trials = attributes["trials"]
         state = PointState.FAILED if "failure" in attributes else PointState[trial.state.name]
-        # An earlier version went by the score, and stored it as the value alone.
+        # An earlier version ranks by the score, and stores it as the value alone.
         result = trial.values[0] if state == PointState.COMPLETE else None
         return SearchPoint(
             number=trial.number,

@@ -139,7 +139,7 @@ def search(storage: optuna.storages.BaseStorage, changes: dict[str, Any]) -> Ran
     [
         ({"budgets": [{"isoparameters": 3}]}, "budget is 768 in it and 1152 here"),
         ({"search": {"trials": 6, "modes": ["input"]}}, r"modes is \['input', .* in it and \['input'\] here"),
-        ({"search": {"trials": 6, "lr": [1e-3]}}, r"lr grid is not there in it and \[0.001\] here"),
+        ({"search": {"trials": 6, "lr": [1e-3]}}, r"lr grid is absent in it and \[0.001\] here"),
         ({"search": {"trials": 6, "seeds": [5]}}, r"seeds is \[1000\] in it and \[5\] here"),
         ({"search": {"trials": 6, "epochs": 1}}, "recipe.epochs is 2 in it and 1 here"),
         ({"search": {"trials": 6, "objectives": "metric and parameters"}}, "objectives is metric in it"),
@@ -240,10 +240,10 @@ def test_two_objectives_give_a_front(tmp_path: Path, new_store: NewStore, call: 
         ({"search": {"trials": 3, "seed": 2**32}}, "search.seed: .*less than or equal to 2147483648"),
         (
             {"search": {"trials": 3}, "methods": [{"method": "lora", "each": {"rank": [2, 4]}}]},
-            "own size' is 2 rows that only their ranks tell apart",
+            "own size' names 2 rows",
         ),
         ({"search": None}, "no section 'search'"),
-        ({"search": None, "allocation": {}, "methods": ["lora"]}, "no modes among which to share"),
+        ({"search": None, "allocation": {}, "methods": ["lora"]}, "method 'LoRA'"),
         (
             {"search": None, "allocation": {"isorank": 8}},
             "at rank 8 throughout has .* parameters, more than the 755",
