@@ -31,8 +31,8 @@ from methods import UserError
 
 if TYPE_CHECKING:
     # Neither is imported unless it is needed: MLflow and Optuna take seconds.
-    from bench.store.records import Record
     from bench.store.store import Store
+    from bench.wire.record import Record
 
 #: How wide the square weight is by which the machine's pace is taken, for how many positions and how often.
 WIDTH, POSITIONS, ROUNDS = 768, 1024, 3
@@ -68,7 +68,7 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
     if opened is not None:
         from bench.search.tuning import with_choices
         from bench.store.changed_trials import changed_trials
-        from bench.store.records import latest
+        from bench.wire.record import latest
 
         records, plan = opened.records(), with_choices(plan, opened)
         notes += changed_trials(plan, opened, records)

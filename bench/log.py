@@ -16,10 +16,9 @@ from bench.plan.rows import Plan
 from bench.run import Audience
 from bench.search.allocation import RankAllocation
 from bench.search.study import RankSearch
-from bench.store.records import Record
 from bench.wire.found import AllocationResult, SearchResult
-from bench.wire.trial import Ending, Progress
-from bench.wire.words import Phase
+from bench.wire.record import Progress, Record
+from bench.wire.words import Phase, Tag
 from methods import UserError
 
 
@@ -130,9 +129,10 @@ def _progress(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _ending(ending: Ending) -> dict[str, Any]:
+def _ending(ending: Record) -> dict[str, Any]:
     metrics = {name: _finite(value) for name, value in ending.metrics.items()}
-    return {"failure": ending.reason, "message": ending.message, "metrics": metrics}
+    reason = ending.tag(Tag.FAILURE) or None
+    return {"failure": reason, "message": ending.tag(Tag.FAILURE_MESSAGE), "metrics": metrics}
 
 
 def _finite(value: float | None) -> float | None:

@@ -29,12 +29,12 @@ from bench.search.study import RankSearch
 from bench.search.tuning import with_choices
 from bench.store import DEFAULT_STORE
 from bench.store.changed_trials import changed_trials
-from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.suite.choosing import Allocation, Search
 from bench.suite.load import load_suite
 from bench.suite.suite import Limit, Suite
 from bench.wire.found import AllocationResult, SearchResult, Tried
+from bench.wire.record import Record, latest
 from bench.wire.words import Kind, Phase, Status, Tag
 from methods import UserError
 from methods.validation import validate

@@ -8,8 +8,8 @@ from itertools import groupby
 
 import numpy as np
 
-from bench.store.records import Record, scores
 from bench.wire.found import FOUND, AllocationResult, ComponentWorth, Found, Redundancy, SearchResult, Tried
+from bench.wire.record import Record, scores
 from bench.wire.words import Artifact, Tag
 from reports.study import OWN_SIZE, Experiment, Study
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.metrics import direction
-from bench.store.records import Record
 from bench.wire.found import SearchResult
 from bench.wire.measures import Measure
+from bench.wire.record import Record
 from bench.wire.words import By, Status, Tag
 from methods.errors import first_few
 from reports import ablation

@@ -11,8 +11,8 @@ import numpy as np
 from scipy import stats
 
 from bench.metrics import METRICS, Metric, direction
-from bench.store.records import Record
 from bench.wire.plan import Tuned
+from bench.wire.record import Record
 from bench.wire.words import Status, Tag
 from methods import UserError
 from reports.inference.intervals import LEVEL, RESOLUTION

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bench.metrics import bounds
-from bench.store.records import Record
+from bench.wire.record import Record
 from bench.wire.words import Tag
 from reports.inference.crossed import (
     OnSetting,

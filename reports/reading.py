@@ -17,10 +17,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from bench.metrics import bounds
 from bench.store.connect import BROKEN_STORE, shown_uri
 from bench.store.plugins import changed_plugins
-from bench.store.records import Record, latest
 from bench.store.results import open_results
 from bench.store.source import Source
 from bench.wire.measures import Measure
+from bench.wire.record import Record, latest
 from bench.wire.words import Kind, Status, Tag
 from methods import UserError
 from methods.errors import shown

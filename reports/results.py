@@ -12,9 +12,9 @@ import pandas as pd
 from pyarrow import ArrowException
 
 from bench.store import DEFAULT_STORE
-from bench.store.records import Record, latest
 from bench.wire.measures import Measure
 from bench.wire.predictions import frame_of, numbered
+from bench.wire.record import Record, latest
 from bench.wire.words import OWN_SIZE, Artifact, Tag
 from methods import UserError
 from reports import reading

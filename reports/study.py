@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from bench.metrics import METRICS, direction
-from bench.store.records import Record
 from bench.store.source import Source
 from bench.wire.plan import PlannedRow, PlannedTrial, StudyPlan, Tuned
+from bench.wire.record import Record
 from bench.wire.splits import SplitSizes
 from bench.wire.words import OWN_SIZE, Status
 from reports.inference.intervals import Array

@@ -29,7 +29,7 @@ from bench.training.loop import Evaluation, Trained
 from bench.training.trial import Outcome
 from bench.wire.found import SearchResult
 from bench.wire.measures import Measure
-from bench.wire.trial import Progress
+from bench.wire.record import Progress
 from bench.wire.words import Status, Tag
 
 #: Measures by which reports warn of a training.

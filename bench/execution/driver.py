@@ -23,12 +23,11 @@ from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError, shown_uri
 from bench.store.outbox import Outbox
-from bench.store.records import latest
 from bench.store.store import Store
 from bench.store.writer import TrialRun, begin_trial
 from bench.training.seeding import stream_seeds
+from bench.wire.record import Record, latest
 from bench.wire.start import Start
-from bench.wire.trial import Ending
 from bench.wire.words import Status, Tag
 
 Answer = TypeVar("Answer")
@@ -297,11 +296,11 @@ class _Driving:
             streams=stream_seeds(trial.seed) | ({} if split is None else {"split": split}),
         )
 
-    def _end(self, trial: Trial, run: TrialRun, ending: Ending) -> None:
+    def _end(self, trial: Trial, run: TrialRun, ending: Record) -> None:
         sent = self._deliver(run, partial(run.end, ending))
         del self.running[trial.id]
         self.limits.learn(trial, ending)
-        if ending.status == "lost" and self.retries.another(trial.id):
+        if ending.status == Status.KILLED and self.retries.another(trial.id):
             # Its claim stays, so that no other driver takes it while it waits.
             self.queue.insert(0, trial)
         else:

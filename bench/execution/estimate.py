@@ -25,8 +25,8 @@ from methods import METHODS, Geometry, UserError
 
 if TYPE_CHECKING:
     # Its import takes seconds, and a plan without a store needs none of it.
-    from bench.store.records import Record
     from bench.store.store import Store
+    from bench.wire.record import Record
 
 #: Training examples of a task that does not state its sizes.
 UNKNOWN_SIZE = 10_000

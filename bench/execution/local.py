@@ -42,7 +42,7 @@ from bench.process.visible import visible
 from bench.training.loop import Pruned
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Resources
-from bench.wire.trial import Progress, lost
+from bench.wire.record import Progress, lost
 from methods import UserError
 
 if TYPE_CHECKING:

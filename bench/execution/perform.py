@@ -20,9 +20,18 @@ from bench.training.loop import Diverged, Pruned
 from bench.training.measure import libraries, provenance
 from bench.training.numerics import check_precision
 from bench.training.trial import Resources, run_trial
-from bench.wire.trial import End, Ending, Failure, Progress, failed
-from bench.wire.words import Tag
+from bench.wire.record import Failure, Progress, Record, failed
+from bench.wire.words import Status, Tag
 from methods import UserError
+
+#: The kinds of events at which a trial ends, by its status. A lost one may run again.
+End = Literal["finished", "failed", "pruned", "lost"]
+ENDS: dict[Status, End] = {
+    Status.FINISHED: "finished",
+    Status.FAILED: "failed",
+    Status.PRUNED: "pruned",
+    Status.KILLED: "lost",
+}
 
 #: How libraries say so in a RuntimeError: torch on a CPU, C++, cuBLAS.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
@@ -41,7 +50,7 @@ class Event:
     #: The version of every package of the worker, likewise.
     libraries: dict[str, str] | None = None
     progress: Progress | None = None
-    ending: Ending | None = None
+    ending: Record | None = None
     silence: Silence | None = None
 
 
@@ -55,8 +64,8 @@ def started(trial: Trial, worker: str, resources: Resources) -> Event:
     return Event(trial, "started", worker, provenance=found, libraries=libraries())
 
 
-def ended(trial: Trial, worker: str, ending: Ending) -> Event:
-    return Event(trial, ending.status, worker, ending=ending)
+def ended(trial: Trial, worker: str, ending: Record) -> Event:
+    return Event(trial, ENDS[ending.status], worker, ending=ending)
 
 
 def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
@@ -134,7 +143,7 @@ def perform(
     resources: Resources,
     report: Callable[[Progress], None],
     interrupts: tuple[type[BaseException], ...] = (),
-) -> Ending:
+) -> Record:
     """Runs a trial, and whatever goes wrong with it becomes its ending: also an attempt to end the program.
 
     Where memory runs out and the resources' `saving` says so, it begins again with smaller micro-batches,
@@ -145,7 +154,7 @@ def perform(
     news = _News(report)
     ending = _attempt(trial, resources, news, interrupts)
     try:
-        while ending.reason == "out of memory":
+        while ending.tag(Tag.FAILURE) == "out of memory":
             size = trial.recipe.batch_size
             smaller = resources.saving.smaller(size)
             if smaller is None:
@@ -189,7 +198,7 @@ def _attempt(
     resources: Resources,
     report: Callable[[Progress], None],
     interrupts: tuple[type[BaseException], ...],
-) -> Ending:
+) -> Record:
     #: What the listener raised, which is no failure of the trial.
     told: BaseException | None = None
 
@@ -205,7 +214,7 @@ def _attempt(
     try:
         return finished(run_trial(trial, resources, watched))
     except Pruned:
-        ending = Ending("pruned")
+        ending = Record(status=Status.PRUNED)
     except Diverged as error:
         ending = failed("diverged", str(error), traceback.format_exc())
     except (torch.OutOfMemoryError, MemoryError) as error:

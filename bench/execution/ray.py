@@ -33,7 +33,7 @@ from bench.plan.trial import Trial
 from bench.training.loop import Pruned
 from bench.training.saving import Saving
 from bench.training.trial import Resources
-from bench.wire.trial import Progress, lost
+from bench.wire.record import Progress, lost
 from methods import UserError
 from methods.errors import cut
 

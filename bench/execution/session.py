@@ -13,10 +13,10 @@ from typing import Literal
 from bench.plan.rows import Plan
 from bench.store.claims import Claims
 from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError
-from bench.store.outbox import Outbox, UnreadableLetterError
+from bench.store.outbox import Outbox, UnreadableRecordError
 from bench.store.plugins import changed_plugins
-from bench.store.records import Record
 from bench.store.store import Store
+from bench.wire.record import Record
 from bench.wire.words import Status
 from methods import UserError
 
@@ -112,7 +112,7 @@ def _sent(kept: Path, store: Store, claims: Claims) -> bool:
         try:
             Outbox.send(kept, store.send)
             return True
-        except (StoreRefusedError, UnreadableLetterError) as error:
+        except (StoreRefusedError, UnreadableRecordError) as error:
             put_aside(error, Outbox.refuse(kept))
             return False
         except StoreError as error:

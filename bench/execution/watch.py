@@ -6,17 +6,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
 
 from bench.execution.estimate import seconds_per_step, step_count, workloads
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.wire.measures import Measure
-from bench.wire.trial import Ending
-
-if TYPE_CHECKING:
-    # Its import takes seconds, and a plan without a store needs none of it.
-    from bench.store.records import Record
+from bench.wire.record import Record
+from bench.wire.words import Status
 
 #: Seconds between two signs of life of a worker that runs a trial.
 BEAT = 5.0
@@ -110,10 +106,10 @@ class Limits:
             return None
         return max(LEAST, float(self._timeout.removesuffix("x")) * step_count(trial) * median(paces))
 
-    def learn(self, trial: Trial, ending: Ending) -> None:
+    def learn(self, trial: Trial, ending: Record) -> None:
         """Takes in how long a trial took."""
         seconds, steps = ending.metrics.get(Measure.SECONDS), ending.metrics.get(Measure.STEPS)
-        if ending.status == "finished" and seconds and steps:
+        if ending.status == Status.FINISHED and seconds and steps:
             self._paces.setdefault(self._workloads[trial.id], []).append(seconds / steps)
 
 

@@ -10,8 +10,8 @@ from bench.export.answers import Answers, stored_answers
 from bench.export.write import Doubt, Exported, write_export
 from bench.inputs import TextInput
 from bench.process.outputs import output_folder
+from bench.store.artifacts import ChangedError
 from bench.store.trained import StoredTrial, stored_trial
-from bench.store.verified import ChangedError
 from bench.wire.measures import Measure
 from bench.wire.words import Tag
 from methods import UserError

@@ -9,9 +9,9 @@ from bench.plan.cells import Cell
 from bench.search.importance import importances
 from bench.search.nested import Nested, about, tried
 from bench.search.space import Ranks, RankSpace
-from bench.store.records import comparable, results
 from bench.suite.choosing import Allocation
 from bench.wire.found import AllocationPoint, AllocationResult, Tried
+from bench.wire.record import comparable, results
 from methods import UserError
 
 

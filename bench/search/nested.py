@@ -15,8 +15,8 @@ from bench.execution.session import CLOSING, Session, within
 from bench.plan.cells import Cell
 from bench.plan.rows import Plan, Row
 from bench.plan.trial import Trial
-from bench.store.records import Record, latest
 from bench.wire.found import FOUND, Finalist, Found
+from bench.wire.record import Record, latest
 from bench.wire.words import OWN_SIZE, Kind, Phase, Status, Tag
 from methods import Method
 

@@ -14,12 +14,12 @@ from bench.plan.cells import MANTISSA, Cell
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.process.files import written_whole
-from bench.store.records import Record, scores
 from bench.suite.choosing import Centres, HeadRates, Lengths, Pilot
 from bench.suite.rows import NAME, NAME_RULE
 from bench.suite.suite import Suite
 from bench.suite.yaml_text import parse, written
 from bench.wire.measures import Measure
+from bench.wire.record import Record, scores
 from methods import UnknownNameError, UserError
 from methods.errors import shown
 from methods.validation import validate

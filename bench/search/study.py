@@ -27,11 +27,11 @@ from bench.search.importance import importances
 from bench.search.nested import Nested, about
 from bench.search.space import Ranks, RankSpace
 from bench.store.connect import shown_uri
-from bench.store.records import Record, comparable, latest, results
 from bench.suite.choosing import Search
 from bench.suite.recipe import Recipe
 from bench.training.loop import Pruned
 from bench.wire.found import SearchPoint, SearchResult
+from bench.wire.record import Record, comparable, latest, results
 from bench.wire.words import PointState, Tag
 from methods import UserError
 from methods.validation import earlier

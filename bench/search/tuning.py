@@ -7,9 +7,9 @@ from statistics import fmean
 
 from bench.metrics import METRICS
 from bench.plan.rows import Candidate, Choice, Plan, Row
-from bench.store.records import Record, comparable, latest, results
 from bench.store.store import Store
 from bench.wire.plan import StoredPlan, Tuned
+from bench.wire.record import Record, comparable, latest, results
 from bench.wire.words import By
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from bench.backbones import BackboneSpec
 from bench.plan.trial import Trial
 from bench.store.pack.reading import Packed
-from bench.store.records import Record
 from bench.store.source import Source
 from bench.suite.rows import TaskRow
 from bench.tasks.description import Description
+from bench.wire.record import Record
 from bench.wire.words import Tag
 from methods import UserError
 

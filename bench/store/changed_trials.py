@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
-from bench.store.records import Record, latest
 from bench.store.source import Source
+from bench.wire.record import Record, latest
 from bench.wire.start import StoredConfig
 from bench.wire.words import Artifact, Status, Tag
 from methods import UserError

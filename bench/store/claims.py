@@ -21,9 +21,9 @@ from mlflow.exceptions import MlflowException
 
 from bench.process.alive import dead, owner
 from bench.store.connect import StoreError, insisting
-from bench.store.records import Record, latest
-from bench.store.runs import PAGE, every_page
+from bench.store.queries import PAGE, every_page
 from bench.store.store import Store
+from bench.wire.record import Record, latest
 from bench.wire.words import Status, Tag
 
 #: What the names of claims begin with, and the keys of signs.

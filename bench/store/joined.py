@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from bench.store.artifacts import as_json
 from bench.store.merging import (
     brings_adapter,
     brings_more,
@@ -13,11 +14,10 @@ from bench.store.merging import (
     refuse_other_result,
     refuse_other_scores,
 )
-from bench.store.records import Record, latest
-from bench.store.runs import as_json
 from bench.store.source import Source
 from bench.wire.found import FOUND
 from bench.wire.plan import StoredPlan
+from bench.wire.record import Record, latest
 from bench.wire.words import Artifact, Kind, Tag
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bench.store.claims import EXPIRY, Claims
 from bench.store.outbox import Outbox
-from bench.store.records import Record
 from bench.store.store import Store
+from bench.wire.record import Record
 
 #: Seconds between two looks at the signs of drivers.
 LOOK = 0.5

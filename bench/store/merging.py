@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.store.connect import shown_uri
-from bench.store.records import Record
 from bench.store.source import Source
 from bench.wire.found import FOUND, AllocationResult, SearchResult
 from bench.wire.plan import PlannedRow, PlannedTrial, StoredPlan, StudyPlan
+from bench.wire.record import Record
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import shown

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -21,39 +21,23 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.process.files import remove, written_whole
+from bench.wire.record import Point, Record
 from bench.wire.text import all_storable
-from bench.wire.words import Artifact, EndStatus
+from bench.wire.words import Artifact, Status
 from methods import UserError
 
 #: The name of the folder of records that the store does not take.
 REFUSED = "refused"
 
+#: The files of a record's content, and of one that an earlier version left.
+RECORD, LETTER = "record.json", "letter.json"
+
 #: Names of records. What is being written or removed begins with a dot.
 WHOLE = "[!.]*"
 
 
-@dataclass
-class Letter:
-    """What the run of a trial still lacks in the store."""
-
-    experiment_id: str
-    run_id: str
-    trial_id: str
-    params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    #: Artifacts that are text, by name.
-    texts: dict[str, str] = field(default_factory=dict)
-    #: Key, value, milliseconds since the epoch, step.
-    metrics: list[tuple[str, float, int, int]] = field(default_factory=list)
-    #: MLflow's status at the end, and when that was (milliseconds since the epoch); None before.
-    status: EndStatus | None = None
-    ended: int | None = None
-
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
-
-
-class UnreadableLetterError(UserError):
-    """What lies in the outbox is no letter, or one of another version."""
+class UnreadableRecordError(UserError):
+    """What lies in the outbox is no record, or one of another version."""
 
 
 class Outbox:
@@ -66,35 +50,36 @@ class Outbox:
         self._folder = folder
         self._own = folder / _name_of(os.getpid())
 
-    def keep(self, letter: Letter, files: Mapping[Artifact, bytes]) -> Path:
+    def keep(self, record: Record) -> Path:
         """Puts a whole record on disk and returns its folder. Raises OSError if the disk does not take it."""
         self._own.mkdir(parents=True, exist_ok=True)
         if self._own not in self._locks:
             self._locks[self._own] = FileLock(_lock_of(self._own))
             self._locks[self._own].acquire(timeout=5)
-        kept = self._own / letter.run_id
+        kept = self._own / record.run_id
         with written_whole(kept) as unfinished:
             (unfinished / "files").mkdir(parents=True)
-            for name, content in files.items():
+            for name, content in record.files.items():
                 (unfinished / "files" / name).write_bytes(content)
-            (unfinished / "letter.json").write_text(json.dumps(asdict(letter)), encoding="utf-8")
+            content = _RECORD.dump_python(record, exclude={"files", "artifacts"})
+            (unfinished / RECORD).write_text(json.dumps(all_storable(content)), encoding="utf-8")
         return kept
 
     @staticmethod
-    def send(kept: Path, send: Callable[[Letter, Path], None]) -> None:
+    def send(kept: Path, send: Callable[[Record, Path], None]) -> None:
         """Sends a record and forgets it once all of it has arrived. Sending one twice does no harm.
 
-        Raises UnreadableLetterError where the folder holds none.
+        Raises UnreadableRecordError where the folder holds none.
         """
         if not kept.exists():
             return
-        letter = _read(kept)
+        record = _read(kept)
         try:
-            send(letter, kept / "files")
+            send(record, kept / "files")
         except UserError:
             raise
-        except Exception as error:  # of a letter that was damaged anything may come
-            raise UnreadableLetterError(f"{kept / 'letter.json'} cannot be sent: {error!r}") from error
+        except Exception as error:  # of a record that was damaged anything may come
+            raise UnreadableRecordError(f"the record in {kept} cannot be sent: {error!r}") from error
         try:
             # Under its name there is all of it or nothing, also where this process dies in the middle.
             sent = kept.rename(kept.with_name(f".{kept.name}"))
@@ -162,18 +147,51 @@ def _lock_of(folder: Path) -> Path:
     return folder.with_suffix(".lock")
 
 
-def _read(kept: Path) -> Letter:
-    """The letter of a record. Raises UnreadableLetterError where its folder holds none, or not all of it."""
+def _read(kept: Path) -> Record:
+    """The record in a folder. Raises UnreadableRecordError where it holds none, or not all of it."""
     try:
-        content = json.loads((kept / "letter.json").read_text(encoding="utf-8"))
         if not (kept / "files").is_dir():
             raise ValueError("the folder of its files is not there")
-        return _LETTER.validate_python(all_storable(content))
+        file = kept / LETTER if (kept / LETTER).exists() else kept / RECORD
+        content = all_storable(json.loads(file.read_text(encoding="utf-8")))
+        if file.name == LETTER:
+            return _LETTER.validate_python(content).record(kept / "files")
+        return _RECORD.validate_python(content)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise UnreadableLetterError(f"{kept / 'letter.json'} cannot be read: {wrong}") from error
+        raise UnreadableRecordError(f"the record in {kept} cannot be read: {wrong}") from error
     except (ValueError, RecursionError, OSError) as error:
-        raise UnreadableLetterError(f"{kept / 'letter.json'} cannot be read: {error}") from error
+        raise UnreadableRecordError(f"the record in {kept} cannot be read: {error}") from error
 
 
-_LETTER = TypeAdapter(Letter)
+@dataclass
+class _Letter:
+    """The form in which versions up to 0.1 left a record."""
+
+    run_id: str
+    trial_id: str
+    experiment_id: str = ""
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    texts: dict[Artifact, str] = field(default_factory=dict)
+    metrics: list[Point] = field(default_factory=list)
+    status: Status | None = None
+    ended: int | None = None
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    def record(self, files: Path) -> Record:
+        """The same as a record, whose texts are written beside its other artifacts."""
+        for name, text in self.texts.items():
+            (files / name).write_text(text, encoding="utf-8")
+        return Record(
+            self.run_id,
+            self.trial_id,
+            self.status or Status.RUNNING,
+            tags=self.tags,
+            ended=self.ended,
+            points=tuple(self.metrics),
+        )
+
+
+_RECORD, _LETTER = TypeAdapter(Record), TypeAdapter(_Letter)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from bench.backbones import BACKBONES
 from bench.metrics import METRICS
 from bench.plan.trial import Trial
-from bench.store.records import Record
 from bench.tasks import TASKS
+from bench.wire.record import Record
 from bench.wire.words import Status, Tag
 from methods import METHODS
 

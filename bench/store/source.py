@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
-from bench.store.records import Record
-from bench.store.runs import broken
+from bench.store.artifacts import broken
 from bench.suite.choosing import Tuning
 from bench.suite.recipe import Recipe
 from bench.wire import Wired
 from bench.wire.plan import PlannedRow, StoredPlan, StoredSuite
+from bench.wire.record import Record
 from bench.wire.words import Artifact, Kind
 from methods import UserError
 from methods.validation import earlier, explained

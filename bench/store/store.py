@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import unquote, urlparse
 
 from mlflow.artifacts import download_artifacts
@@ -15,6 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from bench.plan.rows import Plan
 from bench.process.alive import owner
+from bench.store.artifacts import check_content, keep_files, keep_json
 from bench.store.connect import (
     BROKEN_STORE,
     SQLITE,
@@ -28,15 +31,12 @@ from bench.store.connect import (
     storing,
 )
 from bench.store.moved import artifacts_of
-from bench.store.outbox import Letter
-from bench.store.records import Record
-from bench.store.runs import experiments, find_runs, keep_files, keep_json
+from bench.store.queries import experiments, find_runs, read_curves, read_tables
 from bench.store.source import CURVE, Source
-from bench.store.tables import read_curves, read_tables
-from bench.store.verified import check_content
 from bench.suite.lock import stored_suite
 from bench.wire import Wired
 from bench.wire.pack import CURVES_BEGIN
+from bench.wire.record import Point, Record
 from bench.wire.text import all_storable, run_name
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
@@ -48,8 +48,13 @@ if TYPE_CHECKING:
 #: MLflow's limits for one request.
 MOST_METRICS, MOST_PARAMS = 1000, 100
 
+#: What MLflow takes as a part of a parameter's name.
+PLAIN_KEY = re.compile(r"[\w.\- ]{1,80}")
+
 #: How many histories are asked for at once.
 READERS = 8
+
+Item = TypeVar("Item")
 
 
 class Store(Source):
@@ -161,7 +166,7 @@ class Store(Source):
     @insisting
     def _find(self, kind: Kind, more: str = "") -> list[Record]:
         condition = f"tags.{Tag.KIND} = '{kind}'{more}"
-        return [Record.of(run) for run in find_runs(self.client, [self.experiment.experiment_id], condition)]
+        return find_runs(self.client, [self.experiment.experiment_id], condition)
 
     def artifact(self, record: Record, name: Artifact) -> Path | None:
         """An artifact as a local file; None where the run has none of that name.
@@ -288,47 +293,78 @@ class Store(Source):
         self.client.log_artifacts(run_id, str(folder), where)
 
     @insisting
-    def send(self, letter: Letter, folder: Path | None = None) -> None:
-        """Writes what a letter holds, and takes out of it what has arrived; sending one twice does no harm.
+    def send(self, record: Record, folder: Path | None = None) -> None:
+        """Writes what a record holds; to send one twice does no harm.
 
-        `folder` holds the artifacts. A status that ends the run is written last, after everything else. Of
-        several finished runs of a trial the first that has its adapter counts, and the others are marked as
-        duplicates.
+        `folder` holds its artifacts. The status of a run that has ended is written last, after everything
+        else. Of several finished runs of a trial the first that has its adapter counts, and the others are
+        marked as duplicates.
         """
-        client, run_id = self.client, letter.run_id
-        for part in ("params", "tags", "texts"):
-            setattr(letter, part, all_storable(getattr(letter, part)))
-        while letter.params:
-            some = dict(list(letter.params.items())[:MOST_PARAMS])
-            client.log_batch(run_id, params=[Param(key, value) for key, value in some.items()])
-            letter.params = {key: value for key, value in letter.params.items() if key not in some}
-        while letter.metrics:
-            sent = letter.metrics[:MOST_METRICS]
-            client.log_batch(run_id, metrics=[Metric(key, value, at, step) for key, value, at, step in sent])
-            del letter.metrics[: len(sent)]
-        while letter.texts:
-            name, text = next(iter(letter.texts.items()))
-            client.log_text(run_id, text, name)
-            del letter.texts[name]
-        tags = dict(letter.tags)
-        # A search, an allocation and a suite are no trial, of which there could be another run.
-        if letter.status == Status.FINISHED and letter.trial_id:
-            runs = self.records(trial_id=letter.trial_id)
-            others = [run for run in runs if run.status == Status.FINISHED and run.run_id != run_id]
-            brings = folder is not None and (folder / Artifact.ADAPTER).exists()
-            if others and brings and not any(self.has(other, Artifact.ADAPTER) for other in others):
-                # They came in packs without adapters.
-                for other in others:
-                    client.set_tag(other.run_id, Tag.DUPLICATE, YES)
-            elif others:
-                tags[Tag.DUPLICATE] = YES
+        client, run_id, ended = self.client, record.run_id, record.ended
+        config = None if folder is None else folder / Artifact.CONFIG
+        params = parameters(config.read_bytes()) if config is not None and config.exists() else {}
+        for some in _parts([Param(*param) for param in params.items()], MOST_PARAMS):
+            client.log_batch(run_id, params=some)
+        single = (item for item in record.metrics.items() if not item[0].startswith(CURVES_BEGIN))
+        points = [*record.points, *(Point(key, value, ended or 0, 0) for key, value in single)]
+        for some in _parts([Metric(*point) for point in points], MOST_METRICS):
+            client.log_batch(run_id, metrics=some)
+        tags = all_storable(record.tags)
+        if record.status == Status.PRUNED:
+            tags[Tag.PRUNED] = YES
+        if record.status == Status.FINISHED and self._is_duplicate(record, folder):
+            tags[Tag.DUPLICATE] = YES
         if tags:
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-            letter.tags = {}
         if folder is not None and any(folder.iterdir()):
             keep_files(client, run_id, folder)
-        if letter.status:
-            client.set_terminated(run_id, letter.status, letter.ended)
+        if record.status != Status.RUNNING:
+            client.set_terminated(run_id, record.status.ended, ended)
+
+    def _is_duplicate(self, record: Record, folder: Path | None) -> bool:
+        """Whether another finished run of the trial counts.
+
+        One that came in a pack without its adapter does not, if this one has it: then that one is marked.
+        """
+        # A search, an allocation and a suite are no trial, of which there could be another run.
+        if not record.trial_id:
+            return False
+        runs = self.records(trial_id=record.trial_id)
+        earlier = [run for run in runs if run.status == Status.FINISHED and run.run_id != record.run_id]
+        brings = folder is not None and (folder / Artifact.ADAPTER).exists()
+        if not brings or any(self.has(run, Artifact.ADAPTER) for run in earlier):
+            return bool(earlier)
+        for run in earlier:
+            self.client.set_tag(run.run_id, Tag.DUPLICATE, YES)
+        return False
+
+
+def _parts(items: list[Item], most: int) -> Iterator[list[Item]]:
+    """The items in lists of at most so many."""
+    return (items[start : start + most] for start in range(0, len(items), most))
+
+
+def parameters(config: bytes) -> dict[str, str]:
+    """The parameters that MLflow shows of a `config.json`; none for one that is not of its form."""
+    try:
+        trial = json.loads(config).get("trial")
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    return all_storable(_flat(trial)) if isinstance(trial, dict) else {}
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """A trial's configuration, with dots in the keys of what is nested.
+
+    A mapping with keys that are no name of a parameter, classes of a user's say, is one value.
+    """
+    values: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and all(map(PLAIN_KEY.fullmatch, value)):
+            values |= _flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = str(value)
+    return values
 
 
 def _not_deleted(experiment: Experiment, uri: str) -> Experiment:

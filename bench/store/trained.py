@@ -21,12 +21,12 @@ from bench.backbones import LoadedBackbone, load
 from bench.backbones.verbalizer import put_head
 from bench.plan.trial import Trial
 from bench.store.access import Access, is_foreign
+from bench.store.artifacts import broken, check_content, hashes
 from bench.store.connect import BROKEN_STORE, connect, shown_uri
-from bench.store.records import Record, latest
-from bench.store.runs import broken, experiments, find_runs
+from bench.store.queries import experiments, find_runs
 from bench.store.store import Store
-from bench.store.verified import check_content, hashes
 from bench.wire import Wired
+from bench.wire.record import Record, latest
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import Adapter, Method, UserError, from_identity
 from methods.validation import explained
@@ -142,7 +142,7 @@ def _find(client: MlflowClient, run: str) -> Record:
     Of the runs of one trial, its id means the one that counts.
     """
     every = [experiment.experiment_id for experiment in experiments(client)]
-    records = [Record.of(found) for found in find_runs(client, every, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")]
+    records = find_runs(client, every, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")
     start = run.strip().lower()
     by_run = [r for r in records if start and (r.run_id.startswith(start) or r.origin.startswith(start))]
     trials = latest(record for record in records if start and record.trial_id.startswith(start))

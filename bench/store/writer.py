@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.plan.rows import Row
@@ -14,17 +15,14 @@ from bench.plan.trial import Trial
 from bench.process.alive import owner
 from bench.process.files import sha256_of
 from bench.store.connect import insisting, storing
-from bench.store.outbox import Letter, Outbox
+from bench.store.outbox import Outbox
 from bench.store.plugins import plugin_sources
 from bench.store.store import Store
 from bench.wire.measures import Measure, validation_key
+from bench.wire.record import Point, Progress, Record
 from bench.wire.start import Start, StoredConfig
 from bench.wire.text import all_storable, run_name
-from bench.wire.trial import Ending, Progress
-from bench.wire.words import PROVENANCE, YES, Artifact, EndStatus, Kind, Status, Tag
-
-#: What MLflow takes as a part of a parameter's name.
-PLAIN_KEY = re.compile(r"[\w.\- ]{1,80}")
+from bench.wire.words import PROVENANCE, YES, Artifact, Kind, Status, Tag
 
 #: Seconds between two writes of a running trial's progress: each write is a transaction.
 PROGRESS_EVERY = 2.0
@@ -74,10 +72,6 @@ def begin_trial(
     return TrialRun(store, run.info.run_id, metric, trial.id)
 
 
-#: MLflow's status of a trial that ended so; the others are killed for MLflow, and tags tell how they ended.
-ENDED: dict[str, EndStatus] = {"finished": Status.FINISHED, "failed": Status.FAILED}
-
-
 class TrialRun:
     """Writes one trial.
 
@@ -89,64 +83,69 @@ class TrialRun:
         self.run_id = run_id
         self._store = store
         self._metric = metric
-        self._letter = Letter(store.experiment.experiment_id, run_id, trial_id)
+        #: What the store lacks.
+        self._pending = Record(run_id, trial_id)
         #: The sha256 of each artifact.
         self._hashes: dict[Artifact, str] = {}
-        #: Where the whole record lies once the trial has ended.
+        #: Where the record lies once the trial has ended.
         self._kept: Path | None = None
-        self._told = -PROGRESS_EVERY
+        self._flushed = -PROGRESS_EVERY
 
     @property
     def ended(self) -> bool:
-        """Whether the whole record is on disk, from where it is sent now or later."""
+        """Whether the record is on disk, from where it is sent now or later."""
         return self._kept is not None
+
+    def _add(self, tags: Mapping[str, str], points: Iterable[Point], files: Mapping[Artifact, bytes]) -> None:
+        pending = self._pending
+        self._hashes |= {name: sha256_of(content) for name, content in files.items()}
+        self._pending = replace(
+            pending,
+            tags={**pending.tags, **tags},
+            points=(*pending.points, *points),
+            files={**pending.files, **files},
+        )
 
     def start(
         self, config: dict[str, Any], provenance: Mapping[str, str], start: Start | None = None
     ) -> None:
-        """Stores the resolved configuration, the provenance that the worker tells, and what was started."""
-        self._letter.params |= flat(config)
-        self._letter.tags |= {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
+        """Stores the resolved configuration, the worker's provenance, and what the trial was started from."""
+        tags = {f"{PROVENANCE}{key}": value for key, value in provenance.items()}
         if start is not None:
-            self._letter.tags[Tag.SUITE_HASH] = start.suite.sha256
+            tags[Tag.SUITE_HASH] = start.suite.sha256
             if start.lock is not None:
-                self._letter.tags[Tag.LOCK_HASH] = start.lock.sha256
+                tags[Tag.LOCK_HASH] = start.lock.sha256
         resolved = StoredConfig(trial=config, provenance=dict(provenance), start=start)
         text = json.dumps(resolved.model_dump(exclude_none=True), indent=1)
-        self._letter.texts[Artifact.CONFIG] = text
-        self._hashes[Artifact.CONFIG] = sha256_of(text.encode())
+        self._add(tags, (), {Artifact.CONFIG: text.encode()})
         self.flush()
 
     def progress(self, progress: Progress) -> None:
-        values: list[tuple[str, float, int]] = [
-            (Measure.TRAIN_LOSS, loss, step) for step, loss in progress.losses
-        ]
-        if progress.validation_metric is not None and progress.validation_loss is not None:
-            values += [
-                (validation_key(self._metric), progress.validation_metric, progress.epoch),
-                (Measure.VALIDATION_LOSS, progress.validation_loss, progress.epoch),
-            ]
         now = _now()
-        self._letter.metrics += [(key, value, now, step) for key, value, step in values]
-        if time.monotonic() >= self._told + PROGRESS_EVERY:
-            self._told = time.monotonic()
+        points = [Point(Measure.TRAIN_LOSS, loss, now, step) for step, loss in progress.losses]
+        if progress.validation_metric is not None and progress.validation_loss is not None:
+            points += [
+                Point(validation_key(self._metric), progress.validation_metric, now, progress.epoch),
+                Point(Measure.VALIDATION_LOSS, progress.validation_loss, now, progress.epoch),
+            ]
+        self._add({}, points, {})
+        if time.monotonic() >= self._flushed + PROGRESS_EVERY:
+            self._flushed = time.monotonic()
             self.flush()
 
-    def end(self, ending: Ending) -> bool:
+    def end(self, ending: Record) -> bool:
         """Puts the whole record on disk, then sends it as `flush` does: from here on nothing is lost."""
-        letter, now = self._letter, _now()
-        letter.metrics += [(key, value, now, 0) for key, value in ending.metrics.items()]
-        letter.tags |= {str(tag): value for tag, value in ending.tags.items()}
-        if ending.reason:
-            letter.tags |= {Tag.FAILURE: ending.reason, Tag.FAILURE_MESSAGE: ending.message}
-        if ending.status == "pruned":
-            letter.tags[Tag.PRUNED] = YES
-        self._hashes |= {name: sha256_of(content) for name, content in ending.files.items()}
-        letter.tags[Tag.HASHES] = json.dumps(self._hashes, sort_keys=True)
-        letter.status = ENDED.get(ending.status, Status.KILLED)
-        letter.ended = now
+        self._add(ending.tags, ending.points, ending.files)
+        hashes = json.dumps(self._hashes, sort_keys=True)
+        record = replace(
+            self._pending,
+            status=ending.status,
+            ended=_now(),
+            tags={**self._pending.tags, Tag.HASHES: hashes},
+            metrics=ending.metrics,
+        )
         with storing():
-            self._kept = Outbox(self._store.outbox).keep(letter, ending.files)
+            self._kept = Outbox(self._store.outbox).keep(record)
         return self.flush()
 
     @insisting
@@ -162,25 +161,15 @@ class TrialRun:
         """Sends what the store still lacks, unless the store is known to be away; returns whether it did."""
         if not self._store.online:
             return False
-        if self._kept is None:
-            self._store.send(self._letter)
-        else:
+        if self._kept is not None:
             Outbox.send(self._kept, self._store.send)
+            return True
+        with TemporaryDirectory() as folder:
+            for name, content in self._pending.files.items():
+                (Path(folder) / name).write_bytes(content)
+            self._store.send(self._pending, Path(folder))
+        self._pending = Record(self.run_id, self._pending.trial_id)
         return True
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """The parameters of a run: a trial's configuration, with dots in the keys of what is nested.
-
-    A mapping with keys that are no name of a parameter, classes of a user's say, is one value.
-    """
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and all(map(PLAIN_KEY.fullmatch, value)):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = str(value)
-    return found
 
 
 def _now() -> int:

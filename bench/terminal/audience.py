@@ -11,11 +11,11 @@ from bench.plan.rows import Plan
 from bench.run import Audience
 from bench.search.allocation import RankAllocation
 from bench.search.study import RankSearch
-from bench.store.records import Record
 from bench.terminal.plans import studies_label
 from bench.terminal.progress import RunDisplay
 from bench.terminal.results import print_allocation, print_search
 from bench.wire.found import AllocationResult, SearchResult
+from bench.wire.record import Record
 from bench.wire.words import Phase
 
 

@@ -20,7 +20,8 @@ from bench.wire.measures import Measure
 if TYPE_CHECKING:
     from bench.execution.perform import Event
     from bench.execution.watch import Silence
-    from bench.wire.trial import Progress
+    from bench.wire.record import Progress
+from bench.wire.words import Status
 
 #: Columns of a terminal from which a line has room for a long bar and for all that a trial tells, ...
 WIDE = 110
@@ -198,7 +199,7 @@ def _ended(name: str, event: Event) -> str:
         return f"[dim]–[/dim] {name}: settled by another driver"
     ending = event.ending
     assert ending is not None
-    if ending.status != "finished":
+    if ending.status != Status.FINISHED:
         return f"[red]✗[/red] {name}: {escape(ending.failure)} {id_}"
     metrics = ending.metrics
     step = f", {metrics[Measure.STEP_MS]:.0f} ms a step" if Measure.STEP_MS in metrics else ""

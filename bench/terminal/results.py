@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench.metrics import direction
-from bench.store.records import Record, scores
 from bench.suite.choosing import AXES
 from bench.terminal.study_results import print_studies
 from bench.terminal.tables import RowTable, fitted, joined, plain_table, print_missed, print_warnings
 from bench.wire.found import AllocationResult, Found, Redundancy, SearchPoint, SearchResult, Tried
+from bench.wire.record import Record, scores
 from bench.wire.words import PointState, Status, Tag
 from reports.cautions import unbeaten
 from reports.inference.intervals import LEAST_SEEDS, t_half

@@ -1,4 +1,4 @@
-"""How a trial ended, in plain values and bytes: what crosses processes, machines and the outbox."""
+"""The record that a finished trial gives: its numbers, tags and artifacts, in plain values and bytes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from safetensors.torch import save
 from bench.training.trial import Outcome
 from bench.wire.measures import Measure
 from bench.wire.predictions import a_class_each
+from bench.wire.record import Record
 from bench.wire.text import storable
-from bench.wire.trial import Ending
-from bench.wire.words import Artifact, Tag
+from bench.wire.words import Artifact, Status, Tag
 
 
-def finished(outcome: Outcome) -> Ending:
+def finished(outcome: Outcome) -> Record:
+    """The record of a trial that finished."""
     trained = outcome.trained
     values: dict[Measure, float | None] = {
         Measure.SCORE: outcome.final.metric,
@@ -52,7 +53,9 @@ def finished(outcome: Outcome) -> Ending:
         values |= outcome.splits.measures
     if outcome.prompts is not None:
         values |= zip((Measure.CUT_PROMPTS, Measure.PROMPTS), outcome.prompts, strict=True)
-    tags = {Tag.CAPABILITIES: json.dumps(known)} if (known := outcome.capabilities) is not None else {}
+    tags: dict[str, str] = {}
+    if outcome.capabilities is not None:
+        tags[Tag.CAPABILITIES] = json.dumps(outcome.capabilities)
     if outcome.final_ranks:
         tags[Tag.FINAL_RANKS] = json.dumps(outcome.final_ranks, separators=(",", ":"))
     if (forgotten := outcome.forgetting) is not None:
@@ -64,11 +67,11 @@ def finished(outcome: Outcome) -> Ending:
         tags[Tag.TEXT] = forgotten.text
     tensors = {f"adapter.{name}": value for name, value in outcome.adapter.items()}
     tensors |= {f"head.{name}": value for name, value in outcome.head.items()}
-    return Ending(
-        "finished",
-        {key: float(value) for key, value in values.items() if value is not None},
-        {Artifact.PREDICTIONS: _predictions(outcome), Artifact.ADAPTER: save(tensors)},
-        tags,
+    return Record(
+        status=Status.FINISHED,
+        tags=tags,
+        metrics={key: float(value) for key, value in values.items() if value is not None},
+        files={Artifact.PREDICTIONS: _predictions(outcome), Artifact.ADAPTER: save(tensors)},
     )
 
 

@@ -23,7 +23,7 @@ from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
 from bench.training.saving import PLAIN, Saving
 from bench.training.seeding import generator
-from bench.wire.trial import Progress
+from bench.wire.record import Progress
 from methods import Adapter, Backbone
 
 #: Examples are sorted by length in pools of this many batches, so that there is little padding and yet a new

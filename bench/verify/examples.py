@@ -15,13 +15,13 @@ import pandas as pd
 
 from bench.metrics import METRICS
 from bench.plan.trial import Trial
-from bench.store.records import Record
 from bench.tasks import TASKS, Objective
 from bench.tasks.base import SPLITS
 from bench.tasks.described import METRIC_OF
 from bench.verify.findings import Examined
 from bench.wire.measures import Measure
 from bench.wire.predictions import numbered
+from bench.wire.record import Record
 
 #: What of a trial's data says which examples a split has, whatever the backbone reads of them.
 OF_DATA = ("task", "task_identity", "split", "data_hash")

@@ -13,7 +13,6 @@ import torch
 from bench.execution.perform import perform, prepare_all
 from bench.plan.trial import Trial
 from bench.store.access import Access, is_foreign
-from bench.store.records import Record
 from bench.store.source import Source
 from bench.store.trained import put_back
 from bench.training.loop import evaluate
@@ -23,6 +22,7 @@ from bench.training.trial import Resources
 from bench.verify.findings import Examined, Rerun
 from bench.wire.measures import Measure
 from bench.wire.predictions import frame_of, numbered
+from bench.wire.record import Record
 from bench.wire.words import Artifact
 from methods import UserError
 

@@ -22,14 +22,14 @@ from bench.backbones import BackboneInfo, BackboneSpec, describe
 from bench.plan.trial import Trial
 from bench.process.files import sha256, sha256_of
 from bench.store.access import Access, is_foreign
-from bench.store.records import Record
+from bench.store.artifacts import ChangedError, hashes
 from bench.store.source import Source
-from bench.store.verified import ChangedError, hashes
 from bench.verify.examples import Splits, check_rows, stored_objective
 from bench.verify.findings import Examined
 from bench.verify.labels import ANY, Labels, compare_name, source_of
 from bench.wire.measures import Measure
 from bench.wire.predictions import frame_of, numbered
+from bench.wire.record import Record
 from bench.wire.start import SourceFile, StoredConfig
 from bench.wire.words import YES, Artifact, Tag
 from methods import Method, UserError, from_identity

@@ -18,8 +18,8 @@ from bench.plan.rows import Plan
 from bench.run import Audience
 from bench.search.allocation import RankAllocation
 from bench.search.study import RankSearch
-from bench.store.records import Record
 from bench.wire.found import AllocationResult, SearchResult
+from bench.wire.record import Record
 from bench.wire.words import Phase
 from methods import UserError
 

@@ -18,7 +18,7 @@ from bench.log import Log
 from bench.plan.rows import Plan
 from bench.run import Audience
 from bench.wire.found import AllocationPoint, AllocationResult, Tried
-from bench.wire.trial import Progress, failed
+from bench.wire.record import Progress, failed
 from methods import UserError
 
 from .toy_runs import SHORT

@@ -11,7 +11,7 @@ from rich.console import Console
 from bench.execution.perform import Event
 from bench.terminal import progress
 from bench.terminal.progress import RunDisplay, duration, progress_bars
-from bench.wire.trial import Progress, failed
+from bench.wire.record import Progress, failed
 
 from .test_options import BOTH
 from .toy_suites import plan

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from bench.execution.driver import pending
-from bench.store.records import latest
 from bench.store.store import Store
+from bench.wire.record import latest
 
 from .forked import Program
 from .held import await_held, let_all_through, started

@@ -13,8 +13,8 @@ from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
-from bench.store.records import Record
 from bench.store.store import Store
+from bench.wire.record import Record
 from bench.wire.words import Artifact
 
 from .toy_suites import plan, write

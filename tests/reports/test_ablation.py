@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.store.records import Record
 from bench.store.store import Store
 from bench.wire import Wired
 from bench.wire.found import (
@@ -21,6 +20,7 @@ from bench.wire.found import (
     Spectrum,
     Tried,
 )
+from bench.wire.record import Record
 from bench.wire.words import YES, Artifact, Kind, Status, Tag
 from methods import UserError
 from reports import ablation, figures

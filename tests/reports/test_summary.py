@@ -14,7 +14,7 @@ from bench.plan.make import make_plan
 from bench.store.store import Store
 from bench.suite.suite import Suite
 from bench.terminal.results import print_summary
-from bench.wire.trial import failed
+from bench.wire.record import failed
 from bench.wire.words import Status
 from methods.validation import validate
 from reports.summary import Summary, summarise

@@ -19,7 +19,8 @@ from bench.conformance.findings import judge
 from bench.conformance.subject import Subject, scatter
 from bench.execution.perform import Event
 from bench.probes import perf
-from bench.wire.trial import Ending
+from bench.wire.record import Record
+from bench.wire.words import Status
 from methods import METHODS
 from tools.gpu import correctness, costs, gaps, memory, runner, steps, tables, trials, wheels
 from tools.gpu.runner import Row, Runner, Step
@@ -217,7 +218,11 @@ def test_so_many_workers_are_busy_at_once() -> None:
 
         def step(self, report: Callable[[Event], None]) -> None:
             trial = self.running.pop()
-            report(Event(trial, "finished", ending=Ending("failed" if trial == 3 else "finished")))
+            report(
+                Event(
+                    trial, "finished", ending=Record(status=Status.FAILED if trial == 3 else Status.FINISHED)
+                )
+            )
 
     workers: Any = Workers()
     assert trials.run(range(5), workers, 2) == 1  # type: ignore[arg-type]

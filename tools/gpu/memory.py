@@ -15,7 +15,8 @@ from bench.backbones import Classifier
 from bench.execution.perform import perform
 from bench.training.trial import Resources
 from bench.wire.measures import Measure
-from bench.wire.trial import Ending
+from bench.wire.record import Record
+from bench.wire.words import Tag
 
 from . import tables
 from .runner import Row
@@ -65,8 +66,8 @@ def _word(passed: bool) -> str:
     return "yes" if passed else "**no**"
 
 
-def _told(ending: Ending) -> str:
-    return ending.status if ending.reason is None else f"{ending.status}: {ending.reason}"
+def _told(ending: Record) -> str:
+    return f"{ending.status.lower()}: {ending.tag(Tag.FAILURE)}".removesuffix(": ")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from bench.inputs import ImageInput
 from bench.metrics import METRICS
 from bench.suite.recipe import Recipe
 from bench.tasks import ImageSplit, Objective, PreparedData, TextSplit
-from bench.wire.trial import Progress
+from bench.wire.record import Progress
 
 CLASSES = 3
 

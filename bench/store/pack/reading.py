@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from bench.store.pack import tables
 from bench.store.pack.archive import Archive, PackError
 from bench.store.pack.clean import kept_tags
-from bench.store.records import Record
 from bench.store.source import CURVE, Source
 from bench.wire.pack import CURVES_TABLE, EXPERIMENT, RUNS_TABLE, PackedExperiment
 from bench.wire.plan import StoredPlan
+from bench.wire.record import Record, record_of
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods.errors import shown
 from methods.validation import explained
@@ -190,4 +190,4 @@ def _record(line: dict[str, Any]) -> Record:
     tags = kept_tags(tags)
     if line["parent"]:
         tags[Tag.PARENT] = line["parent"]
-    return Record.made(run_id, status, started, tags, metrics, ended=line["ended"])
+    return record_of(run_id, status, started, tags, metrics, ended=line["ended"])

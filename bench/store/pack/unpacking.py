@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from bench.process.alive import owner
 from bench.process.files import sha256
+from bench.store.artifacts import hashes
 from bench.store.connect import connect, insisting
 from bench.store.merging import (
     brings_adapter,
@@ -21,14 +21,11 @@ from bench.store.merging import (
     refuse_other_scores,
     result_of,
 )
-from bench.store.outbox import Letter
-from bench.store.records import Record, latest
 from bench.store.source import Source
 from bench.store.store import Store
-from bench.store.verified import hashes
-from bench.store.writer import flat
 from bench.wire.found import FOUND
-from bench.wire.pack import CURVES_BEGIN, TRAVELS
+from bench.wire.pack import TRAVELS
+from bench.wire.record import Point, Record, latest
 from bench.wire.text import all_storable, run_name
 from bench.wire.words import Artifact, Kind, Status, Tag
 
@@ -163,33 +160,24 @@ def _begin(store: Store, run: Record, parent: str) -> str:
 def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.DataFrame | None) -> None:
     """Sends all that a run holds, and its end last. To do so twice does no harm."""
     ended = run.started if run.ended is None else run.ended
-    letter = Letter(store.experiment_id, run_id, run.trial_id, status=run.status.ended, ended=ended)
-    shown = () if curves is None else curves.itertuples(index=False, name=None)
-    letter.metrics = [(key, value, ended, step) for _, key, step, value in shown]
-    single = (kv for kv in run.metrics.items() if not kv[0].startswith(CURVES_BEGIN))
-    letter.metrics += [(key, value, ended, 0) for key, value in single]
+    points = () if curves is None else curves.itertuples(index=False, name=None)
+    record = replace(
+        run,
+        run_id=run_id,
+        ended=ended,
+        tags={},
+        points=tuple(Point(key, value, ended, step) for _, key, step, value in points),
+    )
     with tempfile.TemporaryDirectory() as folder:
         for name in TRAVELS:
-            file = Path(folder) / name
-            if source.copy(run, name, file) and name == Artifact.CONFIG:
-                letter.params = _params(file.read_bytes())
-        store.send(letter, Path(folder))
+            source.copy(run, name, Path(folder) / name)
+        store.send(record, Path(folder))
 
 
 def _add_adapter(store: Store, source: Source, run: Record, known: Record) -> None:
     """Adds the adapter of a run that the store has without; not one of which the store knows another hash."""
-    letter = Letter(store.experiment_id, known.run_id, known.trial_id)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Artifact.ADAPTER
         source.copy(run, Artifact.ADAPTER, file)
         if hashes(known).get(Artifact.ADAPTER) == sha256(file):
-            store.send(letter, Path(folder))
-
-
-def _params(config: bytes) -> dict[str, str]:
-    """The parameters that MLflow shows; none for a configuration that is not of its form."""
-    try:
-        trial = json.loads(config).get("trial")
-    except (ValueError, AttributeError, RecursionError):
-        return {}
-    return flat(trial) if isinstance(trial, dict) else {}
+            store.send(Record(known.run_id, known.trial_id), Path(folder))

@@ -14,11 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from bench.process.files import sha256_of, written_whole
+from bench.store.artifacts import hashes
 from bench.store.pack import tables
 from bench.store.pack.clean import clean_json, kept_tags
-from bench.store.records import Record, latest
 from bench.store.source import Source
-from bench.store.verified import hashes
 from bench.suite.rows import NAME, NAME_RULE
 from bench.wire.pack import (
     CURVES_BEGIN,
@@ -33,6 +32,7 @@ from bench.wire.pack import (
     Member,
     PackedExperiment,
 )
+from bench.wire.record import Record, latest
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from methods.errors import shown

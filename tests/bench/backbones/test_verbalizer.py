@@ -23,7 +23,7 @@ from bench.inputs import Prompt, TextInput
 from bench.tasks import TASKS, prepare
 from bench.tasks.prompts import prompted
 from bench.training.trial import Resources, run_trial
-from bench.wire.trial import Progress
+from bench.wire.record import Progress
 from methods import UserError, create
 
 from ..local_checkpoints import edit

@@ -21,7 +21,8 @@ from bench.plan.trial import Trial
 from bench.process.memory import MIB, available_mib
 from bench.store.store import Store
 from bench.training.trial import Resources
-from bench.wire.trial import Ending
+from bench.wire.record import Record
+from bench.wire.words import Status, Tag
 from methods import UserError
 
 from ..toy_suites import plan
@@ -50,9 +51,9 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
     forks = get_context("fork")
     all_at_work = forks.Barrier(len(trials))
 
-    def meet(trial: Trial, resources: Resources, *_: object) -> Ending:
+    def meet(trial: Trial, resources: Resources, *_: object) -> Record:
         all_at_work.wait()
-        return Ending("finished", message=str(resources.device))
+        return Record(status=Status.FINISHED, tags={Tag.FAILURE_MESSAGE: str(resources.device)})
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -66,7 +67,7 @@ def test_every_gpu_has_its_workers_and_every_worker_one_gpu(monkeypatch: pytest.
         assert place.free == 0
         while sum(event.ending is not None for event in events) < len(trials):
             place.step(events.append)
-    where = {event.worker: event.ending.message for event in events if event.ending}
+    where = {event.worker: event.ending.tag(Tag.FAILURE_MESSAGE) for event in events if event.ending}
     assert where == {f"cuda:{i % 2}/{i}": f"cuda:{i % 2}" for i in range(4)}
 
 

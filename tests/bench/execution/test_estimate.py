@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.execution.estimate import longest_first, step_count
-from bench.store.records import Record
+from bench.wire.record import Record
 from bench.wire.words import Status
 
 from ..toy_suites import DIGITS, plan

@@ -13,13 +13,12 @@ import torch
 import bench.execution.inline
 import bench.execution.perform
 from bench.execution.driver import failures, pending
-from bench.store.records import latest
 from bench.store.store import Store
 from bench.store.writer import TrialRun
 from bench.training.loop import Pruned
 from bench.training.trial import Resources
-from bench.wire.trial import Ending
-from bench.wire.words import Kind
+from bench.wire.record import Record, latest
+from bench.wire.words import Kind, Status
 from methods import UserError
 
 from ...stored import begun
@@ -151,7 +150,7 @@ def test_a_trial_in_a_worker_is_never_interrupted_by_itself() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench.execution.perform, "run_trial", raising(KeyboardInterrupt()))
         ending = bench.execution.perform.perform(trial, resources, lambda progress: None)
-    assert (ending.status, ending.failure) == ("failed", "error: KeyboardInterrupt: ")
+    assert (ending.status, ending.failure) == (Status.FAILED, "error: KeyboardInterrupt: ")
 
 
 def test_a_pruned_trial_is_told_and_stored_and_is_no_result_for_others(
@@ -205,7 +204,7 @@ def test_a_trial_that_two_starts_finished_counts_once(store: Store) -> None:
     # One that finished while this driver made its plan does not run again.
     assert [event.kind for event in run_inline(store, made)] == ["elsewhere"]
     late = begun(store, made.trials[0], made.rows)
-    late.end(Ending("finished", {"score": 0.5}))
+    late.end(Record(status=Status.FINISHED, metrics={"score": 0.5}))
     first, second = store.records()
     assert first.trial_id == second.trial_id
     assert (first.status, second.status) == ("FINISHED", "DUPLICATE")

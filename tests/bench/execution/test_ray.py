@@ -109,9 +109,9 @@ def test_an_error_outside_of_the_trial_costs_it_and_its_actor(cluster: RayCluste
     (event,) = run(cluster, SHORT)
     assert event.kind == "lost"
     assert event.ending is not None
-    assert event.ending.message.startswith(f"its worker ({event.worker}) broke: ")
+    assert event.ending.failure.startswith(f"lost: its worker ({event.worker}) broke: ")
     # The words are torch's: of a build without CUDA, of no driver, of no such device.
-    assert any(word in event.ending.message for word in ("CUDA", "cuda", "NVIDIA"))
+    assert any(word in event.ending.failure for word in ("CUDA", "cuda", "NVIDIA"))
     # What broke the actor would break its next trial too.
     cluster.device = "cpu"
     assert run(cluster, SHORT)[-1].kind == "finished"

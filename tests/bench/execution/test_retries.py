@@ -19,9 +19,8 @@ from bench.execution.session import session
 from bench.store import claims
 from bench.store.claims import Claims
 from bench.store.connect import StoreError
-from bench.store.outbox import Letter
 from bench.store.store import Store
-from bench.wire.trial import lost
+from bench.wire.record import Record, lost
 from bench.wire.words import Status
 
 from ..toy_runs import SHORT
@@ -92,14 +91,14 @@ def test_a_lost_trial_keeps_its_claim_while_it_waits_though_its_record_is_sent_l
     happened: list[str] = []
     send, settle, perform = Store.send, Claims.settle, bench.execution.inline.perform
 
-    def once_away(store: Store, letter: Letter, *rest: Any) -> None:
-        if letter.status == Status.KILLED and "away" not in happened:
+    def once_away(store: Store, record: Record, *rest: Any) -> None:
+        if record.status == Status.KILLED and "away" not in happened:
             happened.append("away")
             raise StoreError("the store is away")
-        send(store, letter, *rest)
-        if letter.status:
-            happened.append(f"sent {letter.status}")
-        if letter.status == Status.KILLED:
+        send(store, record, *rest)
+        if record.status != Status.RUNNING:
+            happened.append(f"sent {record.status}")
+        if record.status == Status.KILLED:
             clock[0] += 2
 
     def noted(held: Claims, trial: str) -> None:

@@ -18,12 +18,11 @@ from bench.execution.local import Local, Slot
 from bench.execution.perform import Event
 from bench.execution.session import session
 from bench.execution.watch import Limits, Silence, Watch
-from bench.store.records import Record
 from bench.store.store import Store
 from bench.suite.suite import Suite
 from bench.terminal.progress import RunDisplay
 from bench.wire.measures import Measure
-from bench.wire.trial import Ending
+from bench.wire.record import Record
 from bench.wire.words import Status
 from methods import UserError
 from methods.validation import validate
@@ -98,7 +97,7 @@ def test_a_multiple_is_of_what_such_trials_took() -> None:
     limits = Limits("5x", made, [stored])
     assert limits.seconds(lora) == 5 * 100 * 2.0
     assert limits.seconds(head) is None
-    limits.learn(head, Ending("finished", {Measure.SECONDS: 1.0, Measure.STEPS: 100.0}))
+    limits.learn(head, Record(status=Status.FINISHED, metrics={Measure.SECONDS: 1.0, Measure.STEPS: 100.0}))
     # A short one is given time to load its backbone.
     assert limits.seconds(head) == watch.LEAST
     assert Limits(7.0, made, []).seconds(head) == 7.0

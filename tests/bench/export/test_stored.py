@@ -25,10 +25,10 @@ from bench.execution.inline import Inline
 from bench.execution.session import session
 from bench.export import Exported, export_run
 from bench.probes.redundancy import analyse
-from bench.store.records import Record
 from bench.store.store import Store
 from bench.tasks import TASKS, prepare
 from bench.training.trial import Resources
+from bench.wire.record import Record
 from bench.wire.words import Tag
 from methods import UserError
 

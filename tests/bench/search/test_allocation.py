@@ -9,7 +9,7 @@ import pytest
 from bench.plan.make import cells
 from bench.search.allocation import RankAllocation, log_spaced, path
 from bench.search.importance import importances
-from bench.store.records import latest
+from bench.wire.record import latest
 
 from ..toy_suites import suite
 from .searched import Call, NewStore, run

@@ -16,9 +16,9 @@ from bench.plan.make import cells
 from bench.plan.settings import Setting
 from bench.search.study import Point, RankSearch
 from bench.search.tuning import with_choices
-from bench.store.records import Record
 from bench.terminal.results import print_search
 from bench.wire.found import SearchPoint
+from bench.wire.record import Record
 from bench.wire.words import PointState, Status, Tag
 
 from ...stored import Result, search_found

@@ -23,8 +23,8 @@ from bench.search.nested import Nested
 from bench.store.store import Store
 from bench.training.loop import Pruned
 from bench.wire.measures import Measure
-from bench.wire.trial import Ending, lost
-from bench.wire.words import Kind, Tag
+from bench.wire.record import Record, lost
+from bench.wire.words import Kind, Status, Tag
 
 from ..toy_runs import raising
 from ..toy_suites import suite
@@ -151,7 +151,7 @@ def test_a_score_that_is_no_number_wins_nothing_and_counts_as_tried(
     made = prepared(tmp_path, new_store, methods=["lora"], search={"trials": 2})
     with monkeypatch.context() as patch:
         values = dict.fromkeys((Measure.SCORE, Measure.SELECTED_VALIDATION), math.nan)
-        unmeasurable = Ending("finished", {**values, Measure.SECONDS: 1.0})
+        unmeasurable = Record(status=Status.FINISHED, metrics={**values, Measure.SECONDS: 1.0})
         patch.setattr(bench.execution.inline, "perform", lambda *_: unmeasurable)
         ended = call("search", made.suite, "--store", made.uri)
     assert (ended.code, "No point finished" in ended.out) == (1, True), ended.err

@@ -14,8 +14,8 @@ import pytest
 from bench.plan.make import cells
 from bench.search.storage import open_storage
 from bench.search.study import BY, FOLLOWS, RankSearch
-from bench.store.records import latest
 from bench.store.store import Store
+from bench.wire.record import latest
 from bench.wire.words import Kind
 from methods import UserError
 

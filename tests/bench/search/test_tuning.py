@@ -17,7 +17,7 @@ from bench.search.tuning import with_choices
 from bench.store.store import Store
 from bench.store.writer import TrialRun
 from bench.terminal.plans import print_tuning
-from bench.wire.trial import Ending, failed
+from bench.wire.record import Record, failed
 from bench.wire.words import Status
 from methods import UserError
 
@@ -239,7 +239,7 @@ def test_what_a_search_gave_up_is_no_result_of_tuning(
     store = Store.create(uri, "toy")
     for trial in made.of("tuning").trials:
         begun(store, trial, [row for row in made.rows if trial.id in row.trials.values()]).end(
-            Ending("pruned")
+            Record(status=Status.PRUNED)
         )
     assert with_choices(made, store) is made
     assert "3 tuning trials, 3 to run" in call("run", file, "--store", uri).out

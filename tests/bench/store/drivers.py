@@ -10,8 +10,8 @@ from typing import Literal
 
 from bench.store.claims import SIGN, Claims
 from bench.store.store import Store
-from bench.wire.trial import Ending, failed
-from bench.wire.words import Tag
+from bench.wire.record import Record, failed
+from bench.wire.words import Status, Tag
 
 from ...stored import begun
 from ..toy_suites import plan
@@ -49,7 +49,11 @@ def stored(store: Store, status: Literal["finished", "failed"], driver: str = ""
     made = plan(methods=["head_only"], training={"batch_size": 16, "steps": 1})
     (trial,) = made.trials
     run = begun(store, trial, made.rows, tags={Tag.DRIVER: driver})
-    run.end(Ending("finished", {"score": 1.0}) if status == "finished" else failed("error", "it broke", ""))
+    run.end(
+        Record(status=Status.FINISHED, metrics={"score": 1.0})
+        if status == "finished"
+        else failed("error", "it broke", "")
+    )
     return trial.id
 
 

@@ -23,10 +23,9 @@ from bench.process.alive import owner
 from bench.store import claims
 from bench.store.claims import SIGN, Claims
 from bench.store.connect import StoreError
-from bench.store.records import Record
 from bench.store.store import Store
-from bench.wire.trial import Ending, failed
-from bench.wire.words import Tag
+from bench.wire.record import Record, failed
+from bench.wire.words import Status, Tag
 
 from ...stored import begun
 from ..toy_suites import plan
@@ -179,7 +178,7 @@ def test_a_run_that_its_driver_ends_while_another_one_looks_stays_as_it_ended(
     def running(*arguments: Any) -> list[Record]:
         found = real(*arguments)
         if not looked:
-            run.end(Ending("finished", {"score": 1.0}))
+            run.end(Record(status=Status.FINISHED, metrics={"score": 1.0}))
         looked.append(found)
         return found
 
@@ -262,7 +261,7 @@ def test_a_driver_waits_for_what_another_one_runs_and_does_not_run_it_again(
     run = begun(store, trial, made.rows, tags={Tag.DRIVER: other.driver})
 
     def finish() -> None:
-        run.end(Ending("finished", {"score": 1.0}))
+        run.end(Record(status=Status.FINISHED, metrics={"score": 1.0}))
         other.settle(trial.id)
 
     events: list[Event] = []

@@ -22,12 +22,12 @@ import pytest
 from bench.plan.make import make_plan
 from bench.search.storage import open_storage
 from bench.store import results
-from bench.store.records import Record, latest
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from bench.suite.recipe import AS_HEAD
 from bench.wire.found import AllocationResult, Redundancy, SearchResult
 from bench.wire.measures import Measure
+from bench.wire.record import Record, latest
 from bench.wire.words import Artifact, Kind, Status, Tag
 from reports import ablation
 from reports.reading import read

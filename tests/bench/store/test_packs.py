@@ -22,6 +22,7 @@ from bench.store.pack.writing import write_pack
 from bench.store.results import open_results, unpack
 from bench.store.results import pack as repack
 from bench.store.store import Store
+from bench.wire.record import Record
 from bench.wire.words import Artifact, Kind, Status, Tag
 from methods import UserError
 from reports.results import load_results
@@ -80,14 +81,13 @@ def test_an_unpack_that_was_killed_goes_on(
     """Killed while it writes the suite's run, or its third trial."""
     uri, send, sent = new_store(tmp_path), Store.send, []
 
-    def killed(store: Store, letter: Any, folder: Path | None = None) -> None:
-        sent.append(letter.run_id)
+    def killed(store: Store, record: Record, folder: Path) -> None:
+        sent.append(record.run_id)
         if len(sent) == which:
             # What has arrived when a process dies is any part of it.
-            letter.status = None
-            send(store, letter, folder)
+            send(store, replace(record, status=Status.RUNNING), folder)
             raise KeyboardInterrupt
-        send(store, letter, folder)
+        send(store, record, folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "send", killed)
@@ -241,11 +241,11 @@ def test_a_run_of_ones_own_counts_beside_one_that_came_without_its_adapter(
     store, made = Store.create(new_store(tmp_path), "toy"), plan(methods=["lora"], training=SHORT)
     send = Store.send
 
-    def after_unpacking(store: Store, letter: Any, folder: Path | None = None) -> None:
-        if letter.status and not store.records(Kind.SUITE)[0].tag(Tag.NOTE):
+    def after_unpacking(store: Store, record: Record, folder: Path) -> None:
+        if record.status != Status.RUNNING and not store.records(Kind.SUITE)[0].tag(Tag.NOTE):
             monkeypatch.setattr(Store, "send", send)
             unpack(trained[0], store=store.uri)
-        send(store, letter, folder)
+        send(store, record, folder)
 
     monkeypatch.setattr(Store, "send", after_unpacking)
     executed(store, made)

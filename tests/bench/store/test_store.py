@@ -16,11 +16,10 @@ from sqlalchemy import create_engine
 from bench.plan.rows import Plan
 from bench.store import connect, leftovers
 from bench.store.connect import StoreError, storing
-from bench.store.records import Record, latest, scores
 from bench.store.store import Store
 from bench.store.trained import find_trial
 from bench.store.writer import TrialRun, begin_trial
-from bench.wire.trial import Ending, Progress, failed
+from bench.wire.record import Progress, Record, failed, latest, scores
 from bench.wire.words import Kind, Status, Tag
 from methods import UserError
 
@@ -144,7 +143,7 @@ def test_a_failure_is_stored_with_reason_message_and_traceback(store: Store) -> 
 
 def test_a_pruned_trial_is_a_killed_run_with_a_tag_and_is_settled(store: Store) -> None:
     made = plan(methods=["lora", "head_only"])
-    begin(store, made).end(Ending("pruned"))
+    begin(store, made).end(Record(status=Status.PRUNED))
     begin(store, made, 1).kill()
     pruned, killed = store.records()
     assert store.client.get_run(pruned.run_id).info.status == "KILLED"

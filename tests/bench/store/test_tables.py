@@ -15,11 +15,10 @@ from mlflow.store.tracking.dbmodels import models
 
 from bench.store import connect, runs
 from bench.store.connect import StoreError
-from bench.store.records import Record
+from bench.store.queries import read_tables
 from bench.store.store import Store
-from bench.store.tables import read_tables
 from bench.store.writer import TrialRun
-from bench.wire.trial import Progress, failed
+from bench.wire.record import Progress, Record, failed
 from bench.wire.words import Kind
 
 from ...stored import begun

@@ -13,10 +13,10 @@ import bench.execution.driver
 import bench.store.store
 from bench.execution.session import session
 from bench.process.files import sha256
+from bench.store.artifacts import ChangedError, hashes
 from bench.store.connect import StoreError
-from bench.store.records import Record
 from bench.store.store import Store
-from bench.store.verified import ChangedError, hashes
+from bench.wire.record import Record
 from bench.wire.words import Artifact, Tag
 from methods import UserError
 

@@ -21,7 +21,7 @@ from bench.training.loop import Diverged, Evaluation, batches, head_state, rate
 from bench.training.seeding import generator, stream_seed
 from bench.training.trial import Outcome, Resources, run_trial
 from bench.wire.measures import Measure
-from bench.wire.trial import Progress
+from bench.wire.record import Progress
 from methods import create
 
 from ..toy_suites import DIGITS, TEXT, VISION, plan

@@ -16,7 +16,8 @@ from bench.execution.perform import perform, prepare_all
 from bench.plan.trial import Trial
 from bench.training.saving import PLAIN, Saving
 from bench.training.trial import Outcome, Resources, run_trial
-from bench.wire.trial import Progress
+from bench.wire.record import Progress
+from bench.wire.words import Status, Tag
 from methods import UserError
 
 from ..toy_runs import SHORT
@@ -151,7 +152,7 @@ def test_memory_that_runs_out_halves_the_parts_only_if_asked(monkeypatch: pytest
     monkeypatch.setattr(bench.execution.perform, "run_trial", limited)
     told: list[Progress] = []
     ending = perform(made, Resources("cpu"), told.append)
-    assert (ending.reason, tried) == ("out of memory", [16])
+    assert (ending.tag(Tag.FAILURE), tried) == ("out of memory", [16])
     tried.clear()
     told.clear()
     resources = Resources("cpu", Saving(shrink=True))
@@ -159,7 +160,7 @@ def test_memory_that_runs_out_halves_the_parts_only_if_asked(monkeypatch: pytest
         UserWarning, match=r"ran out of memory with \d+ examples at once; it begins again with"
     ):
         ending = perform(made, resources, told.append)
-    assert (ending.status, tried) == ("finished", [16, 8, 4])
+    assert (ending.status, tried) == (Status.FINISHED, [16, 8, 4])
     assert ending.tags["provenance.micro_batch"] == "4"
     # The first step was told before, once; the next trial begins with a whole batch.
     assert [step for progress in told for step, _ in progress.losses] == [1, 2]

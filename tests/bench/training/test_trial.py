@@ -15,8 +15,8 @@ from bench.plan.trial import Trial
 from bench.training.ending import finished
 from bench.training.trial import Resources, run_trial
 from bench.wire.measures import Measure
-from bench.wire.trial import Progress
-from bench.wire.words import Tag
+from bench.wire.record import Progress
+from bench.wire.words import Status, Tag
 from methods import UserError
 
 from ..toy_suites import TEXT, VISION, plan
@@ -188,5 +188,5 @@ def test_a_method_that_cannot_be_tried_has_its_result_all_the_same(monkeypatch: 
     (lora,) = trials(methods=["lora"])
     with pytest.warns(UserWarning, match="what LoRA can do is not known: not on a tiny model"):
         ended = finished(run_trial(lora, Resources("cpu"), nothing))
-    assert ended.status == "finished"
+    assert ended.status == Status.FINISHED
     assert Tag.CAPABILITIES not in ended.tags

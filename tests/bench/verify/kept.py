@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from bench.process.files import sha256_of
-from bench.store.records import Record
+from bench.store.artifacts import hashes
 from bench.store.store import Store
-from bench.store.verified import hashes
+from bench.wire.record import Record
 from bench.wire.words import Artifact, Kind, Tag
 
 

@@ -1,21 +1,69 @@
-"""Stored runs read from MLflow's own tables: 10,000 of them in a tenth of the time that its client takes.
+"""Queries of a tracking store: by MLflow's client, and from its own tables.
 
-The tables are no public interface of MLflow: a later version may have others, and then the store asks its
-client instead.
+The tables hold 10,000 runs in a tenth of the time that the client takes. They are no public interface of
+MLflow: a later version may have others, and then the store asks the client instead.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
+from mlflow.entities import Experiment, Run, ViewType
+from mlflow.tracking import MlflowClient
 from sqlalchemy import or_, select
 
 from bench.store.connect import open_engine
-from bench.store.records import Record
 from bench.wire.pack import CURVES_BEGIN
+from bench.wire.record import Record, record_of
 from bench.wire.words import Kind, Tag
+
+#: What one request of a search asks for at most.
+PAGE = 1000
+
+
+def every_page(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    """All that a search finds. `ask` asks MLflow for the page that a token names, or for the first: None."""
+    page = ask(None)
+    yield from page
+    while page.token:
+        page = ask(page.token)
+        yield from page
+
+
+def experiments(client: MlflowClient) -> Iterator[Experiment]:
+    """The experiments of a store that are not deleted, the newest first. MLflow has one named Default."""
+    return every_page(lambda token: client.search_experiments(max_results=PAGE, page_token=token))
+
+
+def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) -> list[Record]:
+    """The runs of these experiments that are not deleted and meet a condition in MLflow's search language."""
+    if not experiments:
+        return []
+    runs: Iterator[Run] = every_page(
+        lambda token: client.search_runs(
+            list(experiments),
+            condition,
+            ViewType.ACTIVE_ONLY,
+            max_results=PAGE,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+    )
+    return [
+        record_of(
+            run.info.run_id,
+            run.info.status,
+            run.info.start_time,
+            dict(run.data.tags),
+            dict(run.data.metrics),
+            run.info.artifact_uri,
+            run.info.end_time,
+        )
+        for run in runs
+    ]
 
 
 def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None:
@@ -59,7 +107,7 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
     finally:
         engine.dispose()
     return [
-        Record.made(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts, ended)
+        record_of(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts, ended)
         for run_id, status, started, artifacts, ended in found
     ]
 

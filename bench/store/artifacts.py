@@ -1,57 +1,57 @@
-"""What every use of MLflow's client shares: all pages of an answer, experiments, runs, artifacts."""
+"""The artifacts of runs: written whole, checked against their hashes, and the errors of broken ones."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
-from mlflow.entities import Experiment, Run, ViewType
 from mlflow.tracking import MlflowClient
 
-from bench.process.files import written_whole
+from bench.process.files import sha256, written_whole
 from bench.store.connect import insisting
-from bench.store.records import Record
 from bench.wire import Wired
-from bench.wire.words import Artifact
+from bench.wire.record import Record
+from bench.wire.words import Artifact, Tag
 from methods import UserError
 
-#: What one request of a search asks for at most.
-PAGE = 1000
+
+class ChangedError(UserError):
+    """An artifact is not what was stored: its sha256 is `actual`, and was `stored`."""
+
+    def __init__(self, message: str, stored: str, actual: str) -> None:
+        super().__init__(message)
+        self.stored, self.actual = stored, actual
 
 
-def every_page(ask: Callable[[str | None], Any]) -> Iterator[Any]:
-    """All that a search finds. `ask` asks MLflow for the page that a token names, or for the first: None."""
-    page = ask(None)
-    yield from page
-    while page.token:
-        page = ask(page.token)
-        yield from page
+def hashes(record: Record) -> dict[str, str]:
+    """The sha256 of each artifact, by name; empty for what an older version stored.
+
+    Raises UserError for a tag that holds none.
+    """
+    told = record.tag(Tag.HASHES)
+    try:
+        found = json.loads(told) if told else {}
+        return {str(name): str(digest) for name, digest in found.items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"run {record.run_id}: its tag '{Tag.HASHES}' holds no hashes: {told:.60}") from error
 
 
-def experiments(client: MlflowClient) -> Iterator[Experiment]:
-    """The experiments of a store that are not deleted, the newest first. MLflow has one named Default."""
-    return every_page(lambda token: client.search_experiments(max_results=PAGE, page_token=token))
+def check_content(record: Record, name: Artifact, file: Path) -> None:
+    """Raises ChangedError, with run and file named, unless `file` holds what was stored under that name.
 
-
-def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) -> Iterator[Run]:
-    """The runs of these experiments that are not deleted and meet a condition in MLflow's search language."""
-    if not experiments:
-        return iter(())
-    return every_page(
-        lambda token: client.search_runs(
-            list(experiments),
-            condition,
-            ViewType.ACTIVE_ONLY,
-            max_results=PAGE,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
+    A file that the run has no hash of passes: it is an older version's, or was added after the trial.
+    """
+    expected = hashes(record).get(name)
+    if expected is not None and (actual := sha256(file)) != expected:
+        raise ChangedError(
+            f"{name} of run {record.run_id} ({record.name}) was changed after it was stored: its sha256 is "
+            f"{actual}, stored was {expected}; {remedy(record, name)}",
+            expected,
+            actual,
         )
-    )
 
 
 def remedy(record: Record, name: Artifact) -> str:

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ import bench.execution.perform
 from bench.execution.session import session
 from bench.store import claims
 from bench.store.connect import StoreError
-from bench.store.outbox import Letter, Outbox
+from bench.store.outbox import Outbox
 from bench.store.store import Store
+from bench.wire.record import Record
 from bench.wire.words import Artifact, Status
 
 from ...stored import begun
@@ -37,11 +37,33 @@ def store(tmp_path: Path, new_store: NewStore) -> Store:
 
 def leave(store: Store, name: str, run_id: str) -> Path:
     """A record in the outbox, as a process that ended leaves it."""
-    letter = Letter(store.experiment_id, run_id, "t", {}, {"failure": "error"}, status=Status.FAILED, ended=1)
-    kept = store.outbox / "gone" / name
-    (kept / "files").mkdir(parents=True)
-    (kept / "letter.json").write_text(json.dumps(asdict(letter)))
+    tags = {"failure": "error", "failure_message": "it broke"}
+    outbox = Outbox(store.outbox)
+    kept = outbox.keep(Record(run_id, "t", Status.FAILED, 0, tags, ended=1))
+    left = store.outbox / "gone" / name
+    left.parent.mkdir(exist_ok=True)
+    kept.rename(left)
+    outbox.close()
     (store.outbox / "gone.lock").touch()
+    return left
+
+
+def leave_letter(store: Store, name: str, run_id: str) -> Path:
+    """The same as an earlier version left it."""
+    kept = leave(store, name, run_id)
+    (kept / "record.json").unlink()
+    letter = {
+        "experiment_id": store.experiment_id,
+        "run_id": run_id,
+        "trial_id": "t",
+        "params": {"seed": "0"},
+        "tags": {"failure": "error"},
+        "texts": {"config.json": json.dumps({"trial": {"seed": 0}})},
+        "metrics": [["train/loss", 0.5, 1, 3], ["score", 0.25, 1, 0]],
+        "status": "FAILED",
+        "ended": 1,
+    }
+    (kept / "letter.json").write_text(json.dumps(letter))
     return kept
 
 
@@ -52,36 +74,39 @@ def open_run(store: Store) -> str:
 
 #: What is left of the file, by what is done to its content.
 CHANGES: dict[str, Change] = {
-    "no object": lambda letter: [1],
+    "no object": lambda content: [1],
+    "a field too few": lambda content: {key: content[key] for key in content if key != "run_id"},
+    "nobody's run": lambda content: {**content, "run_id": "0" * 32},
+    "a run id that is no id": lambda content: {**content, "run_id": "../../x"},
+    "an unknown status": lambda content: {**content, "status": "DONE"},
+    "an end that is no time": lambda content: {**content, "ended": "now"},
+    "an end beyond all time": lambda content: {**content, "ended": 10**30},
+    "tags of numbers": lambda content: {**content, "tags": {"a": {"b": 1}}},
+    "a point without a step": lambda content: {**content, "points": [["score", 1.0, 5]]},
+    "a point of a word": lambda content: {**content, "points": [["score", "high", 5, 1]]},
+    "a step beyond all numbers": lambda content: {**content, "points": [["score", 1.0, 5, 10**30]]},
+    "a metric that cannot be named so": lambda content: {**content, "metrics": {"a\nb": 1.0}},
+}
+#: The same of what an earlier version left.
+LETTER_CHANGES: dict[str, Change] = {
     "a field too many": lambda letter: {**letter, "of": "a later version"},
-    "a field too few": lambda letter: {key: letter[key] for key in letter if key != "run_id"},
-    "nobody's run": lambda letter: {**letter, "run_id": "0" * 32},
-    "a run id that is no id": lambda letter: {**letter, "run_id": "../../x"},
-    "an unknown status": lambda letter: {**letter, "status": "DONE"},
-    "an end that is no time": lambda letter: {**letter, "ended": "now"},
-    "an end beyond all time": lambda letter: {**letter, "ended": 10**30},
     "params that are a list": lambda letter: {**letter, "params": ["lr"]},
-    "tags of numbers": lambda letter: {**letter, "tags": {"a": {"b": 1}}},
-    "a metric without a step": lambda letter: {**letter, "metrics": [["score", 1.0, 5]]},
-    "a metric of a word": lambda letter: {**letter, "metrics": [["score", "high", 5, 1]]},
-    "a step beyond all numbers": lambda letter: {**letter, "metrics": [["score", 1.0, 5, 10**30]]},
-    "a metric that cannot be named so": lambda letter: {**letter, "metrics": [["a\nb", 1.0, 5, 1]]},
     "a text that leads out of the run": lambda letter: {**letter, "texts": {"../../x": "text"}},
-    "a param that is another one": lambda letter: {**letter, "params": {"seed": "another"}},
+    "another configuration": lambda letter: {**letter, "texts": {"config.json": '{"trial": {"seed": 9}}'}},
 }
 FILES: dict[str, Callable[[Path], Any]] = {
-    "nothing in the file": lambda kept: (kept / "letter.json").write_text(""),
-    "half a file": lambda kept: (kept / "letter.json").write_bytes((kept / "letter.json").read_bytes()[:50]),
-    "no text": lambda kept: (kept / "letter.json").write_bytes(b"\xff\xfe\x00{"),
-    "deeper than can be read": lambda kept: (kept / "letter.json").write_text("[" * 10**5 + "]" * 10**5),
-    "no file": lambda kept: (kept / "letter.json").unlink(),
+    "nothing in the file": lambda kept: (kept / "record.json").write_text(""),
+    "half a file": lambda kept: (kept / "record.json").write_bytes((kept / "record.json").read_bytes()[:50]),
+    "no text": lambda kept: (kept / "record.json").write_bytes(b"\xff\xfe\x00{"),
+    "deeper than can be read": lambda kept: (kept / "record.json").write_text("[" * 10**5 + "]" * 10**5),
+    "no file": lambda kept: (kept / "record.json").unlink(),
     "no folder of files": lambda kept: (kept / "files").rmdir(),
 }
 
 
 def folder_for_file(kept: Path) -> None:
-    (kept / "letter.json").unlink()
-    (kept / "letter.json").mkdir()
+    (kept / "record.json").unlink()
+    (kept / "record.json").mkdir()
 
 
 def file_for_record(kept: Path) -> None:
@@ -92,13 +117,23 @@ def file_for_record(kept: Path) -> None:
 FILES |= {"a folder for the file": folder_for_file, "a file for the record": file_for_record}
 
 
-@pytest.mark.parametrize("damage", [*CHANGES, *FILES])
+def test_a_record_of_an_earlier_version_is_sent(store: Store) -> None:
+    leave_letter(store, "0", run_id := open_run(store))
+    with session(store) as at_work:
+        assert at_work.sent == 1
+    (record,) = store.records()
+    assert (record.status, record.metrics["score"]) == (Status.FAILED, 0.25)
+    assert store.curves("train/loss", [run_id])["value"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("damage", [*CHANGES, *LETTER_CHANGES, *FILES])
 def test_a_damaged_record_is_put_aside_and_the_others_are_sent(store: Store, damage: str) -> None:
-    bad = leave(store, "0-damaged", open_run(store))
+    of_earlier = damage in LETTER_CHANGES
+    bad = (leave_letter if of_earlier else leave)(store, "0-damaged", open_run(store))
     good = leave(store, "1-whole", open_run(store))
-    if damage in CHANGES:
-        content = CHANGES[damage](json.loads((bad / "letter.json").read_text()))
-        (bad / "letter.json").write_text(json.dumps(content))
+    if change := (CHANGES | LETTER_CHANGES).get(damage):
+        file = bad / ("letter.json" if of_earlier else "record.json")
+        file.write_text(json.dumps(change(json.loads(file.read_text()))))
     else:
         FILES[damage](bad)
     with (
@@ -113,7 +148,7 @@ def test_a_damaged_record_is_put_aside_and_the_others_are_sent(store: Store, dam
 
 @pytest.mark.parametrize("said", ["a\0b", "a\udcffb", "a\ud800\0b", "a" * 10**6])
 def test_a_record_with_any_text_is_stored(store: Store, said: str) -> None:
-    kept = leave(store, "0", open_run(store))
+    kept = leave_letter(store, "0", open_run(store))
     letter = json.loads((kept / "letter.json").read_text())
     letter["tags"]["note"], letter["texts"] = said[:5000], {"traceback.txt": said}
     (kept / "letter.json").write_text(json.dumps(letter))
@@ -127,7 +162,7 @@ def test_a_record_with_any_text_is_stored(store: Store, said: str) -> None:
 def test_a_record_that_is_put_aside_replaces_none(store: Store) -> None:
     for _ in range(2):
         kept = leave(store, "0", open_run(store))
-        (kept / "letter.json").write_text("")
+        (kept / "record.json").write_text("")
         with pytest.warns(UserWarning, match="kept at"), session(store):
             pass
     assert len(list((store.outbox / "refused").iterdir())) == 2
@@ -249,7 +284,7 @@ def test_a_file_name_that_is_no_utf8_is_told_as_bytes(store: Store, monkeypatch:
 
 def test_a_record_that_another_process_sends_at_the_same_time_is_sent(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
-    kept = outbox.keep(Letter("1", "run", "trial"), {})
+    kept = outbox.keep(Record("run", "trial"))
     Outbox.send(kept, lambda *_: shutil.rmtree(kept))
     assert not outbox.waiting()
     outbox.close()
