@@ -139,12 +139,22 @@ def report(
     against_store: Annotated[
         str | None, typer.Option(metavar="URI", help="With --against: its store, if another one.")
     ] = None,
+    peft_results: Annotated[
+        bool,
+        typer.Option(
+            "--peft-results",
+            help="Read folders of result files of peft's method_comparison, from old to new.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of one or more experiments, as a page, tables, figures and JSON, or compare two.
 
     With --method and its like, or --pair, it reports these rows alone, with simultaneous intervals for them.
     """
+    if peft_results:
+        _compare_peft([Path(name) for name in experiment], reference, folder, as_json, force=force)
+        return
     from bench.suite.load import experiment_of
     from reports.part import Part
 
@@ -205,6 +215,24 @@ def _compare(
         echo_json(asdict(comparison))
     else:
         print_comparison(out, comparison)
+
+
+def _compare_peft(
+    folders: list[Path], reference: str | None, target: Path | None, as_json: bool, *, force: bool
+) -> None:
+    """Prints or writes which differences of peft's comparison exceed the noise of its runs."""
+    from bench.process.outputs import output_folder, replace_files
+    from reports.peft_comparison import REFERENCE, as_markdown, compare_peft
+    from reports.peft_comparison import as_json as peft_json
+
+    comparison = compare_peft(folders, reference or REFERENCE)
+    page, content = as_markdown(comparison), peft_json(comparison)
+    if target is not None:
+        files = {"comparison.md": page, "comparison.json": content}
+        replace_files(output_folder(target, "report", force=force), files, "files.json")
+        out.print(f"Wrote {', '.join(files)} to {target}.", markup=False, soft_wrap=True)
+    else:
+        typer.echo(content if as_json else page, nl=False)
 
 
 def export(

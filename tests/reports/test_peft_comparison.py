@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +170,16 @@ def test_the_page_and_the_json_hold_every_row_and_escape_names(tmp_path: Path) -
     stored = json.loads(as_json(comparison))
     assert [row["sha256"] for row in stored["rows"]] == [row.sha256 for row in comparison.rows]
     assert stored["against_reference"][0]["verdict"] == comparison.against_reference[0].verdict
+
+
+def test_the_command_prints_or_writes_the_comparison(call: Callable[..., Any], tmp_path: Path) -> None:
+    folders = snapshots(tmp_path, [[0.5, 0.4], [0.5, 0.41]])
+    told = call("report", "--peft-results", *map(str, folders))
+    assert told.code == 0
+    assert "| `lora--1` |" in told.out
+    out = tmp_path / "out"
+    assert call("report", "--peft-results", *map(str, folders), "--out", str(out)).code == 0
+    assert (out / "comparison.md").read_text(encoding="utf-8") == told.out
+    assert json.loads((out / "comparison.json").read_text(encoding="utf-8"))["pairs"] == 1
+    assert call("report", "--peft-results", str(folders[0]), "--out", str(out)).code == 2
+    assert call("report", "--peft-results", str(tmp_path / "nowhere")).code == 2
