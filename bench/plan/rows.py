@@ -68,6 +68,10 @@ class Row(PlannedRow, extra="forbid", arbitrary_types_allowed=True):
         trials = {seed: candidate.final[seed].id for seed in self.trials}
         return self.model_copy(update={"trials": trials, "tuning": tuning})
 
+    def stored(self) -> PlannedRow:
+        """The row as it is stored and printed."""
+        return PlannedRow(**{field: getattr(self, field) for field in PlannedRow.model_fields})
+
     def only(self, seeds: Set[int]) -> Row:
         """The row with the trials of these seeds alone."""
         return self.model_copy(update={"trials": {s: id_ for s, id_ in self.trials.items() if s in seeds}})
@@ -189,7 +193,7 @@ class Plan(Frozen):
             suite=self.suite.name,
             closing=self.suite.closing,
             tuning="studies" if self.suite.studies else "equal" if self.suite.tuning else "none",
-            rows=final.rows,
+            rows=tuple(row.stored() for row in final.rows),
             trials=tuple(
                 PlannedTrial(id=trial.id, **trial.model_dump(mode="json")) for trial in final.trials
             ),
