@@ -2,7 +2,7 @@
 
     python -m tools.benchmarks.coverage [--repeats 400]
 
-Prints the tables of docs/explanations/reports.md. Each example adds to a run's score the method's mean,
+Prints the tables of docs/explanations/statistics.md. Each example adds to a run's score the method's mean,
 an effect of the run (0.7 points, normal or skewed to the left as by a gamma distribution of shape 4),
 one of the example under the method, and noise. With 1,000 examples the last two add 0.33 and 0.35 points to a
 run's score. A run that collapses has 30 points less.
