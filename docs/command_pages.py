@@ -1,4 +1,4 @@
-"""Writes docs/reference/commands.md, which is not committed, from the commands: `python docs/command_pages.py`."""
+"""Writes docs/reference/commands.md, which is not committed: `python docs/command_pages.py`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PAGE = Path(__file__).parent / "reference" / "commands.md"
 HEAD = """# Commands
 
 For users of the program. `tensorbench COMMAND -h` prints the same. An option that takes several values has
-them as `--seed 0,1` or `--seed 0 --seed 1`. The exit code is 0 only if everything asked for is done, and 2 for bad
-input.
+them as `--seed 0,1` or `--seed 0 --seed 1`. The exit code is 0 only if everything asked for is done, and 2 for
+bad input.
 """
 
 
