@@ -15,7 +15,7 @@ PAGE = Path(__file__).parent / "reference" / "commands.md"
 HEAD = """# Commands
 
 For users of the program. `tensorbench COMMAND -h` prints the same. An option that takes several values has
-them as `--seed 0,1` or `--seed 0 --seed 1`. The exit code is 0 only if everything asked for is done, and 2 for
+them as `--seed 0,1` or `--seed 0 --seed 1`. The exit code is 0 only if everything asked for is done, 2 for
 bad input.
 """
 
