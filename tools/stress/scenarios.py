@@ -199,8 +199,10 @@ def ray_nodes(folder: Path, trials: int = 40, steps: int = 60, cpus: int = 2) ->
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     # Ray would wait for a node for 30 seconds only.
     node = {"num_cpus": cpus, "object_store_memory": 100 * 2**20, "wait": False}
+    # Ray notices a dead node after five looks, three seconds apart by default.
+    looks = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300}
     began = time.monotonic()
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": looks})
     try:
         second = cluster.add_node(**node)
         socket = second.plasma_store_socket_name

@@ -1,0 +1,51 @@
+"""Reads all of a pack, and prints why it is refused and by how many MiB the process's memory grew at most.
+
+A script: `measured_reading.py SOUND PACK` reads a sound pack first, so that the code that reading runs is in
+memory before the measurement begins.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from bench.store.results import open_results
+from bench.wire.words import Artifact
+from methods import UserError
+
+
+def mib(key: str) -> float:
+    match = re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) / 2**10
+
+
+def read(pack: str) -> None:
+    for source in open_results("", [pack]):
+        source.plan()
+        source.curves()
+        for record in source.records():
+            content = source.read(record, Artifact.PREDICTIONS)
+            if content is not None:
+                pd.read_parquet(io.BytesIO(content))
+
+
+def main(sound: str, pack: str) -> None:
+    read(sound)
+    # Forgets the peak.
+    Path("/proc/self/clear_refs").write_text("5")
+    before, refusal = mib("VmRSS"), ""
+    try:
+        read(pack)
+    except UserError as error:
+        refusal = str(error)
+    print(json.dumps([refusal, mib("VmHWM") - before]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
