@@ -41,7 +41,7 @@ def test_a_notebook_can_do_what_the_page_says(
             told = [(one.name, one.status, one.tag(Tag.FAILURE_MESSAGE)) for one in found]
             raise AssertionError(f"the page's store has {told}") from error
     said = capsys.readouterr().out
-    assert "0 trials ran: the store had the others" in said
+    assert "0 trials ran" in said
     assert (tmp_path / "report" / "index.html").exists()
 
 

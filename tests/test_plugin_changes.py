@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import sys
 import warnings
@@ -23,6 +24,7 @@ from reports.reading import read
 
 from .bench.toy_runs import SHORT
 from .bench.toy_suites import DIGITS, write
+from .messages import naming
 from .test_plugin_mistakes import METHOD
 
 Call = Callable[..., Any]
@@ -114,11 +116,10 @@ def test_a_start_and_a_report_tell_of_results_of_another_source(
     assert "4 trials, 0 to run" in changed.out
     said = " ".join(changed.err.split())
     assert said.count("warning:") == 3
-    assert "2 of 2 finished trial(s) with the plug-in's method 'mine' ran with another source" in said
-    assert "4 of 4 finished trial(s) with the plug-in's task 'mine'" in said
-    assert "raise the method's `version` or delete those runs" in said
-    assert "give the backbone another `weights_hash` or delete" in said
-    assert "toy: 2 of 2 finished trial(s) with the plug-in's method 'mine' ran with another" in notes(uri)
+    assert re.search(naming("2 of 2", "method 'mine'", "`version`"), said)
+    assert re.search(naming("4 of 4", "task 'mine'"), said)
+    assert re.search(naming("backbone", "`weights_hash`"), said)
+    assert re.search(naming("toy", "2 of 2", "method 'mine'"), notes(uri))
 
     # The hash is in no id, and what is ours has none.
     after = Store.existing(uri, "toy").records()

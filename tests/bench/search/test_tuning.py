@@ -21,6 +21,7 @@ from bench.wire.record import Record, failed
 from bench.wire.words import Status
 from methods import UserError
 
+from ...messages import naming
 from ...stored import Result, begun
 from ...stored import write as stored
 from ..toy_suites import plan, suite, write
@@ -280,28 +281,28 @@ def test_tuning_by_name() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tuning": "fair"}, "tuning is none, equal, or equal with its allowance"),
-        ({"tuning": {"trials": 0}}, "tuning.trials: Input should be greater than 0"),
-        ({"tuning": {"trails": 3}}, "unknown field 'tuning.trails'; did you mean 'trials'"),
+        ({"tuning": "fair"}, naming("tuning", "none", "equal")),
+        ({"tuning": {"trials": 0}}, naming("tuning.trials", "greater than 0")),
+        ({"tuning": {"trails": 3}}, naming("'tuning.trails'", "'trials'")),
         ({"tuning": {"lr": [0.1, 0.1]}}, r"0.1 stands there twice"),
         ({"tuning": {"lr": [-0.1]}}, "greater than 0"),
         ({"tuning": {"lr": None, "scale": None, "head_lr": None}}, "write 'tuning: none'"),
-        ({"tuning": {"seeds": [0]}}, "tuning.seeds: 0 is a seed of the final runs too"),
+        ({"tuning": {"seeds": [0]}}, naming("tuning.seeds", 0)),
         (
             {"tuning": "equal", "tasks": [{"task": "digits", "split": "per_seed"}]},
-            "task 'digits' has split: per_seed; whatever chooses needs one split",
+            naming("'digits'", "per_seed"),
         ),
-        ({"tuning": "equal", "search": {"trials": 3}}, "give it, or a search or an allocation"),
+        ({"tuning": "equal", "search": {"trials": 3}}, naming("tuning", "search", "allocation")),
         (
             {"tuning": "equal", "methods": [{"method": "lora", "training": {"lr": 1e-3}}]},
-            "'lora' sets lr, which tuning chooses",
+            naming("'lora'", "lr", "tuning"),
         ),
-        ({"search": {"trials": 3, "seeds": [0]}}, "search.seeds: 0 is a seed of the final runs too"),
-        ({"search": {}}, "field 'search.trials' is required"),
-        ({"allocation": {"ranks": 7}}, "less than or equal to 6"),
+        ({"search": {"trials": 3, "seeds": [0]}}, naming("search.seeds", 0)),
+        ({"search": {}}, naming("'search.trials'", "required")),
+        ({"allocation": {"ranks": 7}}, naming("allocation.ranks", 6)),
         (
             {"search": {"trials": 3, "objectives": "metric and parameters", "pruner": "median"}},
-            "pruner 'median' stops by one objective",
+            naming("'median'", "objective"),
         ),
     ],
 )

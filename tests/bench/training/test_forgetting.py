@@ -26,6 +26,7 @@ from bench.training.forgetting import text_loss
 from bench.training.trial import Resources, run_trial
 from methods import UserError
 
+from ...messages import naming
 from ..toy_runs import run
 from ..toy_suites import TEXT, plan
 
@@ -94,7 +95,7 @@ def test_no_id_depends_on_it_and_encoders_have_none() -> None:
     assert run_trial(without, Resources("cpu"), lambda _: None).forgetting is None
     (encoder,) = plan(TEXT).trials
     assert encoder.forgetting is None
-    with pytest.raises(UserError, match=r"forgetting: .*'newspapers' or 'finewiki'"):
+    with pytest.raises(UserError, match=naming("forgetting", "'newspapers'", "'finewiki'")):
         plan(DECODER, forgetting="novels")
 
 
@@ -104,9 +105,7 @@ def test_a_text_that_is_not_there_is_told_before_any_work(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("bench.tasks.plain_text.TEXTS", {"finewiki": _text(away)})
     (trial,) = plan(DECODER, forgetting="finewiki").trials
-    with pytest.raises(
-        UserError, match=r"'finewiki', which is not there: no index\. With `forgetting: none`"
-    ):
+    with pytest.raises(UserError, match=naming("'finewiki'", "no index", "`forgetting: none`")):
         bench.execution.perform.prepare_all([trial], Resources("cpu"))
 
 
@@ -146,9 +145,7 @@ def test_the_first_articles_are_read_from_the_cache_or_the_hub(
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
     assert wiki.articles(100) == first
     assert asked == [f"datasets/{wiki.REPOSITORY}@{wiki.REVISION}/{wiki.FILE}"]
-    with pytest.raises(
-        UserError, match=r"cannot be read: no network\. Where there is a network run `hf download"
-    ):
+    with pytest.raises(UserError, match=naming("no network", "`hf download")):
         wiki.articles(100)
 
 

@@ -12,6 +12,7 @@ import bench
 from bench.training.inference import Forward
 from bench.training.trial import Resources, run_trial
 
+from ...messages import naming
 from ..toy_runs import run
 from ..toy_suites import TEXT, plan
 
@@ -57,7 +58,7 @@ def test_what_cannot_be_measured_costs_no_trial(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Forward, "ms", full)
     (trial,) = plan(TEXT).trials
-    with pytest.warns(UserWarning, match="what a forward takes is not known: no room"):
+    with pytest.warns(UserWarning, match=naming("forward", "no room")):
         outcome = run_trial(trial, Resources("cpu"), lambda _: None)
     assert outcome.inference is None
 

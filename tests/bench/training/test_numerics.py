@@ -22,6 +22,7 @@ from bench.training.seeding import generator, lent
 from bench.training.trial import Outcome, Resources, run_trial
 from methods import UserError, from_identity
 
+from ...messages import naming
 from ..toy_suites import DIGITS, TEXT, VISION, plan
 
 
@@ -155,12 +156,12 @@ def test_switches_that_are_off_leave_older_ids_and_those_that_are_on_change_them
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"training": {"augmentation": ["color_jitter"]}}, r"augmentation.0.*did you mean 'colour_jitter'"),
-        ({"training": {"compiled": True}}, r"'training.compiled'; did you mean 'compile'"),
-        ({"training": {"deterministc": True}}, r"did you mean 'deterministic'"),
+        ({"training": {"augmentation": ["color_jitter"]}}, naming("augmentation.0", "'colour_jitter'")),
+        ({"training": {"compiled": True}}, naming("'training.compiled'", "'compile'")),
+        ({"training": {"deterministc": True}}, naming("deterministc", "'deterministic'")),
         (
             {"training": {"batch_size": 61}},
-            "batch_size 61 is larger than the train split, which has 60 examples",
+            naming("batch_size 61", "60 examples"),
         ),
     ],
 )

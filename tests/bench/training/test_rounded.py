@@ -16,6 +16,7 @@ from bench.training.trial import Outcome, Resources, run_trial
 from methods import UserError, create
 from methods.errors import RoundedMerge
 
+from ...messages import naming
 from ..toy_suites import TEXT, plan
 
 ROUNDED = {"name": "tiny-random-llama", "dtype": "bfloat16"}
@@ -70,31 +71,25 @@ def test_merging_tells_what_rounding_takes(name: str, options: dict[str, str]) -
     with torch.no_grad():
         deltas = dict(adapter.deltas())
     before = {site: base.weight.data for site, base in adapter.bases.items()}
-    with pytest.warns(
-        RoundedMerge, match=r"into torch.bfloat16 weights, .* by ([\d.]+)% of its norm"
-    ) as told:
+    with pytest.warns(RoundedMerge, match=naming("torch.bfloat16", "%")) as told:
         adapter.merge()
     lost = sum(
         float((base.weight.float() - before[site].float() - deltas[site]).square().sum())
         for site, base in adapter.bases.items()
     )
     share = 100 * (lost / sum(float(delta.square().sum()) for delta in deltas.values())) ** 0.5
-    assert f"by {share:.3g}% of its norm" in str(told[0].message)
+    assert f" {share:.3g}% " in str(told[0].message)
     assert all(delta.dtype == torch.float32 for delta in deltas.values())
     adapter.detach()
     assert backbone.fingerprint() == clean
 
 
 def test_what_would_lose_small_steps_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"full fine-tuning trains the backbone's own weights.* no dtype bfloat16"
-    ):
+    with pytest.raises(UserError, match=naming("full fine-tuning", "bfloat16")):
         plan(TEXT, backbones=[ROUNDED], methods=["full"])
-    with pytest.raises(UserError, match=r"would train encoder.embed_tokens.* in torch.bfloat16"):
+    with pytest.raises(UserError, match=naming("encoder.embed_tokens", "torch.bfloat16")):
         create("full").attach(load(ROUNDED), torch.Generator())
-    with pytest.raises(
-        UserError, match=r"fp32 cannot be had of a backbone in bfloat16; accepted: bf16 and auto"
-    ):
+    with pytest.raises(UserError, match=naming("fp32", "bfloat16", "bf16 and auto")):
         plan(TEXT, backbones=[ROUNDED], training={**TEXT["training"], "precision": "fp32"})
 
 
@@ -128,5 +123,5 @@ def test_an_output_layer_of_its_own_is_rounded_too(monkeypatch: pytest.MonkeyPat
 def test_there_is_no_export_of_it() -> None:
     spec = BackboneSpec(name="tiny-random-bert", dtype="bfloat16")
     backbone = load(spec)
-    with pytest.raises(UserError, match=r"cannot be exported: .* trained on weights in bfloat16"):
+    with pytest.raises(UserError, match=naming("exported", "bfloat16")):
         form_of(backbone, spec, ["no", "yes"], backbone.info.input)

@@ -19,6 +19,7 @@ from bench.wire.record import Progress
 from bench.wire.words import Status, Tag
 from methods import UserError
 
+from ...messages import naming
 from ..toy_suites import TEXT, VISION, plan
 
 METHODS: list[Any] = ["lora", "head_only", {"method": "tenslora", "variant": "att_qkv_depth"}]
@@ -95,7 +96,7 @@ def test_a_backbone_that_a_trial_dirtied_is_loaded_anew_and_told_of() -> None:
         with torch.no_grad():
             next(backbone.module.encoder.parameters()).add_(1)
 
-    with pytest.warns(UserWarning, match="left traces on backbone 'tiny-random-vit'"):
+    with pytest.warns(UserWarning, match=naming("traces", "'tiny-random-vit'")):
         run_trial(dirtying, resources, scribble)
     assert resources.backbone(after) is not backbone
     assert resources.backbone(after).fingerprint() == clean
@@ -137,7 +138,7 @@ def test_its_device_is_the_one_that_libraries_use_unasked(monkeypatch: pytest.Mo
 
 def test_weights_that_are_not_the_planned_ones_are_refused() -> None:
     (trial,) = trials()
-    with pytest.raises(UserError, match="changed since the plan: weights other were planned, random:vit"):
+    with pytest.raises(UserError, match=naming("weights", "other", "random:vit")):
         run_trial(trial.model_copy(update={"weights_hash": "other"}), Resources("cpu"), nothing)
 
 
@@ -186,7 +187,7 @@ def test_a_method_that_cannot_be_tried_has_its_result_all_the_same(monkeypatch: 
 
     monkeypatch.setattr(bench.training.trial, "_of_identity", refuse)
     (lora,) = trials(methods=["lora"])
-    with pytest.warns(UserWarning, match="what LoRA can do is not known: not on a tiny model"):
+    with pytest.warns(UserWarning, match=naming("LoRA", "not on a tiny model")):
         ended = finished(run_trial(lora, Resources("cpu"), nothing))
     assert ended.status == Status.FINISHED
     assert Tag.CAPABILITIES not in ended.tags
