@@ -21,7 +21,7 @@ import signal
 import sqlite3
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,14 @@ SUITES = Path(__file__).parent.parent / "suites"
 #: The file of tests, and roughly how many modules there were, when the garbage collector was last told to
 #: look at nothing that exists any more.
 frozen = pytest.StashKey[tuple[Path, int]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """One worker more than cores: two workers leave two cores idle for a third of the time, while tests wait
+    for processes, servers and Ray.
+    """
+    return (yield) + 1
 
 
 def pytest_collection_finish() -> None:

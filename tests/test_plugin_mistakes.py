@@ -96,96 +96,55 @@ def replaced(source: str, old: str, new: str) -> str:
     return source.replace(old, new)
 
 
-@pytest.mark.parametrize(
-    ("group", "source", "old", "new", "said"),
-    [
-        ("tasks", TASK, "MINE = Mine()", "MINE = Mine", naming("class", "`Mine()`")),
+SOURCES = {"tasks": TASK, "backbones": BACKBONE, "methods": METHOD}
+DESCRIBE = "return self.made.describe(image_size)"
+RAISING = 'name = "mine"\n    @classmethod\n    def listed(cls): raise KeyError("x")'
+
+#: By group: text of the sound plug-in, what replaces it, and the pattern of the message.
+MISTAKES = {
+    "tasks": [
+        ("MINE = Mine()", "MINE = Mine", naming("class", "`Mine()`")),
+        ("MINE = Mine()", "MINE = 3", naming("bench.tasks.Task")),
+        ('data_hash = "1"', "", naming("'data_hash'", "required")),
+        ('data_hash = "1"', "data_hash = 5", naming("'data_hash'", "required")),
+        ('description = "numbers, even or odd"', "", naming("'description'", "required")),
+        ('license = "CC0-1.0"', 'license = "-"; metric = "acuracy"', naming("'acuracy'", "'accuracy'")),
+        ('license = "CC0-1.0"', 'license = "-"; target = "regression"', naming("classes", "regression")),
+        ('("no", "yes")', '"ny"', naming("classes", "list")),
+        ('("no", "yes")', '("no",)', naming("classes", "at least 2")),
+        ('("no", "yes")', '("no", "no")', naming("classes", "different")),
+        ('modality = "text"', 'modality = "sound"', naming("modality", "'text' or 'vision'")),
+        ('name = "mine"', 'name = "yours"', naming("`name`", "'yours'")),
+    ],
+    "backbones": [
+        ("MINE = Mine()", "MINE = Mine", naming("Mine", "class")),
+        ("MINE = Mine()", "MINE = 3", naming("describe or load")),
+        (DESCRIBE, "raise KeyError('x')", naming("KeyError: 'x'")),
+        (DESCRIBE, "return {}", naming("BackboneInfo")),
         (
-            "tasks",
-            TASK,
-            "MINE = Mine()",
-            "MINE = 3",
-            naming("bench.tasks.Task"),
-        ),
-        ("tasks", TASK, 'data_hash = "1"', "", naming("'data_hash'", "required")),
-        ("tasks", TASK, 'data_hash = "1"', "data_hash = 5", naming("'data_hash'", "required")),
-        ("tasks", TASK, 'description = "numbers, even or odd"', "", naming("'description'", "required")),
-        (
-            "tasks",
-            TASK,
-            'license = "CC0-1.0"',
-            'license = "-"; metric = "acuracy"',
-            naming("'acuracy'", "'accuracy'"),
-        ),
-        (
-            "tasks",
-            TASK,
-            'license = "CC0-1.0"',
-            'license = "-"; target = "regression"',
-            naming("classes", "regression"),
-        ),
-        ("tasks", TASK, '("no", "yes")', '"ny"', naming("classes", "list")),
-        ("tasks", TASK, '("no", "yes")', '("no",)', naming("classes", "at least 2")),
-        ("tasks", TASK, '("no", "yes")', '("no", "no")', naming("classes", "different")),
-        (
-            "tasks",
-            TASK,
-            'modality = "text"',
-            'modality = "sound"',
-            naming("modality", "'text' or 'vision'"),
-        ),
-        (
-            "tasks",
-            TASK,
-            'name = "mine"',
-            'name = "yours"',
-            naming("`name`", "'yours'"),
-        ),
-        ("backbones", BACKBONE, "MINE = Mine()", "MINE = Mine", naming("class", "Mine")),
-        ("backbones", BACKBONE, "MINE = Mine()", "MINE = 3", naming("describe or load")),
-        (
-            "backbones",
-            BACKBONE,
-            "return self.made.describe(image_size)",
-            "raise KeyError('x')",
-            naming("KeyError: 'x'"),
-        ),
-        (
-            "backbones",
-            BACKBONE,
-            "return self.made.describe(image_size)",
-            "return {}",
-            naming("BackboneInfo"),
-        ),
-        (
-            "backbones",
-            BACKBONE,
-            "self.made.describe(image_size)",
-            "dataclasses.replace(self.made.describe(image_size), kind='gpt')",
+            DESCRIBE,
+            "return dataclasses.replace(self.made.describe(image_size), kind='gpt')",
             naming("kind", "bert, roberta, xlm-roberta, "),
         ),
-        (
-            "methods",
-            METHOD,
-            'name = "mine"',
-            "pass",
-            naming("MINE", "name"),
-        ),
-        ("methods", METHOD, "class MINE", "class Other", naming("import", "AttributeError")),
-        ("methods", METHOD, 'name = "mine"', 'name = "mine"\nMINE = MINE()', naming("subclass")),
-        (
-            "methods",
-            METHOD,
-            'name = "mine"',
-            'name = "mine"\n    @classmethod\n    def listed(cls): raise KeyError("x")',
-            naming("KeyError: 'x'"),
-        ),
     ],
-)
+    "methods": [
+        ('name = "mine"', "pass", naming("MINE", "name")),
+        ("class MINE", "class Other", naming("import", "AttributeError")),
+        ('name = "mine"', 'name = "mine"\nMINE = MINE()', naming("subclass")),
+        ('name = "mine"', RAISING, naming("KeyError: 'x'")),
+    ],
+}
+
+
+def rows(mistakes: dict[str, list[tuple[str, str, str]]]) -> list[tuple[str, str, str, str]]:
+    return [(group, *mistake) for group, of_group in mistakes.items() for mistake in of_group]
+
+
+@pytest.mark.parametrize(("group", "old", "new", "said"), rows(MISTAKES))
 def test_lists_name_the_package_and_go_on(
-    call: Call, install: Install, group: str, source: str, old: str, new: str, said: str
+    call: Call, install: Install, group: str, old: str, new: str, said: str
 ) -> None:
-    install(group, replaced(source, old, new))
+    install(group, replaced(SOURCES[group], old, new))
     listed = call(group)
     assert listed.code == 0
     assert {"tasks": "digits", "backbones": "minilm-l6", "methods": "tenslora"}[group] in listed.out
@@ -200,49 +159,34 @@ def test_a_method_that_is_not_whole_is_refused(install: Install) -> None:
         METHODS.get("mine")
 
 
-@pytest.mark.parametrize(
-    ("group", "source", "old", "new", "said"),
-    [
-        ("tasks", TASK, "return Examples(", "raise KeyError('x')\n        (", naming("KeyError: 'x'")),
+#: Likewise, found out only by work.
+LATE_MISTAKES = {
+    "tasks": [
+        ("return Examples(", "raise KeyError('x')\n        (", naming("KeyError: 'x'")),
+        ("[i % 2 for", "[i % 2 / 1 for", naming("row 0", "0.0 (float)")),
+        ("range(40))", "[1] * 40)", naming("ids", "unique")),
         (
-            "tasks",
-            TASK,
-            "[i % 2 for",
-            "[i % 2 / 1 for",
-            naming("row 0", "0.0 (float)"),
-        ),
-        ("tasks", TASK, "range(40))", "[1] * 40)", naming("ids", "unique")),
-        (
-            "tasks",
-            TASK,
             'data_hash = "1"',
             "data_hash = property(lambda self: open('/no/such/file').read())",
             naming("FileNotFoundError"),
         ),
-        ("tasks", TASK, 'data_hash = "1"', "data_hash = property(lambda self: 5)", naming("text", 5)),
+        ('data_hash = "1"', "data_hash = property(lambda self: 5)", naming("text", 5)),
+    ],
+    "backbones": [
+        ("return self.made.load(image_size)", "raise KeyError('x')", naming("KeyError: 'x'")),
+        ("return self.made.load(image_size)", "pass", naming("LoadedBackbone")),
+    ],
+    "methods": [
         (
-            "backbones",
-            BACKBONE,
-            "return self.made.load(image_size)",
-            "raise KeyError('x')",
-            naming("KeyError: 'x'"),
-        ),
-        (
-            "backbones",
-            BACKBONE,
-            "return self.made.load(image_size)",
-            "pass",
-            naming("LoadedBackbone"),
-        ),
-        (
-            "methods",
-            METHOD,
             'name = "mine"',
             'name = "mine"\n    def count(self, geometry): raise KeyError("x")',
             naming("KeyError: 'x'"),
         ),
     ],
-)
+}
+
+
+@pytest.mark.parametrize(("group", "old", "new", "said"), rows(LATE_MISTAKES))
 def test_a_run_ends_before_any_trial_and_names_the_package(
     *,
     call: Call,
@@ -250,12 +194,11 @@ def test_a_run_ends_before_any_trial_and_names_the_package(
     tmp_path: Path,
     new_store: Callable[[Path], str],
     group: str,
-    source: str,
     old: str,
     new: str,
     said: str,
 ) -> None:
-    install(group, replaced(source, old, new))
+    install(group, replaced(SOURCES[group], old, new))
     install_rest = {
         "tasks": {"tasks": ["mine"], "backbones": ["tiny-random-bert"]},
         "backbones": {"tasks": ["movie-sentiment"], "backbones": ["mine"]},
@@ -306,14 +249,7 @@ def test_a_tokenizer_that_raises_names_its_backbone_s_package(
 
 
 def test_timing_all_methods_leaves_out_one_that_raises(install: Install) -> None:
-    install(
-        "methods",
-        replaced(
-            METHOD,
-            'name = "mine"',
-            'name = "mine"\n    @classmethod\n    def listed(cls): raise KeyError("x")',
-        ),
-    )
+    install("methods", replaced(METHOD, 'name = "mine"', RAISING))
     backbone = load("tiny-random-vit")
     with pytest.warns(UserWarning, match=naming("left out", "method", *MISTAKEN, "KeyError: 'x'")):
         chosen = contenders(["all"], ["isorank"], backbone)
