@@ -14,7 +14,7 @@ import pytest
 
 from methods import METHODS
 
-from .bench.forked import Program
+from .bench.programs import Program
 from .messages import naming
 
 Call = Callable[..., Any]

@@ -22,8 +22,8 @@ from bench.process import guard
 from bench.store.connect import with_driver
 
 from . import holding
-from .forked import Program
-from .held import begin, release
+from .held_programs import begin, release
+from .programs import Program
 
 #: Ports that no system gives to a connection for its own end: a server that went away finds its port free.
 PORTS = range(20_000, 32_768)

@@ -31,7 +31,7 @@ from bench.wire.found import AllocationResult, Tried
 from methods import METHODS, Geometry
 from methods.tenslora import VARIANTS
 
-from .forked import Program
+from .programs import Program
 from .toy_suites import DIGITS, MOVIES, plan, write
 
 Call = Callable[..., Any]

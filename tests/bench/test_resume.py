@@ -18,8 +18,8 @@ from bench.execution.driver import pending
 from bench.store.store import Store
 from bench.wire.record import latest
 
-from .forked import Program
-from .held import await_held, let_all_through, started
+from .held_programs import await_held, let_all_through, started
+from .programs import Program
 from .toy_runs import Ran, executed
 from .toy_suites import plan, write
 

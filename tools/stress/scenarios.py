@@ -23,7 +23,7 @@ from bench.plan.make import make_plan
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from bench.wire.record import Record
-from tests.bench.forked import Program
+from tests.bench.programs import Program
 from tests.bench.proxy import Choose, proxy, share
 from tests.bench.services import Driver, Postgres, Server, await_end, container, driver, wait_until
 

@@ -26,8 +26,8 @@ from bench.store.store import Store
 from bench.training.loop import Pruned
 from methods import UserError
 
-from ..forked import FORKS
-from ..held import await_held, started
+from ..held_programs import await_held, started
+from ..programs import FORKS
 from ..toy_suites import plan, write
 
 SHORT = {"batch_size": 16, "steps": 2}

@@ -16,7 +16,7 @@ import pytest
 from bench.store.store import Store
 
 from .. import holding
-from ..held import let_all_through
+from ..held_programs import let_all_through
 from ..services import free_port, wait_until
 from ..toy_suites import write
 from .slurm import Slurm, missing, started

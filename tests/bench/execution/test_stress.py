@@ -19,7 +19,7 @@ from bench.wire.words import Kind, Status
 from methods import UserError
 from tools.stress import scenarios
 
-from ..held import await_held, let_all_through, started
+from ..held_programs import await_held, let_all_through, started
 from ..holding import FORK_WORKERS
 from ..services import Postgres, postgres_programs
 from ..toy_runs import SHORT, executed, raising

@@ -27,7 +27,7 @@ from bench.wire.words import Status
 from methods import UserError
 from methods.validation import validate
 
-from ..forked import FORKS
+from ..programs import FORKS
 from ..toy_suites import VISION, plan, write
 
 NewStore = Callable[[Path], str]

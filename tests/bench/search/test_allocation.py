@@ -12,7 +12,7 @@ from bench.search.importance import importances
 from bench.wire.record import latest
 
 from ..toy_suites import suite
-from .searched import Call, NewStore, run
+from .toy_searches import Call, NewStore, run
 
 
 def test_an_allocation_sweeps_every_mode_walks_the_path_and_compares(

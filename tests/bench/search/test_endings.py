@@ -28,7 +28,7 @@ from bench.wire.words import Kind, Status, Tag
 
 from ..toy_runs import raising
 from ..toy_suites import suite
-from .searched import SEARCH, Call, NewStore, prepared, run
+from .toy_searches import SEARCH, Call, NewStore, prepared, run
 
 
 def test_a_trial_that_diverges_counts_as_tried(tmp_path: Path, new_store: NewStore, call: Call) -> None:

@@ -20,11 +20,11 @@ from bench.wire.words import Kind
 from methods import UserError
 
 from ...messages import naming
-from ..forked import Program
-from ..held import await_held, let_all_through, started
+from ..held_programs import await_held, let_all_through, started
+from ..programs import Program
 from ..synthetic import QKV_DEPTH_RANKS, registered
 from ..toy_suites import DIGITS, VISION, suite
-from .searched import DONE, SEARCH, Call, NewStore, Searched, prepared, run
+from .toy_searches import DONE, SEARCH, Call, NewStore, Searched, prepared, run
 
 # --- killed and resumed ---
 

@@ -13,10 +13,10 @@ from bench.store.store import Store
 from bench.wire.words import Artifact, Status
 
 from ...packs import packed
-from .. import unpacking
-from ..forked import Program
+from ..programs import Program
 from ..toy_runs import SHORT, executed
 from ..toy_suites import plan
+from . import unpacking
 
 pytestmark = pytest.mark.processes
 

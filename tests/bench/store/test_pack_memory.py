@@ -10,9 +10,9 @@ import pytest
 
 from ...packs import packed
 from ...reports.made_up import store
-from ..forked import Program
+from ..programs import Program
 from . import measured_reading
-from .hostile import IN_FILES, UNDERSTATED, hostile
+from .hostile_packs import IN_FILES, UNDERSTATED, hostile
 
 #: What a process that reads a pack may take beyond what its imports take, in MiB.
 MOST = 300

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import holding
-from .forked import Program
+from .programs import Program
 
 _numbers = itertools.count()
 

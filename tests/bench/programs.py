@@ -30,7 +30,7 @@ IMPORTED = (
     "sklearn.metrics",
     "sqlalchemy.dialects.sqlite",
     "baselines.peft_adapter",
-    "tests.bench.frozen",
+    "tests.bench.preloaded",
 )
 
 #: Starts processes that have imported what the command line imports.

@@ -1,4 +1,4 @@
-"""What every fork would find out anew, found once: the server of forks imports this last (`forked.py`)."""
+"""Prepares the server of forks once for all of them: it imports this last (`programs.py`)."""
 
 import gc
 
