@@ -145,7 +145,7 @@ def test_lists_name_the_package_and_go_on(
     call: Call, install: Install, group: str, old: str, new: str, said: str
 ) -> None:
     install(group, replaced(SOURCES[group], old, new))
-    listed = call(group)
+    listed = call("list", group)
     assert listed.code == 0
     assert {"tasks": "digits", "backbones": "minilm-l6", "methods": "tenslora"}[group] in listed.out
     told = " ".join(listed.err.split())
