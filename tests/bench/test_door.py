@@ -23,6 +23,7 @@ from bench.wire.record import Record
 from bench.wire.words import Phase
 from methods import UserError
 
+from ..messages import naming
 from .toy_runs import SHORT
 from .toy_suites import suite
 
@@ -72,7 +73,7 @@ def test_the_door_opens_at_once_and_has_what_it_says() -> None:
     assert done.stdout == f"{bench.__version__}\n"
     assert all(callable(getattr(bench, name)) for name in bench.__all__)
     assert {*bench.__all__} <= {*dir(bench)}
-    with pytest.raises(AttributeError, match="module 'bench' has no attribute 'run_suit'"):
+    with pytest.raises(AttributeError, match=naming("'bench'", "'run_suit'")):
         bench.run_suit  # noqa: B018
 
 
@@ -82,9 +83,9 @@ def test_what_python_gives_otherwise_than_the_command_line_is_refused(tmp_path: 
     with pytest.raises(UserError, match="device 'auto': a plan is for cpu or cuda"):
         bench.make_plan(suite(), "auto")
     store = f"sqlite:///{tmp_path / 'none.db'}"
-    with pytest.raises(UserError, match="experiments: a list of names is wanted, got 'toy'"):
+    with pytest.raises(UserError, match=naming("experiments", "'toy'")):
         bench.write_report(store, "toy", tmp_path / "report")
-    with pytest.raises(UserError, match="formats: a list of names is wanted, got 'csv'"):
+    with pytest.raises(UserError, match=naming("formats", "'csv'")):
         bench.write_report(store, ["toy"], tmp_path / "report", "csv")
     with pytest.raises(UserError, match="there is no store"):
         bench.write_report(store, ["toy"], str(tmp_path / "report"))
@@ -153,6 +154,6 @@ def test_what_cannot_be_is_an_error_and_leaves_no_worker(
 
     monkeypatch.setattr(bench.run, "make_executor", lambda _: Stopped("cpu"))
     made = suite(search={"trials": 1}) if start is bench.search_suite else suite()
-    with pytest.raises(UserError, match="unknown task of this suite 'digit': did you mean 'digits'"):
+    with pytest.raises(UserError, match=naming("'digit'", "'digits'")):
         start(made, part=bench.Part(tasks=["digit"]))
     assert stopped == [True]

@@ -14,6 +14,7 @@ from methods.backbone import Geometry, Site
 from methods.errors import UserError
 from methods.tenslora import VARIANTS, TensLoRA
 
+from ..messages import naming
 from .constructions import CONSTRUCTIONS, SLICES
 from .toy import ToyBackbone, scatter
 
@@ -222,19 +223,19 @@ def test_counts_beyond_the_paper(options: dict[str, Any], ranks: tuple[int, ...]
     [
         (
             {"variant": "att_qkv", "ranks": (4, 4, 4)},
-            r"'att_qkv' as tucker takes 4 \(input, head_size, head, projection\), got 3: \(4, 4, 4\)",
+            naming("'att_qkv'", 4, "head_size", 3, 4),
         ),
         ({"variant": "qkv", "factorization": "cp", "ranks": (4, 4)}, r"as cp takes 1 \(components\), got 2"),
         (
             {"variant": "qkv_depth", "factorization": "tt", "ranks": (4,)},
             r"as tt takes 3 \(input-layer, layer-projection, projection-output\), got 1",
         ),
-        ({"variant": "qkv", "ranks": (4, 0, 4)}, r"ranks\.1: Input should be greater than 0 \(got 0\)"),
+        ({"variant": "qkv", "ranks": (4, 0, 4)}, naming("ranks.1", 0, 0)),
         ({"variant": "qkv_dept"}, "did you mean 'qkv_depth'"),
         ({"variant": "qkv", "factorization": "tuker"}, "did you mean 'tucker'"),
-        ({"variant": "qkv", "head": "aligned"}, "unknown field 'head'; did you mean 'heads'"),
+        ({"variant": "qkv", "head": "aligned"}, naming("'head'", "'heads'")),
         ({}, "field 'variant' is required"),
-        ({"variant": "qkv", "dropout": 1.0}, "dropout: Input should be less than 1"),
+        ({"variant": "qkv", "dropout": 1.0}, naming("dropout", 1)),
         ({"variant": "att", "targets": "qkvo+mlp"}, "an MLP has no heads"),
     ],
 )
@@ -251,9 +252,7 @@ def test_free_ranks_and_unfit_backbones_are_refused_before_anything_is_built() -
     with pytest.raises(UserError, match="adapts value, which the backbone lacks; it has query, key"):
         sized("qkv").attach(lacking, torch.Generator())
     shared = ToyBackbone(Geometry(12, 4, 2, 24, kv_heads=2))
-    with pytest.raises(
-        UserError, match=r"heads: interleaved .* share those of key and value \(d=12, H=4, K=2, L=2, mlp=24\)"
-    ):
+    with pytest.raises(UserError, match=naming("heads", 12, 4, 2, 2)):
         sized("att_qkv", heads="interleaved").attach(shared, torch.Generator())
     sized("qkv", heads="interleaved").attach(shared, torch.Generator()).detach()
     for untouched in (backbone, lacking, shared):
@@ -288,7 +287,7 @@ def test_only_the_normal_start_is_revised_and_what_is_stored_of_the_old_one_refu
     identity = sized("att", init="normal").identity()
     assert identity["version"] == 2
     assert from_identity(identity).identity() == identity
-    with pytest.raises(UserError, match="'tenslora' is at version 2, the stored one is 1"):
+    with pytest.raises(UserError, match=naming("'tenslora'", 2, 1)):
         from_identity({**identity, "version": 1})
 
 

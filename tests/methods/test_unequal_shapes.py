@@ -17,6 +17,7 @@ from methods import Geometry, Site, UserError, create
 from methods.lowrank import Masks, StackedMethod
 from methods.tenslora import VARIANTS
 
+from ..messages import naming
 from .toy import attached
 
 #: Shared heads and a gated MLP that is no whole number of slices. The attention is wider than d, narrower,
@@ -261,7 +262,7 @@ def test_counts_at_the_shape_of_smollm2(name: str, options: dict[str, Any], coun
 def test_sharing_is_refused_where_it_cannot_be() -> None:
     with pytest.raises(UserError, match="9 query heads cannot share 2 key and value heads evenly"):
         Geometry(36, 9, 2, 30, kv_heads=2)
-    with pytest.raises(UserError, match="head_size must be at least 1, got 0"):
+    with pytest.raises(UserError, match=naming("head_size", 1, 0)):
         Geometry(36, 9, 2, 30, head_size=0)
 
 

@@ -16,6 +16,7 @@ from bench.backbones import BackboneSpec, describe, indexed, load
 from bench.inputs import TextInput
 from methods.errors import UserError
 
+from ...messages import naming
 from ..local_checkpoints import batch, encoder, features
 
 
@@ -77,7 +78,7 @@ def test_without_onnx_the_extra_is_named_before_anything_is_downloaded(
     monkeypatch.setenv("TENSORBENCH_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert describe("vit-s14").input.modality == "vision"
-    with pytest.raises(UserError, match=r"'vit-s14' is made from .*pip install 'tensorpeft-bench\[onnx\]'"):
+    with pytest.raises(UserError, match=naming("'vit-s14'", "'tensorpeft-bench[onnx]'")):
         load("vit-s14")
     assert not list(tmp_path.rglob("*.onnx"))
 

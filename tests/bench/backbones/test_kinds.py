@@ -19,6 +19,7 @@ from methods import create
 from methods.backbone import GATED_PROJECTIONS, Site
 from methods.errors import UserError
 
+from ...messages import naming
 from ..local_checkpoints import batch, edit, features, model_of, whole_model_of
 
 #: Methods meet these kinds one by one in tests/bench/conformance.
@@ -93,7 +94,7 @@ def test_a_vision_tower_is_taken_out_of_a_whole_model(whole: str, part: str, tmp
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["vision_config"]["num_hidden_layers"] = 10**7
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="num_hidden_layers should be a number from 1 to 1,000"):
+    with pytest.raises(UserError, match=naming("num_hidden_layers", 1, "1,000")):
         describe(BackboneSpec(local=tmp_path))
 
 
@@ -129,8 +130,8 @@ def test_a_gate_of_its_own_is_a_site(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
-        ("bert", {"model_type": "rembert"}, "a 'rembert' model, .* nearest is 'bert'.*own-backbone.md"),
-        ("vit", {"model_type": "swin"}, "a 'swin' model, .* nearest is 'vit'; there are bert, .*siglip"),
+        ("bert", {"model_type": "rembert"}, naming("'rembert'", "'bert'")),
+        ("vit", {"model_type": "swin"}, naming("'swin'", "'vit'")),
         (
             "siglip_vision_model",
             {"vision_use_head": False},

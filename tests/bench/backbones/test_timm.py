@@ -15,6 +15,7 @@ from bench.backbones.fused import Split
 from methods.backbone import PROJECTIONS, Geometry, Site
 from methods.errors import UserError
 
+from ...messages import naming
 from ..local_checkpoints import batch, features
 
 
@@ -61,7 +62,7 @@ def test_timm_at_another_image_size(timm_file: tuple[Any, Path]) -> None:
         ("swin_tiny_patch4_window7_224", "SwinTransformer.* is no plain vision transformer"),
         ("convnext_atto", "ConvNeXt.* is no plain vision transformer"),
         ("eva02_tiny_patch14_224", "does not run at 224 pixels with its qkv split"),
-        ("vit_bse_patch16_224", "no model 'vit_bse_patch16_224'; near are vit_base_patch16_224"),
+        ("vit_bse_patch16_224", naming("'vit_bse_patch16_224'", "vit_base_patch16_224")),
     ],
 )
 def test_other_timm_models_are_refused(timm_file: tuple[Any, Path], model: str, message: str) -> None:

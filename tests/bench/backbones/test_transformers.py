@@ -21,6 +21,7 @@ from bench.process.files import sha256_of_all
 from methods.backbone import PROJECTIONS, Geometry, Site
 from methods.errors import UserError
 
+from ...messages import naming
 from ..local_checkpoints import KINDS, batch, edit, encoder, features, whole_model_of, write
 
 
@@ -257,7 +258,7 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no tokenizer: put"):
         text.load_tokenizer()
     (folder / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(UserError, match=r"a 't5' model.* nearest is 'bert'; .*own-backbone\.md"):
+    with pytest.raises(UserError, match=naming("'t5'", "'bert'")):
         describe(local(folder))
 
 
@@ -266,7 +267,7 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
     [
         ("preprocessor_config.json", b"{", "cannot be read: Expecting property name"),
         ("preprocessor_config.json", b"\xff", "cannot be read: 'utf-8' codec"),
-        ("preprocessor_config.json", b"[1]", r"should hold a JSON object, got \[1\]"),
+        ("preprocessor_config.json", b"[1]", naming("JSON", "[1]")),
         (
             "preprocessor_config.json",
             b'{"image_mean": [0.5]}',
@@ -276,24 +277,24 @@ def test_folders_that_hold_no_usable_checkpoint(tmp_path: Path) -> None:
         (
             "preprocessor_config.json",
             b'{"do_rescale": false}',
-            "do_rescale is false, which is for pixels from 0 to 255",
+            naming("do_rescale", 0, 255),
         ),
         (
             "preprocessor_config.json",
             b'{"rescale_factor": 0.00784313725490196}',
-            r"rescale_factor should be 1/255, so that pixels are from 0 to 1 \(got 0.0078",
+            naming("rescale_factor", 1, 255, 0, 1),
         ),
-        ("config.json", b"[1]", r"should hold a JSON object, got \[1\]"),
+        ("config.json", b"[1]", naming("JSON", "[1]")),
         ("config.json", b'{"model_type": "vit", "hidden_size": "x"}', "no vit model: .*hidden_size.*got str"),
         (
             "config.json",
             b'{"model_type": "vit", "patch_size": 0}',
-            "patch_size should be a number from 1 to 4,096",
+            naming("patch_size", 1, "4,096"),
         ),
         (
             "config.json",
             b'{"model_type": "vit", "intermediate_size": -1}',
-            "intermediate_size should be a number from 1 to",
+            naming("intermediate_size", 1),
         ),
     ],
 )

@@ -22,6 +22,7 @@ from bench.terminal.checks import print_checks
 from methods import METHODS, create
 from methods.errors import UnknownNameError, UserError
 
+from ...messages import naming
 from .faulty import Pairs
 
 
@@ -75,9 +76,7 @@ def test_a_method_whose_option_has_no_default_is_asked_for_presets() -> None:
     class Required(Pairs):
         width: PositiveInt
 
-    with pytest.raises(
-        UserError, match=r"the preset of method 'pairs' .*presets.*: field 'width' is required"
-    ):
+    with pytest.raises(UserError, match=naming("'pairs'", "'width'")):
         conformance_cases(Required)
 
 

@@ -23,6 +23,7 @@ from bench.wire.measures import Measure
 from bench.wire.words import Artifact
 from methods import UserError
 
+from ...messages import naming
 from ..services import wait_until
 from ..toy_suites import DIGITS, plan
 
@@ -128,7 +129,7 @@ def test_the_words_of_the_wire_come_back_as_they_are(cluster: RayCluster) -> Non
     ("options", "message"),
     [
         ({"device": "mps"}, "accepted are auto, cpu and cuda"),
-        ({"device": "cpu", "slots_per_device": 2}, "--slots-per-device is for GPUs"),
+        ({"device": "cpu", "slots_per_device": 2}, naming("--slots-per-device", "GPUs")),
         ({"device": "cuda"}, "no node of the Ray cluster has a GPU"),
     ],
 )

@@ -19,6 +19,7 @@ from bench.plan.trial import Trial
 from methods import UserError
 from methods.tenslora import VARIANTS
 
+from ...messages import naming
 from ..local_checkpoints import encoder
 from ..local_checkpoints import write as checkpoint
 from ..toy_suites import DIGITS, MOVIES, TEXT, VISION, plan
@@ -162,9 +163,9 @@ def test_a_rate_of_a_core_counts_only_where_there_is_one() -> None:
 
     assert planned(tucker, core_lr=4) != planned(tucker)
     assert planned(cp, core_lr=4) == planned(cp)
-    with pytest.raises(UserError, match="core_lr is the rate of a core, which LoRA has none of"):
+    with pytest.raises(UserError, match=naming("core_lr", "LoRA")):
         planned([{"method": "lora", "training": {"core_lr": 4}}])
-    with pytest.raises(UserError, match="lr · core_lr 1e-08 is below lr_floor"):
+    with pytest.raises(UserError, match=naming("core_lr", "1e-08", "lr_floor")):
         planned(tucker, lr=1e-4, core_lr=1e-4)
 
 

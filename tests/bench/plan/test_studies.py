@@ -17,6 +17,7 @@ from bench.wire.plan import PlannedRow, StoredPlan, StudyPlan
 from methods import UserError
 from methods.validation import validate
 
+from ...messages import naming
 from ..toy_suites import DIGITS, VISION
 
 METHODS: list[Any] = ["head_only", "lora", {"method": "lotr", "centre": 2e-2}, "full"]
@@ -164,9 +165,9 @@ def test_k_goes_up_to_the_trials_that_a_jackknife_leaves(studies: int, points: i
         ({"training": {"lr": 1e-3}}, "training sets lr"),
         ({"training": {"head_lr": 1e-3}}, "training sets head_lr"),
         ({"tasks": [{**DIGITS, "training": {"lr": 1e-3}}]}, "task 'digits', training sets lr"),
-        ({"methods": [{"method": "lora", "training": {"head_lr": 1e-3}}]}, "'lora', training sets head_lr"),
+        ({"methods": [{"method": "lora", "training": {"head_lr": 1e-3}}]}, naming("'lora'", "head_lr")),
         ({"methods": [{"method": "lora", "each": {"training": {"lr": [1, 2]}}}]}, "'lora', training sets lr"),
-        ({"tasks": [{**DIGITS, "split": "per_seed"}]}, "'digits' has split: per_seed"),
+        ({"tasks": [{**DIGITS, "split": "per_seed"}]}, naming("'digits'", "per_seed")),
         ({"tuning": "equal", "seeds": [0], "pilot": {}}, "pilot: "),
         (
             {"tuning": None, "seeds": [0], "methods": [{"method": "lora", "centre": 1e-3}]},

@@ -14,6 +14,7 @@ import pytest
 from bench.tasks import TASKS, DataSource
 from methods import UserError
 
+from ...messages import naming
 from ..hub_stand_in import Hub, encoded, write_glue, write_images
 from .paper_hub import (
     GLUE,
@@ -50,7 +51,7 @@ def test_local_data_that_change_after_the_plan_are_refused(tmp_path: Path) -> No
     (trial,) = plan(tasks=[row], backbones=["tiny-random-bert"]).trials
     local_cola(tmp_path, [(f"u {i}", i % 2) for i in range(42)], [("a", 0), ("b", 1)])
     resources = Resources("cpu")
-    with pytest.raises(UserError, match=r"task 'cola' changed since the plan \(task_identity\)"):
+    with pytest.raises(UserError, match=naming("'cola'", "task_identity")):
         resources.data(trial, resources.backbone(trial).info.input)
 
 

@@ -23,6 +23,7 @@ from bench.wire.start import StoredConfig
 from bench.wire.words import Artifact
 from methods import UserError
 
+from ...messages import naming
 from ..hub_stand_in import Hub, client
 from ..toy_suites import TEXT, write
 from .paper_hub import (
@@ -208,7 +209,7 @@ def test_what_is_locked_goes_with_a_trial_to_other_processes(online: Hub, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"backbones": [{"hub": "me/other"}]}, "does not lock me/other: run `tensorbench tools fetch`"),
+        ({"backbones": [{"hub": "me/other"}]}, naming("me/other", "`tensorbench tools fetch`")),
         (
             {"backbones": [{"hub": "me/tiny-roberta", "revision": "v2"}]},
             "does not lock me/tiny-roberta at revision v2",

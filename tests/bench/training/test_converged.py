@@ -232,7 +232,7 @@ def test_tuning_tries_it_once() -> None:
                 "backbones": ["tiny-random-llama"],
                 "tasks": [{**MOVIES, "verbalizer": {"prompt": "{text} :", "words": [" no", " yes"]}}],
             },
-            r"methods\.1: converged head.*'tiny-random-llama'.*'movie-sentiment'",
+            naming("methods.1", "'tiny-random-llama'", "'movie-sentiment'"),
         ),
     ],
     ids=["a rate", "a language model that answers in words"],
