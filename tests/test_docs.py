@@ -176,25 +176,19 @@ def test_every_field_of_a_suite_is_documented_with_its_default(heading: str) -> 
     }
 
 
-def test_the_table_of_methods_is_what_the_methods_say(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "script"),
+    [
+        ("reference/methods.md", "method_table"),
+        ("reference/peft.md", "peft_table"),
+        ("guides/export.md", "export_table"),
+    ],
+)
+def test_a_table_is_what_its_script_makes(page: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)
-    text = (DOCS / "reference" / "methods.md").read_text(encoding="utf-8")
-    rewritten: str = importlib.import_module("method_table").rewritten(text)
-    assert rewritten == text, "run python docs/method_table.py"
-
-
-def test_the_table_of_peft_is_what_came_of_training_every_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(DOCS)
-    text = (DOCS / "reference" / "peft.md").read_text(encoding="utf-8")
-    rewritten: str = importlib.import_module("peft_table").rewritten(text)
-    assert rewritten == text, "run python docs/peft_table.py"
-
-
-def test_the_table_of_exports_is_what_the_kinds_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(DOCS)
-    text = (DOCS / "guides" / "export.md").read_text(encoding="utf-8")
-    rewritten: str = importlib.import_module("export_table").rewritten(text)
-    assert rewritten == text, "run python docs/export_table.py"
+    text = (DOCS / page).read_text(encoding="utf-8")
+    rewritten: str = importlib.import_module(script).rewritten(text)
+    assert rewritten == text, f"run python docs/{script}.py"
 
 
 def test_the_findings_are_what_the_packs_say(monkeypatch: pytest.MonkeyPatch) -> None:
