@@ -94,17 +94,8 @@ def test_one_that_fails_to_import_is_named_and_the_rest_goes_on(
     listed = call("list", "methods")
     assert listed.code == 0
     assert "tenslora" in listed.out
-    timed = call(
-        "perf",
-        "--backbone",
-        "tiny-random-vit",
-        "--methods",
-        "all",
-        "--rounds",
-        "1",
-        "--rank-modes",
-        "isorank",
-    )
+    options = ("--methods", "all", "--rounds", "1", "--rank-modes", "isorank")
+    timed = call("tools", "perf", "--backbone", "tiny-random-vit", *options)
     assert timed.code == 0, timed.err
     for ended in (listed, timed):
         assert "shared_down" in ended.out

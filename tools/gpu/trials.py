@@ -15,6 +15,7 @@ from bench.execution.perform import Event
 from bench.plan.make import make_plan
 from bench.plan.trial import Trial
 from bench.suite.suite import Suite
+from bench.wire.words import Status
 from methods.validation import validate
 
 from . import tables
@@ -111,7 +112,7 @@ def run(chosen: Sequence[Trial], workers: Local, at_once: int) -> int:
         nonlocal running, failed
         if event.ending is not None:
             running -= 1
-            failed += event.ending.status != "finished"
+            failed += event.ending.status != Status.FINISHED
 
     while waiting or running:
         while waiting and running < at_once:
