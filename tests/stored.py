@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,11 @@ from bench.wire.words import Status, Tag
 OPTIONAL = (Measure.SELECTED_LOSS, Measure.GUESSING_LOSS, Measure.ADAPTER_EFFECT)
 
 TABLES = ("runs", "tags", "params", "metrics", "latest_metrics")
+
+#: Rows of a run by table.
+Template = dict[str, list[dict[str, Any]]]
+
+_templates: dict[str, Template] = {}
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,9 @@ def write(uri: str, plan: Plan, result: Callable[[Trial, Row], Result | None]) -
     results = [(trial, rows[trial.id], result(trial, rows[trial.id])) for trial in plan.trials]
     given = [(trial, row, told) for trial, row, told in results if told is not None]
     if given:
-        trial, row, _ = given[0]
-        template = _through_the_harness(store, suite_run, trial, row)
-        _clone(Path(uri.removeprefix("sqlite:///")), template, given)
-        store.client.delete_run(template)
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+            template = _template(connection, store, suite_run, *given[0][:2])
+            _clone(connection, store, suite_run, template, given)
     store.end(suite_run, Status.FINISHED)
     return store
 
@@ -133,24 +139,44 @@ def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -
     return run.run_id
 
 
-def _clone(database: Path, template: str, given: list[tuple[Trial, Row, Result]]) -> None:
-    connection = sqlite3.connect(database)
-    columns = {table: [c[1] for c in connection.execute(f"pragma table_info({table})")] for table in TABLES}
-    stored = {
-        table: [
-            dict(zip(columns[table], line, strict=True))
-            for line in connection.execute(f"select * from {table} where run_uuid = ?", [template])
-        ]
-        for table in TABLES
-    }
-    home = Path(unquote(stored["runs"][0]["artifact_uri"].removeprefix("file://"))).parent.parent
+def _template(
+    connection: sqlite3.Connection, store: Store, suite_run: str, trial: Trial, row: Row
+) -> Template:
+    """The rows of a trial that went through the harness, once in this process."""
+    key = f"{trial.id} {row!r}"
+    if key not in _templates:
+        run_id = _through_the_harness(store, suite_run, trial, row)
+        _templates[key] = {
+            table: [
+                dict(zip(_columns(connection, table), line, strict=True))
+                for line in connection.execute(f"select * from {table} where run_uuid = ?", [run_id])
+            ]
+            for table in TABLES
+        }
+        store.client.delete_run(run_id)
+    return _templates[key]
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
+    return [column[1] for column in connection.execute(f"pragma table_info({table})")]
+
+
+def _clone(
+    connection: sqlite3.Connection,
+    store: Store,
+    suite_run: str,
+    stored: Template,
+    given: list[tuple[Trial, Row, Result]],
+) -> None:
+    home = Path(unquote(store.experiment.artifact_location.removeprefix("file://")))
+    now = time.time_ns() // 10**6
     lines: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
     for number, (trial, row, result) in enumerate(given):
         run_id = uuid.uuid4().hex
         artifacts = home / run_id / "artifacts"
         artifacts.mkdir(parents=True)
-        changed = {"run_uuid": run_id}
-        tags = _tags(trial, row) | result.tags
+        changed = {"run_uuid": run_id, "experiment_id": store.experiment.experiment_id}
+        tags = {"mlflow.parentRunId": suite_run} | _tags(trial, row) | result.tags
         if result.failure:
             tags |= {"failure": result.failure, "failure_message": "what <happened>"}
         else:
@@ -160,7 +186,8 @@ def _clone(database: Path, template: str, given: list[tuple[Trial, Row, Result]]
             run
             | changed
             | {"artifact_uri": artifacts.as_uri(), "name": tags["mlflow.runName"]}
-            | {"status": "FAILED" if result.failure else "FINISHED", "start_time": run["start_time"] + number}
+            | {"status": "FAILED" if result.failure else "FINISHED", "start_time": now + number}
+            | {"end_time": now + number + run["end_time"] - run["start_time"]}
         )
         known = {line["key"]: line["value"] for line in stored["tags"]} | tags
         # The hashes are those of the first one's artifacts.
@@ -181,13 +208,12 @@ def _clone(database: Path, template: str, given: list[tuple[Trial, Row, Result]]
             for epoch, value in enumerate(result.validation, 1)
         ]
     for table in TABLES:
-        names = columns[table]
+        names = _columns(connection, table)
         connection.executemany(
             f"insert into {table} ({','.join(names)}) values ({','.join('?' * len(names))})",
             [[line.get(name) for name in names] for line in lines[table]],
         )
     connection.commit()
-    connection.close()
 
 
 def _told(row: Row, result: Result) -> dict[str, float]:
