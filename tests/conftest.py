@@ -1,4 +1,4 @@
-"""What all tests share: one cache, one empty MLflow store to copy, the program called in this process."""
+"""Fixtures of all tests: the cache, an empty MLflow store to copy, the program called in this process."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 # Tiny models are fastest on one thread, and subprocesses inherit it. Before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Workers with more have threads that wait for one another. Where tests keep all cores busy, one that waits by
-# spinning takes the core that the other one needs: a step of milliseconds takes seconds.
+# Threads of a worker wait for one another. While tests keep all cores busy, a thread that waits by spinning
+# takes the core that the other needs, and a step of milliseconds takes seconds.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# What whoever runs the tests has set for programs of theirs: colours in what tests read, a store, a cluster.
+# Settings of the user's own programs would colour output that tests read, or lead to a store or a cluster.
 os.environ.pop("FORCE_COLOR", None)
 os.environ.pop("TTY_COMPATIBLE", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -28,21 +28,19 @@ from typing import Any, NamedTuple
 
 import pytest
 
-#: How often Python looks for garbage by itself.
+#: Python's own thresholds of garbage collection.
 THRESHOLDS = gc.get_threshold()
-# Importing and collecting tests makes many objects and hardly any garbage. To look for it as often takes
-# a sixth of that time.
+# Importing and collecting tests makes many objects and hardly any garbage; the default thresholds would add a
+# sixth to its time.
 gc.set_threshold(100_000, 20, 20)
 
-#: So many more modules are imported by what a test needs first: a model's architecture, a database.
+#: Modules imported since the last freeze, such as an architecture's or a database's, that call for another.
 MANY_MODULES = 50
 
 SUITES = Path(__file__).parent.parent / "suites"
 
-
-#: The file of tests, and roughly how many modules there were, when the garbage collector was last told to
-#: look at nothing that exists any more.
-frozen = pytest.StashKey[tuple[Path, int]]()
+#: The file of tests and the number of modules, in units of `MANY_MODULES`, at the last freeze.
+LAST_FREEZE = pytest.StashKey[tuple[Path, int]]()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,14 +56,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Modules, and what earlier files of tests keep, are no garbage: a collection, and every trial makes one,
-    takes long to find that out again.
-    """
+    """Keeps modules and fixtures out of garbage collection, which every trial does."""
     now = (item.path, len(sys.modules) // MANY_MODULES)
-    if item.config.stash.get(frozen, None) != now:
+    if item.config.stash.get(LAST_FREEZE, None) != now:
         gc.collect()
         gc.freeze()
-        item.config.stash[frozen] = now
+        item.config.stash[LAST_FREEZE] = now
 
 
 class Ended(NamedTuple):
@@ -78,7 +74,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Downloads from the user's cache, so that they happen once; what is prepared from them, anew."""
+    """A cache of this session that shares downloads, but no prepared data, with the user's."""
     if os.environ.get("TENSORBENCH_CACHE"):
         yield
         return
@@ -95,15 +91,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def unsynced_databases() -> None:
-    """SQLite files that need not outlast a power cut: most of a small trial's time is waiting for the disk.
+    """SQLite that does not wait for the disk, which would be most of a small trial's time.
 
-    A killed process loses nothing by it: what was written is the system's by then.
+    A killed process loses nothing: the operating system has what was written. Only a power cut would lose it.
     """
     from sqlalchemy import Engine, event
 
     @event.listens_for(Engine, "connect")
     def unsynced(connection: Any, _: Any) -> None:
-        # What is no database says so itself when it is read.
+        # A file that is no database is refused when it is read.
         if isinstance(connection, sqlite3.Connection):
             with suppress(sqlite3.Error):
                 connection.execute("PRAGMA synchronous = OFF")
