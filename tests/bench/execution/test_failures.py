@@ -140,7 +140,7 @@ def test_a_plug_in_that_ends_the_program_makes_no_success(
     monkeypatch.setattr(bench.execution.inline, "prepare_all", raising(SystemExit(0)))
     before = call("run", ran.suite, "--store", ran.uri, "--retry-failed")
     assert (before.code, len(ran.store.records())) == (1, 2)
-    assert "something ended the program before its end: sys.exit(0)" in before.err
+    assert "sys.exit(0)" in before.err
 
 
 def test_a_trial_in_a_worker_is_never_interrupted_by_itself() -> None:
