@@ -19,8 +19,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
 from bench.process.visible import visible
@@ -83,14 +85,21 @@ _STYLE: Any = {
 WIDTH, NARROW, PIXELS = 8.6, 6.4, 97
 #: Names that stand one below the other beside a panel, and letters of one.
 MOST_NAMES, MOST_LETTERS = 17, 50
+#: How the address of a mark begins that has a text and leads nowhere.
+TIP = "tip:"
 
 
-@dataclass(frozen=True)
-class Plot:
-    """The same figure for plotly.js, in which points can be pointed at. Colours are variables of page.css."""
+class Tips:
+    """Texts that appear where marks of a figure are pointed at, by the address the marks carry."""
 
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def put(self, marks: Collection, texts: Sequence[str], links: Sequence[str] = ()) -> None:
+        """Gives each mark its text, and the anchor of the page that it leads to."""
+        addresses = links or [f"{TIP}{len(self.texts) + number}" for number in range(len(texts))]
+        marks.set_urls(list(addresses))
+        self.texts |= zip(addresses, texts, strict=True)
 
 
 @dataclass(frozen=True)
@@ -104,13 +113,8 @@ class Drawn:
     #: What the figure shows, in words, for readers who cannot see it.
     alternative: str
     figure: Figure = field(repr=False)
-    #: Group id of an element of the figure -> the text that appears when it is pointed at.
-    told: dict[str, str] = field(default_factory=dict, repr=False)
-    #: Address of a link of the figure, an anchor of the page -> the text that appears when it is pointed at.
-    links: dict[str, str] = field(default_factory=dict, repr=False)
-    #: None where there is nothing to point at.
-    plot: Plot | None = field(default=None, repr=False)
-    #: What it is of; empty where it is of all of them.
+    tips: Tips = field(default_factory=Tips, repr=False)
+    #: The budget and settings it shows; empty if it shows all of them.
     budget: str = ""
     settings: tuple[TaskAndBackbone, ...] = ()
 
@@ -129,23 +133,19 @@ class Drawn:
     def inline(self) -> str:
         """The figure as an element of the page.
 
-        Its ids begin with its name, since several figures share the page; its colours are the page's; and its
-        elements have titles, which browsers show when one is pointed at.
+        Its ids begin with its name, since several figures share the page; its colours are the page's; its
+        marks have titles, which browsers show and `tips.js` shows better.
         """
         text = self._drawn[self._drawn.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-        # A hundredth of a point is seen by nobody.
-        text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: _shorter(found[0]), text)
+        text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda match: _shorter(match[0]), text)
         text = re.sub(r'\b(id=")', rf"\g<1>{self.name}-", text)
         # The anchors of links are the page's and not the figure's.
         text = re.sub(r'(url\(#|(?<!<a xlink:)href="#)', rf"\g<1>{self.name}-", text)
-        text = re.sub(r'<a xlink:href="([^"]*)"[^>]*>', self._link, text)
         for colour, variable in _THEMED.items():
             if colour != PAPER:
                 text = text.replace(colour, variable)
-        for gid, told in self.told.items():
-            opened = f'<g id="{self.name}-{gid}">'
-            text = text.replace(opened, f"{opened}<title>{escape(told)}</title>")
+        text = re.sub(r'<a xlink:href="([^"]*)"[^>]*>', self._mark, text)
         text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
         label = escape(f"{self.title}. {self.alternative}", quote=True)
         # All figures are scaled alike, so that their letters are of one size.
@@ -153,9 +153,11 @@ class Drawn:
         size = f"max-width: {widest:.0f}px; min-width: {min(widest, 0.62 * WIDTH * PIXELS):.0f}px"
         return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="{size}"', 1)
 
-    def _link(self, opened: re.Match[str]) -> str:
-        """The element of a link, in the same window and with its title."""
-        return f'<a xlink:href="{opened[1]}"><title>{escape(self.links.get(opened[1], ""))}</title>'
+    def _mark(self, opened: re.Match[str]) -> str:
+        """The opening tag of a mark with its title, and its link if it has one."""
+        address = opened[1]
+        link = "" if address.startswith(TIP) else f' xlink:href="{address}"'
+        return f"<a{link}><title>{escape(visible_lines(self.tips.texts[address]))}</title>"
 
     @cached_property
     def _drawn(self) -> str:
@@ -169,13 +171,13 @@ class Drawn:
 
 
 def _shorter(numbers: str) -> str:
-    """With two decimals at most."""
+    """Cuts numbers to two decimals: a hundredth of a point is invisible."""
     return re.sub(r"(\.\d\d)\d+", r"\1", numbers)
 
 
-def themed(colour: str) -> str:
-    """The variable of page.css that takes the place of a colour."""
-    return _THEMED[colour]
+def visible_lines(text: str) -> str:
+    """A text line by line, with invisible characters spelled out."""
+    return "\n".join(visible(" ".join(line.split())) for line in text.split("\n"))
 
 
 def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -> tuple[Figure, list[Axes]]:
@@ -232,6 +234,19 @@ def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[f
     placed = np.empty(len(values))
     placed[order] = np.minimum(in_order, top - gaps[-1]) + gaps
     return [float(value) for value in placed]
+
+
+def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
+    """The smallest and the largest value, collapsed ones aside.
+
+    A value collapsed if it is much farther on the bad side than the worst quarter, and by `least` or more.
+    `sign` is 1 if more is better, else -1.
+    """
+    gains = sign * np.asarray(values, dtype=float)
+    quarter, middle = np.percentile(gains, (25, 50))
+    kept = gains[gains >= quarter - max(2.5 * (middle - quarter), least)]
+    ends = float(sign * kept.min()), float(sign * kept.max())
+    return min(ends), max(ends)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 from jinja2 import Environment
@@ -39,13 +38,8 @@ def render(
     found: Sequence[Mixture],
     *,
     when: str = "",
-    plotly: str = "",
 ) -> str:
-    """The page as text.
-
-    `when`: what it says of its making, the time by default. `plotly`: the address of the script that draws
-    figures, which is in the page by default.
-    """
+    """Returns the page as text. `when` tells of which time it is, the current one by default."""
     study = analysis.study
     cells = study.all_cells
     percent = all(unit_of(cell.metric).mark for cell in cells)
@@ -79,8 +73,6 @@ def render(
             inline=lambda figure: Markup(figure.inline()),
             costs=[figure for cost in COSTS for figure in drawn if figure.name.startswith(f"{cost.name}-")],
             curves=[figure for figure in drawn if figure.name.startswith("training-curves-")],
-            plotly=_plotly(plotly) if any(figure.plot for figure in drawn) else "",
-            embedded=lambda plot: Markup(_embedded(vars(plot))),
             ablations=list(zip(ablations, of_ablations, strict=True)),
             mixtures=found,
             budgets=_budgets(cells),
@@ -178,22 +170,10 @@ def _embedded(data: Any) -> str:
     return text
 
 
-def plotly_script() -> str:
-    """The script that draws figures; `vendor/README.md` says where it is from."""
-    return (files("reports") / "vendor" / "plotly-basic.min.js").read_text(encoding="utf-8")
-
-
 def _differ_in(cells: Sequence[Cell]) -> str:
     """The units of differences. A row without a result tells none."""
     told = (unit_of(cell.metric, cell.unit).points for cell in cells if cell.metric)
     return " or ".join(dict.fromkeys(told)) or "points"
-
-
-def _plotly(address: str) -> Markup:
-    """The element that brings it."""
-    if address:
-        return Markup('<script src="{}"></script>').format(address)
-    return Markup(f"<script>{plotly_script()}</script>")
 
 
 @dataclass(frozen=True)

@@ -122,9 +122,8 @@ def compose(
     threshold: Asked = None,
     mixed: bool = False,
     when: str = "",
-    plotly: str = "",
 ) -> Composed[Analysis]:
-    """Everything that a report has, in memory. `when` and `plotly` are those of `page.render`.
+    """Everything that a report has, in memory. `when` is that of `page.render`.
 
     Raises UserError as `write_report` does.
     """
@@ -136,7 +135,7 @@ def compose(
     shown += curves.converged_levels(study, shown)
     analysis = analyse(study, threshold)
     analysis = replace(analysis, notes=(*analysis.notes, *left_out))
-    render = partial(page.render, when=when, plotly=plotly)
+    render = partial(page.render, when=when)
     files = dict(_files(analysis, ablations, shown, found, formats, render))
     return Composed(analysis, tuple(found), files)
 

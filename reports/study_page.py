@@ -11,11 +11,11 @@ from markupsafe import Markup
 from bench.process.visible import visible
 from reports import study_tables, study_words
 from reports.drawing import SERIES, Drawn
-from reports.figures.rates import ANCHOR
+from reports.figures.studies import ANCHOR
 from reports.inference.effects import Verdict
 from reports.page import facts_of, templates
 from reports.recipes import Mixture, provenance_counts
-from reports.studies import Difference, StudyAnalysis, StudyBlock
+from reports.studies import StudyAnalysis, StudyBlock
 from reports.study import Seed
 from reports.units import PERCENT, Unit, unit_of
 
@@ -46,7 +46,7 @@ def render(
         "heading": study_words.heading,
         "studies_of": study_words.studies_of,
         "verdict": _verdict,
-        "between": _between,
+        "between": study_words.between,
         "percent_unit": PERCENT,
         "anchor": ANCHOR,
         "colours": len(SERIES),
@@ -109,14 +109,6 @@ def _trials(analysis: StudyAnalysis) -> Iterator[TrialLine]:
 
 def _verdict(verdict: Verdict, block: StudyBlock) -> str:
     return study_words.in_words(verdict, block.unit.size(block.threshold))
-
-
-def _between(found: Difference, unit: Unit, place: int | None = None) -> str:
-    """The interval of a difference over all settings or on one, or why there is none."""
-    interval = found.interval if place is None else found.intervals[place]
-    if interval is None:
-        return study_words.no_interval(found)
-    return " to ".join(unit.difference(bound) for bound in interval)
 
 
 def _share(value: float) -> str:

@@ -8,6 +8,7 @@ from bench.wire.words import OWN_SIZE
 from reports.inference.effects import Answer, Verdict
 from reports.studies import Difference, Entrant, StudyBlock
 from reports.study import FLOOR, TaskAndBackbone
+from reports.units import Unit
 from reports.words import listed, many
 
 
@@ -33,6 +34,14 @@ def no_interval(difference: Difference) -> str:
     if difference.effect.error is None:
         return f"no interval: {many(difference.effect.fewest, 'paired study').replace('studys', 'studies')}"
     return "no interval: no spread"
+
+
+def between(difference: Difference, unit: Unit, place: int | None = None) -> str:
+    """The interval of a difference over all settings or on one, or why it has none."""
+    interval = difference.interval if place is None else difference.intervals[place]
+    if interval is None:
+        return no_interval(difference)
+    return " to ".join(unit.difference(bound) for bound in interval)
 
 
 def answer(block: StudyBlock) -> str:

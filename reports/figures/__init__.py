@@ -10,7 +10,6 @@ from reports.drawing import Drawn, Looks, styled
 from reports.figures.ablations import ablation as ablation
 from reports.figures.blocks import differences, ranks
 from reports.figures.cost import COSTS, score_against
-from reports.figures.profiles import profile
 from reports.figures.training import training
 
 
@@ -26,7 +25,6 @@ def draw(analysis: Analysis, curves: Sequence[Curve] = ()) -> list[Drawn]:
             drawn += [
                 differences(study, block, number, looks),
                 ranks(study, block, number, looks),
-                profile(study, block, number, looks),
             ]
         drawn += training(curves, looks)
     return [figure for figure in drawn if figure is not None]

@@ -1,20 +1,22 @@
-"""Scores against what they cost: parameters and memory.
+"""Scores against costs: parameters and memory.
 
-Step times are of whatever else the machine did, and rank nothing.
+Step times depend on what else the machine ran, so they rank nothing and are not drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
+from itertools import takewhile
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from bench.metrics import direction
 from reports.analysis import Analysis
-from reports.drawing import INK, MUTED, Drawn, Looks, Name, Plot, name_at_right, panels, themed
-from reports.figures import hover
+from reports.drawing import MUTED, Drawn, Looks, Name, Tips, name_at_right, panels, usual
 from reports.ranking import CostOf, best_means, pareto
 from reports.study import (
     CONVERGED,
@@ -29,23 +31,25 @@ from reports.study import (
 )
 from reports.units import unit_of
 
-#: Settings that have a figure each.
+#: Settings with a figure each.
 MOST_SETTINGS = 12
 #: Points of a panel beyond which whiskers would hide them.
 MOST_WHISKERS = 60
-#: How faint a point is that something else beats.
+#: Points outside a panel that a note names.
+MOST_OUTSIDE = 3
+#: Opacity of a point that something else beats.
 FAINT = 0.3
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell costs, and the figure of it."""
+    """A cost of a cell, and the texts of its figure."""
 
     name: str
     title: str
     label: str
     of: CostOf
-    caption: str = "Memory is of the machine that ran the trial: see Provenance for mixtures."
+    caption: str = "Memory depends on the machine that ran the trial: see Provenance."
 
 
 PARAMETERS = Cost(
@@ -53,7 +57,7 @@ PARAMETERS = Cost(
     "Score against parameters",
     "adapter parameters",
     lambda cell: cell.parameters,
-    "What has no adapter parameters is the dotted line.",
+    "The dotted line has no adapter parameters.",
 )
 COSTS = (
     PARAMETERS,
@@ -67,10 +71,10 @@ class _Point:
 
     cell: Cell
     cost: float
-    #: The mean score as it is shown: in percent, or in its units.
+    #: The mean score in percent, or in its units.
     score: float
-    #: Whether nothing beats it for certain at no more cost.
-    front: bool
+    #: Whether nothing is better for certain at no more cost.
+    on_front: bool
 
     @property
     def name(self) -> str:
@@ -79,7 +83,7 @@ class _Point:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The 95% interval, shown likewise."""
+        """The 95% interval of the score, in the same unit."""
         cell = self.cell
         if cell.low is None or cell.high is None:
             return None
@@ -100,8 +104,8 @@ def score_against(analysis: Analysis, cost: Cost, looks: Looks) -> list[Drawn]:
     groups = list(grouped(points, lambda point: point.cell.setting).items())
     more = f" The first {MOST_SETTINGS} of {len(groups)} settings." if len(groups) > MOST_SETTINGS else ""
     return [
-        _figure(study, cost, looks, number, setting, some, more)
-        for number, (setting, some) in enumerate(groups[:MOST_SETTINGS])
+        _figure(study, cost, looks, number, setting, of_setting, more)
+        for number, (setting, of_setting) in enumerate(groups[:MOST_SETTINGS])
     ]
 
 
@@ -123,36 +127,34 @@ def _figure(
     dots = [point for point in points if point not in free]
     best = [cell.number for cell in best_means((point.cell for point in dots), cost.of)]
     line = sorted((point for point in dots if point.cell.number in best), key=lambda point: point.cost)
-    limits = _limits(points)
-    log = _far_apart(cost, dots)
+    limits, tips = _limits(points), Tips()
     _draw(ax, dots, line, looks)
+    _draw_dots(ax, dots, limits, looks, tips, lambda point: _tip(study, cost, point))
     ax.set_ylim(limits)
     if cost is PARAMETERS:
-        _count_axis(ax, log)
+        _count_axis(ax, _far_apart(dots))
     inside = [point for point in points if limits[0] <= point.score <= limits[1]]
-    _floor(ax, points, free, inside)
+    _draw_free(ax, points, free, inside)
     named = {point.cell.number: point for point in (*line, *_reference(dots)) if point in inside}.values()
     name_at_right(ax, [Name(p.name, p.cost, p.score, looks.colour(p.cell.family)) for p in named])
-    _legend(ax, looks, {point.cell.family for point in dots})
-    first, unit = points[0].cell, unit_of(points[0].cell.metric)
-    scale = measured([first]) + (f", {unit.mark}" if unit.mark else "")
+    _legend(ax, looks, dots)
+    unit = unit_of(points[0].cell.metric)
     ax.set_xlabel(cost.label)
-    ax.set_ylabel(scale)
-    best_names = f"from cheap to dear: {', '.join(p.name for p in line) or 'none'}"
+    ax.set_ylabel(measured([points[0].cell]) + (f", {unit.mark}" if unit.mark else ""))
+    best_names = f"from cheapest to costliest: {', '.join(p.name for p in line) or 'none'}"
     caption = (
-        "The mean over seeds, hollow where some are missing. Faint: off the Pareto front, since something "
-        f"that costs no more is better for certain. The line joins the best means, {best_names}. "
+        "Means over seeds, hollow if some are missing. Faint points are off the Pareto front: something that "
+        f"costs no more is significantly better. The line joins the best means, {best_names}. "
         f"{'Whiskers are 95% intervals. ' if _whiskered(dots) else ''}{cost.caption}"
         f"{_dotted(free) if cost is not PARAMETERS else ''}{more}"
     )
-    alternative = f"The best means, {best_names}."
     return Drawn(
         f"{cost.name}-{number}",
         f"{cost.title}, {setting}",
         caption,
-        alternative,
+        f"The best means, {best_names}.",
         figure,
-        plot=_plot(study, cost, looks, (dots, line, free), limits, log, scale),
+        tips,
         settings=(setting,),
     )
 
@@ -162,10 +164,12 @@ def _dotted(free: Sequence[_Point]) -> str:
 
 
 def _limits(points: Sequence[_Point]) -> tuple[float, float]:
-    """Around all means but the floor's, which is far below: what is compared would be a line."""
+    """Limits of the scores, without the head alone and collapsed methods far below the others."""
     scores = [p.score for p in points if p.cell.family != FLOOR] or [p.score for p in points]
-    low, high, percent = min(scores), max(scores), bool(unit_of(points[0].cell.metric).mark)
-    # Half a point, or of scores with units as much of the largest.
+    metric = points[0].cell.metric
+    percent = bool(unit_of(metric).mark)
+    low, high = usual(scores, direction(metric), 2.0 if percent else 0.02 * max(map(abs, scores)))
+    # Half a point; of scores with units, as much of the largest.
     pad = max(0.15 * (high - low), 0.5 if percent else 0.005 * high, 1e-9)
     return low - pad, min(high + pad, max(101.0, high + 1)) if percent else high + pad
 
@@ -176,10 +180,10 @@ def _reference(points: Sequence[_Point]) -> list[_Point]:
     return sorted(lora, key=lambda point: -(point.cell.gain or 0.0))[:1]
 
 
-def _far_apart(cost: Cost, points: Sequence[_Point]) -> bool:
-    """Whether parameters need a logarithmic axis."""
+def _far_apart(points: Sequence[_Point]) -> bool:
+    """Whether counts of parameters need a logarithmic axis."""
     counts = [point.cost for point in points]
-    return cost is PARAMETERS and bool(counts) and max(counts) > 8 * min(counts)
+    return bool(counts) and max(counts) > 8 * min(counts)
 
 
 def _count_axis(ax: Axes, log: bool) -> None:
@@ -197,11 +201,12 @@ def _count(value: float, _: int) -> str:
 
 
 def _whiskered(dots: Sized) -> bool:
-    """Whether intervals are drawn: of more points they would hide one another."""
+    """Whether intervals are drawn: those of more points would hide one another."""
     return len(dots) <= MOST_WHISKERS
 
 
 def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks) -> None:
+    """Draws the line of the best means, and intervals."""
     ax.plot(
         [point.cost for point in line],
         [point.score for point in line],
@@ -212,41 +217,57 @@ def _draw(ax: Axes, dots: Sequence[_Point], line: Sequence[_Point], looks: Looks
     )
     for point in dots if _whiskered(dots) else ():
         if point.bounds:
-            colour, alpha = looks.colour(point.cell.family), 0.5 if point.front else 0.15
+            colour, alpha = looks.colour(point.cell.family), 0.5 if point.on_front else 0.15
             ax.plot([point.cost] * 2, point.bounds, color=colour, lw=0.7, alpha=alpha, zorder=2)
-    for (family, complete, front), group in grouped(dots, _kind).items():
-        ax.scatter(
+
+
+def _draw_dots(
+    ax: Axes,
+    dots: Sequence[_Point],
+    limits: tuple[float, float],
+    looks: Looks,
+    tips: Tips,
+    tip: Callable[[_Point], str],
+) -> None:
+    """Draws a dot a point, and an arrowhead at the edge for a point outside the limits."""
+    low, high = limits
+    kinds = grouped(
+        dots,
+        lambda p: (
+            p.cell.family,
+            p.cell.complete,
+            p.on_front,
+            np.sign(p.score - np.clip(p.score, low, high)),
+        ),
+    )
+    for (family, is_complete, on_front, side), group in kinds.items():
+        colour = looks.colour(family)
+        marks = ax.scatter(
             [point.cost for point in group],
-            [point.score for point in group],
+            np.clip([point.score for point in group], low, high),
             s=26,
-            marker=looks.shape(family),
-            edgecolor=looks.colour(family),
-            facecolor=looks.colour(family) if complete else "none",
+            marker={-1: "v", 0: looks.shape(family), 1: "^"}[side],
+            edgecolor=colour,
+            facecolor=colour if is_complete else "none",
             linewidth=1,
-            alpha=_opacity(complete, front),
+            # A point that lacks seeds is never faint: nothing certain is known of it.
+            alpha=1 if on_front or not is_complete else FAINT,
+            clip_on=not side,
             zorder=3,
         )
+        tips.put(marks, [tip(point) for point in group])
 
 
-def _kind(point: _Point) -> tuple[str, bool, bool]:
-    """What looks alike."""
-    return point.cell.family, point.cell.complete, point.front
-
-
-def _opacity(complete: bool, front: bool) -> float:
-    """Faint is what is beaten for certain, which is said of nothing that lacks seeds."""
-    return 1 if front or not complete else FAINT
-
-
-def _floor(ax: Axes, points: Sequence[_Point], free: Sequence[_Point], inside: Sequence[_Point]) -> None:
-    """Lines at the scores of what costs nothing; what lies below the panel is told."""
+def _draw_free(ax: Axes, points: Sequence[_Point], free: Sequence[_Point], inside: Sequence[_Point]) -> None:
+    """Draws lines at the scores of what costs nothing, and names the points outside the panel."""
     for point in free:
         if point in inside:
             ax.axhline(point.score, color=MUTED, lw=0.9, ls=":", zorder=1)
             _note(ax, point.name, (0.99, point.score), "data")
-    outside = [point for point in points if point not in inside]
-    if outside:
-        _note(ax, _outside(outside), (0.99, 0.01), "axes fraction")
+    if outside := [point for point in points if point not in inside]:
+        scores = [f"{p.name} {unit_of(p.cell.metric).score(p.cell.mean, 1)}" for p in outside[:MOST_OUTSIDE]]
+        more = f" and {len(outside) - MOST_OUTSIDE} more" * (len(outside) > MOST_OUTSIDE)
+        _note(ax, f"outside: {', '.join(scores)}{more}", (0.99, 0.03), "axes fraction")
 
 
 def _note(ax: Axes, text: str, at: tuple[float, float], y: str) -> None:
@@ -262,117 +283,46 @@ def _note(ax: Axes, text: str, at: tuple[float, float], y: str) -> None:
     )
 
 
-def _outside(points: Sequence[_Point]) -> str:
-    return "outside: " + ", ".join(f"{p.name} {unit_of(p.cell.metric).score(p.cell.mean, 1)}" for p in points)
-
-
-def _legend(ax: Axes, looks: Looks, families: set[str]) -> None:
-    if len(families) < 2:
+def _legend(ax: Axes, looks: Looks, dots: Sequence[_Point]) -> None:
+    """Names the families by their methods' names, if there are several."""
+    titles = {
+        family: _common_title([point.cell.title for point in group])
+        for family, group in grouped(dots, lambda point: point.cell.family).items()
+    }
+    if len(titles) < 2:
         return
     handles = [
-        Line2D([], [], color=looks.colour(f), marker=looks.shape(f), ls="", ms=5, label=f.replace("_", " "))
+        Line2D([], [], color=looks.colour(f), marker=looks.shape(f), ls="", ms=5, label=titles[f])
         for f in looks.families
-        if f in families
+        if f in titles
     ]
-    ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(8, len(handles)))
+    ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(6, len(handles)))
 
 
-# --- in the page ---
+def _common_title(titles: Sequence[str]) -> str:
+    """The words that the names of a family's methods begin with, or else the first names."""
+    names = list(dict.fromkeys(titles))
+    words = zip(*(name.split() for name in names), strict=False)
+    shared = [each[0] for each in takewhile(lambda each: len(set(each)) == 1, words)]
+    return " ".join(shared) or ", ".join(names[:2]) + ", …" * (len(names) > 2)
 
 
-def _plot(
-    study: Study,
-    cost: Cost,
-    looks: Looks,
-    points: tuple[Sequence[_Point], Sequence[_Point], Sequence[_Point]],
-    limits: tuple[float, float],
-    log: bool,
-    scale: str,
-) -> Plot:
-    dots, line, free = points
-    traces: list[hover.Trace] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [point.cost for point in line],
-            "y": [float(f"{point.score:.6g}") for point in line],
-            "line": {"color": themed(MUTED), "width": 1, "shape": "hv"},
-            "hoverinfo": "skip",
-            "showlegend": False,
-        }
-    ]
-    seen: set[str] = set()
-    # The legend looks like what is on the front, if anything of the family is.
-    for (family, complete, front), group in grouped(sorted(dots, key=lambda p: not p.front), _kind).items():
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": hover.safe(family.replace("_", " ")),
-                "legendgroup": hover.safe(family),
-                "showlegend": family not in seen,
-                "x": [point.cost for point in group],
-                "y": [float(f"{point.score:.6g}") for point in group],
-                "marker": hover.markers(
-                    looks, family, opacity=_opacity(complete, front), hollow=not complete
-                ),
-                "hoverinfo": "text",
-                "hovertext": [_told(study, cost, point) for point in group],
-            }
-            | (_whiskers(group, looks) if front and _whiskered(dots) else {})
-        )
-        seen.add(family)
-    return hover.plot(
-        traces,
-        height=400,
-        x={"title": {"text": cost.label}, "type": "log" if log else "linear"},
-        y={"title": {"text": hover.safe(scale)}, "range": list(limits)},
-        shapes=[_level(point) for point in free],
-        annotations=_told_outside([p for p in (*dots, *free) if not limits[0] <= p.score <= limits[1]]),
-    )
-
-
-def _whiskers(points: Sequence[_Point], looks: Looks) -> hover.Trace:
-    """The intervals of points that look alike."""
-    ends = [point.bounds or (point.score, point.score) for point in points]
-    error = {
-        "type": "data",
-        "symmetric": False,
-        "array": [float(f"{high - p.score:.6g}") for p, (_, high) in zip(points, ends, strict=True)],
-        "arrayminus": [float(f"{p.score - low:.6g}") for p, (low, _) in zip(points, ends, strict=True)],
-        "color": themed(looks.colour(points[0].cell.family)),
-        "thickness": 0.7,
-        "width": 0,
-    }
-    return {"error_y": error}
-
-
-def _level(point: _Point) -> hover.Trace:
-    """A line at the score of what costs nothing, with its name."""
-    ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": point.score, "y1": point.score}
-    return {"type": "line", "line": hover.line(MUTED), "label": hover.label(point.name)} | ends
-
-
-def _told_outside(points: Sequence[_Point]) -> list[hover.Trace]:
-    if not points:
-        return []
-    at = {"xref": "paper", "yref": "paper", "x": 1, "y": 0, "xanchor": "right", "yanchor": "bottom"}
-    return [at | {"text": hover.safe(_outside(points)), "showarrow": False, "font": {"color": themed(INK)}}]
-
-
-def _told(study: Study, cost: Cost, point: _Point) -> str:
+def _tip(study: Study, cost: Cost, point: _Point) -> str:
+    """The tooltip of a point: its score, its cost, its seeds, and its place."""
     cell, unit = point.cell, unit_of(point.cell.metric)
     bounds = "" if point.bounds is None else f" ({unit.score(cell.low)} to {unit.score(cell.high)})"
-    return hover.text(
-        point.name,
-        f"{unit.score(cell.mean)}{bounds}",
-        f"{cost.label}: {point.cost:,.0f}" if cost is PARAMETERS else f"{cost.label}: {point.cost:,.2f}",
-        *hover.seeds(study.of_cell(cell.number), unit),
-        _standing(point),
+    seeds = [
+        f"seed {seed.seed}: "
+        + (unit.score(seed.score) if seed.score is not None else seed.failure or seed.status.lower())
+        for seed in study.of_cell(cell.number)
+    ]
+    place = "on the Pareto front" if point.on_front else "significantly worse than something as cheap"
+    return "\n".join(
+        [
+            point.name,
+            f"{unit.score(cell.mean)}{bounds}",
+            f"{cost.label}: {point.cost:,.{0 if cost is PARAMETERS else 2}f}",
+            *seeds,
+            place if cell.complete else "seeds are missing",
+        ]
     )
-
-
-def _standing(point: _Point) -> str:
-    if not point.cell.complete:
-        return "seeds are missing"
-    return "on the Pareto front" if point.front else "beaten for certain at no more cost"

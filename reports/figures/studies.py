@@ -1,22 +1,37 @@
-"""The figures of a study: differences after k trials of tuning, and curves over k."""
+"""The figures of a study: differences after k trials of tuning, curves over k, scores against rates."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import starmap
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from bench.metrics import direction
-from reports.drawing import INK, MUTED, RULE, SERIES, Drawn, Looks, panels, styled
-from reports.figures.rates import rates
-from reports.studies import Entrant, Level, StudyAnalysis, StudyBlock
-from reports.study_words import heading, setting_name, trials_of_tuning
+from reports.drawing import MUTED, SERIES, Drawn, Looks, Tips, panels, styled
+from reports.figures.forest import DASHES, ForestRow, band, forest, height, reach
+from reports.inference.intervals import Bounds
+from reports.inference.studies import FAILED, smoothed, window
+from reports.studies import Entrant, Estimate, Level, StudyAnalysis, StudyBlock
+from reports.study import Seed, TaskAndBackbone
+from reports.study_words import between, heading, in_words, setting_name, trials_of_tuning
+from reports.units import Unit
 from reports.words import many
 
-#: The lines of levels, in their order.
-DASHES = (":", "--", "-.")
+#: How the anchor of a row of the table of trials begins: a dot of a trial leads to it.
+ANCHOR = "trial-"
+#: The most points below zero that the panels of rates reach down to.
+DEPTH = 15
 
 #: The colour of each method.
 Colours = Mapping[str, str]
@@ -28,18 +43,14 @@ def draw(analysis: StudyAnalysis) -> list[Drawn]:
     drawn: list[Drawn] = []
     with styled():
         for number, block in enumerate(analysis.blocks):
-            colours = _colours(block)
+            # Several methods may share a family.
+            colours = {entrant.method: SERIES[i % len(SERIES)] for i, entrant in enumerate(block.entrants)}
             if block.compared:
                 drawn.append(_differences(block, number, looks, colours))
                 if len(block.settings) > 1:
                     drawn.append(_by_task(block, number, looks, colours))
-            drawn += [_curves(block, number, looks, colours), rates(analysis, block, number)]
+            drawn += [_curves(block, number, looks, colours), _rates(analysis, block, number)]
     return drawn
-
-
-def _colours(block: StudyBlock) -> Colours:
-    """A colour for each method, as several may share a family."""
-    return {entrant.method: SERIES[i % len(SERIES)] for i, entrant in enumerate(block.entrants)}
 
 
 # --- differences ---
@@ -47,126 +58,112 @@ def _colours(block: StudyBlock) -> Colours:
 
 def _differences(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> Drawn:
     """The score after k trials as a difference from the reference: the picture that the page opens with."""
-    shown = list(reversed(block.compared))
-    figure, (ax,) = panels(1, height=1.3 + 0.27 * len(shown), wide=True)
-    factor = block.unit.factor
-    values = [(entrant, entrant.differences[block.k]) for entrant in shown]
-    levels = [(level, level.difference) for level in block.levels]
-    _forest(ax, block, [(e, d.effect.difference, d.interval) for e, d in values], looks, colours)
-    outside = _lines(ax, block, levels)
-    _label_lines(ax, block)
+    rows = list(_rows(block, looks, colours))
+    levels = _inside(block, [level.difference for level in block.levels])
+    tips, limits = Tips(), reach(rows, block.unit.factor * block.threshold, levels.values())
+    figure, (ax,) = panels(1, height=0.4 + height(len(rows)), wide=True)
+    _draw_forest(ax, block, rows, limits, levels, tips)
+    _label_lines(ax)
+    outside = [
+        f"{level.method} ({block.unit.difference(level.difference)})"
+        for level in block.levels
+        if level.difference is not None and not limits[0] <= block.unit.factor * level.difference <= limits[1]
+    ]
     caption = (
         f"Mean over {many(len(block.settings), 'task')} of the score after {trials_of_tuning(block.k)}, as a "
-        f"difference from {block.against}, with simultaneous 95% intervals. The shaded band is what "
-        f"counts as practically equivalent: ±{factor * block.threshold:.3g} {block.unit.points}. "
-        "Lines are methods without adapter." + f" Outside the frame: {', '.join(outside)}." * bool(outside)
+        f"difference from {block.against}, with simultaneous 95% intervals. The shaded band is practically "
+        f"equivalent: ±{block.unit.size(block.threshold)}. Lines are methods "
+        "without adapter." + f" Outside the frame: {', '.join(outside)}." * bool(outside)
     )
     alternative = "; ".join(
-        f"{e.method} {block.unit.difference(d.effect.difference)}" for e, d in reversed(values)
+        f"{e.method} {block.unit.difference(e.differences[block.k].effect.difference)}"
+        for e in block.compared
     )
     title = f"Score after {trials_of_tuning(block.k)}, {heading(block)}"
-    return Drawn(f"differences-{number}", title, caption, alternative, figure)
+    return Drawn(f"differences-{number}", title, caption, alternative, figure, tips)
 
 
 def _by_task(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> Drawn:
     """The same on each task."""
-    shown = list(reversed(block.compared))
-    figure, axes = panels(len(block.settings), height=1.2 + 0.24 * len(shown))
+    figure, axes = panels(len(block.settings), height=0.3 + height(len(block.compared)))
+    tips, texts = Tips(), []
     for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
-        on = [(e, e.differences[block.k]) for e in shown]
-        _forest(
-            ax,
-            block,
-            [(e, d.effect.parts[place].difference, d.intervals[place]) for e, d in on],
-            looks,
-            colours,
-        )
-        levels = [(level, level.differences[place]) for level in block.levels]
-        _lines(ax, block, levels)
+        rows = list(_rows(block, looks, colours, place))
+        levels = _inside(block, [level.differences[place] for level in block.levels])
+        limits = reach(rows, block.unit.factor * block.threshold, levels.values())
+        _draw_forest(ax, block, rows, limits, levels, tips)
         ax.set_title(setting_name(block, setting))
+        texts.append(f"{setting.task}: " + ", ".join(f"{row.name} {row.value:+.2f}" for row in rows))
     if block.levels:
-        figure.legend(handles=_legend_lines(block), loc="outside lower center", ncols=3)
+        handles = list(starmap(_level_line, enumerate(block.levels)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return Drawn(
         f"differences-by-task-{number}",
         f"Task by task, {heading(block)}",
-        "The same on each task. These intervals hold simultaneously for all methods on all tasks, so they "
-        "are wider. Lines outside the frame are left out.",
-        "; ".join(
-            f"{setting.task}: "
-            + ", ".join(
-                f"{e.method} {block.unit.difference(e.differences[block.k].effect.parts[place].difference)}"
-                for e in block.compared
-            )
-            for place, setting in enumerate(block.settings)
-        ),
+        "The same on each task. These intervals are simultaneous over methods and tasks, so they are wider. "
+        "Lines outside the frame are left out.",
+        "; ".join(texts),
         figure,
+        tips,
     )
 
 
-def _forest(
+def _rows(block: StudyBlock, looks: Looks, colours: Colours, place: int | None = None) -> Iterator[ForestRow]:
+    """The differences from the reference over all tasks, or on one."""
+    unit = block.unit
+    for entrant in block.compared:
+        found = entrant.differences[block.k]
+        value, interval, verdict = found.effect.difference, found.interval, found.verdict
+        if place is not None:
+            value, interval = found.effect.parts[place].difference, found.intervals[place]
+            verdict = found.verdicts[place]
+        difference = f"{unit.difference(value)} {unit.points} ({between(found, unit, place)})"
+        words = in_words(verdict, unit.size(block.threshold))
+        yield ForestRow(
+            entrant.method,
+            unit.factor * value,
+            interval and (unit.factor * interval[0], unit.factor * interval[1]),
+            colours[entrant.method],
+            looks.shape(entrant.family),
+            f"{entrant.method}\n{difference}\n{words}",
+        )
+
+
+def _inside(block: StudyBlock, differences: Sequence[float | None]) -> dict[int, float]:
+    """The differences of levels in the unit of the axis, by the level's number."""
+    return {
+        number: block.unit.factor * value for number, value in enumerate(differences) if value is not None
+    }
+
+
+def _draw_forest(
     ax: Axes,
     block: StudyBlock,
-    values: Sequence[tuple[Entrant, float, tuple[float, float] | None]],
-    looks: Looks,
-    colours: Colours,
+    rows: Sequence[ForestRow],
+    limits: Bounds,
+    levels: Mapping[int, float],
+    tips: Tips,
 ) -> None:
-    """Draws differences with their intervals about the band of practical equivalence."""
-    factor, threshold = block.unit.factor, block.unit.factor * block.threshold
-    ax.axvspan(-threshold, threshold, color=RULE, alpha=0.6, lw=0)
-    ax.axvline(0, color=MUTED, lw=0.8)
-    ends = [-1.5 * threshold, 1.5 * threshold]
-    for y, (entrant, value, interval) in enumerate(values):
-        colour = colours[entrant.method]
-        if interval:
-            ax.plot([factor * bound for bound in interval], [y, y], color=colour, lw=1.6)
-        ax.scatter(factor * value, y, s=28, color=colour, marker=looks.shape(entrant.family), zorder=3)
-        ends += [factor * bound for bound in (value, *(interval or ()))]
-    _frame(ax, ends)
-    ax.set_yticks(range(len(values)), [entrant.method for entrant, _, _ in values])
-    ax.set_ylim(-0.7, len(values) - 0.3)
-    ax.tick_params(axis="y", labelcolor=INK)
-    ax.grid(visible=False, axis="y")
-    ax.set_xlabel(_axis(block))
+    """Draws differences, and levels as lines."""
+    band(ax, block.unit.factor * block.threshold)
+    forest(ax, rows, limits, tips)
+    for number, value in levels.items():
+        if limits[0] <= value <= limits[1]:
+            line = ax.axvline(value, color=MUTED, lw=1.1, ls=DASHES[number % len(DASHES)], zorder=1)
+            line.set_label(block.levels[number].method)
+    side = "above" if direction(block.metric) > 0 else "below"
+    ax.set_xlabel(f"{block.unit.points} {side} {block.against}")
 
 
-def _frame(ax: Axes, ends: Sequence[float]) -> None:
-    """The limits of the abscissa, a little beyond these values."""
-    low, high = min(ends), max(ends)
-    ax.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
-
-
-def _lines(ax: Axes, block: StudyBlock, levels: Sequence[tuple[Level, float | None]]) -> list[str]:
-    """Draws levels as lines; returns those that are too far outside the frame, as text.
-
-    The frame grows for a level that is at most twice its width from zero.
-    """
-    low, high = ax.get_xlim()
-    points = [(level, block.unit.factor * value) for level, value in levels if value is not None]
-    inside = [value for _, value in points if abs(value) <= 2 * (high - low)]
-    _frame(ax, [low, high, *inside])
-    for level, value in points:
-        if value in inside:
-            ax.axvline(value, color=MUTED, lw=1.1, ls=_dash(block, level), zorder=1)
-    return [f"{level.method} ({value:+.2f})" for level, value in points if value not in inside]
-
-
-def _dash(block: StudyBlock, level: Level) -> str:
-    return DASHES[block.levels.index(level) % len(DASHES)]
-
-
-def _label_lines(ax: Axes, block: StudyBlock) -> None:
+def _label_lines(ax: Axes) -> None:
     """Writes the names of levels above their lines, neighbours at different heights."""
     low, high = ax.get_xlim()
-    values = [
-        (block.unit.factor * level.difference, level)
-        for level in block.levels
-        if level.difference is not None
-    ]
-    shown = sorted((pair for pair in values if low <= pair[0] <= high), key=lambda pair: pair[0])
-    for number, (value, level) in enumerate(shown):
+    lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
+    values = sorted((float(np.asarray(line.get_xdata())[0]), str(line.get_label())) for line in lines)
+    for number, (value, name) in enumerate(values):
         at = (value - low) / (high - low)
         ax.annotate(
-            level.method,
+            name,
             (value, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 2 + 9 * (number % 2)),
@@ -178,16 +175,9 @@ def _label_lines(ax: Axes, block: StudyBlock) -> None:
         )
 
 
-def _legend_lines(block: StudyBlock) -> list[Line2D]:
-    return [
-        Line2D([], [], color=MUTED, ls=_dash(block, level), lw=1.1, label=level.method)
-        for level in block.levels
-    ]
-
-
-def _axis(block: StudyBlock) -> str:
-    side = "above" if direction(block.metric) > 0 else "below"
-    return f"{block.unit.points} {side} {block.against}"
+def _level_line(number: int, level: Level) -> Line2D:
+    """The entry of a level in a legend."""
+    return Line2D([], [], color=MUTED, ls=DASHES[number % len(DASHES)], lw=1.1, label=level.method)
 
 
 # --- curves over the number of trials ---
@@ -195,47 +185,177 @@ def _axis(block: StudyBlock) -> str:
 
 def _curves(block: StudyBlock, number: int, looks: Looks, colours: Colours) -> Drawn:
     figure, axes = panels(len(block.settings), height=2.5)
-    factor = block.unit.factor
+    unit, tips = block.unit, Tips()
     for place, (ax, setting) in enumerate(zip(axes, block.settings, strict=True)):
         for entrant in block.entrants:
             ks = sorted(entrant.scores)
-            ax.plot(
+            scores = [entrant.scores[k][place] for k in ks]
+            values = [unit.factor * score.value for score in scores]
+            width = 2.0 if entrant.method == block.against else 1.1
+            ax.plot(ks, values, color=colours[entrant.method], lw=width)
+            marks = ax.scatter(
                 ks,
-                [factor * entrant.scores[k][place].value for k in ks],
+                values,
+                s=14,
                 color=colours[entrant.method],
                 marker=looks.shape(entrant.family),
-                ms=3.5,
-                lw=2.0 if entrant.method == block.against else 1.1,
+                lw=0,
+                zorder=3,
+            )
+            tips.put(
+                marks, [_score_tip(entrant, k, score, unit) for k, score in zip(ks, scores, strict=True)]
             )
         low, high = ax.get_ylim()
         near = 0.5 * (high - low)
-        for level in block.levels:
+        for i, level in enumerate(block.levels):
             score = level.scores[place]
-            if score is not None and low - near <= factor * score <= high + near:
-                ax.axhline(factor * score, color=MUTED, lw=1.1, ls=_dash(block, level), zorder=1)
+            if score is not None and low - near <= unit.factor * score <= high + near:
+                ax.axhline(unit.factor * score, color=MUTED, lw=1.1, ls=DASHES[i % len(DASHES)], zorder=1)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_locator(FixedLocator(list(block.ks)))
         ax.xaxis.set_major_formatter(FixedFormatter(list(map(str, block.ks))))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_title(setting_name(block, setting))
         ax.set_xlabel("trials of tuning")
-        ax.set_ylabel(f"{block.metric}" + (f", {block.unit.mark}" if block.unit.mark else ""))
+        ax.set_ylabel(f"{block.metric}" + (f", {unit.mark}" if unit.mark else ""))
     lines = [
         Line2D([], [], color=colours[e.method], marker=looks.shape(e.family), ms=4, label=e.method)
         for e in block.entrants
     ]
-    lines += _legend_lines(block)
+    lines += starmap(_level_line, enumerate(block.levels))
     figure.legend(handles=lines, loc="outside lower center", ncols=4)
     return Drawn(
         f"curves-{number}",
-        f"What more tuning buys, {heading(block)}",
-        "The expected test score of the trial with the lowest validation loss out of k trials. Intervals are "
-        "in scores.csv. Methods without adapter are lines, where they are near.",
+        f"Score by trials of tuning, {heading(block)}",
+        "The expected test score of the trial with the lowest validation loss out of k trials. Methods "
+        "without adapter are lines, if they are near. Intervals are in tables/scores.csv.",
         "; ".join(
             f"{e.method} on {setting.task}: "
-            + ", ".join(f"{block.unit.score(e.scores[k][place].value)} after {k}" for k in sorted(e.scores))
+            + ", ".join(f"{unit.score(e.scores[k][place].value)} after {k}" for k in sorted(e.scores))
             for e in block.entrants
             for place, setting in enumerate(block.settings)
         ),
         figure,
+        tips,
+    )
+
+
+def _score_tip(entrant: Entrant, k: int, score: Estimate, unit: Unit) -> str:
+    bounds = (
+        f" ({unit.score(score.interval[0])} to {unit.score(score.interval[1])})" if score.interval else ""
+    )
+    return f"{entrant.method}\n{unit.score(score.value)}{bounds} after {trials_of_tuning(k)}"
+
+
+# --- scores against rates ---
+
+
+def _rates(analysis: StudyAnalysis, block: StudyBlock, number: int) -> Drawn:
+    """A panel a method, a dot a trial of its complete studies; failed ones are crosses."""
+    figure, axes = panels(len(block.entrants), columns=3, height=2.1)
+    zeros, tips = _zeros(block), Tips()
+    bottom = min(_lowest(entrant, zeros) for entrant in block.entrants)
+    for ax, entrant in zip(axes, block.entrants, strict=True):
+        ax.axhline(0, color=MUTED, lw=0.7)
+        for place in range(len(block.settings)):
+            _draw_trials(ax, analysis, block, entrant, place, zeros[place], bottom, tips)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlabel("learning rate")
+        ax.set_title(entrant.method)
+    limits = [ax.get_ylim() for ax in axes]
+    for ax in axes:
+        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    for ax in axes[::3]:
+        ax.set_ylabel(f"{block.unit.points} from {block.against or 'the best'}")
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=SERIES[i % len(SERIES)],
+            marker="o",
+            lw=0.9,
+            ms=4,
+            label=setting_name(block, setting),
+        )
+        for i, setting in enumerate(block.settings)
+    ]
+    handles.append(Line2D([], [], color=MUTED, marker="x", ls="none", ms=5, label="failed"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    zero = f"{block.against}'s score" if block.reference else "the best score"
+    return Drawn(
+        f"rates-{number}",
+        f"Score against learning rate, {heading(block)}",
+        f"A dot is a trial. Zero is {zero} after {trials_of_tuning(block.k)} on its task. Lines are smoothed "
+        f"scores (LOESS). Crosses are failed trials: diverged, or {FAILED} points or more below the trial "
+        "that validation chooses. Those further down are at the bottom. On the page each dot leads to "
+        "its run.",
+        "; ".join(
+            f"{e.method}: {e.sensitivity.failures} of {e.sensitivity.trials} trials failed"
+            for e in block.entrants
+        ),
+        figure,
+        tips,
+    )
+
+
+def _draw_trials(
+    ax: Axes,
+    analysis: StudyAnalysis,
+    block: StudyBlock,
+    entrant: Entrant,
+    place: int,
+    zero: float,
+    bottom: float,
+    tips: Tips,
+) -> None:
+    """Draws the trials of a method on a setting, each with a link to its row."""
+    colour, factor = SERIES[place % len(SERIES)], block.unit.factor
+    cell, studies = analysis.study.all_cells[entrant.cells[place]], entrant.studies[place]
+    sign, numbers = direction(cell.metric), set(entrant.studies[place].numbers)
+    complete = [seed for seed in analysis.study.of_cell(cell.number) if seed.study in numbers]
+    for failed in (False, True):
+        trials = [seed for seed in complete if analysis.failed(seed) is failed]
+        gains = [bottom if seed.score is None else max(bottom, sign * seed.score - zero) for seed in trials]
+        dots = ax.scatter(
+            [seed.lr or 0.0 for seed in trials],
+            [factor * gain for gain in gains],
+            s=18 if failed else 9,
+            marker="x" if failed else "o",
+            color=colour,
+            alpha=1.0 if failed else 0.75,
+            linewidths=1.2 if failed else 0,
+            clip_on=False,
+        )
+        texts = [_trial_tip(block, block.settings[place], seed, failed=failed) for seed in trials]
+        tips.put(dots, texts, [f"#{ANCHOR}{seed.trial_id}" for seed in trials])
+    assert cell.studies is not None
+    offsets = window(studies)
+    curve = np.maximum(smoothed(studies, offsets) - zero, bottom)
+    ax.plot(cell.studies.centre * 10**offsets, factor * curve, color=colour, lw=0.9, alpha=0.7)
+
+
+def _zeros(block: StudyBlock) -> list[float]:
+    """On each setting the reference's score after `k` trials, or else the best method's; more is better."""
+    sign, places = direction(block.metric), range(len(block.settings))
+    own = [e for e in block.entrants if block.reference and e.cells == block.reference.cells]
+    return [max(sign * e.scores[block.k][place].value for e in own or block.entrants) for place in places]
+
+
+def _lowest(entrant: Entrant, zeros: Sequence[float]) -> float:
+    """The lowest score among trials that did not fail, less zero, at most `DEPTH` points down."""
+    each = [
+        max(float(studies.scores[~studies.failed].min()) - zero, -DEPTH * studies.point)
+        for studies, zero in zip(entrant.studies, zeros, strict=True)
+    ]
+    return min(each)
+
+
+def _trial_tip(block: StudyBlock, setting: TaskAndBackbone, seed: Seed, *, failed: bool) -> str:
+    score = seed.failure if seed.score is None else block.unit.score(seed.score)
+    return (
+        f"{seed.method} on {setting.task}: {score}{' (failed)' * failed}\n"
+        f"study {seed.study:.0f}, point {seed.point:.0f}, rate {seed.lr:.3g}\ntrial {seed.trial_id}"
     )

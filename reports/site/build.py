@@ -19,7 +19,6 @@ from bench.process.outputs import Files, output_folder, replace_files
 from bench.process.visible import visible
 from methods import UserError
 from reports.frames import csv
-from reports.page import minus, plotly_script
 from reports.rendering import environment
 from reports.site import checking
 from reports.site.equations import notation
@@ -29,7 +28,7 @@ from reports.site.published import Published, packs_in, published
 from reports.site.standing import Standing, frame, standings
 from reports.study import Cell, TaskAndBackbone, block_order, grouped
 from reports.tables import INCOMPLETE
-from reports.units import unit_of
+from reports.units import minus, unit_of
 from reports.words import many
 
 #: What says which files the site has, so that a new one removes no others.
@@ -104,11 +103,6 @@ class _Site:
             "incomplete": INCOMPLETE,
         }
         yield "site.css", "".join(_template(name) for name in ("page.css", "site/site.css"))
-        yield "plotly.js", plotly_script()
-        yield (
-            "plotly.LICENSE",
-            (files("reports") / "vendor" / "plotly-basic.LICENSE").read_text(encoding="utf-8"),
-        )
         yield "leaderboard.csv", csv(frame(self.standings))
         yield "index.html", self._rendered("index", "", settings=self._settings(), **shared)
         for path in self.packs:

@@ -24,8 +24,8 @@ from reports.report import compose
 from reports.study import Experiment, Study, grouped
 from reports.words import listed
 
-#: What the report of a suite has on the site, and where the script that draws its figures lies from there.
-FORMATS, PLOTLY = ("html", "csv", "md", "latex"), "../../plotly.js"
+#: The formats of a suite's report on the site.
+FORMATS = ("html", "csv", "md", "latex")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
     """The suite that these packs have parts of."""
     study = read_sources(as_one(parts))
     when = f"of trials up to {day(_last(study.experiments[0]))}"
-    done = compose(study, FORMATS, when=when, plotly=PLOTLY)
+    done = compose(study, FORMATS, when=when)
     return Published(names, done.analysis, done.files)
 
 

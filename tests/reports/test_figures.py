@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import html
 import random
+import re
+from collections import Counter
 from dataclasses import fields, replace
 from itertools import combinations
 from pathlib import Path
@@ -12,14 +14,13 @@ from typing import Any
 import pytest
 from matplotlib.text import Text
 
-import reports
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from reports import curves, page
 from reports.analysis import Analysis, analyse
-from reports.drawing import Drawn, Looks, spread
+from reports.drawing import Drawn, Looks, Tips, panels, spread, usual
 from reports.figures import draw
-from reports.figures.profiles import profile
+from reports.figures.forest import ForestRow, forest, reach
 from reports.ranking import best_means, pareto
 from reports.reading import read
 from reports.study import Cell, Study
@@ -92,7 +93,7 @@ def test_a_point_leaves_the_pareto_front_only_for_a_certain_difference(
     assert sorted(cell.title for cell in on_it) == front
 
 
-EVIL = "</script><img src=x onerror=alert(1)> %{x} $a$"
+EVIL = "</script></title><img src=x onerror=alert(1)> $a$"
 
 
 def test_names_are_never_markup(small: str) -> None:
@@ -102,23 +103,13 @@ def test_names_are_never_markup(small: str) -> None:
     for cells in (study.cells, evil):
         analysis = analyse(replace(study, cells=cells))
         drawn = draw(analysis, curves.read(analysis.study)[0])
+        assert len([figure for figure in drawn if figure.tips.texts]) >= 3
         pages.append(page.render(analysis, drawn, [], [], []))
-        plots = [figure.plot for figure in drawn if figure.plot]
-        assert len(plots) == 3
-        assert all("<" not in text for plot in plots for text in texts(plot.data))
     clean, attacked = pages
     assert EVIL not in attacked
     assert "<img" not in attacked
-    assert attacked.count("<script") == clean.count("<script")
-
-
-def texts(data: Any) -> list[str]:
-    """Every text in plain data."""
-    if isinstance(data, dict):
-        data = list(data.values())
-    if isinstance(data, list):
-        return [text for one in data for text in texts(one)]
-    return [data] if isinstance(data, str) else []
+    for tag in ("<script", "<title", "<a"):
+        assert attacked.count(tag) == clean.count(tag)
 
 
 @pytest.fixture(scope="module")
@@ -126,36 +117,48 @@ def drawn(analysis: Analysis) -> dict[str, Drawn]:
     return {figure.name: figure for figure in draw(analysis, curves.read(analysis.study)[0])}
 
 
-def test_points_tell_the_seeds_behind_them(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
+def test_marks_tell_the_seeds_behind_them(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
     cost = drawn["score-vs-parameters-1"]
     assert cost.settings == (("digits", "tiny-random-vit"),)
-    assert cost.plot is not None
-    told = [text for trace in cost.plot.data for text in trace.get("hovertext", [])]
-    (lost,) = [text for text in told if text.startswith("TensLoRA depth (isoparameters 2)")]
+    tips = cost.tips.texts.values()
+    (lost,) = [text for text in tips if text.startswith("TensLoRA depth (isoparameters 2)")]
     assert "seed 3: diverged" in lost
     cell = next(c for c in analysis.study.all_cells if c.title == "LoTR" and c.task == "digits")
     first = analysis.study.of_cell(cell.number)[0]
-    assert any(t.startswith("LoTR (") and f"seed 0: {100 * (first.score or 0):.2f}" in t for t in told)
-    curve = drawn["training-curves-0"]
-    assert curve.plot is not None
-    assert "seed 4: " in curve.plot.data[0]["hovertext"][0]
-    forest = drawn["differences-0"]
-    assert forest.plot is not None
-    assert "textile: seed 0 " in forest.plot.data[0]["hovertext"][0]
+    assert any(t.startswith("LoTR (") and f"seed 0: {100 * (first.score or 0):.2f}" in t for t in tips)
+    assert all("seed 4: " in text for text in drawn["training-curves-0"].tips.texts.values())
+    assert all("textile: seed 0 " in text for text in drawn["differences-0"].tips.texts.values())
+
+
+def test_each_mark_carries_its_own_text(drawn: dict[str, Drawn]) -> None:
+    for figure in drawn.values():
+        titles = re.findall(r"<a><title>([^<]*)</title>", figure.inline())
+        assert Counter(titles) == Counter(map(html.escape, figure.tips.texts.values()))
+        assert "<a" not in figure.svg()
 
 
 def test_what_lacks_seeds_is_hollow_and_never_faint(drawn: dict[str, Drawn]) -> None:
-    """Faint says that it is beaten for certain."""
-    figure = drawn["score-vs-parameters-1"]
-    assert figure.plot is not None
-    hollow = [
-        trace["marker"]["opacity"]
-        for trace in figure.plot.data
-        if trace.get("marker", {}).get("symbol", "").endswith("-open")
+    """Faint says that something is better for certain."""
+    dots = drawn["score-vs-parameters-1"].figure.axes[0].collections
+    assert [dot.get_alpha() for dot in dots if not len(dot.get_facecolor())] == [1]
+
+
+def test_a_collapsed_method_does_not_set_the_limits() -> None:
+    rows = [
+        ForestRow(str(value), value, (value - 0.5, value + 0.5), "#0072b2", "o", f"at {value}")
+        for value in (1.2, 0.3, -0.8, -40.0)
     ]
-    assert hollow == [1]
-    dots = [dot for dot in figure.figure.axes[0].collections if not len(dot.get_facecolor())]
-    assert [dot.get_alpha() for dot in dots] == [1]
+    low, high = reach(rows, 1.0, [5.0, -9.0])
+    assert -5 < low < -0.8
+    assert 1.2 < high < 5
+    _, (ax,) = panels(1, height=2)
+    tips = Tips()
+    forest(ax, rows, (low, high), tips)
+    assert [text.get_text() for text in ax.texts] == ["−40"]
+    arrows = [dots for dots in ax.collections if dots.get_offsets()[0][0] == low]
+    assert [float(dots.get_offsets()[0][1]) for dots in arrows] == [-3.0]
+    assert usual([80, 81, 82, 79, 20], 1, 2.0) == (79, 82)
+    assert usual([0.5, 0.51, 0.52, 9.0], -1, 0.1) == (0.5, 0.52)
 
 
 def test_the_axes_are_those_of_what_is_compared(analysis: Analysis, drawn: dict[str, Drawn]) -> None:
@@ -191,13 +194,6 @@ def test_names_beside_a_panel_do_not_collide(drawn: dict[str, Drawn]) -> None:
         assert all(not box.overlaps(ax.bbox) for box in boxes)
 
 
-def test_plotly_is_the_published_file_and_stands_once() -> None:
-    folder = Path(reports.__file__).parent / "vendor"
-    digest = hashlib.sha256((folder / "plotly-basic.min.js").read_bytes()).hexdigest()
-    assert digest in (folder / "README.md").read_text()
-    assert "MIT License" in (folder / "plotly-basic.LICENSE").read_text()
-
-
 def test_labels_stand_apart_and_below_the_top() -> None:
     assert spread([1.0, 1.1, 5.0], 1.0) == pytest.approx([0.55, 1.55, 5.0])
     assert spread([9.9, 9.8, 9.7, 1.0], 1.0, top=10.0) == pytest.approx([10.0, 9.0, 8.0, 1.0])
@@ -209,15 +205,3 @@ def test_a_curve_says_that_a_seed_is_not_in_its_mean(study: Study) -> None:
     assert short
     assert all(label == f"{cell.method} ({cell.finished} of {cell.seeds} seeds)" for cell, label in short)
     assert all(label == cell.method for cell, label in drawn if cell.complete)
-
-
-def test_a_profile_is_the_share_of_runs_that_reach_a_score(analysis: Analysis) -> None:
-    block = analysis.blocks[0]
-    drawn = profile(analysis.study, block, 0, Looks(["lora", "tenslora", "lotr"]))
-    assert drawn is not None
-    line = drawn.figure.axes[0].lines[0]
-    runs = block.normalised[block.methods[0]]
-    x, y = line.get_xdata(), line.get_ydata()
-    for score in (runs.min() - 1e-6, float(sorted(runs)[3]) + 1e-6, runs.max()):
-        reached = y[max(0, int((x < score).sum()) - 1)]
-        assert reached == pytest.approx(100 * (runs >= score).mean())

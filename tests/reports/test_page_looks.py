@@ -12,7 +12,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 
 from bench.plan.make import make_plan
 from bench.suite.suite import Suite
@@ -30,22 +30,19 @@ from .made_up import NewStore
 pytestmark = MARKS
 
 
-def test_a_point_tells_its_seeds_when_it_is_pointed_at(drawn: webdriver.Chrome) -> None:
+def test_a_mark_tells_its_seeds_when_it_is_pointed_at(drawn: webdriver.Chrome) -> None:
     figure = drawn.find_element(By.ID, "figure-score-vs-parameters-1")
-    static = figure.find_element(By.CSS_SELECTOR, ".scroll svg")
     drawn.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
-    waiting = WebDriverWait(drawn, float("inf"))
-    point = waiting.until(lambda _: figure.find_elements(By.CSS_SELECTOR, ".live .points path"))[-1]
-    assert not static.is_displayed()
-    ActionChains(drawn).move_to_element(point).perform()
-    told = waiting.until(lambda _: figure.find_elements(By.CSS_SELECTOR, ".hoverlayer .hovertext"))[0].text
-    assert "seed 0: " in told
-    assert "seed 4: " in told
-    # What is printed is the static one.
-    drawn.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    assert static.is_displayed()
-    assert not point.is_displayed()
-    drawn.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    tip = drawn.find_element(By.CSS_SELECTOR, ".tip")
+    assert not tip.is_displayed()
+    for mark in figure.find_elements(By.CSS_SELECTOR, "svg a")[:3]:
+        ActionChains(drawn).move_to_element(mark).perform()
+        assert tip.is_displayed()
+        assert tip.text == mark.get_attribute("ariaLabel")
+        assert "seed 0: " in tip.text
+    ActionChains(drawn).move_to_element(drawn.find_element(By.ID, "cost")).perform()
+    assert not tip.is_displayed()
+    assert drawn.find_elements(By.CSS_SELECTOR, "figure svg title") == []
     assert [entry for entry in drawn.get_log("browser") if entry["level"] != "INFO"] == []
 
 

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
 
 from bench.store.store import Store
 from methods import UserError
@@ -28,6 +31,7 @@ from reports.summary import summarise
 
 from ..stored import Result, write
 from . import made_up
+from .browsing import MARKS, opened, resize
 from .made_up import NewStore
 from .made_up_studies import DIVERGED, MISSING, NAME, plan_of, result
 
@@ -157,10 +161,30 @@ def test_a_trial_lost_to_the_machine_makes_its_study_incomplete(tmp_path: Path, 
 
 
 def test_every_dot_leads_to_a_row_of_the_table_of_trials(analysis: StudyAnalysis, page: str) -> None:
-    links = re.findall(r'<a xlink:href="#([^"]*)">', page)
+    links = re.findall(r'<a xlink:href="#(trial-[^"]*)">', page)
     (block,) = analysis.blocks
     assert len(links) == sum(entrant.sensitivity.trials for entrant in block.entrants)
     assert set(links) <= set(re.findall(r' id="(trial-[^"]*)"', page))
+
+
+@MARKS[0]
+@MARKS[1]
+def test_the_page_sorts_follows_a_dot_and_cuts_nothing_off(browser: webdriver.Chrome, folder: Path) -> None:
+    opened(browser, folder / "index.html", 390)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    resize(browser, 1366)
+    names = "return [...document.querySelectorAll('.methods tbody th')].map(e => e.dataset.v)"
+    before = browser.execute_script(names)
+    browser.execute_script("document.querySelector('.methods thead .sorter').click()")
+    assert browser.execute_script(names) == sorted(before, key=str.lower) != before
+    dot = browser.find_element(By.CSS_SELECTOR, "#figure-rates-0 svg a")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", dot)
+    ActionChains(browser).move_to_element(dot).perform()
+    assert browser.find_element(By.CSS_SELECTOR, ".tip").text == dot.get_attribute("ariaLabel")
+    dot.click()
+    assert browser.find_element(By.ID, "trials").get_attribute("open")
+    assert browser.execute_script("return document.querySelector('tr:target').id").startswith("trial-")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
 
 
 def test_the_page_shows_the_numbers_of_the_analysis(analysis: StudyAnalysis, page: str) -> None:

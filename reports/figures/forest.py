@@ -1,0 +1,100 @@
+"""Forests: a row a method, its value with an interval. Differences and ranks are drawn by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.transforms import blended_transform_factory
+
+from reports.drawing import INK, MUTED, RULE, Tips
+from reports.inference.intervals import Bounds
+
+#: Rows of one forest.
+MOST_ROWS = 40
+#: A value this many times as far from zero as the median one, and as the threshold, is marked at the edge.
+FAR = 6
+#: The dashes of lines across a forest, in their order.
+DASHES = (":", "--", "-.")
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """A value in the units of the axis, with its look and the text that appears at it."""
+
+    name: str
+    value: float
+    interval: Bounds | None
+    colour: str
+    shape: str
+    tip: str
+
+
+def height(rows: int) -> float:
+    """Inches of a forest with so many rows."""
+    return 0.9 + 0.23 * rows
+
+
+def forest(ax: Axes, rows: Sequence[ForestRow], limits: Bounds, tips: Tips) -> None:
+    """Draws the rows from the top down; arrowheads mark what lies outside the limits."""
+    low, high = limits
+    beside = blended_transform_factory(ax.transAxes, ax.transData)
+    for place, row in enumerate(rows):
+        y = -place
+        ends = row.interval or (row.value, row.value)
+        start, end = (min(max(bound, low), high) for bound in ends)
+        if end > start:
+            tips.put(ax.hlines(y, start, end, color=row.colour, lw=1.5), [row.tip])
+        for is_beyond, edge, arrow in ((ends[0] < low, low, "<"), (ends[1] > high, high, ">")):
+            if is_beyond:
+                ax.scatter(edge, y, s=20, marker=arrow, color=row.colour, lw=0, clip_on=False, zorder=4)
+        if low <= row.value <= high:
+            dot = ax.scatter(row.value, y, s=26, color=row.colour, marker=row.shape, lw=0, zorder=3)
+            tips.put(dot, [row.tip])
+        else:
+            at_left = row.value < low
+            ax.text(
+                0.02 if at_left else 0.98,
+                y,
+                f"{row.value:+.3g}".replace("-", "−"),
+                transform=beside,
+                ha="left" if at_left else "right",
+                va="bottom",
+                fontsize=7,
+                color=row.colour,
+            )
+    ax.set_xlim(low, high)
+    ax.set_yticks([-place for place in range(len(rows))], [row.name for row in rows])
+    ax.set_ylim(-len(rows) + 0.4, 0.6)
+    ax.tick_params(axis="y", labelcolor=INK)
+    ax.grid(visible=False, axis="y")
+
+
+def band(ax: Axes, threshold: float) -> None:
+    """Draws zero, and the band of differences too small to matter."""
+    ax.axvspan(-threshold, threshold, color=RULE, alpha=0.6, lw=0)
+    ax.axvline(0, color=MUTED, lw=0.8)
+
+
+def reach(rows: Iterable[ForestRow], threshold: float, levels: Iterable[float] = ()) -> Bounds:
+    """Limits about zero, the band, all values but outliers, and intervals that are not much wider.
+
+    A level counts if it is at most half as far again as the rest.
+    """
+    rows = list(rows)
+    sizes = np.abs([row.value for row in rows])
+    farthest = FAR * max(float(np.median(sizes)), threshold)
+    within = [row for row in rows if abs(row.value) <= farthest]
+    # No wide interval may leave nothing else to see.
+    widest = max(2.2 * max((abs(row.value) for row in within), default=0.0), 2.5 * threshold)
+    ends = [-1.5 * threshold, 1.5 * threshold]
+    for row in within:
+        ends += [min(max(bound, -widest), widest) for bound in (row.value, *(row.interval or ()))]
+    low, high = min(ends), max(ends)
+    beyond = (high - low) / 2
+    ends += [level for level in levels if low - beyond <= level <= high + beyond]
+    low, high = min(ends), max(ends)
+    pad = 0.04 * (high - low)
+    return low - pad, high + pad
