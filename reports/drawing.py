@@ -244,7 +244,7 @@ def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
     """
     gains = sign * np.asarray(values, dtype=float)
     quarter, middle = np.percentile(gains, (25, 50))
-    kept = gains[gains >= quarter - max(2.5 * (middle - quarter), least)]
+    kept = gains[gains >= quarter - max(4 * (middle - quarter), least)]
     ends = float(sign * kept.min()), float(sign * kept.max())
     return min(ends), max(ends)
 

@@ -89,7 +89,7 @@ def _limits(curves: Sequence[Curve], unit: Unit) -> tuple[float, float]:
         [curve.values[curve.epochs >= BEGUN * curve.epochs[-1]] for curve in shown]
     )
     largest = float(abs(values).max())
-    low, high = usual(values, direction(curves[0].metric), 2.0 if unit.mark else 0.02 * largest)
+    low, high = usual(values, direction(curves[0].metric), 5.0 if unit.mark else 0.1 * largest)
     pad = max(0.08 * (high - low), 0.5 if unit.mark else 0.005 * largest, 1e-9)
     return low - pad, high + pad
 

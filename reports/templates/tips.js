@@ -38,13 +38,14 @@
     for (const type of ["pointermove", "pointerdown"]) {
       svg.addEventListener(type, ({ clientX, clientY }) => show(nearest(marks, clientX, clientY), clientX, clientY));
     }
-    svg.addEventListener("pointerleave", hide);
+    // A finger that is lifted leaves the figure; what it touched stays shown until it moves the page.
+    svg.addEventListener("pointerleave", ({ pointerType }) => pointerType === "mouse" && hide());
     svg.addEventListener("focusin", ({ target }) => {
       const { right, top } = target.getBoundingClientRect();
       if (target.matches("a")) show(target, right, top);
     });
     svg.addEventListener("focusout", hide);
   }
-  addEventListener("scroll", hide, { passive: true });
+  addEventListener("touchmove", hide, { passive: true });
   addEventListener("keydown", ({ key }) => key === "Escape" && hide());
 })();

@@ -126,7 +126,7 @@ def test_marks_tell_the_seeds_behind_them(analysis: Analysis, drawn: dict[str, D
     cell = next(c for c in analysis.study.all_cells if c.title == "LoTR" and c.task == "digits")
     first = analysis.study.of_cell(cell.number)[0]
     assert any(t.startswith("LoTR (") and f"seed 0: {100 * (first.score or 0):.2f}" in t for t in tips)
-    assert all("seed 4: " in text for text in drawn["training-curves-0"].tips.texts.values())
+    assert "seed 4: " in next(iter(drawn["training-curves-0"].tips.texts.values()))
     assert all("textile: seed 0 " in text for text in drawn["differences-0"].tips.texts.values())
 
 
