@@ -243,7 +243,8 @@ def usual(values: ArrayLike, sign: float, least: float) -> tuple[float, float]:
     `sign` is 1 if more is better, else -1.
     """
     gains = sign * np.asarray(values, dtype=float)
-    quarter, middle = np.percentile(gains, (25, 50))
+    # Among three values none is usual.
+    quarter, middle = np.percentile(gains, (25, 50), method="higher") if len(gains) > 3 else (-np.inf, 0)
     kept = gains[gains >= quarter - max(4 * (middle - quarter), least)]
     ends = float(sign * kept.min()), float(sign * kept.max())
     return min(ends), max(ends)

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from jinja2 import Environment
 from markupsafe import Markup
 
 from bench.process.visible import visible
-from bench.store.connect import shown_uri
 from bench.wire.measures import Measure
 from bench.wire.words import Status, Tag
-from reports import board, capabilities, cautions, findings, selecting
+from reports import board, cautions, findings, selecting
 from reports.ablation import StoredAblation
 from reports.analysis import Analysis
 from reports.drawing import Drawn
@@ -24,7 +22,7 @@ from reports.recipes import Mixture, provenance_counts
 from reports.rendering import environment
 from reports.study import Cell, Study, grouped
 from reports.tables import INCOMPLETE, main_tables, scales
-from reports.units import minus, unit_of
+from reports.units import unit_of
 
 #: Lines of the lists that could be as long as the study; the CSV files hold all.
 MOST_LINES = 300
@@ -35,7 +33,7 @@ def render(
     drawn: Sequence[Drawn],
     ablations: Sequence[StoredAblation],
     of_ablations: Sequence[Sequence[Drawn]],
-    found: Sequence[Mixture],
+    mixtures: Sequence[Mixture],
     *,
     when: str = "",
 ) -> str:
@@ -43,80 +41,69 @@ def render(
     study = analysis.study
     cells = study.all_cells
     percent = all(unit_of(cell.metric).mark for cell in cells)
-    figures = {figure.name: figure for figure in drawn}
-    text = (
-        templates()
-        .get_template("page.html")
-        .render(
-            data=Markup(_embedded(_seed_data(study))),
-            title=study.title,
-            analysis=analysis,
-            study=study,
-            findings=list(findings.findings(study, analysis.blocks)),
-            splits=study.split_sizes(),
-            failures=cautions.reference_failures(analysis),
-            unbeaten=cautions.unbeaten(cells),
-            limits=findings.limits(analysis),
-            heats=board.heats(analysis),
-            boards=board.boards(analysis),
-            choices=selecting.choices(cells),
-            dimensions=selecting.DIMENSIONS,
-            facts=facts_of(study),
-            measured=scales(cells),
-            forgotten=any(cell.forgetting is not None for cell in cells),
-            score_heading="Score, %" if percent else "Score",
-            differ_in=_differ_in(cells),
-            tables=main_tables(cells, analysis.blocks),
-            named={cell.method: cell for cell in reversed(cells)},
-            incomplete=INCOMPLETE,
-            figures=figures,
-            inline=lambda figure: Markup(figure.inline()),
-            costs=[figure for cost in COSTS for figure in drawn if figure.name.startswith(f"{cost.name}-")],
-            curves=[figure for figure in drawn if figure.name.startswith("training-curves-")],
-            ablations=list(zip(ablations, of_ablations, strict=True)),
-            mixtures=found,
-            budgets=_budgets(cells),
-            used=[cell for cell in cells if cell.adapter_bytes is not None],
-            timed=[cell for cell in cells if cell.step_ms is not None],
-            lost=[(cells[seed.cell], seed) for seed in study.all_seeds if not seed.finished],
-            most=MOST_LINES,
-            phases=_phases(study),
-            tuned=[cell for cell in cells if cell.tuning],
-            provenance=[
-                (key.replace("version_", ""), values.most_common())
-                for key, values in provenance_counts(study).items()
-            ],
-            made=when or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        )
+    failures, unbeaten = cautions.reference_failures(analysis), cautions.unbeaten(cells)
+    serious = [f"These scores do not compare. {mixture}" for mixture in mixtures if mixture.serious]
+    return filled(
+        "page.html",
+        study,
+        mixtures,
+        when,
+        data=Markup(_embedded(_seed_data(study))),
+        analysis=analysis,
+        findings=list(findings.findings(study, analysis.blocks)),
+        faults=[*failures, *unbeaten, *serious],
+        limits=findings.limits(analysis),
+        heats=board.heats(analysis),
+        boards=board.boards(analysis),
+        choices=selecting.choices(cells),
+        dimensions=selecting.DIMENSIONS,
+        measured=scales(cells),
+        forgotten=any(cell.forgetting is not None for cell in cells),
+        score_heading="Score, %" if percent else "Score",
+        differ_in=_differ_in(cells),
+        tables=main_tables(cells, analysis.blocks),
+        named={cell.method: cell for cell in reversed(cells)},
+        incomplete=INCOMPLETE,
+        figures={figure.name: figure for figure in drawn},
+        costs=[figure for cost in COSTS for figure in drawn if figure.name.startswith(f"{cost.name}-")],
+        curves=[figure for figure in drawn if figure.name.startswith("training-curves-")],
+        ablations=list(zip(ablations, of_ablations, strict=True)),
+        budgets=_budgets(cells),
+        used=[cell for cell in cells if cell.adapter_bytes is not None],
+        timed=[cell for cell in cells if cell.step_ms is not None],
+        lost=[(cells[seed.cell], seed) for seed in study.all_seeds if not seed.finished],
+        most=MOST_LINES,
+        phases=_phases(study),
+        tuned=[cell for cell in cells if cell.tuning],
+        forest=board.forest,
+        on_part=findings.on_part,
+        moved_without=findings.moved_without,
     )
-    return visible(text)
 
 
-def templates() -> Environment:
-    """The page's templates, with what they call."""
-    made = environment(autoescape=True)
-    made.filters |= {
-        "percent": _percent,
-        "unit": unit_of,
-        "minus": minus,
-        "count": _count,
-        "bytes": _bytes,
-        "number": _number,
-        "range": _range,
-        "shown_uri": shown_uri,
-    }
-    made.globals |= {
+def filled(template: str, study: Study, mixtures: Sequence[Mixture], when: str, **values: Any) -> str:
+    """The text of a page, from its own values and those that the pages of all studies have."""
+    loader = environment(autoescape=True)
+    loader.globals |= {
         "marks": selecting.marks,
         "of_method": selecting.of_method,
         "of_settings": selecting.of_settings,
-        "forest": board.forest,
-        "on_part": findings.on_part,
-        "moved_without": findings.moved_without,
-        "can_do": capabilities.letters,
-        "told_can_do": capabilities.told,
-        "letters": capabilities.LETTERS,
+        "inline": lambda figure: Markup(figure.inline()),
     }
-    return made
+    text = loader.get_template(template).render(
+        title=study.title,
+        study=study,
+        facts=facts_of(study),
+        splits=study.split_sizes(),
+        mixtures=mixtures,
+        provenance=[
+            (key.replace("version_", ""), counts.most_common())
+            for key, counts in provenance_counts(study).items()
+        ],
+        made=when or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **values,
+    )
+    return visible(text)
 
 
 def _seed_data(study: Study) -> dict[str, Any]:
@@ -250,34 +237,3 @@ def _phases(study: Study) -> list[Phase]:
         for name, some in by_phase.items()
         if name != "final"
     ]
-
-
-def _percent(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}"
-
-
-def _count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"
-
-
-_UNITS = ((9, "GB"), (6, "MB"), (3, "kB"))
-
-
-def _bytes(value: float | None) -> str:
-    """In the largest unit of which there is one."""
-    if value is None:
-        return "–"
-    power, unit = next((one for one in _UNITS if value >= 10 ** one[0]), (0, "B"))
-    return f"{value / 10**power:.{min(power, 1)}f} {unit}"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _range(value: tuple[float, float] | None, digits: int = 0) -> str:
-    """The least and the most, or one number where they are printed alike."""
-    if value is None:
-        return "–"
-    ends = dict.fromkeys(f"{end:,.{digits}f}" for end in value)
-    return "–".join(ends)

@@ -1,4 +1,4 @@
-"""The templates of the page and of the text formats."""
+"""Templates, and how they write numbers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,57 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports.words import no_interval
+from bench.store.connect import shown_uri
+from reports.units import NOTHING, minus, unit_of
+from reports.words import many, no_interval
+
+_SIZES = ((9, "GB"), (6, "MB"), (3, "kB"))
 
 
 def environment(**options: Any) -> Environment:
-    """Loads reports/templates. A name that a template misspells is an error, and lines with nothing but a
-    statement leave nothing.
-    """
-    made = Environment(
+    """Loads reports/templates; a misspelled name is an error, and lines of statements leave nothing."""
+    loader = Environment(
         loader=PackageLoader("reports"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         **options,
     )
-    made.filters["no_interval"] = no_interval
-    return made
+    loader.filters |= {
+        "percent": _percent,
+        "share": lambda value: f"{100 * value:.0f}%",
+        "unit": unit_of,
+        "minus": minus,
+        "many": many,
+        "no_interval": no_interval,
+        "count": lambda value: NOTHING if value is None else f"{value:,.0f}",
+        "bytes": _bytes,
+        "number": _number,
+        "range": _range,
+        "shown_uri": shown_uri,
+    }
+    return loader
+
+
+def _percent(value: float | None, digits: int = 2) -> str:
+    return NOTHING if value is None else f"{100 * value:.{digits}f}"
+
+
+def _bytes(value: float | None) -> str:
+    """A size in its largest unit."""
+    if value is None:
+        return NOTHING
+    power, unit = next((size for size in _SIZES if value >= 10 ** size[0]), (0, "B"))
+    return f"{value / 10**power:.{min(power, 1)}f} {unit}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _range(value: tuple[float, float] | None, digits: int = 0) -> str:
+    """The smallest and the largest value, or one number if they are printed alike."""
+    if value is None:
+        return NOTHING
+    ends = dict.fromkeys(f"{end:,.{digits}f}" for end in value)
+    return "–".join(ends)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
-from reports.capabilities import capabilities
 from reports.study import Cell, TaskAndBackbone
 
 #: The attributes, each with its label.
@@ -21,6 +20,11 @@ DIMENSIONS = {
     "family": "Family",
     "capability": "Capability",
 }
+
+
+def capabilities(cell: Cell) -> tuple[str, ...]:
+    """The words of `methods.capability.Capability` that the cell's runs stored; empty if they stored none."""
+    return tuple(word for word in cell.capabilities.split(", ") if word)
 
 
 def marks(**values: str | Iterable[str]) -> Markup:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import NamedTuple
 
-from markupsafe import Markup
-
-from bench.process.visible import visible
 from reports import study_tables, study_words
 from reports.drawing import SERIES, Drawn
 from reports.figures.studies import ANCHOR
 from reports.inference.effects import Verdict
-from reports.page import facts_of, templates
-from reports.recipes import Mixture, provenance_counts
+from reports.page import filled
+from reports.recipes import Mixture
 from reports.studies import StudyAnalysis, StudyBlock
 from reports.study import Seed
 from reports.units import PERCENT, Unit, unit_of
@@ -35,53 +31,39 @@ class TrialLine(NamedTuple):
 def render(
     analysis: StudyAnalysis, drawn: Sequence[Drawn], mixtures: Sequence[Mixture], *, when: str = ""
 ) -> str:
-    """The page as text. `when`: what it says of its making, the time by default."""
+    """Returns the page as text. `when` tells of which time it is, the current one by default."""
     study = analysis.study
-    made = templates()
-    made.filters |= {"share": _share}
-    made.globals |= {
-        "answer": study_words.answer,
-        "level_notes": study_words.level_notes,
-        "order_note": study_words.order_note,
-        "heading": study_words.heading,
-        "studies_of": study_words.studies_of,
-        "verdict": _verdict,
-        "between": study_words.between,
-        "percent_unit": PERCENT,
-        "anchor": ANCHOR,
-        "colours": len(SERIES),
+    figures = {
+        number: {
+            figure.name.removesuffix(f"-{number}"): figure
+            for figure in drawn
+            if figure.name.endswith(f"-{number}")
+        }
+        for number in range(len(analysis.blocks))
     }
-    text = made.get_template("study.html").render(
-        title=study.title,
+    return filled(
+        "study.html",
+        study,
+        mixtures,
+        when,
         analysis=analysis,
-        study=study,
-        facts=facts_of(study),
-        blocks=[
-            (
-                block,
-                {
-                    figure.name.removesuffix(f"-{number}"): figure
-                    for figure in drawn
-                    if figure.name.endswith(f"-{number}")
-                },
-            )
-            for number, block in enumerate(analysis.blocks)
-        ],
+        blocks=list(zip(analysis.blocks, figures.values(), strict=True)),
         plans=list(
             dict.fromkeys((c.studies.studies, c.studies.points) for c in study.all_cells if c.studies)
         ),
-        inline=lambda figure: Markup(figure.inline()),
         markdown=study_tables.markdown(analysis, ()),
-        mixtures=mixtures,
-        splits=study.split_sizes(),
         trials=list(_trials(analysis)),
-        provenance=[
-            (key.replace("version_", ""), values.most_common())
-            for key, values in provenance_counts(study).items()
-        ],
-        made=when or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        answer=study_words.answer,
+        level_notes=study_words.level_notes,
+        order_note=study_words.order_note,
+        heading=study_words.heading,
+        studies_of=study_words.studies_of,
+        verdict=_verdict,
+        between=study_words.between,
+        percent_unit=PERCENT,
+        anchor=ANCHOR,
+        colours=len(SERIES),
     )
-    return visible(text)
 
 
 def _trials(analysis: StudyAnalysis) -> Iterator[TrialLine]:
@@ -109,7 +91,3 @@ def _trials(analysis: StudyAnalysis) -> Iterator[TrialLine]:
 
 def _verdict(verdict: Verdict, block: StudyBlock) -> str:
     return study_words.in_words(verdict, block.unit.size(block.threshold))
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.0f}%"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from reports.capabilities import capabilities
+from reports.selecting import capabilities
 from reports.site.equations import Equation, equation_of
 from reports.site.standing import Standing
 from reports.study import Cell, block_order, grouped

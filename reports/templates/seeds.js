@@ -1,7 +1,6 @@
 "use strict";
-// The reader's theme, and the seeds behind each row of results.
+// The seeds behind each row of results.
 (() => {
-  const root = document.documentElement;
   const data = JSON.parse(document.getElementById("data").textContent);
   const rows = [...document.querySelectorAll(".board tbody tr")];
   const everyDot = document.getElementById("dots");
@@ -19,28 +18,6 @@
     return element;
   };
 
-  // --- theme: the reader's choice stays with the page where the browser lets it ---
-  const theme = document.getElementById("theme");
-  const setTheme = (value) => {
-    if (value) root.dataset.theme = value;
-    else delete root.dataset.theme;
-  };
-  try {
-    theme.value = localStorage.getItem("tensorbench-theme") || "";
-  } catch {
-    // A page opened from a file may have no storage.
-  }
-  setTheme(theme.value);
-  theme.addEventListener("change", () => {
-    setTheme(theme.value);
-    try {
-      localStorage.setItem("tensorbench-theme", theme.value);
-    } catch {
-      // As above.
-    }
-  });
-
-  // --- seeds ---
   const detailOf = (row) => (row.nextElementSibling?.matches(".detail") ? row.nextElementSibling : null);
   const seedsOf = (row) => data.seeds[row.id.slice(1)] ?? [];
   const rangeOf = new Map();
@@ -139,6 +116,8 @@
     const cell = make("td", { colspan: row.cells.length });
     if (seeds.some((seed) => seed[1] !== null)) cell.append(plot(row, seeds));
     cell.append(table);
+    const able = row.dataset.capability?.split("\n").join(", ");
+    cell.append(make("p", { class: "quiet" }, `Capabilities: ${able || "its runs stored none"}.`));
     const tone = [...row.classList].find((name) => /^s\d$/.test(name));
     return make("tr", { class: `detail ${tone}`, id: `${row.id}-seeds` }, cell);
   };
@@ -153,6 +132,6 @@
   };
   for (const row of rows) {
     row.querySelector(".open").addEventListener("click", () => open(row));
-    row.addEventListener("open", () => open(row, true));
+    row.addEventListener("follow", () => open(row, true));
   }
 })();

@@ -41,6 +41,7 @@
       const rows = [...part.querySelectorAll("tbody tr")];
       part.classList.toggle("empty", rows.length > 0 && !rows.some((row) => !row.closest("[hidden]")));
     }
+    if (wanted.length || text) for (const list of document.querySelectorAll("details.setting")) list.open = true;
     const rows = [...document.querySelectorAll(".board tbody tr[id^=c]:not(.detail)")];
     const shown = rows.filter((row) => !row.closest("[hidden]")).length;
     document.getElementById("shown").textContent =
@@ -66,19 +67,7 @@
   for (const type of ["input", "change"]) form.addEventListener(type, changed);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.elements.clear.addEventListener("click", clear);
-  // A link to a row shows it, whatever is chosen.
-  const follow = () => {
-    const row = document.getElementById(location.hash.slice(1));
-    if (!row?.closest(".board")) return;
-    if (row.closest("[hidden]")) clear();
-    row.dispatchEvent(new Event("open"));
-    row.scrollIntoView({ block: "center" });
-  };
-  addEventListener("hashchange", follow);
-  addEventListener("load", follow);
-  // Of an address that is there already nothing changes.
-  document.addEventListener("click", (event) => {
-    if (event.target.closest("a")?.hash === location.hash) follow();
-  });
+  // A link shows what it leads to, whatever is chosen.
+  document.addEventListener("follow", ({ target }) => target.closest("[hidden]") && clear());
   show();
 })();

@@ -86,7 +86,6 @@
         frame.tabIndex = 0;
       }
     }
-    // The page of a study has no selector.
     const bar = document.getElementById("selector");
     const sticks = bar && getComputedStyle(bar).position === "sticky";
     document.documentElement.style.setProperty("--bar", `${sticks ? bar.offsetHeight : 0}px`);
@@ -95,4 +94,39 @@
   addEventListener("shown", measure);
   document.addEventListener("toggle", measure, true);
   measure();
+
+  // A link opens every list that its target lies in.
+  const follow = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    target.dispatchEvent(new Event("follow", { bubbles: true }));
+    for (let list = target.closest("details"); list; list = list.parentElement.closest("details")) list.open = true;
+    target.scrollIntoView({ block: target.matches("tr") ? "center" : "start" });
+  };
+  addEventListener("hashchange", follow);
+  addEventListener("load", follow);
+  // An address that is there already does not change.
+  document.addEventListener("click", (event) => {
+    if (location.hash && event.target.closest("a")?.hash === location.hash) follow();
+  });
+
+  // The reader's theme stays with the page if the browser lets it.
+  const theme = document.getElementById("theme");
+  const setTheme = () => {
+    if (theme.value) document.documentElement.dataset.theme = theme.value;
+    else delete document.documentElement.dataset.theme;
+  };
+  const stored = (use) => {
+    try {
+      return use(localStorage);
+    } catch {
+      return null; // A page opened from a file may have no storage.
+    }
+  };
+  theme.value = stored((storage) => storage.getItem("tensorbench-theme")) || "";
+  setTheme();
+  theme.addEventListener("change", () => {
+    setTheme();
+    stored((storage) => storage.setItem("tensorbench-theme", theme.value));
+  });
 })();

@@ -37,9 +37,11 @@ def page_of(analysis: Analysis, folder: Path, drawn: Sequence[Drawn] = ()) -> Pa
 
 
 def opened(browser: webdriver.Chrome, page: Path, width: int = 1200, height: int = 900) -> webdriver.Chrome:
+    """Opens a page with all of its lists open."""
     resize(browser, width, height)
     browser.get("about:blank")
     browser.get(page.as_uri())
+    browser.execute_script("document.querySelectorAll('main details').forEach(list => list.open = true)")
     return browser
 
 

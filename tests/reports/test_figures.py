@@ -158,6 +158,7 @@ def test_a_collapsed_method_does_not_set_the_limits() -> None:
     arrows = [dots for dots in ax.collections if dots.get_offsets()[0][0] == low]
     assert [float(dots.get_offsets()[0][1]) for dots in arrows] == [-3.0]
     assert usual([80, 81, 82, 79, 20], 1, 2.0) == (79, 82)
+    assert usual([80, 60], 1, 2.0) == (60, 80)
     assert usual([0.5, 0.51, 0.52, 9.0], -1, 0.1) == (0.5, 0.52)
 
 

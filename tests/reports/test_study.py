@@ -15,9 +15,8 @@ from bench.plan.trial import Trial
 from bench.store.store import Store
 from methods import UserError
 from reports.analysis import analyse
-from reports.capabilities import capabilities, inference_cost, letters
-from reports.capabilities import told as capabilities_told
 from reports.reading import read
+from reports.selecting import capabilities
 from reports.study import NUMBER, Cell, Seed, Study
 
 from ..stored import Result, write
@@ -140,8 +139,4 @@ def test_cells_tell_what_their_methods_can_do_where_their_runs_do(
 
     lora, tenslora = read(store(tmp_path, new_store, told=told), ["small"]).all_cells
     assert capabilities(tenslora) == ("merges", "exact zero start")
-    assert letters(tenslora) == "M Z"
-    assert "inference costs more, merged nothing" in capabilities_told(tenslora)
-    assert (capabilities(lora), letters(lora)) == ((), "–")
-    assert inference_cost(["no cost unmerged"]) == ("nothing", "nothing")
-    assert inference_cost(["exports as LoRA"]) == ("more", "more")
+    assert capabilities(lora) == ()
