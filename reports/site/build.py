@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from bench.process.outputs import Files, output_folder, replace_files
@@ -20,29 +19,25 @@ from bench.process.visible import visible
 from methods import UserError
 from reports.frames import csv
 from reports.rendering import environment
-from reports.site import checking
+from reports.selecting import marks, of_method
 from reports.site.equations import notation
 from reports.site.methods import MethodPage, key, method_pages
 from reports.site.origins import origins
 from reports.site.published import Published, packs_in, published
 from reports.site.standing import Standing, frame, standings
-from reports.study import Cell, TaskAndBackbone, block_order, grouped
+from reports.study import TaskAndBackbone, block_order, grouped
 from reports.tables import INCOMPLETE
-from reports.units import minus, unit_of
-from reports.words import many
 
 #: What says which files the site has, so that a new one removes no others.
 MANIFEST = "site-files.json"
-
-#: Methods of a budget that the index shows; the page of the suite has all.
-MOST_SHOWN = 10
 
 
 def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
     """Writes the site of the packs in a folder, and returns its files.
 
-    An earlier site is replaced. Raises UserError, with nothing written, for what `reports.site.published`
-    refuses, and for a folder that has something else in it (`force` leaves that there, and writes beside it).
+    An earlier site is replaced. Raises UserError, with nothing written, for packs that
+    `reports.site.published` refuses, and for a folder that holds something else (`force` leaves that there
+    and writes beside it).
     """
     earlier = (out / MANIFEST).is_file()
     target = output_folder(out, "site", force=force or earlier)
@@ -55,16 +50,25 @@ def write_site(results: Path, out: Path, *, force: bool = False) -> Files:
 
 
 def check_site(results: Path, out: Path) -> list[str]:
-    """What the site in the folder `out` has otherwise than that of the packs, a line a file.
+    """Returns a line for each file of the site in `out` that differs from that of the packs.
 
     Raises UserError as `write_site` does.
     """
-    return checking.differences(site_files(packs_in(results)), out, beside=(MANIFEST,))
+    return differences(site_files(packs_in(results)), out, beside=(MANIFEST,))
 
 
 def site_files(packs: Sequence[Path]) -> Files:
     """Every file of the site of these packs, by name."""
     return dict(_Site(packs, list(published(packs))).files())
+
+
+class _Line(NamedTuple):
+    """A row of the table of methods × settings."""
+
+    #: The standing that it is named by.
+    first: Standing
+    #: The method's standing on each setting of the site; None if it has none there.
+    standings: Sequence[Standing | None]
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,9 @@ class _Site:
 
     @cached_property
     def standings(self) -> list[Standing]:
-        """Rows of which no seed has ended stand on their suite's page alone: here they would look tried."""
-        every = (one for suite in self.suites for one in standings(suite.name, suite.analysis))
-        return [one for one in every if one.cell.missing < one.cell.seeds]
+        """Rows without an ended seed stand on their suite's page alone: here they would look tried."""
+        every = (line for suite in self.suites for line in standings(suite.name, suite.analysis))
+        return [line for line in every if line.cell.missing < line.cell.seeds]
 
     @cached_property
     def pages(self) -> dict[str, MethodPage]:
@@ -84,27 +88,14 @@ class _Site:
         return {key(page.standings[0].cell): page for page in method_pages(self.standings)}
 
     @cached_property
-    def anchors(self) -> dict[TaskAndBackbone, str]:
-        """What the address of each setting ends with: its letters and digits, with a number where another one
-        has the same.
-        """
-        found: dict[str, TaskAndBackbone] = {}
-        for setting in sorted({one.cell.setting for one in self.standings}):
-            name = re.sub(r"\W+", "-", str(setting)).strip("-") or "setting"
-            numbered = chain([name], (f"{name}-{number}" for number in count(2)))
-            found[next(one for one in numbered if one not in found)] = setting
-        return {setting: name for name, setting in found.items()}
+    def settings(self) -> list[TaskAndBackbone]:
+        return sorted({line.cell.setting for line in self.standings})
 
     def files(self) -> Iterator[tuple[str, str | bytes]]:
-        shared = {
-            "suites": self.suites,
-            "pages": self.pages,
-            "most": MOST_SHOWN,
-            "incomplete": INCOMPLETE,
-        }
-        yield "site.css", "".join(_template(name) for name in ("page.css", "site/site.css"))
+        shared = {"suites": self.suites, "pages": self.pages, "incomplete": INCOMPLETE}
+        yield "site.css", "".join(_template(name) for name in ("page.css", "print.css", "site/site.css"))
         yield "leaderboard.csv", csv(frame(self.standings))
-        yield "index.html", self._rendered("index", "", settings=self._settings(), **shared)
+        yield "index.html", self._rendered("index", "", settings=self.settings, lines=self._lines(), **shared)
         for path in self.packs:
             yield f"packs/{path.name}", path.read_bytes()
         for suite in self.suites:
@@ -121,49 +112,40 @@ class _Site:
             told = {"page": page, "notation": notation()}
             yield f"methods/{page.file}", self._rendered("method", "../", **told, **shared)
 
-    def _settings(self) -> dict[TaskAndBackbone, dict[tuple[str, str, str], list[Standing]]]:
-        """The standings by task and backbone, and there by suite, budget and block."""
-        by_setting = grouped(self.standings, lambda standing: standing.cell.setting)
-        return {
-            setting: dict(
-                sorted(
-                    grouped(some, lambda one: (one.suite, one.cell.budget, one.block)).items(),
-                    key=lambda entry: (block_order(entry[0][1]), entry[0]),
-                )
-            )
-            for setting, some in sorted(by_setting.items())
-        }
+    def _lines(self) -> list[_Line]:
+        """The rows of the table, suite by suite and budget by budget, the best mean first."""
+        groups = grouped(self.standings, lambda line: (line.suite, line.block, line.cell.method))
+        lines = []
+        for group in groups.values():
+            by_setting = {line.cell.setting: line for line in group}
+            first = max(group, key=lambda line: line.overall is not None)
+            lines.append(_Line(first, [by_setting.get(setting) for setting in self.settings]))
+        return sorted(lines, key=_place)
 
     def _rendered(self, name: str, root: str, **values: Any) -> str:
         """A page; `root` leads from it to the index."""
-        return visible(
-            _environment(self.pages, self.anchors)
-            .get_template(f"site/{name}.html")
-            .render(root=root, **values)
-        )
+        loader = environment(autoescape=True)
+        loader.filters |= {
+            "subscripts": subscripts,
+            "shell": shlex.quote,
+            "method_file": lambda cell: self.pages[key(cell)].file,
+        }
+        loader.globals |= {"of_method": of_method, "marks": marks}
+        return visible(loader.get_template(f"site/{name}.html").render(root=root, **values))
 
 
-def _environment(pages: dict[str, MethodPage], anchors: Mapping[TaskAndBackbone, str]) -> Environment:
-    made = environment(autoescape=True)
-
-    def method_file(cell: Cell) -> str:
-        return pages[key(cell)].file
-
-    made.filters |= {
-        "count": lambda value: "–" if value is None else f"{value:,.0f}",
-        "unit": unit_of,
-        "minus": minus,
-        "many": many,
-        "subscripts": subscripts,
-        "anchor": anchors.__getitem__,
-        "shell": shlex.quote,
-        "method_file": method_file,
-    }
-    return made
+def _place(line: _Line) -> tuple[str, int, str, float]:
+    first = line.first
+    return (
+        first.suite,
+        block_order(first.cell.budget),
+        first.block,
+        -first.overall.difference if first.overall else 0.0 if first.is_reference else math.inf,
+    )
 
 
 def subscripts(text: str) -> Markup:
-    """Text with what stands behind `_`, a word or braces, below the line. A transpose is of the whole."""
+    """Text with the word or braces after `_` as a subscript. A transpose belongs to the symbol before."""
     return Markup(re.sub(r"_(?:\{([^}]*)\}|([^\Wᵀ]+))", r"<sub>\1\2</sub>", str(escape(text))))
 
 
@@ -176,3 +158,54 @@ def _with_bar(page: str | bytes, bar: Markup) -> str:
 
 def _template(name: str) -> str:
     return (files("reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+# --- whether a folder has the files of a site ---
+
+# Another version of numpy or another processor sums in another order, and another version of matplotlib draws
+# otherwise. So numbers are compared to six digits, and drawings not at all.
+NUMBER = re.compile(r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]\d+)")
+DRAWING = re.compile(r"<svg.*?</svg>", re.DOTALL)
+AGREES = 1e-6
+
+
+def differences(expected: Files, folder: Path, beside: Collection[str] = ()) -> list[str]:
+    """Returns a line for each file that differs, is missing, or is neither expected nor among `beside`."""
+    if not folder.is_dir():
+        return ["there is no such folder"]
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    lines = [f"{name} is missing" for name in sorted(expected.keys() - there)]
+    lines += [f"{name} should not be there" for name in sorted(there - expected.keys() - set(beside))]
+    for name in sorted(expected.keys() & there):
+        have, content = (folder / name).read_bytes(), expected[name]
+        if isinstance(content, bytes):
+            lines += [f"{name} differs"] * (have != content)
+        elif difference := _differs(content, have.decode("utf-8", "replace")):
+            lines.append(f"{name} differs: {difference}")
+    return lines
+
+
+def _differs(expected: str, have: str) -> str:
+    """The first place at which two texts differ; empty if they are alike."""
+    if expected == have:
+        return ""
+    pairs = zip(*(DRAWING.sub("<svg></svg>", text).splitlines() for text in (expected, have)), strict=False)
+    for number, (own, other) in enumerate(pairs, 1):
+        if not _alike(own, other):
+            return f"line {number} has {_cut(other)}, and should have {_cut(own)}"
+    lines = [len(DRAWING.sub("<svg></svg>", text).splitlines()) for text in (expected, have)]
+    return "" if lines[0] == lines[1] else f"it has {lines[1]} lines, and should have {lines[0]}"
+
+
+def _alike(own: str, other: str) -> bool:
+    if own == other:
+        return True
+    if NUMBER.sub("#", own) != NUMBER.sub("#", other):
+        return False
+    pairs = zip(NUMBER.findall(own), NUMBER.findall(other), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=AGREES, abs_tol=AGREES) for a, b in pairs)
+
+
+def _cut(line: str) -> str:
+    line = line.strip()
+    return repr(line if len(line) <= 80 else f"{line[:77]}…")

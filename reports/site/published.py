@@ -20,12 +20,16 @@ from reports.cautions import reference_failures
 from reports.findings import Finding, findings
 from reports.page import Facts, facts_of
 from reports.reading import read_sources
-from reports.report import compose
+from reports.report import compose, compose_studies
+from reports.studies import StudyAnalysis, StudyBlock
 from reports.study import Experiment, Study, grouped
+from reports.study_words import answer
 from reports.words import listed
 
 #: The formats of a suite's report on the site.
 FORMATS = ("html", "csv", "md", "latex")
+#: The picture that the index shows of a suite tuned by studies.
+PICTURE = "figures/differences-0.svg"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Published:
 
     #: Names of the files that hold it.
     packs: tuple[str, ...]
-    analysis: Analysis
+    analysis: Analysis | StudyAnalysis
     #: The report's files, by name.
     files: Files
 
@@ -51,24 +55,38 @@ class Published:
         return self.experiment.name
 
     @property
-    def headlines(self) -> list[Finding]:
-        """What each budget says over all of its settings, where a method has finished on them.
+    def answers(self) -> list[str]:
+        """The answer of each block, if the suite was tuned by studies."""
+        return [answer(block) for block in self.analysis.blocks if isinstance(block, StudyBlock)]
 
-        Rows of their own size are not of LoRA's, and are told only where a suite has no budget.
+    @property
+    def picture(self) -> str:
+        return PICTURE if PICTURE in self.files else ""
+
+    @property
+    def headlines(self) -> list[Finding]:
+        """The finding of each budget over all of its settings, if a method has finished on them.
+
+        Rows of a fixed size are not of LoRA's, and have a line only if a suite has no budget.
         """
+        if isinstance(self.analysis, StudyAnalysis):
+            return []
         budgets = {cell.budget for cell in self.study.all_cells} - {OWN_SIZE} or {OWN_SIZE}
-        every = [one for one in findings(self.study, self.analysis.blocks) if one.best]
-        whole = [one for one in every if one.setting is None or len(one.block.settings) == 1]
-        return [one for one in whole if one.block.budget in budgets]
+        return [
+            finding
+            for finding in findings(self.study, self.analysis.blocks)
+            if finding.best
+            and (finding.setting is None or len(finding.block.settings) == 1)
+            and finding.block.budget in budgets
+        ]
 
     @property
     def failures(self) -> list[str]:
-        """The references that failed on a task, which come before all that is claimed."""
-        return reference_failures(self.analysis)
+        """The references that failed on a task: they come before all claims."""
+        return [] if isinstance(self.analysis, StudyAnalysis) else reference_failures(self.analysis)
 
     @property
     def facts(self) -> Facts:
-        """How its trials stand, as its report counts them."""
         return facts_of(self.study)
 
     @property
@@ -111,10 +129,18 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
 
 def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
     """The suite that these packs have parts of."""
-    study = read_sources(as_one(parts))
+    study = read_sources(as_one(parts), studies=True)
     when = f"of trials up to {day(_last(study.experiments[0]))}"
-    done = compose(study, FORMATS, when=when)
-    return Published(names, done.analysis, done.files)
+    if study.experiments[0].studied:
+        of_studies = compose_studies(study, (*FORMATS, "svg"), when=when)
+        files = {
+            name: content
+            for name, content in of_studies.files.items()
+            if name == PICTURE or not name.startswith("figures/")
+        }
+        return Published(names, of_studies.analysis, files)
+    composed = compose(study, FORMATS, when=when)
+    return Published(names, composed.analysis, composed.files)
 
 
 def _last(experiment: Experiment) -> int:

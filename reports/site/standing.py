@@ -1,4 +1,4 @@
-"""Where each method stands: a line for each cell of each suite, with what is claimed of it against LoRA."""
+"""Standings: a line for each cell of each suite, with its claim against the reference."""
 
 from __future__ import annotations
 
@@ -6,14 +6,33 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import pandas as pd
 
-from reports.analysis import Analysis, Block
+from bench.metrics import direction
+from reports.analysis import Analysis
 from reports.comparisons import AgainstReference
 from reports.findings import Against, against
+from reports.inference.intervals import Bounds
+from reports.studies import Difference, StudyAnalysis, StudyBlock
 from reports.study import Cell
+from reports.study_words import in_words
+from reports.study_words import no_interval as no_study_interval
 from reports.units import Unit, unit_of
+from reports.words import no_interval
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference from the reference, more being better."""
+
+    difference: float
+    interval: Bounds | None
+    #: The reason if there is no interval.
+    reason: str
+    #: The settings it is over.
+    settings: int = 1
 
 
 @dataclass(frozen=True)
@@ -22,92 +41,158 @@ class Standing:
 
     suite: str
     cell: Cell
-    #: The budget, with what sets its block apart from others of the same budget.
+    #: The budget, with the words that tell its block from others of the same budget.
     block: str
-    #: What it is compared with; empty where there is no such thing.
-    reference: str
-    #: The difference from it on the cell's own task and backbone ...
-    own: Against | None
-    #: ... and over all settings of the budget, with the verdict; None of the reference itself.
-    against: AgainstReference | None
-    #: Methods that share a letter cannot be told apart; empty where nothing tells any.
-    group: str
-    #: What it lacks, and so is in no mean over all settings of its budget; empty where it lacks nothing.
+    #: The mean over seeds, or the score after `k` trials of tuning, in stored units.
+    score: float | None
+    #: Its 95% interval.
+    interval: Bounds | None
+    #: None for a mean over seeds.
+    k: int | None = None
+    #: The reference; empty if there is none.
+    reference: str = ""
+    is_reference: bool = False
+    #: The difference on the cell's own setting, and over all settings of the budget with its verdict.
+    own: Gap | None = None
+    overall: Gap | None = None
+    verdict: str = ""
+    #: "better", "worse" or empty.
+    side: str = ""
+    #: Methods that share a letter are statistically indistinguishable; empty if nothing distinguishes any.
+    group: str = ""
+    #: The reason if the method is in no mean over all settings of its budget.
     left_out: str = ""
 
     @property
     def unit(self) -> Unit:
         return unit_of(self.cell.metric, self.cell.unit)
 
-    @property
-    def is_reference(self) -> bool:
-        return bool(self.reference) and self.against is None and self.cell.method == self.reference
 
-
-def standings(suite: str, analysis: Analysis) -> list[Standing]:
-    """One for each cell, the best of a setting first."""
-    known = {
-        standing.cell.number: standing
-        for block in analysis.blocks
-        for standing in _of(suite, analysis, block)
-    }
-    found = [
-        known.get(cell.number)
-        or Standing(suite, cell, cell.budget, "", None, None, "", _absent(analysis, cell))
-        for cell in analysis.study.all_cells
+def standings(suite: str, analysis: Analysis | StudyAnalysis) -> list[Standing]:
+    """Returns a standing for each cell, the best of a setting first."""
+    lines = (
+        _of_studies(suite, analysis) if isinstance(analysis, StudyAnalysis) else _of_seeds(suite, analysis)
+    )
+    compared = {line.cell.number: line for line in lines}
+    every = [
+        compared.get(cell.number) or _uncompared(suite, analysis, cell) for cell in analysis.study.all_cells
     ]
-    return sorted(found, key=lambda one: -math.inf if one.cell.gain is None else one.cell.gain, reverse=True)
+    return sorted(every, key=_gain, reverse=True)
 
 
-def _of(suite: str, analysis: Analysis, block: Block) -> Iterator[Standing]:
-    compared = {comparison.method: comparison for comparison in (*block.comparisons, *block.of_part)}
-    letters = block.ranking.letters if block.ranking else None
-    groups = dict(zip(block.methods, letters or (), strict=False))
-    for method, cells in chain(block.cells.items(), block.cells_of_part.items()):
-        comparison = compared.get(method)
-        for place, number in enumerate(cells):
-            yield Standing(
-                suite=suite,
-                cell=analysis.study.all_cells[number],
-                block=block.title,
-                reference=block.reference.method if block.reference else "",
-                own=against(block, comparison, place) if comparison else None,
-                against=comparison,
-                group=groups.get(method, ""),
-                left_out=block.left_out.get(method, ""),
-            )
+def _gain(standing: Standing) -> float:
+    """The score, more being better; a cell without a score is last."""
+    return -math.inf if standing.score is None else direction(standing.cell.metric) * standing.score
 
 
-def _absent(analysis: Analysis, cell: Cell) -> str:
+def _uncompared(suite: str, analysis: Analysis | StudyAnalysis, cell: Cell) -> Standing:
+    """The standing of a cell that is in no block."""
+    if isinstance(analysis, StudyAnalysis):
+        score = analysis.score(cell.number)
+        value, interval = (score.value, score.interval) if score else (cell.mean, _bounds(cell))
+        k = cell.studies.points if score and cell.studies else None
+        return Standing(suite, cell, cell.budget, value, interval, k)
     reasons = (block.left_out.get(cell.method) for block in analysis.blocks if block.budget == cell.budget)
-    return next((reason for reason in reasons if reason), "")
+    left_out = next((reason for reason in reasons if reason), "")
+    return Standing(suite, cell, cell.budget, cell.mean, _bounds(cell), left_out=left_out)
 
 
-def frame(found: Sequence[Standing]) -> pd.DataFrame:
-    """All of them as a table, numbers as they were stored."""
-    return pd.DataFrame(map(_line, found))
+def _bounds(cell: Cell) -> Bounds | None:
+    return None if cell.low is None or cell.high is None else (cell.low, cell.high)
+
+
+def _of_seeds(suite: str, analysis: Analysis) -> Iterator[Standing]:
+    for block in analysis.blocks:
+        compared = {comparison.method: comparison for comparison in (*block.comparisons, *block.of_part)}
+        letters = block.ranking.letters if block.ranking else None
+        groups = dict(zip(block.methods, letters or (), strict=False))
+        reference = block.reference.method if block.reference else ""
+        for method, cells in chain(block.cells.items(), block.cells_of_part.items()):
+            comparison = compared.get(method)
+            for place, number in enumerate(cells):
+                cell = analysis.study.all_cells[number]
+                yield Standing(
+                    suite,
+                    cell,
+                    block.title,
+                    cell.mean,
+                    _bounds(cell),
+                    reference=reference,
+                    is_reference=bool(reference) and comparison is None and method == reference,
+                    own=_gap(against(block, comparison, place)) if comparison else None,
+                    overall=_gap(comparison) if comparison else None,
+                    verdict=str(comparison.verdict) if comparison else "",
+                    side=comparison.verdict.side if comparison else "",
+                    group=groups.get(method, ""),
+                    left_out=block.left_out.get(method, ""),
+                )
+
+
+def _gap(compared: Against | AgainstReference) -> Gap:
+    effect = compared.effect
+    return Gap(effect.difference, compared.interval, no_interval(effect.fewest), len(effect.parts))
+
+
+def _of_studies(suite: str, analysis: StudyAnalysis) -> Iterator[Standing]:
+    for block in analysis.blocks:
+        own = block.reference.cells if block.reference else ()
+        for entrant in block.entrants:
+            difference = entrant.differences.get(block.k)
+            for place, number in enumerate(entrant.cells):
+                score = entrant.scores[block.k][place]
+                yield Standing(
+                    suite,
+                    analysis.study.all_cells[number],
+                    block.title,
+                    score.value,
+                    score.interval,
+                    block.k,
+                    reference=block.against,
+                    is_reference=entrant.cells == own,
+                    **(_study_claim(block, difference, place) if difference else {}),
+                )
+
+
+def _study_claim(block: StudyBlock, difference: Difference, place: int) -> dict[str, Any]:
+    """The fields of a standing that tell of a difference."""
+    effect, reason = difference.effect, no_study_interval(difference)
+    return {
+        "own": Gap(effect.parts[place].difference, difference.intervals[place], reason),
+        "overall": Gap(effect.difference, difference.interval, reason, len(effect.parts)),
+        "verdict": in_words(difference.verdict, block.unit.size(block.threshold)),
+        "side": difference.verdict.side,
+    }
+
+
+def frame(lines: Sequence[Standing]) -> pd.DataFrame:
+    """All standings as a table, numbers as stored."""
+    return pd.DataFrame(map(_line, lines))
 
 
 def _line(standing: Standing) -> dict[str, object]:
-    cell, own, over_all = standing.cell, standing.own, standing.against
+    cell, own, overall = standing.cell, standing.own, standing.overall
     naming = ("task", "backbone", "budget", "method", "family", "ranks", "left")
-    told = {name: getattr(cell, name) for name in naming}
-    measured = ("parameters", "evaluated", "metric", "mean", "sd", "low", "high", "finished", "seeds")
-    own_interval = (own and own.interval) or (None, None)
-    interval = (over_all and over_all.interval) or (None, None)
     return {
         "suite": standing.suite,
         "cell": cell.number,
-        **told,
-        **{name: getattr(cell, name) for name in measured},
+        **{name: getattr(cell, name) for name in (*naming, "parameters", "evaluated", "metric")},
+        "mean": standing.score,
+        "sd": cell.sd,
+        **_ends("", standing.interval),
+        "trials_of_tuning": standing.k,
+        "finished": cell.finished,
+        "seeds": cell.seeds,
         "reference": standing.reference,
-        "difference": own and own.effect.difference,
-        "difference_low": own_interval[0],
-        "difference_high": own_interval[1],
-        "settings": over_all and len(over_all.effect.parts),
-        "overall": over_all and over_all.effect.difference,
-        "overall_low": interval[0],
-        "overall_high": interval[1],
-        "verdict": over_all and str(over_all.verdict),
+        "difference": own and own.difference,
+        **_ends("difference_", own.interval if own else None),
+        "settings": overall and overall.settings,
+        "overall": overall and overall.difference,
+        **_ends("overall_", overall.interval if overall else None),
+        "verdict": standing.verdict or None,
         "group": standing.group,
     }
+
+
+def _ends(prefix: str, interval: Bounds | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{prefix}low": low, f"{prefix}high": high}

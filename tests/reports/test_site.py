@@ -26,15 +26,17 @@ from bench.store.pack.reading import open_pack
 from methods import METHODS, UserError
 from reports.analysis import Analysis
 from reports.site import build
-from reports.site.build import site_files
-from reports.site.checking import differences
+from reports.site.build import differences, site_files
 from reports.site.equations import equation_of
 from reports.site.methods import file_name
 from reports.site.published import packs_in, published
 from reports.site.standing import Standing
+from reports.studies import StudyAnalysis
+from reports.study_words import answer
 
 from ..packs import changed, edit_json, packed
-from ..stored import Result
+from ..stored import Result, write
+from . import made_up_studies
 from .made_up import SMALL, Call, NewStore, plan_of, store
 
 EVIL = "=cmd|'/C calc'!A0<script>alert(1)</script>"
@@ -161,10 +163,8 @@ def test_names_of_packs_and_of_settings_are_told_apart_in_addresses(
     pack = packed(uri, "small", tmp_path).rename(tmp_path / "results" / "a#1 100%25.tensorbench.zip")
     site = site_files([pack])
     index, seeds = str(site["index.html"]), str(site["suites/small/seeds.html"])
-    assert [name for name in Links(index).ids if name.startswith("c-")] == [
-        "c-tiny-random-vit",
-        "c-tiny-random-vit-2",
-    ]
+    heads = re.findall(r'<th scope="col" class="n">([^<]*)<small>tiny-random-vit</small>', index)
+    assert heads == ["c", "c++"]
     assert "packs/a%231%20100%2525.tensorbench.zip" in Links(index).to
     assert "../../packs/a%231%20100%2525.tensorbench.zip" in Links(seeds).to
     lines = html.unescape(seeds).splitlines()
@@ -172,7 +172,7 @@ def test_names_of_packs_and_of_settings_are_told_apart_in_addresses(
     assert shlex.split(command.partition("<code>")[2])[2] == pack.name
     assert "12 of 12 trials finished" in index
     # A difference of nothing has no side, as in the report.
-    assert ">0.00</a>" in index
+    assert "<small>0.00</small>" in index
     assert "+0.00" not in index
 
 
@@ -217,6 +217,34 @@ def test_the_index_claims_nothing_of_what_has_its_own_size_beside_budgets(
     index = str(site_files([pack])["index.html"])
     told = re.findall(r'<th scope="row" class="budget">(.*?)<small>(.*?)</small>', index)
     assert told == [("isorank 2", "2 settings"), ("isoparameters 2", "2 settings")]
+
+
+def test_a_suite_tuned_by_studies_stands_beside_the_others(
+    results: Path, tmp_path: Path, new_store: NewStore
+) -> None:
+    uri = new_store(tmp_path)
+    plan = made_up_studies.plan_of(tasks=["digits"], methods=["converged_head", "lora", "lotr"])
+    write(uri, plan, made_up_studies.result)
+    name = made_up_studies.NAME
+    pack = packed(uri, name, tmp_path)
+    suite, _ = sorted(published([pack, results / "small.tensorbench.zip"]), key=lambda s: s.name != name)
+    assert isinstance(suite.analysis, StudyAnalysis)
+    (block,) = suite.analysis.blocks
+    site = site_files([pack, results / "small.tensorbench.zip"])
+    index = html.unescape(str(site["index.html"]))
+    assert answer(block) in index
+    assert f"suites/{name}/{suite.picture}" in Links(index).to
+    assert str(site[f"suites/{name}/{suite.picture}"]).startswith("<?xml")
+    lines = table(site, "leaderboard.csv").query("suite == @name").set_index("method")
+    (entrant,) = block.compared
+    found = entrant.differences[block.k]
+    line = lines.loc["LoTR"]
+    assert line["mean"] == entrant.scores[block.k][0].value
+    assert (line["trials_of_tuning"], line["overall"]) == (4, found.effect.difference)
+    assert (line["overall_low"], line["overall_high"]) == found.interval
+    assert pd.isna(lines.loc["LoRA", "overall"])
+    assert lines.loc["converged head", "mean"] == block.levels[0].scores[0]
+    assert "after 4 trials of tuning" in str(site["methods/lotr.html"])
 
 
 def test_the_index_says_where_nothing_can_be_claimed(results: Path, tmp_path: Path) -> None:
@@ -386,7 +414,7 @@ def test_what_stands_behind_an_underscore_is_below_the_line() -> None:
 def test_a_row_that_has_not_begun_is_not_among_what_was_tried(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def standings(suite: str, analysis: Analysis) -> list[Standing]:
+    def standings(suite: str, analysis: Analysis | StudyAnalysis) -> list[Standing]:
         first, *others = real(suite, analysis)
         begun = replace(first.cell, finished=0, failed=0, missing=first.cell.seeds, method="not begun")
         return [replace(first, cell=begun), *others]

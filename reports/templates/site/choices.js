@@ -1,22 +1,27 @@
 "use strict";
+// Chooses among the rows of the table of methods × tasks.
 (() => {
   const form = document.getElementById("choices");
-  const blocks = [...document.querySelectorAll(".setting .budget")];
-  for (const select of form.querySelectorAll("select")) {
-    const values = [...new Set(blocks.map((block) => block.dataset[select.name]))];
+  const rows = [...document.querySelectorAll(".standing tbody tr")];
+  const selects = [...form.querySelectorAll("select")];
+  const of = (row, name) => row.dataset[name].split("\n").filter(Boolean);
+  for (const select of selects) {
+    const values = [...new Set(rows.flatMap((row) => of(row, select.name)))];
     for (const value of values) select.append(new Option(value, value));
     if (values.length < 2) select.parentElement.hidden = true;
   }
-  form.hidden = [...form.children].every((label) => label.hidden);
   const choose = () => {
-    for (const block of blocks) {
-      block.hidden = [...form.elements].some((select) => select.value && block.dataset[select.name] !== select.value);
+    const text = form.elements.method.value.trim().toLowerCase();
+    for (const row of rows) {
+      row.hidden =
+        !row.dataset.method.toLowerCase().includes(text) ||
+        selects.some(({ name, value }) => value && !of(row, name).includes(value));
     }
-    for (const setting of document.querySelectorAll(".setting")) {
-      setting.hidden = !setting.querySelector(".budget:not([hidden])");
-    }
+    form.querySelector("output").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
+    dispatchEvent(new Event("shown"));
   };
-  form.addEventListener("change", choose);
+  for (const type of ["input", "change"]) form.addEventListener(type, choose);
+  form.addEventListener("submit", (event) => event.preventDefault());
   // A browser that goes back fills in what was chosen.
   choose();
 })();
