@@ -1,7 +1,6 @@
-"""What all figures share: one style, colours that follow the page's theme, and how they become PNG or SVG.
+"""Drawing: the style of figures, colours that follow the page's theme, tooltips, export to PNG and SVG.
 
-Figures are drawn on matplotlib's own canvas, never through pyplot, whose list of open figures would keep
-every one of them in memory.
+Figures are drawn on matplotlib's own canvas: pyplot would keep every open figure in memory.
 """
 
 from __future__ import annotations
@@ -30,13 +29,12 @@ from methods.errors import cut
 from reports.study import CEILING, CONVERGED, FLOOR, REFERENCE, TaskAndBackbone
 
 INK, MUTED, RULE, PAPER = "#1b1c1e", "#63666b", "#d5d7da", "#ffffff"
-#: The colours of Okabe and Ito, which the colour-blind can tell apart, darkened where they would be too pale
-#: on white. Shapes tell the families apart as well.
+#: The colours of Okabe and Ito, which the colour-blind can distinguish, darkened if too pale on white. Shapes
+#: distinguish the families as well.
 SERIES = ("#0072b2", "#c2500a", "#00795a", "#a4487c", "#7d6200", "#3f4fa8", "#8a3b3b", "#4d6a73")
 SHAPES = ("o", "s", "D", "^", "v", "P", "X", "h")
 
-#: For each colour of a figure the variable of page.css that takes its place when the figure stands in the
-#: page, so that it changes with the theme.
+#: The variable of page.css that replaces each colour in the page, so that figures follow the theme.
 _THEMED = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -63,7 +61,7 @@ _STYLE: Any = {
     "grid.color": RULE,
     "grid.linewidth": 0.5,
     "text.color": INK,
-    # Names may hold dollar signs; they are no formulas.
+    # Dollar signs in names are not formulas.
     "text.parse_math": False,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -80,10 +78,9 @@ _STYLE: Any = {
     "savefig.facecolor": "none",
 }
 
-#: How wide figures of several columns and of one column are, in inches, and how many pixels of the page an
-#: inch becomes.
+#: Widths of figures with several columns and with one, in inches, and pixels of the page per inch.
 WIDTH, NARROW, PIXELS = 8.6, 6.4, 97
-#: Names that stand one below the other beside a panel, and letters of one.
+#: Names below one another beside a panel, and letters of a name.
 MOST_NAMES, MOST_LETTERS = 17, 50
 #: How the address of a mark begins that has a text and leads nowhere.
 TIP = "tip:"
@@ -104,13 +101,13 @@ class Tips:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure with the words that belong to it."""
+    """A figure with its words."""
 
-    #: The name of its file, which is also unique in the page.
+    #: The name of its file, unique in the page.
     name: str
     title: str
     caption: str
-    #: What the figure shows, in words, for readers who cannot see it.
+    #: The content in words, for readers who cannot see the figure.
     alternative: str
     figure: Figure = field(repr=False)
     tips: Tips = field(default_factory=Tips, repr=False)
@@ -165,7 +162,7 @@ class Drawn:
         file = io.StringIO()
         with matplotlib.rc_context(_STYLE):
             self.figure.savefig(file, format="svg", metadata={"Date": None})
-        # The layout is done and stays as it is: to compute it again for the PNG takes longer than drawing.
+        # The layout is final; computing it again for the PNG takes longer than drawing.
         self.figure.set_layout_engine("none")
         return visible(file.getvalue())
 
@@ -181,7 +178,7 @@ def visible_lines(text: str) -> str:
 
 
 def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes in a grid; `height` is that of a row, in inches. `wide`: one too."""
+    """A figure with `count` axes in a grid, each row `height` inches high; `wide` widens a single panel."""
     columns = min(columns, count)
     rows = -(-count // columns)
     with matplotlib.rc_context(_STYLE):
@@ -197,7 +194,7 @@ def panels(count: int, *, columns: int = 2, height: float, wide: bool = False) -
 
 
 def styled() -> Any:
-    """The style as a context manager. What is drawn outside of it has matplotlib's own style."""
+    """The style of figures as a context manager."""
     return matplotlib.rc_context(_STYLE)
 
 
@@ -205,10 +202,10 @@ class Looks:
     """The colour and the shape of each family of methods, the same in every figure."""
 
     def __init__(self, families: Iterable[str]) -> None:
-        # These come first whatever order a suite has, so that they look alike in every report.
-        known = list(dict.fromkeys(families))
-        first = [family for family in ("tenslora", REFERENCE, CEILING, FLOOR, CONVERGED) if family in known]
-        self.families = first + [family for family in known if family not in first]
+        # These come first, so that they look alike in every report.
+        names = list(dict.fromkeys(families))
+        first = [family for family in ("tenslora", REFERENCE, CEILING, FLOOR, CONVERGED) if family in names]
+        self.families = first + [family for family in names if family not in first]
 
     def colour(self, family: str) -> str:
         return SERIES[self.families.index(family) % len(SERIES)]
@@ -220,15 +217,14 @@ class Looks:
 
 
 def spread(values: Sequence[float], gap: float, top: float = math.inf) -> list[float]:
-    """The values moved apart so that neighbours are `gap` apart at least, and none is above `top`.
+    """Moves values apart until neighbours differ by `gap`, none above `top`.
 
-    Among all such values they are those nearest to where they were, by least squares, before `top` pushes
-    some down.
+    Minimises the squared shifts, before `top` pushes some values down.
     """
     if not len(values):
         return []
     order = np.argsort(values, kind="stable")
-    # Without the gaps, to move apart is to put in order.
+    # With the gaps subtracted, moving apart is isotonic regression.
     gaps = gap * np.arange(len(values))
     in_order = isotonic_regression(np.array(values, dtype=float)[order] - gaps).x
     placed = np.empty(len(values))
@@ -263,7 +259,7 @@ class Name:
 def name_at_right(ax: Axes, names: Sequence[Name]) -> None:
     """Writes the names in a column beside the panel, moved apart, each with a line to its point.
 
-    The limits of the panel must stand. So no name covers a point or another name.
+    The limits of the panel must be final. No name covers a point or another name.
     """
     low, high = ax.get_ylim()
     kept = sorted(names, key=lambda name: name.y)[-MOST_NAMES:]

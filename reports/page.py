@@ -1,4 +1,4 @@
-"""The page: one HTML file that asks nothing of any server, with its figures, styles and script inside."""
+"""The page of a report: one HTML file with its figures, styles and scripts, which needs no server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reports.study import Cell, Study, grouped
 from reports.tables import INCOMPLETE, main_tables, scales
 from reports.units import unit_of
 
-#: Lines of the lists that could be as long as the study; the CSV files hold all.
+#: Lines of a long list; the CSV files hold all.
 MOST_LINES = 300
 
 
@@ -107,7 +107,7 @@ def filled(template: str, study: Study, mixtures: Sequence[Mixture], when: str, 
 
 
 def _seed_data(study: Study) -> dict[str, Any]:
-    """What the script draws dots and lists runs from: by cell, seeds in order."""
+    """The data of the page's script: by cell, the seeds in order."""
     experiments = [each.name for each in study.experiments]
     return {
         "seeds": {
@@ -126,7 +126,7 @@ def _seed_data(study: Study) -> dict[str, Any]:
             ]
             for cell, seeds in grouped(study.all_seeds, lambda seed: seed.cell).items()
         },
-        # By experiment: where pages of its runs are, if anywhere.
+        # By experiment, the address of its runs if they have pages.
         "links": [each.source.link for each in study.experiments],
         "moved": {
             record.origin: record.run_id
@@ -134,15 +134,13 @@ def _seed_data(study: Study) -> dict[str, Any]:
             for record in each.records.values()
             if record.origin != record.run_id
         },
-        # Scores that are in no percent.
+        # Cells with scores in units.
         "plain": [cell.number for cell in study.all_cells if not unit_of(cell.metric).mark],
     }
 
 
 def _short(metric: str, score: float | None) -> float | None:
-    """A score in percent as it is printed, which a script would round otherwise; one with units to more
-    digits.
-    """
+    """A score in percent as printed, since scripts round differently; a score with units to seven digits."""
     if score is None:
         return None
     unit = unit_of(metric)
@@ -150,7 +148,7 @@ def _short(metric: str, score: float | None) -> float | None:
 
 
 def _embedded(data: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end its script element."""
     text = json.dumps(data, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -158,9 +156,9 @@ def _embedded(data: Any) -> str:
 
 
 def _differ_in(cells: Sequence[Cell]) -> str:
-    """The units of differences. A row without a result tells none."""
-    told = (unit_of(cell.metric, cell.unit).points for cell in cells if cell.metric)
-    return " or ".join(dict.fromkeys(told)) or "points"
+    """The units of differences; a row without a result has none."""
+    units = (unit_of(cell.metric, cell.unit).points for cell in cells if cell.metric)
+    return " or ".join(dict.fromkeys(units)) or "points"
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ class Facts:
     methods: int
     tasks: int
     backbones: int
-    #: Of the cell that has most.
+    #: The most seeds of a cell.
     seeds: int
     hours: float
 
@@ -184,7 +182,7 @@ class Facts:
 
 def facts_of(study: Study) -> Facts:
     cells = study.all_cells
-    # A trial of two cells counts once; those that wait for their tuning have no id yet.
+    # A trial of two cells counts once; a trial that is not yet tuned has no id.
     trials = {seed.trial_id or (seed.cell, seed.seed): seed for seed in reversed(study.all_seeds)}.values()
     return Facts(
         trials=len(trials),
@@ -214,14 +212,14 @@ class Size(NamedTuple):
 
 
 def _budgets(cells: Sequence[Cell]) -> list[Size]:
-    """One line a method, backbone and budget, those beyond their tolerance first."""
+    """A line per method, backbone and budget, those beyond their tolerance first."""
     every = dict.fromkeys(Size(*(getattr(cell, name) for name in Size._fields)) for cell in cells)
     return sorted(every, key=lambda size: size.within is not False)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What was spent on choosing."""
+    """Trials and hours of tuning, a search or an allocation."""
 
     name: str
     trials: int
@@ -229,11 +227,11 @@ class Phase:
 
 
 def _phases(study: Study) -> list[Phase]:
-    """What tuning, searches and allocations have spent."""
+    """The phases before the final trials."""
     records = [record for experiment in study.experiments for record in experiment.records.values()]
     by_phase = grouped(records, lambda record: record.tag(Tag.PHASE, "final"))
     return [
-        Phase(name, len(some), sum(record.measure(Measure.SECONDS) or 0.0 for record in some) / 3600)
-        for name, some in by_phase.items()
+        Phase(name, len(group), sum(record.measure(Measure.SECONDS) or 0.0 for record in group) / 3600)
+        for name, group in by_phase.items()
         if name != "final"
     ]

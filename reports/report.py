@@ -1,4 +1,4 @@
-"""Writes the report of experiments: page, tables, figures and JSON, and puts it into MLflow."""
+"""Writes the report of experiments (page, tables, figures and JSON), and logs it in MLflow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, get_args
 
@@ -32,13 +33,13 @@ FORMATS: tuple[str, ...] = get_args(Format)
 #: The formats that show figures.
 DRAWN = {"html", "png", "svg"}
 
-#: What says which files a report wrote, so that `force` removes no others.
+#: The list of the files of a report, so that `force` removes no others.
 MANIFEST = "report-files.json"
-#: Where the report lies among the artifacts of the suite's run.
+#: The folder of the report among the artifacts of the suite's run.
 ARTIFACTS = "report"
 
 
-#: What a report is of.
+#: The analysis of a report.
 Analysed = TypeVar("Analysed", Analysis, StudyAnalysis)
 
 
@@ -77,9 +78,9 @@ def write_report(
     fits no metric or several, experiments of which only some were tuned by studies, or a folder with
     something in it (`force` replaces an earlier report).
     """
-    for what, given in (("experiments", names), ("formats", formats)):
-        if isinstance(given, str):
-            raise UserError(f"{what}: a list of names is wanted, got {shown(given)}")
+    for field, value in (("experiments", names), ("formats", formats)):
+        if isinstance(value, str):
+            raise UserError(f"{field}: give a list of names, got {shown(value)}")
     for name in formats:
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
@@ -127,17 +128,17 @@ def compose(
 
     Raises UserError as `write_report` does.
     """
-    found = find_mixtures(study)
+    mixtures = find_mixtures(study)
     if not mixed:
-        refuse_mixtures(found)
+        refuse_mixtures(mixtures)
     ablations = ablation.read(study)
     shown, left_out = curves.read(study)
     shown += curves.converged_levels(study, shown)
     analysis = analyse(study, threshold)
     analysis = replace(analysis, notes=(*analysis.notes, *left_out))
     render = partial(page.render, when=when)
-    files = dict(_files(analysis, ablations, shown, found, formats, render))
-    return Composed(analysis, tuple(found), files)
+    files = dict(_files(analysis, ablations, shown, mixtures, formats, render))
+    return Composed(analysis, tuple(mixtures), files)
 
 
 def compose_studies(
@@ -149,18 +150,18 @@ def compose_studies(
     when: str = "",
 ) -> Composed[StudyAnalysis]:
     """The same of experiments tuned by studies. Raises UserError as `write_report` does."""
-    found = find_mixtures(study)
+    mixtures = find_mixtures(study)
     if not mixed:
-        refuse_mixtures(found)
+        refuse_mixtures(mixtures)
     analysis = analyse_studies(study, threshold)
-    return Composed(analysis, tuple(found), dict(_study_files(analysis, found, formats, when)))
+    return Composed(analysis, tuple(mixtures), dict(_study_files(analysis, mixtures, formats, when)))
 
 
 def _of_studies(study: Study) -> bool:
     """Whether the experiments were tuned by studies. Raises UserError if only some of them were."""
     by_kind = grouped(study.experiments, lambda experiment: experiment.studied)
     if len(by_kind) > 1:
-        names = {kind: ", ".join(each.name for each in some) for kind, some in by_kind.items()}
+        names = {kind: ", ".join(each.name for each in group) for kind, group in by_kind.items()}
         raise UserError(
             f"experiments: {names[True]} tuned by studies, and {names[False]} not: their scores do not "
             "compare. Report them one by one"
@@ -169,21 +170,21 @@ def _of_studies(study: Study) -> bool:
 
 
 def _study_files(
-    analysis: StudyAnalysis, found: Sequence[Mixture], formats: Collection[str], when: str
+    analysis: StudyAnalysis, mixtures: Sequence[Mixture], formats: Collection[str], when: str
 ) -> Iterator[tuple[str, str | bytes]]:
     """Every file of the report of a study, by name."""
     drawn = draw_studies(analysis) if DRAWN & set(formats) else []
     if "html" in formats:
-        yield "index.html", study_page.render(analysis, drawn, found, when=when)
+        yield "index.html", study_page.render(analysis, drawn, mixtures, when=when)
     if "csv" in formats:
         for name, frame in study_tables.frames(analysis).items():
             yield f"tables/{name}.csv", csv(frame)
     if "md" in formats:
-        yield "tables/tables.md", study_tables.markdown(analysis, found)
+        yield "tables/tables.md", study_tables.markdown(analysis, mixtures)
     if "latex" in formats:
         yield "tables/tables.tex", study_tables.latex(analysis)
     if "json" in formats:
-        yield "report.json", study_tables.as_json(analysis, found)
+        yield "report.json", study_tables.as_json(analysis, mixtures)
     yield from _drawn(drawn, formats)
 
 
@@ -200,7 +201,7 @@ def _files(
     analysis: Analysis,
     ablations: Sequence[ablation.StoredAblation],
     shown: Sequence[curves.Curve],
-    found: Sequence[Mixture],
+    mixtures: Sequence[Mixture],
     formats: Collection[str],
     render: Callable[..., str],
 ) -> Iterator[tuple[str, str | bytes]]:
@@ -215,17 +216,17 @@ def _files(
             for number, entry in enumerate(ablations)
         ]
     if "html" in formats:
-        yield "index.html", render(analysis, drawn, ablations, of_ablations, found)
+        yield "index.html", render(analysis, drawn, ablations, of_ablations, mixtures)
     if "csv" in formats:
         for name, frame in frames(analysis).items():
             yield f"tables/{name}.csv", csv(frame)
     if "md" in formats:
-        yield "tables/tables.md", tables.markdown(analysis, found)
+        yield "tables/tables.md", tables.markdown(analysis, mixtures)
     if "latex" in formats:
         yield "tables/tables.tex", tables.latex(analysis)
     if "json" in formats:
-        yield "report.json", as_json(analysis, found, ablations)
-    yield from _drawn((*drawn, *(figure for some in of_ablations for figure in some)), formats)
+        yield "report.json", as_json(analysis, mixtures, ablations)
+    yield from _drawn((*drawn, *chain.from_iterable(of_ablations)), formats)
 
 
 def _log(stores: Sequence[Store], target: Path, files: Files) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from reports.thresholds import DEFAULT, Asked, thresholds
 from reports.units import Unit, unit_of
 from reports.words import listed, many
 
-#: How often answers are shuffled to see what a model scores that learnt nothing.
+#: Shuffles of the answers for the score by chance.
 SHUFFLES = 20
 
 
@@ -70,7 +71,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What the rate that is best on the other settings costs: negative where it loses."""
+    """The gain of the rate that is best on the other settings: negative if it loses."""
 
     mean: float
     interval: Bounds | None
@@ -246,12 +247,12 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
     by_study = _by_study(study.of_cell(cell.number))
     trials = [sorted(by_study[number], key=lambda seed: seed.point or 0) for number in numbers]
     shape = len(numbers), cell.studies.points
-    every = [seed for some in trials for seed in some]
-    known = evidence.of_runs(cell.number, [seed.seed for seed in every if seed.finished])
+    every = list(chain.from_iterable(trials))
+    runs = evidence.of_runs(cell.number, [seed.seed for seed in every if seed.finished])
     by_example, test_set = None, None
-    if known and len({run.test_set for run in known}) == 1:
-        test_set, examples = known[0].test_set, len(known[0].values)
-        values = iter(known)
+    if runs and len({run.test_set for run in runs}) == 1:
+        test_set, examples = runs[0].test_set, len(runs[0].values)
+        values = iter(runs)
         rows = [next(values).values if seed.finished else np.full(examples, chance) for seed in every]
         by_example = np.array(rows, dtype=np.float32).reshape(*shape, examples)
     scores = [chance if seed.score is None else sign * seed.score for seed in every]
@@ -269,10 +270,10 @@ def _studies(evidence: Evidence, cell: Cell, numbers: Sequence[int], chance: flo
 
 
 def _chances(study: Study) -> dict[TaskAndBackbone, float]:
-    """What a model scores on each setting that learnt nothing, more being better.
+    """The score by chance on each setting, more being better.
 
-    It is the mean score of a trial's answers, shuffled over the test examples. Where no answers are stored,
-    it is the worst score of the setting.
+    It is the mean score of a trial's answers, shuffled over the test examples; without stored answers, the
+    worst score of the setting.
     """
     chances: dict[TaskAndBackbone, float] = {}
     finished = grouped((seed for seed in study.all_seeds if seed.finished), lambda seed: seed.cell)
@@ -311,7 +312,7 @@ def _blocks(
         for (metric, task), cells in by_metric.items():
             groups = alike(made, grouped(cells, lambda cell: cell.method))
             for number, group in enumerate(groups):
-                of_group = [cell for some in group.methods.values() for cell in some]
+                of_group = list(chain.from_iterable(group.methods.values()))
                 apart = []
                 if number:
                     differs = in_words(groups[0].differs(of_group))
@@ -335,7 +336,7 @@ def _blocks(
 def block_budgets(budgets: Iterable[str]) -> dict[str, str]:
     """The budget of the block that each budget's methods are in.
 
-    Methods of their own size join the only other budget where there is one, so that one family of intervals
+    Methods of a fixed size join the only other budget if there is one, so that one family of intervals
     answers which method to take.
     """
     every = set(budgets)
@@ -475,7 +476,7 @@ def _compared(study: Study, block: StudyBlock, complete: Mapping[int, Studies]) 
         block,
         entrants=tuple(entrants),
         levels=tuple(_levels(study, block, complete, reference)),
-        sources=tuple(estimates.sources(some, block.k) for some in of_settings),
+        sources=tuple(estimates.sources(studies, block.k) for studies in of_settings),
     )
 
 
@@ -543,8 +544,10 @@ def _levels(
         for place, setting in enumerate(block.settings):
             gain = _gain(cells.get(setting), complete, block.k)
             scores.append(None if gain is None else sign * gain)
-            known = None if reference is None or reference[place].trials < block.k else reference[place]
-            level = None if known is None or gain is None else gain - estimates.score_after(known, block.k)
+            studies = None if reference is None or reference[place].trials < block.k else reference[place]
+            level = (
+                None if studies is None or gain is None else gain - estimates.score_after(studies, block.k)
+            )
             differences.append(level)
         if any(score is not None for score in scores):
             every = [each for each in differences if each is not None]

@@ -1,4 +1,4 @@
-"""The page of experiments tuned by studies: one HTML file that asks nothing of any server."""
+"""The page of experiments tuned by studies: one HTML file, which needs no server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrialLine(NamedTuple):
     failed: bool
     #: Whether its study is complete.
     complete: bool
-    #: Where MLflow shows its run; None where nothing does.
+    #: The page of its run; None if it has none.
     link: str | None
 
 

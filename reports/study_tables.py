@@ -53,24 +53,30 @@ def _trials(analysis: StudyAnalysis) -> pd.DataFrame:
 
 def _differences(block: StudyBlock) -> Lines:
     for entrant in block.entrants:
-        for k, found in entrant.differences.items():
+        for k, difference in entrant.differences.items():
             yield {
                 "method": entrant.method,
                 "reference": block.against,
                 "k": k,
                 "primary": k == block.k,
-                "difference": found.effect.difference,
-                **_bounds(found.interval),
+                "difference": difference.effect.difference,
+                **_bounds(difference.interval),
                 "threshold": block.threshold,
-                "verdict": in_words(found.verdict, block.unit.size(block.threshold)),
-                "studies": found.effect.fewest,
+                "verdict": in_words(difference.verdict, block.unit.size(block.threshold)),
+                "studies": difference.effect.fewest,
             }
 
 
 def _by_setting(block: StudyBlock) -> Lines:
     for entrant in block.entrants:
-        for k, found in entrant.differences.items():
-            each = zip(block.settings, found.effect.parts, found.intervals, found.verdicts, strict=True)
+        for k, difference in entrant.differences.items():
+            each = zip(
+                block.settings,
+                difference.effect.parts,
+                difference.intervals,
+                difference.verdicts,
+                strict=True,
+            )
             for setting, part, interval, verdict in each:
                 yield {
                     "method": entrant.method,
@@ -118,23 +124,23 @@ def _sensitivity(block: StudyBlock) -> Lines:
                 "failed_high": high,
                 "trials": studies.trials,
             }
-        known = entrant.sensitivity
-        if known.near_difference and known.failed_difference:
+        sensitivity = entrant.sensitivity
+        if sensitivity.near_difference and sensitivity.failed_difference:
             yield {
                 "method": entrant.method,
                 "task": "all",
-                "share_near": known.near,
-                "share_failed": known.failed,
-                "trials": known.trials,
-                **_difference("near", known.near_difference),
-                **_difference("failed", known.failed_difference),
+                "share_near": sensitivity.near,
+                "share_failed": sensitivity.failed,
+                "trials": sensitivity.trials,
+                **_difference("near", sensitivity.near_difference),
+                **_difference("failed", sensitivity.failed_difference),
             }
 
 
-def _difference(name: str, found: Difference) -> dict[str, Any]:
-    low, high = found.interval or (None, None)
+def _difference(name: str, compared: Difference) -> dict[str, Any]:
+    low, high = compared.interval or (None, None)
     return {
-        f"{name}_difference": found.effect.difference,
+        f"{name}_difference": compared.effect.difference,
         f"{name}_difference_low": low,
         f"{name}_difference_high": high,
     }
@@ -142,9 +148,14 @@ def _difference(name: str, found: Difference) -> dict[str, Any]:
 
 def _transfer(block: StudyBlock) -> Lines:
     for entrant in block.entrants:
-        if (found := entrant.transfer) is not None:
-            yield {"method": entrant.method, "task": "all", "transfer": found.mean, **_bounds(found.interval)}
-            for setting, cost in zip(block.settings, found.costs, strict=True):
+        if (transfer := entrant.transfer) is not None:
+            yield {
+                "method": entrant.method,
+                "task": "all",
+                "transfer": transfer.mean,
+                **_bounds(transfer.interval),
+            }
+            for setting, cost in zip(block.settings, transfer.costs, strict=True):
                 yield {
                     "method": entrant.method,
                     "task": setting.task,
@@ -209,19 +220,19 @@ def as_json(analysis: StudyAnalysis, mixtures: Sequence[Mixture]) -> str:
 
 def score(block: StudyBlock, entrant: Entrant, place: int | None = None) -> str:
     """The score after `k` trials on a setting, or the mean."""
-    found = entrant.means[block.k] if place is None else entrant.scores[block.k][place]
-    return block.unit.score(found.value)
+    estimate = entrant.means[block.k] if place is None else entrant.scores[block.k][place]
+    return block.unit.score(estimate.value)
 
 
 def difference(block: StudyBlock, entrant: Entrant) -> str:
     """The difference after `k` trials with its interval."""
-    found, unit = entrant.differences[block.k], block.unit
+    compared, unit = entrant.differences[block.k], block.unit
     between = (
-        f"{unit.difference(found.interval[0])} to {unit.difference(found.interval[1])}"
-        if found.interval
-        else no_interval(found)
+        f"{unit.difference(compared.interval[0])} to {unit.difference(compared.interval[1])}"
+        if compared.interval
+        else no_interval(compared)
     )
-    return f"{unit.difference(found.effect.difference)} ({between})"
+    return f"{unit.difference(compared.effect.difference)} ({between})"
 
 
 def _helpers() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the page of a study says in words."""
+"""Sentences of the page of a study."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def answer(block: StudyBlock) -> str:
         return f"{start}{why} enough complete studies for a comparison."
     size, against = block.unit.size(block.threshold), block.against
     verdicts = {e.method: e.differences[block.k].verdict for e in block.compared}
-    better = [name for name, found in verdicts.items() if found.side == "better"]
+    better = [name for name, verdict in verdicts.items() if verdict.side == "better"]
     beyond = [name for name in better if verdicts[name].answer is Answer.BEYOND]
     lead = f"{_joined(better)} {'is' if len(better) == 1 else 'are'}" if better else "no method is"
     lead += f" significantly better than {against}"
@@ -61,13 +61,15 @@ def answer(block: StudyBlock) -> str:
         lead += f" by more than {size})"
     lists = {
         f"practically equivalent (within {size})": [
-            name for name, found in verdicts.items() if found.answer is Answer.WITHIN and not found.side
+            name for name, verdict in verdicts.items() if verdict.answer is Answer.WITHIN and not verdict.side
         ],
-        "significantly worse": [name for name, found in verdicts.items() if found.side == "worse"],
+        "significantly worse": [name for name, verdict in verdicts.items() if verdict.side == "worse"],
         "undecided": [
-            name for name, found in verdicts.items() if found.answer is Answer.UNDECIDED and not found.side
+            name
+            for name, verdict in verdicts.items()
+            if verdict.answer is Answer.UNDECIDED and not verdict.side
         ],
-        "without an interval": [name for name, found in verdicts.items() if found.answer is Answer.NONE],
+        "without an interval": [name for name, verdict in verdicts.items() if verdict.answer is Answer.NONE],
     }
     rest = [f"{words}: {listed(names)}" for words, names in lists.items() if names]
     return "; ".join([start + lead, *rest]) + "."
@@ -78,7 +80,7 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def level_notes(block: StudyBlock) -> list[str]:
-    """How adapters stand beside what needs none."""
+    """The differences of methods without adapter from the reference."""
     notes = []
     for level in (level for level in block.levels if level.family != FLOOR):
         ran = [

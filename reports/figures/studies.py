@@ -112,12 +112,12 @@ def _rows(block: StudyBlock, looks: Looks, colours: Colours, place: int | None =
     """The differences from the reference over all tasks, or on one."""
     unit = block.unit
     for entrant in block.compared:
-        found = entrant.differences[block.k]
-        value, interval, verdict = found.effect.difference, found.interval, found.verdict
+        compared = entrant.differences[block.k]
+        value, interval, verdict = compared.effect.difference, compared.interval, compared.verdict
         if place is not None:
-            value, interval = found.effect.parts[place].difference, found.intervals[place]
-            verdict = found.verdicts[place]
-        difference = f"{unit.difference(value)} {unit.points} ({between(found, unit, place)})"
+            value, interval = compared.effect.parts[place].difference, compared.intervals[place]
+            verdict = compared.verdicts[place]
+        difference = f"{unit.difference(value)} {unit.points} ({between(compared, unit, place)})"
         words = in_words(verdict, unit.size(block.threshold))
         yield ForestRow(
             entrant.method,

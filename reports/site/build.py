@@ -109,8 +109,8 @@ class _Site:
                 self._rendered("seeds", "../../", suite=suite, origins=seeds, **shared),
             )
         for page in self.pages.values():
-            told = {"page": page, "notation": notation()}
-            yield f"methods/{page.file}", self._rendered("method", "../", **told, **shared)
+            values = {"page": page, "notation": notation()}
+            yield f"methods/{page.file}", self._rendered("method", "../", **values, **shared)
 
     def _lines(self) -> list[_Line]:
         """The rows of the table, suite by suite and budget by budget, the best mean first."""

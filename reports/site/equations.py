@@ -1,4 +1,4 @@
-"""What `methods/equations.md` says of each method: the one place where its equation is written."""
+"""Equations of the methods, as `methods/equations.md` has them."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ class Equation:
     """The text of a method."""
 
     name: str
-    #: Paper or code; empty where the text names none.
+    #: Paper or code; empty if the text names none.
     source: str
     paragraphs: tuple[Paragraph, ...]
 
 
 @cache
 def notation() -> tuple[Paragraph, ...]:
-    """What the letters mean, and what all methods share."""
+    """The letters of the equations, and the parts that all methods share."""
     introduction = _text().split("\n## ")[0].partition("\n")[2]
     return tuple(_paragraph(block) for block in _blocks(introduction))
 
 
 def equation_of(family: str) -> Equation | None:
-    """The text of the method that is registered under a name; None where none is written, as of plug-ins.
+    """The text of a registered method; None for one without a text, such as a plug-in's.
 
-    FacT's is of fact_tt and fact_tk, and that of `cp` is headed CP adapters. LoRA-XS has a text of its own.
+    A text may cover several methods: FacT covers fact_tt and fact_tk. The longest name that fits wins.
     """
-    known, name = _equations(), _plain(family)
-    if begin := [head for head in known if _begins(name, _plain(head))]:
-        return known[max(begin, key=len)]
-    return next((known[head] for head in known if _begins(_plain(head), name)), None)
+    equations, name = _equations(), _plain(family)
+    if begin := [head for head in equations if _begins(name, _plain(head))]:
+        return equations[max(begin, key=len)]
+    return next((equations[head] for head in equations if _begins(_plain(head), name)), None)
 
 
 def _plain(name: str) -> str:
@@ -57,19 +57,19 @@ def _begins(name: str, start: str) -> bool:
 
 @cache
 def _equations() -> dict[str, Equation]:
-    found: dict[str, Equation] = {}
+    equations: dict[str, Equation] = {}
     for section in _text().split("\n## ")[1:]:
         name = ""
         for block in _blocks(section.partition("\n")[2]):
             if head := HEADED.match(block):
                 name = head["name"]
-                found[name] = Equation(name, head["source"] or "", ())
+                equations[name] = Equation(name, head["source"] or "", ())
                 # The name may be the subject of its first sentence.
                 block = block[head.end() :] if head["stop"] else f"{name} {block[head.end() :]}"
             if name and not block.startswith("|"):
-                own = found[name]
-                found[name] = replace(own, paragraphs=(*own.paragraphs, _paragraph(block)))
-    return found
+                own = equations[name]
+                equations[name] = replace(own, paragraphs=(*own.paragraphs, _paragraph(block)))
+    return equations
 
 
 def _text() -> str:

@@ -1,4 +1,4 @@
-"""The methods of all suites: what each is, what it can do, which ranks were tried, where it stands."""
+"""Pages of methods: equation, capabilities, ranks, and standing in each suite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reports.site.equations import Equation, equation_of
 from reports.site.standing import Standing
 from reports.study import Cell, block_order, grouped
 
-#: The registered name behind which every type of the `peft` package stands; each is a method of its own.
+#: The registered name of all types of the `peft` package; each type is a method of its own.
 COLLECTION = "peft"
 
 #: Lines of one table.
@@ -34,32 +34,32 @@ class MethodPage:
 
     @cached_property
     def capabilities(self) -> dict[tuple[str, ...], list[str]]:
-        """What it can do, with the variants of which that is known, by their names in tables."""
-        known = {one.cell.method: words for one in self.standings if (words := capabilities(one.cell))}
-        return grouped(known, lambda method: known[method])
+        """The names of its variants by their capabilities; runs of older versions stored none."""
+        words = {line.cell.method: stored for line in self.standings if (stored := capabilities(line.cell))}
+        return grouped(words, lambda method: words[method])
 
     @cached_property
     def ranks(self) -> list[str]:
-        """Those that were tried and kept throughout, the smallest first."""
+        """The ranks of its variants, the smallest first, without those that training cuts."""
         cells = [standing.cell for standing in self.standings]
         tried = {cell.ranks for cell in cells if cell.ranks and not cell.left}
         return sorted(tried, key=lambda ranks: [int(rank) for rank in ranks.split(",")])
 
     @property
     def suites(self) -> dict[str, dict[str, list[Standing]]]:
-        """What it did in each suite, by setting and budget, the best first; a short list is one."""
-        in_order = sorted(self.standings, key=lambda one: (one.cell.setting, block_order(one.cell.budget)))
-        return {suite: _parts(some) for suite, some in grouped(in_order, lambda one: one.suite).items()}
+        """Its lines by suite, and there by setting and budget, the best first."""
+        in_order = sorted(self.standings, key=lambda line: (line.cell.setting, block_order(line.cell.budget)))
+        return {suite: _parts(lines) for suite, lines in grouped(in_order, lambda line: line.suite).items()}
 
 
 def _parts(standings: Sequence[Standing]) -> dict[str, list[Standing]]:
-    """The lines under what they are of, which is empty where all of them stand in one table."""
-    whole = len(standings) <= MOST_LINES
-    return grouped(standings, lambda one: "" if whole else f"{one.cell.setting}: {one.block}")
+    """The lines by setting and block; few lines share the empty heading."""
+    is_short = len(standings) <= MOST_LINES
+    return grouped(standings, lambda line: "" if is_short else f"{line.cell.setting}: {line.block}")
 
 
 def key(cell: Cell) -> str:
-    """What the cells of one method share: its registered name, with peft's type."""
+    """The key of a method: its registered name, with the type for peft."""
     return f"{COLLECTION}-{cell.title}" if cell.family == COLLECTION else cell.family
 
 
@@ -79,11 +79,11 @@ def _page(name: str, standings: Sequence[Standing]) -> MethodPage:
 
 
 def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> str:
-    """What a method is called, all variants and labels aside."""
+    """The name of a method, without its variants and labels."""
     titles = list(dict.fromkeys(cell.title for cell in cells))
     plain = family.replace("_", "-")
     if equation and equation.name.lower().replace(" ", "-") != plain:
-        # One text may be of two methods.
+        # A text may cover two methods.
         return next((title for title in titles if title.lower() == plain), equation.name)
     if equation:
         return equation.name
@@ -91,7 +91,7 @@ def _heading(family: str, cells: Sequence[Cell], equation: Equation | None) -> s
 
 
 def file_name(name: str) -> str:
-    """A name for a file: one with other letters than files everywhere have gets a hash of it instead."""
+    """A name for a file; a name with unusual characters becomes a clean one with a hash."""
     if re.fullmatch("[a-z0-9][a-z0-9_-]{0,60}", name):
         return name
     clean = re.sub("[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:40]

@@ -1,4 +1,4 @@
-"""Where every number of a suite comes from: each seed with its run, and what that was started from."""
+"""Origins of the numbers of a suite: each seed with its run, and the suite, code and machine of the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reports.study import Cell, Seed, Study
 
 @dataclass(frozen=True)
 class Origin:
-    """What trials have in common that came from the same suite, code, packages and machine."""
+    """The suite, code, packages and machine that some trials share."""
 
     number: int
     #: Headings and texts, as `reports.stored.Provenance.lines` has them.
@@ -23,7 +23,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class SeedOrigin:
-    """A planned seed, and where its run came from; the number is None where it never ran."""
+    """A planned seed with the number of its origin, which is None if it never ran."""
 
     seed: Seed
     origin: int | None
@@ -32,7 +32,7 @@ class SeedOrigin:
 
 @dataclass(frozen=True)
 class Origins:
-    """All of a suite."""
+    """The origins of all seeds of a suite."""
 
     cells: Sequence[tuple[Cell, Sequence[SeedOrigin]]]
     origins: Sequence[Origin]
@@ -44,22 +44,22 @@ class Origins:
     @property
     def example(self) -> str:
         """The id of one of the trials that have run."""
-        seeds = (one.seed for _, some in self.cells for one in some)
+        seeds = (line.seed for _, lines in self.cells for line in lines)
         return next((seed.trial_id for seed in seeds if seed.finished), "")
 
 
 def origins(study: Study) -> Origins:
-    """Reads where each trial of a study's tables comes from."""
-    known = _Known()
+    """Reads the origins of the trials of a study."""
+    reader = _Reader()
     cells = [
-        (cell, [known.seed(study, seed) for seed in study.of_cell(cell.number)]) for cell in study.all_cells
+        (cell, [reader.seed(study, seed) for seed in study.of_cell(cell.number)]) for cell in study.all_cells
     ]
-    found = [Origin(number, lines, known.trials[number]) for lines, number in known.numbers.items()]
-    return Origins(cells, found, known.texts, dict(sorted(known.streams.items())))
+    numbered = [Origin(number, lines, reader.trials[number]) for lines, number in reader.numbers.items()]
+    return Origins(cells, numbered, reader.texts, dict(sorted(reader.streams.items())))
 
 
-class _Known:
-    """What was met so far. A trial of several cells is read once."""
+class _Reader:
+    """Reads origins and numbers them. A trial of several cells is read once."""
 
     def __init__(self) -> None:
         self.numbers: dict[tuple[tuple[str, str], ...], int] = {}
@@ -79,14 +79,14 @@ class _Known:
         return SeedOrigin(seed, self._of_trial[seed.trial_id], ended)
 
     def _number(self, seed: Seed, provenance: Provenance) -> int:
-        told = dict(provenance.lines())
-        if streams := told.pop("streams", ""):
+        fields = dict(provenance.lines())
+        if streams := fields.pop("streams", ""):
             of_seed = self.streams.setdefault(seed.seed, [])
             of_seed += [streams] * (streams not in of_seed)
         if provenance.start:
             for file in filter(None, (provenance.start.suite, provenance.start.lock)):
                 self.texts[file.sha256] = file
-        number = self.numbers.setdefault(tuple(told.items()), len(self.numbers) + 1)
+        number = self.numbers.setdefault(tuple(fields.items()), len(self.numbers) + 1)
         self.trials[number] = self.trials.get(number, 0) + 1
         return number
 

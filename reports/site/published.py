@@ -1,4 +1,4 @@
-"""The packs of a folder as suites: one for each experiment, whatever packs it came in."""
+"""Suites of a folder of packs: one for each experiment, merged from all packs that hold it."""
 
 from __future__ import annotations
 
@@ -98,18 +98,17 @@ class Published:
 def packs_in(folder: Path) -> list[Path]:
     """The packs of a folder, by name.
 
-    Raises UserError for a folder that is not there or has none, and for anything else in it but Markdown.
+    Raises UserError for a missing folder, one without packs, or one with files that are neither packs nor
+    Markdown.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; the site is made of a folder of packs")
-    found = sorted(path for path in folder.iterdir() if path.suffix != ".md" and path.name[0] != ".")
-    if other := next((path for path in found if not (is_pack(path.name) and path.is_file())), None):
-        raise UserError(
-            f"{shown(other.name)} in {folder} is no pack: what lies there ends with {ENDING}, or with .md"
-        )
-    if not found:
+        raise UserError(f"{folder} is not a folder; give the folder of packs")
+    packs = sorted(path for path in folder.iterdir() if path.suffix != ".md" and path.name[0] != ".")
+    if other := next((path for path in packs if not (is_pack(path.name) and path.is_file())), None):
+        raise UserError(f"{shown(other.name)} in {folder} is no pack: files there end with {ENDING} or .md")
+    if not packs:
         raise UserError(f"{folder} holds no pack (a file NAME{ENDING}); `tensorbench pack` writes one")
-    return found
+    return packs
 
 
 def published(packs: Sequence[Path]) -> Iterator[Published]:
@@ -128,7 +127,7 @@ def published(packs: Sequence[Path]) -> Iterator[Published]:
 
 
 def _published(names: tuple[str, ...], parts: Sequence[Source]) -> Published:
-    """The suite that these packs have parts of."""
+    """The suite whose parts these packs hold."""
     study = read_sources(as_one(parts), studies=True)
     when = f"of trials up to {day(_last(study.experiments[0]))}"
     if study.experiments[0].studied:
