@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, get_args
+
+import pandas as pd
 
 from bench.process.outputs import Files, output_folder, put_files, replace_files
 from bench.store.connect import StoreError
@@ -30,6 +31,8 @@ from reports.thresholds import Asked
 
 Format = Literal["html", "csv", "md", "latex", "json", "png", "svg"]
 FORMATS: tuple[str, ...] = get_args(Format)
+#: The files of the formats that are one text.
+NAMES = {"html": "index.html", "md": "tables/tables.md", "latex": "tables/tables.tex", "json": "report.json"}
 #: The formats that show figures.
 DRAWN = {"html", "png", "svg"}
 
@@ -71,12 +74,12 @@ def write_report(
 ) -> Written:
     """Writes a report into the folder `out` and, if it is of all rows, logs it on the runs of the suites.
 
-    `threshold`: the smallest difference in score that matters, by metric ({"accuracy": 0.01}); a number where
-    there is one metric. `part`: the rows it is of, and what they are compared with.
-    Raises UserError, with nothing written, for a format or an experiment that is not there, an experiment
-    without a finished trial, trials that do not compare (`mixed` reports them all the same), a threshold that
-    fits no metric or several, experiments of which only some were tuned by studies, or a folder with
-    something in it (`force` replaces an earlier report).
+    `threshold`: the smallest difference in score that matters, by metric ({"accuracy": 0.01}); a number if
+    there is one metric. `part`: the rows of the report, and their references.
+    Raises UserError, with nothing written, for an unknown format or experiment, an experiment without a
+    finished trial, trials that do not compare (unless `mixed`), a threshold that fits no metric or several,
+    experiments of which only some were tuned by studies, or a folder that is not empty (`force` replaces an
+    earlier report).
     """
     for field, value in (("experiments", names), ("formats", formats)):
         if isinstance(value, str):
@@ -118,7 +121,7 @@ class Composed(Generic[Analysed]):
 
 def compose(
     study: Study,
-    formats: Sequence[str] = FORMATS,
+    formats: Collection[str] = FORMATS,
     *,
     threshold: Asked = None,
     mixed: bool = False,
@@ -128,33 +131,75 @@ def compose(
 
     Raises UserError as `write_report` does.
     """
-    mixtures = find_mixtures(study)
-    if not mixed:
-        refuse_mixtures(mixtures)
-    ablations = ablation.read(study)
+    mixtures = _mixtures(study, mixed=mixed)
+    stored = ablation.read(study)
     shown, left_out = curves.read(study)
     shown += curves.converged_levels(study, shown)
     analysis = analyse(study, threshold)
     analysis = replace(analysis, notes=(*analysis.notes, *left_out))
-    render = partial(page.render, when=when)
-    files = dict(_files(analysis, ablations, shown, mixtures, formats, render))
-    return Composed(analysis, tuple(mixtures), files)
+    drawn, of_ablations = [], []
+    if DRAWN & set(formats):
+        drawn = figures.draw(analysis, shown)
+        of_ablations = [
+            figures.ablation(number, entry, curves.converged_validation(study, entry.task, entry.backbone))
+            for number, entry in enumerate(stored)
+        ]
+    texts = {
+        "html": lambda: page.render(analysis, drawn, stored, of_ablations, mixtures, when=when),
+        "md": lambda: tables.markdown(analysis, mixtures),
+        "latex": lambda: tables.latex(analysis),
+        "json": lambda: as_json(analysis, mixtures, stored),
+    }
+    files = _files(formats, texts, lambda: frames(analysis), [*drawn, *chain.from_iterable(of_ablations)])
+    return Composed(analysis, mixtures, files)
 
 
 def compose_studies(
     study: Study,
-    formats: Sequence[str] = FORMATS,
+    formats: Collection[str] = FORMATS,
     *,
     threshold: Asked = None,
     mixed: bool = False,
     when: str = "",
 ) -> Composed[StudyAnalysis]:
     """The same of experiments tuned by studies. Raises UserError as `write_report` does."""
+    mixtures = _mixtures(study, mixed=mixed)
+    analysis = analyse_studies(study, threshold)
+    drawn = draw_studies(analysis) if DRAWN & set(formats) else []
+    texts = {
+        "html": lambda: study_page.render(analysis, drawn, mixtures, when=when),
+        "md": lambda: study_tables.markdown(analysis, mixtures),
+        "latex": lambda: study_tables.latex(analysis),
+        "json": lambda: study_tables.as_json(analysis, mixtures),
+    }
+    files = _files(formats, texts, lambda: study_tables.frames(analysis), drawn)
+    return Composed(analysis, mixtures, files)
+
+
+def _mixtures(study: Study, *, mixed: bool) -> tuple[Mixture, ...]:
+    """The settings in which trials differ. Raises UserError for serious ones unless `mixed` allows them."""
     mixtures = find_mixtures(study)
     if not mixed:
         refuse_mixtures(mixtures)
-    analysis = analyse_studies(study, threshold)
-    return Composed(analysis, tuple(mixtures), dict(_study_files(analysis, mixtures, formats, when)))
+    return tuple(mixtures)
+
+
+def _files(
+    formats: Collection[str],
+    texts: Mapping[str, Callable[[], str]],
+    tabulate: Callable[[], Mapping[str, pd.DataFrame]],
+    drawn: Iterable[Drawn],
+) -> Files:
+    """The files of a report by name, in these formats."""
+    files: dict[str, str | bytes] = {NAMES[name]: text() for name, text in texts.items() if name in formats}
+    if "csv" in formats:
+        files |= {f"tables/{name}.csv": csv(frame) for name, frame in tabulate().items()}
+    for figure in drawn:
+        if "png" in formats:
+            files[f"figures/{figure.name}.png"] = figure.png()
+        if "svg" in formats:
+            files[f"figures/{figure.name}.svg"] = figure.svg()
+    return files
 
 
 def _of_studies(study: Study) -> bool:
@@ -167,66 +212,6 @@ def _of_studies(study: Study) -> bool:
             "compare. Report them one by one"
         )
     return True in by_kind
-
-
-def _study_files(
-    analysis: StudyAnalysis, mixtures: Sequence[Mixture], formats: Collection[str], when: str
-) -> Iterator[tuple[str, str | bytes]]:
-    """Every file of the report of a study, by name."""
-    drawn = draw_studies(analysis) if DRAWN & set(formats) else []
-    if "html" in formats:
-        yield "index.html", study_page.render(analysis, drawn, mixtures, when=when)
-    if "csv" in formats:
-        for name, frame in study_tables.frames(analysis).items():
-            yield f"tables/{name}.csv", csv(frame)
-    if "md" in formats:
-        yield "tables/tables.md", study_tables.markdown(analysis, mixtures)
-    if "latex" in formats:
-        yield "tables/tables.tex", study_tables.latex(analysis)
-    if "json" in formats:
-        yield "report.json", study_tables.as_json(analysis, mixtures)
-    yield from _drawn(drawn, formats)
-
-
-def _drawn(drawn: Iterable[Drawn], formats: Collection[str]) -> Iterator[tuple[str, str | bytes]]:
-    """The files of figures."""
-    for figure in drawn:
-        if "png" in formats:
-            yield f"figures/{figure.name}.png", figure.png()
-        if "svg" in formats:
-            yield f"figures/{figure.name}.svg", figure.svg()
-
-
-def _files(
-    analysis: Analysis,
-    ablations: Sequence[ablation.StoredAblation],
-    shown: Sequence[curves.Curve],
-    mixtures: Sequence[Mixture],
-    formats: Collection[str],
-    render: Callable[..., str],
-) -> Iterator[tuple[str, str | bytes]]:
-    """Every file of the report, by name."""
-    drawn, of_ablations = [], []
-    if DRAWN & set(formats):
-        drawn = figures.draw(analysis, shown)
-        of_ablations = [
-            figures.ablation(
-                number, entry, curves.converged_validation(analysis.study, entry.task, entry.backbone)
-            )
-            for number, entry in enumerate(ablations)
-        ]
-    if "html" in formats:
-        yield "index.html", render(analysis, drawn, ablations, of_ablations, mixtures)
-    if "csv" in formats:
-        for name, frame in frames(analysis).items():
-            yield f"tables/{name}.csv", csv(frame)
-    if "md" in formats:
-        yield "tables/tables.md", tables.markdown(analysis, mixtures)
-    if "latex" in formats:
-        yield "tables/tables.tex", tables.latex(analysis)
-    if "json" in formats:
-        yield "report.json", as_json(analysis, mixtures, ablations)
-    yield from _drawn((*drawn, *chain.from_iterable(of_ablations)), formats)
 
 
 def _log(stores: Sequence[Store], target: Path, files: Files) -> None:
