@@ -56,8 +56,8 @@ def differences(study: Study, block: Block, number: int, looks: Looks) -> Drawn 
     side = "above" if direction(block.metric) > 0 else "below"
     ax.set_xlabel(f"{unit.points} {side} {reference}")
     caption = (
-        f"Mean difference from {reference} over {_settings(block)}, with simultaneous intervals "
-        f"({block.held}). Arrowheads go on outside the frame. The band is practically equivalent: "
+        f"Mean difference from {reference} over {_settings(block)}, with intervals that hold "
+        f"simultaneously with {block.held}. Arrowheads go on outside the frame. The band is practically equivalent: "
         f"±{unit.size(block.threshold)}."
         + (f" The dotted line is the converged head: {unit.difference(head)}." if head is not None else "")
         + _left_out(shown, block.comparisons)
@@ -116,7 +116,9 @@ def ranks(study: Study, block: Block, number: int, looks: Looks) -> Drawn | None
     ax.set_xlabel("rank (1 is best)")
     caption = f"Rank by the mean score over {_settings(block)}, in order of the mean of each setting's ranks."
     if ranking.low is not None:
-        caption += f" Intervals are the ranks that pairwise differences leave ({block.held})."
+        caption += (
+            f" Intervals are the ranks that pairwise differences leave, simultaneously with {block.held}."
+        )
     if letters:
         caption += " Methods that share a letter at the right are statistically indistinguishable."
     caption += _left_out(methods, block.methods)
