@@ -373,7 +373,7 @@ def other_protocol(folder: Path) -> None:
             other_protocol,
             "small-2.*, small.tensor.*: the parts of suite 'small' were not run alike.*protocol is",
         ),
-        (shutil.rmtree, "is no folder"),
+        (shutil.rmtree, "is not a folder"),
     ],
 )
 def test_a_folder_that_makes_no_site(

@@ -131,7 +131,7 @@ def test_the_page_shows_scores_in_their_units(uri: str, tmp_path: Path) -> None:
     assert re.search(r"Threshold: \d\S* rating points of rmse", tables)
     assert "units of the targets" not in text + tables
     # As it is written: MPa is no Mpa.
-    assert ">rating points<small>interval" in text
+    assert ">rating points<small>" in text
 
 
 def test_predictions_of_a_regression_are_in_its_units(uri: str) -> None:
