@@ -223,7 +223,8 @@ def test_a_suite_tuned_by_studies_stands_beside_the_others(
     results: Path, tmp_path: Path, new_store: NewStore
 ) -> None:
     uri = new_store(tmp_path)
-    plan = made_up_studies.plan_of(tasks=["digits"], methods=["converged_head", "lora", "lotr"])
+    methods = ["converged_head", "lora", "lotr"]
+    plan = made_up_studies.plan_of(tasks=["digits"], backbones=["tiny-random-vit"], methods=methods)
     write(uri, plan, made_up_studies.result)
     name = made_up_studies.NAME
     pack = packed(uri, name, tmp_path)
