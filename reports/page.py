@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -41,8 +42,11 @@ def render(
     study = analysis.study
     cells = study.all_cells
     percent = all(unit_of(cell.metric).mark for cell in cells)
-    failures, unbeaten = cautions.reference_failures(analysis), cautions.unbeaten(cells)
-    serious = [f"These scores do not compare. {mixture}" for mixture in mixtures if mixture.serious]
+    faults = (
+        cautions.reference_failures(analysis),
+        cautions.unbeaten(cells),
+        [f"These scores do not compare. {mixture}" for mixture in mixtures if mixture.serious],
+    )
     return filled(
         "page.html",
         study,
@@ -51,7 +55,9 @@ def render(
         data=Markup(_embedded(_seed_data(study))),
         analysis=analysis,
         findings=list(findings.findings(study, analysis.blocks)),
-        faults=[*failures, *unbeaten, *serious],
+        # The first of each kind stands before the answer, the rest among the limits.
+        faults=[*chain(*(kind[:1] for kind in faults)), *chain(*(kind[1:] for kind in faults))],
+        leading=sum(map(bool, faults)),
         limits=findings.limits(analysis),
         heats=board.heats(analysis),
         boards=board.boards(analysis),

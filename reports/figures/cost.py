@@ -169,6 +169,8 @@ def _limits(points: Sequence[_Point]) -> tuple[float, float]:
     metric = points[0].cell.metric
     percent = bool(unit_of(metric).mark)
     low, high = usual(scores, direction(metric), 5.0 if percent else 0.1 * max(map(abs, scores)))
+    heads = [p.score for p in points if p.cell.family == CONVERGED]
+    low, high = min([low, *heads]), max([high, *heads])
     # Half a point; of scores with units, as much of the largest.
     pad = max(0.15 * (high - low), 0.5 if percent else 0.005 * high, 1e-9)
     return low - pad, min(high + pad, max(101.0, high + 1)) if percent else high + pad
