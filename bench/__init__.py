@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bench.plan.make import make_plan
     from bench.plan.rows import Part
     from bench.run import run_suite, search_suite
-    from bench.store.results import pack, unpack
+    from bench.store.opening import pack, unpack
     from bench.suite.load import load_suite
     from reports.report import write_report
     from reports.results import load_results
@@ -44,8 +44,8 @@ _HOMES = {
     "make_plan": "bench.plan.make",
     "run_suite": "bench.run",
     "search_suite": "bench.run",
-    "pack": "bench.store.results",
-    "unpack": "bench.store.results",
+    "pack": "bench.store.opening",
+    "unpack": "bench.store.opening",
     "wrap": "bench.backbones.plain",
     "load_results": "reports.results",
     "write_report": "reports.report",

@@ -67,7 +67,7 @@ def forecast(plan: Plan, store: str, device: str, saving: Saving = PLAIN) -> For
     settled: set[str] = set()
     if opened is not None:
         from bench.search.tuning import with_choices
-        from bench.store.changed_trials import changed_trials
+        from bench.store.changes import changed_trials
         from bench.wire.record import latest
 
         records, plan = opened.records(), with_choices(plan, opened)

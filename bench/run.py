@@ -28,7 +28,7 @@ from bench.search.storage import default_storage, open_storage
 from bench.search.study import RankSearch
 from bench.search.tuning import with_choices
 from bench.store import DEFAULT_STORE
-from bench.store.changed_trials import changed_trials
+from bench.store.changes import changed_trials
 from bench.store.store import Store
 from bench.suite.choosing import Allocation, Search
 from bench.suite.load import load_suite

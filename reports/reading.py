@@ -15,9 +15,9 @@ import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.metrics import bounds
+from bench.store.changes import changed_plugins
 from bench.store.connect import BROKEN_STORE, shown_uri
-from bench.store.plugins import changed_plugins
-from bench.store.results import open_results
+from bench.store.opening import open_results
 from bench.store.source import Source
 from bench.wire.measures import Measure
 from bench.wire.record import Record, latest

@@ -17,9 +17,9 @@ import pandas as pd
 
 from bench.metrics import METRICS, direction
 from bench.store.source import Source
+from bench.wire.measures import SplitSizes
 from bench.wire.plan import PlannedRow, PlannedTrial, StudyPlan, Tuned
 from bench.wire.record import Record
-from bench.wire.splits import SplitSizes
 from bench.wire.words import OWN_SIZE, Status
 from reports.inference.intervals import Array
 

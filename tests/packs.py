@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.process.files import sha256_of
-from bench.store.results import pack
+from bench.store.opening import pack
 from bench.wire.pack import MANIFEST
 
 Files = dict[str, bytes]

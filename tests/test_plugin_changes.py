@@ -15,7 +15,7 @@ import pytest
 
 from bench.backbones import BACKBONES
 from bench.metrics import METRICS
-from bench.store.plugins import changed_plugins
+from bench.store.changes import changed_plugins
 from bench.store.store import Store
 from bench.tasks import TASKS
 from bench.wire.words import Status, Tag

@@ -269,11 +269,11 @@ def pack(
     force: Annotated[bool, typer.Option(help="Replace an earlier pack.")] = False,
 ) -> None:
     """Write results into one file that reports read anywhere, and that `unpack` merges into other stores."""
-    from bench.store import results
+    from bench.store import opening
     from bench.suite.load import experiment_of
 
     names = [experiment_of(name) for name in experiment]
-    done = results.pack(*names, out=file, store=store, adapters=adapters, force=force)
+    done = opening.pack(*names, out=file, store=store, adapters=adapters, force=force)
     held = ", ".join(f"{trials:,} trials of {name}" for name, trials in done.trials.items())
     out.print(f"Wrote {held} to {file} ({done.bytes / MIB:.1f} MiB).", markup=False, soft_wrap=True)
     notes = {
@@ -290,12 +290,12 @@ def unpack(
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Merge packs into a store. Trials that it has stay as they are; what contradicts them is refused."""
-    from bench.store import results
+    from bench.store import opening
     from bench.terminal.progress import progress_bars
 
     with progress_bars(err) as bars:
         task = bars.add_task("trials", total=None)
-        found = results.unpack(
+        found = opening.unpack(
             *file, store=store, told=lambda done, of: bars.update(task, completed=done, total=of)
         )
     for one in found:
@@ -392,7 +392,7 @@ def verify(
 
 
 def _print_leftovers(uri: str, names: list[str], delete: bool) -> None:
-    from bench.store.leftovers import experiments, leftovers
+    from bench.store.claims import experiments, leftovers
     from bench.store.store import Store
 
     def waiting(name: str, count: int) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from bench.plan.rows import Plan
+from bench.store.changes import changed_plugins
 from bench.store.claims import Claims
 from bench.store.connect import StoreError, StoreFailedError, StoreRefusedError
 from bench.store.outbox import Outbox, UnreadableRecordError
-from bench.store.plugins import changed_plugins
 from bench.store.store import Store
 from bench.wire.record import Record
 from bench.wire.words import Status

@@ -1,4 +1,10 @@
-"""Opening a tracking store, and what one that cannot be used says."""
+"""Opening a tracking store: its tables are made whole, and its artifacts followed where they were moved.
+
+MLflow makes and upgrades its tables in 70 migrations, which SQLite does not hold in one transaction. If a
+process is killed in between, MLflow cannot go on from what is left. So the tables of a SQLite file are made
+aside. MLflow also stores whole paths of artifacts; in a database that was copied or renamed they are updated
+when it is opened.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,10 @@ import hashlib
 import logging
 import os
 import re
+import shlex
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -17,14 +25,13 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests.exceptions import ChunkedEncodingError, RetryError
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, inspect, literal_column, select, table
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from bench.process import interrupts
+from bench.process.files import remove, written_whole
 from bench.sources.assets import cache_dir
 from bench.store import DEFAULT_STORE
-from bench.store.moved import follow
-from bench.store.schema import ensure_schema, interrupted_start, interrupted_upgrade, upgraded
 from methods import UserError
 
 SQLITE = "sqlite:///"
@@ -296,3 +303,154 @@ def shown_uri(text: str) -> str:
 
 def database_file(uri: str) -> Path:
     return Path(uri.removeprefix(SQLITE))
+
+
+#: Tables that MLflow makes first, and tables in which its migrations put rows.
+BEGUN, FILLED_BY_MIGRATIONS = {"experiments", "alembic_version"}, {"alembic_version", "workspaces"}
+
+
+def ensure_schema(engine: Engine, database: Path, folder: Path) -> None:
+    """Makes the tables of a SQLite file that has none yet, or those of a first start that was killed.
+
+    Of a file with results whose tables MLflow is about to upgrade, a copy is kept until `upgraded`. `folder`
+    is on the same file system. Only one process at a time may call this.
+    """
+    from mlflow.store.db.base_sql_model import Base
+
+    database = database.resolve()
+    filled = _tables(engine) if database.exists() else {}
+    if not filled or _only_begun(filled):
+        # Nobody may have the file open that goes.
+        engine.dispose()
+        _make(database, folder)
+    elif not filled.keys() >= Base.metadata.tables.keys() and not _copy_of(database).exists():
+        _copy(database)
+
+
+def upgraded(database: Path) -> None:
+    """Removes the copy from before an upgrade that has come to its end."""
+    remove(_copy_of(database.resolve()))
+
+
+def interrupted_upgrade(database: Path) -> str:
+    """The command that undoes an upgrade that was killed, as the end of a message; empty without one."""
+    copy = _copy_of(database.resolve())
+    if not copy.exists():
+        return ""
+    command = shlex.join(["mv", str(copy), str(database.resolve())])
+    return f"; an upgrade of its tables was interrupted, and this undoes it: {command}"
+
+
+def interrupted_start(engine: Engine) -> str:
+    """The commands that clear a server's database of a first start that was killed, likewise.
+
+    PostgreSQL undoes such a start by itself, MySQL does not.
+    """
+    if not _only_begun(_tables(engine)):
+        return ""
+    name = engine.dialect.identifier_preparer.quote(str(engine.url.database))
+    return (
+        "; a first start was interrupted there and left tables without a result, which this clears: "
+        f"DROP DATABASE {name}; CREATE DATABASE {name};"
+    )
+
+
+def _tables(engine: Engine) -> dict[str, bool]:
+    """Whether each table has rows."""
+    # To open a SQLite file also rolls back what a killed process had not committed.
+    with engine.connect() as connection:
+        return {
+            name: connection.execute(select(literal_column("1")).select_from(table(name)).limit(1)).first()
+            is not None
+            for name in inspect(connection).get_table_names()
+        }
+
+
+def _only_begun(filled: dict[str, bool]) -> bool:
+    """Whether these are tables of MLflow's without anything that somebody stored."""
+    return filled.keys() >= BEGUN and not any(
+        rows for name, rows in filled.items() if name not in FILLED_BY_MIGRATIONS
+    )
+
+
+def _make(database: Path, folder: Path) -> None:
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    # A folder of its own: SQLite would play a journal that a kill left beside a file into the next such file.
+    aside = folder / "schema"
+    remove(aside)
+    aside.mkdir()
+    made = aside / database.name
+    SqlAlchemyStore(f"sqlite:///{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+    made.replace(database)
+    remove(aside)
+
+
+def _copy_of(database: Path) -> Path:
+    return database.with_name(f"{database.name}.before-upgrade")
+
+
+def _copy(database: Path) -> None:
+    with (
+        written_whole(_copy_of(database)) as copy,
+        closing(sqlite3.connect(database)) as source,
+        closing(sqlite3.connect(copy)) as target,
+    ):
+        source.backup(target)
+
+
+#: The folder beside a database in which its artifacts lie.
+ARTIFACTS = "mlartifacts"
+
+
+def artifacts_of(database: Path, experiment: str) -> str:
+    """The URI under which a new experiment's artifacts are stored."""
+    return (database.parent / ARTIFACTS / experiment).absolute().as_uri()
+
+
+def follow(database: Path) -> None:
+    """Brings a database up to date whose artifacts moved along with it.
+
+    An experiment is taken for moved where its folder lies beside the database and is another one than the one
+    that is stored. Raises OSError where the database cannot be read or written.
+    """
+    _forget_places()
+    try:
+        with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+            stored = connection.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall()
+            for experiment, location in stored:
+                now = _now(database, location or "")
+                if now is not None:
+                    _rewrite(connection, experiment, location, now)
+    except sqlite3.Error as error:
+        raise OSError(f"{error}; its artifacts were moved and cannot be followed") from error
+
+
+def _now(database: Path, location: str) -> str | None:
+    """Where the artifacts of an experiment lie now; None where they lie at `location`, or not beside it."""
+    where = urlparse(location)
+    _, found, below = unquote(where.path).rpartition(f"/{ARTIFACTS}/")
+    if where.scheme not in ("", "file") or not found:
+        return None
+    stored, beside = Path(unquote(where.path)), database.parent.absolute() / ARTIFACTS / below
+    if not beside.is_dir() or (stored.exists() and stored.samefile(beside)):
+        return None
+    return beside.as_uri()
+
+
+def _rewrite(connection: sqlite3.Connection, experiment: str, location: str, now: str) -> None:
+    for name, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+        connection.execute(
+            f"UPDATE {name} SET {column} = ? || substr({column}, ?) "
+            f"WHERE experiment_id = ? AND substr({column}, 1, ?) = ?",
+            (now, len(location) + 1, experiment, len(location), location),
+        )
+
+
+def _forget_places() -> None:
+    """A copy has the run ids of its original, and MLflow keeps in each process where it found a run."""
+    with suppress(ImportError, AttributeError):
+        from mlflow.tracking._tracking_service import utils
+
+        utils._artifact_repos_cache.clear()

@@ -29,7 +29,7 @@ CURVE = ("run_id", "key", "step", "value")
 
 
 class Source(ABC):
-    """An experiment for reading. `bench.store.results.open_results` opens it."""
+    """An experiment for reading. `bench.store.opening.open_results` opens it."""
 
     @property
     @abstractmethod

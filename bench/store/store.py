@@ -21,6 +21,7 @@ from bench.store.artifacts import check_content, keep_files, keep_json
 from bench.store.connect import (
     BROKEN_STORE,
     SQLITE,
+    artifacts_of,
     asking_again,
     connect,
     database_file,
@@ -30,7 +31,6 @@ from bench.store.connect import (
     state_folder,
     storing,
 )
-from bench.store.moved import artifacts_of
 from bench.store.queries import experiments, find_runs, read_curves, read_tables
 from bench.store.source import CURVE, Source
 from bench.suite.lock import stored_suite

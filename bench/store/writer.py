@@ -14,9 +14,9 @@ from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.process.alive import owner
 from bench.process.files import sha256_of
+from bench.store.changes import plugin_sources
 from bench.store.connect import insisting, storing
 from bench.store.outbox import Outbox
-from bench.store.plugins import plugin_sources
 from bench.store.store import Store
 from bench.wire.measures import Measure, validation_key
 from bench.wire.record import Point, Progress, Record

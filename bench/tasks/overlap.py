@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bench.tasks.base import Task
 from bench.tasks.pool import Sizes, Source, contents_at_hand, dealt, pool_of, same_contents
-from bench.wire.splits import SplitSizes
+from bench.wire.measures import SplitSizes
 
 
 def split_sizes(task: Task, sizes: Sizes, split_seed: int | None) -> SplitSizes | None:

@@ -13,9 +13,8 @@ from rich.table import Table
 from bench.store.connect import shown_uri
 from bench.terminal.progress import duration
 from bench.terminal.tables import fitted, plain_table
-from bench.wire.measures import Measure
+from bench.wire.measures import Measure, SplitSizes
 from bench.wire.record import Record
-from bench.wire.splits import SplitSizes
 from bench.wire.words import OWN_SIZE, Status, Tag
 from reports.stored import CellContents, Contents, Provenance, TrialContents
 

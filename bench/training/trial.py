@@ -29,8 +29,8 @@ from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic, take_device
 from bench.training.saving import PLAIN, Saving, checkpointed
 from bench.training.seeding import generator, stream_seed
+from bench.wire.measures import SplitSizes
 from bench.wire.record import Progress
-from bench.wire.splits import SplitSizes
 from methods import Adapter, Method, UserError, from_identity
 from methods.capabilities import capabilities
 from methods.capability import Capability

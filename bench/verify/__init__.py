@@ -8,8 +8,8 @@ from pathlib import Path
 from bench.sources.checking import check_cache
 from bench.store.access import Access, is_foreign
 from bench.store.connect import BROKEN_STORE, shown_uri
+from bench.store.opening import is_pack
 from bench.store.pack.reading import open_pack
-from bench.store.results import is_pack
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.verify.examples import Splits

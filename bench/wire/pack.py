@@ -2,8 +2,8 @@
 
     manifest.json                                 `Manifest`
     experiments/N/experiment.json                 `PackedExperiment`
-    experiments/N/runs.parquet                    a row a run, `bench.store.pack.tables.RUNS`
-    experiments/N/curves.parquet                  a row a point, `bench.store.pack.tables.CURVES`
+    experiments/N/runs.parquet                    a row a run, `bench.store.pack.parquet.RUNS`
+    experiments/N/curves.parquet                  a row a point, `bench.store.pack.parquet.CURVES`
     experiments/N/artifacts/RUN_ID/NAME           the artifacts of a run, as `Artifact` names them
 
 Experiments are numbered by name. A run is one that counts: a trial's, a search's, an allocation's, or the

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.store.results import open_results
+from bench.store.opening import open_results
 from bench.wire.words import Status
 from reports.inference.intervals import Bounds
 from reports.part import Part

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.process.outputs import Files
+from bench.store.opening import as_one, is_pack
 from bench.store.pack.reading import open_pack
-from bench.store.results import as_one, is_pack
 from bench.store.source import Source
 from bench.wire.pack import ENDING
 from bench.wire.words import OWN_SIZE

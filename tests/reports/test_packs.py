@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import bench
-from bench.store.results import unpack
+from bench.store.opening import unpack
 from methods import UserError
 from reports.compare import compare
 from reports.report import write_report

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 import bench
+from bench.store.opening import open_results
 from bench.store.pack.writing import write_pack
-from bench.store.results import open_results
 from bench.wire.words import Artifact
 from methods import UserError
 from reports.results import CURVES, PREDICTIONS, TRIALS, Column, Results

@@ -11,8 +11,7 @@ from rich.console import Console
 from bench.store.store import Store
 from bench.terminal.plans import print_plan
 from bench.terminal.stored import print_trial
-from bench.wire.measures import Measure
-from bench.wire.splits import SplitSizes
+from bench.wire.measures import Measure, SplitSizes
 from reports.reading import read
 from reports.report import write_report
 from reports.stored import trial_contents

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from bench.plan.make import make_plan
-from bench.store.results import pack, unpack
+from bench.store.opening import pack, unpack
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from bench.wire.words import Artifact

@@ -14,7 +14,7 @@ from pathlib import Path
 from pyarrow import ArrowException
 from pydantic import ValidationError
 
-from bench.store.pack import tables
+from bench.store.pack import parquet
 from bench.wire.pack import (
     CURVES_TABLE,
     EXPERIMENT,
@@ -71,7 +71,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         #: Bytes that tables may still need beyond what their rows may.
-        self.slack = tables.SLACK
+        self.slack = parquet.SLACK
         try:
             self._zip = zipfile.ZipFile(_File(path))
         except FileNotFoundError as error:
@@ -127,7 +127,7 @@ class Archive:
         entry = self._entries[name]
         try:
             with self._zip.open(entry) as stream:
-                tables.check_stated(stream, entry.file_size, entry.compress_size)
+                parquet.check_stated(stream, entry.file_size, entry.compress_size)
         except (*BROKEN_ZIP, ArrowException) as error:
             raise self._refused(f"{name}: {error}") from error
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import ArrowException, compute
 from pydantic import ValidationError
 
-from bench.store.pack import tables
+from bench.store.pack import parquet
 from bench.store.pack.archive import Archive, PackError
 from bench.store.pack.clean import kept_tags
 from bench.store.source import CURVE, Source
@@ -63,10 +63,10 @@ class Packed(Source):
         except ValidationError as error:
             raise self._refused(EXPERIMENT, explained(error, PackedExperiment)[0]) from error
         self._name = told.name
-        runs = self._table(RUNS_TABLE, tables.RUNS)
+        runs = self._table(RUNS_TABLE, parquet.RUNS)
         # One part after the other: what is no tag of ours is not kept.
         self._records = [self._record(line) for part in runs.to_batches(BATCH) for line in part.to_pylist()]
-        self._points = self._table(CURVES_TABLE, tables.CURVES)
+        self._points = self._table(CURVES_TABLE, parquet.CURVES)
         if any(column.null_count for column in self._points.columns):
             raise self._refused(CURVES_TABLE, "a point lacks a part")
         if len({record.run_id for record in self._records}) < len(self._records):
@@ -83,7 +83,7 @@ class Packed(Source):
     def _table(self, name: str, columns: pa.Schema) -> pa.Table:
         content, packed = self._file(name), self.archive.packed_bytes(f"{self._folder}/{name}")
         try:
-            table, excess = tables.read(content, columns, packed, self.archive.slack)
+            table, excess = parquet.read(content, columns, packed, self.archive.slack)
         except (ValueError, ArrowException) as error:
             raise self._refused(name, str(error)) from error
         # All experiments of a pack are in memory at once.
@@ -132,7 +132,7 @@ class Packed(Source):
         content = self.archive.read(path)
         if name == Artifact.PREDICTIONS:
             try:
-                tables.check_predictions(content, self.archive.packed_bytes(path))
+                parquet.check_predictions(content, self.archive.packed_bytes(path))
             except (ValueError, ArrowException) as error:
                 raise self._refused(f"artifacts/{record.run_id}/{name}", str(error)) from error
         return content
@@ -160,7 +160,7 @@ class Packed(Source):
         if key is not None:
             of_runs = compute.is_in(points["run_id"].cast("string"), pa.array(list(runs), "string"))
             points = points.filter(compute.and_(compute.equal(points["key"].cast("string"), key), of_runs))
-        frame: pd.DataFrame = points.cast(tables.CURVES).to_pandas()
+        frame: pd.DataFrame = points.cast(parquet.CURVES).to_pandas()
         return frame.sort_values(list(CURVE[:3]), ignore_index=True)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from bench.process.files import sha256_of, written_whole
 from bench.store.artifacts import hashes
-from bench.store.pack import tables
+from bench.store.pack import parquet
 from bench.store.pack.clean import clean_json, kept_tags
 from bench.store.source import Source
 from bench.suite.rows import NAME, NAME_RULE
@@ -178,7 +178,7 @@ class _Content:
         origins = {run.run_id: run.origin for run in self._runs}
         frame = frame.assign(run_id=frame["run_id"].map(origins)).dropna(subset=["run_id"])
         frame = frame.sort_values(["run_id", "key", "step"])
-        return tables.written(pa.Table.from_pandas(frame, tables.CURVES, preserve_index=False))
+        return parquet.written(pa.Table.from_pandas(frame, parquet.CURVES, preserve_index=False))
 
     def _table(self) -> bytes:
         parents = {run.run_id: run.origin for run in self._runs}
@@ -195,7 +195,7 @@ class _Content:
             }
             for run in sorted(self._runs, key=lambda run: (run.started, run.origin))
         ]
-        return tables.written(pa.Table.from_pylist(lines, tables.RUNS))
+        return parquet.written(pa.Table.from_pylist(lines, parquet.RUNS))
 
     def _tags(self, run: Record) -> dict[str, str]:
         tags = kept_tags(run.tags)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.store.pack import tables
+from bench.store.pack import parquet
 
 from ...packs import Files, changed
 
@@ -38,7 +38,7 @@ def _runs(content: bytes, **columns: Any) -> tuple[pa.Table, pa.Table]:
     last = table.slice(len(table) - 1).to_pylist()[0]
     count = len(next(iter(columns.values())))
     every = {name: columns.get(name, [last[name]] * count) for name in table.column_names}
-    return table, pa.table(every, tables.RUNS)
+    return table, pa.table(every, parquet.RUNS)
 
 
 def _repeated_tag(content: bytes) -> bytes:
@@ -61,7 +61,7 @@ def _millions_in_a_run(content: bytes) -> bytes:
 
 def _repeated_key(_: bytes) -> bytes:
     points = {"run_id": ["a"] * 64, "key": [LONG] * 64, "step": range(64), "value": [0.0] * 64}
-    return _file((pa.table(points, tables.CURVES), GROUPS))
+    return _file((pa.table(points, parquet.CURVES), GROUPS))
 
 
 def _answers(column: pa.Array, groups: int = GROUPS) -> Callable[[bytes], bytes]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.store.results import open_results
+from bench.store.opening import open_results
 from bench.wire.words import Artifact
 from methods import UserError
 

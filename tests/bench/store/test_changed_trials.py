@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench.plan.rows import Plan
-from bench.store import changed_trials as changed
-from bench.store.changed_trials import changed_trials
+from bench.store import changes
+from bench.store.changes import changed_trials
 from bench.store.store import Store
 from bench.suite.recipe import AS_HEAD
 
@@ -67,7 +67,7 @@ def test_other_trials_of_one_method_are_no_news(store: Store) -> None:
 def test_a_count_that_stops_before_the_last_stored_trial_says_so(
     store: Store, monkeypatch: pytest.MonkeyPatch, most: int, begins: str
 ) -> None:
-    monkeypatch.setattr(changed, "MOST_READ", most)
+    monkeypatch.setattr(changes, "MOST_READ", most)
     (message,) = messages(store, plan(methods=METHODS, seeds=[0, 1], training=SHORT))
     assert message.startswith(begins)
 

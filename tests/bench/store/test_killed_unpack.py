@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.store.results import unpack
+from bench.store.opening import unpack
 from bench.store.store import Store
 from bench.wire.words import Artifact, Status
 

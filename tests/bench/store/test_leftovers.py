@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.store import claims, leftovers
+from bench.store import claims
 from bench.store.claims import SIGN
 from bench.store.store import Store
 
@@ -60,9 +60,9 @@ def test_gc_leaves_a_driver_elsewhere_alone_that_gives_a_sign(
         sign = json.dumps({"owner": ELSEWHERE, "beat": clock[0]})
         store.client.set_experiment_tag(store.experiment_id, SIGN + far.driver, sign)
 
-    monkeypatch.setattr(leftovers, "LOOK", claims.EXPIRY / 2)
+    monkeypatch.setattr(claims, "LOOK", claims.EXPIRY / 2)
     monkeypatch.setattr(claims.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(leftovers.time, "sleep", pass_time)
+    monkeypatch.setattr(claims.time, "sleep", pass_time)
     ended = call("verify", "--leftovers", "--store", store.uri, "--delete")
     assert "waiting for a sign of life of 2 driver(s)" in ended.err
     assert signs(store) == [far.driver]

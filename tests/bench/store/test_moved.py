@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from bench.store.moved import follow
+from bench.store.connect import follow
 from bench.store.store import Store
 
 from ..toy_runs import SHORT, executed

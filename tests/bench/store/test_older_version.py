@@ -21,7 +21,7 @@ import pytest
 
 from bench.plan.make import make_plan
 from bench.search.storage import open_storage
-from bench.store import results
+from bench.store import opening
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from bench.suite.recipe import AS_HEAD
@@ -148,11 +148,11 @@ def test_what_it_searched_allocated_and_analysed_is_known(old: Old) -> None:
 
 def test_all_of_it_travels_in_a_pack(old: Old, tmp_path: Path, new_store: Callable[[Path], str]) -> None:
     names = ["old", "old-tuned", "old-searched"]
-    first = results.pack(*names, out=tmp_path / "first.tensorbench.zip", store=old.uri)
+    first = opening.pack(*names, out=tmp_path / "first.tensorbench.zip", store=old.uri)
     (tmp_path / "other").mkdir()
     uri = new_store(tmp_path / "other")
-    assert {merged.name for merged in results.unpack(first.path, store=uri)} == set(names)
-    again = results.pack(*names, out=tmp_path / "again.tensorbench.zip", store=uri)
+    assert {merged.name for merged in opening.unpack(first.path, store=uri)} == set(names)
+    again = opening.pack(*names, out=tmp_path / "again.tensorbench.zip", store=uri)
     assert again.path.read_bytes() == first.path.read_bytes()
     # Searches and allocations hold the trials that they tried, as they did.
     there, here = (Store.existing(where, "old-searched") for where in (old.uri, uri))

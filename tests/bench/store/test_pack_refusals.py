@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.store.pack import archive, tables
-from bench.store.results import open_results
+from bench.store.opening import open_results
+from bench.store.pack import archive, parquet
 from bench.wire.pack import MANIFEST
 from methods import UserError
 
@@ -198,8 +198,8 @@ def test_a_file_of_parquet_that_is_larger_than_its_rows(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "LARGE", 0)
-    monkeypatch.setattr(tables, "SLACK", 0)
-    monkeypatch.setattr(tables, "OF_RUNS", tables.Room(1))
+    monkeypatch.setattr(parquet, "SLACK", 0)
+    monkeypatch.setattr(parquet, "OF_RUNS", parquet.Room(1))
     refused(pack, r"runs.parquet: 5 rows that need [\d,]+ bytes, more than")
 
 
@@ -210,7 +210,7 @@ def with_runs(change: Callable[[dict[str, Any]], None]) -> Callable[[Files], Non
         (name,) = [name for name in content if name.endswith("runs.parquet")]
         lines = pq.read_table(io.BytesIO(content[name])).to_pylist()
         change(lines[-1])
-        content[name] = tables.written(pa.Table.from_pylist(lines, tables.RUNS))
+        content[name] = parquet.written(pa.Table.from_pylist(lines, parquet.RUNS))
 
     return edit
 
@@ -269,7 +269,7 @@ def test_another_table_than_that_of_a_pack(pack: Path, tmp_path: Path) -> None:
     def other(content: Files) -> None:
         for name in content:
             if name.endswith("runs.parquet"):
-                content[name] = tables.written(pa.table({"run_id": ["a"]}))
+                content[name] = parquet.written(pa.table({"run_id": ["a"]}))
 
     refused(changed(pack, tmp_path / "b.tensorbench.zip", other), "its columns are not run_id, parent")
 

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.store.pack import tables
+from bench.store.opening import open_results, unpack
+from bench.store.opening import pack as repack
+from bench.store.pack import parquet
 from bench.store.pack.clean import clean_json
 from bench.store.pack.unpacking import Merged
 from bench.store.pack.writing import write_pack
-from bench.store.results import open_results, unpack
-from bench.store.results import pack as repack
 from bench.store.store import Store
 from bench.wire.record import Record
 from bench.wire.words import Artifact, Kind, Status, Tag
@@ -262,7 +262,7 @@ def other_score(content: dict[str, bytes]) -> None:
     lines = pq.read_table(io.BytesIO(content[name])).to_pylist()
     run = next(line for line in lines if ("seed", "0") in line["tags"])
     run["metrics"] = [(key, value + 2e-6 * (key == "score")) for key, value in run["metrics"]]
-    content[name] = tables.written(pa.Table.from_pylist(lines, tables.RUNS))
+    content[name] = parquet.written(pa.Table.from_pylist(lines, parquet.RUNS))
 
 
 def test_other_scores_are_listed_and_nothing_is_written(

@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import create_engine
 
 from bench.plan.rows import Plan
-from bench.store import connect, leftovers
+from bench.store import claims, connect
 from bench.store.connect import StoreError, storing
 from bench.store.store import Store
 from bench.store.trained import find_trial
@@ -352,7 +352,7 @@ def test_experiments_beyond_what_one_answer_holds_are_found(
     )
     every = ["Default", "first", "second", "third"]
     assert [found.name for found in Store.every(uri)] == every
-    assert leftovers.experiments(uri) == every[1:]
+    assert claims.experiments(uri) == every[1:]
     with pytest.raises(UserError, match=r"did you mean 'first'\? \(there: third, second, first\)"):
         Store.existing(uri, "furst")
     store, record = find_trial(uri, run_id)

@@ -18,7 +18,7 @@ from typing import Any
 def main(last: int, uri: str, pack: str) -> None:
     from sqlalchemy import Engine, event
 
-    from bench.store.results import unpack
+    from bench.store.opening import unpack
 
     count, files = 0, []
 

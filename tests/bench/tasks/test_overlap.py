@@ -9,7 +9,7 @@ import pytest
 
 from bench.conformance import check_task
 from bench.tasks import TASKS, Examples, Task, prepare, split_sizes
-from bench.wire.splits import SplitSizes
+from bench.wire.measures import SplitSizes
 
 from .toy_tasks import IMAGES, TEXT, ToyImages, ToyText, reviews
 

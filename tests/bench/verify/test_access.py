@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.process.files import sha256_of
-from bench.store.pack import tables
-from bench.store.results import unpack
+from bench.store.opening import unpack
+from bench.store.pack import parquet
 from bench.store.store import Store
 from bench.verify import verify
 from bench.wire.words import Artifact, Tag
@@ -96,7 +96,7 @@ def naming(**parts: dict[str, Any]) -> Callable[[Files], None]:
             if Tag.HASHES in tags:
                 hashes = json.loads(tags[Tag.HASHES]) | {Artifact.CONFIG: sha256_of(config)}
                 run["tags"] = list((tags | {Tag.HASHES: json.dumps(hashes)}).items())
-        content[table] = tables.written(pa.Table.from_pylist(runs, tables.RUNS))
+        content[table] = parquet.written(pa.Table.from_pylist(runs, parquet.RUNS))
 
     return edit
 

@@ -14,9 +14,9 @@ from safetensors.torch import load, save
 from bench.plan.trial import Trial
 from bench.process.files import sha256_of
 from bench.sources.assets import prepared
+from bench.store.opening import pack, unpack
 from bench.store.pack.reading import open_pack
 from bench.store.pack.writing import write_pack
-from bench.store.results import pack, unpack
 from bench.store.store import Store
 from bench.verify import verify
 from bench.verify.labels import labels_of

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from mlflow.store.tracking.dbmodels import models
 
-from bench.store import connect, runs
+from bench.store import connect, queries
 from bench.store.connect import StoreError
 from bench.store.queries import read_tables
 from bench.store.store import Store
@@ -65,7 +65,7 @@ def test_where_the_client_answers_in_pages_all_of_them_are_read(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = of_the_client(store, Kind.TRIAL)
-    monkeypatch.setattr(runs, "PAGE", 1)
+    monkeypatch.setattr(queries, "PAGE", 1)
     assert of_the_client(store, Kind.TRIAL) == whole
 
 

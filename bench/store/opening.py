@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from bench.store import DEFAULT_STORE
-from bench.store.joined import Joined
+from bench.store.merging import Joined
 from bench.store.pack.reading import open_pack
 from bench.store.pack.unpacking import Merged, Told, merge
 from bench.store.pack.writing import Written, write_pack

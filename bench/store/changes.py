@@ -1,22 +1,80 @@
-"""Finished trials that a plan would run again, because little of their configuration is another one now."""
+"""Changes since trials ran: of a plug-in's source, and of a few fields of their configuration."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
+from bench.backbones import BACKBONES
+from bench.metrics import METRICS
 from bench.plan.rows import Plan
 from bench.plan.trial import Trial
 from bench.store.source import Source
+from bench.tasks import TASKS
 from bench.wire.record import Record, latest
 from bench.wire.start import StoredConfig
 from bench.wire.words import Artifact, Status, Tag
-from methods import UserError
+from methods import METHODS, UserError
 from methods.errors import cut
+
+REGISTRIES = {
+    Tag.METHOD_SOURCE: METHODS,
+    Tag.TASK_SOURCE: TASKS,
+    Tag.BACKBONE_SOURCE: BACKBONES,
+    Tag.METRIC_SOURCE: METRICS,
+}
+
+#: What makes other ids for the trials of changed code.
+REMEDIES = {
+    Tag.METHOD_SOURCE: "raise the method's `version`",
+    Tag.TASK_SOURCE: "raise the task's `version`",
+    Tag.BACKBONE_SOURCE: "give the backbone another `weights_hash`",
+    Tag.METRIC_SOURCE: "give the metric another name",
+}
+
+
+def plugin_sources(trial: Trial) -> dict[Tag, str]:
+    """For what plug-ins bring of a trial: its name and the sha256 of the plug-in's source.
+
+    None of this is part of a trial's id, since most changes of a source change no number.
+    """
+    names = {
+        Tag.METHOD_SOURCE: trial.method["method"],
+        Tag.TASK_SOURCE: trial.task.task,
+        Tag.BACKBONE_SOURCE: trial.backbone.name or "",
+        Tag.METRIC_SOURCE: trial.task.lookup().metric,
+    }
+    digests = {tag: REGISTRIES[tag].source_hash(name) for tag, name in names.items()}
+    return {tag: f"{names[tag]} {digest}" for tag, digest in digests.items() if digest}
+
+
+def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
+    """What has another source now than when finished trials of one plan ran, and what to say of it.
+
+    Where a plug-in is not installed here, its trials are compared with one another.
+    """
+    stored: defaultdict[tuple[Tag, str], Counter[str]] = defaultdict(Counter)
+    for record in records:
+        if record.status == Status.FINISHED:
+            for tag in REGISTRIES:
+                name, _, digest = record.tag(tag).rpartition(" ")
+                if digest:
+                    stored[tag, name][digest] += 1
+    for (tag, name), digests in stored.items():
+        now = REGISTRIES[tag].source_hash(name) or digests.most_common(1)[0][0]
+        if other := digests.total() - digests[now]:
+            what = f"{REGISTRIES[tag].kind} '{name}'"
+            yield (
+                what,
+                f"{other} of {digests.total()} finished trial(s) with the plug-in's {what} ran with another "
+                f"source of it, and their results are kept; if the change matters, {REMEDIES[tag]} or delete "
+                f"those runs, which the tag '{tag}' tells",
+            )
+
 
 #: Trials that differ in more fields are other trials.
 MOST_FIELDS = 3
