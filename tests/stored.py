@@ -118,21 +118,28 @@ def _through_the_harness(store: Store, suite_run: str, trial: Trial, row: Row) -
     run = begun(store, trial, [row], suite_run, {"harness": "0.1.0", "version_torch": "2.9"})
     for epoch in (1, 2):
         run.progress(Progress(epoch, 2, epoch, [(epoch, 1 / epoch)], 0.5, 0.5))
+    trained = Trained(2, 2, 0.5, 0.5, 10.0)
     run.end(
         finished(
             Outcome(
-                Trained(2, 2, 0.5, 0.5, 10.0),
+                trained,
                 Evaluation(torch.eye(2), 0.5, 0.5, np.arange(2)),
                 torch.arange(2),
                 torch.arange(2),
-                row.parameters,
-                100,
-                3600.0,
-                100.0,
                 {},
                 {},
-                effect=0.5,
-                guessing_loss=0.7,
+                {
+                    **dict.fromkeys((Measure.SCORE, Measure.SCORE_LOSS, Measure.ADAPTER_EFFECT), 0.5),
+                    Measure.ADAPTER_PARAMETERS: row.parameters,
+                    Measure.HEAD_PARAMETERS: 100,
+                    Measure.SECONDS: 3600.0,
+                    Measure.PEAK_MIB: 100.0,
+                    Measure.ADAPTER_BYTES: 0,
+                    Measure.FROZEN_BYTES: 0,
+                    Measure.GUESSING_LOSS: 0.7,
+                    **trained.measures,
+                },
+                {},
             )
         )
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,17 +17,6 @@ from bench.training.loop import autocast
 
 #: Tokens of a batch, padding included: their logits are a row of the whole vocabulary each.
 TOKENS_AT_ONCE = 1024
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """Mean losses of a text's tokens, in nats, of the bare backbone and with the adapter."""
-
-    text: str
-    before: float
-    after: float
-    #: How many tokens were predicted.
-    tokens: int
 
 
 def text_loss(backbone: LoadedBackbone, text: Sequence[Tensor], recipe: Recipe) -> tuple[float, int]:

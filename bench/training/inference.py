@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bench.wire.measures import Measure, Measures
 from methods import Adapter, UserError
 from methods.errors import RoundedMerge
 
@@ -24,13 +25,22 @@ EXAMPLES = 8
 
 @dataclass(frozen=True)
 class Inference:
-    """Milliseconds of a forward of so many examples: of the bare backbone, with the adapter, and merged."""
+    """Milliseconds per forward pass of `examples` examples."""
 
     bare: float
     adapted: float
-    #: None where the update is no change of weights, so that nothing can be merged.
+    #: None for methods that cannot be merged.
     merged: float | None
     examples: int
+
+    @property
+    def measures(self) -> Measures:
+        return {
+            Measure.BARE_MS: self.bare,
+            Measure.ADAPTED_MS: self.adapted,
+            Measure.MERGED_MS: self.merged,
+            Measure.TIMED_EXAMPLES: self.examples,
+        }
 
 
 class Forward:

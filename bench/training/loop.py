@@ -23,6 +23,7 @@ from bench.training.augmentation import augmenter
 from bench.training.measure import StepTimer
 from bench.training.saving import PLAIN, Saving
 from bench.training.seeding import generator
+from bench.wire.measures import Measure, Measures
 from bench.wire.record import Progress
 from methods import Adapter, Backbone
 
@@ -57,6 +58,18 @@ class Trained:
     #: Of a head that was fitted, not trained: scikit-learn's C, and whether its solver converged.
     head_c: float | None = None
     head_converged: bool | None = None
+
+    @property
+    def measures(self) -> Measures:
+        return {
+            Measure.SELECTED_EPOCH: self.selected_epoch,
+            Measure.SELECTED_VALIDATION: self.validation_metric,
+            Measure.SELECTED_LOSS: self.validation_loss,
+            Measure.STEPS: self.steps,
+            Measure.STEP_MS: self.step_ms,
+            Measure.HEAD_C: self.head_c,
+            Measure.HEAD_CONVERGED: self.head_converged,
+        }
 
 
 @dataclass

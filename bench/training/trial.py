@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -22,15 +22,16 @@ from bench.tasks import PreparedData, Split, data_key, prepare
 from bench.tasks.plain_text import plain_tokens
 from bench.training.converged import fit_head
 from bench.training.effect import effect, outputs
-from bench.training.forgetting import Forgetting, text_loss
+from bench.training.forgetting import text_loss
 from bench.training.inference import EXAMPLES, Forward, Inference
 from bench.training.loop import Diverged, Evaluation, Trained, autocast, evaluate, head_state, train
 from bench.training.measure import PeakMemory
 from bench.training.numerics import compiled, deterministic, take_device
 from bench.training.saving import PLAIN, Saving, checkpointed
 from bench.training.seeding import generator, stream_seed
-from bench.wire.measures import SplitSizes
+from bench.wire.measures import Measure, Measures, SplitSizes
 from bench.wire.record import Progress
+from bench.wire.words import Tag
 from methods import Adapter, Method, UserError, from_identity
 from methods.capabilities import capabilities
 from methods.capability import Capability
@@ -38,41 +39,18 @@ from methods.capability import Capability
 
 @dataclass
 class Outcome:
-    """What a finished trial leaves: its scores, its costs, its predictions and its adapter."""
+    """The result of a finished trial: its predictions, its adapter, and all that was measured."""
 
     trained: Trained
     final: Evaluation
     #: The ids in their source, and the labels, of the examples behind `final`, in its order.
     example_ids: Tensor
     labels: Tensor
-    adapter_parameters: int
-    head_parameters: int
-    seconds: float
-    peak_mib: float | None
     adapter: dict[str, Tensor]
     head: dict[str, Tensor]
-    #: Those of the adapter at the start, where training cut some.
-    peak_parameters: int | None = None
-    #: What training left of the ranks that it cuts; empty where it cuts none.
-    final_ranks: dict[str, list[int]] = field(default_factory=dict)
-    #: What the method can do; None where that is not known.
-    capabilities: tuple[Capability, ...] | None = None
-    #: Mean and standard deviation of a regression's training targets; None of other targets.
-    scale: tuple[float, float] | None = None
-    #: None where it was not measured: of encoders, and where the suite asks for none.
-    forgetting: Forgetting | None = None
-    #: Of the adapter's frozen tensors.
-    frozen_bytes: int = 0
-    #: None where it could not be measured.
-    inference: Inference | None = None
-    #: Of the adapter on outputs, see `bench.training.effect`; None where there is no adapter.
-    effect: float | None = None
-    #: The validation loss of the best constant answer; None of a generation.
-    guessing_loss: float | None = None
-    #: How many prompts were cut, of how many in all splits; None of a task without prompts.
-    prompts: tuple[int, int] | None = None
-    #: How many examples were used, and how many of test are also in train.
-    splits: SplitSizes | None = None
+    #: Everything that was measured; None for what could not be.
+    measures: Measures
+    tags: dict[str, str]
 
 
 class Resources:
@@ -89,8 +67,8 @@ class Resources:
         self._data: tuple[tuple[object, ...], PreparedData] | None = None
         #: The loss of the bare backbone on a text, by the text and the precision of its forward.
         self._bare: dict[tuple[str, str], float] = {}
-        #: What forwards took, by the method, the data and the precision.
-        self._inference: dict[str, Inference | None] = {}
+        #: Times of forwards, by the method, the data and the precision.
+        self._inference: dict[str, Measures] = {}
 
     def backbone(self, trial: Trial) -> LoadedBackbone:
         """The trial's backbone, without any adapter. Its device becomes the current one of the thread.
@@ -174,8 +152,8 @@ class Resources:
             self._bare[key], _ = text_loss(backbone, text, trial.recipe)
         return self._bare[key]
 
-    def inference(self, trial: Trial, measure: Callable[[], Inference | None]) -> Inference | None:
-        """What forwards of the trial take: measured once for all seeds that this worker runs."""
+    def inference(self, trial: Trial, measure: Callable[[], Measures]) -> Measures:
+        """Times of the trial's forwards, measured once for all seeds that this worker runs."""
         content = trial.model_dump(mode="json", include={"method", "data"})
         key = json.dumps([content, trial.recipe.precision], sort_keys=True)
         if key not in self._inference:
@@ -230,37 +208,39 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
             )
             # Costs are of training and evaluation alone.
             seconds, peak = time.perf_counter() - started, memory.mib()
+            state, count = adapter.state(), adapter.parameter_count
+            measures: Measures = {
+                Measure.SCORE: final.metric,
+                Measure.SCORE_LOSS: final.loss,
+                Measure.SECONDS: seconds,
+                Measure.PEAK_MIB: peak,
+                Measure.ADAPTER_PARAMETERS: count,
+                Measure.PEAK_PARAMETERS: started_with if started_with != count else None,
+                Measure.HEAD_PARAMETERS: sum(tensor.numel() for tensor in backbone.head.parameters()),
+                Measure.ADAPTER_BYTES: sum(tensor.nbytes for tensor in state.values()),
+                Measure.FROZEN_BYTES: sum(tensor.nbytes for tensor in adapter.frozen().values()),
+                **trained.measures,
+                **_of_data(wanted, data),
+                **_forgetting(trial, backbone, adapter, text, before),
+            }
             outcome = Outcome(
                 trained=trained,
                 final=final,
                 example_ids=split.ids.cpu(),
                 labels=data.objective.targets(split.labels.cpu()),
-                adapter_parameters=adapter.parameter_count,
-                peak_parameters=started_with if started_with != adapter.parameter_count else None,
-                final_ranks=adapter.final_ranks(),
-                head_parameters=sum(parameter.numel() for parameter in backbone.head.parameters()),
-                seconds=seconds,
-                peak_mib=peak,
-                adapter=adapter.state(),
+                adapter=state,
                 head=head_state(backbone),
-                frozen_bytes=sum(tensor.nbytes for tensor in adapter.frozen().values()),
-                capabilities=_capabilities(method),
-                scale=data.objective.scale,
-                forgetting=_forgetting(trial, backbone, adapter, text, before),
-                prompts=_prompts(wanted, data),
-                splits=SplitSizes(len(data.train), len(data.validation), len(data.test), data.repeated),
-                guessing_loss=data.objective.guessing_loss(data.validation.labels.cpu()),
+                measures=measures,
+                tags=_tags(trial, method, adapter, measures),
             )
             batch = data.validation.batch(torch.arange(min(EXAMPLES, len(data.validation))))
             with adapter.hold():
                 adapted = outputs(backbone, batch, trial.recipe)
             # What follows takes the adapter off.
-            outcome.inference = resources.inference(
-                trial, lambda: _inference(trial, backbone, adapter, batch)
-            )
+            measures |= resources.inference(trial, lambda: _inference(trial, backbone, adapter, batch))
             adapter.detach()
-            if outcome.adapter_parameters:
-                outcome.effect = effect(adapted, outputs(backbone, batch, trial.recipe))
+            if count:
+                measures[Measure.ADAPTER_EFFECT] = effect(adapted, outputs(backbone, batch, trial.recipe))
             return outcome
         finally:
             adapter.detach()
@@ -304,37 +284,55 @@ def _forgetting(
     adapter: Adapter,
     text: Sequence[Tensor] | None,
     before: float | None,
-) -> Forgetting | None:
-    """What the adapted backbone forgot of a text; None where the bare one was not asked."""
+) -> Measures:
+    """Mean losses a token on a text, bare and adapted; empty where the bare one was not measured."""
     if text is None or before is None:
-        return None
+        return {}
     with torch.inference_mode(), adapter.hold():
         after, tokens = text_loss(backbone, text, trial.recipe)
-    return Forgetting(str(trial.forgetting), before, after, tokens)
+    return {Measure.TEXT_LOSS_BARE: before, Measure.TEXT_LOSS: after, Measure.TEXT_TOKENS: tokens}
 
 
 def _inference(
     trial: Trial, backbone: LoadedBackbone, adapter: Adapter, batch: Mapping[str, Tensor]
-) -> Inference | None:
-    """What a forward of a few examples takes. Takes the adapter off. None, with a warning, where it cannot
-    be measured: the trial has its result all the same.
+) -> Measures:
+    """Times a forward of a few examples, and takes the adapter off.
+
+    Empty, with a warning, where it cannot be measured: the trial has its result all the same.
     """
     device = next(backbone.module.parameters()).device
     forward = Forward(backbone.module, batch, lambda: autocast(trial.recipe, device))
     try:
         adapted, merged = forward.with_adapter(adapter)
         adapter.detach()
-        return Inference(forward.ms(), adapted, merged, forward.examples)
+        return Inference(forward.ms(), adapted, merged, forward.examples).measures
     except Exception as error:  # memory may end where merged weights stand beside the others
         warnings.warn(f"what a forward takes is not known: {error}", stacklevel=2)
-        return None
+        return {}
 
 
-def _prompts(wanted: ModelInput, data: PreparedData) -> tuple[int, int] | None:
-    if not isinstance(wanted, TextInput) or not (wanted.prompt or wanted.writing):
-        return None
+def _of_data(wanted: ModelInput, data: PreparedData) -> Measures:
+    """Sizes of the splits, prompts that were cut, and the scale and the guessing loss of the targets."""
     splits = (data.train, data.validation, data.test)
-    return sum(getattr(split, "cut", 0) for split in splits), sum(map(len, splits))
+    measures = SplitSizes(len(data.train), len(data.validation), len(data.test), data.repeated).measures
+    measures[Measure.GUESSING_LOSS] = data.objective.guessing_loss(data.validation.labels.cpu())
+    if data.objective.scale is not None:
+        measures[Measure.TARGET_MEAN], measures[Measure.TARGET_SD] = data.objective.scale
+    if isinstance(wanted, TextInput) and (wanted.prompt or wanted.writing):
+        measures[Measure.CUT_PROMPTS] = sum(getattr(split, "cut", 0) for split in splits)
+        measures[Measure.PROMPTS] = sum(map(len, splits))
+    return measures
+
+
+def _tags(trial: Trial, method: Method, adapter: Adapter, measures: Measures) -> dict[str, str]:
+    tags: dict[str, str] = {}
+    if (capabilities := _capabilities(method)) is not None:
+        tags[Tag.CAPABILITIES] = json.dumps(capabilities)
+    if ranks := adapter.final_ranks():
+        tags[Tag.FINAL_RANKS] = json.dumps(ranks, separators=(",", ":"))
+    if Measure.TEXT_LOSS in measures:
+        tags[Tag.TEXT] = str(trial.forgetting)
+    return tags
 
 
 @cache

@@ -134,6 +134,10 @@ class Measure(StrEnum):
     # fmt: on
 
 
+#: Numbers of a trial; None for what could not be measured.
+Measures = dict[Measure, float | None]
+
+
 def validation_key(metric: str) -> str:
     """The metric key of a validation score by epoch."""
     return f"validation/{metric}"
@@ -156,7 +160,7 @@ class SplitSizes:
         return f"{sizes} ({self.repeated:,} test example{'s' * (self.repeated != 1)} also in train)"
 
     @property
-    def measures(self) -> dict[Measure, float | None]:
+    def measures(self) -> Measures:
         return {
             Measure.TRAIN_EXAMPLES: self.train,
             Measure.VALIDATION_EXAMPLES: self.validation,

@@ -31,6 +31,7 @@ from bench.training.converged import GRID, Fit, Standardised, choose
 from bench.training.loop import evaluate
 from bench.training.trial import Outcome, Resources, run_trial
 from bench.verify import verify
+from bench.wire.measures import Measure
 from methods import Geometry, UserError, create
 
 from ...messages import naming
@@ -92,7 +93,7 @@ def test_a_trial_answers_as_sklearn_does_on_the_same_features(base: dict[str, An
         models[log_loss(data.validation.labels.numpy(), chances, labels=model.classes_)] = c, model
     c, model = models[min(models)]
     assert (outcome.trained.head_c, outcome.trained.head_converged) == (c, True)
-    assert (outcome.adapter_parameters, outcome.trained.steps) == (0, 0)
+    assert (outcome.measures[Measure.ADAPTER_PARAMETERS], outcome.trained.steps) == (0, 0)
     chances = torch.from_numpy(model.predict_proba(scaler.transform(test)))
     torch.testing.assert_close(outcome.final.logits.double().softmax(1), chances, rtol=1e-3, atol=1e-4)
 

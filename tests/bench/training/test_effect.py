@@ -46,16 +46,12 @@ def test_an_adapter_that_did_not_move_has_no_effect_and_one_that_did_has(
     resources: Resources, method: Any
 ) -> None:
     still, moved = run(resources, method, 1e-12), run(resources, method, 3e-2)
-    assert still.effect is not None
-    assert moved.effect is not None
-    assert still.effect < 1e-4
-    assert moved.effect > 1e-2
-    assert finished(moved).metrics[Measure.ADAPTER_EFFECT] == moved.effect
+    assert finished(still).metrics[Measure.ADAPTER_EFFECT] < 1e-4
+    assert finished(moved).metrics[Measure.ADAPTER_EFFECT] > 1e-2
 
 
 def test_the_head_alone_has_no_adapter_to_speak_of(resources: Resources) -> None:
     outcome = run(resources, "head_only", 1e-3)
-    assert outcome.effect is None
     assert Measure.ADAPTER_EFFECT not in finished(outcome).metrics
     # Ten digits, nearly evenly.
     assert finished(outcome).metrics[Measure.GUESSING_LOSS] == pytest.approx(math.log(10), abs=0.3)

@@ -11,6 +11,7 @@ import pytest
 import bench
 from bench.training.inference import Forward
 from bench.training.trial import Resources, run_trial
+from bench.wire.measures import Measure
 
 from ...messages import naming
 from ..toy_runs import run
@@ -39,16 +40,13 @@ def test_a_worker_measures_a_method_once_and_its_result_is_the_same(monkeypatch:
     resources = Resources("cpu")
     clean = resources.backbone(made.trials[0]).fingerprint()
     trials = sorted(made.trials, key=lambda trial: (trial.method["method"], trial.seed))
-    found = [run_trial(trial, resources, lambda _: None) for trial in trials]
-    lora, again, adapter, _ = (one.inference for one in found)
+    outcomes = [run_trial(trial, resources, lambda _: None) for trial in trials]
+    names = (Measure.ADAPTED_MS, Measure.MERGED_MS, Measure.BARE_MS, Measure.TIMED_EXAMPLES)
+    lora, again, adapter, _ = ([outcome.measures[name] for name in names] for outcome in outcomes)
     # With the adapter, merged, and bare; one that is no change of weights is not merged.
     assert len(timed) == 3 + 2
-    assert lora is not None
-    assert adapter is not None
-    assert (lora.adapted, lora.merged, lora.bare) == tuple(timed[:3])
-    assert (adapter.adapted, adapter.merged, adapter.bare) == (timed[3], None, timed[4])
-    assert again == lora
-    assert lora.examples == 8
+    assert lora == again == [*timed[:3], 8]
+    assert adapter == [timed[3], None, timed[4], 8]
     assert resources.backbone(made.trials[0]).fingerprint() == clean
 
 
@@ -60,7 +58,7 @@ def test_what_cannot_be_measured_costs_no_trial(monkeypatch: pytest.MonkeyPatch)
     (trial,) = plan(TEXT).trials
     with pytest.warns(UserWarning, match=naming("forward", "no room")):
         outcome = run_trial(trial, Resources("cpu"), lambda _: None)
-    assert outcome.inference is None
+    assert Measure.BARE_MS not in outcome.measures
 
 
 def test_it_is_stored_shown_and_reported(

@@ -154,7 +154,8 @@ def test_parameters_are_counted_apart_for_adapter_and_head() -> None:
     (trial,) = trials(methods=[{"method": "lora", "rank": 3}])
     outcome = run_trial(trial, Resources("cpu"), nothing)
     # 2 layers × 3 projections × rank 3 × (32 + 32), and 10 classes on 32 features with biases.
-    assert (outcome.adapter_parameters, outcome.head_parameters) == (1152, 330)
+    names = (Measure.ADAPTER_PARAMETERS, Measure.HEAD_PARAMETERS)
+    assert [outcome.measures[name] for name in names] == [1152, 330]
     assert sum(value.numel() for value in outcome.adapter.values()) == 1152
     assert sum(value.numel() for value in outcome.head.values()) == 330
 
