@@ -243,6 +243,10 @@ class Joined(Source):
                     self._of_run[record.run_id] = part
         return sorted(chosen.values(), key=lambda record: (record.started, record.origin))
 
+    def part(self, record: Record) -> Source:
+        """The part that has a run."""
+        return self._of_run[record.run_id]
+
     @property
     def name(self) -> str:
         return self._parts[0].name
@@ -255,10 +259,10 @@ class Joined(Source):
         return self._records[kind]
 
     def has(self, record: Record, name: Artifact) -> bool:
-        return self._of_run[record.run_id].has(record, name)
+        return self.part(record).has(record, name)
 
     def read(self, record: Record, name: Artifact) -> bytes | None:
-        part = self._of_run[record.run_id]
+        part = self.part(record)
         if name == Artifact.PLAN and self._plan is not None and part.plan() != self._plan:
             return as_json(self._plan).encode()
         return part.read(record, name)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +19,7 @@ from bench.backbones import LoadedBackbone, load
 from bench.backbones.verbalizer import put_head
 from bench.plan.trial import Trial
 from bench.store.access import Access, is_foreign
-from bench.store.artifacts import broken, check_content, hashes
+from bench.store.artifacts import broken, hashes
 from bench.store.connect import BROKEN_STORE, connect, shown_uri
 from bench.store.queries import experiments, find_runs
 from bench.store.store import Store
@@ -185,18 +183,13 @@ def _finished(record: Record) -> Record:
 
 
 def _content(store: Store, record: Record, name: Artifact) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            file = Path(store.client.download_artifacts(record.run_id, name, folder))
-        except BROKEN_STORE as error:
-            hint = ""
-            if name == Artifact.ADAPTER and record.origin != record.run_id:
-                hint = "; its pack may hold no adapters, which `tensorbench pack --adapters` takes along"
-            reason = str(error).rstrip(".")
-            said = f"{name} of run {record.run_id} cannot be had: {reason}{hint}"
-            raise UserError(shown_uri(said)) from error
-        check_content(record, name, file)
-        return file.read_bytes()
+    content = store.read(record, name)
+    if content is None:
+        hint = ""
+        if name == Artifact.ADAPTER and record.origin != record.run_id:
+            hint = "; its pack may hold no adapters, which `tensorbench pack --adapters` takes along"
+        raise UserError(f"{name} of run {record.run_id} cannot be had: the store has none{hint}")
+    return content
 
 
 def _trial(record: Record, config: bytes) -> Trial:

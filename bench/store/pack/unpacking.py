@@ -13,14 +13,7 @@ from bench.process.alive import owner
 from bench.process.files import sha256
 from bench.store.artifacts import hashes
 from bench.store.connect import connect, insisting
-from bench.store.merging import (
-    brings_adapter,
-    brings_more,
-    merged_plan,
-    refuse_other_result,
-    refuse_other_scores,
-    result_of,
-)
+from bench.store.merging import Joined, result_of
 from bench.store.source import Source
 from bench.store.store import Store
 from bench.wire.found import FOUND
@@ -65,30 +58,24 @@ class _Merge:
 
     def __init__(self, source: Source, store: Store | None) -> None:
         self.source = source
-        stored = store.records() if store else []
-        known, trials = latest(stored), latest(source.records())
-        refuse_other_scores(source.name, known, trials.values())
-        self.coming = [run for run in trials.values() if brings_more(run, known.get(run.trial_id))]
-        #: Those that the store has without their adapters, with its runs.
-        self.bare = [
-            (run, known[run.trial_id])
-            for run in trials.values()
-            if store and run.trial_id in known and brings_adapter((source, run), (store, known[run.trial_id]))
-        ]
-        # Of another run of the trial all is taken, or its adapter would not be that of the predictions.
-        self.coming += [run for run, other in self.bare if run.origin != other.origin]
-        self.there = len(trials) - len(self.coming)
-        coming, here = source.plan(), store.plan() if store else None
-        #: The plan of both; None where the store has no plan yet.
-        self._plan = merged_plan(here, coming) if here and coming else None
-        if store:
-            for run in self._nested():
-                for there in _same(store, run):
-                    refuse_other_result((store, there), (source, run))
+        both = Joined([store, source] if store else [source])
+        stored = latest(store.records()) if store else {}
+        brought = [run for run in both.records() if both.part(run) is source]
 
-    def _nested(self) -> list[Record]:
-        """The searches and allocations."""
-        return [run for kind in FOUND for run in self.source.records(kind)]
+        def is_same(run: Record) -> bool:
+            """Whether the store has this very run, and lacks its adapter alone.
+
+            Everything is taken of another run, or its adapter would not be that of the predictions.
+            """
+            other = stored.get(run.trial_id)
+            return other is not None and other.status == run.status and other.origin == run.origin
+
+        #: Runs whose adapters alone are taken, each with the store's run.
+        self._bare = [(run, stored[run.trial_id]) for run in brought if is_same(run)]
+        self.coming = [run for run in brought if not is_same(run)]
+        self.there = len(latest(source.records())) - len(self.coming)
+        #: The plan of both; None where the store has no plan yet.
+        self._plan = both.plan() if store and store.plan() else None
 
     def write(self, store: Store) -> Iterator[Record]:
         """Writes what the store lacks, and gives each trial that is written."""
@@ -97,9 +84,8 @@ class _Merge:
         begun = {run.tag(Tag.ORIGIN): run.run_id for run in stored if not run.settled}
         parents = self._parents(store)
         points = dict(list(self.source.curves().groupby("run_id")))
-        for run, same in self.bare:
-            if run.origin == same.origin:
-                _add_adapter(store, self.source, run, same)
+        for run, same in self._bare:
+            _add_adapter(store, self.source, run, same)
         for run in self.coming:
             parent = parents.get(run.tag(Tag.PARENT), parents[""])
             run_id = begun.get(run.origin) or _begin(store, run, parent)
@@ -119,7 +105,7 @@ class _Merge:
             if self._plan is not None and store.plan() != self._plan:
                 store.keep(run_id, Artifact.PLAN, self._plan)
             found[run.run_id] = found[""] = run_id
-        for run in self._nested():
+        for run in _nested(self.source):
             there = _same(store, run)
             run_id = there[-1].run_id if there else _begin(store, run, found[""])
             lacking = (
@@ -129,6 +115,11 @@ class _Merge:
                 _fill(store, self.source, run, run_id, None)
             found[run.run_id] = run_id
         return found
+
+
+def _nested(source: Source) -> list[Record]:
+    """The searches and allocations."""
+    return [run for kind in FOUND for run in source.records(kind)]
 
 
 def _unended(there: Sequence[Record], run: Record) -> bool:
