@@ -296,7 +296,7 @@ def unpack(
     with progress_bars(err) as bars:
         task = bars.add_task("trials", total=None)
         found = opening.unpack(
-            *file, store=store, told=lambda done, of: bars.update(task, completed=done, total=of)
+            *file, store=store, listener=lambda done, of: bars.update(task, completed=done, total=of)
         )
     for one in found:
         out.print(

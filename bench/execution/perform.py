@@ -60,8 +60,8 @@ Report = Callable[[Event], None]
 
 def started(trial: Trial, worker: str, resources: Resources) -> Event:
     """A trial begins in this process, on the device of its resources."""
-    found = provenance(str(resources.device)) | resources.saving.told()
-    return Event(trial, "started", worker, provenance=found, libraries=libraries())
+    tags = provenance(str(resources.device)) | resources.saving.told()
+    return Event(trial, "started", worker, provenance=tags, libraries=libraries())
 
 
 def ended(trial: Trial, worker: str, ending: Record) -> Event:
@@ -114,8 +114,8 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
 
 def _out_of_memory(error: BaseException) -> bool:
     """Whether it says that memory ran out."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(said in str(error) for said in NO_MEMORY)
+    by_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return by_type or any(said in str(error) for said in NO_MEMORY)
 
 
 def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
@@ -200,14 +200,14 @@ def _attempt(
     interrupts: tuple[type[BaseException], ...],
 ) -> Record:
     #: What the listener raised, which is no failure of the trial.
-    told: BaseException | None = None
+    raised: BaseException | None = None
 
     def watched(progress: Progress) -> None:
-        nonlocal told
+        nonlocal raised
         try:
             report(progress)
         except BaseException as error:
-            told = error
+            raised = error
             raise
 
     reason: Failure
@@ -220,7 +220,7 @@ def _attempt(
     except (torch.OutOfMemoryError, MemoryError) as error:
         ending = failed("out of memory", str(error), traceback.format_exc())
     except BaseException as error:  # a trial may fail in any way; the others must go on
-        if error is told or isinstance(error, interrupts):
+        if error is raised or isinstance(error, interrupts):
             raise
         reason = "out of memory" if _out_of_memory(error) else "error"
         ending = failed(reason, f"{type(error).__name__}: {error}", traceback.format_exc())

@@ -71,11 +71,11 @@ class Access:
         if data.hub is not None:
             self._check_hub(f"its data {data.hub}")
             return data
-        given = getattr(data, data.format)
-        if isinstance(given, dict):
-            places = {split: self._place(f"its data of {split}", path) for split, path in given.items()}
+        place = getattr(data, data.format)
+        if isinstance(place, dict):
+            places = {split: self._place(f"its data of {split}", path) for split, path in place.items()}
             return data.model_copy(update={data.format: places})
-        return data.model_copy(update={data.format: self._place("its data", given)})
+        return data.model_copy(update={data.format: self._place("its data", place)})
 
     def _check_hub(self, what: str) -> None:
         if not self._hub:

@@ -31,12 +31,12 @@ def hashes(record: Record) -> dict[str, str]:
 
     Raises UserError for a tag that holds none.
     """
-    told = record.tag(Tag.HASHES)
+    text = record.tag(Tag.HASHES)
     try:
-        found = json.loads(told) if told else {}
-        return {str(name): str(digest) for name, digest in found.items()}
+        digests = json.loads(text) if text else {}
+        return {str(name): str(digest) for name, digest in digests.items()}
     except (ValueError, AttributeError) as error:
-        raise UserError(f"run {record.run_id}: its tag '{Tag.HASHES}' holds no hashes: {told:.60}") from error
+        raise UserError(f"run {record.run_id}: its tag '{Tag.HASHES}' holds no hashes: {text:.60}") from error
 
 
 def check_content(record: Record, name: Artifact, file: Path) -> None:

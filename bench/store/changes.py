@@ -105,15 +105,15 @@ def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list
     return [_message(group, every=left >= 0) for group in largest[:MOST_TOLD]]
 
 
-def _pairs(plan: Plan, known: Mapping[str, Record]) -> Iterator[tuple[Trial, list[Record]]]:
+def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, list[Record]]]:
     """Each planned trial without a result, with the finished ones of its kind that the plan lacks."""
     planned = {trial.id: trial for trial in plan.trials}
     finished: defaultdict[_Key, list[Record]] = defaultdict(list)
-    for record in known.values():
+    for record in records.values():
         if record.status == Status.FINISHED and record.trial_id not in planned:
             tags = (record.tag(tag) for tag in (Tag.METHOD, Tag.BACKBONE, Tag.TASK, Tag.SEED))
             finished[tuple(tags)].append(record)  # type: ignore[index]
-    open_ = {id_ for id_ in planned if id_ not in known or not known[id_].decided}
+    open_ = {id_ for id_ in planned if id_ not in records or not records[id_].decided}
     for row in plan.rows:
         for seed, id_ in row.trials.items():
             if id_ not in open_:
@@ -159,7 +159,7 @@ def _flat(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 def _message(group: list[dict[str, tuple[Any, Any]]], every: bool) -> str:
     """What is said of trials that differ from planned ones in the same fields; `every`: these are all."""
     count, fields = len(group), sorted(group[0])
-    values = {field: {json.dumps(one[field]) for one in group} for field in fields}
+    values = {field: {json.dumps(differences[field]) for differences in group} for field in fields}
     shown = [
         f"{field} ({_shown(group[0][field][0])} there, {_shown(group[0][field][1])} now)"
         if len(values[field]) == 1
@@ -170,7 +170,7 @@ def _message(group: list[dict[str, tuple[Any, Any]]], every: bool) -> str:
     said = f"{count} finished trial{'s' * (count > 1)} here differ{'s' * (count == 1)} in {listed} alone, "
     said = "At least " * (not every) + said + "and would run again."
     recipe = [field.removeprefix("recipe.") for field in fields if field.startswith("recipe.")]
-    if len(recipe) == len(fields) and all(len(one) == 1 for one in values.values()):
+    if len(recipe) == len(fields) and all(len(differences) == 1 for differences in values.values()):
         kept = ", ".join(f"{name}: {_shown(group[0][f'recipe.{name}'][0])}" for name in recipe)
         said += f" To keep {'them' if count > 1 else 'it'}, add to the suite's `training`: {kept}"
     return said

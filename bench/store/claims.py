@@ -156,13 +156,13 @@ class Claims:
     def _claims(self, *trial: str) -> Iterator[RegisteredModel]:
         """The claims on this experiment's trials, or on one of them."""
         start = self._name(*trial, "")
-        found = every_page(
+        models = every_page(
             lambda token: self._client.search_registered_models(
                 f"name LIKE '{start}%'", max_results=PAGE, page_token=token
             )
         )
         # For some databases LIKE does not tell small letters from capitals.
-        return (claim for claim in found if claim.name.startswith(start))
+        return (claim for claim in models if claim.name.startswith(start))
 
     @insisting
     def take(self, trial: str, taken: dict[str, tuple[int, str]], living: set[str]) -> bool:
@@ -218,10 +218,10 @@ class Claims:
             driver = run.tag(Tag.DRIVER)
             return driver not in living if driver else dead(run.tag(Tag.OWNER))
 
-        found = [run for run in open_runs if gone(run)]
+        stale = [run for run in open_runs if gone(run)]
         # A driver that ended in between had closed its runs before it took back its sign.
-        still = {run.run_id for run in self._store.running()} if found else set()
-        return [run for run in found if run.run_id in still]
+        still = {run.run_id for run in self._store.running()} if stale else set()
+        return [run for run in stale if run.run_id in still]
 
     @insisting
     def silent(self) -> set[str]:
@@ -253,11 +253,13 @@ class Claims:
         if not taken:
             return []
         living, records = self.living(), latest(self._store.records())
-        others = living - {self.driver}
+        other_drivers = living - {self.driver}
 
         def done(trial: str) -> bool:
             record = records.get(trial)
-            return bool(record and (record.status == Status.FINISHED or (record.settled and not others)))
+            return bool(
+                record and (record.status == Status.FINISHED or (record.settled and not other_drivers))
+            )
 
         return [trial for trial, (_, driver) in taken.items() if driver not in living and done(trial)]
 
@@ -311,7 +313,7 @@ def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) ->
     # Without any driver at work nobody asks which attempt at a trial is the next.
     needless = claims.left() if living else list(taken)
     waiting, refused = Outbox(store.outbox).everything()
-    found = Leftovers(
+    left = Leftovers(
         store.name,
         sorted(needless),
         claims.stale(),
@@ -323,7 +325,7 @@ def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) ->
         claims.close_stale()
         for trial in needless:
             claims.settle(trial)
-    return found
+    return left
 
 
 def _watch(claims: Claims, watching: Callable[[int], None]) -> None:

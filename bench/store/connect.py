@@ -74,8 +74,8 @@ ASKED = 5
 #: What MLflow says where an answer ends too soon and nothing announced how long it would be.
 NO_JSON = "not in a valid JSON format"
 
-Given = ParamSpec("Given")
-Got = TypeVar("Got")
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -90,21 +90,21 @@ def _cut(error: BaseException) -> bool:
 
     MLflow asks again where no answer comes, but not in this case.
     """
-    return any(isinstance(one, ChunkedEncodingError) or NO_JSON in str(one) for one in chain(error))
+    return any(isinstance(cause, ChunkedEncodingError) or NO_JSON in str(cause) for cause in chain(error))
 
 
-def asking_again(function: Callable[Given, Got]) -> Callable[Given, Got]:
+def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Calls a function again whose answer was cut. It must be one that may be called twice."""
 
     @wraps(function)
-    def call(*given: Given.args, **named: Given.kwargs) -> Got:
+    def call(*args: Parameters.args, **named: Parameters.kwargs) -> Result:
         for _ in range(ASKED - 1):
             try:
-                return function(*given, **named)
+                return function(*args, **named)
             except BROKEN_STORE as error:
                 if not _cut(error):
                     raise
-        return function(*given, **named)
+        return function(*args, **named)
 
     return call
 
@@ -129,13 +129,13 @@ def _kind(error: Exception) -> type[StoreError]:
     if error.error_code in REFUSALS:
         return StoreRefusedError
     # A server's own error; a gateway's are others, and the disk of the artifacts may be full.
-    if any(isinstance(one, RetryError) and "too many 500" in str(one) for one in chain(error)):
+    if any(isinstance(cause, RetryError) and "too many 500" in str(cause) for cause in chain(error)):
         return StoreError if "/mlflow-artifacts/" in str(error) else StoreFailedError
-    away = any(isinstance(one, OSError | OperationalError | InterfaceError) for one in chain(error))
+    away = any(isinstance(cause, OSError | OperationalError | InterfaceError) for cause in chain(error))
     return StoreError if away or error.error_code == BUSY else StoreFailedError
 
 
-def insisting(function: Callable[Given, Got]) -> Callable[Given, Got]:
+def insisting(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """The same for a whole function, which is called again where an answer was cut."""
     return storing()(asking_again(function))
 
@@ -166,8 +166,8 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
                 f"store '{shown_uri(uri)}' would be lost with this process; name a file: sqlite:///mlflow.db"
             )
         # MLflow keeps what it opened by its address, also where the working folder is another one since.
-        whole = f"{SQLITE}{database.absolute()}"
-        if "?" in uri or "%" in whole:
+        absolute = f"{SQLITE}{database.absolute()}"
+        if "?" in uri or "%" in absolute:
             # What comes after a '?' is an option to SQLAlchemy, and it decodes '%20'.
             raise UserError(
                 f"store '{shown_uri(uri)}' cannot be named so: the path of a SQLite file has no '?' or '%'"
@@ -179,7 +179,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         if not create and not database.exists():
             raise UserError(f"there is no store at {database}; run a suite first, or name it with --store")
         try:
-            return _open(whole)
+            return _open(absolute)
         except BROKEN_STORE as error:
             undo = interrupted_upgrade(database)
             raise UserError(f"cannot use the store at {database}: {error}{undo}") from error
@@ -430,8 +430,8 @@ def follow(database: Path) -> None:
 def _now(database: Path, location: str) -> str | None:
     """Where the artifacts of an experiment lie now; None where they lie at `location`, or not beside it."""
     where = urlparse(location)
-    _, found, below = unquote(where.path).rpartition(f"/{ARTIFACTS}/")
-    if where.scheme not in ("", "file") or not found:
+    _, folder, below = unquote(where.path).rpartition(f"/{ARTIFACTS}/")
+    if where.scheme not in ("", "file") or not folder:
         return None
     stored, beside = Path(unquote(where.path)), database.parent.absolute() / ARTIFACTS / below
     if not beside.is_dir() or (stored.exists() and stored.samefile(beside)):

@@ -33,29 +33,29 @@ STUDIED = ("training lr", "training head_lr")
 MOST_LISTED = 10
 
 
-def brings_more(coming: Record, known: Record | None) -> bool:
+def brings_more(coming: Record, stored: Record | None) -> bool:
     """Whether a run tells more of its trial than the one that is known."""
-    if known is None:
+    if stored is None:
         return True
-    if known.status == Status.FINISHED:
+    if stored.status == Status.FINISHED:
         return False
-    return coming.status == Status.FINISHED or (coming.settled and not known.settled)
+    return coming.status == Status.FINISHED or (coming.settled and not stored.settled)
 
 
-def brings_adapter(coming: tuple[Source, Record], known: tuple[Source, Record]) -> bool:
+def brings_adapter(coming: tuple[Source, Record], stored: tuple[Source, Record]) -> bool:
     """Whether a finished run has the adapter of its trial, which another finished one was packed without."""
-    (there, run), (here, other) = coming, known
+    (there, run), (here, other) = coming, stored
     if not run.status == other.status == Status.FINISHED or not run.trial_id:
         return False
     return there.has(run, Artifact.ADAPTER) and not here.has(other, Artifact.ADAPTER)
 
 
-def refuse_other_scores(name: str, known: Mapping[str, Record], coming: Iterable[Record]) -> None:
+def refuse_other_scores(name: str, stored: Mapping[str, Record], coming: Iterable[Record]) -> None:
     """Raises UserError where both parts of experiment `name` have a trial with other scores; all are listed.
 
     `known` is by trial id.
     """
-    apart = list(_apart(known, coming))
+    apart = list(_apart(stored, coming))
     if apart:
         more = f"\n  and {len(apart) - MOST_LISTED} more" if len(apart) > MOST_LISTED else ""
         raise UserError(
@@ -64,9 +64,9 @@ def refuse_other_scores(name: str, known: Mapping[str, Record], coming: Iterable
         )
 
 
-def _apart(known: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[str]:
+def _apart(stored: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[str]:
     for record in coming:
-        other = known.get(record.trial_id)
+        other = stored.get(record.trial_id)
         if other is None or not other.status == record.status == Status.FINISHED:
             continue
         a, b = other.score, record.score
@@ -75,18 +75,18 @@ def _apart(known: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[st
             yield f"  trial {record.trial_id} ({record.name}): {runs}"
 
 
-def refuse_other_result(known: tuple[Source, Record], coming: tuple[Source, Record]) -> None:
+def refuse_other_result(stored: tuple[Source, Record], coming: tuple[Source, Record]) -> None:
     """Raises UserError where two parts of one experiment have a search or an allocation with other results.
 
     Each is the part and its run. One that has not ended, without a result, contradicts nothing.
     """
-    here, there = result_of(*known), result_of(*coming)
+    here, there = result_of(*stored), result_of(*coming)
     if here is not None and there is not None and here != there:
-        (one, run), (other, search) = known, coming
+        (source, run), (other, search) = stored, coming
         raise UserError(
             f"experiment '{other.name}': the {search.tag(Tag.KIND)} '{search.tag(Tag.STUDY)}' found "
-            f"something else in {shown_uri(one.where)} (run {run.run_id}) than in {shown_uri(other.where)}; "
-            "nothing was merged"
+            f"something else in {shown_uri(source.where)} (run {run.run_id}) than in "
+            f"{shown_uri(other.where)}; nothing was merged"
         )
 
 
@@ -108,11 +108,11 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
     """The rows and seeds of both. Raises UserError where a row of both was not run alike."""
     if first == second:
         return first
-    known, coming = first.by_id(), second.by_id()
+    trials_of_first, coming = first.by_id(), second.by_id()
     rows = _by_key(first)
     for key, row in _by_key(second).items():
         if key in rows:
-            trials = [*_of(rows[key], known), *_of(row, coming)]
+            trials = [*_of(rows[key], trials_of_first), *_of(row, coming)]
             row = _merged_row(first.suite, rows[key], row, trials)
         rows[key] = row
     return first.model_copy(
@@ -120,7 +120,7 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
             "closing": first.closing or second.closing,
             "tuning": first.tuning if first.tuning != "none" else second.tuning,
             "rows": tuple(rows.values()),
-            "trials": tuple((known | coming).values()),
+            "trials": tuple((trials_of_first | coming).values()),
         }
     )
 
@@ -128,12 +128,12 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
 def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
     """The rows by what tells them apart. Of rows that nothing tells apart, the place among them does."""
     counted: Counter[tuple[Any, ...]] = Counter()
-    found = {}
+    rows = {}
     for row in plan.rows:
         key = (row.task, row.backbone, row.budget, row.method, row.ranks)
         counted[key] += 1
-        found[*key, counted[key]] = row
-    return found
+        rows[*key, counted[key]] = row
+    return rows
 
 
 def _of(row: PlannedRow, trials: Mapping[str, PlannedTrial]) -> list[PlannedTrial]:
@@ -145,8 +145,8 @@ def _merged_row(
 ) -> PlannedRow:
     """The row with the seeds of both, whose trials have to be alike but for the seed."""
     where = " · ".join(filter(None, (first.method, first.budget, first.task, first.backbone)))
-    told = [row.model_dump(exclude={"trials", "tuning", "studies"}) for row in (first, second)]
-    _refuse_other(suite, where, *told)
+    contents_of_rows = [row.model_dump(exclude={"trials", "tuning", "studies"}) for row in (first, second)]
+    _refuse_other(suite, where, *contents_of_rows)
     studies = _merged_studies(suite, where, first.studies, second.studies)
     contents = [_content(trial) for trial in trials]
     if studies:
@@ -192,7 +192,9 @@ def _content(trial: PlannedTrial) -> dict[str, Any]:
         "training": trial.recipe,
         "task": {key: trial.task.get(key) for key in SIZES},
     }
-    return shared | {f"{part} {key}": value for part, told in parts.items() for key, value in told.items()}
+    return shared | {
+        f"{part} {key}": value for part, fields in parts.items() for key, value in fields.items()
+    }
 
 
 def _refuse_other(suite: str, where: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
@@ -223,11 +225,11 @@ class Joined(Source):
         #: Every run of each search and allocation, with its part.
         nested: defaultdict[str, list[tuple[Source, Record]]] = defaultdict(list)
         for part in self._parts:
-            found = part.records(kind)
+            records = part.records(kind)
             if kind == Kind.TRIAL:
-                found = list(latest(found).values())
-                refuse_other_scores(self.name, chosen, found)
-            for record in found:
+                records = list(latest(records).values())
+                refuse_other_scores(self.name, chosen, records)
+            for record in records:
                 # There is one run of a suite, and one of each search.
                 key = record.trial_id or record.tag(Tag.STUDY)
                 if kind in FOUND:
@@ -235,9 +237,10 @@ class Joined(Source):
                         if other[0] is not part:
                             refuse_other_result(other, (part, record))
                     nested[key].append((part, record))
-                known = chosen.get(key)
-                if brings_more(record, known) or (
-                    known is not None and brings_adapter((part, record), (self._of_run[known.run_id], known))
+                earlier = chosen.get(key)
+                if brings_more(record, earlier) or (
+                    earlier is not None
+                    and brings_adapter((part, record), (self._of_run[earlier.run_id], earlier))
                 ):
                     chosen[key] = record
                     self._of_run[record.run_id] = part
@@ -270,10 +273,10 @@ class Joined(Source):
     def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
         import pandas as pd
 
-        found = [part.curves(key, runs) for part in self._parts]
+        frames = [part.curves(key, runs) for part in self._parts]
         own = [
             frame[[self._of_run.get(run_id) is part for run_id in frame["run_id"]]]
-            for part, frame in zip(self._parts, found, strict=True)
+            for part, frame in zip(self._parts, frames, strict=True)
         ]
         return pd.concat(own).sort_values(["run_id", "key", "step"], ignore_index=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.store import DEFAULT_STORE
 from bench.store.merging import Joined
 from bench.store.pack.reading import open_pack
-from bench.store.pack.unpacking import Merged, Told, merge
+from bench.store.pack.unpacking import Listener, Merged, merge
 from bench.store.pack.writing import Written, write_pack
 from bench.store.source import Source
 from bench.store.store import Store
@@ -42,7 +42,7 @@ def as_one(sources: Iterable[Source]) -> list[Source]:
     parts: defaultdict[str, list[Source]] = defaultdict(list)
     for source in sources:
         parts[source.name].append(source)
-    return [some[0] if len(some) == 1 else Joined(some) for some in parts.values()]
+    return [same[0] if len(same) == 1 else Joined(same) for same in parts.values()]
 
 
 def pack(
@@ -62,14 +62,14 @@ def pack(
 
 
 def unpack(
-    *files: Path | str, store: str = DEFAULT_STORE, told: Told = lambda done, of: None
+    *files: Path | str, store: str = DEFAULT_STORE, listener: Listener = lambda done, of: None
 ) -> list[Merged]:
     """Merges packs into a store, which is made if it is not there; those of one experiment become one.
 
-    Trials that the store has stay as they are. Killed halfway, the same call goes on. `told` hears how many
+    Trials that the store has stay as they are. Killed halfway, the same call goes on. `listener` hears how many
     of how many trials are written. Raises UserError, with nothing written, for a pack that is refused, for
     other scores of a trial than the store's or another pack's, and for a suite that was run differently.
     """
     if other := next((file for file in files if not is_pack(str(file))), None):
         raise UserError(f"{other} is no pack: the name of one ends with {ENDING}")
-    return merge(open_results(store, map(str, files)), store, told)
+    return merge(open_results(store, map(str, files)), store, listener)

@@ -158,7 +158,9 @@ def _read(kept: Path) -> Record:
             return _LETTER.validate_python(content).record(kept / "files")
         return _RECORD.validate_python(content)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        wrong = "; ".join(
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
+        )
         raise UnreadableRecordError(f"the record in {kept} cannot be read: {wrong}") from error
     except (ValueError, RecursionError, OSError) as error:
         raise UnreadableRecordError(f"the record in {kept} cannot be read: {error}") from error

@@ -99,7 +99,7 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
     engine = open_engine(uri)
     try:
         with engine.connect() as connection:
-            found = connection.execute(runs).all()
+            rows = connection.execute(runs).all()
             for run_id, key, tag in connection.execute(tags):
                 tags_of[run_id][key] = tag
             for run_id, key, value, is_nan in connection.execute(metrics):
@@ -108,7 +108,7 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
         engine.dispose()
     return [
         record_of(run_id, status, started, tags_of[run_id], metrics_of[run_id], artifacts, ended)
-        for run_id, status, started, artifacts, ended in found
+        for run_id, status, started, artifacts, ended in rows
     ]
 
 
@@ -137,10 +137,10 @@ def read_curves(
     engine = open_engine(uri)
     try:
         with engine.connect() as connection:
-            found = {
+            values = {
                 (run_id, key, step): math.nan if is_nan else value
                 for run_id, key, step, value, is_nan in connection.execute(points)
             }
     finally:
         engine.dispose()
-    return [(*point, value) for point, value in found.items()]
+    return [(*point, value) for point, value in values.items()]

@@ -81,11 +81,11 @@ class Source(ABC):
 
         Raises UserError where it is there and cannot be read.
         """
-        told = self.read(record, name)
-        if told is None:
+        text = self.read(record, name)
+        if text is None:
             return None
         try:
-            return form.model_validate_json(told)
+            return form.model_validate_json(text)
         except ValidationError as error:
             raise broken(record, name, explained(error, form)[0]) from error
 
@@ -124,5 +124,5 @@ def _completed(plan: StoredPlan, allowance: Tuning | None) -> StoredPlan:
 def _allowed(row: PlannedRow, allowance: Tuning) -> PlannedRow:
     if row.tuning is None or row.tuning.allowed_points:
         return row
-    told = {"allowed_points": allowance.trials, "allowed_grids": allowance.grids}
-    return row.model_copy(update={"tuning": row.tuning.model_copy(update=told)})
+    update = {"allowed_points": allowance.trials, "allowed_grids": allowance.grids}
+    return row.model_copy(update={"tuning": row.tuning.model_copy(update=update)})

@@ -82,7 +82,7 @@ class Store(Source):
         client = connect(uri, create=False)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            names = [found.name for found in experiments(client) if found.name != "Default"]
+            names = [existing.name for existing in experiments(client) if existing.name != "Default"]
             hint = did_you_mean(name, names)
             there = ", ".join(names) or "none"
             raise UserError(
@@ -151,9 +151,9 @@ class Store(Source):
         """Every stored run of a kind, trials unless another is named, oldest first; or those of one trial."""
         if trial_id is None and not self._served:
             with storing():
-                found = read_tables(self.client.tracking_uri, self.experiment.experiment_id, kind)
-            if found is not None:
-                return found
+                records = read_tables(self.client.tracking_uri, self.experiment.experiment_id, kind)
+            if records is not None:
+                return records
         return self._find(kind, f" and tags.{Tag.TRIAL_ID} = '{trial_id}'" if trial_id else "")
 
     def running(self, driver: str | None = None) -> list[Record]:
@@ -219,26 +219,26 @@ class Store(Source):
     def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
         import pandas as pd
 
-        found, uri = None, self.client.tracking_uri
+        points, uri = None, self.client.tracking_uri
         with storing():
             if not self._served:
-                found = read_curves(uri, self.experiment_id, key, runs)
-        if found is None:
-            found = self._curves_one_by_one(key, runs)
-        return pd.DataFrame(found, columns=list(CURVE)).astype({"step": "int64", "value": "float64"})
+                points = read_curves(uri, self.experiment_id, key, runs)
+        if points is None:
+            points = self._curves_one_by_one(key, runs)
+        return pd.DataFrame(points, columns=list(CURVE)).astype({"step": "int64", "value": "float64"})
 
     def _curves_one_by_one(self, key: str | None, runs: Collection[str]) -> list[tuple[str, str, int, float]]:
-        wanted = (
-            ((record.run_id, one) for record in self.records() for one in record.metrics)
+        keys = (
+            ((record.run_id, curve) for record in self.records() for curve in record.metrics)
             if key is None
             else ((run_id, key) for run_id in runs)
         )
-        curves = sorted(one for one in wanted if one[1].startswith(CURVES_BEGIN))
+        curves = sorted(curve for curve in keys if curve[1].startswith(CURVES_BEGIN))
         with ThreadPoolExecutor(READERS) as pool:
-            histories = pool.map(lambda one: self.client.get_metric_history(*one), curves)
+            histories = pool.map(lambda curve: self.client.get_metric_history(*curve), curves)
             return [
-                (*one, step, value)
-                for one, points in zip(curves, histories, strict=True)
+                (*curve, step, value)
+                for curve, points in zip(curves, histories, strict=True)
                 for step, value in sorted({point.step: point.value for point in points}.items())
             ]
 
@@ -303,12 +303,12 @@ class Store(Source):
         client, run_id, ended = self.client, record.run_id, record.ended
         config = None if folder is None else folder / Artifact.CONFIG
         params = parameters(config.read_bytes()) if config is not None and config.exists() else {}
-        for some in _parts([Param(*param) for param in params.items()], MOST_PARAMS):
-            client.log_batch(run_id, params=some)
+        for part in _parts([Param(*param) for param in params.items()], MOST_PARAMS):
+            client.log_batch(run_id, params=part)
         single = (item for item in record.metrics.items() if not item[0].startswith(CURVES_BEGIN))
         points = [*record.points, *(Point(key, value, ended or 0, 0) for key, value in single)]
-        for some in _parts([Metric(*point) for point in points], MOST_METRICS):
-            client.log_batch(run_id, metrics=some)
+        for part in _parts([Metric(*point) for point in points], MOST_METRICS):
+            client.log_batch(run_id, metrics=part)
         tags = all_storable(record.tags)
         if record.status == Status.PRUNED:
             tags[Tag.PRUNED] = YES

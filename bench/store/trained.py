@@ -56,7 +56,7 @@ class StoredTrial:
         What it leaves of each layer (AdaLoRA) is on average the method's.
         """
         left = list(self.adapter.final_ranks().values())
-        if left and all(len(one) == 1 for one in left):
+        if left and all(len(ranks) == 1 for ranks in left):
             return tuple(rank for (rank,) in left)
         return self.method.size or ()
 
@@ -103,8 +103,8 @@ def put_back(
     Raises UserError for `weights` that are not those of this method and backbone.
     """
     state, method = _state(record, weights), from_identity(trial.method)
-    wanted = trial.task.input(backbone.info.input)
-    put_head(backbone, wanted, outputs, torch.Generator(), fitted=method.fits_head)
+    model_input = trial.task.input(backbone.info.input)
+    put_head(backbone, model_input, outputs, torch.Generator(), fitted=method.fits_head)
     adapter = method.attach(backbone, torch.Generator())
     try:
         adapter.load(_part(state, "adapter"))
@@ -144,11 +144,11 @@ def _find(client: MlflowClient, run: str) -> Record:
     start = run.strip().lower()
     by_run = [r for r in records if start and (r.run_id.startswith(start) or r.origin.startswith(start))]
     trials = latest(record for record in records if start and record.trial_id.startswith(start))
-    found = {record.run_id: record for record in (*by_run, *trials.values())}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if found:
-        raise UserError(f"'{run}' is the beginning of several:\n{_listed(found.values())}")
+    matches = {record.run_id: record for record in (*by_run, *trials.values())}
+    if len(matches) == 1:
+        return next(iter(matches.values()))
+    if matches:
+        raise UserError(f"'{run}' is the beginning of several:\n{_listed(matches.values())}")
     if not records:
         raise UserError(f"there is no run '{run}': the store holds no trial yet")
     finished = [record for record in latest(records).values() if record.status == Status.FINISHED]
@@ -158,7 +158,7 @@ def _find(client: MlflowClient, run: str) -> Record:
 
 def _alike(record: Record, start: str) -> float:
     ids = (record.trial_id, record.run_id)
-    return max(SequenceMatcher(None, start, one[: len(start)]).ratio() for one in ids)
+    return max(SequenceMatcher(None, start, id_[: len(start)]).ratio() for id_ in ids)
 
 
 def _listed(records: Iterable[Record], most: int = 6) -> str:
@@ -178,8 +178,8 @@ def _finished(record: Record) -> Record:
         raise UserError(f"{name} failed, {reason}: {message}; it left no adapter")
     if record.status == Status.PRUNED:
         raise UserError(f"{name} was pruned by its search; it left no adapter")
-    told = {Status.RUNNING: "is not finished yet", Status.KILLED: "was stopped before it finished"}
-    raise UserError(f"{name} {told.get(record.status, record.status.lower())}; run its suite again")
+    reasons = {Status.RUNNING: "is not finished yet", Status.KILLED: "was stopped before it finished"}
+    raise UserError(f"{name} {reasons.get(record.status, record.status.lower())}; run its suite again")
 
 
 def _content(store: Store, record: Record, name: Artifact) -> bytes:

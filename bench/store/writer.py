@@ -46,7 +46,7 @@ def begin_trial(
     budgets = [
         {"budget": r.budget, "asked": r.asked, "ratio": r.ratio, "within": r.within} for r in rows if r.budget
     ]
-    known = {
+    every_tag = {
         Tag.KIND: str(Kind.TRIAL),
         Tag.TRIAL_ID: trial.id,
         Tag.OWNER: owner(),
@@ -65,9 +65,9 @@ def begin_trial(
         **plugin_sources(trial),
         **tags,
     }
-    name = f"{row.method} {known[Tag.RANKS]}".rstrip() + f" · {row.task} · seed {trial.seed}"
+    name = f"{row.method} {every_tag[Tag.RANKS]}".rstrip() + f" · {row.task} · seed {trial.seed}"
     run = store.client.create_run(
-        store.experiment.experiment_id, tags=all_storable(known), run_name=run_name(name)
+        store.experiment.experiment_id, tags=all_storable(every_tag), run_name=run_name(name)
     )
     return TrialRun(store, run.info.run_id, metric, trial.id)
 

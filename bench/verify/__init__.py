@@ -54,26 +54,26 @@ def verify(
         watching(f"reading the plan of {source.name}")
         if source.records(Kind.SUITE):
             plans.append(examine_plan(source, labels, access if _has_foreign(source) else None))
-        finished = [one for one in source.records() if one.status in (Status.FINISHED, Status.DUPLICATE)]
+        finished = [run for run in source.records() if run.status in (Status.FINISHED, Status.DUPLICATE)]
         for number, record in enumerate(finished, 1):
             watching(f"{source.name}: trial {number:,} of {len(finished):,}")
-            found, trial = examine(source, record, labels, access, splits)
-            trials.append(found)
+            findings, trial = examine(source, record, labels, access, splits)
+            trials.append(findings)
             if trial is not None and record.status == Status.FINISHED:
-                candidates.append(Candidate(found, source, record, trial))
+                candidates.append(Candidate(findings, source, record, trial))
     splits.compare()
     if not trials and not caches:
-        told = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(uri)
-        raise UserError(f"{told} holds no finished trial: there is nothing to verify")
+        places = ", ".join(shown_uri(source.where) for source in sources) or shown_uri(uri)
+        raise UserError(f"{places} holds no finished trial: there is nothing to verify")
     reran = list(run_again(chosen(candidates, reruns, sample_seed), tolerance, access, watching))
     cache, cached_files = _check_caches(watching) if caches else (None, None)
     examined = [*plans, *trials, *([cache] if cache else [])]
-    bare = sum(found.without_adapter for found in trials)
+    bare = sum(findings.without_adapter for findings in trials)
     return Verification(
         looked_at=len(trials),
-        verified=sum(found.ok for found in trials),
-        faults=[fault for found in examined for fault in found.faults],
-        unchecked=[one for found in examined for one in found.unchecked],
+        verified=sum(findings.ok for findings in trials),
+        faults=[fault for findings in examined for fault in findings.faults],
+        unchecked=[run for findings in examined for run in findings.unchecked],
         reruns=reran,
         cached_files=cached_files,
         notes=[f"{bare:,} trials were packed without their adapters, which were not checked"] if bare else [],
@@ -89,11 +89,11 @@ def _has_foreign(source: Source) -> bool:
 
 def _sources(uri: str, names: Sequence[str]) -> list[Source]:
     """Each experiment of the store, and each of every pack: what two packs hold of one is checked twice."""
-    found: list[Source] = []
+    sources: list[Source] = []
     for name in dict.fromkeys(names):
-        found += open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
+        sources += open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
     if names:
-        return found
+        return sources
     try:
         return [store for store in Store.every(uri) if store.records(Kind.SUITE) or store.records()]
     except BROKEN_STORE as error:
@@ -103,9 +103,11 @@ def _sources(uri: str, names: Sequence[str]) -> list[Source]:
 def _check_caches(watching: Callable[[str], None]) -> tuple[Examined, int]:
     """What is found of the caches, and how many files were read."""
     watching("reading the caches")
-    cache, found = check_cache(), Examined("cache")
+    cache, findings = check_cache(), Examined("cache")
     for fault in cache.faults:
-        found.broken("a file", "as it was made", fault)
+        findings.broken("a file", "as it was made", fault)
     for folder in cache.unhashed:
-        found.cannot(f"{folder}", "an earlier version wrote no hashes; they are taken when it is used next")
-    return found, cache.files
+        findings.cannot(
+            f"{folder}", "an earlier version wrote no hashes; they are taken when it is used next"
+        )
+    return findings, cache.files

@@ -59,18 +59,18 @@ def split_size(trial: Trial) -> int | None:
     return None if sizes is None else sizes[number]
 
 
-def check_rows(found: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
+def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
     """Compares the number of stored examples with that of the split, and looks for one that is repeated."""
     if (size := split_size(trial)) is not None:
-        found.compare("examples of the split", len(table), size)
+        findings.compare("examples of the split", len(table), size)
     # An earlier version did not count them.
     measure = Measure.TEST_EXAMPLES if trial.evaluate == "test" else Measure.VALIDATION_EXAMPLES
     if (counted := record.measure(measure)) is not None:
-        found.compare(f"{measure} by the predictions", counted, float(len(table)))
+        findings.compare(f"{measure} by the predictions", counted, float(len(table)))
     if "example" not in table:
-        found.cannot("ids of examples", "an earlier version stored none")
+        findings.cannot("ids of examples", "an earlier version stored none")
     elif repeated := int(table["example"].duplicated().sum()):
-        found.broken("repeated examples", repeated, 0)
+        findings.broken("repeated examples", repeated, 0)
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Splits:
     #: By what names a split: each trial's finding and the hash of its examples.
     _stored: defaultdict[str, list[tuple[Examined, str]]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, found: Examined, trial: Trial, table: pd.DataFrame) -> None:
+    def add(self, findings: Examined, trial: Trial, table: pd.DataFrame) -> None:
         labels = numbered(list(table.columns), "label")
         if "example" not in table or not labels:
             return
@@ -88,18 +88,18 @@ class Splits:
         data = [trial.data.get(name) for name in OF_DATA]
         split = json.dumps([data, trial.task.split_seed(trial.seed), trial.evaluate, size])
         content = table[["example", *labels]].sort_values("example").to_numpy()
-        self._stored[split].append((found, hashlib.sha256(content.tobytes()).hexdigest()))
+        self._stored[split].append((findings, hashlib.sha256(content.tobytes()).hexdigest()))
 
     def compare(self) -> None:
         """Notes each trial whose examples or labels differ from the majority's; without one, every trial."""
         for stored in self._stored.values():
             counts = Counter(digest for _, digest in stored).most_common()
             tied = len(counts) > 1 and counts[0][1] == counts[1][1]
-            for found, digest in stored:
+            for findings, digest in stored:
                 if tied or digest != counts[0][0]:
-                    others = sum(other != digest for _, other in stored)
-                    found.broken(
+                    differing = sum(other != digest for _, other in stored)
+                    findings.broken(
                         "examples and labels",
                         f"sha256 {digest:.12}",
-                        f"others in {others} trial(s) of the split",
+                        f"others in {differing} trial(s) of the split",
                     )

@@ -21,7 +21,7 @@ from methods import UserError
 
 #: The own names of whatever a suite gives a label to, by the label. The own name `ANY` stands for all: of a
 #: suite that this version cannot read whole, only the labels are known.
-Given = Mapping[str, set[str]]
+NamesByLabel = Mapping[str, set[str]]
 ANY = "*"
 
 
@@ -63,10 +63,10 @@ class Labels:
 
 def labels_of(source: Source) -> Labels:
     """What the suites of an experiment say. A suite that cannot be read says nothing."""
-    found = Labels()
+    labels = Labels()
     for fields in _suites(source):
-        found.add(fields)
-    return found
+        labels.add(fields)
+    return labels
 
 
 def _suites(source: Source) -> Iterator[dict[str, Any]]:
@@ -80,10 +80,10 @@ def _suites(source: Source) -> Iterator[dict[str, Any]]:
             continue
         if stored is not None:
             yield stored.suite
-    known: set[str] = set()
+    seen: set[str] = set()
     for record in source.records():
         digest = record.tag(Tag.SUITE_HASH)
-        if not digest or digest in known:
+        if not digest or digest in seen:
             continue
         try:
             config = source.content(record, Artifact.CONFIG, StoredConfig)
@@ -91,7 +91,7 @@ def _suites(source: Source) -> Iterator[dict[str, Any]]:
         except (UserError, ValueError):
             continue
         if isinstance(fields, dict):
-            known.add(digest)
+            seen.add(digest)
             yield fields
 
 
@@ -103,13 +103,18 @@ def source_of(spec: BackboneSpec) -> str:
 
 
 def compare_name(
-    found: Examined, what: str, stored: str, own: str, given: Given, known_as: str | None = None
+    findings: Examined,
+    what: str,
+    stored: str,
+    own: str,
+    names_by_label: NamesByLabel,
+    known_as: str | None = None,
 ) -> None:
     """A stored name is its own, or the label of what it is the name of.
 
     `known_as` is that by which `given` knows it, where it is not its own name.
     """
     # Of a suite that cannot be read whole, the label of several rows is known without their values.
-    named = given.get(stored) or given.get(stored.partition(" [")[0], set()) & {ANY}
+    named = names_by_label.get(stored) or names_by_label.get(stored.partition(" [")[0], set()) & {ANY}
     if stored != own and not {known_as or own, ANY} & named:
-        found.broken(what, stored, own)
+        findings.broken(what, stored, own)

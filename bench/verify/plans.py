@@ -25,34 +25,34 @@ def examine_plan(source: Source, labels: Labels, access: Access | None = None) -
 
     `labels` are those of its suite. `access` is what may be opened for it; None is everything.
     """
-    found = Examined(source.name)
+    findings = Examined(source.name)
     try:
         plan = source.plan()
     except UserError as error:
-        found.broken("plan", "a plan", str(error))
-        return found
+        findings.broken("plan", "a plan", str(error))
+        return findings
     if plan is None:
-        found.cannot("plan", "none was stored")
-        return found
-    trials = {planned.id: _trial(found, planned) for planned in plan.trials}
+        findings.cannot("plan", "none was stored")
+        return findings
+    trials = {planned.id: _trial(findings, planned) for planned in plan.trials}
     for row in plan.rows:
-        _check_row(found, row, trials, labels, access)
-    return found
+        _check_row(findings, row, trials, labels, access)
+    return findings
 
 
-def _trial(found: Examined, planned: PlannedTrial) -> Trial | None:
+def _trial(findings: Examined, planned: PlannedTrial) -> Trial | None:
     """What the plan says of a trial, if its id is the stored one."""
     try:
         trial = Trial.model_validate(planned.model_dump(exclude={"id"}))
     except ValidationError as error:
-        found.broken(f"plan, trial {planned.id}", "a trial", explained(error, Trial)[0])
+        findings.broken(f"plan, trial {planned.id}", "a trial", explained(error, Trial)[0])
         return None
-    found.compare(f"plan, trial {planned.id}: its id", planned.id, trial.id)
+    findings.compare(f"plan, trial {planned.id}: its id", planned.id, trial.id)
     return trial if trial.id == planned.id else None
 
 
 def _check_row(
-    found: Examined,
+    findings: Examined,
     row: PlannedRow,
     trials: Mapping[str, Trial | None],
     labels: Labels,
@@ -62,66 +62,70 @@ def _check_row(
     # A row that waits for its tuning has no trial yet.
     for seed, id_ in row.trials.items():
         if id_ is not None and id_ not in trials:
-            found.broken(f"{where}: the trial of seed {seed}", id_, "the plan has no such trial")
+            findings.broken(f"{where}: the trial of seed {seed}", id_, "the plan has no such trial")
     own = {seed: trial for seed, id_ in row.trials.items() if (trial := trials.get(id_ or "")) is not None}
     if not own:
         return
     for seed, trial in own.items():
-        found.compare(f"{where}: seed of trial {trial.id}", seed, trial.seed)
-    first, *others = own.values()
+        findings.compare(f"{where}: seed of trial {trial.id}", seed, trial.seed)
+    first, *later = own.values()
     if row.studies:
-        _check_studies(found, where, row.studies, own)
+        _check_studies(findings, where, row.studies, own)
     shared = _shared(first, row)
-    for trial in others:
+    for trial in later:
         for what, value in _shared(trial, row).items():
-            found.compare(f"{where}: {what} of trial {trial.id}", value, shared[what])
-    if (resolved := resolve(found, first, access)) is not None:
-        _check_counts(found, where, row, resolved)
-        _check_budget(found, where, row, resolved, labels)
-        _check_names(found, where, row, first, resolved, labels)
+            findings.compare(f"{where}: {what} of trial {trial.id}", value, shared[what])
+    if (resolved := resolve(findings, first, access)) is not None:
+        _check_counts(findings, where, row, resolved)
+        _check_budget(findings, where, row, resolved, labels)
+        _check_names(findings, where, row, first, resolved, labels)
 
 
 def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
     """What the seeds of a row share. A backbone and a task are known by their hashes."""
-    told = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
+    content = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
     if row.studies:
-        told["recipe"] = {key: value for key, value in told["recipe"].items() if key not in ("lr", "head_lr")}
-    return told | {"sizes": trial.task.sizes}
+        content["recipe"] = {
+            key: value for key, value in content["recipe"].items() if key not in ("lr", "head_lr")
+        }
+    return content | {"sizes": trial.task.sizes}
 
 
-def _check_studies(found: Examined, where: str, studies: StudyPlan, trials: Mapping[int, Trial]) -> None:
+def _check_studies(findings: Examined, where: str, studies: StudyPlan, trials: Mapping[int, Trial]) -> None:
     """The rates of trials are those of their places in the window, about the centre."""
     for seed, trial in trials.items():
         place = studies.trials.get(seed)
         if place is None:
-            found.broken(f"{where}: the study of seed {seed}", None, "one")
+            findings.broken(f"{where}: the study of seed {seed}", None, "one")
             continue
         lr = trial.recipe.lr
-        found.compare(f"{where}: rate of trial {trial.id}", place.lr, lr)
-        found.near(f"{where}: offset of trial {trial.id}", studies.centre * 10**place.offset, lr, 1e-3 * lr)
+        findings.compare(f"{where}: rate of trial {trial.id}", place.lr, lr)
+        findings.near(
+            f"{where}: offset of trial {trial.id}", studies.centre * 10**place.offset, lr, 1e-3 * lr
+        )
         if studies.head_lr is not None:
-            found.compare(f"{where}: head rate of trial {trial.id}", studies.head_lr, trial.recipe.head_lr)
+            findings.compare(f"{where}: head rate of trial {trial.id}", studies.head_lr, trial.recipe.head_lr)
 
 
 def _check_names(
-    found: Examined, where: str, row: PlannedRow, trial: Trial, resolved: Resolved, labels: Labels
+    findings: Examined, where: str, row: PlannedRow, trial: Trial, resolved: Resolved, labels: Labels
 ) -> None:
     method, chosen = resolved.method, (row.tuning and row.tuning.chosen) or {}
     if row.family:
-        found.compare(f"{where}: registered method", row.family, method.name)
+        findings.compare(f"{where}: registered method", row.family, method.name)
     if (factor := chosen.get("scale")) and "scale" in type(method).model_fields:
         # A row has the name of its suite's scale, and its trials have the chosen multiple of that.
         scale = float(f"{getattr(method, 'scale') / factor:.12g}")  # noqa: B009
         method = method.model_copy(update={"scale": scale})
     own = method.label
-    if (told := row.method.removeprefix(f"{own} [")) != row.method:
+    if (note := row.method.removeprefix(f"{own} [")) != row.method:
         # What the suite trains differently for it.
         recipe = trial.recipe.model_dump()
-        keys = (key for key in re.findall(r"(\w+)=", told) if key in recipe)
+        keys = (key for key in re.findall(r"(\w+)=", note) if key in recipe)
         own += f" [{', '.join(f'{key}={_as_written(recipe[key])}' for key in keys)}]"
-    compare_name(found, f"{where}: method", row.method, own, labels.methods, method.label)
-    compare_name(found, f"{where}: title", row.title, method.title, labels.methods)
-    compare_places(found, f"{where}: ", row.backbone, row.task, trial, resolved, labels)
+    compare_name(findings, f"{where}: method", row.method, own, labels.methods, method.label)
+    compare_name(findings, f"{where}: title", row.title, method.title, labels.methods)
+    compare_places(findings, f"{where}: ", row.backbone, row.task, trial, resolved, labels)
 
 
 def _as_written(value: Any) -> str:
@@ -129,36 +133,41 @@ def _as_written(value: Any) -> str:
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
-def _check_budget(found: Examined, where: str, row: PlannedRow, resolved: Resolved, labels: Labels) -> None:
+def _check_budget(
+    findings: Examined, where: str, row: PlannedRow, resolved: Resolved, labels: Labels
+) -> None:
     """What a budget asks for follows from its name, and whether it is met from the suite's tolerance."""
-    asked, told = None, re.fullmatch(r"(isorank|isoparameters) (\d+)|([\d,]+) parameters", row.budget or "")
-    if told is None and row.budget is not None:
-        found.broken(f"{where}: budget", row.budget, "no budget")
+    requested, match = (
+        None,
+        re.fullmatch(r"(isorank|isoparameters) (\d+)|([\d,]+) parameters", row.budget or ""),
+    )
+    if match is None and row.budget is not None:
+        findings.broken(f"{where}: budget", row.budget, "no budget")
         return
-    if told is not None:
-        kind, rank, parameters = told.groups()
+    if match is not None:
+        kind, rank, parameters = match.groups()
         if kind == "isorank":
             ranks = resolved.method.isorank(int(rank)).size if resolved.method.size else ()
-            found.compare(f"{where}: ranks of the budget", row.ranks, ranks)
+            findings.compare(f"{where}: ranks of the budget", row.ranks, ranks)
         elif kind == "isoparameters":
-            asked = create("lora", rank=int(rank)).count(resolved.info.geometry)
+            requested = create("lora", rank=int(rank)).count(resolved.info.geometry)
         else:
-            asked = int(parameters.replace(",", ""))
-    found.compare(f"{where}: parameters asked for", row.asked, asked)
-    if not asked:
-        found.compare(f"{where}: within the budget", row.within, None)
+            requested = int(parameters.replace(",", ""))
+    findings.compare(f"{where}: parameters asked for", row.asked, requested)
+    if not requested:
+        findings.compare(f"{where}: within the budget", row.within, None)
         return
-    ratio = resolved.count / asked
-    found.near(f"{where}: ratio to the budget", row.ratio, ratio, 1e-9)
+    ratio = resolved.count / requested
+    findings.near(f"{where}: ratio to the budget", row.ratio, ratio, 1e-9)
     # An earlier version stored no suite, and so no tolerance.
     within = {abs(ratio - 1) <= tolerance for tolerance in labels.tolerances.get(row.budget or "", ())}
     if within and row.within not in within:
-        found.broken(f"{where}: within the budget", row.within, not row.within)
+        findings.broken(f"{where}: within the budget", row.within, not row.within)
 
 
-def _check_counts(found: Examined, where: str, row: PlannedRow, resolved: Resolved) -> None:
+def _check_counts(findings: Examined, where: str, row: PlannedRow, resolved: Resolved) -> None:
     reference = create("lora", rank=REFERENCE_RANK).count(resolved.info.geometry)
-    found.compare(f"{where}: ranks", row.ranks, resolved.method.size or ())
-    found.compare(f"{where}: parameters", row.parameters, resolved.count)
-    found.compare(f"{where}: parameters at the peak", row.peak, resolved.peak)
-    found.near(f"{where}: percent of LoRA", row.percent_of_lora, 100 * resolved.count / reference, 1e-9)
+    findings.compare(f"{where}: ranks", row.ranks, resolved.method.size or ())
+    findings.compare(f"{where}: parameters", row.parameters, resolved.count)
+    findings.compare(f"{where}: parameters at the peak", row.peak, resolved.peak)
+    findings.near(f"{where}: percent of LoRA", row.percent_of_lora, 100 * resolved.count / reference, 1e-9)

@@ -43,7 +43,7 @@ class Candidate:
     """A finished trial that may be run again."""
 
     #: What is found of it: what another run shows is added.
-    found: Examined
+    findings: Examined
     source: Source
     record: Record
     trial: Trial
@@ -51,51 +51,58 @@ class Candidate:
 
 def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candidate]:
     """So many of them, or all; the same for the same seed, in whatever order they come."""
-    in_order = sorted(candidates, key=lambda one: (one.source.name, one.trial.id))
+    in_order = sorted(candidates, key=lambda candidate: (candidate.source.name, candidate.trial.id))
     return random.Random(seed).sample(in_order, min(count, len(in_order)))
 
 
 def run_again(
-    some: Sequence[Candidate], tolerance: float | None, access: Access, watching: Callable[[str], None]
+    candidates: Sequence[Candidate], tolerance: float | None, access: Access, watching: Callable[[str], None]
 ) -> Iterator[Rerun]:
     """Runs each again and compares, unless it cannot be run here, which is noted.
 
     `access` is what those may open that came in packs.
     """
     resources: Resources | None = None
-    for one in some:
-        watching(f"running trial {one.trial.id} again: {one.record.name}")
-        device = "cuda" if one.record.provenance.get("gpu") and torch.cuda.is_available() else "cpu"
+    for candidate in candidates:
+        watching(f"running trial {candidate.trial.id} again: {candidate.record.name}")
+        device = "cuda" if candidate.record.provenance.get("gpu") and torch.cuda.is_available() else "cpu"
         if resources is None or resources.device.type != device:
             resources = Resources(device)
-        resources.saving = Saving.of(one.record.provenance)
-        with _threads(one.record):
+        resources.saving = Saving.of(candidate.record.provenance)
+        with _threads(candidate.record):
             try:
-                if is_foreign(one.source, one.record):
-                    one = replace(one, trial=access.trial(one.trial))
-                prepare_all([one.trial], resources)
+                if is_foreign(candidate.source, candidate.record):
+                    candidate = replace(candidate, trial=access.trial(candidate.trial))
+                prepare_all([candidate.trial], resources)
             except UserError as error:
-                one.found.cannot("score of another run", str(error))
+                candidate.findings.cannot("score of another run", str(error))
                 continue
-            yield _run(one, resources, tolerance)
+            yield _run(candidate, resources, tolerance)
 
 
-def _run(one: Candidate, resources: Resources, tolerance: float | None) -> Rerun:
-    record, found = one.record, one.found
-    ending = perform(one.trial, resources, lambda progress: None, (KeyboardInterrupt,))
+def _run(candidate: Candidate, resources: Resources, tolerance: float | None) -> Rerun:
+    record, findings = candidate.record, candidate.findings
+    ending = perform(candidate.trial, resources, lambda progress: None, (KeyboardInterrupt,))
     elsewhere = _elsewhere(ending.files) if tolerance is None else tolerance
-    allowed, reason = _allowed(one, str(resources.device), elsewhere)
+    allowed, reason = _allowed(candidate, str(resources.device), elsewhere)
     score = ending.metrics.get(Measure.SCORE)
     if score is None:
-        found.broken("score of another run", record.score, ending.failure)
+        findings.broken("score of another run", record.score, ending.failure)
     else:
-        found.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
-        _compare_examples(found, one, ending.files[Artifact.PREDICTIONS])
+        findings.near(f"score of another run, to {allowed:.3g}", record.score, score, allowed)
+        _compare_examples(findings, candidate, ending.files[Artifact.PREDICTIONS])
         _compare_adapter(
-            one, resources, SAME_LOGITS if allowed == SAME else LOGITS[one.trial.recipe.precision]
+            candidate, resources, SAME_LOGITS if allowed == SAME else LOGITS[candidate.trial.recipe.precision]
         )
     return Rerun(
-        one.source.name, record.trial_id, record.run_id, record.name, record.score, score, allowed, reason
+        candidate.source.name,
+        record.trial_id,
+        record.run_id,
+        record.name,
+        record.score,
+        score,
+        allowed,
+        reason,
     )
 
 
@@ -105,38 +112,38 @@ def _elsewhere(files: Mapping[Artifact, bytes]) -> float:
     return max(ELSEWHERE, EXAMPLES / len(frame_of(predictions))) if predictions else ELSEWHERE
 
 
-def _compare_examples(found: Examined, one: Candidate, again: bytes) -> None:
+def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes) -> None:
     """The stored predictions are of the examples that the task has, with their labels."""
     try:
-        stored = one.source.read(one.record, Artifact.PREDICTIONS)
+        stored = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
     except UserError:
         # It is told already.
         return
     if stored is not None:
-        tables = [frame_of(content) for content in (stored, again)]
+        tables = [frame_of(content) for content in (stored, repeated)]
         then, now = (table[["example", *numbered(list(table.columns), "label")]] for table in tables)
         if not then.equals(now):
-            found.broken("examples and labels", "as in the predictions", "others in the task's data")
+            findings.broken("examples and labels", "as in the predictions", "others in the task's data")
 
 
-def _compare_adapter(one: Candidate, resources: Resources, allowed: float) -> None:
+def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float) -> None:
     """The stored adapter gives the stored outputs, to so much of the largest."""
     try:
-        weights = one.source.read(one.record, Artifact.ADAPTER)
-        predictions = one.source.read(one.record, Artifact.PREDICTIONS)
+        weights = candidate.source.read(candidate.record, Artifact.ADAPTER)
+        predictions = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
     except UserError:
         # It is told already.
         return
     if weights is None or predictions is None:
         return
-    trial, backbone = one.trial, resources.backbone(one.trial)
+    trial, backbone = candidate.trial, resources.backbone(candidate.trial)
     data = resources.data(trial, backbone.info.input)
     split = data.test if trial.evaluate == "test" else data.validation
     try:
-        with put_back(one.record, trial, weights, backbone, data.classes) as (_, adapter):
+        with put_back(candidate.record, trial, weights, backbone, data.classes) as (_, adapter):
             actual = evaluate(backbone, adapter, split, trial.recipe, data.objective, resources.saving).logits
     except (UserError, ValueError, KeyError, RuntimeError) as error:
-        one.found.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", str(error))
+        candidate.findings.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", str(error))
         return
     table = frame_of(predictions)
     stored = torch.tensor(table[numbered(list(table.columns), "logit")].to_numpy())
@@ -144,16 +151,16 @@ def _compare_adapter(one: Candidate, resources: Resources, allowed: float) -> No
     # Written so that not-a-number fails too.
     if not difference <= allowed * max(1.0, float(stored.abs().max())):
         said = f"others by up to {difference:.3g}"
-        one.found.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", said)
+        candidate.findings.broken(f"outputs of {Artifact.ADAPTER}", "as in the predictions", said)
 
 
-def _allowed(one: Candidate, device: str, tolerance: float) -> tuple[float, str]:
+def _allowed(candidate: Candidate, device: str, tolerance: float) -> tuple[float, str]:
     """How far the scores may be apart, and why so far."""
-    then, now = one.record.provenance, provenance(device) | {"threads": str(torch.get_num_threads())}
+    then, now = candidate.record.provenance, provenance(device) | {"threads": str(torch.get_num_threads())}
     other = [name for name in (*HARDWARE, "threads") if then.get(name) != now.get(name)]
     if other:
         return tolerance, f"not the same {', '.join(other)} as then"
-    if device.startswith("cuda") and not one.trial.recipe.deterministic:
+    if device.startswith("cuda") and not candidate.trial.recipe.deterministic:
         return tolerance, "the recipe is not deterministic on a GPU"
     return SAME, "the same hardware"
 

@@ -76,77 +76,77 @@ def examine(
     `labels` are those of its suite, `access` is what it may open if it came in a pack, and `splits` take the
     examples that it was scored on.
     """
-    found = Examined(source.name, record)
+    findings = Examined(source.name, record)
     with TemporaryDirectory() as folder:
-        files = _files(found, source, record, Path(folder))
+        files = _files(findings, source, record, Path(folder))
         trial = None
         if (config := files.get(Artifact.CONFIG)) is not None:
-            trial = _trial(found, record, config.read_bytes())
+            trial = _trial(findings, record, config.read_bytes())
         if trial is None:
-            return found, None
+            return findings, None
         if (predictions := files.get(Artifact.PREDICTIONS)) is not None:
-            table = _table(found, predictions)
+            table = _table(findings, predictions)
             if table is not None:
-                _check_scores(found, record, trial, table)
-                splits.add(found, trial, table)
-        if (resolved := resolve(found, trial, access if is_foreign(source, record) else None)) is not None:
-            _check_words(found, record, trial, resolved, labels)
-            _check_counts(found, record, resolved, files.get(Artifact.ADAPTER))
-    return found, trial
+                _check_scores(findings, record, trial, table)
+                splits.add(findings, trial, table)
+        if (resolved := resolve(findings, trial, access if is_foreign(source, record) else None)) is not None:
+            _check_words(findings, record, trial, resolved, labels)
+            _check_counts(findings, record, resolved, files.get(Artifact.ADAPTER))
+    return findings, trial
 
 
-def _files(found: Examined, source: Source, record: Record, folder: Path) -> dict[Artifact, Path]:
+def _files(findings: Examined, source: Source, record: Record, folder: Path) -> dict[Artifact, Path]:
     """Copies of the artifacts that can be read. One with another hash than its own tells nothing."""
     try:
-        known = hashes(record)
+        digests = hashes(record)
     except UserError as error:
-        found.broken(f"tag {Tag.HASHES}", str(error), "hashes by name")
+        findings.broken(f"tag {Tag.HASHES}", str(error), "hashes by name")
         return {}
     files = {}
     for name in LEFT:
         try:
             there = source.copy(record, name, folder / name)
         except ChangedError as error:
-            found.broken(f"{name}, sha256", error.stored, error.actual)
+            findings.broken(f"{name}, sha256", error.stored, error.actual)
             continue
         except UserError as error:
-            found.broken(name, f"sha256 {known.get(name, 'not known')}", str(error))
+            findings.broken(name, f"sha256 {digests.get(name, 'not known')}", str(error))
             continue
         if not there and name == Artifact.ADAPTER and is_foreign(source, record):
-            found.without_adapter = True
-        elif not there and name in known:
-            found.broken(name, f"sha256 {known[name]}", "missing")
+            findings.without_adapter = True
+        elif not there and name in digests:
+            findings.broken(name, f"sha256 {digests[name]}", "missing")
         elif not there:
-            found.cannot(name, "it is not there, and neither is its hash: an earlier version stored none")
-        elif name in known and (actual := sha256(folder / name)) != known[name]:
-            found.broken(f"{name}, sha256", known[name], actual)
+            findings.cannot(name, "it is not there, and neither is its hash: an earlier version stored none")
+        elif name in digests and (actual := sha256(folder / name)) != digests[name]:
+            findings.broken(f"{name}, sha256", digests[name], actual)
         else:
-            if name not in known:
-                found.cannot(f"{name}, sha256", "an earlier version stored no hash of it")
+            if name not in digests:
+                findings.cannot(f"{name}, sha256", "an earlier version stored no hash of it")
             files[name] = folder / name
     return files
 
 
-def _trial(found: Examined, record: Record, config: bytes) -> Trial | None:
+def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
     """The trial that the configuration describes, if its id is the stored one."""
     try:
         stored = StoredConfig.model_validate_json(config)
         trial = Trial.model_validate(stored.trial)
     except ValidationError as error:
-        found.broken(Artifact.CONFIG, "a trial", explained(error, Trial)[0])
+        findings.broken(Artifact.CONFIG, "a trial", explained(error, Trial)[0])
         return None
     if trial.id != record.trial_id:
-        found.broken("trial id", record.trial_id, trial.id)
+        findings.broken("trial id", record.trial_id, trial.id)
         return None
     for file, tag in (("suite", Tag.SUITE_HASH), ("lock", Tag.LOCK_HASH)):
         source: SourceFile | None = getattr(stored.start, file, None)
         # A pack has the text without folders, and tells the hash that it had with them.
         actual = (source.sha256 if source.cleaned else sha256_of(source.text.encode())) if source else ""
-        found.compare(f"sha256 of the {file}", record.tag(tag), actual)
+        findings.compare(f"sha256 of the {file}", record.tag(tag), actual)
     return trial
 
 
-def resolve(found: Examined, trial: Trial, access: Access | None) -> Resolved | None:
+def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved | None:
     """Method and backbone of a trial; None where this machine has not those of the trial.
 
     `access` is what may be opened; None is everything.
@@ -155,10 +155,10 @@ def resolve(found: Examined, trial: Trial, access: Access | None) -> Resolved | 
         backbone = trial.backbone if access is None else access.backbone(trial.backbone)
         method, info = from_identity(trial.method), _described(backbone)
     except UserError as error:
-        found.cannot("ranks and parameters", str(error))
+        findings.cannot("ranks and parameters", str(error))
         return None
     if info.weights_hash != trial.weights_hash:
-        found.cannot(
+        findings.cannot(
             "ranks and parameters", f"backbone '{info.name}' has other weights here than those of the trial"
         )
         return None
@@ -166,18 +166,18 @@ def resolve(found: Examined, trial: Trial, access: Access | None) -> Resolved | 
 
 
 def compare_places(
-    found: Examined, what: str, backbone: str, task: str, trial: Trial, resolved: Resolved, labels: Labels
+    findings: Examined, what: str, backbone: str, task: str, trial: Trial, resolved: Resolved, labels: Labels
 ) -> None:
     """The stored names of backbone and task are those of the trial; `what` begins what is said of them."""
     spec, own = trial.backbone, resolved.info.name
     # Tables tell one that a suite has in several sizes apart.
     if spec.image_size is not None and backbone == (sized := f"{own} at {spec.image_size} px"):
         own = sized
-    compare_name(found, f"{what}backbone", backbone, own, labels.backbones, source_of(spec))
-    compare_name(found, f"{what}task", task, trial.task.task, labels.tasks)
+    compare_name(findings, f"{what}backbone", backbone, own, labels.backbones, source_of(spec))
+    compare_name(findings, f"{what}task", task, trial.task.task, labels.tasks)
 
 
-def compare_method(found: Examined, stored: str, trial: Trial, method: Method, labels: Labels) -> None:
+def compare_method(findings: Examined, stored: str, trial: Trial, method: Method, labels: Labels) -> None:
     """The stored name of the method is its own or its label, with what was tuned or trained otherwise.
 
     A scale that was tuned is a multiple of the suite's, and so the name has any.
@@ -186,11 +186,11 @@ def compare_method(found: Examined, stored: str, trial: Trial, method: Method, l
     recipe = trial.recipe.model_dump()
     for key, value in re.findall(r"(\w+)[ =]([^,\]]+)", note):
         if key in recipe and not _is_written(value, recipe[key]):
-            found.broken(f"tag {Tag.METHOD}", stored, f"{key} {recipe[key]}")
+            findings.broken(f"tag {Tag.METHOD}", stored, f"{key} {recipe[key]}")
     own = method.label
     suites = {_unscaled(label) for label in labels.methods.get(name, set())}
     if _unscaled(name) != _unscaled(own) and not {_unscaled(own), ANY} & suites:
-        found.broken(f"tag {Tag.METHOD}", stored, own)
+        findings.broken(f"tag {Tag.METHOD}", stored, own)
 
 
 def _unscaled(label: str) -> str:
@@ -211,52 +211,54 @@ def _described(backbone: BackboneSpec) -> BackboneInfo:
     return describe(backbone)
 
 
-def _check_words(found: Examined, record: Record, trial: Trial, resolved: Resolved, labels: Labels) -> None:
+def _check_words(
+    findings: Examined, record: Record, trial: Trial, resolved: Resolved, labels: Labels
+) -> None:
     """The tags by which lists and tables know a run say what its configuration says."""
-    told = {
+    expected = {
         Tag.FAMILY: trial.method["method"],
         Tag.SEED: str(trial.seed),
         Tag.EVALUATED: trial.evaluate,
         Tag.RANKS: ",".join(map(str, resolved.method.size or ())),
     }
-    for tag, value in told.items():
-        found.compare(f"tag {tag}", record.tag(tag), value)
-    compare_method(found, record.tag(Tag.METHOD), trial, resolved.method, labels)
-    compare_places(found, "tag ", record.tag(Tag.BACKBONE), record.tag(Tag.TASK), trial, resolved, labels)
+    for tag, value in expected.items():
+        findings.compare(f"tag {tag}", record.tag(tag), value)
+    compare_method(findings, record.tag(Tag.METHOD), trial, resolved.method, labels)
+    compare_places(findings, "tag ", record.tag(Tag.BACKBONE), record.tag(Tag.TASK), trial, resolved, labels)
     try:
         budgets = json.loads(record.tag(Tag.BUDGETS, "[]"))
         for budget in budgets:
             if budget["asked"] is not None:
                 recounted = resolved.count / budget["asked"]
-                found.near(f"ratio to budget {budget['budget']}", budget["ratio"], recounted, 1e-9)
+                findings.near(f"ratio to budget {budget['budget']}", budget["ratio"], recounted, 1e-9)
         missed = YES if any(budget["within"] is False for budget in budgets) else "no"
     except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-        found.broken(f"tag {Tag.BUDGETS}", record.tag(Tag.BUDGETS), f"no list of budgets: {error!r}")
+        findings.broken(f"tag {Tag.BUDGETS}", record.tag(Tag.BUDGETS), f"no list of budgets: {error!r}")
         return
     if Tag.BUDGET_MISSED in record.tags:
-        found.compare(f"tag {Tag.BUDGET_MISSED}", record.tag(Tag.BUDGET_MISSED), missed)
+        findings.compare(f"tag {Tag.BUDGET_MISSED}", record.tag(Tag.BUDGET_MISSED), missed)
 
 
-def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: Path | None) -> None:
+def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapter: Path | None) -> None:
     """Parameters are those of the stored ranks, of what training left of them, and of the stored tensors."""
     stored = record.measure(Measure.ADAPTER_PARAMETERS)
     if not resolved.method.varying_count:
-        found.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
+        findings.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
     peak = record.measure(Measure.PEAK_PARAMETERS)
-    found.compare(f"{Measure.PEAK_PARAMETERS} by the ranks", peak, resolved.peak)
-    if told := record.tag(Tag.FINAL_RANKS):
+    findings.compare(f"{Measure.PEAK_PARAMETERS} by the ranks", peak, resolved.peak)
+    if text := record.tag(Tag.FINAL_RANKS):
         try:
-            left = float(resolved.method.count_left(resolved.info.geometry, FINAL_RANKS.validate_json(told)))
+            left = float(resolved.method.count_left(resolved.info.geometry, FINAL_RANKS.validate_json(text)))
         except (UserError, ValidationError) as error:
-            found.broken(f"tag {Tag.FINAL_RANKS}", told, f"no ranks that training left: {error}")
+            findings.broken(f"tag {Tag.FINAL_RANKS}", text, f"no ranks that training left: {error}")
         else:
-            found.compare(f"{Measure.ADAPTER_PARAMETERS} by the final ranks", stored, left)
+            findings.compare(f"{Measure.ADAPTER_PARAMETERS} by the final ranks", stored, left)
     if adapter is None:
         return
     try:
         sizes = _tensor_sizes(adapter)
     except (SafetensorError, ValueError) as error:
-        found.broken(Artifact.ADAPTER, "tensors", str(error))
+        findings.broken(Artifact.ADAPTER, "tensors", str(error))
         return
     frozen = resolved.method.kept_count(resolved.info.geometry)
     for part, measure, beside in (
@@ -264,7 +266,7 @@ def _check_counts(found: Examined, record: Record, resolved: Resolved, adapter: 
         ("head.", Measure.HEAD_PARAMETERS, 0),
     ):
         real = float(sum(size for name, size in sizes.items() if name.startswith(part)) - beside)
-        found.compare(f"{measure} by the tensors of {Artifact.ADAPTER}", record.measure(measure), real)
+        findings.compare(f"{measure} by the tensors of {Artifact.ADAPTER}", record.measure(measure), real)
 
 
 def _tensor_sizes(file: Path) -> dict[str, int]:
@@ -283,41 +285,41 @@ def _tensor_sizes(file: Path) -> dict[str, int]:
         }
 
 
-def _table(found: Examined, predictions: Path) -> pd.DataFrame | None:
+def _table(findings: Examined, predictions: Path) -> pd.DataFrame | None:
     try:
         return frame_of(predictions.read_bytes())
     except (OSError, ArrowException, ValueError) as error:
-        found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
+        findings.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return None
 
 
-def _check_scores(found: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
+def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
     """Score, loss and answers are those that the stored outputs give."""
     try:
         goal = stored_objective(trial, len(numbered(list(table.columns), "logit")))
-        check_rows(found, record, trial, table)
+        check_rows(findings, record, trial, table)
     except UserError as error:
-        found.cannot("score", str(error))
+        findings.cannot("score", str(error))
         return
     except ValueError as error:
-        found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
+        findings.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return
-    found.compare(f"tag {Tag.METRIC}", record.tag(Tag.METRIC), goal.metric.name)
+    findings.compare(f"tag {Tag.METRIC}", record.tag(Tag.METRIC), goal.metric.name)
     if goal.scale:
         centre, spread = record.metrics.get(Measure.TARGET_MEAN), record.metrics.get(Measure.TARGET_SD)
         goal = replace(goal, centre=centre or 0.0, spread=spread or math.nan)
     try:
-        labels, given, outputs = (_columns(table, name) for name in ("label", "prediction", "logit"))
-        again = goal.score(outputs, labels)
+        labels, answers, outputs = (_columns(table, name) for name in ("label", "prediction", "logit"))
+        score = goal.score(outputs, labels)
         loss = goal.loss(outputs, labels.to(outputs) if labels.ndim > 1 else labels).item()
-        wrong = int((given.numpy() != goal.answers(outputs)).sum())
+        wrong = int((answers.numpy() != goal.answers(outputs)).sum())
     except (UserError, ValueError, TypeError, RuntimeError, IndexError) as error:
-        found.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
+        findings.broken(Artifact.PREDICTIONS, "outputs and labels of every example", f"{error}")
         return
-    found.near("score", record.metrics.get(Measure.SCORE), again, SCORES_AGREE * max(1.0, abs(again)))
+    findings.near("score", record.metrics.get(Measure.SCORE), score, SCORES_AGREE * max(1.0, abs(score)))
     allowed = LOSSES_AGREE * max(1.0, abs(loss)) if math.isfinite(loss) else 0.0
-    found.near("loss", record.metrics.get(Measure.SCORE_LOSS), loss, allowed)
-    found.compare("predictions that their outputs do not give", 0, wrong)
+    findings.near("loss", record.metrics.get(Measure.SCORE_LOSS), loss, allowed)
+    findings.compare("predictions that their outputs do not give", 0, wrong)
 
 
 def _columns(table: pd.DataFrame, name: str) -> Tensor:
@@ -329,5 +331,5 @@ def _columns(table: pd.DataFrame, name: str) -> Tensor:
     columns = numbered(list(table.columns), name)
     if not columns:
         raise ValueError(f"the column '{name}' is missing")
-    found = torch.from_numpy(table[columns].to_numpy(copy=True))
-    return found[:, 0] if columns == [name] else found
+    values = torch.from_numpy(table[columns].to_numpy(copy=True))
+    return values[:, 0] if columns == [name] else values

@@ -149,21 +149,21 @@ class Archive:
         entries = self._zip.infolist()
         if len(entries) > MOST_MEMBERS:
             raise self._refused(f"it has {len(entries):,} files, more than {MOST_MEMBERS:,}")
-        found: dict[str, zipfile.ZipInfo] = {}
+        by_name: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
             self._check_entry(entry)
-            if entry.filename in found:
+            if entry.filename in by_name:
                 raise self._refused(f"{shown(entry.filename)} is in it twice")
-            found[entry.filename] = entry
+            by_name[entry.filename] = entry
         unpacked = sum(entry.file_size for entry in entries)
         if unpacked > MOST_BYTES:
             raise self._refused(f"it would be {unpacked:,} bytes large, more than {MOST_BYTES:,}")
         # Files that lie over one another are how a small zip file becomes large.
         if sum(entry.compress_size for entry in entries) > self.path.stat().st_size:
             raise self._refused("its files lie over one another")
-        if MANIFEST not in found:
+        if MANIFEST not in by_name:
             raise self._refused(f"it has no {MANIFEST}; `tensorbench pack` writes one")
-        return found
+        return by_name
 
     def _check_entry(self, entry: zipfile.ZipInfo) -> None:
         name = shown(entry.filename)

@@ -41,9 +41,9 @@ def without_folders(text: str) -> str:
 
 def clean_json(content: bytes) -> bytes:
     """A JSON file with `./NAME` for what is a path of the machine; the same bytes where there is none."""
-    told = json.loads(content)
-    cleaned = _cleaned(told)
-    return content if cleaned == told else json.dumps(cleaned, indent=1).encode()
+    parsed = json.loads(content)
+    cleaned = _cleaned(parsed)
+    return content if cleaned == parsed else json.dumps(cleaned, indent=1).encode()
 
 
 def _cleaned(value: Any) -> Any:

@@ -136,10 +136,10 @@ class _Reader:
                 raise ValueError("a header has a field that no struct has")
             yield number, kind
 
-    def lists_of(self, wanted: int) -> Iterator[dict[int, Any]]:
+    def lists_of(self, field: int) -> Iterator[dict[int, Any]]:
         """The structs in the lists at a field of this number, which a file may have several times."""
         for number, kind in self._fields():
-            if (number, kind) != (wanted, _LIST):
+            if (number, kind) != (field, _LIST):
                 self._skip(kind, 0)
                 continue
             inner, count = self._list()
@@ -316,11 +316,11 @@ def _metadata(stream: IO[bytes], size: int) -> Any:
         stream.seek(size - 8 - footer)
         check_depth(stream.read(footer))
     stream.seek(0)
-    found = pq.read_metadata(stream)
+    metadata = pq.read_metadata(stream)
     # Other writers may lay out their pages in ways that are not added up here.
-    if not str(found.created_by).startswith("parquet-cpp-arrow"):
+    if not str(metadata.created_by).startswith("parquet-cpp-arrow"):
         raise ValueError("it was not written by pyarrow")
-    return found
+    return metadata
 
 
 def _leaves(metadata: Any) -> Iterator[tuple[str, str]]:

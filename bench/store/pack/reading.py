@@ -46,11 +46,11 @@ def open_pack(path: Path) -> list[Packed]:
     """
     archive = Archive(path)
     folders = sorted({name.rpartition("/artifacts/")[0] or name.rpartition("/")[0] for name in archive.names})
-    found = [Packed(archive, folder) for folder in folders]
-    names = [one.name for one in found]
+    experiments = [Packed(archive, folder) for folder in folders]
+    names = [experiment.name for experiment in experiments]
     if len(set(names)) < len(names) or not names:
         raise PackError(f"the pack {path} is refused: it holds {', '.join(map(shown, names)) or 'nothing'}")
-    return sorted(found, key=lambda one: one.name)
+    return sorted(experiments, key=lambda experiment: experiment.name)
 
 
 class Packed(Source):
@@ -59,10 +59,10 @@ class Packed(Source):
     def __init__(self, archive: Archive, folder: str) -> None:
         self.archive, self._folder = archive, folder
         try:
-            told = PackedExperiment.model_validate_json(self._file(EXPERIMENT))
+            experiment = PackedExperiment.model_validate_json(self._file(EXPERIMENT))
         except ValidationError as error:
             raise self._refused(EXPERIMENT, explained(error, PackedExperiment)[0]) from error
-        self._name = told.name
+        self._name = experiment.name
         runs = self._table(RUNS_TABLE, parquet.RUNS)
         # One part after the other: what is no tag of ours is not kept.
         self._records = [self._record(line) for part in runs.to_batches(BATCH) for line in part.to_pylist()]
@@ -144,12 +144,12 @@ class Packed(Source):
         for trial in plan.trials:
             if not isinstance(trial.method.get("method"), str):
                 raise self._refused(Artifact.PLAN, f"trial {shown(trial.id)} has no method")
-        known = plan.by_id()
+        trials = plan.by_id()
         for row in plan.rows:
             if not row.trials:
                 raise self._refused(Artifact.PLAN, f"row {shown(row.method)} has no seed")
             for seed, id_ in row.trials.items():
-                if id_ is not None and id_ not in known:
+                if id_ is not None and id_ not in trials:
                     raise self._refused(
                         Artifact.PLAN, f"row {shown(row.method)}, seed {seed}: it has no trial {shown(id_)}"
                     )

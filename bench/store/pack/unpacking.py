@@ -23,7 +23,7 @@ from bench.wire.text import all_storable, run_name
 from bench.wire.words import Artifact, Kind, Status, Tag
 
 #: Hears how many of how many trials are written.
-Told = Callable[[int, int], None]
+Listener = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Merged:
     there: int
 
 
-def merge(sources: Sequence[Source], uri: str, told: Told = lambda done, of: None) -> list[Merged]:
+def merge(sources: Sequence[Source], uri: str, listener: Listener = lambda done, of: None) -> list[Merged]:
     """Merges experiments, each of another name, into the store at `uri`, which is made if it is not there.
 
     A trial that the store has with the same score is left as it is. Killed halfway, the same call goes on.
@@ -45,12 +45,12 @@ def merge(sources: Sequence[Source], uri: str, told: Told = lambda done, of: Non
     """
     connect(uri, create=True)
     merges = [_Merge(source, Store.there(uri, source.name)) for source in sources]
-    total, done = sum(len(one.coming) for one in merges), 0
-    for one in merges:
-        for _ in one.write(Store.create(uri, one.source.name)):
+    total, done = sum(len(merging.coming) for merging in merges), 0
+    for merging in merges:
+        for _ in merging.write(Store.create(uri, merging.source.name)):
             done += 1
-            told(done, total)
-    return [Merged(one.source.name, len(one.coming), one.there) for one in merges]
+            listener(done, total)
+    return [Merged(merging.source.name, len(merging.coming), merging.there) for merging in merges]
 
 
 class _Merge:
@@ -96,7 +96,7 @@ class _Merge:
         """Writes the suite's run and those of searches where they are not there; their ids in the store by
         those in the pack, and the suite's by "" too.
         """
-        found: dict[str, str] = {}
+        ids: dict[str, str] = {}
         for run in self.source.records(Kind.SUITE):
             there = store.records(Kind.SUITE)
             run_id = there[-1].run_id if there else _begin(store, run, "")
@@ -104,17 +104,17 @@ class _Merge:
                 _fill(store, self.source, run, run_id, None)
             if self._plan is not None and store.plan() != self._plan:
                 store.keep(run_id, Artifact.PLAN, self._plan)
-            found[run.run_id] = found[""] = run_id
+            ids[run.run_id] = ids[""] = run_id
         for run in _nested(self.source):
             there = _same(store, run)
-            run_id = there[-1].run_id if there else _begin(store, run, found[""])
+            run_id = there[-1].run_id if there else _begin(store, run, ids[""])
             lacking = (
                 bool(there) and there[-1].status != Status.RUNNING and result_of(store, there[-1]) is None
             )
             if not there or lacking or _unended(there, run):
                 _fill(store, self.source, run, run_id, None)
-            found[run.run_id] = run_id
-        return found
+            ids[run.run_id] = run_id
+        return ids
 
 
 def _nested(source: Source) -> list[Record]:
@@ -165,10 +165,10 @@ def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.Dat
         store.send(record, Path(folder))
 
 
-def _add_adapter(store: Store, source: Source, run: Record, known: Record) -> None:
+def _add_adapter(store: Store, source: Source, run: Record, stored: Record) -> None:
     """Adds the adapter of a run that the store has without; not one of which the store knows another hash."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Artifact.ADAPTER
         source.copy(run, Artifact.ADAPTER, file)
-        if hashes(known).get(Artifact.ADAPTER) == sha256(file):
-            store.send(Record(known.run_id, known.trial_id), Path(folder))
+        if hashes(stored).get(Artifact.ADAPTER) == sha256(file):
+            store.send(Record(stored.run_id, stored.trial_id), Path(folder))

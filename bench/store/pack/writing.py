@@ -143,26 +143,28 @@ class _Content:
         runs = iter(self._runs)
         with ThreadPoolExecutor(READERS) as pool:
             while batch := list(islice(runs, BATCH)):
-                for run, found in zip(batch, pool.map(self._artifacts, batch), strict=True):
-                    for name, content in found.items():
+                for run, artifacts in zip(batch, pool.map(self._artifacts, batch), strict=True):
+                    for name, content in artifacts.items():
                         yield f"artifacts/{run.origin}/{name}", content
         yield CURVES_TABLE, self._curves()
         yield EXPERIMENT, _json(PackedExperiment(name=self._source.name).model_dump())
         yield RUNS_TABLE, self._table()
 
     def _artifacts(self, run: Record) -> dict[Artifact, bytes]:
-        wanted = set(OF_KIND[Kind(run.tag(Tag.KIND))])
+        names = set(OF_KIND[Kind(run.tag(Tag.KIND))])
         if not run.tag(Tag.REDUNDANCY):
-            wanted.discard(Artifact.REDUNDANCY)
+            names.discard(Artifact.REDUNDANCY)
         finished_trial = run.trial_id and run.status == Status.FINISHED
         if self._adapters and finished_trial:
-            wanted.add(Artifact.ADAPTER)
-        found = {name: told for name in sorted(wanted) if (told := self._source.read(run, name)) is not None}
-        self._done.without_adapter += Artifact.ADAPTER in wanted and Artifact.ADAPTER not in found
-        for name, content in found.items():
+            names.add(Artifact.ADAPTER)
+        artifacts = {
+            name: content for name in sorted(names) if (content := self._source.read(run, name)) is not None
+        }
+        self._done.without_adapter += Artifact.ADAPTER in names and Artifact.ADAPTER not in artifacts
+        for name, content in artifacts.items():
             if name.endswith(".json"):
-                found[name] = self._cleaned(run, name, content)
-        return found
+                artifacts[name] = self._cleaned(run, name, content)
+        return artifacts
 
     def _cleaned(self, run: Record, name: Artifact, content: bytes) -> bytes:
         try:
@@ -200,6 +202,8 @@ class _Content:
     def _tags(self, run: Record) -> dict[str, str]:
         tags = kept_tags(run.tags)
         if Tag.HASHES in tags:
-            known = hashes(run) | self._changed.get(run.origin, {})
-            tags[Tag.HASHES] = json.dumps({name: known[name] for name in sorted(known) if name in TRAVELS})
+            digests = hashes(run) | self._changed.get(run.origin, {})
+            tags[Tag.HASHES] = json.dumps(
+                {name: digests[name] for name in sorted(digests) if name in TRAVELS}
+            )
         return tags
