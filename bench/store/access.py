@@ -1,7 +1,7 @@
-"""What a trial that came in a pack may open: nothing that it names, unless the user allows it.
+"""Access of trials from packs: they open no file and no hub repository that the user did not allow.
 
-A pack is anybody's, and names whatever files and hub repositories it likes. What is registered here under a
-name, a task or a backbone, is the harness's own or an installed plug-in's, and may be used.
+A pack may come from anybody and name any file or hub repository. Registered tasks and backbones belong to the
+harness or to an installed plug-in, and may always be used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HUB = "hub"
 
 
 class Access:
-    """What the user allows packs to open: folders, and what lies below them, and the hub.
+    """Folders that the user allows packs to open, with everything below them, and the hub.
 
     Raises UserError for a folder that is not there.
     """
@@ -56,7 +56,7 @@ class Access:
         return spec.model_copy(update={"local": self._place("its backbone", spec.local)})
 
     def task(self, row: TaskRow) -> TaskRow:
-        """Raises UserError for data that may not be opened. What a registered task has itself, may."""
+        """Raises UserError for data that may not be opened; a registered task's own data may."""
         if row.data is not None:
             return row.model_copy(update={"data": self._data(row.data)})
         if row.source is None:
@@ -82,7 +82,7 @@ class Access:
             raise UserError(f"{what} would be asked of the hub, which nothing in a pack may: --open {HUB}")
 
     def _place(self, what: str, path: Path) -> Path:
-        """Where a path of a pack lies below an allowed folder; of what lies elsewhere a pack has the name."""
+        """Finds a path of a pack below an allowed folder. A pack holds only the name of an absolute path."""
         if not self._folders:
             raise UserError(f"{what} would be read from {path}, which nothing in a pack may: --open FOLDER")
         if path.is_absolute() or ".." in path.parts or path.parts[:1] == ("~",):
@@ -96,7 +96,7 @@ class Access:
 
 
 def _check_inside(what: str, place: Path, folder: Path) -> None:
-    """Raises UserError unless all of it are folders and regular files that lie in the folder, links too."""
+    """Raises UserError unless everything below is a folder or file inside `folder`, with links resolved."""
     root = folder.resolve()
     seen, coming = set(), [place]
     while coming:
@@ -115,5 +115,5 @@ def _check_inside(what: str, place: Path, folder: Path) -> None:
 
 
 def is_foreign(source: Source, record: Record) -> bool:
-    """Whether a run lies in a pack, or came in one."""
+    """Whether a run lies in a pack or was unpacked from one."""
     return isinstance(source, Packed) or bool(record.tag(Tag.ORIGIN))

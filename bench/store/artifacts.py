@@ -27,7 +27,7 @@ class ChangedError(UserError):
 
 
 def hashes(record: Record) -> dict[str, str]:
-    """The sha256 of each artifact, by name; empty for what an older version stored.
+    """The sha256 of each artifact, by name. Empty for runs of versions that stored none.
 
     Raises UserError for a tag that holds none.
     """
@@ -42,7 +42,7 @@ def hashes(record: Record) -> dict[str, str]:
 def check_content(record: Record, name: Artifact, file: Path) -> None:
     """Raises ChangedError, with run and file named, unless `file` holds what was stored under that name.
 
-    A file that the run has no hash of passes: it is an older version's, or was added after the trial.
+    A file without a stored hash passes: an older version stored none, and later analyses add files.
     """
     expected = hashes(record).get(name)
     if expected is not None and (actual := sha256(file)) != expected:
@@ -55,7 +55,7 @@ def check_content(record: Record, name: Artifact, file: Path) -> None:
 
 
 def remedy(record: Record, name: Artifact) -> str:
-    """What to do about an artifact that is not what was stored."""
+    """Advice on an artifact that is not what was stored."""
     if name == Artifact.REDUNDANCY:
         return f"`tensorbench tools redundancy {record.run_id}` writes it anew"
     return f"delete that run (`mlflow runs delete --run-id {record.run_id}`) and start its suite again"
@@ -83,7 +83,7 @@ def keep_json(client: MlflowClient, run_id: str, name: Artifact, content: Wired)
 
 
 def keep_files(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """Stores the files of a folder. On this machine's disk each is there whole or not at all.
+    """Stores the files of a folder. On a local disk each appears whole or not at all.
 
     MLflow itself, killed while it copies a folder, leaves half of a file there.
     """

@@ -38,9 +38,9 @@ REMEDIES = {
 
 
 def plugin_sources(trial: Trial) -> dict[Tag, str]:
-    """For what plug-ins bring of a trial: its name and the sha256 of the plug-in's source.
+    """Names and source hashes (sha256) of the parts of a trial that plug-ins provide.
 
-    None of this is part of a trial's id, since most changes of a source change no number.
+    They are no part of a trial's id, since most changes of a source change no number.
     """
     names = {
         Tag.METHOD_SOURCE: trial.method["method"],
@@ -53,9 +53,9 @@ def plugin_sources(trial: Trial) -> dict[Tag, str]:
 
 
 def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
-    """What has another source now than when finished trials of one plan ran, and what to say of it.
+    """Plug-in parts whose source changed since finished trials of a plan ran, each with a warning.
 
-    Where a plug-in is not installed here, its trials are compared with one another.
+    Trials of a plug-in that is not installed are compared with one another.
     """
     stored: defaultdict[tuple[Tag, str], Counter[str]] = defaultdict(Counter)
     for record in records:
@@ -88,7 +88,7 @@ _ABSENT = "nothing"
 
 
 def changed_trials(plan: Plan, store: Source, records: Iterable[Record]) -> list[str]:
-    """A message for each set of fields in which finished trials differ from planned ones that have no result.
+    """Warnings about finished trials that differ from open planned ones in a few fields.
 
     Each planned trial is compared with the nearest finished one of its method, backbone, task and seed that
     the plan lacks. Configurations are read only where there are such trials.
@@ -124,7 +124,7 @@ def _pairs(plan: Plan, records: Mapping[str, Record]) -> Iterator[tuple[Trial, l
 
 
 def _stored(store: Source, record: Record) -> Trial | None:
-    """The trial of a record; None where its configuration cannot be read, which other commands tell of."""
+    """The trial of a record. None if its configuration cannot be read, which other commands report."""
     try:
         config = store.content(record, Artifact.CONFIG, StoredConfig)
         return None if config is None else Trial.model_validate(config.trial)
@@ -157,7 +157,7 @@ def _flat(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _message(group: list[dict[str, tuple[Any, Any]]], every: bool) -> str:
-    """What is said of trials that differ from planned ones in the same fields; `every`: these are all."""
+    """The warning about trials that differ in the same fields. `every` says that the list is complete."""
     count, fields = len(group), sorted(group[0])
     values = {field: {json.dumps(differences[field]) for differences in group} for field in fields}
     shown = [

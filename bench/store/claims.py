@@ -1,4 +1,4 @@
-"""Who runs which trial, where several drivers work on one experiment.
+"""Claims of trials, and signs of life, where several drivers work on one experiment.
 
 MLflow has no compare-and-set, but the name of a registered model is unique in every store. So a claim is a
 registered model, named after the experiment, the trial and the attempt: of two drivers that create it, one
@@ -69,10 +69,9 @@ class Claims:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the signs of life: others may run at once what this driver claimed and did not settle.
+        """Ends the signs of life, so that other drivers may run what this one claimed and did not settle.
 
-        It also closes runs of this driver that are still open: one that the store opened and could not tell
-        of, say.
+        It also closes open runs of this driver, such as one whose creation the store could not confirm.
         """
         self._closing.set()
         self._ended.add(self.driver)
@@ -102,7 +101,7 @@ class Claims:
         self._client.set_experiment_tag(self._experiment, SIGN + self.driver, sign)
 
     def _keep_beating(self) -> None:
-        """This is also how the driver learns that the store is away, and that it is back."""
+        """Gives signs of life, and notices when the store goes away and when it is back."""
         last = time.monotonic()
         while not self._closing.wait(PROBE):
             if self._store.online and time.monotonic() < last + BEAT:
@@ -166,7 +165,7 @@ class Claims:
 
     @insisting
     def take(self, trial: str, taken: dict[str, tuple[int, str]], living: set[str]) -> bool:
-        """Claims a trial, given what `taken` and `living` returned; False if another driver has it.
+        """Claims a trial, given the results of `taken` and `living`. Returns False if another driver has it.
 
         A driver that succeeds must look whether the trial was settled meanwhile.
         """
@@ -187,7 +186,7 @@ class Claims:
         return True
 
     def _holder(self, name: str) -> str | None:
-        """The driver of a claim; None where its trial was settled a moment ago, so that the claim is gone."""
+        """The driver of a claim. None if the claim is gone because its trial was just settled."""
         try:
             model = self._client.get_registered_model(name)
         except MlflowException as error:
@@ -232,9 +231,7 @@ class Claims:
 
     @insisting
     def close_stale(self) -> int:
-        """Closes the runs that dead drivers left open as killed, and deletes their signs; returns how many
-        runs these were.
-        """
+        """Marks open runs of dead drivers as killed and deletes their signs. Returns the number of runs."""
         stale = self.stale()
         for run in stale:
             self._store.end(run.run_id, Status.KILLED)
@@ -244,10 +241,10 @@ class Claims:
 
     @insisting
     def left(self) -> list[str]:
-        """The trials that have their result, and claims that dead drivers left.
+        """Trials with a result whose claims dead drivers left.
 
-        A trial that did not finish may be tried again by a driver that has just looked at its claims. So of
-        those the claims count as needed as long as another driver is at work.
+        A driver that has just looked at the claims may retry a trial that did not finish. So claims on such
+        trials are still needed while another driver is at work.
         """
         taken = self.taken()
         if not taken:
@@ -280,7 +277,7 @@ LOOK = 0.5
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What is left over of one experiment."""
+    """Remains of dead drivers in one experiment."""
 
     experiment: str
     #: The trials that have claims of dead drivers, and need none.
@@ -295,15 +292,15 @@ class Leftovers:
 
 
 def experiments(uri: str) -> list[str]:
-    """The names of a store's experiments that drivers have worked on, or may have."""
+    """Names of a store's experiments, without MLflow's own Default."""
     return [store.name for store in Store.every(uri) if store.name != "Default"]
 
 
 def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) -> Leftovers:
-    """Looks for what is left over, and deletes it where asked to: records on disk never.
+    """Finds remains of dead drivers. `delete` removes them, except records on disk.
 
-    Of drivers elsewhere only time tells whether they live: `watching` hears how many there are, and this
-    waits until each has given a sign, or none for so long that it counts as dead.
+    Only time tells whether drivers on other machines live. `watching` hears their number; then this waits
+    until each has given a sign of life, or none for `EXPIRY` seconds.
     """
     claims = Claims(store)
     _watch(claims, watching)
@@ -329,7 +326,7 @@ def leftovers(store: Store, watching: Callable[[int], None], *, delete: bool) ->
 
 
 def _watch(claims: Claims, watching: Callable[[int], None]) -> None:
-    """Waits until every driver has given a sign of life, or none for so long that it is dead."""
+    """Waits until every driver has given a sign of life or has been silent for `EXPIRY` seconds."""
     first, until = claims.signs(), time.monotonic() + EXPIRY
     living = claims.living() - {claims.driver}
     if living:

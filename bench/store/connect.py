@@ -79,22 +79,22 @@ Result = TypeVar("Result")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and those that it came of."""
+    """An exception and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _cut(error: BaseException) -> bool:
-    """Whether the store did what it was asked for and its answer did not come whole.
+    """Whether the store carried out a request and its answer was cut.
 
-    MLflow asks again where no answer comes, but not in this case.
+    MLflow repeats unanswered requests itself, but not these.
     """
     return any(isinstance(cause, ChunkedEncodingError) or NO_JSON in str(cause) for cause in chain(error))
 
 
 def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Calls a function again whose answer was cut. It must be one that may be called twice."""
+    """Repeats a function whose answer was cut. It must be safe to call twice."""
 
     @wraps(function)
     def call(*args: Parameters.args, **named: Parameters.kwargs) -> Result:
@@ -111,7 +111,7 @@ def asking_again(function: Callable[Parameters, Result]) -> Callable[Parameters,
 
 @contextmanager
 def storing() -> Iterator[None]:
-    """Raises StoreError for what a store raises that cannot be reached. Interrupts wait until this ends."""
+    """Converts errors from an unreachable store to StoreError. Interrupts wait until the block ends."""
     try:
         with interrupts.deferred():
             yield
@@ -123,7 +123,7 @@ def storing() -> Iterator[None]:
 
 
 def _kind(error: Exception) -> type[StoreError]:
-    """What an error of the store says about it."""
+    """The kind of StoreError that an error of the store stands for."""
     if not isinstance(error, MlflowException):
         return StoreError
     if error.error_code in REFUSALS:
@@ -136,14 +136,14 @@ def _kind(error: Exception) -> type[StoreError]:
 
 
 def insisting(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The same for a whole function, which is called again where an answer was cut."""
+    """`storing` and `asking_again` for a function."""
     return storing()(asking_again(function))
 
 
 def connect(uri: str, *, create: bool) -> MlflowClient:
     """A client of a store that answers.
 
-    Raises UserError where it does not and, unless `create` is set, where there is no store yet.
+    Raises UserError if it does not answer or, unless `create` is set, if there is no store yet.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -201,7 +201,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
 
 
 def _driver(scheme: str) -> str:
-    """How to have a driver of such a database."""
+    """Advice on installing a driver for such a database."""
     if scheme == "postgresql":
         return ": pip install 'tensorpeft-bench[postgres]'"
     name, package = {"mysql": ("mysql+pymysql", "pymysql"), "mssql": ("mssql+pyodbc", "pyodbc")}[scheme]
@@ -250,7 +250,7 @@ def _open(uri: str) -> MlflowClient:
 
 
 def read_only(uri: str) -> bool:
-    """Whether a store lies in a folder that cannot be written to: an archive, say, to be read as it is."""
+    """Whether a store lies in a folder that cannot be written to, such as an archive."""
     if not uri.startswith(SQLITE):
         return False
     database = database_file(uri)
@@ -264,7 +264,7 @@ def _client(uri: str) -> MlflowClient:
 
 
 def state_folder(uri: str) -> Path:
-    """Where this machine keeps what belongs to a store: beside a store that is a file, else in the cache."""
+    """This machine's folder for a store's state: beside a SQLite file, else in the cache."""
     if uri.startswith(SQLITE):
         folder = database_file(uri).parent / ".tensorbench" / database_file(uri).name
     else:
@@ -276,9 +276,9 @@ def state_folder(uri: str) -> Path:
 
 
 def with_driver(uri: str) -> str:
-    """The address with the driver of the extra `postgres` where it names none.
+    """The address with the driver of the extra `postgres` if it names none.
 
-    What a plain `postgresql://` means changed with SQLAlchemy 2.1.
+    SQLAlchemy 2.1 changed the default driver of `postgresql://`.
     """
     return re.sub(r"^postgresql://", "postgresql+psycopg2://", uri)
 
@@ -292,7 +292,7 @@ _SECRET = re.compile("user|pass|pwd|token|secret|key|auth|cred|sig|odbc_connect"
 
 
 def shown_uri(text: str) -> str:
-    """A store's address, or an error that tells it, without the names, passwords and tokens it may hold."""
+    """A store's address, or an error that contains it, without user names, passwords and tokens."""
 
     def hidden(option: re.Match[str]) -> str:
         before, name = option.groups()
@@ -310,10 +310,10 @@ BEGUN, FILLED_BY_MIGRATIONS = {"experiments", "alembic_version"}, {"alembic_vers
 
 
 def ensure_schema(engine: Engine, database: Path, folder: Path) -> None:
-    """Makes the tables of a SQLite file that has none yet, or those of a first start that was killed.
+    """Makes the tables of a SQLite file that has none, or that a killed first start left incomplete.
 
-    Of a file with results whose tables MLflow is about to upgrade, a copy is kept until `upgraded`. `folder`
-    is on the same file system. Only one process at a time may call this.
+    Before MLflow upgrades the tables of a file with results, the file is copied; `upgraded` removes the copy.
+    `folder` is on the same file system. Only one process at a time may call this.
     """
     from mlflow.store.db.base_sql_model import Base
 
@@ -333,7 +333,7 @@ def upgraded(database: Path) -> None:
 
 
 def interrupted_upgrade(database: Path) -> str:
-    """The command that undoes an upgrade that was killed, as the end of a message; empty without one."""
+    """The command that undoes a killed upgrade, as the end of a message. Empty if there was none."""
     copy = _copy_of(database.resolve())
     if not copy.exists():
         return ""
@@ -342,7 +342,7 @@ def interrupted_upgrade(database: Path) -> str:
 
 
 def interrupted_start(engine: Engine) -> str:
-    """The commands that clear a server's database of a first start that was killed, likewise.
+    """The commands that clear a server's database of a killed first start, likewise.
 
     PostgreSQL undoes such a start by itself, MySQL does not.
     """
@@ -367,7 +367,7 @@ def _tables(engine: Engine) -> dict[str, bool]:
 
 
 def _only_begun(filled: dict[str, bool]) -> bool:
-    """Whether these are tables of MLflow's without anything that somebody stored."""
+    """Whether these are MLflow's tables without any stored result."""
     return filled.keys() >= BEGUN and not any(
         rows for name, rows in filled.items() if name not in FILLED_BY_MIGRATIONS
     )
@@ -410,10 +410,10 @@ def artifacts_of(database: Path, experiment: str) -> str:
 
 
 def follow(database: Path) -> None:
-    """Brings a database up to date whose artifacts moved along with it.
+    """Updates the artifact paths of a database that was moved together with its artifacts.
 
-    An experiment is taken for moved where its folder lies beside the database and is another one than the one
-    that is stored. Raises OSError where the database cannot be read or written.
+    An experiment counts as moved if its folder lies beside the database and differs from the stored one.
+    Raises OSError if the database cannot be read or written.
     """
     _forget_places()
     try:
@@ -428,7 +428,10 @@ def follow(database: Path) -> None:
 
 
 def _now(database: Path, location: str) -> str | None:
-    """Where the artifacts of an experiment lie now; None where they lie at `location`, or not beside it."""
+    """The new place of an experiment's artifacts.
+
+    None if they are still at `location` or not beside the database.
+    """
     where = urlparse(location)
     _, folder, below = unquote(where.path).rpartition(f"/{ARTIFACTS}/")
     if where.scheme not in ("", "file") or not folder:
@@ -449,7 +452,7 @@ def _rewrite(connection: sqlite3.Connection, experiment: str, location: str, now
 
 
 def _forget_places() -> None:
-    """A copy has the run ids of its original, and MLflow keeps in each process where it found a run."""
+    """Clears MLflow's cache of artifact places: a copied store has the run ids of its original."""
     with suppress(ImportError, AttributeError):
         from mlflow.tracking._tracking_service import utils
 

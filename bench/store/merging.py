@@ -34,7 +34,7 @@ MOST_LISTED = 10
 
 
 def brings_more(coming: Record, stored: Record | None) -> bool:
-    """Whether a run tells more of its trial than the one that is known."""
+    """Whether a run settles its trial more than the stored one."""
     if stored is None:
         return True
     if stored.status == Status.FINISHED:
@@ -43,7 +43,7 @@ def brings_more(coming: Record, stored: Record | None) -> bool:
 
 
 def brings_adapter(coming: tuple[Source, Record], stored: tuple[Source, Record]) -> bool:
-    """Whether a finished run has the adapter of its trial, which another finished one was packed without."""
+    """Whether a finished run has its trial's adapter and the stored finished one lacks it."""
     (there, run), (here, other) = coming, stored
     if not run.status == other.status == Status.FINISHED or not run.trial_id:
         return False
@@ -51,9 +51,9 @@ def brings_adapter(coming: tuple[Source, Record], stored: tuple[Source, Record])
 
 
 def refuse_other_scores(name: str, stored: Mapping[str, Record], coming: Iterable[Record]) -> None:
-    """Raises UserError where both parts of experiment `name` have a trial with other scores; all are listed.
+    """Raises UserError for trials whose scores differ between two parts of experiment `name`.
 
-    `known` is by trial id.
+    `stored` is by trial id.
     """
     apart = list(_apart(stored, coming))
     if apart:
@@ -76,9 +76,9 @@ def _apart(stored: Mapping[str, Record], coming: Iterable[Record]) -> Iterator[s
 
 
 def refuse_other_result(stored: tuple[Source, Record], coming: tuple[Source, Record]) -> None:
-    """Raises UserError where two parts of one experiment have a search or an allocation with other results.
+    """Raises UserError for a search or an allocation whose results differ between two parts.
 
-    Each is the part and its run. One that has not ended, without a result, contradicts nothing.
+    Each argument is a part with its run. A run without a result contradicts nothing.
     """
     here, there = result_of(*stored), result_of(*coming)
     if here is not None and there is not None and here != there:
@@ -91,13 +91,13 @@ def refuse_other_result(stored: tuple[Source, Record], coming: tuple[Source, Rec
 
 
 def result_of(source: Source, search: Record) -> SearchResult | AllocationResult | None:
-    """What a search or an allocation found; None where it stored nothing."""
+    """The result of a search or an allocation. None if it stored none."""
     name, form = FOUND[Kind(search.tag(Tag.KIND))]
     return source.content(search, name, form)
 
 
 def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:
-    """The plan of all parts; None where there is none. Raises UserError where a row was not run alike."""
+    """The merged plan of all parts. None if no part has one. Raises UserError if a row was not run alike."""
     merged: StoredPlan | None = None
     for plan in plans:
         merged = plan if merged is None else merged_plan(merged, plan)
@@ -105,7 +105,7 @@ def one_plan(plans: Iterable[StoredPlan]) -> StoredPlan | None:
 
 
 def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
-    """The rows and seeds of both. Raises UserError where a row of both was not run alike."""
+    """A plan with the rows and seeds of both. Raises UserError if a shared row was not run alike."""
     if first == second:
         return first
     trials_of_first, coming = first.by_id(), second.by_id()
@@ -126,7 +126,7 @@ def merged_plan(first: StoredPlan, second: StoredPlan) -> StoredPlan:
 
 
 def _by_key(plan: StoredPlan) -> dict[tuple[Any, ...], PlannedRow]:
-    """The rows by what tells them apart. Of rows that nothing tells apart, the place among them does."""
+    """The rows by task, backbone, budget, method and ranks; equal ones are numbered."""
     counted: Counter[tuple[Any, ...]] = Counter()
     rows = {}
     for row in plan.rows:
@@ -143,7 +143,7 @@ def _of(row: PlannedRow, trials: Mapping[str, PlannedTrial]) -> list[PlannedTria
 def _merged_row(
     suite: str, first: PlannedRow, second: PlannedRow, trials: Sequence[PlannedTrial]
 ) -> PlannedRow:
-    """The row with the seeds of both, whose trials have to be alike but for the seed."""
+    """The row with the seeds of both, whose trials must be alike except for the seed."""
     where = " · ".join(filter(None, (first.method, first.budget, first.task, first.backbone)))
     contents_of_rows = [row.model_dump(exclude={"trials", "tuning", "studies"}) for row in (first, second)]
     _refuse_other(suite, where, *contents_of_rows)
@@ -184,7 +184,7 @@ def _merged_studies(
 
 
 def _content(trial: PlannedTrial) -> dict[str, Any]:
-    """What all seeds of a row share, flat. A backbone and a task are known by their hashes."""
+    """The settings that all seeds of a row share, flat. Hashes stand for the backbone and the task."""
     shared = trial.model_dump(include={"weights_hash", "evaluate", "protocol"})
     parts = {
         "method": trial.method,
@@ -208,8 +208,9 @@ def _refuse_other(suite: str, where: str, first: Mapping[str, Any], second: Mapp
 
 
 class Joined(Source):
-    """Raises UserError where the parts contradict each other: other scores of a trial, other results of a
-    search, or other protocols.
+    """Parts of one experiment, read as one.
+
+    Raises UserError if they contradict each other in scores, results of searches, or protocols.
     """
 
     def __init__(self, parts: Sequence[Source]) -> None:

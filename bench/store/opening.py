@@ -19,16 +19,16 @@ from methods import UserError
 
 
 def is_pack(name: str) -> bool:
-    """Whether what a user named is the file of a pack. Everything else is an experiment."""
+    """Whether a name is that of a pack's file. Any other name is an experiment's."""
     return name.endswith(ENDING)
 
 
 def open_results(uri: str, names: Iterable[str]) -> list[Source]:
-    """The experiments that these names stand for: names in the store at `uri`, or files of packs.
+    """Opens experiments by their names in the store at `uri` or by files of packs.
 
-    A pack may hold several. What several of the names hold of one experiment is read as one. The store is
-    opened only where a name is no pack's. Raises UserError for an experiment that is not there, a pack that
-    is refused (`bench.store.pack.reading.open_pack`), and parts that contradict each other.
+    A pack may hold several. Parts of one experiment are read as one. The store is opened only if a name is
+    not a pack's. Raises UserError for a missing experiment, a pack that is refused
+    (`bench.store.pack.reading.open_pack`), and parts that contradict each other.
     """
     opened = (
         open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
@@ -38,7 +38,7 @@ def open_results(uri: str, names: Iterable[str]) -> list[Source]:
 
 
 def as_one(sources: Iterable[Source]) -> list[Source]:
-    """These, those of one experiment joined. Raises UserError for parts that contradict each other."""
+    """The sources, with parts of one experiment joined. Raises UserError if parts contradict each other."""
     parts: defaultdict[str, list[Source]] = defaultdict(list)
     for source in sources:
         parts[source.name].append(source)
@@ -52,11 +52,11 @@ def pack(
     adapters: bool = False,
     force: bool = False,
 ) -> Written:
-    """Writes experiments of a store into one file, or joins packs, whose files stand among the names.
+    """Writes experiments of a store, or of packs named by their files, into one file.
 
-    The name of `out` ends with `.tensorbench.zip`; `force` replaces what is there. `adapters` takes what was
-    trained along. The same results give the same bytes. Raises UserError, with nothing written, for an
-    experiment that is not there or holds nothing, and for an artifact that is not as it was stored.
+    The name of `out` ends with `.tensorbench.zip`; `force` replaces an existing file; `adapters` includes
+    trained adapters. The same results give the same bytes. Raises UserError, with nothing written, for an
+    experiment that is missing or empty, and for an artifact that changed since it was stored.
     """
     return write_pack(open_results(store, map(str, experiments)), Path(out), adapters=adapters, force=force)
 
@@ -64,11 +64,11 @@ def pack(
 def unpack(
     *files: Path | str, store: str = DEFAULT_STORE, listener: Listener = lambda done, of: None
 ) -> list[Merged]:
-    """Merges packs into a store, which is made if it is not there; those of one experiment become one.
+    """Merges packs into a store, which is created if missing.
 
-    Trials that the store has stay as they are. Killed halfway, the same call goes on. `listener` hears how many
-    of how many trials are written. Raises UserError, with nothing written, for a pack that is refused, for
-    other scores of a trial than the store's or another pack's, and for a suite that was run differently.
+    Trials in the store stay as they are. After a kill, the same call continues. `listener` hears how many
+    trials are written, and of how many. Raises UserError, with nothing written, for a pack that is refused,
+    for scores that differ from the store's or another pack's, and for a suite that was run differently.
     """
     if other := next((file for file in files if not is_pack(str(file))), None):
         raise UserError(f"{other} is no pack: the name of one ends with {ENDING}")

@@ -37,7 +37,7 @@ WHOLE = "[!.]*"
 
 
 class UnreadableRecordError(UserError):
-    """What lies in the outbox is no record, or one of another version."""
+    """A folder in the outbox holds no record, or one of another version."""
 
 
 class Outbox:
@@ -51,7 +51,7 @@ class Outbox:
         self._own = folder / _name_of(os.getpid())
 
     def keep(self, record: Record) -> Path:
-        """Puts a whole record on disk and returns its folder. Raises OSError if the disk does not take it."""
+        """Writes a record to disk and returns its folder. Raises OSError if the disk refuses it."""
         self._own.mkdir(parents=True, exist_ok=True)
         if self._own not in self._locks:
             self._locks[self._own] = FileLock(_lock_of(self._own))
@@ -67,9 +67,9 @@ class Outbox:
 
     @staticmethod
     def send(kept: Path, send: Callable[[Record, Path], None]) -> None:
-        """Sends a record and forgets it once all of it has arrived. Sending one twice does no harm.
+        """Sends a record and deletes it once it has arrived. Sending it twice does no harm.
 
-        Raises UnreadableRecordError where the folder holds none.
+        Raises UnreadableRecordError if the folder holds none.
         """
         if not kept.exists():
             return
@@ -93,7 +93,7 @@ class Outbox:
         return sorted(self._own.glob(WHOLE))
 
     def close(self) -> None:
-        """Ends this process's part. What still waits is left for whoever comes next, and nothing else."""
+        """Ends this process's part. Waiting records are left for the next process."""
         if lock := self._locks.pop(self._own, None):
             if not self.waiting():
                 remove(self._own)
@@ -101,7 +101,7 @@ class Outbox:
             lock.release()
 
     def left(self) -> Iterator[Path]:
-        """The records that ended processes left. Of several processes that ask at once, one gets them."""
+        """The records that ended processes left. Only one process at a time gets them."""
         for lock_file in sorted(self._folder.glob("*.lock")):
             folder, lock = lock_file.with_suffix(""), FileLock(lock_file)
             if folder in self._locks:
@@ -122,14 +122,14 @@ class Outbox:
                 lock.release()
 
     def everything(self) -> tuple[list[Path], list[Path]]:
-        """The records that wait to be sent, of whatever process, and those that were put aside."""
+        """The waiting records of all processes, and those that were put aside."""
         records = sorted(self._folder.glob(f"*/{WHOLE}"))
         refused = [record for record in records if record.parent.name == REFUSED]
         return [record for record in records if record not in refused], refused
 
     @staticmethod
     def refuse(kept: Path) -> Path:
-        """Puts aside a record that can never be sent; returns where it lies."""
+        """Puts aside a record that can never be sent. Returns its new place."""
         aside = kept.parent.parent / REFUSED / kept.name
         aside.parent.mkdir(exist_ok=True)
         if aside.exists():
@@ -139,7 +139,7 @@ class Outbox:
 
 @cache
 def _name_of(process: int) -> str:
-    """The name of a process's folder. One that was forked has another process id, and so another name."""
+    """The name of a process's folder. A fork has its own."""
     return uuid.uuid4().hex[:12]
 
 

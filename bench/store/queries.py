@@ -25,7 +25,7 @@ PAGE = 1000
 
 
 def every_page(ask: Callable[[str | None], Any]) -> Iterator[Any]:
-    """All that a search finds. `ask` asks MLflow for the page that a token names, or for the first: None."""
+    """All results of a paged query. `ask` requests the page of a token; None is the first page."""
     page = ask(None)
     yield from page
     while page.token:
@@ -39,7 +39,7 @@ def experiments(client: MlflowClient) -> Iterator[Experiment]:
 
 
 def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) -> list[Record]:
-    """The runs of these experiments that are not deleted and meet a condition in MLflow's search language."""
+    """The runs of experiments that are not deleted and meet a condition in MLflow's search language."""
     if not experiments:
         return []
     runs: Iterator[Run] = every_page(
@@ -67,10 +67,10 @@ def find_runs(client: MlflowClient, experiments: Sequence[str], condition: str) 
 
 
 def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None:
-    """Every run of a kind, oldest first; None where the installed MLflow has not the tables known here.
+    """Every run of a kind, oldest first. None if the installed MLflow has other tables.
 
-    When MLflow's client opened the database, it made sure that its tables are those of the installed version.
-    So an error of the database, which is raised as it is, never means that the tables are others.
+    MLflow's client has checked that the database has the tables of the installed version. So errors of the
+    database never mean that the tables differ, and are raised unchanged.
     """
     try:
         from mlflow.entities import LifecycleStage
@@ -115,7 +115,7 @@ def read_tables(uri: str, experiment_id: str, kind: Kind) -> list[Record] | None
 def read_curves(
     uri: str, experiment_id: str, key: str | None, runs: Collection[str]
 ) -> list[tuple[str, str, int, float]] | None:
-    """(run id, key, step, value) of the points that `Source.curves` is asked for, by these; None as above."""
+    """Points (run id, key, step, value) for `Source.curves`, sorted. None as in `read_tables`."""
     try:
         from mlflow.entities import LifecycleStage
         from mlflow.store.tracking.dbmodels.models import SqlMetric, SqlRun

@@ -1,4 +1,4 @@
-"""What an experiment tells to whoever reads results, whether it lies in a store, in a pack, or in several."""
+"""The interface for reading an experiment, whether it lies in a store, in a pack, or in several."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ class Source(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """Where it lies, for people: the store's address, or the names of the packs' files."""
+        """Its place, for display: the store's address, or the names of the packs' files."""
 
     @property
     def link(self) -> str | None:
-        """Where MLflow's interface shows its runs, but for the run id at the end; None where it does not."""
+        """The address of its runs in MLflow's interface, up to the run id. None if it has none."""
         return None
 
     @abstractmethod
     def records(self, kind: Kind = Kind.TRIAL) -> list[Record]:
-        """Every run of a kind, oldest first. Of a pack, those that count."""
+        """Every run of a kind, oldest first. A pack has only those that count."""
 
     @abstractmethod
     def read(self, record: Record, name: Artifact) -> bytes | None:
-        """An artifact of one of its runs; None where the run has none of that name.
+        """The content of a run's artifact. None if the run has none of that name.
 
-        Raises UserError for one that is not as it was stored, or cannot be read.
+        Raises UserError if it changed since it was stored, or cannot be read.
         """
 
     @abstractmethod
@@ -70,16 +70,16 @@ class Source(ABC):
 
     @abstractmethod
     def curves(self, key: str | None = None, runs: Collection[str] = ()) -> pd.DataFrame:
-        """Every point of every trial's curves, or of one key those of `runs`, which are run ids of records.
+        """The points of all curves, or those of one key and of the runs with these ids.
 
-        Curves are losses by step or by epoch and validation scores by epoch. The columns are `CURVE`. Sorted
-        by run, key and step. Of a step that was logged twice the last value counts.
+        Curves are losses by step or by epoch and validation scores by epoch. The columns are `CURVE`, sorted
+        by run, key and step. If a step was logged twice, the last value counts.
         """
 
     def content(self, record: Record, name: Artifact, form: type[Content]) -> Content | None:
-        """What a JSON artifact holds; None where the run has none of that name.
+        """The parsed content of a JSON artifact. None if the run has none of that name.
 
-        Raises UserError where it is there and cannot be read.
+        Raises UserError if it exists and cannot be read.
         """
         text = self.read(record, name)
         if text is None:
@@ -101,9 +101,9 @@ class Source(ABC):
         return None
 
     def _allowance(self, run: Record, plan: StoredPlan) -> Tuning | None:
-        """What the suite of a run allows for tuning, where its plan is from before plans said so.
+        """The tuning that the suite of a run allows, for plans of versions that did not store it.
 
-        None where no suite is stored, or none that this version can read.
+        None if no suite is stored, or none that this version can read.
         """
         if all(row.tuning is None or row.tuning.allowed_points for row in plan.rows):
             return None
@@ -115,7 +115,7 @@ class Source(ABC):
 
 
 def _completed(plan: StoredPlan, allowance: Tuning | None) -> StoredPlan:
-    """The plan with what its version of the harness did before a plan could say so."""
+    """The plan with the defaults of the version that wrote it."""
     trials = [trial.model_copy(update={"recipe": earlier(Recipe) | trial.recipe}) for trial in plan.trials]
     rows = [_allowed(row, allowance) for row in plan.rows] if allowance else plan.rows
     return plan.model_copy(update={"trials": tuple(trials), "rows": tuple(rows)})

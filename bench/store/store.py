@@ -69,16 +69,16 @@ class Store(Source):
 
     @classmethod
     def create(cls, uri: str, name: str) -> Store:
-        """Opens the experiment, and makes store and experiment where they are not there yet.
+        """Opens an experiment. Creates it and its store if they are missing.
 
-        Raises UserError where the store cannot be used, or the experiment was deleted.
+        Raises UserError if the store cannot be used, or the experiment was deleted.
         """
         client = connect(uri, create=True)
         return cls(client, _not_deleted(_experiment(client, uri, name), uri), uri)
 
     @classmethod
     def existing(cls, uri: str, name: str) -> Store:
-        """Opens an experiment for reading. Raises UserError where there is none, with the nearest name."""
+        """Opens an experiment for reading. Raises UserError, with the nearest name, if there is none."""
         client = connect(uri, create=False)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -92,9 +92,9 @@ class Store(Source):
 
     @classmethod
     def there(cls, uri: str, name: str) -> Store | None:
-        """Opens an experiment; None where the store has none of this name.
+        """Opens an experiment. None if the store has none of this name.
 
-        Raises UserError where the store cannot be used, or the experiment was deleted.
+        Raises UserError if the store cannot be used, or the experiment was deleted.
         """
         client = connect(uri, create=False)
         experiment = client.get_experiment_by_name(name)
@@ -102,7 +102,7 @@ class Store(Source):
 
     @classmethod
     def every(cls, uri: str) -> list[Store]:
-        """Every experiment of a store for reading, by name. Raises UserError where there is no store."""
+        """Every experiment of a store for reading, by name. Raises UserError if there is no store."""
         client = connect(uri, create=False)
         stores = (cls(client, experiment, uri) for experiment in experiments(client))
         return sorted(stores, key=lambda store: store.name)
@@ -148,7 +148,7 @@ class Store(Source):
     # --- reading ---
 
     def records(self, kind: Kind = Kind.TRIAL, *, trial_id: str | None = None) -> list[Record]:
-        """Every stored run of a kind, trials unless another is named, oldest first; or those of one trial."""
+        """Every stored run of a kind, oldest first, or those of one trial."""
         if trial_id is None and not self._served:
             with storing():
                 records = read_tables(self.client.tracking_uri, self.experiment.experiment_id, kind)
@@ -157,7 +157,7 @@ class Store(Source):
         return self._find(kind, f" and tags.{Tag.TRIAL_ID} = '{trial_id}'" if trial_id else "")
 
     def running(self, driver: str | None = None) -> list[Record]:
-        """The open runs of every kind, whoever writes them, or those of one driver."""
+        """The open runs of every kind, of all drivers or of one."""
         whose = f" and tags.{Tag.DRIVER} = '{driver}'" if driver else ""
         return [
             run for kind in Kind for run in self._find(kind, f" and attributes.status = 'RUNNING'{whose}")
@@ -169,9 +169,9 @@ class Store(Source):
         return find_runs(self.client, [self.experiment.experiment_id], condition)
 
     def artifact(self, record: Record, name: Artifact) -> Path | None:
-        """An artifact as a local file; None where the run has none of that name.
+        """An artifact as a local file. None if the run has none of that name.
 
-        Raises UserError for one that is not as it was stored, or cannot be had.
+        Raises UserError if it changed since it was stored, or cannot be read.
         """
         where = urlparse(record.artifacts)
         if where.scheme in ("", "file"):
@@ -197,7 +197,7 @@ class Store(Source):
         return not self._lacks(record, name)
 
     def _lacks(self, record: Record, name: Artifact) -> bool:
-        """Whether a run is known to have no such artifact: MLflow's error is the same where none answers."""
+        """Whether a run certainly has no such artifact: MLflow raises the same error if no server answers."""
         try:
             return name not in {file.path for file in self.client.list_artifacts(record.run_id)}
         except BROKEN_STORE:
@@ -211,7 +211,7 @@ class Store(Source):
             raise UserError(f"{name} of run {record.run_id} cannot be read: {error}") from error
 
     def details(self, record: Record) -> tuple[dict[str, str], dict[str, int | None]]:
-        """The configuration that a run was given, and its artifacts with their bytes (None: a folder)."""
+        """The parameters of a run, and its artifacts with their sizes in bytes (None for a folder)."""
         listed = self.client.list_artifacts(record.run_id)
         params = self.client.get_run(record.run_id).data.params
         return dict(params), {file.path: file.file_size for file in listed}
@@ -246,7 +246,7 @@ class Store(Source):
 
     @insisting
     def begin(self, kind: Kind, name: str, tags: Mapping[Tag, str], driver: str) -> str:
-        """Opens the newest run of this kind that has these tags again, or a new one; returns its id."""
+        """Reopens the newest run of this kind with these tags, or opens a new one. Returns its id."""
         whose = {Tag.OWNER: owner(), Tag.DRIVER: driver}
 
         def same() -> list[Record]:
@@ -268,7 +268,7 @@ class Store(Source):
         return run_id
 
     def begin_suite(self, plan: Plan, driver: str = "") -> str:
-        """The run that holds the plan and that trial runs are nested under."""
+        """Opens the run that holds the plan and that trial runs are nested under."""
         run_id = self.begin(Kind.SUITE, plan.suite.name, {}, driver)
         self.keep(run_id, Artifact.PLAN, plan.stored())
         self.keep(run_id, Artifact.SUITE, stored_suite(plan.suite))
@@ -294,7 +294,7 @@ class Store(Source):
 
     @insisting
     def send(self, record: Record, folder: Path | None = None) -> None:
-        """Writes what a record holds; to send one twice does no harm.
+        """Writes a record. Sending it twice does no harm.
 
         `folder` holds its artifacts. The status of a run that has ended is written last, after everything
         else. Of several finished runs of a trial the first that has its adapter counts, and the others are
@@ -322,9 +322,10 @@ class Store(Source):
             client.set_terminated(run_id, record.status.ended, ended)
 
     def _is_duplicate(self, record: Record, folder: Path | None) -> bool:
-        """Whether another finished run of the trial counts.
+        """Whether another finished run of the trial counts in place of this one.
 
-        One that came in a pack without its adapter does not, if this one has it: then that one is marked.
+        A run from a pack without its adapter does not count if this one has the adapter: it is marked
+        instead.
         """
         # A search, an allocation and a suite are no trial, of which there could be another run.
         if not record.trial_id:
@@ -340,12 +341,12 @@ class Store(Source):
 
 
 def _parts(items: list[Item], most: int) -> Iterator[list[Item]]:
-    """The items in lists of at most so many."""
+    """The items in lists of at most `most`."""
     return (items[start : start + most] for start in range(0, len(items), most))
 
 
 def parameters(config: bytes) -> dict[str, str]:
-    """The parameters that MLflow shows of a `config.json`; none for one that is not of its form."""
+    """The parameters of a `config.json` for MLflow's interface. Empty if it is malformed."""
     try:
         trial = json.loads(config).get("trial")
     except (ValueError, AttributeError, RecursionError):
@@ -356,7 +357,7 @@ def parameters(config: bytes) -> dict[str, str]:
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """A trial's configuration, with dots in the keys of what is nested.
 
-    A mapping with keys that are no name of a parameter, classes of a user's say, is one value.
+    A mapping whose keys cannot name parameters, such as a user's classes, is one value.
     """
     values: dict[str, str] = {}
     for key, value in config.items():
@@ -378,7 +379,7 @@ def _not_deleted(experiment: Experiment, uri: str) -> Experiment:
 
 @asking_again
 def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
-    """The experiment of this name, which is made where there is none."""
+    """The experiment of this name, created if missing."""
     if experiment := client.get_experiment_by_name(name):
         return experiment
     location = None

@@ -1,4 +1,4 @@
-"""Finished trials as they were when they were scored: adapter and head on the backbone."""
+"""Finished trials in the state in which they were scored: adapter and head on the backbone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """A finished trial as it was when it was scored: adapter and head are on the backbone."""
+    """A finished trial in the state in which it was scored: adapter and head are on the backbone."""
 
     store: Store = field(repr=False)
     record: Record
@@ -46,14 +46,14 @@ class StoredTrial:
 
     @property
     def verified(self) -> bool:
-        """Whether its files are known to be what the trial left; an older version stored no hashes."""
+        """Whether hashes show that its files are unchanged. Older versions stored none."""
         return {Artifact.CONFIG, Artifact.ADAPTER} <= hashes(self.record).keys()
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The method's, but those that training left of the modes or bonds whose ranks it cuts.
+        """The method's ranks, or those that training left of modes or bonds that it cuts.
 
-        What it leaves of each layer (AdaLoRA) is on average the method's.
+        Where training distributes ranks over layers (AdaLoRA), the method's are their mean.
         """
         left = list(self.adapter.final_ranks().values())
         if left and all(len(ranks) == 1 for ranks in left):
@@ -61,22 +61,22 @@ class StoredTrial:
         return self.method.size or ()
 
     def content(self, name: Artifact) -> bytes:
-        """What an artifact holds. Raises UserError where it cannot be had, or was changed."""
+        """The content of an artifact. Raises UserError if it is missing or changed."""
         return _content(self.store, self.record, name)
 
     def keep(self, name: Artifact, content: Wired, tag: Tag) -> None:
-        """Stores an artifact on the trial's run, and the tag by which reports find it."""
+        """Stores an artifact on the trial's run, with the tag by which reports find it."""
         self.store.keep(self.record.run_id, name, content)
         self.store.tag(self.record.run_id, tag, YES)
 
 
 @contextmanager
 def stored_trial(store: str, run: str, opened: Sequence[str] = ()) -> Iterator[StoredTrial]:
-    """Loads what a finished trial trained; the adapter is taken off at the end.
+    """Loads adapter and head of a finished trial. The adapter is taken off at the end.
 
-    `run` is an MLflow run id or a trial id, or the beginning of one. `opened` is what a trial that came in a
-    pack may open, folders or "hub". Raises UserError for a run that is unknown, ambiguous or not finished, a
-    backbone or method that is not the trial's any more, and one that may not be opened.
+    `run` is an MLflow run id or a trial id, or the beginning of one. `opened` lists folders, or "hub", that a
+    trial from a pack may open. Raises UserError for a run that is unknown, ambiguous or not finished, for a
+    backbone or method that changed since, and for one that may not be opened.
     """
     access = Access(opened)
     source, record = find_finished(store, run)
@@ -115,7 +115,7 @@ def put_back(
 
 
 def find_finished(store: str, run: str) -> tuple[Store, Record]:
-    """As `find_trial`, and raises UserError for a trial that left no adapter too."""
+    """Like `find_trial`, and also raises UserError for a trial that left no adapter."""
     try:
         opened, record = find_trial(store, run)
     except BROKEN_STORE as error:
@@ -124,7 +124,7 @@ def find_finished(store: str, run: str) -> tuple[Store, Record]:
 
 
 def find_trial(store: str, run: str) -> tuple[Store, Record]:
-    """The trial whose run id or trial id begins with `run`, and the experiment that has it.
+    """The trial whose run id or trial id begins with `run`, and its experiment.
 
     Raises UserError for none or several.
     """
@@ -137,7 +137,7 @@ def find_trial(store: str, run: str) -> tuple[Store, Record]:
 def _find(client: MlflowClient, run: str) -> Record:
     """The trial whose run id or trial id begins with `run`. Raises UserError for none or several.
 
-    Of the runs of one trial, its id means the one that counts.
+    A trial's id means the run of it that counts.
     """
     every = [experiment.experiment_id for experiment in experiments(client)]
     records = find_runs(client, every, f"tags.{Tag.KIND} = '{Kind.TRIAL}'")

@@ -37,10 +37,10 @@ def begin_trial(
     parent: str,
     tags: Mapping[Tag, str] = {},
 ) -> TrialRun:
-    """Opens the run of a trial, nested under the run `parent`, and stores what is known before it starts.
+    """Opens the run of a trial, nested under the run `parent`, with the tags that are known before it starts.
 
-    `rows` are those of the plan that the trial stands in. `tags` are added to those that every trial has.
-    `TrialRun.start` follows when it starts: only then its worker tells where it runs.
+    `rows` are the plan's rows with this trial. `tags` are added to those of every trial. `TrialRun.start`
+    follows when the trial starts, because only its worker knows where it runs.
     """
     row = rows[0]
     budgets = [
@@ -75,7 +75,7 @@ def begin_trial(
 class TrialRun:
     """Writes one trial.
 
-    What the store does not take is kept until `flush` finds the store back: in memory while the trial runs,
+    Whatever the store does not take waits until `flush` reaches the store: in memory while the trial runs,
     and on disk once it has ended.
     """
 
@@ -134,7 +134,7 @@ class TrialRun:
             self.flush()
 
     def end(self, ending: Record) -> bool:
-        """Puts the whole record on disk, then sends it as `flush` does: from here on nothing is lost."""
+        """Writes the record to disk, then sends it like `flush`. From here on nothing is lost."""
         self._add(ending.tags, ending.points, ending.files)
         hashes = json.dumps(self._hashes, sort_keys=True)
         record = replace(
@@ -153,12 +153,12 @@ class TrialRun:
         self._store.client.set_terminated(self.run_id, Status.KILLED)
 
     def put_aside(self) -> Path:
-        """Puts the whole record where nobody sends it any more; returns where it lies."""
+        """Puts the record aside, so that it is never sent. Returns its new place."""
         assert self._kept is not None
         return Outbox.refuse(self._kept)
 
     def flush(self) -> bool:
-        """Sends what the store still lacks, unless the store is known to be away; returns whether it did."""
+        """Sends the pending record unless the store is known to be away. Returns whether it was sent."""
         if not self._store.online:
             return False
         if self._kept is not None:

@@ -59,13 +59,13 @@ BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, V
 
 
 class PackError(UserError):
-    """The file is no pack, or one that is not to be trusted."""
+    """The file is not a pack, or one that cannot be trusted."""
 
 
 class Archive:
-    """The files of a pack. Raises PackError, with the file named, unless all of them are what it states.
+    """The files of a pack. Raises PackError, naming the file, unless all match the manifest.
 
-    Every file is read once to see that, so that nothing is refused halfway.
+    Every file is read once on opening, so that nothing is refused halfway.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,11 +89,11 @@ class Archive:
 
     @property
     def names(self) -> list[str]:
-        """All but the manifest."""
+        """Every file except the manifest."""
         return [name for name in self._entries if name != MANIFEST]
 
     def read(self, name: str) -> bytes:
-        """A file of the pack, which has to be in it. Raises PackError for one that needs too much memory."""
+        """The content of a file of the pack. Raises PackError if it needs too much memory."""
         if name.endswith(".parquet") and self._entries[name].file_size > LARGE:
             self._check_stated(name)
         if name.endswith(".json"):
@@ -132,7 +132,7 @@ class Archive:
             raise self._refused(f"{name}: {error}") from error
 
     def _check_json(self, name: str, what: str, size: int, limit: tuple[int, int]) -> None:
-        """Raises PackError where this file and others that stay in memory are too large together."""
+        """Raises PackError if this file and the others in memory are too large together."""
         # Configurations are read one after the other.
         held = {} if name.endswith(Artifact.CONFIG) else self._held[what]
         held[name] = size, self._entries[name].compress_size
@@ -216,7 +216,7 @@ class Archive:
 
 
 class _File(io.FileIO):
-    """The file of a pack, of which only a list of its files would be read at once."""
+    """The file of a pack, with a bound on the size of its directory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MOST_DIRECTORY:

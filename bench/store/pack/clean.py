@@ -1,4 +1,4 @@
-"""What must not travel: paths of the machine, who ran it and where, all that only means something there."""
+"""Cleans what is packed of local paths, users, hosts and processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _without_host(text: str, tags: Mapping[str, str]) -> str:
-    """The text without the name of the machine that the run was on. What came in a pack has none any more."""
+    """The text without the name of the run's machine. A run from a pack has none."""
     host = re.split("[/:]", tags.get(Tag.OWNER, ""))[0]
     return re.sub(rf"\b{re.escape(host)}\b", "…", text) if host and Tag.ORIGIN not in tags else text
 
@@ -40,7 +40,7 @@ def without_folders(text: str) -> str:
 
 
 def clean_json(content: bytes) -> bytes:
-    """A JSON file with `./NAME` for what is a path of the machine; the same bytes where there is none."""
+    """A JSON file with `./NAME` in place of local paths. The same bytes if it has none."""
     parsed = json.loads(content)
     cleaned = _cleaned(parsed)
     return content if cleaned == parsed else json.dumps(cleaned, indent=1).encode()
@@ -59,6 +59,6 @@ def _cleaned(value: Any) -> Any:
 
 
 def _cleaned_source(file: dict[str, Any]) -> dict[str, Any]:
-    """A suite's text or a lock's, which keeps the hash that it had with its folders."""
+    """The text of a suite or a lock without folders. Its stored hash is of the original."""
     text = without_folders(file["text"])
     return file if text == file["text"] else file | {"text": text, "cleaned": True}

@@ -65,7 +65,7 @@ def measure(content: bytes, metadata: pq.FileMetaData) -> Decoded:
 
 
 def check_depth(footer: bytes) -> None:
-    """Raises ValueError for columns within columns, many levels deep, over which pyarrow ends the process."""
+    """Raises ValueError for deeply nested columns, over which pyarrow would end the process."""
     left: list[int] = []
     for column in _Reader(footer, 0, len(footer)).lists_of(_SCHEMA):
         while left and not left[-1]:
@@ -79,7 +79,7 @@ def check_depth(footer: bytes) -> None:
 
 
 def _range(chunk: Any) -> tuple[int, int]:
-    """Where pyarrow reads a column chunk: its first byte, and how many."""
+    """The first byte and the length of a column chunk, as pyarrow reads it."""
     start = chunk.data_page_offset
     dictionary = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
     return (dictionary if dictionary and dictionary < start else start), chunk.total_compressed_size
@@ -106,14 +106,14 @@ def _measure_chunk(content: bytes, place: int, end: int) -> Decoded:
 class _Reader:
     """Reads a struct: its 32-bit integers and structs by the numbers of their fields.
 
-    Of fields with one number the last counts, as in pyarrow. Raises ValueError for what is cut, or too deep.
+    If a number repeats, its last field counts, as in pyarrow. Raises ValueError if it is cut or too deep.
     """
 
     def __init__(self, content: bytes, place: int, end: int) -> None:
         self._content, self._place, self._end = content, place, end
 
     def struct(self, depth: int = 0) -> tuple[dict[int, Any], int]:
-        """The fields, and where the struct ends."""
+        """The fields of a struct, and its end."""
         if depth > _DEEPEST:
             raise ValueError("a header is nested too deep")
         fields: dict[int, Any] = {}
@@ -150,19 +150,19 @@ class _Reader:
                     self._skip_item(inner, 0)
 
     def _list(self) -> tuple[int, int]:
-        """Of what kind a list's items are, and how many there are."""
+        """The kind and the number of a list's items."""
         head = self._byte()
         return head & 15, head >> 4 if head >> 4 < 15 else self._varint()
 
     def _skip_item(self, kind: int, depth: int) -> None:
-        """Passes over an item of a list, where a truth takes a byte."""
+        """Skips an item of a list, in which a boolean takes a byte."""
         if kind in (_TRUE, _FALSE):
             self._advance(1)
         else:
             self._skip(kind, depth)
 
     def _skip(self, kind: int, depth: int) -> None:
-        """Passes over a field, whatever it holds."""
+        """Skips a field of any kind."""
         if kind in (_TRUE, _FALSE):
             return
         if kind == _STRUCT:
@@ -256,19 +256,19 @@ OF_CURVES = Room(160)
 
 
 def _of_predictions(columns: int) -> Room:
-    """An answer that a language model wrote has some hundred characters."""
+    """Room for predictions: a language model's answer has some hundred characters."""
     return Room(24 * columns + 256)
 
 
 def written(table: pa.Table) -> bytes:
-    """The same bytes for the same table and version of pyarrow."""
+    """The file of a table: the same bytes for the same table and version of pyarrow."""
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", compression_level=9)
     return file.getvalue()
 
 
 def read(content: bytes, columns: pa.Schema, packed: int, slack: int) -> tuple[pa.Table, int]:
-    """A table whose texts are dictionaries, and how many bytes it needs beyond what its rows may need.
+    """Reads a table with texts as dictionaries. Also returns the bytes it needs beyond its rows' allowance.
 
     `packed` is how many bytes its file takes in the pack. Raises ValueError for a table with other columns,
     or one that needs more than its rows and the slack; or ArrowException.
@@ -339,7 +339,7 @@ def _read(
     slack: int,
     columns: Sequence[str] | None = None,
 ) -> tuple[pa.Table, int]:
-    """The columns of that name, or all, with dictionaries for texts, and what they need beyond their room."""
+    """Reads columns, with texts as dictionaries. Also returns the bytes beyond their room."""
     allowed, pages = room.of(metadata.num_rows, packed), measure(content, metadata)
     needed = pages.bytes + room.value * pages.values
     _refuse_larger(metadata, needed, allowed + slack)
@@ -359,7 +359,7 @@ def _refuse_larger(metadata: Any, needed: int, allowed: int) -> None:
 
 
 def _text_bytes(values: pa.Array) -> int:
-    """How long the texts are when each is written out."""
+    """The bytes of texts without dictionaries."""
     if isinstance(values, pa.MapArray):
         return _text_bytes(values.keys) + _text_bytes(values.items)
     if not isinstance(values, pa.DictionaryArray):

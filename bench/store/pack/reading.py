@@ -41,8 +41,8 @@ LONGEST_TAG, LONGEST_KEY = 8000, 250
 def open_pack(path: Path) -> list[Packed]:
     """The experiments of a pack, by name.
 
-    Raises UserError for a file that is not there, is cut, has other hashes than it states, was written by a
-    later version, has a file that leads out of it, or would be too large when it is unpacked.
+    Raises UserError for a file that is missing, cut, too large unpacked, or of a later version, and for
+    members whose hashes differ or whose paths lead out of it.
     """
     archive = Archive(path)
     folders = sorted({name.rpartition("/artifacts/")[0] or name.rpartition("/")[0] for name in archive.names})
@@ -54,7 +54,7 @@ def open_pack(path: Path) -> list[Packed]:
 
 
 class Packed(Source):
-    """One experiment of a pack. Raises PackError where it is not of its form."""
+    """One experiment of a pack. Raises PackError if its files are malformed."""
 
     def __init__(self, archive: Archive, folder: str) -> None:
         self.archive, self._folder = archive, folder
@@ -165,7 +165,7 @@ class Packed(Source):
 
 
 def _record(line: dict[str, Any]) -> Record:
-    """A run of the table. Raises ValueError for what no store could hold."""
+    """The record of a line of the table of runs. Raises ValueError for values that no store could hold."""
     run_id, status, started = line["run_id"], line["status"], line["started"]
     if not re.fullmatch("[0-9A-Za-z_-]{1,64}", run_id or ""):
         raise ValueError(f"run_id: {shown(run_id)} is none")

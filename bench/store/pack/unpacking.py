@@ -28,7 +28,7 @@ Listener = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Merged:
-    """What came of one experiment."""
+    """The result of merging one experiment."""
 
     name: str
     #: How many trials were written, and how many the store had already.
@@ -37,11 +37,11 @@ class Merged:
 
 
 def merge(sources: Sequence[Source], uri: str, listener: Listener = lambda done, of: None) -> list[Merged]:
-    """Merges experiments, each of another name, into the store at `uri`, which is made if it is not there.
+    """Merges experiments with distinct names into the store at `uri`, which is created if missing.
 
-    A trial that the store has with the same score is left as it is. Killed halfway, the same call goes on.
-    Raises UserError, with nothing written, where a trial or a search has another result in the store, or a
-    suite was run differently there.
+    Trials in the store stay as they are. After a kill, the same call continues. Raises UserError, with
+    nothing written, if a trial or a search has another result in the store, or a suite was run differently
+    there.
     """
     connect(uri, create=True)
     merges = [_Merge(source, Store.there(uri, source.name)) for source in sources]
@@ -54,7 +54,7 @@ def merge(sources: Sequence[Source], uri: str, listener: Listener = lambda done,
 
 
 class _Merge:
-    """One experiment on its way into a store. What contradicts the store is refused at once."""
+    """One experiment on its way into a store. Raises UserError if it contradicts the store."""
 
     def __init__(self, source: Source, store: Store | None) -> None:
         self.source = source
@@ -63,9 +63,9 @@ class _Merge:
         brought = [run for run in both.records() if both.part(run) is source]
 
         def is_same(run: Record) -> bool:
-            """Whether the store has this very run, and lacks its adapter alone.
+            """Whether the store has this very run and lacks only its adapter.
 
-            Everything is taken of another run, or its adapter would not be that of the predictions.
+            Another run is taken completely, so that adapter and predictions belong together.
             """
             other = stored.get(run.trial_id)
             return other is not None and other.status == run.status and other.origin == run.origin
@@ -78,7 +78,7 @@ class _Merge:
         self._plan = both.plan() if store and store.plan() else None
 
     def write(self, store: Store) -> Iterator[Record]:
-        """Writes what the store lacks, and gives each trial that is written."""
+        """Writes the runs that the store lacks. Yields each trial when it is written."""
         stored = store.records()
         # Runs that an unpack began and did not end.
         begun = {run.tag(Tag.ORIGIN): run.run_id for run in stored if not run.settled}
@@ -93,8 +93,9 @@ class _Merge:
             yield run
 
     def _parents(self, store: Store) -> dict[str, str]:
-        """Writes the suite's run and those of searches where they are not there; their ids in the store by
-        those in the pack, and the suite's by "" too.
+        """Writes missing runs of the suite and of searches.
+
+        Returns their ids in the store by those in the pack; "" is the suite's.
         """
         ids: dict[str, str] = {}
         for run in self.source.records(Kind.SUITE):
@@ -123,7 +124,7 @@ def _nested(source: Source) -> list[Record]:
 
 
 def _unended(there: Sequence[Record], run: Record) -> bool:
-    """Whether the last of these is what an unpack of this run began and did not end."""
+    """Whether the last of these runs is left from an interrupted unpack of `run`."""
     return bool(there) and there[-1].tag(Tag.ORIGIN) == run.origin and not there[-1].settled
 
 
@@ -135,7 +136,7 @@ def _same(store: Store, search: Record) -> list[Record]:
 
 @insisting
 def _begin(store: Store, run: Record, parent: str) -> str:
-    """Opens a run for what came in a pack. Its owner is this process, so that it is closed if that dies."""
+    """Opens a run for a packed one. This process owns it, so that the run is closed if the process dies."""
     tags = dict(run.tags) | {Tag.ORIGIN: run.origin, Tag.OWNER: owner(), Tag.PARENT: parent}
     # MLflow writes this tag itself.
     tags.pop(Tag.NAME, None)
@@ -149,7 +150,7 @@ def _begin(store: Store, run: Record, parent: str) -> str:
 
 
 def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.DataFrame | None) -> None:
-    """Sends all that a run holds, and its end last. To do so twice does no harm."""
+    """Writes a run completely, its end last. Doing so twice does no harm."""
     ended = run.started if run.ended is None else run.ended
     points = () if curves is None else curves.itertuples(index=False, name=None)
     record = replace(
@@ -166,7 +167,7 @@ def _fill(store: Store, source: Source, run: Record, run_id: str, curves: pd.Dat
 
 
 def _add_adapter(store: Store, source: Source, run: Record, stored: Record) -> None:
-    """Adds the adapter of a run that the store has without; not one of which the store knows another hash."""
+    """Adds the adapter that a stored run lacks, if its hash is the stored one."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Artifact.ADAPTER
         source.copy(run, Artifact.ADAPTER, file)

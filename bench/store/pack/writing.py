@@ -69,11 +69,11 @@ class Written:
 def write_pack(
     sources: Iterable[Source], out: Path, *, adapters: bool = False, force: bool = False
 ) -> Written:
-    """Writes experiments, each of another name, into the file `out`.
+    """Writes experiments with distinct names into the file `out`.
 
-    `adapters` takes what was trained along. Raises UserError, with nothing written, for a file that is there
-    (`force` replaces it) or has another ending than packs have, an experiment that holds nothing, and an
-    artifact that is not as it was stored.
+    `adapters` includes trained adapters. Raises UserError, with nothing written, if the file exists (`force`
+    replaces it) or has the wrong ending, if an experiment is empty, and if an artifact changed since it was
+    stored.
     """
     if not out.name.endswith(ENDING):
         raise UserError(f"--out {out}: the name of a pack ends with {ENDING}")
@@ -109,9 +109,7 @@ def _json(content: Any) -> bytes:
 
 
 class _Content:
-    """What is packed of one experiment. Raises UserError where it holds nothing, or has a name that no suite
-    has.
-    """
+    """The packed content of one experiment. Raises UserError if it is empty or its name is not a suite's."""
 
     def __init__(self, source: Source, adapters: bool, done: Written) -> None:
         self._source, self._adapters, self._done = source, adapters, done
