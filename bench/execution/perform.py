@@ -1,4 +1,4 @@
-"""What every worker does, whatever kind of worker it is: it prepares trials and performs them one by one."""
+"""The work of every kind of worker: preparing trials and running them one by one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_F
 
 @dataclass(frozen=True)
 class Event:
-    """What happens to a trial: it starts, makes progress, is silent, or ends, be it with another driver."""
+    """An event of a trial: it starts, makes progress, is silent, or ends, here or with another driver."""
 
     trial: Trial
     kind: Literal["started", "progress", "silent", "elsewhere"] | End
@@ -59,7 +59,7 @@ Report = Callable[[Event], None]
 
 
 def started(trial: Trial, worker: str, resources: Resources) -> Event:
-    """A trial begins in this process, on the device of its resources."""
+    """The event of a trial that starts in this process, on the device of its resources."""
     tags = provenance(str(resources.device)) | resources.saving.told()
     return Event(trial, "started", worker, provenance=tags, libraries=libraries())
 
@@ -69,7 +69,7 @@ def ended(trial: Trial, worker: str, ending: Record) -> Event:
 
 
 def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """The end of a trial that takes longer than it may, whose worker is to be ended, or its silence."""
+    """The timeout of a trial, whose worker must then be ended, or its silence. None if neither."""
     if watch.limit is not None and watch.late:
         return ended(trial, worker, failed("timeout", too_long(watch.limit), ""))
     silence = watch.silence()
@@ -77,9 +77,9 @@ def overdue(trial: Trial, worker: str, watch: Watch) -> Event | None:
 
 
 def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
-    """The silence of a worker that prepares trials, `trial` first. Raises UserError for one that is given up.
+    """The silence of a worker that prepares trials, `trial` first. Raises UserError if it is given up.
 
-    What counts is how long it does not answer: a download may take longer than any trial.
+    Only the time without an answer counts: a download may take longer than any trial.
     """
     if watch.given_up:
         raise UserError(
@@ -93,7 +93,7 @@ def preparing(trial: Trial, worker: str, watch: Watch) -> Event | None:
 
 
 def prepare_all(trials: list[Trial], resources: Resources) -> None:
-    """Fetches and prepares what the trials need, so that what is missing shows before any training."""
+    """Fetches and prepares everything that trials need, so that whatever is missing shows before training."""
     resources.saving.check(trials)
     check_precision(trials, resources.device)
     try:
@@ -113,15 +113,15 @@ def prepare_all(trials: list[Trial], resources: Resources) -> None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory ran out."""
+    """Whether an error says that memory ran out."""
     by_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return by_type or any(said in str(error) for said in NO_MEMORY)
 
 
 def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
-    """Prepares in a worker; returns why the trials cannot run, or nothing where they can.
+    """Prepares trials in a worker. Returns why they cannot run; empty if they can.
 
-    As a text, because not every exception finds its way out of another process.
+    The reason is text, because not every exception can cross processes.
     """
     try:
         prepare_all(trials, resources)
@@ -131,7 +131,7 @@ def prepare_or_say_why(trials: list[Trial], resources: Resources) -> str:
 
 
 def needed(trial: Trial) -> str:
-    """What `prepare_all` gets ready or checks for a trial: equal where one preparation serves both."""
+    """A key of the preparation of a trial: equal for trials that share it."""
     read = {"backbone", "weights_hash", "task", "data", "forgetting"}
     content = trial.model_dump(mode="json", include=read)
     split = trial.task.split_seed(trial.seed)
@@ -144,11 +144,11 @@ def perform(
     report: Callable[[Progress], None],
     interrupts: tuple[type[BaseException], ...] = (),
 ) -> Record:
-    """Runs a trial, and whatever goes wrong with it becomes its ending: also an attempt to end the program.
+    """Runs a trial and returns its record. Any error in it, SystemExit included, becomes a failed record.
 
-    Where memory runs out and the resources' `saving` says so, it begins again with smaller micro-batches,
-    and tells what it had not told. Raises `interrupts`, and what `report` raises other than Pruned: neither
-    says anything about the trial.
+    If memory runs out and the resources' `saving` allows it, the trial begins again with smaller micro-
+    batches and reports only new progress. Raises `interrupts`, and errors of `report` other than Pruned:
+    neither is a failure of the trial.
     """
     saving = resources.saving
     news = _News(report)
@@ -175,7 +175,7 @@ def perform(
 
 
 class _News:
-    """Passes on what a trial tells, and not again what an earlier attempt told before it ended."""
+    """Passes on a trial's progress, except what an earlier attempt has reported."""
 
     def __init__(self, report: Callable[[Progress], None]) -> None:
         self._report = report

@@ -1,4 +1,4 @@
-"""Who a process is, so that others on its machine can tell whether it still lives."""
+"""Names of processes, by which others on the machine can tell whether they still live."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ ENDED = ("Z", "X")
 
 
 def owner() -> str:
-    """The name of this process: where its id means anything, the id, and when it started."""
+    """The name of this process: its machine or container, its id and its start."""
     return f"{_place()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def _place() -> str:
-    """The machine since it was started, or the container: two of these may have one host name."""
+    """The machine's current boot, or the container: two of them may share a host name."""
     boot = BOOT.read_text().strip() if BOOT.exists() else ""
     namespace = os.readlink(NAMESPACE).strip("pid:[]") if NAMESPACE.exists() else ""
     return "/".join((platform.node(), boot, namespace))
 
 
 def _started(pid: int) -> str:
-    """When a process started, which tells it from a later one with the same id.
+    """The start of a process, which differs from that of a later one with the same id.
 
-    Not by the wall clock, which may be set anew meanwhile. A process that has ended counts as gone, also
-    where nobody has taken note of its end yet.
+    Independent of the wall clock, which may be reset. None for a process that has ended, even if its parent
+    has not collected it.
     """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -41,10 +41,10 @@ def _started(pid: int) -> str:
 
 
 def dead(owner: str) -> bool:
-    """Whether the process of this name ran where this one does and has ended.
+    """Whether the named process ran on this machine or in this container and has ended.
 
-    Of one that ran elsewhere, on another machine, before a restart, or in another container, nothing is
-    known. Earlier versions named the host alone.
+    False for a process on another machine, before a restart, or in another container, of which nothing is
+    known. Earlier versions stored the host alone.
     """
     place, _, rest = owner.partition(":")
     if place not in (_place(), platform.node()):

@@ -1,4 +1,4 @@
-"""Files and folders on this machine: known by their hash, and written whole or not at all."""
+"""Hashes of local files, and writes that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def sha256(file: Path) -> str:
 
 
 def sha256_of(content: bytes) -> str:
-    """Hex sha256 of what a file holds or will hold."""
+    """Hex sha256 of a file's content in memory."""
     return hashlib.sha256(content).hexdigest()
 
 
 def sha256_of_all(*files: Path) -> str:
-    """Hex sha256 over several files in this order: of each its size, then its content, whatever its name."""
+    """Hex sha256 over the sizes and contents of files in this order. Names do not count."""
     return _digest(tuple(map(_version, files)), sized=True)
 
 
@@ -48,11 +48,11 @@ def _digest(files: tuple[_Version, ...], *, sized: bool) -> str:
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """A free path beside `target`: what the block puts there, a file or a folder, then becomes `target`.
+    """Gives a free path beside `target`. A file or folder that the block writes there becomes `target`.
 
-    So whoever looks at `target` sees all of it or nothing, also where this process dies. If the block raises,
-    nothing of it is kept. Only one process at a time may write one target: what lies at the free path is
-    taken for the leftover of a dead one, and removed.
+    So `target` is always complete or absent, even if this process dies. If the block raises, nothing is kept.
+    Only one process at a time may write a target: an existing file at the free path counts as the remains of
+    a dead process and is removed.
     """
     unfinished = target.with_name(f".{target.name}.unfinished")
     remove(unfinished)
@@ -66,7 +66,7 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a whole folder; nothing need be there."""
+    """Removes a file, a link or a whole folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""Ends worker processes, with all that they have started, when the process that started them is gone.
+"""A guard that ends worker processes and their children when their driver is gone.
 
 A guard is a process of its own, run from this file by the standard library alone. It learns the workers' ids
 over a pipe, which ends with its driver, however that ends. So it needs no help of the workers, which may be
@@ -38,15 +38,15 @@ class Guard:
         _guards.add(self)
 
     def watch(self, pid: int) -> None:
-        """From now on the process of this id, and its process group, end with this one."""
+        """Makes a process and its process group end with this one."""
         self._tell(f"+{pid}\n")
 
     def forget(self, pid: int) -> None:
-        """The process has ended: its id may become that of another one."""
+        """Stops watching a process that has ended, whose id may be reused."""
         self._tell(f"-{pid}\n")
 
     def close(self) -> None:
-        """Ends the guard, and with it every process that it still watches."""
+        """Ends the guard and every process that it still watches."""
         self.let_go()
         self._process.wait()
 
@@ -60,7 +60,7 @@ class Guard:
 
 
 def kill_group(pid: int) -> None:
-    """Kills a process group; one that is gone, or not made yet, is no error."""
+    """Kills a process group, if it exists."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 

@@ -32,14 +32,14 @@ _pending = False
 
 
 def install() -> None:
-    """From here on the signals raise KeyboardInterrupt; in a write or an import, they do so when it ends."""
+    """Makes the signals raise KeyboardInterrupt, after the current write or import."""
     for number in SIGNALS:
         signal.signal(number, _interrupt)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Lets a write of the main thread come to its end."""
+    """Defers interrupts in the main thread until the block ends."""
     global _writing
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -87,7 +87,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _retry(number: int, frame: FrameType | None) -> None:
-    """Raises an interrupt when its time has come, unless an import is still going on."""
+    """Raises a deferred interrupt, unless an import is still going on."""
     if _importing(frame):
         _ask(AGAIN)
     else:
@@ -109,7 +109,7 @@ def _ask(seconds: float) -> None:
 
 
 def raise_pending() -> None:
-    """Raises KeyboardInterrupt for an interrupt that still waits."""
+    """Raises KeyboardInterrupt if an interrupt was deferred."""
     global _pending
     if _pending:
         _pending = False
@@ -118,7 +118,7 @@ def raise_pending() -> None:
 
 
 def _swallowed(error: BaseException | None) -> bool:
-    """Whether an ignored exception is an interrupt or came of one, other than the one now being handled."""
+    """Whether an ignored exception is, or was caused by, an interrupt other than the one being handled."""
     handled = sys.exception()
     while error is not None and error is not handled:
         if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""How much memory this process may still use."""
+"""Memory that this process may still use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ MIB = 2**20
 
 
 def available_mib(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Memory that may still be used, in MiB: by the machine, and by the control groups (version 2) that this
-    process is in, a SLURM job's say.
-    """
+    """Free memory in MiB: the least of the machine's and of this process's control groups (version 2)."""
     free = psutil.virtual_memory().available
     lines = own.read_text().splitlines() if own.exists() else []
     group = root / next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")

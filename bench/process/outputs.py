@@ -1,4 +1,4 @@
-"""Where a command writes: checked before it does anything, and cleared of what it wrote there before."""
+"""Output folders of commands: checked before any work, and cleared of earlier output."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def output_folder(out: Path, what: str, *, force: bool) -> Path:
 
 
 def earlier_files(folder: Path, manifest: str) -> list[Path]:
-    """What an earlier export or report wrote into `folder`, by its manifest there; nothing without one.
+    """The files that an earlier export or report wrote into `folder`, by its manifest. Empty without one.
 
-    A manifest is a JSON list of paths in the folder, or an object with such a list as `files`. A path that
-    leads out of the folder is left out. Raises ValueError for a file that is no manifest, or OSError.
+    A manifest is a JSON list of paths in the folder, or an object with such a list as `files`. Paths that
+    lead out of the folder are left out. Raises ValueError for a malformed manifest, or OSError.
     """
     file = folder / manifest
     if not file.is_file():
@@ -44,7 +44,7 @@ def earlier_files(folder: Path, manifest: str) -> list[Path]:
 
 
 def replace_files(folder: Path, files: Files, manifest: str) -> None:
-    """Writes the files and a new manifest, once those of an earlier run are gone. What else is there stays.
+    """Replaces the files and the manifest of an earlier run. Other files stay.
 
     Raises ValueError and OSError as `earlier_files` does.
     """
@@ -71,7 +71,7 @@ def _leads_into(folder: Path, name: str) -> bool:
 
 
 def prepare_plot(file: Path) -> None:
-    """Makes the folder of a picture. Raises UserError for one that could not be written."""
+    """Makes the folder of a figure. Raises UserError if the figure could not be written."""
     if file.suffix not in PLOTS:
         raise UserError(f"--plot {file}: accepted endings are {', '.join(PLOTS)}")
     try:

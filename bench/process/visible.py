@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, with the characters that nobody sees spelled out."""
+"""Foreign text with its invisible characters spelled out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    r"""The text with controls as `\u202e`; tabs and ends of lines stay."""
+    r"""The text with control characters as `\u202e`. Tabs and line ends stay."""
     return _HIDDEN.sub(_escaped, text)
 
 

@@ -1,4 +1,4 @@
-"""Whether stored results are what they claim to be. Nothing is mended, and nothing is written."""
+"""Verification of stored results. Nothing is mended or written."""
 
 from __future__ import annotations
 
@@ -35,14 +35,17 @@ def verify(
     opened: Sequence[str] = (),
     watching: Callable[[str], None] = lambda what: None,
 ) -> Verification:
-    """Checks experiments of the store at `uri`, and packs, whose files stand among the names.
+    """Verifies experiments of the store at `uri`, and packs named by their files.
 
-    Without names all of the store is checked. So many `reruns` are chosen among the finished trials by
-    `sample_seed`. Their scores may be `tolerance` apart where the hardware is not that of the trial; None
-    allows 0.02, or what five examples are worth where that is more. With `caches` every file of this
-    machine's caches is read too. What came in packs opens no file and asks no hub for what it names, but in
-    the folders of `opened`, and the hub where "hub" is among them. `watching` hears what is looked at. Raises
-    UserError for what is not there, cannot be opened, or holds nothing to verify.
+    Args:
+        names: Experiments, or files of packs. Empty for the whole store.
+        reruns: How many finished trials are run again, chosen by `sample_seed`.
+        tolerance: Largest difference of scores on other hardware. None allows 0.02, or five examples if more.
+        caches: Whether every file of this machine's caches is read too.
+        opened: Folders, or "hub", that trials from packs may open.
+        watching: Hears what is being checked.
+
+    Raises UserError for a name that is missing, cannot be opened, or holds nothing to verify.
     """
     access, splits = Access(opened), Splits()
     sources = _sources(uri, names)
@@ -81,14 +84,14 @@ def verify(
 
 
 def _has_foreign(source: Source) -> bool:
-    """Whether anything of an experiment, whose plan is then of several, came in a pack."""
+    """Whether any run of an experiment came in a pack."""
     return any(
         is_foreign(source, record) for kind in (Kind.SUITE, Kind.TRIAL) for record in source.records(kind)
     )
 
 
 def _sources(uri: str, names: Sequence[str]) -> list[Source]:
-    """Each experiment of the store, and each of every pack: what two packs hold of one is checked twice."""
+    """The experiments of the store and of every pack. Parts of one experiment are checked separately."""
     sources: list[Source] = []
     for name in dict.fromkeys(names):
         sources += open_pack(Path(name)) if is_pack(name) else [Store.existing(uri, name)]
@@ -101,7 +104,7 @@ def _sources(uri: str, names: Sequence[str]) -> list[Source]:
 
 
 def _check_caches(watching: Callable[[str], None]) -> tuple[Examined, int]:
-    """What is found of the caches, and how many files were read."""
+    """Findings on the caches, and the number of files that were read."""
     watching("reading the caches")
     cache, findings = check_cache(), Examined("cache")
     for fault in cache.faults:

@@ -1,4 +1,4 @@
-"""The examples that a trial was scored on: how many there are, that none is there twice, and their labels.
+"""Checks of the examples that a trial was scored on: their number, repeats and labels.
 
 Nothing is opened for it: what a task asks for follows from the stored configuration and from what is
 registered here, and the labels of one split have to be the same in every trial.
@@ -28,10 +28,10 @@ OF_DATA = ("task", "task_identity", "split", "data_hash")
 
 
 def stored_objective(trial: Trial, outputs: int) -> Objective:
-    """What the trial's task asks for, of a backbone with so many outputs.
+    """The objective of a trial's task for a backbone with this number of outputs.
 
-    Raises UserError for a task or a metric that is not registered here, and ValueError for another number of
-    outputs than the task has.
+    Raises UserError for a task or a metric that is not registered here, and ValueError for a wrong number of
+    outputs.
     """
     row = trial.task
     if row.data is not None:
@@ -49,7 +49,7 @@ def stored_objective(trial: Trial, outputs: int) -> Objective:
 
 
 def split_size(trial: Trial) -> int | None:
-    """How many examples the scored split has; None where only the data tell."""
+    """The number of examples of the scored split. None if only the data tell."""
     number, row = SPLITS.index(trial.evaluate), trial.task
     if (size := row.sizes[number]) is not None:
         return size
@@ -60,7 +60,7 @@ def split_size(trial: Trial) -> int | None:
 
 
 def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
-    """Compares the number of stored examples with that of the split, and looks for one that is repeated."""
+    """Compares the number of stored examples with the split's, and reports repeated ones."""
     if (size := split_size(trial)) is not None:
         findings.compare("examples of the split", len(table), size)
     # An earlier version did not count them.
@@ -75,7 +75,7 @@ def check_rows(findings: Examined, record: Record, trial: Trial, table: pd.DataF
 
 @dataclass
 class Splits:
-    """The examples and labels of every split, as each trial that was scored on it stored them."""
+    """The examples and labels of every split, as stored by each trial that was scored on it."""
 
     #: By what names a split: each trial's finding and the hash of its examples.
     _stored: defaultdict[str, list[tuple[Examined, str]]] = field(default_factory=lambda: defaultdict(list))
@@ -91,7 +91,7 @@ class Splits:
         self._stored[split].append((findings, hashlib.sha256(content.tobytes()).hexdigest()))
 
     def compare(self) -> None:
-        """Notes each trial whose examples or labels differ from the majority's; without one, every trial."""
+        """Reports trials whose examples or labels differ from the majority's, or all without a majority."""
         for stored in self._stored.values():
             counts = Counter(digest for _, digest in stored).most_common()
             tied = len(counts) > 1 and counts[0][1] == counts[1][1]

@@ -1,4 +1,4 @@
-"""What verification finds: what is broken, what cannot be checked, and what a repeated trial gave."""
+"""Findings of a verification: faults, things that cannot be checked, and repeated trials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.wire.record import Record
 
 @dataclass(frozen=True)
 class Fault:
-    """Something stored that is not what it claims to be."""
+    """A stored value that differs from its recomputation."""
 
     experiment: str
     #: Its trial and run; empty of what belongs to no trial: a plan, the cache.
@@ -24,7 +24,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Unchecked:
-    """Something of which nobody can tell here whether it is what it claims to be."""
+    """A stored value that cannot be checked here."""
 
     experiment: str
     trial: str
@@ -53,7 +53,7 @@ class Rerun:
 
 @dataclass
 class Examined:
-    """What is found of one stored run, or of a plan. Checks add to it as they go."""
+    """Findings on one stored run, or on a plan. Checks add to them."""
 
     experiment: str
     record: Record | None = None
@@ -82,14 +82,14 @@ class Examined:
             self.broken(what, stored, recomputed)
 
     def near(self, what: str, stored: float | None, recomputed: float, allowed: float) -> None:
-        """Compares two numbers. What is not a number is near to nothing."""
+        """Compares two numbers. NaN is near to nothing."""
         if stored is None or not abs(stored - recomputed) <= allowed:
             self.broken(what, stored, recomputed)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What came of it all."""
+    """The result of a verification."""
 
     #: Runs that have finished, and those of which everything was checked and is as it claims to be.
     looked_at: int
@@ -104,7 +104,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether all that was asked for was checked and nothing is broken."""
+        """Whether everything could be checked and nothing is broken."""
         return not self.faults and not self.unchecked
 
 

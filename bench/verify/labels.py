@@ -1,4 +1,4 @@
-"""What the suites of an experiment say of its tables: names and tolerances, which no trial's id knows."""
+"""Labels and tolerances from the suites of an experiment, which trial ids do not cover."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANY = "*"
 
 @dataclass
 class Labels:
-    """The labels that suites give, and the tolerances of budgets by their labels."""
+    """Labels of suites, and tolerances of budgets by their labels."""
 
     methods: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     #: By `source_of`.
@@ -36,7 +36,7 @@ class Labels:
     tolerances: defaultdict[str, set[float]] = field(default_factory=lambda: defaultdict(set))
 
     def add(self, fields: dict[str, Any]) -> None:
-        """Adds those of a suite."""
+        """Adds the labels and tolerances of a suite."""
         try:
             self._add(Suite.model_validate(fields))
         except (ValidationError, UserError):
@@ -62,7 +62,7 @@ class Labels:
 
 
 def labels_of(source: Source) -> Labels:
-    """What the suites of an experiment say. A suite that cannot be read says nothing."""
+    """The labels of all suites of an experiment. Unreadable suites are skipped."""
     labels = Labels()
     for fields in _suites(source):
         labels.add(fields)
@@ -70,9 +70,7 @@ def labels_of(source: Source) -> Labels:
 
 
 def _suites(source: Source) -> Iterator[dict[str, Any]]:
-    """The stored suite, and each that trials were started from: a later start, or another pack that was
-    joined, may have replaced that.
-    """
+    """The stored suites, and those that trials were started from, which may have been replaced since."""
     for run in source.records(Kind.SUITE):
         try:
             stored = source.content(run, Artifact.SUITE, StoredSuite)
@@ -96,7 +94,7 @@ def _suites(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def source_of(spec: BackboneSpec) -> str:
-    """Where a backbone comes from, the same on every machine and at every revision."""
+    """The source of a backbone, the same on every machine and at every revision."""
     place = spec.local.name if spec.local else ""
     timm = (spec.timm or "").partition("@")[0]
     return " ".join(filter(None, map(str, (spec.name, spec.hub, timm, place, spec.image_size, spec.dtype))))
@@ -110,9 +108,9 @@ def compare_name(
     names_by_label: NamesByLabel,
     known_as: str | None = None,
 ) -> None:
-    """A stored name is its own, or the label of what it is the name of.
+    """Checks that a stored name is the object's own name or a label that the suite gave it.
 
-    `known_as` is that by which `given` knows it, where it is not its own name.
+    `known_as` is its name in `names_by_label`, if that is not its own.
     """
     # Of a suite that cannot be read whole, the label of several rows is known without their values.
     named = names_by_label.get(stored) or names_by_label.get(stored.partition(" [")[0], set()) & {ANY}

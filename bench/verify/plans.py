@@ -1,4 +1,4 @@
-"""A stored plan held against itself: tables take ranks and parameters of their rows from it."""
+"""Verification of a stored plan, from which tables take the ranks and parameters of their rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from methods.validation import explained
 
 
 def examine_plan(source: Source, labels: Labels, access: Access | None = None) -> Examined:
-    """Checks the ids of a plan's trials, and what its rows say of them.
+    """Checks the ids of a plan's trials, and its rows against them.
 
-    `labels` are those of its suite. `access` is what may be opened for it; None is everything.
+    `labels` are those of its suite. `access` says what may be opened for it; None allows everything.
     """
     findings = Examined(source.name)
     try:
@@ -41,7 +41,7 @@ def examine_plan(source: Source, labels: Labels, access: Access | None = None) -
 
 
 def _trial(findings: Examined, planned: PlannedTrial) -> Trial | None:
-    """What the plan says of a trial, if its id is the stored one."""
+    """The planned trial. None if its id is not the stored one."""
     try:
         trial = Trial.model_validate(planned.model_dump(exclude={"id"}))
     except ValidationError as error:
@@ -82,7 +82,7 @@ def _check_row(
 
 
 def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
-    """What the seeds of a row share. A backbone and a task are known by their hashes."""
+    """The settings that the seeds of a row share. Hashes stand for the backbone and the task."""
     content = trial.model_dump(mode="json", exclude={"backbone", "task", "seed", "forgetting"})
     if row.studies:
         content["recipe"] = {
@@ -92,7 +92,7 @@ def _shared(trial: Trial, row: PlannedRow) -> dict[str, Any]:
 
 
 def _check_studies(findings: Examined, where: str, studies: StudyPlan, trials: Mapping[int, Trial]) -> None:
-    """The rates of trials are those of their places in the window, about the centre."""
+    """Checks that trials have the rates of their places in the window."""
     for seed, trial in trials.items():
         place = studies.trials.get(seed)
         if place is None:
@@ -129,14 +129,14 @@ def _check_names(
 
 
 def _as_written(value: Any) -> str:
-    """The value of a recipe's field as a suite has it."""
+    """The value of a recipe's field as a suite writes it."""
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def _check_budget(
     findings: Examined, where: str, row: PlannedRow, resolved: Resolved, labels: Labels
 ) -> None:
-    """What a budget asks for follows from its name, and whether it is met from the suite's tolerance."""
+    """Checks a budget's parameters by its name, and whether they are met by the suite's tolerance."""
     requested, match = (
         None,
         re.fullmatch(r"(isorank|isoparameters) (\d+)|([\d,]+) parameters", row.budget or ""),

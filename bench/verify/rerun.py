@@ -50,7 +50,7 @@ class Candidate:
 
 
 def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candidate]:
-    """So many of them, or all; the same for the same seed, in whatever order they come."""
+    """A sample of `count` candidates, or all. It depends on the seed and not on their order."""
     in_order = sorted(candidates, key=lambda candidate: (candidate.source.name, candidate.trial.id))
     return random.Random(seed).sample(in_order, min(count, len(in_order)))
 
@@ -58,9 +58,9 @@ def chosen(candidates: Iterable[Candidate], count: int, seed: int) -> list[Candi
 def run_again(
     candidates: Sequence[Candidate], tolerance: float | None, access: Access, watching: Callable[[str], None]
 ) -> Iterator[Rerun]:
-    """Runs each again and compares, unless it cannot be run here, which is noted.
+    """Repeats each candidate and compares. One that cannot run here is noted.
 
-    `access` is what those may open that came in packs.
+    `access` says what trials from packs may open.
     """
     resources: Resources | None = None
     for candidate in candidates:
@@ -107,13 +107,13 @@ def _run(candidate: Candidate, resources: Resources, tolerance: float | None) ->
 
 
 def _elsewhere(files: Mapping[Artifact, bytes]) -> float:
-    """How far scores of other hardware may be apart where nobody says it."""
+    """The default tolerance for scores of other hardware."""
     predictions = files.get(Artifact.PREDICTIONS)
     return max(ELSEWHERE, EXAMPLES / len(frame_of(predictions))) if predictions else ELSEWHERE
 
 
 def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes) -> None:
-    """The stored predictions are of the examples that the task has, with their labels."""
+    """Checks that stored predictions have the task's examples and labels."""
     try:
         stored = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
     except UserError:
@@ -127,7 +127,7 @@ def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes)
 
 
 def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float) -> None:
-    """The stored adapter gives the stored outputs, to so much of the largest."""
+    """Checks that the stored adapter gives the stored outputs, within `allowed` of the largest."""
     try:
         weights = candidate.source.read(candidate.record, Artifact.ADAPTER)
         predictions = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
@@ -155,7 +155,7 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
 
 
 def _allowed(candidate: Candidate, device: str, tolerance: float) -> tuple[float, str]:
-    """How far the scores may be apart, and why so far."""
+    """The tolerance for two scores, and its reason."""
     then, now = candidate.record.provenance, provenance(device) | {"threads": str(torch.get_num_threads())}
     other = [name for name in (*HARDWARE, "threads") if then.get(name) != now.get(name)]
     if other:
@@ -167,7 +167,7 @@ def _allowed(candidate: Candidate, device: str, tolerance: float) -> tuple[float
 
 @contextmanager
 def _threads(record: Record) -> Iterator[None]:
-    """As many threads as the trial had, on which the order of its sums depends."""
+    """Sets the trial's number of threads, on which the order of its sums depends."""
     before, then = torch.get_num_threads(), record.provenance.get("threads", "")
     if then.isdecimal() and int(then) > 0:
         torch.set_num_threads(min(int(then), 1024))

@@ -1,4 +1,4 @@
-"""One finished run held against itself: its artifacts, id, words, score and counts, all computed anew."""
+"""Verification of one finished run: its artifacts, id, tags, score and counts are recomputed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ FINAL_RANKS = TypeAdapter(dict[str, list[NonNegativeInt]])
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a trial's configuration stands for, on this machine."""
+    """Method and backbone of a trial on this machine."""
 
     method: Method
     info: BackboneInfo
@@ -63,7 +63,7 @@ class Resolved:
 
     @property
     def peak(self) -> int | None:
-        """Those at the start of training, where it cuts some."""
+        """Adapter parameters at the start of training. None if training cuts none."""
         peak = self.method.peak_count(self.info.geometry)
         return None if peak == self.count else peak
 
@@ -71,10 +71,10 @@ class Resolved:
 def examine(
     source: Source, record: Record, labels: Labels, access: Access, splits: Splits
 ) -> tuple[Examined, Trial | None]:
-    """Checks one run; returns what was found, and its trial where the configuration can be trusted.
+    """Checks one run. Returns the findings, and its trial if the configuration can be trusted.
 
-    `labels` are those of its suite, `access` is what it may open if it came in a pack, and `splits` take the
-    examples that it was scored on.
+    `labels` are those of its suite, `access` says what it may open if it came in a pack, and `splits`
+    collects the examples that it was scored on.
     """
     findings = Examined(source.name, record)
     with TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def examine(
 
 
 def _files(findings: Examined, source: Source, record: Record, folder: Path) -> dict[Artifact, Path]:
-    """Copies of the artifacts that can be read. One with another hash than its own tells nothing."""
+    """Copies of the readable artifacts, without those whose hash differs."""
     try:
         digests = hashes(record)
     except UserError as error:
@@ -128,7 +128,7 @@ def _files(findings: Examined, source: Source, record: Record, folder: Path) -> 
 
 
 def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
-    """The trial that the configuration describes, if its id is the stored one."""
+    """The trial of a configuration. None if its id is not the stored one."""
     try:
         stored = StoredConfig.model_validate_json(config)
         trial = Trial.model_validate(stored.trial)
@@ -147,9 +147,9 @@ def _trial(findings: Examined, record: Record, config: bytes) -> Trial | None:
 
 
 def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved | None:
-    """Method and backbone of a trial; None where this machine has not those of the trial.
+    """Method and backbone of a trial. None if this machine lacks them or has others.
 
-    `access` is what may be opened; None is everything.
+    `access` says what may be opened; None allows everything.
     """
     try:
         backbone = trial.backbone if access is None else access.backbone(trial.backbone)
@@ -168,7 +168,7 @@ def resolve(findings: Examined, trial: Trial, access: Access | None) -> Resolved
 def compare_places(
     findings: Examined, what: str, backbone: str, task: str, trial: Trial, resolved: Resolved, labels: Labels
 ) -> None:
-    """The stored names of backbone and task are those of the trial; `what` begins what is said of them."""
+    """Checks the stored names of backbone and task. `what` begins the names of the findings."""
     spec, own = trial.backbone, resolved.info.name
     # Tables tell one that a suite has in several sizes apart.
     if spec.image_size is not None and backbone == (sized := f"{own} at {spec.image_size} px"):
@@ -178,9 +178,9 @@ def compare_places(
 
 
 def compare_method(findings: Examined, stored: str, trial: Trial, method: Method, labels: Labels) -> None:
-    """The stored name of the method is its own or its label, with what was tuned or trained otherwise.
+    """Checks that a method's stored name is its own or its label, with tuned settings in brackets.
 
-    A scale that was tuned is a multiple of the suite's, and so the name has any.
+    Scales are ignored: a tuned scale is a multiple of the suite's.
     """
     name, _, note = stored.partition(" [")
     recipe = trial.recipe.model_dump()
@@ -194,7 +194,7 @@ def compare_method(findings: Examined, stored: str, trial: Trial, method: Method
 
 
 def _unscaled(label: str) -> str:
-    """What a method is called, whatever its scale."""
+    """The name of a method without its scale."""
     return re.sub(r"(\(|, )scale=[^,)]*(?:, )?", r"\1", label).replace(" ()", "").replace(", )", ")")
 
 
@@ -214,7 +214,7 @@ def _described(backbone: BackboneSpec) -> BackboneInfo:
 def _check_words(
     findings: Examined, record: Record, trial: Trial, resolved: Resolved, labels: Labels
 ) -> None:
-    """The tags by which lists and tables know a run say what its configuration says."""
+    """Checks the tags that lists and tables use against the configuration."""
     expected = {
         Tag.FAMILY: trial.method["method"],
         Tag.SEED: str(trial.seed),
@@ -240,7 +240,7 @@ def _check_words(
 
 
 def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapter: Path | None) -> None:
-    """Parameters are those of the stored ranks, of what training left of them, and of the stored tensors."""
+    """Checks parameter counts by the stored ranks, the final ranks and the stored tensors."""
     stored = record.measure(Measure.ADAPTER_PARAMETERS)
     if not resolved.method.varying_count:
         findings.compare(f"{Measure.ADAPTER_PARAMETERS} by the ranks", stored, float(resolved.count))
@@ -270,7 +270,7 @@ def _check_counts(findings: Examined, record: Record, resolved: Resolved, adapte
 
 
 def _tensor_sizes(file: Path) -> dict[str, int]:
-    """The numbers of parameters by the header of a file, whose tensors may be larger than the memory."""
+    """Parameters per tensor by the header of a file, whose tensors may not fit into memory."""
     with file.open("rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
     if header > MOST_HEADER:
@@ -294,7 +294,7 @@ def _table(findings: Examined, predictions: Path) -> pd.DataFrame | None:
 
 
 def _check_scores(findings: Examined, record: Record, trial: Trial, table: pd.DataFrame) -> None:
-    """Score, loss and answers are those that the stored outputs give."""
+    """Recomputes score, loss and answers from the stored outputs."""
     try:
         goal = stored_objective(trial, len(numbered(list(table.columns), "logit")))
         check_rows(findings, record, trial, table)
@@ -326,7 +326,7 @@ def _columns(table: pd.DataFrame, name: str) -> Tensor:
     """What is stored of each example, (examples,), or (examples, outputs) where it is numbered; the outputs
     always are.
 
-    Raises ValueError where the table has none.
+    Raises ValueError if the table has none.
     """
     columns = numbered(list(table.columns), name)
     if not columns:

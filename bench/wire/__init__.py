@@ -1,4 +1,4 @@
-"""What is stored, stated once: the words and the records that training, the store and the reports share.
+"""The stored words and records that training, the store and the reports share.
 
 Nothing here knows MLflow or torch. Fields that a store of an earlier version lacks have a default, and fields
 that a later one adds are passed over.
@@ -8,6 +8,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Wired(BaseModel):
-    """A stored record. It is read by other versions than the one that wrote it."""
+    """A stored record, which other versions read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -1,4 +1,4 @@
-"""What searches, allocations and redundancy analyses store beside the trials."""
+"""Results of searches, allocations and redundancy analyses, stored beside the trials."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Importance = dict[str, dict[str, float]]
 
 
 class Tried(Wired):
-    """Ranks that were tried, with their trials by seed."""
+    """A rank vector that was tried, with its trials by seed."""
 
     ranks: tuple[int, ...]
     parameters: int
@@ -20,13 +20,13 @@ class Tried(Wired):
 
 
 class Finalist(Tried):
-    """What was chosen, or stands beside it, on the suite's own seeds."""
+    """The chosen rank vector, or one compared with it, on the suite's own seeds."""
 
     label: str
 
 
 class SearchPoint(Tried):
-    """A point of a search. A rate or a scale that is None is the suite's own."""
+    """A point of a search. None as a rate or a scale stands for the suite's."""
 
     number: int
     state: PointState
@@ -44,7 +44,7 @@ class SearchPoint(Tried):
 
 
 class Found(Wired):
-    """What a search and an allocation have in common: one cell's, under one budget."""
+    """The shared part of the results of a search and an allocation, for one cell under one budget."""
 
     name: str
     method: str
@@ -73,7 +73,7 @@ class SearchResult(Found):
 
     @property
     def tied(self) -> int:
-        """How many other points are as good as the best by what the search goes by."""
+        """The number of other points that equal the best by the search's objective."""
         if self.best is None or len(self.objectives) > 1:
             return 0
         return sum(self._rank(point) == self._rank(self.best) for point in self.trials) - 1
@@ -116,7 +116,7 @@ class Spectrum(Wired):
 
 
 class ComponentWorth(Wired):
-    """A part of an update: the layer, projection and head that it is one of; None: all of them."""
+    """A part of an update, by layer, projection and head. None in a field means all."""
 
     layer: int | None
     projection: str | None
@@ -128,7 +128,7 @@ class ComponentWorth(Wired):
 
     @property
     def singled(self) -> tuple[str, ...]:
-        """Of what this is one: a layer, a projection, a head, or several of these."""
+        """The fields that are set: layer, projection, head."""
         return tuple(kind for kind in ("layer", "projection", "head") if getattr(self, kind) is not None)
 
 

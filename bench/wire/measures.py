@@ -170,7 +170,7 @@ class SplitSizes:
 
     @classmethod
     def of(cls, metrics: Mapping[str, float]) -> SplitSizes | None:
-        """Those that a trial stored; None of a trial of an earlier version."""
+        """The sizes that a trial stored. None for trials of versions that stored none."""
         sizes = (Measure.TRAIN_EXAMPLES, Measure.VALIDATION_EXAMPLES, Measure.TEST_EXAMPLES)
         if not all(key in metrics for key in sizes):
             return None

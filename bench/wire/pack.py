@@ -1,4 +1,4 @@
-"""What a pack is: one zip file in which the results of experiments travel.
+"""The format of packs: zip files in which the results of experiments travel.
 
     manifest.json                                 `Manifest`
     experiments/N/experiment.json                 `PackedExperiment`
@@ -53,7 +53,7 @@ class Member(Wired):
 
 
 class Layout(Wired):
-    """What every version states, and reads before anything else."""
+    """The header that every version writes, and reads before anything else."""
 
     format: Literal["tensorbench pack"] = "tensorbench pack"
     #: `SCHEMA` of the version that wrote it.

@@ -9,7 +9,7 @@ from bench.wire.words import By, Phase
 
 
 class Tuned(Wired):
-    """What the equal tuning of a row spent, and what it chose."""
+    """The equal tuning of a row: its cost and its choice."""
 
     #: Settings that were tried, each on every one of `seeds`.
     trials: int
@@ -48,7 +48,7 @@ class StudyTrial(Wired):
 
 
 class StudyPlan(Wired):
-    """The studies of a row: independent tunings, each of so many points."""
+    """The studies of a row: independent tunings of `points` points each."""
 
     studies: int
     points: int
@@ -95,7 +95,7 @@ class PlannedRow(Wired):
 
 
 class PlannedTrial(Wired):
-    """A trial with all that its id is made from, as far as other versions can know it."""
+    """A trial with the content of its id, in a form that other versions can read."""
 
     id: str
     method: dict[str, Any]
@@ -112,7 +112,7 @@ class PlannedTrial(Wired):
 
 
 class Share(Wired):
-    """What one command would start of a suite, by what it is for."""
+    """The trials that one command would start for one purpose."""
 
     part: Phase | Literal["final"]
     command: Literal["run", "search"]
@@ -128,7 +128,7 @@ class Share(Wired):
 
 
 class Forecast(Wired):
-    """What a suite would take: an estimate, made before anything starts."""
+    """The estimated cost of a suite, before anything starts."""
 
     parts: tuple[Share, ...]
     #: Of a worker, at least.
@@ -148,7 +148,7 @@ class Forecast(Wired):
 
 
 class StoredSuite(Wired):
-    """`suite.json`: what a plan was made from."""
+    """`suite.json`: the suite and the lock that a plan was made from."""
 
     #: The fields that its author wrote.
     suite: dict[str, Any]

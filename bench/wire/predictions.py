@@ -1,4 +1,4 @@
-"""The columns of `predictions.parquet`: an example's id, what is right, what was answered, outputs.
+"""The columns of `predictions.parquet`: example ids, labels, predictions and outputs.
 
 They are `example`, `label`, `prediction` and `logit`, and `text` where a language model wrote. Outputs are
 always a column a class: `logit_0`, … So are labels and answers where an example may have several.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def frame_of(content: bytes) -> pd.DataFrame:
     """The table in a file's bytes. Raises ArrowException or OSError for a file that holds none.
 
-    Notes for pandas beside the columns are not read: in somebody else's file they may say anything.
+    Metadata for pandas is ignored, since a foreign file may state anything there.
     """
     import pyarrow.parquet as pq
 
@@ -34,5 +34,5 @@ def a_class_each(name: str, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 
 def numbered(have: Sequence[str], name: str) -> list[str]:
-    """The columns of that name: itself, or one a class, in the order of their numbers."""
+    """The column of this name, or its numbered columns in order."""
     return [name] if name in have else [c for c in have if re.fullmatch(rf"{name}_\d+", c)]

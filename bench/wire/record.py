@@ -68,7 +68,7 @@ class Record:
         return self.tags.get(tag, default)
 
     def measure(self, measure: Measure) -> float | None:
-        """The number that was measured, or follows from measured ones; None where these are missing."""
+        """A number that was measured or follows from measured ones. None if these are missing."""
         if not measure.parts:
             return self.metrics.get(measure)
         values = [self.metrics.get(part) for part in measure.parts]
@@ -101,7 +101,7 @@ class Record:
 
     @property
     def decided(self) -> bool:
-        """Whether it is settled, and not given up by a search, whose rule is none for others."""
+        """Whether it is settled other than by a search's pruning, which binds only that search."""
         return self.settled and self.status != Status.PRUNED
 
     @property

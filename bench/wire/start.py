@@ -1,4 +1,4 @@
-"""Where a trial's numbers come from: what a reviewer follows, and no part of the trial's id."""
+"""The origin of a trial's numbers, for reviewers. It is no part of the trial's id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SourceFile(Wired):
 
 
 class Start(Wired):
-    """What a trial was started from."""
+    """The files, packages and seeds that a trial was started from."""
 
     suite: SourceFile
     #: The lock beside the suite; None where there is none.

@@ -1,4 +1,4 @@
-"""Text as every store takes it."""
+"""Text in a form that every store takes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ LONGEST_NAME = 250
 
 
 def storable(text: str) -> str:
-    """The text with escapes for what databases and UTF-8 do not take: NUL, and halves of surrogate pairs.
+    """The text with escapes for NUL and lone surrogates, which databases and UTF-8 refuse.
 
-    Python has such halves for the bytes of a file name that is not UTF-8.
+    Python uses lone surrogates for bytes of file names that are not UTF-8.
     """
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 
 class Kind(StrEnum):
-    """What a run holds."""
+    """The kinds of runs."""
 
     SUITE = "suite"
     TRIAL = "trial"
@@ -25,7 +25,7 @@ By = Literal["loss", "score"]
 
 
 class Status(StrEnum):
-    """How a trial stands. MLflow knows the first four; a run's tags tell the next two."""
+    """The status of a trial. MLflow knows the first four; tags add the next two."""
 
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
@@ -41,12 +41,12 @@ class Status(StrEnum):
 
     @property
     def settled(self) -> bool:
-        """Whether the trial has a result, even if it is a failure: then it runs again only when asked to."""
+        """Whether the trial has a result or failed. Then it runs again only on request."""
         return self in (Status.FINISHED, Status.FAILED, Status.PRUNED)
 
     @property
     def ended(self) -> EndStatus:
-        """MLflow's word for a run that ended so; of one that was pruned, or is a duplicate, a tag says it."""
+        """MLflow's status of such a run. A tag marks pruned runs and duplicates."""
         if self in (Status.FINISHED, Status.DUPLICATE):
             return Status.FINISHED
         return Status.FAILED if self == Status.FAILED else Status.KILLED
@@ -57,7 +57,7 @@ EndStatus = Literal[Status.FINISHED, Status.FAILED, Status.KILLED]
 
 
 class PointState(StrEnum):
-    """How a point of a search ended."""
+    """The end of a search's point."""
 
     COMPLETE = "COMPLETE"
     #: Given up by the search's rule, or without a finite score.
