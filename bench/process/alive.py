@@ -30,7 +30,7 @@ def _place() -> str:
 def _started(pid: int) -> str:
     """The start of a process, which differs from that of a later one with the same id.
 
-    Independent of the wall clock, which may be reset. None for a process that has ended, even if its parent
+    Independent of the wall clock, which may be reset. Empty for a process that has ended, even if its parent
     has not collected it.
     """
     try:
