@@ -1,0 +1,186 @@
+"""Artifacts of runs: hashes, changed and broken files, and tables of predictions."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import bench.execution.driver
+import bench.store.store
+from bench.execution.session import session
+from bench.process.files import sha256
+from bench.store.artifacts import ChangedError, hashes
+from bench.store.connect import StoreError
+from bench.store.store import Store
+from bench.wire.predictions import frame_of
+from bench.wire.record import Record
+from bench.wire.words import Artifact, Tag
+from methods import UserError
+
+from ..toy_runs import SHORT, Ran, executed, run
+from ..toy_suites import VISION, plan
+
+
+@pytest.fixture
+def store(tmp_path: Path, new_store: Callable[[Path], str]) -> Store:
+    return Store.create(new_store(tmp_path), "toy")
+
+
+def files(record: Record) -> dict[str, str]:
+    folder = Path(record.artifacts.removeprefix("file://"))
+    return {file.name: sha256(file) for file in folder.iterdir()}
+
+
+def test_finished_and_failed_trials_leave_the_hashes_of_their_artifacts(store: Store) -> None:
+    wild = {"method": "lora", "rank": 1, "training": {"lr": 1e30}}
+    executed(store, plan(methods=["head_only", wild], training={"batch_size": 16, "epochs": 2}))
+    finished, failed = sorted(store.records(), key=lambda record: record.status, reverse=True)
+    assert hashes(finished) == files(finished)
+    assert set(hashes(finished)) == {"config.json", "predictions.parquet", "adapter.safetensors"}
+    assert hashes(failed) == files(failed)
+    assert set(hashes(failed)) == {"config.json", "traceback.txt"}
+
+
+def test_a_record_from_the_outbox_has_them_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.execution.driver, "FILE_PATIENCE", 0)
+        patch.setattr(bench.store.store, "keep_files", full)
+        with pytest.raises(StoreError):
+            executed(store, plan(methods=["head_only"], training=SHORT))
+    with session(Store.existing(store.uri, "toy")) as at_work:
+        assert at_work.sent == 1
+    (record,) = store.records()
+    assert hashes(record) == files(record)
+
+
+def test_changed_predictions_are_not_read(store: Store) -> None:
+    executed(store, plan(methods=["head_only"], training=SHORT))
+    (record,) = store.records()
+    path = store.artifact(record, Artifact.PREDICTIONS)
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ChangedError, match=rf"predictions.parquet of run {record.run_id} \(head only"):
+        store.artifact(record, Artifact.PREDICTIONS)
+    store.client.delete_tag(record.run_id, Tag.HASHES)
+    (older,) = store.records()
+    assert store.artifact(older, Artifact.PREDICTIONS) == path
+
+
+@pytest.mark.parametrize("tag", ["{", "[]", "1", json.dumps("x")])
+def test_a_tag_that_holds_no_hashes(store: Store, tag: str) -> None:
+    executed(store, plan(methods=["head_only"], training=SHORT))
+    (record,) = store.records()
+    store.client.set_tag(record.run_id, Tag.HASHES, tag)
+    (record,) = store.records()
+    with pytest.raises(UserError, match=rf"run {record.run_id}: its tag 'sha256' holds no hashes"):
+        store.artifact(record, Artifact.CONFIG)
+
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str], call: Call) -> Ran:
+    return run(tmp_path_factory.mktemp("ran"), new_store, call, VISION, training=SHORT)
+
+
+@pytest.fixture
+def broken(ran: Ran) -> Any:
+    """Puts something in the place of an artifact of the suite's run (plan.json) or of its trial's."""
+    kept: dict[Path, bytes] = {}
+
+    def put(name: str, content: bytes | None) -> str:
+        record = ran.by_method("LoRA")
+        if name == "plan.json":
+            (record,) = ran.store.records("suite")  # type: ignore[arg-type]
+        elif Tag.HASHES in record.tags:
+            # As of an older version: otherwise its hash alone would tell.
+            ran.store.client.delete_tag(record.run_id, Tag.HASHES)
+        file = ran.artifact(record, name)
+        kept[file] = file.read_bytes()
+        file.write_bytes(kept[file][: len(kept[file]) // 2] if content is None else content)
+        return record.run_id
+
+    yield put
+    for file, content in kept.items():
+        file.write_bytes(content)
+
+
+def header(tensors: int) -> bytes:
+    entries = {f"t{i}": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4]} for i in range(tensors)}
+    written = json.dumps(entries).encode()
+    return struct.pack("<Q", len(written)) + written + b"0000"
+
+
+CONTENTS: dict[str, bytes | None] = {
+    "empty": b"",
+    "cut": None,
+    "not text": b"\xff\xfe\x00",
+    "nested": b"[" * 100_000,
+    "a list": b"[]",
+    "another object": b'{"trial": {"method": 3}}',
+    "half an object": b'{"trial": {}, "rows": [{}], "suite": "toy"}',
+}
+WEIGHTS: dict[str, bytes | None] = {
+    "empty": b"",
+    "cut": None,
+    "absurd length": struct.pack("<Q", 2**60) + b"{}",
+    "length beyond": struct.pack("<Q", 99_000_000) + b"{}",
+    "absurd tensors": header(20_000),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "content"),
+    [
+        *(("report", "plan.json", content) for content in CONTENTS),
+        *((command, "config.json", content) for command in ("export", "redundancy") for content in CONTENTS),
+        *(("export", "adapter.safetensors", content) for content in WEIGHTS),
+    ],
+)
+def test_a_broken_artifact_is_named_with_its_run(
+    call: Call, ran: Ran, broken: Any, tmp_path: Path, command: str, name: str, content: str
+) -> None:
+    contents = WEIGHTS if name == "adapter.safetensors" else CONTENTS
+    run_id = broken(name, contents[content])
+    out = tmp_path / "out"
+    arguments = {"report": ("toy", "--out", out), "export": (run_id, "--out", out), "redundancy": (run_id,)}
+    ended = call(command, *arguments[command], "--store", ran.uri)
+    assert ended.code == 2, ended.out
+    assert ended.err.startswith(f"error: {name} of run {run_id}")
+    assert f"mlflow runs delete --run-id {run_id}" in ended.err
+    assert len(ended.err) < 1000
+    assert not out.exists()
+
+
+def test_what_is_told_to_do_mends_a_plan(call: Call, ran: Ran, broken: Any, tmp_path: Path) -> None:
+    run_id = broken("plan.json", b"")
+    ran.store.client.delete_run(run_id)
+    assert call("run", ran.suite, "--store", ran.uri).code == 0
+    assert call("report", "toy", "--out", tmp_path / "out", "--store", ran.uri).code == 0
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        b"[" * 100_000,
+        b'{"index_columns": 5, "columns": [], "column_indexes": []}',
+        b'{"index_columns": ["label"], "columns": [5], "column_indexes": [5]}',
+    ],
+    ids=["deep", "index", "columns"],
+)
+def test_notes_for_pandas_are_passed_over(notes: bytes) -> None:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"label": [1, 2]}).replace_schema_metadata({b"pandas": notes}), file)
+    assert frame_of(file.getvalue()).to_dict("list") == {"label": [1, 2]}
