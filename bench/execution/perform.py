@@ -33,7 +33,7 @@ ENDS: dict[Status, End] = {
     Status.KILLED: "lost",
 }
 
-#: How libraries say so in a RuntimeError: torch on a CPU, C++, cuBLAS.
+#: Out-of-memory messages in RuntimeErrors of torch on a CPU, C++ and cuBLAS.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
 
 
@@ -179,7 +179,7 @@ class _News:
 
     def __init__(self, report: Callable[[Progress], None]) -> None:
         self._report = report
-        #: The latest step whose loss was told, and whose validation.
+        #: The latest reported steps of a loss and of a validation.
         self._loss = self._validation = -1
 
     def __call__(self, progress: Progress) -> None:
@@ -199,7 +199,7 @@ def _attempt(
     report: Callable[[Progress], None],
     interrupts: tuple[type[BaseException], ...],
 ) -> Record:
-    #: What the listener raised, which is no failure of the trial.
+    #: The listener's error, which is no failure of the trial.
     raised: BaseException | None = None
 
     def watched(progress: Progress) -> None:

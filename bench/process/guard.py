@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 from weakref import WeakSet
 
-#: What tells a driver that its terminal or its batch system wants it to end: no matter of the guard's.
+#: Signals by which a terminal or a batch system ends the driver; the guard ignores them.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _guards: WeakSet[Guard] = WeakSet()

@@ -22,10 +22,10 @@ PATIENCE = 3
 #: Seconds after which an interrupt that Python swallowed, or that came within an import, is raised again.
 AGAIN = 0.05
 
-#: Where the code of Python's own imports stands.
+#: The file name of Python's import machinery.
 _IMPORTER = "<frozen importlib._bootstrap>"
 
-#: How many writes of the main thread are going on, one within the other.
+#: Nested writes of the main thread that are going on.
 _writing = 0
 #: Whether an interrupt is still to be raised: when a write ends, before the next one, or by the timer.
 _pending = False

@@ -21,7 +21,7 @@ def available_mib(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
             limit = (limiting / "memory.max").read_text().strip()
             if limit != "max":
                 stat = dict(line.split() for line in (limiting / "memory.stat").read_text().splitlines())
-                # What is cached of files goes when memory is needed.
+                # The page cache is freed when memory is needed.
                 used = int((limiting / "memory.current").read_text()) - int(stat["inactive_file"])
                 free = min(free, int(limit) - used)
     return free / MIB

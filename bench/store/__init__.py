@@ -14,5 +14,5 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 # So does PostgreSQL's library, which without a limit waits for minutes. In seconds, for each address.
 os.environ.setdefault("PGCONNECT_TIMEOUT", "4")
 
-#: Where results are stored unless somebody says otherwise: a file in the working folder.
+#: The default store: a file in the working folder.
 DEFAULT_STORE = "sqlite:///mlflow.db"

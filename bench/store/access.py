@@ -20,7 +20,7 @@ from bench.wire.record import Record
 from bench.wire.words import Tag
 from methods import UserError
 
-#: What allows hub repositories, in the place of a folder.
+#: Allows hub repositories, in place of a folder.
 HUB = "hub"
 
 

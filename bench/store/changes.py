@@ -28,7 +28,7 @@ REGISTRIES = {
     Tag.METRIC_SOURCE: METRICS,
 }
 
-#: What makes other ids for the trials of changed code.
+#: Changes that give trials of changed code new ids.
 REMEDIES = {
     Tag.METHOD_SOURCE: "raise the method's `version`",
     Tag.TASK_SOURCE: "raise the task's `version`",
@@ -78,7 +78,7 @@ def changed_plugins(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
 
 #: Trials that differ in more fields are other trials.
 MOST_FIELDS = 3
-#: How many stored configurations are read at most, and how many messages there are.
+#: Most stored configurations that are read, and most messages.
 MOST_READ, MOST_TOLD = 200, 3
 
 #: Method, backbone, task and seed.

@@ -29,7 +29,7 @@ from bench.store.store import Store
 from bench.wire.record import Record, latest
 from bench.wire.words import Status, Tag
 
-#: What the names of claims begin with, and the keys of signs.
+#: Prefixes of the names of claims, and of the keys of signs.
 PREFIX = "tensorbench-claim"
 SIGN = "driver."
 
@@ -181,7 +181,7 @@ class Claims:
         except MlflowException as error:
             if error.error_code != THERE:
                 raise
-            # Where the answer to a request was lost, it is sent again and finds this driver's own claim.
+            # A request whose answer was lost is repeated, and meets this driver's own claim.
             return self._holder(name) == self.driver
         return True
 
@@ -199,7 +199,7 @@ class Claims:
     @insisting
     def settle(self, trial: str) -> None:
         """Deletes all claims on a trial that has its result."""
-        # The whole list first: the pages would shift with every claim that is deleted.
+        # A list, because pages would shift with every deleted claim.
         for claim in list(self._claims(trial)):
             try:
                 self._client.delete_registered_model(claim.name)

@@ -42,7 +42,7 @@ DATABASES = ("postgresql", "mysql", "mssql")
 #: two searches and their workers on one file; MLflow's sessions wait 20.
 PATIENCE = 60
 
-#: What MLflow raises where a store cannot be read or written: its own error, the database's, the disk's.
+#: Errors of MLflow when a store cannot be read or written: its own, the database's, the disk's.
 BROKEN_STORE = (MlflowException, SQLAlchemyError, OSError)
 
 #: MLflow's error code where a server answers that its database does not.
@@ -69,9 +69,9 @@ class StoreFailedError(StoreError):
     """The store answers that it failed. If it does so again and does other things, this cannot be stored."""
 
 
-#: How often a request is made whose answer did not come whole.
+#: Attempts at a request whose answer is cut.
 ASKED = 5
-#: What MLflow says where an answer ends too soon and nothing announced how long it would be.
+#: MLflow's message for an answer of unknown length that ends too soon.
 NO_JSON = "not in a valid JSON format"
 
 Parameters = ParamSpec("Parameters")
@@ -128,7 +128,7 @@ def _kind(error: Exception) -> type[StoreError]:
         return StoreError
     if error.error_code in REFUSALS:
         return StoreRefusedError
-    # A server's own error; a gateway's are others, and the disk of the artifacts may be full.
+    # The server's own error: a gateway has other codes, and for artifacts its disk may be full.
     if any(isinstance(cause, RetryError) and "too many 500" in str(cause) for cause in chain(error)):
         return StoreError if "/mlflow-artifacts/" in str(error) else StoreFailedError
     away = any(isinstance(cause, OSError | OperationalError | InterfaceError) for cause in chain(error))
@@ -168,7 +168,7 @@ def connect(uri: str, *, create: bool) -> MlflowClient:
         # MLflow keeps what it opened by its address, also where the working folder is another one since.
         absolute = f"{SQLITE}{database.absolute()}"
         if "?" in uri or "%" in absolute:
-            # What comes after a '?' is an option to SQLAlchemy, and it decodes '%20'.
+            # SQLAlchemy reads options after '?' and decodes '%20'.
             raise UserError(
                 f"store '{shown_uri(uri)}' cannot be named so: the path of a SQLite file has no '?' or '%'"
             )

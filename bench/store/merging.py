@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-#: How far two scores of one trial may be apart.
+#: Largest difference between two scores of one trial.
 AGREES = 1e-6
 
 #: The fields of a task's row that change its examples; its name and its source may differ by machine.
 SIZES = ("train_size", "validation_size", "test_size")
 
-#: What the trials of one method's studies differ in, as `_content` names it: the rates.
+#: The settings in which the trials of a row's studies differ, as `_content` names them.
 STUDIED = ("training lr", "training head_lr")
 
-#: How many contradictions an error lists.
+#: Most contradictions that an error lists.
 MOST_LISTED = 10
 
 

@@ -32,7 +32,7 @@ REFUSED = "refused"
 #: The files of a record's content, and of one that an earlier version left.
 RECORD, LETTER = "record.json", "letter.json"
 
-#: Names of records. What is being written or removed begins with a dot.
+#: Names of complete records; those being written or removed begin with a dot.
 WHOLE = "[!.]*"
 
 

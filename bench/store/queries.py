@@ -20,7 +20,7 @@ from bench.wire.pack import CURVES_BEGIN
 from bench.wire.record import Record, record_of
 from bench.wire.words import Kind, Tag
 
-#: What one request of a search asks for at most.
+#: Most results of one request.
 PAGE = 1000
 
 

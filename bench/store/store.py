@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 #: MLflow's limits for one request.
 MOST_METRICS, MOST_PARAMS = 1000, 100
 
-#: What MLflow takes as a part of a parameter's name.
+#: Parts of parameter names that MLflow accepts.
 PLAIN_KEY = re.compile(r"[\w.\- ]{1,80}")
 
-#: How many histories are asked for at once.
+#: Histories that are requested at once.
 READERS = 8
 
 Item = TypeVar("Item")
@@ -256,7 +256,7 @@ class Store(Source):
             every = {Tag.KIND: str(kind), **tags, **whose}
             made = self.client.create_run(self.experiment.experiment_id, tags=every, run_name=run_name(name))
             own: str = made.info.run_id
-            # Of drivers that begin in one moment each may have made one, and all go on with the same.
+            # Drivers that begin at once may each have made one; all continue with the first.
             first = min(same(), key=lambda run: (run.started, run.run_id)).run_id
             if first != own:
                 self.client.delete_run(own)
@@ -388,7 +388,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
-        # Where two processes start at once, the second finds the experiment that the first one made.
+        # If two processes start at once, the second finds the experiment of the first.
         if experiment := client.get_experiment_by_name(name):
             return experiment
         raise UserError(

@@ -83,11 +83,11 @@ class TrialRun:
         self.run_id = run_id
         self._store = store
         self._metric = metric
-        #: What the store lacks.
+        #: The content that the store lacks.
         self._pending = Record(run_id, trial_id)
         #: The sha256 of each artifact.
         self._hashes: dict[Artifact, str] = {}
-        #: Where the record lies once the trial has ended.
+        #: The place of the record on disk, once the trial has ended.
         self._kept: Path | None = None
         self._flushed = -PROGRESS_EVERY
 

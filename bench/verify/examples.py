@@ -23,7 +23,7 @@ from bench.wire.measures import Measure
 from bench.wire.predictions import numbered
 from bench.wire.record import Record
 
-#: What of a trial's data says which examples a split has, whatever the backbone reads of them.
+#: Fields of a trial's data that determine the examples of a split.
 OF_DATA = ("task", "task_identity", "split", "data_hash")
 
 

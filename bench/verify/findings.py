@@ -45,7 +45,7 @@ class Rerun:
     #: The two scores; None where one is missing.
     stored: float | None
     score: float | None
-    #: How far the two scores may be apart.
+    #: Largest allowed difference of the two scores.
     allowed: float
     #: Why so far.
     reason: str
@@ -99,7 +99,7 @@ class Verification:
     reruns: Sequence[Rerun] = ()
     #: Files of the caches that were read; None where nobody asked.
     cached_files: int | None = None
-    #: What is not in what was verified: the adapters of a pack, say.
+    #: Remarks on missing parts, such as the adapters of a pack.
     notes: Sequence[str] = ()
 
     @property

@@ -112,7 +112,7 @@ def compare_name(
 
     `known_as` is its name in `names_by_label`, if that is not its own.
     """
-    # Of a suite that cannot be read whole, the label of several rows is known without their values.
+    # Of a partly unreadable suite, labels are known without the values of their variants.
     named = names_by_label.get(stored) or names_by_label.get(stored.partition(" [")[0], set()) & {ANY}
     if stored != own and not {known_as or own, ANY} & named:
         findings.broken(what, stored, own)

@@ -119,7 +119,7 @@ def _check_names(
         method = method.model_copy(update={"scale": scale})
     own = method.label
     if (note := row.method.removeprefix(f"{own} [")) != row.method:
-        # What the suite trains differently for it.
+        # The settings that the suite trains differently for it.
         recipe = trial.recipe.model_dump()
         keys = (key for key in re.findall(r"(\w+)=", note) if key in recipe)
         own += f" [{', '.join(f'{key}={_as_written(recipe[key])}' for key in keys)}]"

@@ -42,7 +42,7 @@ HARDWARE = ("cpu", "gpu", "version_torch")
 class Candidate:
     """A finished trial that may be run again."""
 
-    #: What is found of it: what another run shows is added.
+    #: Its findings, to which a rerun adds.
     findings: Examined
     source: Source
     record: Record
@@ -117,7 +117,7 @@ def _compare_examples(findings: Examined, candidate: Candidate, repeated: bytes)
     try:
         stored = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
     except UserError:
-        # It is told already.
+        # It is reported already.
         return
     if stored is not None:
         tables = [frame_of(content) for content in (stored, repeated)]
@@ -132,7 +132,7 @@ def _compare_adapter(candidate: Candidate, resources: Resources, allowed: float)
         weights = candidate.source.read(candidate.record, Artifact.ADAPTER)
         predictions = candidate.source.read(candidate.record, Artifact.PREDICTIONS)
     except UserError:
-        # It is told already.
+        # It is reported already.
         return
     if weights is None or predictions is None:
         return

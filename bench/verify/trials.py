@@ -35,7 +35,7 @@ from bench.wire.words import YES, Artifact, Tag
 from methods import Method, UserError, from_identity
 from methods.validation import explained
 
-#: What every finished trial leaves.
+#: Artifacts of every finished trial.
 LEFT = (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.ADAPTER)
 
 #: A score is computed from the same numbers by the same rule; what is left is how a database keeps it. A loss
@@ -45,7 +45,7 @@ SCORES_AGREE, LOSSES_AGREE = 1e-9, 1e-4
 #: The longest header of an adapter's file, in bytes: some 50,000 tensors.
 MOST_HEADER = 8 * 2**20
 
-#: What a tag says of the ranks that training left.
+#: The form of the tag of final ranks.
 FINAL_RANKS = TypeAdapter(dict[str, list[NonNegativeInt]])
 
 
@@ -277,7 +277,7 @@ def _tensor_sizes(file: Path) -> dict[str, int]:
         raise ValueError(f"a header of {header:,} bytes, more than {MOST_HEADER:,}")
     with safe_open(file, framework="pt") as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  # no mapping
-        # Seeds, which are whole numbers, are no parameters.
+        # Integer tensors hold seeds, which are no parameters.
         return {
             name: math.prod(part.get_shape())
             for name, part in slices.items()

@@ -99,7 +99,7 @@ class AllocationResult(Found):
     best: Tried | None
 
 
-#: What the parent runs of searches and allocations hold when they end, and its form.
+#: The artifacts of finished searches and allocations, and their forms.
 FOUND: Mapping[Kind, tuple[Artifact, type[SearchResult | AllocationResult]]] = {
     Kind.SEARCH: (Artifact.SEARCH, SearchResult),
     Kind.ALLOCATION: (Artifact.ALLOCATION, AllocationResult),
@@ -111,7 +111,7 @@ class Spectrum(Wired):
 
     singular_values: tuple[float, ...]
     effective_rank: float
-    #: How many of them hold 99% of the squared norm.
+    #: The number of singular values that hold 99% of the squared norm.
     rank_99: int
 
 
@@ -121,9 +121,9 @@ class ComponentWorth(Wired):
     layer: int | None
     projection: str | None
     head: int | None
-    #: Of the squared norm.
+    #: The part's share of the squared norm.
     share: float
-    #: What the validation metric loses when the part is zeroed; None where that was not measured.
+    #: Drop of the validation metric when the part is zeroed. None if not measured.
     drop: float | None
 
     @property
@@ -140,7 +140,7 @@ class Redundancy(Wired):
     method: str
     ranks: tuple[int, ...]
     metric: str
-    #: Of the whole update, the MLP's too.
+    #: Norm of the whole update, including the MLP's.
     norm: float
     modes: Mapping[str, Spectrum]
     components: tuple[ComponentWorth, ...]

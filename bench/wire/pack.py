@@ -19,7 +19,7 @@ from pydantic import Field
 from bench.wire import Wired
 from bench.wire.words import Artifact
 
-#: How the name of a pack ends, by which commands tell it from an experiment.
+#: The ending of a pack's name, which tells it from an experiment's.
 ENDING = ".tensorbench.zip"
 
 #: Grows whenever an earlier version would misread a pack.
@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 EXPERIMENT = "experiment.json"
 RUNS_TABLE, CURVES_TABLE = "runs.parquet", "curves.parquet"
 
-#: What travels of a run. A traceback does not: it names the folders of the machine.
+#: Artifacts that travel. A traceback does not: it names local folders.
 TRAVELS = (
     Artifact.PLAN,
     Artifact.SUITE,
@@ -41,7 +41,7 @@ TRAVELS = (
     Artifact.ADAPTER,
 )
 
-#: The keys of metrics whose history is a curve begin so; of the others only the last value travels.
+#: Prefixes of the keys of curves. Other metrics travel with their last value only.
 CURVES_BEGIN = ("train/", "validation/")
 
 

@@ -13,19 +13,19 @@ class Tuned(Wired):
 
     #: Settings that were tried, each on every one of `seeds`.
     trials: int
-    #: Of each trial; None where the recipe counts steps.
+    #: Epochs of each trial. None if the recipe counts steps.
     epochs: int | None = None
     seeds: tuple[int, ...]
     #: The values that may be tried, by axis, as far as they mean something to the row's method; empty in
     #: plans of earlier versions.
     grids: dict[str, tuple[float, ...]] = {}
-    #: What the points are ranked by, on validation.
+    #: The validation result that ranks the points.
     by: By = "score"
     #: The setting; None until every tuning trial has ended.
     chosen: dict[str, float] | None = None
     #: Axes on which it is the smallest or the largest value of the grid, or outside of it.
     edge: tuple[str, ...] = ()
-    #: How many other settings are as good by what they are ranked by.
+    #: The number of other settings that equal the chosen one.
     tied: int = 0
     #: Every tuning trial.
     ids: tuple[str, ...]
@@ -80,7 +80,7 @@ class PlannedRow(Wired):
     parameters: int
     #: The parameters at the start, where training cuts some; None where it does not.
     peak: int | None = None
-    #: What the budget asks for; None where it sets the ranks instead.
+    #: The budget's number of parameters. None if it sets the ranks instead.
     asked: int | None
     #: The count over what is asked for, and whether it is within the budget's tolerance.
     ratio: float | None
@@ -123,7 +123,7 @@ class Share(Wired):
     trials: int
     #: Those without a stored result, as far as they are known beforehand, which those of a search are not.
     open: int
-    #: Of the open trials one after the other.
+    #: Time of the open trials, run one after the other.
     seconds: float
 
 
@@ -131,17 +131,17 @@ class Forecast(Wired):
     """The estimated cost of a suite, before anything starts."""
 
     parts: tuple[Share, ...]
-    #: Of a worker, at least.
+    #: Least memory of a worker.
     memory_mib: float
     #: Beside it, roughly, for the activations of the largest step; None in plans of earlier versions.
     activations_mib: float | None = None
     #: The largest that a stored trial of the same kind took, on its device; None where there is none.
     peak_mib: float | None
-    #: Of the results of the open trials.
+    #: Disk space for the results of the open trials.
     disk_mib: float
-    #: What the seconds are from: stored trials of this suite, or operations at the pace of this machine.
+    #: The basis of `seconds`: stored trials of this suite, or operations at this machine's pace.
     based_on: Literal["stored trials", "operations"]
-    #: What cannot be started, or could not be read.
+    #: Remarks on parts that cannot be started or read.
     notes: tuple[str, ...] = ()
     #: Ways to make it take less.
     advice: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ class SourceFile(Wired):
 
     #: Without its folder; empty where no file was read, because Python was given the fields.
     name: str
-    #: Of the text in UTF-8, which for a file are its bytes.
+    #: Hash of the text in UTF-8, which is that of the file.
     sha256: str
     text: str
     #: Whether folders of a machine were taken out of the text, in a pack, so that it has another hash.

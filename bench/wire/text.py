@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-#: What is kept of a message, in characters: MLflow takes no more in one tag.
+#: Longest message in characters, which is MLflow's limit for a tag.
 LONGEST = 5000
 #: The same of a run's name: SQLite takes any, other databases no more.
 LONGEST_NAME = 250

@@ -16,7 +16,7 @@ class Kind(StrEnum):
     ALLOCATION = "allocation"
 
 
-#: What a trial was for, if not for the final comparison.
+#: The purpose of a trial that is not for the final comparison.
 Phase = Literal["tuning", "search", "allocation"]
 
 
@@ -52,7 +52,7 @@ class Status(StrEnum):
         return Status.FAILED if self == Status.FAILED else Status.KILLED
 
 
-#: How a run ends for MLflow.
+#: MLflow's statuses of ended runs.
 EndStatus = Literal[Status.FINISHED, Status.FAILED, Status.KILLED]
 
 
@@ -66,7 +66,7 @@ class PointState(StrEnum):
     FAILED = "FAILED"
 
 
-#: What tags of provenance begin with.
+#: Prefix of the tags of provenance.
 PROVENANCE = "provenance."
 
 
@@ -86,7 +86,7 @@ class Tag(StrEnum):
     TASK = "task"
     SEED = "seed"
     METRIC = "metric"
-    #: What the scores are counted in, where the metric has the units of a regression's targets.
+    #: The unit of the scores, if the metric has the units of a regression's targets.
     UNIT = "unit"
     #: The split that the score is of.
     EVALUATED = "evaluated"
@@ -103,7 +103,7 @@ class Tag(StrEnum):
     DUPLICATE = "duplicate"
     #: JSON: the sha256 of each artifact that the trial left, by name.
     HASHES = "sha256"
-    #: What a plug-in brings of a trial: its name and the sha256 of the plug-in's source.
+    #: The part of a trial that a plug-in provides: its name and the sha256 of the plug-in's source.
     METHOD_SOURCE = f"{PROVENANCE}source_method"
     TASK_SOURCE = f"{PROVENANCE}source_task"
     BACKBONE_SOURCE = f"{PROVENANCE}source_backbone"
@@ -116,9 +116,9 @@ class Tag(StrEnum):
     #: The sha256 of the suite and of the lock that the trial was started from; `config.json` has their texts.
     SUITE_HASH = f"{PROVENANCE}suite_sha256"
     LOCK_HASH = f"{PROVENANCE}lock_sha256"
-    #: Of a run that came in a pack: the run id that it had where it ran.
+    #: The original run id of a run from a pack.
     ORIGIN = "origin"
-    #: How the trial was run in less memory, where it was: see `bench.training.saving`.
+    #: Settings of a trial that was run in less memory, see `bench.training.saving`.
     MICRO_BATCH = f"{PROVENANCE}micro_batch"
     CHECKPOINTING = f"{PROVENANCE}checkpointing"
     METRIC_SOURCE = f"{PROVENANCE}source_metric"
@@ -132,7 +132,7 @@ class Tag(StrEnum):
     NOTE = "mlflow.note.content"
 
 
-#: What stands for the budget of a method that has a size of its own.
+#: Shown in place of a budget for methods with a fixed size.
 OWN_SIZE = "own size"
 
 
@@ -150,20 +150,20 @@ YES = "yes"
 class Artifact(StrEnum):
     """The artifacts of runs."""
 
-    #: Of a suite's run: `StoredPlan`.
+    #: A suite's run: the plan (`StoredPlan`), ...
     PLAN = "plan.json"
-    #: Beside it the suite itself, as it was started, with what its lock file holds.
+    #: ... and the suite as it was started, with the content of its lock file.
     SUITE = "suite.json"
-    #: Of a search's or an allocation's run: `SearchResult`, `AllocationResult`.
+    #: The run of a search or an allocation: `SearchResult`, `AllocationResult`.
     SEARCH = "search.json"
     ALLOCATION = "allocation.json"
-    #: Of a trial's run: its resolved configuration and provenance, ...
+    #: A trial's run: its resolved configuration and provenance, ...
     CONFIG = "config.json"
-    #: ... its logits, labels and answers, ...
+    #: ... its outputs, labels and answers, ...
     PREDICTIONS = "predictions.parquet"
-    #: ... adapter and head, ...
+    #: ... its adapter and head, ...
     ADAPTER = "adapter.safetensors"
-    #: ... why it failed, ...
+    #: ... the traceback of a failure, ...
     TRACEBACK = "traceback.txt"
-    #: ... and its redundancy analysis, if one was made: `Redundancy`.
+    #: ... and its redundancy analysis, if there is one: `Redundancy`.
     REDUNDANCY = "redundancy.json"

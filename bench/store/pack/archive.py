@@ -54,7 +54,7 @@ _NAMES = re.compile(
 #: A path that begins at a root or a drive, or that has `..` in it.
 _OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
 
-#: What Python raises where a zip file is not whole.
+#: Errors of Python for incomplete zip files.
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
@@ -78,7 +78,7 @@ class Archive:
             raise PackError(f"there is no pack {path}") from error
         except BROKEN_ZIP as error:
             raise self._refused(f"it is cut, or no zip file: {error}") from error
-        #: Of the JSON files that were read, sizes and marks by their names, and bytes in the pack.
+        #: Sizes and marks of the JSON files in memory, each with its bytes in the pack.
         self._held: dict[str, dict[str, tuple[int, int]]] = {"bytes": {}, "marks": {}}
         self._entries = self._checked_entries()
         self.manifest = self._read_manifest()

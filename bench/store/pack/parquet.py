@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 #: Encodings whose values are no larger than their page, but for dictionaries: PLAIN, PLAIN_DICTIONARY, RLE
-#: and RLE_DICTIONARY. Of the others DELTA_BYTE_ARRAY can repeat a long text in a few bits.
+#: and RLE_DICTIONARY. DELTA_BYTE_ARRAY, for example, can repeat a long text in a few bits.
 ENCODINGS = {0, 2, 3, 8}
 
 #: Kinds of pages.
@@ -227,7 +227,7 @@ MOST_FOOTER = 4 * 2**20
 #: A footer that is too short for columns nested so deep that pyarrow runs out of stack.
 SMALL_FOOTER = 16 * 2**10
 
-#: How many times smaller zip makes a large table, whose pages are compressed already: hardly at all.
+#: Largest factor by which zip shrinks a large table, whose pages are compressed already.
 MOST_ZIPPED = 8
 
 #: Bytes that a value takes in a column, and as an object of Python in a list or a mapping.

@@ -25,16 +25,16 @@ from methods.validation import explained
 if TYPE_CHECKING:
     import pandas as pd
 
-#: How a packed run may stand: each has ended.
+#: Statuses of packed runs, all of which have ended.
 STATUSES = (Status.FINISHED, Status.FAILED, Status.KILLED)
 
 #: Milliseconds since the epoch at the end of the year 9999, behind which Python knows no date.
 LATEST = 253_402_300_800_000
 
-#: How many runs are made from their lines at once.
+#: Runs that are read from their lines at once.
 BATCH = 256
 
-#: What MLflow takes: the longest tag and the longest key of a metric.
+#: MLflow's longest tag and longest key of a metric.
 LONGEST_TAG, LONGEST_KEY = 8000, 250
 
 
@@ -118,7 +118,7 @@ class Packed(Source):
         return self._path(record, name) in self.archive
 
     def copy(self, record: Record, name: Artifact, target: Path) -> bool:
-        # An adapter may be larger than the memory, and others are looked at before they are taken.
+        # An adapter may exceed the memory; other artifacts are checked when they are read.
         if name != Artifact.ADAPTER:
             return super().copy(record, name, target)
         if there := self.has(record, name):

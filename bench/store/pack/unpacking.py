@@ -31,7 +31,7 @@ class Merged:
     """The result of merging one experiment."""
 
     name: str
-    #: How many trials were written, and how many the store had already.
+    #: The numbers of trials that were written and that the store had already.
     written: int
     there: int
 

@@ -45,10 +45,10 @@ OF_KIND = {
     Kind.TRIAL: (Artifact.CONFIG, Artifact.PREDICTIONS, Artifact.REDUNDANCY),
 }
 
-#: What a zip file says of when a file was changed: the earliest that it can.
+#: The time of every file in a pack: the earliest that a zip file can state.
 NO_TIME = (1980, 1, 1, 0, 0, 0)
 
-#: How many runs are read at once, and how many of them are kept in memory.
+#: Runs that are read at once, and runs that are kept in memory.
 READERS, BATCH = 8, 64
 
 
@@ -58,11 +58,11 @@ class Written:
 
     path: Path
     bytes: int = 0
-    #: How many trials it holds of each experiment.
+    #: The number of its trials by experiment.
     trials: dict[str, int] = field(default_factory=dict)
-    #: How many trials were left out because they are still running.
+    #: The number of running trials, which were left out.
     running: int = 0
-    #: How many finished trials have no adapter stored, where adapters were asked for.
+    #: The number of finished trials without a stored adapter, if adapters were requested.
     without_adapter: int = 0
 
 
