@@ -233,14 +233,8 @@ def run_trial(trial: Trial, resources: Resources, report: Callable[[Progress], N
                 measures=measures,
                 tags=_tags(trial, method, adapter, measures),
             )
-            batch = data.validation.batch(torch.arange(min(EXAMPLES, len(data.validation))))
-            with adapter.hold():
-                adapted = outputs(backbone, batch, trial.recipe)
-            # What follows takes the adapter off.
-            measures |= resources.inference(trial, lambda: _inference(trial, backbone, adapter, batch))
-            adapter.detach()
-            if count:
-                measures[Measure.ADAPTER_EFFECT] = effect(adapted, outputs(backbone, batch, trial.recipe))
+            # Last, because it takes the adapter off.
+            measures |= _in_use(trial, resources, backbone, adapter, data)
             return outcome
         finally:
             adapter.detach()
@@ -291,6 +285,21 @@ def _forgetting(
     with torch.inference_mode(), adapter.hold():
         after, tokens = text_loss(backbone, text, trial.recipe)
     return {Measure.TEXT_LOSS_BARE: before, Measure.TEXT_LOSS: after, Measure.TEXT_TOKENS: tokens}
+
+
+def _in_use(
+    trial: Trial, resources: Resources, backbone: LoadedBackbone, adapter: Adapter, data: PreparedData
+) -> Measures:
+    """Times forwards of a few examples and measures the adapter's effect on them. Takes the adapter off."""
+    batch = data.validation.batch(torch.arange(min(EXAMPLES, len(data.validation))))
+    has_parameters = adapter.parameter_count > 0
+    with adapter.hold():
+        adapted = outputs(backbone, batch, trial.recipe)
+    measures = dict(resources.inference(trial, lambda: _inference(trial, backbone, adapter, batch)))
+    adapter.detach()
+    if has_parameters:
+        measures[Measure.ADAPTER_EFFECT] = effect(adapted, outputs(backbone, batch, trial.recipe))
+    return measures
 
 
 def _inference(
