@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -28,7 +27,7 @@ from bench.probes.redundancy import analyse
 from bench.store.store import Store
 from bench.tasks import TASKS, prepare
 from bench.training.trial import Resources
-from bench.wire.record import Record
+from bench.wire.record import Record, record_of
 from bench.wire.words import Tag
 from methods import UserError
 
@@ -139,10 +138,9 @@ def test_runs_that_cannot_be_exported(stored: Stored, tmp_path: Path) -> None:
 
 
 def test_which_run_an_id_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(run_id: str, trial: str, status: str) -> Any:
-        info = SimpleNamespace(run_id=run_id, status=status, start_time=0, end_time=0, artifact_uri="")
+    def run(run_id: str, trial: str, status: str) -> Record:
         tags = {"trial_id": trial, "mlflow.runName": f"name of {run_id}"}
-        return SimpleNamespace(info=info, data=SimpleNamespace(tags=tags, metrics={}))
+        return record_of(run_id, status, 0, tags, {})
 
     runs = [
         run("aa01", "cc01", "FAILED"),

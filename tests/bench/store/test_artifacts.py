@@ -156,7 +156,8 @@ def test_a_broken_artifact_is_named_with_its_run(
     run_id = broken(name, contents[content])
     out = tmp_path / "out"
     arguments = {"report": ("toy", "--out", out), "export": (run_id, "--out", out), "redundancy": (run_id,)}
-    ended = call(command, *arguments[command], "--store", ran.uri)
+    group = ("tools",) if command == "redundancy" else ()
+    ended = call(*group, command, *arguments[command], "--store", ran.uri)
     assert ended.code == 2, ended.out
     assert ended.err.startswith(f"error: {name} of run {run_id}")
     assert f"mlflow runs delete --run-id {run_id}" in ended.err
