@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.plan import make
+from bench.plan import cells as plan_cells
 from bench.plan.rows import Row
 from bench.plan.trial import Trial
 from bench.search.tuning import with_choices
@@ -170,7 +170,7 @@ def test_an_older_plan_has_the_allowance_of_its_suite(
 ) -> None:
     uri = new_store(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(make, "Tuned", lambda allowed_points, allowed_grids, **told: Tuned(**told))
+        patched.setattr(plan_cells, "Tuned", lambda allowed_points, allowed_grids, **told: Tuned(**told))
         tuned(uri, {"methods": ["lora"], "tuning": TUNING})
     tuned(uri, OTHER | {"tuning": TUNING})
     assert only(analyse(read(uri, ["small", "other"]))).method == "TensLoRA att"
