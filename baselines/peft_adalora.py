@@ -4,69 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from baselines.peft_adapter import NAME, PeftAdapter
+from baselines.peft_method import AdapterClass, PeftMethod
 from methods.backbone import Geometry, Site
 from methods.errors import UserError, shown
 
-#: The paper starts with one and a half times the triplets with which it ends (section 4.1).
+#: Initial triplets as a multiple of the final ones (section 4.1).
 PEAK = 1.5
 
-#: Fields of peft's configuration that are counted in optimizer steps, and the smallest that each may be.
+#: Fields of peft's configuration that are counted in optimizer steps, with the smallest value of each.
 STEP_FIELDS = {"tinit": 0, "tfinal": 0, "deltaT": 1}
-
-
-def initial_rank(config: Mapping[str, Any], rank: int) -> int:
-    """The triplets of a site at the start, if `rank` are left at the end on average."""
-    return int(config.get("init_r", math.ceil(PEAK * rank)))
-
-
-def check_ranks(config: Mapping[str, Any], rank: int) -> None:
-    """Raises UserError unless a training has triplets to prune."""
-    if (start := initial_rank(config, rank)) <= rank:
-        raise UserError(
-            f"peft's ADALORA ends with a rank of {rank} on average, which should be below config.init_r, the "
-            f"rank with which it starts (got {start})"
-        )
-
-
-def check_schedule(config: Mapping[str, Any], steps: int) -> None:
-    """Raises UserError unless so many optimizer steps hold the warmup, a phase of pruning and the end."""
-    tinit, tfinal = config.get("tinit", 0), config.get("tfinal", 0)
-    # The last pruning is by importances that earlier steps measured.
-    least = tfinal + max(tinit + 1, 2)
-    if steps < least:
-        raise UserError(
-            f"peft's ADALORA prunes between config.tinit ({tinit}) and config.tfinal ({tfinal}) steps before "
-            f"the end, so that a training should have at least {least} optimizer steps (got {steps})"
-        )
-
-
-def triplets(geometry: Geometry, projections: tuple[str, ...], rank: int) -> int:
-    """rank · Σ (in + out + 1) over the sites: a row of A, a column of B and their weight each."""
-    return rank * sum(sum(geometry.shape(site.projection)) + 1 for site in geometry.sites(projections))
-
-
-def triplets_left(
-    geometry: Geometry, projections: tuple[str, ...], ranks: Mapping[str, Sequence[int]]
-) -> int:
-    """The same with a rank for every site, as `AdaLoRAAdapter.final_ranks` has them.
-
-    Raises UserError where they are not those of the projections' layers.
-    """
-    sites: dict[str, list[Site]] = {}
-    for site in geometry.sites(projections):
-        sites.setdefault(site.projection, []).append(site)
-    if {name: len(left) for name, left in ranks.items()} != {name: len(own) for name, own in sites.items()}:
-        wanted = ", ".join(f"{len(own)} of {name}" for name, own in sites.items())
-        raise UserError(
-            f"peft's ADALORA has a final rank for every site: {wanted} (got {shown(dict(ranks))})"
-        )
-    return sum(rank * (sum(geometry.shape(name)) + 1) for name, left in ranks.items() for rank in left)
 
 
 class AdaLoRAAdapter(PeftAdapter):
@@ -192,3 +145,98 @@ class AdaLoRAAdapter(PeftAdapter):
             for part, axis in ((layer.lora_A, 0), (layer.lora_E, 0), (layer.lora_B, 1)):
                 axes[id(part[NAME])] = (site, axis)
         return {name: axes[id(parameter)] for name, parameter in self.named_parameters().items()}
+
+
+def check_schedule(config: Mapping[str, Any], steps: int) -> None:
+    """Raises UserError unless the optimizer steps hold the warm-up, a phase of pruning and the end."""
+    tinit, tfinal = config.get("tinit", 0), config.get("tfinal", 0)
+    # The last pruning is by importances that earlier steps measured.
+    least = tfinal + max(tinit + 1, 2)
+    if steps < least:
+        raise UserError(
+            f"peft's ADALORA prunes between config.tinit ({tinit}) and config.tfinal ({tfinal}) steps before "
+            f"the end, so that a training should have at least {least} optimizer steps (got {steps})"
+        )
+
+
+class AdaLoRA(PeftMethod):
+    """A rank of `rank` on average at the end of training, pruned from `config.init_r` triplets a site.
+
+    A triplet is a row of A, a column of B and their weight. `init_r` is 1.5 · rank by default, rounded up.
+    """
+
+    adapter_class: ClassVar[AdapterClass] = AdaLoRAAdapter
+    whole_numbers: ClassVar[Mapping[str, int]] = {"init_r": 2, **STEP_FIELDS}
+    size_field: ClassVar[str | None] = "target_r"
+    title: ClassVar[str] = "AdaLoRA"
+    not_low_rank: ClassVar[str] = ""
+    varying_count: ClassVar[str] = (
+        "AdaLoRA keeps as many triplets as it should, and they differ in size where weights do"
+    )
+
+    type: Literal["ADALORA"] = "ADALORA"
+
+    @model_validator(mode="after")
+    def _starts_above_its_end(self) -> Self:
+        if self.rank is not None:
+            try:
+                self._check_start()
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def initial_rank(self) -> int:
+        """The triplets of a site at the start."""
+        return int(self.config.get("init_r", math.ceil(PEAK * self.resolved_rank)))
+
+    def _check_start(self) -> None:
+        """Raises UserError unless a training has triplets to prune."""
+        if self.initial_rank <= self.resolved_rank:
+            raise UserError(
+                f"peft's ADALORA ends with a rank of {self.resolved_rank} on average, which should be below "
+                f"config.init_r, the rank with which it starts (got {self.initial_rank})"
+            )
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The smaller side of the largest weight."""
+        return (max(min(geometry.shape(name)) for name in self.projections),)
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """rank · Σ (in + out + 1) over the sites, as it is at the end."""
+        return rank * sum(_triplet(geometry, site) for site in geometry.sites(self.projections))
+
+    def peak_count(self, geometry: Geometry) -> int:
+        """The same with all of the initial triplets."""
+        return self.count_at(geometry, self.initial_rank)
+
+    def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
+        """The same with a rank for every site, in the form of `Adapter.final_ranks`."""
+        sites: dict[str, list[Site]] = {}
+        for site in geometry.sites(self.projections):
+            sites.setdefault(site.projection, []).append(site)
+        if {name: len(left) for name, left in ranks.items()} != {n: len(own) for n, own in sites.items()}:
+            expected = ", ".join(f"{len(own)} of {name}" for name, own in sites.items())
+            raise UserError(
+                f"peft's ADALORA has a final rank for every site: {expected} (got {shown(dict(ranks))})"
+            )
+        pairs = ((site, rank) for name in sites for site, rank in zip(sites[name], ranks[name], strict=True))
+        return sum(rank * _triplet(geometry, site) for site, rank in pairs)
+
+    def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
+        super().check(geometry, projections)
+        # A budget sets a rank that the validator has not seen.
+        self._check_start()
+
+    def check_steps(self, steps: int) -> None:
+        check_schedule(self.config, steps)
+
+    def type_options(self, targets: Mapping[str, Site]) -> dict[str, Any]:
+        # A training says how many steps it has; until then the schedule is the shortest that peft takes.
+        shortest = self.config.get("tinit", 0) + self.config.get("tfinal", 0) + 1
+        return {"init_r": self.initial_rank, "total_step": shortest}
+
+
+def _triplet(geometry: Geometry, site: Site) -> int:
+    """The parameters of a triplet: in + out + 1."""
+    return sum(geometry.shape(site.projection)) + 1

@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from baselines.peft_adapter import NAME, PeftAdapter
+from baselines.peft_method import AdapterClass, PeftMethod
 from methods.backbone import Geometry, Site
 from methods.errors import NotLowRank, UserError
 
-#: The fields of peft's configuration that say what is shared: their defaults, and the least they may be.
+#: Fields of peft's configuration that say what is shared: (default, smallest value).
 SHARED_FIELDS = {"stride_A": (1, 1), "num_B": (2, 2)}
 
-#: Why there is no weight that stands for the update, and no two batches in which an example is the same.
+#: Why no weight stands for the update, and an example's outputs depend on its batch.
 BY_BATCH = "Lily's router averages over all tokens of a batch, so that an output depends on its whole batch"
-
-
-def lily_count(geometry: Geometry, projections: tuple[str, ...], rank: int, config: Mapping[str, Any]) -> int:
-    """⌈L / stride_A⌉·r·in + num_B·r·out + L·r·num_B for each projection."""
-    stride, number = (config.get(name, default) for name, (default, _) in SHARED_FIELDS.items())
-    total = 0
-    for projection in geometry.having(projections):
-        out, in_ = geometry.shape(projection)
-        blocks = math.ceil(geometry.layers / stride)
-        total += rank * (blocks * in_ + number * out + geometry.layers * number)
-    return total
 
 
 class LilyAdapter(PeftAdapter):
     """y += scaling · Σ pₖ·Bₖ·A·x with p = softmax(router·A·x), averaged over the tokens of the batch.
 
-    peft shares A and B among the layers whose names end alike. Here the backbone says which layers are of one
-    projection, however it names them, so that all kinds of backbones share alike.
+    peft shares A and B among layers whose names end alike. Here the backbone's sites decide, so that all
+    kinds of backbones share alike.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         leaders: dict[str, nn.Module] = {}
-        whole: dict[str, nn.Module] = {}
+        firsts: dict[str, nn.Module] = {}
         for site in self.bases:
             layer: Any = self._adapted[site]
-            first = whole.setdefault(site.projection, layer)
+            first = firsts.setdefault(site.projection, layer)
             if site.layer % layer.stride_A[NAME] == 0:
                 leaders[site.projection] = layer
             layer.lily_A[NAME] = leaders[site.projection].lily_A[NAME]  # type: ignore[index]
@@ -57,3 +47,25 @@ class LilyAdapter(PeftAdapter):
     def merge(self) -> None:
         """Raises UserError: the update is another for every batch."""
         raise UserError(f"peft's LILY cannot be merged: {BY_BATCH}")
+
+
+class Lily(PeftMethod):
+    """A of `config.stride_A` neighbouring layers and `config.num_B` matrices B of a projection are shared."""
+
+    adapter_class: ClassVar[AdapterClass] = LilyAdapter
+    whole_numbers: ClassVar[Mapping[str, int]] = {name: least for name, (_, least) in SHARED_FIELDS.items()}
+    title: ClassVar[str] = "Lily"
+    depends_on_batch: ClassVar[str] = BY_BATCH
+    not_mergeable: ClassVar[str] = BY_BATCH
+
+    type: Literal["LILY"] = "LILY"
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """⌈L / stride_A⌉·r·in + num_B·r·out + L·r·num_B for each projection."""
+        stride, number = (self.config.get(name, default) for name, (default, _) in SHARED_FIELDS.items())
+        total = 0
+        for projection in geometry.having(self.projections):
+            out, in_ = geometry.shape(projection)
+            blocks = math.ceil(geometry.layers / stride)
+            total += rank * (blocks * in_ + number * out + geometry.layers * number)
+        return total

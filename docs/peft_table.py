@@ -17,8 +17,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.peft_method import REFUSED, SHORTHANDS, Peft
-from methods import Geometry, UserError, attach
+from baselines.peft_types import REFUSED, SHORTHANDS
+from methods import Geometry, Method, UserError, attach, create
 from methods.capabilities import capabilities
 from methods.skeleton import SkeletonBackbone
 
@@ -51,7 +51,7 @@ def table() -> str:
 def row(kind: str) -> tuple[str, ...]:
     """What came of the type: it works only if everything that a trial asks of it was done here."""
     try:
-        method = Peft(type=kind, config=NEEDED.get(kind, {}))
+        method = create("peft", type=kind, config=NEEDED.get(kind, {}))
     except ValueError as error:
         return (f"`{kind}`", "refused", "–", reason(error, kind))
     method = method.isorank(RANK) if method.sizeable else method
@@ -63,7 +63,7 @@ def row(kind: str) -> tuple[str, ...]:
         return (f"`{kind}`", "works", size(method), can)
 
 
-def trained(method: Peft) -> None:
+def trained(method: Method) -> None:
     """Raises AssertionError, or what peft raises, unless a trial could train the method."""
     backbone = SkeletonBackbone.random(TINY)
     x, labels = torch.randn(8, TINY.hidden), torch.randint(3, (8,))
@@ -96,7 +96,7 @@ def copies(tensors: Any) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def size(method: Peft) -> str:
+def size(method: Method) -> str:
     """What sets the number of parameters."""
     if not method.sizeable:
         return "its own"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from methods.adapter import Adapter
     from methods.backbone import PROJECTIONS, Backbone, Geometry, Site
-    from methods.base import Method, attach, create, from_identity
-    from methods.catalog import METHODS
+    from methods.base import Method, attach
+    from methods.catalog import METHODS, create, from_identity
     from methods.errors import NotLowRank, UnknownNameError, UserError
 
 __all__ = [
@@ -43,8 +43,8 @@ _HOMES = {
     "UnknownNameError": "methods.errors",
     "UserError": "methods.errors",
     "attach": "methods.base",
-    "create": "methods.base",
-    "from_identity": "methods.base",
+    "create": "methods.catalog",
+    "from_identity": "methods.catalog",
 }
 
 

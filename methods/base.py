@@ -10,16 +10,8 @@ import torch
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
-from methods.catalog import METHODS
 from methods.errors import UserError, shown
 from methods.validation import Frozen, identity, validate
-
-
-def create(name: str, /, **options: Any) -> Method:
-    """A registered method by its name. Raises UserError for unknown names, fields and bad values."""
-    method = METHODS.get(name)
-    with METHODS.blaming(name):
-        return validate(method, options, f"method '{name}'")
 
 
 class Method(Frozen, ABC):
@@ -70,6 +62,11 @@ class Method(Frozen, ABC):
     unvaried: ClassVar[frozenset[str]] = frozenset()
     #: Fields that `title` or `size` already show.
     titled: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], where: str) -> Method:
+        """Builds the method, maybe of a subclass. Raises UserError, which begins with `where`."""
+        return validate(cls, options, where)
 
     @classmethod
     def presets(cls) -> Sequence[Self]:
@@ -251,17 +248,3 @@ def attach(backbone: Backbone, method: Method, seed: int = 0) -> Adapter:
     for instance while the ranks are free.
     """
     return method.attach(backbone, torch.Generator().manual_seed(seed))
-
-
-def from_identity(identity: Mapping[str, Any]) -> Method:
-    """The method behind `Method.identity`. Raises UserError where its version has moved on, or it is none."""
-    if not {"method", "version"} <= identity.keys():
-        raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")
-    options = {key: value for key, value in identity.items() if key not in ("method", "version")}
-    method = create(identity["method"], **options)
-    version = method.identity()["version"]
-    if version != identity["version"]:
-        raise UserError(
-            f"method '{method.name}' is at version {version}, the stored one is {identity['version']}"
-        )
-    return method

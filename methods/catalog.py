@@ -1,20 +1,23 @@
-"""The registered methods. Their names need no torch: a method is imported when it is asked for."""
+"""The registered methods by name. A method, and torch with it, is imported when it is asked for."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from methods.errors import UserError, shown
 from methods.registry import Registry
 
+if TYPE_CHECKING:
+    from methods.base import Method
+
 
 def _check_method(name: str, method: Any) -> None:
-    """Raises UserError unless what is registered under `name` is a whole `Method` class of that name."""
-    # By its name, as the methods themselves: names alone need no torch.
-    interface: Any = import_module("methods.base").Method
+    """Raises UserError unless a registered object is a concrete `Method` class of this name."""
+    from methods.base import Method
+
     where = f"method '{name}'"
-    if not (isinstance(method, type) and issubclass(method, interface)):
+    if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"{where}: should be a subclass of methods.base.Method, got {shown(method)}")
     if lacking := sorted(getattr(method, "__abstractmethods__", ())):
         raise UserError(f"{where}: {method.__name__} does not define {', '.join(lacking)}")
@@ -30,7 +33,7 @@ METHODS = Registry(
         "head_only": "baselines.head_only:HeadOnly",
         "converged_head": "baselines.converged_head:ConvergedHead",
         "full": "baselines.full:FullFineTuning",
-        "peft": "baselines.peft_method:Peft",
+        "peft": "baselines.peft_types:Peft",
         "fact_tt": "baselines.fact:FacTTT",
         "fact_tk": "baselines.fact:FacTTK",
         "lotr": "baselines.lotr:LoTR",
@@ -48,3 +51,25 @@ METHODS = Registry(
     },
     _check_method,
 )
+
+
+def create(name: str, /, **options: Any) -> Method:
+    """Builds a registered method. Raises UserError for unknown names, unknown fields and bad values."""
+    kind = METHODS.get(name)
+    with METHODS.blaming(name):
+        method: Method = kind.from_options(options, f"method '{name}'")
+        return method
+
+
+def from_identity(identity: Mapping[str, Any]) -> Method:
+    """Builds the method of a stored `Method.identity`. Raises UserError for another version of it."""
+    if not {"method", "version"} <= identity.keys():
+        raise UserError(f"a stored method has a name and a version (got {shown(dict(identity))})")
+    options = {key: value for key, value in identity.items() if key not in ("method", "version")}
+    method = create(identity["method"], **options)
+    version = method.identity()["version"]
+    if version != identity["version"]:
+        raise UserError(
+            f"method '{method.name}' is at version {version}, the stored one is {identity['version']}"
+        )
+    return method

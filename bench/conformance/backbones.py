@@ -23,8 +23,8 @@ from bench.conformance.subject import (
     tiny,
 )
 from bench.inputs import TextInput
+from methods import Method, create
 from methods.backbone import Site
-from methods.base import Method, create
 
 #: One method of matrices and one of a tensor over the whole model.
 ATTACHED: tuple[Method, ...] = (

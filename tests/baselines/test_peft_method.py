@@ -10,9 +10,9 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 
-from baselines import peft_method
 from baselines.peft_adapter import PeftAdapter
-from baselines.peft_method import Peft
+from baselines.peft_method import count_built
+from baselines.peft_types import REFUSED, Peft
 from bench.conformance.subject import Subject, expect_close, expect_equal, outputs, sites_of, snapshot
 from methods import Geometry, Site, UserError, create
 
@@ -25,7 +25,7 @@ GEOMETRY = Geometry(hidden=24, heads=3, layers=5, mlp=96)
 def test_two_layers_tell_the_count_of_all(kind: str) -> None:
     method = create("peft", type=kind, targets="qkvo+mlp")
     sized = method.isorank(3)
-    assert sized.count(GEOMETRY) == peft_method._count(sized.model_dump_json(), GEOMETRY)
+    assert sized.count(GEOMETRY) == count_built(Peft, sized.model_dump_json(), GEOMETRY)
 
 
 @pytest.mark.parametrize("kind", ["DORA", "VERA", "LOHA", "LOKR", "FOURIERFT"])
@@ -161,4 +161,4 @@ def test_an_unknown_type_is_answered_with_those_that_fit() -> None:
         create("peft", type="LILI")
     known = str(refused.value).partition("known are ")[2].split(", ")
     assert {"DORA", "LORA", "VERA"} <= set(known)
-    assert not set(peft_method.REFUSED) & set(known)
+    assert not set(REFUSED) & set(known)

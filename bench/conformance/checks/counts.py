@@ -33,9 +33,10 @@ def identity(subject: Subject) -> None:
         for name, other in idle:
             same = same_bits(_in_training(subject, other), own)
             expect(same, f"idle names {name}, yet {name}={dict(other)[name]} changes the outputs")
-    if method.name not in METHODS or METHODS.get(method.name) is not type(method):
+    again = from_identity(stored) if method.name in METHODS else None
+    if type(again) is not type(method):
         raise NotApplicable(f"{type(method).__name__} is not registered as '{method.name}'")
-    again = from_identity(stored)
+    assert again is not None
     expect(again.identity() == method.identity(), "from_identity gives a method of another identity")
     expect(again.size == method.size, "from_identity gives a method of another size")
 

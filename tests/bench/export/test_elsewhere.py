@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, pipeline
 
-from baselines.peft_method import Peft
+from baselines.peft_types import Peft
 from bench.backbones import BACKBONES, BackboneInfo, BackboneSpec, LoadedBackbone, catalog, describe, load
 from bench.backbones.kinds import KINDS
 from bench.backbones.random_weights import byte_tokenizer

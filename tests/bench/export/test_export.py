@@ -13,7 +13,7 @@ import torch
 from peft.utils.other import get_pattern_key
 
 from baselines.full import FullFineTuning
-from baselines.peft_method import Peft
+from baselines.peft_types import Peft
 from bench.backbones import BackboneSpec, load
 from bench.export.updates import Update, fuse
 from methods import Method, Site, UserError, create

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.peft_method import Peft
+from baselines.peft_types import Peft
 from bench.backbones import BACKBONES, BackboneSpec, catalog, load
 from bench.backbones.fused import SplitHeads
 from bench.backbones.gguf_files import convert_gguf

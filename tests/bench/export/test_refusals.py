@@ -12,7 +12,7 @@ from torch import nn
 import bench.export.write
 import bench.store.trained
 from baselines.full import FullFineTuning
-from baselines.peft_method import Peft
+from baselines.peft_types import Peft
 from bench.backbones import BackboneInfo, BackboneSpec, LoadedBackbone
 from bench.export.forms import form_of
 from bench.inputs import ImageInput

@@ -1,0 +1,135 @@
+"""The method `peft`: any type of the package that puts adapters on linear layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Self
+
+from pydantic import field_validator
+
+from baselines.peft_adalora import AdaLoRA
+from baselines.peft_lily import Lily
+from baselines.peft_method import PeftMethod
+from methods.backbone import Geometry, Site
+from methods.base import Method
+from methods.errors import UnknownNameError
+
+#: Types that need more of a training loop or of a backbone than peft's layers.
+OWN_CLASSES: dict[str, type[PeftMethod]] = {"ADALORA": AdaLoRA, "LILY": Lily}
+
+#: Names that the field uses for a LoRA with one of its switches on.
+SHORTHANDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DORA": ("LORA", {"use_dora": True}),
+    "RSLORA": ("LORA", {"use_rslora": True}),
+}
+
+#: Titles of types that the field does not write in capitals.
+TITLES = {"DORA": "DoRA", "LOHA": "LoHa", "LOKR": "LoKr", "VERA": "VeRA"}
+
+#: Types of which every update is a low-rank pair.
+LOW_RANK = ("LORA", "RSLORA")
+
+#: Types that the training loop would train wrongly, or that are no adapters of linear layers.
+REFUSED = {
+    "ADAPTION_PROMPT": "it adds virtual tokens",
+    "CARTRIDGE": "it adds virtual tokens",
+    "CPT": "it adds virtual tokens",
+    "LN_TUNING": "it trains layer norms",
+    "MULTITASK_PROMPT_TUNING": "it adds virtual tokens",
+    "OSF": "it trains the backbone's own weights in another basis",
+    "POLY": "its forward needs task ids",
+    "PREFIX_TUNING": "it adds virtual tokens",
+    "PROMPT_TUNING": "it adds virtual tokens",
+    "P_TUNING": "it adds virtual tokens",
+    "SHADOW": "it adds a second model",
+    "TRAINABLE_TOKENS": "it trains embeddings",
+    "XLORA": "it mixes adapters that are trained already",
+}
+
+#: Types that draw in every training forward, whatever their configuration says of dropout.
+DRAWING = {
+    "LOHA": "peft's LoHa draws a number at every layer, from the CPU's stream",
+    "LOKR": "peft's LoKr draws a number at every layer, from the CPU's stream",
+    "PVERA": "peft's PVERA draws its update anew at every layer",
+}
+
+
+class Peft(PeftMethod):
+    """A type of peft (VERA, LOHA, LOKR, IA3, …), or DORA or RSLORA; `config` holds its fields.
+
+    `from_options` returns an instance of the type's own class if it has one.
+    """
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], where: str) -> Method:
+        kind = OWN_CLASSES.get(str(options.get("type")).upper())
+        if kind is None:
+            return super().from_options(options, where)
+        return kind.from_options({**options, "type": options["type"].upper()}, where)
+
+    @field_validator("type")
+    @classmethod
+    def _type_fits(cls, value: str) -> str:
+        value = value.upper()
+        if value in REFUSED:
+            raise ValueError(f"peft's {value} does not fit here: {REFUSED[value]}")
+        if value in OWN_CLASSES:
+            raise ValueError(f"peft's {value} is of the class {OWN_CLASSES[value].__name__}: use create")
+        if value not in peft_types():
+            accepted = [kind for kind in peft_types() if kind not in REFUSED]
+            raise ValueError(str(UnknownNameError("peft type", value, accepted)))
+        return value
+
+    @classmethod
+    def presets(cls) -> tuple[Self, ...]:
+        return tuple(cls(type=kind) for kind in ("DORA", "VERA", "LOHA", "LOKR", "IA3"))
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.type, self.type)
+
+    @property
+    def approximates_gradient(self) -> str:  # type: ignore[override]
+        return "DoRA takes the norm of the weight for a constant" if self.type == "DORA" else ""
+
+    @property
+    def not_low_rank(self) -> str:  # type: ignore[override]
+        return "" if self.type in LOW_RANK else super().not_low_rank
+
+    @property
+    def shifts_dropout(self) -> str:  # type: ignore[override]
+        return DRAWING.get(self.type, super().shifts_dropout)
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """For LoRA the smaller side of the largest weight, for other types the entries of that weight."""
+        if self.peft_type != "LORA":
+            return super().rank_limits(geometry)
+        return (max(min(geometry.shape(name)) for name in self.projections),)
+
+    def type_options(self, targets: Mapping[str, Site]) -> dict[str, Any]:
+        if self.type == "IA3":
+            # IA3 scales the input of fc2 and the output of everything else (arXiv 2205.05638, eq. 1).
+            return {"feedforward_modules": [p for p, site in targets.items() if site.projection == "fc2"]}
+        _, switches = SHORTHANDS.get(self.type, ("", {}))
+        return switches
+
+    @property
+    def peft_type(self) -> str:
+        kind, _ = SHORTHANDS.get(self.type, (self.type, {}))
+        return kind
+
+
+@cache
+def peft_types() -> tuple[str, ...]:
+    """The types that put layers on linear layers: no prompts, no prefixes."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+    fields = {
+        kind.value: {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+        for kind in PEFT_TYPE_TO_TUNER_MAPPING
+    }
+    return tuple(
+        sorted({kind for kind, names in fields.items() if "target_modules" in names} | {*SHORTHANDS})
+    )
