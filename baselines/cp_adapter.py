@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from methods.backbone import Geometry
 from methods.factorizations import cp_limit, khatri_rao
 from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
-from methods.sizes import OneRank
-from methods.targeted import Targeted
+from methods.sizes import OneRank, Targeted
 from methods.trains import balanced
 
 #: The modes of each side of a weight.

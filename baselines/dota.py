@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from methods.added import AddedAdapter, Addition
 from methods.backbone import Backbone, Geometry
 from methods.sizes import StartKept
-from methods.targeted import TrainsOfSites
-from methods.trains import balanced, chain, tt_svd
+from methods.trains import TrainsOfSites, balanced, chain, tt_svd
 
 #: The modes of each side of a weight.
 MODES = 4

@@ -9,8 +9,7 @@ from pydantic import Field
 
 from baselines.peft_adapter import PeftAdapter
 from methods.backbone import Backbone, Geometry
-from methods.sizes import OneRank
-from methods.targeted import ANY_TARGETS, AnyTargets
+from methods.sizes import ANY_TARGETS, AnyTargets, OneRank
 from methods.validation import Scale
 
 

@@ -13,8 +13,7 @@ from torch import nn
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry
 from methods.lowrank import Contracted, LowRankMethod, Matrix, OwnPairs
-from methods.sizes import OneRank
-from methods.targeted import AnyTargets, Targeted
+from methods.sizes import AnyTargets, OneRank, Targeted
 from methods.validation import Scale
 
 #: Of the randomised singular value decomposition (reference code).

@@ -11,8 +11,7 @@ from torch import nn
 from baselines.shapes import loretta_modes
 from methods.backbone import Geometry
 from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
-from methods.targeted import TrainsOfSites
-from methods.trains import Trains
+from methods.trains import Trains, TrainsOfSites
 from methods.validation import Scale
 
 

@@ -12,9 +12,8 @@ from torch import nn
 from methods.backbone import MLP, Geometry
 from methods.lowrank import Contracted, CutMethod, Matrix, Parametrisation
 from methods.lowrank.cutting import TrainCores
-from methods.sizes import OneRank
+from methods.sizes import OneRank, Targeted
 from methods.slices import Slices, by_site, cut_inputs, cut_outputs, joined, turned
-from methods.targeted import Targeted
 from methods.trains import chain
 
 

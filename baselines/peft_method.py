@@ -15,8 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from baselines.peft_adapter import PeftAdapter, inject
 from methods.backbone import TARGETS, Backbone, Geometry, Site, Targets
 from methods.errors import UnknownNameError, UserError, cut
-from methods.ranks import nearest
-from methods.sizes import OneRank
+from methods.sizes import OneRank, nearest
 from methods.skeleton import Skeleton
 
 #: The fields of peft's configurations that set an adapter's size; a type has at most one of them.

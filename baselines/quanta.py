@@ -16,8 +16,7 @@ from baselines.shapes import equal_axes, quanta_axes
 from methods.added import AddedAdapter, Addition
 from methods.backbone import Backbone, Geometry
 from methods.errors import UserError
-from methods.sizes import StartKept, nearest_fit
-from methods.targeted import Targeted
+from methods.sizes import StartKept, Targeted, nearest_fit
 
 
 class QuanTA(Targeted, StartKept):

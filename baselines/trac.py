@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from baselines.shapes import TRACCores, trac_cores
 from methods.backbone import Geometry
 from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
-from methods.sizes import OneRank
-from methods.targeted import Targeted
+from methods.sizes import OneRank, Targeted
 from methods.validation import Scale
 
 

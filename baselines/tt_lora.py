@@ -12,8 +12,7 @@ from baselines.shapes import Modes, tt_lora_modes
 from methods.backbone import Geometry
 from methods.errors import UserError
 from methods.lowrank import Contracted, LowRankMethod, OwnPairs, Parametrisation
-from methods.targeted import TrainsOfSites
-from methods.trains import Trains, chain
+from methods.trains import Trains, TrainsOfSites, chain
 from methods.validation import Scale
 
 #: The reference draws what it decomposes from this seed, whatever the run's.

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from methods.adapter import Adapter
+from methods.adapter import Adapter, PartlyFrozen
 from methods.backbone import Backbone, Site
 from methods.base import Method
 from methods.errors import NotLowRank, UserError
-from methods.frozen import PartlyFrozen
 
 
 class Addition(PartlyFrozen):

@@ -8,7 +8,7 @@ from torch import Tensor
 from methods.adapter import Adapter
 from methods.backbone import Geometry
 from methods.base import Method
-from methods.capability import Capability
+from methods.catalog import Capability
 from methods.errors import NotLowRank, UserError
 from methods.skeleton import SkeletonBackbone
 

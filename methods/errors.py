@@ -69,6 +69,13 @@ class UnknownNameError(UserError):
         super().__init__(f"unknown {kind} '{cut(str(name))}': {told} are {', '.join(self.known)}")
 
 
+def too_small(label: str, budget: int, smallest: int, when: str = " with every rank 1") -> UserError:
+    """The error for a budget that even the smallest size exceeds."""
+    return UserError(
+        f"{label}: a budget of {budget:,} parameters is below the smallest possible, {smallest:,}{when}"
+    )
+
+
 class RoundedMerge(UserWarning):
     """Told by `merge` into weights of less than float32, which keep an update only in part."""
 

@@ -1,19 +1,46 @@
-"""What methods of a single rank share, and what methods without a rank do."""
+"""Base classes for the size of a method and its projections, and the rank nearest to a budget."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Self, TypeVar
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Literal, Self, TypeVar
 
 from pydantic import PositiveInt
 
-from methods.backbone import Geometry
+from methods.backbone import TARGETS, Geometry
 from methods.base import Method
-from methods.errors import UserError
-from methods.ranks import nearest, nearest_rank, too_small
+from methods.errors import UserError, too_small
 
+Choice = TypeVar("Choice")
 Sized = TypeVar("Sized", bound=Method)
+
+#: `Targets`, and query and value alone.
+AnyTargets = Literal["qv", "qkv", "qkvo", "qkvo+mlp"]
+ANY_TARGETS: dict[str, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARGETS.items())}
+
+
+def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
+    """The rank in [low, high] whose count is nearest to the budget, the smaller count on a tie.
+
+    `count` must not decrease with the rank. Where it stops growing, the first rank of that count is the
+    answer. Takes a number of counts that is logarithmic in the answer.
+    """
+    below, above = low, low
+    while count(above) < budget and (high is None or above < high):
+        below, above = above, above * 2 if high is None else min(above * 2, high)
+        if count(above) == count(below):
+            below, budget = low, count(above)
+            break
+    # The first rank that reaches the budget, and the one before it.
+    above = bisect_left(range(below, above), budget, key=count) + below
+    return nearest([max(low, above - 1), above], count, budget)
+
+
+def nearest(candidates: Iterable[Choice], count: Callable[[Choice], int], budget: int) -> Choice:
+    """The candidate whose count is nearest to the budget: on a tie the smaller count, of equals the first."""
+    return min(candidates, key=lambda candidate: (abs(count(candidate) - budget), count(candidate)))
 
 
 class OneRank(Method):
@@ -96,3 +123,30 @@ def nearest_fit(label: str, choices: Sequence[Sized], geometry: Geometry, budget
     if smallest > budget:
         raise too_small(label, budget, smallest, "")
     return nearest(choices, lambda choice: choice.count(geometry), budget)
+
+
+class Targeted(Method):
+    """A method that adapts what `targets` names."""
+
+    #: A wider choice differs in nothing but the number of sites and their shapes.
+    unvaried: ClassVar[frozenset[str]] = frozenset({"targets"})
+
+    targets: AnyTargets = "qv"
+
+    @classmethod
+    def presets(cls) -> tuple[Self, ...]:
+        """On weights of all shapes."""
+        return (cls.model_validate({"targets": "qkvo+mlp"}),)
+
+    @classmethod
+    def listed(cls) -> tuple[Self, ...]:
+        """As published."""
+        return (cls(),)
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        return ANY_TARGETS[self.targets]
+
+    def adapted(self, geometry: Geometry) -> dict[str, tuple[int, int]]:
+        """(out, in) of every projection that gets an update on this geometry."""
+        return {site.projection: geometry.shape(site.projection) for site in geometry.sites(self.projections)}

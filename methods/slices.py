@@ -3,7 +3,7 @@
 The tensor is that of the model with full attention. Query, key, value and output are one slice each, of the
 hidden size d by the attention's width, where key and value have a head for every query head. The MLP's
 projections are cut into ⌈mlp / d⌉ slices of d × d, gate and fc1 along their output and fc2 along its input;
-the last slice is cut to what is left. `methods.lowrank.stacked` says what a site takes of its slices.
+the last slice is cut to what is left. `methods.lowrank.StackedMethod` says what a site takes of its slices.
 """
 
 from __future__ import annotations

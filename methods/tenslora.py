@@ -16,11 +16,10 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from methods.backbone import MLP, TARGETS, Geometry, Site, Targets
-from methods.errors import UserError
+from methods.errors import UserError, too_small
 from methods.factorizations import FACTORIZATIONS, Init
 from methods.lowrank import Contracted, CutMethod, Parametrisation
 from methods.lowrank.cutting import TuckerTensors
-from methods.ranks import too_small
 from methods.slices import CUT_INPUTS, Slices, cut_inputs, turned
 from methods.tenslora_ranks import even_ranks, tucker_ranks
 from methods.validation import Later

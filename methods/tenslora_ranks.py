@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain
 from typing import Protocol
 
-from methods.ranks import nearest, nearest_rank
+from methods.sizes import nearest, nearest_rank
 
 #: The number of parameters with these ranks.
 CountRanks = Callable[[tuple[int, ...]], int]

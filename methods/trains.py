@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor, nn
+
+from methods.backbone import Geometry
+from methods.sizes import OneRank, Targeted
 
 
 @cache
@@ -108,3 +112,19 @@ def tt_svd(tensor: Tensor, modes: Sequence[int], rank: int) -> list[Tensor]:
         cores.append(core.reshape(left, size, right))
         rest = tail
     return [*cores, rest.reshape(-1, modes[-1], 1)]
+
+
+class TrainsOfSites(OneRank, Targeted):
+    """A method whose updates are made of tensor trains, alike in all layers; all inner ranks are `rank`."""
+
+    @abstractmethod
+    def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
+        """The modes of every train of a layer. Raises UserError for a geometry that cannot be adapted."""
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        """L · Σ r₋·n·r₊ over the trains of a layer."""
+        return geometry.layers * sum(train_count(modes, rank) for modes in self.trains(geometry))
+
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        """The rank with which the largest of the trains' tensors can be written."""
+        return (max(map(train_limit, self.trains(geometry))),)

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from methods import Geometry, Method, UnknownNameError
-from methods.ranks import too_small
+from methods.errors import too_small
 
 if TYPE_CHECKING:
     import optuna

@@ -34,7 +34,7 @@ from bench.wire.record import Progress
 from bench.wire.words import Tag
 from methods import Adapter, Method, UserError, from_identity
 from methods.capabilities import capabilities
-from methods.capability import Capability
+from methods.catalog import Capability
 
 
 @dataclass

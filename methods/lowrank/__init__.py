@@ -7,11 +7,9 @@ float32 and outside autocast, and no dense update is built.
 
 from methods.lowrank.adapter import LowRankAdapter
 from methods.lowrank.contracted import Contracted, Diagonal, Matrix, OwnPairs, Parametrisation
-from methods.lowrank.cut_method import CutMethod
 from methods.lowrank.linear import AdaptedLinear, DropoutAt
 from methods.lowrank.masks import Masks
-from methods.lowrank.method import LowRankMethod
-from methods.lowrank.stacked import SharedHeads, StackedMethod
+from methods.lowrank.method import CutMethod, LowRankMethod, SharedHeads, StackedMethod
 
 __all__ = [
     "AdaptedLinear",

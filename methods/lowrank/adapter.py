@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from methods.adapter import Adapter
 from methods.backbone import GATED_INPUT, SHARED_INPUT, Backbone, Site
-from methods.lowrank.autograd import after_backward, in_backward
 from methods.lowrank.contracted import Contracted, Parametrisation, pair
 from methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
-from methods.lowrank.masks import Masks, Part, Place
+from methods.lowrank.masks import Masks, Part, Place, in_backward
 
 #: Makes what a parametrisation contracts to the pairs of a backbone's sites.
 Fit = Callable[[Contracted, Parametrisation], Contracted]
@@ -249,3 +248,11 @@ def _refuse_gradient(_: Tensor) -> None:
     raise RuntimeError(
         "reentrant gradient checkpointing would lose the adapter's gradients: use_reentrant=False"
     )
+
+
+def after_backward(call: Callable[[], None]) -> None:
+    """Calls `call` once when the backward that this thread runs now has ended, as torch's own DDP does.
+
+    A hook on a tensor would run when the gradient reaches it, while other layers may still be recomputed.
+    """
+    torch.autograd.Variable._execution_engine.queue_callback(call)

@@ -10,8 +10,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from methods.adapter import PartlyFrozen
 from methods.backbone import Site
-from methods.frozen import PartlyFrozen
 from methods.lowrank.cutting import Cutting
 from methods.slices import by_site
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.lowrank.autograd import reshaped
 from methods.lowrank.contracted import Diagonal, Matrix, Middle, pair
 from methods.lowrank.masks import Place
 
@@ -185,3 +184,12 @@ def _by_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
     *whole, last = x.split(width, -1)
     narrow = F.linear(last, weight[:, :left])
     return torch.cat([_by_slices(torch.cat(whole, -1), weight, slices - 1), narrow], -1) if whole else narrow
+
+
+def reshaped(result: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`result`, which nothing else holds, in another shape, ready for an operation in place.
+
+    To autograd a view is an alias, whose gradient an operation in place would copy. This one it takes for a
+    tensor of its own, as `matmul` has it for its results.
+    """
+    return torch.ops.aten._unsafe_view(result, shape)

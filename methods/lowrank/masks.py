@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.lowrank.autograd import current_node, in_backward, next_node
-
 
 class Part(NamedTuple):
     """The examples `start` to `stop` of a batch of `whole`."""
@@ -147,3 +145,22 @@ class _Forward:
 
     def __call__(self, gradient: Tensor) -> None:
         """Does nothing: as a hook of a tensor it is held by the graph, and goes with it."""
+
+
+def in_backward() -> bool:
+    """Whether this thread runs a backward now.
+
+    Public hooks tell when a backward passes some tensor, not whether code is called from inside one, which is
+    what distinguishes a checkpointed layer's second run from a call out of turn.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def next_node() -> int:
+    """The number that autograd gives to the next node which this thread makes."""
+    return torch._C._autograd._get_sequence_nr()
+
+
+def current_node() -> int:
+    """The number of the node whose gradient this thread computes now; only inside of a backward."""
+    return torch._C._current_autograd_node()._sequence_nr()

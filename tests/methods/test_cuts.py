@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods import Geometry, Method, UserError, create
-from methods.cuts import Cuts, kept_ranks
 from methods.lowrank import LowRankAdapter
+from methods.lowrank.cutting import Cuts, kept_ranks
 
 from ..messages import naming
 from .toy import ToyBackbone

@@ -7,7 +7,7 @@ import pytest
 from methods import create
 from methods.backbone import Geometry
 from methods.errors import UserError
-from methods.ranks import nearest, nearest_rank
+from methods.sizes import nearest, nearest_rank
 from methods.tenslora import VARIANTS, TensLoRA
 
 from .constructions import CONSTRUCTIONS

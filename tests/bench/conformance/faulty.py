@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry, Site
-from methods.errors import UserError
+from methods.errors import UserError, too_small
 from methods.lowrank import Contracted, LowRankAdapter, LowRankMethod, Masks, Parametrisation
-from methods.ranks import nearest_rank, too_small
+from methods.sizes import nearest_rank
 
 
 class Pairs(LowRankMethod):
