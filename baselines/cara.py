@@ -34,6 +34,8 @@ class CaRA(OneRank, StackedMethod):
     """
 
     name: ClassVar[str] = "cara"
+    title: ClassVar[str] = "CaRA"
+    projections: ClassVar[tuple[str, ...]] = GATED_PROJECTIONS
     #: Of the reference code, on VTAB-1k.
     published_lr: ClassVar[float | None] = 1e-3
 
@@ -45,14 +47,6 @@ class CaRA(OneRank, StackedMethod):
     #: λ is drawn from N(lambda_mean, lambda_std).
     lambda_mean: float = 1.0
     lambda_std: float = Field(0.0, ge=0.0)
-
-    @property
-    def projections(self) -> tuple[str, ...]:
-        return GATED_PROJECTIONS
-
-    @property
-    def title(self) -> str:
-        return "CaRA"
 
     @property
     def dropout_at(self) -> DropoutAt:  # type: ignore[override]

@@ -37,10 +37,7 @@ class CPAdapter(OneRank, Targeted, LowRankMethod):
     """
 
     name: ClassVar[str] = "cp"
-
-    @property
-    def title(self) -> str:
-        return "CP adapters"
+    title: ClassVar[str] = "CP adapters"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """L · r · Σ (in₁ + in₂ + out₁ + out₂ + 1) over the projections."""

@@ -39,12 +39,9 @@ class DoTA(TrainsOfSites, StartKept):
     """
 
     name: ClassVar[str] = "dota"
+    title: ClassVar[str] = "DoTA"
     not_low_rank: ClassVar[str] = "DoTA's update has a high rank"
     fixed_start: ClassVar[str] = "DoTA starts from the weights"
-
-    @property
-    def title(self) -> str:
-        return "DoTA"
 
     def trains(self, geometry: Geometry) -> list[tuple[int, ...]]:
         """The modes of every train of a layer: of the output times of the input."""

@@ -37,16 +37,13 @@ class _FacT(OneRank, StackedMethod):
     and 100 (8) for EuroSAT, TK 0.01 (16) for DTD and 100 (32) for EuroSAT.
     """
 
+    projections: ClassVar[tuple[str, ...]] = GATED_PROJECTIONS
     dropout_at: ClassVar[DropoutAt] = "before_up"
     #: Of the reference code, on VTAB-1k.
     published_lr: ClassVar[float | None] = 1e-3
 
     #: On Σ·U·x, which is as wide as the rank (for fc1, once for each slice). 0.1 in the reference code.
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
-
-    @property
-    def projections(self) -> tuple[str, ...]:
-        return GATED_PROJECTIONS
 
     def slices(self, geometry: Geometry) -> Slices:
         """The slices of a layer."""
@@ -65,10 +62,7 @@ class FacTTT(_FacT):
     """
 
     name: ClassVar[str] = "fact_tt"
-
-    @property
-    def title(self) -> str:
-        return "FacT-TT"
+    title: ClassVar[str] = "FacT-TT"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """d or H·h, of which U and V are bases."""
@@ -89,16 +83,13 @@ class FacTTK(_FacT):
     """
 
     name: ClassVar[str] = "fact_tk"
+    title: ClassVar[str] = "FacT-TK"
     has_core: ClassVar[bool] = True
 
     #: `paper`: each slice of fc1 and fc2 has a mixture of its own. `reference`: as the reference code has it,
     #: which flattens the four mixtures (r, r, 4) to (r, 4·r) without a permute. What is written to column
     #: rank · 4 + slice is then read as slice · r + rank, so that every slice is made of all four mixtures.
     mlp_slices: Literal["paper", "reference"] = "paper"
-
-    @property
-    def title(self) -> str:
-        return "FacT-TK"
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """The largest mode: d, H·h, or the slices of all layers."""

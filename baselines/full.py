@@ -22,16 +22,10 @@ class FullFineTuning(Unsized):
     """
 
     name: ClassVar[str] = "full"
+    title: ClassVar[str] = "full fine-tuning"
+    projections: ClassVar[tuple[str, ...]] = ()
     trains_weights: ClassVar[bool] = True
     not_low_rank: ClassVar[str] = "full fine-tuning has no low-rank factors"
-
-    @property
-    def projections(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def title(self) -> str:
-        return "full fine-tuning"
 
     def count(self, geometry: Geometry) -> int:
         """The encoder's own count, embeddings and norms included."""

@@ -15,14 +15,8 @@ class HeadOnly(Unsized):
     """Trains the task head on the frozen backbone."""
 
     name: ClassVar[str] = "head_only"
-
-    @property
-    def projections(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def title(self) -> str:
-        return "head only"
+    title: ClassVar[str] = "head only"
+    projections: ClassVar[tuple[str, ...]] = ()
 
     def count(self, geometry: Geometry) -> int:
         return 0
@@ -39,11 +33,8 @@ class ConvergedHead(HeadOnly):
     """
 
     name: ClassVar[str] = "converged_head"
+    title: ClassVar[str] = "converged head"
     fits_head: ClassVar[bool] = True
-
-    @property
-    def title(self) -> str:
-        return "converged head"
 
 
 class _Nothing(Parametrisation):

@@ -20,6 +20,7 @@ class LoRA(OneRank):
     """
 
     name: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA"
 
     #: alpha / rank.
     scale: Scale = 1.0
@@ -34,10 +35,6 @@ class LoRA(OneRank):
     @property
     def projections(self) -> tuple[str, ...]:
         return ANY_TARGETS[self.targets]
-
-    @property
-    def title(self) -> str:
-        return "LoRA"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """rank · Σ (in + out) over the sites."""

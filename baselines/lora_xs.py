@@ -32,6 +32,7 @@ class LoRAXS(OneRank, Targeted, LowRankMethod):
     """
 
     name: ClassVar[str] = "lora_xs"
+    title: ClassVar[str] = "LoRA-XS"
     #: Of the reference code, on GLUE, whatever the rank; 1 · rank on mathematics.
     published_scale: ClassVar[float | None] = 16.0
     rank_bound: ClassVar[str] = "no weight has more singular vectors"
@@ -43,10 +44,6 @@ class LoRAXS(OneRank, Targeted, LowRankMethod):
     basis: Literal["svd", "random"] = "svd"
     #: `zero`: R at zero, so that the update starts at exactly zero (ours).
     start: Literal["published", "zero"] = "published"
-
-    @property
-    def title(self) -> str:
-        return "LoRA-XS"
 
     @property
     def nonzero_start(self) -> str:  # type: ignore[override]

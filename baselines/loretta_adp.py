@@ -31,6 +31,8 @@ class LoRETTAAdapter(OneRank):
     """
 
     name: ClassVar[str] = "loretta_adp"
+    title: ClassVar[str] = "LoRETTA-adp"
+    projections: ClassVar[tuple[str, ...]] = ("output", "fc2")
     not_low_rank: ClassVar[str] = "LoRETTA-adp is not linear"
     not_mergeable: ClassVar[str] = "its bottleneck is not linear, so that it is no change of a weight"
     published_lr: ClassVar[float | None] = 1e-4
@@ -43,14 +45,6 @@ class LoRETTAAdapter(OneRank):
     activation: Activation = "relu"
     #: `zero`: with the last core of up and its bias at zero, so that nothing changes at the start (ours).
     start: Literal["published", "zero"] = "published"
-
-    @property
-    def projections(self) -> tuple[str, ...]:
-        return ("output", "fc2")
-
-    @property
-    def title(self) -> str:
-        return "LoRETTA-adp"
 
     @property
     def nonzero_start(self) -> str:  # type: ignore[override]

@@ -26,6 +26,7 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
     """
 
     name: ClassVar[str] = "loretta_rep"
+    title: ClassVar[str] = "LoRETTA-rep"
     published_lr: ClassVar[float | None] = 1e-4
     published_scale: ClassVar[float | None] = 16.0
 
@@ -36,10 +37,6 @@ class LoRETTA(TrainsOfSites, LowRankMethod):
     width: PositiveInt = 8
     #: `zero`: with the last core of every B at zero, so that the update starts at zero (ours).
     start: Literal["published", "zero"] = "published"
-
-    @property
-    def title(self) -> str:
-        return "LoRETTA-rep"
 
     @property
     def nonzero_start(self) -> str:  # type: ignore[override]

@@ -27,6 +27,8 @@ class LoRTA(OneRank, StackedMethod):
     """
 
     name: ClassVar[str] = "lorta"
+    title: ClassVar[str] = "LoRTA"
+    projections: ClassVar[tuple[str, ...]] = ("query", "key", "value", "output")
     #: Of the reference code, on CoLA; on MRPC its head has 4e-3.
     published_lr: ClassVar[float | None] = 1e-2
     published_head_lr: ClassVar[float | None] = 1e-3
@@ -40,14 +42,6 @@ class LoRTA(OneRank, StackedMethod):
     #: with both values: heads on the output of query, key and value, and on the input of the output
     #: projection.
     orientation: Literal["reference", "output_heads"] = "reference"
-
-    @property
-    def projections(self) -> tuple[str, ...]:
-        return ("query", "key", "value", "output")
-
-    @property
-    def title(self) -> str:
-        return "LoRTA"
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
         """The size of every mode."""

@@ -21,19 +21,13 @@ class LoTR(OneRank, StackedMethod):
     """
 
     name: ClassVar[str] = "lotr"
+    title: ClassVar[str] = "LoTR"
+    projections: ClassVar[tuple[str, ...]] = ("query", "value")
 
     #: Divided by the rank, as alpha is in LoRA. 1 in the reference code.
     scale: Scale = 1.0
     #: `joint`: query and value are one tensor (d, 2·L, H·h). `separate`: each has a tensor (d, L, H·h).
     tensors: Literal["joint", "separate"] = "joint"
-
-    @property
-    def projections(self) -> tuple[str, ...]:
-        return ("query", "value")
-
-    @property
-    def title(self) -> str:
-        return "LoTR"
 
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """(d + H·h)·r for each tensor, and 2·L·r²."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import ClassVar, Literal, Self
 
@@ -14,7 +13,7 @@ from methods.lowrank import Contracted, CutMethod, Matrix, Parametrisation
 from methods.lowrank.cutting import TrainCores
 from methods.sizes import OneRank, Targeted
 from methods.slices import Slices, by_site, cut_inputs, cut_outputs, joined, turned
-from methods.trains import chain
+from methods.trains import chain, train_count
 
 
 class MetaTT(OneRank, Targeted, CutMethod):
@@ -65,8 +64,7 @@ class MetaTT(OneRank, Targeted, CutMethod):
 
         With an MLP, H·h is max(d, H·h), and H is ⌈max(d, H·h) / h⌉.
         """
-        first, *middle, last = self.shape(geometry)
-        return (first + last) * rank + sum(middle) * rank**2
+        return train_count(self.shape(geometry), rank)
 
     @property
     def cut_names(self) -> tuple[str, ...]:
@@ -83,8 +81,7 @@ class MetaTT(OneRank, Targeted, CutMethod):
         return (max(geometry.hidden, self.slices(geometry).width),) * len(self.cut_names)
 
     def count_with(self, geometry: Geometry, ranks: tuple[int, ...]) -> int:
-        """Σ r₋·n·r₊."""
-        return sum(map(math.prod, zip((1, *ranks), self.shape(geometry), (*ranks, 1), strict=True)))
+        return train_count(self.shape(geometry), ranks)
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """d or the width of a slice, of which the ends are bases."""

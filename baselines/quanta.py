@@ -29,6 +29,7 @@ class QuanTA(Targeted, StartKept):
     """
 
     name: ClassVar[str] = "quanta"
+    title: ClassVar[str] = "QuanTA"
     titled: ClassVar[frozenset[str]] = frozenset({"axes"})
     #: A size has few factorisations.
     fit_tolerance: ClassVar[float] = 0.25
@@ -38,10 +39,6 @@ class QuanTA(Targeted, StartKept):
 
     #: The sizes of the axes. A single one: as many axes of it as the larger side of the largest weight needs.
     axes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1)
-
-    @property
-    def title(self) -> str:
-        return "QuanTA"
 
     @property
     def size(self) -> tuple[int, ...] | None:

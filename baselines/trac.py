@@ -26,6 +26,7 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     """
 
     name: ClassVar[str] = "trac"
+    title: ClassVar[str] = "TRAC"
     #: Of the reference code, on GLUE.
     published_lr: ClassVar[float | None] = 1e-3
     published_scale: ClassVar[float | None] = 32.0
@@ -36,10 +37,6 @@ class TRAC(OneRank, Targeted, LowRankMethod):
     #: What scales: the controllers themselves, as in the reference's library, or their softmax times their
     #: number, as in its README. Both are one at the start.
     controllers: Literal["plain", "softmax"] = "plain"
-
-    @property
-    def title(self) -> str:
-        return "TRAC"
 
     def cores(self, geometry: Geometry) -> dict[str, tuple[TRACCores, TRACCores]]:
         """Those of A and B, of every projection."""

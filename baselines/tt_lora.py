@@ -28,6 +28,7 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
     """
 
     name: ClassVar[str] = "tt_lora"
+    title: ClassVar[str] = "TT-LoRA"
     published_lr: ClassVar[float | None] = 5e-3
     published_scale: ClassVar[float | None] = 16.0
 
@@ -45,10 +46,6 @@ class TTLoRA(TrainsOfSites, LowRankMethod):
     @classmethod
     def presets(cls) -> tuple[Self, ...]:
         return *super().presets(), cls.model_validate({"form": "reconstruction"})
-
-    @property
-    def title(self) -> str:
-        return "TT-LoRA"
 
     @property
     def nonzero_start(self) -> str:  # type: ignore[override]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from tltorch import CPTensor, TTTensor, TuckerTensor
 from tltorch.factorized_tensors.core import FactorizedTensor
 from torch import Tensor, nn
+
+from methods.trains import bond_limits, core_shapes, train_count
 
 Init = Literal["orthogonal", "normal", "kaiming_uniform"]
 
@@ -58,32 +60,6 @@ def khatri_rao(left: Tensor, right: Tensor) -> Tensor:
     return (left.unsqueeze(-2) * right.unsqueeze(-3)).flatten(-3, -2)
 
 
-class Factorization(Protocol):
-    """One way to factorise a tensor. It has no state: the container of a tensor holds the parameters."""
-
-    def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
-        """What each rank belongs to: one of the modes, or what the factorisation has in their place."""
-        ...
-
-    def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """For each rank, the value above which no further tensor can be written."""
-        ...
-
-    def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
-        """The parameters of a tensor, in closed form."""
-        ...
-
-    def build(
-        self, shape: Sequence[int], ranks: Sequence[int], init: Init, generator: torch.Generator
-    ) -> FactorizedTensor:
-        """A container of started parameters. One of its parts is zero, and so is the tensor."""
-        ...
-
-    def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:
-        """The two parts of T tensors of one shape, stacked: (T, r, n1) and (T, n2, ..., nN, r)."""
-        ...
-
-
 class Tucker:
     """Core r1 × … × rN and a factor n × r for each mode (Tucker 1966). A rank may exceed its mode.
 
@@ -91,17 +67,21 @@ class Tucker:
     """
 
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
+        """The mode, or what the factorisation has in its place, that each rank belongs to."""
         return tuple(modes)
 
     def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """For each rank, the value above which no further tensor can be written."""
         return tuple(shape)
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
+        """The parameters of a tensor, in closed form."""
         return sum(n * r for n, r in zip(shape, ranks, strict=True)) + math.prod(ranks)
 
     def build(
         self, shape: Sequence[int], ranks: Sequence[int], init: Init, generator: torch.Generator
     ) -> FactorizedTensor:
+        """Builds a container of started parameters, one of which is zero, and so is the tensor."""
         factors = [nn.Parameter(torch.empty(n, r)) for n, r in zip(shape, ranks, strict=True)]
         for factor in factors:
             fill(factor, init, normal_std(ranks, len(shape) + 1), generator)
@@ -109,6 +89,7 @@ class Tucker:
         return TuckerTensor(core, factors, shape=tuple(shape), rank=tuple(ranks))
 
     def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:
+        """Contracts T tensors of one shape to two stacked parts, (T, r, n1) and (T, n2, ..., nN, r)."""
         order = len(tensors[0].shape)
         rest = _stack([tensor.core for tensor in tensors])
         # The last mode first: modes are ordered large to small, so the tensor grows as late as it can.
@@ -160,20 +141,18 @@ class TensorTrain:
     """
 
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
-        chain = _chain(modes)
-        return tuple(f"{left}-{right}" for left, right in pairwise(chain))
+        return tuple(f"{left}-{right}" for left, right in pairwise(_chain(modes)))
 
     def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
-        chain = _chain(shape)
-        return tuple(min(math.prod(chain[:i]), math.prod(chain[i:])) for i in range(1, len(chain)))
+        return bond_limits(_chain(shape))
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:
-        return sum(left * n * right for left, n, right in _cores(shape, ranks))
+        return train_count(_chain(shape), ranks)
 
     def build(
         self, shape: Sequence[int], ranks: Sequence[int], init: Init, generator: torch.Generator
     ) -> FactorizedTensor:
-        cores = [nn.Parameter(torch.zeros(core)) for core in _cores(shape, ranks)]
+        cores = [nn.Parameter(torch.zeros(core)) for core in core_shapes(_chain(shape), ranks)]
         for core in cores[:-1]:
             fill(core.detach().flatten(0, 1), init, normal_std(ranks, len(shape)), generator)
         return TTTensor(cores, shape=tuple(_chain(shape)), rank=(1, *ranks, 1))
@@ -190,6 +169,9 @@ class TensorTrain:
         return first.squeeze(1).transpose(1, 2), rest.permute(0, *range(rest.dim() - 1, 0, -1))
 
 
+Factorization = Tucker | CP | TensorTrain
+
+#: The ways to factorise a tensor. They have no state: the container of a tensor holds its parameters.
 FACTORIZATIONS: dict[str, Factorization] = {"tucker": Tucker(), "cp": CP(), "tt": TensorTrain()}
 
 Item = TypeVar("Item")
@@ -198,10 +180,6 @@ Item = TypeVar("Item")
 def _chain(modes: Sequence[Item]) -> list[Item]:
     """Modes in the order of a tensor train: the input, then the others backwards."""
     return [modes[0], *reversed(modes[1:])]
-
-
-def _cores(shape: Sequence[int], ranks: Sequence[int]) -> list[tuple[int, int, int]]:
-    return list(zip((1, *ranks), _chain(shape), (*ranks, 1), strict=True))
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

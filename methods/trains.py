@@ -35,21 +35,25 @@ def factorisations(size: int, most: int, low: int = 2) -> Iterator[tuple[int, ..
                     yield factor, *rest
 
 
-def core_shapes(modes: Sequence[int], rank: int) -> list[tuple[int, int, int]]:
-    """(r₋, n, r₊) of every core; all inner ranks are `rank`."""
-    inner = (rank,) * (len(modes) - 1)
+def core_shapes(modes: Sequence[int], ranks: int | Sequence[int]) -> list[tuple[int, int, int]]:
+    """The shape (r₋, n, r₊) of every core. A single rank is that of all bonds."""
+    inner = (ranks,) * (len(modes) - 1) if isinstance(ranks, int) else tuple(ranks)
     return list(zip((1, *inner), modes, (*inner, 1), strict=True))
 
 
-def train_count(modes: Sequence[int], rank: int) -> int:
-    """Σ r₋·n·r₊."""
-    return sum(map(math.prod, core_shapes(modes, rank)))
+def train_count(modes: Sequence[int], ranks: int | Sequence[int]) -> int:
+    """The parameters Σ r₋·n·r₊ of a train. A single rank is that of all bonds."""
+    return sum(map(math.prod, core_shapes(modes, ranks)))
+
+
+def bond_limits(modes: Sequence[int]) -> tuple[int, ...]:
+    """For each bond the rank with which every tensor can be written: the size of its smaller side."""
+    return tuple(min(math.prod(modes[:i]), math.prod(modes[i:])) for i in range(1, len(modes)))
 
 
 def train_limit(modes: Sequence[int]) -> int:
-    """The rank with which every tensor of these modes can be written."""
-    ends = range(1, len(modes))
-    return max([min(math.prod(modes[:i]), math.prod(modes[i:])) for i in ends], default=1)
+    """The rank of all bonds with which every tensor of these modes can be written."""
+    return max(bond_limits(modes), default=1)
 
 
 def chain(cores: Sequence[Tensor]) -> Tensor:

@@ -181,14 +181,15 @@ class Change:
             state[name] = moment.to(state[name]).contiguous()
 
 
-class Spectrum(ABC):
-    """The singular values of every rank, (r,) each and descending, and what is left of so many of them."""
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values of tensors, (r,) for each rank in descending order.
+
+    `cut` gives the parameters of the tensors of which each rank keeps its largest singular values.
+    """
 
     values: list[Tensor]
-
-    @abstractmethod
-    def cut(self, ranks: Ranks) -> list[Change]:
-        """The parameters of the tensor of which each rank keeps its largest singular values."""
+    cut: Callable[[Ranks], list[Change]]
 
 
 class Cuttable(ABC):
@@ -244,14 +245,19 @@ class TuckerTensors(Cuttable):
         return tuple(min(size, math.prod(ranks) // rank) for size, rank in zip(sizes, ranks, strict=True))
 
     def spectrum(self) -> Spectrum:
-        return _TuckerSpectrum([_Orthogonal(tensor) for tensor in self.tensors])
+        tensors = [_OrthogonalTucker(tensor) for tensor in self.tensors]
+        values = [
+            _padded(torch.stack([tensor.values[mode] for tensor in tensors]).square().sum(0).sqrt(), rank)
+            for mode, rank in enumerate(self.ranks)
+        ]
+        return Spectrum(values, lambda ranks: [change for tensor in tensors for change in tensor.cut(ranks)])
 
     def resized(self) -> None:
         for tensor in self.tensors:
             tensor.rank = tuple(tensor.core.shape)
 
 
-class _Orthogonal:
+class _OrthogonalTucker:
     """A Tucker tensor with orthonormal factors, and the singular vectors and values of its core's unfoldings.
 
     That is the HOSVD (De Lathauwer et al. 2000) of the whole tensor.
@@ -291,19 +297,6 @@ class _Orthogonal:
         return [Change(self.tensor.core, core, core_axes), *changes]
 
 
-class _TuckerSpectrum(Spectrum):
-    def __init__(self, tensors: Sequence[_Orthogonal]) -> None:
-        self.tensors = tensors
-        ranks = tensors[0].tensor.core.shape
-        self.values = [
-            _padded(torch.stack([one.values[mode] for one in tensors]).square().sum(0).sqrt(), rank)
-            for mode, rank in enumerate(ranks)
-        ]
-
-    def cut(self, ranks: Ranks) -> list[Change]:
-        return [change for tensor in self.tensors for change in tensor.cut(ranks)]
-
-
 class TrainCores(Cuttable):
     """A tensor train of cores (r₋, n, r₊); the singular values of a bond are those of its unfolding."""
 
@@ -329,10 +322,11 @@ class TrainCores(Cuttable):
         )
 
     def spectrum(self) -> Spectrum:
-        return _TrainSpectrum(self.cores)
+        train = _OrthogonalTrain(self.cores)
+        return Spectrum(train.values, train.cut)
 
 
-class _TrainSpectrum(Spectrum):
+class _OrthogonalTrain:
     """The train orthogonal from the left, from which a sweep back truncates bond by bond (Oseledets 2011,
     algorithm 2, which is the sweep of DMRG without its optimisation).
     """

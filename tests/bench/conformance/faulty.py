@@ -21,12 +21,9 @@ class Pairs(LowRankMethod):
     """A pair for each query and value: as small as a plug-in can be."""
 
     name: ClassVar[str] = "pairs"
+    projections: ClassVar[tuple[str, ...]] = ("query", "value")
     rank: PositiveInt | None = None
     adapter: ClassVar[type[LowRankAdapter]] = LowRankAdapter
-
-    @property
-    def projections(self) -> tuple[str, ...]:
-        return ("query", "value")
 
     @property
     def size(self) -> tuple[int, ...] | None:
