@@ -25,18 +25,6 @@ class HeadOnly(Unsized):
         return LowRankAdapter(backbone, _Nothing())
 
 
-class ConvergedHead(HeadOnly):
-    """Logistic regression on the frozen features, ridge regression where the target is a number.
-
-    A trial fits it to the training examples without augmentation and chooses the penalty by validation loss
-    (`bench.training.converged`). No learning rate and no number of epochs can be wrong.
-    """
-
-    name: ClassVar[str] = "converged_head"
-    title: ClassVar[str] = "converged head"
-    fits_head: ClassVar[bool] = True
-
-
 class _Nothing(Parametrisation):
     def __init__(self) -> None:
         super().__init__()

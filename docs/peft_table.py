@@ -52,7 +52,7 @@ def row(kind: str) -> tuple[str, ...]:
     """What came of the type: it works only if everything that a trial asks of it was done here."""
     try:
         method = create("peft", type=kind, config=NEEDED.get(kind, {}))
-    except ValueError as error:
+    except UserError as error:
         return (f"`{kind}`", "refused", "–", reason(error, kind))
     method = method.isorank(RANK) if method.sizeable else method
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -107,7 +107,7 @@ def size(method: Method) -> str:
     return "a rank"
 
 
-def reason(error: ValueError, kind: str) -> str:
+def reason(error: UserError, kind: str) -> str:
     """Why a type is refused, without the words around it."""
     if kind in REFUSED:
         return REFUSED[kind]

@@ -53,7 +53,7 @@ METHODS = Registry(
         "tenslora": "methods.tenslora:TensLoRA",
         "lora": "baselines.lora:LoRA",
         "head_only": "baselines.head_only:HeadOnly",
-        "converged_head": "baselines.head_only:ConvergedHead",
+        "converged_head": "baselines.converged_head:ConvergedHead",
         "full": "baselines.full:FullFineTuning",
         "peft": "baselines.peft_types:Peft",
         "fact_tt": "baselines.fact:FacTTT",

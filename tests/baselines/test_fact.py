@@ -3,260 +3,203 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import methods
-from methods import PROJECTIONS, Geometry, Site
+from methods import Geometry, Site, create
+from methods.backbone import GATED_PROJECTIONS
 from methods.lowrank import LowRankAdapter, Masks
 
-from .dense import (
+from ..methods.oracle import (
     BASE,
-    GEOMETRIES,
+    EVEN,
+    RANK,
+    SCALE,
+    SMOLLM2,
     TOLERANCE,
-    Dense,
-    SmallBackbone,
     SpiedDropout,
-    attach,
-    check_against,
-    check_count,
-    check_fit,
-    check_seeds,
-    check_start,
-    inputs,
-    parameters,
-    start,
+    StackedOracle,
+    Values,
+    assert_uniform,
+    factors,
+    stacked,
     trained_forward,
 )
-
-SCALE = 1.7
-RANK = 3
+from ..methods.toy import ToyBackbone
 
 
-def tt_sigmas(values: dict[str, Tensor], layer: int) -> list[Tensor]:
-    """The 12 middles of a layer as the core holds them: (r in, r out) each, turned to (r out, r in)."""
-    core = values["tensor.factors.factor_1"]
-    return [core[:, 12 * layer + i, :].T for i in range(12)]
+def owners(geometry: Geometry) -> list[str]:
+    """The projection of every slice of a layer."""
+    pieces = -(-geometry.mlp // geometry.hidden)
+    return [
+        name for name in geometry.projections for _ in range(pieces if name in ("gate", "fc1", "fc2") else 1)
+    ]
 
 
-def tk_mixtures(values: dict[str, Tensor], layer: int) -> list[Tensor]:
-    """M_i[a, b] = Σ_c C[a, b, c] · P[i, c], entry by entry."""
-    core, mixture = values["tensor.core"], values["tensor.factors.factor_2"]
-    rank = core.shape[0]
-    mixed = []
-    for i in range(12 * layer, 12 * layer + 12):
-        m = torch.zeros(rank, rank, dtype=core.dtype)
-        for a in range(rank):
-            for b in range(rank):
-                for c in range(rank):
-                    m[a, b] += core[a, b, c] * mixture[i, c]
-        mixed.append(m)
-    return mixed
+class FacTOracle(StackedOracle):
+    def sigmas(self, values: Values, geometry: Geometry) -> Tensor:
+        """Σ of every slice of all layers, (slice, r out, r in)."""
+        raise NotImplementedError
+
+    def ends(self, values: Values) -> tuple[Tensor, Tensor]:
+        """U (d, r) and V (d or H·h, r)."""
+        raise NotImplementedError
+
+    def slices(self, values: Values, geometry: Geometry) -> Callable[[int, str], list[Tensor]]:
+        (u, v), sigmas = self.ends(values), self.sigmas(values, geometry)
+        full = SCALE * torch.einsum("or,srq,iq->soi", v, sigmas, u)
+        return stacked(full.unflatten(0, (geometry.layers, -1)), geometry, *GATED_PROJECTIONS)
+
+    def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
+        """Between Σ and V: on Σ·U·x, for fc1 and gate on that of all slices side by side."""
+        (u, v), names = self.ends(values), owners(geometry)
+        of_layer = self.sigmas(values, geometry).unflatten(0, (geometry.layers, -1))[site.layer]
+        sigmas = [sigma for sigma, name in zip(of_layer, names, strict=True) if name == site.projection]
+        if site.projection in ("gate", "fc1"):
+            narrow = torch.cat([x @ u @ sigma.T for sigma in sigmas], -1)
+            chunks = (narrow * SpiedDropout.mask(narrow)).split(RANK, -1)
+            return (
+                SCALE
+                * torch.cat([chunk @ v[: geometry.hidden].T for chunk in chunks], -1)[..., : geometry.mlp]
+            )
+        down, up = u, v
+        if site.projection in self.turned(geometry):
+            down, up, sigmas = v, u, [sigma.T for sigma in sigmas]
+        parts = x.split(geometry.hidden, -1) if site.projection == "fc2" else (x,)
+        narrow = sum(
+            part @ down[: part.shape[-1]] @ sigma.T for part, sigma in zip(parts, sigmas, strict=True)
+        )  # type: ignore[assignment]
+        wide = (narrow * SpiedDropout.mask(narrow)) @ up.T
+        if site.projection not in ("key", "value"):
+            return SCALE * wide[..., : geometry.shape(site.projection)[0]]
+        return SCALE * self.shared(wide[..., : geometry.attention_width].flatten(0, -2).T, geometry).T.view(
+            *wide.shape[:-1], -1
+        )
+
+    def check_calls(self, calls: list[tuple[tuple[int, ...], float]], geometry: Geometry) -> None:
+        pieces = -(-geometry.mlp // geometry.hidden)
+        widths = [RANK * (pieces if name in ("gate", "fc1") else 1) for name in geometry.projections]
+        assert [shape[-1] for shape, _ in calls] == widths * geometry.layers
 
 
-def tk_sigmas(values: dict[str, Tensor], layer: int) -> list[Tensor]:
-    mixed = tk_mixtures(values, layer)
-    return [m.T for m in mixed[:8]] + mixed[8:]
+class TestTensorTrain(FacTOracle):
+    name = "fact_tt"
+    zero = "factor_2"
+    published = [
+        ({"rank": 4}, BASE, 8_448),
+        ({"rank": 8}, BASE, 21_504),
+        ({"rank": 16}, BASE, 61_440),
+        ({"rank": 4}, SMOLLM2, 4 * (576 + 576) + 13 * 30 * 4**2),
+    ]
+
+    def tensors(self, values: Values) -> dict[str, Tensor]:
+        return {"tensor": torch.einsum("xia,asb,boy->iso", *factors(values))}
+
+    def ends(self, values: Values) -> tuple[Tensor, Tensor]:
+        first, _, last = factors(values)
+        return first[0], last[..., 0].T
+
+    def sigmas(self, values: Values, geometry: Geometry) -> Tensor:
+        return factors(values)[1].permute(1, 2, 0)
+
+    def formula(self, geometry: Geometry, rank: int) -> int:
+        width = max(geometry.hidden, geometry.attention_width)
+        return (geometry.hidden + width) * rank + len(owners(geometry)) * geometry.layers * rank**2
+
+    def test_it_starts_as_linear_layers_do(self) -> None:
+        rank = 8
+        values = self.start(rank=rank)
+        assert_uniform(values["tensor.factors.factor_0"], 1 / math.sqrt(BASE.hidden))
+        sigmas = values["tensor.factors.factor_1"].unflatten(1, (BASE.layers, 12))
+        assert_uniform(sigmas[:, :, :8], 1 / math.sqrt(rank))
+        assert_uniform(sigmas[:, :, 8:], 1 / math.sqrt(4 * rank))
+
+    def test_dropout_of_entries_where_downs_are_joined_and_outputs_sliced(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not FacT's own dropout: it is the method whose sites have what CaRA's have not."""
+        geometry = EVEN[0]
+        method: Any = self.method()
+        parametrisation = method.parametrise(geometry, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            parametrisation.tensor.factors[2].normal_(generator=torch.Generator().manual_seed(1))
+        backbone = ToyBackbone(geometry)
+        adapter = LowRankAdapter(backbone, parametrisation, Masks(0.3, 0), "update")
+        spy = SpiedDropout(monkeypatch)
+        for site, (x, y, frozen) in trained_forward(backbone, adapter).items():
+            delta = adapter.delta(site).detach()
+            torch.testing.assert_close(y, frozen + x @ (delta * spy.mask(delta)).T, **TOLERANCE)
+        assert spy.calls == [(geometry.shape(p), 0.3) for p in geometry.projections] * geometry.layers
 
 
-def tk_reference_sigmas(values: dict[str, Tensor], layer: int) -> list[Tensor]:
-    """Flat column c is written as (rank, slice) c // 4, c % 4 and read as (slice, rank) c // r, c % r."""
-    mixed = tk_mixtures(values, layer)
-    rank = mixed[0].shape[0]
+class TestTucker(FacTOracle):
+    name = "fact_tk"
+    zero = "factor_1"
+    published = [
+        ({"rank": 8}, BASE, 13_952),
+        ({"rank": 16}, BASE, 30_976),
+        ({"rank": 32}, BASE, 86_528),
+        ({"rank": 4}, SMOLLM2, 4 * (576 + 576 + 13 * 30) + 4**3),
+    ]
 
-    def crossed(four: list[Tensor]) -> list[Tensor]:
-        out = [torch.zeros_like(m) for m in four]
-        for a in range(rank):
-            for c in range(4 * rank):
-                out[c // rank][a, c % rank] = four[c % 4][a, c // 4]
-        return out
+    def tensors(self, values: Values) -> dict[str, Tensor]:
+        return {"tensor": torch.einsum("abc,ia,ob,sc->ios", values["tensor.core"], *factors(values))}
 
-    return [m.T for m in mixed[:4]] + [m.T for m in crossed(mixed[4:8])] + crossed(mixed[8:])
+    def ends(self, values: Values) -> tuple[Tensor, Tensor]:
+        u, v, _ = factors(values)
+        return u, v
 
+    def mixtures(self, values: Values) -> Tensor:
+        """C ×₃ P: (slice, a, b)."""
+        return torch.einsum("abc,sc->sab", values["tensor.core"], factors(values)[2])
 
-def ends(values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """U (r, d) and V (d, r)."""
-    if "tensor.core" in values:
-        return values["tensor.factors.factor_0"].T, values["tensor.factors.factor_1"]
-    return values["tensor.factors.factor_0"][0].T, values["tensor.factors.factor_2"][:, :, 0].T
+    def sigmas(self, values: Values, geometry: Geometry) -> Tensor:
+        names = owners(geometry) * geometry.layers
+        pairs = zip(self.mixtures(values), names, strict=True)
+        return torch.stack([mixture if name == "fc2" else mixture.T for mixture, name in pairs])
 
+    def formula(self, geometry: Geometry, rank: int) -> int:
+        width = max(geometry.hidden, geometry.attention_width)
+        return (geometry.hidden + width + len(owners(geometry)) * geometry.layers) * rank + rank**3
 
-CASES = [
-    pytest.param("fact_tt", {}, tt_sigmas, id="tt"),
-    pytest.param("fact_tk", {}, tk_sigmas, id="tk"),
-    pytest.param("fact_tk", {"mlp_slices": "reference"}, tk_reference_sigmas, id="tk-reference"),
-]
-
-
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize(("name", "options", "sigmas"), CASES)
-def test_equals_the_dense_formula(name: str, options: Any, sigmas: Any, geometry: Geometry) -> None:
-    def oracle(values: dict[str, Tensor], geometry: Geometry) -> Dense:
-        u, v = ends(values)
-        dense: Dense = {}
-        for layer in range(geometry.layers):
-            slices = [SCALE * v @ sigma @ u for sigma in sigmas(values, layer)]
-            for i, projection in enumerate(PROJECTIONS[:4]):
-                dense[Site(layer, projection)] = slices[i], None
-            dense[Site(layer, "fc1")] = torch.cat(slices[4:8], dim=0), None
-            dense[Site(layer, "fc2")] = torch.cat(slices[8:12], dim=1), None
-        return dense
-
-    check_against(oracle, name, geometry, rank=RANK, scale=SCALE, **options)
+    def test_it_starts_uniform_by_xavier(self) -> None:
+        rank = 16
+        values = self.start(rank=rank)
+        assert_uniform(values["tensor.factors.factor_0"], 1 / math.sqrt(BASE.hidden))
+        assert_uniform(values["tensor.core"], math.sqrt(3) / rank)
+        assert_uniform(values["tensor.factors.factor_2"], math.sqrt(6 / (12 * BASE.layers + rank)))
 
 
-def test_the_containers_hold_the_tensor_of_the_paper() -> None:
-    """Slices over (input, slice, output) or (input, output, slice); TK's fc2 is the one that is turned."""
-    geometry = GEOMETRIES[0]
-    for name in ("fact_tt", "fact_tk"):
-        _, adapter = attach(name, geometry, rank=RANK)
-        full = adapter.parametrisation.tensor.to_tensor().detach()
-        slices = full.movedim(1 if name == "fact_tt" else 2, 0)
-        for layer in range(geometry.layers):
-            of_layer = slices[12 * layer : 12 * layer + 12].mT
-            delta = adapter.delta(Site(layer, "key")).detach()
-            torch.testing.assert_close(delta, of_layer[1], **TOLERANCE)
-            delta = adapter.delta(Site(layer, "fc1")).detach()
-            torch.testing.assert_close(delta, of_layer[4:8].flatten(0, 1), **TOLERANCE)
+class TestTuckerOfTheReference(TestTucker):
+    options = {**TestTucker.options, "mlp_slices": "reference"}
 
-
-def test_reference_slices_differ_from_the_paper_in_the_mlp_only() -> None:
-    geometry = GEOMETRIES[0]
-    _, paper = attach("fact_tk", geometry, rank=RANK)
-    _, reference = attach("fact_tk", geometry, rank=RANK, mlp_slices="reference")
-    for site in paper.factors():
-        same = torch.allclose(paper.delta(site), reference.delta(site))
-        assert same == (site.projection not in ("fc1", "fc2"))
-
-
-@pytest.mark.parametrize(
-    ("name", "rank", "published"),
-    [
-        ("fact_tt", 4, 8_448),
-        ("fact_tt", 8, 21_504),
-        ("fact_tt", 16, 61_440),
-        ("fact_tk", 8, 13_952),
-        ("fact_tk", 16, 30_976),
-        ("fact_tk", 32, 86_528),
-    ],
-)
-def test_published_counts(name: str, rank: int, published: int) -> None:
-    check_count(name, BASE, rank, published)
-
-
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_counts(geometry: Geometry) -> None:
-    d, layers = geometry.hidden, geometry.layers
-    for r in (1, 3, 7, 40):
-        check_count("fact_tt", geometry, r, 2 * d * r + 12 * layers * r**2)
-        check_count("fact_tk", geometry, r, 2 * d * r + 12 * layers * r + r**3)
-
-
-@pytest.mark.parametrize("name", ["fact_tt", "fact_tk"])
-def test_fit_is_the_nearest(name: str) -> None:
-    check_fit(name, BASE)
-    check_fit(name, GEOMETRIES[1])
-
-
-@pytest.mark.parametrize(
-    ("name", "zero"), [("fact_tt", "tensor.factors.factor_2"), ("fact_tk", "tensor.factors.factor_1")]
-)
-def test_starts_at_zero_by_v_alone(name: str, zero: str) -> None:
-    check_start(name, GEOMETRIES[0], {zero}, rank=RANK, scale=100.0)
-    check_seeds(name, rank=RANK)
-
-
-def assert_uniform(values: Tensor, bound: float) -> None:
-    """Fills [-bound, bound] and has the standard deviation bound / √3."""
-    assert 0.97 * bound < values.max() <= bound
-    assert -bound <= values.min() < -0.97 * bound
-    assert abs(values.std() / (bound / math.sqrt(3)) - 1) < 0.05
-    assert abs(values.mean()) < 0.05 * bound
-
-
-def test_tt_starts_as_linear_layers_do() -> None:
-    rank = 8
-    values = start("fact_tt", rank=rank)
-    assert_uniform(values["tensor.factors.factor_0"], 1 / math.sqrt(BASE.hidden))
-    sigmas = values["tensor.factors.factor_1"].unflatten(1, (BASE.layers, 12))
-    assert_uniform(sigmas[:, :, :8], 1 / math.sqrt(rank))
-    assert_uniform(sigmas[:, :, 8:], 1 / math.sqrt(4 * rank))
-
-
-def test_tk_starts_uniform_by_xavier() -> None:
-    rank = 16
-    values = start("fact_tk", rank=rank)
-    assert_uniform(values["tensor.factors.factor_0"], 1 / math.sqrt(BASE.hidden))
-    assert_uniform(values["tensor.core"], math.sqrt(3) / rank)
-    assert_uniform(values["tensor.factors.factor_2"], math.sqrt(6 / (12 * BASE.layers + rank)))
-
-
-@pytest.mark.parametrize(("name", "options", "sigmas"), CASES)
-def test_dropout_sits_between_sigma_and_v(
-    name: str, options: Any, sigmas: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    geometry = GEOMETRIES[0]
-    backbone, adapter = attach(name, geometry, rank=RANK, scale=SCALE, **options)
-    spy = SpiedDropout(monkeypatch)
-    seen = trained_forward(backbone, inputs(geometry))
-    assert {p for _, p in spy.calls} == {0.1}
-    widths = [shape[-1] for shape, _ in spy.calls]
-    assert widths == [RANK, RANK, RANK, RANK, 4 * RANK, RANK] * geometry.layers
-
-    values = parameters(adapter)
-    u, v = ends(values)
-    for site, (x, y, frozen) in seen.items():
-        middles = sigmas(values, site.layer)
-        if site.projection == "fc1":
-            narrow = torch.cat([x @ u.T @ sigma.T for sigma in middles[4:8]], dim=-1)
-            chunks = (narrow * spy.mask(narrow)).split(RANK, dim=-1)
-            update = torch.cat([chunk @ v.T for chunk in chunks], dim=-1)
-        else:
-            if site.projection == "fc2":
-                narrow = sum(
-                    part @ u.T @ sigma.T
-                    for part, sigma in zip(x.split(geometry.hidden, dim=-1), middles[8:], strict=True)
-                )
+    def mixtures(self, values: Values) -> Tensor:
+        """Flat column c is written as (rank, slice) c // n, c % n and read as (slice, rank) c // r, c % r."""
+        mixed = super().mixtures(values).clone()
+        names = owners(self.geometry) * self.geometry.layers
+        pieces = -(-self.geometry.mlp // self.geometry.hidden)
+        start = 0
+        while start < len(names):
+            if names[start] in ("gate", "fc1", "fc2"):
+                own = mixed[start : start + pieces].clone()
+                for a in range(RANK):
+                    for c in range(pieces * RANK):
+                        mixed[start + c // RANK, a, c % RANK] = own[c % pieces, a, c // pieces]
+                start += pieces
             else:
-                narrow = x @ u.T @ middles[geometry.projections.index(site.projection)].T
-            assert isinstance(narrow, Tensor)
-            update = (narrow * spy.mask(narrow)) @ v.T
-        torch.testing.assert_close(y, frozen + SCALE * update, **TOLERANCE)
-    assert len(seen) == 6 * geometry.layers
+                start += 1
+        return mixed
 
-
-def test_shared_dropout_of_entries_where_downs_are_joined_and_outputs_sliced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Not FacT's own dropout: it is the method whose sites have what CaRA's have not."""
-    geometry = GEOMETRIES[0]
-    method: Any = methods.create("fact_tt", rank=RANK)
-    parametrisation = method.parametrise(geometry, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        parametrisation.tensor.factors[2].normal_(generator=torch.Generator().manual_seed(1))
-    backbone = SmallBackbone(geometry)
-    adapter = LowRankAdapter(backbone, parametrisation, Masks(0.3, 0), "update")
-    spy = SpiedDropout(monkeypatch)
-    seen = trained_forward(backbone, inputs(geometry))
-    assert spy.calls == [(geometry.shape(p), 0.3) for p in geometry.projections] * geometry.layers
-    for site, (x, y, frozen) in seen.items():
-        delta = adapter.delta(site).detach()
-        torch.testing.assert_close(y, frozen + x @ (delta * spy.mask(delta)).T, **TOLERANCE)
-
-
-def test_no_dropout_in_evaluation_nor_where_it_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    geometry = GEOMETRIES[0]
-    spy = SpiedDropout(monkeypatch)
-    backbone, _ = attach("fact_tt", geometry, rank=RANK)
-    backbone.module(inputs(geometry))
-    trained_forward(attach("fact_tt", geometry, rank=RANK, dropout=0.0)[0], inputs(geometry))
-    assert spy.calls == []
+    def sigmas(self, values: Values, geometry: Geometry) -> Tensor:
+        self.geometry = geometry
+        return super().sigmas(values, geometry)
 
 
 def test_labels() -> None:
-    assert methods.create("fact_tt", rank=4).label == "FacT-TT"
-    label = methods.create("fact_tk", rank=4, dropout=0.0, mlp_slices="reference").label
+    assert create("fact_tt", rank=4).label == "FacT-TT"
+    label = create("fact_tk", rank=4, dropout=0.0, mlp_slices="reference").label
     assert label == "FacT-TK (dropout=0.0, mlp_slices=reference)"

@@ -1,6 +1,9 @@
+"""TensLoRA's updates against dense tensors, its starts, its counts of the paper and its messages."""
+
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations, product
 from typing import Any
 
@@ -8,20 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods import create, from_identity
+from methods import Geometry, UserError, create, from_identity
 from methods.adapter import Adapter
-from methods.backbone import Geometry, Site
-from methods.errors import UserError
+from methods.backbone import TARGETS
 from methods.tenslora import VARIANTS, TensLoRA
 
-from ..messages import naming
-from .constructions import CONSTRUCTIONS, SLICES
+from .oracle import BASE, SCALE, SMOLLM2, UNEQUAL, StackedOracle, Values, factors, stacked
 from .toy import ToyBackbone, scatter
-
-BASE = Geometry(768, 12, 12, 3072)
 
 #: More heads than channels in a head, fewer, and modes that are all different.
 GEOMETRIES = (Geometry(12, 4, 2, 48), Geometry(12, 2, 3, 48), Geometry(10, 5, 4, 40))
+
+#: (variant, factorization, targets); an MLP has no heads.
+CONSTRUCTIONS = [
+    (variant, factorization, targets)
+    for variant, factorization, targets in product(VARIANTS, ("tucker", "cp", "tt"), TARGETS)
+    if targets != "qkvo+mlp" or "att" not in variant
+]
 
 
 def started(method: TensLoRA, geometry: Geometry, seed: int = 0) -> Adapter:
@@ -43,82 +49,95 @@ def sized(variant: str, factorization: str = "tucker", **options: Any) -> TensLo
 # --- the update of a site, against a slow dense oracle ---
 
 
-def by_library(container: Any, factorization: str) -> Tensor:
-    """The tensor as tensorly-torch rebuilds it, its modes in the method's order."""
-    full = container.to_tensor()
-    return full if factorization != "tt" else full.permute(0, *range(full.dim() - 1, 0, -1))
+class TestTucker(StackedOracle):
+    name = "tenslora"
+    options = {"variant": "att_qkv_depth", "targets": "qkvo", "ranks": (3, 4, 2, 3, 2), "scale": SCALE}
+    zero = "core"
+    published = [
+        ({"ranks": (4,) * 5, "targets": "qkv"}, SMOLLM2, 4 * (576 + 64 + 9 + 3 + 30) + 4**5),
+        ({"variant": "att", "ranks": (4,) * 3, "targets": "qkv"}, SMOLLM2, 90 * (4 * (576 + 64 + 9) + 4**3)),
+        # Four slices of the attention and three of each of gate, fc1 and fc2.
+        (
+            {"variant": "qkv_depth", "ranks": (4,) * 4, "targets": "qkvo+mlp"},
+            SMOLLM2,
+            4 * (576 + 576 + 13 + 30) + 4**4,
+        ),
+    ]
+    test_counts = test_fit_is_the_nearest = None  # of several ranks: test_tenslora_ranks.py
+
+    def tensors(self, values: Values) -> dict[str, Tensor]:
+        """By the definition, from the bare parameters; the modes of a train as its container has them."""
+        names = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in values))
+        return {name: self.full(values.get(f"{name}.core"), factors(values, name)) for name in names}
+
+    def full(self, core: Tensor | None, parts: list[Tensor]) -> Tensor:
+        modes, bonds = "abcde"[: len(parts)], "uvwxyz"
+        if core is not None:
+            terms = [mode + bond for mode, bond in zip(modes, bonds, strict=False)]
+            return torch.einsum(f"{bonds[: len(modes)]},{','.join(terms)}->{modes}", core, *parts)
+        if parts[0].dim() == 2:
+            return torch.einsum(f"{','.join(mode + 'u' for mode in modes)}->{modes}", *parts)
+        terms = [bonds[k] + mode + bonds[k + 1] for k, mode in enumerate(modes)]
+        return torch.einsum(f"{','.join(terms)}->{modes}", *parts)
+
+    def slices(self, values: Values, geometry: Geometry) -> Callable[[int, str], list[Tensor]]:
+        method: Any = self.method()
+        stack = method.variant.split("_")
+        modes = ["input", *(("head_size", "head") if "att" in stack else ("output",))]
+        modes += [mode for mode, part in (("projection", "qkv"), ("layer", "depth")) if part in stack]
+        every = list(self.tensors(values).values())
+        if method.factorization == "tt":
+            # A chain over input, layer, projection, head, output: the modes after the first backwards.
+            every = [tensor.permute(0, *range(tensor.dim() - 1, 0, -1)) for tensor in every]
+        apart = [mode for mode in ("layer", "projection") if mode not in modes]
+        full = torch.stack(every)
+        if "layer" in apart:
+            full = full.unflatten(0, (geometry.layers, -1))
+            full = full if "projection" in apart else full.squeeze(1)
+        elif not apart:
+            full = full.squeeze(0)
+        outputs = ["head", "head_size"] if method.heads == "aligned" else ["head_size", "head"]
+        outputs = outputs if "att" in stack else ["output"]
+        order = [[*apart, *modes].index(mode) for mode in ("layer", "projection", *outputs, "input")]
+        full = method.scale * full.permute(order).flatten(2, -2)
+        return stacked(full, geometry, *method.projections)
+
+    def turned(self, geometry: Geometry) -> set[str]:
+        """Heads of the output projection are on its input."""
+        heads = "att" in self.options["variant"].split("_")
+        return {"output"} if heads else super().turned(geometry)
 
 
-def by_hand(container: Any, factorization: str) -> Tensor:
-    """The same by its definition, from the bare parameters."""
-    parameters = {name: p.detach() for name, p in container.named_parameters()}
-    core = parameters.pop("core", None)
-    factors = list(parameters.values())
-    modes, bonds = "abcde"[: len(factors)], "uvwxyz"
-    if factorization == "tucker":
-        assert core is not None
-        terms = [f"{mode}{bond}" for mode, bond in zip(modes, bonds, strict=False)]
-        return torch.einsum(f"{bonds[: len(modes)]},{','.join(terms)}->{modes}", core, *factors)
-    if factorization == "cp":
-        return torch.einsum(f"{','.join(mode + 'u' for mode in modes)}->{modes}", *factors)
-    # A chain over input, layer, projection, head, output: the modes after the first backwards.
-    terms = [bonds[k] + mode + bonds[k + 1] for k, mode in enumerate(modes)]
-    return torch.einsum(f"{','.join(terms)}->{modes[0] + modes[:0:-1]}", *factors)
+class TestCP(TestTucker):
+    options = {
+        "variant": "qkv_depth",
+        "targets": "qkvo+mlp",
+        "factorization": "cp",
+        "ranks": (3,),
+        "scale": SCALE,
+    }
+    zero = "factor_0"
+    published = [({"variant": "qkv", "ranks": (7,), "targets": "qkv"}, BASE, 12 * 7 * (768 + 768 + 3))]
 
 
-def dense(method: TensLoRA, full: list[Tensor], geometry: Geometry, site: Site) -> Tensor:
-    """ΔW of a site by its definition, entry by entry; `full` holds the rebuilt tensors."""
-    slices, stacked = SLICES[method.targets], method.variant.split("_")
-    matrices = []
-    for index in (i for i, name in enumerate(slices) if name == site.projection):
-        tensor = full[
-            0
-            + (site.layer * (1 if "qkv" in stacked else len(slices)) if "depth" not in stacked else 0)
-            + (index if "qkv" not in stacked else 0)
-        ]
-        tail = (*([index] if "qkv" in stacked else []), *([site.layer] if "depth" in stacked else []))
-        matrix = torch.zeros(geometry.hidden, geometry.hidden, dtype=torch.float64)
-        for row, column in product(range(geometry.hidden), repeat=2):
-            place: tuple[int, ...] = (row,)
-            if "att" in stacked and method.heads == "aligned":
-                place = (row % geometry.head_size, row // geometry.head_size)
-            elif "att" in stacked:
-                place = (row // geometry.heads, row % geometry.heads)
-            matrix[row, column] = tensor[(column, *place, *tail)]
-        # The output projection has its heads on its input.
-        matrices.append(matrix.T if site.projection == "output" and "att" in stacked else matrix)
-    return method.scale * torch.cat(matrices, 1 if site.projection == "fc2" else 0)
+class TestTrain(TestTucker):
+    options = {"variant": "depth", "factorization": "tt", "ranks": (3, 2), "scale": SCALE}
+    zero = "factor_2"
+    published = [({"ranks": (4, 4)}, BASE, 3 * (768 * 4 + 4 * 12 * 4 + 4 * 768))]
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize(
-    ("variant", "factorization", "targets", "heads"),
-    [
-        (*construction, heads)
-        for construction, heads in product(CONSTRUCTIONS, ("aligned", "interleaved"))
-        # Without a head mode their order changes nothing.
-        if heads == "aligned" or "att" in construction[0]
-    ],
-)
-def test_every_update_is_the_slice_of_the_dense_tensor(
-    variant: str, factorization: str, targets: str, geometry: Geometry, heads: str
-) -> None:
-    method = sized(variant, factorization, targets=targets, heads=heads, scale=0.7)
-    adapter = started(method, geometry)
-    scatter(adapter.named_parameters())
-    library = [by_library(container, factorization).detach() for container in tensors(adapter)]
-    hand = [by_hand(container, factorization) for container in tensors(adapter)]
-    for one, other in zip(library, hand, strict=True):
-        assert one.shape == method.shape(geometry)
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
-    sites = [Site(layer, name) for layer in range(geometry.layers) for name in dict.fromkeys(SLICES[targets])]
-    assert list(adapter.bases) == sites
-    deltas = dict(adapter.deltas())
-    for site in sites:
-        wanted = dense(method, hand, geometry, site)
-        assert wanted.abs().max() > 0.1
-        torch.testing.assert_close(adapter.delta(site).detach(), wanted, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(deltas[site].detach(), wanted, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize(("variant", "factorization", "targets"), CONSTRUCTIONS)
+def test_every_construction(variant: str, factorization: str, targets: str) -> None:
+    for heads in ("aligned", "interleaved") if "att" in variant else ("aligned",):
+        oracle = TestTucker()
+        method = sized(variant, factorization, targets=targets, heads=heads, scale=0.7)
+        oracle.options = method.model_dump()  # type: ignore[misc]
+        for geometry in (*GEOMETRIES, *(UNEQUAL if heads == "aligned" else ())):
+            oracle.check_updates(geometry)
+        if heads == "aligned":
+            oracle.test_shared_heads_may_be_cut()
+        oracle.options = method.model_dump()  # type: ignore[misc]
+        oracle.test_containers_hold_the_tensors()
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if "att" in v])

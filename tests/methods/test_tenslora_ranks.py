@@ -10,7 +10,7 @@ from methods.errors import UserError
 from methods.sizes import nearest, nearest_rank
 from methods.tenslora import VARIANTS, TensLoRA
 
-from .constructions import CONSTRUCTIONS
+from .test_tenslora import CONSTRUCTIONS
 
 BASE = Geometry(768, 12, 12, 3072)
 #: Parameters of LoRA r=4 there.

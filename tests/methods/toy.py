@@ -23,21 +23,25 @@ class Layer(nn.Module):
         super().__init__()
         self.geometry = geometry
         for name in geometry.projections:
-            linear = nn.Linear(*reversed(geometry.shape(name)), dtype=torch.float64)
+            # Two sites without a bias: a trained bias must find its place there too.
+            bias = name not in ("key", "fc1")
+            linear = nn.Linear(*reversed(geometry.shape(name)), bias=bias, dtype=torch.float64)
             for parameter in linear.parameters():
                 draws = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.data = draws / math.sqrt(geometry.hidden)
             self.add_module(name, linear)
 
     def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x, x.shape[-1:])
         query, key, value = (
-            getattr(self, name)(x).unflatten(-1, (-1, self.geometry.head_size)).transpose(1, 2)
+            getattr(self, name)(normed).unflatten(-1, (-1, self.geometry.head_size)).transpose(1, 2)
             for name in ("query", "key", "value")
         )
         attended = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
         x = x + self.output(attended.transpose(1, 2).flatten(2))
-        gate = torch.sigmoid(self.gate(x)) if self.geometry.gated else 1
-        return x + self.fc2(gate * F.gelu(self.fc1(x)))
+        normed = F.layer_norm(x, x.shape[-1:])
+        gate = torch.sigmoid(self.gate(normed)) if self.geometry.gated else 1
+        return x + self.fc2(gate * torch.tanh(self.fc1(normed)))
 
 
 class Classifier(nn.Module):
@@ -57,13 +61,13 @@ class Classifier(nn.Module):
 
 
 class ToyBackbone:
-    """Implements `methods.backbone.Backbone`. `module(x)` takes (batch, tokens, hidden)."""
+    """Implements `methods.backbone.Backbone` in eval mode. `module(x)` takes (batch, tokens, hidden)."""
 
     def __init__(self, geometry: Geometry, projections: tuple[str, ...] = GATED_PROJECTIONS) -> None:
         self.geometry, self.projections = geometry, geometry.having(projections)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.module = Classifier(geometry, torch.Generator().manual_seed(0))
+            self.module = Classifier(geometry, torch.Generator().manual_seed(0)).eval()
 
     @property
     def head(self) -> nn.Module:
@@ -77,18 +81,19 @@ class ToyBackbone:
         return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def scatter(parameters: dict[str, nn.Parameter], seed: int = 2) -> None:
-    """Standard normal values in every parameter."""
+def scatter(parameters: dict[str, nn.Parameter], seed: int = 2, sd: float = 1.0) -> None:
+    """Normal values in every parameter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters.values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+            draws = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(sd * draws)
 
 
 def attached(
     geometry: Geometry = GEOMETRY, name: str = "tenslora", **options: Any
 ) -> tuple[ToyBackbone, LowRankAdapter]:
-    """A backbone and an adapter of the method at rank 2, off its start."""
+    """A backbone and an adapter of the method at rank 2, away from its start."""
     backbone = ToyBackbone(geometry)
     method = create(name, **options).isorank(2)
     adapter = method.attach(backbone, torch.Generator().manual_seed(0))

@@ -1,0 +1,431 @@
+"""Checks against dense updates that a test class of each method inherits.
+
+A subclass says how the method is constructed, and computes its updates from the parameters by the paper's
+formula, with einsum and nothing of ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods import Geometry, Method, Site, UserError, create
+from methods.lowrank import Masks
+
+from .toy import ToyBackbone, scatter
+
+BASE = Geometry(768, 12, 12, 3072)
+#: SmolLM2-135M.
+SMOLLM2 = Geometry(576, 9, 30, 1536, kv_heads=3, gated=True)
+#: Few sizes in common, heads ≠ head size in all, hidden ≠ heads².
+EVEN = (Geometry(24, 4, 3, 96), Geometry(30, 5, 2, 120), Geometry(16, 2, 1, 64))
+#: Shared heads, and a gated MLP that is no whole number of slices. The attention is wider than d, narrower,
+#: and as wide; there the MLP is narrower than d.
+UNEQUAL = (
+    Geometry(24, 9, 2, 60, kv_heads=3, head_size=4, gated=True),
+    Geometry(40, 9, 2, 100, kv_heads=3, head_size=4, gated=True),
+    Geometry(36, 9, 2, 30, kv_heads=3, gated=True),
+)
+TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
+RANK, SCALE = 3, 1.7
+
+Values = dict[str, Tensor]
+#: Updates of the weight, (out, in), and of the bias, (out,) or None, of every adapted site.
+Dense = dict[Site, tuple[Tensor, Tensor | None]]
+
+
+class DenseOracle:
+    """Checks of every method whose update is one of weights."""
+
+    name: ClassVar[str]
+    options: ClassVar[dict[str, Any]] = {"rank": RANK, "scale": SCALE}
+    geometries: ClassVar[tuple[Geometry, ...]] = EVEN + UNEQUAL
+    #: Parameters that start at zero, by a pattern; they alone get a gradient in the first step.
+    zero: ClassVar[str] = "$^"
+    #: (options, geometry, count), from the paper or by hand.
+    published: ClassVar[list[tuple[dict[str, Any], Geometry, int]]] = []
+    #: (options, size, count) nearest to the budget of LoRA r=4 on query, key and value of a base model.
+    budgets: ClassVar[list[tuple[dict[str, Any], tuple[int, ...], int]]] = []
+
+    def dense(self, values: Values, geometry: Geometry) -> Dense:
+        """The updates by the formula of the paper, from parameters and frozen tensors by name."""
+        raise NotImplementedError
+
+    def formula(self, geometry: Geometry, rank: int) -> int:
+        """The number of parameters."""
+        raise NotImplementedError
+
+    def method(self, **changes: Any) -> Method:
+        return create(self.name, **{**self.options, **changes})
+
+    def started(self, geometry: Geometry, seed: int = 0, **changes: Any) -> tuple[ToyBackbone, Any]:
+        backbone = ToyBackbone(geometry)
+        return backbone, self.method(**changes).attach(backbone, torch.Generator().manual_seed(seed))
+
+    def attached(self, geometry: Geometry, **changes: Any) -> tuple[ToyBackbone, Any]:
+        """A backbone and an adapter whose parameters are all random, none zero."""
+        backbone, adapter = self.started(geometry, **changes)
+        scatter(adapter.named_parameters(), sd=0.5)
+        return backbone, adapter
+
+    def start(self, geometry: Geometry = BASE, seed: int = 0, **changes: Any) -> Values:
+        """The parameters of a fresh parametrisation, in float32 and without a backbone."""
+        method: Any = self.method(**changes)
+        module = method.parametrise(geometry, torch.Generator().manual_seed(seed))
+        return {key: value.detach() for key, value in module.named_parameters()}
+
+    def check_updates(self, geometry: Geometry, **changes: Any) -> None:
+        """Deltas, biases, the forward, merging and detaching, all against the dense oracle."""
+        backbone, adapter = self.attached(geometry, **changes)
+        plain, x = ToyBackbone(geometry), backbone.inputs()
+        untouched = copy.deepcopy(plain.module.state_dict())
+        with torch.no_grad():
+            dense, before = self.dense(values_of(adapter), geometry), plain.module(x)
+            deltas, biases = dict(adapter.deltas()), adapter.biases()
+            sites = set(geometry.sites(self.method(**changes).projections))
+            assert set(adapter.bases) == set(dense) == set(deltas) == sites
+            for site, (weight, bias) in dense.items():
+                assert weight.norm() > 1e-2, f"{site}: the oracle says nothing"
+                torch.testing.assert_close(adapter.delta(site), weight, **TOLERANCE)
+                torch.testing.assert_close(deltas[site], weight, **TOLERANCE)
+                assert (site in biases) == (bias is not None)
+                base = plain.module.get_submodule(plain.path(site))
+                assert isinstance(base, nn.Linear)
+                base.weight += weight
+                if bias is not None:
+                    torch.testing.assert_close(biases[site], bias, **TOLERANCE)
+                    base.bias = nn.Parameter(bias if base.bias is None else base.bias + bias)
+            adapted, expected = backbone.module(x), plain.module(x)
+            assert (expected - before).abs().max() > 1e-3, "the update does not show in the logits"
+            torch.testing.assert_close(adapted, expected, **TOLERANCE)
+            adapter.merge()
+            torch.testing.assert_close(backbone.module(x), expected, **TOLERANCE)
+            adapter.unmerge()
+            assert torch.equal(backbone.module(x), adapted)
+            adapter.merge()
+            adapter.detach()
+        restored = backbone.module.state_dict()
+        assert list(restored) == list(untouched)
+        for key, tensor in untouched.items():
+            assert torch.equal(restored[key], tensor), key
+
+    def test_updates_are_those_of_the_formula(self) -> None:
+        for geometry in self.geometries:
+            self.check_updates(geometry)
+
+    def test_counts(self) -> None:
+        """The formula's, and those of what is built: `attach` compares them."""
+        for geometry in self.geometries:
+            for rank in (1, 3, 7):
+                method = self.method(rank=rank)
+                assert method.count(geometry) == self.formula(geometry, rank)
+                adapter = method.attach(ToyBackbone(geometry), torch.Generator())
+                assert adapter.parameter_count == self.formula(geometry, rank)
+
+    def test_published_counts(self) -> None:
+        for options, geometry, count in self.published:
+            assert self.method(**options).count(geometry) == count, (options, geometry)
+        for options, size, count in self.budgets:
+            fitted = self.method(rank=None, targets="qkv", **options).fit(BASE, 221_184)
+            assert (fitted.size, fitted.count(BASE)) == (size, count)
+
+    def test_fit_is_the_nearest(self) -> None:
+        """Over a range of budgets, no rank is nearer than the fitted one, and a tie goes to the smaller."""
+        template = self.method(rank=None)
+        for geometry in (BASE, self.geometries[-1]):
+            counts = {rank: template.isorank(rank).count(geometry) for rank in range(1, 200)}
+            for budget in range(counts[1], counts[60], max(1, counts[60] // 300)):
+                best = min(counts, key=lambda rank: (abs(counts[rank] - budget), counts[rank]))
+                assert template.fit(geometry, budget).size == (best,)
+            between = counts[3] + counts[4]
+            if between % 2 == 0:
+                assert template.fit(geometry, between // 2).size == (3,)
+            with pytest.raises(UserError, match=f"{counts[1]:,}"):
+                template.fit(geometry, counts[1] - 1)
+
+    def test_it_starts_at_zero_by_the_parameters_that_say_so(self) -> None:
+        """They alone get a gradient, and all of them, so that the first step trains something."""
+        for geometry in self.geometries:
+            backbone, adapter = self.started(geometry)
+            named, fresh = adapter.named_parameters(), backbone.module(backbone.inputs())
+            bare = ToyBackbone(geometry).module(backbone.inputs())
+            assert torch.equal(fresh, bare) == (not self.method().nonzero_start)
+            assert not any(bias.any() for bias in adapter.biases().values())
+            fresh.square().sum().backward()
+            zero = {key for key in named if re.search(self.zero, key)}
+            assert {key for key, value in named.items() if not value.any()} == zero
+            gradients = {key for key, value in named.items() if value.grad is not None and value.grad.any()}
+            assert gradients == (zero or set(named))
+
+    def test_the_seed_decides_the_start(self) -> None:
+        first, same, other = (
+            self.started(self.geometries[0], seed)[1].named_parameters() for seed in (0, 0, 1)
+        )
+        assert all(torch.equal(first[key], same[key]) for key in first)
+        drawn = [key for key, value in first.items() if value.numel() > 1 and value.std() > 0]
+        for key in drawn:
+            assert torch.equal(first[key], other[key]) == bool(self.method().fixed_start), key
+
+    def test_a_stored_adapter_comes_back_bit_for_bit(self) -> None:
+        backbone, adapter = self.attached(self.geometries[0])
+        state, frozen, x = adapter.state(), copy.deepcopy(adapter.frozen()), backbone.inputs()
+        expected = backbone.module(x)
+        adapter.detach()
+        fresh = self.method().attach(backbone, torch.Generator().manual_seed(9))
+        fresh.load(state)
+        assert torch.equal(backbone.module(x), expected)
+        assert fresh.frozen().keys() == frozen.keys()
+        assert all(torch.equal(fresh.frozen()[key], tensor) for key, tensor in frozen.items())
+        first = next(iter(state))
+        for wrong in ({**state, "another": state[first]}, {**state, first: torch.zeros(1, 1, 1, 1, 1, 1)}):
+            with pytest.raises(UserError):
+                fresh.load(wrong)
+        assert torch.equal(backbone.module(x), expected)
+
+    def test_twenty_steps_as_the_dense_reconstruction(self) -> None:
+        """20 steps of AdamW move the parameters as on frozen weights plus the oracle's updates."""
+        geometry = self.geometries[0]
+        backbone, adapter = self.attached(geometry)
+        plain, own = ToyBackbone(geometry), copied(adapter)
+        current: Dense = {}
+        for site in adapter.bases:
+
+            def add(_: Any, args: tuple[Tensor], y: Tensor, site: Site = site) -> Tensor:
+                return y + F.linear(args[0], *current[site])
+
+            plain.module.get_submodule(plain.path(site)).register_forward_hook(add)
+
+        def forward(x: Tensor) -> Tensor:
+            current.update(self.dense({**own, **adapter.frozen()}, geometry))
+            return plain.module(x)
+
+        check_twenty_steps(backbone, adapter, own, forward)
+
+
+class LowRankOracle(DenseOracle):
+    """Checks of every method whose updates are low-rank pairs."""
+
+    #: "input" or "update"; where dropout is between the two factors, a subclass overrides `dropped`.
+    dropout_at: ClassVar[str] = "input"
+
+    def dropped(self, values: Values, site: Site, x: Tensor, geometry: Geometry) -> Tensor:
+        """The update of the output (…, out) in training, without bias, with masks of `SpiedDropout`."""
+        weight, _ = self.dense(values, geometry)[site]
+        if self.dropout_at == "update":
+            return x @ (weight * SpiedDropout.mask(weight)).T
+        return (x * SpiedDropout.mask(x)) @ weight.T
+
+    def check_updates(self, geometry: Geometry, **changes: Any) -> None:
+        super().check_updates(geometry, **changes)
+        _, adapter = self.attached(geometry, **changes)
+        factors, dense = adapter.factors(), self.dense(values_of(adapter), geometry)
+        assert set(factors) == set(dense)
+        for site, (down, up) in factors.items():
+            assert down.shape[0] == up.shape[1]
+            assert down.shape[0] < min(dense[site][0].shape) or geometry not in EVEN
+            torch.testing.assert_close(up @ down, dense[site][0], **TOLERANCE)
+
+    def test_it_runs_as_a_lora_of_peft(self) -> None:
+        for geometry in (self.geometries[0], self.geometries[-1]):
+            backbone, adapter = self.attached(geometry)
+            plain, x = ToyBackbone(geometry), backbone.inputs()
+            factors, biases = adapter.factors(), adapter.biases()
+            ranks = {plain.path(site): len(down) for site, (down, _) in factors.items()}
+            config = LoraConfig(target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks)
+            inject_adapter_in_model(config, plain.module)
+            for site, (down, up) in factors.items():
+                layer: Any = plain.module.get_submodule(plain.path(site))
+                layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data = down, up
+                if (bias := biases.get(site)) is not None:
+                    own = layer.base_layer.bias
+                    layer.base_layer.bias = nn.Parameter(bias if own is None else own + bias)
+            torch.testing.assert_close(plain.module.eval()(x), backbone.module(x), **TOLERANCE)
+
+    def test_dropout_sits_where_the_method_has_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for geometry in (self.geometries[0], self.geometries[-1]):
+            backbone, adapter = self.attached(geometry, dropout=0.3)
+            spy = SpiedDropout(monkeypatch)
+            seen, values = trained_forward(backbone, adapter), values_of(adapter)
+            dense = self.dense(values, geometry)
+            assert set(seen) == set(dense)
+            self.check_calls(spy.calls, geometry)
+            for site, (x, y, frozen) in seen.items():
+                bias = dense[site][1]
+                expected = frozen + self.dropped(values, site, x, geometry) + (0 if bias is None else bias)
+                torch.testing.assert_close(y, expected, **TOLERANCE)
+            spy.calls.clear()
+            backbone.module.eval()(backbone.inputs())
+            trained_forward(*self.attached(geometry, dropout=0.0))
+            assert spy.calls == []
+
+    def check_calls(self, calls: list[tuple[tuple[int, ...], float]], geometry: Geometry) -> None:
+        """A mask for each update, or for each activation that sites read, which they share."""
+        assert {probability for _, probability in calls} == {0.3}
+        names = geometry.having(self.method().projections)
+        if self.dropout_at == "update":
+            assert [shape for shape, _ in calls] == [geometry.shape(name) for name in names] * geometry.layers
+        else:
+            read = {"key": "query", "value": "query", "fc1": "gate" if geometry.gated else "fc1"}
+            assert len(calls) == geometry.layers * len({read.get(name, name) for name in names})
+
+
+class StackedOracle(LowRankOracle):
+    """Checks of every method that stacks sites: the tensor of the model with full attention, built densely.
+
+    Its slices are averaged over the query heads that share a head, or cut, one matrix at a time.
+    """
+
+    #: The option `shared_heads` of the updates that `dense` computes.
+    heads: ClassVar[str] = "tied"
+
+    def tensors(self, values: Values) -> dict[str, Tensor]:
+        """Each tensor in full, by the name of its container."""
+        raise NotImplementedError
+
+    def slices(self, values: Values, geometry: Geometry) -> Callable[[int, str], list[Tensor]]:
+        """The slices of a layer's projection, scale included, each (H·h or d, d): the second is d-sized."""
+        raise NotImplementedError
+
+    def turned(self, geometry: Geometry) -> set[str]:
+        """The projections that take their slice transposed: those whose heads are on the other side."""
+        return {"output"} if geometry.attention_width != geometry.hidden else set()
+
+    def biases(self, values: Values) -> Values:
+        return {}
+
+    def dense(self, values: Values, geometry: Geometry) -> Dense:
+        slices, biases = self.slices(values, geometry), self.biases(values)
+        return {
+            site: (self.of_site(slices(*site), site, geometry), biases.get(site.projection))
+            for site in geometry.sites(self.method().projections)
+        }
+
+    def of_site(self, slices: list[Tensor], site: Site, geometry: Geometry) -> Tensor:
+        out, in_ = geometry.shape(site.projection)
+        width, hidden = geometry.attention_width, geometry.hidden
+        if site.projection in ("gate", "fc1"):
+            return torch.cat([matrix[:hidden, :hidden] for matrix in slices], 0)[:out]
+        if site.projection == "fc2":
+            return torch.cat([matrix[:hidden] for matrix in slices], 1)[:, :in_]
+        (matrix,) = slices
+        matrix = matrix.T if site.projection in self.turned(geometry) else matrix
+        if site.projection == "output":
+            return matrix[:, :width]
+        return (
+            self.shared(matrix[:width], geometry) if site.projection in ("key", "value") else matrix[:width]
+        )
+
+    def shared(self, full: Tensor, geometry: Geometry) -> Tensor:
+        """Key's or value's (K·h, d) of the (H·h, d) of full attention."""
+        size, group = geometry.head_size, geometry.heads // geometry.kv_heads
+        if self.heads == "cut":
+            return full[: geometry.kv_heads * size]
+        mean = full.new_zeros(geometry.kv_heads * size, full.shape[1])
+        for head in range(geometry.heads):
+            own = head // group * size
+            mean[own : own + size] += full[head * size : (head + 1) * size] / group
+        return mean
+
+    def test_shared_heads_may_be_cut(self) -> None:
+        for geometry in self.geometries:
+            if geometry.kv_heads != geometry.heads:
+                self.heads = "cut"  # type: ignore[misc]
+                self.check_updates(geometry, shared_heads="cut")
+        assert self.method(shared_heads="cut").count(SMOLLM2) == self.method().count(SMOLLM2)
+
+    def test_containers_hold_the_tensors(self) -> None:
+        """The library rebuilds the same tensors."""
+        _, adapter = self.attached(self.geometries[0])
+        for path, full in self.tensors(values_of(adapter)).items():
+            container = adapter.parametrisation.get_submodule(path)
+            torch.testing.assert_close(container.to_tensor().detach(), full, **TOLERANCE)
+
+
+def stacked(full: Tensor, geometry: Geometry, *projections: str) -> Callable[[int, str], list[Tensor]]:
+    """From a tensor (layer, slice, H·h or d, d) whose slices are of these projections in this order."""
+    pieces, projections = -(-geometry.mlp // geometry.hidden), geometry.having(projections)
+    owners = [name for name in projections for _ in range(pieces if name in ("gate", "fc1", "fc2") else 1)]
+    assert full.shape[1] == len(owners)
+    return lambda layer, name: [full[layer, i] for i, owner in enumerate(owners) if owner == name]
+
+
+def factors(values: Values, tensor: str = "tensor") -> list[Tensor]:
+    """The factors of a tensor in the order of its modes."""
+    return [value for key, value in values.items() if key.startswith(f"{tensor}.factors.")]
+
+
+def values_of(adapter: Any) -> Values:
+    """Parameters and frozen tensors by name."""
+    named = {key: value.detach() for key, value in adapter.named_parameters().items()}
+    return {**named, **adapter.frozen()}
+
+
+def copied(adapter: Any) -> dict[str, Tensor]:
+    """Its parameters by name, to be trained apart from it."""
+    named = adapter.named_parameters().items()
+    return {key: parameter.detach().clone().requires_grad_() for key, parameter in named}
+
+
+def check_twenty_steps(
+    backbone: ToyBackbone, adapter: Any, own: dict[str, Tensor], forward: Callable[[Tensor], Tensor]
+) -> None:
+    """20 steps of AdamW move the adapter's parameters as they move `own`, of which `forward` makes logits."""
+    named = adapter.named_parameters()
+    optimizers = [torch.optim.AdamW(list(group), lr=1e-2) for group in (named.values(), own.values())]
+    x = backbone.inputs()
+    for _ in range(20):
+        for optimizer, logits in zip(optimizers, (backbone.module(x), forward(x)), strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(logits, torch.tensor([0, 2])).backward()
+            optimizer.step()
+    for key, parameter in named.items():
+        torch.testing.assert_close(parameter.detach(), own[key].detach(), rtol=1e-9, atol=1e-9)
+
+
+class SpiedDropout:
+    """In the place of an adapter's dropout: a mask by the shape alone, and a record of the calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[tuple[int, ...], float]] = []
+        monkeypatch.setattr(Masks, "drop", lambda masks, x, place: self.drop(x, masks.probability))
+
+    def drop(self, x: Tensor, probability: float) -> Tensor:
+        self.calls.append((tuple(x.shape), probability))
+        return x * self.mask(x)
+
+    @staticmethod
+    def mask(x: Tensor) -> Tensor:
+        """Of the shape of x, with zeros and two other values, different in every row and column."""
+        steps = torch.arange(x[..., 0].numel()).view(*x.shape[:-1], 1) * 5 + torch.arange(x.shape[-1]) * 7
+        return (steps % 3).to(x.dtype)
+
+
+def trained_forward(backbone: ToyBackbone, adapter: Any) -> dict[Site, tuple[Tensor, Tensor, Tensor]]:
+    """(input, output, output of the frozen layer alone) of every adapted site, in training mode."""
+    seen: dict[Site, tuple[Tensor, Tensor, Tensor]] = {}
+    for site, base in adapter.bases.items():
+
+        def keep(_: Any, args: Any, y: Tensor, site: Site = site, base: nn.Linear = base) -> None:
+            seen[site] = (args[0], y, base(args[0]))
+
+        backbone.module.get_submodule(backbone.path(site)).register_forward_hook(keep)
+    backbone.module.train()
+    with torch.no_grad():
+        backbone.module(backbone.inputs())
+    return seen
+
+
+def assert_uniform(values: Tensor, bound: float) -> None:
+    """Fills [-bound, bound] and has the standard deviation bound / √3."""
+    assert 0.97 * bound < values.max() <= bound
+    assert -bound <= values.min() < -0.97 * bound
+    assert abs(values.std() / (bound / 3**0.5) - 1) < 0.05
+    assert abs(values.mean()) < 0.06 * bound
