@@ -2,63 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from methods.adapter import Adapter
 from methods.backbone import Backbone, Geometry, Site
-from methods.errors import UserError, too_small
 from methods.lowrank import Contracted, LowRankAdapter, LowRankMethod, Masks, Parametrisation
-from methods.sizes import nearest_rank
-
-
-class Pairs(LowRankMethod):
-    """A pair for each query and value: as small as a plug-in can be."""
-
-    name: ClassVar[str] = "pairs"
-    projections: ClassVar[tuple[str, ...]] = ("query", "value")
-    rank: PositiveInt | None = None
-    adapter: ClassVar[type[LowRankAdapter]] = LowRankAdapter
-
-    @property
-    def size(self) -> tuple[int, ...] | None:
-        return None if self.rank is None else (self.rank,)
-
-    def count(self, geometry: Geometry) -> int:
-        if self.rank is None:
-            raise UserError("pairs: rank is free")
-        return self.rank * geometry.layers * 4 * geometry.hidden
-
-    def isorank(self, rank: int) -> Self:
-        return self.model_copy(update={"rank": rank})
-
-    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        smallest = self.isorank(1).count(geometry)
-        if smallest > budget:
-            raise too_small(self.label, budget, smallest)
-        return self.isorank(nearest_rank(lambda rank: self.isorank(rank).count(geometry), budget))
-
-    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
-        return _Pairs(self, geometry, generator)
-
-    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
-        parametrisation = self.parametrise(backbone.geometry, generator)
-        return self.adapter(backbone, parametrisation, self.masks(generator), self.dropout_at)
+from methods.sizes import OneRank
 
 
 class _Pairs(Parametrisation):
     def __init__(self, method: Pairs, geometry: Geometry, generator: torch.Generator) -> None:
         super().__init__()
-        assert method.rank is not None
         self.method = method
         sites = [Site(layer, name) for layer in range(geometry.layers) for name in method.projections]
         self.down_of = {site: index for index, site in enumerate(sites)}
-        shape = (method.rank, geometry.hidden)
+        shape = (method.resolved_rank, geometry.hidden)
         self.downs = nn.ParameterList(torch.randn(shape, generator=generator) / 4 for _ in sites)
         self.ups = nn.ParameterList(torch.zeros(shape[::-1]) for _ in sites)
 
@@ -68,11 +31,44 @@ class _Pairs(Parametrisation):
         )
 
 
+class Pairs(OneRank, LowRankMethod):
+    """A pair for each query and value: as small as a plug-in can be."""
+
+    name: ClassVar[str] = "pairs"
+    projections: ClassVar[tuple[str, ...]] = ("query", "value")
+    adapter: ClassVar[type[LowRankAdapter]] = LowRankAdapter
+    parameters: ClassVar[type[_Pairs]] = _Pairs
+
+    def count_at(self, geometry: Geometry, rank: int) -> int:
+        return rank * geometry.layers * 4 * geometry.hidden
+
+    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
+        return self.parameters(self, geometry, generator)
+
+    def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
+        parametrisation = self.parametrise(backbone.geometry, generator)
+        return self.adapter(backbone, parametrisation, self.masks(generator), self.dropout_at)
+
+
+#: The check that catches a faulty method, and a pattern of its message.
+FAULTS: dict[type[Pairs], tuple[str, str]] = {}
+
+
+def fault(check: str, message: str) -> Callable[[type[Pairs]], type[Pairs]]:
+    def registered(method: type[Pairs]) -> type[Pairs]:
+        FAULTS[method] = (check, message)
+        return method
+
+    return registered
+
+
+@fault("sites", "accepts a backbone without value")
 class AcceptsAnyBackbone(Pairs):
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
         self.count(geometry)
 
 
+@fault("start", "outputs at the start: differs")
 class StartsOff(Pairs):
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         pairs = _Pairs(self, geometry, generator)
@@ -81,6 +77,7 @@ class StartsOff(Pairs):
         return pairs
 
 
+@fault("training", r"trains beside the adapter: .*query.*bias")
 class TrainsABias(Pairs):
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         adapter = super().put(backbone, generator)
@@ -90,29 +87,30 @@ class TrainsABias(Pairs):
         return adapter
 
 
+@fault("training", r"not among the module's own parameters: \['downs.0'")
 class KeepsItsParameters(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def register(self, parameters: nn.Module) -> None:
             pass
 
 
+@fault("training", r"no gradient in the second step: \['downs.0'\]")
 class HasADeadParameter(Pairs):
-    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
-        pairs = _Pairs(self, geometry, generator)
-        pairs.contract = (
-            lambda: Contracted(  # type: ignore[method-assign]
-                [pairs.downs[0].detach(), *pairs.downs[1:]], dict(zip(pairs.down_of, pairs.ups, strict=True))
+    class parameters(_Pairs):  # noqa: N801
+        def contract(self) -> Contracted:
+            return Contracted(
+                [self.downs[0].detach(), *self.downs[1:]], dict(zip(self.down_of, self.ups, strict=True))
             )
-        )
-        return pairs
 
 
+@fault("factors", "deltas.. of 0.query: differs")
 class WrongDelta(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def delta(self, site: Site) -> Tensor:
             return super().delta(site) * 1.001
 
 
+@fault("factors", "NotImplementedError")
 class RaisesAnotherError(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
@@ -126,12 +124,14 @@ class RaisesAnotherError(Pairs):
             return ((site, self.delta(site)) for site in self.bases)
 
 
+@fault("merge", "merged outputs in torch.float32: differs")
 class MergesNearly(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def deltas(self) -> Iterator[tuple[Site, Tensor]]:
             return ((site, delta * 1.01) for site, delta in super().deltas())
 
 
+@fault("merge", "unmerged in torch.float32: .* differs")
 class SubtractsToUnmerge(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def unmerge(self) -> None:
@@ -141,6 +141,7 @@ class SubtractsToUnmerge(Pairs):
                 self.bases[site].weight.data = weight
 
 
+@fault("detach", "fingerprint differs after detach")
 class LeavesAHook(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def detach(self) -> None:
@@ -148,6 +149,7 @@ class LeavesAHook(Pairs):
             super().detach()
 
 
+@fault("detach", "requires_grad differs after detach")
 class LeavesItFrozen(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def detach(self) -> None:
@@ -155,6 +157,7 @@ class LeavesItFrozen(Pairs):
             super().detach()
 
 
+@fault("transients", "tensors kept after a forward")
 class KeepsFactors(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def _drop(self) -> None:
@@ -162,6 +165,7 @@ class KeepsFactors(Pairs):
                 shared.forget()
 
 
+@fault("interruption", "tensors kept after a forward that raised")
 class DropsOnSuccessOnly(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def __init__(self, backbone: Backbone, *arguments: Any) -> None:
@@ -170,6 +174,7 @@ class DropsOnSuccessOnly(Pairs):
             self._hooks.append(backbone.module.register_forward_hook(lambda *_: self._drop()))
 
 
+@fault("hold", "tensors kept after hold")
 class HoldsForEver(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         @contextmanager
@@ -180,6 +185,7 @@ class HoldsForEver(Pairs):
             yield
 
 
+@fault("state", "a state with another name is not refused")
 class LoadsAnything(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         @torch.no_grad()
@@ -189,23 +195,27 @@ class LoadsAnything(Pairs):
                     parameter.copy_(state[name])
 
 
+@fault("state", "a state after its parameters have changed: .* differs")
 class SavesNoCopy(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def state(self) -> dict[str, Tensor]:
             return {name: parameter.detach() for name, parameter in self.named_parameters().items()}
 
 
+@fault("state", "does not hold each parameter once")
 class SavesHalf(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def state(self) -> dict[str, Tensor]:
             return {name: tensor for name, tensor in super().state().items() if "ups" in name}
 
 
+@fault("seeds", "moves the global random state of torch")
 class DrawsGlobally(Pairs):
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _Pairs(self, geometry, torch.Generator().manual_seed(int(torch.randint(99, ()))))
 
 
+@fault("seeds", "another seed gives the same start")
 class IgnoresTheSeed(Pairs):
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _Pairs(self, geometry, torch.Generator().manual_seed(0))
@@ -221,16 +231,17 @@ class _WrongGradient(torch.autograd.Function):
         return gradient * 1.1
 
 
+@fault("gradcheck", "gradients are wrong")
 class HasWrongGradients(Pairs):
-    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
-        pairs = _Pairs(self, geometry, generator)
-        pairs.contract = lambda: Contracted(  # type: ignore[method-assign]
-            [_WrongGradient.apply(down) for down in pairs.downs],
-            dict(zip(pairs.down_of, pairs.ups, strict=True)),
-        )
-        return pairs
+    class parameters(_Pairs):  # noqa: N801
+        def contract(self) -> Contracted:
+            return Contracted(
+                [_WrongGradient.apply(down) for down in self.downs],
+                dict(zip(self.down_of, self.ups, strict=True)),
+            )
 
 
+@fault("bfloat16", "would train .* in torch.bfloat16")
 class KeepsBfloat16(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def __init__(self, backbone: Backbone, *arguments: Any) -> None:
@@ -239,6 +250,7 @@ class KeepsBfloat16(Pairs):
                 self.parametrisation.to(torch.bfloat16)
 
 
+@fault("bfloat16", "outputs under bf16 autocast are off by")
 class AdaptsInFloat32Only(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def _distribute(self, contracted: Contracted) -> None:
@@ -247,13 +259,13 @@ class AdaptsInFloat32Only(Pairs):
             super()._distribute(contracted)
 
 
+@fault("checkpointing", "CheckpointError")
 class RecordsTheContractionAgain(Pairs):
-    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
-        pairs = _Pairs(self, geometry, generator)
-        pairs.contract = lambda: Contracted(  # type: ignore[method-assign]
-            [down.sin() for down in pairs.downs], dict(zip(pairs.down_of, pairs.ups, strict=True))
-        )
-        return pairs
+    class parameters(_Pairs):  # noqa: N801
+        def contract(self) -> Contracted:
+            return Contracted(
+                [down.sin() for down in self.downs], dict(zip(self.down_of, self.ups, strict=True))
+            )
 
     class adapter(LowRankAdapter):  # noqa: N801
         def recontract(self) -> None:
@@ -261,12 +273,14 @@ class RecordsTheContractionAgain(Pairs):
             torch.autograd.Variable._execution_engine.queue_callback(self._drop)
 
 
+@fault("dropout", "dropout does nothing in training mode")
 class NeverDrops(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def __init__(self, backbone: Backbone, parametrisation: Parametrisation, *_: Any) -> None:
             super().__init__(backbone, parametrisation)
 
 
+@fault("dropout", "changes the outputs in eval mode")
 class AlwaysDrops(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def __init__(self, *arguments: Any) -> None:
@@ -284,6 +298,7 @@ class _RunningOn(Masks):
         return x * mask / (1 - self.probability)
 
 
+@fault("checkpointing", "checkpointed: gradient of .*: differs")
 class DropsAnewWhenRecomputed(Pairs):
     def masks(self, generator: torch.Generator) -> Masks | None:
         return _RunningOn(self.dropout, 0) if self.dropout else None
@@ -294,20 +309,24 @@ class _Global(Masks):
         return nn.functional.dropout(x, self.probability)
 
 
+@fault("streams", "draws from torch's global stream")
 class DropsFromTheBackbonesStream(Pairs):
     def masks(self, generator: torch.Generator) -> Masks | None:
         return _Global(self.dropout, 0) if self.dropout else None
 
 
+@fault("streams", "draws nothing, though shifts_dropout says: it draws noise")
 class ShiftsNothingAsItSays(Pairs):
     shifts_dropout: ClassVar[str] = "it draws noise"
 
 
+@fault("scale", "delta of .* at twice the scale: differs")
 class IgnoresTheScale(Pairs):
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
         return _Pairs(self.model_copy(update={"scale": 1.0}), geometry, generator)
 
 
+@fault("scale", "factors.. of .* at twice the scale: differs")
 class ForgetsTheScaleInItsFactors(Pairs):
     class adapter(LowRankAdapter):  # noqa: N801
         def factors(self) -> dict[Site, tuple[Tensor, Tensor]]:
@@ -321,46 +340,69 @@ class ForgetsTheScaleInItsFactors(Pairs):
             return ((site, up @ down) for site, (down, up) in super().factors().items())
 
 
+@fault("compiled", "compiled outputs, step 0: differs")
 class DiffersWhenCompiled(Pairs):
-    def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
-        pairs = _Pairs(self, geometry, generator)
-        pairs.contract = lambda: Contracted(  # type: ignore[method-assign]
-            [down * (1.5 if torch.compiler.is_compiling() else 1.0) for down in pairs.downs],
-            dict(zip(pairs.down_of, pairs.ups, strict=True)),
-        )
-        return pairs
+    class parameters(_Pairs):  # noqa: N801
+        def contract(self) -> Contracted:
+            return Contracted(
+                [down * (1.5 if torch.compiler.is_compiling() else 1.0) for down in self.downs],
+                dict(zip(self.down_of, self.ups, strict=True)),
+            )
 
 
-FAULTS = {
-    AcceptsAnyBackbone: ("sites", "accepts a backbone without value"),
-    StartsOff: ("start", "outputs at the start: differs"),
-    TrainsABias: ("training", r"trains beside the adapter: .*query.*bias"),
-    KeepsItsParameters: ("training", r"not among the module's own parameters: \['downs.0'"),
-    HasADeadParameter: ("training", r"no gradient in the second step: \['downs.0'\]"),
-    WrongDelta: ("factors", "deltas.. of 0.query: differs"),
-    RaisesAnotherError: ("factors", "NotImplementedError"),
-    MergesNearly: ("merge", "merged outputs in torch.float32: differs"),
-    SubtractsToUnmerge: ("merge", "unmerged in torch.float32: .* differs"),
-    LeavesAHook: ("detach", "fingerprint differs after detach"),
-    LeavesItFrozen: ("detach", "requires_grad differs after detach"),
-    KeepsFactors: ("transients", "tensors kept after a forward"),
-    DropsOnSuccessOnly: ("interruption", "tensors kept after a forward that raised"),
-    HoldsForEver: ("hold", "tensors kept after hold"),
-    LoadsAnything: ("state", "a state with another name is not refused"),
-    SavesNoCopy: ("state", "a state after its parameters have changed: .* differs"),
-    SavesHalf: ("state", "does not hold each parameter once"),
-    DrawsGlobally: ("seeds", "moves the global random state of torch"),
-    IgnoresTheSeed: ("seeds", "another seed gives the same start"),
-    HasWrongGradients: ("gradcheck", "gradients are wrong"),
-    KeepsBfloat16: ("bfloat16", "would train .* in torch.bfloat16"),
-    AdaptsInFloat32Only: ("bfloat16", "outputs under bf16 autocast are off by"),
-    RecordsTheContractionAgain: ("checkpointing", "CheckpointError"),
-    NeverDrops: ("dropout", "dropout does nothing in training mode"),
-    AlwaysDrops: ("dropout", "changes the outputs in eval mode"),
-    DropsAnewWhenRecomputed: ("checkpointing", "checkpointed: gradient of .*: differs"),
-    DropsFromTheBackbonesStream: ("streams", "draws from torch's global stream"),
-    ShiftsNothingAsItSays: ("streams", "draws nothing, though shifts_dropout says: it draws noise"),
-    IgnoresTheScale: ("scale", "delta of .* at twice the scale: differs"),
-    ForgetsTheScaleInItsFactors: ("scale", "factors.. of .* at twice the scale: differs"),
-    DiffersWhenCompiled: ("compiled", "compiled outputs, step 0: differs"),
-}
+@fault("identity", "identity names 'another'")
+class ForgetsItsRank(Pairs):
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "method": "another"}
+
+
+@fault("count", "the formula counts")
+class CountsTooFew(Pairs):
+    def count(self, geometry: Geometry) -> int:
+        return super().count(geometry) - 1
+
+
+@fault("isorank", r"isorank\(3\) has ranks \(2,\)")
+class IgnoresTheRank(Pairs):
+    def isorank(self, rank: int) -> Self:
+        return super().isorank(min(rank, 2))
+
+
+@fault("isorank", "isorank of a method with scale=0.5 gives one with scale=1.0")
+class ForgetsItsOptions(Pairs):
+    def isorank(self, rank: int) -> Self:
+        return type(self)(rank=rank)
+
+
+@fault("fit", "fit of a method with scale=0.5 gives one with scale=1.0")
+class ForgetsThemInAFit(Pairs):
+    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
+        return type(self)(rank=super().fit(geometry, budget).rank, dropout=self.dropout)
+
+
+@fault("isorank", r"with_size\(\(2,\)\) has ranks \(3,\)")
+class HasAnotherSize(Pairs):
+    def with_size(self, ranks: Sequence[int]) -> Self:
+        return self.isorank(ranks[0] + 1)
+
+
+@fault("isorank", "rank_names has 2 entries for 1 ranks")
+class NamesTwoRanks(Pairs):
+    rank_names: ClassVar[tuple[str, ...]] = ("down", "up")  # type: ignore[assignment]
+
+
+@fault("isorank", "rank_limits has 0 entries for 1 ranks")
+class HasNoLimits(Pairs):
+    def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
+        return ()
+
+
+@fault("identity", "idle names scale, yet scale=0.5 changes the outputs")
+class ScalesWhatItCallsIdle(Pairs):
+    idle: ClassVar[frozenset[str]] = frozenset({"scale"})  # type: ignore[assignment]
+
+
+@fault("fit", "but rank")
+class StaysBelow(Pairs):
+    def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
+        return self.isorank(max(budget // self.isorank(1).count(geometry), 1))

@@ -12,10 +12,7 @@ from bench.conformance import BACKBONES, CHECKS, DECODERS, run_checks
 from methods.backbone import Geometry, Site
 from methods.errors import NotLowRank, UserError
 
-from . import faulty, faulty_sizes
-from .faulty import DiffersWhenCompiled, Pairs, RaisesAnotherError
-
-FAULTS = faulty_sizes.FAULTS | faulty.FAULTS
+from .faulty import FAULTS, DiffersWhenCompiled, Pairs, RaisesAnotherError
 
 
 def test_a_method_of_a_plug_in_passes() -> None:
