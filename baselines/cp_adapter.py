@@ -22,8 +22,8 @@ def modes_of(size: int) -> tuple[int, ...]:
     """Two modes of the smallest sum, ascending: 32 and 64 for 2,048, as published. A prime size is (1,
     size).
     """
-    found = balanced(size, MODES)
-    return (1,) * (MODES - len(found)) + found
+    modes = balanced(size, MODES)
+    return (1,) * (MODES - len(modes)) + modes
 
 
 class CPAdapter(OneRank, Targeted, LowRankMethod):
@@ -67,7 +67,8 @@ class _Components(OwnPairs):
     def contract(self) -> Contracted:
         downs, ups = {}, {}
         for name, weights in self.weights.items():
-            one, two, three, four = (F.normalize(factor, dim=1) for factor in self.factors[name].parameters())
-            downs[name] = khatri_rao(one, two).mT
-            ups[name] = khatri_rao(three, four) * (weights * self.scale)
+            units = (F.normalize(factor, dim=1) for factor in self.factors[name].parameters())
+            first, second, third, fourth = units
+            downs[name] = khatri_rao(first, second).mT
+            ups[name] = khatri_rao(third, fourth) * (weights * self.scale)
         return self.contracted(downs, ups)

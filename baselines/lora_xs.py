@@ -101,8 +101,8 @@ class _Cores(OwnPairs):
         rank = self.cores.shape[-1]
         for index, weight in enumerate(weights):
             matrix = weight.detach().double().cpu().numpy()
-            found = randomized_svd(matrix, rank, n_iter=ITERATIONS, random_state=SVD_SEED)
-            u, s, vh = map(torch.from_numpy, found)
+            decomposition = randomized_svd(matrix, rank, n_iter=ITERATIONS, random_state=SVD_SEED)
+            u, s, vh = map(torch.from_numpy, decomposition)
             self.get_buffer(f"A{index}").copy_(s[:, None] * vh)
             self.get_buffer(f"B{index}").copy_(u)
 

@@ -53,8 +53,8 @@ class LoRETTAAdapter(OneRank):
     def count_at(self, geometry: Geometry, rank: int) -> int:
         """2·L · (2 · Σ r₋·n·r₊ + width + d)."""
         modes = loretta_modes(geometry.hidden, self.width)
-        one = 2 * train_count(modes, rank) + self.width + geometry.hidden
-        return len(self.projections) * geometry.layers * one
+        per_site = 2 * train_count(modes, rank) + self.width + geometry.hidden
+        return len(self.projections) * geometry.layers * per_site
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
         """The rank with which a matrix can be written."""

@@ -85,12 +85,12 @@ class _AttentionTensor(Parametrisation):
         self.down_of = {site: int(site in self.split_inputs) for site in sites}
 
     def contract(self) -> Contracted:
-        whole, channels, heads, layers, projections = self.tensor.factors
+        undivided, channels, heads, layers, projections = self.tensor.factors
         split = khatri_rao(heads, channels)
         # A site is a layer and a projection, and has the row of both of them as its diagonal.
         diagonals = (khatri_rao(layers, projections) * self.scale).unsqueeze(1)
         return Contracted(
-            [whole.T, split.T],
-            {site: whole if site in self.split_inputs else split for site in self.down_of},
+            [undivided.T, split.T],
+            {site: undivided if site in self.split_inputs else split for site in self.down_of},
             middles=dict(zip(self.down_of, map(Diagonal, diagonals.unbind()), strict=True)),
         )

@@ -170,8 +170,8 @@ class PeftMethod(OneRank):
         except ValueError as error:
             raise UserError(f"{self.title}: config should hold what JSON can hold: {error}") from error
         shapes = (dataclasses.replace(geometry, layers=layers) for layers in (1, 2))
-        one, two = (count_built(type(self), options, shape) for shape in shapes)
-        return one + (geometry.layers - 1) * (two - one)
+        single, double = (count_built(type(self), options, shape) for shape in shapes)
+        return single + (geometry.layers - 1) * (double - single)
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> PeftAdapter:
         return self.adapter_class(backbone, self.projections, self.peft_config, generator)

@@ -86,9 +86,9 @@ def trac_cores(size: int, *, output: bool) -> TRACCores:
     that is not above (our rule; below all of them the smallest entry's). A prime size is all in the last
     mode.
     """
-    _, inner = TRAC[max([known for known in TRAC if known <= size], default=min(TRAC))]
-    found = balanced(size, TRAC_MODES)
-    modes = TRAC[size][0] if size in TRAC else (1,) * (TRAC_MODES - len(found)) + found
+    _, inner = TRAC[max([entry for entry in TRAC if entry <= size], default=min(TRAC))]
+    factors = balanced(size, TRAC_MODES)
+    modes = TRAC[size][0] if size in TRAC else (1,) * (TRAC_MODES - len(factors)) + factors
     return TRACCores(modes, tuple(TRAC_WIDER * rank for rank in inner) if output else inner)
 
 

@@ -147,8 +147,8 @@ class Adapter(ABC):
         yield
 
     @contextmanager
-    def part(self, start: int, stop: int, whole: int) -> Iterator[None]:
-        """Says that a forward inside is of the examples `start` to `stop` of a batch of `whole`, in order.
+    def part(self, start: int, stop: int, total: int) -> Iterator[None]:
+        """Says that a forward inside is of the examples `start` to `stop` of a batch of `total`, in order.
 
         An adapter that drops entries by a stream of its own drops those that it would of the whole batch.
         """

@@ -88,9 +88,9 @@ def _move(adapter: Adapter) -> None:
 
 def _mixes_examples(backbone: SkeletonBackbone, x: Tensor) -> bool:
     """Whether an example is answered otherwise beside other ones, and not because something is drawn."""
-    first, again = backbone.module(x)[:1], backbone.module(x)[:1]
+    first, second = backbone.module(x)[:1], backbone.module(x)[:1]
     beside_others = backbone.module(torch.cat([x[:1], -x[1:]]))[:1]
-    return _same(first, again) and not _same(first, beside_others)
+    return _same(first, second) and not _same(first, beside_others)
 
 
 def _is_low_rank(adapter: Adapter) -> bool:
@@ -107,14 +107,14 @@ def _moves_biases(adapter: Adapter) -> bool:
 
 
 def _merges(adapter: Adapter, backbone: SkeletonBackbone, x: Tensor) -> bool:
-    wanted = backbone.module(x)
+    expected = backbone.module(x)
     try:
         adapter.merge()
     except UserError:
         return False
-    return _same(backbone.module(x), wanted)
+    return _same(backbone.module(x), expected)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _same(first: Tensor, second: Tensor) -> bool:
     """Up to what rounding leaves."""
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+    return torch.allclose(first, second, rtol=1e-4, atol=1e-5)

@@ -49,24 +49,24 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = SHOWN // 4
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 4 * SHOWN
 
 
-def near_names(name: str, known: Iterable[str], at_most: int = 1) -> list[str]:
+def near_names(name: str, names: Iterable[str], at_most: int = 1) -> list[str]:
     """The known names that look most like `name`, the likest first; none where none does."""
-    return get_close_matches(name[:SHOWN], list(known), n=at_most, cutoff=ALIKE)
+    return get_close_matches(name[:SHOWN], list(names), n=at_most, cutoff=ALIKE)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The question whether the nearest known name was meant; empty where none is near."""
-    return "".join(f"did you mean '{near}'?" for near in near_names(name, known))
+    return "".join(f"did you mean '{near}'?" for near in near_names(name, names))
 
 
 class UnknownNameError(UserError):
     """A name that is not registered, with the nearest known one."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        self.kind, self.name, self.known = kind, name, sorted(known)
+    def __init__(self, kind: str, name: str, names: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(names)
         hint = did_you_mean(name, self.known)
-        told = f"{hint} known" if hint else "known"
-        super().__init__(f"unknown {kind} '{cut(str(name))}': {told} are {', '.join(self.known)}")
+        prefix = f"{hint} known" if hint else "known"
+        super().__init__(f"unknown {kind} '{cut(str(name))}': {prefix} are {', '.join(self.known)}")
 
 
 def too_small(label: str, budget: int, smallest: int, when: str = " with every rank 1") -> UserError:

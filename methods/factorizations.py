@@ -158,11 +158,11 @@ class TensorTrain:
         return TTTensor(cores, shape=tuple(_chain(shape)), rank=(1, *ranks, 1))
 
     def contract(self, tensors: Sequence[FactorizedTensor]) -> tuple[Tensor, Tensor]:
-        first, *others = (
+        first, *rest_cores = (
             _stack([tensor.factors[mode] for tensor in tensors]) for mode in range(tensors[0].order)
         )
-        rest = others[-1].squeeze(-1)
-        for core in reversed(others[:-1]):
+        rest = rest_cores[-1].squeeze(-1)
+        for core in reversed(rest_cores[:-1]):
             product = core.flatten(1, 2) @ rest.flatten(2)
             rest = product.unflatten(1, core.shape[1:3]).unflatten(-1, rest.shape[2:])
         # From (T, r, layer, ..., output) to (T, output, ..., layer, r).

@@ -106,11 +106,11 @@ class Registry:
             points = self._plugin_points().get(name)
             if not points:
                 raise
-            told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             blamed = f"{self.kind} '{name}' of the plug-in '{_package(points[0])}': "
-            if told.startswith(blamed):
+            if message.startswith(blamed):
                 raise
-            raise UserError(blamed + told.removeprefix(f"{self.kind} '{name}': ")) from error
+            raise UserError(blamed + message.removeprefix(f"{self.kind} '{name}': ")) from error
 
 
 def _package(point: EntryPoint) -> str:

@@ -50,8 +50,8 @@ def tucker_ranks(
     cap = max(size for mode, size in sizes.items() if mode in ("head", "projection", "layer"))
 
     def ranks(wide: int, narrow: int) -> tuple[int, ...]:
-        given = {"input": wide, "output": narrow, "head_size": narrow}
-        return tuple(given.get(mode) or min(size, cap) for mode, size in sizes.items())
+        free_ranks = {"input": wide, "output": narrow, "head_size": narrow}
+        return tuple(free_ranks.get(mode) or min(size, cap) for mode, size in sizes.items())
 
     def count_pair(wide: int, narrow: int) -> int:
         return count(ranks(wide, narrow))

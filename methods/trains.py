@@ -21,7 +21,7 @@ def balanced(size: int, modes: int) -> tuple[int, ...]:
     Of equal sums it is the one whose largest number is the smallest. A prime has one mode, itself: nothing is
     saved there.
     """
-    return min(factorisations(size, modes), key=lambda found: (sum(found), found[::-1]))
+    return min(factorisations(size, modes), key=lambda factors: (sum(factors), factors[::-1]))
 
 
 def factorisations(size: int, most: int, low: int = 2) -> Iterator[tuple[int, ...]]:

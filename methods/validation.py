@@ -149,22 +149,23 @@ def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """What is wrong with the values of a model, field by field, and how many more fields are."""
     problems = error.errors()
     # A list of which an item is wrong is to pydantic also too short: only the item is news.
-    told = [
+    problems = [
         problem
         for problem in problems
         if problem["type"] != "too_short"
         or not any(_inside(other["loc"], problem["loc"]) for other in problems)
     ]
-    lines = [_explain(problem, model) for problem in told[:MOST_TOLD]]
-    return lines + ([f"and {len(told) - MOST_TOLD:,} more such fields"] if len(told) > MOST_TOLD else [])
+    lines = [_explain(problem, model) for problem in problems[:MOST_TOLD]]
+    more = len(problems) - MOST_TOLD
+    return lines + ([f"and {more:,} more such fields"] if more > 0 else [])
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
     field = ".".join(cut(str(part)) for part in problem["loc"] if not _is_tag(part))
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
-        known = _fields_beside(problem["loc"], model)
-        parts = [did_you_mean(name, known), f"accepted are {', '.join(known)}" if known else ""]
+        accepted = _fields_beside(problem["loc"], model)
+        parts = [did_you_mean(name, accepted), f"accepted are {', '.join(accepted)}" if accepted else ""]
         return "; ".join([f"unknown field '{field}'", *filter(None, parts)])
     message = cut(_message(problem), MOST_SAID)
     if problem["type"] == "literal_error":

@@ -60,7 +60,7 @@ def _check(
 ) -> list[Finding]:
     with undisturbed():
         info, backbone = described(), loaded()
-        found = [
+        findings = [
             judge("described", lambda: _described(name, info, described(), backbone)),
             judge("loaded again", lambda: _loaded_again(loaded(), backbone)),
             judge("frozen", lambda: _frozen(backbone)),
@@ -68,33 +68,33 @@ def _check(
         ]
         tokenizer: list[Any] = []
         if isinstance(info.input, TextInput):
-            found.append(judge("tokenizer", partial(_tokenizer, info.input, tokenizer)))
+            findings.append(judge("tokenizer", partial(_tokenizer, info.input, tokenizer)))
             if not tokenizer:
-                return found
+                return findings
         subjects = [LoadedSubject(method, info.kind, backbone, *tokenizer) for method in methods]
-        found.append(judge("sites", lambda: _sites(subjects[0])))
-        found.append(judge("forward", lambda: _forward(subjects[0])))
-        found += [
+        findings.append(judge("sites", lambda: _sites(subjects[0])))
+        findings.append(judge("forward", lambda: _forward(subjects[0])))
+        findings += [
             judge(f"{subject.method.title}: {check}", partial(CHECKS[check].run, subject))
             for subject in subjects
             for check in ASKED
         ]
-    return found
+    return findings
 
 
-def _described(name: str, info: BackboneInfo, again: BackboneInfo, backbone: LoadedBackbone) -> str:
+def _described(name: str, info: BackboneInfo, second: BackboneInfo, backbone: LoadedBackbone) -> str:
     """`describe` says the same every time, and what `load` gives is what it says."""
     expect(info.name == name, f"describe() calls it '{info.name}', it is registered as '{name}'")
-    expect(again == info, "asked twice, describe() says something else")
+    expect(second == info, "asked twice, describe() says something else")
     expect(backbone.info == info, "load() gives a backbone with another description than describe()")
     # Whether every site is a Linear of the described shape was asked when it was loaded.
     sites = len(info.geometry.sites(info.projections))
     return f"{info.kind}, {info.geometry}, {sites} sites: {', '.join(info.projections)}"
 
 
-def _loaded_again(again: LoadedBackbone, backbone: LoadedBackbone) -> None:
+def _loaded_again(second: LoadedBackbone, backbone: LoadedBackbone) -> None:
     """The weights are the same at every load."""
-    expect(again.fingerprint() == backbone.fingerprint(), "loaded twice, its weights are others")
+    expect(second.fingerprint() == backbone.fingerprint(), "loaded twice, its weights are others")
 
 
 def _frozen(backbone: LoadedBackbone) -> str:
@@ -133,11 +133,11 @@ def _head(backbone: LoadedBackbone) -> None:
     expect(backbone.fingerprint() == before, "making a head changes the encoder")
 
 
-def _tokenizer(wanted: TextInput, found: list[Any]) -> None:
+def _tokenizer(text_input: TextInput, loaded: list[Any]) -> None:
     """The tokenizer loads and can pad; it goes into `found`."""
-    tokenizer = wanted.load_tokenizer()
+    tokenizer = text_input.load_tokenizer()
     expect(tokenizer.pad_token_id is not None, "it has no padding token, so that texts cannot be batched")
-    found.append(tokenizer)
+    loaded.append(tokenizer)
 
 
 def _sites(subject: LoadedSubject) -> str:
@@ -164,8 +164,9 @@ def _forward(subject: LoadedSubject) -> None:
     expect(bool(torch.isfinite(logits).all()), "logits are not finite")
     expect(torch.equal(outputs(backbone, batch), logits), "in eval mode, two forwards differ")
     features = backbone.module.pool(backbone.module.encoder, **batch)
-    wanted = (shape[0], backbone.geometry.hidden)
-    expect(tuple(features.shape) == wanted, f"features have the shape {tuple(features.shape)}, not {wanted}")
+    expected = (shape[0], backbone.geometry.hidden)
+    actual = tuple(features.shape)
+    expect(actual == expected, f"features have the shape {actual}, not {expected}")
     backbone.module.train()
     backbone.module(**batch)
     expect_equal(snapshot(backbone), before, "after a forward in training")

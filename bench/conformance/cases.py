@@ -73,9 +73,9 @@ def conformance_cases(
     kinds = BACKBONES if backbones is None else backbones
     return [
         Case(_sized(template), kind, check.name)
-        for templates, asked in ((presets, kinds), (varied, kinds[:1]))
+        for templates, on_kinds in ((presets, kinds), (varied, kinds[:1]))
         for template in templates
-        for kind in asked
+        for kind in on_kinds
         for check in chosen
         if (check.on_each or kind == kinds[0]) and not (check.slow and templates is varied)
     ] + [
@@ -110,22 +110,22 @@ def variations(presets: Sequence[Method]) -> list[Method]:
         except (UserError, ValueError):
             continue
         # An option that means nothing here, and that the identity therefore fixes, would show no pair.
-        told = {name: type(base).model_fields[name].default for name in options} | method.identity()
-        if all(told[name] == value for name, value in zip(options, values, strict=True)):
+        shown_values = {name: type(base).model_fields[name].default for name in options} | method.identity()
+        if all(shown_values[name] == value for name, value in zip(options, values, strict=True)):
             built[values] = method
     uncovered = {pair for values in built for pair in _pairs(values)}
-    known = {_key(preset) for preset in presets}
+    keys = {_key(preset) for preset in presets}
     for preset in presets:
         shown = tuple(getattr(preset, name) for name in options)
         uncovered -= set(_pairs(shown)) if shown in built else set()
-    found = []
+    methods = []
     while uncovered:
         values = max(built, key=lambda values: sum(pair in uncovered for pair in _pairs(values)))
         uncovered -= set(_pairs(values))
-        if _key(built[values]) not in known:
-            known.add(_key(built[values]))
-            found.append(built[values])
-    return found
+        if _key(built[values]) not in keys:
+            keys.add(_key(built[values]))
+            methods.append(built[values])
+    return methods
 
 
 def _values(field: Any) -> tuple[Any, ...]:
@@ -160,9 +160,9 @@ def check_case(case: Case) -> str:
 def run_case(case: Case) -> CheckResult:
     """Runs one case and says what came of it; raises nothing that the method raised."""
     began = time.perf_counter()
-    found = judge(case.check, lambda: check_case(case))
+    finding = judge(case.check, lambda: check_case(case))
     seconds = time.perf_counter() - began
-    return CheckResult(case.method.label, case.backbone, case.check, found.status, found.message, seconds)
+    return CheckResult(case.method.label, case.backbone, case.check, finding.status, finding.message, seconds)
 
 
 def run_checks(

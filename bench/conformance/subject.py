@@ -61,25 +61,26 @@ def expect(condition: bool, message: str) -> None:
         raise CheckFailed(message)
 
 
-def expect_close(actual: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
+def expect_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     """The largest difference, relative to the largest entry where that is above one."""
-    expect(actual.shape == wanted.shape, f"{what}: shape {tuple(actual.shape)}, not {tuple(wanted.shape)}")
-    actual, wanted = actual.detach(), wanted.detach()
+    shapes = tuple(actual.shape), tuple(expected.shape)
+    expect(shapes[0] == shapes[1], f"{what}: shape {shapes[0]}, not {shapes[1]}")
+    actual, expected = actual.detach(), expected.detach()
     expect(bool(torch.isfinite(actual).all()), f"{what}: not finite")
     if actual.numel():
-        error = float((actual - wanted).abs().max() / wanted.abs().max().clamp(min=1))
+        error = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1))
         expect(error <= tolerance, f"{what}: differs by {error:.1e}, more than {tolerance:.0e}")
 
 
-def expect_equal(actual: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+def expect_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Bit for bit."""
-    expect(list(actual) == list(wanted), f"{what}: names differ: {sorted(set(actual) ^ set(wanted))[:4]}")
-    for name, tensor in wanted.items():
+    expect(list(actual) == list(expected), f"{what}: names differ: {sorted(set(actual) ^ set(expected))[:4]}")
+    for name, tensor in expected.items():
         expect(same_bits(actual[name], tensor), f"{what}: {name} differs")
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and torch.equal(first, second)
 
 
 def tiny(kind: BackboneKind, geometry: Geometry | None = None) -> RandomBackbone:
@@ -183,14 +184,15 @@ class LoadedSubject(Subject):
     def batch(self, dtype: torch.dtype = torch.float32, seed: int = 4) -> dict[str, Tensor]:
         """Three examples, images of noise or texts of numbers; the last text is padded."""
         draws = torch.Generator().manual_seed(seed)
-        wanted = self.loaded.info.input
-        if isinstance(wanted, ImageInput):
-            return {"pixel_values": torch.randn(3, 3, wanted.size, wanted.size, generator=draws).to(dtype)}
+        model_input = self.loaded.info.input
+        if isinstance(model_input, ImageInput):
+            shape = (3, 3, model_input.size, model_input.size)
+            return {"pixel_values": torch.randn(shape, generator=draws).to(dtype)}
         numbers = torch.randint(1000, 9999, (3, 4), generator=draws).tolist()
         numbers[2] = numbers[2][:1]
         texts = [" ".join(map(str, row)) for row in numbers]
         encoded = self.tokenizer(
-            texts, padding=True, return_tensors="pt", truncation=True, max_length=wanted.max_tokens
+            texts, padding=True, return_tensors="pt", truncation=True, max_length=model_input.max_tokens
         )
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
@@ -227,14 +229,14 @@ def gradients(adapter: Adapter, backbone: LoadedBackbone, logits: Tensor) -> Gra
     """Of the loss, for adapter and head; left in no `.grad`."""
     parameters = trained(adapter, backbone)
     loss(logits).backward()
-    found = {name: parameter.grad for name, parameter in parameters.items()}
+    collected = {name: parameter.grad for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
-    return found
+    return collected
 
 
-def expect_same_gradients(actual: Gradients, wanted: Gradients, tolerance: float, what: str) -> None:
-    for name, gradient in wanted.items():
+def expect_same_gradients(actual: Gradients, expected: Gradients, tolerance: float, what: str) -> None:
+    for name, gradient in expected.items():
         other = actual[name]
         if gradient is None or other is None:
             expect(

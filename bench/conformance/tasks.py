@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,9 @@ def check_task(name: str) -> list[Finding]:
             return f"{len(numbers):,} targets from {min(numbers):g} to {max(numbers):g}"
         if task.target == "generation":
             return f"{len(labels):,} answers"
-        found = Counter(one for label in labels for one in (label if isinstance(label, tuple) else (label,)))
-        return ", ".join(f"{found[label]:,} {called}" for label, called in enumerate(task.classes))
+        lists = (label if isinstance(label, tuple) else (label,) for label in labels)
+        counts = Counter(chain.from_iterable(lists))
+        return ", ".join(f"{counts[label]:,} {called}" for label, called in enumerate(task.classes))
 
     return [
         judge("data_hash", data_hash),
@@ -68,27 +70,27 @@ def _read(task: Task) -> _Read:
 
 
 def _read_again(task: Task, read: list[_Read]) -> None:
-    known = _first(read)
+    first = _first(read)
     later = _read(task)
-    expect(known.exact == later.exact, "read twice, the inputs differ, or their order does")
+    expect(first.exact == later.exact, "read twice, the inputs differ, or their order does")
     for what in ("ids", "labels", "groups", "splits"):
-        one, other = (getattr(each.examples, what) for each in (known, later))
-        expect(_listed(one) == _listed(other), f"read twice, the {what} differ, or their order does")
+        before, after = (getattr(each.examples, what) for each in (first, later))
+        expect(_listed(before) == _listed(after), f"read twice, the {what} differ, or their order does")
 
 
 def _splits(task: Task, read: list[_Read]) -> str:
-    known = _first(read)
-    of = known.examples
-    dealt = deal(task, of.labels, of.ids, known.contents, of.groups, of.splits)
+    first = _first(read)
+    examples = first.examples
+    dealt = deal(task, examples.labels, examples.ids, first.contents, examples.groups, examples.splits)
     sizes = {split: len(chosen) for split, chosen in dealt.items()}
-    found = tuple(sizes.values())
-    expect(task.sizes in (None, found), f"`sizes` says {task.sizes}, but the splits have {found}")
-    told = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
-    first = first_places(known.contents)
-    if repeated := int(np.isin(first[dealt["test"]], first[dealt["train"]]).sum()):
-        told += f"; {repeated:,} of test are also in train"
-    dropped = len(of.ids) - sum(found)
-    return told + (f"; {dropped:,} duplicates with other labels are left out" if dropped else "")
+    counts = tuple(sizes.values())
+    expect(task.sizes in (None, counts), f"`sizes` says {task.sizes}, but the splits have {counts}")
+    summary = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    places = first_places(first.contents)
+    if repeated := int(np.isin(places[dealt["test"]], places[dealt["train"]]).sum()):
+        summary += f"; {repeated:,} of test are also in train"
+    dropped = len(examples.ids) - sum(counts)
+    return summary + (f"; {dropped:,} duplicates with other labels are left out" if dropped else "")
 
 
 def _first(read: list[_Read]) -> _Read:

@@ -138,11 +138,11 @@ class LowRankAdapter(Adapter):
             self._drop()
 
     @contextmanager
-    def part(self, start: int, stop: int, whole: int) -> Iterator[None]:
-        if self.masks is None or stop - start == whole:
+    def part(self, start: int, stop: int, total: int) -> Iterator[None]:
+        if self.masks is None or stop - start == total:
             yield
             return
-        self.masks.part = Part(start, stop, whole)
+        self.masks.part = Part(start, stop, total)
         try:
             yield
         finally:
@@ -227,7 +227,8 @@ def _by_input(sites: dict[Site, int]) -> list[list[Site]]:
     """The sites in groups that read one activation."""
     groups: dict[tuple[int, object], list[Site]] = {}
     for site in sites:
-        source = next((one for one in (SHARED_INPUT, GATED_INPUT) if site.projection in one), site.projection)
+        sharing = (group for group in (SHARED_INPUT, GATED_INPUT) if site.projection in group)
+        source = next(sharing, site.projection)
         groups.setdefault((site.layer, source), []).append(site)
     return list(groups.values())
 

@@ -64,13 +64,13 @@ class Cuts(Frozen):
         """
         gap = (self.last - self.first) / (self.times - 1) if self.times > 1 else 0.0
         shares = (self.last - gap * i for i in reversed(range(self.times)))
-        found = tuple(round(share * steps) for share in shares)
-        if not all(one < other for one, other in itertools.pairwise((0, *found, steps))):
+        places = tuple(round(share * steps) for share in shares)
+        if not all(first < second for first, second in itertools.pairwise((0, *places, steps))):
             raise UserError(
-                f"cuts: {self} would come after the steps {shown(list(found))} of {steps}; each should come "
+                f"cuts: {self} would come after the steps {shown(list(places))} of {steps}; each should come "
                 "after another one, from the first to the last but one: train longer, or cut less often"
             )
-        return found
+        return places
 
     def budgets(self, peak: int, final: int) -> tuple[int, ...]:
         """The most parameters that each cut may leave."""
@@ -85,23 +85,23 @@ class Cuts(Frozen):
         None is above its limit, and one at least is above what it is in `ranks`. Raises UserError where the
         limits allow none of that: there would be nothing to cut.
         """
-        most, found = self.start * count(ranks), ranks
-        while growing := [i for i, rank in enumerate(found) if rank < limits[i]]:
-            factor = min(Fraction(found[i] + 1, ranks[i]) for i in growing)
+        most, larger_ranks = self.start * count(ranks), ranks
+        while growing := [i for i, rank in enumerate(larger_ranks) if rank < limits[i]]:
+            factor = min(Fraction(larger_ranks[i] + 1, ranks[i]) for i in growing)
             larger = tuple(
                 max(now, min(limit, math.floor(factor * rank)))
-                for now, limit, rank in zip(found, limits, ranks, strict=True)
+                for now, limit, rank in zip(larger_ranks, limits, ranks, strict=True)
             )
-            if found != ranks and count(larger) > most:
+            if larger_ranks != ranks and count(larger) > most:
                 break
-            found = larger
-        if found == ranks:
+            larger_ranks = larger
+        if larger_ranks == ranks:
             raise UserError(
                 f"{label}: cuts: a training should start above the final budget, and no rank of "
                 f"{', '.join(map(str, ranks))} can be larger (limits are {', '.join(map(str, limits))}); "
                 "give a smaller budget, or no cuts"
             )
-        return found
+        return larger_ranks
 
 
 def kept_ranks(
@@ -231,11 +231,12 @@ class TuckerTensors(Cuttable):
         return tuple(self.tensors[0].core.shape)
 
     def shapes(self, ranks: Ranks) -> dict[nn.Parameter, tuple[int, ...]]:
-        found: dict[nn.Parameter, tuple[int, ...]] = {}
+        shapes: dict[nn.Parameter, Ranks] = {}
         for tensor in self.tensors:
-            found[tensor.core] = ranks
-            found |= {factor: (len(factor), rank) for factor, rank in zip(tensor.factors, ranks, strict=True)}
-        return found
+            shapes[tensor.core] = ranks
+            pairs = zip(tensor.factors, ranks, strict=True)
+            shapes |= {factor: (len(factor), rank) for factor, rank in pairs}
+        return shapes
 
     def ranks_of(self, shapes: Sequence[tuple[int, ...]]) -> Ranks | None:
         return shapes[0] if len(shapes[0]) == len(self.ranks) else None
@@ -282,11 +283,11 @@ class _OrthogonalTucker:
         self.vectors, self.values = [svd.U for svd in svds], [svd.S for svd in svds]
 
     def cut(self, ranks: Ranks) -> list[Change]:
-        core, core_axes, changes = self.core, {}, []
+        core, carried_coreaxes, changes = self.core, {}, []
         for mode, rank in enumerate(ranks):
             kept, size = self.vectors[mode][:, :rank], self.sizes[mode]
             core = _times(kept.T / size, core, mode)
-            core_axes[mode] = size * (torch.linalg.pinv(self.inside[mode]) @ kept).T
+            carried_coreaxes[mode] = size * (torch.linalg.pinv(self.inside[mode]) @ kept).T
             changes.append(
                 Change(
                     self.tensor.factors[mode],
@@ -294,7 +295,7 @@ class _OrthogonalTucker:
                     {1: kept.T @ self.inside[mode] / size},
                 )
             )
-        return [Change(self.tensor.core, core, core_axes), *changes]
+        return [Change(self.tensor.core, core, carried_coreaxes), *changes]
 
 
 class TrainCores(Cuttable):
@@ -337,25 +338,25 @@ class _OrthogonalTrain:
         #: The orthonormal cores from the left, and the rest (q, r) that each leaves at its bond.
         self.orthogonal, self.rests = [], [values[0].new_ones(1, 1)]
         for value in values:
-            whole = _times(self.rests[-1], value, 0)
-            basis, rest = torch.linalg.qr(whole.flatten(0, 1))
-            self.orthogonal.append(basis.unflatten(0, whole.shape[:2]))
+            carried_core = _times(self.rests[-1], value, 0)
+            basis, rest = torch.linalg.qr(carried_core.flatten(0, 1))
+            self.orthogonal.append(basis.unflatten(0, carried_core.shape[:2]))
             self.rests.append(rest)
         self.sizes = [_size(value, value.shape[0]) for value in values]
-        found, right = [], values[0].new_ones(1, 1)
+        reversed_values, right = [], values[0].new_ones(1, 1)
         for bond in range(len(values) - 1, 0, -1):
             right = torch.linalg.qr(_times(right.T, values[bond], 2).flatten(1).T).R.T
             singular = torch.linalg.svdvals(self.rests[bond] @ right)
-            found.append(_padded(singular, values[bond].shape[0]))
-        self.values = found[::-1]
+            reversed_values.append(_padded(singular, values[bond].shape[0]))
+        self.values = reversed_values[::-1]
 
     def cut(self, ranks: Ranks) -> list[Change]:
         """The first core carries the size of the tensor, the others keep their own."""
         changes: list[Change] = []
         carried = after = self.rests[0].new_ones(1, 1)
         for index in range(len(self.cores) - 1, 0, -1):
-            whole = _times(carried.T, self.orthogonal[index], 2) if changes else self._last()
-            u, s, vh = torch.linalg.svd(whole.flatten(1), full_matrices=False)
+            carried_core = _times(carried.T, self.orthogonal[index], 2) if changes else self._last()
+            u, s, vh = torch.linalg.svd(carried_core.flatten(1), full_matrices=False)
             rank, size, rest = ranks[index - 1], self.sizes[index], self.rests[index]
             u, s, vh = u[:, :rank], s[:rank], vh[:rank]
             carried = u * s / size
@@ -363,7 +364,7 @@ class _OrthogonalTrain:
             changes.append(
                 Change(
                     self.cores[index],
-                    size * vh.unflatten(1, whole.shape[1:]),
+                    size * vh.unflatten(1, carried_core.shape[1:]),
                     {0: before.T, 2: after},
                 )
             )
@@ -412,10 +413,10 @@ class Cutting:
         """Cuts where the step is one for it. A training that diverged has nothing to cut by, and goes on."""
         budget = self._due.pop(step, None)
         parameters = self.tensor.shapes(self.tensor.ranks)
-        if budget is None or not all(bool(one.isfinite().all()) for one in parameters):
+        if budget is None or not all(bool(parameter.isfinite().all()) for parameter in parameters):
             return
         spectrum = self.tensor.spectrum()
-        values = [one.tolist() for one in spectrum.values]
+        values = [parameter.tolist() for parameter in spectrum.values]
         ranks = kept_ranks(values, self.count, self.tensor.room, budget)
         for change in spectrum.cut(ranks):
             change.apply(optimizer)
@@ -427,10 +428,10 @@ class Cutting:
         ranks = self.tensor.ranks_of([shapes[parameter] for parameter in self.tensor.shapes(self._largest)])
         if ranks is None or any(rank > most for rank, most in zip(ranks, self._largest, strict=True)):
             return
-        wanted = self.tensor.shapes(ranks)
-        if any(shapes[parameter] != shape for parameter, shape in wanted.items()):
+        expected = self.tensor.shapes(ranks)
+        if any(shapes[parameter] != shape for parameter, shape in expected.items()):
             return
-        for parameter, shape in wanted.items():
+        for parameter, shape in expected.items():
             _replace_value(parameter, parameter.new_zeros(shape))
         self.tensor.resized()
 

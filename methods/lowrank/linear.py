@@ -181,9 +181,9 @@ def _by_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
     left = x.shape[-1] % width
     if not left:
         return F.linear(x.unflatten(-1, (-1, width)), weight).flatten(-2)
-    *whole, last = x.split(width, -1)
+    *full, last = x.split(width, -1)
     narrow = F.linear(last, weight[:, :left])
-    return torch.cat([_by_slices(torch.cat(whole, -1), weight, slices - 1), narrow], -1) if whole else narrow
+    return torch.cat([_by_slices(torch.cat(full, -1), weight, slices - 1), narrow], -1) if full else narrow
 
 
 def reshaped(result: Tensor, shape: tuple[int, ...]) -> Tensor:

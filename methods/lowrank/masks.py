@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 
 class Part(NamedTuple):
-    """The examples `start` to `stop` of a batch of `whole`."""
+    """The examples `start` to `stop` of a batch of `total`."""
 
     start: int
     stop: int
-    whole: int
+    total: int
 
 
 class Masks:
@@ -82,8 +82,8 @@ class Masks:
         else:
             # Examples may have several rows each, one for every token.
             rows = len(x) // (part.stop - part.start)
-            whole = x.new_empty(part.whole * rows, *x.shape[1:]).bernoulli_(kept, generator=generator)
-            mask = whole[part.start * rows : part.stop * rows].clone()
+            batch_mask = x.new_empty(part.total * rows, *x.shape[1:]).bernoulli_(kept, generator=generator)
+            mask = batch_mask[part.start * rows : part.stop * rows].clone()
         return x * mask.div_(kept)
 
     def remember(self, output: Tensor) -> None:
@@ -109,14 +109,14 @@ class Masks:
 
     def _recomputed(self) -> _Forward:
         node = current_node()
-        found = [forward for forward in self._open if forward.start <= node < forward.end]
+        candidates = [forward for forward in self._open if forward.start <= node < forward.end]
         # A backbone that runs again as a whole may be any of several that one checkpoint encloses.
-        if len(found) != 1 or (self._running is not None and len(self._open) > 1):
+        if len(candidates) != 1 or (self._running is not None and len(self._open) > 1):
             raise RuntimeError(
                 "an adapter with dropout cannot tell which forward a backward computes again; "
                 "gradient checkpointing has to be around the backbone's layers, with use_reentrant=False"
             )
-        return found[0]
+        return candidates[0]
 
 
 @dataclass(frozen=True)

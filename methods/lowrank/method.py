@@ -156,7 +156,7 @@ class CutMethod(StackedMethod):
     def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
         if self.cuts is None:
             return super().count_left(geometry, ranks)
-        if list(ranks) != list(self.cut_names) or not all(len(one) == 1 for one in ranks.values()):
+        if list(ranks) != list(self.cut_names) or not all(len(left) == 1 for left in ranks.values()):
             raise UserError(
                 f"{self.label}: final ranks are one for each of {', '.join(self.cut_names)} "
                 f"(got {shown(dict(ranks))})"
@@ -174,8 +174,8 @@ class CutMethod(StackedMethod):
 
     @property
     def varying_count(self) -> str:  # type: ignore[override]
-        told = "training chooses the ranks, whose parameters are at most those of the budget"
-        return told if self.cuts else ""
+        reason = "training chooses the ranks, whose parameters are at most those of the budget"
+        return reason if self.cuts else ""
 
     def cutting(self, geometry: Geometry, tensor: Cuttable) -> Cutting | None:
         """What cuts the ranks of an adapter's tensor."""

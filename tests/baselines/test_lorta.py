@@ -65,9 +65,9 @@ class TestLoRTA(StackedOracle):
 
     def test_the_rest_starts_uniform(self) -> None:
         rank = 256
-        first, _, *others = factors(self.start(rank=rank))
+        first, _, *shared = factors(self.start(rank=rank))
         assert_uniform(first, 1 / math.sqrt(rank))
-        for factor in others:
+        for factor in shared:
             assert_uniform(factor, math.sqrt(6 / rank))
 
 

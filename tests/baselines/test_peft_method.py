@@ -125,9 +125,9 @@ def test_a_trained_bias_is_merged_where_the_layer_has_none() -> None:
     with pytest.warns(PeftWarning, match="merging LoRA weights won't be possible"):
         _, adapter = subject.randomised(backbone=backbone)
     assert set(adapter.biases()) == sites_of(method)
-    wanted = outputs(backbone, batch)
+    expected = outputs(backbone, batch)
     adapter.merge()
-    expect_close(outputs(backbone, batch), wanted, 1e-5, "merged outputs")
+    expect_close(outputs(backbone, batch), expected, 1e-5, "merged outputs")
 
 
 def test_shorthands_switch_what_they_name() -> None:
@@ -159,6 +159,6 @@ def test_delta_leaves_the_mode_alone() -> None:
 def test_an_unknown_type_is_answered_with_those_that_fit() -> None:
     with pytest.raises(UserError, match="unknown peft type 'LILI'") as refused:
         create("peft", type="LILI")
-    known = str(refused.value).partition("known are ")[2].split(", ")
-    assert {"DORA", "LORA", "VERA"} <= set(known)
-    assert not set(REFUSED) & set(known)
+    accepted = str(refused.value).partition("known are ")[2].split(", ")
+    assert {"DORA", "LORA", "VERA"} <= set(accepted)
+    assert not set(REFUSED) & set(accepted)

@@ -119,11 +119,11 @@ def test_adalora_counts_what_is_left_and_stores_nothing_else() -> None:
     assert len(set(ranks.values())) > 1, "pruning was even, and shows nothing"
     assert adapter.parameter_count == sum(value.numel() for value in state.values()) < 3 * per_rank
     backbone.module.eval()
-    wanted, head = backbone.module(x), backbone.head.state_dict()
+    expected, head = backbone.module(x), backbone.head.state_dict()
     fresh, other = put(ADALORA, seed=9)
     fresh.head.load_state_dict(head)
     other.load(state)
-    torch.testing.assert_close(fresh.module.eval()(x), wanted)
+    torch.testing.assert_close(fresh.module.eval()(x), expected)
     assert other.parameter_count == adapter.parameter_count
     for name, value in other.state().items():
         assert torch.equal(value, state[name])
@@ -136,7 +136,7 @@ def test_adalora_counts_what_is_left_and_stores_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"rank": 4, "config": {"init_r": 4}}, "rank of 4 on average, which should be below config.init_r"),
         ({"config": {"total_step": 9}}, "config.total_step cannot be set: the recipe says"),
@@ -147,8 +147,8 @@ def test_adalora_counts_what_is_left_and_stores_nothing_else() -> None:
         ({"type": "ADAMSS", "config": {"use_asa": True}}, "it wants a call after every step"),
     ],
 )
-def test_what_cannot_be_is_told(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_is_told(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         create("peft", **{"type": "ADALORA", **options})
 
 

@@ -36,7 +36,7 @@ LARGE, LLAMA = Geometry(1024, 16, 24, 4096), Geometry(4096, 32, 32, 11008)
 QKV = {"targets": "qkv"}
 
 
-def whole(cores: list[Tensor]) -> Tensor:
+def product(cores: list[Tensor]) -> Tensor:
     """The tensor of a train, mode by mode, without any matrix product."""
     letters, bonds = "abcdefghij", "zyxwvutsrqp"
     terms = [f"{bonds[i]}{letters[i]}{bonds[i + 1]}" for i in range(len(cores))]
@@ -46,7 +46,7 @@ def whole(cores: list[Tensor]) -> Tensor:
 def train(values: Values, prefix: str, layer: int | None = None) -> Tensor:
     """The tensor of a train, or of one layer's train."""
     cores = [value for key, value in values.items() if key.startswith(f"{prefix}.")]
-    return whole(cores if layer is None else [core[layer] for core in cores])
+    return product(cores if layer is None else [core[layer] for core in cores])
 
 
 class SiteOracle(LowRankOracle):

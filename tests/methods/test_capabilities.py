@@ -15,7 +15,7 @@ from methods.capabilities import capabilities
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "found"),
+    ("name", "options", "expected"),
     [
         ("lotr", {"rank": 500}, "merges, exports as LoRA, exact zero start, unequal shapes"),
         ("cara", {}, "merges, exports as LoRA, exact zero start, trained biases, unequal shapes"),
@@ -33,9 +33,9 @@ from methods.capabilities import capabilities
         ("peft", {"type": "IA3"}, "merges, exact zero start, trained biases, unequal shapes"),
     ],
 )
-def test_capabilities_are_those_of_the_papers(name: str, options: dict[str, Any], found: str) -> None:
+def test_capabilities_are_those_of_the_papers(name: str, options: dict[str, Any], expected: str) -> None:
     before = torch.get_rng_state()
-    assert ", ".join(capabilities(create(name, **options))) == found
+    assert ", ".join(capabilities(create(name, **options))) == expected
     assert torch.equal(torch.get_rng_state(), before)
 
 

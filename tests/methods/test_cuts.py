@@ -53,19 +53,19 @@ def scattered(method: Method, sd: float = 1.0) -> tuple[ToyBackbone, LowRankAdap
 
 def dense(adapter: LowRankAdapter) -> list[Tensor]:
     """Every tensor whole, from the bare parameters, by nothing of ours."""
-    parameters = [one.detach() for one in adapter.named_parameters().values()]
+    parameters = [parameter.detach() for parameter in adapter.named_parameters().values()]
     if is_train(adapter):
         bonds = itertools.pairwise("abcdefg"[: len(parameters) + 1])
         terms = [f"{left}{mode}{right}" for (left, right), mode in zip(bonds, "uvwxyz", strict=False)]
         modes = "uvwxyz"[: len(parameters)]
         return [torch.einsum(f"{','.join(terms)}->{modes}", *parameters)]
-    found = []
+    tensors = []
     while parameters:
         core, parameters = parameters[0], parameters[1:]
         factors, parameters = parameters[: core.dim()], parameters[core.dim() :]
         terms = [f"{mode}{bond}" for mode, bond in zip("abcde", "uvwxy"[: core.dim()], strict=False)]
-        found.append(torch.einsum(f"{'uvwxy'[: core.dim()]},{','.join(terms)}", core, *factors))
-    return found
+        tensors.append(torch.einsum(f"{'uvwxy'[: core.dim()]},{','.join(terms)}", core, *factors))
+    return tensors
 
 
 def is_train(adapter: LowRankAdapter) -> bool:
@@ -77,18 +77,18 @@ def truncated(tensor: Tensor, ranks: list[int], *, train: bool) -> Tensor:
 
     For each mode they are of the tensor itself; for each bond, from the last to the first, of what is left.
     """
-    wanted = tensor
+    expected = tensor
     for index, rank in reversed(list(enumerate(ranks))):
 
-        def unfold(one: Tensor, index: int = index) -> Tensor:
-            return one.flatten(0, index).flatten(1) if train else one.movedim(index, 0).flatten(1)
+        def unfold(parameter: Tensor, index: int = index) -> Tensor:
+            return parameter.flatten(0, index).flatten(1) if train else parameter.movedim(index, 0).flatten(1)
 
-        leading = torch.linalg.svd(unfold(wanted if train else tensor), full_matrices=False).U[:, :rank]
-        projected = leading @ (leading.T @ unfold(wanted))
+        leading = torch.linalg.svd(unfold(expected if train else tensor), full_matrices=False).U[:, :rank]
+        projected = leading @ (leading.T @ unfold(expected))
         moved = tensor if train else tensor.movedim(index, 0)
-        wanted = projected.reshape(moved.shape)
-        wanted = wanted if train else wanted.movedim(0, index)
-    return wanted
+        expected = projected.reshape(moved.shape)
+        expected = expected if train else expected.movedim(0, index)
+    return expected
 
 
 def descended(backbone: ToyBackbone, adapter: LowRankAdapter) -> None:
@@ -119,9 +119,9 @@ def test_a_cut_leaves_the_dense_tensor_truncated(options: dict[str, Any]) -> Non
         assert (cut - tensor).norm() > 1e-3 * tensor.norm()
     # The forward has the new shapes, and is that of the update.
     x = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    wanted = backbone.module(x)
+    expected = backbone.module(x)
     adapter.merge()
-    torch.testing.assert_close(backbone.module(x), wanted, **EXACT)
+    torch.testing.assert_close(backbone.module(x), expected, **EXACT)
 
 
 @ALL
@@ -133,13 +133,15 @@ def test_moments_turn_as_gradients_do(options: dict[str, Any]) -> None:
     cutting = adapter.parametrisation.cutting
     assert cutting is not None
     keep = cutting.tensor.spectrum()
-    ranks = kept_ranks([one.tolist() for one in keep.values], cutting.count, cutting.tensor.room, 10**9)
+    values = [value.tolist() for value in keep.values]
+    ranks = kept_ranks(values, cutting.count, cutting.tensor.room, 10**9)
     descended(backbone, adapter)
     optimizer = torch.optim.AdamW(adapter.parameter_groups(), lr=0.0, betas=(0.5, 0.5), weight_decay=0.0)
     optimizer.step()
-    means = {name: 2 * optimizer.state[one]["exp_avg"] for name, one in adapter.named_parameters().items()}
+    named = adapter.named_parameters()
+    means = {name: 2 * optimizer.state[value]["exp_avg"] for name, value in named.items()}
     torch.testing.assert_close(
-        means, {name: one.grad for name, one in adapter.named_parameters().items()}, **EXACT
+        means, {name: parameter.grad for name, parameter in adapter.named_parameters().items()}, **EXACT
     )
     for change in keep.cut(ranks):
         change.apply(optimizer)
@@ -162,8 +164,8 @@ def test_other_state_of_an_optimizer_is_dropped() -> None:
         adapter.after_step(step, optimizer)
     assert adapter.settled
     assert all(
-        optimizer.state[one]["momentum_buffer"].shape == one.shape
-        for one in adapter.named_parameters().values()
+        optimizer.state[parameter]["momentum_buffer"].shape == parameter.shape
+        for parameter in adapter.named_parameters().values()
     )
 
 
@@ -236,7 +238,7 @@ def test_what_costs_least_for_each_parameter_goes_and_nothing_that_fits_is_left_
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"variant": "qkv", "factorization": "cp", "cuts": {}}, r"cuts: .* should be tucker \(got cp\)"),
         ({"variant": "qkv", "factorization": "tt", "cuts": {}}, r"cuts: .* should be tucker \(got tt\)"),
@@ -246,8 +248,8 @@ def test_what_costs_least_for_each_parameter_goes_and_nothing_that_fits_is_left_
         ({"variant": "qkv", "cuts": 3}, "cuts: should be a mapping"),
     ],
 )
-def test_cuts_that_cannot_be_are_told(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_cuts_that_cannot_be_are_told(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         create("tenslora", **options)
 
 

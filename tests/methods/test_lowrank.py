@@ -227,10 +227,10 @@ def test_factors_may_be_the_parameters_themselves() -> None:
     backbone.module.checkpoint = "non-reentrant"
     recomputed = gradients(backbone, adapter)
     # A hook left on a parameter would raise in the second backward.
-    again = gradients(backbone, adapter)
+    twice = gradients(backbone, adapter)
     for name, gradient in plain.items():
         torch.testing.assert_close(recomputed[name], gradient)
-        torch.testing.assert_close(again[name], gradient)
+        torch.testing.assert_close(twice[name], gradient)
     seen: set[str] = set()
     backbone.module.head.register_forward_pre_hook(
         lambda *_: seen.update(name for name, _ in backbone.module.named_parameters())

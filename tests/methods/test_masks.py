@@ -38,17 +38,17 @@ def training(mode: str = "", geometry: Geometry = GEOMETRY, **options: Any) -> t
 
 def taken(adapter: LowRankAdapter) -> dict[str, Tensor]:
     """The gradients that parameters have, which then have none."""
-    found = {name: parameter.grad for name, parameter in adapter.named_parameters().items()}
+    gradients_ = {name: parameter.grad for name, parameter in adapter.named_parameters().items()}
     for parameter in adapter.named_parameters().values():
         parameter.grad = None
-    assert all(gradient is not None and gradient.any() for gradient in found.values())
-    return found  # type: ignore[return-value]
+    assert all(gradient is not None and gradient.any() for gradient in gradients_.values())
+    return gradients_  # type: ignore[return-value]
 
 
-def assert_same(actual: list[dict[str, Tensor]], wanted: list[dict[str, Tensor]]) -> None:
-    for found, expected in zip(actual, wanted, strict=True):
+def assert_same(actual: list[dict[str, Tensor]], expected_all: list[dict[str, Tensor]]) -> None:
+    for gradients_, expected in zip(actual, expected_all, strict=True):
         for name, gradient in expected.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(gradients_[name], gradient, rtol=1e-12, atol=1e-12)
 
 
 # --- the stream ---
@@ -72,8 +72,8 @@ def test_each_forward_and_each_place_has_a_mask_of_its_own() -> None:
     for _ in range(2):
         masks.begin()
         first = [place.drop(ones) for place in places]
-        again = [place.drop(ones) for place in reversed(places)][::-1]
-        assert all(map(torch.equal, first, again))
+        repeated = [place.drop(ones) for place in reversed(places)][::-1]
+        assert all(map(torch.equal, first, repeated))
         drawn += first
         masks.end()
     assert len({tuple(mask.tolist()) for mask in drawn}) == 4
@@ -94,7 +94,7 @@ def test_the_seed_alone_decides_and_the_global_stream_is_left_alone(options: dic
             logits.append(backbone.module(backbone.inputs()))
         logits[-1].sum().backward()
         assert torch.equal(torch.get_rng_state(), state)
-        return [one for one, mode in zip(logits, modes, strict=True) if mode]
+        return [logits_ for logits_, mode in zip(logits, modes, strict=True) if mode]
 
     first, other = outputs(0), outputs(1)
     torch.rand(3)
@@ -132,11 +132,11 @@ def test_a_recomputed_layer_finds_the_mask_of_its_forward(
     results = []
     for mode in ("", "non-reentrant"):
         backbone, adapter = training(mode, geometry, **options)
-        found = []
+        gradients_ = []
         if order == "alternating":
             for _ in range(2):
                 backbone.module(backbone.inputs()).square().sum().backward()
-                found.append(taken(adapter))
+                gradients_.append(taken(adapter))
         else:
             losses = [backbone.module(backbone.inputs()).square().sum() * (i + 1) for i in range(3)]
             if order == "together":
@@ -147,8 +147,8 @@ def test_a_recomputed_layer_finds_the_mask_of_its_forward(
                 losses = [loss for loss in losses for _ in range(2)]
             for i, loss in enumerate(losses):
                 loss.backward(retain_graph=order == "twice" and i % 2 == 0)
-                found.append(taken(adapter))
-        results.append(found)
+                gradients_.append(taken(adapter))
+        results.append(gradients_)
     assert_same(results[1], results[0])
     if order == "twice":
         assert_same(results[1][::2], results[1][1::2])
@@ -162,7 +162,7 @@ def test_masks_go_with_the_graphs_of_their_forwards(options: dict[str, Any]) -> 
         backbone.module(backbone.inputs())
     assert len(adapter.masks._open) == 3
     logits.pop()
-    total = torch.stack([one.sum() for one in logits]).sum()
+    total = torch.stack([logits_.sum() for logits_ in logits]).sum()
     logits.clear()
     gc.collect()
     assert len(adapter.masks._open) == 2
@@ -173,12 +173,12 @@ def test_masks_go_with_the_graphs_of_their_forwards(options: dict[str, Any]) -> 
 
 def test_a_backbone_that_is_recomputed_as_a_whole() -> None:
     results = []
-    for whole in (False, True):
+    for entire in (False, True):
         backbone, adapter = training(**DROPPING[0])
         module = backbone.module
         inputs = backbone.inputs().requires_grad_()
         for _ in range(2):
-            logits = checkpoint(module, inputs, use_reentrant=False) if whole else module(inputs)
+            logits = checkpoint(module, inputs, use_reentrant=False) if entire else module(inputs)
             logits.square().sum().backward()
         results.append(taken(adapter))
     assert_same(results[1:], results[:1])
@@ -192,11 +192,11 @@ def test_of_two_whole_forwards_none_is_taken_for_the_other() -> None:
         logits.square().sum().backward()
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_reentrant_checkpointing_is_refused(whole: bool) -> None:
-    backbone, _ = training("" if whole else "reentrant", **DROPPING[0])
+@pytest.mark.parametrize("entire", [False, True])
+def test_reentrant_checkpointing_is_refused(entire: bool) -> None:
+    backbone, _ = training("" if entire else "reentrant", **DROPPING[0])
     inputs = backbone.inputs().requires_grad_()
-    logits = checkpoint(backbone.module, inputs, use_reentrant=True) if whole else backbone.module(inputs)
+    logits = checkpoint(backbone.module, inputs, use_reentrant=True) if entire else backbone.module(inputs)
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         logits.square().sum().backward()
 

@@ -24,10 +24,10 @@ def plugged(monkeypatch: pytest.MonkeyPatch, **plugins: str | tuple[str, ...]) -
         for value in ((values,) if isinstance(values, str) else values)
     ]
 
-    def found(*, group: str) -> list[EntryPoint]:
+    def points_of(*, group: str) -> list[EntryPoint]:
         return [point for point in points if point.group == group]
 
-    monkeypatch.setattr(registry, "entry_points", found)
+    monkeypatch.setattr(registry, "entry_points", points_of)
     return Registry("method", {"lora": "baselines.lora:LoRA"}, lambda *_: None)
 
 
@@ -39,12 +39,12 @@ def test_every_method_is_registered_under_its_own_name() -> None:
 
 
 def test_a_plug_in_stands_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = plugged(monkeypatch, mine="baselines.head_only:HeadOnly")
-    assert list(known) == ["lora", "mine"]
-    assert "mine" in known
-    assert known.get("mine") is HeadOnly
-    assert known.get("lora") is LoRA
-    assert dict(known.available()) == {"lora": LoRA, "mine": HeadOnly}
+    registry_ = plugged(monkeypatch, mine="baselines.head_only:HeadOnly")
+    assert list(registry_) == ["lora", "mine"]
+    assert "mine" in registry_
+    assert registry_.get("mine") is HeadOnly
+    assert registry_.get("lora") is LoRA
+    assert dict(registry_.available()) == {"lora": LoRA, "mine": HeadOnly}
 
 
 def test_a_plug_in_of_another_kind_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,37 +62,37 @@ def test_a_plug_in_of_another_kind_is_not_seen(monkeypatch: pytest.MonkeyPatch) 
 def test_a_broken_plug_in_is_named_and_passed_over(
     target: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = plugged(monkeypatch, broken=target, mine="baselines.head_only:HeadOnly")
+    registry_ = plugged(monkeypatch, broken=target, mine="baselines.head_only:HeadOnly")
     message = f"the plug-in '{target}' that brings method 'broken' fails to import: {reason}"
     with pytest.raises(UserError, match=message):
-        known.get("broken")
+        registry_.get("broken")
     with pytest.warns(UserWarning, match=message):
-        assert dict(known.available()) == {"lora": LoRA, "mine": HeadOnly}
+        assert dict(registry_.available()) == {"lora": LoRA, "mine": HeadOnly}
 
 
 def test_a_plug_in_that_raises_on_import_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "raises_on_import.py").write_text("raise SyntaxError('half a file')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    known = plugged(monkeypatch, broken="raises_on_import:Method")
-    with pytest.raises(UserError, match=naming("'broken'", "SyntaxError")):
-        known.get("broken")
+    registry_ = plugged(monkeypatch, broken="raises_on_import:Method")
+    with pytest.raises(UserError, match="'broken' fails to import: SyntaxError: half a file"):
+        registry_.get("broken")
 
 
 def test_a_name_of_ours_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = plugged(monkeypatch, lora="baselines.head_only:HeadOnly")
+    registry_ = plugged(monkeypatch, lora="baselines.head_only:HeadOnly")
     with pytest.raises(
         UserError,
         match=naming("'lora'", "baselines.head_only", "HeadOnly", "baselines.lora", "LoRA"),
     ):
-        known.get("lora")
+        registry_.get("lora")
     with pytest.warns(UserWarning, match="registered more than once"):
-        assert dict(known.available()) == {}
+        assert dict(registry_.available()) == {}
 
 
 def test_two_plug_ins_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = plugged(monkeypatch, mine=("baselines.head_only:HeadOnly", "baselines.lora:LoRA"))
+    registry_ = plugged(monkeypatch, mine=("baselines.head_only:HeadOnly", "baselines.lora:LoRA"))
     with pytest.raises(UserError, match="method 'mine' is registered more than once"):
-        known.get("mine")
+        registry_.get("mine")
 
 
 def test_unknown_names_suggest_the_nearest() -> None:

@@ -148,8 +148,8 @@ def test_a_head_slice_touches_the_channels_of_its_head(variant: str) -> None:
         scatter(adapter.named_parameters())
         with torch.no_grad():
             for container in tensors(adapter):
-                for other in {0, 1, 2} - {head}:
-                    container.factors[2][other] = 0
+                for second in {0, 1, 2} - {head}:
+                    container.factors[2][second] = 0
         for site, delta in adapter.deltas():
             touched = delta.abs().sum(0 if site.projection == "output" else 1).nonzero().flatten()
             assert set(touched.tolist()) == channels, (heads, site)
@@ -280,8 +280,8 @@ def test_free_ranks_and_unfit_backbones_are_refused_before_anything_is_built() -
 
 def test_where_heads_are_no_mode_their_order_is_no_other_trial() -> None:
     for variant in VARIANTS:
-        one, other = (sized(variant, heads=heads).identity() for heads in ("aligned", "interleaved"))
-        assert (one == other) == ("att" not in variant)
+        first, second = (sized(variant, heads=heads).identity() for heads in ("aligned", "interleaved"))
+        assert (first == second) == ("att" not in variant)
 
 
 # --- starts ---
@@ -297,7 +297,7 @@ def test_tensors_start_from_draws_of_their_own_or_all_from_the_same(variant: str
     own, same = factors("independent"), factors("identical")
     assert torch.equal(own[0], same[0])
     assert all(torch.equal(start, same[0]) for start in same)
-    assert not any(torch.equal(one, other) for one, other in combinations(own, 2))
+    assert not any(torch.equal(first, second) for first, second in combinations(own, 2))
 
 
 def test_only_the_normal_start_is_revised_and_what_is_stored_of_the_old_one_refused() -> None:
@@ -311,8 +311,8 @@ def test_only_the_normal_start_is_revised_and_what_is_stored_of_the_old_one_refu
 
 
 def test_starts_are_part_of_the_identity_only_where_they_change_something() -> None:
-    one, two = (sized("att", starts=starts) for starts in ("independent", "identical"))
-    assert "starts" not in one.identity()
+    first, two = (sized("att", starts=starts) for starts in ("independent", "identical"))
+    assert "starts" not in first.identity()
     assert two.identity()["starts"] == "identical"
     assert two.label == "TensLoRA att (starts=identical)"
     # A single tensor has no other to start like.

@@ -33,12 +33,12 @@ def identity(subject: Subject) -> None:
         for name, other in idle:
             same = same_bits(_in_training(subject, other), own)
             expect(same, f"idle names {name}, yet {name}={dict(other)[name]} changes the outputs")
-    again = from_identity(stored) if method.name in METHODS else None
-    if type(again) is not type(method):
+    restored = from_identity(stored) if method.name in METHODS else None
+    if type(restored) is not type(method):
         raise NotApplicable(f"{type(method).__name__} is not registered as '{method.name}'")
-    assert again is not None
-    expect(again.identity() == method.identity(), "from_identity gives a method of another identity")
-    expect(again.size == method.size, "from_identity gives a method of another size")
+    assert restored is not None
+    expect(restored.identity() == method.identity(), "from_identity gives a method of another identity")
+    expect(restored.size == method.size, "from_identity gives a method of another size")
 
 
 def _in_training(subject: Subject, method: Method) -> Tensor:
@@ -76,8 +76,8 @@ def _expect_options_kept(method: Method, what: str, sized: Callable[[Method], Me
         if small[name] != large[name]:
             continue
         with suppress(UserError):
-            kept, given = dict(sized(other))[name], dict(other)[name]
-            expect(kept == given, f"{what} of a method with {name}={given} gives one with {name}={kept}")
+            kept, value = dict(sized(other))[name], dict(other)[name]
+            expect(kept == value, f"{what} of a method with {name}={value} gives one with {name}={kept}")
 
 
 def count(subject: Subject) -> str:
@@ -129,8 +129,9 @@ def isorank(subject: Subject) -> None:
     expect(counts == sorted(counts) and counts[0] < counts[-1], f"counts do not grow with the rank: {counts}")
     names, limits = method.rank_names, method.rank_limits(FITTED[0])
     ranks = tuple(range(2, 2 + len(method.size or ())))
-    for what, found in (("rank_names", names), ("rank_limits", limits)):
-        expect(len(found) == len(ranks), f"{what} has {len(found)} entries for {len(ranks)} ranks: {found}")
+    for what, entries in (("rank_names", names), ("rank_limits", limits)):
+        message = f"{what} has {len(entries)} entries for {len(ranks)} ranks: {entries}"
+        expect(len(entries) == len(ranks), message)
     sized = method.with_size(ranks)
     expect(sized.size == ranks, f"with_size({ranks}) has ranks {sized.size}")
     _expect_options_kept(method, "isorank", lambda other: other.isorank(2))
@@ -152,8 +153,8 @@ def fit(subject: Subject) -> str:
             total = fitted.count(geometry)
             counts.append(total)
             where = f"{size} for {budget:,} at {geometry}: {total:,}"
-            again = method.fit(geometry, total)
-            expect(again.count(geometry) == total, f"{where}, yet for {total:,} it gives {again.size}")
+            refitted = method.fit(geometry, total)
+            expect(refitted.count(geometry) == total, f"{where}, yet for {total:,} it gives {refitted.size}")
             worst = max(worst, abs(total / budget - 1))
             if size and len(size) == 1:
                 for rank in {max(size[0] - 1, 1), size[0] + 1}:

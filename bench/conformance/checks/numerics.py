@@ -55,7 +55,7 @@ def checkpointing(subject: Subject) -> None:
     if "dropout" in type(method).model_fields:
         method = method.model_copy(update={"dropout": 0.2})
     results, runs = [], []
-    for wanted in (False, True):
+    for enabled in (False, True):
         backbone, adapter = subject.randomised(method=method)
         calls: list[int] = []
         layer = backbone.module.get_submodule(
@@ -63,7 +63,7 @@ def checkpointing(subject: Subject) -> None:
         )
         # Before the forward: recomputation leaves a block's last layer as soon as it has what it needs.
         hook = layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        with checkpointed(backbone.module.encoder, wanted):
+        with checkpointed(backbone.module.encoder, enabled):
             places = transient_tensors(adapter, backbone)
             backbone.module.train()
             torch.default_generator.manual_seed(7)
@@ -87,7 +87,7 @@ def dropout(subject: Subject) -> None:
     batch = subject.batch()
     backbone = subject.backbone()
     own = set(backbone.module.modules())
-    wanted = None
+    expected = None
     for probability in (0.0, 0.5):
         copied = subject.backbone() if probability else backbone
         own |= set(copied.module.modules())
@@ -95,8 +95,8 @@ def dropout(subject: Subject) -> None:
             backbone=copied, method=subject.method.model_copy(update={"dropout": probability})
         )[1]
         plain = outputs(copied, batch)
-        wanted = plain if wanted is None else wanted
-        expect(same_bits(plain, wanted), f"dropout {probability} changes the outputs in eval mode")
+        expected = plain if expected is None else expected
+        expect(same_bits(plain, expected), f"dropout {probability} changes the outputs in eval mode")
         # Only what the method brought: the backbone's own dropout would hide a missing one.
         for module in copied.module.modules():
             module.training = module not in own
@@ -104,10 +104,10 @@ def dropout(subject: Subject) -> None:
             torch.default_generator.manual_seed(0)
             drawn = [copied.module(**batch) for _ in range(2)]
         if probability and adapter.bases:
-            expect(not torch.equal(drawn[0], wanted), "dropout does nothing in training mode")
+            expect(not torch.equal(drawn[0], expected), "dropout does nothing in training mode")
             expect(not torch.equal(drawn[0], drawn[1]), "dropout drops the same at every forward")
         elif not probability:
-            expect_close(drawn[0], wanted, 1e-6, "training mode without dropout")
+            expect_close(drawn[0], expected, 1e-6, "training mode without dropout")
 
 
 def streams(subject: Subject) -> str | None:
@@ -174,17 +174,17 @@ def _compiled(subject: Subject, backend: str, tolerance: float) -> str:
             warnings.simplefilter("ignore")
             forward: Any = torch.compile(backbone.module, backend=backend)
             for step in range(2):
-                wanted, logits = plain.module(**batch), forward(**batch)
-                expect_close(logits, wanted, tolerance, f"compiled outputs, step {step}")
+                expected, logits = plain.module(**batch), forward(**batch)
+                expect_close(logits, expected, tolerance, f"compiled outputs, step {step}")
                 expect_same_gradients(
                     gradients(compiled_adapter, backbone, logits),
-                    gradients(adapter, plain, wanted),
+                    gradients(adapter, plain, expected),
                     tolerance,
                     f"compiled, step {step}",
                 )
                 # What was compiled must not have the first parameters baked in.
-                for one in (adapter, compiled_adapter):
-                    scatter(one, seed=6)
+                for each in (adapter, compiled_adapter):
+                    scatter(each, seed=6)
         graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
         expect(graphs > 0, "nothing was compiled")
         return f"{graphs} graphs, {breaks} breaks"

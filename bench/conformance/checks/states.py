@@ -37,17 +37,17 @@ def state(subject: Subject) -> None:
     fresh.load(loaded)
     expect_equal(fresh.state(), saved, "loaded state")
     expect_equal(fresh.frozen(), adapter.frozen(), "frozen parts after loading")
-    wanted = outputs(backbone, subject.batch())
-    expect(same_bits(outputs(other, subject.batch()), wanted), "outputs differ after loading")
+    expected = outputs(backbone, subject.batch())
+    expect(same_bits(outputs(other, subject.batch()), expected), "outputs differ after loading")
     wrong = {"another name": {**loaded, "no.such.parameter": torch.zeros(1)}}
     if loaded:
         first = next(iter(loaded))
         changed = {name: tensor + 1 for name, tensor in loaded.items()}
         wrong["a missing name"] = {name: tensor for name, tensor in changed.items() if name != first}
         wrong["a wrong shape"] = {**changed, first: torch.zeros(*loaded[first].shape, 2)}
-    for what, given in wrong.items():
+    for what, refused in wrong.items():
         try:
-            fresh.load(given)
+            fresh.load(refused)
         except UserError:
             expect_equal(fresh.state(), saved, f"state after refusing {what}")
         else:

@@ -47,9 +47,9 @@ def detach(subject: Subject) -> None:
             expect(value == before[what], f"{what} differs after detach ({state})")
         expect_equal(snapshot(backbone), tensors, f"detached ({state})")
         expect(same_bits(outputs(backbone, batch), bare), f"outputs differ after detach ({state})")
-        again = subject.attach(backbone)
+        second = subject.attach(backbone)
         expect(same_bits(outputs(backbone, batch), fresh), f"outputs of a second adapter ({state})")
-        again.detach()
+        second.detach()
         expect(_surroundings(backbone) == before, f"a second adapter leaves traces ({state})")
 
 
@@ -101,12 +101,12 @@ def interruption(subject: Subject) -> None:
     """A forward that raises leaves nothing behind, and the next one is right."""
     backbone, adapter = subject.randomised()
     batch, other = subject.batch(), subject.batch(seed=9)
-    wanted = outputs(backbone, batch)
+    expected = outputs(backbone, batch)
     places = transient_tensors(adapter, backbone)
     _interrupt(backbone, other)
     stale = transient_tensors(adapter, backbone) - places
     expect(not stale, f"tensors kept after a forward that raised: {sorted(stale)[:4]}")
-    expect(same_bits(outputs(backbone, batch), wanted), "outputs differ after a forward that raised")
+    expect(same_bits(outputs(backbone, batch), expected), "outputs differ after a forward that raised")
 
 
 def transients(subject: Subject) -> None:
@@ -139,17 +139,17 @@ def hold(subject: Subject) -> None:
     """Inside `hold` the outputs are the same ones; what it keeps is dropped after it, also if it raises."""
     backbone, adapter = subject.randomised()
     batch = subject.batch()
-    wanted = outputs(backbone, batch)
+    expected = outputs(backbone, batch)
     places = transient_tensors(adapter, backbone)
     for raises in (False, True):
         try:
             with adapter.hold():
                 for _ in range(2):
-                    expect(same_bits(outputs(backbone, batch), wanted), "outputs differ inside hold")
+                    expect(same_bits(outputs(backbone, batch), expected), "outputs differ inside hold")
                 if raises:
                     _interrupt(backbone, batch)
                     expect(
-                        same_bits(outputs(backbone, batch), wanted), "outputs differ after an error in hold"
+                        same_bits(outputs(backbone, batch), expected), "outputs differ after an error in hold"
                     )
                     raise _Interruption
         except _Interruption:
@@ -158,13 +158,13 @@ def hold(subject: Subject) -> None:
         expect(not stale, f"tensors kept after hold: {sorted(stale)[:4]}")
     scatter(adapter, seed=6)
     logits = backbone.module(**batch)
-    found = gradients(adapter, backbone, logits)
+    grads = gradients(adapter, backbone, logits)
     if subject.adapts:
         expect(
-            float((logits.detach() - wanted).abs().max()) > 1e-5,
+            float((logits.detach() - expected).abs().max()) > 1e-5,
             "a parameter's change is not seen after hold",
         )
         expect(
-            any(g is not None and bool(g.any()) for n, g in found.items() if not n.startswith("head.")),
+            any(g is not None and bool(g.any()) for n, g in grads.items() if not n.startswith("head.")),
             "no gradient after hold",
         )

@@ -184,10 +184,10 @@ def scale(subject: Subject) -> None:
     with suppress(NotLowRank):
         for site, (down, up) in other.factors().items():
             expect_close(up @ down, other.delta(site), 1e-12, f"factors() of {site} at twice the scale")
-    wanted = outputs(backbone, subject.batch(torch.float64))
+    expected = outputs(backbone, subject.batch(torch.float64))
     other.merge()
     merged = outputs(backbone, subject.batch(torch.float64))
-    expect_close(merged, wanted, 1e-10, "merged outputs at twice the scale")
+    expect_close(merged, expected, 1e-10, "merged outputs at twice the scale")
 
 
 def gradcheck(subject: Subject) -> None:

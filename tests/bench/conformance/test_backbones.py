@@ -62,18 +62,18 @@ def counting(backbone: LoadedBackbone) -> None:
 def check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Changed], dict[str, tuple[str, str]]]:
     """The status and the message of each check of a backbone."""
 
-    def found(entry: Changed) -> dict[str, tuple[str, str]]:
+    def results(entry: Changed) -> dict[str, tuple[str, str]]:
         monkeypatch.setattr(BACKBONES, "get", lambda name: entry)
         return {finding.check: (finding.status, finding.message) for finding in check_backbone("spoilt")}
 
-    return found
+    return results
 
 
 def test_one_that_keeps_to_everything(check: Callable[[Changed], dict[str, tuple[str, str]]]) -> None:
-    found = check(Changed(lambda backbone: None))
-    assert {status for status, _ in found.values()} == {"passed"}, found
-    assert found["sites"][1] == "all 12 are run by a forward"
-    assert {"LoRA: merge", "LoRA: detach", "TensLoRA att_qkv_depth: state"} <= set(found)
+    results = check(Changed(lambda backbone: None))
+    assert {status for status, _ in results.values()} == {"passed"}, results
+    assert results["sites"][1] == "all 12 are run by a forward"
+    assert {"LoRA: merge", "LoRA: detach", "TensLoRA att_qkv_depth: state"} <= set(results)
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def test_every_pair_of_options_is_shown() -> None:
         }.items():
             met = {getattr(m, field) for m in shown if m.variant == variant}
             # Where heads are no mode their order changes nothing, and one of the two stands for both.
-            wanted = set(values) if field != "heads" or "att" in variant else set()
-            assert wanted <= met, (variant, field)
+            expected = set(values) if field != "heads" or "att" in variant else set()
+            assert expected <= met, (variant, field)
     assert len({m.label for m in shown}) == len(shown)
     # Each of 7 · 3 · 3 · 2 · 3 combinations would show the pairs too.
     assert len(shown) < 40
@@ -53,15 +53,15 @@ def test_cases_can_be_narrowed() -> None:
 
 def test_what_depends_on_the_method_alone_is_asked_on_the_first_kind_of_backbone() -> None:
     kinds = BACKBONES[1:]
-    asked: dict[str, list[str]] = {}
+    kinds_of: dict[str, list[str]] = {}
     for case in conformance_cases(create("lora", rank=2), backbones=kinds):
-        asked.setdefault(case.check, []).append(case.backbone)
+        kinds_of.setdefault(case.check, []).append(case.backbone)
     for name, check in CHECKS.items():
-        wanted = list(kinds if check.on_each else kinds[:1]) if check.default else []
-        assert asked.get(name, []) == wanted, name
+        expected = list(kinds if check.on_each else kinds[:1]) if check.default else []
+        assert kinds_of.get(name, []) == expected, name
     # What goes through the backbone's own modules.
     assert {"start", "training", "merge", "detach", "transients", "checkpointing", "state"} <= {
-        name for name in asked if CHECKS[name].on_each
+        name for name in kinds_of if CHECKS[name].on_each
     }
 
 

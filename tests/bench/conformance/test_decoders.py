@@ -16,7 +16,7 @@ def templates() -> list[Method]:
     """The presets of every method, and the other way to share heads of one that has each kind of site."""
     presets = [preset for name in METHODS for preset in METHODS.get(name).presets()]
     cut = METHODS.get("cara").model_validate({"shared_heads": "cut"})
-    return [one.isorank(4) if one.size is None else one for one in (*presets, cut)]
+    return [template.isorank(4) if template.size is None else template for template in (*presets, cut)]
 
 
 CASES = [

@@ -51,16 +51,16 @@ def test_generated_code_is_asked_for_and_compared(
     method: type[Pairs], status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Generating it takes ten seconds, and test_numerics.py trains with it."""
-    asked, compiled = [], torch.compile
+    backends, compiled = [], torch.compile
 
     def traced(module: torch.nn.Module, *, backend: str) -> object:
-        asked.append(backend)
+        backends.append(backend)
         return compiled(module, backend="eager")
 
     monkeypatch.setattr(torch, "compile", traced)
     monkeypatch.setattr("shutil.which", lambda program: program)
     (result,) = run_checks(method(rank=3), backbones=["bert"], checks=["inductor"])
-    assert (result.status, asked) == (status, ["inductor"]), result
+    assert (result.status, backends) == (status, ["inductor"]), result
 
 
 def test_a_method_without_low_rank_form_passes_if_it_says_so() -> None:

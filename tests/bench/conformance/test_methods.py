@@ -45,15 +45,15 @@ def _cases(name: str) -> list[Case]:
 
 def _compiled() -> list[Case]:
     """Each on one kind of backbone, in turn, since compiling takes seconds: ours first, so on every kind."""
-    found = [
+    methods = [
         method
         for name in COMPILED
         for case in conformance_cases(name, backbones=BACKBONES[:1], checks=["compiled"])
         if (method := case.method).name != "peft" or method.label in COMPILED_OF_PEFT
     ]
-    found.sort(key=lambda method: method.name in NOT_CONTRACTED)
+    methods.sort(key=lambda method: method.name in NOT_CONTRACTED)
     return [
-        Case(method, kind, "compiled") for method, kind in zip(found, cycle(BACKBONES[::-1]), strict=False)
+        Case(method, kind, "compiled") for method, kind in zip(methods, cycle(BACKBONES[::-1]), strict=False)
     ]
 
 
@@ -92,5 +92,5 @@ def test_every_preset_meets_every_kind_of_backbone(name: str) -> None:
 
 
 def test_every_check_meets_every_kind_of_backbone() -> None:
-    asked = {(case.check, case.backbone) for case in CASES}
-    assert asked == set(product((name for name, check in CHECKS.items() if check.default), BACKBONES))
+    pairs = {(case.check, case.backbone) for case in CASES}
+    assert pairs == set(product((name for name, check in CHECKS.items() if check.default), BACKBONES))

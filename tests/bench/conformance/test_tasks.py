@@ -21,22 +21,22 @@ Check = Callable[[Task], dict[str, tuple[str, str]]]
 def check(monkeypatch: pytest.MonkeyPatch) -> Check:
     """The status and the message of each check of a task."""
 
-    def found(task: Task) -> dict[str, tuple[str, str]]:
+    def results(task: Task) -> dict[str, tuple[str, str]]:
         monkeypatch.setattr(TASKS, "get", lambda name: task)
         return {finding.check: (finding.status, finding.message) for finding in check_task(task.name)}
 
-    return found
+    return results
 
 
 @pytest.mark.parametrize("kind", [ToyText, ToyImages])
 def test_a_task_that_keeps_to_everything(check: Check, kind: type[Task]) -> None:
-    found = check(kind())
-    assert {status for status, _ in found.values()} == {"passed"}
+    results = check(kind())
+    assert {status for status, _ in results.values()} == {"passed"}
     examples, splits = {
         "toy-text": ("100 no, 100 yes", "140 train, 30 validation, 30 test"),
         "toy-images": ("20 a, 20 b", "28 train, 6 validation, 6 test"),
     }[kind.name]
-    assert (found["examples"][1], found["splits"][1]) == (examples, splits)
+    assert (results["examples"][1], results["splits"][1]) == (examples, splits)
 
 
 def test_a_hash_that_moves(check: Check) -> None:
@@ -57,9 +57,9 @@ def test_examples_in_another_order_every_time(check: Check, kind: type[Task]) ->
             turn = next(self.number)
             return replace(plain, inputs=[*plain.inputs[turn:], *plain.inputs[:turn]])
 
-    found = check(Turning())
-    assert found["read again"] == ("failed", "read twice, the inputs differ, or their order does")
-    assert found["examples"][0] == "passed"
+    results = check(Turning())
+    assert results["read again"] == ("failed", "read twice, the inputs differ, or their order does")
+    assert results["examples"][0] == "passed"
 
 
 def test_groups_and_splits_may_be_arrays_and_may_come_and_go(check: Check) -> None:
