@@ -54,7 +54,7 @@ class CaRA(OneRank, StackedMethod):
 
     @property
     def idle(self) -> set[str]:
-        """Without dropout it does not matter where it would be."""
+        """The place of dropout, if there is none."""
         return set() if self.dropout else {"dropout_on"}
 
     def attention_shape(self, geometry: Geometry) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ class CaRA(OneRank, StackedMethod):
         return rank * modes + sum(geometry.shape(name)[0] for name in geometry.having(BIASED))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """Of the two tensors the larger limit: what all modes but the largest multiply to."""
+        """The product of all modes but the largest, of the tensor where that is larger."""
         return (max(cp_limit(self.attention_shape(geometry)), cp_limit(self.mlp_shape(geometry))),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

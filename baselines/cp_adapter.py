@@ -45,7 +45,7 @@ class CPAdapter(OneRank, Targeted, LowRankMethod):
         return geometry.layers * rank * sizes
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """What all modes but the largest multiply to, in the largest tensor."""
+        """The product of all modes but the largest, in the largest tensor."""
         return (max(cp_limit(modes_of(in_) + modes_of(out)) for out, in_ in self.adapted(geometry).values()),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

@@ -53,7 +53,7 @@ class LoRTA(OneRank, StackedMethod):
         return rank * sum(self.shape(geometry))
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """What all modes but the largest multiply to."""
+        """The product of all modes but the largest."""
         return (cp_limit(self.shape(geometry)),)
 
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:

@@ -26,11 +26,11 @@ class AdaLoRAAdapter(PeftAdapter):
     """ΔW = alpha / (init_r + 1e-5) · B·diag(E)·A for each site, with peft's schedule and masks.
 
     peft masks by setting entries of E to zero, and keeps all of A, B and E in training. Once the pattern is
-    final, `parameter_count` and `state` are of the triplets that are left: nothing else is in the update.
-    A fresh adapter that loads such a state has them in its first places.
+    final, `parameter_count` and `state` cover the remaining triplets alone. A fresh adapter that loads such a
+    state has them in its first places.
     """
 
-    #: For each site whether each of its triplets is left, once that is final.
+    #: Which triplets of each site remain. None until that is final.
     _kept: dict[Site, Tensor] | None = None
 
     def __init__(self, *arguments: Any) -> None:
@@ -82,7 +82,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return sum(int(kept.sum()) * sizes[site] for site, kept in self._kept.items())
 
     def final_ranks(self) -> dict[str, list[int]]:
-        """For each projection the triplets that are left in every layer."""
+        """The remaining triplets in every layer of each projection."""
         ranks: dict[str, list[int]] = {}
         for site in self.bases:
             left = self._own_config.init_r if self._kept is None else int(self._kept[site].sum())
@@ -138,7 +138,7 @@ class AdaLoRAAdapter(PeftAdapter):
         return tuner.peft_config[NAME]
 
     def _places(self) -> dict[str, tuple[Site, int]]:
-        """Of each parameter its site, and the axis of its triplets."""
+        """The site of each parameter, and the axis of its triplets."""
         axes: dict[int, tuple[Site, int]] = {}
         for site in self.bases:
             layer: Any = self._adapted[site]

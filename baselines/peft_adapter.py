@@ -64,7 +64,7 @@ class PeftAdapter(Adapter):
             raise UserError("peft: this start changes the backbone's own weights, which stay frozen here")
 
     def _widen(self) -> None:
-        """Puts peft's tensors into float32 where it made them like weights of less, which trains badly."""
+        """Converts peft's tensors to float32 if it made them like weights below that."""
         own = {id(base) for base in self.bases.values()}
         for layer in self._adapted.values():
             for module in layer.modules():
@@ -86,9 +86,9 @@ class PeftAdapter(Adapter):
 
     @torch.no_grad()
     def delta(self, site: Site) -> Tensor:
-        """By probing the layer with the identity: exact for whatever peft layer is linear in its input.
+        """Probed with the identity: exact for every layer that is linear in its input.
 
-        Raises UserError for one that is not: no weight could stand for it.
+        Raises UserError for other layers, for which no weight could stand.
         """
         weight, _ = self._probe(site)
         return weight - self.bases[site].weight
@@ -98,7 +98,7 @@ class PeftAdapter(Adapter):
 
     @torch.no_grad()
     def biases(self) -> dict[Site, Tensor]:
-        """For layers that scale their output (IA3) or train a bias, the bias moves too."""
+        """Updates of biases, from layers that scale their output (IA3) or train a bias."""
         moved = {}
         for site, base in self.bases.items():
             _, bias = self._probe(site, with_weight=False)
@@ -116,7 +116,7 @@ class PeftAdapter(Adapter):
             del self.backbone.module.peft_config
 
     def _restore(self, before: dict[Site, tuple[Tensor, Tensor]]) -> None:
-        """Takes everything off and puts the weights back: (tensor, copy of its values) of each site."""
+        """Detaches, and restores weights from (tensor, copy of its values) for each site."""
         for site, (weight, copy) in before.items():
             self.bases[site].weight.data = weight.copy_(copy)
         self.detach()

@@ -69,7 +69,7 @@ class QuanTA(Targeted, StartKept):
         return sites * sum((n * m) ** 2 for n, m in combinations(self.shape(geometry), 2))
 
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
-        """Axes whose count is nearest, of all that multiply to the larger side of the largest weight.
+        """The axes with the nearest count among those that multiply to the largest weight's larger side.
 
         Where that has a prime factor above 7, to the next larger number that has none (our rule).
         """

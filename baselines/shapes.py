@@ -72,7 +72,7 @@ class TRACCores(NamedTuple):
 
     @property
     def own(self) -> int:
-        """What each layer has for itself: the first core and the controllers of the last."""
+        """Parameters per layer: the first core and the controllers of the last."""
         return self.modes[0] * self.inner[0] + self.inner[1] + self.modes[2]
 
     @property
@@ -105,7 +105,7 @@ def quanta_axes(size: int) -> list[tuple[int, ...]]:
 
 
 def equal_axes(label: str, axis: int, size: int) -> tuple[int, ...]:
-    """As many axes of one size as together hold another.
+    """Equal axes of size `axis`, as few as hold `size`.
 
     Raises UserError, about the method of this label, where no number of them does.
     """

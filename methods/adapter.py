@@ -1,4 +1,4 @@
-"""What every adapter can do, whatever its form: freeze, merge, detach, save."""
+"""The base class of adapters: freeze, merge, detach, save. And modules with frozen parts."""
 
 from __future__ import annotations
 
@@ -61,17 +61,15 @@ class Adapter(ABC):
         return {}
 
     def frozen(self) -> dict[str, Tensor]:
-        """What the adapter carries and does not train: random cores, singular vectors. Empty for most."""
+        """The adapter's untrained tensors, such as random cores. Empty for most methods."""
         return {}
 
     def kept(self) -> dict[str, Tensor]:
-        """What `state` holds beside the parameters: frozen tensors, and seeds from which `remake` has
-        others.
-        """
+        """The tensors in `state` beside the parameters: frozen ones, and seeds for `remake`."""
         return {}
 
     def remake(self) -> None:  # noqa: B027 - most have nothing to make
-        """Makes the frozen tensors that are not `kept`, bit for bit, from what is."""
+        """Makes the frozen tensors that are not `kept`, bit for bit, from those that are."""
 
     def delta(self, site: Site) -> Tensor:
         """The update of the site's weight, shape (out, in), scale included. For checks and analysis."""
@@ -79,25 +77,25 @@ class Adapter(ABC):
         return up @ down
 
     def deltas(self) -> Iterator[tuple[Site, Tensor]]:
-        """(site, delta) for every site, contracting the factors only once where that is possible."""
+        """Yields (site, delta) for every site, contracting the factors only once if possible."""
         for site, (down, up) in self.factors().items():
             yield site, up @ down
 
     def begin_training(self, steps: int) -> None:  # noqa: B027 - most plan nothing
-        """To be called before a training of so many optimizer steps: time to plan what happens when.
+        """Plans a training of this many optimizer steps. Called once before it.
 
-        Raises UserError where the steps are too few for what the method does during them.
+        Raises UserError if the method needs more steps.
         """
 
     def extra_loss(self) -> Tensor | None:
-        """The method's own term of the training loss, of the parameters as they are; None for most.
+        """The method's own term of the training loss. None for most methods.
 
-        A training loop adds it to its own loss before the backward. It is no part of an evaluation.
+        A training loop adds it to its loss before the backward. Evaluations leave it out.
         """
         return None
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 - most do nothing
-        """To be called after each step of the optimizer, counted from 1, while the gradients are still there.
+        """Acts after an optimizer step, counted from 1. Called while the gradients are still there.
 
         A method that changes the shape of a parameter sets its `data` and leaves the parameter itself in
         place, drops its gradient, and says in its docstring what it does with the optimizer's state of it.
@@ -105,27 +103,27 @@ class Adapter(ABC):
 
     @property
     def settled(self) -> bool:
-        """Whether the adapter has the size with which a training ends; asked while one is going on.
+        """Whether the adapter has its final size.
 
-        Only such a state may be selected: an earlier one could have more parameters than the budget.
+        Only such a state may be selected: an earlier one could exceed the budget.
         """
         return True
 
     def final_ranks(self) -> dict[str, list[int]]:
-        """The ranks that are left of what training cuts, by what they belong to; empty where it cuts nothing.
+        """The ranks left after training cut some. Empty if it cuts none.
 
-        A list of one where it is a mode or a bond, and of one for each layer where it is a projection.
-        `Method.count_left` says how many parameters they make.
+        Modes and bonds map to [rank]; projections map to one rank per layer. `Method.count_left` counts
+        their parameters.
         """
         return {}
 
     @property
     def parameter_count(self) -> int:
-        """The number of trained parameters, head excluded: those that training has not cut."""
+        """The number of trained parameters that training has not cut, head excluded."""
         return sum(parameter.numel() for parameter in self.named_parameters().values())
 
     def core(self) -> list[nn.Parameter]:
-        """The parameters that are the cores of tensors, where the method has any (see `Method.has_core`)."""
+        """The cores of tensors among the parameters (see `Method.has_core`)."""
         return []
 
     @property
@@ -134,7 +132,7 @@ class Adapter(ABC):
         return sum(tensor.numel() for tensor in self.frozen().values())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups named `adapter` and `head`; an empty one is left out."""
+        """Optimizer groups named `adapter` and `head`, without empty ones."""
         groups: list[dict[str, Any]] = [
             {"name": "adapter", "params": list(self.named_parameters().values())},
             {"name": "head", "params": list(self.backbone.head.parameters())},
@@ -143,14 +141,14 @@ class Adapter(ABC):
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Promises that no parameter changes inside, so that what all forwards need is computed only once."""
+        """Promises that no parameter changes inside, so that forwards share one contraction."""
         yield
 
     @contextmanager
     def part(self, start: int, stop: int, total: int) -> Iterator[None]:
-        """Says that a forward inside is of the examples `start` to `stop` of a batch of `total`, in order.
+        """Declares the forward inside as the examples `start` to `stop` of a batch of `total`, in order.
 
-        An adapter that drops entries by a stream of its own drops those that it would of the whole batch.
+        An adapter with its own dropout then drops the same entries as in a forward of the full batch.
         """
         yield
 
@@ -163,8 +161,8 @@ class Adapter(ABC):
     def merge(self) -> None:
         """Adds the update to the backbone's weights and puts its plain layers back in the forward.
 
-        The original tensors are kept aside, so that `unmerge` restores them bit for bit. Weights of less than
-        float32 take the sum rounded once, and a `RoundedMerge` warns of how far that is from the update.
+        The original tensors are kept, so that `unmerge` restores them bit for bit. Weights below float32 take
+        the sum rounded once, and a `RoundedMerge` warns of the rounding error.
         """
         if self.merged:
             return
@@ -183,7 +181,7 @@ class Adapter(ABC):
         rounding.tell()
 
     def unmerge(self) -> None:
-        """Takes the update out of the weights again, bit for bit; does nothing where none is merged."""
+        """Takes a merged update out of the weights, bit for bit. Does nothing if none is merged."""
         if not self.merged:
             return
         for site, (weight, bias) in self._unmerged.items():
@@ -214,9 +212,9 @@ class Adapter(ABC):
         self._adapted[site] = module
 
     def register(self, parameters: nn.Module) -> None:
-        """Makes trained parameters that are in none of the installed layers part of the backbone's module.
+        """Makes trained parameters outside the installed layers part of the backbone's module.
 
-        So an optimizer of `module.parameters()` trains them, `state_dict` holds them and `to` moves them.
+        So `module.parameters()` and `state_dict` hold them, and `to` moves them.
         """
         module = self.backbone.module
         module.add_module(REGISTERED, parameters.train(module.training))
@@ -227,9 +225,7 @@ class Adapter(ABC):
             delattr(self.backbone.module, REGISTERED)
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of every trained parameter and of what is `kept` beside them, on the CPU and contiguous, as
-        safetensors wants them.
-        """
+        """Copies of the trained parameters and of `kept`, on the CPU and contiguous for safetensors."""
         return {
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in {**self.named_parameters(), **self.kept()}.items()
@@ -237,7 +233,7 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restores `state()`. Raises UserError where names or shapes differ, before anything changes."""
+        """Restores a `state()`. Raises UserError if names or shapes differ, before any change."""
         own: dict[str, Tensor] = {**self.named_parameters(), **self.kept()}
         wrong = sorted(set(own) ^ set(state)) or [
             f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
@@ -252,14 +248,14 @@ class Adapter(ABC):
 
 
 class _Rounding:
-    """How far merged weights of less than float32 are from the sums that they stand for."""
+    """The rounding error of updates merged into weights below float32."""
 
     def __init__(self) -> None:
         self._lost = self._update = 0.0
         self._dtype: torch.dtype | None = None
 
     def add(self, weight: Tensor, delta: Tensor, merged: Tensor) -> None:
-        """Looks at one site: its weight, the update, and what they were merged to."""
+        """Adds the error of a site from its weight, its update and its merged weight."""
         if torch.promote_types(merged.dtype, torch.float32) == merged.dtype:
             return
         self._dtype = merged.dtype

@@ -15,7 +15,7 @@ from methods.errors import NotLowRank, UserError
 
 
 class Addition(PartlyFrozen):
-    """What is added to a site's output."""
+    """The module whose result is added to a site's output."""
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class AddedAdapter(Adapter):
         raise NotLowRank(self.method.not_low_rank)
 
     def delta(self, site: Site) -> Tensor:
-        """By the addition of every unit vector. Raises NotLowRank where that makes no weight."""
+        """Computed from unit vectors. Raises NotLowRank if no weight stands for the addition."""
         if self.method.not_mergeable:
             raise NotLowRank(self.method.not_mergeable)
         weight = self.bases[site].weight
@@ -74,7 +74,7 @@ class AddedAdapter(Adapter):
         return ((site, self.delta(site)) for site in self.bases)
 
     def merge(self) -> None:
-        """Raises UserError where the addition is no change of a weight."""
+        """Raises UserError if no change of a weight equals the addition."""
         if self.method.not_mergeable:
             raise UserError(f"{self.method.label} cannot be merged: {self.method.not_mergeable}")
         super().merge()

@@ -23,42 +23,41 @@ class Method(Frozen, ABC):
 
     #: The name under which the method is registered.
     name: ClassVar[str]
-    #: Raised whenever the same options come to mean other numbers, so that no old trial matches a new one.
+    #: Raised when the same options give other numbers, so that no old trial matches a new one.
     version: ClassVar[int] = 1
     #: Whether a rank or a budget can set the size.
     sizeable: ClassVar[bool] = True
-    #: The adapter's learning rate that its authors used, which equal tuning always tries. None: not known.
+    #: The authors' learning rate of the adapter, which equal tuning always tries. None if unknown.
     published_lr: ClassVar[float | None] = None
-    #: The head's beside it. None: the same.
+    #: The authors' learning rate of the head. None if it is the adapter's.
     published_head_lr: ClassVar[float | None] = None
-    #: The scale beside them. None: not known, or another for each data set.
+    #: The authors' scale. None if unknown, or if they tuned it per data set.
     published_scale: ClassVar[float | None] = None
-    #: Why the gradients are not those of the forward, where that is meant (DoRA takes a norm for a constant).
+    #: Why gradients intentionally differ from the forward's (DoRA treats a norm as a constant).
     approximates_gradient: ClassVar[str] = ""
-    #: Why a training forward draws from torch's global stream, so that the backbone's dropout is another than
-    #: under other methods of the seed.
+    #: Why a training forward draws from torch's global stream, which changes the backbone's dropout.
     shifts_dropout: ClassVar[str] = ""
-    #: Why a fresh adapter changes the backbone's outputs; empty where it changes none.
+    #: Why a fresh adapter changes the backbone's outputs. Empty if it does not.
     nonzero_start: ClassVar[str] = ""
-    #: Why every seed gives the same start, where that is not of constants.
+    #: Why every seed gives the same start, if that start is not constant.
     fixed_start: ClassVar[str] = ""
     #: Why `Adapter.factors` raises NotLowRank, and nothing is exported as LoRA.
     not_low_rank: ClassVar[str] = ""
-    #: Why `Adapter.merge` refuses: the update is no change of a weight.
+    #: Why `Adapter.merge` refuses: no change of a weight equals the update.
     not_mergeable: ClassVar[str] = ""
     #: Why an example's outputs depend on the other examples of its batch.
     depends_on_batch: ClassVar[str] = ""
-    #: Why the parameters at the end are only about `count`, where training chooses what it cuts.
+    #: Why `count` is approximate: training chooses what it cuts.
     varying_count: ClassVar[str] = ""
-    #: Whether it trains the backbone's own weights, which then have to be in float32.
+    #: Whether it trains the backbone's own weights, which must then be in float32.
     trains_weights: ClassVar[bool] = False
-    #: Whether a trial fits the head to the frozen features in one go, and takes no training step.
+    #: Whether a trial fits the head to frozen features directly, without training steps.
     fits_head: ClassVar[bool] = False
-    #: Whether some of its parameters are a core, which a recipe may train at a rate of its own.
+    #: Whether some parameters are a core, which a recipe may train at its own rate.
     has_core: ClassVar[bool] = False
-    #: Relative to a budget, how far `fit` of a method with several ranks may stay from it.
+    #: Largest relative distance from a budget at which `fit` of a method with several ranks may stay.
     fit_tolerance: ClassVar[float] = 0.1
-    #: Options that the conformance checks need not vary, since the presets show what there is to them.
+    #: Options that the conformance checks leave as the presets have them.
     unvaried: ClassVar[frozenset[str]] = frozenset()
     #: Fields that `title` or `size` already show.
     titled: ClassVar[frozenset[str]] = frozenset()
@@ -72,8 +71,8 @@ class Method(Frozen, ABC):
     def presets(cls) -> Sequence[Self]:
         """Templates that together show every construction of the method, for the conformance checks.
 
-        The first is the one whose other options the checks vary. A method with an option that has no default
-        overrides this, which raises UserError there.
+        The checks vary the other options of the first. A method with a required option overrides this.
+        Raises UserError for a required option.
         """
         return (validate(cls, {}, f"the preset of method '{cls.name}' (see Method.presets)"),)
 
@@ -93,15 +92,15 @@ class Method(Frozen, ABC):
     @property
     @abstractmethod
     def size(self) -> tuple[int, ...] | None:
-        """The ranks, one for each of `rank_names`; None while they are free, empty where there are none."""
+        """The ranks, one for each of `rank_names`. None while they are free, empty without ranks."""
 
     @property
     def rank_names(self) -> tuple[str, ...]:
-        """What each rank of `size` belongs to. A method of several ranks overrides it."""
+        """The mode or bond of each rank in `size`. A method with several ranks overrides it."""
         return ("rank",) if self.sizeable else ()
 
     def rank_limits(self, geometry: Geometry) -> tuple[int | None, ...]:
-        """For each of `rank_names`, the rank above which nothing is gained; None where that is not known."""
+        """The largest useful rank for each of `rank_names`. None if unknown."""
         return (None,) * len(self.rank_names)
 
     def with_size(self, ranks: Sequence[int]) -> Self:
@@ -111,33 +110,31 @@ class Method(Frozen, ABC):
 
     @abstractmethod
     def count(self, geometry: Geometry) -> int:
-        """Adapter parameters in closed form, head excluded, as they are at the end of a training.
+        """Counts adapter parameters at the end of training in closed form, head excluded.
 
         Raises UserError while the size is free.
         """
 
     def peak_count(self, geometry: Geometry) -> int:
-        """Adapter parameters at the start, where training cuts some: `count` is what is left at the end."""
+        """Counts adapter parameters at the start of training, before any are cut."""
         return self.count(geometry)
 
     def count_left(self, geometry: Geometry, ranks: Mapping[str, Sequence[int]]) -> int:
-        """The parameters of an adapter of which training left these ranks, as `Adapter.final_ranks` has them.
+        """Counts the parameters of the ranks in `Adapter.final_ranks`.
 
-        Raises UserError where they are no ranks of this method.
+        Raises UserError if the method has no such ranks.
         """
         raise UserError(f"{self.label}: its training cuts no ranks (got {shown(dict(ranks))})")
 
     def check_steps(self, steps: int) -> None:
-        """Raises UserError where so many optimizer steps are too few for what happens during them."""
+        """Raises UserError if the method needs more optimizer steps."""
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """Numbers of the adapter's own that are not trained, such as random cores: they are not in
-        `count`.
-        """
+        """Counts the adapter's untrained numbers, such as random cores. They are not in `count`."""
         return 0
 
     def kept_count(self, geometry: Geometry) -> int:
-        """Of the frozen numbers those that a stored adapter has to hold. A seed brings back the others."""
+        """Counts the frozen numbers that a stored adapter holds. A seed restores the others."""
         return 0
 
     @abstractmethod
@@ -148,22 +145,22 @@ class Method(Frozen, ABC):
     def fit(self, geometry: Geometry, budget: int, *, uneven: bool = False) -> Self:
         """The same method with the ranks whose count is nearest to `budget`, the smaller count on a tie.
 
-        `uneven` lets the ranks of two modes that otherwise share one differ by one. Raises UserError
-        where even the smallest ranks exceed the budget.
+        `uneven` allows ranks that otherwise are equal to differ by one. Raises UserError if even the
+        smallest ranks exceed the budget.
         """
 
     @abstractmethod
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
-        """Builds the adapter and installs it. `attach` calls this and checks what comes of it."""
+        """Builds and installs the adapter. `attach` calls this and checks the result."""
 
     @property
     def title(self) -> str:
-        """What the field calls the method; it may show the fields in `titled`."""
+        """The method's name in the literature. It may show the fields in `titled`."""
         return self.name
 
     @property
     def label(self) -> str:
-        """What tables call the method: its title, and every option that is not at its default."""
+        """The method's name in tables: its title and every option with a value other than its default."""
         defaults = {
             name: field.get_default(call_default_factory=True)
             for name, field in type(self).model_fields.items()
@@ -178,28 +175,28 @@ class Method(Frozen, ABC):
 
     @property
     def revisions(self) -> int:
-        """How often these options, and not all others, came to mean other numbers.
+        """How often these options alone came to give other numbers.
 
-        An identity shows it added to `version`: old trials of the other options keep their ids.
+        It is added to `version` in an identity, so that trials of other options keep their ids.
         """
         return 0
 
     @property
     def idle(self) -> Set[str]:
-        """The options that change nothing, given the others: where dropout sits, if there is none."""
+        """Options without effect given the others, such as the place of dropout without dropout."""
         return frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """All that can change the result of a trial: name, version and the hyper-parameters.
+        """Everything that can change a trial's result: name, version and hyper-parameters.
 
-        Idle options are shown at their default, so that one trial serves all their values.
+        Idle options have their default here, so that one trial serves all their values.
         """
         defaults = {name: type(self).model_fields[name].default for name in self.idle}
         hyperparameters = identity(self.model_copy(update=defaults))
         return {"method": self.name, "version": self.version + self.revisions, **hyperparameters}
 
     def check(self, geometry: Geometry, projections: tuple[str, ...]) -> None:
-        """Raises UserError where a backbone lacks what the method adapts, or the size is still free."""
+        """Raises UserError if a backbone lacks a projection, or while the size is free."""
         missing = [name for name in geometry.having(self.projections) if name not in projections]
         if missing:
             raise UserError(
@@ -212,7 +209,7 @@ class Method(Frozen, ABC):
         """Freezes the backbone (its head excepted) and puts a freshly started adapter on it.
 
         `generator` is a CPU generator: the start is the same on every device. Raises UserError as
-        `check` does, and RuntimeError if the built adapter does not have `peak_count` parameters, or not
+        `check` does, and RuntimeError unless the built adapter has `peak_count` parameters and
         `frozen_count` frozen numbers.
         """
         self.check(backbone.geometry, backbone.projections)
@@ -243,8 +240,8 @@ class Method(Frozen, ABC):
 def attach(backbone: Backbone, method: Method, seed: int = 0) -> Adapter:
     """Freezes a backbone (its head excepted) and puts an adapter of the method on it, started from a seed.
 
-    The same seed gives the same start on every device. A trial of a suite starts elsewhere: its seed also
-    feeds other random streams, and each has a seed derived from it. Raises UserError as `Method.check` does,
+    The same seed gives the same start on every device, but not the start of a suite's trial, whose seed feeds
+    several named streams. Raises UserError as `Method.check` does,
     for instance while the ranks are free.
     """
     return method.attach(backbone, torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""What a method can do beyond training, as its code shows it on a tiny model."""
+"""The capabilities of methods, tried out on a tiny model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ EVEN = Geometry(hidden=24, heads=3, layers=2, mlp=96, encoder=1)
 #: Key and value have fewer heads, whose size is their own, and the MLP has a gate and a width that is no
 #: multiple of the hidden size.
 UNEVEN = Geometry(hidden=24, heads=4, layers=3, mlp=60, encoder=1, kv_heads=2, head_size=5, gated=True)
-#: Of a method whose size is free; capabilities do not depend on it.
+#: The rank of methods whose size is free. Capabilities do not depend on it.
 RANK = 2
 
 
 def capabilities(method: Method) -> tuple[Capability, ...]:
-    """What the method can do, in the order of `Capability`; nothing where it has nothing to adapt.
+    """The method's capabilities, in the order of `Capability`. Empty if it adapts nothing.
 
-    Raises what the method raises on a tiny model of even shapes.
+    Raises whatever the method raises on a tiny model of even shapes.
     """
     sized = method.isorank(RANK) if method.sizeable else method
     # A skeleton and some starts draw from the global stream, which is the caller's.
@@ -60,7 +60,7 @@ def _seen(method: Method) -> set[Capability]:
 
 
 def _put(method: Method, backbone: SkeletonBackbone) -> Adapter:
-    """Without `attach`, which compares counts: the tiny encoder is not counted."""
+    """Installs an adapter without `attach`, which compares counts: the tiny encoder has none."""
     method.check(backbone.geometry, backbone.projections)
     return method.put(backbone, torch.Generator().manual_seed(0))
 
@@ -81,13 +81,13 @@ def _layers(backbone: SkeletonBackbone) -> dict[str, str]:
 
 
 def _move(adapter: Adapter) -> None:
-    """Away from the start, where much is zero."""
+    """Moves the parameters away from their start, where many are zero."""
     for parameter in adapter.named_parameters().values():
         parameter.add_(torch.randn(parameter.shape), alpha=0.1)
 
 
 def _mixes_examples(backbone: SkeletonBackbone, x: Tensor) -> bool:
-    """Whether an example is answered otherwise beside other ones, and not because something is drawn."""
+    """Whether an example's outputs depend on the rest of its batch, randomness excluded."""
     first, second = backbone.module(x)[:1], backbone.module(x)[:1]
     beside_others = backbone.module(torch.cat([x[:1], -x[1:]]))[:1]
     return _same(first, second) and not _same(first, beside_others)
@@ -116,5 +116,5 @@ def _merges(adapter: Adapter, backbone: SkeletonBackbone, x: Tensor) -> bool:
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    """Up to what rounding leaves."""
+    """Whether two tensors are equal up to rounding."""
     return torch.allclose(first, second, rtol=1e-4, atol=1e-5)

@@ -28,9 +28,9 @@ def shown(value: Any) -> str:
 
 
 def cut(text: str, most: int = SHOWN) -> str:
-    """The text, or its beginning and an ellipsis where it is longer than `most` characters.
+    """The text, cut to `most` characters with an ellipsis. Lone surrogates are spelled out.
 
-    What no terminal or file could take, half of a surrogate pair, is spelled out.
+    No terminal or file could take half of a surrogate pair.
     """
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return short.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -50,7 +50,7 @@ _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 4 * SHOWN
 
 
 def near_names(name: str, names: Iterable[str], at_most: int = 1) -> list[str]:
-    """The known names that look most like `name`, the likest first; none where none does."""
+    """The names most similar to `name`, best first. Empty if none is similar."""
     return get_close_matches(name[:SHOWN], list(names), n=at_most, cutoff=ALIKE)
 
 
@@ -77,7 +77,7 @@ def too_small(label: str, budget: int, smallest: int, when: str = " with every r
 
 
 class RoundedMerge(UserWarning):
-    """Told by `merge` into weights of less than float32, which keep an update only in part."""
+    """Warns that weights below float32 keep a merged update only in part."""
 
 
 class NotLowRank(UserError):  # noqa: N818 - the contract's name

@@ -67,11 +67,11 @@ class Tucker:
     """
 
     def rank_names(self, modes: Sequence[str]) -> tuple[str, ...]:
-        """The mode, or what the factorisation has in its place, that each rank belongs to."""
+        """The mode or bond of each rank."""
         return tuple(modes)
 
     def rank_limits(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """For each rank, the value above which no further tensor can be written."""
+        """The value of each rank with which every tensor can be written."""
         return tuple(shape)
 
     def count(self, shape: Sequence[int], ranks: Sequence[int]) -> int:

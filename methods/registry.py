@@ -1,4 +1,4 @@
-"""Names of targets that are imported only when asked for: ours, and those that plug-ins bring."""
+"""Registries of names: built-in ones and plug-ins', imported on first use."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from typing import Any
 
 from methods.errors import UnknownNameError, UserError
 
-#: What an editable install lists in place of its modules.
+#: The prefix of files that an editable install lists in place of its modules.
 FINDER = "__editable__"
 
 
 class Registry:
     """Maps a name to `module:attribute`, imported only when asked for.
 
-    Plug-ins register in the entry-point group `tensorbench.<kind>s`. One that clashes with a name
-    of ours, or with another plug-in's, is refused when it is asked for, never picked silently.
-    `check` gets each name and target that is asked for and raises UserError for a target that is no such
-    thing.
+    Plug-ins register in the entry-point group `tensorbench.<kind>s`. A name that is registered twice is
+    refused on use, never picked silently. `check` raises UserError for a target of the wrong kind.
     """
 
     def __init__(self, kind: str, targets: dict[str, str], check: Callable[[str, Any], None]) -> None:
@@ -47,9 +45,9 @@ class Registry:
         return sorted(self._plugin_points())
 
     def source_hash(self, name: str) -> str:
-        """Hex sha256 of the source of the plug-in behind a name; empty for what is ours or not known.
+        """Hex sha256 of the source of a name's plug-in. Empty for built-in and unknown names.
 
-        It is read once in a process, which goes on with the code that it has imported.
+        Read once per process, which keeps the code that it imported.
         """
         points = self._plugin_points().get(name)
         if points and name not in self._sources:
@@ -63,7 +61,7 @@ class Registry:
         return name in self._targets or name in self._plugin_points()
 
     def get(self, name: str) -> Any:
-        """The target behind a name. Raises UnknownNameError, or UserError for a broken plug-in."""
+        """Imports the target of a name. Raises UnknownNameError, or UserError for a broken plug-in."""
         points = self._plugin_points().get(name, [])
         if len(points) + (name in self._targets) > 1:
             owners = [point.value for point in points]
@@ -87,7 +85,7 @@ class Registry:
         return target
 
     def available(self) -> Iterator[tuple[str, Any]]:
-        """Every (name, target) that can be imported. A warning names a broken plug-in, which is left out."""
+        """Yields every (name, target). Leaves broken plug-ins out with a warning."""
         for name in self:
             try:
                 yield name, self.get(name)
@@ -96,9 +94,9 @@ class Registry:
 
     @contextmanager
     def blaming(self, name: str) -> Iterator[None]:
-        """Inside, whatever goes wrong in a plug-in becomes a UserError that names its package.
+        """Converts errors of a plug-in to a UserError that names its package.
 
-        What is ours is left alone: its UserErrors say enough, and anything else is a mistake of ours.
+        Errors of built-in targets pass unchanged.
         """
         try:
             yield
@@ -118,9 +116,9 @@ def _package(point: EntryPoint) -> str:
 
 
 def source_hash(point: EntryPoint) -> str:
-    """Hex sha256 over the names and contents of a plug-in's Python files; empty where it has none to read.
+    """Hex sha256 over names and contents of a plug-in's Python files. Empty if it has none.
 
-    They are those of the whole distribution, since a method's numbers may come from any of them.
+    All files of the distribution count, since numbers may depend on any of them.
     """
     files = {name: path for name, path in (_listed(point) or _found(point)).items() if path.is_file()}
     if not files:
@@ -134,7 +132,7 @@ def source_hash(point: EntryPoint) -> str:
 
 
 def _listed(point: EntryPoint) -> dict[str, Path]:
-    """What the distribution says that it installed."""
+    """The Python files in the distribution's record."""
     files = (point.dist.files if point.dist else None) or ()
     return {
         file.as_posix(): Path(str(file.locate()))
@@ -144,7 +142,7 @@ def _listed(point: EntryPoint) -> dict[str, Path]:
 
 
 def _found(point: EntryPoint) -> dict[str, Path]:
-    """The module or the package that is imported: an editable install lists none of its own files."""
+    """The files of the imported module or package, which an editable install does not list."""
     spec = find_spec(point.module.partition(".")[0])
     if spec is None:
         return {}

@@ -22,10 +22,10 @@ ANY_TARGETS: dict[str, tuple[str, ...]] = {"qv": ("query", "value"), **dict(TARG
 
 
 def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: int | None = None) -> int:
-    """The rank in [low, high] whose count is nearest to the budget, the smaller count on a tie.
+    """The rank in [low, high] with the count nearest to the budget; the smaller count on a tie.
 
-    `count` must not decrease with the rank. Where it stops growing, the first rank of that count is the
-    answer. Takes a number of counts that is logarithmic in the answer.
+    `count` must not decrease with the rank. If it stops growing, the result is the first rank of that count.
+    The number of calls is logarithmic in the result.
     """
     below, above = low, low
     while count(above) < budget and (high is None or above < high):
@@ -39,15 +39,15 @@ def nearest_rank(count: Callable[[int], int], budget: int, low: int = 1, high: i
 
 
 def nearest(candidates: Iterable[Choice], count: Callable[[Choice], int], budget: int) -> Choice:
-    """The candidate whose count is nearest to the budget: on a tie the smaller count, of equals the first."""
+    """The candidate with the count nearest to the budget; the smaller count, then the first, on a tie."""
     return min(candidates, key=lambda candidate: (abs(count(candidate) - budget), count(candidate)))
 
 
 class OneRank(Method):
-    """A method whose size is a single rank. It states its count for any rank, and everything else is here."""
+    """A method whose size is a single rank. A subclass states `count_at`."""
 
     titled: ClassVar[frozenset[str]] = frozenset({"rank"})
-    #: Why a rank above `rank_limits` cannot be; empty where it only gains nothing.
+    #: Why a rank above `rank_limits` is impossible. Empty if it is only useless.
     rank_bound: ClassVar[str] = ""
 
     #: None: set by a budget.
@@ -55,7 +55,7 @@ class OneRank(Method):
 
     @abstractmethod
     def count_at(self, geometry: Geometry, rank: int) -> int:
-        """`count` for any rank. Raises UserError for a geometry that the method cannot adapt."""
+        """Counts the parameters at a rank. Raises UserError for a geometry that cannot be adapted."""
 
     @property
     def size(self) -> tuple[int, ...] | None:
@@ -94,12 +94,12 @@ class StartKept(Method):
     """A method whose adapter keeps a frozen copy of all its parameters as they started."""
 
     def frozen_count(self, geometry: Geometry) -> int:
-        """As many again."""
+        """As many as there are trained parameters."""
         return self.count(geometry)
 
 
 class Unsized(Method):
-    """A method whose size nothing can set, so that it stands in every comparison as it is."""
+    """A method of fixed size, which enters every comparison as it is."""
 
     sizeable: ClassVar[bool] = False
 
@@ -115,9 +115,9 @@ class Unsized(Method):
 
 
 def nearest_fit(label: str, choices: Sequence[Sized], geometry: Geometry, budget: int) -> Sized:
-    """Of a method in all its sizes the one whose count is nearest to a budget, the smaller count on a tie.
+    """The choice with the count nearest to a budget; the smaller count on a tie.
 
-    Raises UserError where all of them exceed the budget.
+    Raises UserError if all choices exceed the budget.
     """
     smallest = min(choice.count(geometry) for choice in choices)
     if smallest > budget:
@@ -126,7 +126,7 @@ def nearest_fit(label: str, choices: Sequence[Sized], geometry: Geometry, budget
 
 
 class Targeted(Method):
-    """A method that adapts what `targets` names."""
+    """A method with a choice of the projections that it adapts."""
 
     #: A wider choice differs in nothing but the number of sites and their shapes.
     unvaried: ClassVar[frozenset[str]] = frozenset({"targets"})

@@ -47,7 +47,7 @@ class Slices:
         return sum(self.counts)
 
     def positions(self, projection: str) -> range:
-        """Where in the stack a projection's slices are."""
+        """The positions of a projection's slices in the stack."""
         index = self.projections.index(projection)
         end = list(accumulate(self.counts))[index]
         return range(end - self.counts[index], end)
@@ -82,15 +82,15 @@ def cut_outputs(sites: Iterable[Site], geometry: Geometry) -> dict[Site, int]:
 
 
 def joined(projection: str, matrices: Tensor) -> Tensor:
-    """What stands between the factors of a projection's slices, (layers, slices, r out, r in), as one matrix.
+    """Joins the middles of a projection's slices, (layers, slices, r out, r in), to a matrix per layer.
 
-    Of each layer: side by side where the slices are of the input, else one below the other.
+    Input slices are put side by side, output slices one below the other.
     """
     return matrices.transpose(1, 2).flatten(2) if projection in CUT_INPUTS else matrices.flatten(1, 2)
 
 
 def by_site(stacks: Mapping[str, Tensor]) -> dict[Site, Tensor]:
-    """Tensors (layers, …) of some projections, taken apart to one for each site."""
+    """Splits tensors (layers, …) of projections into one for each site."""
     return {
         Site(layer, name): tensor
         for name, stack in stacks.items()

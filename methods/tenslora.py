@@ -127,7 +127,7 @@ class TensLoRA(CutMethod):
 
     @property
     def idle(self) -> set[str]:
-        """The order of heads where they are no mode, and `starts` where there is only one tensor to start."""
+        """`heads` without a head mode, and `starts` with a single tensor."""
         idle = set()
         if "head" not in self.modes:
             idle.add("heads")
@@ -170,7 +170,7 @@ class TensLoRA(CutMethod):
         return tuple(sizes[mode] for mode in self.modes)
 
     def tensor_axes(self, geometry: Geometry) -> dict[str, int]:
-        """What is not stacked, with its size. There is a tensor for each combination of these."""
+        """The axes that are not stacked, with their sizes. Each combination has its own tensor."""
         sizes = self._sizes(geometry)
         return {axis: sizes[axis] for axis in ("layer", "projection") if axis not in self.modes}
 
@@ -280,7 +280,7 @@ class _StackedTensors(Parametrisation):
         return self.down_of[site] < len(self.tensors)
 
     def _tensor_of(self, layer: int, slice_: int) -> int:
-        """The tensor that holds a slice of a layer: row-major over what is not stacked."""
+        """The index of the tensor that holds a slice of a layer, row-major over `axes`."""
         position = {"layer": layer, "projection": slice_}
         index = 0
         for axis, size in self.axes.items():

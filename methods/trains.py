@@ -1,4 +1,4 @@
-"""Tensor trains of weights (Oseledets 2011): the sizes of their modes, their cores, their contraction."""
+"""Tensor trains (Oseledets 2011): modes, cores, contraction, and methods made of them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from methods.sizes import OneRank, Targeted
 
 @cache
 def balanced(size: int, modes: int) -> tuple[int, ...]:
-    """At most `modes` whole numbers above one that multiply to `size` and have the smallest sum, ascending.
+    """The ascending factors of `size`, at most `modes` of them, with the smallest sum.
 
-    Of equal sums it is the one whose largest number is the smallest. A prime has one mode, itself: nothing is
-    saved there.
+    Ties go to the smallest largest factor. A prime has itself as its only mode.
     """
     return min(factorisations(size, modes), key=lambda factors: (sum(factors), factors[::-1]))
 
 
 def factorisations(size: int, most: int, low: int = 2) -> Iterator[tuple[int, ...]]:
-    """Every way to write `size` as at most `most` ascending factors, none below `low`."""
+    """Yields every list of at most `most` ascending factors of `size`, none below `low`."""
     if most:
         yield (size,)
     if most > 1:
@@ -83,20 +82,20 @@ class Trains(nn.Module):
 
     @torch.no_grad()
     def draw_unit(self, generator: torch.Generator) -> None:
-        """Uniform cores of norm one."""
+        """Draws uniform cores of norm one."""
         for core in self.cores:
             nn.init.uniform_(core, -1, 1, generator=generator)
             core.div_(core.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
 
     @torch.no_grad()
     def decompose(self, tensor: Tensor) -> None:
-        """Every train the one nearest to the same tensor (`tt_svd`)."""
+        """Sets every train to the one nearest to a tensor (`tt_svd`)."""
         modes, rank = [core.shape[2] for core in self.cores], self.cores[0].shape[-1]
         for core, nearest in zip(self.cores, tt_svd(tensor, modes, rank), strict=True):
             core.copy_(nearest)
 
     def draw_normal(self, variance: float, generator: torch.Generator) -> None:
-        """Normal cores, each with the same share in the `variance` of the tensor's entries."""
+        """Draws normal cores, each with an equal share in the `variance` of the tensor's entries."""
         for core in self.cores:
             std = variance ** (0.5 / len(self.cores)) / math.sqrt(core.shape[-1])
             nn.init.normal_(core, std=std, generator=generator)
@@ -105,7 +104,7 @@ class Trains(nn.Module):
 def tt_svd(tensor: Tensor, modes: Sequence[int], rank: int) -> list[Tensor]:
     """Cores of the train nearest to a tensor by successive truncated SVDs (Oseledets 2011, algorithm 1).
 
-    Where an unfolding has fewer than `rank` singular values, the cores are filled up with zeros.
+    Cores are padded with zeros if an unfolding has fewer than `rank` singular values.
     """
     cores, rest = [], tensor.reshape(1, -1)
     for left, size, right in core_shapes(modes, rank)[:-1]:

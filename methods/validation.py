@@ -1,4 +1,4 @@
-"""What all configurations have: errors in the words of the user, and the part of them that an id covers."""
+"""The base of configurations: readable errors, and the fields that an id covers."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Later:
 
 
 class Frozen(BaseModel):
-    """Base of every configuration: immutable, numbers finite, and a field that is not known is an error.
+    """Base of every configuration: immutable, finite numbers, unknown fields refused.
 
-    True and false, which Python and so pydantic take for one and zero, are no numbers here.
+    Unlike in Python, true and false are no numbers here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -58,7 +58,7 @@ class Frozen(BaseModel):
 
 
 def refuse_repeats(values: Iterable[Hashable], names: Iterable[object] | None = None) -> None:
-    """Raises ValueError for a value that stands there twice, by its name where they have other ones."""
+    """Raises ValueError for a duplicate value, named by `names` if given."""
     values = list(values)
     seen: set[Hashable] = set()
     for value, name in zip(values, values if names is None else names, strict=True):
@@ -103,7 +103,7 @@ Scale = Annotated[float, AfterValidator(_not_zero)]
 
 
 def earlier(model: type[BaseModel]) -> dict[str, Any]:
-    """What was done before there was a choice, for every field marked `Later`."""
+    """The value before the option existed, for every field marked `Later`."""
     return {
         name: field.get_default(call_default_factory=True) if mark.before is ... else mark.before
         for name, field in model.model_fields.items()
@@ -113,9 +113,9 @@ def earlier(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def silent(written: dict[str, Any], *names: str) -> dict[str, Any]:
-    """What is written of a configuration, without those of these fields that are None.
+    """A written configuration without the named fields that are None.
 
-    They came later, and stored plans and studies of earlier versions are compared with new ones.
+    These fields came later, and stored plans of earlier versions are compared with new ones.
     """
     return {key: value for key, value in written.items() if value is not None or key not in names}
 
@@ -146,7 +146,7 @@ def validate(model: type[Model], values: Any, where: str) -> Model:
 
 
 def explained(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """What is wrong with the values of a model, field by field, and how many more fields are."""
+    """A line for each wrong field, and the number of further ones."""
     problems = error.errors()
     # A list of which an item is wrong is to pydantic also too short: only the item is news.
     problems = [
@@ -178,7 +178,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
 
 
 def _message(problem: Any) -> str:
-    """What is wrong, in the words of YAML where pydantic's are Python's."""
+    """The message of a problem, in words of YAML instead of Python."""
     kind = problem["type"]
     if kind in _LISTS:
         return f"should be a list{_example(problem['input'])}"
@@ -191,7 +191,7 @@ def _message(problem: Any) -> str:
 
 
 def _example(value: Any) -> str:
-    """The list that whoever wrote a single value may have meant."""
+    """The list that a single value may have been meant as."""
     return f", such as [{cut(str(value))}]" if isinstance(value, (str, int, float)) else ""
 
 

@@ -1,4 +1,4 @@
-"""What a backbone must keep to, ours and plug-ins': asked of the loaded one, with methods on it too."""
+"""Checks of a loaded backbone, alone and with methods on it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _frozen(backbone: LoadedBackbone) -> str:
 
 
 def _head(backbone: LoadedBackbone) -> None:
-    """`reset` draws the head from the generator alone, whole, and leaves the encoder as it is."""
+    """`reset` draws the complete head from the generator alone and leaves the encoder unchanged."""
     before = backbone.fingerprint()
     heads = []
     for seed, ambient in ((2, 0), (2, 1), (3, 1)):
@@ -155,7 +155,7 @@ def _sites(subject: LoadedSubject) -> str:
 
 
 def _forward(subject: LoadedSubject) -> None:
-    """Logits are finite, of the right shape, and no forward changes the encoder, in training neither."""
+    """Logits are finite and of the right shape, and no forward changes the encoder."""
     backbone, batch = subject.backbone(), subject.batch()
     before = snapshot(backbone)
     logits: Tensor = outputs(backbone, batch)

@@ -1,4 +1,4 @@
-"""Which checks are asked of which method on which backbone, and their results."""
+"""Cases: one check of one method on one backbone, and their results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Case:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What came of a case. `message` says why it failed or does not apply, or remarks on a pass."""
+    """The result of a case. `message` is its reason to fail or to be skipped, or a remark."""
 
     preset: str
     backbone: BackboneKind
@@ -158,7 +158,7 @@ def check_case(case: Case) -> str:
 
 
 def run_case(case: Case) -> CheckResult:
-    """Runs one case and says what came of it; raises nothing that the method raised."""
+    """Runs one case and returns its result. Errors of the method become failures."""
     began = time.perf_counter()
     finding = judge(case.check, lambda: check_case(case))
     seconds = time.perf_counter() - began

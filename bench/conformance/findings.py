@@ -1,4 +1,4 @@
-"""What came of a check, and the surroundings in which one runs."""
+"""Results of checks, and the isolated state of torch in which checks run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Status = Literal["passed", "failed", "not applicable"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of a check. `message` says why it failed or does not apply, or remarks on a pass."""
+    """The result of a check. `message` is its reason to fail or to be skipped, or a remark."""
 
     check: str
     status: Status
@@ -25,7 +25,7 @@ class Finding:
 
 
 def judge(check: str, run: Callable[[], str | None]) -> Finding:
-    """Runs a check and says what came of it; raises nothing that what is checked raised."""
+    """Runs a check and returns its result. Errors of the checked object become failures."""
     try:
         return Finding(check, "passed", run() or "")
     except NotApplicable as reason:
@@ -38,7 +38,7 @@ def judge(check: str, run: Callable[[], str | None]) -> Finding:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Inside, torch has one thread and a random state of its own; both are as before after it."""
+    """Gives torch one thread and a random state of its own, and restores both afterwards."""
     threads = torch.get_num_threads()
     # Tensors this small are many times slower on several threads when other processes run too.
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What the checks look at: a method on a private copy of a tiny random backbone."""
+"""Subjects of checks: a method on a private copy of a tiny random backbone."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ Gradients = dict[str, Tensor | None]
 
 
 class CheckFailed(AssertionError):  # noqa: N818 - reads as the outcome that it is
-    """What the method does is not what the interface says."""
+    """The method does not keep to the interface."""
 
 
 class NotApplicable(unittest.SkipTest):
-    """The check cannot be asked of this method here; the message says why. pytest skips on it."""
+    """The check does not apply to this method, for the reason in the message. pytest skips on it."""
 
 
 def expect(condition: bool, message: str) -> None:
@@ -62,7 +62,7 @@ def expect(condition: bool, message: str) -> None:
 
 
 def expect_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """The largest difference, relative to the largest entry where that is above one."""
+    """Bounds the largest difference, relative to the largest entry if that is above one."""
     shapes = tuple(actual.shape), tuple(expected.shape)
     expect(shapes[0] == shapes[1], f"{what}: shape {shapes[0]}, not {shapes[1]}")
     actual, expected = actual.detach(), expected.detach()

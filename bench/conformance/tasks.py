@@ -1,4 +1,4 @@
-"""What a task must keep to, ours and plug-ins': asked of its real examples."""
+"""Checks of a task on its real examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.tasks.reading import image_content, read_examples, read_images, read_
 
 @dataclass(frozen=True)
 class _Read:
-    """Examples with what makes two of them duplicates, and what makes them the same to the last bit."""
+    """Examples, the contents that make two of them duplicates, and their exact inputs."""
 
     examples: Examples
     contents: list[bytes]

@@ -15,16 +15,16 @@ from methods.lowrank.contracted import Contracted, Parametrisation, pair
 from methods.lowrank.linear import AdaptedLinear, DropoutAt, SharedInput
 from methods.lowrank.masks import Masks, Part, Place, in_backward
 
-#: Makes what a parametrisation contracts to the pairs of a backbone's sites.
+#: Turns the pairs of a parametrisation into those of a backbone's sites.
 Fit = Callable[[Contracted, Parametrisation], Contracted]
 
 
 class LowRankAdapter(Adapter):
     """Low-rank pairs on a backbone's sites.
 
-    A hook contracts the factors before a forward of the backbone's module, and another lets go of them after
-    it, also when it raises. `masks` drop entries at `dropout_at`; None: nothing is dropped. `fit` turns every
-    contraction to the sites' shapes; None: it has them.
+    A hook contracts the factors before each forward of the backbone's module, and another releases them
+    after it, also when it raises. `masks` drop entries at `dropout_at`. `fit` adapts contracted pairs to the
+    shapes of sites.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LowRankAdapter(Adapter):
         return dict(self.parametrisation.named_parameters())
 
     def contract(self) -> Contracted:
-        """The factors of all sites, never in the lower precision of an autocast around the call."""
+        """Contracts the factors of all sites in their own precision, outside autocast."""
         with torch.autocast(next(self.backbone.module.parameters()).device.type, enabled=False):
             contracted = self.parametrisation.contract()
             return contracted if self._fit is None else self._fit(contracted, self.parametrisation)
@@ -96,7 +96,7 @@ class LowRankAdapter(Adapter):
             cutting.begin_training(steps)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Cuts ranks where it is time to, and takes AdamW's moments along: `methods.lowrank.cutting`."""
+        """Cuts ranks if this step is due, and carries AdamW's moments along (`methods.lowrank.cutting`)."""
         cutting = self.parametrisation.cutting
         if cutting is not None:
             cutting.after_step(step, optimizer)
@@ -111,7 +111,7 @@ class LowRankAdapter(Adapter):
         return {} if cutting is None else {name: [rank] for name, rank in cutting.named_ranks.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes states of other ranks, too, where a training cuts them."""
+        """Loads a state, of other ranks too if training cuts them."""
         cutting, own = self.parametrisation.cutting, self.named_parameters()
         if cutting is not None and own.keys() <= state.keys():
             cutting.take_shapes({own[name]: tuple(state[name].shape) for name in own})
@@ -171,7 +171,7 @@ class LowRankAdapter(Adapter):
         after_backward(self._drop)
 
     def _adapt(self, sites: list[Site], dropout_at: DropoutAt) -> None:
-        """Puts adapted layers on sites that read one activation."""
+        """Installs adapted layers on sites that read one activation."""
         method = self.parametrisation
         indices = tuple(dict.fromkeys(method.down_of[site] for site in sites))
         shared = SharedInput(
@@ -213,7 +213,7 @@ class LowRankAdapter(Adapter):
             linear.receive(contracted.ups[site], middle, bias)
 
     def _drop(self) -> None:
-        """Lets go of activations and, unless they are held, of factors."""
+        """Releases activations and, unless they are held, factors."""
         for shared in self._inputs:
             shared.forget()
             if not self._holding:
@@ -224,7 +224,7 @@ class LowRankAdapter(Adapter):
 
 
 def _by_input(sites: dict[Site, int]) -> list[list[Site]]:
-    """The sites in groups that read one activation."""
+    """Groups sites that read one activation."""
     groups: dict[tuple[int, object], list[Site]] = {}
     for site in sites:
         sharing = (group for group in (SHARED_INPUT, GATED_INPUT) if site.projection in group)

@@ -1,4 +1,4 @@
-"""What a method's parameters contract to: the factors of every site."""
+"""The parameters of a method and the factors to which they contract."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Diagonal:
     entries: Tensor
 
     def scaled(self, narrow: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """The activation (N, r) that enters `up` (out, r), and `up`, the smaller of the two scaled.
+        """Scales the smaller of an activation (N, r) and its `up` (out, r), and returns both.
 
-        With n slices it is the activation (N·n, r), or `up` (n·out, r).
+        With n slices the activation becomes (N·n, r), or `up` becomes (n·out, r).
         """
         if len(narrow) < len(up):
             return (narrow.unsqueeze(1) * self.entries.to(narrow.dtype)).flatten(0, 1), up
         return narrow, (up * self.entries.unsqueeze(1)).flatten(0, 1)
 
     def summed(self, narrow: Tensor) -> Tensor:
-        """The activations of n input slices, side by side as (N, n·r), each scaled, and summed to (N, r)."""
+        """Scales the activations of n input slices, (N, n·r) side by side, and sums them to (N, r)."""
         return (narrow.unflatten(1, self.entries.shape) * self.entries.to(narrow.dtype)).sum(1)
 
 
@@ -56,10 +56,10 @@ Middle = Matrix | Diagonal
 
 @dataclass
 class Contracted:
-    """What a forward needs: `downs[i]` is (r, in), `ups[site]` is (out, r), `biases[site]` is (out,).
+    """Factors for a forward: `downs[i]` (r, in), `ups[site]` (out, r), `biases[site]` (out,).
 
-    `middles[site]`, where given, stands between the two. All slices of an output read the same activation,
-    dropout included, and what the slices of an input give is summed: see `Parametrisation`.
+    An optional `middles[site]` is applied between the two. Slices of an output share one activation, dropout
+    included; results of input slices are summed (see `Parametrisation`).
     """
 
     downs: list[Tensor]
@@ -80,15 +80,15 @@ class Contracted:
 class Parametrisation(PartlyFrozen):
     """A method's trained parameters and their contraction to factors."""
 
-    #: Which of the contracted `downs` each adapted site reads. Sites that share one compute it once.
+    #: The index in `downs` of each adapted site. Sites that share one compute it once.
     down_of: dict[Site, int]
-    #: Sites whose `down` applies to each of n slices of the input, the results side by side. Slices are as
-    #: wide as the down; of the last one the input has what is left.
+    #: Sites whose `down` applies to each of n input slices, with results side by side. Slices are as wide as
+    #: the down; the last one may be narrower.
     input_slices: Mapping[Site, int] = MappingProxyType({})
-    #: Sites whose `up` applies to each of n equal slices of the narrow activation, the results side by side.
-    #: Of the last one the output takes what is left.
+    #: Sites whose `up` applies to each of n equal slices of the narrow activation, with results side by side.
+    #: The last result may be cut.
     output_slices: Mapping[Site, int] = MappingProxyType({})
-    #: What cuts ranks during a training; None: nothing does.
+    #: Cuts ranks during training. None if ranks stay.
     cutting: Cutting | None = None
 
     @abstractmethod
@@ -117,9 +117,9 @@ def pair(
     input_slices: int,
     output_slices: int,
 ) -> tuple[Tensor, Tensor]:
-    """A site's (down, up) as (r, in) and (out, r), with its middle and its slices multiplied out.
+    """Multiplies a site's middle and slices out. Returns (down, up), shaped (r, in) and (out, r).
 
-    `shape` is the (out, in) of the site's weight, to which last slices are cut.
+    `shape` is the (out, in) of the site's weight, to which the last slices are cut.
     """
     if isinstance(middle, Diagonal):
         if output_slices > 1:

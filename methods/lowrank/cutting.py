@@ -1,4 +1,4 @@
-"""Ranks that a training cuts: when, to how many parameters, which ranks, and what truncation leaves.
+"""Ranks cut during training: the schedule, the choice of ranks, and the truncated tensors.
 
 Tensors are brought into a form in which a part's singular values are those of the whole tensor. That takes
 factorisations of small parts only, never the tensor itself, in float64 whatever the parameters are.
@@ -28,7 +28,7 @@ FIRST, SECOND = "exp_avg", "exp_avg_sq"
 
 
 class Cuts(Frozen):
-    """A training begins with more parameters than the budget, and cuts ranks at a few steps until it is met.
+    """A schedule that begins with more parameters than the budget and cuts ranks until it is met.
 
     Cuts are spaced evenly from `first` to `last`, both shares of the training's steps; a single one is at
     `last`. Up to the first is the warm-up, after the last the adapter has its final ranks. After cut i of n
@@ -58,9 +58,9 @@ class Cuts(Frozen):
         return f"{self.times} from {self.start:g}× at {when}"
 
     def steps(self, steps: int) -> tuple[int, ...]:
-        """After which of a training's steps, counted from 1, ranks are cut.
+        """The steps, counted from 1, after which ranks are cut.
 
-        Raises UserError where two cuts would fall on one step, or none is left after the last.
+        Raises UserError if two cuts fall on one step, or no step follows the last.
         """
         gap = (self.last - self.first) / (self.times - 1) if self.times > 1 else 0.0
         shares = (self.last - gap * i for i in reversed(range(self.times)))
@@ -73,7 +73,7 @@ class Cuts(Frozen):
         return places
 
     def budgets(self, peak: int, final: int) -> tuple[int, ...]:
-        """The most parameters that each cut may leave."""
+        """The largest number of parameters after each cut."""
         left = (1 - i / self.times for i in range(1, self.times + 1))
         return tuple(final + math.floor((peak - final) * share**3) for share in left)
 
@@ -82,8 +82,8 @@ class Cuts(Frozen):
     ) -> Ranks:
         """The ranks of the start: the final budget's in proportion, as large as `start` allows.
 
-        None is above its limit, and one at least is above what it is in `ranks`. Raises UserError where the
-        limits allow none of that: there would be nothing to cut.
+        No rank exceeds its limit, and at least one exceeds its value in `ranks`. Raises UserError if the
+        limits allow no larger rank: there would be nothing to cut.
         """
         most, larger_ranks = self.start * count(ranks), ranks
         while growing := [i for i, rank in enumerate(larger_ranks) if rank < limits[i]]:
@@ -110,13 +110,12 @@ def kept_ranks(
     limits: Callable[[Ranks], Ranks],
     budget: int,
 ) -> Ranks:
-    """How many of each descending list of singular values to keep within a budget of parameters.
+    """Chooses how many of each descending list of singular values to keep within a budget.
 
-    Again and again the list loses its last value that costs the least: whose square, which is the most that
-    the tensor loses of its squared norm by it, is the smallest for each parameter that is saved. A rank that
-    the others leave no room for (`limits` says how much they do) costs nothing and goes first. When the
-    budget is met, what it still has room for is taken back, the value with the largest square for each
-    parameter first. So no value that this call dropped would fit. A rank is never below 1.
+    Repeatedly drops the last value of a list: the one with the smallest square per parameter saved, since
+    the square bounds the loss of squared norm. Ranks above `limits`, which depend on the other ranks, go
+    first at no cost. Then values are taken back while the budget has room, the largest square per parameter
+    first, so that no dropped value would still fit. No rank falls below 1.
     """
     ranks = tuple(map(len, spectra))
 
@@ -149,9 +148,9 @@ def kept_ranks(
 
 @dataclass(frozen=True)
 class Change:
-    """What a cut makes of a parameter: its new value, and how a gradient of the old one becomes its gradient.
+    """A parameter's value after a cut, and the map from its old gradients to new ones.
 
-    `axes` has a matrix (new size, old size) for every axis along which a gradient is multiplied.
+    `axes` holds a matrix (new size, old size) for every axis along which gradients are multiplied.
     """
 
     parameter: nn.Parameter
@@ -159,13 +158,11 @@ class Change:
     axes: Mapping[int, Tensor]
 
     def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        """Sets the value, drops the gradient, and takes AdamW's moments along.
+        """Sets the value, drops the gradient, and carries AdamW's moments along.
 
-        The mean of gradients turns as a gradient does. The mean of squares turns by the squared matrices,
-        which is exact where entries of the gradient are uncorrelated; that Adam's diagonal takes them for
-        such is its own assumption. So the rate of every entry goes on as it was, where fresh moments would
-        begin with steps of the full rate in every entry, in the middle of a schedule. State of any other kind
-        is dropped.
+        The mean of gradients is mapped like a gradient. The mean of squares is mapped by squared matrices,
+        which is exact for uncorrelated entries, as Adam's diagonal assumes. Fresh moments would instead
+        restart with full steps in the middle of a schedule. State of other optimizers is dropped.
         """
         _replace_value(self.parameter, self.value.to(self.parameter).contiguous())
         state = optimizer.state.get(self.parameter)
@@ -202,26 +199,26 @@ class Cuttable(ABC):
 
     @abstractmethod
     def shapes(self, ranks: Ranks) -> dict[nn.Parameter, tuple[int, ...]]:
-        """The shape of every parameter with these ranks."""
+        """The shapes of the parameters with these ranks."""
 
     @abstractmethod
     def ranks_of(self, shapes: Sequence[tuple[int, ...]]) -> Ranks | None:
-        """The ranks of parameters of these shapes, in the order of `shapes`; None where they have none."""
+        """The ranks of parameters of these shapes, in the order of `shapes`. None if there are none."""
 
     @abstractmethod
     def room(self, ranks: Ranks) -> Ranks:
-        """For each rank, how large it can be beside the others so that singular values are not zero."""
+        """The largest value of each rank, given the others, with nonzero singular values."""
 
     @abstractmethod
     def spectrum(self) -> Spectrum:
         """The singular values now."""
 
     def resized(self) -> None:  # noqa: B027 - most keep no note of their shapes
-        """To be called when the parameters have other shapes."""
+        """Updates notes of shapes after the parameters changed theirs."""
 
 
 class TuckerTensors(Cuttable):
-    """Tucker tensors; the singular values of a mode are those of its unfolding, over all tensors."""
+    """Tucker tensors. A mode's singular values are those of its unfolding, over all tensors."""
 
     def __init__(self, tensors: Sequence[TuckerTensor]) -> None:
         self.tensors = tensors
@@ -259,9 +256,9 @@ class TuckerTensors(Cuttable):
 
 
 class _OrthogonalTucker:
-    """A Tucker tensor with orthonormal factors, and the singular vectors and values of its core's unfoldings.
+    """The HOSVD of a Tucker tensor (De Lathauwer et al. 2000).
 
-    That is the HOSVD (De Lathauwer et al. 2000) of the whole tensor.
+    It has orthonormal factors, and the singular vectors and values of its core's unfoldings.
     """
 
     def __init__(self, tensor: TuckerTensor) -> None:
@@ -328,8 +325,9 @@ class TrainCores(Cuttable):
 
 
 class _OrthogonalTrain:
-    """The train orthogonal from the left, from which a sweep back truncates bond by bond (Oseledets 2011,
-    algorithm 2, which is the sweep of DMRG without its optimisation).
+    """A train made orthogonal from the left, which a backward sweep truncates bond by bond.
+
+    Oseledets 2011, algorithm 2: the sweep of DMRG without its optimisation.
     """
 
     def __init__(self, cores: Sequence[nn.Parameter]) -> None:
@@ -373,7 +371,7 @@ class _OrthogonalTrain:
         return [Change(self.cores[0], first, {2: after}), *changes[::-1]]
 
     def _last(self) -> Tensor:
-        """The last core with all that its bond leaves."""
+        """The last core times the rest of its bond."""
         return _times(self.rests[-1].T, self.orthogonal[-1], 2)
 
 
@@ -383,13 +381,13 @@ class Cutting:
 
     cuts: Cuts
     tensor: Cuttable
-    #: What each rank belongs to.
+    #: The mode or bond of each rank.
     names: Sequence[str]
     #: The adapter's parameters with these ranks.
     count: Callable[[Ranks], int]
-    #: The parameters at the end, at most.
+    #: The largest number of parameters at the end.
     final: int
-    #: What each coming cut may leave, by its step.
+    #: The budget of each coming cut by its step.
     _due: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -404,13 +402,13 @@ class Cutting:
         return dict(zip(self.names, self.tensor.ranks, strict=True))
 
     def begin_training(self, steps: int) -> None:
-        """Raises UserError where the steps are too few."""
+        """Plans the cuts. Raises UserError if the steps are too few."""
         budgets = self.cuts.budgets(self.count(self.tensor.ranks), self.final)
         self._due = dict(zip(self.cuts.steps(steps), budgets, strict=True))
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Cuts where the step is one for it. A training that diverged has nothing to cut by, and goes on."""
+        """Cuts ranks if a cut is due. A training that diverged goes on uncut."""
         budget = self._due.pop(step, None)
         parameters = self.tensor.shapes(self.tensor.ranks)
         if budget is None or not all(bool(parameter.isfinite().all()) for parameter in parameters):
@@ -424,7 +422,7 @@ class Cutting:
 
     @torch.no_grad()
     def take_shapes(self, shapes: Mapping[nn.Parameter, tuple[int, ...]]) -> None:
-        """Gives the parameters the shapes of a stored state, where these are shapes of some ranks."""
+        """Gives parameters the shapes of a stored state, if those are shapes of some ranks."""
         ranks = self.tensor.ranks_of([shapes[parameter] for parameter in self.tensor.shapes(self._largest)])
         if ranks is None or any(rank > most for rank, most in zip(ranks, self._largest, strict=True)):
             return
@@ -454,10 +452,10 @@ def _times(matrix: Tensor, tensor: Tensor, axis: int) -> Tensor:
 
 
 def _size(tensor: Tensor, vectors: int) -> float:
-    """The root mean square length of so many vectors that make up the tensor; 1 where all are zero."""
+    """The root mean square length of the vectors that make up a tensor. 1 if all are zero."""
     return float(tensor.norm()) / math.sqrt(vectors) or 1.0
 
 
 def _padded(values: Tensor, length: int) -> Tensor:
-    """Singular values with zeros behind."""
+    """Pads singular values with zeros."""
     return torch.nn.functional.pad(values, (0, length - len(values)))

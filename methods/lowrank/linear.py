@@ -1,4 +1,4 @@
-"""The forward of an adapted layer, and the activation that several of them share."""
+"""Adapted layers, and the activations that they share."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ DropoutAt = Literal["input", "before_up", "update"]
 class SharedInput:
     """The sites of a layer that read one activation, and the down factors that they share.
 
-    `indices` says which of the contracted downs they are, and `readers` how many sites there are. The downs
-    apply to each of `input_slices` slices of the activation (0: to the whole), of which training drops
-    entries where there is a `dropout`. A layer that finds no factors calls `recontract`.
+    `indices` are the positions of the downs in `Contracted.downs`, and `readers` is the number of sites. The
+    downs apply to each of `input_slices` slices of the activation, or to all of it if that is 0. With
+    `dropout`, training drops entries of the activation. A layer without factors calls `recontract`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class SharedInput:
         return self.down.split(self.widths)[position]
 
     def project(self, x: Tensor, training: bool) -> tuple[Tensor, ...]:
-        """The projection (N, r) of x by each of the downs. The first site that reads this x computes them."""
+        """Projects x to (N, r) by each down. The first site that reads this x computes it for all."""
         if self._input is not x:
             assert self.down is not None
             dropped = self.dropout.drop(x) if self.dropout and training else x
@@ -67,7 +67,7 @@ class SharedInput:
         return narrows
 
     def forget(self) -> None:
-        """Lets go of the activation and its projections."""
+        """Releases the activation and its projections."""
         self._input = None
         self._narrow = ()
 
@@ -75,8 +75,8 @@ class SharedInput:
 class AdaptedLinear(nn.Module):
     """`base(x) + up(dropout(middle(down(x))))`. Sites that read the same x share the down projection.
 
-    `position` says which of the downs of `shared` is this site's. Its up makes each of `output_slices` equal
-    slices of the output. The factors are there only during a forward of the backbone.
+    `position` is the site's down among those of `shared`. The up makes each of `output_slices` equal slices
+    of the output. Factors exist only during a forward of the backbone.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class AdaptedLinear(nn.Module):
         return y.view(*x.shape[:-1], self.base.out_features)
 
     def _with_update(self, y: Tensor, narrow: Tensor, up: Tensor) -> Tensor:
-        """`y` (N, out) and the update added, in place; (N·n, out / n) where that makes n slices of it."""
+        """Adds the update to `y` (N, out) in place. Returns (N·n, out / n) for n output slices."""
         out = y.shape[1]
         if len(up) > out:
             up = up[:out]
@@ -140,7 +140,7 @@ class AdaptedLinear(nn.Module):
         return reshaped(y, (-1, len(up))).addmm_(narrow, up.T)
 
     def _before_up(self, narrow: Tensor) -> tuple[Tensor, Tensor]:
-        """What enters the up, and the up, from the projection (N, r) by the down."""
+        """Given the down-projection's output (N, r), returns the up-projection's input and weight."""
         up, middle = self.up, self.middle
         assert up is not None
         if isinstance(middle, Diagonal) and self.shared.input_slices <= 1:
@@ -166,14 +166,14 @@ class AdaptedLinear(nn.Module):
 
 
 def _unregistered(factor: Tensor | None) -> Tensor | None:
-    """A module takes any `nn.Parameter` that is assigned to it for one of its own, but not a view of it."""
+    """Returns a view of a parameter, which a module does not register as its own."""
     return factor.view_as(factor) if isinstance(factor, nn.Parameter) else factor
 
 
 def _by_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
-    """`weight` applied to each of the slices of x's last dimension, the results side by side.
+    """Applies `weight` to slices of x's last dimension, with results side by side.
 
-    The slices are as wide as the weight, the last one as wide as what is left; 0 slices: x is not cut.
+    Slices are as wide as the weight; the last one may be narrower. 0 slices leave x uncut.
     """
     if not slices:
         return F.linear(x, weight)

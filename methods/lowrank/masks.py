@@ -1,4 +1,4 @@
-"""Dropout by masks of the adapter's own, so that the backbone's dropout is the same under every method."""
+"""Dropout from the adapter's own stream, which leaves the backbone's dropout unchanged."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Masks:
         self.probability = probability
         self._seeds = torch.Generator().manual_seed(seed)
         self._places = 0
-        #: The places that do not drop examples' entries, but a weight's.
+        #: Places that drop a weight's entries, not those of examples.
         self._of_weights: set[int] = set()
-        #: What the next forwards are of a batch; None: all of it.
+        #: The part of a batch that the next forwards compute. None for the full batch.
         self.part: Part | None = None
         #: The seeds of the latest forward: the first part of a batch draws them for all parts.
         self._latest: list[int] = []
         self._generators: dict[torch.device, torch.Generator] = {}
         self._running: _Forward | None = None
-        #: The forwards that a backward may still pass: their graphs hold them.
+        #: Forwards whose graphs are alive.
         self._open: WeakSet[_Forward] = WeakSet()
 
     def place(self, *, of_weight: bool = False) -> Place:
@@ -54,12 +54,12 @@ class Masks:
         return Place(self, self._places - 1)
 
     def begin(self) -> None:
-        """To be called before a forward of the backbone."""
+        """Begins a forward of the backbone."""
         if not torch.compiler.is_compiling():
             self._running = _Forward(next_node(), self.part)
 
     def end(self) -> None:
-        """To be called after a forward of the backbone, also one that raised."""
+        """Ends a forward of the backbone, also one that raised."""
         if self._running is not None:
             self._running.end = next_node()
             self._running = None
@@ -67,7 +67,7 @@ class Masks:
     def drop(self, x: Tensor, place: int) -> Tensor:
         """`x` with entries dropped and the others scaled up. A layer that is run again drops what it did.
 
-        Raises RuntimeError where a layer is run again of which it cannot be told to what forward it belongs.
+        Raises RuntimeError if a recomputed layer's forward is ambiguous.
         """
         if torch.compiler.is_compiling():
             return F.dropout(x, self.probability)
@@ -87,7 +87,7 @@ class Masks:
         return x * mask.div_(kept)
 
     def remember(self, output: Tensor) -> None:
-        """Keeps the masks of the running forward for as long as `output`, which it made, has a graph."""
+        """Keeps the running forward's masks alive as long as the graph of its `output`."""
         if torch.compiler.is_compiling():
             return
         forward = self._running
@@ -96,7 +96,7 @@ class Masks:
             output.register_hook(forward)
 
     def _forward(self) -> _Forward:
-        """The forward to which what is computed now belongs."""
+        """The forward of the current computation."""
         if in_backward():
             return self._recomputed()
         # Layers may be called by themselves while an adapter holds its factors.

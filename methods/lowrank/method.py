@@ -23,8 +23,8 @@ from methods.lowrank.linear import DropoutAt
 from methods.lowrank.masks import Masks
 from methods.validation import Later, Scale
 
-#: What a key or value head takes that several query heads share. `tied`: the mean of the slices of these
-#: query heads, which of all updates that keep their keys equal is the nearest to that of full attention.
+#: The update of a key or value head that several query heads share. `tied`: the mean of their slices, the
+#: nearest to full attention among updates that keep the head shared.
 #: `cut`: the first kv_heads · head_size rows, as VeRA in peft takes them.
 SharedHeads = Literal["tied", "cut"]
 
@@ -46,7 +46,7 @@ class LowRankMethod(Method):
 
     @abstractmethod
     def parametrise(self, geometry: Geometry, generator: torch.Generator) -> Parametrisation:
-        """Builds and starts the parameters. They contract to zero, unless `nonzero_start` says why not."""
+        """Builds the parameters at their start, which contracts to zero unless `nonzero_start` says why."""
 
     def put(self, backbone: Backbone, generator: torch.Generator) -> Adapter:
         parametrisation = self.parametrise(backbone.geometry, generator)
@@ -54,21 +54,21 @@ class LowRankMethod(Method):
         return LowRankAdapter(backbone, parametrisation, self.masks(generator), self.dropout_at, fit)
 
     def fitting(self, geometry: Geometry) -> Fit | None:
-        """What makes the contracted pairs those of the backbone's sites. None: they are."""
+        """Turns contracted pairs into those of the backbone's sites. None if they match already."""
         return None
 
     def masks(self, generator: torch.Generator) -> Masks | None:
-        """The adapter's dropout, None without any. It draws after the start, which is the same with both."""
+        """The adapter's dropout, or None. Drawn after the start, which does not depend on it."""
         if not self.dropout:
             return None
         return Masks(self.dropout, int(torch.randint(2**63 - 1, (), generator=generator)))
 
 
 class StackedMethod(LowRankMethod):
-    """A method that stacks the matrices of several sites, and so wants them to be of one shape.
+    """A method that stacks the matrices of several sites in tensors, as slices of one shape.
 
-    `parametrise` builds the tensor of `methods.slices.Slices` and contracts to its pairs. An up may have more
-    rows than the site's weight, which then takes the first; shared heads take what `shared_heads` says.
+    `parametrise` builds the tensor of `methods.slices.Slices` and contracts to its pairs. A weight takes the
+    first rows of an up that has more; heads that are shared follow `shared_heads`.
     """
 
     shared_heads: Annotated[SharedHeads, Later()] = "tied"
@@ -79,13 +79,13 @@ class StackedMethod(LowRankMethod):
 
 @dataclass(frozen=True)
 class Fitting:
-    """From the ups of the full-attention model to those of a backbone's sites."""
+    """Turns the ups of the full-attention model into those of a backbone's sites."""
 
     geometry: Geometry
     shared_heads: SharedHeads
 
     def __call__(self, contracted: Contracted, method: Parametrisation) -> Contracted:
-        """The same pairs, each up with the rows of its site: of one slice where its output is cut."""
+        """Cuts each up to the rows of its site, or of one slice if the site's output is cut."""
         rows = {
             site: self.geometry.hidden
             if site in method.output_slices
@@ -101,7 +101,7 @@ class Fitting:
         return replace(contracted, ups=contracted.ups | fitted | means)
 
     def _means(self, ups: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """The mean over the query heads that share a head, of all sites at once; an up of several, once."""
+        """Averages ups over the query heads that share a head. An up of several sites is averaged once."""
         geometry = self.geometry
         different = {id(up): up[: geometry.attention_width] for up in ups.values()}
         if not different:
@@ -115,32 +115,32 @@ class Fitting:
 
 
 class CutMethod(StackedMethod):
-    """A method of tensors with several ranks. Its own ranks say how many parameters are left at the end."""
+    """A method of tensors with several ranks, which training may cut down to the method's own."""
 
-    #: A training begins with larger ranks, and cuts those with the least singular values until it has no more
-    #: parameters than the method's ranks make. None: the ranks stay what they are.
+    #: Training begins with larger ranks, and cuts those with the smallest singular values until parameters
+    #: fit those of the method's own ranks. None: ranks stay.
     cuts: Annotated[Cuts | None, Later()] = None
 
     @property
     @abstractmethod
     def cut_names(self) -> tuple[str, ...]:
-        """What the ranks of a tensor belong to."""
+        """The mode or bond of each rank of a tensor."""
 
     @property
     @abstractmethod
     def budget_ranks(self) -> Ranks:
-        """For each of `cut_names` the rank with which there are as many parameters as at the end."""
+        """The ranks that define the final number of parameters, one for each of `cut_names`."""
 
     @abstractmethod
     def cut_limits(self, geometry: Geometry) -> Ranks:
-        """For each of `cut_names` the rank above which nothing is gained."""
+        """The largest useful rank for each of `cut_names`."""
 
     @abstractmethod
     def count_with(self, geometry: Geometry, ranks: Ranks) -> int:
-        """The adapter's parameters with a rank for each of `cut_names`."""
+        """Counts the adapter's parameters with a rank for each of `cut_names`."""
 
     def start_ranks(self, geometry: Geometry) -> Ranks:
-        """The ranks of a fresh adapter. Raises UserError where a training would have none to cut."""
+        """The ranks of a fresh adapter. Raises UserError if training would have none to cut."""
         if self.cuts is None:
             return self.budget_ranks
         counted = partial(self.count_with, geometry)
@@ -178,7 +178,7 @@ class CutMethod(StackedMethod):
         return reason if self.cuts else ""
 
     def cutting(self, geometry: Geometry, tensor: Cuttable) -> Cutting | None:
-        """What cuts the ranks of an adapter's tensor."""
+        """Builds the cuts of an adapter's tensor. None if its ranks stay."""
         if self.cuts is None:
             return None
         counted = partial(self.count_with, geometry)

@@ -1,4 +1,4 @@
-"""What a method says of itself: its identity, its count, its ranks, the sites that it adapts."""
+"""Checks of a method's statements: identity, count, ranks and adapted sites."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _in_training(subject: Subject, method: Method) -> Tensor:
 
 
 def _others(method: Method) -> Iterator[tuple[str, Method]]:
-    """The method with one option changed, for every option of which another value can be told."""
+    """Yields the method with one option changed, for every option with another known value."""
     for name, value in method:
         for other in _other_values(value, type(method).model_fields[name].annotation):
             # Not every value goes with all the others.
@@ -176,7 +176,7 @@ def fit(subject: Subject) -> str:
 
 
 def _smallest(method: Method, geometry: Geometry) -> Method:
-    """With the smallest equal ranks that the method has there."""
+    """The method with its smallest equal ranks for a geometry."""
     for rank in (1, 2):
         smallest = method.isorank(rank)
         try:

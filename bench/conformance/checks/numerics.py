@@ -1,4 +1,4 @@
-"""Other ways to compute the same: lower precision, recomputation, dropout, compiled code."""
+"""Checks of other ways to compute: lower precision, recomputation, dropout, compiled code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is stored and what is drawn: an adapter's state, and its start by a seed."""
+"""Checks of an adapter's stored state and its start by a seed."""
 
 from __future__ import annotations
 

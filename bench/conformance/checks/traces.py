@@ -1,4 +1,4 @@
-"""What a method leaves behind: on the backbone, after a forward, after an error."""
+"""Checks of traces left on the backbone, after a forward, and after an error."""
 
 from __future__ import annotations
 

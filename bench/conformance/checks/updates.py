@@ -1,4 +1,4 @@
-"""The update itself: where it starts, that it trains, that its forms agree, that it scales."""
+"""Checks of the update: its start, its training, the agreement of its forms, its scale."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def factors(subject: Subject) -> str | None:
 
 
 def _no_weights(subject: Subject, adapter: Adapter) -> str:
-    """What is no change of a weight is given as none."""
+    """An update without a weight raises NotLowRank instead of giving one."""
     site = next(iter(adapter.bases))
     for name, call in (
         ("factors", adapter.factors),
