@@ -131,7 +131,7 @@ def test_adalora_counts_what_is_left_and_stores_nothing_else() -> None:
         torch.testing.assert_close(up @ down, adapter.delta(site))
         assert len(down) == max(1, ranks[f"model.encoder.{site}.lora_E.default"])
     broken = {**state, "model.encoder.0.query.lora_E.default": torch.zeros(1, 1)}
-    with pytest.raises(UserError, match=r"does not fit: A, E and B of 0\.query have several ranks"):
+    with pytest.raises(UserError, match=r"0\.query"):
         other.load(broken)
 
 
@@ -154,14 +154,14 @@ def test_what_cannot_be_is_told(options: dict[str, Any], message: str) -> None:
 
 def test_a_budget_cannot_end_above_the_start() -> None:
     method = create("peft", type="ADALORA", config={"init_r": 3}).fit(GEOMETRY, 5_000)
-    with pytest.raises(UserError, match=r"which should be below config\.init_r.*got 3"):
+    with pytest.raises(UserError, match=r"config\.init_r.*got 3"):
         method.check(GEOMETRY, GEOMETRY.projections)
 
 
 def test_a_schedule_needs_its_steps() -> None:
     method = create("peft", **ADALORA)
     method.check_steps(6)
-    with pytest.raises(UserError, match=r"at least 6 optimizer steps \(got 5\)"):
+    with pytest.raises(UserError, match=r"6 .*\(got 5\)"):
         method.check_steps(5)
     _, adapter = put(ADALORA)
     with pytest.raises(UserError, match="at least 6"):
@@ -185,7 +185,7 @@ def test_lily_shares_by_projection_and_answers_by_batch() -> None:
     train(backbone, adapter)
     x = examples()[0]
     assert not torch.allclose(backbone.module(x)[:1], backbone.module(x[:1]), atol=1e-6)
-    with pytest.raises(UserError, match="cannot be merged: Lily's router averages over all tokens"):
+    with pytest.raises(UserError, match="LILY cannot be merged"):
         adapter.merge()
     with pytest.raises(UserError, match="router averages"):
         adapter.delta(Site(0, "key"))

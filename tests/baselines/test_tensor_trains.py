@@ -202,7 +202,7 @@ class TestLoRAXS(SiteOracle):
         assert xs.frozen_count(BASE) == xs.kept_count(BASE) == 12 * 16 * (4 * 2 * 768 + 2 * (768 + 3072))
 
     def test_a_rank_above_the_singular_vectors_is_refused(self) -> None:
-        with pytest.raises(UserError, match="rank is 25, accepted is at most 24"):
+        with pytest.raises(UserError, match=r"rank is 25.* 24"):
             self.started(SMALL, rank=25, targets="qv")
 
 
@@ -318,7 +318,7 @@ class TestQuanTA(DenseOracle):
         fitted = create("quanta", **QKV).fit(BASE, 221_184)
         assert (fitted.size, fitted.count(BASE)) == ((12, 4, 4, 2, 2), 226_368)
         assert create("quanta").fit(Geometry(769, 1, 1, 3076), 20_000).size == (8, 7, 7, 2)
-        with pytest.raises(UserError, match="axes of 1 cannot make up 24; accepted is 2 to 23"):
+        with pytest.raises(UserError, match=r"axes of 1 .*2 to 23"):
             create("quanta", axes=(1,)).count(SMALL)
         method = create("quanta", axes=(8, 6, 4, 4))
         assert (method.frozen_count(BASE), method.kept_count(BASE)) == (method.count(BASE), 0)
@@ -359,7 +359,7 @@ def test_twenty_steps_of_the_bottleneck() -> None:
     check_twenty_steps(backbone, adapter, own, plain.module)
     with pytest.raises(NotLowRank):
         adapter.factors()
-    with pytest.raises(UserError, match=r"LoRETTA-adp .*cannot be merged"):
+    with pytest.raises(UserError, match="LoRETTA-adp"):
         adapter.merge()
     counts = [(5, BASE, 57_408), (8, BASE, 112_128), (8, LLAMA, 64 * 9_600)]
     # 12·12·16·16.

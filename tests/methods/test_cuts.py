@@ -258,13 +258,13 @@ def test_cuts_have_to_fit_the_steps_and_the_ranks() -> None:
     assert cuts.steps(10) == (2, 5, 8)
     assert cuts.budgets(80, 16) == (16 + 18, 16 + 2, 16)
     for method in (made(TUCKER, times=30, first=0.1), made(TRAIN, times=30, first=0.1)):
-        with pytest.raises(UserError, match=r"would come after the steps .1, 1, 2, .* of 12; each should"):
+        with pytest.raises(UserError, match=r"steps .1, 1, 2, .* of 12"):
             method.check_steps(12)
     _, adapter = attached(made(TUCKER, last=0.99))
-    with pytest.raises(UserError, match=r"would come after the steps .10. of 10; each should"):
+    with pytest.raises(UserError, match=r"steps .10. of 10"):
         adapter.begin_training(10)
     full = made({**TUCKER, "ranks": (12, 4, 3, 3, 4)})
-    with pytest.raises(UserError, match=r"no rank of 12, 4, 3, 3, 4 can be larger"):
+    with pytest.raises(UserError, match="12, 4, 3, 3, 4"):
         full.check(GEOMETRY, GEOMETRY.projections)
 
 

@@ -195,7 +195,7 @@ def test_reentrant_checkpointing_is_refused_rather_than_train_nothing() -> None:
     backbone, _ = attached(variant="qkv_depth")
     backbone.module.checkpoint = "reentrant"
     inputs = backbone.inputs().requires_grad_()
-    with pytest.raises(RuntimeError, match="would lose the adapter's gradients: use_reentrant=False"):
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
         backbone.module(inputs).square().sum().backward()
 
 
@@ -269,13 +269,13 @@ def test_a_site_that_reads_another_activation_projects_its_own() -> None:
 def test_a_layer_called_on_its_own_is_refused() -> None:
     backbone, _ = attached(variant="qkv")
     layer = backbone.module.get_submodule("layers.0.query")
-    with pytest.raises(RuntimeError, match="outside the forward of its backbone's module"):
+    with pytest.raises(RuntimeError, match="outside the forward"):
         layer(backbone.inputs())
 
 
 def test_an_adapted_backbone_takes_no_second_adapter() -> None:
     backbone, _ = attached(variant="qkv")
-    with pytest.raises(UserError, match="part 'adapter' already: detach the adapter on it first"):
+    with pytest.raises(UserError, match="'adapter'"):
         create("tenslora", variant="depth").isorank(2).attach(backbone, torch.Generator())
 
 

@@ -188,7 +188,7 @@ def test_of_two_whole_forwards_none_is_taken_for_the_other() -> None:
     backbone, _ = training(**DROPPING[0])
     module = backbone.module
     logits = checkpoint(lambda x: module(x) - module(2 * x), backbone.inputs(), use_reentrant=False)
-    with pytest.raises(RuntimeError, match="cannot tell which forward a backward computes again"):
+    with pytest.raises(RuntimeError, match="which forward"):
         logits.square().sum().backward()
 
 

@@ -74,7 +74,7 @@ def test_a_plug_in_that_raises_on_import_is_named(tmp_path: Any, monkeypatch: py
     (tmp_path / "raises_on_import.py").write_text("raise SyntaxError('half a file')")
     monkeypatch.syspath_prepend(str(tmp_path))
     registry_ = plugged(monkeypatch, broken="raises_on_import:Method")
-    with pytest.raises(UserError, match="'broken' fails to import: SyntaxError: half a file"):
+    with pytest.raises(UserError, match=r"'broken'.*SyntaxError: half a file"):
         registry_.get("broken")
 
 
@@ -82,7 +82,7 @@ def test_a_name_of_ours_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> No
     registry_ = plugged(monkeypatch, lora="baselines.head_only:HeadOnly")
     with pytest.raises(
         UserError,
-        match=naming("'lora'", "baselines.head_only", "HeadOnly", "baselines.lora", "LoRA"),
+        match=r"'lora'.*baselines\.head_only:HeadOnly, baselines\.lora:LoRA",
     ):
         registry_.get("lora")
     with pytest.warns(UserWarning, match="registered more than once"):
@@ -91,14 +91,14 @@ def test_a_name_of_ours_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_two_plug_ins_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     registry_ = plugged(monkeypatch, mine=("baselines.head_only:HeadOnly", "baselines.lora:LoRA"))
-    with pytest.raises(UserError, match="method 'mine' is registered more than once"):
+    with pytest.raises(UserError, match=r"'mine'.*more than once"):
         registry_.get("mine")
 
 
 def test_unknown_names_suggest_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=naming("'tensloar'", "'tenslora'")):
+    with pytest.raises(UnknownNameError, match=r"'tensloar'.*'tenslora'"):
         create("tensloar")
-    with pytest.raises(UnknownNameError, match=r"unknown method 'xyz': known are .*head_only, .*lora"):
+    with pytest.raises(UnknownNameError, match=r"'xyz'.*head_only, .*lora"):
         create("xyz")
 
 
@@ -112,5 +112,5 @@ def test_a_method_comes_back_from_its_identity_unless_its_version_moved_on() -> 
     method = create("lora", rank=3, scale=0.5)
     identity = method.identity()
     assert from_identity(identity) == method
-    with pytest.raises(UserError, match=naming("'lora'", 1, 0)):
+    with pytest.raises(UserError, match=r"'lora'.*version 1.*0"):
         from_identity({**identity, "version": 0})

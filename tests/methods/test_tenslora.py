@@ -265,13 +265,13 @@ def test_bad_options_are_refused_in_the_words_of_the_user(options: dict[str, Any
 
 def test_free_ranks_and_unfit_backbones_are_refused_before_anything_is_built() -> None:
     backbone = ToyBackbone(GEOMETRIES[0])
-    with pytest.raises(UserError, match="ranks are free; give them, or a budget"):
+    with pytest.raises(UserError, match="ranks are free"):
         create("tenslora", variant="qkv").attach(backbone, torch.Generator())
     lacking = ToyBackbone(GEOMETRIES[0], projections=("query", "key"))
-    with pytest.raises(UserError, match="adapts value, which the backbone lacks; it has query, key"):
+    with pytest.raises(UserError, match=r"value.*query, key"):
         sized("qkv").attach(lacking, torch.Generator())
     shared = ToyBackbone(Geometry(12, 4, 2, 24, kv_heads=2))
-    with pytest.raises(UserError, match=naming("heads", 12, 4, 2, 2)):
+    with pytest.raises(UserError, match=r"heads: interleaved .*K=2"):
         sized("att_qkv", heads="interleaved").attach(shared, torch.Generator())
     sized("qkv", heads="interleaved").attach(shared, torch.Generator()).detach()
     for untouched in (backbone, lacking, shared):
@@ -306,7 +306,7 @@ def test_only_the_normal_start_is_revised_and_what_is_stored_of_the_old_one_refu
     identity = sized("att", init="normal").identity()
     assert identity["version"] == 2
     assert from_identity(identity).identity() == identity
-    with pytest.raises(UserError, match=naming("'tenslora'", 2, 1)):
+    with pytest.raises(UserError, match=r"'tenslora'.*version 2.*1"):
         from_identity({**identity, "version": 1})
 
 

@@ -112,7 +112,7 @@ def test_other_factorisations_share_one_rank(variant: str, factorization: str) -
 def test_small_budgets(variant: str, factorization: str, targets: str) -> None:
     method = create("tenslora", variant=variant, factorization=factorization, targets=targets)
     smallest = method.isorank(1).count(BASE)
-    with pytest.raises(UserError, match=f"budget of {smallest - 1:,} parameters is below the smallest"):
+    with pytest.raises(UserError, match=f"{smallest - 1:,}.*{smallest:,}"):
         method.fit(BASE, smallest - 1)
     assert method.fit(BASE, smallest).count(BASE) == smallest
 

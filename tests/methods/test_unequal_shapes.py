@@ -41,9 +41,9 @@ def test_a_training_forward_is_that_of_evaluation_but_for_what_is_dropped(
 
 
 def test_sharing_is_refused_where_it_cannot_be() -> None:
-    with pytest.raises(UserError, match="9 query heads cannot share 2 key and value heads evenly"):
+    with pytest.raises(UserError, match=r"9 query heads.* 2 key"):
         Geometry(36, 9, 2, 30, kv_heads=2)
-    with pytest.raises(UserError, match=naming("head_size", 1, 0)):
+    with pytest.raises(UserError, match=r"head_size .*0"):
         Geometry(36, 9, 2, 30, head_size=0)
 
 

@@ -68,7 +68,7 @@ def test_what_depends_on_the_method_alone_is_asked_on_the_first_kind_of_backbone
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'tenslora'"):
         conformance_cases("tenslroa")
-    with pytest.raises(UserError, match="unknown check strat; known are identity"):
+    with pytest.raises(UserError, match=r"strat.*identity"):
         conformance_cases("lora", checks=["strat"])
 
 
@@ -76,7 +76,7 @@ def test_a_method_whose_option_has_no_default_is_asked_for_presets() -> None:
     class Required(Pairs):
         width: PositiveInt
 
-    with pytest.raises(UserError, match=naming("'pairs'", "'width'")):
+    with pytest.raises(UserError, match=r"pairs.*presets.*width"):
         conformance_cases(Required)
 
 
