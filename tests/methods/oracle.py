@@ -166,13 +166,18 @@ class DenseOracle:
             assert gradients == (zero or set(named))
 
     def test_the_seed_decides_the_start(self) -> None:
-        first, same, other = (
-            self.started(self.geometries[0], seed)[1].named_parameters() for seed in (0, 0, 1)
-        )
+        """Of the parameters, and of frozen tensors that a stored adapter does not hold."""
+        geometry, method = self.geometries[0], self.method()
+        adapters = [self.started(geometry, seed)[1] for seed in (0, 0, 1)]
+        first, same, other = (adapter.named_parameters() for adapter in adapters)
         assert all(torch.equal(first[key], same[key]) for key in first)
         drawn = [key for key, value in first.items() if value.numel() > 1 and value.std() > 0]
         for key in drawn:
-            assert torch.equal(first[key], other[key]) == bool(self.method().fixed_start), key
+            assert torch.equal(first[key], other[key]) == bool(method.fixed_start), key
+        if not method.kept_count(geometry):
+            first, same, other = (adapter.frozen() for adapter in adapters)
+            assert all(torch.equal(first[key], same[key]) for key in first)
+            assert not any(torch.equal(first[key], other[key]) for key in first)
 
     def test_a_stored_adapter_comes_back_bit_for_bit(self) -> None:
         backbone, adapter = self.attached(self.geometries[0])
