@@ -10,12 +10,13 @@ import torch
 import methods
 from methods import Geometry
 
-from .dense import GEOMETRIES, SmallBackbone, inputs
+from ..methods.oracle import EVEN
+from ..methods.toy import ToyBackbone
 
 
-def attached(geometry: Geometry) -> tuple[SmallBackbone, Any]:
+def attached(geometry: Geometry) -> tuple[ToyBackbone, Any]:
     """A backbone that says how large its encoder is, and the adapter on it."""
-    backbone = SmallBackbone(geometry)
+    backbone = ToyBackbone(geometry)
     head = {id(parameter) for parameter in backbone.head.parameters()}
     encoder = sum(p.numel() for p in backbone.module.parameters() if id(p) not in head)
     backbone.geometry = replace(geometry, encoder=encoder)
@@ -23,8 +24,8 @@ def attached(geometry: Geometry) -> tuple[SmallBackbone, Any]:
 
 
 def test_no_gradient_stays_on_the_encoder() -> None:
-    backbone, adapter = attached(GEOMETRIES[0])
-    backbone.module(inputs(GEOMETRIES[0])).sum().backward()
+    backbone, adapter = attached(EVEN[0])
+    backbone.module(backbone.inputs()).sum().backward()
     encoder = adapter.named_parameters().values()
     assert all(parameter.grad is not None for parameter in encoder)
     adapter.detach()
@@ -32,7 +33,7 @@ def test_no_gradient_stays_on_the_encoder() -> None:
 
 
 def test_an_update_is_what_a_weight_has_moved_by() -> None:
-    _, adapter = attached(GEOMETRIES[0])
+    _, adapter = attached(EVEN[0])
     before = {site: base.weight.detach().clone() for site, base in adapter.bases.items()}
     with torch.no_grad():
         for parameter in adapter.named_parameters().values():

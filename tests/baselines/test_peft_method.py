@@ -16,7 +16,7 @@ from baselines.peft_types import REFUSED, Peft
 from bench.conformance.subject import Subject, expect_close, expect_equal, outputs, sites_of, snapshot
 from methods import Geometry, Site, UserError, create
 
-from .dense import SmallBackbone
+from ..methods.toy import ToyBackbone
 
 GEOMETRY = Geometry(hidden=24, heads=3, layers=5, mlp=96)
 
@@ -136,7 +136,7 @@ def test_shorthands_switch_what_they_name() -> None:
     assert dora.count(GEOMETRY) == lora.count(GEOMETRY) + 3 * GEOMETRY.layers * GEOMETRY.hidden
 
     def scaling(kind: str) -> float:
-        adapter: Any = Peft(type=kind, rank=4).attach(SmallBackbone(GEOMETRY), torch.Generator())
+        adapter: Any = Peft(type=kind, rank=4).attach(ToyBackbone(GEOMETRY), torch.Generator())
         return float(adapter._adapted[Site(0, "query")].scaling["default"])
 
     # Divided by √rank instead of the rank.
@@ -149,7 +149,7 @@ def test_ia3_scales_the_input_of_fc2_and_the_output_of_the_rest() -> None:
 
 
 def test_delta_leaves_the_mode_alone() -> None:
-    backbone = SmallBackbone(GEOMETRY)
+    backbone = ToyBackbone(GEOMETRY)
     adapter = create("lora", rank=2, dropout=0.5).attach(backbone, torch.Generator())
     backbone.module.train()
     adapter.delta(Site(0, "query"))

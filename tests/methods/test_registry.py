@@ -13,8 +13,6 @@ from methods.base import Method
 from methods.errors import UnknownNameError, UserError
 from methods.registry import Registry
 
-from ..messages import naming
-
 
 def plugged(monkeypatch: pytest.MonkeyPatch, **plugins: str | tuple[str, ...]) -> Registry:
     """A registry with `lora` of ours and the given plug-ins, as entry points of installed packages."""

@@ -16,6 +16,7 @@ from methods.adapter import Adapter
 from methods.backbone import TARGETS
 from methods.tenslora import VARIANTS, TensLoRA
 
+from ..messages import naming
 from .oracle import BASE, SCALE, SMOLLM2, UNEQUAL, StackedOracle, Values, factors, stacked
 from .toy import ToyBackbone, scatter
 

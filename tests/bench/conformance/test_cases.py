@@ -22,7 +22,6 @@ from bench.terminal.checks import print_checks
 from methods import METHODS, create
 from methods.errors import UnknownNameError, UserError
 
-from ...messages import naming
 from .faulty import Pairs
 
 
